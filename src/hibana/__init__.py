@@ -1,0 +1,73 @@
+"""hibana (火花, spark): integrate-and-fire spiking networks for PyTorch.
+
+Write one step; hibana runs it over time.
+
+>>> import torch, hibana as hb
+>>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), hb.IF(), torch.nn.Linear(8, 3), hb.LI())
+>>> potentials = net(torch.rand(25, 4, 2))  # [T, batch, ...]
+>>> potentials.shape
+torch.Size([25, 4, 3])
+"""
+
+from hibana import surrogate
+from hibana.cells import (
+    ALIFCell,
+    Cell,
+    CubaLIFCell,
+    EIFCell,
+    IFCell,
+    IzhikevichCell,
+    LICell,
+    LIFCell,
+    PLIFCell,
+    QIFCell,
+    RefractoryLIFCell,
+)
+from hibana.layers import (
+    ALIF,
+    EIF,
+    IF,
+    LI,
+    LIF,
+    PLIF,
+    QIF,
+    CubaLIF,
+    Izhikevich,
+    OverTime,
+    RefractoryLIF,
+    run,
+)
+from hibana.loop import record, unroll
+from hibana.surrogate import Heaviside
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ALIF",
+    "ALIFCell",
+    "Cell",
+    "CubaLIF",
+    "CubaLIFCell",
+    "EIF",
+    "EIFCell",
+    "Heaviside",
+    "IF",
+    "IFCell",
+    "Izhikevich",
+    "IzhikevichCell",
+    "LI",
+    "LICell",
+    "LIF",
+    "LIFCell",
+    "OverTime",
+    "PLIF",
+    "PLIFCell",
+    "QIF",
+    "QIFCell",
+    "RefractoryLIF",
+    "RefractoryLIFCell",
+    "record",
+    "run",
+    "surrogate",
+    "unroll",
+]

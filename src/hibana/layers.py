@@ -1,0 +1,150 @@
+"""Cells over time, as layers that sit in ``nn.Sequential`` like an activation; and :func:`run`.
+
+A layer takes a sequence ``[T, ...]`` and returns the emitted sequence. Every call starts at rest:
+there is no hidden state and nothing to reset. To go on from a state, ask for it with :func:`run`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, cast
+
+from torch import Tensor, nn
+
+from hibana import cells
+from hibana.loop import State, unroll
+
+__all__ = [
+    "ALIF",
+    "EIF",
+    "IF",
+    "LI",
+    "LIF",
+    "PLIF",
+    "QIF",
+    "CubaLIF",
+    "Izhikevich",
+    "OverTime",
+    "RefractoryLIF",
+    "run",
+]
+
+
+Arguments = ParamSpec("Arguments")
+
+
+class OverTime(nn.Module):
+    """`cell` over a whole sequence: ``[T, ...] -> [T, ...]``.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.OverTime(hb.IFCell(threshold=0.5))
+    >>> layer(torch.full([3, 2], 0.3)).shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, cell: cells.Cell) -> None:
+        super().__init__()
+        if not isinstance(cell, cells.Cell):
+            raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+        self.cell = cell
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, *, return_state: bool = False
+    ) -> Any:
+        """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        outputs, state = unroll(self.cell, inputs, state)
+        return (outputs, state) if return_state else outputs
+
+
+def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
+    """The layer of `cell`: ``OverTime(cell(...))`` under a name of its own."""
+
+    def __init__(self: OverTime, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        OverTime.__init__(self, cell(*args, **kwargs))
+
+    summary = (cell.__doc__ or "").partition("\n")[0]
+    body = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__signature__": inspect.signature(cell),
+        "__doc__": f"{summary}\n\n    ``OverTime({cell.__name__}(...))``: takes its arguments.\n    ",
+    }
+    return cast(Callable[Arguments, OverTime], type(name, (OverTime,), body))
+
+
+IF = _layer("IF", cells.IFCell)
+LIF = _layer("LIF", cells.LIFCell)
+PLIF = _layer("PLIF", cells.PLIFCell)
+CubaLIF = _layer("CubaLIF", cells.CubaLIFCell)
+ALIF = _layer("ALIF", cells.ALIFCell)
+RefractoryLIF = _layer("RefractoryLIF", cells.RefractoryLIFCell)
+EIF = _layer("EIF", cells.EIFCell)
+QIF = _layer("QIF", cells.QIFCell)
+Izhikevich = _layer("Izhikevich", cells.IzhikevichCell)
+LI = _layer("LI", cells.LICell)
+
+
+def run(
+    net: nn.Module, inputs: Tensor, state: dict[str, State] | None = None
+) -> tuple[Any, dict[str, State]]:
+    """Runs a network that holds hibana layers, from a state, and returns the state it ended in.
+
+    Args:
+        net: any module; it is called as ``net(inputs)``.
+        inputs: what `net` takes, time first.
+        state: what an earlier call returned; every layer at rest if ``None``.
+
+    Returns:
+        The network's output, and a dictionary from each hibana layer's name in `net` to its state, a
+        tuple of plain tensors. A layer that is called more than once in a pass has one entry a call:
+        ``name``, ``name#1``, ….
+
+    Raises:
+        ValueError: if `state` does not have exactly one entry for each layer that was called.
+
+    >>> import torch, hibana as hb
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), hb.IF())
+    >>> x = torch.rand(6, 1, 3)
+    >>> whole, _ = hb.run(net, x)
+    >>> first, state = hb.run(net, x[:2])
+    >>> rest, state = hb.run(net, x[2:], state)
+    >>> torch.equal(whole, torch.cat([first, rest]))
+    True
+    """
+    ended: dict[str, State] = {}
+    calls: dict[str, int] = {}
+    hooks = []
+
+    def before(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            calls[name] = calls.get(name, -1) + 1
+            key = _call_name(name, calls[name])
+            if state is not None and key not in state:
+                raise ValueError(f"state has no entry for layer {key!r}; it has {', '.join(state) or 'none'}")
+            begun = None if state is None else state[key]
+            return args, {**kwargs, "state": begun, "return_state": True}
+
+        return hook
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, result: Any) -> Any:
+            outputs, ended[_call_name(name, calls[name])] = result
+            return outputs
+
+        return hook
+
+    for name, module in net.named_modules():
+        if isinstance(module, OverTime):
+            hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(after(name)))
+    try:
+        outputs = net(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if state is not None and (unknown := state.keys() - ended.keys()):
+        raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
+    return outputs, ended
+
+
+def _call_name(name: str, call: int) -> str:
+    return name if call == 0 else f"{name}#{call}"

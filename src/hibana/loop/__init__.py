@@ -1,0 +1,102 @@
+"""How time is run: :func:`unroll` checks its arguments once and picks a backend."""
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.loop import reference
+
+__all__ = ["record", "unroll"]
+
+State = tuple[Tensor, ...]
+BACKENDS = ("auto", "reference")
+
+
+def unroll(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, State]:
+    """Runs `cell` over a sequence.
+
+    Args:
+        cell: one step, ``forward(input_, *state) -> state``.
+        inputs: ``[T, ...]``, time first, floating point.
+        state: where to go on from, one tensor of shape ``inputs.shape[1:]`` for each state of the
+            cell; at rest if ``None``.
+        backend: ``"auto"`` picks the fastest that serves this cell; a backend asked for by name either
+            serves or raises.
+
+    Returns:
+        What the cell emitted, ``[T, ...]``, and the state it ended in.
+
+    Raises:
+        TypeError: if `inputs` is not a floating-point tensor, or `cell` not a cell.
+        ValueError: if a shape, a device or the backend's name is wrong.
+
+    >>> import torch, hibana as hb
+    >>> spikes, (v, s) = hb.unroll(hb.IFCell(), torch.full([4, 1], 0.4))
+    >>> spikes.flatten()
+    tensor([0., 0., 1., 0.])
+    """
+    _check_inputs(cell, inputs)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if state is None:
+        state = cell.initial_state(_one_step(inputs))
+    else:
+        state = _checked_state(cell, inputs, state)
+    return reference.unroll(cell, inputs, state)
+
+
+def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
+    """Every state of `cell` at every step of `inputs`, by name, each ``[T, ...]``: for looking at.
+
+    >>> import torch, hibana as hb
+    >>> hb.record(hb.IFCell(), torch.full([3, 1], 0.6))["v"].flatten()
+    tensor([0.6000, 1.2000, 0.6000])
+    """
+    _check_inputs(cell, inputs)
+    names = cell.state_names()
+    state = cell.initial_state(_one_step(inputs))
+    steps = []
+    for input_ in inputs:
+        _, state = reference.unroll(cell, input_[None], state)
+        steps.append(state)
+    return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
+
+
+def _one_step(inputs: Tensor) -> Tensor:
+    return inputs[0].detach().to(reference.carried(inputs.dtype))
+
+
+def _check_inputs(cell: Cell, inputs: Tensor) -> None:
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a tensor [T, ...], got {type(inputs).__name__}")
+    if not inputs.is_floating_point():
+        raise TypeError(f"inputs must be floating point, got {inputs.dtype}; use inputs.float()")
+    if inputs.ndim == 0:
+        raise ValueError("inputs must have time first, [T, ...], got a tensor without dimensions")
+    if inputs.shape[0] == 0:
+        raise ValueError(f"inputs must have at least one time step, got shape {tuple(inputs.shape)}")
+
+
+def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:
+    names = cell.state_names()
+    if not isinstance(state, tuple | list) or len(state) != len(names):
+        got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
+        raise ValueError(f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}")
+    shape, dtype = inputs.shape[1:], reference.carried(inputs.dtype)
+    for name, value in zip(names, state, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"state {name} must be a tensor, got {type(value).__name__}")
+        if value.shape != shape:
+            raise ValueError(
+                f"state {name} must have the shape of one step of inputs, {tuple(shape)}, "
+                f"got {tuple(value.shape)}"
+            )
+        if value.device != inputs.device:
+            raise ValueError(f"state {name} must be on {inputs.device} like inputs, got {value.device}")
+        if not value.is_floating_point():
+            raise TypeError(f"state {name} must be floating point, got {value.dtype}")
+    return tuple(value.to(dtype) for value in state)

@@ -1,0 +1,27 @@
+"""The specification: what every other backend must equal, and what runs when none of them can."""
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+
+__all__ = ["carried", "unroll"]
+
+
+def unroll(
+    cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.
+
+    State is carried in float32 where the input is of half precision; outputs take the input's dtype.
+    """
+    emitted = []
+    for input_ in inputs:
+        state = cell(input_.to(carried(inputs.dtype)), *state)
+        emitted.append(state[-1].to(inputs.dtype))
+    return torch.stack(emitted), state
+
+
+def carried(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that state is carried in for an input of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
