@@ -96,6 +96,15 @@ def _positive(name: str, value: Value) -> Value:
     return value
 
 
+def _finite(name: str, value: Value) -> Value:
+    """`value`, if each of its elements is finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+    if not bool(torch.as_tensor(value).isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    return value
+
+
 def _time_constant(name: str, value: Value) -> Value:
     """`value`, if each of its elements is a time constant of at least one step."""
     if isinstance(value, float) and value == math.inf:
@@ -171,6 +180,8 @@ class IFCell(_Spiking):
         surrogate: the derivative of ``H``.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
+        initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
+            round to the nearest instead of down (:func:`hibana.from_ann`).
 
     Source: the article; Lapicque (1907).
 
@@ -186,14 +197,21 @@ class IFCell(_Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        initial: Value = 0.0,
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
+        self.initial = _finite("initial", initial)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
         v = self._rested(v_previous, s_previous) + input_
         return v, self.surrogate(v - self.threshold)
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The potential at `initial`, and no spike."""
+        spikes = torch.zeros_like(input_)
+        return spikes + self.initial, spikes
 
 
 @final

@@ -22,6 +22,7 @@ __all__ = [
     "PLIF",
     "QIF",
     "CubaLIF",
+    "EachStep",
     "Izhikevich",
     "OverTime",
     "RefractoryLIF",
@@ -47,12 +48,42 @@ class OverTime(nn.Module):
             raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
         self.cell = cell
 
-    def forward(
-        self, inputs: Tensor, state: State | None = None, *, return_state: bool = False
-    ) -> Any:
+    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
         outputs, state = unroll(self.cell, inputs, state)
         return (outputs, state) if return_state else outputs
+
+
+class EachStep(nn.Module):
+    """`module`, which knows no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
+
+    Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
+    ``torch.nn`` sees the rank it expects. In evaluation an input that does not change over time (expanded:
+    zero stride) costs one call instead of T.
+
+    Raises:
+        ValueError: if the input has fewer than three dimensions.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.EachStep(torch.nn.Conv2d(1, 4, 3))
+    >>> layer(torch.rand(5, 2, 1, 8, 8)).shape
+    torch.Size([5, 2, 4, 6, 6])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
+        if inputs.ndim < 3:
+            raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        steps, batch = inputs.shape[:2]
+        if not self.training and steps > 1 and inputs.stride(0) == 0:
+            once: Tensor = self.module(inputs[0])
+            return once.expand(steps, *once.shape)
+        outputs: Tensor = self.module(inputs.flatten(0, 1))
+        return outputs.reshape(steps, batch, *outputs.shape[1:])
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
