@@ -9,7 +9,7 @@ Write one step; hibana runs it over time.
 torch.Size([25, 4, 3])
 """
 
-from hibana import surrogate
+from hibana import encode, loss, surrogate
 from hibana.cells import (
     ALIFCell,
     Cell,
@@ -35,6 +35,7 @@ from hibana.layers import (
     EachStep,
     Izhikevich,
     OverTime,
+    Recurrent,
     RefractoryLIF,
     run,
 )
@@ -66,8 +67,11 @@ __all__ = [
     "PLIFCell",
     "QIF",
     "QIFCell",
+    "Recurrent",
     "RefractoryLIF",
     "RefractoryLIFCell",
+    "encode",
+    "loss",
     "record",
     "run",
     "surrogate",

@@ -6,8 +6,9 @@ there is no hidden state and nothing to reset. To go on from a state, ask for it
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec, cast, final
 
+import torch
 from torch import Tensor, nn
 
 from hibana import cells
@@ -25,6 +26,7 @@ __all__ = [
     "EachStep",
     "Izhikevich",
     "OverTime",
+    "Recurrent",
     "RefractoryLIF",
     "run",
 ]
@@ -84,6 +86,62 @@ class EachStep(nn.Module):
             return once.expand(steps, *once.shape)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
         return outputs.reshape(steps, batch, *outputs.shape[1:])
+
+
+@final
+class Recurrent(nn.Module):
+    """`cell` over time with a weight matrix from what it emits back to its input: ``[T, B, F] -> [T, B, F]``.
+
+        state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
+
+    Time is a Python loop here: each step needs the matrix product of the step before. Through
+    :func:`run` a sequence can be taken in chunks; detach the state between them for backpropagation
+    through time truncated to a chunk.
+
+    Args:
+        cell: one step of a neuron.
+        features: F, the number of neurons.
+        recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)``, with
+            its own initialisation, if none is given.
+
+    Raises:
+        TypeError: if `cell` is not a cell.
+        ValueError: if the input is not ``[T, B, F]``.
+
+    Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
+    neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.Recurrent(hb.IFCell(), 3)
+    >>> x = torch.rand(8, 1, 3)
+    >>> outputs, state = hb.run(layer, x[:4])
+    >>> state = {name: tuple(part.detach() for part in parts) for name, parts in state.items()}
+    >>> outputs, state = hb.run(layer, x[4:], state)
+    """
+
+    def __init__(self, cell: cells.Cell, features: int, recurrent: nn.Module | None = None) -> None:
+        super().__init__()
+        if not isinstance(cell, cells.Cell):
+            raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+        self.cell = cell
+        self.features = features
+        self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
+
+    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
+        """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
+        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
+            raise ValueError(
+                f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}"
+            )
+        if state is None:
+            state = self.cell.initial_state(inputs[0])
+        emitted = []
+        for input_ in inputs:
+            fed_back = self.recurrent(state[-1].to(inputs.dtype))
+            outputs, state = unroll(self.cell, (input_ + fed_back)[None], state)
+            emitted.append(outputs)
+        outputs = torch.cat(emitted)
+        return (outputs, state) if return_state else outputs
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
@@ -164,7 +222,7 @@ def run(
         return hook
 
     for name, module in net.named_modules():
-        if isinstance(module, OverTime):
+        if isinstance(module, OverTime | Recurrent):
             hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             hooks.append(module.register_forward_hook(after(name)))
     try:

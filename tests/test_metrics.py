@@ -1,0 +1,136 @@
+"""Counts of activity against counts made another way, in one process and in two."""
+
+import math
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+
+import hibana as hb
+from hibana.metrics import FiringRate, Sparsity, SynOps, operations
+
+
+def binary(*shape, rate=0.3, seed=0):
+    return (torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < rate).float()
+
+
+def test_the_rate_of_unequal_batches_is_that_of_all_samples():
+    metric, parts = FiringRate(), [binary(4, 1, 7, rate=0.9), binary(4, 13, 7, rate=0.1, seed=1)]
+    for part in parts:
+        metric.update(part)
+    assert metric.compute().item() == pytest.approx(torch.cat(parts, dim=1).mean().item())
+
+
+def test_nothing_seen_has_no_rate():
+    with pytest.warns(UserWarning, match="compute"):
+        assert math.isnan(FiringRate().compute())
+
+
+def test_sparsity_counts_zeros_of_any_values():
+    metric = Sparsity()
+    metric.update(torch.tensor([0.0, -0.5, 2.0, 0.0, 0.0]))
+    assert metric.compute().item() == pytest.approx(0.6)
+
+
+LAYERS = {
+    "linear": (nn.Linear(6, 4), (6,)),
+    "conv": (nn.Conv2d(2, 3, 3, padding=1), (2, 5, 6)),
+    "strided": (nn.Conv2d(2, 3, 3, stride=2), (2, 6, 7)),
+    "dilated": (nn.Conv2d(2, 3, 2, dilation=2, padding=1), (2, 5, 6)),
+    "grouped": (nn.Conv2d(4, 8, 3, groups=2, padding="same"), (4, 5, 5)),
+    "depthwise": (nn.Conv1d(4, 4, 3, groups=4), (4, 9)),
+}
+
+
+def reached_one_by_one(layer, position, shape):
+    """How many outputs change when one input does, with weights that cannot cancel."""
+    filled = nn.init.ones_
+    for parameter in layer.parameters():
+        filled(parameter)
+    impulse = torch.zeros(1, *shape)
+    impulse[(0, *position)] = 1.0
+    with torch.no_grad():
+        return int((layer(impulse) != layer(torch.zeros(1, *shape))).sum())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_spike_costs_the_outputs_that_it_changes(name):
+    layer, shape = LAYERS[name]
+    spikes = binary(3, *shape)
+    expected = sum(reached_one_by_one(layer, p[1:].tolist(), shape) for p in spikes.nonzero())
+    kind, count = operations(layer, spikes)
+    assert (kind, int(count)) == ("acs", expected)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_cost_as_much_as_spikes_everywhere(name):
+    layer, shape = LAYERS[name]
+    _, everywhere = operations(layer, torch.ones(3, *shape))
+    kind, count = operations(layer, torch.full([3, *shape], 0.5))
+    assert (kind, int(count)) == ("macs", int(everywhere))
+
+
+def test_a_constant_current_is_multiplied_once():
+    layer = nn.Linear(6, 4)
+    _, once = operations(layer, hb.encode.constant(torch.rand(3, 6), 8))
+    assert int(once) == 3 * 6 * 4
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), hb.IF(0.1), nn.Linear(5, 2), hb.LI())
+
+
+def test_operations_per_inference_of_a_network_and_their_energy():
+    net, count = network(), SynOps(energy=True)
+    inputs = hb.encode.constant(torch.rand(3, 6), 8)
+    with count.watch(net):
+        net(inputs)
+    hidden = net[:2](inputs)
+    acs, macs = hidden.sum().item() * 2 / 3, 6 * 5
+    result = count.compute()
+    assert result["acs"].item() == pytest.approx(acs)
+    assert acs > 0
+    assert result["macs"].item() == macs
+    assert result["joules"].item() == pytest.approx(acs * 0.9e-12 + macs * 4.6e-12)
+
+
+def test_watching_ends_with_the_block():
+    net, count = network(), SynOps()
+    with count.watch(net):
+        net(torch.rand(2, 3, 6))
+    before = count.compute()
+    net(torch.rand(2, 3, 6))
+    assert count.compute() == before
+
+
+def test_a_layer_that_is_not_counted_is_an_error():
+    with pytest.raises(TypeError, match=r"nn\.Linear .* got ReLU"):
+        operations(nn.ReLU(), torch.ones(1))
+    with pytest.raises(ValueError, match="padding_mode"):
+        operations(nn.Conv2d(1, 1, 3, padding_mode="circular"), torch.ones(1, 1, 4, 4))
+
+
+def one_of_two(rank, meeting, results):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    net, rate, count = network(), FiringRate(), SynOps()
+    inputs = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(3))
+    mine = inputs[:, :1] if rank == 0 else inputs[:, 1:]
+    with count.watch(net):
+        net(mine)
+    rate.update(net[:2](mine))
+    torch.save((rate.compute(), count.compute()), f"{results}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_unequal_shares_agree_with_one(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, (tmp_path / "meeting", tmp_path), nprocs=2)
+    net, whole = network(), SynOps()
+    inputs = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(3))
+    with whole.watch(net):
+        net(inputs)
+    for rank in range(2):
+        rate, count = torch.load(tmp_path / f"{rank}.pt")
+        assert rate.item() == pytest.approx(net[:2](inputs).mean().item())
+        assert count == whole.compute()

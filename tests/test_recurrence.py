@@ -1,0 +1,86 @@
+"""The recurrent layer: its equation, its state over chunks, and where its gradient stops."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+
+CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]
+
+
+def detached(state):
+    return {name: tuple(part.detach() for part in parts) for name, parts in state.items()}
+
+
+def test_the_step_is_the_cells_on_input_and_fed_back_spikes():
+    torch.manual_seed(0)
+    layer, x = hb.Recurrent(hb.IFCell(), 4), torch.rand(10, 3, 4)
+    v = s = torch.zeros(3, 4)
+    for input_, emitted in zip(x, layer(x), strict=True):
+        v, s = hb.IFCell()(input_ + s @ layer.recurrent.weight.T, v, s)
+        assert torch.equal(emitted, s)
+    assert s.sum() > 0
+
+
+def test_without_feedback_it_is_the_layer_over_time():
+    layer, x = hb.Recurrent(hb.IFCell(), 4), torch.rand(10, 3, 4)
+    nn.init.zeros_(layer.recurrent.weight)
+    assert torch.equal(layer(x), hb.IF()(x))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
+def test_chunks_equal_the_whole(cell):
+    net = nn.Sequential(hb.Recurrent(cell, 4), hb.Recurrent(hb.LIFCell(), 4), hb.LI())
+    x = torch.rand(12, 3, 4)
+    whole, ended = hb.run(net, x)
+    state, parts = None, []
+    for chunk in x.split(5):
+        outputs, state = hb.run(net, chunk, state)
+        parts.append(outputs)
+    assert torch.equal(torch.cat(parts), whole)
+    assert all(torch.equal(a, b) for k in ended for a, b in zip(ended[k], state[k], strict=True))
+
+
+def test_the_gradient_stops_where_the_state_is_detached():
+    layer = hb.Recurrent(hb.IFCell(surrogate=hb.surrogate.ATan()), 4)
+    early, late = (torch.rand(3, 2, 4, requires_grad=True) for _ in range(2))
+    _, state = hb.run(layer, early)
+    outputs, _ = hb.run(layer, late, detached(state))
+    outputs.sum().backward()
+    assert early.grad is None
+    assert late.grad.abs().sum() > 0
+    outputs, _ = hb.run(layer, late, hb.run(layer, early)[1])
+    outputs.sum().backward()
+    assert early.grad.abs().sum() > 0
+
+
+def test_the_gradient_of_the_weights_is_autograds_through_the_written_loop():
+    torch.manual_seed(1)
+    cell = hb.LIFCell(surrogate=hb.surrogate.ATan())
+    layer = hb.Recurrent(cell, 4).double()
+    x = torch.rand(8, 3, 4, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    weight = layer.recurrent.weight.detach().clone().requires_grad_()
+    v = s = torch.zeros(3, 4, dtype=torch.float64)
+    total = 0.0
+    for input_ in x:
+        v, s = cell(input_ + s @ weight.T, v, s)
+        total = total + s.square().sum()
+    total.backward()
+    assert torch.allclose(layer.recurrent.weight.grad, weight.grad, rtol=0, atol=1e-10)
+    assert weight.grad.abs().sum() > 0
+
+
+def test_half_precision_carries_its_state_in_float32():
+    layer, x = hb.Recurrent(hb.IFCell(), 4), torch.rand(5, 2, 4)
+    outputs, state = layer.bfloat16()(x.bfloat16(), return_state=True)
+    assert outputs.dtype == torch.bfloat16
+    assert {part.dtype for part in state} == {torch.float32}
+
+
+def test_bad_input_gets_a_sentence():
+    with pytest.raises(TypeError, match=r"cell must be a hibana\.Cell"):
+        hb.Recurrent(hb.IF(), 4)
+    with pytest.raises(ValueError, match=r"inputs must be \[T, B, 4\].*\(3, 2, 5\)"):
+        hb.Recurrent(hb.IFCell(), 4)(torch.rand(3, 2, 5))
