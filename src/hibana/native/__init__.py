@@ -1,0 +1,11 @@
+"""Numba source to native functions that run on torch's own threads: what `loop` and `events` stand on.
+
+Nothing here knows about neurons, spikes or tensors' meaning. `build` turns source into functions and
+keeps them on disk, `threads` runs them, `vocabulary` is what the source may say beyond Numba. Importing
+this package loads neither Numba nor torch's extensions; building does.
+"""
+
+from hibana.native.build import Kernel, build
+from hibana.native.threads import arguments, run
+
+__all__ = ["Kernel", "arguments", "build", "run"]

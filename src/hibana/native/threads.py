@@ -1,0 +1,62 @@
+"""Native functions on torch's own thread pool.
+
+Numba's OpenMP pool and torch's are two runtimes that spin against each other. libtorch exports its
+``at::parallel_for`` through a stable C interface (torch >= 2.10): a kernel handed to it shares torch's
+threads and follows ``torch.set_num_threads``. ctypes releases the GIL for the call.
+"""
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+
+__all__ = ["arguments", "libtorch", "run"]
+
+
+@cache
+def libtorch() -> ctypes.CDLL:
+    """The library that holds torch's CPU kernels, already loaded in this process."""
+    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+
+
+@cache
+def _parallel_for() -> "ctypes._NamedFuncPointer":
+    function = libtorch().torch_parallel_for
+    function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    function.restype = ctypes.c_int32
+    return function
+
+
+_Serial = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+
+
+@cache
+def _serial(address: int) -> "ctypes._CFunctionType":
+    return _Serial(address)
+
+
+def arguments(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+    """`values` (addresses, sizes) as the one argument that a kernel takes."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def run(address: int, count: int, args: "ctypes.Array[ctypes.c_int64]", grain: int = 1) -> None:
+    """Runs the kernel at `address` over ``range(count)``, split among torch's threads.
+
+    Args:
+        address: of a C function ``void (int64 begin, int64 end, void *args)``.
+        count: how many pieces of work there are; a kernel gets ranges of them.
+        args: what every call of the kernel gets.
+        grain: pieces that are not worth a thread of their own.
+
+    Raises:
+        RuntimeError: if torch reports an error.
+    """
+    if count <= grain:
+        _serial(address)(0, count, args)
+    elif _parallel_for()(0, count, grain, address, args):
+        raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
