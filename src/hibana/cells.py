@@ -13,7 +13,7 @@ device. A neuron of your own is a subclass of :class:`Cell` with one method:
 import inspect
 import math
 from abc import abstractmethod
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,16 @@ class Cell(nn.Module):
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
     """
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-        if plain and name not in self._buffers and name not in self._parameters:
-            assert isinstance(value, Tensor)
+        known = self.__dict__.get("_buffers", {})
+        if plain and name not in known and name not in self.__dict__.get("_parameters", {}):
+            self.__dict__.pop(name, None)
             self.register_buffer(name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        if name in known and not isinstance(value, Tensor):
+            del known[name]
+        super().__setattr__(name, value)
 
     @abstractmethod
     def forward(self, input_: Tensor, /, *state: Tensor) -> tuple[Tensor, ...]:
@@ -193,7 +196,7 @@ class IFCell(_Spiking):
     def __init__(
         self,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -236,7 +239,7 @@ class LIFCell(_Spiking):
         self,
         tau: Value = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -269,7 +272,7 @@ class PLIFCell(_Spiking):
         self,
         tau: float = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -308,7 +311,7 @@ class CubaLIFCell(_Spiking):
         tau_synapse: Value = 2.0,
         tau: Value = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -347,7 +350,7 @@ class ALIFCell(_Spiking):
         tau_adaptation: Value = 100.0,
         strength: Value = 0.1,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -385,7 +388,7 @@ class RefractoryLIFCell(_Spiking):
         tau: Value = 2.0,
         period: float = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -427,7 +430,7 @@ class EIFCell(_Spiking):
         sharpness: Value = 0.2,
         rheobase: Value = 0.8,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -467,7 +470,7 @@ class QIFCell(_Spiking):
         curvature: Value = 1.0,
         critical: Value = 0.8,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -515,7 +518,7 @@ class IzhikevichCell(Cell):
         d: Value = 8.0,
         dt: float = 1.0,
         threshold: Value = 30.0,
-        surrogate: Surrogate = Step(),  # noqa: B008 - immutable
+        surrogate: Surrogate = Step(),
         detach_reset: bool = False,
     ) -> None:
         super().__init__()

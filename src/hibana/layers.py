@@ -101,7 +101,7 @@ class Recurrent(nn.Module):
     Args:
         cell: one step of a neuron.
         features: F, the number of neurons.
-        recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)``, with
+        recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)`` with
             its own initialisation, if none is given.
 
     Raises:
@@ -147,7 +147,9 @@ class Recurrent(nn.Module):
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
     """The layer of `cell`: ``OverTime(cell(...))`` under a name of its own."""
 
-    def __init__(self: OverTime, *args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+    def __init__(  # noqa: N807 - it becomes the method of the class below
+        self: OverTime, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> None:
         OverTime.__init__(self, cell(*args, **kwargs))
 
     summary = (cell.__doc__ or "").partition("\n")[0]

@@ -59,8 +59,10 @@ class Surrogate(ABC):
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if field.type is not float:
                 continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{field.name} must be a float, got {value!r}")
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{field.name} must be positive and finite, got {value!r}")
 
@@ -78,7 +80,7 @@ class Surrogate(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``H(x)``, differentiated as this surrogate says."""
-        spikes: Tensor = Heaviside.apply(x, self)
+        spikes: Tensor = Heaviside.apply(x, self)  # type: ignore[no-untyped-call] # torch leaves it so
         return spikes
 
     def keep(self, x: Tensor) -> Tensor:
@@ -384,7 +386,7 @@ class Heaviside(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, surrogate: Surrogate = Step()) -> Tensor:  # noqa: B008 - immutable
+    def forward(x: Tensor, surrogate: Surrogate = Step()) -> Tensor:
         return (x > 0).to(x.dtype)
 
     @staticmethod
