@@ -126,7 +126,7 @@ def _toolchain() -> str:
     features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
     parts = (
         hibana.__version__,
-        _digest(Path(__file__).parent / "vocabulary.py"),
+        *(_digest(Path(__file__).with_name(name)) for name in ("build.py", "vocabulary.py")),
         torch.__version__,
         numba.__version__,
         platform.python_version(),
