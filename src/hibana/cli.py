@@ -1,0 +1,311 @@
+"""The command line: ``hibana COMMAND``.
+
+A command is one function with the decorator :func:`command`: its name is the command's, the first line of
+its docstring the help, its argument the parsed options. This room parses, calls and prints; it computes
+nothing, and imports what is heavy inside the commands.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hibana import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hibana.train import Classifier, Outcome
+
+__all__ = ["Refusal", "command", "main", "option"]
+
+
+class Refusal(Exception):  # noqa: N818 - not an error of the program: something it won't do
+    """What a command won't do, in a sentence for the person who asked."""
+
+
+class _Option(NamedTuple):
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+class _Command(NamedTuple):
+    run: Callable[[argparse.Namespace], None]
+    options: tuple[_Option, ...]
+
+
+_COMMANDS: dict[str, _Command] = {}
+
+
+def option(*names: str, **settings: Any) -> _Option:
+    """An option or argument of a command, in the words of ``ArgumentParser.add_argument``."""
+    return _Option(names, settings)
+
+
+def command(*options: _Option) -> Callable[[Callable[[argparse.Namespace], None]], Any]:
+    """Makes the function below a command of its name, with `options`."""
+
+    def register(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+        _COMMANDS[run.__name__] = _Command(run, options)
+        return run
+
+    return register
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 where the command refused, 130 where interrupted."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        _COMMANDS[parsed.command].run(parsed)
+    except Refusal as refusal:
+        print(f"hibana {parsed.command}: {refusal}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "hibana":
+            raise
+        print(
+            f"hibana {parsed.command}: needs {error.name}, which is not installed; "
+            "pip install 'hibana[train]' brings it",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"hibana {parsed.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+@command(
+    option("--out", type=Path, default=Path("hibana-demo"), metavar="FOLDER", help="where pictures go"),
+    option("--seed", type=int, default=0, help="of the input of demo 2 (default: 0)"),
+)
+def demo(arguments: argparse.Namespace) -> None:
+    """The article's two demos, printed and drawn."""
+    folder = _writable(arguments.out)
+    with _refusing():
+        _check_seed(arguments.seed)
+
+    import torch
+
+    from hibana import demo, plot
+    from hibana import surrogate as surrogates
+
+    torch.manual_seed(arguments.seed)
+    print("Demo 1: forty neurons at one moment\n")
+    now = demo.one_step()
+    one = plot.current_step(now.potentials, now.spikes, now.gradient, now.threshold)
+
+    print("\nDemo 2: one neuron over time\n")
+    then = demo.over_time(timesteps=100)
+    times = then.spikes.nonzero().flatten().tolist()
+    print(f"{len(then.spikes)} steps, {len(times)} spikes, at {', '.join(map(str, times))}")
+    two = plot.membrane(then.potentials, then.spikes, then.threshold)
+
+    step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401))
+    print("\nPictures")
+    for axes, name in ((step[0], "heaviside"), (one[0], "demo1"), (two, "demo2")):
+        print(f"  {_saved(axes.figure, folder / f'{name}.png')}")
+
+
+@command(
+    option("--data", help="data set (default: digits)"),
+    option(
+        "--layers", type=lambda text: _sizes(text), metavar="N,N,...", help="neurons of each hidden layer"
+    ),
+    option("--surrogate", help="what to call the derivative of the step (default: Step, the article's)"),
+    option("--steps", type=int, metavar="T", help="time steps for which an input is shown"),
+    option("--epochs", type=int, help="passes over the training set"),
+    option("--batch-size", type=int, help="samples in a batch"),
+    option("--learning-rate", type=float, help="peak of the one-cycle schedule"),
+    option("--rate-target", type=float, help="spikes per neuron and step above which a layer is penalised"),
+    option("--rate-penalty", type=float, help="weight of that penalty"),
+    option("--seed", type=int, help="of everything random (default: 0)"),
+    option("--out", type=Path, metavar="FOLDER", help="where the run goes (default: hibana-runs/DATA-SEED)"),
+    option("--resume", type=Path, metavar="CHECKPOINT", help="go on from here, with its settings"),
+)
+def train(arguments: argparse.Namespace) -> None:
+    """Trains a spiking network, and says how it did beside a linear classifier."""
+    from hibana import data
+    from hibana.train import Settings, fit, linear_accuracy, load
+
+    asked = vars(arguments)
+    given: dict[str, Any] = {
+        field.name: asked[field.name] for field in fields(Settings) if asked.get(field.name) is not None
+    }
+    with _refusing():
+        if arguments.resume is None:
+            settings = Settings(**given)
+        elif given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
+        else:
+            settings = load(arguments.resume).settings
+    default = Path("hibana-runs") / f"{settings.data}-{settings.seed}"
+    out = arguments.out or (arguments.resume.parent if arguments.resume else default)
+    folder = _writable(out)
+
+    begun = time.perf_counter()
+    model, outcome = fit(settings, folder, resume=arguments.resume, progress=sys.stdout.isatty())
+    samples = data.load(settings.data)
+    linear = linear_accuracy(samples)
+    picture = _drawn(model, outcome, samples.test, linear, folder / "training.png")
+    _report(outcome, linear, picture, time.perf_counter() - begun)
+
+
+@command(
+    option("checkpoint", type=Path, metavar="CHECKPOINT", help="a file that hibana train wrote"),
+    option(
+        "inputs",
+        type=Path,
+        nargs="?",
+        metavar="INPUTS.npy",
+        help="samples to name, [N, ...], as the data set has them (default: its test set)",
+    ),
+)
+def predict(arguments: argparse.Namespace) -> None:
+    """Uses a trained network: on the test set of its data, or on samples of your own."""
+    import torch
+
+    from hibana import data
+    from hibana.train import load
+
+    with _refusing():
+        model = load(arguments.checkpoint)
+        samples = data.load(model.settings.data)
+        own = None if arguments.inputs is None else _samples(arguments.inputs, samples.shape)
+    with torch.inference_mode():
+        if own is not None:
+            print("\n".join(str(answer) for answer in model(own).argmax(1).tolist()))
+            return
+        samples.setup()
+        inputs, labels = samples.test
+        _confusions(model(inputs).argmax(1), labels, samples.classes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hibana", description="Integrate-and-fire spiking networks for PyTorch."
+    )
+    parser.add_argument("--version", action="version", version=f"hibana {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (run, options) in _COMMANDS.items():
+        summary = (run.__doc__ or "").partition("\n")[0]
+        sub = commands.add_parser(name, help=summary, description=summary)
+        for names, settings in options:
+            sub.add_argument(*names, **settings)
+    return parser
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What the library refuses inside, the command refuses, in the same words."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise Refusal(str(error)) from error
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise Refusal(
+            f"--out must be a folder that can be written, got {folder}: {error.strerror}"
+        ) from error
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.savefig(path)
+    return path
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2^32), got {seed}")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be whole numbers as in 256,256, got {text!r}") from error
+
+
+def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
+    import numpy
+    import torch
+
+    try:
+        array = numpy.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"inputs must be a .npy file of numbers, {path} is none: {error}") from error
+    if not isinstance(array, numpy.ndarray) or array.shape[1:] != shape or not len(array):
+        got = getattr(array, "shape", type(array).__name__)
+        raise ValueError(f"inputs must have the shape [N, {', '.join(map(str, shape))}], got {got}")
+    return torch.as_tensor(array.astype("float32"))
+
+
+def _drawn(
+    model: "Classifier", outcome: "Outcome", test: tuple["Tensor", "Tensor"], linear: float, path: Path
+) -> Path:
+    """The picture of a training, with the first test sample on its way through the network."""
+    import torch
+
+    from hibana import plot
+    from hibana.train import activity
+
+    inputs, labels = test
+    with torch.inference_mode():
+        outputs, spikes = activity(model.net, model.encode(inputs[:1]))
+    figure = plot.training(
+        outcome.history,
+        ("linear classifier", linear),
+        inputs[0],
+        {name: layer[:, 0] for name, layer in spikes.items()},
+        outputs[:, 0],
+        int(labels[0]),
+    )
+    return _saved(figure, path)
+
+
+def _report(outcome: "Outcome", linear: float, picture: Path, seconds: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = outcome.settings
+    table = Table(title=f"{settings.data}, seed {settings.seed}", show_header=False, title_justify="left")
+    table.add_row("test accuracy", f"[bold]{outcome.accuracy:.1%}[/bold]")
+    table.add_row("linear classifier", f"{linear:.1%}")
+    for name, rate in outcome.rates.items():
+        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step")
+    table.add_row("time", f"{seconds:.1f} s, {outcome.seconds:.1f} s of them training")
+    table.add_row("checkpoint", str(outcome.checkpoint))
+    table.add_row("picture", str(picture))
+    if outcome.logs is not None:
+        table.add_row("TensorBoard", str(outcome.logs))
+    Console().print(table)
+
+
+def _confusions(answers: "Tensor", labels: "Tensor", classes: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Test set", title_justify="left")
+    for heading in ("class", "samples", "right", "taken for"):
+        table.add_column(heading, justify="left" if heading == "taken for" else "right")
+    for label in range(classes):
+        given = answers[labels == label]
+        wrong = given[given != label].bincount(minlength=classes)
+        mistakes = ", ".join(f"{other} ({wrong[other]})" for other in wrong.nonzero().flatten().tolist())
+        table.add_row(str(label), str(len(given)), str(int((given == label).sum())), mistakes)
+    table.add_section()
+    right = int((answers == labels).sum())
+    table.add_row("all", str(len(labels)), str(right), f"accuracy {right / len(labels):.1%}")
+    Console().print(table)

@@ -1,0 +1,14 @@
+"""What `import hibana` loads."""
+
+import subprocess
+import sys
+
+HEAVY = ["lightning", "matplotlib", "nir", "numba", "rich", "sklearn", "tonic", "torchmetrics", "torchvision"]
+
+
+def test_import_hibana_loads_no_extra_and_no_numba():
+    code = f"import sys, hibana; print([name for name in {HEAVY} if name in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,161 @@
+"""Every surrogate, discovered: adding one edits no test."""
+
+import dataclasses
+import inspect
+import pickle
+
+import pytest
+import torch
+
+import hibana as hb
+from hibana import surrogate
+from hibana.surrogate import Formula, Surrogate
+
+
+def gaussian_like(x):
+    return torch.exp(-(x * x))
+
+
+def discovered(root=Surrogate):
+    for kind in root.__subclasses__():
+        if not inspect.isabstract(kind):
+            yield kind
+        yield from discovered(kind)
+
+
+KINDS = sorted((k for k in set(discovered()) if k.__module__ == surrogate.__name__), key=lambda k: k.__name__)
+
+
+def instances():
+    for kind in KINDS:
+        if kind is Formula:
+            yield Formula(gaussian_like)
+            continue
+        yield kind()
+        for field in dataclasses.fields(kind):
+            yield kind(**{field.name: 0.7})
+
+
+ALL = [pytest.param(each, id=repr(each)) for each in instances()]
+each_surrogate = pytest.mark.parametrize("function", ALL)
+
+
+def points(dtype=torch.float64):
+    return torch.cat([torch.linspace(-3.001, 3.002, 400, dtype=dtype), torch.randn(400, dtype=dtype) / 10])
+
+
+def test_all_are_public_and_found_by_name():
+    assert len(KINDS) >= 13
+    for kind in KINDS:
+        assert kind.__name__ in surrogate.__all__
+        if kind is not Formula:
+            assert surrogate.named(kind.__name__.upper()) == kind()
+
+
+@each_surrogate
+def test_the_derivative_is_that_of_the_primitive(function):
+    if isinstance(function, Formula):
+        x = points()
+        assert torch.equal(function.derivative(x), gaussian_like(x))
+        with pytest.raises(NotImplementedError, match="Formula has no primitive"):
+            function.primitive(points())
+        return
+    x = points().requires_grad_()
+    (expected,) = torch.autograd.grad(function.primitive(x).sum(), x)
+    torch.testing.assert_close(function.derivative(x.detach()), expected, rtol=1e-12, atol=1e-14)
+    step = 1e-6
+    difference = (function.primitive(x + step) - function.primitive(x - step)) / (2 * step)
+    smooth = (function.derivative(x - step) - function.derivative(x + step)).abs() < 1e-3
+    assert smooth.float().mean() > 0.9
+    torch.testing.assert_close(
+        function.derivative(x.detach())[smooth], difference.detach()[smooth], rtol=1e-3, atol=1e-6
+    )
+
+
+@each_surrogate
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_backward_multiplies_by_the_derivative_in_the_dtype_of_the_input(function, dtype):
+    x = points(dtype).requires_grad_()
+    spikes = function(x)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes, (x > 0).to(dtype))
+    grad_output = torch.randn_like(x)
+    spikes.backward(grad_output)
+    assert x.grad.dtype == dtype
+    assert torch.equal(x.grad, grad_output * function.derivative(x.detach()))
+    assert x.grad.isfinite().all()
+
+
+@each_surrogate
+def test_the_derivative_is_finite_far_from_the_threshold(function):
+    for dtype in (torch.float32, torch.float64):
+        far = torch.tensor([-1e30, -1e4, 0.0, 1e4, 1e30], dtype=dtype)
+        assert function.derivative(far).isfinite().all()
+
+
+@each_surrogate
+def test_round_trip_through_pickle_and_torch_save(function, tmp_path):
+    assert pickle.loads(pickle.dumps(function)) == function
+    torch.save(function, tmp_path / "surrogate.pt")
+    assert torch.load(tmp_path / "surrogate.pt", weights_only=False) == function
+
+
+@each_surrogate
+def test_one_instance_in_two_layers_leaks_nothing(function):
+    inputs = torch.rand(9, 3, 5)
+
+    def gradients(first, second):
+        torch.manual_seed(1)
+        net = torch.nn.Sequential(torch.nn.Linear(5, 4), hb.IF(surrogate=first), torch.nn.Linear(4, 4))
+        net.append(hb.IF(threshold=0.3, surrogate=second))
+        net(inputs).square().sum().backward()
+        return [parameter.grad for parameter in net.parameters()]
+
+    shared = gradients(function, function)
+    apart = gradients(function, pickle.loads(pickle.dumps(function)))
+    assert all(torch.equal(a, b) for a, b in zip(shared, apart, strict=True))
+    before = dict(vars(function))
+    hb.IF(surrogate=function)(inputs).sum()
+    assert vars(function) == before
+
+
+@each_surrogate
+def test_immutable(function):
+    for name in [field.name for field in dataclasses.fields(function)] or ["anything"]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(function, name, 2.0)
+
+
+def test_step_is_the_articles_derivative_and_keeps_one_boolean_per_element():
+    x = torch.randn(100, requires_grad=True)
+    spikes = hb.Heaviside.apply(x)
+    (kept,) = spikes.grad_fn.saved_tensors
+    assert kept.dtype == torch.bool
+    spikes.sum().backward()
+    assert torch.equal(x.grad, spikes.detach())
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k is not Formula and dataclasses.fields(k)])
+def test_shape_parameters_must_be_positive_and_finite(kind):
+    name = dataclasses.fields(kind)[0].name
+    for value in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"{name} must be positive and finite, got {value!r}"):
+            kind(**{name: value})
+    for value in ("2", None, True):
+        with pytest.raises(TypeError, match=f"{name} must be a float, got {value!r}"):
+            kind(**{name: value})
+
+
+def test_bad_surrogates_get_a_sentence():
+    with pytest.raises(ValueError, match=r"surrogate must be one of Step, ATan, .*; got 'relu'"):
+        surrogate.named("relu")
+    with pytest.raises(TypeError, match="formula must be callable"):
+        Formula(3.0)
+    with pytest.raises(TypeError, match=r"surrogate must be a hibana.surrogate.Surrogate, got 'Step'"):
+        hb.IFCell(surrogate="Step")
+
+
+def test_only_gradients_differ_between_surrogates():
+    inputs = torch.rand(20, 4, 6)
+    expected = hb.IF()(inputs)
+    assert all(torch.equal(hb.IF(surrogate=p.values[0])(inputs), expected) for p in ALL)
