@@ -249,6 +249,8 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
     if not isinstance(array, numpy.ndarray) or array.shape[1:] != shape or not len(array):
         got = getattr(array, "shape", type(array).__name__)
         raise ValueError(f"inputs must have the shape [N, {', '.join(map(str, shape))}], got {got}")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"inputs must be numbers, got {array.dtype}")
     return torch.as_tensor(array.astype("float32"))
 
 

@@ -166,7 +166,7 @@ def training(
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
     learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
     panels["rate"].set_ylim(bottom=0)
-    panels["image"].imshow(image, cmap="gray_r")
+    panels["image"].imshow(image.numpy(), cmap="gray_r")
     panels["image"].set(title=f"A test sample: {label}", xticks=[], yticks=[])
     raster(spikes, panels["raster"])
     classes = [str(neuron) for neuron in range(potentials.shape[1])]

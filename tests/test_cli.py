@@ -1,0 +1,192 @@
+"""The commands, as a person runs them, and the sentence that bad input gets."""
+
+import io
+import subprocess
+import sys
+import zipfile
+
+import numpy
+import pytest
+import torch
+
+import article
+from hibana.cli import main
+
+SMALL = ["--layers", "24", "--epochs", "2", "--steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which `hibana train` ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    stdout, sys.stdout = sys.stdout, io.StringIO()
+    try:
+        assert main(["train", *SMALL, "--out", str(folder)]) == 0
+        return folder, sys.stdout.getvalue()
+    finally:
+        sys.stdout = stdout
+
+
+def refused(capsys, *arguments):
+    """What `hibana` says to `arguments` that it refuses: one line, and nothing else."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"hibana {arguments[0]}: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def is_picture(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
+
+
+def test_demo_prints_the_article_and_draws(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "new" / "folder")]) == 0
+    printed = capsys.readouterr().out
+    assert article.DEMO_1 in printed
+    for name in ("heaviside", "demo1", "demo2"):
+        picture = tmp_path / "new" / "folder" / f"{name}.png"
+        assert str(picture) in printed
+        assert is_picture(picture)
+
+
+def test_demo_repeats_with_the_seed_and_only_with_it(tmp_path, capsys):
+    printed = []
+    for seed in ("1", "1", "2"):
+        main(["demo", "--seed", seed, "--out", str(tmp_path)])
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+
+
+def test_train_leaves_a_checkpoint_a_picture_and_a_table(trained):
+    folder, printed = trained
+    for words in ("test accuracy", "linear classifier", "firing rate, if1", "time", "checkpoint", "picture"):
+        assert sum(line.startswith(f"│ {words} ") for line in printed.splitlines()) == 1
+    assert is_picture(folder / "training.png")
+    content = torch.load(folder / "checkpoint.ckpt", weights_only=True)
+    assert content["epoch"] == 1
+
+
+def test_predict_uses_the_checkpoint(trained, tmp_path, capsys):
+    folder, printed = trained
+    assert main(["predict", str(folder / "checkpoint.ckpt")]) == 0
+    accuracy = printed.partition("test accuracy")[2].split("│")[1].strip()
+    assert f"accuracy {accuracy}" in capsys.readouterr().out
+
+    numpy.save(tmp_path / "own.npy", numpy.zeros([3, 8, 8]))
+    assert main(["predict", str(folder / "checkpoint.ckpt"), str(tmp_path / "own.npy")]) == 0
+    answers = capsys.readouterr().out.split()
+    assert len(answers) == 3
+    assert set(answers) <= set("0123456789")
+
+
+def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
+    folder, _ = trained
+    content = torch.load(folder / "checkpoint.ckpt", weights_only=True)
+    content["hyper_parameters"]["epochs"] = 3
+    content["lr_schedulers"][0]["total_steps"] = 1000
+    torch.save(content, tmp_path / "longer.ckpt")
+    assert main(["train", "--resume", str(tmp_path / "longer.ckpt")]) == 0
+    assert "test accuracy" in capsys.readouterr().out
+    further = torch.load(tmp_path / "checkpoint.ckpt", weights_only=True)
+    assert further["epoch"] == 2
+    assert further["global_step"] == content["global_step"] * 3 // 2
+    (curves,) = [state["values"] for state in further["callbacks"].values() if "values" in state]
+    assert len(curves["validation/accuracy"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "cifar"], "data must be one of digits"),
+        (["--surrogate", "relu"], "surrogate must be one of Step, ATan"),
+        (["--learning-rate", "-1"], "learning_rate must be positive and finite, got -1.0"),
+        (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--batch-size", "-5"], "batch_size must be at least 1, got -5"),
+        (["--rate-target", "1.5"], "rate_target must be in (0, 1]"),
+        (["--rate-penalty", "-0.1"], "rate_penalty must be finite and at least 0, got -0.1"),
+        (["--layers", "16,0"], "layers must be at least 1 neuron each, got (16, 0)"),
+        (["--seed", "-1"], "seed must be in [0, 2^32), got -1"),
+    ],
+)
+def test_train_refuses_bad_settings(options, words, capsys, tmp_path):
+    assert words in refused(capsys, "train", *options, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_a_folder_that_cannot_be_written_is_refused(command, capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", "/proc/none"):
+        said = refused(capsys, command, "--out", folder)
+        assert f"--out must be a folder that can be written, got {folder}: " in said
+
+
+def not_checkpoints(checkpoint, folder):
+    """Files that are no checkpoint: text, nothing, other archives, other pickles, and parts of one."""
+    whole = checkpoint.read_bytes()
+    contents = {
+        "text": b"accuracy 100%\n",
+        "empty": b"",
+        "zeros": bytes(1000),
+        "flipped": whole[:1000] + bytes([whole[1000] ^ 255]) + whole[1001:-22] + bytes(22),
+        **{f"cut{part}": whole[: len(whole) * part // 10] for part in (1, 5, 9)},
+        "last byte missing": whole[:-1],
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        yield folder / name
+    with zipfile.ZipFile(folder / "archive", "w") as archive:
+        archive.writestr("a", "b")
+    yield folder / "archive"
+    for name, content in {
+        "number": 3.0,
+        "tensors": {"a": torch.zeros(2)},
+        "a module": torch.nn.ReLU(),
+        "parts": {"state_dict": {}, "hyper_parameters": {"seed": 0}},
+        "other": {"state_dict": {}, "hyper_parameters": {"features": 64, "classes": 10}},
+    }.items():
+        torch.save(content, folder / name)
+        yield folder / name
+
+
+def test_what_is_no_checkpoint_is_refused(trained, tmp_path, capsys):
+    folder, _ = trained
+    for path in [*not_checkpoints(folder / "checkpoint.ckpt", tmp_path), tmp_path / "missing", tmp_path]:
+        said = refused(capsys, "predict", path)
+        assert "checkpoint must be a file that `hibana train` wrote" in said, path
+        assert str(path) in said
+    assert "checkpoint must be" in refused(capsys, "train", "--resume", tmp_path / "text")
+
+
+def test_resume_takes_no_other_settings(trained, capsys):
+    folder, _ = trained
+    said = refused(capsys, "train", "--resume", folder / "checkpoint.ckpt", "--steps", "3", "--seed", "1")
+    assert "--resume takes its settings from the checkpoint; leave out --steps, --seed" in said
+
+
+def test_samples_that_do_not_fit_are_refused(trained, tmp_path, capsys):
+    folder, _ = trained
+    numpy.save(tmp_path / "flat.npy", numpy.zeros([3, 64]))
+    numpy.save(tmp_path / "words.npy", numpy.full([2, 8, 8], "nine"))
+    (tmp_path / "text.npy").write_text("1 2 3")
+    for name, words in {
+        "flat.npy": "inputs must have the shape [N, 8, 8], got (3, 64)",
+        "words.npy": "inputs must be numbers, got",
+        "text.npy": "inputs must be a .npy file of numbers",
+        "missing.npy": "inputs must be a .npy file of numbers",
+    }.items():
+        assert words in refused(capsys, "predict", folder / "checkpoint.ckpt", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["dance"], ["train", "--epochs", "many"], ["train", "--layers", "a"]]
+)
+def test_the_command_line_refuses_what_it_cannot_parse(arguments):
+    run = subprocess.run([sys.executable, "-m", "hibana", *arguments], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert "error: " in run.stderr
