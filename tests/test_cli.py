@@ -190,3 +190,21 @@ def test_the_command_line_refuses_what_it_cannot_parse(arguments):
     assert run.returncode == 2
     assert "Traceback" not in run.stderr
     assert "error: " in run.stderr
+
+
+@pytest.mark.parametrize("batches", [3, 30])
+def test_an_interrupted_training_says_how_to_go_on(batches, tmp_path, capsys, monkeypatch):
+    seen = []
+
+    def interrupted(data_set, inputs):
+        seen.append(inputs)
+        if len(seen) == batches:
+            raise KeyboardInterrupt
+        return inputs
+
+    monkeypatch.setattr("hibana.data.Digits.augment", interrupted)
+    assert main(["train", *SMALL, "--out", str(tmp_path)]) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("hibana train: interrupted")
+    checkpoint = tmp_path / "checkpoint.ckpt"
+    assert checkpoint.exists() == (f"`hibana train --resume {checkpoint}`" in said) == (batches == 30)

@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    except KeyboardInterrupt:
-        print(f"hibana {parsed.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"hibana {parsed.command}: interrupted{interruption}", file=sys.stderr)
         return 130
     return 0
 
@@ -150,7 +150,12 @@ def train(arguments: argparse.Namespace) -> None:
     folder = _writable(out)
 
     begun = time.perf_counter()
-    model, outcome = fit(settings, folder, resume=arguments.resume, progress=sys.stdout.isatty())
+    try:
+        model, outcome = fit(settings, folder, resume=arguments.resume, progress=sys.stdout.isatty())
+    except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+        kept = folder / "checkpoint.ckpt"
+        hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
+        raise KeyboardInterrupt(hint) from stopped
     samples = data.load(settings.data)
     linear = linear_accuracy(samples)
     picture = _drawn(model, outcome, samples.test, linear, folder / "training.png")

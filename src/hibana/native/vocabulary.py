@@ -137,7 +137,7 @@ def _unpack_64(context, word, bools, start):
 
 @njit(inline="always")
 def pack(bools, bits, count):
-    """The first `count` booleans of `bools` as bits, lowest first; `bools` is readable to a multiple of 64."""
+    """The first `count` booleans of `bools` as bits, lowest first; `bools` is readable to multiples of 64."""
     whole = count // 64
     words = bits[: whole * 8].view(np.uint64)
     for i in range(whole):
