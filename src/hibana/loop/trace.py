@@ -1,0 +1,343 @@
+"""A step to the graph of its pointwise operations, forward and backward.
+
+The cell's ``forward`` and ``torch.autograd.grad`` run once on tensors without data (the meta device)
+while a dispatch mode writes down which ATen operations they come to; this room turns that into a
+:class:`Step`: values made by about thirty pointwise words. (``make_fx`` would write down the same graph,
+but its first use in a process loads a second's worth of modules.)
+
+What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
+numbered constants, so that changing one changes no structure. Nothing here knows about devices or cost.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_map
+
+from hibana.cells import Cell
+from hibana.loop.words import BOOLEAN, WORDS, Unsupported, translate
+
+__all__ = ["Step", "Unsupported", "Value", "trace"]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One number (or truth value) per neuron and step.
+
+    `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``) or
+    one of :data:`hibana.loop.words.WORDS`; `data` is a leaf's index, or a ``number`` itself.
+    """
+
+    word: str
+    args: tuple["Value", ...] = ()
+    data: float | int = 0
+    scalar: bool = False
+    """A parameter that is one number for all neurons."""
+
+    @property
+    def boolean(self) -> bool:
+        return self.word in BOOLEAN
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a cell: what it computes, and the gradients of its inputs.
+
+    ``gradient`` leaf i is the gradient of the loss with respect to state i after the step.
+    """
+
+    states: tuple[str, ...]
+    nexts: tuple[Value, ...]
+    grad_input: Value | None
+    grad_states: tuple[Value | None, ...]
+    grad_sums: tuple[Value, ...]
+    """Per neuron; summed over time they are what :attr:`epilogue` takes."""
+    constants: tuple[float, ...]
+    prologue: Callable[..., tuple[Tensor, ...]]
+    """From the cell's tensors to the ``parameter`` leaves."""
+    epilogue: Callable[..., tuple[Tensor | None, ...]]
+    """From the cell's tensors and the sums of :attr:`grad_sums` to the gradients of the tensors."""
+    parameters: int
+
+
+def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
+    """The graph of one step of `cell` on inputs of `shape`.
+
+    Raises:
+        Unsupported: if the step is not pointwise in words known here; the message says which
+            operation it is.
+    """
+    tensors = cell_tensors(cell)
+    with _disable_current_modes():
+        graph = _joint_graph(cell, tensors, shape, dtype)
+    return _Reading(cell, tensors, graph, shape, dtype).step()
+
+
+def cell_tensors(cell: Cell) -> dict[str, Tensor]:
+    """The parameters and buffers of `cell`, by name."""
+    return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes each ATen operation that runs under it into an fx graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.nodes: dict[int, fx.Node] = {}
+        self.alive: list[Any] = []
+        """Every tensor seen: an id says something only while its tensor lives."""
+
+    def leaf(self, tensor: Tensor) -> Tensor:
+        self._name(tensor, self.graph.placeholder(f"a{len(self.alive)}"))
+        return tensor
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self.nodes:
+            self._name(tensor, self.graph.call_function(_the, (tensor,)))
+        return self.nodes[id(tensor)]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))
+            node = self.graph.call_function(func, *recorded)
+            self._name(result, node)
+        elif result is not None:
+            raise Unsupported(f"{func} does not give one tensor")
+        return result
+
+    def _name(self, tensor: Tensor, node: fx.Node) -> None:
+        node.meta["val"] = tensor
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+
+
+def _the(tensor: Tensor) -> Tensor:
+    """A tensor that the step takes from elsewhere than its arguments and the cell's tensors."""
+    return tensor
+
+
+def _joint_graph(cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> fx.Graph:
+    def leaf(like: Tensor, differentiable: bool) -> Tensor:
+        blank = torch.empty_like(like, device="meta").requires_grad_(differentiable)
+        return recorder.leaf(blank)
+
+    recorder = _Recorder()
+    one = torch.empty(shape, dtype=dtype, device="meta")
+    count = len(cell.state_names())
+    input_, *state = (leaf(one, True) for _ in range(1 + count))
+    given = {name: leaf(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
+    grads = [leaf(one, False) for _ in range(count)]
+    wanted = [input_, *state, *(value for value in given.values() if value.requires_grad)]
+    try:
+        with recorder, torch.enable_grad():
+            nexts = torch.func.functional_call(cell, given, (input_, *state))
+            _check_step(cell, nexts, shape)
+            found = _gradients(nexts, wanted, grads)
+    except Unsupported:
+        raise
+    except Exception as error:  # whatever running a step without data raises is the reason it can't be read
+        reason = str(error).partition("\n")[0]
+        raise Unsupported(f"the step can't be read without data: {type(error).__name__}: {reason}") from error
+    ends = [None if end is None else recorder.node(end) for end in (*nexts, *found)]
+    recorder.graph.output(tuple(ends))
+    return recorder.graph
+
+
+def _gradients(
+    nexts: Sequence[Tensor], wanted: Sequence[Tensor], grads: Sequence[Tensor]
+) -> Sequence[Tensor | None]:
+    followed = [(n, g) for n, g in zip(nexts, grads, strict=True) if n.requires_grad]
+    if not followed:
+        return [None] * len(wanted)
+    ends, given = zip(*followed, strict=True)
+    return torch.autograd.grad(ends, list(wanted), given, allow_unused=True)
+
+
+def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
+    names = cell.state_names()
+    if not isinstance(nexts, tuple | list) or len(nexts) != len(names):
+        raise Unsupported(f"forward must return the states ({', '.join(names)}) as a tuple")
+    for name, value in zip(names, nexts, strict=True):
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise Unsupported(f"state {name} does not keep the shape of one step of input")
+
+
+class _Reading:
+    """Reads an fx graph once, node by node."""
+
+    def __init__(
+        self, cell: Cell, tensors: dict[str, Tensor], graph: fx.Graph, shape: torch.Size, dtype: torch.dtype
+    ) -> None:
+        self.names = cell.state_names()
+        self.tensors = tensors
+        self.graph = graph
+        self.shape = shape
+        self.dtype = dtype
+        self.values: dict[fx.Node, Value] = {}
+        self.known: dict[Any, Value] = {}
+        self.constants: list[float] = []
+        self.held: list[fx.Node] = []
+        self.parameters: list[fx.Node] = []
+        self.once: set[fx.Node] = set()
+        """Nodes that depend on the cell's tensors alone."""
+        self.after: set[fx.Node] = set()
+        """Nodes that depend on sums over neurons."""
+        self.sums: list[fx.Node] = []
+
+    def step(self) -> Step:
+        leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
+        for index, node in enumerate(leaves):
+            self._read_leaf(node, index)
+        for node in self.graph.nodes:
+            if node.op == "call_function":
+                self._read_call(node)
+        (outputs,) = self.graph.output_node().args
+        assert isinstance(outputs, tuple)
+        count = len(self.names)
+        nexts = tuple(self._value(node) for node in outputs[:count])
+        grads = [None if node is None else node for node in outputs[count:]]
+        grad_input, *grad_states = (None if g is None else self._value(g) for g in grads[: count + 1])
+        ends = self._ends(grads[count + 1 :])
+        sums = tuple(self._value(node.args[0] if node in self.after else node) for node in self.sums)
+        return Step(
+            states=self.names,
+            nexts=nexts,
+            grad_input=grad_input,
+            grad_states=tuple(grad_states),
+            grad_sums=sums,
+            constants=tuple(self.constants),
+            prologue=self._subgraph(self.held, self.parameters),
+            epilogue=self._subgraph([*self.held, *self.sums], ends),
+            parameters=len(self.parameters),
+        )
+
+    def _ends(self, learned: list[Any]) -> list[fx.Node | None]:
+        """The node of each tensor's gradient, None where it has none; a sum where it is per neuron."""
+        found = iter(learned)
+        ends = [next(found) if tensor.requires_grad else None for tensor in self.tensors.values()]
+        for end in ends:
+            if end is not None and end not in self.after and end not in self.once and end not in self.sums:
+                self.sums.append(end)
+        return ends
+
+    def _read_leaf(self, node: fx.Node, index: int) -> None:
+        count = len(self.names)
+        if index == 0:
+            self.values[node] = Value("input")
+        elif index <= count:
+            self.values[node] = Value("previous", data=index - 1)
+        elif index <= count + len(self.tensors):
+            self.held.append(node)
+            self.once.add(node)
+        else:
+            self.values[node] = Value("gradient", data=index - 1 - count - len(self.tensors))
+
+    def _read_call(self, node: fx.Node) -> None:
+        used = node.all_input_nodes
+        target = node.target
+        if target is torch.ops.aten.sum.default or target is torch.ops.aten.sum.dim_IntList:
+            if used[0] in self.values:
+                self.after.add(node)
+                self.sums.append(node)
+                return
+        if any(other in self.after for other in used):
+            if any(other in self.values for other in used):
+                raise Unsupported(f"{target} mixes neurons with a sum over neurons")
+            self.after.add(node)
+        elif any(other in self.values for other in used):
+            self._read_pointwise(node)
+        elif isinstance(target, torch._ops.OpOverload) and target.name() in _NUMBERS:
+            self.values[node] = self._number(node.args[-1])
+        else:
+            self.once.add(node)
+
+    def _read_pointwise(self, node: fx.Node) -> None:
+        result = node.meta["val"]
+        if result.shape != self.shape:
+            raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(result.shape)}")
+        if result.dtype not in (self.dtype, torch.bool):
+            raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
+        value = translate(node.target, node.args, node.kwargs, self._argument, self._make)
+        if value.boolean and result.dtype != torch.bool:
+            value = self._make("to_float", value)
+        if node.target._schema.name.endswith("_"):
+            changed = node.all_input_nodes[0]
+            if changed.op == "placeholder":
+                raise Unsupported(f"{node.target} writes into an argument of the step")
+            self.values[changed] = value
+        self.values[node] = value
+
+    def _argument(self, argument: Any) -> Value:
+        if isinstance(argument, fx.Node):
+            return self._value(argument)
+        return self._number(argument)
+
+    def _value(self, node: Any) -> Value:
+        if node in self.values:
+            return self.values[node]
+        if node in self.after:
+            raise Unsupported("a sum over neurons feeds a neuron")
+        tensor = node.meta["val"]
+        if tensor.dtype not in (self.dtype, torch.bool):
+            raise Unsupported(f"a parameter of the step is {tensor.dtype}, not {self.dtype}")
+        self.parameters.append(node)
+        value = Value("parameter", data=len(self.parameters) - 1, scalar=tensor.numel() == 1)
+        if tensor.dtype == torch.bool:
+            raise Unsupported("a parameter of the step is boolean")
+        self.values[node] = value
+        return value
+
+    def _number(self, number: Any) -> Value:
+        """An int or a zero is part of the structure; any other number is a constant of the kernel."""
+        if isinstance(number, bool | int) or number == 0:
+            return self._make("number", data=int(number))
+        if not isinstance(number, float):
+            raise Unsupported(f"an argument of type {type(number).__name__}")
+        self.constants.append(number)
+        return Value("constant", data=len(self.constants) - 1)
+
+    def _make(self, word: str, *args: Value, data: float | int = 0) -> Value:
+        """The value ``word(*args)``, the same object whenever it is the same value."""
+        if word == "to_float" and not args[0].boolean:
+            return args[0]
+        if word == "to_bool" and args[0].boolean:
+            return args[0]
+        if word == "to_bool" and args[0].word == "to_float":
+            return args[0].args[0]
+        if word not in BOOLEAN and word not in ("to_float", "number", "where"):
+            args = tuple(self._make("to_float", a) for a in args)
+        key = (word, args, data)
+        if key not in self.known:
+            assert word == "number" or word in WORDS, word
+            self.known[key] = Value(word, args, data)
+        return self.known[key]
+
+    def _subgraph(self, inputs: list[fx.Node], outputs: list[Any]) -> Callable[..., Any]:
+        """The part of the graph from `inputs` to `outputs`, as a function."""
+        graph = fx.Graph()
+        copied: dict[fx.Node, fx.Node] = {}
+        for i, node in enumerate(inputs):
+            copied[node] = graph.placeholder(f"a{i}")
+        wanted = {node for node in outputs if node is not None}
+        needed: set[fx.Node] = set()
+        stack = list(wanted)
+        while stack:
+            node = stack.pop()
+            if node not in needed and node not in copied:
+                needed.add(node)
+                stack.extend(node.all_input_nodes)
+        for node in self.graph.nodes:
+            if node in needed:
+                copied[node] = graph.node_copy(node, copied.__getitem__)
+        graph.output(tuple(None if node is None else copied[node] for node in outputs))
+        return fx.Interpreter(fx.GraphModule({}, graph)).run
+
+
+_NUMBERS = frozenset({"aten::scalar_tensor"})

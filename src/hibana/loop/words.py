@@ -1,0 +1,202 @@
+"""The vocabulary of a step: the pointwise words that every backend speaks, and ATen in those words.
+
+Each word has one meaning, the one IEEE and PyTorch give it; an emitter must say it without contraction
+or reassociation. Adding an operation that users write means adding a line to ``_RULES``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["BOOLEAN", "CALLS", "WORDS", "Unsupported", "translate"]
+
+
+class Unsupported(Exception):
+    """A step, or a call, that a compiled backend can't serve, and why."""
+
+
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+BOOLEAN = frozenset({*COMPARISONS, "and", "or", "xor", "not", "to_bool"})
+CALLS = frozenset({"exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "atan", "sqrt"})
+"""Words that PyTorch computes by a library's vector functions, and not to the last bit by IEEE's rules."""
+WORDS = frozenset(
+    {*BOOLEAN, *CALLS, "add", "sub", "mul", "div", "neg", "abs", "maximum", "minimum", "where", "to_float"}
+    | {"root", "floor", "ceil", "trunc", "sign", "sigmoid"}
+)
+"""``root`` is the square root that IEEE rounds; ``maximum`` and ``minimum`` pass NaN on."""
+
+Make = Callable[..., Any]
+
+
+def translate(
+    target: torch._ops.OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    argument: Callable[[Any], Any],
+    make: Make,
+) -> Any:
+    """The value that the ATen operation `target` makes of `args`, in words.
+
+    Args:
+        argument: an fx argument (a node or a number) to a value.
+        make: ``make(word, *values)``.
+
+    Raises:
+        Unsupported: if there is no rule for `target`, or not for these arguments.
+    """
+    name = target._schema.name.removeprefix("aten::").removesuffix("_")
+    rule = _RULES.get(name)
+    if rule is None:
+        raise Unsupported(f"{target._schema.name} is not a pointwise operation that hibana compiles")
+    refused = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode") and v not in (1, None)}
+    if refused:
+        raise Unsupported(f"{target._schema.name} with {refused}")
+    return rule(make, argument, *args)
+
+
+def _word(word: str) -> Make:
+    return lambda make, value, *args: make(word, *(value(a) for a in args))
+
+
+def _same(make: Make, value: Make, x: Any, *_: Any) -> Any:
+    return value(x)
+
+
+def _constant(number: int) -> Make:
+    return lambda make, value, *_: value(number)
+
+
+def _plain(word: str) -> Make:
+    """A word of two arguments; a third, PyTorch's ``alpha``, must be one."""
+
+    def rule(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> Any:
+        if alpha != 1:
+            raise Unsupported(f"{word} with alpha={alpha}")
+        return make(word, value(x), value(y))
+
+    return rule
+
+
+def _reversed_sub(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> Any:
+    if alpha != 1:
+        raise Unsupported(f"rsub with alpha={alpha}")
+    return make("sub", value(y), value(x))
+
+
+def _power(make: Make, value: Make, x: Any, exponent: Any) -> Any:
+    """``x ** exponent`` for the exponents that PyTorch itself computes by these words."""
+    base = value(x)
+    one = value(1)
+    if exponent == 0:
+        return one
+    if exponent == 1:
+        return base
+    if exponent == 2:
+        return make("mul", base, base)
+    if exponent == 3:
+        return make("mul", make("mul", base, base), base)
+    if exponent == 0.5:
+        return make("root", base)
+    if exponent == -0.5:
+        return make("div", one, make("root", base))
+    if exponent == -1:
+        return make("div", one, base)
+    if exponent == -2:
+        return make("div", one, make("mul", base, base))
+    raise Unsupported(f"a power of {exponent!r}")
+
+
+def _clamp(make: Make, value: Make, x: Any, low: Any = None, high: Any = None) -> Any:
+    result = value(x)
+    if low is not None:
+        result = make("maximum", result, value(low))
+    if high is not None:
+        result = make("minimum", result, value(high))
+    return result
+
+
+def _clamp_max(make: Make, value: Make, x: Any, high: Any) -> Any:
+    return make("minimum", value(x), value(high))
+
+
+def _to_copy(make: Make, value: Make, x: Any) -> Any:
+    return value(x)  # a change of dtype shows in the result's dtype, and is checked there
+
+
+def _where(make: Make, value: Make, condition: Any, x: Any, y: Any) -> Any:
+    return make("where", make("to_bool", value(condition)), value(x), value(y))
+
+
+def _masked_fill(make: Make, value: Make, x: Any, mask: Any, fill: Any) -> Any:
+    return make("where", make("to_bool", value(mask)), value(fill), value(x))
+
+
+def _logical(word: str) -> Make:
+    return lambda make, value, *args: make(word, *(make("to_bool", value(a)) for a in args))
+
+
+def _threshold_backward(make: Make, value: Make, grad: Any, x: Any, threshold: Any) -> Any:
+    return make("where", make("le", value(x), value(threshold)), value(0), value(grad))
+
+
+def _sigmoid_backward(make: Make, value: Make, grad: Any, y: Any) -> Any:
+    slope = make("mul", make("sub", value(1), value(y)), value(y))
+    return make("mul", value(grad), slope)
+
+
+def _tanh_backward(make: Make, value: Make, grad: Any, y: Any) -> Any:
+    square = make("mul", value(y), value(y))
+    return make("mul", value(grad), make("sub", value(1), square))
+
+
+def _reciprocal(make: Make, value: Make, x: Any) -> Any:
+    return make("div", value(1), value(x))
+
+
+def _relu(make: Make, value: Make, x: Any) -> Any:
+    return make("maximum", value(x), value(0))
+
+
+def _square(make: Make, value: Make, x: Any) -> Any:
+    return make("mul", value(x), value(x))
+
+
+_RULES: dict[str, Make] = {
+    **{word: _word(word) for word in (*COMPARISONS, *CALLS)},
+    **{word: _word(word) for word in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
+    **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
+    **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
+    "zeros_like": _constant(0),
+    "ones_like": _constant(1),
+    "full_like": lambda make, value, x, fill: value(fill),
+    "add": _plain("add"),
+    "sub": _plain("sub"),
+    "rsub": _reversed_sub,
+    "mul": _word("mul"),
+    "div": _word("div"),
+    "sgn": _word("sign"),
+    "sign": _word("sign"),
+    "sigmoid": _word("sigmoid"),
+    "square": _square,
+    "reciprocal": _reciprocal,
+    "pow": _power,
+    "relu": _relu,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp_max,
+    "where": _where,
+    "masked_fill": _masked_fill,
+    "logical_and": _logical("and"),
+    "logical_or": _logical("or"),
+    "logical_xor": _logical("xor"),
+    "logical_not": _logical("not"),
+    "bitwise_and": _logical("and"),
+    "bitwise_or": _logical("or"),
+    "bitwise_xor": _logical("xor"),
+    "bitwise_not": _logical("not"),
+    "_to_copy": _to_copy,
+    "threshold_backward": _threshold_backward,
+    "sigmoid_backward": _sigmoid_backward,
+    "tanh_backward": _tanh_backward,
+}
