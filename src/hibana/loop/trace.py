@@ -29,17 +29,19 @@ class Value:
     """One number (or truth value) per neuron and step.
 
     `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``) or
-    one of :data:`hibana.loop.words.WORDS`; `data` is a leaf's index, or a ``number`` itself.
+    one of :data:`hibana.loop.words.WORDS`; `data` is a leaf's index, or a ``number`` itself. The passes
+    (:mod:`hibana.loop.passes`) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
     word: str
     args: tuple["Value", ...] = ()
-    data: float | int = 0
+    data: int | str = 0
     scalar: bool = False
     """A parameter that is one number for all neurons."""
 
     @property
     def boolean(self) -> bool:
+        """A truth value rather than a number."""
         return self.word in BOOLEAN
 
 
@@ -303,7 +305,7 @@ class _Reading:
         self.constants.append(number)
         return Value("constant", data=len(self.constants) - 1)
 
-    def _make(self, word: str, *args: Value, data: float | int = 0) -> Value:
+    def _make(self, word: str, *args: Value, data: int = 0) -> Value:
         """The value ``word(*args)``, the same object whenever it is the same value."""
         if word == "to_float" and not args[0].boolean:
             return args[0]

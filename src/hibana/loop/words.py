@@ -17,7 +17,7 @@ class Unsupported(Exception):
 
 
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-BOOLEAN = frozenset({*COMPARISONS, "and", "or", "xor", "not", "to_bool"})
+BOOLEAN = frozenset({*COMPARISONS, "and", "or", "xor", "not", "to_bool", "bits"})
 CALLS = frozenset({"exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "atan", "sqrt"})
 """Words that PyTorch computes by a library's vector functions, and not to the last bit by IEEE's rules."""
 WORDS = frozenset(
@@ -125,11 +125,14 @@ def _to_copy(make: Make, value: Make, x: Any) -> Any:
 
 
 def _where(make: Make, value: Make, condition: Any, x: Any, y: Any) -> Any:
-    return make("where", make("to_bool", value(condition)), value(x), value(y))
+    gate, one, other = make("to_bool", value(condition)), value(x), value(y)
+    if one.boolean and other.boolean:
+        return make("or", make("and", gate, one), make("and", make("not", gate), other))
+    return make("where", gate, make("to_float", one), make("to_float", other))
 
 
 def _masked_fill(make: Make, value: Make, x: Any, mask: Any, fill: Any) -> Any:
-    return make("where", make("to_bool", value(mask)), value(fill), value(x))
+    return _where(make, value, mask, fill, x)
 
 
 def _logical(word: str) -> Make:

@@ -1,0 +1,74 @@
+"""Values to the source of a scalar body, in the words of a dialect.
+
+What every backend shares: the order of statements, what gets a name and what is written in place. How a
+language says a word is its dialect's business, how memory is walked is its backend's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hibana.loop.plan import evaluated
+from hibana.loop.trace import Value
+
+__all__ = ["Dialect", "statements"]
+
+LONGEST = 60
+"""A value used once is written in place up to this many characters."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a language says each word: a template with ``{0}``, ``{1}``, … for its arguments."""
+
+    words: Mapping[str, str]
+    number: str
+    """How it says a whole number: a template with ``{0}``."""
+
+
+def statements(
+    stores: Mapping[str, Value], leaves: Mapping[str, str], dialect: Dialect
+) -> tuple[list[str], dict[str, str]]:
+    """Statements that compute `stores`.
+
+    Args:
+        stores: a name for each value wanted; a value that gets a variable gets one of that name.
+        leaves: what stands for each named leaf.
+
+    Returns:
+        The statements in order, and for each store what stands for its value.
+    """
+    order = evaluated(stores.values(), ())
+    uses: dict[Value, int] = dict.fromkeys(order, 0)
+    for value in order:
+        template = dialect.words.get(value.word, "")
+        for i, argument in enumerate(value.args):
+            uses[argument] += max(1, template.count(f"{{{i}}}"))
+    names: dict[Value, str] = {}
+    for name, value in stores.items():
+        names.setdefault(value, f"{name}_new")
+        uses[value] += 1
+    text: dict[Value, str] = {}
+    lines: list[str] = []
+    for value in order:
+        if value.word == "number":
+            text[value] = dialect.number.format(value.data)
+        elif not value.args:
+            text[value] = leaves[str(value.data)]
+        else:
+            said = dialect.words[value.word].format(*(text[argument] for argument in value.args))
+            if uses[value] > 1 or len(said) > LONGEST:
+                name = names.get(value, f"a{len(lines)}")
+                lines.append(f"{name} = {_bare(said)}")
+                said = name
+            text[value] = said
+    return lines, {name: text[value] for name, value in stores.items()}
+
+
+def _bare(text: str) -> str:
+    """`text` without the brackets around it, if its first bracket closes at its end."""
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[1:-1] if text[0] == "(" and i == len(text) - 1 else text
+    return text

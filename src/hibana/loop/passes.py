@@ -1,0 +1,143 @@
+"""What one step reads and writes, by name: the same for every backend.
+
+A pass is a set of stores, from a name to the value that goes there, made of named leaves: ``row`` (a
+number per neuron), ``bits`` (a truth value per neuron) and ``scalar`` (one number for all). Where the
+names lie in memory is each backend's business.
+
+======================  ========================================================================
+``x``                   the input at this step
+``v``, ``s``, …         each state, by its name: read as it was before the step, written as after it
+``emitted_before``      what was emitted a step earlier
+``kept0``, …            what the plan keeps of this step; ``kept0_earlier`` of the step before
+``v_before``, …         in the backward, each state as it was before the step
+``v_grad``, …           gradients of the states: read after the step, written before it
+``emitted_grad``        the gradient that arrives for what was emitted at this step
+``x_grad``              the gradient of the input
+``sum0``, …             sums over time that the gradients of the cell's tensors are made of
+``p0``, …               per-neuron parameters; scalar ones are ``scalar`` leaves, ``p[0]`` of one number
+``c[0]``, …             constants
+======================  ========================================================================
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from hibana.loop.plan import Plan, evaluated
+from hibana.loop.trace import Step, Value
+
+__all__ = ["Stores", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
+
+Stores = dict[str, Value]
+Leaf = Callable[[Value], Value | None]
+
+
+def forward_pass(step: Step, plan: Plan | None) -> Stores:
+    """One step forward: the next states, and what `plan` keeps (nothing, if it is None)."""
+    stores = dict(zip(step.states, step.nexts, strict=True))
+    if plan is not None:
+        stores |= {f"kept{i}": value for i, value in enumerate(plan.kept) if value.word != "input"}
+    emitted = len(step.states) - 1
+
+    def leaf(value: Value) -> Value | None:
+        if value.word == "previous":
+            index = int(value.data)
+            return Value("row", data="emitted_before" if index == emitted else step.states[index])
+        return _shared(value)
+
+    return _named(stores, leaf)
+
+
+def before_pass(step: Step, plan: Plan) -> Stores:
+    """The states before a step that the backward uses, from what was kept a step earlier."""
+    kept = {value: _kept(value, f"kept{i}_earlier") for i, value in enumerate(plan.kept)}
+    stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
+    return _named(stores, lambda value: kept.get(value) or _shared(value))
+
+
+def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: bool) -> Stores:
+    """One step back: the gradients of the input and of the states before it, and the sums over time.
+
+    Args:
+        wants_input: whether the gradient of the input is asked for.
+        constant_input: whether the input is the same at each step, and its gradient a sum over time.
+    """
+    kept = {value: _kept(value, f"kept{i}") for i, value in enumerate(plan.kept)}
+    emitted = len(step.states) - 1
+    given: dict[int, Value] = {}
+
+    def leaf(value: Value) -> Value | None:
+        index = int(value.data) if value.word in ("previous", "gradient") else 0
+        if value.word == "previous":
+            return Value("row", data=f"{step.states[index]}_before")
+        if value.word == "gradient" and index not in given:
+            carried = Value("row", data=f"{step.states[index]}_grad")
+            arriving = Value("row", data="emitted_grad")
+            given[index] = Value("add", (arriving, carried)) if index == emitted else carried
+        return given[index] if value.word == "gradient" else kept.get(value) or _shared(value)
+
+    zero = Value("number")
+    sums: Stores = {f"sum{i}": value for i, value in enumerate(step.grad_sums)}
+    stores: Stores = {}
+    if wants_input:
+        (sums if constant_input else stores)["x_grad"] = step.grad_input or zero
+    for name, grad in zip(step.states, step.grad_states, strict=True):
+        stores[f"{name}_grad"] = grad or zero
+    named = _named(stores | sums, leaf)
+    for name in sums:
+        named[name] = Value("add", (Value("row", data=name), named[name]))
+    return named
+
+
+def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
+    """The named leaves that `stores` are made of."""
+    values = evaluated(stores.values(), ())
+    return {str(v.data): v for v in values if v.word in ("row", "bits", "scalar")}
+
+
+def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value]) -> Stores:
+    """`stores` with each value of `replacements` replaced."""
+    return _named(stores, replacements.get)
+
+
+def _shared(value: Value) -> Value | None:
+    if value.word == "input":
+        return Value("row", data="x")
+    if value.word == "parameter":
+        name = f"p{value.data}"
+        return Value("scalar", data=f"{name}[0]") if value.scalar else Value("row", data=name)
+    return Value("scalar", data=f"c[{value.data}]") if value.word == "constant" else None
+
+
+def _kept(value: Value, name: str) -> Value:
+    if value.word == "input":
+        name = name.replace(name.partition("_")[0], "x")
+    return Value("bits" if value.boolean else "row", data=name)
+
+
+def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
+    """`stores` with each value for which `leaf` gives another replaced; the same leaf is one object."""
+    done: dict[Value, Value] = {}
+    known: dict[tuple[str, int | str], Value] = {}
+    for value in _until(stores.values(), leaf):
+        found = leaf(value)
+        if found is None:
+            done[value] = Value(value.word, tuple(done[a] for a in value.args), value.data, value.scalar)
+        elif found.word in ("row", "bits", "scalar"):
+            done[value] = known.setdefault((found.word, found.data), found)
+        else:
+            done[value] = found
+    return {name: done[value] for name, value in stores.items()}
+
+
+def _until(roots: Iterable[Value], leaf: Leaf) -> list[Value]:
+    order: dict[Value, None] = {}
+
+    def visit(value: Value) -> None:
+        if value not in order:
+            if leaf(value) is None:
+                for argument in value.args:
+                    visit(argument)
+            order[value] = None
+
+    for root in roots:
+        visit(root)
+    return list(order)
