@@ -11,7 +11,9 @@ device. A neuron of your own is a subclass of :class:`Cell` with one method:
 """
 
 import inspect
+import itertools
 import math
+import weakref
 from abc import abstractmethod
 from typing import Any, Literal, final
 
@@ -46,6 +48,21 @@ class Cell(nn.Module):
     Hyper-parameters are attributes: floats, tensors that broadcast against one step of input, or
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
     """
+
+    key: str
+    """What a compiled graph, which holds no objects, finds this very cell by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enter()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)
+        self._enter()
+
+    def _enter(self) -> None:
+        self.key = f"cell{next(_COUNT)}"
+        _ALIVE[self.key] = self
 
     def __setattr__(self, name: str, value: Any) -> None:
         plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
@@ -85,6 +102,27 @@ class Cell(nn.Module):
         """The state at rest: by default zeros like one step of input, one tensor for each state."""
         return tuple(torch.zeros_like(input_) for _ in self.state_names())
 
+    def rests_at_zero(self) -> bool:
+        """Whether :meth:`initial_state` is known to be all zeros, which then need not be written out."""
+        return type(self).initial_state is Cell.initial_state
+
+
+_COUNT = itertools.count()
+_ALIVE: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
+
+
+def cell_of(key: str) -> Cell:
+    """The living cell whose :attr:`Cell.key` is `key`.
+
+    Raises:
+        KeyError: if there is none, as when a compiled graph outlives the cell it was made with.
+    """
+    if key not in _ALIVE:
+        raise KeyError(
+            f"{key} is no living cell of this process: the graph outlived the network it was made of"
+        )
+    return _ALIVE[key]
+
 
 def _positive(name: str, value: Value) -> Value:
     """`value`, if each of its elements is positive and finite."""
@@ -93,6 +131,7 @@ def _positive(name: str, value: Value) -> Value:
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
     else:
+        value = float(value)
         right = math.isfinite(value) and value > 0
     if not right:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
@@ -215,6 +254,9 @@ class IFCell(_Spiking):
         """The potential at `initial`, and no spike."""
         spikes = torch.zeros_like(input_)
         return spikes + self.initial, spikes
+
+    def rests_at_zero(self) -> bool:
+        return not isinstance(self.initial, Tensor) and self.initial == 0
 
 
 @final

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import reference
+from hibana.loop import compiled, reference
+from hibana.loop.words import Unsupported
 
 __all__ = ["record", "unroll"]
 
 State = tuple[Tensor, ...]
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "cpu")
 
 
 def unroll(
@@ -40,11 +41,21 @@ def unroll(
     _check_inputs(cell, inputs)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    if state is None:
-        state = cell.initial_state(_one_step(inputs))
-    else:
+    if state is not None:
         state = _checked_state(cell, inputs, state)
-    return reference.unroll(cell, inputs, state)
+    if backend == "reference":
+        return reference.unroll(cell, inputs, state or cell.initial_state(_one_step(inputs)))
+    dtype = reference.carried(inputs.dtype)
+    try:
+        served = compiled.program(cell, "cpu", inputs.shape[1:], dtype)
+    except Unsupported:
+        if backend != "auto":
+            raise
+        return reference.unroll(cell, inputs, state or cell.initial_state(_one_step(inputs)))
+    if state is None and not served.rests_at_zero:
+        state = cell.initial_state(_one_step(inputs))
+    outputs, state = compiled.run(served, cell, inputs.to(dtype), state)
+    return outputs.to(inputs.dtype), state
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
@@ -85,7 +96,9 @@ def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:
     names = cell.state_names()
     if not isinstance(state, tuple | list) or len(state) != len(names):
         got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
-        raise ValueError(f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}")
+        raise ValueError(
+            f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}"
+        )
     shape, dtype = inputs.shape[1:], reference.carried(inputs.dtype)
     for name, value in zip(names, state, strict=True):
         if not isinstance(value, Tensor):

@@ -64,6 +64,7 @@ class _Pass:
     lines: list[str] = field(default_factory=list)
     rows: int = 0
     """Scratch rows, of numbers."""
+    called: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
@@ -71,12 +72,14 @@ class _Pass:
         while ready := self._ready(stores):
             arguments = {f"{self.name}_{self.rows + i}": v.args[0] for i, v in enumerate(ready)}
             self._function(arguments)
+            self.called |= {value.word for value in ready}
             for name, value in zip(arguments, ready, strict=True):
                 self.lines.append(f"call_1({value.word}_at, n, {name}_at, {name}_at)")
             results = {v: Value("row", data=name) for name, v in zip(arguments, ready, strict=True)}
             stores = substitute(stores, results)
             self.rows += len(ready)
-        self._function(stores)
+        if stores:
+            self._function(stores)
 
     def _ready(self, stores: Stores) -> list[Value]:
         """Vector calls in `stores` whose argument needs no other."""
@@ -89,7 +92,11 @@ class _Pass:
         scalars = {name: f"k{i}" for i, name in enumerate(n for n, v in read.items() if v.word == "scalar")}
         standing = scalars | {name: f"{name}_j" for name in rows}
         lines, results = statements(stores, standing, NUMBA)
-        arguments = [*dict.fromkeys([*rows, *stores]), *dict.fromkeys(s.partition("[")[0] for s in scalars), "n"]
+        arguments = [
+            *dict.fromkeys([*rows, *stores]),
+            *dict.fromkeys(s.partition("[")[0] for s in scalars),
+            "n",
+        ]
         name = f"{self.name}_step{len(self.functions) or ''}"
         body = [
             *(f"{row}_j = {row}[j]{' != 0' if read[row].boolean else ''}" for row in rows),
@@ -121,7 +128,7 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
         *(f"{name}_first" for name in step.states),
         *(f"{name}_last" for name in carried),
         *(f"{name}_all" for name in kept),
-        *_shared_arguments(step, calls),
+        *_shared_arguments(step, body.called),
     )
     earlier = f"outputs + ((t - 1) * neurons + lo) * SIZE if t > 0 else {_or_zeros(f'{emitted}_first')}"
     text = _kernel(
@@ -170,9 +177,10 @@ def backward_source(
         *(f"{name}_first_grad" for name in step.states),
         *(f"{name}_all" for name in kept),
         *(f"{name}_all" for name in sums),
-        *_shared_arguments(step, calls),
+        *_shared_arguments(step, before.called | body.called),
     )
     rebuilt = list(before.stores)
+    ahead = [name for name in bits if f"{name}_earlier" in before.leaves]
     sums_input = wants_input and constant_input
     text = _kernel(
         "backward",
@@ -191,7 +199,7 @@ def backward_source(
             *(line for name in sums for line in _started(name, f"{name}_all")),
             *(_started("x_grad", "grad_input") if sums_input else []),
             *_parameter_rows({**before.leaves, **body.leaves}),
-            *(f"unpack({_bits(name, 'steps - 1')}, {_flip(name, 'steps - 1')}, n)" for name in bits),
+            *(f"unpack({_bits(name, 'steps - 1')}, {_flip(name, 'steps - 1')}, n)" for name in ahead),
         ],
         steps="range(steps - 1, -1, -1)",
         per_step=[
@@ -199,8 +207,9 @@ def backward_source(
             *_row_if(wants_input and not constant_input, "x_grad", "grad_input", "neurons"),
             *_row_if("x" in body.leaves, "x", "input", "input_step"),
             *(f"{name} = {_flip(name, 't')}" for name in bits),
+            *(f"unpack({_bits(name, 't')}, {name}, n)" for name in bits if name not in ahead),
             *(_row(name, f"{name}_all", "neurons") for name in reals),
-            *_earlier(before, bits, rebuilt),
+            *_earlier(before, ahead, rebuilt),
             *body.lines,
         ],
     )
@@ -211,9 +220,14 @@ def _earlier(before: _Pass, bits: list[str], rebuilt: list[str]) -> list[str]:
     """The states before step t: from what was kept at t - 1, or the state that the run began with."""
     if not before.stores:
         return []
-    needed = {name.removesuffix("_earlier"): leaf for name, leaf in before.leaves.items() if "_earlier" in name}
-    rows = [(name, *(("input", "input_step") if name == "x" else (f"{name}_all", "neurons")))
-            for name, leaf in needed.items() if leaf.word == "row"]
+    needed = {
+        name.removesuffix("_earlier"): leaf for name, leaf in before.leaves.items() if "_earlier" in name
+    }
+    rows = [
+        (name, *(("input", "input_step") if name == "x" else (f"{name}_all", "neurons")))
+        for name, leaf in needed.items()
+        if leaf.word == "row"
+    ]
     states = [name.removesuffix("_before") for name in rebuilt]
     return [
         "if t > 0:",
@@ -232,7 +246,11 @@ def _earlier(before: _Pass, bits: list[str], rebuilt: list[str]) -> list[str]:
 
 
 def _shared_arguments(step: Step, calls: Iterable[str]) -> tuple[str, ...]:
-    return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *(f"{word}_at" for word in sorted(calls)))
+    return (
+        "constants",
+        *(f"p{i}_at" for i in range(step.parameters)),
+        *(f"{word}_at" for word in sorted(calls)),
+    )
 
 
 def _constants(step: Step) -> list[str]:
@@ -243,12 +261,15 @@ def _constants(step: Step) -> list[str]:
 
 
 def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
-    names = [name for name, leaf in read.items() if leaf.word == "row" and name[0] == "p" and name[1:].isdigit()]
+    names = [
+        name for name, leaf in read.items() if leaf.word == "row" and name[0] == "p" and name[1:].isdigit()
+    ]
     return [f"{name} = reals_at({name}_at + lo * SIZE, n)" for name in names]
 
 
 def _row(name: str, base: str, stride: str, step: str = "t") -> str:
-    return f"{name} = reals_at({base} + (({step}) * {stride} + lo) * SIZE, n)"
+    step = step if step.isidentifier() else f"({step})"
+    return f"{name} = reals_at({base} + ({step} * {stride} + lo) * SIZE, n)"
 
 
 def _row_if(wanted: bool, name: str, base: str, stride: str) -> list[str]:
@@ -258,7 +279,12 @@ def _row_if(wanted: bool, name: str, base: str, stride: str) -> list[str]:
 def _started(name: str, base: str, first: str = "") -> list[str]:
     """A row at `base` that starts as the one at `first`, or at zero."""
     zero = f"{name}[:] = real(0)"
-    begin = [f"if {first}:", _block([f"{name}[:] = reals_at({first} + lo * SIZE, n)"]), "else:", _block([zero])]
+    begin = [
+        f"if {first}:",
+        _block([f"{name}[:] = reals_at({first} + lo * SIZE, n)"]),
+        "else:",
+        _block([zero]),
+    ]
     return [f"{name} = reals_at({base} + lo * SIZE, n)", *(begin if first else [zero])]
 
 
@@ -275,12 +301,14 @@ def _scratch_row(name: str) -> list[str]:
 
 
 def _bits(name: str, step: str) -> str:
-    return f"bytes_at({name}_all + ({step}) * row_bytes + lo // 8, {ROW // 8})"
+    step = step if step.isidentifier() else f"({step})"
+    return f"bytes_at({name}_all + {step} * row_bytes + lo // 8, {ROW // 8})"
 
 
 def _flip(name: str, step: str) -> str:
     """The truth values of `step`: two rows serve in turn, so that each is unpacked once."""
-    return f"bytes_at({name}_flip + (({step}) & 1) * {ROW}, {ROW})"
+    step = step if step.isidentifier() else f"({step})"
+    return f"bytes_at({name}_flip + ({step} & 1) * {ROW}, {ROW})"
 
 
 def _store(name: str, value: Value, result: str) -> str:
@@ -288,7 +316,12 @@ def _store(name: str, value: Value, result: str) -> str:
 
 
 def _kernel(
-    name: str, arguments: tuple[str, ...], once: list[str], per_row: list[str], steps: str, per_step: list[str]
+    name: str,
+    arguments: tuple[str, ...],
+    once: list[str],
+    per_row: list[str],
+    steps: str,
+    per_step: list[str],
 ) -> str:
     walk = [
         "lo = row * width",

@@ -71,7 +71,9 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
         if value.word == "gradient" and index not in given:
             carried = Value("row", data=f"{step.states[index]}_grad")
             arriving = Value("row", data="emitted_grad")
-            given[index] = Value("add", (arriving, carried)) if index == emitted else carried
+            fed_back = step.grad_states[emitted] is not None
+            both = Value("add", (arriving, carried)) if fed_back else arriving
+            given[index] = both if index == emitted else carried
         return given[index] if value.word == "gradient" else kept.get(value) or _shared(value)
 
     zero = Value("number")
@@ -79,8 +81,9 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
     stores: Stores = {}
     if wants_input:
         (sums if constant_input else stores)["x_grad"] = step.grad_input or zero
-    for name, grad in zip(step.states, step.grad_states, strict=True):
-        stores[f"{name}_grad"] = grad or zero
+    for i, (name, grad) in enumerate(zip(step.states, step.grad_states, strict=True)):
+        if grad is not None or i != emitted:
+            stores[f"{name}_grad"] = grad or zero
     named = _named(stores | sums, leaf)
     for name in sums:
         named[name] = Value("add", (Value("row", data=name), named[name]))

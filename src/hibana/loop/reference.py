@@ -8,9 +8,7 @@ from hibana.cells import Cell
 __all__ = ["carried", "unroll"]
 
 
-def unroll(
-    cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.
 
     State is carried in float32 where the input is of half precision; outputs take the input's dtype.

@@ -81,6 +81,8 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
 
 def cell_tensors(cell: Cell) -> dict[str, Tensor]:
     """The parameters and buffers of `cell`, by name."""
+    if not (cell._parameters or cell._buffers or cell._modules):
+        return {}
     return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
 
 
@@ -192,6 +194,7 @@ class _Reading:
         self.after: set[fx.Node] = set()
         """Nodes that depend on sums over neurons."""
         self.sums: list[fx.Node] = []
+        """Per-neuron nodes that gradients of the cell's tensors are summed from."""
 
     def step(self) -> Step:
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -207,13 +210,12 @@ class _Reading:
         grads = [None if node is None else node for node in outputs[count:]]
         grad_input, *grad_states = (None if g is None else self._value(g) for g in grads[: count + 1])
         ends = self._ends(grads[count + 1 :])
-        sums = tuple(self._value(node.args[0] if node in self.after else node) for node in self.sums)
         return Step(
             states=self.names,
             nexts=nexts,
             grad_input=grad_input,
             grad_states=tuple(grad_states),
-            grad_sums=sums,
+            grad_sums=tuple(self._value(node) for node in self.sums),
             constants=tuple(self.constants),
             prologue=self._subgraph(self.held, self.parameters),
             epilogue=self._subgraph([*self.held, *self.sums], ends),
@@ -226,8 +228,12 @@ class _Reading:
         ends = [next(found) if tensor.requires_grad else None for tensor in self.tensors.values()]
         for end in ends:
             if end is not None and end not in self.after and end not in self.once and end not in self.sums:
-                self.sums.append(end)
+                self._sum(end)
         return ends
+
+    def _sum(self, node: fx.Node) -> None:
+        if node not in self.sums:
+            self.sums.append(node)
 
     def _read_leaf(self, node: fx.Node, index: int) -> None:
         count = len(self.names)
@@ -247,7 +253,7 @@ class _Reading:
         if target is torch.ops.aten.sum.default or target is torch.ops.aten.sum.dim_IntList:
             if used[0] in self.values:
                 self.after.add(node)
-                self.sums.append(node)
+                self._sum(used[0])
                 return
         if any(other in self.after for other in used):
             if any(other in self.values for other in used):

@@ -1,0 +1,260 @@
+"""Compiled runs of a cell: programs found or made, and their place in autograd.
+
+A *program* is one step's trace and plan with a device's kernels. Programs are shared by cells that are
+alike: of one class, with equal hyper-parameters and tensors of equal shapes. What autograd sees is one
+function over the whole sequence, whether its kernels run on a CPU or a GPU.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hibana.cells import Cell
+from hibana.loop.trace import Step, cell_tensors, trace
+from hibana.loop.plan import Plan, make_plan
+from hibana.loop.words import Unsupported
+
+__all__ = ["Kernels", "Program", "program", "run"]
+
+
+class Kernels(Protocol):
+    """What a device gives: a step's kernels in one dtype. See :class:`hibana.loop.cpu.CpuKernels`."""
+
+    def forward(
+        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
+
+    def backward(
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+        constant: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]: ...
+
+    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
+
+    def source(self, direction: str, *, keep: bool = True) -> str: ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """One step, compiled for one shape, dtype and device."""
+
+    step: Step
+    plan: Plan
+    kernels: Kernels
+    rests_at_zero: bool
+    """Whether the cell starts from zeros, which then need not be written out."""
+
+    def parameters(self, held: Sequence[Tensor], one: torch.Size, dtype: torch.dtype) -> list[Tensor]:
+        """What the kernels take for the cell's tensors: one number each, or one per neuron."""
+        if not self.step.parameters:
+            return []
+        with torch.no_grad():
+            values = self.step.prologue(*held)
+        return [
+            (value if value.numel() == 1 else value.expand(one)).to(dtype).contiguous() for value in values
+        ]
+
+
+def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Program:
+    """The program of `cell` for steps of `shape`, made when first asked for.
+
+    Raises:
+        Unsupported: if there can be none; the reason is its message.
+    """
+    fingerprint = _fingerprint(cell)
+    known = _BY_CELL.get(cell)
+    if known is None or known[0] != fingerprint:
+        known = _BY_CELL[cell] = (fingerprint, {})
+    place = (backend, shape, dtype)
+    found = known[1].get(place)
+    if found is None:
+        found = known[1][place] = _shared_program(cell, fingerprint, place)
+    if isinstance(found, str):
+        raise Unsupported(found)
+    return found
+
+
+_Place = tuple[str, torch.Size, torch.dtype]
+_BY_CELL: weakref.WeakKeyDictionary[Cell, tuple[Hashable, dict[_Place, Program | str]]]
+_BY_CELL = weakref.WeakKeyDictionary()
+_SHARED: dict[Hashable, Program | str] = {}
+_PLANS: dict[str, Plan] = {}
+
+
+def _shared_program(cell: Cell, fingerprint: Hashable, place: _Place) -> Program | str:
+    key = (fingerprint, place)
+    if key not in _SHARED:
+        backend, shape, dtype = place
+        try:
+            step = trace(cell, shape, dtype)
+            plan = make_plan(step)
+            kernels = _kernels(backend)(step, plan, dtype)
+        except Unsupported as reason:
+            _SHARED[key] = str(reason)
+        else:
+            _SHARED[key] = Program(step, plan, kernels, cell.rests_at_zero())
+    return _SHARED[key]
+
+
+@cache
+def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
+    from hibana.loop.cpu import CpuKernels
+
+    return {"cpu": CpuKernels}[backend]
+
+
+_NOT_HYPER = frozenset(vars(nn.Module())) | {"key"}
+_PLAIN = (float, int, bool, str, type(None))
+
+
+def _fingerprint(value: object) -> Hashable:
+    """Everything that decides what a cell computes, but the values of its tensors."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, nn.Module):
+        own = vars(value)
+        hyper = [k for k in own if k not in _NOT_HYPER]
+        held = [m for m in (value._parameters, value._buffers, value._modules) if m]
+        plain = [v if type(v) in _PLAIN else _fingerprint(v) for v in map(own.__getitem__, hyper)]
+        return (type(value), value.training, *hyper, *plain, *map(_fingerprint, held))
+    if isinstance(value, Tensor):
+        return (value.shape, value.dtype, value.requires_grad)
+    if isinstance(value, tuple | list):
+        return (type(value), *map(_fingerprint, value))
+    if isinstance(value, dict):
+        return (*value, *map(_fingerprint, value.values()))
+    if hasattr(value, "__dict__") and not isinstance(value, type | FunctionType):
+        return (type(value), _fingerprint(vars(value)))
+    return (type(value), id(value))
+
+
+def run(
+    program: Program, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`cell` over `inputs` by `program`; the same as the reference loop."""
+    order = _memory_order(inputs)
+    if order is not None:
+        inputs = inputs.permute(order)
+        state = None if state is None else tuple(s.permute([d - 1 for d in order[1:]]) for s in state)
+    if not _walkable(inputs):
+        inputs = inputs.contiguous()
+    first: list[Tensor | None] = [None] * len(program.step.states) if state is None else list(state)
+    held = list(cell_tensors(cell).values())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *(state or ()), *held)):
+        outputs, *last = _Run.apply(program, len(first), inputs, *first, *held)
+    else:
+        first = [None if t is None else t.contiguous() for t in first]
+        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
+        outputs, last, _ = program.kernels.forward(inputs, first, parameters, False)
+    if order is not None:
+        back = sorted(range(len(order)), key=order.__getitem__)
+        outputs = outputs.permute(back)
+        last = [value.permute([d - 1 for d in back[1:]]) for value in last]
+    return outputs, (*last, outputs[-1])
+
+
+class _Run(torch.autograd.Function):
+    """The whole sequence as one node; its attribute `support` says where a gradient can matter.
+
+    `support` is None (everywhere) or the bits ``[T, ceil(N/8)]`` of a truth value per neuron and step, in
+    the order in which a step lies in memory, lowest bit first; see :class:`hibana.loop.plan.Plan`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, program: Program, states: int, inputs: Tensor, *tensors: Tensor | None) -> Any:
+        first = [None if t is None else t.contiguous() for t in tensors[:states]]
+        held = [t for t in tensors[states:] if t is not None]
+        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
+        keep = any(ctx.needs_input_grad)
+        outputs, last, kept = program.kernels.forward(inputs, first, parameters, keep)
+        if keep:
+            plan = program.plan
+            reads_input = any(value.word == "input" for value in plan.kept)
+            ctx.program, ctx.states, ctx.shape = program, states, inputs.shape
+            ctx.dtype, ctx.held, ctx.first = inputs.dtype, len(held), [t is not None for t in first]
+            ctx.reads_input = reads_input
+            ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
+            needed = [t for i, t in enumerate(first) if t is not None and i in plan.before]
+            ctx.save_for_backward(*([inputs] if reads_input else []), *needed, *held, *parameters, *kept)
+            ctx.set_materialize_grads(False)
+            kept_values = [value for value in plan.kept if value.word != "input"]
+            ctx.support = kept[kept_values.index(plan.support)] if plan.support is not None else None
+        return outputs, *last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+        program: Program = ctx.program
+        saved = list(ctx.saved_tensors)
+        inputs = saved.pop(0) if ctx.reads_input else _blank(ctx)
+        first: list[Tensor | None] = [
+            saved.pop(0) if given and i in program.plan.before else None for i, given in enumerate(ctx.first)
+        ]
+        held = [saved.pop(0) for _ in range(ctx.held)]
+        parameters = [saved.pop(0) for _ in range(program.step.parameters)]
+        if grad_outputs is not None and not _walkable(grad_outputs):
+            grad_outputs = grad_outputs.contiguous()
+        grads = [None if g is None else g.contiguous() for g in last_grads]
+        wants_input = ctx.needs_input_grad[2]
+        constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
+        grad_input, first_grads, sums = program.kernels.backward(
+            inputs, first, parameters, saved, grad_outputs, grads, wants_input, constant
+        )
+        if constant and grad_input is not None:
+            steps = ctx.shape[0]
+            grad_input = (grad_input / steps).expand(steps, *grad_input.shape)
+        wanted = ctx.needs_input_grad[3:]
+        to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
+        to_held: Sequence[Tensor | None] = [None] * ctx.held
+        if any(wanted[ctx.states :]):
+            to_held = program.step.epilogue(*held, *sums)
+        return None, None, grad_input, *to_state, *to_held
+
+
+def _blank(ctx: Any) -> Tensor:
+    """A tensor of the input's shape, for a backward that does not read the input."""
+    return torch.empty((), dtype=ctx.dtype).expand(ctx.shape)
+
+
+def _only_summed(inputs: Tensor) -> bool:
+    """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
+
+    Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
+    ``torch.autograd.grad``.
+    """
+    node = inputs.grad_fn
+    return (
+        node is not None
+        and node.name() == "ExpandBackward0"
+        and not inputs.retains_grad
+        and not inputs._backward_hooks
+        and torch._C._will_engine_execute_node(node)
+    )
+
+
+def _walkable(tensor: Tensor) -> bool:
+    """Whether each step of `tensor` is contiguous, whatever its stride over time."""
+    return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
+def _memory_order(inputs: Tensor) -> list[int] | None:
+    """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
+    if _walkable(inputs):
+        return None
+    rest = sorted(range(1, inputs.ndim), key=lambda d: -inputs.stride(d))
+    order = [0, *rest]
+    return order if inputs.permute(order)[0].is_contiguous() else None

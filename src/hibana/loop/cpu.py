@@ -1,0 +1,193 @@
+"""A step's kernels on the CPU: built when first asked for, run over tensors.
+
+Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are contiguous, with any stride
+over time; a stride of zero is an input that stays the same and is never written out.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+from hibana.loop.numba_source import ROW, Source, backward_source, forward_source
+from hibana.loop.plan import Plan, reachable
+from hibana.loop.trace import Step
+from hibana.loop.words import CALLS, Unsupported
+from hibana.native import Kernel, arguments, build, run
+from hibana.native.threads import libtorch
+
+__all__ = ["CpuKernels"]
+
+SMALLEST_SHARE = 1 << 15
+"""Neuron-steps that are worth a thread of their own."""
+
+_MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin", "cos": "Cos"} | {
+    "erf": "Erf",
+    "erfc": "Erfc",
+    "atan": "Atan",
+    "sqrt": "Sqrt",
+}
+
+
+class CpuKernels:
+    """The kernels of one step in one dtype.
+
+    Raises:
+        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
+    """
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        self.step = step
+        self.plan = plan
+        self.dtype = dtype
+        self.real = str(dtype).removeprefix("torch.")
+        self.calls = frozenset(word for word in CALLS if _vector_function(word, dtype))
+        for value in reachable(step.nexts):
+            if value.word == "sigmoid" or (value.word in CALLS and value.word not in self.calls):
+                raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
+        number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        self.constants = (number * len(step.constants))(*step.constants)
+        self._built: dict[object, tuple[Kernel, Source, list[int]]] = {}
+
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """The source of the ``"forward"`` or ``"backward"`` kernel."""
+        return (
+            self._forward_source(keep) if direction == "forward" else self._backward_source(True, False)
+        ).text
+
+    def forward(
+        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]``, the last states but the emitted one, and what is kept."""
+        kernel, calls = self._kernel("forward", keep)
+        shape = inputs.shape
+        steps, one = shape[0], shape[1:]
+        neurons = one.numel()
+        outputs = torch.empty(shape, dtype=self.dtype)
+        last = [torch.empty(one, dtype=self.dtype) for _ in self.step.states[1:]]
+        kept = self._empty_kept(steps, one) if keep else []
+        count, width, grain = _walk(steps, neurons, torch.get_num_threads())
+        # in the order of forward_source
+        values = [steps, neurons, width, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
+        values += [outputs.data_ptr(), *map(_address, first), *(t.data_ptr() for t in last)]
+        values += [*(t.data_ptr() for t in kept), ctypes.addressof(self.constants)]
+        values += [*(t.data_ptr() for t in parameters), *calls]
+        if neurons:
+            run(kernel.address, count, arguments(values), grain)
+        return outputs, last, kept
+
+    def backward(
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+        constant: bool,
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time.
+
+        With `constant`, the gradient of the input is summed over time.
+        """
+        shape = inputs.shape
+        steps, one = shape[0], shape[1:]
+        neurons = one.numel()
+        kernel, calls = self._kernel("backward", (wants_input, constant))
+        if grad_outputs is None:
+            grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
+        grad_input = torch.empty(one if constant else shape, dtype=self.dtype) if wants_input else None
+        first_grads = [torch.empty(one, dtype=self.dtype) for _ in self.step.states]
+        sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
+        count, width, grain = _walk(steps, neurons, torch.get_num_threads())
+        # in the order of backward_source
+        values = [steps, neurons, width, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
+        values += [grad_outputs.data_ptr(), grad_outputs.stride(0), _address(grad_input)]
+        values += [*map(_address, first), *map(_address, last_grads), *(t.data_ptr() for t in first_grads)]
+        values += [
+            *(t.data_ptr() for t in kept),
+            *(t.data_ptr() for t in sums),
+            ctypes.addressof(self.constants),
+        ]
+        values += [*(t.data_ptr() for t in parameters), *calls]
+        if neurons:
+            run(kernel.address, count, arguments(values), grain)
+        return grad_input, first_grads, sums
+
+    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward keeps."""
+        neurons = 1
+        for size in one:
+            neurons = neurons * size
+        bits = ((steps, _row_bytes(neurons)), torch.uint8)
+        reals = ((steps, *one), self.dtype)
+        return [bits if value.boolean else reals for value in self.plan.kept if value.word != "input"]
+
+    def _empty_kept(self, steps: int, one: torch.Size) -> list[Tensor]:
+        return [torch.empty(shape, dtype=dtype) for shape, dtype in self.kept_shapes(steps, one)]
+
+    def _kernel(self, direction: str, variant: bool | tuple[bool, bool]) -> tuple[Kernel, list[int]]:
+        key = (direction, variant)
+        if key not in self._built:
+            if isinstance(variant, tuple):
+                source = self._backward_source(*variant)
+            else:
+                source = self._forward_source(variant)
+            (kernel,) = build(source.text, (direction,))
+            called = [
+                name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
+            ]
+            self._built[key] = (kernel, source, [_vector_function(word, self.dtype) for word in called])
+        kernel, _, calls = self._built[key]
+        return kernel, calls
+
+    def _forward_source(self, keep: bool) -> Source:
+        return forward_source(self.step, self.plan if keep else None, self.real, self.calls)
+
+    def _backward_source(self, wants_input: bool, constant: bool) -> Source:
+        return backward_source(
+            self.step, self.plan, self.real, self.calls, wants_input=wants_input, constant_input=constant
+        )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row_bytes(neurons: int) -> int:
+    return (neurons + 7) // 8
+
+
+@lru_cache(maxsize=4096)
+def _walk(steps: int, neurons: int, threads: int) -> tuple[int, int, int]:
+    """How many rows, how wide, and how many are not worth a thread: as even a split as can be had."""
+    widths = range(ROW // 2, ROW + 1, 64)
+    width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * w, -w))
+    return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
+
+
+@cache
+def _vector_function(word: str, dtype: torch.dtype) -> int:
+    """The address of the function by which this torch computes `word`, or 0 if it can't be found.
+
+    It is believed only if it gives torch's own bits on a sample.
+    """
+    name = ("vmd" if dtype == torch.float64 else "vms") + _MKL[word]
+    if not hasattr(libtorch(), name):
+        return 0
+    function = getattr(libtorch(), name)
+    function.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    function.restype = None
+    sample = torch.linspace(-20.0, 20.0, 4097, dtype=dtype)
+    found = torch.empty_like(sample)
+    function(sample.numel(), sample.data_ptr(), found.data_ptr(), _MKL_MODE)
+    wanted = getattr(torch, word)(sample)
+    same = torch.equal(found.nan_to_num(), wanted.nan_to_num())
+    return ctypes.cast(function, ctypes.c_void_p).value or 0 if same else 0
+
+
+_MKL_MODE = 0x2 | 0x100 | 0x140000
+"""High accuracy, errors ignored, denormals kept: what PyTorch asks of MKL."""
