@@ -1,0 +1,11 @@
+"""To and from NIR, the field's exchange format: :func:`write` a network, :func:`read` a graph.
+
+This room maps layers to nodes and back; what a neuron computes is decided in ``cells.py`` and never
+restated here. ``docs/exchange.md`` says how each node is understood. Needs the extra ``nir``.
+"""
+
+from hibana.nir.nodes import Scale
+from hibana.nir.reader import read
+from hibana.nir.writer import write
+
+__all__ = ["Scale", "read", "write"]
