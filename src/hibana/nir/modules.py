@@ -5,15 +5,15 @@ steps, ``tau v' = (v_leak - v) + r x`` becomes ``v = (1 - 1/tau) v + (dt r / tau
 from ``v_leak``, so a layer of hibana, whose input has the weight one, has ``r = tau / dt``.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hibana import cells
-from hibana.layers import IF, LI, LIF, CubaLIF, EachStep, OverTime
-from hibana.nir.nodes import Node, Scale, Shape, pair
+from hibana.layers import IF, LI, LIF, CubaLIF, EachStep, OverTime, Recurrent
+from hibana.nir.nodes import Node, Scale, Shape, output_shape, pair
 from hibana.surrogate import Step
 
 __all__ = ["lost_in_training", "to_layer", "to_node"]
@@ -22,12 +22,16 @@ ROUNDING = 1e-6
 """A gain this near to one is one: what float32 leaves of ``dt * r / tau``."""
 
 
-def to_layer(node: Node, dt: float | None) -> nn.Module:
+def to_layer(node: Node, dt: float | None, feedback: Node | None = None) -> nn.Module:
     """The layer over ``[T, batch, ...]`` that runs `node` in steps of `dt` seconds.
+
+    A neuron with `feedback`, a linear node from what it emits back to its input, becomes recurrent.
 
     Raises:
         ValueError: if hibana has no such layer; the message does not name the node, the caller does.
     """
+    if feedback is not None:
+        return _recurrent(to_layer(node, dt), feedback)
     fields = node.fields
     match node.type:
         case "Linear" | "Affine":
@@ -72,6 +76,8 @@ def to_node(module: nn.Module, shape: Shape, dt: float) -> Node | None:
             return None
         case OverTime():
             return _neuron(module.cell, shape, dt)
+        case Recurrent():
+            return _recurrent_graph(module, shape, dt)
         case nn.Linear():
             bias = {} if module.bias is None else {"bias": _array(module.bias)}
             return Node("Affine" if bias else "Linear", {"weight": _array(module.weight), **bias})
@@ -90,7 +96,7 @@ def lost_in_training(module: nn.Module) -> str | None:
     """What of `module` NIR cannot say that matters only for training."""
     if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.AlphaDropout):
         return repr(module)
-    if not isinstance(module, OverTime) or not hasattr(module.cell, "surrogate"):
+    if not isinstance(module, OverTime | Recurrent) or not hasattr(module.cell, "surrogate"):
         return None
     cell: Any = module.cell
     lost = [] if cell.surrogate == Step() else [repr(cell.surrogate)]
@@ -112,6 +118,19 @@ def _convolution(node: Node) -> nn.Module:
     kind: Any = nn.Conv1d if dimensions == 1 else nn.Conv2d
     layer = kind(weight[1] * groups, weight[0], weight[2:], groups=groups, device="meta", **sizes)
     return _filled_in(layer, fields)
+
+
+def _recurrent(neuron: nn.Module, feedback: Node) -> nn.Module:
+    features = np.shape(feedback.fields["weight"])[0]
+    output_shape(feedback, (features,))
+    linear = _linear(feedback.fields)
+    if isinstance(neuron, OverTime):
+        return Recurrent(neuron.cell, features, linear)
+    gain, driven = cast(tuple[Scale, OverTime], (*neuron.children(),))
+    with torch.no_grad():
+        for parameter in linear.parameters():  # [features, features] and [features]: the gain is a row's
+            parameter.mul_(gain.scale.reshape(-1, *[1] * (parameter.ndim - 1)))
+    return nn.Sequential(gain, Recurrent(driven.cell, features, linear))
 
 
 def _two(fields: dict[str, Any], name: str) -> tuple[int, int]:
@@ -203,6 +222,24 @@ def _neuron(cell: cells.Cell, shape: Shape, dt: float) -> Node:
     raise ValueError(f"NIR has no node for a {type(cell).__name__}")
 
 
+def _recurrent_graph(module: Recurrent, shape: Shape, dt: float) -> Node:
+    """A graph within the graph, as the field writes a recurrent layer."""
+    if not isinstance(module.recurrent, nn.Linear):
+        kind = type(module.recurrent).__name__
+        raise ValueError(  # noqa: TRY004 - a network that NIR has no words for, like the others here
+            f"only a linear layer can be written as the way back to the input, not a {kind}"
+        )
+    weights = to_node(module.recurrent, shape, dt)
+    nodes = {
+        "input": Node("Input", {"shape": np.array(shape)}),
+        "neuron": _neuron(module.cell, shape, dt),
+        "w_rec": cast(Node, weights),
+        "output": Node("Output", {"shape": np.array(shape)}),
+    }
+    edges = [("input", "neuron"), ("neuron", "w_rec"), ("w_rec", "neuron"), ("neuron", "output")]
+    return Node("NIRGraph", {"nodes": nodes, "edges": edges})
+
+
 def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> Node:
     if any(_infinite(tau) for tau in taus.values()):
         raise ValueError(f"a NIR {kind} has finite time constants, got {taus}")
@@ -217,7 +254,9 @@ def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shap
 
 def _spiking(cell: Any, shape: Shape) -> dict[str, Any]:
     if isinstance(cell.reset, str):
-        raise ValueError('NIR resets to a potential; reset="subtract" cannot be written')
+        raise ValueError(  # noqa: TRY004 - a network that NIR has no words for, like the others here
+            'NIR resets to a potential; reset="subtract" cannot be written'
+        )
     return {
         "v_threshold": _filled(cell.threshold, shape, "threshold"),
         "v_reset": _filled(cell.reset, shape, "reset"),
@@ -235,8 +274,7 @@ def _convolution_node(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> Node:
 
     fields = {name: size(getattr(module, name)) for name in ("stride", "padding", "dilation")}
     arrays = {"weight": _array(module.weight), "bias": _array(bias)}
-    # nir takes weight.shape[1] for the number of channels: with groups, it has to infer the shape itself
-    known = None if module.groups > 1 else (shape[1] if one else tuple(shape[1:])) if len(shape) > 1 else None
+    known = shape[-1] if one else tuple(shape[-2:])
     kind = "Conv1d" if one else "Conv2d"
     return Node(kind, {"input_shape": known, **arrays, **fields, "groups": module.groups})
 

@@ -73,6 +73,12 @@ def output_shape(node: Node, shape: Shape) -> Shape:
         if start > end:
             raise ValueError(f"start_dim must not lie behind end_dim, got {start} and {end}")
         return (*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])
+    if node.type == "NIRGraph":
+        for inner in fields["nodes"].values():
+            output_shape(inner, shape)
+        return shape
+    if node.type in ("Input", "Output"):
+        return shape
     own = np.shape(fields["scale" if node.type == "Scale" else "r"])
     if math.prod(own) != 1 and own != shape:
         raise ValueError(f"has the shape {own}, but gets the shape {shape}")

@@ -48,16 +48,21 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
     graph.add(content, "")
+    graph.take_feedback()
     noted = content.get("metadata", {}).get("dt")
     return _network(graph, dt if dt is not None or noted is None else float(noted), max_bytes)
 
 
 @dataclass
 class _Graph:
-    """All nodes of a graph and of the graphs within it, by their path, and what each takes its input from."""
+    """All nodes of a graph and of the graphs within it, by their path, and what each takes its input from.
+
+    The one linear node from a neuron back to itself is taken out of the graph, into `feedback`.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
+    feedback: dict[str, Node] = field(default_factory=dict)
 
     def add(self, content: dict[str, Any], path: str) -> None:
         where = f"graph {path}" if path else "the graph"
@@ -77,7 +82,7 @@ class _Graph:
 
     def _add_node(self, entry: Any, path: str) -> None:
         if not isinstance(entry, dict) or not isinstance(_text(entry.get("type")), str):
-            raise ValueError(f"node {path!r} has no type")
+            raise ValueError(f"node {path!r} has no type")  # noqa: TRY004 - what is wrong is the file
         kind = _text(entry["type"])
         if kind == "NIRGraph":
             self.add(entry, path)
@@ -95,6 +100,20 @@ class _Graph:
         if len(ports) != 1:
             raise ValueError(f"graph {_below(path, name)!r} must have one {kind} node, has {len(ports)}")
         return self._port(nodes[name]["nodes"], _below(path, name), ports[0], kind)
+
+    def take_feedback(self) -> None:
+        """Takes out each linear node that stands between a neuron and itself and nowhere else."""
+        targets: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, sources in self.sources.items():
+            for source in sources:
+                targets[source].append(name)
+        for name in [name for name, node in self.nodes.items() if node.type in LINEAR]:
+            neuron = self.sources[name][0] if self.sources[name] else name
+            alone = self.sources[name] == targets[name] == [neuron] and neuron != name
+            if alone and self.nodes[neuron].type in NEURONS and neuron not in self.feedback:
+                self.feedback[neuron] = self.nodes.pop(name)
+                del self.sources[name]
+                self.sources[neuron].remove(name)
 
     def ordered(self) -> list[str]:
         """The nodes, each after all that it takes its input from."""
@@ -141,9 +160,9 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {given}")
         try:
             shape = given[sources[0]]
-            shapes[name] = shape if node.type in PORTS else output_shape(node, shape)
+            shapes[name] = output_shape(node, shape)
             _check_size(shapes[name], max_bytes)
-            layer = None if node.type in PORTS else to_layer(node, dt)
+            layer = None if node.type in PORTS else to_layer(node, dt, graph.feedback.get(name))
         except (ValueError, TypeError, KeyError) as error:
             missing = f"has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"node {name!r} ({node.type}): {missing}") from error
@@ -151,7 +170,8 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
         for source in sources[1:]:
             value = lines.call_function(add, (value, values[source]))
         if layer is not None:
-            layers[key := _layer_name(name, layers)] = layer
+            path = name.rpartition(".")[0] or name if name in graph.feedback else name
+            layers[key := _layer_name(path, layers)] = layer
             value = lines.call_module(key, (value,))
         values[name] = value
     _warn_of_dead_ends(graph, end)
