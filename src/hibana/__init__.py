@@ -23,6 +23,7 @@ from hibana.cells import (
     QIFCell,
     RefractoryLIFCell,
 )
+from hibana.convert import from_ann
 from hibana.layers import (
     ALIF,
     EIF,
@@ -72,6 +73,7 @@ __all__ = [
     "RefractoryLIFCell",
     "encode",
     "loss",
+    "from_ann",
     "record",
     "run",
     "surrogate",
