@@ -17,6 +17,7 @@ from hibana.layers import IF, LI, EachStep, OverTime
 
 __all__ = ["from_ann"]
 
+Affine = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Averaging = (
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.Flatten
 )
@@ -91,10 +92,18 @@ def from_ann(
         return network, report(traced, network, thresholds, batches, T)
 
 
+class _Tracer(fx.Tracer):
+    """Takes layers that subclass torch.nn's for layers of torch.nn."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Affine) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _trace(model: nn.Module) -> fx.GraphModule:
     """`model` in evaluation as calls of modules, one module a call, and additions; without batch norm."""
     try:
-        traced = fold_batchnorm(fx.symbolic_trace(copy.deepcopy(model).eval()))
+        evaluated = copy.deepcopy(model).eval()
+        traced = fold_batchnorm(fx.GraphModule(evaluated, _Tracer().trace(evaluated)))
     except (fx.proxy.TraceError, TypeError) as error:
         raise ValueError(f"{type(model).__name__}.forward cannot be traced: {error}") from error
     for node in list(traced.graph.nodes):

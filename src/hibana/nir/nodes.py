@@ -79,6 +79,8 @@ def output_shape(node: Node, shape: Shape) -> Shape:
         return shape
     if node.type in ("Input", "Output"):
         return shape
+    if node.type not in (*NEURONS, "Scale"):
+        raise ValueError("hibana has no such node")
     own = np.shape(fields["scale" if node.type == "Scale" else "r"])
     if math.prod(own) != 1 and own != shape:
         raise ValueError(f"has the shape {own}, but gets the shape {shape}")

@@ -16,9 +16,11 @@ from torch import fx, nn
 from hibana.fold import fold_batchnorm
 from hibana.layers import EachStep, OverTime, Recurrent
 from hibana.nir.modules import lost_in_training, to_node
-from hibana.nir.nodes import Node, Shape, output_shape
+from hibana.nir.nodes import Node, Scale, Shape, output_shape
 
 __all__ = ["write"]
+
+LEAVES = OverTime | Recurrent | Scale | nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def write(
@@ -72,7 +74,7 @@ class _Tracer(fx.Tracer):
     leading = 2
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, OverTime | Recurrent) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(m, EachStep):

@@ -1,0 +1,536 @@
+"""Exchange through NIR: what is written comes back spike for spike, and what is wrong is named."""
+
+import re
+import warnings
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+
+nir = pytest.importorskip("nir", reason="the extra nir is not installed")
+from hibana.nir import Scale, read, write  # noqa: E402 - needs the extra
+
+HAS_RESET = "v_reset" in nir.IF.__dataclass_fields__
+needs_reset = pytest.mark.skipif(not HAS_RESET, reason="this version of nir has no v_reset")
+
+
+def spikes_of(net, inputs):
+    with torch.no_grad():
+        return net(inputs)
+
+
+def chain(*nodes, edges=None, **named):
+    """A graph of nodes one after the other, unchecked by nir itself."""
+    named = {**{f"n{i}": node for i, node in enumerate(nodes)}, **named}
+    names = list(named)
+    edges = list(pairwise(names)) if edges is None else edges
+    checked = {} if not HAS_RESET else {"type_check": False}
+    return nir.NIRGraph(nodes=named, edges=edges, **checked)
+
+
+def ports(*nodes, shape=(3,), out=(3,), **kwargs):
+    return chain(nir.Input(np.array(shape)), *nodes, nir.Output(np.array(out)), **kwargs)
+
+
+def lif(n, tau=2e-3, r=1.0, threshold=1.0, leak=0.0, **kwargs):
+    full = {"tau": tau, "r": r, "v_leak": leak, "v_threshold": threshold}
+    return nir.LIF(**{k: np.full(n, v) for k, v in full.items()}, **kwargs)
+
+
+# ---- round trips: random networks ------------------------------------------------------------------
+
+taus = st.floats(1.0, 50.0)
+thresholds = st.floats(0.05, 2.0)
+
+
+@st.composite
+def values(draw, numbers, n):
+    """One number, or one for each neuron."""
+    if draw(st.booleans()):
+        return draw(numbers)
+    return torch.tensor(draw(st.lists(numbers, min_size=n, max_size=n)))
+
+
+@st.composite
+def neurons(draw, n):
+    reset = draw(st.floats(-0.5, 0.5)) if HAS_RESET else 0.0
+    threshold = draw(values(thresholds, n))
+    kind = draw(st.sampled_from(["IF", "LIF", "CubaLIF", "LI", "I"]))
+    cell = {
+        "IF": lambda: hb.IFCell(threshold, reset=reset),
+        "LIF": lambda: hb.LIFCell(draw(values(taus, n)), threshold, reset=reset),
+        "CubaLIF": lambda: hb.CubaLIFCell(
+            draw(values(taus, n)), draw(values(taus, n)), threshold, reset=reset
+        ),
+        "LI": lambda: hb.LICell(draw(values(taus, n))),
+        "I": lambda: hb.LICell(),
+    }[kind]()
+    if draw(st.booleans()):
+        return hb.OverTime(cell)
+    return hb.Recurrent(cell, n, nn.Linear(n, n, bias=draw(st.booleans())))
+
+
+@st.composite
+def linear_networks(draw):
+    sizes = draw(st.lists(st.integers(1, 9), min_size=2, max_size=4))
+    layers = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs, bias=draw(st.booleans())), draw(neurons(outputs))]
+    return nn.Sequential(*layers), sizes[0], draw(st.sampled_from([1e-4, 1e-3, 0.7]))
+
+
+@given(linear_networks())
+def test_linear_networks_spike_alike_after_the_round_trip(tmp_path_factory, drawn):
+    net, inputs, dt = drawn
+    path = tmp_path_factory.mktemp("nir") / "net.nir"
+    graph = write(net, path, dt=dt)
+    x = torch.randn(20, 3, inputs) * 2
+    wanted = spikes_of(net, x)
+    for source in (graph, path):
+        assert torch.equal(spikes_of(read(source), x), wanted)
+
+
+@st.composite
+def convolutional_networks(draw):
+    channels, side = draw(st.sampled_from([2, 4])), draw(st.integers(6, 9))
+    shape = (channels, side) if draw(st.booleans()) else (channels, side, side)
+    kind, norm = (nn.Conv1d, nn.BatchNorm1d) if len(shape) == 2 else (nn.Conv2d, nn.BatchNorm2d)
+    same = draw(st.booleans())
+    conv = kind(
+        channels, 4, 3 if same else draw(st.integers(1, 3)), padding="same" if same else draw(st.integers(0, 2)),
+        stride=1 if same else draw(st.integers(1, 2)), dilation=draw(st.integers(1, 2)),
+        groups=draw(st.sampled_from([1, 2])), bias=draw(st.booleans()),
+    )  # fmt: skip
+    layers = [conv, norm(4)] if draw(st.booleans()) else [conv]
+    if len(shape) == 3:
+        layers += draw(
+            st.sampled_from(
+                [[], [nn.AvgPool2d(2, 1)], [nn.AvgPool2d((2, 1), (1, 2), (1, 0), divisor_override=1)]]
+            )
+        )
+    each = hb.EachStep(nn.Sequential(*layers))
+    for module in layers:
+        if isinstance(module, norm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    features = each.eval()(torch.zeros(1, 1, *shape))[0, 0].numel()
+    return nn.Sequential(each, hb.LIF(3.0, 0.1), nn.Flatten(2), nn.Linear(features, 3), hb.LI()), shape
+
+
+@given(convolutional_networks())
+def test_convolutions_pool_and_flatten_come_back(tmp_path_factory, drawn):
+    net, shape = drawn
+    path = tmp_path_factory.mktemp("nir") / "net.nir"
+    write(net, path, input_shape=shape)
+    x = torch.randn(6, 2, *shape)
+    back = read(path)
+    folded = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in back.modules())
+    if folded:  # the folded weights round differently; from the first reading on nothing changes
+        first = spikes_of(_up_to_neuron(back), x)
+        torch.testing.assert_close(first, spikes_of(net[0], x), rtol=1e-4, atol=1e-5)
+        net = back
+        write(net, path)
+        back = read(path)
+    assert torch.equal(spikes_of(back, x), spikes_of(net, x))
+
+
+def _up_to_neuron(net):
+    """The layers of a chain before its first neuron."""
+    layers = []
+    for line in net.graph.nodes:
+        if line.op == "call_module":
+            layer = net.get_submodule(line.target)
+            if isinstance(layer, hb.OverTime):
+                break
+            layers.append(layer)
+    return nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.neuron = nn.Linear(4, 4), nn.Linear(4, 4), hb.IF(0.3)
+        self.out = nn.ModuleDict({"put": nn.Linear(4, 2)})
+
+    def forward(self, x):
+        x = self.neuron(self.first(x))
+        x = x + self.neuron(self.second(x))
+        return self.out["put"](x)
+
+
+def test_additions_and_layers_called_twice():
+    net, x = Residual(), torch.randn(12, 3, 4)
+    graph = write(net)
+    assert torch.equal(spikes_of(read(graph), x), spikes_of(net, x))
+    assert sum(isinstance(node, nir.IF) for node in graph.nodes.values()) == 2
+
+
+def test_what_was_read_is_written_again_without_saying_shape_or_dt(tmp_path):
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 2, 3)), hb.LIF(4.0, 0.1))
+    x = torch.rand(5, 2, 1, 6, 6)
+    back = read(write(net, dt=0.25, input_shape=(1, 6, 6)))
+    assert back.meta == {"input_shape": (1, 6, 6), "dt": 0.25}
+    again = write(back, tmp_path / "again.nir")
+    np.testing.assert_allclose(again.nodes["1"].tau, 1.0)
+    assert torch.equal(spikes_of(read(tmp_path / "again.nir"), x), spikes_of(net, x))
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_state_goes_on_through_run():
+    net = read(write(nn.Sequential(nn.Linear(3, 4), hb.Recurrent(hb.LIFCell(3.0, 0.2), 4))))
+    x = torch.rand(8, 2, 3)
+    first, state = hb.run(net, x[:3])
+    rest, _ = hb.run(net, x[3:], state)
+    assert torch.equal(torch.cat([first, rest]), net(x))
+
+
+# ---- what the nodes mean ---------------------------------------------------------------------------
+
+
+def euler(x, tau, r, leak, threshold, reset, dt):
+    """NIR's LIF in forward Euler steps, starting at its leak potential."""
+    v = torch.full_like(x[0], leak)
+    out = []
+    for current in x:
+        v = v + dt / tau * (leak - v + r * current)
+        spikes = (v > threshold).to(x)
+        v = torch.where(spikes > 0, torch.full_like(v, reset), v)
+        out.append(spikes)
+    return torch.stack(out)
+
+
+@needs_reset
+@pytest.mark.parametrize("r", [1.0, 2.0, 0.37])
+@pytest.mark.parametrize("leak", [0.0, 0.2, -0.3])
+def test_lif_follows_its_differential_equation(r, leak):
+    node = lif(3, tau=4e-3, r=r, threshold=0.5, leak=leak, v_reset=np.full(3, -0.1))
+    x = torch.rand(200, 2, 3, dtype=torch.float64) * 3 / r
+    net = read(ports(node), dt=1e-3).double()
+    assert torch.equal(net(x), euler(x, 4e-3, r, leak, 0.5, -0.1, 1e-3))
+    assert 0.02 < net(x).mean() < 0.9
+
+
+def test_cubalif_gain_goes_through_both_stages():
+    fields = {"tau_syn": 4e-3, "tau_mem": 2e-3, "r": 3.0, "w_in": 5.0, "v_leak": 0.0, "v_threshold": 0.5}
+    net = read(ports(nir.CubaLIF(**{k: np.full(3, v) for k, v in fields.items()})), dt=1e-3).double()
+    x = torch.rand(100, 2, 3, dtype=torch.float64) * 0.03
+    i = v = torch.zeros(2, 3, dtype=torch.float64)
+    wanted = []
+    for current in x:
+        i = i + 0.25 * (-i + 5.0 * current)
+        v = v + 0.5 * (-v + 3.0 * i)
+        wanted.append((v > 0.5).double())
+        v = v * (1 - wanted[-1])
+    assert torch.equal(net(x), torch.stack(wanted))
+    assert 0.02 < net(x).mean() < 0.9
+
+
+def test_another_dt_is_another_time_constant():
+    graph = write(nn.Sequential(nn.Linear(2, 2), hb.LIF(5.0)), dt=1e-3)
+    assert _neuron(read(graph)).tau == 5.0
+    assert _neuron(read(graph, dt=5e-4)).tau == pytest.approx(10.0)
+
+
+def _neuron(net):
+    return next(m.cell for m in net.modules() if isinstance(m, hb.OverTime | hb.Recurrent))
+
+
+def test_absent_reset_is_zero_and_one_value_serves_all_neurons():
+    content = nir.IF(r=np.ones(1), v_threshold=np.full(1, 0.4))
+    net = read(ports(content))
+    x = torch.full((3, 1, 3), 0.3)
+    assert spikes_of(net, x)[:, 0, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_scalars_are_written_for_each_neuron():
+    graph = write(nn.Sequential(nn.Linear(2, 3), hb.LIF(4.0, 0.5)), dt=1e-3)
+    node = graph.nodes["1"]
+    assert node.tau.shape == node.r.shape == node.v_threshold.shape == (3,)
+    np.testing.assert_allclose(node.r, 4.0)  # r = tau / dt: the input has the weight one
+
+
+def test_plif_is_a_lif_with_unit_resistance():
+    net = nn.Sequential(nn.Linear(2, 3), hb.PLIF(2.0, 0.2))  # k = 1/2 exactly
+    x = torch.rand(20, 2, 2) * 4
+    back = read(write(net))
+    assert torch.equal(spikes_of(back, x), spikes_of(net, x))
+
+
+def test_sum_pooling_and_scale():
+    pool = nir.SumPool2d(kernel_size=np.array([2, 2]), stride=np.array([2, 2]), padding=np.array([0, 0]))
+    net = read(ports(pool, nir.Scale(np.full((1, 2, 2), 0.5)), shape=(1, 4, 4), out=(1, 2, 2)))
+    x = torch.rand(2, 1, 1, 4, 4)
+    torch.testing.assert_close(net(x), x.unfold(3, 2, 2).unfold(4, 2, 2).sum((-1, -2)) * 0.5)
+    assert any(isinstance(m, Scale) for m in net.modules())
+    assert isinstance(write(net).nodes["n1"], nir.SumPool2d)
+
+
+def test_a_gain_before_a_recurrent_neuron_is_also_on_the_way_back():
+    weight = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    nodes = {"input": nir.Input(np.array([3])), "rec.lif": lif(3, tau=4e-3, r=2.0, threshold=0.3),
+             "rec.w": nir.Linear(weight), "output": nir.Output(np.array([3]))}  # fmt: skip
+    edges = [("input", "rec.lif"), ("rec.lif", "rec.w"), ("rec.w", "rec.lif"), ("rec.lif", "output")]
+    net = read(chain(edges=edges, **nodes), dt=1e-3)
+    x = torch.rand(40, 2, 3)
+    v = s = torch.zeros(2, 3)
+    wanted = []
+    for current in x:
+        v = 0.75 * v * (1 - s) + 0.5 * (current + s @ torch.tensor(weight).T)
+        s = (v > 0.3).float()
+        wanted.append(s)
+    assert torch.equal(net(x), torch.stack(wanted))
+
+
+def test_a_graph_in_a_graph_in_a_graph():
+    inner = ports(lif(3, threshold=0.1))
+    middle = ports(nir.Linear(np.eye(3, dtype=np.float32)), inner)
+    net = read(ports(middle, nir.Linear(np.ones((2, 3), np.float32)), out=(2,)), dt=1e-3)
+    assert {name for name, m in net.named_modules() if isinstance(m, hb.OverTime)} == {"n1.n2.n1.1"}
+    flat = read(
+        ports(
+            nir.Linear(np.eye(3, dtype=np.float32)),
+            lif(3, threshold=0.1),
+            nir.Linear(np.ones((2, 3))),
+            out=(2,),
+        ),
+        dt=1e-3,
+    )
+    x = torch.rand(10, 2, 3)
+    assert torch.equal(net(x), flat(x))
+
+
+# ---- what cannot be said ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (hb.IF(reset="subtract"), 'reset="subtract"'),
+        (hb.IF(initial=0.5), "start at rest"),
+        (hb.RefractoryLIF(), "RefractoryLIFCell"),
+        (hb.Izhikevich(), "IzhikevichCell"),
+        (hb.Recurrent(hb.IFCell(), 4, nn.Sequential(nn.Linear(4, 4), nn.ReLU())), "way back"),
+        (nn.ReLU(), "no node for ReLU"),
+        (hb.CubaLIF(float("inf")), "finite time constants"),
+        (hb.IF(torch.ones(3)), "does not broadcast"),
+    ],
+)
+def test_what_nir_cannot_say_names_the_layer(layer, says):
+    with pytest.raises(ValueError, match=rf"layer '1'.*{re.escape(says)}"):
+        write(nn.Sequential(nn.Linear(2, 4), layer))
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (nn.MaxPool2d(2), "max-pooling"),
+        (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad"),
+        (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "padding_mode"),
+        (nn.Conv2d(2, 1, 3), "channels"),
+        (nn.Flatten(0), "time or batch"),
+    ],
+)
+def test_what_nir_cannot_say_of_images_names_the_layer(layer, says):
+    with pytest.raises(ValueError, match=rf"layer '0.module'.*{says}"):
+        write(nn.Sequential(hb.EachStep(layer)), input_shape=(1, 6, 6))
+
+
+def test_what_only_training_needs_is_a_warning_that_names_the_layers():
+    net = nn.Sequential(
+        nn.Linear(2, 3), hb.IF(surrogate=hb.surrogate.ATan()), nn.Dropout(0.1), nn.Linear(3, 3),
+        hb.LIF(detach_reset=True), nn.Linear(3, 2), hb.IF(),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"1 \(ATan.*\); 2 \(Dropout.*\); 4 \(detach_reset\)$"):
+        write(net)
+
+
+@pytest.mark.parametrize("dt", [0.0, -1.0, float("nan")])
+def test_dt_must_be_seconds(dt):
+    with pytest.raises(ValueError, match="dt must be positive"):
+        write(nn.Linear(2, 2), dt=dt)
+    with pytest.raises(ValueError, match="dt must be positive"):
+        read(ports(nir.Linear(np.eye(3))), dt=dt)
+
+
+def test_the_shape_of_the_input_must_be_known():
+    with pytest.raises(ValueError, match="input_shape"):
+        write(nn.Sequential(hb.EachStep(nn.Conv2d(1, 1, 3)), hb.IF()))
+
+
+@pytest.mark.skipif(HAS_RESET, reason="this version of nir has v_reset")
+def test_an_old_nir_has_no_reset_potential():
+    with pytest.raises(ValueError, match=r"layer '1'.*reset potential"):
+        write(nn.Sequential(nn.Linear(2, 3), hb.IF(reset=-0.1)))
+
+
+# ---- files and graphs that are wrong ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("graph", "says"),
+    [
+        (lambda: ports(nir.Linear(np.eye(4))), r"node 'n1' \(Linear\): takes 4 inputs.*\(3,\)"),
+        (lambda: ports(nir.Affine(np.eye(3), np.ones(2))), r"node 'n1' \(Affine\): bias"),
+        (lambda: ports(lif(4)), r"node 'n1' \(LIF\): has the shape \(4,\)"),
+        (lambda: ports(lif(3, threshold=0.0)), r"node 'n1' \(LIF\): threshold"),
+        (lambda: ports(lif(3, tau=1e-4)), r"node 'n1' \(LIF\): tau is in time steps"),
+        (lambda: ports(lif(3, threshold=np.nan)), r"node 'n1' \(LIF\): v_threshold"),
+        (lambda: ports(nir.LI(*(np.ones(3) for _ in range(3)))), r"node 'n1' \(LI\): v_leak"),
+        (lambda: ports(nir.Delay(np.ones(3))), r"node 'n1' \(Delay\): hibana has no such node"),
+        (lambda: ports(nir.Linear(np.eye(3)), shape=(0,)), r"node 'n0' \(Input\)"),
+        (lambda: chain(nir.Linear(np.eye(3)), nir.Output(np.array([3]))), "one Input node, has 0"),
+        (lambda: ports(nir.Linear(np.eye(3)), edges=[("n0", "n1"), ("n0", "n1"), ("n1", "n2")]), "twice"),
+    ],
+)
+def test_a_graph_that_does_not_fit_names_the_node(graph, says):
+    with pytest.raises(ValueError, match=says):
+        read(graph(), dt=1e-3)
+
+
+def test_cycles_name_their_nodes():
+    eye = nir.Linear(np.eye(3))
+    stateless = chain(
+        a=nir.Input(np.array([3])), b=eye, c=nir.Linear(np.eye(3)), d=nir.Output(np.array([3])),
+        edges=[("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"cycle (b -> c -> b|c -> b -> c) holds no neuron"):
+        read(stateless)
+    wide = chain(
+        a=nir.Input(np.array([3])), b=lif(3), c=eye, d=lif(3), e=nir.Output(np.array([3])),
+        edges=[("a", "b"), ("b", "c"), ("c", "d"), ("d", "b"), ("d", "e")],
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"cycle .*b.* is more than one neuron layer"):
+        read(wide, dt=1e-3)
+
+
+def test_an_unknown_edge_and_a_dead_end():
+    nodes = {"a": nir.Input(np.array([3])), "b": nir.Output(np.array([3])), "c": lif(3)}
+    graph = chain(edges=[("a", "b")], **nodes)
+    graph.edges.append(("a", "nowhere"))
+    with pytest.raises(ValueError, match="nowhere"):
+        read(graph)
+    graph.edges[-1] = ("a", "c")
+    with pytest.warns(UserWarning, match="left out: c"):
+        read(graph, dt=1e-3)
+
+
+def test_time_constants_without_dt():
+    with pytest.raises(ValueError, match=r"node 'n1' \(LIF\).*give dt"):
+        read(ports(lif(3)))
+
+
+def put(path, nodes, edges=()):
+    """A file made by hand: nodes as dictionaries of fields."""
+    with h5py.File(path, "w") as file:
+        top = file.create_group("node")
+        top["type"] = "NIRGraph"
+        top["edges"] = np.array(list(edges), dtype=h5py.string_dtype()).reshape(-1, 2)
+        for name, fields in nodes.items():
+            group = top.create_group(f"nodes/{name}")
+            for key, value in fields.items():
+                group[key] = value
+    return path
+
+
+IN, OUT = {"type": "Input", "shape": [3]}, {"type": "Output", "shape": [3]}
+LINE = [("input", "x"), ("x", "output")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"type": "Izhikevich", "a": 0.1, "r": np.ones(3)},
+            r"node 'x' \(Izhikevich\): hibana has no such node",
+        ),
+        ({"type": "Linear"}, r"node 'x' \(Linear\): has no field 'weight'"),
+        ({"type": "Linear", "weight": "none"}, r"node 'x' \(Linear\)"),
+        ({"weight": np.eye(3)}, "node 'x' has no type"),
+    ],
+)
+def test_a_file_with_strange_nodes(tmp_path, fields, says):
+    path = put(tmp_path / "x.nir", {"input": IN, "x": fields, "output": OUT}, LINE)
+    with pytest.raises(ValueError, match=says):
+        read(path)
+
+
+def test_a_file_that_claims_to_be_huge_is_not_loaded(tmp_path):
+    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+    with h5py.File(path, "r+") as file:
+        file["node/nodes/x"].create_dataset(
+            "weight", (10**6, 10**6), "f4", chunks=(64, 64), compression="gzip"
+        )
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match="nodes/x/weight would bring the file to more than"):
+        read(path)
+
+
+def test_a_layer_whose_output_would_be_huge(tmp_path):
+    conv = {"type": "Conv2d", "weight": np.ones((1, 1, 1, 1)), "bias": np.ones(1), "stride": [1, 1],
+            "padding": [10**6, 10**6], "dilation": [1, 1], "groups": 1}  # fmt: skip
+    image = {"type": "Input", "shape": [1, 8, 8]}
+    path = put(tmp_path / "x.nir", {"input": image, "x": conv, "output": OUT}, LINE)
+    with pytest.raises(ValueError, match=r"node 'x' \(Conv2d\).*max_bytes"):
+        read(path)
+
+
+def test_links_and_bottomless_groups_are_not_followed(tmp_path):
+    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+    with h5py.File(path, "r+") as file:
+        file["node/nodes/x/weight"] = h5py.ExternalLink("/etc/hostname", "/weight")
+    with pytest.raises(ValueError, match="nodes/x/weight is a link"):
+        read(path)
+    with h5py.File(path, "r+") as file:
+        del file["node/nodes/x/weight"]
+        file["node/nodes/x/again"] = file["node/nodes"]  # a hard link to what holds it
+    with pytest.raises(ValueError, match="nested deeper"):
+        read(path)
+
+
+def test_values_kept_outside_the_file_are_not_read(tmp_path):
+    (tmp_path / "raw").write_bytes(bytes(36))
+    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+    with h5py.File(path, "r+") as file:
+        file["node/nodes/x"].create_dataset("weight", (3, 3), "f4", external=[(str(tmp_path / "raw"), 0, 36)])
+    with pytest.raises(ValueError, match="nodes/x/weight keeps its values outside"):
+        read(path)
+
+
+def test_a_damaged_file_is_an_error_and_never_a_crash(tmp_path):
+    net = nn.Sequential(nn.Linear(5, 8), hb.Recurrent(hb.LIFCell(3.0, 0.3), 8), nn.Linear(8, 3), hb.LI())
+    write(net, tmp_path / "good.nir")
+    good = (tmp_path / "good.nir").read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for trial in range(80):
+        bad = bytearray(good[: random.integers(len(good))] if trial % 2 else good)
+        for _ in range(0 if trial % 2 else 12):
+            bad[random.integers(len(bad))] = random.integers(256)
+        (tmp_path / "bad.nir").write_bytes(bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an edge gone astray leaves a dead end
+            try:
+                read(tmp_path / "bad.nir", max_bytes=2**24)
+            except ValueError:  # and nothing else
+                refused += 1
+    assert refused > 40
+
+
+def test_no_file_and_not_a_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.nir"):
+        read(tmp_path / "none.nir")
+    (tmp_path / "text.nir").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.nir is damaged or not a NIR file"):
+        read(tmp_path / "text.nir")
+    with pytest.raises(TypeError, match="source"):
+        read(3)
