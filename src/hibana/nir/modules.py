@@ -272,7 +272,12 @@ def _convolution_node(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> Node:
     def size(value: Any) -> Any:
         return value if isinstance(value, str) else int(value[0]) if one else tuple(value)
 
-    fields = {name: size(getattr(module, name)) for name in ("stride", "padding", "dilation")}
+    total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+    padding: Any = (0,) * len(total) if module.padding == "valid" else module.padding
+    if padding == "same" and not any(n % 2 for n in total):  # in numbers, which every version of nir takes
+        padding = tuple(n // 2 for n in total)
+    sizes = {"stride": module.stride, "padding": padding, "dilation": module.dilation}
+    fields = {name: size(value) for name, value in sizes.items()}
     arrays = {"weight": _array(module.weight), "bias": _array(bias)}
     known = shape[-1] if one else tuple(shape[-2:])
     kind = "Conv1d" if one else "Conv2d"

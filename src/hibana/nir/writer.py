@@ -220,7 +220,7 @@ def _nir_node(node: Node, name: str) -> Any:
     given = dict(node.fields)
     if "v_reset" in given and "v_reset" not in known and given.pop("v_reset").any():
         raise ValueError(f"layer {name!r}: nir {nir.version} has no reset potential but 0; nir 1.0.5 has")
-    return kind(**given, metadata=node.metadata)
+    return kind(**given, **({"metadata": node.metadata} if node.metadata else {}))
 
 
 def _graph(nodes: dict[str, Any], edges: list[tuple[str, str]], metadata: dict[str, float]) -> Any:
