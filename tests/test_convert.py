@@ -1,0 +1,284 @@
+"""From a ReLU network to spikes, and from a network to a program without hibana."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.convert import accuracy_over_time, export
+from hibana.fold import fold_batchnorm
+
+
+def settled(model, x):
+    """`model` in evaluation, its batch normalisation having seen `x`, with weights of its own."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    for _ in range(20):
+        model(x)
+    return model.eval()
+
+
+def mlp():
+    return nn.Sequential(
+        nn.Linear(6, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 12),
+        nn.ReLU(inplace=True), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """Functions and modules, one ReLU used twice, a shortcut, both poolings, and a norm that stands alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+        self.conv1, self.bn1 = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(6)
+        self.relu, self.out = nn.ReLU(), nn.Linear(6 * 2 * 2, 3)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(self.norm(x))))
+        x = self.relu(self.bn2(self.conv2(x)) + x)
+        x = nn.functional.max_pool2d(x, 2, padding=1)
+        x = nn.functional.avg_pool2d(torch.relu(x), 2)
+        return self.out(torch.flatten(x, 1))
+
+
+class TwoBranches(nn.Module):
+    """Max-pooling before the ReLU, two activated branches added, a ReLU at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+        self.pool, self.mean = nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        x = self.pool(self.left(x)).relu() + self.pool(self.right(x)).relu()
+        return self.mean(x).flatten(1).relu()
+
+
+CASES = {
+    "mlp": (mlp, (6,)),
+    "residual": (Residual, (2, 6, 6)),
+    "branches": (TwoBranches, (2, 6, 6)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_error_falls_as_one_over_t(case):
+    make, shape = CASES[case]
+    x = torch.randn(64, *shape)
+    model = settled(make(), x)
+    before = copy.deepcopy(model.state_dict())
+    network, _ = hb.from_ann(model, x, T=1, percentile=100)
+    with torch.no_grad():
+        wanted = model(x)
+        outputs = network(x.expand(512, *x.shape))
+    means = {steps: outputs[steps - 1] / steps for steps in (32, 512)}
+    error = {steps: float((mean - wanted).abs().mean() / wanted.std()) for steps, mean in means.items()}
+    assert error[512] < 0.01
+    assert error[512] < error[32] / 8  # 16 times the steps
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_half_a_threshold_to_start_with_rounds_to_the_nearest():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+    nn.init.ones_(model[0].weight)
+    x = torch.linspace(0, 1, 33)[:, None]
+    network, _ = hb.from_ann(model, x, T=4, percentile=100)
+    with torch.no_grad():
+        rates = network(x.expand(4, 33, 1))[-1] / 4
+    assert (rates - x).abs().max() <= 1 / 8 + 1e-6
+
+
+def test_the_threshold_is_the_percentile_of_the_activations():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1))
+    nn.init.ones_(model[0].weight)
+    x = torch.randperm(1000)[:, None] / 1000  # 0, 0.001, … 0.999
+    for percentile, threshold in ((100, 0.999), (99, 0.989), (50, 0.499)):
+        network, report = hb.from_ann(model, list(x.split(130)), T=1, percentile=percentile)
+        assert report.layers[0].threshold == pytest.approx(threshold)
+        assert report.layers[0].saturated == pytest.approx(1 - percentile / 100)
+        cell = next(m.cell for m in network.modules() if isinstance(m, hb.IF))
+        assert (cell.reset, cell.initial) == ("subtract", pytest.approx(threshold / 2))
+
+
+def test_the_report_says_what_happened():
+    x = torch.randn(100, 6)
+    model = settled(mlp(), x)
+    labels = model(x).argmax(1)
+    network, report = hb.from_ann(model, (x, labels), T=100)
+    assert [layer.neurons for layer in report.layers] == [20, 12]
+    for layer in report.layers:
+        assert layer.rate == pytest.approx(layer.activation, abs=0.02)
+        assert layer.error < 0.03
+    assert list(report.accuracy) == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert report.ann_accuracy == 1.0
+    assert report.labelled
+    assert report.accuracy[100] > 0.95
+    over_time = accuracy_over_time(network, x, labels, 100)
+    assert {steps: float(over_time[steps - 1]) for steps in report.accuracy} == pytest.approx(report.accuracy)
+    text = str(report)
+    assert "accuracy against the labels" in text
+    assert all(layer.name in text for layer in report.layers)
+    assert "the classes of the ReLU network" in str(hb.from_ann(model, x, T=2)[1])
+
+
+class Sigmoidal(nn.Module):
+    def forward(self, x):
+        return torch.sigmoid(x)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.GELU()), "layer '1': GELU"),
+        (nn.Sequential(nn.Linear(3, 3), Sigmoidal()), "sigmoid"),
+        (Branching(), "cannot be traced"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), "layer 1: no linear layer"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), "running statistics"),
+    ],
+)
+def test_what_cannot_be_converted_is_named(model, says):
+    with pytest.raises(ValueError, match=says):
+        hb.from_ann(model, torch.rand(8, 3))
+
+
+def test_a_silent_layer_is_named():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    nn.init.constant_(model[0].bias, -100.0)
+    with pytest.raises(ValueError, match=r"layer '_1'.*positive"):
+        hb.from_ann(model, torch.rand(8, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"T": 0}, "T must"),
+        ({"T": 2.5}, "T must"),
+        ({"percentile": 0}, "perc"),
+        ({"percentile": 101}, "perc"),
+    ],
+)
+def test_wrong_arguments(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        hb.from_ann(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), **arguments)
+    with pytest.raises(ValueError, match="calibration_data"):
+        hb.from_ann(nn.ReLU(), [])
+
+
+# ---- folding, layers at each step, an initial potential --------------------------------------------
+
+
+def test_folded_normalisation_computes_the_same():
+    x = torch.randn(64, 2, 6, 6)
+    model = settled(Residual(), x)
+    folded = fold_batchnorm(torch.fx.symbolic_trace(model))
+    called = [folded.get_submodule(n.target) for n in folded.graph.nodes if n.op == "call_module"]
+    assert called
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in called)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_with_two_uses_is_not_folded_into():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return x + self.bn(x)
+
+    x = torch.randn(64, 2, 3, 3)
+    model = settled(Shared(), x)
+    torch.testing.assert_close(fold_batchnorm(torch.fx.symbolic_trace(model))(x), model(x))
+
+
+def test_each_step_is_the_module_at_each_step():
+    x, module = torch.randn(4, 3, 2, 5, 5), nn.Conv2d(2, 3, 3)
+    wanted = torch.stack([module(step) for step in x])
+    torch.testing.assert_close(hb.EachStep(module)(x), wanted)
+    constant = x[:1].expand(4, *x.shape[1:])
+    outputs = hb.EachStep(module).eval()(constant)
+    assert outputs.stride(0) == 0
+    torch.testing.assert_close(outputs, hb.EachStep(module).train()(constant))
+    with pytest.raises(ValueError, match="inputs must be"):
+        hb.EachStep(nn.Linear(2, 2))(torch.rand(3, 2))
+
+
+def test_if_starts_at_its_initial_potential():
+    x = torch.full([3, 2], 0.25)
+    spikes, _ = hb.unroll(hb.IFCell(initial=torch.tensor([0.8, 0.0])), x)
+    assert spikes.tolist() == [[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="initial must be finite"):
+            hb.IF(initial=wrong)
+    with pytest.raises(TypeError, match="initial"):
+        hb.IF(initial="half")
+
+
+# ---- programs --------------------------------------------------------------------------------------
+
+WITHOUT_HIBANA = """
+import sys
+sys.modules["hibana"] = None  # importing it raises
+import torch
+program = torch.export.load(sys.argv[1]).module()
+inputs, wanted = torch.load(sys.argv[2], weights_only=True)
+assert not any(name.partition(".")[0] == "hibana" and module for name, module in sys.modules.items())
+for x, y in zip(inputs, wanted, strict=True):
+    assert torch.equal(program(x), y), (program(x) - y).abs().max()
+print("equal")
+"""
+
+
+def spiking():
+    conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.AvgPool2d(2))
+    return nn.Sequential(
+        hb.EachStep(conv), hb.LIF(3.0, 0.1, surrogate=hb.surrogate.ATan()), nn.Flatten(2), nn.Linear(27, 8),
+        hb.Recurrent(hb.CubaLIFCell(threshold=0.2), 8), nn.Linear(8, 4), hb.PLIF(), hb.LI(5.0),
+    )  # fmt: skip
+
+
+def converted():
+    x = torch.rand(32, 1, 8, 8)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)
+    )
+    return hb.from_ann(settled(model, x), x, T=1)[0]
+
+
+@pytest.mark.parametrize("make", [spiking, converted])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_program_runs_where_hibana_is_not(tmp_path, make, dynamic):
+    net = make().eval()
+    inputs = [torch.rand(6, batch, 1, 8, 8) for batch in ((2, 5) if dynamic else (2,))]
+    program = export(net, inputs[0], dynamic_batch=dynamic)
+    with torch.no_grad():
+        wanted = [net(x) for x in inputs]
+    torch.export.save(program, tmp_path / "net.pt2")
+    torch.save((inputs, wanted), tmp_path / "data.pt")
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HIBANA, tmp_path / "net.pt2", tmp_path / "data.pt"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.stdout.strip() == "equal", run.stderr
+
+
+def test_exporting_leaves_the_network_as_it_is():
+    net = spiking().train()
+    layers = [type(m) for m in net.modules()]
+    export(net, torch.rand(2, 2, 1, 8, 8))
+    assert [type(m) for m in net.modules()] == layers
+    assert net.training
