@@ -20,6 +20,7 @@ from hibana import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hibana.data import DataSet
     from hibana.train import Classifier, Outcome
 
 __all__ = ["Refusal", "command", "main", "option"]
@@ -114,51 +115,87 @@ def demo(arguments: argparse.Namespace) -> None:
 
 @command(
     option("--data", help="data set (default: digits)"),
+    option("--root", metavar="FOLDER", help="where its files are, if it needs any"),
+    option("--download", action="store_const", const=True, help="fetch them there if they are not"),
     option(
-        "--layers", type=lambda text: _sizes(text), metavar="N,N,...", help="neurons of each hidden layer"
+        "--layers",
+        metavar="LAYERS",
+        help="512,512: linear; 128r: recurrent; 32c3-p2-64c3s2b: convolution, pooling, stride, batch "
+        "normalisation; module:function: yours",
     ),
+    option("--cell", help="hidden neurons: IF (default), LIF, PLIF, CubaLIF, ALIF, RefractoryLIF"),
+    option("--tau", type=float, help="their time constant in steps"),
+    option("--threshold", type=float, help="their threshold (default: 1)"),
     option("--surrogate", help="what to call the derivative of the step (default: Step, the article's)"),
+    option(
+        "--attached-reset",
+        dest="detach_reset",
+        action="store_const",
+        const=False,
+        help="let the gradient flow through the reset",
+    ),
+    option("--readout-tau", type=float, help="time constant of the readout in steps (default: inf)"),
     option("--steps", type=int, metavar="T", help="time steps for which an input is shown"),
+    option("--coding", help="constant (default), poisson, latency, population; of sequences: delta, none"),
+    option("--delta-threshold", type=float, help="of delta coding, in units of the signal"),
+    option("--loss", help="membrane-mean (default), membrane-max, rate, count, first-spike, tet"),
+    option("--augment", help="none, flip, shift, flip-shift (default: what the data set bears)"),
     option("--epochs", type=int, help="passes over the training set"),
-    option("--batch-size", type=int, help="samples in a batch"),
+    option("--patience", type=int, help="epochs without improvement after which to stop (default: never)"),
+    option("--batch-size", type=int, help="samples in a batch, over all processes together"),
     option("--learning-rate", type=float, help="peak of the one-cycle schedule"),
+    option("--weight-decay", type=float, help="of AdamW"),
+    option("--clip", type=float, help="the largest norm of a gradient"),
+    option("--start-rate", type=float, help="spikes per neuron and step that layers start at"),
     option("--rate-target", type=float, help="spikes per neuron and step above which a layer is penalised"),
     option("--rate-penalty", type=float, help="weight of that penalty"),
+    option("--least-rate", type=float, help="spikes per neuron and step below which a neuron is silent"),
+    option("--silence-penalty", type=float, help="weight of the penalty on that"),
     option("--seed", type=int, help="of everything random (default: 0)"),
+    option("--devices", type=int, help="processes to share the work (default: 1)"),
+    option("--accelerator", help="cpu (default), gpu, auto"),
+    option("--precision", help="32-true (default), 64-true, bf16-mixed, 16-mixed"),
+    option("--settings", type=Path, metavar="YAML", help="a run's settings.yaml to start from"),
     option("--out", type=Path, metavar="FOLDER", help="where the run goes (default: hibana-runs/DATA-SEED)"),
-    option("--resume", type=Path, metavar="CHECKPOINT", help="go on from here, with its settings"),
+    option("--resume", type=Path, metavar="CHECKPOINT", help="go on from a run's checkpoint or folder"),
 )
 def train(arguments: argparse.Namespace) -> None:
     """Trains a spiking network, and says how it did beside a linear classifier."""
-    from hibana import data
-    from hibana.train import Settings, fit, linear_accuracy, load
+    from hibana.train import Classifier, Settings, fit, linear_accuracy, read, resumed
 
     asked = vars(arguments)
     given: dict[str, Any] = {
         field.name: asked[field.name] for field in fields(Settings) if asked.get(field.name) is not None
     }
+    checkpoint = None
     with _refusing():
         if arguments.resume is None:
-            settings = Settings(**given)
-        elif given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            settings = read(arguments.settings, **given) if arguments.settings else Settings(**given)
+        elif given or arguments.settings:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["settings"])
             raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
         else:
-            settings = load(arguments.resume).settings
-    default = Path("hibana-runs") / f"{settings.data}-{settings.seed}"
-    out = arguments.out or (arguments.resume.parent if arguments.resume else default)
+            settings, checkpoint = resumed(arguments.resume)
+        samples = settings.samples()
+        samples.prepare_data()
+        samples.setup()
+        Classifier(settings, samples.shape, samples.classes)  # refuses layers that do not fit
+    out = arguments.out or Path("hibana-runs") / f"{settings.data}-{settings.seed}"
+    if arguments.resume and not arguments.out:
+        out = arguments.resume if arguments.resume.is_dir() else arguments.resume.parent
     folder = _writable(out)
 
     begun = time.perf_counter()
     try:
-        model, outcome = fit(settings, folder, resume=arguments.resume, progress=sys.stdout.isatty())
+        model, outcome = fit(settings, folder, resume=checkpoint, progress=sys.stdout.isatty())
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
         kept = folder / "checkpoint.ckpt"
         hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
         raise KeyboardInterrupt(hint) from stopped
-    samples = data.load(settings.data)
-    linear = linear_accuracy(samples)
-    picture = _drawn(model, outcome, samples.test, linear, folder / "training.png")
+    if model.global_rank > 0:
+        return
+    linear = linear_accuracy(model, samples)
+    picture = _drawn(model, outcome, samples, linear, folder / "training.png")
     _report(outcome, linear, picture, time.perf_counter() - begun)
 
 
@@ -176,20 +213,22 @@ def predict(arguments: argparse.Namespace) -> None:
     """Uses a trained network: on the test set of its data, or on samples of your own."""
     import torch
 
-    from hibana import data
     from hibana.train import load
 
     with _refusing():
         model = load(arguments.checkpoint)
-        samples = data.load(model.settings.data)
-        own = None if arguments.inputs is None else _samples(arguments.inputs, samples.shape)
+        samples = model.settings.samples()
+        steps = (model.settings.steps,) if samples.sequential else ()
+        own = None if arguments.inputs is None else _samples(arguments.inputs, (*steps, *samples.shape))
+        if own is None:
+            samples.setup()
     with torch.inference_mode():
         if own is not None:
             print("\n".join(str(answer) for answer in model(own).argmax(1).tolist()))
             return
-        samples.setup()
-        inputs, labels = samples.test
-        _confusions(model(inputs).argmax(1), labels, samples.classes)
+        batches = [(model(inputs).argmax(1), labels) for inputs, labels in samples.test_dataloader()]
+        answers, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        _confusions(answers, labels, samples.classes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,7 +250,7 @@ def _refusing() -> Iterator[None]:
     """What the library refuses inside, the command refuses, in the same words."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FileNotFoundError) as error:
         raise Refusal(str(error)) from error
 
 
@@ -236,13 +275,6 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"seed must be in [0, 2^32), got {seed}")
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(size) for size in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"must be whole numbers as in 256,256, got {text!r}") from error
-
-
 def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
     import numpy
     import torch
@@ -259,25 +291,23 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
     return torch.as_tensor(array.astype("float32"))
 
 
-def _drawn(
-    model: "Classifier", outcome: "Outcome", test: tuple["Tensor", "Tensor"], linear: float, path: Path
-) -> Path:
+def _drawn(model: "Classifier", outcome: "Outcome", samples: "DataSet", linear: float, path: Path) -> Path:
     """The picture of a training, with the first test sample on its way through the network."""
     import torch
 
     from hibana import plot
     from hibana.train import activity
 
-    inputs, labels = test
+    shown, label = samples.test[0]
     with torch.inference_mode():
-        outputs, spikes = activity(model.net, model.encode(inputs[:1]))
+        outputs, spikes = activity(model.net, model.encode(shown[None]))
     figure = plot.training(
         outcome.history,
         ("linear classifier", linear),
-        inputs[0],
-        {name: layer[:, 0] for name, layer in spikes.items()},
+        shown.T if shown.ndim == 2 and samples.sequential else shown.reshape(-1, *shown.shape[-2:]).mean(0),
+        {name: layer[:, 0].flatten(1) for name, layer in spikes.items()},
         outputs[:, 0],
-        int(labels[0]),
+        int(label),
     )
     return _saved(figure, path)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional
 
 __all__ = [
@@ -190,7 +190,9 @@ def rate_penalty(spikes: Tensor, target: float) -> Tensor:
     """How far a layer's firing rate lies above `target`: ``max(0, r/target - 1)^2``, a scalar.
 
     `r` is the mean over time, batch and neurons, in spikes per step. Measured in units of the target, so
-    that one weight suits every target. Zero, with no gradient, at and below the target.
+    that one weight suits every target. Zero, with no gradient, at and below the target. In distributed
+    training the mean is over the batches of all processes, each of which must make this call, and the
+    gradients, averaged, are those of one process with the joined batch.
 
     Args:
         spikes: ``[T, batch, ...]`` of one layer.
@@ -204,7 +206,7 @@ def rate_penalty(spikes: Tensor, target: float) -> Tensor:
     tensor(1.)
     """
     _check_rate("target", target)
-    return functional.relu(spikes.mean() / target - 1).square()
+    return functional.relu(_over_processes(spikes.mean()) / target - 1).square()
 
 
 def silence_penalty(spikes: Tensor, least: float) -> Tensor:
@@ -212,7 +214,8 @@ def silence_penalty(spikes: Tensor, least: float) -> Tensor:
 
     `r_n` is neuron n's mean over time and batch: a neuron that never fires in the batch counts 1, one that
     fires at `least` or more 0. A silent neuron can answer only where its surrogate is not zero below the
-    threshold; ``Step``, whose derivative is zero there, gives it no gradient.
+    threshold; ``Step``, whose derivative is zero there, gives it no gradient. In distributed training the
+    rates are over the batches of all processes, as in :func:`rate_penalty`.
 
     Args:
         spikes: ``[T, batch, ...]`` of one layer.
@@ -222,7 +225,7 @@ def silence_penalty(spikes: Tensor, least: float) -> Tensor:
     on rates.
     """
     _check_rate("least", least)
-    rates = spikes.flatten(0, 1).mean(dim=0)
+    rates = _over_processes(spikes.flatten(0, 1).mean(dim=0))
     return functional.relu(1 - rates / least).square().mean()
 
 
@@ -248,6 +251,15 @@ def named(name: str) -> Objective:
     if name not in _BY_NAME:
         raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
     return _BY_NAME[name]()
+
+
+def _over_processes(mean: Tensor) -> Tensor:
+    """The mean of all processes' `mean`, whose gradient flows to each process's own part of it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return mean
+    joint = mean.detach().clone()
+    distributed.all_reduce(joint)
+    return mean + (joint / distributed.get_world_size() - mean.detach())
 
 
 def _check(outputs: Tensor, target: Tensor) -> None:

@@ -1,0 +1,51 @@
+"""Data sets, as Lightning data modules whose splits are fixed and stated.
+
+A data module gives batches of ``(input, label)``, input first axis the batch; how an input becomes spikes
+over time is not decided here. A data set is a subclass of :class:`DataSet` with an entry in
+:data:`DATA_SETS`. Nothing is downloaded unless that is asked for, and nobody tunes on a test set.
+
+Importing this room needs Lightning (``pip install hibana[train]``); torchvision and tonic are imported by
+the data sets that need them (``pip install hibana[data]``).
+"""
+
+from typing import Any
+
+from hibana.data.base import DataSet, Samples
+from hibana.data.images import MNIST, Digits, FashionMNIST
+from hibana.data.recordings import NMNIST, SHD, DVSGesture
+from hibana.data.speech import SpokenDigits
+
+__all__ = [
+    "DATA_SETS",
+    "MNIST",
+    "NMNIST",
+    "SHD",
+    "DVSGesture",
+    "DataSet",
+    "Digits",
+    "FashionMNIST",
+    "Samples",
+    "SpokenDigits",
+    "load",
+]
+
+DATA_SETS: dict[str, type[DataSet]] = {
+    "digits": Digits,
+    "fashion-mnist": FashionMNIST,
+    "mnist": MNIST,
+    "spoken-digits": SpokenDigits,
+    "n-mnist": NMNIST,
+    "shd": SHD,
+    "dvs-gesture": DVSGesture,
+}
+
+
+def load(name: str, batch_size: int = 64, **options: Any) -> DataSet:
+    """The data set called `name`; `options` are those of its class.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists them all.
+    """
+    if name not in DATA_SETS:
+        raise ValueError(f"data must be one of {', '.join(DATA_SETS)}; got {name!r}")
+    return DATA_SETS[name](batch_size, **options)

@@ -1,0 +1,131 @@
+"""What a data set is: three fixed splits, in batches that do not depend on how many processes share them."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+
+__all__ = ["DataSet", "InMemory", "Samples"]
+
+Samples = Dataset[tuple[Tensor, ...]]
+"""A split: ``(input, label)`` by index."""
+
+
+class DataSet(lightning.LightningDataModule):
+    """A data set in three fixed splits, of which tuning sees two.
+
+    A subclass says what one input is (`shape` of one step, number of `classes`, and whether it is
+    `sequential`: ``[T, *shape]`` rather than ``shape``), what its training batches bear (`augmentation`, as
+    :func:`hibana.train.augment.augmented` knows it), and gives :meth:`splits`.
+
+    The order of the training samples follows from `seed` and the epoch alone, so a run that goes on from a
+    checkpoint sees what it would have seen; and the samples of one step are the same however many processes
+    share them.
+
+    Args:
+        batch_size: samples in a batch, over all processes together; at least 1.
+        seed: of the order of the training samples.
+        workers: processes that load, for data sets that are not in memory.
+    """
+
+    shape: ClassVar[tuple[int, ...]]
+    classes: ClassVar[int]
+    sequential: ClassVar[bool] = False
+    augmentation: ClassVar[str] = "none"
+
+    def __init__(self, batch_size: int = 64, *, seed: int = 0, workers: int = 0) -> None:
+        super().__init__()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+        self.training: Samples
+        self.validation: Samples
+        self.test: Samples
+
+    @abstractmethod
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        """Training, validation and test."""
+
+    def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "test"):
+            self.training, self.validation, self.test = self.splits()
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader(self.training, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader(self.validation, 512, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self._loader(self.test, 512, shuffle=False)
+
+    def _loader(self, samples: Samples, batch: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+        processes, rank = (
+            (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        )
+        if batch % processes and shuffle:
+            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch}")
+        sampler: Sampler[int]
+        if shuffle:
+            sampler = DistributedSampler(samples, processes, rank, seed=self.seed)
+        else:
+            sampler = _Share(len(samples), processes, rank)  # type: ignore[arg-type]  # all splits have a length
+        return DataLoader(
+            samples,
+            max(1, batch // processes),
+            sampler=sampler,
+            generator=torch.Generator().manual_seed(
+                self.seed
+            ),  # or each epoch would draw from the global one
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            collate_fn=_as_is if isinstance(samples, InMemory) else None,
+        )
+
+
+class _Share(Sampler[int]):
+    """Every sample once, over all processes together; torch's own repeats some to make the shares equal."""
+
+    def __init__(self, count: int, processes: int, rank: int) -> None:
+        self.indices = range(rank, count, processes)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class InMemory(Dataset[tuple[Tensor, ...]]):
+    """Inputs ``[N, ...]`` and labels ``[N]``, gathered a batch at a time.
+
+    Byte inputs are stored as they are and given as ``float32`` in [0, 1].
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        if len(inputs) != len(labels):
+            raise ValueError(f"labels must be one for each of {len(inputs)} inputs, got {len(labels)}")
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        inputs, labels = self.__getitems__([index])
+        return inputs[0], labels[0]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        inputs = self.inputs[torch.as_tensor(indices)]
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.float() / 255
+        return inputs, self.labels[torch.as_tensor(indices)]

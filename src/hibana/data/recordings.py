@@ -1,0 +1,196 @@
+"""Recordings of event cameras and event cochleas, through tonic, as spikes in time bins."""
+
+import tarfile
+import zipfile
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from hibana.data.base import DataSet, Samples
+
+__all__ = ["NMNIST", "SHD", "DVSGesture"]
+
+
+class _Recordings(DataSet):
+    """Recordings on disk, read one at a time as spikes ``[steps, *shape]``.
+
+    Time from the start of a recording to `duration` is cut into `steps` bins of equal width; a bin is 1
+    where at least one event fell into it. Later events are left out.
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        root: the folder that holds the folder of the data set, unpacked or in the archives it comes in.
+        steps: length in time, in bins, at least 1.
+        download: fetch the archives into `root` through tonic if they are not there.
+        workers: processes that read.
+
+    Raises:
+        FileNotFoundError: on :meth:`setup`, if there are no recordings and `download` is off.
+    """
+
+    sequential = True
+    duration: ClassVar[int]
+    """What is used of a recording, in microseconds."""
+    suffix: ClassVar[str]
+    """What the names of its files end in."""
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        *,
+        root: str | Path,
+        steps: int = 25,
+        download: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+        self.root = Path(root).expanduser()
+        self.steps = steps
+        self.download = download
+
+    def prepare_data(self) -> None:
+        """Downloads, if that was asked for and is needed, and unpacks; once on each machine."""
+        for train in (True, False):
+            self._open(train)
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        official, test = self._open(True), self._open(False)
+        held_out = self.held_out(official)
+        kept = sorted(set(range(len(official))) - set(held_out))
+        binned = _Binned(official, self)
+        return Subset(binned, kept), Subset(binned, held_out), _Binned(test, self)
+
+    @abstractmethod
+    def held_out(self, official: Any) -> list[int]:
+        """The indices into the official training set that validate."""
+
+    def _open(self, train: bool) -> Any:
+        """Tonic's own reader of the official training or test set."""
+        import tonic
+
+        kind = type(self).__name__
+        asked, suffix = self.download, self.suffix
+
+        def present(reader: Any) -> bool:
+            folder = Path(reader.location_on_system, reader.folder_name)
+            file = getattr(reader, "data_filename", None)
+            if file is not None:
+                return Path(folder, file).is_file()
+            return next(folder.rglob(f"*{suffix}"), None) is not None
+
+        def fetch(reader: Any) -> None:
+            archive = Path(reader.location_on_system, reader.filename)
+            if archive.is_file():
+                _unpack(archive)
+            elif asked:
+                base.download(reader)
+            else:
+                raise FileNotFoundError(
+                    f"root must hold {kind} unpacked or as {archive.name}; looked in {archive.parent}. "
+                    f"Give the folder that holds {archive.parent.name} as root, or ask for the download"
+                )
+
+        base = getattr(tonic.datasets, kind)
+        local = type(kind, (base,), {"_check_exists": present, "download": fetch})
+        reader = local(str(self.root), train=train)
+        by_name = sorted(range(len(reader.data)), key=reader.data.__getitem__)
+        for each in ("data", "targets", "users", "lighting"):
+            if getattr(reader, each, None):
+                setattr(reader, each, [getattr(reader, each)[index] for index in by_name])
+        return reader
+
+
+def _unpack(archive: Path) -> None:
+    import tonic
+
+    try:
+        tonic.download_utils.extract_archive(str(archive), str(archive.parent))
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{archive} is not a whole archive: {error}") from error
+
+
+@final
+class NMNIST(_Recordings):
+    """N-MNIST: MNIST's digits seen by an event camera in three saccades, 34x34 pixels, on and off.
+
+    The test set is the official one; validation is every tenth recording of the official training set, in
+    order of class and name.
+
+    Source: Orchard, Jayawant, Cohen & Thakor (2015), *Converting static image datasets to spiking
+    neuromorphic datasets using saccades*.
+    """
+
+    shape = (2, 34, 34)
+    classes = 10
+    duration = 300_000
+    suffix = ".bin"
+
+    def held_out(self, official: Any) -> list[int]:
+        return list(range(9, len(official), 10))
+
+
+@final
+class SHD(_Recordings):
+    """Spiking Heidelberg Digits: digits spoken in German and English, through a model of the cochlea.
+
+    700 channels, 20 classes, the first second of each recording. The test set is the official one;
+    validation is every tenth recording of the official training set, in the order of its file.
+
+    Source: Cramer, Stradmann, Schemmel & Zenke (2022), *The Heidelberg spiking data sets for the systematic
+    evaluation of spiking neural networks*.
+    """
+
+    shape = (700,)
+    classes = 20
+    duration = 1_000_000
+    suffix = ".h5"
+
+    def held_out(self, official: Any) -> list[int]:
+        return list(range(9, len(official), 10))
+
+
+@final
+class DVSGesture(_Recordings):
+    """IBM's gestures of hands and arms seen by an event camera, 128x128 pixels, on and off, 11 classes.
+
+    The first 1.5 seconds of each recording. The test set is the official one, other people's gestures;
+    validation is those of users 21 to 23 of the official training set.
+
+    Source: Amir et al. (2017), *A low power, fully event-based gesture recognition system*.
+    """
+
+    shape = (2, 128, 128)
+    classes = 11
+    duration = 1_500_000
+    suffix = ".npy"
+
+    def held_out(self, official: Any) -> list[int]:
+        return [index for index, user in enumerate(official.users) if user >= 21]
+
+
+class _Binned(Dataset[tuple[Tensor, ...]]):
+    """A reader's recordings as ``(spikes [steps, *shape], label)``, read when asked for."""
+
+    def __init__(self, reader: Any, data: _Recordings) -> None:
+        import tonic
+
+        width = data.duration // data.steps
+        self.reader, self.shape = reader, (data.steps, *data.shape)
+        self.frames = tonic.transforms.ToFrame(
+            reader.sensor_size, time_window=width, start_time=0, end_time=width * data.steps
+        )
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        events, label = self.reader[index]
+        counts = torch.from_numpy(self.frames(events))
+        return (counts > 0).float().reshape(self.shape), torch.tensor(int(label))

