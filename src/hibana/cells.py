@@ -98,6 +98,11 @@ class Cell(nn.Module):
             )
         return tuple(p.name.removesuffix("_previous") for p in states)
 
+    @classmethod
+    def state_count(cls) -> int:
+        """How many states the cell has."""
+        return cls.forward.__code__.co_argcount - 2
+
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         """The state at rest: by default zeros like one step of input, one tensor for each state."""
         return tuple(torch.zeros_like(input_) for _ in self.state_names())

@@ -21,7 +21,7 @@ from hibana.loop.trace import Step, cell_tensors, trace
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.words import Unsupported
 
-__all__ = ["Kernels", "Program", "program", "run"]
+__all__ = ["Kernels", "Program", "program", "run", "walkable"]
 
 
 class Kernels(Protocol):
@@ -150,7 +150,7 @@ def run(
     if order is not None:
         inputs = inputs.permute(order)
         state = None if state is None else tuple(s.permute([d - 1 for d in order[1:]]) for s in state)
-    if not _walkable(inputs):
+    if not walkable(inputs):
         inputs = inputs.contiguous()
     first: list[Tensor | None] = [None] * len(program.step.states) if state is None else list(state)
     held = list(cell_tensors(cell).values())
@@ -206,7 +206,7 @@ class _Run(torch.autograd.Function):
         ]
         held = [saved.pop(0) for _ in range(ctx.held)]
         parameters = [saved.pop(0) for _ in range(program.step.parameters)]
-        if grad_outputs is not None and not _walkable(grad_outputs):
+        if grad_outputs is not None and not walkable(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
         grads = [None if g is None else g.contiguous() for g in last_grads]
         wants_input = ctx.needs_input_grad[2]
@@ -246,14 +246,14 @@ def _only_summed(inputs: Tensor) -> bool:
     )
 
 
-def _walkable(tensor: Tensor) -> bool:
+def walkable(tensor: Tensor) -> bool:
     """Whether each step of `tensor` is contiguous, whatever its stride over time."""
     return tensor.is_contiguous() or tensor[0].is_contiguous()
 
 
 def _memory_order(inputs: Tensor) -> list[int] | None:
     """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
-    if _walkable(inputs):
+    if walkable(inputs):
         return None
     rest = sorted(range(1, inputs.ndim), key=lambda d: -inputs.stride(d))
     order = [0, *rest]

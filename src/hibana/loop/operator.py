@@ -1,0 +1,165 @@
+"""A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
+
+A graph holds tensors and numbers, not cells, so the operator takes a cell's key; it reads the cell's
+hyper-parameters when it runs. Eager calls do not pass through here: they go straight to the kernels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell, cell_of
+from hibana.loop.compiled import Program, program, walkable
+from hibana.loop.trace import cell_tensors
+from hibana.loop.words import Unsupported
+
+__all__ = ["is_traced", "serves", "unroll"]
+
+
+def is_traced(inputs: Tensor) -> bool:
+    """Whether a call on `inputs` is being written down rather than run."""
+    plain = type(inputs) in (Tensor, torch.nn.Parameter)
+    return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
+
+
+@torch.compiler.assume_constant_result
+def serves(key: str, dtype: torch.dtype, ndim: int) -> bool:
+    """Whether the cell called `key` can be compiled for steps of `ndim` dimensions."""
+    try:
+        _program(cell_of(key), dtype, ndim)
+    except Unsupported:
+        return False
+    return True
+
+
+def unroll(
+    cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`cell` over `inputs` through the operator."""
+    first = [] if state is None else list(state)
+    held = list(cell_tensors(cell).values())
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, keep)
+    last = rest[: cell.state_count() - 1]
+    return outputs, (*last, outputs[-1])
+
+
+def _program(cell: Cell, dtype: torch.dtype, ndim: int) -> Program:
+    """The program for steps of some shape of `ndim` dimensions that the cell's tensors broadcast to."""
+    sizes = [2] * ndim
+    for tensor in cell_tensors(cell).values():
+        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
+            sizes[dimension] = max(sizes[dimension], size)
+    return program(cell, "cpu", torch.Size(sizes), dtype)
+
+
+def _stepwise(tensor: Tensor) -> Tensor:
+    return tensor if walkable(tensor) else tensor.contiguous()
+
+
+@torch.library.custom_op("hibana::unroll", mutates_args=())
+def _forward(
+    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, keep: bool
+) -> list[Tensor]:
+    made = program(cell_of(cell), "cpu", inputs.shape[1:], inputs.dtype)
+    parameters = made.parameters(held, inputs.shape[1:], inputs.dtype)
+    begun = [t.contiguous() for t in first] or [None] * len(made.step.states)
+    outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
+    return [outputs, *last, *kept]
+
+
+@_forward.register_fake
+def _(inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, keep: bool) -> list[Tensor]:
+    made = _program(cell_of(cell), inputs.dtype, inputs.ndim - 1)
+    steps, *one = inputs.shape
+    kept = made.kernels.kept_shapes(steps, one) if keep else []
+    last = [inputs.new_empty(one) for _ in made.step.states[1:]]
+    return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in kept)]
+
+
+@torch.library.custom_op("hibana::unroll_backward", mutates_args=())
+def _backward(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    held: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    grad_outputs: Tensor,
+    last_grads: Sequence[Tensor],
+    cell: str,
+    learned: Sequence[bool],
+) -> list[Tensor]:
+    one = inputs.shape[1:]
+    made = program(cell_of(cell), "cpu", one, inputs.dtype)
+    parameters = made.parameters(held, one, inputs.dtype)
+    begun = [t.contiguous() for t in first] or [None] * len(made.step.states)
+    grad_input, first_grads, sums = made.kernels.backward(
+        _stepwise(inputs),
+        begun,
+        parameters,
+        kept,
+        _stepwise(grad_outputs),
+        [g.contiguous() for g in last_grads],
+        True,
+        False,
+    )
+    assert grad_input is not None
+    grads = made.step.epilogue(*held, *sums) if any(learned) else [None] * len(held)
+    to_held = [
+        g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
+        for g, t, wanted in zip(grads, held, learned, strict=True)
+        if wanted
+    ]
+    return [grad_input, *first_grads, *to_held]
+
+
+@_backward.register_fake
+def _(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    held: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    grad_outputs: Tensor,
+    last_grads: Sequence[Tensor],
+    cell: str,
+    learned: Sequence[bool],
+) -> list[Tensor]:
+    steps, *one = inputs.shape
+    states = cell_of(cell).state_count()
+    to_held = [torch.empty_like(t) for t, wanted in zip(held, learned, strict=True) if wanted]
+    return [inputs.new_empty((steps, *one)), *(inputs.new_empty(one) for _ in range(states)), *to_held]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    sequence, first, held, cell, keep = inputs
+    if not keep:
+        raise RuntimeError("hibana::unroll was asked for a gradient after it was told to keep nothing for one")
+    made = _program(cell_of(cell), sequence.dtype, sequence.ndim - 1)
+    states = len(made.step.states)
+    reads_input = any(value.word == "input" for value in made.plan.kept)
+    ctx.cell, ctx.states, ctx.counts = cell, states, (len(first), len(held))
+    ctx.shape, ctx.reads_input, ctx.learned = sequence.shape, reads_input, [t.requires_grad for t in held]
+    saved = output[states:]
+    ctx.save_for_backward(*([sequence] if reads_input else []), *first, *held, *saved)
+
+
+def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    saved = list(ctx.saved_tensors)
+    begun, count = ctx.counts
+    one = ctx.shape[1:]
+    given = [g for g in grads if g is not None]
+    inputs = saved.pop(0) if ctx.reads_input else given[0].new_empty(()).expand(ctx.shape)
+    first, held, kept = saved[:begun], saved[begun : begun + count], saved[begun + count :]
+    outputs, *last = grads[: ctx.states]
+    if outputs is None:
+        outputs = inputs.new_zeros(()).expand(ctx.shape)
+    last = [inputs.new_zeros(one) if g is None else g for g in last]
+    grad_input, *rest = torch.ops.hibana.unroll_backward(
+        inputs, first, held, kept, outputs, last, ctx.cell, ctx.learned
+    )
+    to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
+    return grad_input, to_first, [next(to_learned) if wanted else None for wanted in ctx.learned], None, None
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)
