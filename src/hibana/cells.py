@@ -51,6 +51,8 @@ class Cell(nn.Module):
 
     key: str
     """What a compiled graph, which holds no objects, finds this very cell by."""
+    states: tuple[str, ...]
+    """:meth:`state_names`, looked up once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +63,7 @@ class Cell(nn.Module):
         self._enter()
 
     def _enter(self) -> None:
+        self.states = self.state_names()
         self.key = f"cell{next(_COUNT)}"
         _ALIVE[self.key] = self
 
@@ -97,11 +100,6 @@ class Cell(nn.Module):
                 f"got {inspect.signature(cls.forward)}"
             )
         return tuple(p.name.removesuffix("_previous") for p in states)
-
-    @classmethod
-    def state_count(cls) -> int:
-        """How many states the cell has."""
-        return cls.forward.__code__.co_argcount - 2
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         """The state at rest: by default zeros like one step of input, one tensor for each state."""

@@ -1,15 +1,19 @@
 """How time is run: :func:`unroll` checks its arguments once and picks a backend."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import compiled, reference
+from hibana.loop import compiled, operator, reference
 from hibana.loop.words import Unsupported
 
 __all__ = ["record", "unroll"]
 
 State = tuple[Tensor, ...]
+_Runner = Callable[[Tensor, State | None], tuple[Tensor, State]]
 BACKENDS = ("auto", "reference", "cpu")
 
 
@@ -39,23 +43,50 @@ def unroll(
     tensor([0., 0., 1., 0.])
     """
     _check_inputs(cell, inputs)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if state is not None:
         state = _checked_state(cell, inputs, state)
-    if backend == "reference":
-        return reference.unroll(cell, inputs, state or cell.initial_state(_one_step(inputs)))
     dtype = reference.carried(inputs.dtype)
-    try:
-        served = compiled.program(cell, "cpu", inputs.shape[1:], dtype)
-    except Unsupported:
-        if backend != "auto":
-            raise
-        return reference.unroll(cell, inputs, state or cell.initial_state(_one_step(inputs)))
-    if state is None and not served.rests_at_zero:
+    served = _serving(cell, inputs, dtype, backend)
+    if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
-    outputs, state = compiled.run(served, cell, inputs.to(dtype), state)
+    if served is None:
+        assert state is not None
+        return reference.unroll(cell, inputs, state)
+    outputs, state = served(inputs.to(dtype), state)
     return outputs.to(inputs.dtype), state
+
+
+def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Runner | None:
+    """What runs `cell` over `inputs`; None is the reference loop.
+
+    Raises:
+        Unsupported: if a backend was asked for by name that can't serve.
+    """
+    if backend == "reference":
+        return None
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    named = backend != "auto"
+    device = inputs.device.type
+    if device != "cpu":
+        return _refused(named, f"backend {backend!r} can't serve inputs on {device}")
+    if operator.is_traced(inputs):
+        if not operator.serves(cell.key, dtype, inputs.ndim - 1):
+            return _refused(named, f"{type(cell).__name__} can't be compiled")
+        return partial(operator.unroll, cell)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _refused(named, f"backend {backend!r} can't serve a transform of torch.func")
+    try:
+        return partial(compiled.run, compiled.program(cell, "cpu", inputs.shape[1:], dtype), cell)
+    except Unsupported:
+        if named:
+            raise
+        return None
+
+
+def _refused(named: bool, reason: str) -> None:
+    if named:
+        raise Unsupported(reason)
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
@@ -93,7 +124,7 @@ def _check_inputs(cell: Cell, inputs: Tensor) -> None:
 
 
 def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:
-    names = cell.state_names()
+    names = cell.states
     if not isinstance(state, tuple | list) or len(state) != len(names):
         got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
         raise ValueError(

@@ -7,7 +7,7 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
 from typing import Any, Protocol
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hibana.cells import Cell
-from hibana.loop.trace import Step, cell_tensors, trace
 from hibana.loop.plan import Plan, make_plan
+from hibana.loop.trace import Step, cell_tensors, trace
 from hibana.loop.words import Unsupported
 
 __all__ = ["Kernels", "Program", "program", "run", "walkable"]
@@ -117,7 +117,7 @@ def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
     return {"cpu": CpuKernels}[backend]
 
 
-_NOT_HYPER = frozenset(vars(nn.Module())) | {"key"}
+_NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "states"}
 _PLAIN = (float, int, bool, str, type(None))
 
 

@@ -34,15 +34,13 @@ def serves(key: str, dtype: torch.dtype, ndim: int) -> bool:
     return True
 
 
-def unroll(
-    cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell` over `inputs` through the operator."""
     first = [] if state is None else list(state)
     held = list(cell_tensors(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
     outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, keep)
-    last = rest[: cell.state_count() - 1]
+    last = rest[: len(cell.states) - 1]
     return outputs, (*last, outputs[-1])
 
 
@@ -126,7 +124,7 @@ def _(
     learned: Sequence[bool],
 ) -> list[Tensor]:
     steps, *one = inputs.shape
-    states = cell_of(cell).state_count()
+    states = len(cell_of(cell).states)
     to_held = [torch.empty_like(t) for t, wanted in zip(held, learned, strict=True) if wanted]
     return [inputs.new_empty((steps, *one)), *(inputs.new_empty(one) for _ in range(states)), *to_held]
 
@@ -134,7 +132,9 @@ def _(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     sequence, first, held, cell, keep = inputs
     if not keep:
-        raise RuntimeError("hibana::unroll was asked for a gradient after it was told to keep nothing for one")
+        raise RuntimeError(
+            "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
+        )
     made = _program(cell_of(cell), sequence.dtype, sequence.ndim - 1)
     states = len(made.step.states)
     reads_input = any(value.word == "input" for value in made.plan.kept)

@@ -10,12 +10,13 @@ numbered constants, so that changing one changes no structure. Nothing here know
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
@@ -74,8 +75,8 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
             operation it is.
     """
     tensors = cell_tensors(cell)
-    with _disable_current_modes():
-        graph = _joint_graph(cell, tensors, shape, dtype)
+    with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
+        graph = clean.submit(_joint_graph, cell, tensors, shape, dtype).result()
     return _Reading(cell, tensors, graph, shape, dtype).step()
 
 

@@ -12,7 +12,7 @@ import torch
 __all__ = ["BOOLEAN", "CALLS", "WORDS", "Unsupported", "translate"]
 
 
-class Unsupported(Exception):
+class Unsupported(RuntimeError):
     """A step, or a call, that a compiled backend can't serve, and why."""
 
 
