@@ -1,0 +1,135 @@
+"""One layer: each neuron of :data:`benchmarks.peers.CASES` beside ``torch.relu``, heap warm and cold."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import hibana as hb
+from benchmarks import agreement, measure, peers
+
+__all__ = ["SIZES", "jobs"]
+
+SIZES = {"16x65536": (16, 65536), "32x262144": (32, 262144), "100x12800": (100, 12800)}
+_QUICK = {"4x1000": (4, 1000)}
+
+Call = Callable[[], object]
+Row = dict[str, Any]
+
+
+def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
+    """What can be run on its own: a size with a heap, and the memory of one neuron."""
+    sizes = _QUICK if quick else SIZES
+    found: dict[str, Callable[[], list[Row]]] = {}
+    for heap in ("warm", "cold"):
+        for size in sizes:
+            budget = 0.2 if quick else (5.0 if heap == "warm" else 2.5)
+            found[f"layers/{heap}/{size}"] = partial(_times, size, sizes[size], heap, budget)
+    largest = list(sizes)[-1 if quick else 1]
+    for name in peers.CASES:
+        found[f"layers/memory/{name}"] = partial(_memory, name, largest, sizes[largest])
+    return found
+
+
+def cell(case: peers.Case) -> hb.Cell:
+    """Hibana's cell for `case`."""
+    surrogate = getattr(hb.surrogate, case.surrogate)()
+    if case.leaky:
+        return hb.LIFCell(2.0, 1.0, surrogate, case.detach_reset)
+    return hb.IFCell(1.0, surrogate, case.detach_reset)
+
+
+def sequence(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """An input that makes about 9% of the neurons fire in each step, and a gradient of the output."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = 0.1 + 0.5 * torch.randn(shape, generator=generator)
+    return inputs, torch.randn(shape, generator=generator)
+
+
+def contender(name: str, case: peers.Case) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What `name` makes of a sequence, and what exactly that is."""
+    if name == "relu":
+        return torch.relu, "torch.relu"
+    if name == "hibana":
+        layer = hb.OverTime(cell(case))
+        return layer, f"hibana.OverTime({layer.cell!r})"
+    built = peers.PEERS[name].layer(case)
+    return built.module, built.described
+
+
+def forward_backward(layer: Callable[[Tensor], Tensor], inputs: Tensor, grad_outputs: Tensor) -> Call:
+    """A call that runs `layer` and its backward, and keeps nothing."""
+
+    def call() -> None:
+        torch.autograd.grad(layer(inputs), inputs, grad_outputs)
+
+    return call
+
+
+def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
+    """A call that runs `layer` where no gradient is wanted."""
+
+    def call() -> None:
+        with torch.inference_mode():
+            layer(inputs)
+
+    return call
+
+
+def _times(size: str, shape: tuple[int, int], heap: str, budget_s: float) -> list[Row]:
+    if heap == "warm" and not measure.keep_pages():
+        return [{"size": size, "heap": heap, "error": "needs glibc: its mallopt keeps the heap warm"}]
+    inputs, grad_outputs = sequence(shape)
+    usable, _ = peers.available()
+    rows: list[Row] = []
+    for name, case in peers.CASES.items():
+        red = agreement.disagreement(cell(case), inputs, grad_outputs)
+        contenders = [*(() if red else ("hibana",)), *usable]
+        if red:
+            rows.append({"size": size, "heap": heap, "case": name, "contender": "hibana", "error": red})
+        timed = _rows(name, ["relu", *contenders], inputs, grad_outputs, budget_s)
+        rows += [{"size": size, "heap": heap, "case": name, **row} for row in timed]
+    return rows
+
+
+def _rows(
+    case: str, contenders: list[str], inputs: Tensor, grad_outputs: Tensor, budget_s: float
+) -> Iterator[Row]:
+    wanted = inputs.clone().requires_grad_()
+    passes: dict[str, Callable[[Callable[[Tensor], Tensor]], Call]] = {
+        "forward+backward": lambda layer: forward_backward(layer, wanted, grad_outputs),
+        "inference": lambda layer: inference(layer, inputs),
+    }
+    for kind, call in passes.items():
+        layers = {name: contender(name, peers.CASES[case]) for name in contenders}
+        budget = budget_s if kind == "forward+backward" else budget_s / 2
+        seconds = measure.rounds(
+            {name: call(layer) for name, (layer, _) in layers.items()}, budget_s=budget, at_least=3
+        )
+        for name, (layer, described) in layers.items():
+            with torch.inference_mode():
+                firing = float((layer(inputs) > 0).float().mean())
+            summary = measure.summary(seconds[name])
+            yield {"pass": kind, "contender": name, "is": described, "firing": firing, **summary}
+
+
+def _memory(case: str, size: str, shape: tuple[int, int]) -> list[Row]:
+    usable, _ = peers.available()
+    rows = []
+    for name in ("relu", "hibana", *usable):
+        peak = measure.in_process("benchmarks.layers", "peak", name, case, *shape)
+        rows.append({"size": size, "case": case, "contender": name, **peak})
+    return rows
+
+
+def peak(name: str, case: str, steps: int, neurons: int) -> dict[str, float]:
+    """Megabytes that two passes forward and backward of one layer take, above what stood before them."""
+    inputs, grad_outputs = sequence((steps, neurons))
+    inputs.requires_grad_()
+    layer, _ = contender(name, peers.CASES[case])
+    small = inputs[:, :8].detach().requires_grad_()
+    forward_backward(layer, small, grad_outputs[:, :8])()  # what is compiled or loaded once is no layer's
+    call = forward_backward(layer, inputs, grad_outputs)
+    return measure.peak_above_baseline(call)

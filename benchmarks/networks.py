@@ -1,0 +1,228 @@
+"""Whole networks at a given firing rate: a step of training and inference beside the same ReLU network.
+
+Every contender has the same weights, the same input spikes and the same code around its neurons: layer by
+layer over ``[T, batch, ...]``, the products of all time steps in one call, which is how each of them runs
+fastest. What differs is the neuron and, for hibana, the layers whose work follows the spikes.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import hibana as hb
+from benchmarks import agreement, measure, peers
+
+__all__ = ["NETWORKS", "Network", "jobs"]
+
+Row = dict[str, Any]
+Weights = dict[str, Tensor]
+RATES = (0.02, 0.05, 0.10, 0.50)
+_GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any order
+_NEURON: Literal["neuron"] = "neuron"
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers between an input of `shape` and the readout, and the sequence and batch of one step."""
+
+    title: str
+    shape: tuple[int, ...]
+    steps: int
+    batch: int
+    layers: Callable[[], list[nn.Module | Literal["neuron"]]]
+
+
+def _mlp() -> list[nn.Module | Literal["neuron"]]:
+    return [nn.Linear(784, 512), _NEURON, nn.Linear(512, 512), _NEURON, nn.Linear(512, 10)]
+
+
+def _conv() -> list[nn.Module | Literal["neuron"]]:
+    first = [nn.Conv2d(1, 32, 3, padding=1), _NEURON, nn.MaxPool2d(2)]
+    second = [nn.Conv2d(32, 64, 3, padding=1), _NEURON, nn.MaxPool2d(2)]
+    return [*first, *second, nn.Flatten(2), nn.Linear(64 * 7 * 7, 512), _NEURON, nn.Linear(512, 10)]
+
+
+NETWORKS = {
+    "mlp": Network("MLP 784-512-512-10, T=25, B=128", (784,), 25, 128, _mlp),
+    "conv": Network("conv net 32c3-64c3-512-10, T=8, B=64", (1, 28, 28), 8, 64, _conv),
+}
+
+
+def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
+    """What can be run on its own: a network at a firing rate, and the memory of each at T = 32."""
+    found: dict[str, Callable[[], list[Row]]] = {}
+    for name in NETWORKS:
+        for rate in RATES[1:2] if quick else RATES:
+            found[f"networks/{name}/{rate:.0%}"] = partial(_times, name, rate, quick)
+    for name in NETWORKS:
+        found[f"networks/memory/{name}"] = partial(_memory, name, 2 if quick else 32)
+    return found
+
+
+def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
+    """`network` with the neurons of `contender`, and of hibana with its layers too."""
+    net = nn.Sequential()
+    for layer in network.layers():
+        if layer == _NEURON:
+            net.append(_neuron(contender))
+        else:
+            assert isinstance(layer, nn.Module)
+            net.append(hb.EachStep(layer) if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else layer)
+    if weights:
+        net.load_state_dict(weights, strict=False)  # a peer's neuron has buffers of its own
+    if contender == "hibana":
+        hb.events.adopt(net)
+    return net
+
+
+def _neuron(contender: str) -> nn.Module:
+    if contender == "relu":
+        return nn.ReLU()
+    if contender == "reference":
+        return _Reference()
+    if contender.startswith("hibana"):
+        return hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
+    return peers.PEERS[contender].layer(peers.CASES["step"]).module
+
+
+class _Reference(nn.Module):
+    """The same neuron through the reference loop: what the gate compares with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = hb.IFCell(1.0, hb.surrogate.Step(), detach_reset=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return hb.unroll(self.cell, inputs, backend="reference")[0]
+
+
+def sample(network: Network, rate: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Poisson spikes at `rate` per step, ``[T, batch, ...]``, and a class for each image."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (steps, network.batch, *network.shape)
+    inputs = (torch.rand(shape, generator=generator) < rate).float()
+    return inputs, torch.randint(0, 10, (network.batch,), generator=generator)
+
+
+@torch.no_grad()
+def tuned(network: Network, rate: float, inputs: Tensor) -> tuple[Weights, list[float]]:
+    """Weights with which each layer of neurons fires at `rate`, and the rates that they reach.
+
+    The initial weights of ``torch.nn``, and on top of the biases of each layer one current, by bisection.
+    """
+    torch.manual_seed(2)
+    net = build(network, "hibana-dense", {})
+    for parameter in net.parameters():
+        parameter.copy_((parameter * _GRID).round() / _GRID)
+    rates = []
+    bias = torch.zeros(())
+    for layer in net:
+        if isinstance(layer, hb.OverTime):
+            low, high = -1.0, 2.0
+            for _ in range(13):
+                current = round((low + high) / 2 * _GRID) / _GRID
+                spikes = layer(inputs + current)
+                low, high = (low, current) if spikes.mean() > rate else (current, high)
+            bias += current
+            rates.append(float(spikes.mean()))
+            inputs = spikes
+        else:
+            inner = layer.module if isinstance(layer, hb.EachStep) else layer
+            bias = inner.bias if isinstance(inner, nn.Linear | nn.Conv2d) else bias
+            inputs = layer(inputs)
+    return {name: value.clone() for name, value in net.state_dict().items()}, rates
+
+
+def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+    """Forward, cross entropy of the mean output, backward and an update at a rate of 0: the weights stay."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+
+    def call() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(net(inputs).mean(0), targets).backward()
+        optimizer.step()
+
+    return call
+
+
+def inference(net: nn.Module, inputs: Tensor) -> Callable[[], None]:
+    """The mean output where no gradient is wanted."""
+
+    def call() -> None:
+        with torch.inference_mode():
+            net(inputs).mean(0)
+
+    return call
+
+
+def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Tensor) -> str | None:
+    """What differs between hibana's network and the dense one through the reference loop, or None.
+
+    All sums of the forward pass are exact, so outputs must be equal; gradients close.
+    """
+    outcomes = []
+    for name in ("hibana", "hibana-dense", "reference"):
+        net = build(network, name, weights)
+        outputs = net(inputs)
+        functional.cross_entropy(outputs.mean(0), targets).backward()
+        gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        outcomes.append((outputs.detach(), dict(zip(weights, gradients, strict=True))))
+    *ours, (wanted, wanted_gradients) = outcomes
+    for got, gradients in ours:
+        if not torch.equal(got, wanted):
+            return f"outputs differ in {int((got != wanted).sum())} of {got.numel()} places"
+        if red := agreement.gradients_differ(gradients, wanted_gradients):
+            return red
+    return None
+
+
+def _times(name: str, rate: float, quick: bool) -> list[Row]:
+    measure.keep_pages()
+    network = NETWORKS[name]
+    inputs, targets = sample(network, rate, network.steps)
+    weights, rates = tuned(network, rate, inputs)
+    about = {"network": name, "rate": rate, "rates": rates}
+    usable, _ = peers.available()
+    red = disagreement(network, weights, inputs, targets)
+    ours = [] if red else ["hibana", "hibana-dense"]
+    rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
+    calls = {"training step": partial(training_step, targets=targets), "inference": inference}
+    for kind, call in calls.items():
+        nets = {who: build(network, who, weights) for who in ("relu", *ours, *usable)}
+        seconds = measure.rounds(
+            {who: call(net, inputs) for who, net in nets.items()},
+            budget_s=0.5 if quick else {"training step": 35.0, "inference": 15.0}[kind],
+            at_least=1 if quick else 5,
+        )
+        rows += [{**about, "pass": kind, "contender": who, **measure.summary(seconds[who])} for who in nets]
+    return rows
+
+
+def _memory(name: str, steps: int) -> list[Row]:
+    network, rate = NETWORKS[name], 0.05
+    weights, rates = tuned(network, rate, sample(network, rate, steps)[0])
+    usable, _ = peers.available()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "weights.pt"
+        torch.save(weights, path)
+        for who in ("relu", "hibana", "hibana-dense", *usable):
+            peak = measure.in_process("benchmarks.networks", "peak", name, who, rate, steps, str(path))
+            rows.append({"network": name, "steps": steps, "rates": rates, "contender": who, **peak})
+    return rows
+
+
+def peak(name: str, contender: str, rate: float, steps: int, weights: str) -> dict[str, float]:
+    """Megabytes that two steps of training take, above what stood before them."""
+    network = NETWORKS[name]
+    inputs, targets = sample(network, rate, steps)
+    net = build(network, contender, torch.load(weights))
+    training_step(net, inputs[:2, :2], targets[:2])()  # what is compiled or loaded once is no network's
+    return measure.peak_above_baseline(training_step(net, inputs, targets))

@@ -1,0 +1,206 @@
+"""The pictures of the report: bars of ratios for one layer, time against firing rate, time against size."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+__all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "Row", "draw"]
+
+Row = dict[str, Any]
+PEERS = ("snntorch", "spikingjelly", "norse", "sinabs")
+TITLES = {
+    "relu": "ReLU",
+    "hibana": "hibana",
+    "hibana-dense": "hibana, dense products",
+    "snntorch": "snnTorch",
+    "spikingjelly": "SpikingJelly",
+    "norse": "Norse",
+    "sinabs": "sinabs",
+}
+CASE_TITLES = {
+    "step": "IF, Step",
+    "box": "IF, Box",
+    "through-reset": "IF, through the reset",
+    "atan": "IF, ATan",
+    "lif": "LIF, Step",
+}
+NETWORK_TITLES = {"mlp": "MLP 784-512-512-10", "conv": "conv net 32c3-64c3-512-10"}
+_COLOURS = {
+    "relu": "#222222",
+    "hibana": "#e4572e",
+    "hibana-dense": "#f3a97f",
+    "snntorch": "#4c78a8",
+    "spikingjelly": "#54a24b",
+    "norse": "#9d755d",
+    "sinabs": "#b279a2",
+}
+_STYLE = {
+    "figure.dpi": 150,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+    "font.family": "sans-serif",
+}
+
+
+def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
+    """Draws what there are results for, as PNG files in `folder`; returns their names."""
+    drawn = []
+    with mpl.rc_context(_STYLE):
+        for name, picture in {"layers": _layers, "networks": _networks, "scaling": _scaling}.items():
+            rows = [row for row in parts.get(name, []) if "ms" in row]
+            if rows:
+                figure = picture(rows)
+                figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+                plt.close(figure)
+                drawn.append(name)
+    return drawn
+
+
+def _layers(rows: list[Row]) -> Any:
+    """Ratios to ReLU, heap warm: a row of panels for each pass, a column for each size."""
+    rows = [row for row in rows if row["heap"] == "warm"]
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    shape = {"nrows": len(passes), "ncols": len(sizes)}
+    figure, grid = plt.subplots(
+        **shape,
+        figsize=(3.6 * len(sizes), 2.7 * len(passes)),
+        squeeze=False,
+        sharey=True,
+        layout="constrained",
+    )
+    for kind, line in zip(passes, grid, strict=True):
+        for size, axes in zip(sizes, line, strict=True):
+            _bars(axes, [row for row in rows if row["size"] == size and row["pass"] == kind])
+            axes.set_title(f"[{size.replace('x', ', ')}], {kind}")
+        line[0].set_ylabel("time / ReLU's")
+    names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
+    handles = [
+        plt.Line2D([], [], color=_COLOURS[name], lw=1.2, ls="--")
+        if name == "relu"
+        else plt.Rectangle((0, 0), 1, 1, color=_COLOURS[name])
+        for name in names
+    ]
+    labels = [TITLES[name] for name in names]
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def _bars(axes: Axes, rows: list[Row]) -> None:
+    cases = [case for case in CASE_TITLES if any(row["case"] == case for row in rows)]
+    names = [name for name in TITLES if name != "relu" and any(row["contender"] == name for row in rows)]
+    width = 0.82 / len(names)
+    relu = {row["case"]: row["ms"] for row in rows if row["contender"] == "relu"}
+    for row in rows:
+        if row["contender"] != "relu":
+            at = cases.index(row["case"]) + (names.index(row["contender"]) - (len(names) - 1) / 2) * width
+            ratio = row["ms"] / relu[row["case"]]
+            axes.bar(at, ratio, width * 0.92, color=_COLOURS[row["contender"]])
+            if row["contender"] == "hibana":
+                edge = (at + width / 2, ratio)
+                style = {"ha": "right", "fontsize": 7, "fontweight": "bold", "color": _COLOURS["hibana"]}
+                axes.annotate(f"{ratio:.2g}", edge, (0, 2), textcoords="offset points", **style)
+    axes.axhline(1, color=_COLOURS["relu"], lw=1.2, ls="--")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_xticks(
+        range(len(cases)), [_stacked(CASE_TITLES[case]) for case in cases], fontsize=7.5
+    )
+
+
+def _stacked(title: str) -> str:
+    return title.replace(", ", "\n").replace("through the", "through\nthe")
+
+
+def _networks(rows: list[Row]) -> Any:
+    """Time against firing rate: a panel for each network and pass."""
+    panels = list(dict.fromkeys((row["network"], row["pass"]) for row in rows))
+    columns = 2 if len(panels) > 1 else 1
+    figure, grid = plt.subplots(
+        -(-len(panels) // columns),
+        columns,
+        figsize=(4.6 * columns, 3.1 * -(-len(panels) // columns)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for (network, kind), axes in zip(panels, grid.flat, strict=False):
+        some = [row for row in rows if row["network"] == network and row["pass"] == kind]
+        for name in TITLES:
+            own = sorted((row["rate"] * 100, row["ms"]) for row in some if row["contender"] == name)
+            if own:
+                _line(axes, name, own)
+        axes.set_title(f"{NETWORK_TITLES[network]}, {kind}")
+        axes.set_xlabel("firing rate, % of neurons per step")
+        axes.set_ylabel("ms")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        rates = sorted({row["rate"] * 100 for row in some})
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    figure.legend(*_entries(grid.flat[: len(panels)]), loc="outside upper center", ncols=4)
+    return figure
+
+
+def _scaling(rows: list[Row]) -> Any:
+    """Time of IF forward and backward against the steps and against the neurons."""
+    figure, grid = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for along, axis, fixed, axes in (
+        ("steps", 0, "10,000 neurons", grid[0]),
+        ("neurons", 1, "16 steps", grid[1]),
+    ):
+        for name in TITLES:
+            own = [
+                (row["shape"][axis], row["ms"])
+                for row in rows
+                if row.get("along") == along and row["contender"] == name
+            ]
+            if own:
+                _line(axes, name, own)
+        axes.set_title(f"IF forward and backward, {fixed}")
+        axes.set_xlabel(f"{along}")
+        axes.set_ylabel("ms")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+    figure.legend(*_entries(grid), loc="outside upper center", ncols=6)
+    return figure
+
+
+def _line(axes: Axes, name: str, points: list[tuple[float, float]]) -> None:
+    ours = name.startswith("hibana")
+    axes.plot(
+        *zip(*points, strict=True),
+        color=_COLOURS[name],
+        label=TITLES[name],
+        marker=None if name == "relu" else "o",
+        ms=4.5 if ours else 3.5,
+        lw=2.2 if ours else 1.3,
+        ls="--" if name == "relu" else "-",
+        zorder=3 if ours else 2,
+    )
+
+
+def _entries(panels: Any) -> tuple[list[Any], list[str]]:
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    ordered = [title for title in TITLES.values() if title in found]
+    return [found[title] for title in ordered], ordered

@@ -1,0 +1,153 @@
+"""The command inside the environment of the peers: its jobs, one process each, and what they gave.
+
+A job is a part of the benchmark small enough to be measured on its own. Results are kept as JSON, by job, so
+that jobs can be run one at a time; the table and the pictures are made anew from all that is there.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import environment
+
+__all__ = ["main"]
+
+PARTS = ("layers", "networks", "scaling", "compile", "training")
+
+
+def main() -> int:
+    """Runs the jobs that were asked for and writes the report; 1 if one of them failed."""
+    options = _parser().parse_args()
+    if options.job:
+        return _do(options.job, options)
+    names = [name for name in _jobs(options.quick) if _wanted(name, options.only)]
+    if options.list:
+        print("\n".join(names))
+        return 0
+    if not names and not options.report:
+        print(f"no job matches --only {' '.join(options.only)}; --list names them all", file=sys.stderr)
+        return 2
+    failed = [] if options.report else [name for name in names if not _run(name, options)]
+    from benchmarks import report
+
+    print(report.write(options.out))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(PARTS[:-1]),
+        metavar="PART",
+        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; all but training",
+    )
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run at all")
+    parser.add_argument("--list", action="store_true", help="name the jobs that would run")
+    parser.add_argument("--report", action="store_true", help="only write the report from the results there")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
+    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for what is written")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    return parser
+
+
+def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    from benchmarks import compiling, layers, networks, scaling, training
+
+    parts = (layers, networks, scaling, compiling, training)
+    return {name: job for part in parts for name, job in part.jobs(quick).items()}
+
+
+def _wanted(name: str, only: list[str]) -> bool:
+    return any(name == wanted or name.startswith(wanted.rstrip("/") + "/") for wanted in only)
+
+
+def _run(name: str, options: argparse.Namespace) -> bool:
+    """Runs a job in a process of its own and puts what it gave beside the results that are there."""
+    began = time.perf_counter()
+    print(f"{name} ... ", end="", file=sys.stderr, flush=True)
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.run", "--job", name]
+    command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    done = subprocess.run(command, capture_output=True, check=False, text=True, env=_variables(options))
+    print(f"{time.perf_counter() - began:.0f} s", end="", file=sys.stderr)
+    if done.returncode != 0:
+        print(f", failed:\n{done.stderr}", file=sys.stderr)
+        return False
+    path = options.out / "benchmarks" / "results.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[name] = json.loads(done.stdout.splitlines()[-1])
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    others = results[name]["about"]["others"]
+    print(f", others had {others:.0%} of the processor" if others > 0.02 else "", file=sys.stderr)
+    return True
+
+
+def _variables(options: argparse.Namespace) -> dict[str, str]:
+    threads = str(options.threads)
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def _do(name: str, options: argparse.Namespace) -> int:
+    """The job itself: its rows and where they come from, as JSON on the last line."""
+    import torch
+
+    from benchmarks import measure
+
+    torch.set_num_threads(options.threads)
+    others = measure.Others()
+    rows = _jobs(options.quick)[name]()
+    print(json.dumps({"rows": rows, "about": {"others": others.share(), **_about(options)}}))
+    return 0
+
+
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    import numba
+    import torch
+
+    import hibana
+    from benchmarks import peers
+
+    _, reasons = peers.available()
+    pip = environment.not_installed(Path(os.environ["HIBANA_BENCH_ENV"]))
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quick": options.quick,
+        "threads": torch.get_num_threads(),
+        "processor": _processor(),
+        "versions": {
+            "hibana": f"{hibana.__version__} ({_commit()})",
+            "torch": torch.__version__,
+            "numba": numba.__version__,
+            "python": sys.version.split()[0],
+            **{name: pin for name, pin in environment.PINS.items() if name not in reasons},
+        },
+        "missing": {**reasons, **{name: f"could not be installed: {why}" for name, why in pip.items()}},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} cores" if names else f"{os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    return done.stdout.strip() or "no checkout"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""A network really trained on Fashion-MNIST: seconds per epoch beside ReLU and the peers, accuracy beside it.
+
+The image is the input current of each of T steps. Everybody has the same network, initial weights, order of
+images, optimizer, schedule and penalty on activity; the neuron is IF with a detached reset. Whoever computes
+dense products has the first one computed once for all steps, as hibana does by itself.
+"""
+
+import gzip
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import hibana as hb
+from benchmarks import measure, peers
+
+__all__ = ["jobs"]
+
+Row = dict[str, Any]
+_STEPS, _BATCH, _EPOCHS, _RATE, _PENALTY = 8, 128, 6, 1e-3, 1.0
+
+
+def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
+    """One training for each contender."""
+    return {
+        f"training/{name}": partial(_train, name, 1 if quick else _EPOCHS, 1280 if quick else None)
+        for name in ("relu", "hibana", "hibana-dense", *peers.PEERS)
+    }
+
+
+def images(kind: str) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST's ``"train"`` or ``"t10k"`` images, ``[N, 784]`` in 0 to 1, and their classes.
+
+    Raises:
+        FileNotFoundError: if the folder of ``HIBANA_FASHION_MNIST`` does not have the four idx files.
+    """
+    folder = Path(os.environ.get("HIBANA_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+    pixels = _idx(folder / f"{kind}-images-idx3-ubyte.gz", header=16).reshape(-1, 784)
+    classes = _idx(folder / f"{kind}-labels-idx1-ubyte.gz", header=8)
+    return torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes).long()
+
+
+def _idx(path: Path, header: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=header).copy()
+
+
+class Net(nn.Module):
+    """784-512-512-10 over T steps of the same image; forward gives the mean output and the hidden spikes."""
+
+    def __init__(self, contender: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        kind = hb.Linear if contender == "hibana" else nn.Linear
+        self.products = nn.ModuleList(kind(*size) for size in ((784, 512), (512, 512), (512, 10)))
+        self.neurons = nn.ModuleList(_neuron(contender) for _ in range(2))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        first, second, readout = self.products
+        spikes = [self.neurons[0](first(images).expand(_STEPS, -1, -1))]
+        spikes.append(self.neurons[1](second(spikes[0])))
+        return readout(spikes[1]).mean(0), spikes
+
+
+def _neuron(contender: str) -> nn.Module:
+    if contender == "relu":
+        return nn.ReLU()
+    if contender.startswith("hibana"):
+        return hb.IF(1.0, hb.surrogate.Box(), detach_reset=True)
+    return peers.PEERS[contender].layer(peers.CASES["box"]).module
+
+
+def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
+    usable, reasons = peers.available()
+    if contender in peers.PEERS and contender not in usable:
+        return [{"contender": contender, "error": reasons[contender]}]
+    measure.keep_pages()
+    pixels, classes = (part[:first] for part in images("train"))
+    net = Net(contender)
+    batches = len(pixels) // _BATCH
+    optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)
+    generator = torch.Generator().manual_seed(0)
+    seconds = []
+    for _ in range(epochs):
+        began = time.perf_counter()
+        for indices in torch.randperm(len(pixels), generator=generator)[: batches * _BATCH].view(-1, _BATCH):
+            optimizer.zero_grad()
+            scores, spikes = net(pixels[indices])
+            loss = functional.cross_entropy(scores, classes[indices])
+            if contender != "relu":
+                loss = loss + _PENALTY * sum(layer.mean() for layer in spikes)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        seconds.append(time.perf_counter() - began)
+    return [{"contender": contender, "epochs": epochs, "epoch_s": seconds, **_evaluate(net)}]
+
+
+@torch.inference_mode()
+def _evaluate(net: Net) -> dict[str, float]:
+    """Accuracy and mean firing rate of the hidden layers on the test images."""
+    pixels, classes = images("t10k")
+    right, firing = 0, []
+    began = time.perf_counter()
+    for some, wanted in zip(pixels.split(1000), classes.split(1000), strict=True):
+        scores, spikes = net(some)
+        right += int((scores.argmax(1) == wanted).sum())
+        firing.append(torch.stack([layer.gt(0).float().mean() for layer in spikes]).mean())
+    seconds = time.perf_counter() - began
+    return {"accuracy": right / len(pixels), "firing": float(torch.stack(firing).mean()), "test_s": seconds}
