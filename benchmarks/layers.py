@@ -1,5 +1,6 @@
 """One layer: each neuron of :data:`benchmarks.peers.CASES` beside ``torch.relu``, heap warm and cold."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -27,6 +28,9 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         for size in sizes:
             budget = 0.2 if quick else (5.0 if heap == "warm" else 2.5)
             found[f"layers/{heap}/{size}"] = partial(_times, size, sizes[size], heap, budget)
+    for size in sizes:
+        for name in ("step",) if quick else ("step", "atan"):
+            found[f"layers/compiled/{size}/{name}"] = partial(_compiled, size, sizes[size], name)
     largest = list(sizes)[-1 if quick else 1]
     for name in peers.CASES:
         found[f"layers/memory/{name}"] = partial(_memory, name, largest, sizes[largest])
@@ -55,7 +59,9 @@ def contender(name: str, case: peers.Case) -> tuple[Callable[[Tensor], Tensor], 
     if name == "hibana":
         layer = hb.OverTime(cell(case))
         return layer, f"hibana.OverTime({layer.cell!r})"
-    built = peers.PEERS[name].layer(case)
+    built = peers.PEERS[name.removesuffix(peers.COMPILED)].layer(case)
+    if name.endswith(peers.COMPILED):
+        return torch.compile(built.module), f"torch.compile({built.described})"
     return built.module, built.described
 
 
@@ -92,6 +98,20 @@ def _times(size: str, shape: tuple[int, int], heap: str, budget_s: float) -> lis
         timed = _rows(name, ["relu", *contenders], inputs, grad_outputs, budget_s)
         rows += [{"size": size, "heap": heap, "case": name, **row} for row in timed]
     return rows
+
+
+def _compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
+    """The peers whose documentation speaks of ``torch.compile``, through it; it needs a C++ compiler."""
+    about = {"size": size, "heap": "warm", "case": name}
+    if shutil.which("c++") is None:
+        return [{**about, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
+    measure.keep_pages()
+    inputs, grad_outputs = sequence(shape)
+    if red := agreement.disagreement(cell(peers.CASES[name]), inputs, grad_outputs):
+        return [{**about, "contender": "hibana", "error": red}]
+    usable, _ = peers.available()
+    names = ["relu", "hibana", *(peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable)]
+    return [{**about, **row} for row in _rows(name, names, inputs, grad_outputs, 5.0)]
 
 
 def _rows(

@@ -5,6 +5,7 @@ layer over ``[T, batch, ...]``, the products of all time steps in one call, whic
 fastest. What differs is the neuron and, for hibana, the layers whose work follows the spikes.
 """
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ Row = dict[str, Any]
 Weights = dict[str, Tensor]
 RATES = (0.02, 0.05, 0.10, 0.50)
 _GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any order
-_NEURON: Literal["neuron"] = "neuron"
+Layer = nn.Module | Literal["neuron"]
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ class Network:
     shape: tuple[int, ...]
     steps: int
     batch: int
-    layers: Callable[[], list[nn.Module | Literal["neuron"]]]
+    layers: Callable[[], list[Layer]]
 
 
-def _mlp() -> list[nn.Module | Literal["neuron"]]:
-    return [nn.Linear(784, 512), _NEURON, nn.Linear(512, 512), _NEURON, nn.Linear(512, 10)]
+def _mlp() -> list[Layer]:
+    return [nn.Linear(784, 512), "neuron", nn.Linear(512, 512), "neuron", nn.Linear(512, 10)]
 
 
-def _conv() -> list[nn.Module | Literal["neuron"]]:
-    first = [nn.Conv2d(1, 32, 3, padding=1), _NEURON, nn.MaxPool2d(2)]
-    second = [nn.Conv2d(32, 64, 3, padding=1), _NEURON, nn.MaxPool2d(2)]
-    return [*first, *second, nn.Flatten(2), nn.Linear(64 * 7 * 7, 512), _NEURON, nn.Linear(512, 10)]
+def _conv() -> list[Layer]:
+    first: list[Layer] = [nn.Conv2d(1, 32, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    second: list[Layer] = [nn.Conv2d(32, 64, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    return [*first, *second, nn.Flatten(2), nn.Linear(64 * 7 * 7, 512), "neuron", nn.Linear(512, 10)]
 
 
 NETWORKS = {
@@ -62,6 +63,8 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         for rate in RATES[1:2] if quick else RATES:
             found[f"networks/{name}/{rate:.0%}"] = partial(_times, name, rate, quick)
     for name in NETWORKS:
+        found[f"networks/compiled/{name}"] = partial(_compiled, name, 0.05, quick)
+    for name in NETWORKS:
         found[f"networks/memory/{name}"] = partial(_memory, name, 2 if quick else 32)
     return found
 
@@ -70,15 +73,16 @@ def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
     """`network` with the neurons of `contender`, and of hibana with its layers too."""
     net = nn.Sequential()
     for layer in network.layers():
-        if layer == _NEURON:
+        if isinstance(layer, str):
             net.append(_neuron(contender))
         else:
-            assert isinstance(layer, nn.Module)
             net.append(hb.EachStep(layer) if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else layer)
     if weights:
         net.load_state_dict(weights, strict=False)  # a peer's neuron has buffers of its own
     if contender == "hibana":
         hb.events.adopt(net)
+    if contender.endswith(peers.COMPILED):
+        net.compile()
     return net
 
 
@@ -89,7 +93,7 @@ def _neuron(contender: str) -> nn.Module:
         return _Reference()
     if contender.startswith("hibana"):
         return hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
-    return peers.PEERS[contender].layer(peers.CASES["step"]).module
+    return peers.PEERS[contender.removesuffix(peers.COMPILED)].layer(peers.CASES["step"]).module
 
 
 class _Reference(nn.Module):
@@ -175,27 +179,41 @@ def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Te
         gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
         outcomes.append((outputs.detach(), dict(zip(weights, gradients, strict=True))))
     *ours, (wanted, wanted_gradients) = outcomes
-    for got, gradients in ours:
+    for got, got_gradients in ours:
         if not torch.equal(got, wanted):
             return f"outputs differ in {int((got != wanted).sum())} of {got.numel()} places"
-        if red := agreement.gradients_differ(gradients, wanted_gradients):
+        if red := agreement.gradients_differ(got_gradients, wanted_gradients):
             return red
     return None
 
 
 def _times(name: str, rate: float, quick: bool) -> list[Row]:
+    usable, _ = peers.available()
+    return _compared(name, rate, list(usable), quick)
+
+
+def _compiled(name: str, rate: float, quick: bool) -> list[Row]:
+    """The peers that speak of ``torch.compile`` in their documentation, the whole network through it."""
+    if shutil.which("c++") is None:
+        return [{"network": name, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
+    usable, _ = peers.available()
+    return _compared(
+        name, rate, [peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable], quick
+    )
+
+
+def _compared(name: str, rate: float, others: list[str], quick: bool) -> list[Row]:
     measure.keep_pages()
     network = NETWORKS[name]
     inputs, targets = sample(network, rate, network.steps)
     weights, rates = tuned(network, rate, inputs)
     about = {"network": name, "rate": rate, "rates": rates}
-    usable, _ = peers.available()
     red = disagreement(network, weights, inputs, targets)
     ours = [] if red else ["hibana", "hibana-dense"]
     rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
     calls = {"training step": partial(training_step, targets=targets), "inference": inference}
     for kind, call in calls.items():
-        nets = {who: build(network, who, weights) for who in ("relu", *ours, *usable)}
+        nets = {who: build(network, who, weights) for who in ("relu", *ours, *others)}
         seconds = measure.rounds(
             {who: call(net, inputs) for who, net in nets.items()},
             budget_s=0.5 if quick else {"training step": 35.0, "inference": 15.0}[kind],

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from benchmarks.environment import PINS
 
-__all__ = ["CASES", "PEERS", "Case", "Layer", "Peer", "available"]
+__all__ = ["CASES", "COMPILABLE", "COMPILED", "PEERS", "Case", "Layer", "Peer", "available"]
+
+
+COMPILED = "+compile"
+"""Ends the name of a peer that is run through ``torch.compile``."""
+COMPILABLE = ("spikingjelly", "norse")
+"""The peers whose documentation speaks of ``torch.compile``; the others are slower through it."""
 
 
 @dataclass(frozen=True)

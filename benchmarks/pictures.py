@@ -6,11 +6,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 __all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "Row", "draw"]
 
 Row = dict[str, Any]
-PEERS = ("snntorch", "spikingjelly", "norse", "sinabs")
+PEERS = ("snntorch", "spikingjelly", "norse", "sinabs", "spikingjelly+compile", "norse+compile")
 TITLES = {
     "relu": "ReLU",
     "hibana": "hibana",
@@ -19,6 +21,8 @@ TITLES = {
     "spikingjelly": "SpikingJelly",
     "norse": "Norse",
     "sinabs": "sinabs",
+    "spikingjelly+compile": "SpikingJelly, torch.compile",
+    "norse+compile": "Norse, torch.compile",
 }
 CASE_TITLES = {
     "step": "IF, Step",
@@ -36,8 +40,10 @@ _COLOURS = {
     "spikingjelly": "#54a24b",
     "norse": "#9d755d",
     "sinabs": "#b279a2",
+    "spikingjelly+compile": "#a5d6a7",
+    "norse+compile": "#d7c4b7",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
     "axes.spines.top": False,
@@ -68,9 +74,9 @@ def _layers(rows: list[Row]) -> Any:
     rows = [row for row in rows if row["heap"] == "warm"]
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     passes = list(dict.fromkeys(row["pass"] for row in rows))
-    shape = {"nrows": len(passes), "ncols": len(sizes)}
     figure, grid = plt.subplots(
-        **shape,
+        len(passes),
+        len(sizes),
         figsize=(3.6 * len(sizes), 2.7 * len(passes)),
         squeeze=False,
         sharey=True,
@@ -83,9 +89,9 @@ def _layers(rows: list[Row]) -> Any:
         line[0].set_ylabel("time / ReLU's")
     names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
     handles = [
-        plt.Line2D([], [], color=_COLOURS[name], lw=1.2, ls="--")
+        Line2D([], [], color=_COLOURS[name], lw=1.2, ls="--")
         if name == "relu"
-        else plt.Rectangle((0, 0), 1, 1, color=_COLOURS[name])
+        else Rectangle((0, 0), 1, 1, color=_COLOURS[name])
         for name in names
     ]
     labels = [TITLES[name] for name in names]
@@ -105,16 +111,19 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
             axes.bar(at, ratio, width * 0.92, color=_COLOURS[row["contender"]])
             if row["contender"] == "hibana":
                 edge = (at + width / 2, ratio)
-                style = {"ha": "right", "fontsize": 7, "fontweight": "bold", "color": _COLOURS["hibana"]}
+                style: dict[str, Any] = {
+                    "ha": "right",
+                    "fontsize": 7,
+                    "fontweight": "bold",
+                    "color": _COLOURS["hibana"],
+                }
                 axes.annotate(f"{ratio:.2g}", edge, (0, 2), textcoords="offset points", **style)
     axes.axhline(1, color=_COLOURS["relu"], lw=1.2, ls="--")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.grid(axis="y", alpha=0.3)
-    axes.set_xticks(
-        range(len(cases)), [_stacked(CASE_TITLES[case]) for case in cases], fontsize=7.5
-    )
+    axes.set_xticks(range(len(cases)), [_stacked(CASE_TITLES[case]) for case in cases], fontsize=7.5)
 
 
 def _stacked(title: str) -> str:

@@ -46,8 +46,8 @@ def write(out: Path) -> str:
 
 
 def _part(job: str) -> str:
-    first, _, rest = job.partition("/")
-    return f"{first}/memory" if rest.startswith("memory") else first
+    first, second, *_ = [*job.split("/"), ""]
+    return f"{first}/{second}" if second in ("compiled", "memory") else first
 
 
 def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str]) -> Iterable[str]:
@@ -61,8 +61,10 @@ def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str])
     yield from _provenance(results)
     sections: dict[str, tuple[str, Callable[[list[Row]], Iterable[str]]]] = {
         "layers": ("One layer", _layers),
+        "layers/compiled": ("One layer, peers through torch.compile", _layers),
         "layers/memory": ("Memory of one layer", _memory),
         "networks": ("Whole networks, by firing rate", _networks),
+        "networks/compiled": ("Whole networks, peers through torch.compile", _networks),
         "networks/memory": ("Memory of a training step, T = 32, 5% firing", _memory),
         "scaling": ("Scaling", _scaling),
         "compile": ("First use", _first_use),

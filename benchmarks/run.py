@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import environment
 
-__all__ = ["main"]
+__all__ = ["main", "wanted"]
 
 PARTS = ("layers", "networks", "scaling", "compile", "training")
 
@@ -27,7 +27,7 @@ def main() -> int:
     options = _parser().parse_args()
     if options.job:
         return _do(options.job, options)
-    names = [name for name in _jobs(options.quick) if _wanted(name, options.only)]
+    names = [name for name in _jobs(options.quick) if wanted(name, options.only)]
     if options.list:
         print("\n".join(names))
         return 0
@@ -68,7 +68,8 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 
-def _wanted(name: str, only: list[str]) -> bool:
+def wanted(name: str, only: list[str]) -> bool:
+    """Whether job `name` is one of `only`, or belongs to one of these parts."""
     return any(name == wanted or name.startswith(wanted.rstrip("/") + "/") for wanted in only)
 
 

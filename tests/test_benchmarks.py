@@ -1,0 +1,115 @@
+"""What the benchmark promises of itself: a red gate, turns, and a report of what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hibana as hb
+from benchmarks import agreement, measure, run
+
+
+@pytest.fixture
+def sequence() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(6, 40, generator=generator), torch.randn(6, 40, generator=generator)
+
+
+def _broken(monkeypatch: pytest.MonkeyPatch, breaks) -> None:
+    unroll = hb.unroll
+
+    def wrong(cell, inputs, state=None, *, backend="auto"):
+        outputs, state = unroll(cell, inputs, state, backend="reference")
+        return (outputs, state) if backend == "reference" else breaks(outputs, state)
+
+    monkeypatch.setattr(hb, "unroll", wrong)
+
+
+def test_the_gate_is_green_where_hibana_agrees_with_its_reference(sequence):
+    assert agreement.disagreement(hb.IFCell(), *sequence) is None
+
+
+def test_a_flipped_spike_turns_the_gate_red(monkeypatch, sequence):
+    def flipped(outputs, state):
+        flip = torch.zeros_like(outputs)
+        flip[2, 3] = 1.0
+        return (outputs - flip).abs(), state
+
+    _broken(monkeypatch, flipped)
+    assert agreement.disagreement(hb.IFCell(), *sequence) == "outputs differ in 1 of 240 places"
+
+
+def test_a_gradient_off_by_one_percent_turns_the_gate_red(monkeypatch, sequence):
+    def scaled(outputs, state):
+        return outputs.detach() + 1.01 * (outputs - outputs.detach()), state
+
+    _broken(monkeypatch, scaled)
+    red = agreement.disagreement(hb.IFCell(), *sequence)
+    assert red is not None
+    assert red.startswith("gradient of input is off by")
+
+
+def test_a_gradient_that_is_no_number_turns_the_gate_red():
+    right = torch.ones(3)
+    assert agreement.gradients_differ({"w": right / 0 * 0}, {"w": right}) is not None
+
+
+def test_contenders_are_called_in_turn_and_each_is_timed_as_often():
+    called: list[str] = []
+    seconds = measure.rounds(
+        {name: lambda name=name: called.append(name) for name in "ab"},
+        budget_s=0.0,
+        at_least=3,
+        stretch_s=0.0,
+    )
+    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
+    assert "".join(called[4:]) == "abbaab"  # after two calls each that are not timed
+
+
+def test_the_summary_is_the_median_and_the_quartiles_in_milliseconds():
+    assert measure.summary([3e-3, 1e-3, 2e-3]) == pytest.approx(
+        {"ms": 2.0, "ms_low": 1.0, "ms_high": 3.0, "calls": 3}
+    )
+
+
+def test_a_process_of_its_own_returns_what_the_function_returns():
+    assert measure.in_process("math", "hypot", 3, 4) == 5.0
+
+
+def test_a_failure_in_a_process_of_its_own_is_not_swallowed():
+    with pytest.raises(RuntimeError, match=r"math\.sqrt.*math domain error"):
+        measure.in_process("math", "sqrt", -1)
+
+
+def test_jobs_are_picked_by_whole_parts_of_their_names():
+    assert run.wanted("layers/warm/16x65536", ["layers"])
+    assert run.wanted("layers/warm/16x65536", ["layers/warm/16x65536"])
+    assert not run.wanted("layers/warm/16x65536", ["layers/w", "networks"])
+
+
+def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    about = {
+        "when": "2026-01-01T00:00:00+00:00", "quick": False, "threads": 2, "processor": "a processor",
+        "others": 0.0, "versions": {"hibana": "0.1.0"}, "missing": {"norse": "could not be installed: why"},
+    }  # fmt: skip
+    row = {"size": "16x65536", "heap": "warm", "case": "step", "pass": "forward+backward", "is": "x"}
+    rows = [
+        {**row, "contender": name, "ms": ms}
+        for name, ms in (("relu", 2.0), ("hibana", 1.8), ("sinabs", 36.0))
+    ]
+    rows.append(
+        {"size": "16x65536", "heap": "warm", "case": "box", "contender": "hibana", "error": "s differ"}
+    )
+    (tmp_path / "benchmarks").mkdir()
+    results = {"layers/warm/16x65536": {"about": about, "rows": rows}}
+    (tmp_path / "benchmarks" / "results.json").write_text(json.dumps(results))
+
+    page = report.write(tmp_path)
+
+    assert (tmp_path / "benchmarks.md").read_text() == page + "\n"
+    assert (tmp_path / "benchmarks" / "layers.png").stat().st_size > 10_000
+    assert "| IF, Step | 16 x 65536 | 2.00 | 0.90 | 18.0 | ≤ 1 | 20.0 |" in page
+    assert "**Norse is missing:** could not be installed: why" in page
+    assert "**Not timed:** 16x65536, box, hibana: s differ" in page
