@@ -102,3 +102,16 @@ def test_a_layer_that_nothing_drives_keeps_its_weights():
 def test_the_rate_to_start_at_is_checked():
     with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\).* got 1.5"):
         scale_to_rate(nn.Sequential(hb.IF()), torch.zeros(2, 1, 3), 1.5)
+
+
+def test_a_constant_current_costs_the_first_layer_one_product():
+    net = architecture.build("6", (4, 2), 3, hb.IFCell)
+    still = hb.encode.constant(torch.rand(5, 4, 2), 7)
+    current = net[:2](still)
+    assert current.stride(0) == 0
+    moving = torch.stack(
+        [torch.nn.functional.linear(x.flatten(1), net[1].weight, net[1].bias) for x in still]
+    )
+    assert torch.allclose(current, moving)
+    current.sum().backward()
+    assert torch.allclose(net[1].bias.grad, torch.full([6], 35.0))
