@@ -86,6 +86,20 @@ def test_the_error_falls_as_one_over_t(case):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_max_pooling_emits_spikes_whose_count_is_the_largest_count():
+    model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.MaxPool1d(2))
+    x = torch.rand(5, 3, 8)
+    network, _ = hb.from_ann(model, x, T=1, percentile=100)
+    seen = {}
+    for name in ("_1", "_2"):
+        network.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: seen.update({n: o}))
+    with torch.no_grad():
+        network(x.expand(20, *x.shape))
+    pooled = seen["_2"]
+    assert set(pooled.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(pooled.sum(0), nn.functional.max_pool1d(seen["_1"].sum(0), 2))
+
+
 def test_half_a_threshold_to_start_with_rounds_to_the_nearest():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
     nn.init.ones_(model[0].weight)

@@ -156,12 +156,12 @@ def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) 
 
 @final
 class _Difference(Cell):
-    """What the input has grown by since the step before: ``x - x_previous``."""
+    """What the input has grown by since the step before: ``total - total_previous``."""
 
     def forward(  # type: ignore[override]  # a cell names its states
-        self, input_: Tensor, x_previous: Tensor, difference_previous: Tensor
+        self, input_: Tensor, total_previous: Tensor, difference_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return input_, input_ - x_previous
+        return input_, input_ - total_previous
 
 
 def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphModule:

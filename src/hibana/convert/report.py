@@ -86,7 +86,7 @@ def accuracy_over_time(network: nn.Module, inputs: Tensor, labels: Tensor, T: in
     """
     right = torch.zeros(T)
     for x, y in zip(_few(inputs), _few(labels), strict=True):
-        steps = torch.cat([(part.argmax(2) == y).sum(1) for part in _in_parts(network, x, T)])
+        steps = torch.cat([_right(part, y) for part in _in_parts(network, x, T)])
         right += steps.cpu()
     return right / len(labels)
 
@@ -144,10 +144,10 @@ def report(
     try:
         for x, labels in batches:
             watch = Watch(traced)
-            classes = watch.run(x).argmax(1)
+            classes = watch.run(x).flatten(1).argmax(1)
             wanted = classes if labels is None else labels
             spikes.clear()
-            right += torch.cat([(o.argmax(2) == wanted).sum(1) for o in _in_parts(network, x, steps)]).cpu()
+            right += torch.cat([_right(part, wanted) for part in _in_parts(network, x, steps)]).cpu()
             right_ann += int((classes == wanted).sum())
             samples += len(x)
             for name, threshold in thresholds.items():
@@ -172,6 +172,11 @@ def _counter(spikes: dict[str, Tensor], name: str) -> Any:
         spikes[name] = spikes.get(name, 0) + emitted.sum(0)
 
     return hook
+
+
+def _right(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """How many samples have their largest output at the class wanted, at each step of ``[T, batch, ...]``."""
+    return (outputs.flatten(2).argmax(2) == wanted).sum(1)
 
 
 def _in_parts(network: nn.Module, x: Tensor, steps: int) -> Iterator[Tensor]:
