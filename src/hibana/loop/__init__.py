@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import compiled, operator, reference
+from hibana.loop import compiled, reference
 from hibana.loop.words import Unsupported
 
 __all__ = ["record", "unroll"]
@@ -68,14 +68,21 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _R
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     named = backend != "auto"
     device = inputs.device.type
+    reason = ""
     if device != "cpu":
-        return _refused(named, f"backend {backend!r} can't serve inputs on {device}")
-    if operator.is_traced(inputs):
-        if not operator.serves(cell.key, dtype, inputs.ndim - 1):
-            return _refused(named, f"{type(cell).__name__} can't be compiled")
-        return partial(operator.unroll, cell)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return _refused(named, f"backend {backend!r} can't serve a transform of torch.func")
+        reason = f"backend {backend!r} can't serve inputs on {device}"
+    elif _is_traced(inputs):
+        from hibana.loop import operator
+
+        if operator.serves(cell.key, dtype, inputs.ndim - 1):
+            return partial(operator.unroll, cell)
+        reason = f"{type(cell).__name__} can't be compiled"
+    elif torch._C._functorch.peek_interpreter_stack() is not None:
+        reason = f"backend {backend!r} can't serve a transform of torch.func"
+    if reason:
+        if named:
+            raise Unsupported(reason)
+        return None
     try:
         return partial(compiled.run, compiled.program(cell, "cpu", inputs.shape[1:], dtype), cell)
     except Unsupported:
@@ -84,9 +91,10 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _R
         return None
 
 
-def _refused(named: bool, reason: str) -> None:
-    if named:
-        raise Unsupported(reason)
+def _is_traced(inputs: Tensor) -> bool:
+    """Whether a call on `inputs` is being written down rather than run."""
+    plain = type(inputs) in (Tensor, torch.nn.Parameter)
+    return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from hibana.cells import Cell
 from hibana.loop.plan import Plan, make_plan
-from hibana.loop.trace import Step, cell_tensors, trace
+from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 
 __all__ = ["Kernels", "Program", "program", "run", "walkable"]
@@ -26,6 +26,8 @@ __all__ = ["Kernels", "Program", "program", "run", "walkable"]
 
 class Kernels(Protocol):
     """What a device gives: a step's kernels in one dtype. See :class:`hibana.loop.cpu.CpuKernels`."""
+
+    plan: Plan
 
     def forward(
         self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
@@ -92,22 +94,25 @@ _Place = tuple[str, torch.Size, torch.dtype]
 _BY_CELL: weakref.WeakKeyDictionary[Cell, tuple[Hashable, dict[_Place, Program | str]]]
 _BY_CELL = weakref.WeakKeyDictionary()
 _SHARED: dict[Hashable, Program | str] = {}
-_PLANS: dict[str, Plan] = {}
 
 
 def _shared_program(cell: Cell, fingerprint: Hashable, place: _Place) -> Program | str:
-    key = (fingerprint, place)
-    if key not in _SHARED:
-        backend, shape, dtype = place
-        try:
-            step = trace(cell, shape, dtype)
-            plan = make_plan(step)
-            kernels = _kernels(backend)(step, plan, dtype)
-        except Unsupported as reason:
-            _SHARED[key] = str(reason)
-        else:
-            _SHARED[key] = Program(step, plan, kernels, cell.rests_at_zero())
-    return _SHARED[key]
+    """A program that cells alike have made before, for this shape or for any; else a new one."""
+    backend, shape, dtype = place
+    anywhere = (backend, shape_class(cell_tensors(cell), shape), dtype)
+    for key in ((fingerprint, anywhere), (fingerprint, place)):
+        if key in _SHARED:
+            return _SHARED[key]
+    try:
+        step = trace(cell, shape, dtype)
+        kernels = _kernels(backend)(step, make_plan(step), dtype)
+    except Unsupported as reason:
+        made: Program | str = str(reason)
+        _SHARED[fingerprint, place] = made
+    else:
+        made = Program(step, kernels.plan, kernels, cell.rests_at_zero())
+        _SHARED[fingerprint, anywhere if step.any_size else place] = made
+    return made
 
 
 @cache
@@ -155,7 +160,8 @@ def run(
     first: list[Tensor | None] = [None] * len(program.step.states) if state is None else list(state)
     held = list(cell_tensors(cell).values())
     if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *(state or ()), *held)):
-        outputs, *last = _Run.apply(program, len(first), inputs, *first, *held)
+        apply: Callable[..., Any] = _Run.apply  # torch leaves it without types
+        outputs, *last = apply(program, len(first), inputs, *first, *held)
     else:
         first = [None if t is None else t.contiguous() for t in first]
         parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
@@ -255,6 +261,7 @@ def _memory_order(inputs: Tensor) -> list[int] | None:
     """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
     if walkable(inputs):
         return None
-    rest = sorted(range(1, inputs.ndim), key=lambda d: -inputs.stride(d))
+    strides = inputs.stride()
+    rest = sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension])
     order = [0, *rest]
     return order if inputs.permute(order)[0].is_contiguous() else None

@@ -43,9 +43,11 @@ class CpuKernels:
         self.plan = plan
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
-        self.calls = frozenset(word for word in CALLS if _vector_function(word, dtype))
+        roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
+        said = {value.word for value in reachable(roots)} & CALLS
+        self.calls = frozenset(word for word in said if _vector_function(word, dtype))
         for value in reachable(step.nexts):
-            if value.word == "sigmoid" or (value.word in CALLS and value.word not in self.calls):
+            if value.word == "sigmoid" or value.word in CALLS - self.calls:
                 raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)

@@ -33,6 +33,7 @@ def statements(
     Args:
         stores: a name for each value wanted; a value that gets a variable gets one of that name.
         leaves: what stands for each named leaf.
+        dialect: the language.
 
     Returns:
         The statements in order, and for each store what stands for its value.

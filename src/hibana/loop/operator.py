@@ -1,7 +1,8 @@
 """A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
 
 A graph holds tensors and numbers, not cells, so the operator takes a cell's key; it reads the cell's
-hyper-parameters when it runs. Eager calls do not pass through here: they go straight to the kernels.
+hyper-parameters when it runs. Eager calls do not pass through here: they go straight to the kernels, and
+this module, whose registration loads much of torch, is imported only by a call that is being traced.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,10 @@ from hibana.loop.compiled import Program, program, walkable
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
-__all__ = ["is_traced", "serves", "unroll"]
+__all__ = ["serves", "unroll"]
 
 
-def is_traced(inputs: Tensor) -> bool:
-    """Whether a call on `inputs` is being written down rather than run."""
-    plain = type(inputs) in (Tensor, torch.nn.Parameter)
-    return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
-
-
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
 def serves(key: str, dtype: torch.dtype, ndim: int) -> bool:
     """Whether the cell called `key` can be compiled for steps of `ndim` dimensions."""
     try:
@@ -63,7 +58,7 @@ def _forward(
 ) -> list[Tensor]:
     made = program(cell_of(cell), "cpu", inputs.shape[1:], inputs.dtype)
     parameters = made.parameters(held, inputs.shape[1:], inputs.dtype)
-    begun = [t.contiguous() for t in first] or [None] * len(made.step.states)
+    begun = [t.contiguous() for t in first] or [None for _ in made.step.states]
     outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
     return [outputs, *last, *kept]
 
@@ -91,7 +86,7 @@ def _backward(
     one = inputs.shape[1:]
     made = program(cell_of(cell), "cpu", one, inputs.dtype)
     parameters = made.parameters(held, one, inputs.dtype)
-    begun = [t.contiguous() for t in first] or [None] * len(made.step.states)
+    begun = [t.contiguous() for t in first] or [None for _ in made.step.states]
     grad_input, first_grads, sums = made.kernels.backward(
         _stepwise(inputs),
         begun,

@@ -57,6 +57,8 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
     """One step back: the gradients of the input and of the states before it, and the sums over time.
 
     Args:
+        step: the step.
+        plan: what was kept of it.
         wants_input: whether the gradient of the input is asked for.
         constant_input: whether the input is the same at each step, and its gradient a sum over time.
     """

@@ -1,7 +1,6 @@
 """A step to the graph of its pointwise operations, forward and backward.
 
-The cell's ``forward`` and ``torch.autograd.grad`` run once on tensors without data (the meta device)
-while a dispatch mode writes down which ATen operations they come to; this room turns that into a
+The cell's ``forward`` and ``torch.autograd.grad`` run on small tensors while a dispatch mode writes down which ATen operations they come to; this room turns that into a
 :class:`Step`: values made by about thirty pointwise words. (``make_fx`` would write down the same graph,
 but its first use in a process loads a second's worth of modules.)
 
@@ -11,7 +10,7 @@ numbered constants, so that changing one changes no structure. Nothing here know
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.loop.words import BOOLEAN, WORDS, Unsupported, translate
 
-__all__ = ["Step", "Unsupported", "Value", "trace"]
+__all__ = ["Step", "Unsupported", "Value", "cell_tensors", "shape_class", "trace"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +64,47 @@ class Step:
     epilogue: Callable[..., tuple[Tensor | None, ...]]
     """From the cell's tensors and the sums of :attr:`grad_sums` to the gradients of the tensors."""
     parameters: int
+    any_size: bool = False
+    """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
 
 
 def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
     """The graph of one step of `cell` on inputs of `shape`.
 
+    The step runs on two small shapes. If it comes to the same on both, the size of a dimension that no
+    tensor of the cell has does not matter; else it runs once on `shape` itself, without data.
+
     Raises:
         Unsupported: if the step is not pointwise in words known here; the message says which
             operation it is.
     """
-    tensors = cell_tensors(cell)
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
-        graph = clean.submit(_joint_graph, cell, tensors, shape, dtype).result()
+        return clean.submit(_trace, cell, shape, dtype).result()
+
+
+def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
+    tensors = cell_tensors(cell)
+    small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
+    graphs = [_joint_graph(cell, tensors, one, dtype, "cpu") for one in small]
+    if str(graphs[0]) == str(graphs[1]):
+        return replace(_Reading(cell, tensors, graphs[0], small[0], dtype).step(), any_size=True)
+    graph = _joint_graph(cell, tensors, shape, dtype, "meta")
     return _Reading(cell, tensors, graph, shape, dtype).step()
+
+
+def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
+    """`shape` with each dimension replaced by `size` that no tensor of the cell has a say in."""
+    return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))
+
+
+def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
+    """`shape` with -1 for each dimension that no tensor of the cell has a say in."""
+    fixed = [-1] * len(shape)
+    for tensor in tensors.values():
+        for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
+            if size > 1:
+                fixed[dimension] = shape[dimension]
+    return tuple(fixed)
 
 
 def cell_tensors(cell: Cell) -> dict[str, Tensor]:
@@ -91,11 +118,16 @@ class _Recorder(TorchDispatchMode):
     """Writes each ATen operation that runs under it into an fx graph."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it so
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.alive: list[Any] = []
         """Every tensor seen: an id says something only while its tensor lives."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to be skipped by Dynamo, a mode would load all of it at its first operation."""
+        return False
 
     def leaf(self, tensor: Tensor) -> Tensor:
         self._name(tensor, self.graph.placeholder(f"a{len(self.alive)}"))
@@ -108,13 +140,15 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unsupported(f"{func} draws random numbers")
         result = func(*args, **kwargs)
         if isinstance(result, Tensor):
             recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))
             node = self.graph.call_function(func, *recorded)
             self._name(result, node)
         elif result is not None:
-            raise Unsupported(f"{func} does not give one tensor")
+            raise Unsupported(f"{func}: the step looks at a value, or takes several from one operation")
         return result
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
@@ -128,9 +162,11 @@ def _the(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _joint_graph(cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype) -> fx.Graph:
+def _joint_graph(
+    cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
+) -> fx.Graph:
     def leaf(like: Tensor, differentiable: bool) -> Tensor:
-        blank = torch.empty_like(like, device="meta").requires_grad_(differentiable)
+        blank = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
         return recorder.leaf(blank)
 
     recorder = _Recorder()
@@ -147,9 +183,9 @@ def _joint_graph(cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtyp
             found = _gradients(nexts, wanted, grads)
     except Unsupported:
         raise
-    except Exception as error:  # whatever running a step without data raises is the reason it can't be read
+    except Exception as error:  # whatever a step raises here is the reason it can't be read
         reason = str(error).partition("\n")[0]
-        raise Unsupported(f"the step can't be read without data: {type(error).__name__}: {reason}") from error
+        raise Unsupported(f"the step can't be read: {type(error).__name__}: {reason}") from error
     ends = [None if end is None else recorder.node(end) for end in (*nexts, *found)]
     recorder.graph.output(tuple(ends))
     return recorder.graph
@@ -162,7 +198,12 @@ def _gradients(
     if not followed:
         return [None] * len(wanted)
     ends, given = zip(*followed, strict=True)
-    return torch.autograd.grad(ends, list(wanted), given, allow_unused=True)
+    # torch.autograd.grad, less its check of shapes, which would load all of sympy
+    engine = torch.autograd.Variable._execution_engine
+    found: Sequence[Tensor | None] = engine.run_backward(
+        ends, given, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
 
 
 def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
@@ -251,23 +292,23 @@ class _Reading:
     def _read_call(self, node: fx.Node) -> None:
         used = node.all_input_nodes
         target = node.target
-        if target is torch.ops.aten.sum.default or target is torch.ops.aten.sum.dim_IntList:
-            if used[0] in self.values:
-                self.after.add(node)
-                self._sum(used[0])
-                return
+        if target in (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList) and used[0] in self.values:
+            self.after.add(node)
+            self._sum(used[0])
+            return
         if any(other in self.after for other in used):
             if any(other in self.values for other in used):
                 raise Unsupported(f"{target} mixes neurons with a sum over neurons")
             self.after.add(node)
         elif any(other in self.values for other in used):
             self._read_pointwise(node)
-        elif isinstance(target, torch._ops.OpOverload) and target.name() in _NUMBERS:
+        elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self._number(node.args[-1])
         else:
             self.once.add(node)
 
     def _read_pointwise(self, node: fx.Node) -> None:
+        assert isinstance(node.target, torch._ops.OpOverload)
         result = node.meta["val"]
         if result.shape != self.shape:
             raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(result.shape)}")
@@ -347,6 +388,3 @@ class _Reading:
                 copied[node] = graph.node_copy(node, copied.__getitem__)
         graph.output(tuple(None if node is None else copied[node] for node in outputs))
         return fx.Interpreter(fx.GraphModule({}, graph)).run
-
-
-_NUMBERS = frozenset({"aten::scalar_tensor"})

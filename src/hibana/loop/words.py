@@ -12,7 +12,7 @@ import torch
 __all__ = ["BOOLEAN", "CALLS", "WORDS", "Unsupported", "translate"]
 
 
-class Unsupported(RuntimeError):
+class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
     """A step, or a call, that a compiled backend can't serve, and why."""
 
 
@@ -39,6 +39,9 @@ def translate(
     """The value that the ATen operation `target` makes of `args`, in words.
 
     Args:
+        target: the operation.
+        args: its arguments, nodes and numbers.
+        kwargs: its keyword arguments.
         argument: an fx argument (a node or a number) to a value.
         make: ``make(word, *values)``.
 

@@ -1,29 +1,29 @@
 """Source text to native functions, kept on disk.
 
-A kernel's source is written to ``<cache>/<toolchain>/<digest>/kernel.py`` and imported from there, so
-Numba's own cache keeps the object code beside it. Around that stands what Numba leaves out: the folder
-is private to the user, one process builds at a time, every file is checked against a recorded digest
-before it is used, and the toolchain's name covers hibana, torch, Numba, Python and the processor.
+A kernel's source is compiled by Numba once; its object code is then kept in one file, whose name says
+what it was made from and by: the source, and the versions of hibana, Numba, LLVM, torch, Python and the
+processor. A file is believed only if its digest is right, and loading one needs LLVM but not Numba.
 
-``HIBANA_CACHE`` names another folder, or ``off`` keeps nothing.
+``HIBANA_CACHE`` names another folder than the user's own cache, or ``off`` keeps nothing.
 """
 
+import ctypes
 import hashlib
-import importlib.util
 import json
 import linecache
 import os
 import platform
-import shutil
 import stat
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 __all__ = ["Kernel", "build", "cache_folder"]
 
@@ -37,8 +37,33 @@ class Kernel:
     name: str
     address: int
     source: str
-    module: ModuleType
+    code: Any = field(repr=False)
     """Keeps the code alive."""
+
+
+@dataclass(frozen=True)
+class _Object:
+    """Object code: what it defines and what it takes from elsewhere."""
+
+    code: bytes
+    entries: Mapping[str, str]
+    """For each kernel, the symbol it is defined as."""
+    taken: tuple[str, ...]
+
+    def packed(self) -> bytes:
+        head = json.dumps({"entries": dict(self.entries), "taken": self.taken}).encode()
+        body = len(head).to_bytes(8, "little") + head + self.code
+        return hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "_Object | None":
+        """The object in `data`, or None if it is damaged."""
+        digest, body = data[:32], data[32:]
+        if hashlib.sha256(body).digest() != digest:
+            return None
+        end = 8 + int.from_bytes(body[:8], "little")
+        head = json.loads(body[8:end])
+        return cls(body[end:], head["entries"], tuple(head["taken"]))
 
 
 def build(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
@@ -49,23 +74,83 @@ def build(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
             decorated with its ``@kernel``.
         names: the kernels in it.
     """
-    module = _module(HEADER + source)
-    return tuple(Kernel(name, getattr(module, name).address, source, module) for name in names)
+    addresses, code = _linked_source(HEADER + source, names)
+    return tuple(Kernel(name, addresses[name], source, code) for name in names)
 
 
 @cache
-def _module(text: str) -> ModuleType:
-    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
-    name = f"hibana_kernel_{digest}"
-    home = _toolchain_folder()
-    if home is None:
-        return _executed(name, text)
-    folder = home / digest
-    with _only_us(folder):
-        _drop_if_damaged(folder, text)
-        module = _imported(name, folder, text)
-        _record(folder)
-    return module
+def _linked_source(text: str, names: tuple[str, ...]) -> tuple[dict[str, int], Any]:
+    path = _file(text)
+    found = None if path is None else _read(path)
+    if found is None:
+        found = _compiled(text, names)
+        if path is not None:
+            _write(path, found.packed())
+    return _linked(found)
+
+
+def _file(text: str) -> Path | None:
+    folder = _folder()
+    return None if folder is None else folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
+
+
+def _read(path: Path) -> _Object | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return _Object.unpacked(data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Puts `data` at `path` in one move, so that nobody sees half of it."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as fresh:
+            fresh.write(data)
+        Path(fresh.name).replace(path)
+    except OSError as error:
+        warnings.warn(f"a compiled kernel is not kept: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _compiled(text: str, names: tuple[str, ...]) -> _Object:
+    module = ModuleType(f"hibana_kernel_{hashlib.sha256(text.encode()).hexdigest()[:12]}")
+    filename = f"<{module.__name__}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    exec(compile(text, filename, "exec"), module.__dict__)  # noqa: S102 # the source is our own
+    kernels = [getattr(module, name) for name in names]
+    (library,) = {kernel._library for kernel in kernels}
+    declared = [f.name for f in library._final_module.functions if f.is_declaration]
+    taken = tuple(name for name in declared if not name.startswith("llvm."))
+    return _Object(
+        library._get_compiled_object(),
+        {k: v._wrapper_name for k, v in zip(names, kernels, strict=True)},
+        taken,
+    )
+
+
+def _linked(found: _Object) -> tuple[dict[str, int], Any]:
+    """The addresses of the kernels in `found`, and what keeps them alive."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    for name in found.taken:
+        if name.startswith(_NEVER_CALLED):
+            llvm.add_symbol(name, _abort())
+    machine = llvm.Target.from_default_triple().create_target_machine(codemodel="jitdefault", jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
+    engine.finalize_object()
+    return {name: engine.get_function_address(symbol) for name, symbol in found.entries.items()}, engine
+
+
+_NEVER_CALLED = ("numba_", "NRT_")
+"""Numba's helpers for allocating and raising, neither of which a kernel does."""
+
+
+def _abort() -> int:
+    library = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
+    return ctypes.cast(library.abort, ctypes.c_void_p).value or 0
 
 
 def cache_folder() -> Path | None:
@@ -83,7 +168,7 @@ def cache_folder() -> Path | None:
 
 
 @cache
-def _toolchain_folder() -> Path | None:
+def _folder() -> Path | None:
     """This toolchain's part of the cache, or None (said once) if it can't be used."""
     base = cache_folder()
     if base is None:
@@ -94,10 +179,8 @@ def _toolchain_folder() -> Path | None:
         if hasattr(os, "getuid"):
             _require_private(base)
             _require_private(folder)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except (OSError, PermissionError) as error:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
         warnings.warn(
             f"compiled kernels are not kept: {error}; set HIBANA_CACHE to a folder of yours, or to 'off'",
             RuntimeWarning,
@@ -116,84 +199,25 @@ def _require_private(folder: Path) -> None:
         raise PermissionError(f"{folder} can be written by others")
 
 
+@cache
 def _toolchain() -> str:
+    """A name for everything but the source that a kernel's code depends on."""
     import llvmlite.binding as llvm
-    import numba
     import torch
 
     import hibana
 
     features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
+    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "vocabulary.py")]
     parts = (
         hibana.__version__,
-        *(_digest(Path(__file__).with_name(name)) for name in ("build.py", "vocabulary.py")),
+        hashlib.sha256(b"".join(own)).hexdigest(),
         torch.__version__,
-        numba.__version__,
+        version("numba"),
+        version("llvmlite"),
         platform.python_version(),
         platform.machine(),
         llvm.get_host_cpu_name(),
         features,
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _only_us(folder: Path) -> Iterator[None]:
-    from filelock import FileLock
-
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        yield
-
-
-def _imported(name: str, folder: Path, text: str) -> ModuleType:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / "kernel.py"
-    if not path.exists():
-        path.write_text(text)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # Numba finds a cached function's module by its name
-    spec.loader.exec_module(module)
-    return module
-
-
-def _executed(name: str, text: str) -> ModuleType:
-    """`text` as a module of its own, with nothing on disk."""
-    module = ModuleType(name)
-    filename = f"<{name}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    exec(compile(text, filename, "exec"), module.__dict__)
-    return module
-
-
-def _kept_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "digests.json")
-
-
-def _record(folder: Path) -> None:
-    digests = {str(p.relative_to(folder)): _digest(p) for p in _kept_files(folder)}
-    record = folder / "digests.json"
-    if not record.exists() or json.loads(record.read_text()) != digests:
-        fresh = record.with_suffix(".new")
-        fresh.write_text(json.dumps(digests))
-        fresh.replace(record)
-
-
-def _drop_if_damaged(folder: Path, text: str) -> None:
-    """Empties `folder` unless each file in it is what was recorded, and the source is `text`."""
-    try:
-        recorded = json.loads((folder / "digests.json").read_text())
-        sound = (folder / "kernel.py").read_text() == text and recorded == {
-            str(p.relative_to(folder)): _digest(p) for p in _kept_files(folder)
-        }
-    except (OSError, ValueError):
-        sound = False
-    if not sound:
-        shutil.rmtree(folder)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -3,8 +3,6 @@
 This file is imported by generated source only; it is the one place that imports Numba at its top.
 """
 
-import os
-
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
@@ -27,14 +25,11 @@ __all__ = [
     "unpack",
 ]
 
-SETTINGS = {"nopython": True, "error_model": "numpy", "boundscheck": False}
-KEPT = os.environ.get("HIBANA_CACHE", "").lower() not in ("off", "0")
-
 
 def kernel(function):
     """A C function ``void (int64 begin, int64 end, int64 *args)``."""
-    kept = KEPT and not function.__code__.co_filename.startswith("<")
-    return cfunc("void(int64, int64, CPointer(int64))", cache=kept, **SETTINGS)(function)
+    signature = "void(int64, int64, CPointer(int64))"
+    return cfunc(signature, nopython=True, error_model="numpy", boundscheck=False)(function)
 
 
 class _Disjoint(Compiler):
