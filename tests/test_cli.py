@@ -119,7 +119,7 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
         (["--root", "somewhere"], "data 'digits' can't be opened with these settings"),
         (["--data", "mnist", "--root", "nowhere"], "root must hold MNIST's four idx files"),
         (["--data", "shd", "--coding", "none"], "data 'shd' can't be opened with these settings"),
-        (["--devices", "5"], "devices must be a divisor of batch_size, got 5"),
+        (["--devices", "5"], "devices must be such that devices times nodes divides batch_size, got 5"),
         (["--settings", "absent.yaml"], "settings absent.yaml can't be read"),
         (["--seed", "-1"], "seed must be in [0, 2^32), got -1"),
     ],

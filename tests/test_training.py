@@ -32,15 +32,15 @@ def parameters(checkpoint):
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-def begun(folder, settings, *more):
-    """A process of its own that trains in `folder`."""
+def begun(folder, settings, *more, through=()):
+    """A process of its own that trains in `folder`, started by Python `through` arguments for it."""
     folder.mkdir(exist_ok=True)
     settings.write(folder / "wanted.yaml")
     script = folder / "script.py"
     script.write_text(SCRIPT)
     source = Path(train.__file__).parents[2]
     return subprocess.Popen(
-        [sys.executable, script, folder, *more],
+        [sys.executable, *through, script, folder, *more],
         env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -88,12 +88,16 @@ def test_a_run_killed_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.mark.parametrize("through", [(), TORCHRUN], ids=["lightning", "torchrun"])
+def test_two_processes_train_what_one_does(tmp_path, through):
     penalties = {"rate_target": 0.02, "silence_penalty": 0.1, "least_rate": 0.1}
     settings = {**penalties, "surrogate": "atan", "augment": "none"}  # what is random differs by process
     one, two = tmp_path / "one", tmp_path / "two"
     train.fit(small(**settings), one)
-    finished(begun(two, small(**settings, devices=2)))
+    finished(begun(two, small(**settings, devices=2), through=through))
     alone, shared = (torch.load(run / "checkpoint.ckpt", weights_only=True) for run in (one, two))
     assert alone["global_step"] == shared["global_step"] == 10
     for name, parameter in alone["state_dict"].items():
@@ -145,7 +149,7 @@ def test_the_first_steps_start_at_the_rate(tmp_path):
         ({"surrogate": "Bell"}, "surrogate must be one of"),
         ({"loss": "hinge"}, "loss must be one of"),
         ({"layers": "12-x"}, "'x' of '12-x' means nothing"),
-        ({"devices": 3}, "devices must be a divisor of batch_size, got 3"),
+        ({"devices": 3}, "devices must be such that .* divides batch_size, got 3"),
         ({"rate_target": 0.0}, r"rate_target must be in \(0, 1\]"),
         ({"start_rate": 1.0}, r"start_rate must be in \[0, 1\)"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive and finite"),

@@ -88,7 +88,8 @@ def fit(
             gradient_clip_val=settings.clip,
             accelerator=settings.accelerator,
             devices=settings.devices,
-            strategy="ddp" if settings.devices > 1 else "auto",
+            num_nodes=settings.nodes,
+            strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
             callbacks=callbacks,
             logger=TensorBoardLogger(folder, name="tensorboard", version="") if board else False,

@@ -63,7 +63,8 @@ class Settings:
         least_rate: spikes per neuron and step below which a neuron is penalised as silent.
         silence_penalty: weight of that penalty; 0 is none.
         seed: of everything random.
-        devices: processes to train on.
+        devices: processes to train on, on each machine.
+        nodes: machines.
         accelerator: what they run on, as Lightning names it.
         precision: as Lightning names it; state is carried in float32 at least.
     """
@@ -96,6 +97,7 @@ class Settings:
     silence_penalty: float = 0.0
     seed: int = 0
     devices: int = 1
+    nodes: int = 1
     accelerator: str = "cpu"
     precision: str = "32-true"
 
@@ -111,7 +113,7 @@ class Settings:
         surrogate.named(self.surrogate)
         loss.named(self.loss)
         architecture.check(self.layers)
-        for name in ("steps", "epochs", "batch_size", "devices"):
+        for name in ("steps", "epochs", "batch_size", "devices", "nodes"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
         for name in ("threshold", "learning_rate", "clip", "delta_threshold"):
             value = getattr(self, name)
@@ -125,7 +127,8 @@ class Settings:
         _check("start_rate", self.start_rate, "in [0, 1), spikes per step", 0 <= self.start_rate < 1)
         _check("seed", self.seed, "in [0, 2^32)", 0 <= self.seed < 2**32)
         _check("readout_tau", self.readout_tau, "at least 1 step", self.readout_tau >= 1)
-        _check("devices", self.devices, "a divisor of batch_size", self.batch_size % self.devices == 0)
+        shared = self.batch_size % (self.devices * self.nodes) == 0
+        _check("devices", self.devices, "such that devices times nodes divides batch_size", shared)
         sequential = self.coding in ("delta", "none")
         if sequential != DATA_SETS[self.data].sequential:
             right = CODINGS[4:] if DATA_SETS[self.data].sequential else CODINGS[:4]
