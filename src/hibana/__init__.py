@@ -40,7 +40,7 @@ from hibana.layers import (
     RefractoryLIF,
     run,
 )
-from hibana.loop import record, unroll
+from hibana.loop import explain, record, unroll
 from hibana.surrogate import Heaviside
 
 __version__ = "0.1.0"
@@ -72,6 +72,7 @@ __all__ = [
     "RefractoryLIF",
     "RefractoryLIFCell",
     "encode",
+    "explain",
     "loss",
     "from_ann",
     "record",

@@ -59,7 +59,7 @@ class Cell(nn.Module):
         self._enter()
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call] # torch leaves it so
         self._enter()
 
     def _enter(self) -> None:

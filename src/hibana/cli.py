@@ -6,6 +6,7 @@ nothing, and imports what is heavy inside the commands.
 """
 
 import argparse
+import importlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from hibana import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hibana.cells import Cell
     from hibana.data import DataSet
     from hibana.train import Classifier, Outcome
 
@@ -230,6 +232,45 @@ def predict(arguments: argparse.Namespace) -> None:
         batches = [(model(inputs).argmax(1), labels) for inputs, labels in samples.test_dataloader()]
         answers, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
         _confusions(answers, labels, samples.classes)
+
+
+@command(
+    option("cell", metavar="CELL", help="a cell of hibana (IF, LIF, ...) or MODULE:CLASS of your own"),
+    option("--surrogate", help="what to call the derivative of the step (default: the cell's own)"),
+    option("--detach-reset", action="store_const", const=True, help="stop the gradient at the reset"),
+)
+def explain(arguments: argparse.Namespace) -> None:
+    """What a cell is compiled to: its equations, the backend and why, what is kept, and the source."""
+    import hibana
+    from hibana import surrogate
+
+    with _refusing():
+        given: dict[str, Any] = {}
+        if arguments.surrogate is not None:
+            given["surrogate"] = surrogate.named(arguments.surrogate)
+        if arguments.detach_reset is not None:
+            given["detach_reset"] = True
+        print(hibana.explain(_cell(arguments.cell)(**given)), end="")
+
+
+def _cell(name: str) -> "type[Cell]":
+    """The class of the cell called `name`, with or without its ending, or at ``module:class``."""
+    from hibana import cells
+
+    module, _, own = name.rpartition(":")
+    if module:
+        sys.path.insert(0, "")
+        try:
+            found = getattr(importlib.import_module(module), own, None)
+        except ModuleNotFoundError as error:
+            raise Refusal(f"cell must be a cell of hibana or MODULE:CLASS; {error}") from error
+    else:
+        known = {n.removesuffix("Cell").lower(): getattr(cells, n) for n in cells.__all__ if n != "Cell"}
+        found = known.get(name.removesuffix("Cell").lower())
+    if not (isinstance(found, type) and issubclass(found, cells.Cell)):
+        names = ", ".join(n.removesuffix("Cell") for n in cells.__all__ if n != "Cell")
+        raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:

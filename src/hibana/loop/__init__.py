@@ -8,9 +8,10 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.loop import compiled, reference
+from hibana.loop.explain import explain
 from hibana.loop.words import Unsupported
 
-__all__ = ["record", "unroll"]
+__all__ = ["explain", "record", "unroll"]
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, State]]

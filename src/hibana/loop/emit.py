@@ -62,7 +62,7 @@ def statements(
                 lines.append(f"{name} = {_bare(said)}")
                 said = name
             text[value] = said
-    return lines, {name: text[value] for name, value in stores.items()}
+    return lines, {name: _bare(text[value]) for name, value in stores.items()}
 
 
 def _bare(text: str) -> str:

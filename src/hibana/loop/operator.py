@@ -48,6 +48,10 @@ def _program(cell: Cell, dtype: torch.dtype, ndim: int) -> Program:
     return program(cell, "cpu", torch.Size(sizes), dtype)
 
 
+def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
+    return [t.contiguous() for t in first] if first else [None for _ in made.step.states]
+
+
 def _stepwise(tensor: Tensor) -> Tensor:
     return tensor if walkable(tensor) else tensor.contiguous()
 
@@ -58,7 +62,7 @@ def _forward(
 ) -> list[Tensor]:
     made = program(cell_of(cell), "cpu", inputs.shape[1:], inputs.dtype)
     parameters = made.parameters(held, inputs.shape[1:], inputs.dtype)
-    begun = [t.contiguous() for t in first] or [None for _ in made.step.states]
+    begun = _begun(made, first)
     outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
     return [outputs, *last, *kept]
 
@@ -86,7 +90,7 @@ def _backward(
     one = inputs.shape[1:]
     made = program(cell_of(cell), "cpu", one, inputs.dtype)
     parameters = made.parameters(held, one, inputs.dtype)
-    begun = [t.contiguous() for t in first] or [None for _ in made.step.states]
+    begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
         _stepwise(inputs),
         begun,

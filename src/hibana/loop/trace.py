@@ -1,8 +1,9 @@
 """A step to the graph of its pointwise operations, forward and backward.
 
-The cell's ``forward`` and ``torch.autograd.grad`` run on small tensors while a dispatch mode writes down which ATen operations they come to; this room turns that into a
-:class:`Step`: values made by about thirty pointwise words. (``make_fx`` would write down the same graph,
-but its first use in a process loads a second's worth of modules.)
+The cell's ``forward`` and its gradient run on small tensors while a dispatch mode writes down which ATen
+operations they come to; this room turns that into a :class:`Step`: values made by about thirty pointwise
+words. (``make_fx`` would write down the same graph, but its first use in a process loads over a second's
+worth of modules.)
 
 What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
 numbered constants, so that changing one changes no structure. Nothing here knows about devices or cost.

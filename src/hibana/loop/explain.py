@@ -1,0 +1,162 @@
+"""What a cell is compiled to, for people: its equations as traced, the backend and why, what is kept."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from hibana.cells import Cell
+from hibana.loop import compiled
+from hibana.loop.emit import Dialect, statements
+from hibana.loop.passes import backward_pass, forward_pass, leaves
+from hibana.loop.plan import Plan, cost_in_bits
+from hibana.loop.trace import Step, Value
+from hibana.loop.words import CALLS, Unsupported
+
+__all__ = ["explain", "explain_cell"]
+
+_SIGNS = {
+    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "and", "or": "or", "xor": "xor"},
+    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
+}
+MATHEMATICS = Dialect(
+    words={
+        **{word: f"({{0}} {sign} {{1}})" for word, sign in _SIGNS.items()},
+        **{word: f"{word}({{0}})" for word in (*CALLS, "abs", "floor", "ceil", "trunc", "sign", "sigmoid")},
+        "root": "sqrt({0})",
+        "not": "(not {0})",
+        "neg": "(-{0})",
+        "maximum": "max({0}, {1})",
+        "minimum": "min({0}, {1})",
+        "where": "({1} if {0} else {2})",
+        "to_float": "[{0}]",
+        "to_bool": "({0} != 0)",
+    },
+    number="{0}",
+)
+
+
+def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype = torch.float32) -> str:
+    """What becomes of a cell, a layer, or each layer of a network: equations, backend, cost, source.
+
+    For each cell: the backend that serves it and why, what its backward keeps in bits per neuron and step,
+    the equations of a step and of its gradient as they were traced, and the generated source. For a layer
+    that works per spike: how it chose between events and the dense product.
+
+    Args:
+        module: a cell, a layer, or any module that holds some.
+        shape: of one step of input; only tensors per neuron make it matter.
+        dtype: of the input.
+
+    Raises:
+        ValueError: if there is nothing of hibana's in `module`.
+
+    >>> import hibana as hb
+    >>> print(hb.explain(hb.IF(detach_reset=True)).partition("source")[0])  # doctest: +ELLIPSIS
+    IFCell   state (v, s), emits s
+    backend    cpu: one Numba kernel forward and one back, on torch's threads
+    kept       1 bit per neuron and step for the backward, nothing for inference
+    ...
+    one step ([...] is 1 where true, else 0)
+      v' = (v * (1 - s)) + x
+      s' = [((v' - 1) > 0)]
+    ...
+    """
+    reports = []
+    for name, part in module.named_modules():
+        if isinstance(part, Cell):
+            report = explain_cell(part, shape, dtype)
+        elif callable(own := getattr(part, "explain", None)):
+            report = f"{own()}\n"
+        else:
+            continue
+        reports.append(f"{name.removesuffix('.cell') or 'cell'}: {report}" if part is not module else report)
+    if not reports:
+        raise ValueError(f"module must hold a cell or an event-driven layer, got {type(module).__name__}")
+    return "\n".join(reports)
+
+
+def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """The report on `cell` over steps of `shape`."""
+    name = type(cell).__name__
+    try:
+        made = compiled.program(cell, "cpu", torch.Size(shape), dtype)
+    except Unsupported as reason:
+        return f"{name}\nbackend    reference loop, because {reason}\n"
+    step, plan = made.step, made.plan
+    bits = plan.bits(torch.finfo(dtype).bits)
+    lines = [
+        f"{name}   state ({', '.join(step.states)}), emits {step.states[-1]}",
+        "backend    cpu: one Numba kernel forward and one back, on torch's threads",
+        f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
+        *(
+            f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
+            for v in plan.kept
+        ),
+        f"gradient   {_support(step, plan)}",
+        "",
+        "one step ([...] is 1 where true, else 0)",
+        *_equations(step, forward_pass(step, None)),
+        "",
+        "its gradient, from after the step to before it",
+        *_equations(step, backward_pass(step, plan, wants_input=True, constant_input=False)),
+        "",
+        "source, forward",
+        _indented(made.kernels.source("forward")),
+        "source, backward",
+        _indented(made.kernels.source("backward")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
+    standing = {name: _spoken(name, step) for name in leaves(stores)}
+    lines, results = statements(stores, standing, MATHEMATICS)
+    said = [line.replace("_new", "'") for line in lines]
+    named = {line.partition(" = ")[0] for line in said}
+    rest = [f"{store}' = {result}".replace("_new", "'") for store, result in results.items()]
+    return [
+        f"  {_readable(line)}" for line in [*said, *(r for r in rest if r.partition(" = ")[0] not in named)]
+    ]
+
+
+def _spoken(name: str, step: Step) -> str:
+    if name.startswith("c["):
+        return f"{step.constants[int(name[2:-1])]:.7g}"
+    return step.states[-1] if name == "emitted_before" else name
+
+
+def _readable(line: str) -> str:
+    target, _, value = line.partition(" = ")
+    return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
+
+
+def _kept(step: Step, value: Value) -> str:
+    for name, next_ in zip(step.states, step.nexts, strict=True):
+        if value is next_:
+            return f"{name} after the step"
+        if next_.word == "to_float" and value is next_.args[0]:
+            return f"whether {name} is 1"
+    if value.word == "input":
+        return "the input itself"
+    stores = forward_pass(step, Plan((value,), (), None))
+    stores = {"kept0": stores["kept0"]}
+    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
+    text = results["kept0"]
+    if lines and text == "kept0_new":
+        text = lines[-1].partition(" = ")[2]
+    return "whether " + text if value.boolean else text
+
+
+def _support(step: Step, plan: Plan) -> str:
+    if plan.support is None:
+        return "of what is emitted can matter everywhere"
+    return f"of what is emitted matters only where {_kept(step, plan.support).removeprefix('whether ')}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"
