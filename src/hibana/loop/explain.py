@@ -1,5 +1,6 @@
 """What a cell is compiled to, for people: its equations as traced, the backend and why, what is kept."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -52,14 +53,13 @@ def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype
         ValueError: if there is nothing of hibana's in `module`.
 
     >>> import hibana as hb
-    >>> print(hb.explain(hb.IF(detach_reset=True)).partition("source")[0])  # doctest: +ELLIPSIS
+    >>> print(hb.explain(hb.IFCell(detach_reset=True)).partition("source")[0])  # doctest: +ELLIPSIS
     IFCell   state (v, s), emits s
     backend    cpu: one Numba kernel forward and one back, on torch's threads
     kept       1 bit per neuron and step for the backward, nothing for inference
     ...
-    one step ([...] is 1 where true, else 0)
       v' = (v * (1 - s)) + x
-      s' = [((v' - 1) > 0)]
+      s' = [(v' - 1) > 0]
     ...
     """
     reports = []
@@ -128,6 +128,7 @@ def _spoken(name: str, step: Step) -> str:
 
 def _readable(line: str) -> str:
     target, _, value = line.partition(" = ")
+    value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
     return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
 
 
