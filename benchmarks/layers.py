@@ -25,9 +25,10 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     sizes = _QUICK if quick else SIZES
     found: dict[str, Callable[[], list[Row]]] = {}
     for heap in ("warm", "cold"):
-        for size in sizes:
-            budget = 0.2 if quick else (5.0 if heap == "warm" else 2.5)
-            found[f"layers/{heap}/{size}"] = partial(_times, size, sizes[size], heap, budget)
+        for size, shape in sizes.items():
+            budget = 0.2 if quick else (6.0 if heap == "warm" else 3.0)
+            for name in peers.CASES:
+                found[f"layers/{heap}/{size}/{name}"] = partial(_times, size, shape, name, heap, budget)
     for size in sizes:
         for name in ("step",) if quick else ("step", "atan"):
             found[f"layers/compiled/{size}/{name}"] = partial(_compiled, size, sizes[size], name)
@@ -84,20 +85,12 @@ def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
     return call
 
 
-def _times(size: str, shape: tuple[int, int], heap: str, budget_s: float) -> list[Row]:
+def _times(size: str, shape: tuple[int, int], name: str, heap: str, budget_s: float) -> list[Row]:
+    about = {"size": size, "heap": heap, "case": name}
     if heap == "warm" and not measure.keep_pages():
-        return [{"size": size, "heap": heap, "error": "needs glibc: its mallopt keeps the heap warm"}]
-    inputs, grad_outputs = sequence(shape)
+        return [{**about, "contender": "all", "error": "only glibc's mallopt keeps the heap warm"}]
     usable, _ = peers.available()
-    rows: list[Row] = []
-    for name, case in peers.CASES.items():
-        red = agreement.disagreement(cell(case), inputs, grad_outputs)
-        contenders = [*(() if red else ("hibana",)), *usable]
-        if red:
-            rows.append({"size": size, "heap": heap, "case": name, "contender": "hibana", "error": red})
-        timed = _rows(name, ["relu", *contenders], inputs, grad_outputs, budget_s)
-        rows += [{"size": size, "heap": heap, "case": name, **row} for row in timed]
-    return rows
+    return _compared(about, shape, list(usable), budget_s)
 
 
 def _compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
@@ -106,16 +99,23 @@ def _compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
     if shutil.which("c++") is None:
         return [{**about, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
     measure.keep_pages()
-    inputs, grad_outputs = sequence(shape)
-    if red := agreement.disagreement(cell(peers.CASES[name]), inputs, grad_outputs):
-        return [{**about, "contender": "hibana", "error": red}]
     usable, _ = peers.available()
-    names = ["relu", "hibana", *(peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable)]
-    return [{**about, **row} for row in _rows(name, names, inputs, grad_outputs, 5.0)]
+    others = [peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable]
+    return _compared(about, shape, others, budget_s=6.0)
+
+
+def _compared(about: Row, shape: tuple[int, int], others: list[str], budget_s: float) -> list[Row]:
+    """Everybody's times, hibana's only if it agrees with its reference at this very size."""
+    case = peers.CASES[about["case"]]
+    inputs, grad_outputs = sequence(shape)
+    red = agreement.disagreement(cell(case), inputs, grad_outputs)
+    rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
+    names = ["relu", *([] if red else ["hibana"]), *others]
+    return rows + [{**about, **row} for row in _rows(case, names, inputs, grad_outputs, budget_s)]
 
 
 def _rows(
-    case: str, contenders: list[str], inputs: Tensor, grad_outputs: Tensor, budget_s: float
+    case: peers.Case, contenders: list[str], inputs: Tensor, grad_outputs: Tensor, budget_s: float
 ) -> Iterator[Row]:
     wanted = inputs.clone().requires_grad_()
     passes: dict[str, Callable[[Callable[[Tensor], Tensor]], Call]] = {
@@ -123,7 +123,7 @@ def _rows(
         "inference": lambda layer: inference(layer, inputs),
     }
     for kind, call in passes.items():
-        layers = {name: contender(name, peers.CASES[case]) for name in contenders}
+        layers = {name: contender(name, case) for name in contenders}
         budget = budget_s if kind == "forward+backward" else budget_s / 2
         seconds = measure.rounds(
             {name: call(layer) for name, (layer, _) in layers.items()}, budget_s=budget, at_least=3
