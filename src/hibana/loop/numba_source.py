@@ -16,8 +16,8 @@ from hibana.loop.words import CALLS
 
 __all__ = ["ROW", "Source", "backward_source", "forward_source"]
 
-ROW = 1024
-"""Neurons in a row at most; a multiple of 64."""
+ROW = 512
+"""Neurons in a row at most; a multiple of 64. Rows of this and the next step fit in a first-level cache."""
 
 _SIGNS = {
     **{"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^"},
@@ -123,6 +123,7 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
     *carried, emitted = step.states
     kept = {name: value for name, value in body.stores.items() if name.startswith("kept")}
     bits = [name for name, value in kept.items() if value.boolean]
+    reals = [f"{name}_all" for name, value in kept.items() if not value.boolean]
     arguments = (
         *("steps", "neurons", "width", "row_bytes", "input", "input_step", "outputs"),
         *(f"{name}_first" for name in step.states),
@@ -146,6 +147,9 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
         ],
         steps="range(steps)",
         per_step=[
+            "ahead = min(t + 1, steps - 1)",
+            *(_prefetched("prefetch", base, stride) for base, stride in _streams(body.leaves, [])),
+            *(_prefetched("prefetch_to_write", base, "neurons") for base in ("outputs", *reals)),
             *_row_if("x" in body.leaves, "x", "input", "input_step"),
             _row(emitted, "outputs", "neurons"),
             *([f"emitted_before = reals_at({earlier}, n)"] if "emitted_before" in body.leaves else []),
@@ -203,6 +207,11 @@ def backward_source(
         ],
         steps="range(steps - 1, -1, -1)",
         per_step=[
+            f"ahead = max(t - {2 if rebuilt else 1}, 0)",
+            *(_prefetched("prefetch", base, stride) for base, stride in _streams({**before.leaves, **body.leaves}, reals)),
+            "ahead = max(t - 1, 0)",
+            _prefetched("prefetch", "grad_outputs", "grad_outputs_step"),
+            *([_prefetched("prefetch_to_write", "grad_input", "neurons")] if wants_input and not constant_input else []),
             _row("emitted_grad", "grad_outputs", "grad_outputs_step"),
             *_row_if(wants_input and not constant_input, "x_grad", "grad_input", "neurons"),
             *_row_if("x" in body.leaves, "x", "input", "input_step"),
@@ -270,6 +279,16 @@ def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
 def _row(name: str, base: str, stride: str, step: str = "t") -> str:
     step = step if step.isidentifier() else f"({step})"
     return f"{name} = reals_at({base} + ({step} * {stride} + lo) * SIZE, n)"
+
+
+def _streams(read: Mapping[str, Value], kept: list[str]) -> list[tuple[str, str]]:
+    """The sequences that a pass reads a row of at each step: where they are, and their strides."""
+    inputs = [("input", "input_step")] if {"x", "x_earlier"} & read.keys() else []
+    return [*inputs, *((f"{name}_all", "neurons") for name in kept)]
+
+
+def _prefetched(function: str, base: str, stride: str) -> str:
+    return f"{function}({base} + (ahead * {stride} + lo) * SIZE, n * SIZE)"
 
 
 def _row_if(wanted: bool, name: str, base: str, stride: str) -> list[str]:

@@ -20,6 +20,8 @@ __all__ = [
     "kernel",
     "np",
     "pack",
+    "prefetch",
+    "prefetch_to_write",
     "scratch",
     "shorts_at",
     "unpack",
@@ -96,6 +98,40 @@ def scratch(context, size):
         return builder.ptrtoint(block, ir.IntType(64))
 
     return types.int64(size), build
+
+
+def _prefetch_line(to_write):
+    """``llvm.prefetch`` of the cache line at an address, to the first level."""
+
+    @intrinsic
+    def line(context, address):
+        def build(context, builder, signature, args):
+            byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+            target = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+            builder.call(target, [builder.inttoptr(args[0], byte), word(to_write), word(3), word(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), build
+
+    return line
+
+
+_line_to_read, _line_to_write = _prefetch_line(0), _prefetch_line(1)
+
+
+@njit(inline="always")
+def prefetch(address, size):
+    """Asks for `size` bytes at `address` to be at hand soon: a row of the next step is another page."""
+    for at in range(address, address + size, 64):
+        _line_to_read(at)
+
+
+@njit(inline="always")
+def prefetch_to_write(address, size):
+    """Asks for `size` bytes at `address` to be at hand for writing soon."""
+    for at in range(address, address + size, 64):
+        _line_to_write(at)
 
 
 @intrinsic
