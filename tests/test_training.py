@@ -220,3 +220,12 @@ def test_augmented_images_are_theirs_moved_or_mirrored(how):
     moves = (-1, 0, 1) if "shift" in how else (0,)
     assert places == {(2 + i, column + j) for column in columns for i in moves for j in moves}
     assert images.sum() == 400
+
+
+@pytest.mark.parametrize("learning_rate", [1e-3, 1e-2])
+@pytest.mark.parametrize("rate_penalty", [0.03, 0.3])
+def test_the_articles_derivative_neither_runs_away_nor_dies(tmp_path, learning_rate, rate_penalty):
+    settings = {"learning_rate": learning_rate, "rate_penalty": rate_penalty, "epochs": 20}
+    _, outcome = train.fit(train.Settings(**settings), tmp_path)
+    assert outcome.accuracy > 0.8
+    assert all(0.02 < rate < 0.2 for rate in outcome.rates.values())

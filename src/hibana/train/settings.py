@@ -90,9 +90,9 @@ class Settings:
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
     clip: float = 1.0
-    start_rate: float = 0.1
+    start_rate: float = 0.2
     rate_target: float = 0.07
-    rate_penalty: float = 0.3
+    rate_penalty: float = 0.1
     least_rate: float = 0.01
     silence_penalty: float = 0.0
     seed: int = 0
