@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """What can be run on its own."""
-    return {"compile/first-use": partial(_first_use, 1 if quick else 5)}
+    return {"compile/first-use": partial(_first_use, 1 if quick else 3)}
 
 
 def _first_use(times: int) -> list[Row]:

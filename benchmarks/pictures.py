@@ -60,7 +60,7 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
     drawn = []
     with mpl.rc_context(_STYLE):
         for name, picture in {"layers": _layers, "networks": _networks, "scaling": _scaling}.items():
-            rows = [row for row in parts.get(name, []) if "ms" in row]
+            rows = [row for row in parts.get(name, []) if "ms" in row and row.get("heap") != "cold"]
             if rows:
                 figure = picture(rows)
                 figure.savefig(folder / f"{name}.png", bbox_inches="tight")
@@ -71,7 +71,6 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
 
 def _layers(rows: list[Row]) -> Any:
     """Ratios to ReLU, heap warm: a row of panels for each pass, a column for each size."""
-    rows = [row for row in rows if row["heap"] == "warm"]
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     figure, grid = plt.subplots(
@@ -167,7 +166,7 @@ def _scaling(rows: list[Row]) -> Any:
     """Time of IF forward and backward against the steps and against the neurons."""
     figure, grid = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for along, axis, fixed, axes in (
-        ("steps", 0, "10,000 neurons", grid[0]),
+        ("steps", 0, "20,000 neurons", grid[0]),
         ("neurons", 1, "16 steps", grid[1]),
     ):
         for name in TITLES:
