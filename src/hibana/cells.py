@@ -53,6 +53,8 @@ class Cell(nn.Module):
     """What a compiled graph, which holds no objects, finds this very cell by."""
     states: tuple[str, ...]
     """:meth:`state_names`, looked up once."""
+    made: dict[Any, Any]
+    """What :mod:`hibana.loop` has made of the cell; gone as soon as an attribute is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,12 +64,16 @@ class Cell(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call] # torch leaves it so
         self._enter()
 
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "made"}
+
     def _enter(self) -> None:
         self.states = self.state_names()
         self.key = f"cell{next(_COUNT)}"
         _ALIVE[self.key] = self
 
     def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop("made", None)
         plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
         known = self.__dict__.get("_buffers", {})
         if plain and name not in known and name not in self.__dict__.get("_parameters", {}):

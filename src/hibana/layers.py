@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells
-from hibana.loop import State, unroll
+from hibana.loop import State, emitted, unroll
 
 __all__ = [
     "ALIF",
@@ -52,8 +52,9 @@ class OverTime(nn.Module):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
-        outputs, state = unroll(self.cell, inputs, state)
-        return (outputs, state) if return_state else outputs
+        if return_state:
+            return unroll(self.cell, inputs, state)
+        return emitted(self.cell, inputs, state)[0]
 
 
 class EachStep(nn.Module):

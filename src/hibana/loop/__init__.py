@@ -1,6 +1,6 @@
 """How time is run: :func:`unroll` checks its arguments once and picks a backend."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -11,10 +11,10 @@ from hibana.loop import compiled, reference
 from hibana.loop.explain import explain
 from hibana.loop.words import Unsupported
 
-__all__ = ["explain", "record", "unroll"]
+__all__ = ["emitted", "explain", "record", "unroll"]
 
 State = tuple[Tensor, ...]
-_Runner = Callable[[Tensor, State | None], tuple[Tensor, State]]
+_Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
 BACKENDS = ("auto", "reference", "cpu")
 
 
@@ -43,18 +43,31 @@ def unroll(
     >>> spikes.flatten()
     tensor([0., 0., 1., 0.])
     """
+    outputs, last = emitted(cell, inputs, state, backend=backend)
+    if len(last) < len(cell.states):
+        last = (*last, outputs[-1])
+    return outputs, tuple(last)
+
+
+def emitted(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted."""
     _check_inputs(cell, inputs)
+    given = inputs.dtype
+    dtype = reference.carried(given)
     if state is not None:
         state = _checked_state(cell, inputs, state)
-    dtype = reference.carried(inputs.dtype)
     served = _serving(cell, inputs, dtype, backend)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
     if served is None:
         assert state is not None
         return reference.unroll(cell, inputs, state)
-    outputs, state = served(inputs.to(dtype), state)
-    return outputs.to(inputs.dtype), state
+    if given == dtype:
+        return served(inputs, state)
+    outputs, last = served(inputs.to(dtype), state)
+    return outputs.to(given), (*last, outputs[-1])
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Runner | None:

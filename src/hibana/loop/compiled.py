@@ -5,7 +5,6 @@ alike: of one class, with equal hyper-parameters and tensors of equal shapes. Wh
 function over the whole sequence, whether its kernels run on a CPU or a GPU.
 """
 
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from hibana.cells import Cell
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
+from hibana.surrogate import Surrogate
 
 __all__ = ["Kernels", "Program", "program", "run", "walkable"]
 
@@ -35,7 +35,8 @@ class Kernels(Protocol):
 
     def backward(
         self,
-        inputs: Tensor,
+        shape: torch.Size,
+        inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
         kept: Sequence[Tensor],
@@ -57,8 +58,8 @@ class Program:
     step: Step
     plan: Plan
     kernels: Kernels
-    rests_at_zero: bool
-    """Whether the cell starts from zeros, which then need not be written out."""
+    at_rest: tuple[None, ...]
+    """The state begun with, where it is zeros that need not be written out."""
 
     def parameters(self, held: Sequence[Tensor], one: torch.Size, dtype: torch.dtype) -> list[Tensor]:
         """What the kernels take for the cell's tensors: one number each, or one per neuron."""
@@ -77,32 +78,40 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     Raises:
         Unsupported: if there can be none; the reason is its message.
     """
-    fingerprint = _fingerprint(cell)
-    known = _BY_CELL.get(cell)
-    if known is None or known[0] != fingerprint:
-        known = _BY_CELL[cell] = (fingerprint, {})
     place = (backend, shape, dtype)
-    found = known[1].get(place)
-    if found is None:
-        found = known[1][place] = _shared_program(cell, fingerprint, place)
-    if isinstance(found, str):
-        raise Unsupported(found)
-    return found
+    own = cell.__dict__
+    made = own.get("made")
+    if made and _is_bare(cell) and (found := made.get(place)):
+        return found  # type: ignore[no-any-return] # the cell, below this room, doesn't know what it holds
+    fingerprint = _fingerprint(cell)
+    served = _SHARED.get((fingerprint, place)) or _shared_program(cell, fingerprint, place)
+    if isinstance(served, str):
+        raise Unsupported(served)
+    if _is_plain(cell):
+        own.setdefault("made", {})[place] = served
+    return served
 
 
 _Place = tuple[str, torch.Size, torch.dtype]
-_BY_CELL: weakref.WeakKeyDictionary[Cell, tuple[Hashable, dict[_Place, Program | str]]]
-_BY_CELL = weakref.WeakKeyDictionary()
 _SHARED: dict[Hashable, Program | str] = {}
+
+
+def _is_plain(cell: Cell) -> bool:
+    """Whether nothing but setting an attribute can change what `cell` computes."""
+    hyper = (v for k, v in vars(cell).items() if k not in _NOT_HYPER)
+    return _is_bare(cell) and all(isinstance(v, (*_PLAIN, Surrogate)) for v in hyper)
+
+
+def _is_bare(cell: Cell) -> bool:
+    return not (cell._parameters or cell._buffers or cell._modules)
 
 
 def _shared_program(cell: Cell, fingerprint: Hashable, place: _Place) -> Program | str:
     """A program that cells alike have made before, for this shape or for any; else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(cell_tensors(cell), shape), dtype)
-    for key in ((fingerprint, anywhere), (fingerprint, place)):
-        if key in _SHARED:
-            return _SHARED[key]
+    if (fingerprint, anywhere) in _SHARED:
+        return _SHARED[fingerprint, anywhere]
     try:
         step = trace(cell, shape, dtype)
         kernels = _kernels(backend)(step, make_plan(step), dtype)
@@ -110,7 +119,7 @@ def _shared_program(cell: Cell, fingerprint: Hashable, place: _Place) -> Program
         made: Program | str = str(reason)
         _SHARED[fingerprint, place] = made
     else:
-        made = Program(step, kernels.plan, kernels, cell.rests_at_zero())
+        made = Program(step, kernels.plan, kernels, (None,) * len(step.states))
         _SHARED[fingerprint, anywhere if step.any_size else place] = made
     return made
 
@@ -122,7 +131,7 @@ def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
     return {"cpu": CpuKernels}[backend]
 
 
-_NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "states"}
+_NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "made", "states"}
 _PLAIN = (float, int, bool, str, type(None))
 
 
@@ -149,28 +158,27 @@ def _fingerprint(value: object) -> Hashable:
 
 def run(
     program: Program, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`cell` over `inputs` by `program`; the same as the reference loop."""
-    order = _memory_order(inputs)
+) -> tuple[Tensor, list[Tensor]]:
+    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one."""
+    order = None if inputs.is_contiguous() else _memory_order(inputs)
     if order is not None:
         inputs = inputs.permute(order)
         state = None if state is None else tuple(s.permute([d - 1 for d in order[1:]]) for s in state)
     if not walkable(inputs):
         inputs = inputs.contiguous()
-    first: list[Tensor | None] = [None] * len(program.step.states) if state is None else list(state)
+    first = program.at_rest if state is None else state
     held = list(cell_tensors(cell).values())
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *(state or ()), *held)):
-        apply: Callable[..., Any] = _Run.apply  # torch leaves it without types
-        outputs, *last = apply(program, len(first), inputs, *first, *held)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *first, *held)):
+        outputs, *last = _apply(program, len(first), inputs, *first, *held)
     else:
-        first = [None if t is None else t.contiguous() for t in first]
+        begun = [None if t is None else t.contiguous() for t in first]
         parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
-        outputs, last, _ = program.kernels.forward(inputs, first, parameters, False)
+        outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False)
     if order is not None:
         back = sorted(range(len(order)), key=order.__getitem__)
         outputs = outputs.permute(back)
         last = [value.permute([d - 1 for d in back[1:]]) for value in last]
-    return outputs, (*last, outputs[-1])
+    return outputs, last
 
 
 class _Run(torch.autograd.Function):
@@ -182,23 +190,18 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: Program, states: int, inputs: Tensor, *tensors: Tensor | None) -> Any:
+        plan = program.plan
         first = [None if t is None else t.contiguous() for t in tensors[:states]]
         held = [t for t in tensors[states:] if t is not None]
         parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
-        keep = any(ctx.needs_input_grad)
-        outputs, last, kept = program.kernels.forward(inputs, first, parameters, keep)
-        if keep:
-            plan = program.plan
-            reads_input = any(value.word == "input" for value in plan.kept)
-            ctx.program, ctx.states, ctx.shape = program, states, inputs.shape
-            ctx.dtype, ctx.held, ctx.first = inputs.dtype, len(held), [t is not None for t in first]
-            ctx.reads_input = reads_input
-            ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
-            needed = [t for i, t in enumerate(first) if t is not None and i in plan.before]
-            ctx.save_for_backward(*([inputs] if reads_input else []), *needed, *held, *parameters, *kept)
-            ctx.set_materialize_grads(False)
-            kept_values = [value for value in plan.kept if value.word != "input"]
-            ctx.support = kept[kept_values.index(plan.support)] if plan.support is not None else None
+        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True)
+        ctx.program, ctx.states, ctx.shape, ctx.held = program, states, inputs.shape, len(held)
+        ctx.first = [t is not None and i in plan.before for i, t in enumerate(first)]
+        ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
+        needed = [t for t, wanted in zip(first, ctx.first, strict=True) if wanted]
+        ctx.save_for_backward(*([inputs] if plan.reads_input else []), *needed, *held, *parameters, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.support = None if plan.support is None else kept[plan.kept_values.index(plan.support)]
         return outputs, *last
 
     @staticmethod
@@ -206,9 +209,9 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
         program: Program = ctx.program
         saved = list(ctx.saved_tensors)
-        inputs = saved.pop(0) if ctx.reads_input else _blank(ctx)
+        inputs = saved.pop(0) if program.plan.reads_input else None
         first: list[Tensor | None] = [
-            saved.pop(0) if given and i in program.plan.before else None for i, given in enumerate(ctx.first)
+            saved.pop(0) if needed else None for needed in ctx.first
         ]
         held = [saved.pop(0) for _ in range(ctx.held)]
         parameters = [saved.pop(0) for _ in range(program.step.parameters)]
@@ -218,7 +221,7 @@ class _Run(torch.autograd.Function):
         wants_input = ctx.needs_input_grad[2]
         constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
         grad_input, first_grads, sums = program.kernels.backward(
-            inputs, first, parameters, saved, grad_outputs, grads, wants_input, constant
+            ctx.shape, inputs, first, parameters, saved, grad_outputs, grads, wants_input, constant
         )
         if constant and grad_input is not None:
             steps = ctx.shape[0]
@@ -231,9 +234,7 @@ class _Run(torch.autograd.Function):
         return None, None, grad_input, *to_state, *to_held
 
 
-def _blank(ctx: Any) -> Tensor:
-    """A tensor of the input's shape, for a backward that does not read the input."""
-    return torch.empty((), dtype=ctx.dtype).expand(ctx.shape)
+_apply: Callable[..., Any] = _Run.apply  # torch leaves it without types
 
 
 def _only_summed(inputs: Tensor) -> bool:

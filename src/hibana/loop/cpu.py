@@ -51,6 +51,7 @@ class CpuKernels:
                 raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
+        self.constants_at = ctypes.addressof(self.constants)
         self._built: dict[object, tuple[Kernel, Source, list[int]]] = {}
 
     def source(self, direction: str, *, keep: bool = True) -> str:
@@ -69,20 +70,18 @@ class CpuKernels:
         neurons = one.numel()
         outputs = torch.empty(shape, dtype=self.dtype)
         last = [torch.empty(one, dtype=self.dtype) for _ in self.step.states[1:]]
-        kept = self._empty_kept(steps, one) if keep else []
-        count, width, grain = _walk(steps, neurons, torch.get_num_threads())
+        kept = [torch.empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
         # in the order of forward_source
-        values = [steps, neurons, width, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
-        values += [outputs.data_ptr(), *map(_address, first), *(t.data_ptr() for t in last)]
-        values += [*(t.data_ptr() for t in kept), ctypes.addressof(self.constants)]
-        values += [*(t.data_ptr() for t in parameters), *calls]
-        if neurons:
-            run(kernel.address, count, arguments(values), grain)
+        values = [steps, neurons, 0, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
+        values += [outputs.data_ptr(), *map(_address, first), *map(_address, last)]
+        values += [*map(_address, kept), self.constants_at, *map(_address, parameters), *calls]
+        _walked(kernel, values, steps, neurons)
         return outputs, last, kept
 
     def backward(
         self,
-        inputs: Tensor,
+        shape: torch.Size,
+        inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
         kept: Sequence[Tensor],
@@ -95,7 +94,6 @@ class CpuKernels:
 
         With `constant`, the gradient of the input is summed over time.
         """
-        shape = inputs.shape
         steps, one = shape[0], shape[1:]
         neurons = one.numel()
         kernel, calls = self._kernel("backward", (wants_input, constant))
@@ -104,19 +102,13 @@ class CpuKernels:
         grad_input = torch.empty(one if constant else shape, dtype=self.dtype) if wants_input else None
         first_grads = [torch.empty(one, dtype=self.dtype) for _ in self.step.states]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
-        count, width, grain = _walk(steps, neurons, torch.get_num_threads())
         # in the order of backward_source
-        values = [steps, neurons, width, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
-        values += [grad_outputs.data_ptr(), grad_outputs.stride(0), _address(grad_input)]
-        values += [*map(_address, first), *map(_address, last_grads), *(t.data_ptr() for t in first_grads)]
-        values += [
-            *(t.data_ptr() for t in kept),
-            *(t.data_ptr() for t in sums),
-            ctypes.addressof(self.constants),
-        ]
-        values += [*(t.data_ptr() for t in parameters), *calls]
-        if neurons:
-            run(kernel.address, count, arguments(values), grain)
+        values = [steps, neurons, 0, _row_bytes(neurons), _address(inputs)]
+        values += [0 if inputs is None else inputs.stride(0), grad_outputs.data_ptr(), grad_outputs.stride(0)]
+        values += [_address(grad_input), *map(_address, first), *map(_address, last_grads)]
+        values += [*map(_address, first_grads), *map(_address, kept), *map(_address, sums)]
+        values += [self.constants_at, *map(_address, parameters), *calls]
+        _walked(kernel, values, steps, neurons)
         return grad_input, first_grads, sums
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -126,10 +118,7 @@ class CpuKernels:
             neurons = neurons * size
         bits = ((steps, _row_bytes(neurons)), torch.uint8)
         reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.kept if value.word != "input"]
-
-    def _empty_kept(self, steps: int, one: torch.Size) -> list[Tensor]:
-        return [torch.empty(shape, dtype=dtype) for shape, dtype in self.kept_shapes(steps, one)]
+        return [bits if value.boolean else reals for value in self.plan.kept_values]
 
     def _kernel(self, direction: str, variant: bool | tuple[bool, bool]) -> tuple[Kernel, list[int]]:
         key = (direction, variant)
@@ -153,6 +142,17 @@ class CpuKernels:
         return backward_source(
             self.step, self.plan, self.real, self.calls, wants_input=wants_input, constant_input=constant
         )
+
+
+WIDTH = 2
+"""Where a kernel's arguments say how wide a row is."""
+
+
+def _walked(kernel: Kernel, values: list[int], steps: int, neurons: int) -> None:
+    """Runs `kernel` over all rows."""
+    if neurons:
+        count, values[WIDTH], grain = _walk(steps, neurons, torch.get_num_threads())
+        run(kernel.address, count, arguments(values), grain)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -29,14 +29,13 @@ def serves(key: str, dtype: torch.dtype, ndim: int) -> bool:
     return True
 
 
-def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`cell` over `inputs` through the operator."""
+def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, list[Tensor]]:
+    """`cell` over `inputs` through the operator; as :func:`hibana.loop.compiled.run`."""
     first = [] if state is None else list(state)
     held = list(cell_tensors(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
     outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, keep)
-    last = rest[: len(cell.states) - 1]
-    return outputs, (*last, outputs[-1])
+    return outputs, rest[: len(cell.states) - 1]
 
 
 def _program(cell: Cell, dtype: torch.dtype, ndim: int) -> Program:
@@ -92,6 +91,7 @@ def _backward(
     parameters = made.parameters(held, one, inputs.dtype)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
+        inputs.shape,
         _stepwise(inputs),
         begun,
         parameters,
@@ -136,7 +136,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         )
     made = _program(cell_of(cell), sequence.dtype, sequence.ndim - 1)
     states = len(made.step.states)
-    reads_input = any(value.word == "input" for value in made.plan.kept)
+    reads_input = made.plan.reads_input
     ctx.cell, ctx.states, ctx.counts = cell, states, (len(first), len(held))
     ctx.shape, ctx.reads_input, ctx.learned = sequence.shape, reads_input, [t.requires_grad for t in held]
     saved = output[states:]

@@ -7,6 +7,7 @@ little. The state before a step is the state after the step before, so what was 
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 from hibana.loop.trace import Step, Value
@@ -29,6 +30,16 @@ class Plan:
     """The previous states that the backward uses, computed from what was kept a step earlier."""
     support: Value | None
     """Where the gradient of what was emitted can matter (one of `kept`); None means everywhere."""
+
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether the input itself is kept."""
+        return any(value.word == "input" for value in self.kept)
+
+    @cached_property
+    def kept_values(self) -> tuple[Value, ...]:
+        """What is kept besides the input: each gets a tensor of its own."""
+        return tuple(value for value in self.kept if value.word != "input")
 
     def bits(self, number_bits: int = 32) -> int:
         """Bits kept per neuron and step."""
