@@ -44,7 +44,8 @@ class Kernels(Protocol):
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
-    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]: ...
+        wants_first: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]: ...
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
 
@@ -168,7 +169,12 @@ def run(
         inputs = inputs.contiguous()
     first = program.at_rest if state is None else state
     held = list(cell_tensors(cell).values())
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (inputs, *first, *held)):
+    wanted = torch.is_grad_enabled() and (
+        inputs.requires_grad
+        or any(t.requires_grad for t in held)
+        or any(t is not None and t.requires_grad for t in first)
+    )
+    if wanted:
         outputs, *last = _apply(program, len(first), inputs, *first, *held)
     else:
         begun = [None if t is None else t.contiguous() for t in first]
@@ -205,33 +211,46 @@ class _Run(torch.autograd.Function):
         return outputs, *last
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-        program: Program = ctx.program
-        saved = list(ctx.saved_tensors)
-        inputs = saved.pop(0) if program.plan.reads_input else None
-        first: list[Tensor | None] = [
-            saved.pop(0) if needed else None for needed in ctx.first
-        ]
-        held = [saved.pop(0) for _ in range(ctx.held)]
-        parameters = [saved.pop(0) for _ in range(program.step.parameters)]
-        if grad_outputs is not None and not walkable(grad_outputs):
-            grad_outputs = grad_outputs.contiguous()
-        grads = [None if g is None else g.contiguous() for g in last_grads]
-        wants_input = ctx.needs_input_grad[2]
-        constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
-        grad_input, first_grads, sums = program.kernels.backward(
-            ctx.shape, inputs, first, parameters, saved, grad_outputs, grads, wants_input, constant
-        )
-        if constant and grad_input is not None:
-            steps = ctx.shape[0]
-            grad_input = (grad_input / steps).expand(steps, *grad_input.shape)
-        wanted = ctx.needs_input_grad[3:]
-        to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
-        to_held: Sequence[Tensor | None] = [None] * ctx.held
-        if any(wanted[ctx.states :]):
-            to_held = program.step.epilogue(*held, *sums)
-        return None, None, grad_input, *to_state, *to_held
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # once_differentiable costs a good part of a small backward, and matters only for a second one
+        return (once_differentiable(_backward) if torch.is_grad_enabled() else _backward)(ctx, *grads)
+
+
+def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+    program: Program = ctx.program
+    saved = list(ctx.saved_tensors)
+    inputs = saved.pop(0) if program.plan.reads_input else None
+    first: list[Tensor | None] = [
+        saved.pop(0) if needed else None for needed in ctx.first
+    ]
+    held = [saved.pop(0) for _ in range(ctx.held)]
+    parameters = [saved.pop(0) for _ in range(program.step.parameters)]
+    if grad_outputs is not None and not walkable(grad_outputs):
+        grad_outputs = grad_outputs.contiguous()
+    grads = [None if g is None else g.contiguous() for g in last_grads]
+    wants_input = ctx.needs_input_grad[2]
+    constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
+    grad_input, first_grads, sums = program.kernels.backward(
+        ctx.shape,
+        inputs,
+        first,
+        parameters,
+        saved,
+        grad_outputs,
+        grads,
+        wants_input,
+        constant,
+        any(ctx.needs_input_grad[3 : 3 + ctx.states]),
+    )
+    if constant and grad_input is not None:
+        steps = ctx.shape[0]
+        grad_input = (grad_input / steps).expand(steps, *grad_input.shape)
+    wanted = ctx.needs_input_grad[3:]
+    to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
+    to_held: Sequence[Tensor | None] = [None] * ctx.held
+    if any(wanted[ctx.states :]):
+        to_held = program.step.epilogue(*held, *sums)
+    return None, None, grad_input, *to_state, *to_held
 
 
 _apply: Callable[..., Any] = _Run.apply  # torch leaves it without types

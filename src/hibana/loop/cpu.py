@@ -89,7 +89,8 @@ class CpuKernels:
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
-    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        wants_first: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
         With `constant`, the gradient of the input is summed over time.
@@ -100,7 +101,8 @@ class CpuKernels:
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
         grad_input = torch.empty(one if constant else shape, dtype=self.dtype) if wants_input else None
-        first_grads = [torch.empty(one, dtype=self.dtype) for _ in self.step.states]
+        states = self.step.states
+        first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in states]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
         # in the order of backward_source
         values = [steps, neurons, 0, _row_bytes(neurons), _address(inputs)]

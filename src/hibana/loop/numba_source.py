@@ -195,11 +195,16 @@ def backward_source(
             *body.scratch(),
             *(f"{name}_flip = scratch({2 * ROW})" for name in bits),
             *(line for name in rebuilt for line in _scratch_row(name.replace("_before", "_rebuilt"))),
+            *(f"{name}_grad_own_at = scratch({ROW} * 8)" for name in step.states),
             *_zeros(),
         ],
         per_row=[
-            *(line for s in carried for line in _started(f"{s}_grad", f"{s}_first_grad", f"{s}_last_grad")),
-            *_started(f"{emitted}_grad", f"{emitted}_first_grad"),
+            *(
+                line
+                for s in carried
+                for line in _started(f"{s}_grad", f"{s}_first_grad", f"{s}_last_grad", own=True)
+            ),
+            *_started(f"{emitted}_grad", f"{emitted}_first_grad", own=True),
             *(line for name in sums for line in _started(name, f"{name}_all")),
             *(_started("x_grad", "grad_input") if sums_input else []),
             *_parameter_rows({**before.leaves, **body.leaves}),
@@ -295,16 +300,12 @@ def _row_if(wanted: bool, name: str, base: str, stride: str) -> list[str]:
     return [_row(name, base, stride)] if wanted else []
 
 
-def _started(name: str, base: str, first: str = "") -> list[str]:
-    """A row at `base` that starts as the one at `first`, or at zero."""
+def _started(name: str, base: str, first: str = "", *, own: bool = False) -> list[str]:
+    """A row at `base` (with `own`, a scratch row if that is 0) that starts as the one at `first`, or at zero."""
     zero = f"{name}[:] = real(0)"
-    begin = [
-        f"if {first}:",
-        _block([f"{name}[:] = reals_at({first} + lo * SIZE, n)"]),
-        "else:",
-        _block([zero]),
-    ]
-    return [f"{name} = reals_at({base} + lo * SIZE, n)", *(begin if first else [zero])]
+    begin = [f"if {first}:", _block([f"{name}[:] = reals_at({first} + lo * SIZE, n)"]), "else:", _block([zero])]
+    place = f"({base} + lo * SIZE if {base} else {name}_own_at)" if own else f"{base} + lo * SIZE"
+    return [f"{name} = reals_at({place}, n)", *(begin if first else [zero])]
 
 
 def _zeros() -> list[str]:

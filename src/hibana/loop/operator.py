@@ -100,8 +100,10 @@ def _backward(
         [g.contiguous() for g in last_grads],
         True,
         False,
+        True,
     )
     assert grad_input is not None
+    assert all(grad is not None for grad in first_grads)
     grads = made.step.epilogue(*held, *sums) if any(learned) else [None] * len(held)
     to_held = [
         g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
