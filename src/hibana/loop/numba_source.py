@@ -214,6 +214,7 @@ def backward_source(
         per_step=[
             f"ahead = max(t - {2 if rebuilt else 1}, 0)",
             *(_prefetched("prefetch", base, stride) for base, stride in _streams({**before.leaves, **body.leaves}, reals)),
+            *(f"prefetch({name}_all + ahead * row_bytes + lo // 8, n // 8 + 1)" for name in bits),
             "ahead = max(t - 1, 0)",
             _prefetched("prefetch", "grad_outputs", "grad_outputs_step"),
             *([_prefetched("prefetch_to_write", "grad_input", "neurons")] if wants_input and not constant_input else []),
