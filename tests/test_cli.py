@@ -237,3 +237,30 @@ def test_an_interrupted_training_says_how_to_go_on(batches, tmp_path, capsys, mo
     assert said.startswith("hibana train: interrupted")
     checkpoint = tmp_path / "checkpoint.ckpt"
     assert checkpoint.exists() == (f"`hibana train --resume {checkpoint}`" in said) == (batches == 30)
+
+
+def test_convert_goes_to_nir_and_on_to_a_program(trained, tmp_path, capsys):
+    pytest.importorskip("nir", reason="the extra nir is not installed")
+    checkpoint, graph, program = trained[0] / "checkpoint.ckpt", tmp_path / "net.nir", tmp_path / "net.pt2"
+    assert main(["convert", str(checkpoint), str(graph)]) == 0
+    assert capsys.readouterr().out.startswith("lost: NIR cannot say what matters only in training: ")
+    assert main(["convert", str(graph), str(program), "--steps", "4"]) == 0
+    assert "[4, batch, 8, 8]" in capsys.readouterr().out
+    assert main(["convert", str(checkpoint), str(tmp_path / "direct.pt2")]) == 0
+    x = torch.rand(4, 3, 8, 8)
+    answers = [torch.export.load(path).module()(x) for path in (program, tmp_path / "direct.pt2")]
+    assert torch.equal(*answers)
+    assert answers[0].shape == (4, 3, 10)
+
+
+def test_convert_refuses(trained, tmp_path, capsys):
+    pytest.importorskip("nir", reason="the extra nir is not installed")
+    checkpoint = trained[0] / "checkpoint.ckpt"
+    assert "must end in .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
+    assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
+    assert "no file" in refused(capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2")
+    assert "dt must be positive" in refused(capsys, "convert", checkpoint, tmp_path / "x.nir", "--dt", "-1")
+    assert main(["convert", str(checkpoint), str(tmp_path / "net.nir")]) == 0
+    capsys.readouterr()
+    assert "--steps must" in refused(capsys, "convert", tmp_path / "net.nir", tmp_path / "x.pt2")
+    assert not (tmp_path / "x.nir").exists()

@@ -235,6 +235,21 @@ def test_cubalif_gain_goes_through_both_stages():
     assert 0.02 < net(x).mean() < 0.9
 
 
+@pytest.mark.parametrize("tau", [10 / 3, 2.7182818284590452, 1.0000001, torch.full((3,), 10 / 3)])
+@pytest.mark.parametrize("dt", [1e-4, 0.3])
+def test_a_time_constant_comes_back_to_its_last_bit(tmp_path, tau, dt):
+    write(nn.Sequential(nn.Linear(2, 3), hb.LIF(tau)), tmp_path / "net.nir", dt=dt)
+    back = _neuron(read(tmp_path / "net.nir")).tau
+    assert type(back) is type(tau)
+    assert torch.equal(torch.as_tensor(back), torch.as_tensor(tau))
+
+
+def test_a_note_that_contradicts_the_node_is_not_believed():
+    graph = write(nn.Sequential(nn.Linear(2, 3), hb.LIF(5.0)), dt=1e-3)
+    graph.nodes["1"].tau = np.full(3, 8e-3)
+    assert _neuron(read(graph)).tau == pytest.approx(8.0)
+
+
 def test_another_dt_is_another_time_constant():
     graph = write(nn.Sequential(nn.Linear(2, 2), hb.LIF(5.0)), dt=1e-3)
     assert _neuron(read(graph)).tau == 5.0

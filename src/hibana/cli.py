@@ -7,6 +7,7 @@ nothing, and imports what is heavy inside the commands.
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,9 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "hibana":
             raise
+        extra = "nir" if error.name in ("nir", "h5py") else "train"
         print(
             f"hibana {parsed.command}: needs {error.name}, which is not installed; "
-            "pip install 'hibana[train]' brings it",
+            f"pip install 'hibana[{extra}]' brings it",
             file=sys.stderr,
         )
         return 2
@@ -271,6 +273,62 @@ def _cell(name: str) -> "type[Cell]":
         names = ", ".join(n.removesuffix("Cell") for n in cells.__all__ if n != "Cell")
         raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
     return found
+
+
+@command(
+    option("source", type=Path, help="a checkpoint of hibana train, or a NIR file (.nir)"),
+    option("target", type=Path, help="a NIR file (.nir), or a program for PyTorch alone (.pt2)"),
+    option("--dt", type=float, metavar="SECONDS", help="time step (default: the source's own, else 1e-4)"),
+    option("--steps", type=int, metavar="T", help="how many steps a program runs (default: as trained)"),
+)
+def convert(arguments: argparse.Namespace) -> None:
+    """Takes a network to other platforms and back, and says what was lost."""
+    import warnings
+
+    with _refusing(), warnings.catch_warnings(record=True) as lost:
+        warnings.simplefilter("always", UserWarning)
+        if not os.access(arguments.target.parent, os.W_OK):
+            raise ValueError(f"target must lie in a folder that can be written, got {arguments.target}")
+        net, shape, steps = _network(arguments.source, arguments.dt)
+        if arguments.target.suffix == ".nir":
+            _write_nir(net, arguments.target, arguments.dt, shape)
+        elif arguments.target.suffix == ".pt2":
+            _write_program(net, arguments.target, shape, arguments.steps or steps)
+        else:
+            raise ValueError(f"target must end in .nir or .pt2, got {arguments.target}")
+    for warning in lost:
+        print(f"lost: {warning.message}")
+    print(f"{arguments.target}  {arguments.target.stat().st_size:,} bytes")
+
+
+def _network(source: Path, dt: float | None) -> tuple[Any, tuple[int, ...], int | None]:
+    """The network in a file, the shape of one sample at one step, and the steps it was trained for."""
+    if source.suffix == ".nir":
+        from hibana import nir
+
+        net = nir.read(source, dt=dt)
+        return net, net.meta["input_shape"], None
+    from hibana.train import load
+
+    model = load(source)
+    return model.net, model.shape, model.settings.steps
+
+
+def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...]) -> None:
+    from hibana import nir
+
+    nir.write(net, target, dt=dt, input_shape=shape)
+
+
+def _write_program(net: Any, target: Path, shape: tuple[int, ...], steps: int | None) -> None:
+    import torch
+
+    from hibana.convert import export
+
+    if steps is None or steps < 1:
+        raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")
+    torch.export.save(export(net, torch.zeros(steps, 2, *shape), dynamic_batch=True), target)
+    print(f"takes [{steps}, batch, {', '.join(map(str, shape))}], currents or spikes at each step")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,0 +1,114 @@
+"""The same NIR graph in snnTorch and Norse: the same spikes at each step, where their semantics allow.
+
+Both are left out where they are not installed. In an environment of their own:
+
+    python -m venv peers && peers/bin/pip install -e '.[nir,test]' snntorch==1.0.0 norse==1.1.0
+    peers/bin/python -m pytest tests/test_nir_peers.py
+"""
+
+import importlib.util
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+
+pytest.importorskip("nir", reason="the extra nir is not installed")
+from hibana.nir import read, write
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what the peers warn of is theirs
+
+
+def snntorch(graph, inputs):
+    from snntorch.import_nir import import_from_nir
+
+    return stepped(import_from_nir(graph), inputs)
+
+
+def norse(graph, inputs):
+    import norse.torch
+
+    return stepped(norse.torch.from_nir(graph, dt=1e-4), inputs)
+
+
+def stepped(net, inputs):
+    outputs, state = [], None
+    with torch.no_grad():
+        for step in inputs:
+            output, state = net(step, state)
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+    return torch.stack(outputs)
+
+
+PEERS = [
+    pytest.param(
+        run,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(run.__name__) is None, reason=f"{run.__name__} is not installed"
+        ),
+    )
+    for run in (snntorch, norse)
+]
+
+
+def recurrent(cell, bias):
+    return nn.Sequential(nn.Linear(5, 8), hb.Recurrent(cell, 8, nn.Linear(8, 8, bias=bias)))
+
+
+NETWORKS = {
+    "if": lambda: nn.Sequential(nn.Linear(5, 8), hb.IF(0.3), nn.Linear(8, 3), hb.IF(0.2)),
+    "lif": lambda: nn.Sequential(nn.Linear(5, 8), hb.LIF(4.0, 0.3), nn.Linear(8, 3), hb.LIF(2.0, 0.2)),
+    "cubalif": lambda: nn.Sequential(nn.Linear(5, 8), hb.CubaLIF(4.0, 2.0, 0.3)),
+    "recurrent if": lambda: recurrent(hb.IFCell(0.3), bias=False),
+    "recurrent lif": lambda: recurrent(hb.LIFCell(4.0, 0.3), bias=False),
+    "recurrent cubalif": lambda: recurrent(hb.CubaLIFCell(4.0, 2.0, 0.3), bias=False),
+    "recurrent bias": lambda: recurrent(hb.CubaLIFCell(4.0, 2.0, 0.3), bias=True),
+    "convolution": lambda: nn.Sequential(
+        hb.EachStep(nn.Conv2d(5, 4, 3, padding=1)), hb.CubaLIF(4.0, 2.0, 0.1),
+        hb.EachStep(nn.Conv2d(4, 4, 3, stride=2, padding=1)), hb.CubaLIF(3.0, 2.0, 0.1),
+    ),
+    "pooling": lambda: nn.Sequential(
+        hb.EachStep(nn.Conv2d(5, 4, 3, padding=1)), hb.LIF(4.0, 0.1), hb.EachStep(nn.AvgPool2d(2)),
+    ),
+    "flatten": lambda: nn.Sequential(
+        hb.EachStep(nn.Conv2d(5, 2, 3)), hb.CubaLIF(4.0, 2.0, 0.1), nn.Flatten(2), nn.Linear(32, 3)
+    ),
+}  # fmt: skip
+DIFFERENT = {
+    ("snntorch", "if"): "runs IF as a leak of 0.9 a step",
+    ("snntorch", "recurrent if"): "knows no recurrent IF",
+    ("snntorch", "recurrent bias"): "leaves the recurrent bias out at the first step",
+    ("snntorch", "flatten"): "counts Flatten's dimensions with the batch",
+    ("norse", "lif"): "ignores the r of a LIF",
+    ("norse", "recurrent lif"): "ignores the r of a LIF",
+    ("norse", "recurrent bias"): "leaves the recurrent bias out at the first step",
+    ("norse", "pooling"): "knows no AvgPool2d",
+    ("norse", "flatten"): "counts Flatten's dimensions with the batch",
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_spikes_at_each_step(peer, name):
+    net = NETWORKS[name]()
+    shape = (5, 6, 6) if isinstance(net[0], hb.EachStep) else (5,)
+    inputs = torch.rand(50, 4, *shape)
+    graph = write(net, dt=1e-4, input_shape=shape)
+    with torch.no_grad():
+        wanted = net(inputs)
+        assert torch.equal(read(graph)(inputs), wanted)
+    assert 0.01 < wanted.bool().float().mean() < 0.99 or name in ("pooling", "flatten")
+    same = equal(peer, graph, inputs, wanted)
+    assert same == ((peer.__name__, name) not in DIFFERENT), DIFFERENT.get((peer.__name__, name))
+
+
+def equal(peer, graph, inputs, wanted):
+    """Whether `peer` gives `wanted`; what it cannot run differs."""
+    try:
+        outputs = peer(graph, inputs)
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        warnings.warn(f"{peer.__name__} raised {error!r}", stacklevel=2)
+        return False
+    return torch.equal(outputs, wanted)
