@@ -220,9 +220,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     program: Program = ctx.program
     saved = list(ctx.saved_tensors)
     inputs = saved.pop(0) if program.plan.reads_input else None
-    first: list[Tensor | None] = [
-        saved.pop(0) if needed else None for needed in ctx.first
-    ]
+    first: list[Tensor | None] = [saved.pop(0) if needed else None for needed in ctx.first]
     held = [saved.pop(0) for _ in range(ctx.held)]
     parameters = [saved.pop(0) for _ in range(program.step.parameters)]
     if grad_outputs is not None and not walkable(grad_outputs):

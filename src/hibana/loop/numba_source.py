@@ -185,7 +185,8 @@ def backward_source(
     )
     rebuilt = list(before.stores)
     ahead = [name for name in bits if f"{name}_earlier" in before.leaves]
-    sums_input = wants_input and constant_input
+    sums_input, writes_input = wants_input and constant_input, wants_input and not constant_input
+    read = {**before.leaves, **body.leaves}
     text = _kernel(
         "backward",
         arguments,
@@ -207,19 +208,19 @@ def backward_source(
             *_started(f"{emitted}_grad", f"{emitted}_first_grad", own=True),
             *(line for name in sums for line in _started(name, f"{name}_all")),
             *(_started("x_grad", "grad_input") if sums_input else []),
-            *_parameter_rows({**before.leaves, **body.leaves}),
+            *_parameter_rows(read),
             *(f"unpack({_bits(name, 'steps - 1')}, {_flip(name, 'steps - 1')}, n)" for name in ahead),
         ],
         steps="range(steps - 1, -1, -1)",
         per_step=[
             f"ahead = max(t - {2 if rebuilt else 1}, 0)",
-            *(_prefetched("prefetch", base, stride) for base, stride in _streams({**before.leaves, **body.leaves}, reals)),
+            *(_prefetched("prefetch", base, stride) for base, stride in _streams(read, reals)),
             *(f"prefetch({name}_all + ahead * row_bytes + lo // 8, n // 8 + 1)" for name in bits),
             "ahead = max(t - 1, 0)",
             _prefetched("prefetch", "grad_outputs", "grad_outputs_step"),
-            *([_prefetched("prefetch_to_write", "grad_input", "neurons")] if wants_input and not constant_input else []),
+            *([_prefetched("prefetch_to_write", "grad_input", "neurons")] if writes_input else []),
             _row("emitted_grad", "grad_outputs", "grad_outputs_step"),
-            *_row_if(wants_input and not constant_input, "x_grad", "grad_input", "neurons"),
+            *_row_if(writes_input, "x_grad", "grad_input", "neurons"),
             *_row_if("x" in body.leaves, "x", "input", "input_step"),
             *(f"{name} = {_flip(name, 't')}" for name in bits),
             *(f"unpack({_bits(name, 't')}, {name}, n)" for name in bits if name not in ahead),
@@ -302,9 +303,10 @@ def _row_if(wanted: bool, name: str, base: str, stride: str) -> list[str]:
 
 
 def _started(name: str, base: str, first: str = "", *, own: bool = False) -> list[str]:
-    """A row at `base` (with `own`, a scratch row if that is 0) that starts as the one at `first`, or at zero."""
+    """A row at `base` that starts as the one at `first`, or at zero (`own`: in scratch if `base` is 0)."""
     zero = f"{name}[:] = real(0)"
-    begin = [f"if {first}:", _block([f"{name}[:] = reals_at({first} + lo * SIZE, n)"]), "else:", _block([zero])]
+    given = f"{name}[:] = reals_at({first} + lo * SIZE, n)"
+    begin = [f"if {first}:", _block([given]), "else:", _block([zero])]
     place = f"({base} + lo * SIZE if {base} else {name}_own_at)" if own else f"{base} + lo * SIZE"
     return [f"{name} = reals_at({place}, n)", *(begin if first else [zero])]
 

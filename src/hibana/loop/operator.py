@@ -103,14 +103,13 @@ def _backward(
         True,
     )
     assert grad_input is not None
-    assert all(grad is not None for grad in first_grads)
     grads = made.step.epilogue(*held, *sums) if any(learned) else [None] * len(held)
     to_held = [
         g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
         for g, t, wanted in zip(grads, held, learned, strict=True)
         if wanted
     ]
-    return [grad_input, *first_grads, *to_held]
+    return [grad_input, *(g for g in first_grads if g is not None), *to_held]
 
 
 @_backward.register_fake
