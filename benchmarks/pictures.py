@@ -116,7 +116,13 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
                     "fontweight": "bold",
                     "color": _COLOURS["hibana"],
                 }
-                axes.annotate(f"{ratio:.2g}", edge, (0, 2), textcoords="offset points", **style)
+                axes.annotate(
+                    f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}",
+                    edge,
+                    (0, 2),
+                    textcoords="offset points",
+                    **style,
+                )
     axes.axhline(1, color=_COLOURS["relu"], lw=1.2, ls="--")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
