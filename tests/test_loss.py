@@ -60,6 +60,14 @@ def test_the_time_to_first_spike_answers_where_a_spike_would_have_saved_time(spi
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_smoothed_labels_ask_a_little_of_every_class(name):
+    outputs = torch.rand(1, 1, 3, dtype=torch.float64)
+    plain = [loss.named(name)(outputs, torch.tensor([target])).item() for target in range(3)]
+    smoothed = loss.named(name, 0.3)(outputs, torch.tensor([1])).item()
+    assert smoothed == pytest.approx(0.7 * plain[1] + 0.3 * sum(plain) / 3)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_agree_with_finite_differences(name):
     outputs = torch.rand(3, 2, 4, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([1, 3])
@@ -109,6 +117,7 @@ def test_a_silent_neuron_is_reached_below_the_threshold_except_by_step():
         (lambda: loss.Rate()(torch.ones(0, 2, 3), torch.ones(2).long()), ValueError, "T at least 1"),
         (lambda: loss.Rate()(torch.ones(1, 2, 3), torch.ones(3).long()), ValueError, r"\[2\]"),
         (lambda: loss.Rate()(torch.ones(1, 2, 3), torch.ones(2)), TypeError, "int64"),
+        (lambda: loss.Rate(smoothing=1.0), ValueError, r"smoothing must lie in \[0, 1\)"),
         (lambda: loss.FirstSpike(tau=0.0), ValueError, "tau must be positive"),
         (lambda: loss.TET(weight=1.5), ValueError, r"\[0, 1\]"),
         (lambda: loss.rate_penalty(torch.ones(1, 1, 1), 0.0), ValueError, "target must be a rate"),

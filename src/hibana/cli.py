@@ -143,6 +143,7 @@ def demo(arguments: argparse.Namespace) -> None:
     option("--coding", help="constant (default), poisson, latency, population; of sequences: delta, none"),
     option("--delta-threshold", type=float, help="of delta coding, in units of the signal"),
     option("--loss", help="membrane-mean (default), membrane-max, rate, count, first-spike, tet"),
+    option("--smoothing", type=float, help="of the labels, in [0, 1) (default: 0)"),
     option("--augment", help="none, flip, shift, flip-shift (default: what the data set bears)"),
     option("--epochs", type=int, help="passes over the training set"),
     option("--patience", type=int, help="epochs without improvement after which to stop (default: never)"),

@@ -13,7 +13,7 @@ Penalties on activity are functions of one layer's spikes. Nothing here runs a n
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -36,7 +36,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What the outputs over time, ``[T, batch, classes]``, are asked for."""
+    """What the outputs over time, ``[T, batch, classes]``, are asked for.
+
+    Args:
+        smoothing: the part of the wanted probability that is spread evenly over all classes, in [0, 1)
+            (Szegedy et al. 2016, *Rethinking the inception architecture for computer vision*).
+    """
+
+    smoothing: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing!r}")
 
     @abstractmethod
     def scores(self, outputs: Tensor) -> Tensor:
@@ -68,7 +79,7 @@ class _CrossEntropy(Objective):
 
     @final
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(self.scores(outputs), target)
+        return functional.cross_entropy(self.scores(outputs), target, label_smoothing=self.smoothing)
 
 
 @final
@@ -145,6 +156,7 @@ class FirstSpike(_CrossEntropy):
     tau: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (math.isfinite(self.tau) and self.tau > 0):
             raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
 
@@ -171,6 +183,7 @@ class TET(Objective):
     potential: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {self.weight!r}")
 
@@ -179,7 +192,9 @@ class TET(Objective):
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         steps = outputs.shape[0]
-        each = functional.cross_entropy(outputs.flatten(0, 1), target.repeat(steps))
+        each = functional.cross_entropy(
+            outputs.flatten(0, 1), target.repeat(steps), label_smoothing=self.smoothing
+        )
         if self.weight == 0:
             return each
         drawn = (outputs - self.potential).square().mean()
@@ -239,18 +254,18 @@ _BY_NAME: dict[str, type[Objective]] = {
 }
 
 
-def named(name: str) -> Objective:
-    """The objective called `name`, at its defaults.
+def named(name: str, smoothing: float = 0.0) -> Objective:
+    """The objective called `name`, at its defaults but for `smoothing`.
 
     >>> named("first-spike")
-    FirstSpike(tau=1.0)
+    FirstSpike(smoothing=0.0, tau=1.0)
 
     Raises:
         ValueError: if there is none of that name; the message lists them all.
     """
     if name not in _BY_NAME:
         raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
-    return _BY_NAME[name]()
+    return _BY_NAME[name](smoothing=smoothing)
 
 
 def _over_processes(mean: Tensor) -> Tensor:

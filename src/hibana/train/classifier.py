@@ -61,7 +61,7 @@ class Classifier(lightning.LightningModule):
         self.net = architecture.build(
             settings.layers, self.shape, classes, settings.make_cell, readout_tau=settings.readout_tau
         )
-        self.objective = loss.named(settings.loss)
+        self.objective = loss.named(settings.loss, settings.smoothing)
         self.rates = nn.ModuleDict({_key(name): metrics.FiringRate() for name in spiking_layers(self.net)})
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Settings:
         coding: how inputs become spikes or currents.
         delta_threshold: of delta coding, in units of the signal.
         loss: the name of the objective.
+        smoothing: of the labels, in [0, 1).
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
         epochs: passes over the training set.
@@ -83,6 +84,7 @@ class Settings:
     coding: str = "constant"
     delta_threshold: float = 0.5
     loss: str = "membrane-mean"
+    smoothing: float = 0.0
     augment: str | None = None
     epochs: int = 40
     patience: int = 0
@@ -111,7 +113,7 @@ class Settings:
             _among("augment", self.augment, AUGMENTATIONS)
         _among("precision", self.precision, PRECISIONS)
         surrogate.named(self.surrogate)
-        loss.named(self.loss)
+        loss.named(self.loss, self.smoothing)
         architecture.check(self.layers)
         for name in ("steps", "epochs", "batch_size", "devices", "nodes"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
