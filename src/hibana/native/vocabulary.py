@@ -93,7 +93,8 @@ def scratch(context, size):
     count = size.literal_value
 
     def build(context, builder, signature, args):
-        block = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), count))
+        with builder.goto_entry_block():  # alloca_once would also write zeros, byte by byte to LLVM
+            block = builder.alloca(ir.ArrayType(ir.IntType(8), count))
         block.align = 64
         return builder.ptrtoint(block, ir.IntType(64))
 
@@ -168,13 +169,17 @@ def _unpack_64(context, word, bools, start):
 
 @njit(inline="always")
 def pack(bools, bits, count):
-    """The first `count` booleans of `bools` as bits, lowest first; `bools` is readable to multiples of 64."""
+    """The first `count` booleans of `bools` as bits, lowest first, and zeros to the end of the last byte.
+
+    `bools` is readable to a multiple of 64.
+    """
     whole = count // 64
     words = bits[: whole * 8].view(np.uint64)
     for i in range(whole):
         words[i] = _pack_64(bools, i * 64)
     if whole * 64 < count:
-        last = _pack_64(bools, whole * 64)
+        mine = (np.uint64(1) << np.uint64(count - whole * 64)) - np.uint64(1)
+        last = _pack_64(bools, whole * 64) & mine
         for j in range((count - whole * 64 + 7) // 8):
             bits[whole * 8 + j] = np.uint8((last >> np.uint64(8 * j)) & np.uint64(255))
 
