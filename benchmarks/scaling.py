@@ -8,6 +8,7 @@ import torch
 
 import hibana as hb
 from benchmarks import agreement, layers, measure, peers
+from benchmarks.promises import OPERATIONS_PER_CALL
 
 __all__ = ["jobs"]
 
@@ -54,18 +55,18 @@ def _times(along: str, shapes: list[tuple[int, int]]) -> list[Row]:
 
 
 def _call() -> list[Row]:
-    """IF at [1, 10], forward, beside 15 eager element-wise operations of that size."""
+    """IF at [1, 10], forward, beside eager element-wise operations of that size."""
     x = torch.rand(1, 10)
     layer = hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
 
-    def fifteen() -> None:
+    def additions() -> None:
         y = x
-        for _ in range(15):
+        for _ in range(OPERATIONS_PER_CALL):
             y = y + x
 
     wanted = x.clone().requires_grad_()
     calls: dict[str, Callable[[], object]] = {
-        "15 additions": fifteen,
+        f"{OPERATIONS_PER_CALL} additions": additions,
         "hibana, no gradient wanted": layers.inference(layer, x),
         "hibana, a gradient wanted": lambda: layer(wanted),
     }

@@ -106,6 +106,6 @@ def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_pa
 
     assert (tmp_path / "benchmarks.md").read_text() == page + "\n"
     assert (tmp_path / "benchmarks" / "layers.png").stat().st_size > 10_000
-    assert "| IF, Step | 16 x 65536 | 2.00 | 0.90 | 18.0 | ≤ 1 | 20.0 |" in page
+    assert "| IF, Step | 16 x 65536 | 2.00 | **0.90** | ≤ 1 ✓ | 18.0 | 20.0 | ≥ 8 ✓ |" in page
     assert "**Norse is missing:** could not be installed: why" in page
     assert "**Not timed:** 16x65536, box, hibana: s differ" in page

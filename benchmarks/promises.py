@@ -1,0 +1,72 @@
+"""What hibana promises of its cost: the numbers that a report puts beside what was measured."""
+
+from typing import NamedTuple
+
+__all__ = [
+    "FIRST_USE",
+    "MEMORY_OF_LEANEST_PEER",
+    "OPERATIONS_PER_CALL",
+    "Promise",
+    "kept",
+    "layer",
+    "network",
+]
+
+_LAYERS = {  # time as a ratio to ReLU, heap warm, by size
+    "step": {"16x65536": 1.0, "32x262144": 1.0, "100x12800": 1.3},
+    "box": {"16x65536": 1.0, "32x262144": 1.0, "100x12800": 1.3},
+    "through-reset": {"16x65536": 1.5, "32x262144": 1.4, "100x12800": 1.8},
+    "atan": {"16x65536": 1.5, "32x262144": 1.4, "100x12800": 1.8},
+    "lif": {"16x65536": 1.5, "32x262144": 1.4, "100x12800": 1.8},
+}
+_LAYERS_INFERENCE = {"16x65536": 1.5, "32x262144": 1.15, "100x12800": 1.5}
+_NETWORKS = {  # time as a ratio to the ReLU network, by firing rate
+    ("mlp", "training step"): {0.02: 0.25, 0.05: 0.35, 0.1: 0.55, 0.5: 1.1},
+    ("mlp", "inference"): {0.02: 0.2, 0.05: 0.3, 0.1: 0.5, 0.5: 1.1},
+    ("conv", "training step"): {0.02: 0.5, 0.05: 0.6, 0.1: 0.8, 0.5: 1.1},
+}
+_NETWORKS_AHEAD = {("mlp", "training step", 0.05): 5.0, ("conv", "training step", 0.05): 3.0}
+_LAYERS_AHEAD = 8.0
+
+FIRST_USE = {"compiled": 3.0, "from the disk cache": 0.1, "after import torch": 0.15}
+"""Seconds, by the end of what they are of."""
+OPERATIONS_PER_CALL = 15
+"""Eager element-wise operations that a call at [1, 10] may cost."""
+MEMORY_OF_LEANEST_PEER = {"conv": 1 / 3}
+"""Peak memory as a ratio to the leanest peer's, by network."""
+
+
+class Promise(NamedTuple):
+    """A time as a ratio to ReLU's, and how many times faster than the fastest peer; None promises nothing."""
+
+    at_most: float | None = None
+    ahead: float | None = None
+
+
+def layer(case: str, kind: str, heap: str, size: str) -> Promise:
+    """What is promised of one layer."""
+    if heap != "warm":
+        return Promise()
+    if kind == "inference":
+        return Promise(_LAYERS_INFERENCE.get(size))
+    return Promise(_LAYERS[case].get(size), _LAYERS_AHEAD if size in _LAYERS[case] else None)
+
+
+def network(name: str, kind: str, rate: float) -> Promise:
+    """What is promised of a network."""
+    return Promise(_NETWORKS.get((name, kind), {}).get(rate), _NETWORKS_AHEAD.get((name, kind, rate)))
+
+
+def kept(measured: float | None, *, at_most: float | None = None, at_least: float | None = None) -> str:
+    """A promise and whether it was kept, or nothing where there is none.
+
+    >>> kept(0.94, at_most=1), kept(6.5, at_least=8), kept(None, at_most=1)
+    ('≤ 1 ✓', '≥ 8 ✗', '≤ 1')
+    """
+    sign, limit = ("≤", at_most) if at_least is None else ("≥", at_least)
+    if limit is None:
+        return ""
+    if measured is None:
+        return f"{sign} {limit:.3g}"
+    right = measured <= limit if at_least is None else measured >= limit
+    return f"{sign} {limit:.3g} {'✓' if right else '✗'}"
