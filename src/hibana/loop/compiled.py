@@ -258,7 +258,8 @@ def _only_summed(inputs: Tensor) -> bool:
     """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
 
     Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
-    ``torch.autograd.grad``.
+    ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
+    it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
     """
     node = inputs.grad_fn
     return (
@@ -266,7 +267,7 @@ def _only_summed(inputs: Tensor) -> bool:
         and node.name() == "ExpandBackward0"
         and not inputs.retains_grad
         and not inputs._backward_hooks
-        and torch._C._will_engine_execute_node(node)
+        and any(torch._C._will_engine_execute_node(n) for n, _ in node.next_functions if n is not None)
     )
 
 
