@@ -7,12 +7,12 @@ import inspect
 
 import pytest
 import torch
-from comparison import Outcome, assert_same, outcome
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hibana as hb
+from comparison import Outcome, assert_same, outcome
 from hibana import cells, surrogate
 from hibana.loop import compiled
 
