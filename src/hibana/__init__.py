@@ -9,7 +9,7 @@ Write one step; hibana runs it over time.
 torch.Size([25, 4, 3])
 """
 
-from hibana import encode, loss, surrogate
+from hibana import encode, events, loss, surrogate
 from hibana.cells import (
     ALIFCell,
     Cell,
@@ -24,6 +24,7 @@ from hibana.cells import (
     RefractoryLIFCell,
 )
 from hibana.convert import from_ann
+from hibana.events import Linear
 from hibana.layers import (
     ALIF,
     EIF,
@@ -63,6 +64,7 @@ __all__ = [
     "LICell",
     "LIF",
     "LIFCell",
+    "Linear",
     "OverTime",
     "PLIF",
     "PLIFCell",
@@ -72,6 +74,7 @@ __all__ = [
     "RefractoryLIF",
     "RefractoryLIFCell",
     "encode",
+    "events",
     "explain",
     "loss",
     "from_ann",

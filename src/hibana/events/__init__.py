@@ -1,0 +1,9 @@
+"""Layers whose work follows the spikes: sparse products of bits and weights, forward and backward.
+
+What stands below a layer is read from autograd's graph; nothing here knows a neuron. Numba is loaded only
+when a kernel is built.
+"""
+
+from hibana.events.layers import Linear, adopt
+
+__all__ = ["Linear", "adopt"]

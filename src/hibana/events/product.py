@@ -1,0 +1,145 @@
+"""The product of spikes and weights as an autograd node, and the kernels' calls."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hibana.events.kernels import address, panel
+from hibana.events.support import Support, probe
+from hibana.native import arguments, run
+
+__all__ = ["bits_of", "forward", "linear"]
+
+TABLES_FROM = 0.25
+"""Above this share of spikes, sums of four weights are looked up instead of each being added."""
+GRADIENT_TABLES_FROM = 0.18
+NEAR_FROM = 0.08
+"""From this share on, few weights at a time are kept in the nearest cache."""
+GRADIENT_EVERYWHERE_FROM = 0.3
+"""Above this share of the support, the dense product gives the input's gradient sooner."""
+GRAIN = 32
+
+
+def _up(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
+    """The bits ``[rows / step, words]`` of contiguous `rows`, and the share of ones: None if not binary."""
+    inputs = rows.shape[1]
+    count, parts = _up(rows.shape[0], step), torch.get_num_threads()
+    bits = torch.empty(count, _up(inputs, 64), dtype=torch.int64)
+    found = torch.zeros(parts, 2, dtype=torch.int64)
+    values = [rows.data_ptr(), bits.data_ptr(), found.data_ptr(), inputs, count, step, _up(count, parts)]
+    run(address("linear", "scan", 64), parts, arguments(values))
+    spikes, strange = found.sum(0).tolist()
+    return bits, None if strange else spikes / max(1, count * inputs)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    outputs, inputs = weight.shape
+    row, words = panel(outputs), _up(inputs, 64)
+    table = torch.empty(_up(outputs, row), words * 64, row)
+    values = [weight.data_ptr(), table.data_ptr(), outputs, inputs]
+    run(address("linear", "pack", row), table.shape[0] * words, arguments(values))
+    return table
+
+
+def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``[rows, outputs]``, and the packed weights."""
+    outputs, inputs = weight.shape
+    table = _packed(weight)
+    out = torch.empty(bits.shape[0], outputs)
+    name = "forward_tables" if share > TABLES_FROM else "forward_lists"
+    tile = 2 if share > NEAR_FROM else min(bits.shape[1], 1024)
+    values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
+    run(
+        address("linear", name, panel(outputs)),
+        out.shape[0],
+        arguments([*values, inputs, outputs, tile]),
+        GRAIN,
+    )
+    return out, table
+
+
+def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
+    outputs = grad.shape[1]
+    out = torch.empty(grad.shape[0], inputs)
+    values = [bits.data_ptr(), table.data_ptr(), grad.data_ptr(), out.data_ptr(), inputs, outputs]
+    run(address("linear", "input_gradient", panel(outputs)), out.shape[0], arguments(values), GRAIN)
+    return out
+
+
+def _weight_gradient(
+    bits: Tensor, share: float, grad: Tensor, inputs: int, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    rows, outputs = grad.shape
+    out = torch.empty(outputs, inputs)
+    summed = torch.empty(outputs) if bias else None
+    threads, panels = torch.get_num_threads(), _up(outputs, panel(outputs))
+    across = min(threads, panels)
+    down = min(_up(threads, across), bits.shape[1])
+    values = [bits.data_ptr(), grad.data_ptr(), out.data_ptr(), 0 if summed is None else summed.data_ptr()]
+    values += [rows, inputs, outputs, int(share > GRADIENT_TABLES_FROM), across, down]
+    run(address("linear", "weight_gradient", panel(outputs)), across * down, arguments(values))
+    return out, summed
+
+
+class _Linear(torch.autograd.Function):
+    """Keeps the bits of the spikes, not the spikes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        leaf: Tensor | None,
+        bits: Tensor,
+        share: float,
+        support: Support | None,
+    ) -> Tensor:
+        out, table = forward(bits, share, weight, bias)
+        ctx.share, ctx.support, ctx.table = share, support, table if support is not None else None
+        ctx.save_for_backward(bits, weight)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        bits, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        inputs = weight.shape[1]
+        to_rows = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_rows = _restricted(ctx, bits, grad, inputs)
+            if to_rows is None:
+                to_rows = grad @ weight
+        if ctx.needs_input_grad[1]:
+            to_weight, to_bias = _weight_gradient(bits, ctx.share, grad, inputs, ctx.needs_input_grad[2])
+        elif ctx.needs_input_grad[2]:
+            to_bias = grad.sum(0)
+        return to_rows, to_weight, to_bias, None, None, None, None
+
+
+def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
+    """The input's gradient on the support only, if that is allowed and worth it."""
+    support: Support | None = ctx.support
+    if support is None or not support.unseen():
+        return None
+    used = bits if support.bits is None else support.bits.view(torch.int64).view(bits.shape)
+    if support.bits is None and ctx.share > GRADIENT_EVERYWHERE_FROM:
+        return None
+    return _input_gradient(used, ctx.table, grad, inputs)
+
+
+def linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, share: float, support: Support | None
+) -> Tensor:
+    """``rows @ weight.T + bias`` for rows of 0 and 1 whose bits are known."""
+    leaf = probe() if support is not None else None
+    apply: Any = _Linear.apply  # torch leaves it without types
+    out: Tensor = apply(rows, weight, bias, leaf, bits, share, support)
+    return out

@@ -1,0 +1,179 @@
+"""Work per spike: the same outputs and gradients as torch's dense layers, whoever looks on."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from hibana import surrogate
+
+
+def _spikes(*shape, density):
+    return (torch.rand(shape) < density).float()
+
+
+def _gradients(layer, x, weights):
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    out.mul(weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@settings(max_examples=25)
+@given(
+    rows=st.sampled_from([1, 2, 65, 300, 600]),
+    inputs=st.sampled_from([1, 63, 64, 130]),
+    outputs=st.sampled_from([1, 10, 17, 64, 70]),
+    density=st.sampled_from([0.0, 0.02, 0.1, 0.22, 0.5, 1.0]),
+    bias=st.booleans(),
+)
+def test_outputs_and_gradients_are_those_of_torch(rows, inputs, outputs, density, bias):
+    layer = hb.Linear(inputs, outputs, bias=bias)
+    dense = nn.Linear(inputs, outputs, bias=bias)
+    dense.load_state_dict(layer.state_dict())
+    layer.mode = "events"
+    x = _spikes(rows, inputs, density=density)
+    weights = torch.randn(rows, outputs)
+    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert layer.explain().startswith("events")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+
+
+SURROGATES = [surrogate.Step(), surrogate.Box(), surrogate.Triangle(), surrogate.ATan()]
+
+
+@pytest.mark.parametrize("sigma", SURROGATES, ids=repr)
+@pytest.mark.parametrize("scale", [0.2, 1.0, 4.0])
+def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop(sigma, scale):
+    net = nn.Sequential(
+        nn.Linear(20, 64), hb.IF(1.0, sigma), nn.Linear(64, 64), hb.IF(1.0, sigma), nn.Linear(64, 3)
+    )
+    sparse = hb.events.adopt(copy.deepcopy(net))
+    for inner in sparse:
+        if isinstance(inner, hb.Linear):
+            inner.mode = "events"
+    x = _spikes(6, 4, 20, density=0.3) * 1.0
+    with torch.no_grad():
+        for n in (net, sparse):
+            n[0].weight.mul_(scale)
+            n[2].weight.mul_(scale)
+    h = x
+    for inner in net:
+        h = hb.unroll(inner.cell, h, backend="reference")[0] if isinstance(inner, hb.OverTime) else inner(h)
+    h.square().sum().backward()
+    sparse(x).square().sum().backward()
+    for got, wanted in zip(sparse.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-4)
+
+
+def _below():
+    current = (0.2 * torch.rand(5, 3, 64)).requires_grad_()
+    spikes = hb.IF(0.4)(current)
+    layer = hb.Linear(64, 7)
+    layer.mode = "events"
+    return current, spikes, layer
+
+
+def test_the_gradient_is_left_out_where_the_layer_below_cannot_use_it():
+    _, spikes, layer = _below()
+    out = layer(spikes)
+    node = out.grad_fn.next_functions[0][0]
+    while node.name() != "_LinearBackward":
+        node = node.next_functions[0][0]
+    seen = []
+    node.register_hook(lambda to, of: seen.append(to[0].clone()))
+    out.sum().backward()
+    assert (seen[0][spikes.detach().view(15, 64) == 0] == 0).all()
+    assert (seen[0][spikes.detach().view(15, 64) == 1] != 0).any()
+
+
+def _full(layer, spikes):
+    return layer.weight.detach().sum(0).expand(spikes.shape)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_hook_sees_the_whole_gradient(flat, when):
+    _, spikes, layer = _below()
+    seen = []
+    if when == "before":
+        spikes.register_hook(seen.append)
+    out = layer(spikes.flatten(0, 1) if flat else spikes)
+    if when == "after":
+        spikes.register_hook(seen.append)
+    out.sum().backward()
+    torch.testing.assert_close(seen[0], _full(layer, spikes))
+
+
+def test_a_retained_or_asked_for_gradient_is_whole():
+    _, spikes, layer = _below()
+    spikes.retain_grad()
+    layer(spikes).sum().backward()
+    torch.testing.assert_close(spikes.grad, _full(layer, spikes))
+    current, spikes, layer = _below()
+    of_spikes, _ = torch.autograd.grad(layer(spikes).sum(), (spikes, current))
+    torch.testing.assert_close(of_spikes, _full(layer, spikes))
+
+
+def test_what_is_no_spike_is_torchs_own_product():
+    layer = hb.Linear(40, 9)
+    layer.mode = "events"
+    dense = nn.functional.linear
+    for x in (torch.rand(300, 40), _spikes(300, 40, density=0.1) * 2, torch.full((300, 40), torch.nan)):
+        assert torch.equal(layer(x).nan_to_num(), dense(x, layer.weight, layer.bias).nan_to_num())
+        assert layer.explain() == "dense: the input is not all 0 and 1"
+
+
+def test_a_constant_current_is_one_product():
+    layer = hb.Linear(12, 5)
+    x = torch.rand(3, 12, requires_grad=True)
+    out = layer(x.expand(7, 3, 12))
+    assert out.stride(0) == 0
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, 7 * layer.weight.detach().sum(0).expand(3, 12))
+
+
+def test_one_weight_used_twice_and_an_input_used_twice():
+    layer = hb.Linear(16, 16)
+    layer.mode = "events"
+    x = _spikes(9, 16, density=0.3).requires_grad_()
+    (layer(x).sum() + layer((x > 0).float()).square().sum() + (x * 3).sum()).backward()
+    got = [x.grad, layer.weight.grad, layer.bias.grad]
+    y = x.detach().requires_grad_()
+    w, b = (p.detach().requires_grad_() for p in (layer.weight, layer.bias))
+    f = nn.functional.linear
+    (f(y, w, b).sum() + f((y > 0).float(), w, b).square().sum() + (y * 3).sum()).backward()
+    for a, c in zip(got, (y.grad, w.grad, b.grad), strict=True):
+        torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
+
+
+def test_adopt_keeps_the_parameters_and_checkpoints_move_either_way():
+    net = nn.Sequential(nn.Linear(4, 6), hb.IF(), nn.Linear(6, 2))
+    before = [id(p) for p in net.parameters()]
+    assert [id(p) for p in hb.events.adopt(net).parameters()] == before
+    assert type(net[0]) is hb.Linear
+    nn.Linear(4, 6).load_state_dict(net[0].state_dict())
+
+
+def test_an_unknown_mode_is_refused():
+    layer = hb.Linear(4, 6)
+    layer.mode = "sparse"
+    with pytest.raises(ValueError, match=r"mode must be .* got .sparse."):
+        layer(torch.zeros(2, 4))
+
+
+def test_other_dtypes_and_a_second_derivative():
+    layer = hb.Linear(8, 4).double()
+    assert layer(torch.ones(3, 8).double()).dtype == torch.float64
+    layer = hb.Linear(8, 4)
+    layer.mode = "events"
+    x = _spikes(5, 8, density=0.5).requires_grad_()
+    (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
