@@ -20,13 +20,18 @@ from torch.nn import functional
 import hibana as hb
 from benchmarks import agreement, measure, peers
 
-__all__ = ["NETWORKS", "Network", "jobs"]
+__all__ = ["EVENTS", "NETWORKS", "NO_EVENTS", "Network", "jobs"]
 
 Row = dict[str, Any]
 Weights = dict[str, Tensor]
 RATES = (0.02, 0.05, 0.10, 0.50)
 _GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any order
 Layer = nn.Module | Literal["neuron"]
+
+EVENTS = hasattr(hb, "events")
+NO_EVENTS = "this version has no layers whose work follows the spikes"
+OURS = ["hibana", "hibana-dense"] if EVENTS else ["hibana-dense"]
+"""hibana with its layers whose work follows the spikes, and with the dense ones of ``torch.nn``."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Te
     All sums of the forward pass are exact, so outputs must be equal; gradients close.
     """
     outcomes = []
-    for name in ("hibana", "hibana-dense", "reference"):
+    for name in (*OURS, "reference"):
         net = build(network, name, weights)
         outputs = net(inputs)
         functional.cross_entropy(outputs.mean(0), targets).backward()
@@ -209,8 +214,10 @@ def _compared(name: str, rate: float, others: list[str], quick: bool) -> list[Ro
     weights, rates = tuned(network, rate, inputs)
     about = {"network": name, "rate": rate, "rates": rates}
     red = disagreement(network, weights, inputs, targets)
-    ours = [] if red else ["hibana", "hibana-dense"]
+    ours = [] if red else OURS
     rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
+    if not EVENTS:
+        rows.append({**about, "contender": "hibana", "error": NO_EVENTS})
     calls = {"training step": partial(training_step, targets=targets), "inference": inference}
     for kind, call in calls.items():
         nets = {who: build(network, who, weights) for who in ("relu", *ours, *others)}
@@ -231,7 +238,7 @@ def _memory(name: str, steps: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save(weights, path)
-        for who in ("relu", "hibana", "hibana-dense", *usable):
+        for who in ("relu", *OURS, *usable):
             peak = measure.in_process("benchmarks.networks", "peak", name, who, rate, steps, str(path))
             rows.append({"network": name, "steps": steps, "rates": rates, "contender": who, **peak})
     return rows

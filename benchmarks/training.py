@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hibana as hb
-from benchmarks import measure, peers
+from benchmarks import measure, networks, peers
 
 __all__ = ["jobs"]
 
@@ -78,6 +78,8 @@ def _neuron(contender: str) -> nn.Module:
 
 
 def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
+    if contender == "hibana" and not networks.EVENTS:
+        return [{"contender": contender, "error": networks.NO_EVENTS}]
     usable, reasons = peers.available()
     if contender in peers.PEERS and contender not in usable:
         return [{"contender": contender, "error": reasons[contender]}]
