@@ -1,0 +1,76 @@
+"""What the suite runs over: the backends, and the package's own cells and surrogates, discovered."""
+
+import inspect
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import hibana as hb
+from conformance.compare import Run, reference
+from hibana import cells, surrogate
+from hibana.surrogate import Formula, Surrogate
+
+BACKENDS = ("cpu",)
+SHAPE = (16, 3, 23)
+"""Sequences of the suite, but where the shape is the point: 69 neurons, no multiple of anything."""
+
+
+def backend(name: str) -> Run:
+    """Runs of one backend."""
+
+    def run(
+        cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return hb.unroll(cell, inputs, state, backend=name)
+
+    return run
+
+
+each_backend = pytest.mark.parametrize("run", [pytest.param(backend(name), id=name) for name in BACKENDS])
+
+
+def final_kinds(root: type, module: str) -> list[type]:
+    """The final subclasses of `root` that `module` defines, by name."""
+
+    def below(kind: type) -> Iterator[type]:
+        for child in kind.__subclasses__():
+            yield child
+            yield from below(child)
+
+    found = {kind for kind in below(root) if kind.__module__ == module and getattr(kind, "__final__", False)}
+    return sorted(found, key=lambda kind: kind.__name__)
+
+
+CELLS = final_kinds(hb.Cell, cells.__name__)
+SURROGATES = final_kinds(Surrogate, surrogate.__name__)
+
+
+def takes(kind: type, name: str) -> bool:
+    """Whether cells of `kind` have a hyper-parameter called `name`."""
+    return name in inspect.signature(kind).parameters
+
+
+def bell(x: Tensor) -> Tensor:
+    """A derivative of a user's own."""
+    return torch.exp(-(x * x))
+
+
+def made(kind: type[Surrogate]) -> Surrogate:
+    """A surrogate of `kind`."""
+    return Formula(bell) if kind is Formula else kind()
+
+
+def drive(cell: hb.Cell, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Input so strong that a part of the neurons spikes at each step, found by raising it."""
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.25
+    for exponent in range(-4, 40):
+        inputs = (1.4**exponent * noise).to(dtype)
+        with torch.no_grad():
+            outputs, _ = reference(cell, inputs, None)
+        if not isinstance(getattr(cell, "surrogate", None), Surrogate) or outputs.mean() > 0.15:
+            assert 0 < outputs.count_nonzero() <= outputs.numel()
+            return inputs
+    raise AssertionError(f"{cell} can't be made to spike")

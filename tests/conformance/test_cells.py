@@ -1,0 +1,91 @@
+"""Every cell and every surrogate of the package, on every backend."""
+
+import pytest
+import torch
+
+from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values
+from conformance.suite import CELLS, SHAPE, SURROGATES, drive, each_backend, made, takes
+from hibana.cells import IFCell
+from hibana.surrogate import ATan
+
+SPIKING = [kind for kind in CELLS if takes(kind, "surrogate")]
+RESETTING = [kind for kind in SPIKING if takes(kind, "reset")]
+
+
+def test_there_are_cells_and_surrogates():
+    assert len(CELLS) >= 10
+    assert len(SURROGATES) >= 13
+    assert len(RESETTING) >= 8
+
+
+@each_backend
+@pytest.mark.parametrize("kind", CELLS)
+def test_each_cell(run, kind):
+    cell = kind()
+    assert_same_values(run, cell, drive(cell))
+    assert_conforms(run, cell, drive(cell))
+
+
+@each_backend
+@pytest.mark.parametrize("kind", SPIKING)
+def test_each_cell_with_a_smooth_surrogate(run, kind):
+    cell = kind(surrogate=ATan())
+    assert_conforms(run, cell, drive(cell))
+
+
+@each_backend
+@pytest.mark.parametrize("kind", CELLS)
+def test_each_cell_in_float64(run, kind):
+    cell = kind().double()
+    assert_conforms(run, cell, drive(cell, dtype=torch.float64))
+
+
+@each_backend
+@pytest.mark.parametrize("kind", SURROGATES)
+def test_each_surrogate(run, kind):
+    cell = IFCell(surrogate=made(kind), detach_reset=True)
+    assert_conforms(run, cell, drive(cell))
+
+
+@each_backend
+@pytest.mark.parametrize(("reset", "detach_reset"), [(0.25, True), ("subtract", False)], ids=str)
+@pytest.mark.parametrize("kind", RESETTING)
+def test_each_reset(run, kind, reset, detach_reset):
+    cell = kind(reset=reset, detach_reset=detach_reset)
+    assert_conforms(run, cell, drive(cell), uses=["outputs and states"])
+
+
+def tied(cell, shape=SHAPE):
+    """Input that takes two neurons in five to their threshold exactly, found by Newton's method."""
+    seen = []
+
+    def watched(x):
+        seen.append(x)
+        return surrogate(x)
+
+    surrogate, noise = cell.surrogate, drive(cell, shape)
+    state, inputs, ties = cell.initial_state(noise[0]), [], []
+    vars(cell)["surrogate"] = watched
+    for input_ in noise:
+        aimed = input_
+        for _ in range(4):
+            aimed = aimed.detach().requires_grad_()
+            cell(aimed, *state)
+            (slope,) = torch.autograd.grad(seen[-1].sum(), aimed, allow_unused=True)
+            aimed = (aimed - seen[-1] / slope).detach()
+        wanted = (torch.rand(shape[1:]) < 0.4) & aimed.isfinite()
+        inputs.append(torch.where(wanted, aimed, input_))
+        state = tuple(value.detach() for value in cell(inputs[-1], *state))
+        ties.append(seen[-1] == 0)
+    vars(cell)["surrogate"] = surrogate
+    assert torch.stack(ties).float().mean() > 0.1
+    return torch.stack(inputs)
+
+
+@each_backend
+@pytest.mark.parametrize("kind", SPIKING)
+def test_a_potential_on_the_threshold(run, kind):
+    cell = kind()
+    inputs = tied(cell)
+    assert_same_values(run, cell, inputs)
+    assert_same_gradients(run, cell, inputs, None, "outputs and states")
