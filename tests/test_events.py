@@ -139,6 +139,26 @@ def test_a_constant_current_is_one_product():
     torch.testing.assert_close(x.grad, 7 * layer.weight.detach().sum(0).expand(3, 12))
 
 
+def test_a_constant_current_runs_forward_hooks_once():
+    layer = hb.Linear(12, 5)
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    layer(torch.rand(3, 12).expand(7, 3, 12))
+    assert calls == [1]
+
+
+def test_steps_that_do_not_fill_whole_words_of_bits():
+    sigma = surrogate.Box()
+    current = torch.rand(16, 60).requires_grad_()
+    layer = hb.Linear(64, 7)
+    layer.mode = "events"
+    layer(hb.IF(1.0, sigma)(current).view(15, 64)).sum().backward()
+    again = current.detach().requires_grad_()
+    spikes, _ = hb.unroll(hb.IFCell(1.0, sigma), again, backend="reference")
+    nn.functional.linear(spikes.view(15, 64), layer.weight, layer.bias).sum().backward()
+    torch.testing.assert_close(current.grad, again.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_one_weight_used_twice_and_an_input_used_twice():
     layer = hb.Linear(16, 16)
     layer.mode = "events"

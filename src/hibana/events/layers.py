@@ -46,7 +46,7 @@ class Linear(nn.Linear):
         if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
             return super().forward(input)
         if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
-            once = self(input[0])
+            once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
             spread: Tensor = once.expand(input.shape[0], *once.shape)
             return spread

@@ -67,7 +67,7 @@ def support_of(tensor: Tensor) -> Support | None:
         return None
     program = getattr(node, "program", None)
     is_spikes = program is not None and _emits(program.step.nexts[-1], program.plan.support)
-    if not is_spikes and (tensor.shape[-1] % 64 or node.support.shape[1] % 8):
+    if not is_spikes and (tensor.shape[-1] % 64 or base[0].numel() % 64):  # whole words of bits only
         return None
     on_the_way = (tensor,) if base is tensor else (tensor, base)
     return Support(None if is_spikes else node.support, tuple((ref(t), _hooks(t)) for t in on_the_way))
