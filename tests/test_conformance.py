@@ -205,6 +205,37 @@ def test_a_cell_of_ones_own(backend: str) -> None:
     assert not torch.equal(before, found.outputs)
 
 
+class NamedLikeARow(hb.Cell):
+    """States whose names are those that a kernel uses for things of its own."""
+
+    def forward(  # type: ignore[override]
+        self,
+        i: Tensor,
+        x: Tensor,
+        p0: Tensor,
+        c: Tensor,
+        x_grad: Tensor,
+        kept0: Tensor,
+        a_before: Tensor,
+        n: Tensor,
+    ) -> tuple[Tensor, ...]:
+        new = i - x * 0.5 + torch.tanh(p0) * c
+        spikes = surrogate.ATan()(new + a_before * x_grad - 0.3)
+        return (
+            new,
+            i * x,
+            p0 * 0.5 + i,
+            c + x_grad,
+            x - kept0 * kept0,
+            a_before * 0.9 + new,
+            spikes * (1 - n * 0.1),
+        )
+
+
+def test_a_state_may_have_any_name(backend: str) -> None:
+    compare(NamedLikeARow(), torch.randn(6, 3, 7), backend, begun=True)
+
+
 class Product(hb.Cell):
     def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (torch.tanh(v @ torch.eye(3) + input_),)

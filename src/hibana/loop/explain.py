@@ -86,7 +86,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype) -> str:
     step, plan = made.step, made.plan
     bits = plan.bits(torch.finfo(dtype).bits)
     lines = [
-        f"{name}   state ({', '.join(step.states)}), emits {step.states[-1]}",
+        f"{name}   state ({', '.join(cell.states)}), emits {cell.states[-1]}",
         "backend    cpu: one Numba kernel forward and one back, on torch's threads",
         f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
         *(
@@ -112,9 +112,11 @@ def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype) -> str:
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
     standing = {name: _spoken(name, step) for name in leaves(stores)}
     lines, results = statements(stores, standing, MATHEMATICS)
-    said = [line.replace("_new", "'") for line in lines]
+    said = [line.replace("_new", "'").replace("_state", "") for line in lines]
     named = {line.partition(" = ")[0] for line in said}
-    rest = [f"{store}' = {result}".replace("_new", "'") for store, result in results.items()]
+    rest = [
+        f"{store}' = {result}".replace("_new", "'").replace("_state", "") for store, result in results.items()
+    ]
     return [
         f"  {_readable(line)}" for line in [*said, *(r for r in rest if r.partition(" = ")[0] not in named)]
     ]
@@ -123,7 +125,9 @@ def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
 def _spoken(name: str, step: Step) -> str:
     if name.startswith("c["):
         return f"{step.constants[int(name[2:-1])]:.7g}"
-    return step.states[-1] if name == "emitted_before" else name
+    return (
+        step.states[-1].removesuffix("_state") if name == "emitted_before" else name.replace("_state", "", 1)
+    )
 
 
 def _readable(line: str) -> str:
@@ -134,6 +138,7 @@ def _readable(line: str) -> str:
 
 def _kept(step: Step, value: Value) -> str:
     for name, next_ in zip(step.states, step.nexts, strict=True):
+        name = name.removesuffix("_state")  # as the cell calls it
         if value is next_:
             return f"{name} after the step"
         if next_.word == "to_float" and value is next_.args[0]:

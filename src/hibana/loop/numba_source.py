@@ -121,7 +121,7 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
     """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None)."""
     body = _Pass("forward", forward_pass(step, plan), calls)
     *carried, emitted = step.states
-    kept = {name: value for name, value in body.stores.items() if name.startswith("kept")}
+    kept = {name: value for name, value in body.stores.items() if name not in step.states}
     bits = [name for name, value in kept.items() if value.boolean]
     reals = [f"{name}_all" for name, value in kept.items() if not value.boolean]
     arguments = (
@@ -195,7 +195,7 @@ def backward_source(
             *before.scratch(),
             *body.scratch(),
             *(f"{name}_flip = scratch({2 * ROW})" for name in bits),
-            *(line for name in rebuilt for line in _scratch_row(name.replace("_before", "_rebuilt"))),
+            *(line for name in rebuilt for line in _scratch_row(f"{name.removesuffix('_before')}_rebuilt")),
             *(f"{name}_grad_own_at = scratch({ROW} * 8)" for name in step.states),
             *_zeros(),
         ],

@@ -6,11 +6,11 @@ names lie in memory is each backend's business.
 
 ======================  ========================================================================
 ``x``                   the input at this step
-``v``, ``s``, …         each state, by its name: read as it was before the step, written as after it
+``v_state``, …          each state: read as it was before the step, written as after it
 ``emitted_before``      what was emitted a step earlier
 ``kept0``, …            what the plan keeps of this step; ``kept0_earlier`` of the step before
-``v_before``, …         in the backward, each state as it was before the step
-``v_grad``, …           gradients of the states: read after the step, written before it
+``v_state_before``, …   in the backward, each state as it was before the step
+``v_state_grad``, …     gradients of the states: read after the step, written before it
 ``emitted_grad``        the gradient that arrives for what was emitted at this step
 ``x_grad``              the gradient of the input
 ``sum0``, …             sums over time that the gradients of the cell's tensors are made of

@@ -254,7 +254,7 @@ class _Reading:
         grad_input, *grad_states = (None if g is None else self._value(g) for g in grads[: count + 1])
         ends = self._ends(grads[count + 1 :])
         return Step(
-            states=self.names,
+            states=tuple(f"{name}_state" for name in self.names),  # no name of a pass's own ends so
             nexts=nexts,
             grad_input=grad_input,
             grad_states=tuple(grad_states),
