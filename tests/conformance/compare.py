@@ -134,7 +134,7 @@ def _loss(
 
 
 def _gradients(loss: Tensor, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> Gradients:
-    learned = dict(cell.named_parameters())
+    learned = {name: tensor for name, tensor in cell.named_parameters() if tensor.requires_grad}
     wanted = [inputs, *(state or ()), *learned.values()]
     if not loss.requires_grad:
         found = [None] * len(wanted)

@@ -45,7 +45,7 @@ def unroll(
     """
     outputs, last = emitted(cell, inputs, state, backend=backend)
     if len(last) < len(cell.states):
-        last = (*last, outputs[-1])
+        last = (*last, outputs[-1].clone())  # a view would keep, and change with, the whole sequence
     return outputs, tuple(last)
 
 
@@ -67,7 +67,7 @@ def emitted(
     if given == dtype:
         return served(inputs, state)
     outputs, last = served(inputs.to(dtype), state)
-    return outputs.to(given), (*last, outputs[-1])
+    return outputs.to(given), (*last, outputs[-1].clone())
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Runner | None:

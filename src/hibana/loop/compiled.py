@@ -8,14 +8,14 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hibana.cells import Cell
+from hibana.loop.fingerprint import NOT_HYPER, PLAIN, fingerprint, hooked
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
@@ -84,8 +84,8 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     made = own.get("made")
     if made and _is_bare(cell) and (found := made.get(place)):
         return found  # type: ignore[no-any-return] # the cell, below this room, doesn't know what it holds
-    fingerprint = _fingerprint(cell)
-    served = _SHARED.get((fingerprint, place)) or _shared_program(cell, fingerprint, place)
+    alike = fingerprint(cell)
+    served = _SHARED.get((alike, place)) or _shared_program(cell, alike, place)
     if isinstance(served, str):
         raise Unsupported(served)
     if _is_plain(cell):
@@ -99,29 +99,29 @@ _SHARED: dict[Hashable, Program | str] = {}
 
 def _is_plain(cell: Cell) -> bool:
     """Whether nothing but setting an attribute can change what `cell` computes."""
-    hyper = (v for k, v in vars(cell).items() if k not in _NOT_HYPER)
-    return _is_bare(cell) and all(isinstance(v, (*_PLAIN, Surrogate)) for v in hyper)
+    hyper = (v for k, v in vars(cell).items() if k not in NOT_HYPER)
+    return _is_bare(cell) and all(isinstance(v, (*PLAIN, Surrogate)) for v in hyper)
 
 
 def _is_bare(cell: Cell) -> bool:
-    return not (cell._parameters or cell._buffers or cell._modules)
+    return not (cell._parameters or cell._buffers or cell._modules or hooked(cell))
 
 
-def _shared_program(cell: Cell, fingerprint: Hashable, place: _Place) -> Program | str:
+def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str:
     """A program that cells alike have made before, for this shape or for any; else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(cell_tensors(cell), shape), dtype)
-    if (fingerprint, anywhere) in _SHARED:
-        return _SHARED[fingerprint, anywhere]
+    if (alike, anywhere) in _SHARED:
+        return _SHARED[alike, anywhere]
     try:
         step = trace(cell, shape, dtype)
         kernels = _kernels(backend)(step, make_plan(step), dtype)
     except Unsupported as reason:
         made: Program | str = str(reason)
-        _SHARED[fingerprint, place] = made
+        _SHARED[alike, place] = made
     else:
         made = Program(step, kernels.plan, kernels, (None,) * len(step.states))
-        _SHARED[fingerprint, anywhere if step.any_size else place] = made
+        _SHARED[alike, anywhere if step.any_size else place] = made
     return made
 
 
@@ -130,31 +130,6 @@ def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
     from hibana.loop.cpu import CpuKernels
 
     return {"cpu": CpuKernels}[backend]
-
-
-_NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "made", "states"}
-_PLAIN = (float, int, bool, str, type(None))
-
-
-def _fingerprint(value: object) -> Hashable:
-    """Everything that decides what a cell computes, but the values of its tensors."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, nn.Module):
-        own = vars(value)
-        hyper = [k for k in own if k not in _NOT_HYPER]
-        held = [m for m in (value._parameters, value._buffers, value._modules) if m]
-        plain = [v if type(v) in _PLAIN else _fingerprint(v) for v in map(own.__getitem__, hyper)]
-        return (type(value), value.training, *hyper, *plain, *map(_fingerprint, held))
-    if isinstance(value, Tensor):
-        return (value.shape, value.dtype, value.requires_grad)
-    if isinstance(value, tuple | list):
-        return (type(value), *map(_fingerprint, value))
-    if isinstance(value, dict):
-        return (*value, *map(_fingerprint, value.values()))
-    if hasattr(value, "__dict__") and not isinstance(value, type | FunctionType):
-        return (type(value), _fingerprint(vars(value)))
-    return (type(value), id(value))
 
 
 def run(

@@ -89,6 +89,8 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
     graphs = [_joint_graph(cell, tensors, one, dtype, "cpu") for one in small]
     if str(graphs[0]) == str(graphs[1]):
         return replace(_Reading(cell, tensors, graphs[0], small[0], dtype).step(), any_size=True)
+    if str(graphs[0]) != str(_joint_graph(cell, tensors, small[0], dtype, "cpu")):
+        raise Unsupported("the step is another one at each call")
     graph = _joint_graph(cell, tensors, shape, dtype, "meta")
     return _Reading(cell, tensors, graph, shape, dtype).step()
 
@@ -136,6 +138,8 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self.nodes:
+            if tensor.requires_grad:
+                raise Unsupported("a tensor that needs a gradient is no parameter of the cell")
             self._name(tensor, self.graph.call_function(_the, (tensor,)))
         return self.nodes[id(tensor)]
 

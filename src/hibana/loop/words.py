@@ -100,7 +100,7 @@ def _power(make: Make, value: Make, x: Any, exponent: Any) -> Any:
     if exponent == 3:
         return make("mul", make("mul", base, base), base)
     if exponent == 0.5:
-        return make("root", base)
+        return make("sqrt", base)
     if exponent == -0.5:
         return make("div", one, make("root", base))
     if exponent == -1:
@@ -187,6 +187,7 @@ _RULES: dict[str, Make] = {
     "square": _square,
     "reciprocal": _reciprocal,
     "pow": _power,
+    "rsqrt": lambda make, value, x: _power(make, value, x, -0.5),
     "relu": _relu,
     "clamp": _clamp,
     "clamp_min": _clamp,

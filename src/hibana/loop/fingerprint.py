@@ -1,0 +1,125 @@
+"""What decides the program of a cell: two cells of one fingerprint are served by one program.
+
+It holds everything that a step can read of its cell, however nested, but the values of the cell's tensors,
+which are arguments of a kernel. What can't be followed is refused, never guessed. Attributes of a class
+and global variables are no hyper-parameters: a step is read once, and what it found there stays.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping
+from functools import partial
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import Tensor, nn
+
+from hibana.loop.words import Unsupported
+
+__all__ = ["NOT_HYPER", "PLAIN", "fingerprint", "hooked"]
+
+NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "made", "states"}
+"""Attributes of a cell that no step computes with."""
+PLAIN = (float, int, bool, str, type(None))
+
+
+class _Same:
+    """Equal to itself alone; it keeps its object alive, so that no other gets its place in memory."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
+    """Everything that decides what a cell, or a module in it, computes, but the values of its tensors.
+
+    Args:
+        module: the cell.
+        within: the identities of what it lies in, which may in turn lie in it.
+
+    Raises:
+        Unsupported: if it holds something that can change unseen, or hooks.
+    """
+    if hooked(module):
+        raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
+    within = within or (id(module),)
+    own = vars(module)
+    hyper = [name for name in own if name not in NOT_HYPER]
+    plain = [v if type(v) in PLAIN else _of(v, within) for v in map(own.__getitem__, hyper)]
+    held = [_held(tensors) for tensors in (module._parameters, module._buffers) if tensors]
+    inner = [(name, _of(child, within)) for name, child in module._modules.items()]
+    return (type(module), module.training, *hyper, *plain, *held, *inner)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of `module` runs hooks of its own."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _held(tensors: Mapping[str, Tensor | None]) -> Hashable:
+    about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
+    return (*tensors, *about)
+
+
+def _of(value: Any, within: tuple[int, ...]) -> Hashable:
+    if isinstance(value, PLAIN):
+        return (type(value), value)
+    if isinstance(value, _Same | type | BuiltinFunctionType | CodeType):
+        return value
+    if isinstance(value, Tensor):
+        return _Same(value)
+    if id(value) in within:
+        return within.index(id(value))
+    within = (*within, id(value))
+    if isinstance(value, nn.Module):
+        return fingerprint(value, within)
+    return (type(value), *(_of(part, within) for part in _parts(value)))
+
+
+def _parts(value: Any) -> list[Any]:
+    """What `value` is made of: all that can change what it does."""
+    if isinstance(value, tuple | list | deque):
+        return list(value)
+    if isinstance(value, dict):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return [
+            value.__code__,
+            _Same(value.__globals__),
+            value.__defaults__,
+            value.__kwdefaults__,
+            *enclosed,
+        ]
+    return _attributes(value)
+
+
+def _attributes(value: Any) -> list[Any]:
+    kinds = [kind for kind in type(value).__mro__ if "__slots__" in vars(kind)]
+    slots = [name for kind in kinds for name in _names(vars(kind)["__slots__"]) if hasattr(value, name)]
+    if kinds or hasattr(value, "__dict__"):
+        own = getattr(value, "__dict__", {})
+        return [*own, *own.values(), *slots, *(getattr(value, name) for name in slots)]
+    if type(value).__hash__ is None:
+        raise Unsupported(f"a hyper-parameter of type {type(value).__name__} can change unseen")
+    return [_Same(value)]
+
+
+def _names(slots: str | Iterable[str]) -> list[str]:
+    return [slots] if isinstance(slots, str) else [name for name in slots if name != "__dict__"]

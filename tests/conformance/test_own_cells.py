@@ -1,0 +1,220 @@
+"""Cells of a user's own: any pointwise step, whatever its hyper-parameters are made of."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.compare import (
+    assert_conforms,
+    assert_same,
+    assert_same_gradients,
+    assert_same_values,
+    reference,
+)
+from conformance.suite import SHAPE, backend, drive, each_backend
+from hibana.surrogate import ATan, Box, Sigmoid
+
+NEURONS = SHAPE[-1]
+
+
+class Spread(hb.Cell):
+    """Four states that feed one another."""
+
+    def forward(self, input_, fast_previous, slow_previous, trace_previous, s_previous):
+        fast = 0.5 * fast_previous + input_
+        slow = 0.9 * slow_previous + 0.1 * (fast - trace_previous)
+        trace = 0.8 * trace_previous + s_previous
+        return fast, slow, trace, ATan()(fast - slow - 0.3 * trace - 0.4)
+
+
+class Words(hb.Cell):
+    """where, exp, tanh, abs, min and max, clamp, powers."""
+
+    def forward(self, input_, u_previous, v_previous, s_previous):
+        rested = torch.where(s_previous > 0, torch.exp(-v_previous.abs()), v_previous)
+        u = torch.tanh(u_previous + input_) ** 3 + torch.minimum(rested, input_) ** 2
+        v = torch.maximum(rested * 0.7, u.clamp(-0.5, 0.8)) + (1 + u * u) ** 0.5 * input_
+        return u, v, ATan()(v / (1 + v.abs()) - (2 + v * v) ** -1)
+
+
+class Logic(hb.Cell):
+    """Comparisons and boolean logic; a countdown in place of a time constant."""
+
+    def forward(self, input_, wait_previous, v_previous, s_previous):
+        spiked = s_previous != 0
+        wait = torch.where(spiked, 3.0, (wait_previous - 1).clamp(min=0))
+        awake = (wait <= 0) | ((input_ > 1.5) & ~spiked)
+        loud = torch.logical_xor(input_ >= 0.25, v_previous < 0.1)
+        v = torch.where(awake, v_previous * ~spiked + input_, 0.5 * v_previous) + 0.05 * loud
+        return wait, v, Box()(v - 0.6) * awake
+
+
+class InPlace(hb.Cell):
+    """Operations in place, on what the step has made itself."""
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * 0.5
+        v += input_
+        v.mul_(1 - s_previous).add_(0.05).clamp_(max=2.0)
+        x = v.clone()
+        x -= 0.7
+        return v, ATan()(x)
+
+
+class Rate(hb.Cell):
+    """What it emits is smooth."""
+
+    def forward(self, input_, r_previous):
+        return (r_previous + 0.2 * (torch.tanh(input_) - r_previous),)
+
+
+class Nested(hb.Cell):
+    """Holds modules, which are pointwise, and one of them has a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.shape = nn.Sequential(nn.Softsign(), nn.Tanh(), nn.ReLU())
+        self.gain = Gain()
+
+    def forward(self, input_, v_previous, s_previous):
+        v = self.gain(self.shape(v_previous + input_)) - 0.4 * s_previous
+        return v, ATan()(v - 0.5)
+
+
+class Gain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        return x * self.value
+
+
+class Settings(hb.Cell):
+    """Hyper-parameters of any kind: a number, a tensor, a parameter; for all neurons or one each."""
+
+    def __init__(self, threshold, tau, offset):
+        super().__init__()
+        self.threshold = threshold
+        self.tau = tau
+        self.offset = offset
+
+    def forward(self, input_, v_previous, s_previous):
+        v = (v_previous - s_previous * self.threshold) * (1 - 1 / self.tau) + input_ - self.offset**2
+        return v, Sigmoid()(v - self.threshold)
+
+
+def each(low, high):
+    return torch.linspace(low, high, NEURONS)
+
+
+def learned(value):
+    return nn.Parameter(torch.as_tensor(value))
+
+
+CELLS = {
+    "four states": Spread,
+    "words": Words,
+    "logic": Logic,
+    "in place": InPlace,
+    "smooth": Rate,
+    "modules inside": Nested,
+    "numbers": lambda: Settings(0.6, 3.0, 0.1),
+    "tensors per neuron": lambda: Settings(each(0.4, 0.8), each(1.5, 9.0), each(-0.2, 0.2)),
+    "tensors of one number": lambda: Settings(torch.tensor(0.6), torch.tensor([3.0]), torch.tensor([[0.1]])),
+    "learned numbers": lambda: Settings(learned(0.6), learned(3.0), learned([0.1])),
+    "learned per neuron": lambda: Settings(
+        learned(each(0.4, 0.8)), learned(each(1.5, 9.0)), learned(each(-0.2, 0.2)[None])
+    ),
+    "learned per row": lambda: Settings(
+        0.6, learned([[2.0], [3.0], [4.0]]), learned(torch.zeros(3, NEURONS))
+    ),
+    "frozen": lambda: Settings(learned(0.6).requires_grad_(False), learned(each(1.5, 9.0)), 0.0),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_of_ones_own(run, name):
+    cell = CELLS[name]()
+    inputs = 1.5 * torch.rand(SHAPE) - 0.2
+    assert_conforms(run, cell, inputs)
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["words", "learned per neuron"])
+def test_a_cell_of_ones_own_in_float64(run, name):
+    cell = CELLS[name]().double()
+    assert_same_values(run, cell, 1.5 * torch.rand(SHAPE).double() - 0.2)
+    assert_conforms(run, cell, 1.5 * torch.rand(SHAPE).double() - 0.2)
+
+
+def test_they_spike_and_they_rest():
+    for name in CELLS.keys() - {"smooth"}:
+        make = CELLS[name]
+        outputs, _ = hb.unroll(make(), 1.5 * torch.rand(SHAPE) - 0.2, backend="reference")
+        share = (outputs > 0).float().mean()
+        assert 0.02 < share < 0.98, f"{name}: {share}"
+
+
+def forward_of(operation):
+    class Applied(hb.Cell):
+        def forward(self, input_, v_previous, s_previous):
+            v = 0.5 * v_previous * (1 - s_previous) + operation(input_, v_previous)
+            return v, ATan()(v - 0.5)
+
+    return Applied()
+
+
+OPERATIONS = {
+    "sin and cos": lambda x, v: torch.sin(3 * x) + torch.cos(v),
+    "log": lambda x, v: torch.log(x.abs() + 0.5),
+    "log2": lambda x, v: torch.log2(v.square() + 0.5),
+    "atan": lambda x, v: torch.atan(2 * x) + 0.1 * v,
+    "erf": lambda x, v: torch.erf(x) - torch.erfc(v),
+    "root": lambda x, v: (x * x + v * v + 1) ** 0.5,
+    "sqrt": lambda x, v: torch.sqrt(x.abs() + 0.1),
+    "powers": lambda x, v: (x.abs() + 1) ** 0.5 + (v.abs() + 1) ** -1 + x**3 - v**2 + x**1 + v**0,
+    "rounding": lambda x, v: torch.floor(4 * x) / 4 + torch.ceil(v) - torch.trunc(v),
+    "sign": lambda x, v: torch.sign(x) * v.abs(),
+    "reciprocal": lambda x, v: torch.reciprocal(v.abs() + 1) * x,
+    "relu": lambda x, v: torch.relu(x) - torch.relu(-v),
+    "masks": lambda x, v: x.masked_fill(v > 0.4, -0.1) + torch.zeros_like(v) + torch.full_like(v, 0.25),
+    "choice": lambda x, v: torch.where(x > v, x, torch.where(v == 0, 0.3, v)),
+    "numbers on the left": lambda x, v: 1.5 - x + 2 / (1 + v.abs()) - 1,
+    "comparison as a number": lambda x, v: (x > v).float() + (x >= 0.2) * x - (v != 0).to(x),
+    "softplus by hand": lambda x, v: torch.log(1 + torch.exp(-x.abs())) + x.clamp_min(0),
+    "detached": lambda x, v: x * v.detach() + x.detach(),
+    "weighted": lambda x, v: torch.rsub(x, v) + torch.sub(x, v),
+    "a size": lambda x, v: x + v / v.shape[-1],
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation(run, name):
+    cell = forward_of(OPERATIONS[name])
+    inputs = 2 * torch.rand(8, 2, 19) - 0.6
+    for begun in (None, (torch.randn(2, 19), torch.zeros(2, 19))):
+        assert_same_gradients(run, cell, inputs, begun, "outputs and states")
+    many = (3 * torch.rand(3, 20001) - 1).requires_grad_()
+    assert_same(run(cell, many, None)[0], reference(cell, many, None)[0], name)
+
+
+def test_the_step_is_read_no_matter_how_it_is_called():
+    cell = hb.IFCell(surrogate=ATan())
+    inputs = drive(cell)
+    expected, _ = hb.unroll(cell, inputs, backend="reference")
+    for context in (torch.no_grad, torch.inference_mode):
+        for kind in (ATan(alpha=1.5), ATan(alpha=2.5)):  # each read anew, in this context
+            with context():
+                assert torch.equal(hb.unroll(hb.IFCell(surrogate=kind), inputs, backend="cpu")[0], expected)
+            assert_same_gradients(backend("cpu"), hb.IFCell(surrogate=kind), inputs, None, "outputs only")
+
+
+def test_a_step_says_its_states_by_the_names_of_its_parameters():
+    assert Spread.state_names() == ("fast", "slow", "trace", "s")
+    assert list(inspect.signature(Spread.forward).parameters)[2] == "fast_previous"

@@ -1,0 +1,253 @@
+"""A hyper-parameter that changes is used, however it is nested; cells alike share a program."""
+
+import copy
+import dataclasses
+import functools
+import gc
+import pickle
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.compare import assert_same_gradients, assert_same_values, reference
+from conformance.suite import backend
+from hibana.loop import compiled
+from hibana.surrogate import ATan, Formula
+
+INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
+
+
+def auto(cell, inputs, state):
+    return hb.unroll(cell, inputs, state)
+
+
+class Scaled(hb.Cell):
+    """Applies what it holds to its state."""
+
+    def __init__(self, held, apply):
+        super().__init__()
+        self.held = held
+        self.apply = apply
+
+    def forward(self, input_, v_previous):
+        return (self.apply(self.held, v_previous) + input_,)
+
+
+@dataclasses.dataclass
+class Numbers:
+    factor: float
+    inner: list = dataclasses.field(default_factory=lambda: [1.0])
+
+
+class Slots:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def times(self, x):
+        return x * self.factor
+
+
+def times(x, factor):
+    return x * factor
+
+
+def by_factor(held, x):
+    return x * held.factor
+
+
+def by_first(held, x):
+    return x * next(iter(held))
+
+
+def by_call(held, x):
+    return held(x)
+
+
+def bound():
+    numbers = Slots(0.5)
+    return numbers.times, by_call, lambda _: setattr(numbers, "factor", 0.25)
+
+
+def closure():
+    factors = [0.5]
+    return lambda x: x * factors[0], by_call, lambda _: factors.insert(0, 0.25)
+
+
+CHANGES = {
+    "a dataclass": lambda: (Numbers(0.5), by_factor, lambda held: setattr(held, "factor", 0.25)),
+    "a list in a dataclass": lambda: (
+        Numbers(0.5),
+        lambda held, x: x * held.inner[0],
+        lambda held: held.inner.insert(0, 0.25),
+    ),
+    "an object with slots": lambda: (Slots(0.5), by_factor, lambda held: setattr(held, "factor", 0.25)),
+    "a list": lambda: ([0.5, 2.0], by_first, lambda held: held.reverse()),
+    "a deque": lambda: (deque([0.5, 2.0]), by_first, lambda held: held.rotate()),
+    "a set": lambda: ({0.5}, by_first, lambda held: (held.clear(), held.add(0.25))),
+    "an array": lambda: (np.array([0.5]), by_first, lambda held: held.fill(0.25)),
+    "a nested dictionary": lambda: (
+        {"a": {"b": [0.5]}},
+        lambda held, x: x * held["a"]["b"][0],
+        lambda held: held["a"].update(b=[0.25]),
+    ),
+    "a flag": lambda: (
+        {"on": True},
+        lambda held, x: x * 0.5 if held["on"] else x,
+        lambda held: held.update(on=False),
+    ),
+    "a flag that is a number": lambda: (
+        [True],
+        lambda held, x: x * 0.5 if held[0] is True else x,
+        lambda held: held.insert(0, 1),
+    ),
+    "a bound method": bound,
+    "a closure": closure,
+    "a loose tensor": lambda: (
+        [torch.tensor(0.5)],
+        by_first,
+        lambda held: held.insert(0, torch.tensor(0.25)),
+    ),
+    "a loose tensor's value": lambda: ([torch.tensor(0.5)], by_first, lambda held: held[0].mul_(0.5)),
+    "a class": lambda: (
+        [Numbers],
+        lambda held, x: x * 0.5 if held[0] is Numbers else x,
+        lambda held: held.insert(0, Slots),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_calls_is_used(name):
+    held, apply, alter = CHANGES[name]()
+    cell = Scaled(held, apply)
+    before, _ = auto(cell, INPUTS, None)
+    assert_same_values(auto, cell, INPUTS)
+    alter(held)
+    assert_same_values(auto, cell, INPUTS)
+    assert not torch.equal(auto(cell, INPUTS, None)[0], before)
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGES) - {"an array"}))
+def test_what_can_be_followed_is_compiled(name):
+    held, apply, _ = CHANGES[name]()
+    assert_same_values(backend("cpu"), Scaled(held, apply), INPUTS)
+
+
+def test_what_cannot_be_followed_is_refused_by_name():
+    with pytest.raises(RuntimeError, match="a hyper-parameter of type ndarray can change unseen"):
+        hb.unroll(Scaled(np.array([0.5]), by_first), INPUTS, backend="cpu")
+
+
+def test_functions_that_differ_only_in_what_they_hold_are_different():
+    for make in (
+        lambda factor: functools.partial(times, factor=factor),
+        lambda factor: Slots(factor).times,
+        lambda factor: lambda x: x * factor,
+        lambda factor: lambda x, by=factor: x * by,
+    ):
+        for factor in (0.5, 0.25):
+            assert_same_values(auto, Scaled(make(factor), by_call), INPUTS)
+
+
+def test_a_formula_in_the_place_of_another_is_not_taken_for_it():
+    for factor in range(1, 30):
+        cell = hb.IFCell(surrogate=Formula(eval(f"lambda x: {factor}.5 / (1 + x * x)")))
+        assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
+        del cell
+        gc.collect()
+
+
+def test_an_attribute_that_is_set_anew_is_used():
+    cell = hb.LIFCell(surrogate=ATan())
+    others = {"tau": 5.0, "threshold": 0.5, "reset": "subtract", "detach_reset": True, "surrogate": ATan(3.0)}
+    for name, value in others.items():
+        assert_same_gradients(auto, cell, INPUTS, None, "outputs and states")
+        setattr(cell, name, value)
+        assert_same_gradients(auto, cell, INPUTS, None, "outputs and states")
+
+
+def test_a_parameter_that_is_frozen_later_gets_no_gradient():
+    cell = hb.PLIFCell(surrogate=ATan())
+    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
+    cell.w.requires_grad_(False)
+    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
+    cell.w.requires_grad_(True)
+    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
+
+
+def test_a_cell_in_training_may_differ_from_one_in_evaluation():
+    class Noisy(hb.Cell):
+        def forward(self, input_, v_previous):
+            return (0.5 * v_previous + (2.0 * input_ if self.training else input_),)
+
+    cell = Noisy()
+    assert_same_values(backend("cpu"), cell, INPUTS)
+    cell.eval()
+    assert_same_values(backend("cpu"), cell, INPUTS)
+
+
+def test_hooks_on_a_cell_run_at_each_step():
+    cell = hb.IFCell()
+    auto(cell, INPUTS, None)
+    seen = []
+    handle = cell.register_forward_hook(lambda *_: seen.append(1))
+    auto(cell, INPUTS, None)
+    assert len(seen) == len(INPUTS)
+    with pytest.raises(RuntimeError, match="hooks on IFCell are to run at each step"):
+        hb.unroll(cell, INPUTS, backend="cpu")
+    handle.remove()
+    hb.unroll(cell, INPUTS, backend="cpu")
+
+
+def test_a_cell_that_holds_itself_is_compiled():
+    cell = Scaled(Slots(0.5).times, by_call)
+    cell.around = [cell, {"again": cell}]
+    assert_same_values(backend("cpu"), cell, INPUTS)
+
+
+def program(cell, shape=(4,), dtype=torch.float32):
+    return compiled.program(cell, "cpu", torch.Size(shape), dtype)
+
+
+def test_cells_alike_share_a_program():
+    assert program(hb.LIFCell(3.0)) is program(hb.LIFCell(3.0))
+    assert program(hb.LIFCell(3.0)) is not program(hb.LIFCell(4.0))
+    assert program(hb.IFCell()) is program(copy.deepcopy(hb.IFCell()))
+    assert program(hb.IFCell()) is program(pickle.loads(pickle.dumps(hb.IFCell())))
+    assert program(hb.IFCell()) is program(hb.IFCell(), (700,))
+    assert program(hb.IFCell()) is not program(hb.IFCell(), dtype=torch.float64)
+    first, second = (hb.IFCell(threshold=torch.full([4], value)) for value in (0.5, 0.9))
+    assert program(first) is program(second)
+    assert_same_values(auto, first, INPUTS)
+    assert_same_values(auto, second, INPUTS)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cell: pickle.loads(pickle.dumps(cell))])
+def test_copies_are_independent(copied):
+    for cell in (hb.LIFCell(3.0), hb.PLIFCell(3.0), hb.IFCell(nn.Parameter(torch.full([4], 0.7)))):
+        expected, _ = auto(cell, INPUTS, None)
+        other = copied(cell)
+        assert torch.equal(auto(other, INPUTS, None)[0], expected)
+        for parameter in other.parameters():
+            parameter.data.add_(0.4)
+        if not list(other.parameters()):
+            other.threshold = 0.4
+        assert not torch.equal(auto(other, INPUTS, None)[0], expected)
+        assert_same_values(auto, other, INPUTS)
+        assert torch.equal(auto(cell, INPUTS, None)[0], expected)
+
+
+def test_a_state_is_a_tensor_of_its_own():
+    for inputs in (INPUTS, INPUTS.bfloat16()):
+        outputs, state = auto(hb.IFCell(), inputs, None)
+        expected = [value.clone() for value in reference(hb.IFCell(), inputs, None)[1]]
+        outputs.fill_(7)
+        for value, other in zip(state, expected, strict=True):
+            assert torch.equal(value, other)
+            assert value.untyped_storage().nbytes() == value.numel() * 4
