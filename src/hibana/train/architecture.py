@@ -22,9 +22,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from hibana import layers
+from hibana import events, layers
 from hibana.cells import Cell
 
 __all__ = ["build", "check"]
@@ -98,7 +98,7 @@ def build(
     for number, part in enumerate(parts, start=1):
         shape = _add(stack, number, part, shape, cell)
     features = _flat(stack, "flatten", shape)
-    stack["linear"] = nn.Linear(features, classes)
+    stack["linear"] = events.Linear(features, classes)
     stack["readout"] = layers.LI(readout_tau)
     return nn.Sequential(stack)
 
@@ -123,7 +123,7 @@ def _add(
     says = part.says
     if (size := says["size"]) is not None:
         features = _flat(stack, f"flatten{number}", shape)
-        stack[f"linear{number}"] = _Linear(features, int(size))
+        stack[f"linear{number}"] = events.Linear(features, int(size))
         neuron = cell()
         recurrent = says["recurrent"] is not None
         stack[f"{_kind(neuron)}{number}"] = (
@@ -150,15 +150,6 @@ def _add(
     stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
     out = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)]
     return made, out[0], out[1]
-
-
-class _Linear(nn.Linear):
-    """``nn.Linear``, which of an input that is the same at each step (zero stride) makes one product."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.ndim == 3 and inputs.stride(0) == 0:
-            return super().forward(inputs[0]).expand(len(inputs), -1, -1)
-        return super().forward(inputs)
 
 
 def _kind(cell: Cell) -> str:
