@@ -62,14 +62,21 @@ class Program:
     at_rest: tuple[None, ...]
     """The state begun with, where it is zeros that need not be written out."""
 
-    def parameters(self, held: Sequence[Tensor], one: torch.Size, dtype: torch.dtype) -> list[Tensor]:
-        """What the kernels take for the cell's tensors: one number each, or one per neuron."""
+    def parameters(
+        self, held: Sequence[Tensor], one: torch.Size, dtype: torch.dtype, order: list[int] | None = None
+    ) -> list[Tensor]:
+        """What the kernels take for the cell's tensors: one number each, or one per neuron.
+
+        `one` is the shape of a step in the `order` in which it lies in memory.
+        """
         if not self.step.parameters:
             return []
+        shape = one if order is None else [one[d - 1] for d in _inverse(order)[1:]]
         with torch.no_grad():
             values = self.step.prologue(*held)
         return [
-            (value if value.numel() == 1 else value.expand(one)).to(dtype).contiguous() for value in values
+            value.to(dtype) if value.numel() == 1 else _step_in(order, value.expand(shape).to(dtype))
+            for value in values
         ]
 
 
@@ -135,12 +142,12 @@ def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
 def run(
     program: Program, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one."""
+    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one.
+
+    Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
+    """
     order = None if inputs.is_contiguous() else _memory_order(inputs)
-    if order is not None:
-        inputs = inputs.permute(order)
-        state = None if state is None else tuple(s.permute([d - 1 for d in order[1:]]) for s in state)
-    if not walkable(inputs):
+    if order is None and not walkable(inputs):
         inputs = inputs.contiguous()
     first = program.at_rest if state is None else state
     held = list(cell_tensors(cell).values())
@@ -150,16 +157,13 @@ def run(
         or any(t is not None and t.requires_grad for t in first)
     )
     if wanted:
-        outputs, *last = _apply(program, len(first), inputs, *first, *held)
-    else:
-        begun = [None if t is None else t.contiguous() for t in first]
-        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
-        outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False)
-    if order is not None:
-        back = sorted(range(len(order)), key=order.__getitem__)
-        outputs = outputs.permute(back)
-        last = [value.permute([d - 1 for d in back[1:]]) for value in last]
-    return outputs, last
+        outputs, *last = _apply(program, len(first), order, inputs, *first, *held)
+        return outputs, last
+    begun = [None if t is None else _step_in(order, t) for t in first]
+    inputs = inputs if order is None else inputs.permute(order)
+    parameters = program.parameters(held, inputs.shape[1:], inputs.dtype, order)
+    outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False)
+    return _back(order, outputs, last)
 
 
 class _Run(torch.autograd.Function):
@@ -170,19 +174,33 @@ class _Run(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, program: Program, states: int, inputs: Tensor, *tensors: Tensor | None) -> Any:
+    def forward(
+        ctx: Any,
+        program: Program,
+        states: int,
+        order: list[int] | None,
+        inputs: Tensor,
+        *tensors: Tensor | None,
+    ) -> Any:
         plan = program.plan
-        first = [None if t is None else t.contiguous() for t in tensors[:states]]
-        held = [t for t in tensors[states:] if t is not None]
-        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype)
-        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True)
-        ctx.program, ctx.states, ctx.shape, ctx.held = program, states, inputs.shape, len(held)
-        ctx.first = [t is not None and i in plan.before for i, t in enumerate(first)]
         ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
+        first = [None if t is None else _step_in(order, t) for t in tensors[:states]]
+        held = [t for t in tensors[states:] if t is not None]
+        if order is not None:
+            inputs = inputs.permute(order)
+        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype, order)
+        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True)
+        ctx.program, ctx.states, ctx.order, ctx.held = program, states, order, len(held)
+        ctx.shape = inputs.shape
+        ctx.first = [t is not None and i in plan.before for i, t in enumerate(first)]
         needed = [t for t, wanted in zip(first, ctx.first, strict=True) if wanted]
         ctx.save_for_backward(*([inputs] if plan.reads_input else []), *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
         ctx.support = None if plan.support is None else kept[plan.kept_values.index(plan.support)]
+        if order is not None:
+            outputs, last = _back(order, outputs, last)
+            # not as views, or autograd would put a node of its own above this one
+            return outputs.detach(), *(value.detach() for value in last)
         return outputs, *last
 
     @staticmethod
@@ -198,10 +216,14 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     first: list[Tensor | None] = [saved.pop(0) if needed else None for needed in ctx.first]
     held = [saved.pop(0) for _ in range(ctx.held)]
     parameters = [saved.pop(0) for _ in range(program.step.parameters)]
-    if grad_outputs is not None and not walkable(grad_outputs):
-        grad_outputs = grad_outputs.contiguous()
-    grads = [None if g is None else g.contiguous() for g in last_grads]
-    wants_input = ctx.needs_input_grad[2]
+    order: list[int] | None = ctx.order
+    if grad_outputs is not None:
+        if order is not None:
+            grad_outputs = grad_outputs.permute(order)
+        if not walkable(grad_outputs):
+            grad_outputs = grad_outputs.contiguous()
+    grads = [None if g is None else _step_in(order, g) for g in last_grads]
+    wants_input = ctx.needs_input_grad[3]
     constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
     grad_input, first_grads, sums = program.kernels.backward(
         ctx.shape,
@@ -213,17 +235,22 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grads,
         wants_input,
         constant,
-        any(ctx.needs_input_grad[3 : 3 + ctx.states]),
+        any(ctx.needs_input_grad[4 : 4 + ctx.states]),
     )
     if constant and grad_input is not None:
         steps = ctx.shape[0]
         grad_input = (grad_input / steps).expand(steps, *grad_input.shape)
-    wanted = ctx.needs_input_grad[3:]
+    if order is not None:
+        back = _inverse(order)
+        grad_input = None if grad_input is None else grad_input.permute(back)
+        first_grads = [None if g is None else _step_back(back, g) for g in first_grads]
+        sums = [_step_back(back, value) for value in sums]
+    wanted = ctx.needs_input_grad[4:]
     to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
     to_held: Sequence[Tensor | None] = [None] * ctx.held
     if any(wanted[ctx.states :]):
         to_held = program.step.epilogue(*held, *sums)
-    return None, None, grad_input, *to_state, *to_held
+    return None, None, None, grad_input, *to_state, *to_held
 
 
 _apply: Callable[..., Any] = _Run.apply  # torch leaves it without types
@@ -249,6 +276,29 @@ def _only_summed(inputs: Tensor) -> bool:
 def walkable(tensor: Tensor) -> bool:
     """Whether each step of `tensor` is contiguous, whatever its stride over time."""
     return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
+    """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
+    return value.contiguous() if order is None else value.permute([d - 1 for d in order[1:]]).contiguous()
+
+
+def _step_back(back: Sequence[int], value: Tensor) -> Tensor:
+    return value.permute([d - 1 for d in back[1:]])
+
+
+def _back(
+    order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """What lies in `order` as the caller has its dimensions."""
+    if order is None:
+        return outputs, last
+    back = _inverse(order)
+    return outputs.permute(back), [_step_back(back, value) for value in last]
 
 
 def _memory_order(inputs: Tensor) -> list[int] | None:

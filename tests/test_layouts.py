@@ -1,0 +1,72 @@
+"""A layer over memory in any order of dimensions: the reference's values, and an output that lies as its input."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+
+SHAPE = (5, 2, 3, 4, 6)
+
+
+def _channels_last(*shape):
+    values = 2 * torch.rand(shape)
+    return values.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, shape[:2])
+
+
+class PerChannel(hb.Cell):
+    """IF with a threshold and a leak for each channel, learnt."""
+
+    def __init__(self):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor([0.5, 1.0, 1.5]).view(3, 1, 1))
+        self.leak = nn.Parameter(torch.linspace(0.1, 0.9, 72).view(3, 4, 6))
+
+    def forward(self, input_, v_previous, spikes_previous):
+        v = self.leak * v_previous * (1 - spikes_previous) + input_
+        return v, hb.surrogate.ATan()(v - self.threshold)
+
+
+def _outcome(cell, inputs, state, backend):
+    inputs, state = inputs.detach().requires_grad_(), tuple(s.detach().requires_grad_() for s in state)
+    outputs, last = hb.unroll(cell, inputs, state, backend=backend)
+    weights = torch.linspace(-1, 2, outputs.numel()).view(SHAPE)
+    (outputs * weights).sum().add((last[0] * weights[0]).sum()).backward()
+    gradients = [inputs.grad, *(s.grad for s in state), *(p.grad.clone() for p in cell.parameters())]
+    cell.zero_grad()
+    return outputs, last, gradients
+
+
+@pytest.mark.parametrize("make", [PerChannel, hb.IFCell, hb.CubaLIFCell], ids=lambda m: m.__name__)
+def test_channels_last(make):
+    cell = make()
+    inputs = _channels_last(*SHAPE)
+    state = tuple(torch.rand(SHAPE[1:]) for _ in cell.states)
+    outputs, last, gradients = _outcome(cell, inputs, state, "cpu")
+    wanted, wanted_last, wanted_gradients = _outcome(cell, inputs, state, "reference")
+    assert torch.equal(outputs, wanted)
+    assert outputs.stride() == inputs.stride()
+    for got, value in zip(last, wanted_last, strict=True):
+        assert torch.equal(got, value)
+    for got, value in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        again, _ = hb.unroll(cell, inputs, state, backend="cpu")
+    assert torch.equal(again, wanted)
+    assert again.stride() == inputs.stride()
+
+
+def test_the_output_hangs_on_the_layers_own_node_and_may_be_changed_in_place():
+    outputs = hb.IF()(_channels_last(*SHAPE).requires_grad_())
+    assert hasattr(outputs.grad_fn, "support")
+    outputs.mul_(2).sum().backward()
+
+
+def test_a_constant_current_in_channels_last():
+    current = _channels_last(1, *SHAPE[1:]).requires_grad_()
+    spikes = hb.IF()(current.expand(SHAPE))
+    assert torch.equal(spikes, hb.unroll(hb.IFCell(), current.expand(SHAPE), backend="reference")[0])
+    spikes.sum().backward()
+    got, current.grad = current.grad, None
+    hb.unroll(hb.IFCell(), current.expand(SHAPE), backend="reference")[0].sum().backward()
+    torch.testing.assert_close(got, current.grad)
