@@ -146,11 +146,13 @@ def _kept(step: Step, value: Value) -> str:
     if value.word == "input":
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), None))
-    stores = {"kept0": stores["kept0"]}
     lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
     text = results["kept0"]
-    if lines and text == "kept0_new":
-        text = lines[-1].partition(" = ")[2]
+    for line in reversed(lines):  # what has a name of its own is written out, but for the next states
+        name, _, said = line.partition(" = ")
+        if name.removesuffix("_new") not in step.states:
+            text = said if text == name else re.sub(rf"\b{name}\b", lambda _, said=said: f"({said})", text)
+    text = text.replace("_new", "'").replace("_state", "")
     return "whether " + text if value.boolean else text
 
 
