@@ -10,7 +10,7 @@ the data sets that need them (``pip install hibana[data]``).
 
 from typing import Any
 
-from hibana.data.base import DataSet, Samples
+from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.images import MNIST, Digits, FashionMNIST
 from hibana.data.recordings import NMNIST, SHD, DVSGesture
 from hibana.data.speech import SpokenDigits
@@ -24,6 +24,7 @@ __all__ = [
     "DataSet",
     "Digits",
     "FashionMNIST",
+    "InMemory",
     "Samples",
     "SpokenDigits",
     "load",

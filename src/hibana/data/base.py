@@ -109,7 +109,8 @@ def _as_is(batch: Any) -> Any:
 class InMemory(Dataset[tuple[Tensor, ...]]):
     """Inputs ``[N, ...]`` and labels ``[N]``, gathered a batch at a time.
 
-    Byte inputs are stored as they are and given as ``float32`` in [0, 1].
+    Byte inputs are stored as they are and given as ``float32`` in [0, 1]. Both tensors are attributes,
+    `inputs` and `labels`.
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
