@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-HEAVY = ["lightning", "matplotlib", "nir", "numba", "rich", "sklearn", "tonic", "torchmetrics", "torchvision"]
+HEAVY = [
+    "lightning",
+    "matplotlib",
+    "nir",
+    "numba",
+    "rich",
+    "sklearn",
+    "tonic",
+    "torchmetrics",
+    "torchvision",
+    "triton",
+]
 
 
 def test_import_hibana_loads_no_extra_and_no_numba():

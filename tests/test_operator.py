@@ -103,7 +103,7 @@ def test_opcheck(name: str, begun: bool) -> None:
     inputs = torch.rand(4, 2, 3, requires_grad=True)
     first = [torch.rand(2, 3, requires_grad=True) for _ in cell.states] if begun else []
     held = list(cell.parameters())
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, cell.key, True))
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, cell.key, "cpu", True))
 
 
 def test_a_copy_of_a_cell_is_a_cell_of_its_own() -> None:
@@ -112,10 +112,10 @@ def test_a_copy_of_a_cell_is_a_cell_of_its_own() -> None:
         assert other.key != cell.key
         other.threshold = 2.0
         inputs = torch.ones(3, 1, requires_grad=True)
-        outputs, *_ = torch.ops.hibana.unroll(inputs, [], [], cell.key, True)
+        outputs, *_ = torch.ops.hibana.unroll(inputs, [], [], cell.key, "cpu", True)
         assert outputs.sum() == 3
 
 
 def test_a_cell_that_is_gone_is_named() -> None:
     with pytest.raises(KeyError, match="no living cell"):
-        torch.ops.hibana.unroll(torch.ones(3, 1), [], [], "cell-none", False)
+        torch.ops.hibana.unroll(torch.ones(3, 1), [], [], "cell-none", "cpu", False)

@@ -9,13 +9,15 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop import compiled, reference
 from hibana.loop.explain import explain
+from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
 __all__ = ["emitted", "explain", "record", "unroll"]
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton")
+_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 
 def unroll(
@@ -28,8 +30,8 @@ def unroll(
         inputs: ``[T, ...]``, time first, floating point.
         state: where to go on from, one tensor of shape ``inputs.shape[1:]`` for each state of the
             cell; at rest if ``None``.
-        backend: ``"auto"`` picks the fastest that serves this cell; a backend asked for by name either
-            serves or raises.
+        backend: ``"auto"`` picks the fastest that serves this cell: ``"cpu"`` or, for inputs on CUDA,
+            ``"triton"``; else the reference loop. A backend asked for by name either serves or raises.
 
     Returns:
         What the cell emitted, ``[T, ...]``, and the state it ended in.
@@ -64,10 +66,7 @@ def emitted(
     if served is None:
         assert state is not None
         return reference.unroll(cell, inputs, state)
-    if given == dtype:
-        return served(inputs, state)
-    outputs, last = served(inputs.to(dtype), state)
-    return outputs.to(given), (*last, outputs[-1].clone())
+    return served(inputs, state)
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Runner | None:
@@ -81,28 +80,50 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _R
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     named = backend != "auto"
-    device = inputs.device.type
-    reason = ""
-    if device != "cpu":
-        reason = f"backend {backend!r} can't serve inputs on {device}"
+    chosen = backend if named else _OF_DEVICE.get(inputs.device.type, "cpu")
+    reason = _elsewhere(cell, inputs)
+    if reason:
+        pass
     elif _is_traced(inputs):
         from hibana.loop import operator
 
-        if operator.serves(cell.key, dtype, inputs.ndim - 1):
-            return partial(operator.unroll, cell)
-        reason = f"{type(cell).__name__} can't be compiled"
+        reason = operator.refusal(cell.key, chosen, inputs.device.type, dtype, inputs.ndim - 1)
+        if not reason:
+            return partial(_carried, partial(operator.unroll, cell, chosen), dtype)
     elif torch._C._functorch.peek_interpreter_stack() is not None:
-        reason = f"backend {backend!r} can't serve a transform of torch.func"
+        reason = "this is a transform of torch.func"
+    else:
+        reason = compiled.refusal(chosen, inputs.device.type)
     if reason:
         if named:
-            raise Unsupported(reason)
+            raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
         return None
     try:
-        return partial(compiled.run, compiled.program(cell, "cpu", inputs.shape[1:], dtype), cell)
+        made = compiled.program(cell, chosen, inputs.shape[1:], dtype)
     except Unsupported:
         if named:
             raise
         return None
+    run: _Runner = partial(compiled.run, made, cell)
+    return run if made.kernels.takes_half else partial(_carried, run, dtype)
+
+
+def _elsewhere(cell: Cell, inputs: Tensor) -> str:
+    """Which device a tensor of `cell` is on, if it is not that of `inputs`."""
+    for name, tensor in cell_tensors(cell).items():
+        if tensor.device != inputs.device:
+            return f"{name} of {type(cell).__name__} is on {tensor.device}, inputs on {inputs.device}"
+    return ""
+
+
+def _carried(
+    run: _Runner, dtype: torch.dtype, inputs: Tensor, state: State | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`run`, which takes `dtype` alone, over `inputs` that may be of half precision."""
+    if inputs.dtype == dtype:
+        return run(inputs, state)
+    outputs, last = run(inputs.to(dtype), state)
+    return outputs.to(inputs.dtype), (*last, outputs[-1].clone())
 
 
 def _is_traced(inputs: Tensor) -> bool:

@@ -8,7 +8,7 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -21,13 +21,25 @@ from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 from hibana.surrogate import Surrogate
 
-__all__ = ["Kernels", "Program", "program", "run", "walkable"]
+__all__ = ["Kernels", "Program", "program", "refusal", "run", "walkable"]
 
 
 class Kernels(Protocol):
     """What a device gives: a step's kernels in one dtype. See :class:`hibana.loop.cpu.CpuKernels`."""
 
+    about: ClassVar[str]
+    """The backend, in one line."""
+    takes_half: ClassVar[bool]
+    """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     plan: Plan
+    dtype: torch.dtype
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None: ...
+
+    @staticmethod
+    def device() -> str:
+        """The kind of device whose PyTorch the numbers equal."""
+        ...
 
     def forward(
         self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
@@ -63,7 +75,7 @@ class Program:
     """The state begun with, where it is zeros that need not be written out."""
 
     def parameters(
-        self, held: Sequence[Tensor], one: torch.Size, dtype: torch.dtype, order: list[int] | None = None
+        self, held: Sequence[Tensor], one: torch.Size, order: list[int] | None = None
     ) -> list[Tensor]:
         """What the kernels take for the cell's tensors: one number each, or one per neuron.
 
@@ -74,6 +86,7 @@ class Program:
         shape = one if order is None else [one[d - 1] for d in _inverse(order)[1:]]
         with torch.no_grad():
             values = self.step.prologue(*held)
+        dtype = self.kernels.dtype
         return [
             value.to(dtype) if value.numel() == 1 else _step_in(order, value.expand(shape).to(dtype))
             for value in values
@@ -121,8 +134,9 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
     if (alike, anywhere) in _SHARED:
         return _SHARED[alike, anywhere]
     try:
-        step = trace(cell, shape, dtype)
-        kernels = _kernels(backend)(step, make_plan(step), dtype)
+        make = _kernels(backend)
+        step = trace(cell, shape, dtype, make.device())
+        kernels = make(step, make_plan(step), dtype)
     except Unsupported as reason:
         made: Program | str = str(reason)
         _SHARED[alike, place] = made
@@ -132,11 +146,24 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
     return made
 
 
+def refusal(backend: str, device: str) -> str:
+    """Why `backend` can serve nothing on `device`, a kind of device, or ``""``."""
+    if backend == "triton":
+        from hibana.loop import gpu
+
+        return gpu.refusal(device)
+    return "" if device == "cpu" else f"it serves the CPU, not {device}"
+
+
 @cache
-def _kernels(backend: str) -> Callable[[Step, Plan, torch.dtype], Kernels]:
+def _kernels(backend: str) -> type[Kernels]:
+    if backend == "triton":
+        from hibana.loop.gpu import GpuKernels
+
+        return GpuKernels
     from hibana.loop.cpu import CpuKernels
 
-    return {"cpu": CpuKernels}[backend]
+    return CpuKernels
 
 
 def run(
@@ -161,7 +188,7 @@ def run(
         return outputs, last
     begun = [None if t is None else _step_in(order, t) for t in first]
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(held, inputs.shape[1:], inputs.dtype, order)
+    parameters = program.parameters(held, inputs.shape[1:], order)
     outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False)
     return _back(order, outputs, last)
 
@@ -188,7 +215,7 @@ class _Run(torch.autograd.Function):
         held = [t for t in tensors[states:] if t is not None]
         if order is not None:
             inputs = inputs.permute(order)
-        parameters = program.parameters(held, inputs.shape[1:], inputs.dtype, order)
+        parameters = program.parameters(held, inputs.shape[1:], order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, True)
         ctx.program, ctx.states, ctx.order, ctx.held = program, states, order, len(held)
         ctx.shape = inputs.shape
@@ -291,9 +318,7 @@ def _step_back(back: Sequence[int], value: Tensor) -> Tensor:
     return value.permute([d - 1 for d in back[1:]])
 
 
-def _back(
-    order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def _back(order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """What lies in `order` as the caller has its dimensions."""
     if order is None:
         return outputs, last

@@ -7,6 +7,7 @@ over time; a stride of zero is an input that stays the same and is never written
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,14 @@ class CpuKernels:
     Raises:
         Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
     """
+
+    about: ClassVar = "cpu: one Numba kernel forward and one back, on torch's threads"
+    takes_half: ClassVar = False
+
+    @staticmethod
+    def device() -> str:
+        """The kind of device whose PyTorch the numbers equal."""
+        return "cpu"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.step = step

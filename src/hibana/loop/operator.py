@@ -12,39 +12,44 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell, cell_of
+from hibana.loop import compiled
 from hibana.loop.compiled import Program, program, walkable
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
-__all__ = ["serves", "unroll"]
+__all__ = ["refusal", "unroll"]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def serves(key: str, dtype: torch.dtype, ndim: int) -> bool:
-    """Whether the cell called `key` can be compiled for steps of `ndim` dimensions."""
+def refusal(key: str, backend: str, device: str, dtype: torch.dtype, ndim: int) -> str:
+    """Why the cell called `key` can't be compiled for steps of `ndim` dimensions, or ``""``."""
+    if reason := compiled.refusal(backend, device):
+        return reason
     try:
-        _program(cell_of(key), dtype, ndim)
-    except Unsupported:
-        return False
-    return True
+        _program(cell_of(key), backend, dtype, ndim)
+    except Unsupported as reason:
+        return str(reason)
+    return ""
 
 
-def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, list[Tensor]]:
+def unroll(
+    cell: Cell, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, list[Tensor]]:
     """`cell` over `inputs` through the operator; as :func:`hibana.loop.compiled.run`."""
     first = [] if state is None else list(state)
     held = list(cell_tensors(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
-    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, keep)
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, backend, keep)
     return outputs, rest[: len(cell.states) - 1]
 
 
-def _program(cell: Cell, dtype: torch.dtype, ndim: int) -> Program:
+def _program(cell: Cell, backend: str, dtype: torch.dtype, ndim: int) -> Program:
     """The program for steps of some shape of `ndim` dimensions that the cell's tensors broadcast to."""
     sizes = [2] * ndim
     for tensor in cell_tensors(cell).values():
         for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
             sizes[dimension] = max(sizes[dimension], size)
-    return program(cell, "cpu", torch.Size(sizes), dtype)
+    return program(cell, backend, torch.Size(sizes), dtype)
 
 
 def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
@@ -57,18 +62,20 @@ def _stepwise(tensor: Tensor) -> Tensor:
 
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
-    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, keep: bool
+    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
 ) -> list[Tensor]:
-    made = program(cell_of(cell), "cpu", inputs.shape[1:], inputs.dtype)
-    parameters = made.parameters(held, inputs.shape[1:], inputs.dtype)
+    made = program(cell_of(cell), backend, inputs.shape[1:], inputs.dtype)
+    parameters = made.parameters(held, inputs.shape[1:])
     begun = _begun(made, first)
     outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
     return [outputs, *last, *kept]
 
 
 @_forward.register_fake
-def _(inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, keep: bool) -> list[Tensor]:
-    made = _program(cell_of(cell), inputs.dtype, inputs.ndim - 1)
+def _(
+    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
+) -> list[Tensor]:
+    made = _program(cell_of(cell), backend, inputs.dtype, inputs.ndim - 1)
     steps, *one = inputs.shape
     kept = made.kernels.kept_shapes(steps, one) if keep else []
     last = [inputs.new_empty(one) for _ in made.step.states[1:]]
@@ -84,11 +91,12 @@ def _backward(
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
     cell: str,
+    backend: str,
     learned: Sequence[bool],
 ) -> list[Tensor]:
     one = inputs.shape[1:]
-    made = program(cell_of(cell), "cpu", one, inputs.dtype)
-    parameters = made.parameters(held, one, inputs.dtype)
+    made = program(cell_of(cell), backend, one, inputs.dtype)
+    parameters = made.parameters(held, one)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
         inputs.shape,
@@ -121,6 +129,7 @@ def _(
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
     cell: str,
+    backend: str,
     learned: Sequence[bool],
 ) -> list[Tensor]:
     steps, *one = inputs.shape
@@ -130,15 +139,15 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sequence, first, held, cell, keep = inputs
+    sequence, first, held, cell, backend, keep = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
         )
-    made = _program(cell_of(cell), sequence.dtype, sequence.ndim - 1)
+    made = _program(cell_of(cell), backend, sequence.dtype, sequence.ndim - 1)
     states = len(made.step.states)
     reads_input = made.plan.reads_input
-    ctx.cell, ctx.states, ctx.counts = cell, states, (len(first), len(held))
+    ctx.cell, ctx.backend, ctx.states, ctx.counts = cell, backend, states, (len(first), len(held))
     ctx.shape, ctx.reads_input, ctx.learned = sequence.shape, reads_input, [t.requires_grad for t in held]
     saved = output[states:]
     ctx.save_for_backward(*([sequence] if reads_input else []), *first, *held, *saved)
@@ -156,10 +165,11 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         outputs = inputs.new_zeros(()).expand(ctx.shape)
     last = [inputs.new_zeros(one) if g is None else g for g in last]
     grad_input, *rest = torch.ops.hibana.unroll_backward(
-        inputs, first, held, kept, outputs, last, ctx.cell, ctx.learned
+        inputs, first, held, kept, outputs, last, ctx.cell, ctx.backend, ctx.learned
     )
     to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
-    return grad_input, to_first, [next(to_learned) if wanted else None for wanted in ctx.learned], None, None
+    to_held = [next(to_learned) if wanted else None for wanted in ctx.learned]
+    return grad_input, to_first, to_held, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

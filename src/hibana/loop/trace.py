@@ -6,7 +6,8 @@ words. (``make_fx`` would write down the same graph, but its first use in a proc
 worth of modules.)
 
 What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
-numbered constants, so that changing one changes no structure. Nothing here knows about devices or cost.
+numbered constants, so that changing one changes no structure. Nothing here knows about cost, and of devices
+only where PyTorch itself computes another thing on them.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from hibana.cells import Cell
 from hibana.loop.words import BOOLEAN, WORDS, Unsupported, translate
 
 __all__ = ["Step", "Unsupported", "Value", "cell_tensors", "shape_class", "trace"]
+
+_QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +72,8 @@ class Step:
     """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
 
 
-def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
-    """The graph of one step of `cell` on inputs of `shape`.
+def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
+    """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
 
     The step runs on two small shapes. If it comes to the same on both, the size of a dimension that no
     tensor of the cell has does not matter; else it runs once on `shape` itself, without data.
@@ -80,19 +83,19 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
             operation it is.
     """
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
-        return clean.submit(_trace, cell, shape, dtype).result()
+        return clean.submit(_trace, cell, shape, dtype, device).result()
 
 
-def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype) -> Step:
+def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
     tensors = cell_tensors(cell)
     small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
     graphs = [_joint_graph(cell, tensors, one, dtype, "cpu") for one in small]
     if str(graphs[0]) == str(graphs[1]):
-        return replace(_Reading(cell, tensors, graphs[0], small[0], dtype).step(), any_size=True)
+        return replace(_Reading(cell, tensors, graphs[0], small[0], dtype, device).step(), any_size=True)
     if str(graphs[0]) != str(_joint_graph(cell, tensors, small[0], dtype, "cpu")):
         raise Unsupported("the step is another one at each call")
     graph = _joint_graph(cell, tensors, shape, dtype, "meta")
-    return _Reading(cell, tensors, graph, shape, dtype).step()
+    return _Reading(cell, tensors, graph, shape, dtype, device).step()
 
 
 def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
@@ -224,13 +227,20 @@ class _Reading:
     """Reads an fx graph once, node by node."""
 
     def __init__(
-        self, cell: Cell, tensors: dict[str, Tensor], graph: fx.Graph, shape: torch.Size, dtype: torch.dtype
+        self,
+        cell: Cell,
+        tensors: dict[str, Tensor],
+        graph: fx.Graph,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: str,
     ) -> None:
         self.names = cell.state_names()
         self.tensors = tensors
         self.graph = graph
         self.shape = shape
         self.dtype = dtype
+        self.device = device
         self.values: dict[fx.Node, Value] = {}
         self.known: dict[Any, Value] = {}
         self.constants: list[float] = []
@@ -297,6 +307,8 @@ class _Reading:
     def _read_call(self, node: fx.Node) -> None:
         used = node.all_input_nodes
         target = node.target
+        if target is _the and self.device != "cpu":
+            raise Unsupported(f"a tensor of the step's own is on the CPU, not on {self.device}")
         if target in (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList) and used[0] in self.values:
             self.after.add(node)
             self._sum(used[0])
@@ -319,7 +331,8 @@ class _Reading:
             raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(result.shape)}")
         if result.dtype not in (self.dtype, torch.bool):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
-        value = translate(node.target, node.args, node.kwargs, self._argument, self._make)
+        target, args = self._on_device(node)
+        value = translate(target, args, node.kwargs, self._argument, self._make)
         if value.boolean and result.dtype != torch.bool:
             value = self._make("to_float", value)
         if node.target._schema.name.endswith("_"):
@@ -328,6 +341,16 @@ class _Reading:
                 raise Unsupported(f"{node.target} writes into an argument of the step")
             self.values[changed] = value
         self.values[node] = value
+
+    def _on_device(self, node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
+        """The operation of `node` and its arguments: on CUDA, a quotient by a number is a product.
+
+        So PyTorch computes it there, with the number's reciprocal (BinaryDivTrueKernel.cu).
+        """
+        if self.device != "cuda" or node.target not in _QUOTIENTS or isinstance(node.args[1], fx.Node):
+            return node.target, node.args
+        dividend, divisor = node.args
+        return torch.ops.aten.mul.Tensor, (dividend, float(1 / torch.tensor(divisor, dtype=self.dtype)))
 
     def _argument(self, argument: Any) -> Value:
         if isinstance(argument, fx.Node):

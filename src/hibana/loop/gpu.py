@@ -1,0 +1,260 @@
+"""A step's kernels on a GPU, in Triton: built when first asked for, run over tensors.
+
+Triton's interpreter runs the same kernels on tensors of the CPU, slowly, where ``TRITON_INTERPRET=1`` was
+set before Triton was loaded. What is computed equals PyTorch on that very device: on a GPU a function is
+had from the device's library only if it gives PyTorch's own bits there.
+"""
+
+import linecache
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cache
+from hashlib import sha256
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.loop.plan import Plan, reachable
+from hibana.loop.trace import Step
+from hibana.loop.triton_source import ANY_SIZE, Language, backward_source, forward_source, function_source
+from hibana.loop.words import CALLS, Unsupported
+
+__all__ = ["GpuKernels", "refusal"]
+
+BLOCKS = ((256, 4), (512, 4), (1024, 4), (1024, 8))
+"""Neurons in a block and warps that run it: what is tried on a GPU when a kernel meets a new size."""
+INTERPRETED_BLOCK = 64
+FUNCTION_OF = {"root": "rsqrt"}
+"""What PyTorch has a word for, where it is called otherwise."""
+
+
+def refusal(device: str) -> str:
+    """Why nothing on `device`, a kind of device, can be served, or ``""``."""
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed: pip install 'hibana[gpu]'"
+    if triton.knobs.runtime.interpret:
+        return "" if device == "cpu" else "TRITON_INTERPRET=1 is set: Triton serves the CPU alone"
+    if device != "cuda":
+        return f"Triton serves {device} in its interpreter alone, which TRITON_INTERPRET=1 asks for"
+    return "PyTorch's numbers on ROCm were never compared" if torch.version.hip else ""
+
+
+class GpuKernels:
+    """The kernels of one step in one dtype; they read and write sequences of half precision as they are.
+
+    Raises:
+        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
+    """
+
+    about: ClassVar = "triton: one kernel forward and one back, over blocks of neurons"
+    takes_half: ClassVar = True
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        self.step = step
+        self.plan = plan
+        self.dtype = dtype
+        self.language = Language(str(dtype).removeprefix("torch."), _interpreted())
+        for word in {value.word for value in reachable(step.nexts)} & {*CALLS, "sigmoid", "root"}:
+            if not _agrees(word, self.language):
+                raise Unsupported(f"{word} can't be had here to the last bit of PyTorch's own")
+        self._built: dict[object, Callable[..., object]] = {}
+        self._constants: dict[torch.device, Tensor] = {}
+
+    @staticmethod
+    def device() -> str:
+        """The kind of device whose PyTorch the numbers equal."""
+        return "cpu" if _interpreted() else "cuda"
+
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """The source of the ``"forward"`` or ``"backward"`` kernel."""
+        return self._source(direction, keep if direction == "forward" else (True, False))
+
+    def forward(
+        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]`` in the input's dtype, the last states, and what is kept.
+
+        Where the input is of half precision, the emitted state is one of the last states, in full.
+        """
+        steps, *one = inputs.shape
+        exact = _exact(inputs)
+        outputs = inputs.new_empty(inputs.shape, dtype=exact.dtype)
+        ends = [inputs.new_empty(one, dtype=self.dtype) for _ in self.step.states[1:]]
+        emitted = None if inputs.dtype == self.dtype else inputs.new_empty(one, dtype=self.dtype)
+        kept = [inputs.new_empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
+        # in the order of forward_source
+        values = [exact, exact.stride(0), outputs, *first, *ends, emitted, *kept]
+        self._launch("forward", keep, inputs.shape, [*values, self._numbers(inputs.device), *parameters])
+        return outputs.to(inputs.dtype), ends if emitted is None else [*ends, emitted], kept
+
+    def backward(
+        self,
+        shape: torch.Size,
+        inputs: Tensor | None,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+        constant: bool,
+        wants_first: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time.
+
+        With `constant`, the gradient of the input is summed over time.
+        """
+        one = shape[1:]
+        like = kept[0] if kept else next(t for t in (grad_outputs, *last_grads) if t is not None)
+        if grad_outputs is None:
+            grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
+        arriving = _exact(grad_outputs)
+        read = None if inputs is None else _exact(inputs)
+        grad_input = None
+        if wants_input:
+            grad_input = like.new_empty(one if constant else shape, dtype=arriving.dtype)
+        states, sums = self.step.states, self.step.grad_sums
+        first_grads = [like.new_empty(one, dtype=self.dtype) if wants_first else None for _ in states]
+        summed = [like.new_empty(one, dtype=self.dtype) for _ in sums]
+        missing = [None] * (len(states) - len(last_grads))
+        # in the order of backward_source
+        values = [read, 0 if read is None else read.stride(0), arriving, arriving.stride(0), grad_input]
+        values += [*first, *last_grads, *missing, *first_grads, *kept, *summed]
+        values += [self._numbers(like.device), *parameters]
+        self._launch("backward", (wants_input, constant), shape, values)
+        if grad_input is not None:
+            grad_input = grad_input.to(grad_outputs.dtype)
+        return grad_input, first_grads, summed
+
+    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward keeps."""
+        neurons = 1
+        for size in one:
+            neurons = neurons * size
+        bits = ((steps, (neurons + 7) // 8), torch.uint8)
+        reals = ((steps, *one), self.dtype)
+        return [bits if value.boolean else reals for value in self.plan.kept_values]
+
+    def _source(self, direction: str, variant: bool | tuple[bool, bool]) -> str:
+        if isinstance(variant, bool):
+            return forward_source(self.step, self.plan if variant else None, self.language)
+        wants_input, constant = variant
+        return backward_source(
+            self.step, self.plan, self.language, wants_input=wants_input, constant_input=constant
+        )
+
+    def _launch(
+        self,
+        direction: str,
+        variant: bool | tuple[bool, bool],
+        shape: torch.Size,
+        values: list[Tensor | int | None],
+    ) -> None:
+        key = (direction, variant)
+        if key not in self._built:
+            text = self._source(direction, variant)
+            self._built[key] = _kernel(text, direction, self.language.interpreted)
+        _run(self._built[key], values, shape[0], shape[1:].numel(), self.language.interpreted)
+
+    def _numbers(self, device: torch.device) -> Tensor:
+        """The step's constants."""
+        if device not in self._constants:
+            numbers = self.step.constants or (0.0,)
+            self._constants[device] = torch.tensor(numbers, dtype=self.dtype, device=device)
+        return self._constants[device]
+
+
+def _interpreted() -> bool:
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """`tensor` as a kernel can round to its dtype: the interpreter does not round bfloat16 as IEEE has it."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 and _interpreted() else tensor
+
+
+def _run(
+    kernel: Any, values: Sequence[Tensor | int | None], steps: int, neurons: int, interpreted: bool
+) -> None:
+    """Runs `kernel` over all blocks of neurons."""
+    if not neurons:
+        return
+    device = next(v.device for v in values if isinstance(v, Tensor))
+    options: dict[str, object] = {"BLOCK": INTERPRETED_BLOCK}
+    here: AbstractContextManager[object] = np.errstate(all="ignore")
+    if not interpreted:
+        options = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
+        here = torch.cuda.device(device)
+    with here:
+        kernel[lambda chosen: (-(-neurons // chosen["BLOCK"]),)](
+            *values, steps, neurons, (neurons + 7) // 8, neurons.bit_length(), **options
+        )
+
+
+@cache
+def _kernel(text: str, name: str, interpreted: bool) -> Any:
+    """The kernel called `name` that `text` defines."""
+    import triton
+    import triton.language as tl
+    from triton.language.extra import libdevice
+
+    module = f"hibana_triton_{sha256(text.encode()).hexdigest()[:12]}"
+    filename = f"<{module}>"
+    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+    namespace = {"__name__": module, "tl": tl, "libdevice": _pytorchs_library() if interpreted else libdevice}
+    exec(compile(text, filename, "exec"), namespace)  # noqa: S102 # the source is our own
+    kernel = triton.jit(namespace[name], do_not_specialize=ANY_SIZE)
+    if interpreted:
+        return kernel
+    tried = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in BLOCKS]
+    return triton.autotune(tried, key=["size"])(kernel)
+
+
+@cache
+def _pytorchs_library() -> SimpleNamespace:
+    """What the interpreter computes functions by: PyTorch itself."""
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def of_block(word: str) -> Callable[[Any], Any]:
+        function = getattr(torch, word)
+
+        def computed(x: Any) -> Any:
+            found = function(torch.tensor(x.handle.data)).numpy()
+            return tl.tensor(TensorHandle(found, x.handle.dtype), x.type)
+
+        return computed
+
+    return SimpleNamespace(**{word: of_block(word) for word in (*CALLS, "sigmoid")})
+
+
+def _agrees(word: str, language: Language) -> bool:
+    """Whether `word` of a sample, as kernels have it on the current device, is PyTorch's to the last bit."""
+    device = "cpu" if language.interpreted else f"cuda:{torch.cuda.current_device()}"
+    return _compared(word, language, device)
+
+
+@cache
+def _compared(word: str, language: Language, device: str) -> bool:
+    with ThreadPoolExecutor(1) as clean:  # a thread has no modes: these tensors are real
+        return clean.submit(_sampled, word, language, device).result()
+
+
+def _sampled(word: str, language: Language, device: str) -> bool:
+    dtype = getattr(torch, language.real)
+    sizes = torch.logspace(-45, 38, 500, dtype=torch.float64)
+    ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])
+    sample = torch.cat([torch.linspace(-20, 20, 4097), sizes, -sizes, ends]).to(dtype).to(device)
+    found = torch.empty_like(sample)
+    kernel = _kernel(function_source(language, word), "function", language.interpreted)
+    _run(kernel, [sample, found], 1, sample.numel(), language.interpreted)
+    wanted = getattr(torch, FUNCTION_OF.get(word, word))(sample)
+    return bool(((found == wanted) | (found.isnan() & wanted.isnan())).all())

@@ -1,0 +1,300 @@
+"""The source of the GPU kernels: a step's passes in Triton, and the walk over time around them.
+
+One program holds the state of a block of neurons in registers while all T steps run over it, so that a
+step costs what it reads and writes of the sequence, once. Every value is a whole block: a number for all
+neurons is spread over it when the kernel begins. Sequences advance by adding their stride to a pointer;
+no product of sizes is ever formed. A pointer that is None is nothing, and its branch is left out.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hibana.loop.emit import Dialect, statements
+from hibana.loop.passes import backward_pass, before_pass, forward_pass, leaves
+from hibana.loop.plan import Plan
+from hibana.loop.trace import Step, Value
+from hibana.loop.words import CALLS
+
+__all__ = ["ANY_SIZE", "Language", "backward_source", "forward_source", "function_source"]
+
+ANY_SIZE = ("steps", "size")
+"""Arguments whose value no kernel is compiled for."""
+
+_SIGNS = {
+    **{"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"},
+    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
+}
+_PASS_NAN = "tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
+
+
+@dataclass(frozen=True)
+class Language:
+    """Triton for numbers of one kind, compiled for a device or run by Triton's interpreter."""
+
+    real: str
+    """``"float32"`` or ``"float64"``."""
+    interpreted: bool
+    """The interpreter has no device's library; PyTorch's own functions stand in for it."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """How Triton says each word, so that it is rounded as IEEE has it."""
+        single = self.real == "float32"
+        divided, root = ("tl.div_rn({}, {})", "tl.sqrt_rn({0})") if single else ("({} / {})", "tl.sqrt({0})")
+        logistic = divided.format(self.number(1), f"({self.number(1)} + libdevice.exp(-{{0}}))")
+        return Dialect(
+            words={
+                **{word: f"({{0}} {sign} {{1}})" for word, sign in _SIGNS.items()},
+                **{word: f"libdevice.{word}({{0}})" for word in CALLS},
+                **({} if self.interpreted else {"sqrt": root}),
+                "sigmoid": "libdevice.sigmoid({0})" if self.interpreted else logistic,
+                "div": divided.format("{0}", "{1}"),
+                "root": root,
+                "neg": "(-{0})",
+                "abs": "tl.abs({0})",
+                "floor": "tl.floor({0})",
+                "ceil": "tl.ceil({0})",
+                "trunc": "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))",
+                "sign": f"({self.cast('({0} > 0)')} - {self.cast('({0} < 0)')})",
+                "maximum": _PASS_NAN.format(sign=">"),
+                "minimum": _PASS_NAN.format(sign="<"),
+                "where": "tl.where({0}, {1}, {2})",
+                "not": "(~{0})",
+                "to_float": self.cast("{0}"),
+                "to_bool": "({0} != 0)",
+            },
+            number=self.number("{0}"),
+        )
+
+    def number(self, number: int | str) -> str:
+        """A whole number, or one that lies in memory."""
+        return f"tl.full((BLOCK,), {number}, tl.{self.real})"
+
+    def cast(self, text: str) -> str:
+        """`text` as a number that can be computed with."""
+        return f"{text}.to(tl.{self.real})"
+
+
+def function_source(language: Language, word: str) -> str:
+    """A kernel that computes `word` of every number of ``input``; of ``root``, one over it: all it is for."""
+    value = Value(word, (Value("row", data="x"),))
+    if word == "root":
+        value = Value("div", (Value("number", data=1), value))
+    lines, results = statements({"y": value}, {"x": "x"}, language.dialect)
+    body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results['y']}, there)"]
+    return _kernel("function", ("input", "outputs"), ("input", "outputs"), (), body)
+
+
+def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
+    """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None)."""
+    stores = forward_pass(step, plan)
+    read = leaves(stores)
+    emitted = step.states[-1]
+    kept = {name: value for name, value in stores.items() if name not in step.states}
+    standing = {**_standing(read), "emitted_before": emitted}
+    lines, results = statements(stores, standing, language.dialect)
+    firsts, lasts = ([f"{name}_{end}" for name in step.states] for end in ("first", "last"))
+    bits = [f"{name}_all" for name, value in kept.items() if value.boolean]
+    reals = [f"{name}_all" for name, value in kept.items() if not value.boolean]
+    arguments = (
+        *("input", "input_step", "outputs", *firsts, *lasts),
+        *(f"{name}_all" for name in kept),
+        *_shared(step),
+    )
+    rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(read))
+    body = [
+        *_spread(read, language),
+        *(_begun(name, f"{name}_first", language) for name in step.states),
+        "for _ in range(steps):",
+        _block(
+            [
+                *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
+                *lines,
+                f"tl.store(outputs + j, {results[emitted]}, there)",
+                *(line for name, value in kept.items() for line in _stored(name, value, results[name])),
+                *_renewed({name: results[name] for name in step.states}),
+                "input += input_step",
+                "outputs += neurons",
+                *(f"{name}_all += {_stride(value)}" for name, value in kept.items()),
+            ]
+        ),
+        *(_given_back(f"{name}_last", name) for name in step.states),
+    ]
+    return _kernel("forward", arguments, rows, bits, body)
+
+
+def backward_source(
+    step: Step, plan: Plan, language: Language, *, wants_input: bool, constant_input: bool
+) -> str:
+    """The kernel that runs the gradient of `step` back over time; see :func:`backward_pass`."""
+    before = before_pass(step, plan)
+    stores = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    now, then = leaves(stores), leaves(before)
+    rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
+    lines, results = statements(stores, _standing(now), language.dialect)
+    emitted = step.states[-1]
+    kept = {f"kept{i}": value for i, value in enumerate(plan.kept) if value.word != "input"}
+    streams = [_Stream("x", "input", "input_step", False)]
+    streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in kept.items()]
+    streams = [s for s in streams if s.name in now or s.earlier in then]
+    both = [s for s in streams if s.name in now and s.earlier in then]
+    writes_input = wants_input and not constant_input
+    written = [f"tl.store(grad_input + j, {results.pop('x_grad')}, there)"] if writes_input else []
+    firsts, last_grads, first_grads = (
+        [f"{name}_{end}" for name in step.states] for end in ("first", "last_grad", "first_grad")
+    )
+    sums = [f"sum{i}" for i in range(len(step.grad_sums))]
+    arguments = (
+        *("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
+        *(*firsts, *last_grads, *first_grads),
+        *(f"{name}_all" for name in (*kept, *sums)),
+        *_shared(step),
+    )
+    bits = [s.base for s in streams if s.bits]
+    rows = [a for a in arguments if a not in ("input_step", "grad_outputs_step", *_shared(step), *bits)]
+    body = [
+        *_spread({**then, **now}, language),
+        *(_begun(f"{name}_first", f"{name.removesuffix('_before')}_first", language) for name in before),
+        *(_begun(f"{name}_grad", f"{name}_last_grad", language) for name in step.states),
+        f"arriving = {emitted}_grad",
+        f"{emitted}_grad = {language.number(0)}",
+        *(f"{name} = {language.number(0)}" for name in results if not name.endswith("_state_grad")),
+        *("last = (steps - 1).to(tl.int64)", "grad_outputs += last * grad_outputs_step"),
+        *(["grad_input += last * neurons"] if writes_input else []),
+        *(f"{s.base} += last * {s.stride}" for s in streams),
+        *(f"{s.name} = {s.loaded('there', language)}" for s in both),
+        "for back in range(steps):",
+        _block(
+            [
+                f"emitted_grad = {language.cast('tl.load(grad_outputs + j, there)')} + arriving",
+                f"arriving = {language.number(0)}",
+                *(f"{s.name} = {s.loaded('there', language)}" for s in streams if s.earlier not in then),
+                *(f"{s.base} -= {s.stride}" for s in streams),
+                *(["begun = tl.full((BLOCK,), back, tl.int32) == steps - 1"] if before else []),
+                *(
+                    f"{s.earlier} = {s.loaded('there & ~begun', language)}"
+                    for s in streams
+                    if s.earlier in then
+                ),
+                *rebuilding,
+                *(f"{n} = tl.where(begun, {n}_first, {text})" for n, text in rebuilt.items()),
+                *lines,
+                *written,
+                *_renewed(results),
+                *(f"{s.name} = {s.earlier}" for s in both),
+                "grad_outputs -= grad_outputs_step",
+                *(["grad_input -= neurons"] if writes_input else []),
+            ]
+        ),
+        *(_given_back(f"{name}_first_grad", f"{name}_grad") for name in step.states),
+        *(_given_back(f"{name}_all", name) for name in sums),
+        *([_given_back("grad_input", "x_grad")] if wants_input and constant_input else []),
+    ]
+    return _kernel("backward", arguments, [*rows, *_parameter_rows({**then, **now})], bits, body)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a backward reads of each step."""
+
+    name: str
+    base: str
+    stride: str
+    bits: bool
+
+    @property
+    def earlier(self) -> str:
+        """Its name at the step before."""
+        return f"{self.name}_earlier"
+
+    def loaded(self, where: str, language: Language) -> str:
+        if self.bits:
+            return f"((tl.load({self.base} + j // 8, {where}, 0) >> (j % 8)) & 1) != 0"
+        return language.cast(f"tl.load({self.base} + j, {where})")
+
+
+def _standing(read: Mapping[str, Value]) -> dict[str, str]:
+    """What each leaf is called: of ``c[0]`` and ``p0[0]``, spread over the block, ``c0`` and ``p0``."""
+    return {name: _spread_name(name) if leaf.word == "scalar" else name for name, leaf in read.items()}
+
+
+def _spread_name(scalar: str) -> str:
+    return scalar.replace("[0]", "") if scalar[0] == "p" else scalar.replace("[", "").rstrip("]")
+
+
+def _spread(read: Mapping[str, Value], language: Language) -> list[str]:
+    places = {
+        name: f"{_spread_name(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
+        for name, leaf in read.items()
+        if leaf.word == "scalar"
+    }
+    scalars = [f"{_spread_name(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
+    return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(read)]
+
+
+def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
+    rows = [name for name, leaf in read.items() if leaf.word == "row" and name[0] == "p"]
+    return [f"{name}_at" for name in rows if name[1:].isdigit()]
+
+
+def _shared(step: Step) -> tuple[str, ...]:
+    return ("constants", *(f"p{i}_at" for i in range(step.parameters)))
+
+
+def _stride(value: Value) -> str:
+    return "row_bytes" if value.boolean else "neurons"
+
+
+def _begun(name: str, pointer: str, language: Language) -> str:
+    given, zero = f"    {name} = tl.load({pointer} + j, there)", f"    {name} = {language.number(0)}"
+    return "\n".join([f"if {pointer} is None:", zero, "else:", given])
+
+
+def _given_back(pointer: str, name: str) -> str:
+    return f"if {pointer} is not None:\n    tl.store({pointer} + j, {name}, there)"
+
+
+def _renewed(values: Mapping[str, str]) -> list[str]:
+    """Every name gets its new value, which old values of the others may be part of."""
+    return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
+
+
+def _stored(name: str, value: Value, result: str) -> list[str]:
+    if not value.boolean:
+        return [f"tl.store({name}_all + j, {result}, there)"]
+    return [
+        f"even, odd = tl.split(tl.reshape((({result}) & there).to(tl.int32), (BLOCK // 2, 2)))",
+        "even, odd = tl.split(tl.reshape(even | (odd << 1), (BLOCK // 4, 2)))",
+        "even, odd = tl.split(tl.reshape(even | (odd << 2), (BLOCK // 8, 2)))",
+        f"tl.store({name}_all + eighth, (even | (odd << 4)).to(tl.uint8), there_eighth)",
+    ]
+
+
+def _kernel(
+    name: str, arguments: Iterable[str], rows: Iterable[str], bits: Iterable[str], body: Iterable[str]
+) -> str:
+    """A kernel over blocks of neurons.
+
+    Args:
+        name: of the kernel.
+        arguments: before those that every kernel has.
+        rows: the arguments that point to a number per neuron.
+        bits: the arguments that point to a bit per neuron.
+        body: what it does for one block.
+    """
+    moved = {**dict.fromkeys(rows, "lo"), **dict.fromkeys(bits, "lo // 8")}
+    lines = [
+        "lo = tl.program_id(0).to(tl.int64) * BLOCK",
+        "j = tl.arange(0, BLOCK)",
+        "there = j < neurons - lo",
+        "eighth = tl.arange(0, BLOCK // 8)",
+        "there_eighth = eighth < row_bytes - lo // 8",
+        *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in moved.items()),
+        *body,
+    ]
+    shared = ("steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr")
+    return f"def {name}({', '.join([*arguments, *shared])}):\n{_block(lines)}\n"
+
+
+def _block(lines: Iterable[str]) -> str:
+    return "\n".join(f"    {line}" for text in lines for line in text.split("\n"))
