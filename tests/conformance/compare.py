@@ -5,6 +5,7 @@ order, so they agree to rounding: each relative to the largest gradient that flo
 its step or after, for that is what it was summed from.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,6 +64,14 @@ class Gradients:
     learned: dict[str, Tensor | None]
 
 
+def on_its_device(run: Run, cell: hb.Cell, *tensors: Tensor) -> tuple[hb.Cell, list[Tensor]]:
+    """`cell` and `tensors` where `run` has its device; a copy of them, if that is not the CPU."""
+    device = getattr(run, "device", "cpu")
+    if device == "cpu":
+        return cell, list(tensors)
+    return copy.deepcopy(cell).to(device), [tensor.to(device) for tensor in tensors]
+
+
 def reference(
     cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -72,6 +81,7 @@ def reference(
 
 def assert_conforms(run: Run, cell: hb.Cell, inputs: Tensor, *, uses: Sequence[str] = tuple(USES)) -> None:
     """`run` is the reference loop: values, and every gradient, from rest and from a state."""
+    cell, (inputs,) = on_its_device(run, cell, inputs)
     begun = reference(cell, inputs.detach().flip(0), None)[1]
     for state in (None, tuple(value.detach().clone() for value in begun)):
         for use in uses:
@@ -82,6 +92,8 @@ def assert_same_values(
     run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None = None
 ) -> None:
     """What `run` emits and ends in is the reference's, bit for bit, with nothing kept for a backward."""
+    cell, (inputs, *begun) = on_its_device(run, cell, inputs, *(state or ()))
+    state = tuple(begun) if state else None
     with torch.no_grad():
         _assert_same_run(run(cell, inputs, state), reference(cell, inputs, state), cell)
 
@@ -90,6 +102,8 @@ def assert_same_gradients(
     run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, use: str
 ) -> None:
     """A loss of what `use` names has the reference's gradients; values are compared on the way."""
+    cell, (inputs, *begun) = on_its_device(run, cell, inputs, *(state or ()))
+    state = tuple(begun) if state else None
     inputs = inputs.detach().requires_grad_()
     state = None if state is None else tuple(value.detach().requires_grad_() for value in state)
     weights = _weights(cell, inputs)
@@ -118,7 +132,7 @@ def _weights(cell: hb.Cell, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(11)
 
     def some(shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs.dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
 
     return some(inputs.shape), [some(inputs.shape[1:]) for _ in cell.state_names()]
 

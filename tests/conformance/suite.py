@@ -1,34 +1,59 @@
-"""What the suite runs over: the backends, and the package's own cells and surrogates, discovered."""
+"""What the suite runs over: the backends, and the package's own cells and surrogates, discovered.
 
+A new backend is one more name in ``BACKENDS``; a new cell or surrogate edits nothing here.
+"""
+
+import importlib.util
 import inspect
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 import hibana as hb
-from conformance.compare import Run, reference
+from conformance.compare import reference
 from hibana import cells, surrogate
 from hibana.surrogate import Formula, Surrogate
 
-BACKENDS = ("cpu",)
 SHAPE = (16, 3, 23)
 """Sequences of the suite, but where the shape is the point: 69 neurons, no multiple of anything."""
 
 
-def backend(name: str) -> Run:
-    """Runs of one backend."""
+@dataclass(frozen=True)
+class Backend:
+    """Runs of one backend, and where its tensors lie."""
 
-    def run(
-        cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
+    name: str
+    device: str = "cpu"
+    many: int = 20001
+    """Neurons that take several rows or blocks."""
+
+    def __call__(
+        self, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return hb.unroll(cell, inputs, state, backend=name)
-
-    return run
+        return hb.unroll(cell, inputs, state, backend=self.name)
 
 
-each_backend = pytest.mark.parametrize("run", [pytest.param(backend(name), id=name) for name in BACKENDS])
+CPU = Backend("cpu")
+TRITON = Backend("triton", many=301)
+"""Triton's kernels in Triton's interpreter, on the CPU."""
+
+
+def _no_interpreter() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return "" if os.environ.get("TRITON_INTERPRET") == "1" else "TRITON_INTERPRET=1 is not set"
+
+
+interpreted = pytest.mark.skipif(bool(_no_interpreter()), reason=_no_interpreter() or "runs")
+BACKENDS = [pytest.param(CPU, id="cpu"), pytest.param(TRITON, id="triton", marks=interpreted)]
+if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    BACKENDS.append(pytest.param(Backend("triton", "cuda"), id="triton on CUDA", marks=pytest.mark.gpu))
+
+each_backend = pytest.mark.parametrize("run", BACKENDS)
 
 
 def final_kinds(root: type, module: str) -> list[type]:

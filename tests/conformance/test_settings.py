@@ -14,7 +14,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.compare import assert_same_gradients, assert_same_values, reference
-from conformance.suite import backend
+from conformance.suite import CPU, each_backend
 from hibana.loop import compiled
 from hibana.surrogate import ATan, Formula
 
@@ -136,7 +136,7 @@ def test_what_changes_between_calls_is_used(name):
 @pytest.mark.parametrize("name", sorted(set(CHANGES) - {"an array"}))
 def test_what_can_be_followed_is_compiled(name):
     held, apply, _ = CHANGES[name]()
-    assert_same_values(backend("cpu"), Scaled(held, apply), INPUTS)
+    assert_same_values(CPU, Scaled(held, apply), INPUTS)
 
 
 def test_what_cannot_be_followed_is_refused_by_name():
@@ -187,9 +187,9 @@ def test_a_cell_in_training_may_differ_from_one_in_evaluation():
             return (0.5 * v_previous + (2.0 * input_ if self.training else input_),)
 
     cell = Noisy()
-    assert_same_values(backend("cpu"), cell, INPUTS)
+    assert_same_values(CPU, cell, INPUTS)
     cell.eval()
-    assert_same_values(backend("cpu"), cell, INPUTS)
+    assert_same_values(CPU, cell, INPUTS)
 
 
 def test_hooks_on_a_cell_run_at_each_step():
@@ -208,16 +208,17 @@ def test_hooks_on_a_cell_run_at_each_step():
 def test_a_cell_that_holds_itself_is_compiled():
     cell = Scaled(Slots(0.5).times, by_call)
     cell.around = [cell, {"again": cell}]
-    assert_same_values(backend("cpu"), cell, INPUTS)
+    assert_same_values(CPU, cell, INPUTS)
 
 
-def program(cell, shape=(4,), dtype=torch.float32):
-    return compiled.program(cell, "cpu", torch.Size(shape), dtype)
+def program(cell, shape=(4,), dtype=torch.float32, backend="cpu"):
+    return compiled.program(cell, backend, torch.Size(shape), dtype)
 
 
 def test_cells_alike_share_a_program():
     assert program(hb.LIFCell(3.0)) is program(hb.LIFCell(3.0))
     assert program(hb.LIFCell(3.0)) is not program(hb.LIFCell(4.0))
+    assert program(hb.LIFCell(3.0)) is program(hb.LIFCell(3.0), (9,))
     assert program(hb.IFCell()) is program(copy.deepcopy(hb.IFCell()))
     assert program(hb.IFCell()) is program(pickle.loads(pickle.dumps(hb.IFCell())))
     assert program(hb.IFCell()) is program(hb.IFCell(), (700,))
@@ -251,3 +252,11 @@ def test_a_state_is_a_tensor_of_its_own():
         for value, other in zip(state, expected, strict=True):
             assert torch.equal(value, other)
             assert value.untyped_storage().nbytes() == value.numel() * 4
+
+
+@each_backend
+def test_a_new_value_of_a_number_builds_nothing(run):
+    one, other = (program(c, backend=run.name) for c in (hb.LIFCell(3.0), hb.LIFCell(4.0, threshold=0.7)))
+    assert one is not other
+    for direction in ("forward", "backward"):
+        assert other.kernels.source(direction) == one.kernels.source(direction)

@@ -1,0 +1,53 @@
+"""What a run keeps for its backward, and what it says of where a gradient can matter."""
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import on_its_device
+from conformance.suite import CPU, each_backend
+from hibana.surrogate import ATan, Box, Step, Triangle
+
+
+@each_backend
+@pytest.mark.parametrize(("kind", "bits"), [(Step(), 1), (Box(), 2), (ATan(), 32)], ids=str)
+def test_how_much_a_backward_keeps(run, kind, bits):
+    kept = []
+
+    def count(tensor):
+        kept.append(tensor.numel() * tensor.element_size() * 8)
+        return tensor
+
+    cell, (inputs,) = on_its_device(run, hb.IFCell(surrogate=kind, detach_reset=True), torch.rand(25, 512))
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        run(cell, inputs.requires_grad_(), None)
+    assert sum(kept) == bits * inputs.numel()
+
+
+@each_backend
+@pytest.mark.parametrize("kind", [Step(), Box(), Triangle()], ids=lambda kind: type(kind).__name__)
+def test_support_is_where_the_derivative_is_not_zero(run, kind):
+    cell, (inputs,) = on_its_device(
+        run, hb.IFCell(surrogate=kind, detach_reset=True), 0.8 * torch.rand(6, 77)
+    )
+    outputs, _ = run(cell, inputs.requires_grad_(), None)
+    v = hb.record(cell, inputs.detach())["v"]
+    bits = outputs.grad_fn.support.cpu()
+    assert bits.shape == (6, 10)
+    places = torch.arange(77)
+    found = (bits[:, places // 8] >> (places % 8)) & 1
+    assert torch.equal(found.bool(), (kind.derivative(v - 1.0) != 0).cpu())
+    assert not (bits[:, -1] >> (77 % 8)).any()
+
+
+def test_one_thread_gives_the_same_bits():
+    inputs = torch.rand(50, 20_000, requires_grad=True)
+    cell, threads, results = hb.LIFCell(surrogate=ATan()), torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            outputs, _ = CPU(cell, inputs, None)
+            results.append((outputs, torch.autograd.grad(outputs.sum(), inputs)[0]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

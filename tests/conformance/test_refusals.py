@@ -1,0 +1,76 @@
+"""What can't be compiled is refused by name, with the reason, and left to the reference loop otherwise."""
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import on_its_device, reference
+from conformance.suite import CPU, each_backend
+
+
+class Product(hb.Cell):
+    def forward(self, input_, v):
+        return (torch.tanh(v @ torch.eye(3, device=v.device) + input_),)
+
+
+class Branch(hb.Cell):
+    def forward(self, input_, v):
+        return (v + input_ if bool((input_ > 0).all()) else v,)
+
+
+class Noise(hb.Cell):
+    def forward(self, input_, v):
+        return (v + input_ * torch.rand_like(v),)
+
+
+class Crowd(hb.Cell):
+    def forward(self, input_, v):
+        return (v - 0.1 * v.sum() + input_,)
+
+
+REASONS = {
+    Product: "matmul|mm|cannot be multiplied",
+    Branch: "looks at a value",
+    Noise: "random",
+    Crowd: "sum",
+}
+
+
+@each_backend
+@pytest.mark.parametrize("kind", REASONS)
+def test_what_cannot_be_compiled(run, kind):
+    cell, (inputs,) = on_its_device(run, kind(), torch.rand(4, 2, 3))
+    with pytest.raises(RuntimeError, match=REASONS[kind]):
+        run(cell, inputs, None)
+    torch.manual_seed(0)
+    found, _ = hb.unroll(cell, inputs)
+    torch.manual_seed(0)
+    assert torch.equal(found, reference(cell, inputs, None)[0])
+
+
+@each_backend
+def test_a_transform_of_torch_func(run):
+    cell, (inputs,) = on_its_device(run, hb.IFCell(), torch.rand(5, 4, 3))
+    with pytest.raises(RuntimeError, match=r"transform of torch\.func"):
+        torch.func.vmap(lambda x: run(cell, x, None)[0], 1, 1)(inputs)
+    found = torch.func.vmap(lambda x: hb.unroll(cell, x)[0], 1, 1)(inputs)
+    assert torch.equal(found, reference(cell, inputs, None)[0])
+
+
+def test_a_device_that_no_backend_knows():
+    inputs = torch.empty(4, 3, device="meta")
+    for name, reason in {"cpu": "it serves the CPU, not meta", "triton": "Triton"}.items():
+        with pytest.raises(RuntimeError, match=rf"backend '{name}' can't serve this call: .*{reason}"):
+            hb.unroll(hb.IFCell(), inputs, backend=name)
+    assert hb.unroll(hb.IFCell(), inputs)[0].device.type == "meta"
+
+
+def test_a_tensor_of_the_cell_on_another_device():
+    cell = hb.IFCell(torch.ones(3, device="meta"))
+    with pytest.raises(RuntimeError, match="threshold of IFCell is on meta, inputs on cpu"):
+        CPU(cell, torch.rand(4, 3), None)
+
+
+def test_a_backend_that_there_is_not():
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, cpu, triton; got 'cuda'"):
+        hb.unroll(hb.IFCell(), torch.rand(4, 3), backend="cuda")

@@ -1,0 +1,123 @@
+"""Sequences of every shape, length and layout, and a current that stays the same."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import hibana as hb
+from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
+from conformance.suite import CELLS, drive, each_backend
+from hibana.surrogate import ATan
+
+SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (1000, 3), (4, 0), (3, 2, 2, 3)]
+
+
+@each_backend
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_each_shape(run, shape):
+    cell = hb.IFCell(detach_reset=True)
+    inputs = torch.rand(shape) * 0.9
+    assert_same_values(run, cell, inputs)
+    assert_conforms(run, cell, inputs, uses=["outputs and states"])
+
+
+@each_backend
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_single_step_of_each_cell(run, kind):
+    cell = kind()
+    assert_conforms(run, cell, drive(cell)[:1], uses=["outputs and states"])
+
+
+LAYOUTS = {
+    "batch first": lambda: torch.rand(4, 6, 9).transpose(0, 1),
+    "channels last": lambda: torch.rand(3, 2, 5, 5, 4).permute(0, 1, 4, 2, 3),
+    "every third neuron": lambda: torch.rand(6, 20)[::2, ::3],
+    "every second step": lambda: torch.rand(12, 20)[::2],
+    "backwards": lambda: torch.rand(6, 20).flip(0),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_each_layout(run, name):
+    cell, (inputs,) = on_its_device(run, hb.IFCell(detach_reset=True), 0.9 * LAYOUTS[name]())
+    begun = tuple(torch.rand_like(inputs[0]) for _ in cell.states)
+    weights = torch.randn(inputs.shape).to(inputs)
+    seen = []
+    for call in (run, reference):
+        given = inputs.detach().requires_grad_()
+        outputs, last = call(cell, given, begun)
+        (gradient,) = torch.autograd.grad(outputs, given, weights)
+        seen.append((outputs, *last, gradient))
+    for found, expected in zip(*seen, strict=True):
+        assert_same(found, expected, name)
+
+
+@each_backend
+def test_steps_apart_in_memory_are_not_copied(run, monkeypatch):
+    def copied(tensor):
+        raise AssertionError(f"a copy of {tuple(tensor.shape)}")
+
+    cell, (whole,) = on_its_device(run, hb.IFCell(), torch.rand(12, 20))
+    expected, _ = reference(cell, whole[::2], None)
+    monkeypatch.setattr(torch.Tensor, "contiguous", copied)
+    for inputs in (whole[::2], whole[:1].expand(6, 20)):
+        run(cell, inputs, None)
+    assert torch.equal(run(cell, whole[::2], None)[0], expected)
+
+
+def constant(run, steps=6):
+    """One step of input and what it is spread to over time."""
+    (once,) = on_its_device(run, hb.IFCell(), 0.8 * torch.rand(3, 21))[1]
+    once.requires_grad_()
+    return once, once.expand(steps, 3, 21)
+
+
+@each_backend
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_constant_current(run, detach):
+    cell, _ = on_its_device(run, hb.LIFCell(surrogate=ATan(), detach_reset=detach))
+    seen = []
+    once, inputs = constant(run)
+    weights = torch.randn(inputs.shape).to(once)
+    for call in (run, reference):
+        outputs, last = call(cell, inputs, None)
+        (gradient,) = torch.autograd.grad((outputs * weights).sum() + last[0].sum(), once)
+        seen.append((outputs, last, gradient))
+    (found, _, ours), (expected, _, theirs) = seen
+    assert_same(found, expected, "what is emitted")
+    for one, other in zip(seen[0][1], seen[1][1], strict=True):
+        assert_same(one, other, "last state")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@each_backend
+@pytest.mark.parametrize("look", ["retain_grad", "hook", "grad", "leaf"])
+def test_who_looks_at_each_step_of_a_constant_current_sees_it(run, look):
+    cell, (once,) = on_its_device(run, hb.IFCell(surrogate=ATan()), 0.8 * torch.rand(1, 21))
+    seen = []
+    for call in (run, reference):
+        inputs = once.detach().requires_grad_().expand(6, 21)
+        if look == "leaf":
+            inputs = inputs.detach().requires_grad_()
+        kept = []
+        if look == "retain_grad":
+            inputs.retain_grad()
+        if look == "hook":
+            inputs.register_hook(kept.append)
+        outputs, _ = call(cell, inputs, None)
+        if look == "grad":
+            kept.append(torch.autograd.grad(outputs.sum(), inputs)[0])
+        else:
+            outputs.sum().backward()
+        seen.append(kept[0] if kept else inputs.grad)
+    torch.testing.assert_close(*seen)
+
+
+@each_backend
+def test_checkpointed(run):
+    cell, (inputs,) = on_its_device(run, hb.LIFCell(surrogate=ATan()), torch.rand(6, 40))
+    ours, theirs = (inputs.clone().requires_grad_() for _ in range(2))
+    checkpoint(lambda given: run(cell, given, None)[0], ours, use_reentrant=False).sum().backward()
+    run(cell, theirs, None)[0].sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
