@@ -82,7 +82,7 @@ def test_tensors_as_hyper_parameters(run, name):
     cell, inputs = HYPER[name](), 0.8 * torch.rand(7, 3, 21)
     assert_conforms(run, cell, inputs)
     here, (given,) = on_its_device(run, cell, inputs)
-    run(here, given, None)[0].sum().backward()
+    run(here, given.requires_grad_(), None)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in here.parameters())
 
 

@@ -76,8 +76,8 @@ class NamedLikeARow(hb.Cell):
     def forward(self, i, x, p0, c, x_grad, kept0, a_before, n):
         new = i - x * 0.5 + torch.tanh(p0) * c
         spikes = ATan()(new + a_before * x_grad - 0.3)
-        rest = (c + x_grad, x - kept0 * kept0, a_before * 0.9 + new, spikes * (1 - n * 0.1))
-        return new, i * x, p0 * 0.5 + i, *rest
+        rest = (torch.tanh(c + x_grad), x - torch.tanh(kept0 * kept0), a_before * 0.9 + new)
+        return new, torch.tanh(i * x), p0 * 0.5 + i, *rest, spikes * (1 - n * 0.1)
 
 
 class Dictionary(hb.Cell):
@@ -193,7 +193,7 @@ def test_a_cell_of_ones_own_in_float64(run, name):
 
 
 def test_they_spike_and_they_rest():
-    for name in CELLS.keys() - {"smooth", "a dictionary", "names of a kernel's own"}:
+    for name in CELLS.keys() - {"smooth", "a dictionary"}:
         make = CELLS[name]
         outputs, _ = hb.unroll(make(), 1.5 * torch.rand(SHAPE) - 0.2, backend="reference")
         share = (outputs > 0).float().mean()

@@ -66,7 +66,7 @@ def test_a_device_that_no_backend_knows():
 
 
 def test_a_tensor_of_the_cell_on_another_device():
-    cell = hb.IFCell(torch.ones(3, device="meta"))
+    cell = hb.IFCell(torch.ones(3)).to("meta")
     with pytest.raises(RuntimeError, match="threshold of IFCell is on meta, inputs on cpu"):
         CPU(cell, torch.rand(4, 3), None)
 

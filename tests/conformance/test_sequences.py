@@ -74,6 +74,28 @@ def constant(run, steps=6):
 
 
 @each_backend
+@pytest.mark.parametrize("asked", ["backward", "grad", "grad of both"])
+def test_the_gradient_of_a_constant_current_however_it_is_asked_for(run, asked):
+    cell, _ = on_its_device(run, hb.IFCell(surrogate=ATan()))
+    seen = []
+    once, _ = constant(run)
+    for leaf in (True, False):
+        for call in (run, reference):
+            source = once if leaf else once * 1
+            inputs = source.expand(6, 3, 21)
+            outputs, _ = call(cell, inputs, None)
+            if asked == "backward":
+                once.grad = None
+                outputs.sum().backward()
+                seen.append(once.grad)
+            else:
+                other = [inputs] if asked == "grad of both" else []
+                seen.append(torch.autograd.grad(outputs.sum(), [source, *other])[0])
+    torch.testing.assert_close(seen[0], seen[1])
+    torch.testing.assert_close(seen[2], seen[3])
+
+
+@each_backend
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_constant_current(run, detach):
     cell, _ = on_its_device(run, hb.LIFCell(surrogate=ATan(), detach_reset=detach))

@@ -296,8 +296,18 @@ def _only_summed(inputs: Tensor) -> bool:
         and node.name() == "ExpandBackward0"
         and not inputs.retains_grad
         and not inputs._backward_hooks
-        and any(torch._C._will_engine_execute_node(n) for n, _ in node.next_functions if n is not None)
+        and any(_is_reached(n) for n, _ in node.next_functions if n is not None)
     )
+
+
+def _is_reached(node: Any) -> bool:
+    """Whether the backward that runs now goes on to `node`."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        if node.name() != "torch::autograd::AccumulateGrad":
+            raise
+        return True  # torch won't say it of a leaf that torch.autograd.grad was asked for
 
 
 def walkable(tensor: Tensor) -> bool:

@@ -1,10 +1,12 @@
-"""A layer over memory in any order of dimensions: the reference's values, and an output that lies as its input."""
+"""Memory in any order of dimensions: the reference's values, and an output that lies as its input does."""
 
 import pytest
 import torch
 from torch import nn
 
 import hibana as hb
+from conformance.compare import on_its_device, reference
+from conformance.suite import each_backend
 
 SHAPE = (5, 2, 3, 4, 6)
 
@@ -27,23 +29,23 @@ class PerChannel(hb.Cell):
         return v, hb.surrogate.ATan()(v - self.threshold)
 
 
-def _outcome(cell, inputs, state, backend):
+def _outcome(call, cell, inputs, state):
     inputs, state = inputs.detach().requires_grad_(), tuple(s.detach().requires_grad_() for s in state)
-    outputs, last = hb.unroll(cell, inputs, state, backend=backend)
-    weights = torch.linspace(-1, 2, outputs.numel()).view(SHAPE)
+    outputs, last = call(cell, inputs, state)
+    weights = torch.linspace(-1, 2, outputs.numel()).view(SHAPE).to(inputs)
     (outputs * weights).sum().add((last[0] * weights[0]).sum()).backward()
     gradients = [inputs.grad, *(s.grad for s in state), *(p.grad.clone() for p in cell.parameters())]
     cell.zero_grad()
     return outputs, last, gradients
 
 
+@each_backend
 @pytest.mark.parametrize("make", [PerChannel, hb.IFCell, hb.CubaLIFCell], ids=lambda m: m.__name__)
-def test_channels_last(make):
-    cell = make()
-    inputs = _channels_last(*SHAPE)
-    state = tuple(torch.rand(SHAPE[1:]) for _ in cell.states)
-    outputs, last, gradients = _outcome(cell, inputs, state, "cpu")
-    wanted, wanted_last, wanted_gradients = _outcome(cell, inputs, state, "reference")
+def test_channels_last(run, make):
+    cell, (inputs,) = on_its_device(run, make(), _channels_last(*SHAPE))
+    state = tuple(torch.rand(SHAPE[1:]).to(inputs) for _ in cell.states)
+    outputs, last, gradients = _outcome(run, cell, inputs, state)
+    wanted, wanted_last, wanted_gradients = _outcome(reference, cell, inputs, state)
     assert torch.equal(outputs, wanted)
     assert outputs.stride() == inputs.stride()
     for got, value in zip(last, wanted_last, strict=True):
@@ -51,22 +53,26 @@ def test_channels_last(make):
     for got, value in zip(gradients, wanted_gradients, strict=True):
         torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        again, _ = hb.unroll(cell, inputs, state, backend="cpu")
+        again, _ = run(cell, inputs, state)
     assert torch.equal(again, wanted)
     assert again.stride() == inputs.stride()
 
 
-def test_the_output_hangs_on_the_layers_own_node_and_may_be_changed_in_place():
-    outputs = hb.IF()(_channels_last(*SHAPE).requires_grad_())
+@each_backend
+def test_the_output_hangs_on_the_layers_own_node_and_may_be_changed_in_place(run):
+    cell, (inputs,) = on_its_device(run, hb.IFCell(), _channels_last(*SHAPE))
+    outputs, _ = run(cell, inputs.requires_grad_(), None)
     assert hasattr(outputs.grad_fn, "support")
     outputs.mul_(2).sum().backward()
 
 
-def test_a_constant_current_in_channels_last():
-    current = _channels_last(1, *SHAPE[1:]).requires_grad_()
-    spikes = hb.IF()(current.expand(SHAPE))
-    assert torch.equal(spikes, hb.unroll(hb.IFCell(), current.expand(SHAPE), backend="reference")[0])
+@each_backend
+def test_a_constant_current_in_channels_last(run):
+    cell, (current,) = on_its_device(run, hb.IFCell(), _channels_last(1, *SHAPE[1:]))
+    current.requires_grad_()
+    spikes, _ = run(cell, current.expand(SHAPE), None)
+    assert torch.equal(spikes, reference(cell, current.expand(SHAPE), None)[0])
     spikes.sum().backward()
     got, current.grad = current.grad, None
-    hb.unroll(hb.IFCell(), current.expand(SHAPE), backend="reference")[0].sum().backward()
+    reference(cell, current.expand(SHAPE), None)[0].sum().backward()
     torch.testing.assert_close(got, current.grad)
