@@ -1,9 +1,19 @@
 """Drawings show what they are given, on the axes they are given."""
 
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
 
 from hibana import plot, surrogate
+from hibana.plot.style import GREY, PALETTE, RED, background
+from scenes import gabors, layers, moving_edges, spikes, uniform
 
 
 def drawn(axes, label):
@@ -11,26 +21,94 @@ def drawn(axes, label):
     return torch.tensor(line.get_xydata())
 
 
+def marks(axes):
+    return [line.get_xydata().tolist() for line in axes.lines if line.get_marker() in (".", "|")]
+
+
 def test_membrane_marks_each_spike_on_the_potential():
     potentials = torch.tensor([0.0, 0.6, 1.2, 0.1, 1.1])
-    spikes = (potentials > 1).float()
+    fired = (potentials > 1).float()
     own = Figure().subplots()
-    axes = plot.membrane(potentials, spikes, 1.0, own)
+    axes = plot.membrane(potentials, fired, 1.0, own)
     assert axes is own
     assert torch.equal(drawn(axes, "membrane potential")[:, 1].float(), potentials)
     assert torch.allclose(drawn(axes, "spike").float(), torch.tensor([[2.0, 1.2], [4.0, 1.1]]))
-    assert (axes.get_title(), axes.get_xlabel()) == ("Simulation of IF model", "Timestep")
+    assert (axes.get_title(), axes.get_xlabel()) == ("Potential and spikes", "Timestep")
     (threshold,) = axes.collections
     assert threshold.get_segments()[0].tolist() == [[0.0, 1.0], [4.0, 1.0]]
 
 
+def test_membranes_of_several_neurons_keep_their_shape_and_say_their_thresholds():
+    potentials = uniform(20, 3)
+    axes = plot.membrane(potentials, (potentials > 0.9).float(), torch.tensor([0.9, 0.9, 2.0]), dt=0.5)
+    for neuron in range(3):
+        line = drawn(axes, f"neuron {neuron}")
+        assert torch.allclose(line[:, 1].diff().float(), potentials[:, neuron].diff(), atol=1e-6)
+        assert line[1, 0] == 0.5
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "0.9", "0", "0.9", "0", "2"]
+    assert axes.get_xlabel() == "Time (ms)"
+
+
 def test_raster_has_a_dot_for_each_spike_and_stacks_the_layers():
-    layers = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
-    layers["a"][1, 2] = layers["b"][3, 0] = layers["b"][0, 1] = 1
-    axes = plot.raster(layers)
-    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "."]
-    assert dots == [[[1, 2]], [[0, 4], [3, 3]]]
+    stacked = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+    stacked["a"][1, 2] = stacked["b"][3, 0] = stacked["b"][0, 1] = 1
+    axes = plot.raster(stacked)
+    assert marks(axes) == [[[1, 2]], [[0, 4], [3, 3]]]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a\n8.3%", "b\n25.0%"]
+
+
+def test_raster_is_sorted_by_first_spike_and_by_rate():
+    population = torch.tensor([[0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 0], [0, 1, 0, 0]]).float()
+    by_first = {tuple(spike) for spike in marks(plot.raster(population, sort="first"))[0]}
+    assert by_first == {(0, 0), (1, 0), (1, 1), (2, 1), (3, 1), (2, 2)}
+    by_rate = {tuple(spike) for spike in marks(plot.raster(population, sort="rate"))[0]}
+    assert by_rate == {(2, 1), (0, 2), (1, 2), (1, 3), (2, 3), (3, 3)}
+
+
+@pytest.mark.parametrize(("steps", "neurons"), [(400, 390), (1700, 900)])
+def test_a_raster_too_full_for_marks_is_opaque_as_it_is_busy(steps, neurons):
+    half = neurons // 2
+    population = torch.cat([spikes(steps, half, rate=0.6), spikes(steps, neurons - half, rate=0.15)], 1)
+    population[: steps // 2, -1] = 0
+    axes = plot.raster(population, dt=0.1)
+    assert marks(axes) == []
+    (image,) = axes.images
+    opacity = torch.tensor(image.get_array()[..., 3])
+    rows = len(opacity)
+    assert opacity[: rows // 2 - 1].mean() > 2 * opacity[rows // 2 + 1 :].mean()
+    if steps == 400:
+        assert torch.equal(opacity > 0, population.T > 0)
+    left, right, bottom, top = image.get_extent()
+    assert (left, bottom) == (-0.05, -0.5)
+    assert right >= steps * 0.1 - 0.05 - 1e-9
+    assert top >= neurons - 0.5
+
+
+def test_rates_above_a_raster_count_its_spikes():
+    population = spikes(1000, 7)
+    (above,) = plot.raster(population, rates=True, dt=2.0).child_axes
+    (steps,) = above.patches
+    values, edges, _ = steps.get_data()
+    spans = torch.tensor(edges).diff()  # ms
+    assert torch.isclose((torch.tensor(values) / 1000 * spans * 7).sum(), population.sum().double())
+
+
+def test_activity_is_the_mean_over_neurons_and_samples():
+    of_batch = spikes(6, 4, 5)
+    axes = plot.layer_activity({"a": of_batch}, dt=1.0)
+    assert torch.allclose(drawn(axes, "a")[:, 1], 1000 * of_batch.double().mean((1, 2)))
+    assert axes.get_ylabel() == "Firing rate (Hz)"
+    assert len(axes.collections) == 1
+    assert len(plot.layer_activity({"a": of_batch[:, 0]}).collections) == 0
+
+
+def test_firing_rates_say_the_mean_and_the_silent():
+    fired = torch.zeros(10, 2, 4)
+    fired[:5, :, 0] = 1
+    axes = plot.firing_rates({"a": fired})
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a: mean 12.5%, silent 75%"]
+    values, edges, _ = axes.patches[0].get_data()
+    assert (values[0], values[-1], values.sum(), edges[-1]) == (0.75, 0.25, 1.0, 0.5)
 
 
 def test_surrogate_draws_the_step_and_its_derivative():
@@ -40,11 +118,62 @@ def test_surrogate_draws_the_step_and_its_derivative():
     assert torch.equal(torch.tensor(derivative.lines[0].get_ydata()), surrogate.ATan().derivative(x))
 
 
+def test_the_gallery_shows_every_surrogate():
+    titles = [axes.get_title().partition("\n")[0] for axes in plot.surrogate_gallery()]
+    assert titles == [name for name in surrogate.__all__ if name not in _NOT_SURROGATES]
+
+
+_NOT_SURROGATES = ("Formula", "Heaviside", "Surrogate", "named")
+
+
+def test_receptive_fields_hold_the_weights():
+    fields = gabors(3, 6)
+    (image,) = plot.receptive_fields(fields, columns=2).images
+    picture = torch.tensor(image.get_array())
+    assert torch.equal(picture[:6, :6], fields[0].double())
+    assert torch.equal(picture[7:, :6], fields[2].double())
+    assert image.norm.vmin == -image.norm.vmax
+
+
+def test_spike_counts_and_their_colours():
+    fired = torch.tensor([[1, 0, 1], [0, 0, 1]]).float()
+    axes = plot.spike_counts(fired, ["x", "y", "z"], label=0)
+    assert [bar.get_height() for bar in axes.patches] == [1, 0, 2]
+    assert axes.get_title() == "Spikes of the output neurons: shown x, answered z"
+    blue, grey, red = (bar.get_facecolor()[:3] for bar in axes.patches)
+    assert (blue, grey, red) == tuple(to_rgb(colour) for colour in (PALETTE[0], GREY, RED))
+
+
 def test_output_potentials_name_the_answer():
     potentials = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
     axes = plot.output_potentials(potentials, label=0, names=["cat", "dog"])
     assert axes.get_title() == "Output neurons: shown cat, answered dog"
     assert [line.get_ydata().tolist() for line in axes.lines] == [[0, 0], [1, 3]]
+
+
+def test_names_that_would_cover_one_another_move_apart_as_little_as_they_can():
+    ends = torch.tensor([0.0, 1.0, 1.0, 1.0, 10.0])
+    axes = plot.output_potentials(torch.stack([ends, ends]), 0, list("abcde"))
+    heights = {text.get_text(): round(text.xy[1], 3) for text in axes.texts}
+    assert heights == {"a": 0.0, "b": 0.55, "c": 1.0, "d": 1.45, "e": 10.0}
+
+
+def test_event_frames_sum_their_part_of_the_time():
+    axes = plot.event_frames(moving_edges(steps=12, side=16), count=3)
+    (image,) = axes.images
+    picture = torch.tensor(image.get_array())
+    blue, orange = (torch.tensor(to_rgb(colour), dtype=torch.float64) for colour in PALETTE[:2])
+    assert torch.allclose(picture[8, 4], blue)  # on, once in steps 0 to 3
+    assert torch.allclose(picture[8, 2], orange)
+    assert torch.equal(picture[0, 0], torch.ones(3, dtype=torch.float64))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0–3", "4–7", "8–11"]
+
+
+def test_confusion_matrix_counts():
+    axes = plot.confusion_matrix(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2]), ["a", "b", "c"])
+    counts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert counts == {(0, 0): "1", (0, 1): "1", (1, 1): "1", (2, 2): "1"}
+    assert axes.get_title() == "Accuracy 75.0%, 4 samples"
 
 
 def test_training_has_six_panels_that_can_be_saved(tmp_path):
@@ -63,3 +192,103 @@ def test_training_has_six_panels_that_can_be_saved(tmp_path):
     assert curves["Accuracy"] == ["training", "validation", "linear (test)"]
     assert curves["Firing rate"] == ["if1"]
     figure.savefig(tmp_path / "training.png")
+
+
+def test_a_raster_fills_up_frame_by_frame(tmp_path):
+    path = plot.animate(layers(steps=9), tmp_path / "raster.gif", fps=4, dpi=50)
+    with Image.open(path) as gif:
+        frames = [np.array(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(gif)]
+    assert len(frames) >= 9
+    coloured = [int((np.ptp(frame, axis=2) > 60).sum()) for frame in frames[:9]]
+    assert coloured == sorted(coloured)
+    assert coloured[-1] > 5 * coloured[0] > 0
+
+
+def test_a_sample_goes_through_a_network(tmp_path):
+    fired = {"if1": torch.zeros(4, 9)}
+    fired["if1"][2, 4] = 1
+    outputs = torch.tensor([[0.0, 1.0], [0.0, 1.0], [9.0, 1.0], [9.0, 1.0]])
+    figure, show, steps = plot.animation.scene(fired, gabors(1)[0], outputs, label=0)
+    sample, layer, bars, _ = figure.axes
+    assert steps == 4
+    seen = []
+    for step in range(steps):
+        show(step)
+        block = layer.images[0].get_array()
+        seen.append((round(float(block[1, 1]), 3), [bar.get_width() for bar in bars.patches]))
+    assert seen[1] == (0.08, [0, 1])
+    assert seen[2] == (1.0, [3, 1])
+    assert seen[3] == (0.632, [4.5, 1])
+    assert torch.equal(torch.tensor(sample.images[0].get_array()), gabors(1)[0])
+
+
+def test_without_ffmpeg_an_mp4_says_so(tmp_path):
+    with (
+        mpl.rc_context({"animation.ffmpeg_path": str(tmp_path / "none")}),
+        pytest.raises(RuntimeError, match=r"spikes.mp4 needs ffmpeg, which was not found; install it, or"),
+    ):
+        plot.animate(layers(), tmp_path / "spikes.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_with_ffmpeg_an_mp4_is_written(tmp_path):
+    if not mpl.animation.FFMpegWriter.isAvailable():
+        pytest.skip("ffmpeg is not installed")
+    path = plot.animate(layers(steps=3), tmp_path / "spikes.mp4", fps=2, dpi=50)
+    assert path.read_bytes()[4:8] == b"ftyp"
+
+
+WRONG = {
+    "spikes must have the shape of potentials, (3,), got (2,)": lambda: plot.membrane(
+        torch.rand(3), torch.rand(2), 1.0
+    ),
+    "potentials must be [T] or [T, neurons], not empty, got shape (2, 2, 2)": lambda: plot.membrane(
+        torch.rand(2, 2, 2), torch.rand(2, 2, 2), 1.0
+    ),
+    "dt must be the positive length of a step in milliseconds, got 0": lambda: plot.raster(layers(), dt=0),
+    "sort must be 'first', 'rate' or None, got 'last'": lambda: plot.raster(layers(), sort="last"),
+    "layers must have spikes over the same steps, got T of [3, 4]": lambda: plot.raster(
+        {"a": torch.ones(3, 1), "b": torch.ones(4, 1)}
+    ),
+    "layers must have spikes over the same steps, got T of none": lambda: plot.raster({}),
+    "names must name the 3 classes, got 1": lambda: plot.spike_counts(torch.ones(3), ["a"]),
+    "shape must hold the 7 inputs, got (2, 2)": lambda: plot.receptive_fields(torch.rand(4, 7), (2, 2)),
+    "frames must have two channels, on and off, got 3": lambda: plot.event_frames(torch.rand(5, 3, 4, 4)),
+    "answers must be one for each of the 2 labels, got 1": lambda: plot.confusion_matrix(
+        torch.tensor([1]), torch.tensor([1, 0])
+    ),
+    "answers and labels must lie in 0 to 0, the classes named": lambda: plot.confusion_matrix(
+        torch.tensor([1]), torch.tensor([0]), ["a"]
+    ),
+    "axes must be one for each of the 12 functions, got 0": lambda: plot.surrogate_gallery(axes=[]),
+    "path must end in .gif or .mp4, got 'spikes.avi'": lambda: plot.animate(layers(), Path("spikes.avi")),
+    "outputs must have the 100 steps of the layers, got 3": lambda: plot.animate(
+        layers(), "never.gif", outputs=torch.rand(3, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        WRONG[message]()
+
+
+def test_half_precision_and_gradients_are_drawn_as_they_are():
+    potentials = torch.rand(5, dtype=torch.bfloat16, requires_grad=True)
+    axes = plot.membrane(potentials, torch.zeros(5), 1.0)
+    assert torch.equal(drawn(axes, "membrane potential")[:, 1].bfloat16(), potentials)
+
+
+@pytest.mark.parametrize("colour", [*PALETTE, RED, GREY])
+def test_colours_read_on_white_and_on_black(colour):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]  # WCAG 2.1
+    assert 1.05 / (luminance + 0.05) >= 3
+    assert (luminance + 0.05) / 0.05 >= 3
+
+
+def test_transparent_axes_have_the_colour_of_their_figure():
+    axes = Figure(facecolor="#204060").subplots()
+    axes.set_facecolor("none")
+    assert background(axes) == to_rgb("#204060")

@@ -110,6 +110,7 @@ def demo(arguments: argparse.Namespace) -> None:
     times = then.spikes.nonzero().flatten().tolist()
     print(f"{len(then.spikes)} steps, {len(times)} spikes, at {', '.join(map(str, times))}")
     two = plot.membrane(then.potentials, then.spikes, then.threshold)
+    two.set_title("Simulation of IF model")
 
     step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401))
     print("\nPictures")

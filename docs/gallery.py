@@ -1,0 +1,40 @@
+"""Runs the gallery's code and writes its pictures: ``python docs/gallery.py``.
+
+Below a block stands a picture of what it left in `figure` or `axes`, or a file that it wrote.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+PART = re.compile(
+    r"^```python\n(?P<code>.*?)^```$|^!\[[^\]\n]*\]\((?P<picture>\S+)\)$", re.MULTILINE | re.DOTALL
+)
+
+
+def main() -> None:
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    page = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    (DOCS / "gallery").mkdir(exist_ok=True)
+    space: dict = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for part in PART.finditer(page):
+            if part["code"]:
+                exec(compile(part["code"], "gallery.md", "exec"), space)  # noqa: S102 - it runs the page
+                continue
+            target = DOCS / part["picture"]
+            if Path(target.name).exists():
+                shutil.copy(target.name, target)
+            else:
+                drawn = space.pop("figure", None) or space["axes"]
+                drawn = drawn if hasattr(drawn, "figure") else drawn[0]
+                drawn.figure.savefig(target, dpi=100)
+            print(f"{target.name}  {target.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

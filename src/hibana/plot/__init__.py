@@ -1,0 +1,42 @@
+"""What people look at: drawings with Matplotlib.
+
+Each function takes the axes to draw on, or makes a figure with axes of its own, and returns the axes; what
+has several panels returns the figure or all of its axes. Text, grids and backgrounds follow Matplotlib's
+style in force (``plt.style.use("dark_background")``), and the data's colours read on light and on dark.
+
+Nothing here keeps global state (no pyplot) or, but for :func:`animate`, touches a file:
+``axes.figure.savefig(path)`` writes a picture. Only :func:`gradient_norms` computes what is shown.
+
+Where a function takes `dt`, it is the length of a step in milliseconds; without it time is counted in steps.
+
+Importing this room needs Matplotlib (``pip install hibana[train]``).
+"""
+
+from hibana.plot.animation import animate
+from hibana.plot.gradients import gradient_flow, gradient_norms
+from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
+from hibana.plot.learning import learning_curves, training
+from hibana.plot.neurons import current_step, membrane, surrogate, surrogate_gallery
+from hibana.plot.outputs import output_potentials, spike_counts
+from hibana.plot.rates import firing_rates, layer_activity
+from hibana.plot.spikes import raster
+
+__all__ = [
+    "animate",
+    "confusion_matrix",
+    "current_step",
+    "event_frames",
+    "firing_rates",
+    "gradient_flow",
+    "gradient_norms",
+    "layer_activity",
+    "learning_curves",
+    "membrane",
+    "output_potentials",
+    "raster",
+    "receptive_fields",
+    "spike_counts",
+    "surrogate",
+    "surrogate_gallery",
+    "training",
+]

@@ -1,0 +1,216 @@
+"""Single neurons: their potential over time, one step of many, and what the step's derivative is called."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from torch import Tensor
+
+from hibana import surrogate as surrogates
+from hibana.plot.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    RED,
+    array,
+    colours,
+    foreground,
+    new_axes,
+    new_figure,
+    quiet,
+    times,
+)
+from hibana.surrogate import Surrogate
+
+__all__ = ["current_step", "membrane", "surrogate", "surrogate_gallery"]
+
+
+def membrane(
+    potentials: Tensor,
+    spikes: Tensor,
+    threshold: float | Tensor,
+    axes: Axes | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    dt: float | None = None,
+) -> Axes:
+    """Potentials over time, spikes marked, thresholds dotted: of one neuron, ``[T]``, or several, ``[T, N]``.
+
+    Several neurons stand above one another, the first on top, on one scale; ticks show zero and the
+    threshold of each.
+
+    Args:
+        potentials: before the reset, as :func:`hibana.record` gives them.
+        spikes: of the same shape.
+        threshold: one for all, or one for each neuron, ``[N]``.
+        axes: to draw on.
+        names: of several neurons.
+        dt: length of a step in milliseconds.
+
+    Raises:
+        ValueError: if shapes do not fit.
+    """
+    values, fired = (
+        array(name, tensor, ("[T]", "[T, neurons]"))
+        for name, tensor in (("potentials", potentials), ("spikes", spikes))
+    )
+    if values.shape != fired.shape:
+        raise ValueError(f"spikes must have the shape of potentials, {values.shape}, got {fired.shape}")
+    if values.ndim == 1:
+        return _one_membrane(values, fired > 0, float(threshold), axes, dt)
+    steps, neurons = values.shape
+    names = [f"neuron {neuron}" for neuron in range(neurons)] if names is None else names
+    if len(names) != neurons:
+        raise ValueError(f"names must name the {neurons} neurons, got {len(names)}")
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32).detach().cpu().expand(neurons).numpy()
+    axes = axes or new_axes(9, 1.2 + 0.9 * neurons)
+    now = times(axes, steps, dt)
+    low = min(0.0, float(values.min()))
+    lane = 1.25 * (max(float(values.max()), float(thresholds.max())) - low)
+    ticks: list[tuple[float, str]] = []
+    for neuron, colour in enumerate(colours(neurons)):
+        zero = lane * (neurons - 1 - neuron) - low
+        height = thresholds[neuron]
+        axes.axhline(zero + height, color=RED, linestyle="dotted", linewidth=1)
+        axes.plot(now, zero + values[:, neuron], color=colour, linewidth=1.2, label=names[neuron])
+        (at,) = fired[:, neuron].nonzero()
+        _mark(axes, now[at], zero + values[at, neuron], color=foreground(axes), markersize=4)
+        ticks += [(zero, "0"), (zero + height, f"{height:g}")]
+        axes.annotate(
+            names[neuron],
+            (1, zero),
+            (6, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=colour,
+        )
+    axes.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
+    axes.set(title="Potentials and spikes", ylabel="Membrane potential")
+    axes.margins(x=0.01)
+    axes.set_ylim(-0.08 * lane, lane * neurons)
+    return quiet(axes)
+
+
+def _mark(axes: Axes, times: Any, heights: Any, **how: Any) -> None:
+    """Triangles that stand on the points."""
+    rise = ScaledTranslation(0, (how.get("markersize", 6) / 2 + 1) / 72, axes.figure.dpi_scale_trans)
+    axes.plot(times, heights, "v", transform=axes.transData + rise, **how)
+
+
+def _one_membrane(values: Any, fired: Any, threshold: float, axes: Axes | None, dt: float | None) -> Axes:
+    axes = axes or new_axes(9, 4)
+    now = times(axes, len(values), dt)
+    axes.plot(now, values, color=BLUE, label="membrane potential")
+    axes.hlines(threshold, now[0], now[-1], color=RED, linestyles="dotted", label="threshold")
+    _mark(axes, now[fired], values[fired], color=ORANGE, label="spike")
+    axes.set(title="Potential and spikes", ylabel="Membrane potential")
+    axes.margins(x=0.01)
+    axes.set_ylim(top=1.25 * max(threshold, float(values.max())))
+    axes.legend(frameon=False, loc="upper center", ncols=3)
+    return quiet(axes)
+
+
+def current_step(
+    potentials: Tensor, spikes: Tensor, gradient: Tensor, threshold: float, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """One step of many neurons: their spikes and derivatives against their potentials; two axes."""
+    if axes is None:
+        axes = list(new_figure(9, 3.4).subplots(1, 2))
+    at = array("potentials", potentials, ("[neurons]",))
+    for each, values, colour, title, label in zip(
+        axes,
+        (spikes, gradient),
+        (BLUE, ORANGE),
+        ("Spikes", "Derivative"),
+        ("Spike $s$", r"$\partial s / \partial v$"),
+        strict=True,
+    ):
+        each.axvline(threshold, color=RED, linestyle="dotted", label="threshold")
+        each.plot(at, array(title.lower(), values, ("[neurons]",)), ".-", color=colour, linewidth=0.8)
+        each.set(title=title, xlabel="Membrane potential", ylabel=label)
+        each.legend(frameon=False, loc="upper left")
+        quiet(each)
+    return axes
+
+
+def surrogate(function: Surrogate, x: Tensor, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """The Heaviside step over `x`, and beside it what `function` calls its derivative; two axes."""
+    if axes is None:
+        axes = list(new_figure(9, 3.4).subplots(1, 2))
+    step, derivative = axes
+    at = array("x", x, ("[points]",))
+    step.plot(at, array("spikes", function(x), ("[points]",)), color=BLUE)
+    step.set(title="Heaviside step", xlabel="$x$", ylabel="$H(x)$")
+    derivative.plot(at, array("derivative", function.derivative(x), ("[points]",)), color=ORANGE)
+    derivative.set(
+        title=f"Its derivative, as {type(function).__name__} has it", xlabel="$x$", ylabel="$dH/dx$"
+    )
+    for each in axes:
+        each.xaxis.set_major_locator(MaxNLocator(5))
+        quiet(each)
+    return axes
+
+
+def surrogate_gallery(
+    functions: Sequence[Surrogate] | None = None,
+    axes: Sequence[Axes] | None = None,
+    *,
+    reach: float = 1.5,
+) -> Sequence[Axes]:
+    """What each surrogate calls the derivative of the step, a panel each, the step itself behind it.
+
+    Args:
+        functions: which; all of :mod:`hibana.surrogate` at their defaults if ``None``.
+        axes: one for each of them.
+        reach: drawn from ``-reach`` to ``reach``.
+
+    Raises:
+        ValueError: if there are not as many axes as functions.
+    """
+    functions = _built_in() if functions is None else functions
+    own = axes is None
+    if axes is None:
+        columns = min(4, len(functions))
+        rows = -(-len(functions) // columns)
+        grid = new_figure(2.4 * columns, 0.5 + 1.9 * rows).subplots(
+            rows, columns, sharex=True, sharey=True, squeeze=False
+        )
+        axes = list(grid.flat[: len(functions)])
+        for unused in grid.flat[len(functions) :]:
+            unused.remove()
+    if len(axes) != len(functions):
+        raise ValueError(f"axes must be one for each of the {len(functions)} functions, got {len(axes)}")
+    x = torch.linspace(-reach, reach, 601)
+    for each, function in zip(axes, functions, strict=True):
+        derivative = array("derivative", function.derivative(x), ("[points]",))
+        each.plot(x.numpy(), (x > 0).numpy(), color=GREY, linewidth=1, label="$H(x)$")
+        each.plot(x.numpy(), derivative, color=ORANGE, label="$dH/dx$")
+        each.fill_between(x.numpy(), derivative, color=ORANGE, alpha=0.25, linewidth=0)
+        each.set_title(_described(function), fontsize="medium")
+        each.set(xlabel="$x$", ylabel="$dH/dx$")
+        quiet(each)
+    if own:
+        for each in axes:
+            each.label_outer()
+    axes[0].legend(frameon=False, loc="upper left", fontsize="small", borderaxespad=0, handlelength=1.2)
+    return axes
+
+
+def _built_in() -> list[Surrogate]:
+    kinds = [getattr(surrogates, name) for name in surrogates.__all__]
+    without = (surrogates.Surrogate, surrogates.Formula)
+    return [
+        kind()
+        for kind in kinds
+        if isinstance(kind, type) and issubclass(kind, Surrogate) and kind not in without
+    ]
+
+
+def _described(function: Surrogate) -> str:
+    """Its name, and below it its parameters."""
+    given = ", ".join(f"{f.name} {getattr(function, f.name):g}" for f in fields(function) if f.type is float)
+    return f"{type(function).__name__}\n{given}" if given else type(function).__name__

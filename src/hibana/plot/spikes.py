@@ -1,0 +1,167 @@
+"""The raster: who spiked when."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from hibana.plot.style import GREY, array, colours, new_axes, quiet, rate_label, times, whole_numbers
+
+__all__ = ["raster"]
+
+MARKS = 50_000
+"""More spikes than this are drawn as a density: marks would cover one another."""
+VECTORS = 5_000
+"""More marks than this are pixels in a PDF or SVG too."""
+HISTOGRAM = 0.22
+"""The part of the axes' height that the rates take."""
+
+
+def raster(
+    layers: Mapping[str, Tensor] | Tensor,
+    axes: Axes | None = None,
+    *,
+    sort: Literal["first", "rate"] | None = None,
+    rates: bool = False,
+    dt: float | None = None,
+) -> Axes:
+    """Who spiked when: a mark for each spike of one sample, layers stacked, the first at the bottom.
+
+    Above 50,000 spikes the picture is a density instead: each cell of a fine grid is as opaque as its
+    neurons spiked often while it lasts, the 99th percentile of such cells fully.
+
+    Args:
+        layers: spikes ``[T, ...]`` of each layer by name, or of one population.
+        axes: to draw on.
+        sort: neurons within a layer ``"first"`` by their first spike, the silent last, or by ``"rate"``, the
+            busiest last; in their own order if ``None``.
+        rates: show the rate of each layer over time in a panel above, ``axes.child_axes[0]``, in at most 100
+            bins.
+        dt: length of a step in milliseconds.
+
+    Raises:
+        ValueError: if there are no layers, their T differ, or `sort` is none of these.
+    """
+    if sort not in (None, "first", "rate"):
+        raise ValueError(f"sort must be 'first', 'rate' or None, got {sort!r}")
+    named = {"": layers} if isinstance(layers, Tensor) else layers
+    spikes = {name: array(f"spikes {name}".strip(), s, ("[T, ...]",)) for name, s in named.items()}
+    lengths = {len(s) for s in spikes.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"layers must have spikes over the same steps, got T of {sorted(lengths) or 'none'}")
+    axes = axes or new_axes(6, 5 if rates else 4)
+    (steps,) = lengths
+    now = times(axes, steps, dt)
+    flat = [np.ascontiguousarray(s.reshape(steps, -1) != 0) for s in spikes.values()]
+    where = [_sorted(s, sort) for s in flat]
+    total, below = sum(s.shape[1] for s in flat), 0
+    many = sum(len(time) for time, _ in where)
+    for s, (time, neuron), colour in zip(flat, where, colours(len(flat)), strict=True):
+        neurons = s.shape[1]
+        if many > MARKS:
+            _density(axes, time, neuron, below, s.shape, colour, dt or 1)
+        else:
+            marks = _marks(axes, steps, total, rates)
+            axes.plot(now[time], below + neuron, color=colour, rasterized=many > VECTORS, **marks)
+        below += neurons
+        axes.axhline(below - 0.5, color=GREY, linewidth=0.5)
+    step = dt or 1
+    axes.set(xlim=(-0.5 * step, (steps - 0.5) * step), ylim=(-0.5, below - 0.5), aspect="auto")
+    _name_rows(axes, list(spikes), flat, sort)
+    if rates:
+        _rates_above(axes, dict(zip(spikes, flat, strict=True)), dt)
+    return quiet(axes)
+
+
+def _sorted(spikes: Any, sort: str | None) -> tuple[Any, Any]:
+    """The step of each spike, ascending, and its neuron's place in the order wanted."""
+    time, neuron = spikes.nonzero()
+    neurons = spikes.shape[1]
+    if sort is None:
+        return time, neuron
+    if sort == "rate":
+        key = np.bincount(neuron, minlength=neurons)
+    else:
+        key = np.full(neurons, np.iinfo(np.int64).max)
+        key[neuron[::-1]] = time[::-1]  # time ascends, so the first spike is written last
+    place = np.empty(neurons, dtype=np.int64)
+    place[np.argsort(key, kind="stable")] = np.arange(neurons)
+    return time, place[neuron]
+
+
+def _marks(axes: Axes, steps: int, rows: int, rates: bool) -> dict[str, Any]:
+    """Marks as large as a step and a neuron leave room for, in points."""
+    width, height = (pixels / axes.figure.dpi * 72 for pixels in axes.get_window_extent().bounds[2:])
+    row, column = height * (1 - HISTOGRAM * rates) / rows, width / steps
+    if steps <= 50:
+        return {"marker": ".", "linestyle": "", "markersize": float(np.clip(min(2 * row, column), 2, 9))}
+    return {
+        "marker": "|",
+        "linestyle": "",
+        "markersize": float(np.clip(0.9 * row, 1.5, 12)),
+        "markeredgewidth": float(np.clip(0.6 * column, 0.6, 1.5)),
+    }
+
+
+def _density(
+    axes: Axes, time: Any, neuron: Any, below: int, shape: tuple[int, ...], colour: str, dt: float
+) -> None:
+    """The share of ones in each cell of a grid of at most 800 by 400, as opacity."""
+    steps, neurons = shape
+    wide, high = -(-steps // 800), -(-neurons // 400)
+    columns, rows = -(-steps // wide), -(-neurons // high)
+    counts = np.bincount(neuron // high * columns + time // wide, minlength=rows * columns)
+    sizes = np.outer(np.diff(_edges(rows, high, neurons)), np.diff(_edges(columns, wide, steps)))
+    shares = counts.reshape(rows, columns) / sizes
+    image = np.empty((rows, columns, 4), dtype=np.float32)
+    image[..., :3] = to_rgb(colour)
+    full = np.percentile(shares[shares > 0], 99) if len(time) else 1.0
+    image[..., 3] = np.where(shares > 0, np.clip(shares / full, 0.12, 1), 0)
+    extent = (-0.5 * dt, (columns * wide - 0.5) * dt, below - 0.5, below + rows * high - 0.5)
+    axes.imshow(image, extent=extent, origin="lower", aspect="auto", interpolation="antialiased")
+
+
+def _edges(count: int, size: int, end: int) -> Any:
+    return np.minimum(np.arange(count + 1) * size, end)
+
+
+def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None) -> None:
+    order = {None: "", "first": ", by first spike", "rate": ", by rate"}[sort]
+    if names == [""]:
+        neurons = spikes[0].shape[1]
+        ticks = whole_numbers(5).tick_values(0, neurons - 1)
+        axes.set_yticks([tick for tick in ticks if 0 <= tick < neurons])
+        axes.set(title="Spikes", ylabel=f"Neuron{order}")
+        return
+    tops = np.cumsum([s.shape[1] for s in spikes])
+    middles = [top - s.shape[1] / 2 - 0.5 for top, s in zip(tops, spikes, strict=True)]
+    labels = [f"{name}\n{s.mean():.1%}" for name, s in zip(names, spikes, strict=True)]
+    axes.set_yticks(middles, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.set(title="Spikes of one sample, layer by layer", ylabel=f"Neurons{order}" if sort else "")
+
+
+def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> None:
+    """Makes room at the top of `axes` and draws the layers' rates there."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, low + (high - low) / (1 - HISTOGRAM))
+    axes.spines["left"].set_bounds(low, high)
+    axes.yaxis.label.set_y((1 - HISTOGRAM) / 2)
+    above = axes.inset_axes((0, 1 - HISTOGRAM + 0.03, 1, HISTOGRAM - 0.03), sharex=axes)
+    _, unit = rate_label(dt)
+    for (name, s), colour in zip(spikes.items(), colours(len(spikes)), strict=True):
+        bins = min(100, len(s))
+        edges = np.linspace(0, len(s), bins + 1).round().astype(int)
+        counts = np.add.reduceat(s.sum(1), edges[:-1])
+        heights = counts / np.diff(edges) / s.shape[1] * unit
+        at = (edges - 0.5) * (dt or 1)
+        above.stairs(heights, at, color=colour, fill=len(spikes) == 1, label=name or None)
+    above.set_ylim(bottom=0)
+    above.tick_params(axis="x", labelbottom=False, length=0)
+    above.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+    above.set_ylabel("Rate\n(per step)" if dt is None else "Rate\n(Hz)", fontsize="small")
+    quiet(above)

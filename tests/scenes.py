@@ -1,0 +1,47 @@
+"""Data for drawings, the same each time: made by numpy's generators, which keep their streams."""
+
+import numpy as np
+import torch
+
+import hibana as hb
+
+
+def uniform(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).random(shape, dtype=np.float32))
+
+
+def spikes(*shape, rate=0.1, seed=0):
+    return (uniform(*shape, seed=seed) < rate).float()
+
+
+def recorded(steps=100, neurons=None):
+    """Potentials and spikes of leaky neurons, ``[T]`` or ``[T, neurons]``."""
+    shape = [steps] if neurons is None else [steps, neurons]
+    threshold = 1.0 if neurons is None else torch.linspace(1, 1.2, neurons)
+    states = hb.record(hb.LIFCell(tau=20.0, threshold=threshold), uniform(*shape) / 6)
+    return states["v"], states["s"]
+
+
+def layers(steps=100, batch=None):
+    """Two layers, the second with neurons of unlike rates."""
+    first, second = (60, 30)
+    some = () if batch is None else (batch,)
+    even = spikes(steps, *some, first, rate=0.08)
+    uneven = (uniform(steps, *some, second, seed=1) < torch.linspace(0, 0.2, second)).float()
+    return {"if1": even, "if2": uneven}
+
+
+def moving_edges(steps=12, side=16):
+    """What an event camera sees of a bright bar that moves right: on at its front, off at its back."""
+    frames = torch.zeros(steps, 2, side, side)
+    for step in range(steps):
+        frames[step, 0, 3:-3, (step + 3) % side] = 1
+        frames[step, 1, 3:-3, step % side] = 1
+    return frames
+
+
+def gabors(count=9, side=12):
+    y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
+    angles = torch.arange(count)[:, None, None] * torch.pi / count
+    across = x * torch.cos(angles) + y * torch.sin(angles)
+    return torch.cos(6 * across) * torch.exp(-3 * (x * x + y * y))

@@ -1,0 +1,184 @@
+"""Each drawing, on light and on dark, beside the picture of it that was looked at and found good.
+
+``pytest --mpl-generate-path=tests/baseline tests/test_plot_images.py`` draws the pictures anew.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+from matplotlib import style
+from matplotlib.figure import Figure
+
+from hibana import plot
+from hibana.plot.animation import scene
+from scenes import gabors, layers, moving_edges, recorded, spikes, uniform
+
+DRAWN_WITH = "3.11"
+"""Of Matplotlib: another draws letters a little otherwise."""
+
+LOOKS = {"light": "default", "dark": "dark_background"}
+"""Matplotlib's styles, by what the pictures are called."""
+
+
+def membrane():
+    return plot.membrane(*recorded(), 1.0)
+
+
+def membrane_of_several():
+    potentials, fired = recorded(neurons=3)
+    return plot.membrane(potentials, fired, torch.linspace(1, 1.2, 3), names=["a", "b", "c"], dt=0.5)
+
+
+def raster():
+    return plot.raster(layers())
+
+
+def raster_short():
+    return plot.raster(layers(steps=8))
+
+
+def raster_sorted_with_rates():
+    return plot.raster(layers()["if2"], sort="first", rates=True, dt=1.0)
+
+
+def raster_layers_with_rates():
+    return plot.raster(layers(), sort="rate", rates=True)
+
+
+def raster_density():
+    step, neuron = torch.arange(400)[:, None], torch.arange(600)
+    long = torch.where(neuron < 300, 10, 4)
+    return plot.raster(((step + neuron // 4) % 20 < long).float(), rates=True)
+
+
+def layer_activity():
+    return plot.layer_activity(layers(steps=40, batch=16))
+
+
+def firing_rates():
+    return plot.firing_rates(layers(batch=4), dt=1.0)
+
+
+def surrogate_gallery():
+    return plot.surrogate_gallery()[0]
+
+
+def receptive_fields():
+    return plot.receptive_fields(gabors().flatten(1))
+
+
+def receptive_fields_of_convolution():
+    return plot.receptive_fields(gabors(12, 5).reshape(6, 2, 5, 5))
+
+
+def spike_counts():
+    return plot.spike_counts(spikes(30, 10, rate=0.3), label=4)
+
+
+def output_potentials():
+    potentials = (uniform(40, 5) - 0.45).cumsum(0)
+    return plot.output_potentials(potentials, 0, ["cat", "dog", "cow", "hen", "pig"])
+
+
+def event_frames():
+    return plot.event_frames(moving_edges())
+
+
+def confusion_matrix():
+    labels = torch.arange(200) % 10
+    answers = torch.where(uniform(200) < 0.85, labels, (uniform(200, seed=1) * 10).long())
+    return plot.confusion_matrix(answers, labels)
+
+
+def learning_curves():
+    falling = {"training": [1.2, 0.6, 0.4, 0.3], "validation": [1.3, 0.8, 0.6, 0.55]}
+    return plot.learning_curves(falling, ylabel="Cross-entropy", title="Loss")
+
+
+def gradient_flow():
+    steps = torch.arange(30)
+    return plot.gradient_flow({f"if{n}": torch.exp(-0.1 * n * (30 - steps)) for n in (1, 2, 3)})
+
+
+def current_step():
+    v = torch.arange(0, 2, 0.05)
+    return plot.current_step(v, (v > 1).float(), (v > 1).float(), 1.0)[0]
+
+
+def surrogate():
+    from hibana.surrogate import ATan
+
+    return plot.surrogate(ATan(), torch.linspace(-1, 1, 201))[0]
+
+
+def training():
+    parts = [(part, what) for part in ("training", "validation") for what in ("loss", "accuracy")]
+    history = {f"{part}/{what}": [1 / n, 0.5 / n] for n, (part, what) in enumerate(parts, 1)}
+    history["validation/rate/if1"] = [0.1, 0.08]
+    return plot.training(history, ("linear", 0.9), gabors(1)[0], layers(steps=8), uniform(8, 10).cumsum(0), 3)
+
+
+def animation_raster():
+    figure, show, _ = scene(layers(), sort="first")
+    show(40)
+    return figure
+
+
+def animation_network():
+    figure, show, _ = scene(layers(steps=20), gabors(1)[0], uniform(20, 10).cumsum(0), label=3)
+    show(12)
+    return figure
+
+
+DRAWINGS = [
+    animation_raster,
+    animation_network,
+    membrane,
+    membrane_of_several,
+    raster,
+    raster_short,
+    raster_sorted_with_rates,
+    raster_layers_with_rates,
+    raster_density,
+    layer_activity,
+    firing_rates,
+    surrogate_gallery,
+    surrogate,
+    current_step,
+    receptive_fields,
+    receptive_fields_of_convolution,
+    spike_counts,
+    output_potentials,
+    event_frames,
+    confusion_matrix,
+    learning_curves,
+    gradient_flow,
+    training,
+]
+
+
+@pytest.mark.skipif(
+    mpl.__version__.split(".")[:2] != DRAWN_WITH.split("."),
+    reason=f"the pictures were drawn with Matplotlib {DRAWN_WITH}, this is {mpl.__version__}",
+)
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("drawing", DRAWINGS, ids=lambda drawing: drawing.__name__)
+@pytest.mark.mpl_image_compare(style="default", tolerance=0.3, savefig_kwargs={"dpi": 60})
+def test_picture(drawing, look):
+    with style.context(LOOKS[look]):
+        drawn = drawing()
+        return drawn if isinstance(drawn, Figure) else drawn.figure
+
+
+def test_every_picture_is_compared():
+    drawn = {f"test_picture_{drawing.__name__}-{look}.png" for drawing in DRAWINGS for look in LOOKS}
+    assert drawn == {path.name for path in (Path(__file__).parent / "baseline").glob("*.png")}
+
+
+def test_every_drawing_has_a_picture():
+    names = [drawing.__name__ for drawing in DRAWINGS]
+    computes, moves = "gradient_norms", "animate"
+    drawings = set(plot.__all__) - {computes, moves}
+    assert [drawing for drawing in drawings if not any(name.startswith(drawing) for name in names)] == []
