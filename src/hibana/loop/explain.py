@@ -37,7 +37,13 @@ MATHEMATICS = Dialect(
 )
 
 
-def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype = torch.float32) -> str:
+def explain(
+    module: nn.Module,
+    shape: tuple[int, ...] = (8,),
+    dtype: torch.dtype = torch.float32,
+    *,
+    backend: str = "cpu",
+) -> str:
     """What becomes of a cell, a layer, or each layer of a network: equations, backend, cost, source.
 
     For each cell: the backend that serves it and why, what its backward keeps in bits per neuron and step,
@@ -48,6 +54,7 @@ def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype
         module: a cell, a layer, or any module that holds some.
         shape: of one step of input; only tensors per neuron make it matter.
         dtype: of the input.
+        backend: ``"cpu"`` or ``"triton"``.
 
     Raises:
         ValueError: if there is nothing of hibana's in `module`.
@@ -65,7 +72,7 @@ def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype
     reports = []
     for name, part in module.named_modules():
         if isinstance(part, Cell):
-            report = explain_cell(part, shape, dtype)
+            report = explain_cell(part, shape, dtype, backend)
         elif callable(own := getattr(part, "explain", None)):
             report = f"{own()}\n"
         else:
@@ -76,18 +83,21 @@ def explain(module: nn.Module, shape: tuple[int, ...] = (8,), dtype: torch.dtype
     return "\n".join(reports)
 
 
-def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype, backend: str = "cpu") -> str:
     """The report on `cell` over steps of `shape`."""
     name = type(cell).__name__
+    unserved = f"{name}\nbackend    reference loop, because "
+    if reason := compiled.refusal(backend, "cpu") and compiled.refusal(backend, "cuda"):
+        return f"{unserved}{reason}\n"
     try:
-        made = compiled.program(cell, "cpu", torch.Size(shape), dtype)
-    except Unsupported as reason:
-        return f"{name}\nbackend    reference loop, because {reason}\n"
+        made = compiled.program(cell, backend, torch.Size(shape), dtype)
+    except Unsupported as refused:
+        return f"{unserved}{refused}\n"
     step, plan = made.step, made.plan
     bits = plan.bits(torch.finfo(dtype).bits)
     lines = [
         f"{name}   state ({', '.join(cell.states)}), emits {cell.states[-1]}",
-        "backend    cpu: one Numba kernel forward and one back, on torch's threads",
+        f"backend    {made.kernels.about}",
         f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
         *(
             f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
@@ -151,7 +161,7 @@ def _kept(step: Step, value: Value) -> str:
     for line in reversed(lines):  # what has a name of its own is written out, but for the next states
         name, _, said = line.partition(" = ")
         if name.removesuffix("_new") not in step.states:
-            text = said if text == name else re.sub(rf"\b{name}\b", lambda _, said=said: f"({said})", text)
+            text = said if text == name else re.sub(rf"\b{name}\b", f"({said})", text)
     text = text.replace("_new", "'").replace("_state", "")
     return "whether " + text if value.boolean else text
 

@@ -42,6 +42,8 @@ def refusal(device: str) -> str:
         return "" if device == "cpu" else "TRITON_INTERPRET=1 is set: Triton serves the CPU alone"
     if device != "cuda":
         return f"Triton serves {device} in its interpreter alone, which TRITON_INTERPRET=1 asks for"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
     return "PyTorch's numbers on ROCm were never compared" if torch.version.hip else ""
 
 

@@ -1,0 +1,83 @@
+"""Compiles Triton's kernels for a GPU that need not be there, and prints the arithmetic in them as JSON.
+
+Run in a process of its own: Triton compiles nothing where ``TRITON_INTERPRET=1`` was set.
+"""
+
+import json
+import re
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import hibana as hb
+from hibana import surrogate
+from hibana.loop import gpu
+from hibana.loop.plan import make_plan, reachable
+from hibana.loop.trace import trace
+from hibana.loop.triton_source import Language, backward_source, forward_source, function_source
+from hibana.loop.words import CALLS
+
+TARGET = GPUTarget("cuda", 90, 32)
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}
+COUNTS = ("steps", "neurons", "row_bytes", "size", "input_step", "grad_outputs_step")
+SEQUENCES = ("input", "outputs", "grad_outputs", "grad_input")
+ABSENT = ("_first", "_last_grad")
+ARITHMETIC = re.compile(r"\b(?:add|sub|mul|div|fma|sqrt|rsqrt|ex2|neg)\.[\w.]*f(?:32|64)\b")
+
+
+def arithmetic(text: str, name: str, real: str, bits: set[str], sequences: str = "") -> list[str]:
+    """The floating-point instructions of the kernel called `name` in `text`.
+
+    `sequences` is what the input and the output are made of, if they are of half precision.
+    """
+    function = gpu._kernel(text, name, False).fn
+    arguments = function.arg_names
+    pointer = {"float32": "*fp32", "float64": "*fp64"}[real]
+
+    def kind(argument: str) -> str:
+        if argument == "BLOCK" or argument.endswith(ABSENT):
+            return "constexpr"
+        if argument in COUNTS:
+            return "i32"
+        if sequences and argument in SEQUENCES:
+            return sequences
+        return "*u8" if argument in bits else pointer
+
+    signature = {argument: kind(argument) for argument in arguments}
+    constants = {(arguments.index(a),): None for a, k in signature.items() if k == "constexpr"}
+    constants[(arguments.index("BLOCK"),)] = 512
+    made = triton.compile(ASTSource(function, signature, constants), target=TARGET, options=OPTIONS)
+    return sorted(set(ARITHMETIC.findall(made.asm["ptx"])))
+
+
+def main() -> None:
+    cells, words, calls = {}, {}, {}
+    kinds = [hb.IFCell, hb.PLIFCell, hb.RefractoryLIFCell, hb.EIFCell, hb.IzhikevichCell, hb.LICell]
+    made = {kind.__name__: kind() for kind in kinds}
+    made |= {
+        f"IFCell {name}": hb.IFCell(surrogate=surrogate.named(name)) for name in ("box", "sigmoid", "atan")
+    }
+    made["LIFCell detached"] = hb.LIFCell(detach_reset=True)
+    for title, cell in made.items():
+        step = trace(cell, torch.Size([5]), torch.float32, "cuda")
+        plan, language = make_plan(step), Language("float32", False)
+        bits = {f"kept{i}_all" for i, value in enumerate(plan.kept) if value.boolean}
+        back = backward_source(step, plan, language, wants_input=True, constant_input=False)
+        roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
+        for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
+            cells[f"{title}, {name}"] = arithmetic(text, name, "float32", bits)
+            if title == "PLIFCell":
+                for half in ("*fp16", "*bf16"):
+                    arithmetic(text, name, "float32", bits, half)
+            calls[f"{title}, {name}"] = bool({value.word for value in reachable(roots)} & {*CALLS, "sigmoid"})
+    for real in ("float32", "float64"):
+        for word in sorted({*CALLS, "sigmoid", "root"}):
+            text = function_source(Language(real, False), word)
+            words[f"{word}, {real}"] = arithmetic(text, "function", real, set())
+    print(json.dumps({"cells": cells, "words": words, "calls": calls}))
+
+
+if __name__ == "__main__":
+    main()

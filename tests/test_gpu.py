@@ -1,0 +1,175 @@
+"""What is Triton's own: when it serves, PyTorch's numbers on CUDA, kernels for a GPU that isn't there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.suite import TRITON, interpreted
+from hibana.loop import operator
+from hibana.loop.plan import reachable
+from hibana.loop.trace import trace
+from hibana.surrogate import ATan
+
+triton = pytest.importorskip("triton")
+NATIVE = Path(__file__).parent / "native_kernels.py"
+
+
+def program(code: str, **variables: str) -> str:
+    """What `code` prints in a process of its own."""
+    variables = {**os.environ, **variables}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={k: v for k, v in variables.items() if v},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_cpu_is_served_by_the_interpreter_alone() -> None:
+    code = (
+        "import torch, hibana as hb\n"
+        "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert "in its interpreter alone, which TRITON_INTERPRET=1 asks for" in program(code, TRITON_INTERPRET="")
+
+
+def test_without_triton_it_says_what_to_install() -> None:
+    code = (
+        "import sys, torch, hibana as hb\n"
+        "sys.modules['triton'] = None\n"
+        "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert "Triton is not installed: pip install 'hibana[gpu]'" in program(code)
+
+
+@interpreted
+def test_auto_never_takes_the_interpreter() -> None:
+    outputs, _ = hb.unroll(hb.IFCell(), torch.rand(3, 2, requires_grad=True))
+    assert type(outputs.grad_fn.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
+
+
+class Quotients(hb.Cell):
+    """Divides by a number, and a number by its state."""
+
+    def forward(self, input_, v):
+        v = v / 3.0 + input_ / 7
+        return (v + 2 / (v.abs() + 1),)
+
+
+def words(device: str) -> list[str]:
+    step = trace(Quotients(), torch.Size([2]), torch.float32, device)
+    return [value.word for value in reachable(step.nexts)]
+
+
+def test_on_cuda_a_quotient_by_a_number_is_a_product() -> None:
+    assert words("cpu").count("div") == 3
+    assert words("cuda").count("div") == 1
+    constants = trace(Quotients(), torch.Size([2]), torch.float32, "cuda").constants
+    assert float(torch.tensor(1.0) / 3.0) in constants
+    assert 1 / 3 not in constants
+
+
+def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
+    class Loose(hb.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = [torch.tensor(0.5)]
+
+        def forward(self, input_, v):
+            return (v * self.held[0] + input_,)
+
+    trace(Loose(), torch.Size([2]), torch.float32)
+    with pytest.raises(RuntimeError, match="a tensor of the step's own is on the CPU, not on cuda"):
+        trace(Loose(), torch.Size([2]), torch.float32, "cuda")
+
+
+@interpreted
+def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hibana.loop import gpu
+
+    gpu._compared.cache_clear()
+    gpu._kernel.cache_clear()
+    library = gpu._pytorchs_library()
+    monkeypatch.setattr(library, "exp", library.tanh)
+    try:
+        cell = hb.EIFCell(sharpness=0.77)
+        with pytest.raises(RuntimeError, match="exp can't be had here to the last bit of PyTorch's own"):
+            TRITON(cell, torch.rand(3, 5), None)
+    finally:
+        gpu._compared.cache_clear()
+        gpu._kernel.cache_clear()
+
+
+@interpreted
+def test_compiled_by_torch_it_goes_through_the_operator() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = hb.PLIFCell(surrogate=ATan())
+
+        def forward(self, inputs):
+            return TRITON(self.cell, inputs, None)[0]
+
+    layer, inputs = Layer(), torch.rand(5, 3, 4)
+    torch._dynamo.reset()
+    graph = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(graph(inputs), layer(inputs))
+    found, expected = (torch.autograd.grad(f(inputs).sum(), layer.cell.w)[0] for f in (graph, layer))
+    torch.testing.assert_close(found, expected)
+
+
+@interpreted
+def test_opcheck() -> None:
+    cell = hb.PLIFCell(surrogate=ATan())
+    inputs = torch.rand(4, 2, 3, requires_grad=True)
+    arguments = (inputs, [], list(cell.parameters()), cell.key, "triton", True)
+    torch.library.opcheck(operator._forward, arguments)
+
+
+@interpreted
+def test_explain_shows_the_kernels_of_a_backend() -> None:
+    report = hb.explain(hb.IFCell(), backend="triton")
+    assert "backend    triton: one kernel forward and one back" in report
+    assert "tl.store(outputs + j" in report
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_a_gpu_without_contraction() -> None:
+    done = subprocess.run(
+        [sys.executable, str(NATIVE)],
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert len(seen["cells"]) >= 20
+    assert len(seen["words"]) >= 20
+    for name, instructions in {**seen["cells"], **seen["words"]}.items():
+        assert "div.full.f32" not in instructions, name
+        assert "sqrt.approx.f32" not in instructions, name
+    for name, instructions in seen["cells"].items():
+        assert not any(i.startswith("fma") for i in instructions) or seen["calls"][name], name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device: Triton's interpreter alone was run"
+)
+def test_auto_takes_triton_on_cuda() -> None:
+    outputs, _ = hb.unroll(hb.IFCell().cuda(), torch.rand(3, 2, device="cuda", requires_grad=True))
+    assert type(outputs.grad_fn.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
+    assert hb.Linear(2, 3, device="cuda")(outputs).shape == (3, 3)
