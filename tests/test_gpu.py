@@ -173,3 +173,14 @@ def test_auto_takes_triton_on_cuda() -> None:
     outputs, _ = hb.unroll(hb.IFCell().cuda(), torch.rand(3, 2, device="cuda", requires_grad=True))
     assert type(outputs.grad_fn.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
     assert hb.Linear(2, 3, device="cuda")(outputs).shape == (3, 3)
+
+
+@pytest.mark.parametrize("mode", ["auto", "dense", "events"])
+def test_a_layer_of_events_multiplies_densely_on_another_device(mode: str) -> None:
+    net = nn.Sequential(hb.Linear(8, 4), hb.IF(), hb.Linear(4, 2)).to("meta")
+    for layer in (net[0], net[2]):
+        layer.mode = mode
+    outputs = net(torch.empty(5, 300, 8, device="meta", requires_grad=True))
+    assert outputs.shape == (5, 300, 2)
+    outputs.sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
