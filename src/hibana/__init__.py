@@ -24,7 +24,7 @@ from hibana.cells import (
     RefractoryLIFCell,
 )
 from hibana.convert import from_ann
-from hibana.events import Linear
+from hibana.events import Conv2d, Linear
 from hibana.layers import (
     ALIF,
     EIF,
@@ -50,6 +50,7 @@ __all__ = [
     "ALIF",
     "ALIFCell",
     "Cell",
+    "Conv2d",
     "CubaLIF",
     "CubaLIFCell",
     "EIF",

@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, cast, final
 import torch
 from torch import Tensor, nn
 
-from hibana import cells
+from hibana import cells, events
+from hibana.events.support import announce
 from hibana.loop import State, emitted, unroll
 
 __all__ = [
@@ -61,8 +62,8 @@ class EachStep(nn.Module):
     """`module`, which knows no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
 
     Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
-    ``torch.nn`` sees the rank it expects. In evaluation an input that does not change over time (expanded:
-    zero stride) costs one call instead of T.
+    ``torch.nn`` sees the rank it expects. An input that does not change over time (expanded: zero stride)
+    costs one call instead of T, in evaluation and, for linear layers, convolutions and pooling, in training.
 
     Raises:
         ValueError: if the input has fewer than three dimensions.
@@ -82,11 +83,20 @@ class EachStep(nn.Module):
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         steps, batch = inputs.shape[:2]
-        if not self.training and steps > 1 and inputs.stride(0) == 0:
+        if steps > 1 and inputs.stride(0) == 0 and (not self.training or _is_pure(self.module)):
             once: Tensor = self.module(inputs[0])
             return once.expand(steps, *once.shape)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
-        return outputs.reshape(steps, batch, *outputs.shape[1:])
+        return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
+
+
+def _is_pure(module: nn.Module) -> bool:
+    """Whether what `module` makes of a sample depends on nothing else, in training too."""
+    return all(type(inner) in _PURE for inner in module.modules())
+
+
+_PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
+_PURE |= {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
 @final

@@ -4,6 +4,6 @@ What stands below a layer is read from autograd's graph; nothing here knows a ne
 when a kernel is built.
 """
 
-from hibana.events.layers import Linear, adopt
+from hibana.events.layers import Conv2d, Flatten, Linear, MaxPool2d, adopt
 
-__all__ = ["Linear", "adopt"]
+__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]

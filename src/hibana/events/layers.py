@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hibana.events import product
-from hibana.events.support import support_of
+from hibana.events import convolution, passing, product
+from hibana.events.support import Support, support_of
 
-__all__ = ["Linear", "adopt"]
+__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
 
 Mode = Literal["auto", "dense", "events"]
 
@@ -53,8 +53,7 @@ class Linear(nn.Linear):
         return self._of_spikes(input)
 
     def _of_spikes(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode not in ("auto", "dense", "events"):
-            raise ValueError(f'mode must be "auto", "dense" or "events", got {self.mode!r}')
+        _check_mode(self.mode)
         count = input.numel() // max(1, self.in_features)
         if self.mode == "dense":
             return self._densely(input, "asked for")
@@ -66,16 +65,13 @@ class Linear(nn.Linear):
         if not rows.is_contiguous():
             rows = rows.contiguous()
         weight = self.weight if self.weight.is_contiguous() else self.weight.contiguous()
-        held = rows.detach()
-        if count > 2 * SAMPLE and product.bits_of(held, count // SAMPLE)[1] is None:
+        found = _bits_of(rows.detach())
+        if found is None:
             return self._densely(input, "the input is not all 0 and 1")
-        bits, share = product.bits_of(held)
-        if share is None:
-            return self._densely(input, "the input is not all 0 and 1")
+        bits, share = found
         self._reason = f"events: {share:.0%} of the input spiked"
-        learns = (rows, weight, self.bias)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learns):
-            support = support_of(input) if input.requires_grad else None
+        if _learns(rows, weight, self.bias):
+            support = _support(input, self.in_features, input.is_contiguous())
             out = product.linear(rows, weight, self.bias, bits, share, support)
         else:
             out = product.forward(bits, share, weight.detach(), self.bias)[0]
@@ -88,6 +84,176 @@ class Linear(nn.Linear):
     def explain(self) -> str:
         """How the last call was computed, and why."""
         return self._reason
+
+
+class Conv2d(nn.Conv2d):
+    """``torch.nn.Conv2d``, which for an input of spikes adds a row of weights per spike under its window.
+
+    Takes the same arguments, holds the same parameters, and computes the same sums and gradients, in
+    another order; ``[N, channels, height, width]`` comes out channels last in memory. Multiplied densely, by
+    torch: an input that is not all 0 and 1, groups, padding other than zeros, and what
+    :class:`hibana.Linear` leaves to torch. The input's gradient is torch's too, unless the stride is 1 and
+    it is needed only where the surrogate of the layer below can let it through.
+
+    `mode` is as in :class:`hibana.Linear`.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.Conv2d(2, 8, 3, padding=1)
+    >>> spikes = (torch.rand(4, 2, 16, 16) < 0.05).float()
+    >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
+    True
+    >>> layer.explain()
+    'events: 5% of the input spiked'
+    """
+
+    mode: Mode = "auto"
+    _reason = "not called yet"
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it
+        if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
+            return super().forward(input)
+        _check_mode(self.mode)
+        if reason := self._unserved(input):
+            return self._densely(input, reason)
+        geometry = self._geometry(input)
+        count = input.shape[0] * geometry.output[0] * geometry.output[1]
+        if min(geometry.output) <= 0 or count == 0:
+            return self._densely(input, "nothing to add")
+        if self.mode == "auto" and count < SMALLEST_ROWS:
+            return self._densely(input, f"{count} output pixels do not pay for packing the weights")
+        found = _bits_of(convolution.rows_of(input.detach()))
+        if found is None:
+            return self._densely(input, "the input is not all 0 and 1")
+        bits, share = found
+        self._reason = f"events: {share:.0%} of the input spiked"
+        if not _learns(input, self.weight, self.bias):
+            return convolution.forward(bits, share, self.weight.detach(), self.bias, geometry)
+        in_order = input.is_contiguous(memory_format=torch.channels_last)
+        support = _support(input, geometry.channels * geometry.image[1], in_order)
+        return convolution.convolution(input, self.weight, self.bias, bits, share, support, geometry)
+
+    def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
+        """Why this call is torch's, if it is whatever the input holds."""
+        if self.mode == "dense":
+            return "asked for"
+        if input.ndim != 4 or input.shape[1] != self.in_channels:
+            return "the input is not [N, channels, height, width]"
+        if self.groups != 1:
+            return "groups"
+        if self.padding_mode != "zeros":
+            return f"padding by {self.padding_mode}"
+        if self.padding == "same" and any(
+            d * (k - 1) % 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)
+        ):
+            return "padding on one side only"
+        return None
+
+    def _geometry(self, input: Tensor) -> convolution.Geometry:  # noqa: A002
+        kernel, dilation = _pair(self.kernel_size), _pair(self.dilation)
+        if self.padding == "valid":
+            padding = 0, 0
+        elif self.padding == "same":
+            padding = dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
+        else:
+            padding = _pair(self.padding)
+        image = input.shape[2], input.shape[3]
+        return convolution.Geometry(self.in_channels, image, kernel, _pair(self.stride), padding, dilation)
+
+    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+        self._reason = f"dense: {reason}"
+        return super().forward(input)
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """``torch.nn.MaxPool2d``; pooled spikes are spikes, and a layer above knows what stands below.
+
+    Without overlap, padding or dilation, over spikes that lie channels last, of each output only the
+    place that it came from is kept, in one byte. All else is torch's.
+
+    >>> import torch, hibana as hb
+    >>> hb.events.MaxPool2d(2)(torch.ones(1, 8, 6, 6)).shape
+    torch.Size([1, 8, 3, 3])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
+        window = _pair(self.kernel_size)
+        if (
+            not torch.compiler.is_compiling()
+            and _plain(input)
+            and input.ndim == 4
+            and input.numel()
+            and input.is_contiguous(memory_format=torch.channels_last)
+            and _pair(self.stride) == window
+            and _pair(self.padding) == (0, 0)
+            and _pair(self.dilation) == (1, 1)
+            and not (self.ceil_mode or self.return_indices)
+            and window[0] * window[1] <= 256
+            and 0 < window[0] <= input.shape[2]
+            and 0 < window[1] <= input.shape[3]
+        ):
+            pooled = passing.max_pooled(input, window)
+            if pooled is not None:
+                return pooled
+        out: Tensor = super().forward(input)
+        return out
+
+
+class Flatten(nn.Flatten):
+    """``torch.nn.Flatten``, over which a layer still knows what spiking layer stands below it.
+
+    >>> import torch, hibana as hb
+    >>> hb.events.Flatten()(torch.ones(5, 2, 3)).shape
+    torch.Size([5, 6])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
+        if (
+            not input.is_contiguous()
+            and input.requires_grad
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and _plain(input)
+        ):
+            flat = passing.flattened(input, self.start_dim, self.end_dim)
+            if flat is not None:
+                return flat
+        return super().forward(input)
+
+
+def _pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:
+    if isinstance(size, tuple):
+        return size[0], size[-1]
+    return int(size), int(size)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("auto", "dense", "events"):
+        raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
+
+
+def _bits_of(rows: Tensor) -> tuple[Tensor, float] | None:
+    """The bits of contiguous `rows` and the share of ones; None if not all are 0 and 1."""
+    count = rows.shape[0]
+    if count > 2 * SAMPLE and product.bits_of(rows, count // SAMPLE)[1] is None:
+        return None
+    bits, share = product.bits_of(rows)
+    return None if share is None else (bits, share)
+
+
+def _learns(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _support(input: Tensor, length: int, in_order: bool) -> Support | None:  # noqa: A002
+    """What stands below `input`, if rows of `length` elements of it can be told; `in_order` of memory."""
+    support = support_of(input) if input.requires_grad else None
+    if support is None or support.bits is None:
+        return support
+    return support if in_order and support.rows(length) is not None else None
 
 
 def _plain(*tensors: Tensor | None) -> bool:
@@ -110,16 +276,25 @@ def _plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def adopt(module: nn.Module) -> nn.Module:
-    """Makes every ``torch.nn.Linear`` in `module` a :class:`Linear`, in place, and returns it.
+_ADOPTED: dict[type, type] = {
+    nn.Linear: Linear,
+    nn.Conv2d: Conv2d,
+    nn.MaxPool2d: MaxPool2d,
+    nn.Flatten: Flatten,
+}
 
-    Parameters, buffers and hooks stay the same objects. Subclasses of ``torch.nn.Linear`` are left alone.
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Makes every layer of ``torch.nn`` in `module` that has one the layer of this room, in place.
+
+    ``Linear``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; their subclasses are left alone. Parameters,
+    buffers and hooks stay the same objects. Returns `module`.
 
     >>> import torch, hibana as hb
     >>> hb.events.adopt(torch.nn.Sequential(torch.nn.Linear(2, 3), hb.IF()))[0]
     Linear(in_features=2, out_features=3, bias=True)
     """
     for inner in module.modules():
-        if type(inner) is nn.Linear:
-            inner.__class__ = Linear
+        if type(inner) in _ADOPTED:
+            inner.__class__ = _ADOPTED[type(inner)]
     return module

@@ -10,7 +10,7 @@ from hibana.events.kernels import address, panel
 from hibana.events.support import Support, probe
 from hibana.native import arguments, run
 
-__all__ = ["bits_of", "forward", "linear"]
+__all__ = ["bits_of", "forward", "linear", "packed", "used_bits", "weight_gradient"]
 
 TABLES_FROM = 0.25
 """Above this share of spikes, sums of four weights are looked up instead of each being added."""
@@ -20,6 +20,12 @@ NEAR_FROM = 0.08
 GRADIENT_EVERYWHERE_FROM = 0.3
 """Above this share of the support, the dense product gives the input's gradient sooner."""
 GRAIN = 32
+PARTS = 8
+"""Parts of the rows that a weights' gradient of few sums is computed in, whatever the number of threads."""
+LONG = 1024
+"""Rows that are worth such a part."""
+FEW_SUMS = 64
+"""Panels of outputs times words of inputs that are few."""
 
 
 def _up(count: int, size: int) -> int:
@@ -38,9 +44,10 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     return bits, None if strange else spikes / max(1, count * inputs)
 
 
-def _packed(weight: Tensor) -> Tensor:
+def packed(weight: Tensor, row: int) -> Tensor:
+    """`weight`, ``[outputs, inputs]``, as ``[panels][inputs, to whole words][row]``, and zeros."""
     outputs, inputs = weight.shape
-    row, words = panel(outputs), _up(inputs, 64)
+    words = _up(inputs, 64)
     table = torch.empty(_up(outputs, row), words * 64, row)
     values = [weight.data_ptr(), table.data_ptr(), outputs, inputs]
     run(address("linear", "pack", row), table.shape[0] * words, arguments(values))
@@ -50,10 +57,10 @@ def _packed(weight: Tensor) -> Tensor:
 def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """``[rows, outputs]``, and the packed weights."""
     outputs, inputs = weight.shape
-    table = _packed(weight)
+    table = packed(weight, panel(outputs))
     out = torch.empty(bits.shape[0], outputs)
     name = "forward_tables" if share > TABLES_FROM else "forward_lists"
-    tile = 2 if share > NEAR_FROM else min(bits.shape[1], 1024)
+    tile = 3 if share > NEAR_FROM else min(bits.shape[1], 1024)
     values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
     run(
         address("linear", name, panel(outputs)),
@@ -72,19 +79,23 @@ def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> T
     return out
 
 
-def _weight_gradient(
+def weight_gradient(
     bits: Tensor, share: float, grad: Tensor, inputs: int, bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
     rows, outputs = grad.shape
-    out = torch.empty(outputs, inputs)
-    summed = torch.empty(outputs) if bias else None
-    threads, panels = torch.get_num_threads(), _up(outputs, panel(outputs))
-    across = min(threads, panels)
-    down = min(_up(threads, across), bits.shape[1])
+    threads, panels, words = torch.get_num_threads(), _up(outputs, panel(outputs)), bits.shape[1]
+    parts = PARTS if rows >= PARTS * LONG and panels * words <= FEW_SUMS else 1
+    across = min(threads, panels) if parts == 1 else 1
+    down = min(_up(threads, across), words) if parts == 1 else 1
+    out = torch.empty(parts, outputs, inputs)
+    summed = torch.empty(parts, outputs) if bias else None
     values = [bits.data_ptr(), grad.data_ptr(), out.data_ptr(), 0 if summed is None else summed.data_ptr()]
-    values += [rows, inputs, outputs, int(share > GRADIENT_TABLES_FROM), across, down]
-    run(address("linear", "weight_gradient", panel(outputs)), across * down, arguments(values))
-    return out, summed
+    values += [rows, inputs, outputs, int(share > GRADIENT_TABLES_FROM), across, down, _up(rows, parts)]
+    run(address("linear", "weight_gradient", panel(outputs)), parts * across * down, arguments(values))
+    if parts == 1:
+        return out[0], None if summed is None else summed[0]
+    return out.sum(0), None if summed is None else summed.sum(0)
 
 
 class _Linear(torch.autograd.Function):
@@ -102,7 +113,7 @@ class _Linear(torch.autograd.Function):
         support: Support | None,
     ) -> Tensor:
         out, table = forward(bits, share, weight, bias)
-        ctx.share, ctx.support, ctx.table = share, support, table if support is not None else None
+        ctx.share, ctx.below, ctx.table = share, support, table if support is not None else None
         ctx.save_for_backward(bits, weight)
         return out
 
@@ -118,7 +129,7 @@ class _Linear(torch.autograd.Function):
             if to_rows is None:
                 to_rows = grad @ weight
         if ctx.needs_input_grad[1]:
-            to_weight, to_bias = _weight_gradient(bits, ctx.share, grad, inputs, ctx.needs_input_grad[2])
+            to_weight, to_bias = weight_gradient(bits, ctx.share, grad, inputs, ctx.needs_input_grad[2])
         elif ctx.needs_input_grad[2]:
             to_bias = grad.sum(0)
         return to_rows, to_weight, to_bias, None, None, None, None
@@ -126,13 +137,17 @@ class _Linear(torch.autograd.Function):
 
 def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
-    support: Support | None = ctx.support
+    used = used_bits(ctx.below, bits, inputs, ctx.share)
+    return None if used is None else _input_gradient(used, ctx.table, grad, inputs)
+
+
+def used_bits(support: Support | None, bits: Tensor, length: int, share: float) -> Tensor | None:
+    """Rows of bits of where the input's gradient is wanted, None if everywhere; `bits` are the spikes."""
     if support is None or not support.unseen():
         return None
-    used = bits if support.bits is None else support.bits.view(torch.int64).view(bits.shape)
-    if support.bits is None and ctx.share > GRADIENT_EVERYWHERE_FROM:
-        return None
-    return _input_gradient(used, ctx.table, grad, inputs)
+    if support.bits is not None:
+        return support.rows(length)
+    return bits if share <= GRADIENT_EVERYWHERE_FROM else None
 
 
 def linear(

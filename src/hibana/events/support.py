@@ -1,9 +1,10 @@
 """Where the gradient of a layer's input can matter, read from the graph that autograd has built.
 
 The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
-derivative can be non-zero. A gradient may be left out elsewhere only if nobody else looks at it. Anything
-that is not known here means everywhere, which is always right. A hook put on a node itself
-(``Node.register_prehook``), not on a tensor, is not seen.
+derivative can be non-zero. The nodes of this room that pass spikes on carry a :class:`Support` of their own.
+A gradient may be left out elsewhere only if nobody else looks at it. Anything that is not known here means
+everywhere, which is always right. A hook put on a node itself (``Node.register_prehook``), not on a tensor,
+is not seen.
 """
 
 from collections import OrderedDict
@@ -14,16 +15,29 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-__all__ = ["Support", "probe", "support_of"]
+__all__ = ["Support", "announce", "probe", "support_of"]
+
+Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
 
 @dataclass(frozen=True)
 class Support:
-    """What is known about the node below: its bits (None: they are the spikes), and who may look on."""
+    """What is known about the spiking layer below: where its gradient matters, and who may look on."""
 
     bits: Tensor | None
-    watched: tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
+    """``[pieces, bytes]``, each piece `length` elements in the order of memory; None: they are the spikes."""
+    length: int
+    watched: Watched
     """Weak references to the tensors on the way, and the hooks that anybody puts on them."""
+
+    def rows(self, length: int) -> Tensor | None:
+        """The bits as rows of `length` elements that begin with a word each, if they can be seen so."""
+        assert self.bits is not None
+        words = -(-length // 64)
+        whole_words = length % 64 == 0 and self.length % 64 == 0
+        if whole_words or (length == self.length and self.bits.shape[1] == 8 * words):
+            return self.bits.view(torch.int64).view(-1, words)
+        return None
 
     def unseen(self) -> bool:
         """Whether, in the backward that runs now, only the node below gets this gradient."""
@@ -51,26 +65,67 @@ def _probe_node() -> Any:
 
 
 def support_of(tensor: Tensor) -> Support | None:
-    """What is known of the spiking layer that `tensor`, or what it is a view of, came from."""
+    """What is known of the spiking layer that `tensor`, or what it is a view of all of, came from.
+
+    Bits are in the order of memory, which is that of `tensor` too.
+    """
     base = tensor if tensor._base is None else tensor._base
     node = base.grad_fn
-    if node is None or not hasattr(node, "support") or not tensor.is_contiguous() or not base.is_contiguous():
+    support = getattr(node, "support", None)
+    if support is None or tensor.numel() != base.numel() or not (_dense(tensor) and _dense(base)):
         return None
-    above = tensor.grad_fn
-    if above is not node:
-        one_view = (
-            above is not None and above.name() == "ViewBackward0" and above.next_functions[0][0] is node
-        )
-        if not one_view or tensor.numel() != base.numel():
-            return None
-    if node.support is None:
+    watched = _views_between(tensor, node)
+    if watched is None:
         return None
+    watched = (*watched, (ref(tensor), _hooks(tensor)))
+    if base is not tensor:
+        watched = (*watched, (ref(base), _hooks(base)))
+    if isinstance(support, Support):
+        return Support(support.bits, support.length, (*watched, *support.watched))
     program = getattr(node, "program", None)
     is_spikes = program is not None and _emits(program.step.nexts[-1], program.plan.support)
-    if not is_spikes and (tensor.shape[-1] % 64 or base[0].numel() % 64):  # whole words of bits only
-        return None
-    on_the_way = (tensor,) if base is tensor else (tensor, base)
-    return Support(None if is_spikes else node.support, tuple((ref(t), _hooks(t)) for t in on_the_way))
+    return Support(None if is_spikes else support, base[0].numel(), watched)
+
+
+def announce(view: Tensor) -> Tensor:
+    """Lets :func:`support_of` see through `view`, which was made of all of a tensor, and who looks at it."""
+    node: Any = None if torch.compiler.is_compiling() else view.grad_fn
+    if node is not None and node.name() in _VIEWS:
+        node.metadata[_SEEN] = (ref(view), _hooks(view))
+    return view
+
+
+_VIEWS = ("ViewBackward0", "ReshapeAliasBackward0")
+"""Views of all of a tensor."""
+_SEEN = "hibana: who looks at this view"
+
+
+def _views_between(tensor: Tensor, node: Any) -> Watched | None:
+    """Who may look at the views between `tensor` and what `node` put out; None if that can't be told."""
+    above: Any = tensor.grad_fn
+    watched: list[Any] = []
+    while above is not node:
+        if above is None or above.name() not in _VIEWS:
+            return None
+        if above is not tensor.grad_fn:
+            if _SEEN not in above.metadata:
+                return None
+            watched.append(above.metadata[_SEEN])
+        above = above.next_functions[0][0]
+    return tuple(watched)
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether `tensor` fills its memory without gaps, in whatever order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    size = 1
+    for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if extent != 1:
+            if stride != size:
+                return False
+            size *= extent
+    return True
 
 
 def _emits(emitted: Any, support: Any) -> bool:

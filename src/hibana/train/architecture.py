@@ -136,13 +136,15 @@ def _add(
     if (window := says["window"]) is not None:
         if int(window) > min(height, width):
             raise ValueError(f"{part.word!r} must fit on {height}x{width}")
-        pool = nn.MaxPool2d if says["pool"] == "p" else nn.AvgPool2d
+        pool = events.MaxPool2d if says["pool"] == "p" else nn.AvgPool2d
         stack[f"pool{number}"] = layers.EachStep(pool(int(window)))
         return channels, height // int(window), width // int(window)
     made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)
     if kernel > min(height, width) + 2 * (kernel // 2):
         raise ValueError(f"{part.word!r} must fit on {height}x{width}")
-    convolution: nn.Module = nn.Conv2d(channels, made, kernel, stride, kernel // 2, bias=says["norm"] is None)
+    convolution: nn.Module = events.Conv2d(
+        channels, made, kernel, stride, kernel // 2, bias=says["norm"] is None
+    )
     if says["norm"] is not None:
         convolution = nn.Sequential(convolution, nn.BatchNorm2d(made))
     stack[f"conv{number}"] = layers.EachStep(convolution)
@@ -163,7 +165,7 @@ def _flat(stack: OrderedDict[str, nn.Module], name: str, shape: Shape) -> int:
     for side in shape:
         features *= side
     if len(shape) != 1:
-        stack[name] = nn.Flatten(2)
+        stack[name] = events.Flatten(2)
     return features
 
 

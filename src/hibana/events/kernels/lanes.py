@@ -183,15 +183,15 @@ def _lanes(lanes):
 
 def _dots(entries):
     @intrinsic
-    def dots(context, out, pitch, vector, table, pieces, piece_bytes, index):
+    def dots(context, out, pitch, places, table, pieces, piece_bytes, index):
         """``out[k] = <vector, row k of table>`` for the first entries ``k`` of `index`.
 
-        Row and vector are `pieces` of one row each; a row's pieces are `piece_bytes` apart; what is
-        written is `pitch` bytes apart.
+        Row and vector are `pieces` of one row each; the vector's are where the addresses at `places` say,
+        a row's are `piece_bytes` apart; what is written is `pitch` bytes apart.
         """
 
         def build(context, builder, signature, args):
-            out, pitch, vector, table, pieces, piece_bytes, index = args
+            out, pitch, places, table, pieces, piece_bytes, index = args
             kind = ir.FunctionType(_LANES, [_LANES] * 3)
             fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
 
@@ -200,12 +200,12 @@ def _dots(entries):
             loop = _Loop(builder, _LONG(0), pieces, 1, [_zero()] * entries)
             sums = loop.carried
             offset = builder.mul(loop.i, piece_bytes)
-            piece = builder.add(vector, builder.mul(loop.i, _LONG(ROW)))
-            places = [builder.add(row, offset) for row in rows]
+            piece = _load(builder, builder.add(places, builder.shl(loop.i, _LONG(3))), kind=_LONG, align=8)
+            beside = [builder.add(row, offset) for row in rows]
             for v in range(VECTORS):
                 factor = _load(builder, piece, 64 * v)
                 sums = [
-                    builder.call(fma, [factor, _load(builder, p, 64 * v), s]) for p, s in zip(places, sums)
+                    builder.call(fma, [factor, _load(builder, p, 64 * v), s]) for p, s in zip(beside, sums)
                 ]
             _, sums = loop.close(sums)
             totals = _folded(builder, sums)
@@ -223,7 +223,7 @@ _eight_dots, _four_dots = _dots(8), _dots(4)
 
 
 @function
-def dots(out, pitch, vector, table, pieces, piece_bytes, index, count):
+def dots(out, pitch, places, table, pieces, piece_bytes, index, count):
     """``out[k] = <vector, row k of table>`` for each ``k`` of the `count` in the array `index`.
 
     The last is repeated to fill eight or four: `index` needs room for seven more.
@@ -233,10 +233,10 @@ def dots(out, pitch, vector, table, pieces, piece_bytes, index, count):
     at = index.ctypes.data
     i = 0
     while i + 4 < count:
-        _eight_dots(out, pitch, vector, table, pieces, piece_bytes, at + 2 * i)
+        _eight_dots(out, pitch, places, table, pieces, piece_bytes, at + 2 * i)
         i += 8
     if i < count:
-        _four_dots(out, pitch, vector, table, pieces, piece_bytes, at + 2 * i)
+        _four_dots(out, pitch, places, table, pieces, piece_bytes, at + 2 * i)
 
 
 def _read(kind, result):
@@ -249,6 +249,17 @@ def _read(kind, result):
         return result(types.int64), build
 
     return read
+
+
+@intrinsic
+def word_put(context, address, word):
+    """Writes the uint64 `word` to `address`."""
+
+    def build(context, builder, signature, args):
+        builder.store(args[1], _at(builder, args[0], 0, _LONG), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.uint64), build
 
 
 word_at = _read(_LONG, types.uint64)
@@ -278,6 +289,34 @@ def _compared(lanes, *constants):
 
 fired_64, strange_64 = _compared(64, 0.0), _compared(64, 0.0, 1.0)
 fired_32, strange_32 = _compared(32, 0.0), _compared(32, 0.0, 1.0)
+
+
+_BYTE_LANES = ir.VectorType(ir.IntType(8), 16)
+
+
+@intrinsic
+def first_spikes(context, out, which, source, place):
+    """Of 16 floats: where `source` spiked, `out` takes 1 and `which` (bytes) takes `place`.
+
+    Returns the bits of the values that are neither 0 nor 1.
+    """
+
+    def build(context, builder, signature, args):
+        out, which, source, place = args
+        values = _load(builder, source)
+        spiked = builder.fcmp_unordered("!=", values, _zero())
+        one = ir.Constant(_LANES, [1.0] * 16)
+        _store(builder, builder.select(spiked, one, _load(builder, out)), out)
+        byte = builder.insert_element(
+            ir.Constant(_BYTE_LANES, ir.Undefined), builder.trunc(place, ir.IntType(8)), ir.IntType(32)(0)
+        )
+        mine = builder.shuffle_vector(byte, byte, _lanes([0] * 16))
+        before = _load(builder, which, kind=_BYTE_LANES, align=1)
+        builder.store(builder.select(spiked, mine, before), _at(builder, which, 0, _BYTE_LANES), align=1)
+        strange = builder.and_(spiked, builder.fcmp_unordered("!=", values, one))
+        return builder.zext(builder.bitcast(strange, ir.IntType(16)), _LONG)
+
+    return types.int64(*[types.int64] * 4), build
 
 
 @intrinsic

@@ -33,8 +33,10 @@ from hibana.native.vocabulary import floats_at, function, ints_at, kernel, np
 TILE = 8
 """Words of inputs whose weights are kept near for an input's gradient."""
 BLOCK = 256
+"""Rows of bits, and of support, that are gone through at a time."""
+LISTED = 64
 """Rows of bits that are listed at a time."""
-GRADIENTS = 512
+GRADIENTS = 256
 """Rows of a gradient that are kept near at a time; a multiple of 64."""
 
 
@@ -109,14 +111,16 @@ def forward_lists(begin, end, args):
     inputs, outputs, tile = args[4], args[5], args[6]
     words = (inputs + 63) // 64
     tiles = (words + tile - 1) // tile
-    block = allocated((BLOCK + 1) * ROW + whole_lines(8 * (tiles * BLOCK + 1)) + 2 * (BLOCK * words * 64 + 4))
-    begun = block + BLOCK * ROW
+    block = allocated(
+        (LISTED + 1) * ROW + whole_lines(8 * (tiles * LISTED + 1)) + 2 * (LISTED * words * 64 + 4)
+    )
+    begun = block + LISTED * ROW
     firsts = begun + ROW
-    listing = firsts + whole_lines(8 * (tiles * BLOCK + 1))
-    first = ints_at(firsts, tiles * BLOCK + 1)
-    index = places_at(listing, BLOCK * words * 64 + 4)
-    for row in range(begin, end, BLOCK):
-        rows = min(BLOCK, end - row)
+    listing = firsts + whole_lines(8 * (tiles * LISTED + 1))
+    first = ints_at(firsts, tiles * LISTED + 1)
+    index = places_at(listing, LISTED * words * 64 + 4)
+    for row in range(begin, end, LISTED):
+        rows = min(LISTED, end - row)
         n = 0
         for t in range(tiles):
             for i in range(rows):
@@ -185,8 +189,10 @@ def input_gradient(begin, end, args):
     words = (inputs + 63) // 64
     tile = min(words, TILE)
     panels = (outputs + PANEL - 1) // PANEL
-    padded = allocated(panels * ROW + 2 * (64 * tile + 7))
-    index = places_at(padded + panels * ROW, 64 * tile + 7)
+    padded = allocated(panels * (ROW + 8) + 2 * (64 * tile + 7))
+    places_of = padded + panels * ROW
+    places = ints_at(places_of, panels)
+    index = places_at(places_of + 8 * panels, 64 * tile + 7)
     zeroed(floats_at(padded, panels * PANEL))
     for begun in range(begin, end, BLOCK):
         rows = range(begun, min(end, begun + BLOCK))
@@ -202,7 +208,9 @@ def input_gradient(begin, end, args):
                 if outputs < panels * PANEL:
                     copied(floats_at(padded, outputs), floats_at(at, outputs))
                     at = padded
-                dots(out, 4, at, table + ROW * 64 * word, panels, ROW * 64 * words, index, n)
+                for panel in range(panels):
+                    places[panel] = at + ROW * panel
+                dots(out, 4, places_of, table + ROW * 64 * word, panels, ROW * 64 * words, index, n)
     freed(padded)
 
 
@@ -241,14 +249,14 @@ def unpacked(sums, target, outputs, inputs, panel, word):
 
 @kernel
 def weight_gradient(begin, end, args):
-    """Parts of the weights' gradient, each some panels of outputs by some words of inputs.
+    """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
 
     For each block of rows near at hand: an input's sum takes the gradient rows where it spiked, one by
-    one from a list, or (`by_table`) in fours looked up.
+    one from a list, or (`by_table`) in fours looked up. Each part of the rows has sums of its own.
     """
-    bits, gradient, target, bias = args[0], args[1], args[2], args[3]
+    bits, gradient, targets, biases = args[0], args[1], args[2], args[3]
     total, inputs, outputs, by_table = args[4], args[5], args[6], args[7]
-    parts_across, parts_down = args[8], args[9]
+    parts_across, parts_down, per_part = args[8], args[9], args[10]
     words = (inputs + 63) // 64
     panels = (outputs + PANEL - 1) // PANEL
     length = GRADIENTS // 64
@@ -269,15 +277,19 @@ def weight_gradient(begin, end, args):
     listing = turned_at + 8 * 64 * (deep * length + 2) + 64
     index = places_at(listing, 64 * GRADIENTS + 4)
     for part in range(begin, end):
-        across, down = part // parts_down, part % parts_down
+        across, down = part // parts_down % parts_across, part % parts_down
+        share = part // parts_down // parts_across
+        target = targets + 4 * outputs * inputs * share
+        bias = biases + 4 * outputs * share if biases else 0
         panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
         word_begin, word_end = words * down // parts_down, words * (down + 1) // parts_down
         wide, deep = panel_end - panel_begin, word_end - word_begin
         zeroed(floats_at(sums, wide * deep * 64 * PANEL))
         zeroed(floats_at(near, wide * GRADIENTS * PANEL))
         zeroed(floats_at(bias_sums, wide * PANEL))
-        for row in range(0, total, GRADIENTS):
-            rows = min(GRADIENTS, total - row)
+        row_end = min(total, per_part * (share + 1))
+        for row in range(per_part * share, row_end, GRADIENTS):
+            rows = min(GRADIENTS, row_end - row)
             brought_near(gradient, outputs, row, rows, panel_begin, panel_end, near, bias_sums)
             for d in range(deep):
                 columns(bits, words, word_begin + d, row, rows, turned[d * 64 * length :], square)

@@ -1,0 +1,124 @@
+"""What passes spikes on as spikes, as autograd nodes: max-pooling, and a change of their order in memory."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hibana.events.kernels import address
+from hibana.events.support import Support, support_of
+from hibana.native import arguments, run
+
+__all__ = ["flattened", "max_pooled"]
+
+Pair = tuple[int, int]
+GRAIN = 4
+"""Rows of output pixels that are not worth a thread of their own."""
+
+
+class _Window(NamedTuple):
+    """Sizes of a max-pooling without overlap, (down, across)."""
+
+    channels: int
+    image: Pair
+    window: Pair
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of the output."""
+        return self.image[0] // self.window[0], self.image[1] // self.window[1]
+
+    @property
+    def sizes(self) -> list[int]:
+        """What the kernels take."""
+        return [self.channels, self.image[1], *self.window, self.image[0], *self.output]
+
+
+def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
+    """``[N, channels, height / window, width / window]`` of spikes that lie channels last.
+
+    None if they are no spikes, which is seen on the way.
+    """
+    geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
+    held = images.detach()
+    height, width = geometry.output
+    out = torch.empty(images.shape[0], height, width, geometry.channels)
+    which = torch.empty(out.shape, dtype=torch.uint8)
+    strange = torch.zeros((), dtype=torch.int64)
+    values = [held.data_ptr(), out.data_ptr(), which.data_ptr(), strange.data_ptr(), *geometry.sizes]
+    run(address("pooling", "forward", 64), images.shape[0] * height, arguments(values), GRAIN)
+    if strange.item():
+        return None
+    result = out.permute(0, 3, 1, 2)
+    if not (torch.is_grad_enabled() and images.requires_grad):
+        return result
+    apply: Any = _MaxPool.apply  # torch leaves it without types
+    pooled: Tensor = apply(images, result, which, _pooled_support(images, which, geometry), geometry)
+    return pooled
+
+
+def _pooled_support(images: Tensor, which: Tensor, geometry: _Window) -> Support | None:
+    """The support below, at the pixels that were taken."""
+    below = support_of(images)
+    if below is None:
+        return None
+    length = geometry.channels * geometry.output[1]
+    if below.bits is None:
+        return Support(None, length, below.watched)
+    per_step, rest = divmod(below.length, images[0].numel())
+    if rest:
+        return None
+    rows = images.shape[0] * geometry.output[0]
+    bits = torch.empty(rows, -(-length // 64), dtype=torch.int64)
+    values = [below.bits.data_ptr(), bits.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
+    run(address("pooling", "support", 64), rows, arguments(values), GRAIN)
+    return Support(bits.view(torch.uint8), length, below.watched)
+
+
+class _MaxPool(torch.autograd.Function):
+    """Keeps, for each output, which pixel of its window was taken; `support` says where that matters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, result: Tensor, which: Tensor, support: Support | None, geometry: _Window
+    ) -> Tensor:
+        ctx.support, ctx.geometry, ctx.shape = support, geometry, images.shape
+        ctx.save_for_backward(which)
+        return result.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (which,) = ctx.saved_tensors
+        geometry: _Window = ctx.geometry
+        rows = grad.permute(0, 2, 3, 1).contiguous()
+        count, channels = ctx.shape[0], geometry.channels
+        out = torch.empty(count, *geometry.image, channels)
+        values = [rows.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes]
+        run(address("pooling", "backward", 64), count * geometry.output[0], arguments(values), GRAIN)
+        return out.permute(0, 3, 1, 2), None, None, None, None
+
+
+def flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
+    """`spikes` with dimensions joined where that changes their order in memory, their support known.
+
+    None if the support is not known, or not the spikes themselves.
+    """
+    below = support_of(spikes)
+    if below is None or below.bits is not None:
+        return None
+    apply: Any = _Flatten.apply  # torch leaves it without types
+    flat: Tensor = apply(spikes, start, end, below)
+    return flat
+
+
+class _Flatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, start: int, end: int, support: Support) -> Tensor:
+        ctx.shape, ctx.support = spikes.shape, support
+        return spikes.flatten(start, end).detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.reshape(ctx.shape), None, None, None

@@ -1,0 +1,280 @@
+"""Convolution and pooling of spikes: torch's outputs and gradients, whoever looks on."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from hibana import surrogate
+from hibana.events.support import support_of
+
+
+def _spikes(*shape, density, last=True):
+    spikes = (torch.rand(shape) < density).float()
+    return spikes.contiguous(memory_format=torch.channels_last) if last else spikes
+
+
+def _gradients(layer, x, weights):
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    out.mul(weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
+@settings(max_examples=40)
+@given(
+    channels=st.sampled_from([1, 2, 3, 32, 65]),
+    outputs=st.sampled_from([1, 5, 16, 33, 64]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 5)),
+    stride=st.sampled_from([1, 1, 2, (2, 1), 3]),
+    padding=st.sampled_from([0, 1, (0, 2), "same", "valid"]),
+    dilation=st.sampled_from([1, 1, (1, 2), 2]),
+    density=st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0]),
+    bias=st.booleans(),
+    last=st.booleans(),
+)
+def test_outputs_and_gradients_are_those_of_torch(
+    channels, outputs, height, width, kernel, stride, padding, dilation, density, bias, last
+):
+    assume(padding != "same" or stride == 1)
+    arguments = (channels, outputs, kernel, stride, padding, dilation)
+    dense = nn.Conv2d(*arguments, bias=bias)
+    x = _spikes(3, channels, height, width, density=density, last=last)
+    try:
+        shape = dense(x).shape
+    except RuntimeError:  # the window does not fit on the image
+        assume(False)
+    layer = hb.Conv2d(*arguments, bias=bias)
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = "events"
+    weights = torch.randn(shape)
+    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    one_side = padding == "same" and any((k - 1) % 2 for k in kernel) and dilation == 1
+    if not one_side and padding != "same":
+        assert layer.explain().startswith("events")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+
+
+def _network(sigma, channels):
+    return nn.Sequential(
+        hb.EachStep(nn.Conv2d(2, channels, 3, padding=1)),
+        hb.IF(1.0, sigma),
+        hb.EachStep(nn.MaxPool2d(2)),
+        hb.EachStep(nn.Conv2d(channels, 16, 3, padding=1, dilation=1)),
+        hb.IF(1.0, sigma),
+        hb.EachStep(nn.MaxPool2d((3, 2))),
+        nn.Flatten(2),
+        nn.Linear(16 * 2 * 4, 70),
+        hb.IF(1.0, sigma),
+        nn.Linear(70, 3),
+    )
+
+
+def _adopted(net):
+    sparse = hb.events.adopt(copy.deepcopy(net))
+    for inner in sparse.modules():
+        if isinstance(inner, hb.Linear | hb.Conv2d):
+            inner.mode = "events"
+    return sparse
+
+
+def _referenced(net):
+    """The same network, dense, through the reference loop."""
+    dense = copy.deepcopy(net)
+    for inner in dense.modules():
+        if isinstance(inner, hb.OverTime):
+            inner.forward = lambda x, cell=inner.cell: hb.unroll(cell, x, backend="reference")[0]
+    return dense
+
+
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box(), surrogate.ATan()], ids=repr)
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 8.0])
+@pytest.mark.parametrize("channels", [5, 16])
+def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop(sigma, scale, channels):
+    net = _network(sigma, channels)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((p * scale * 1024).round() / 1024)  # sums are exact in any order
+    x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
+    sparse, dense = _adopted(net), _referenced(net)
+    weights = torch.randn(4, 2, 3)
+    for each in (sparse, dense):
+        each(x).mul(weights).sum().backward()
+    assert torch.equal(sparse(x), dense(x))
+    for got, wanted in zip(sparse.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_what_stands_below_is_known_through_pooling_and_flattening():
+    net = _adopted(_network(surrogate.Step(), 16))
+    x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
+    known = []
+    for layer in net:
+        x = layer(x)
+        known.append(x.requires_grad and support_of(x) is not None)
+    assert known == [False, True, True, False, True, True, True, False, True, False]
+
+
+def test_the_gradient_of_a_convolutions_input_is_computed_on_the_support_only(monkeypatch):
+    from hibana.events import convolution
+
+    def never(*arguments):
+        raise AssertionError("the dense gradient was computed")
+
+    monkeypatch.setattr(convolution, "conv2d_input", never)
+    for sigma in (surrogate.Step(), surrogate.Box()):  # 16 channels x 8 pixels: whole words of bits
+        net = _adopted(_network(sigma, 16))
+        x = _spikes(4 * 2, 2, 12, 16, density=0.2, last=False).view(4, 2, 2, 12, 16)
+        net(x).sum().backward()
+
+
+@pytest.mark.parametrize("where", [1, 2])
+@pytest.mark.parametrize("how", ["retain", "hook", "forward hook"])
+def test_who_looks_at_a_gradient_below_sees_all_of_it(where, how):
+    net = _network(surrogate.Step(), 16)
+    seen = []
+
+    def look(module, args, out):
+        if how == "retain":
+            out.retain_grad()
+            seen.append(out)
+        else:
+            out.register_hook(lambda g: seen.append(g.clone()))
+
+    found = []
+    for each in (_adopted(net), copy.deepcopy(net)):
+        seen.clear()
+        x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
+        torch.manual_seed(1)
+        x = (torch.rand(x.shape) < 0.3).float()
+        if how == "forward hook":
+            each[where].register_forward_hook(look)
+            out = each(x)
+        else:
+            middle = each[: where + 1](x)
+            look(None, None, middle)
+            out = each[where + 1 :](middle)
+        out.sum().backward()
+        (gradient,) = seen
+        found.append(gradient.grad if how == "retain" else gradient)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3)])
+@pytest.mark.parametrize("channels", [1, 16, 33])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_max_pooling_of_spikes_is_torchs_to_the_last_place_that_gets_a_gradient(window, channels, density):
+    x = _spikes(5, channels, 9, 8, density=density)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    pooled, wanted = hb.events.MaxPool2d(window)(ours), nn.MaxPool2d(window)(theirs)
+    assert pooled.grad_fn.name() == "_MaxPoolBackward"
+    weights = torch.randn(wanted.shape)
+    pooled.mul(weights).sum().backward()
+    wanted.mul(weights).sum().backward()
+    assert torch.equal(pooled, wanted)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, -1])
+def test_pooling_of_what_is_no_spike_is_torchs(value, place):
+    x = _spikes(2, 17, 4, 4, density=0.5)
+    x[place, place, place, place] = value
+    assert torch.equal(hb.events.MaxPool2d(2)(x).nan_to_num(), nn.MaxPool2d(2)(x).nan_to_num())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.MaxPool2d(3, 2),
+        nn.MaxPool2d(2, padding=1),
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, return_indices=True),
+    ],
+    ids=repr,
+)
+def test_other_poolings_are_torchs(layer):
+    x = _spikes(2, 4, 7, 7, density=0.5)
+    wanted, got = layer(x), hb.events.adopt(copy.deepcopy(layer))(x)
+    for one, other in zip(*((w,) if torch.is_tensor(w) else w for w in (wanted, got)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"groups": 2}, "groups"),
+        ({"padding": 1, "padding_mode": "reflect"}, "padding by reflect"),
+        ({"padding": "same", "kernel_size": 2}, "padding on one side only"),
+    ],
+)
+def test_what_is_multiplied_densely_says_why(arguments, reason):
+    layer = hb.Conv2d(2, 4, **{"kernel_size": 3, **arguments})
+    x = _spikes(3, 2, 9, 9, density=0.3)
+    assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+    assert layer.explain() == f"dense: {reason}"
+
+
+def test_values_that_are_no_spikes_are_convolved_by_torch():
+    layer = hb.Conv2d(2, 4, 3)
+    layer.mode = "events"
+    x = torch.rand(3, 2, 9, 9)
+    assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+    assert layer.explain() == "dense: the input is not all 0 and 1"
+    with pytest.raises(RuntimeError, match="2 channels"):
+        layer(torch.rand(3, 1, 9, 9))
+
+
+def test_a_constant_picture_is_convolved_once_in_training_too():
+    layer = hb.EachStep(hb.Conv2d(1, 4, 3))
+    calls = []
+    layer.module.register_forward_hook(lambda *_: calls.append(_[2].shape))
+    picture = torch.rand(2, 1, 6, 6, requires_grad=True)
+    out = layer(picture.expand(7, 2, 1, 6, 6))
+    assert calls == [(2, 4, 4, 4)]
+    assert out.stride(0) == 0
+    out.sum().backward()
+    got, picture.grad = picture.grad, None
+    torch.stack([nn.Conv2d.forward(layer.module, picture) for _ in range(7)]).sum().backward()
+    torch.testing.assert_close(got, picture.grad)
+
+
+def test_batch_normalisation_still_sees_each_step():
+    layer = hb.EachStep(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
+    layer(torch.rand(2, 1, 6, 6).expand(7, 2, 1, 6, 6))
+    expected = hb.EachStep(copy.deepcopy(layer.module))
+    assert expected.module[1].num_batches_tracked == 1
+
+
+def test_a_second_derivative_asks_for_the_dense_product():
+    layer = hb.Conv2d(2, 4, 3)
+    layer.mode = "events"
+    x = _spikes(3, 2, 9, 9, density=0.3).requires_grad_()
+    (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
+    spikes = hb.IF()(torch.rand(4, 3, 64, requires_grad=True))
+    layer, above = hb.Linear(64, 64, bias=False), hb.Linear(64, 8)
+    layer.mode = above.mode = "events"
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(64))
+    middle = layer(spikes)  # not spikes, though all 0 and 1
+    assert support_of(middle) is None
+    above(middle).sum().backward()
+    torch.testing.assert_close(
+        layer.weight.grad, above.weight.detach().sum(0)[:, None] * spikes.detach().sum((0, 1))
+    )
