@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 HEAVY = [
+    "bokeh",
     "lightning",
     "matplotlib",
     "nir",

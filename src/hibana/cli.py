@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "hibana":
             raise
-        extra = "nir" if error.name in ("nir", "h5py") else "train"
+        extra = {"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"}.get(error.name, "train")
         print(
             f"hibana {parsed.command}: needs {error.name}, which is not installed; "
             f"pip install 'hibana[{extra}]' brings it",
@@ -275,6 +275,32 @@ def _cell(name: str) -> "type[Cell]":
         names = ", ".join(n.removesuffix("Cell") for n in cells.__all__ if n != "Cell")
         raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
     return found
+
+
+@command(
+    option(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        metavar="CHECKPOINT",
+        help="a network to open, as hibana train wrote it (default: none)",
+    ),
+    option("--port", type=int, default=0, help="on this machine (default: a free one)"),
+    option("--no-browser", action="store_true", help="print the address, and open no browser"),
+)
+def play(arguments: argparse.Namespace) -> None:
+    """Moves a neuron, or a trained network, by hand: a page in the browser, on this machine alone."""
+    import webbrowser
+
+    from hibana.play.server import serve
+
+    def ready(address: str) -> None:
+        print(f"{address}\nCtrl-C ends it.", flush=True)
+        if not arguments.no_browser:
+            webbrowser.open(address)
+
+    with _refusing():
+        serve(None if arguments.checkpoint is None else str(arguments.checkpoint), arguments.port, ready)
 
 
 @command(

@@ -1,0 +1,134 @@
+"""A trained network, and one sample on its way through it. Plain values in, NumPy arrays out."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.play.source import Trouble
+
+if TYPE_CHECKING:
+    from hibana.data import DataSet
+    from hibana.train import Classifier
+
+__all__ = ["mistake", "opened", "sample"]
+
+ROWS = 512
+"""Rows of a raster at most; of more neurons, those that lie together share one."""
+
+
+def opened(path: str) -> dict[str, Any]:
+    """What a checkpoint holds: ``title``, a line about the network; ``count`` of test samples; ``steps``.
+
+    Raises:
+        Trouble: if it is no checkpoint of ``hibana train``, or what it needs is not installed or not there.
+    """
+    model, samples = _load(path)
+    settings = model.settings
+    surrogate, cell = settings.surrogate, settings.cell
+    return {
+        "title": f"{settings.data} · {settings.layers} · {cell} neurons · {surrogate} · T = {settings.steps}",
+        "count": len(samples.test),  # type: ignore[arg-type] # all splits have a length
+        "steps": settings.steps,
+    }
+
+
+def sample(path: str, index: int) -> dict[str, Any]:
+    """Test sample `index` on its way through the network at `path`.
+
+    Returns:
+        ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if they are no
+        pixels; ``layers``: of each spiking layer its name, number of neurons, firing rate and ``raster``,
+        ``[rows, T]``, the share of its neurons that spike; ``potentials`` of the readout, ``[T, classes]``;
+        ``label`` and ``answer``.
+
+    Raises:
+        Trouble: as :func:`opened`, or if there is no such sample.
+    """
+    model, samples = _load(path)
+    count = len(samples.test)  # type: ignore[arg-type] # as above
+    if not 0 <= index < count:
+        raise Trouble(f"sample must be in 0 to {count - 1}, got {index}")
+    from hibana.train import activity
+
+    shown, label = samples.test[index]
+    with torch.inference_mode():
+        torch.manual_seed(index)  # of codings that draw: the same sample is shown the same way
+        potentials, spikes = activity(model.net, model.encode(shown[None]))
+        answer = int(model.objective.scores(potentials).argmax(1))
+    picture, axes = _picture(shown, samples.sequential)
+    return {
+        "picture": picture,
+        "axes": axes,
+        "layers": [_layer(name, layer[:, 0].flatten(1)) for name, layer in spikes.items()],
+        "potentials": potentials[:, 0].numpy(),
+        "label": int(label),
+        "answer": answer,
+    }
+
+
+def mistake(path: str, after: int) -> int:
+    """The next test sample after `after`, around the end, that the network at `path` takes for another class.
+
+    Raises:
+        Trouble: as :func:`opened`, or if there is none.
+    """
+    model, samples = _load(path)
+    count = len(samples.test)  # type: ignore[arg-type] # as above
+    order = [(after + 1 + offset) % count for offset in range(count)]
+    for begun in range(0, count, 128):
+        part = order[begun : begun + 128]
+        inputs, labels = zip(*(samples.test[index] for index in part), strict=True)
+        with torch.inference_mode():
+            wrong = model(torch.stack(inputs)).argmax(1) != torch.as_tensor(labels)
+        if bool(wrong.any()):
+            return part[int(wrong.nonzero()[0])]
+    raise Trouble("the network takes no test sample for another class")
+
+
+def _load(path: str) -> tuple["Classifier", "DataSet"]:
+    where = Path(path).expanduser()
+    changed = where.stat().st_mtime_ns if where.is_file() else 0
+    return _loaded(where, changed)
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, changed: int) -> tuple["Classifier", "DataSet"]:
+    try:
+        from hibana.train import load
+
+        model = load(path)
+        samples = model.settings.samples()
+        samples.setup()
+    except ModuleNotFoundError as error:
+        raise Trouble(
+            f"opening a checkpoint needs {error.name}; pip install 'hibana[train,data]' brings it"
+        ) from error
+    except (ValueError, FileNotFoundError) as error:
+        raise Trouble(str(error)) from error
+    return model, samples
+
+
+def _picture(shown: Tensor, sequential: bool) -> tuple[np.ndarray[Any, Any], tuple[str, str] | None]:
+    """A sample as a picture: pixels, channels and time averaged; a sequence of features over time."""
+    if sequential and shown.ndim == 2:
+        return shown.T.numpy(), ("Time step", "Feature")
+    if shown.ndim < 2:
+        return shown.reshape(1, -1).numpy(), ("Feature", "")
+    return shown.reshape(-1, *shown.shape[-2:]).mean(dim=0).numpy(), None
+
+
+def _layer(name: str, spikes: Tensor) -> dict[str, Any]:
+    neurons = spikes.shape[1]
+    share = -(-neurons // ROWS)
+    padded = torch.nn.functional.pad(spikes, (0, -neurons % share))
+    raster = padded.reshape(len(spikes), -1, share).amax(dim=2).T
+    return {
+        "name": name,
+        "neurons": neurons,
+        "rate": float(spikes.mean()),
+        "raster": (raster * 255).byte().numpy(),
+    }

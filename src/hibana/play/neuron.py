@@ -1,0 +1,266 @@
+"""One cell under one current: its potential, its spikes, its F-I curve, its surrogate and its gradient.
+
+Everything is found from the cell's behaviour (its states by name, its steps, autograd), so that a cell that
+was pasted a second ago is answered like a built-in one. Plain values come in and NumPy arrays go out; nothing
+here knows a browser.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.loop import record, unroll
+from hibana.play import controls
+from hibana.play.source import Trouble, found
+
+__all__ = ["SHAPES", "STEPS", "answer", "describe"]
+
+STEPS = 200
+"""Time steps that are shown."""
+CURRENTS, COPIES = 49, 16
+"""Points of the F-I curve, and neurons with noise of their own at each."""
+SHAPES = ("constant", "pulse", "ramp", "sine")
+"""What the input looks like over time, before noise."""
+
+LARGEST = 1e30
+"""What is larger is not drawn."""
+
+Answer = dict[str, Any]
+
+
+def describe(cell: str, source: str | None = None) -> Answer:
+    """What can be moved: the cell's controls, and the range of the input, at which it comes to fire.
+
+    Raises:
+        Trouble: if there is no such cell, or it can't be made.
+    """
+    made_of = found(cell, source)
+    moved = controls.of_cell(made_of)
+    strength, top = _range(controls.made(made_of, {}))
+    return {
+        "cell": made_of.__name__.removesuffix("Cell"),
+        "summary": (made_of.__doc__ or "").strip().partition("\n")[0],
+        "controls": moved,
+        "top": top,
+        "strength": strength,
+    }
+
+
+def answer(
+    cell: str,
+    values: dict[str, Any],
+    *,
+    strength: float,
+    noise: float,
+    top: float,
+    shape: str = "constant",
+    source: str | None = None,
+) -> Answer:
+    """One neuron at rest, then :data:`STEPS` steps of ``input_t = strength * shape_t + noise * N(0, 1)``.
+
+    Args:
+        cell: the name of a built-in cell; of no matter if `source` is given.
+        values: of its hyper-parameters; of a surrogate ``(name, {parameter: value})``.
+        strength: of the input.
+        noise: standard deviation of what is added to it at each step; the draw is always the same one.
+        top: the largest current of the F-I curve.
+        shape: one of :data:`SHAPES`.
+        source: the text of a cell of one's own.
+
+    Returns:
+        ``time, input, potential, emitted``, ``[STEPS]``; ``others``, the further states by name;
+        ``gradient``, d(sum of what is emitted)/d(input_t); ``spiking``; ``spikes``, their steps; ``rate``;
+        ``currents, rates``: the F-I curve, what is emitted per step under a constant current with that noise,
+        the mean over neurons; ``threshold``, ``step``: see :func:`_one_step`; ``name`` of the potential; and
+        ``note``, a sentence where there is something to say.
+
+    Raises:
+        Trouble: if a value is refused, or the cell fails.
+    """
+    for name, value in (("input strength", strength), ("input noise", noise)):
+        if not math.isfinite(value):
+            raise Trouble(f"{name} must be finite, got {value!r}")
+    if noise < 0:
+        raise Trouble(f"input noise must be at least 0, got {noise!r}")
+    if not (math.isfinite(top) and top > 0):
+        raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
+    made = controls.made(found(cell, source), values)
+    draw = torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=torch.Generator().manual_seed(0))
+    currents = torch.linspace(0, top, CURRENTS)
+    constant = currents.repeat_interleave(COPIES).expand(STEPS, -1)
+    shown = strength * _shape(shape)[:, None]
+    inputs = (torch.cat([shown, constant], dim=1) + noise * draw).requires_grad_()
+
+    states = _states(made, inputs[:, :1].detach())
+    emitted, _ = unroll(made, inputs)
+    _check(emitted, inputs.shape)
+    gradient = _gradient(emitted[:, 0].sum(), inputs)[:, 0]
+    step = _one_step(made)
+    potential = _potential(made)
+    spiking = step is not None or bool(((emitted == 0) | (emitted == 1)).all() and emitted.any())
+    rates = emitted.detach()[:, 1:].reshape(STEPS, CURRENTS, COPIES).mean(dim=(0, 2))
+    shown_emitted = emitted.detach()[:, 0]
+    return {
+        "time": np.arange(STEPS),
+        "input": _array(inputs[:, 0]),
+        "name": potential,
+        "potential": _array(states[potential][:, 0]),
+        "emitted": _array(shown_emitted),
+        "others": {n: _array(v[:, 0]) for n, v in list(states.items())[:-1] if n != potential},
+        "gradient": _array(gradient),
+        "spiking": spiking,
+        "spikes": shown_emitted.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
+        "rate": float(shown_emitted.mean()),
+        "currents": _array(currents),
+        "rates": _array(rates),
+        "threshold": None if step is None else step.threshold,
+        "step": None if step is None else {"v": step.v, "s": step.s, "derivative": step.derivative},
+        "note": _note(states, gradient),
+    }
+
+
+class _Step(NamedTuple):
+    """One step from rest around the threshold: the potential, the spike, and ds/dv as autograd has it."""
+
+    threshold: float
+    v: np.ndarray[Any, Any]
+    s: np.ndarray[Any, Any]
+    derivative: np.ndarray[Any, Any]
+
+
+def _one_step(cell: Cell) -> _Step | None:
+    """How a spike depends on the potential in one step from rest, and what is called its derivative.
+
+    The smallest single input that makes the cell spike is found on a geometric grid that is refined twice;
+    the potential that it leads to is the threshold (at rest, if it moves). Around it
+
+        ds/dv = (ds/dinput) / (dv/dinput)
+
+    is the surrogate: no cell is asked for its threshold or its surrogate. None if there is no such input.
+    """
+    grid = torch.cat([torch.zeros(1), torch.logspace(-3, 4, 141)]).double()
+    for _ in range(3):
+        with torch.no_grad():
+            s = _stepped(cell, grid)[-1]
+        on = ((s != 0) & s.isfinite()).nonzero().flatten()
+        if not bool(((s == 0) | (s == 1)).all()) or not len(on) or on[0] == 0:
+            return None
+        first = int(on[0])
+        grid = torch.linspace(float(grid[first - 1]), float(grid[first]), 257, dtype=torch.float64)
+    onset = grid[-1:].clone().requires_grad_()
+    index = cell.states.index(_potential(cell))
+    (slope,) = torch.autograd.grad(_stepped(cell, onset)[index].sum(), onset, allow_unused=True)
+    if slope is None or not bool(slope.isfinite()) or not slope:
+        return None
+    inputs = (onset + torch.linspace(-2, 2, 401).double() / slope).detach().requires_grad_()
+    states = _stepped(cell, inputs)
+    dv = _gradient(states[index].sum(), inputs)
+    ds = _gradient(states[-1].sum(), inputs)
+    with torch.no_grad():
+        threshold = float(_stepped(cell, onset)[index])
+    return _Step(threshold, _array(states[index]), _array(states[-1]), _array(ds / dv))
+
+
+def _stepped(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
+    state = cell.initial_state(input_.detach())
+    return cell(input_, *state)  # type: ignore[no-any-return] # nn.Module's call is untyped
+
+
+def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
+    """Every state over time, from a cell whose step gives what it should.
+
+    Raises:
+        Trouble: if it gives another number of states, another shape, or anything but tensors.
+    """
+    state = cell.initial_state(inputs[0])
+    given = cell(inputs[0], *state)
+    wanted = f"forward must return ({', '.join(cell.states)}), each like the input"
+    if not isinstance(given, tuple | list):
+        raise Trouble(f"{wanted}; got {type(given).__name__}")
+    if len(given) != len(cell.states):
+        raise Trouble(f"{wanted}; got {len(given)} of {len(cell.states)}")
+    for name, value in zip(cell.states, given, strict=True):
+        if not isinstance(value, Tensor):
+            raise Trouble(f"{wanted}; {name} is of type {type(value).__name__}")
+        if value.shape != inputs[0].shape or not value.is_floating_point():
+            raise Trouble(f"{wanted}; {name} is {value.dtype} of shape {list(value.shape)}")
+    return record(cell, inputs)
+
+
+def _check(emitted: Tensor, shape: torch.Size) -> None:
+    if emitted.shape != shape:
+        raise Trouble(f"the cell must be pointwise; of inputs {list(shape)} it made {list(emitted.shape)}")
+
+
+def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
+    """d(total)/d(inputs), zero where nothing connects them."""
+    if not total.requires_grad:
+        return torch.zeros_like(inputs)
+    (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
+    return torch.zeros_like(inputs) if gradient is None else gradient
+
+
+def _potential(cell: Cell) -> str:
+    """The state to show as the potential: ``v``, or the one before what is emitted."""
+    return "v" if "v" in cell.states else cell.states[max(len(cell.states) - 2, 0)]
+
+
+def _range(cell: Cell) -> tuple[float, float]:
+    """Where the input begins and how far it goes: just above firing in 20 steps, and where curves are bent.
+
+    It ends at five times the current that gives a spike in 20 steps, or a quarter above the one that gives
+    half of the largest rate if that is less; (0.5, 1) for a cell that never fires.
+    """
+    currents = torch.logspace(-3, 3, 121)
+    inputs = currents.expand(STEPS, -1)
+    with torch.no_grad():
+        _states(cell, inputs[:, :1])
+        emitted, _ = unroll(cell, inputs, backend="reference")
+    _check(emitted, inputs.shape)
+    rates = emitted.mean(dim=0)
+    firing = (rates >= 0.05) & ((emitted == 0) | (emitted == 1)).all(dim=0)
+    if not bool(firing.any()):
+        return 0.5, 1.0
+    first = float(currents[firing][0])
+    half = float(currents[firing & (rates >= rates[firing].max() / 2)][0])
+    wanted = min(5 * first, 1.25 * half)
+    power = 10.0 ** math.floor(math.log10(wanted))
+    top = float(f"{min(f * power for f in (1, 2, 5, 10) if f * power >= wanted * 0.999):.3g}")
+    return float(f"{1.25 * first:.2g}"), top
+
+
+def _shape(shape: str) -> Tensor:
+    """The course of the input over the steps, its largest value 1."""
+    t = torch.arange(STEPS, dtype=torch.float32)
+    match shape:
+        case "constant":
+            return torch.ones(STEPS)
+        case "pulse":
+            return ((t >= STEPS // 4) & (t < 3 * STEPS // 4)).float()
+        case "ramp":
+            return t / (STEPS - 1)
+        case "sine":
+            return 0.5 - 0.5 * torch.cos(2 * math.pi * t / (STEPS / 2))
+    raise Trouble(f"course must be one of {', '.join(SHAPES)}; got {shape!r}")
+
+
+def _note(states: dict[str, Tensor], gradient: Tensor) -> str:
+    for name, values in states.items():
+        broken = (~values.isfinite()).nonzero()
+        if len(broken):
+            return f"{name} leaves the finite numbers at step {int(broken[0, 0])}"
+    broken = (~(gradient.abs() < LARGEST)).nonzero()
+    if len(broken):
+        return f"the gradient explodes: up to step {int(broken[-1, 0])} it is too large to be drawn"
+    return ""
+
+
+def _array(values: Tensor) -> np.ndarray[Any, Any]:
+    """`values` as floats to draw: what is not finite, or beyond drawing, is NaN."""
+    array = values.detach().double().numpy().copy()
+    array[~(np.abs(array) < LARGEST)] = np.nan
+    return array

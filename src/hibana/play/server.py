@@ -1,0 +1,115 @@
+"""Who may ask the playground: this machine, by this address, with this run's token.
+
+The page runs code that is typed into it, so nobody else may reach it. The socket is bound to 127.0.0.1. A
+request whose ``Host`` is another name (a page elsewhere whose name was pointed here) or whose ``Origin`` is
+another page is refused before anything is done. The page itself is given only to who knows the token in the
+address that was printed, which other users of this machine don't; it holds the signature without which the
+websocket closes. All scripts and styles come from this machine.
+"""
+
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qs
+
+from bokeh.application import Application
+from bokeh.application.handlers.function import FunctionHandler
+from bokeh.document import Document
+from bokeh.resources import Resources
+from bokeh.server.server import BaseServer
+from bokeh.server.tornado import BokehTornado
+from bokeh.server.views.static_handler import StaticHandler
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.web import ErrorHandler
+
+from hibana.play.view import page
+from hibana.play.worker import Worker
+
+__all__ = ["serve"]
+
+ADDRESS = "127.0.0.1"
+
+
+class _Guarded(BokehTornado):  # type: ignore[misc] # Bokeh is Any to mypy, see pyproject.toml
+    """Bokeh's application behind the door that this module describes."""
+
+    def __init__(self, application: Application, port: int, token: str) -> None:
+        hosts = [f"{name}:{port}" for name in (ADDRESS, "localhost")]
+        super().__init__(
+            application,
+            extra_websocket_origins=hosts,
+            secret_key=secrets.token_bytes(32),
+            sign_sessions=True,
+            include_headers=[],
+            include_cookies=[],
+            websocket_max_message_size_bytes=1 << 20,
+        )
+        self._hosts, self._token = hosts, token
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        if self._refuses(request):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+        return super().find_handler(request, **kwargs)
+
+    def _refuses(self, request: HTTPServerRequest) -> bool:
+        if request.headers.get("Host", "").lower() not in self._hosts:
+            return True
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.lower() not in [f"http://{host}" for host in self._hosts]:
+            return True
+        if request.path == "/ws" or request.path.startswith("/static/") or request.path == "/favicon.ico":
+            return False
+        given = parse_qs(request.query).get("token", [""])[-1]
+        return not secrets.compare_digest(given.encode(), self._token.encode())
+
+    def resources(self, absolute_url: str | bool | None = None) -> Resources:
+        """Scripts from this server, whatever the environment says of Bokeh's."""
+        return Resources(mode="server", root_url="/", path_versioner=StaticHandler.append_version)
+
+
+def serve(checkpoint: str | None, port: int, ready: Callable[[str], None]) -> None:
+    """Serves the playground until it is interrupted.
+
+    Args:
+        checkpoint: to open at the start.
+        port: to listen on; 0 takes a free one.
+        ready: told the address, as soon as it answers.
+
+    Raises:
+        ValueError: if the port can't be listened on.
+    """
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)  # each refusal would be a line
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port must be in 0 to 65535, got {port}")
+    try:
+        listening = socket.create_server((ADDRESS, port), reuse_port=False)
+    except OSError as error:
+        raise ValueError(f"port must be one that can be listened on, got {port}: {error}") from error
+    listening.setblocking(False)
+    number = listening.getsockname()[1]
+    token = secrets.token_urlsafe(16)
+    worker = Worker()
+    threads = ThreadPoolExecutor(1)
+
+    def fill(doc: Document) -> None:
+        page(doc, worker, threads, checkpoint)
+
+    application = _Guarded(Application(FunctionHandler(fill)), number, token)
+    http = HTTPServer(application)
+    http.add_socket(listening)
+    loop = IOLoop.current()
+    server = BaseServer(loop, application, http)
+    server.start()
+    threads.submit(worker.start)
+    loop.add_callback(ready, f"http://{ADDRESS}:{number}/?token={token}")
+    try:
+        server.io_loop.start()
+    finally:
+        server.stop(wait=False)
+        worker.close()
+        threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,96 @@
+"""From pasted text to a cell, and from whatever goes wrong in it to a sentence.
+
+The text is run as Python, by the person who typed it, in the worker's process. Nothing here knows a browser.
+"""
+
+import linecache
+import traceback
+from functools import lru_cache
+
+import torch
+
+import hibana
+from hibana import cells
+
+__all__ = ["EXAMPLE", "Trouble", "built_in", "found", "said"]
+
+NAME = "<your cell>"
+EXAMPLE = '''\
+class Adaptive(hb.Cell):
+    """Each spike raises the threshold."""
+
+    def __init__(self, threshold=1.0, decay=0.9, rise=0.2):
+        super().__init__()
+        self.threshold = threshold
+        self.decay = decay
+        self.rise = rise
+
+    def forward(self, input_, a_previous, v_previous, s_previous):
+        a = self.decay * a_previous + self.rise * s_previous
+        v = v_previous * (1 - s_previous) + input_
+        return a, v, hb.surrogate.ATan()(v - self.threshold - a)
+'''
+
+
+class Trouble(Exception):  # noqa: N818 - what a person reads, not an error of the program
+    """What can't be answered, in a sentence for the person who asked."""
+
+
+def built_in() -> dict[str, type[cells.Cell]]:
+    """The cells of hibana by their layers' names.
+
+    >>> "LIF" in built_in()
+    True
+    """
+    return {
+        name.removesuffix("Cell"): getattr(cells, name) for name in sorted(cells.__all__) if name != "Cell"
+    }
+
+
+def found(name: str, source: str | None = None) -> type[cells.Cell]:
+    """The cell called `name`, or the last one that `source` defines.
+
+    Raises:
+        Trouble: if there is none, or the text fails; naming the error and the line.
+    """
+    if source is not None:
+        return _run(source)
+    known = built_in()
+    if name not in known:
+        raise Trouble(f"cell must be one of {', '.join(known)}; got {name!r}")
+    return known[name]
+
+
+@lru_cache(maxsize=8)
+def _run(source: str) -> type[cells.Cell]:
+    linecache.cache[NAME] = (len(source), None, source.splitlines(keepends=True), NAME)
+    namespace = {"__name__": NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
+    try:
+        exec(compile(source, NAME, "exec"), namespace)  # noqa: S102 - that is what it is for
+    except BaseException as error:  # anything at all may be raised by what a person types
+        raise Trouble(said(error)) from error
+    classes = [each for each in namespace.values() if isinstance(each, type) and each.__module__ == NAME]
+    made = [each for each in classes if issubclass(each, cells.Cell)]
+    if not made:
+        names = ", ".join(each.__name__ for each in classes) or "no class"
+        raise Trouble(f"the code must define a class that derives from hb.Cell; it defines {names}")
+    return made[-1]
+
+
+def said(error: BaseException) -> str:
+    r"""The error's name and message, and the line of the pasted text that it comes from, if it does.
+
+    >>> try:
+    ...     found("", "x = 1\ny = missing")
+    ... except Trouble as trouble:
+    ...     print(trouble)
+    line 2: NameError: name 'missing' is not defined
+    """
+    if isinstance(error, Trouble):
+        return str(error)
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    told = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename == NAME:
+        return f"line {error.lineno}: {told}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == NAME]
+    return f"line {lines[-1]}: {told}" if lines else told

@@ -1,0 +1,59 @@
+"""A page: the two views in their frame, and the light that they are seen in."""
+
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+
+from bokeh.core.templates import get_env
+from bokeh.core.validation import silence
+from bokeh.core.validation.warnings import EMPTY_LAYOUT
+from bokeh.document import Document
+from bokeh.events import DocumentReady
+from bokeh.models import CustomJS, Div, Toggle
+
+from hibana.play.pump import Pump
+from hibana.play.view.look import WIDGET, Look
+from hibana.play.view.network import NetworkView
+from hibana.play.view.neuron import NeuronView
+from hibana.play.worker import Worker
+
+__all__ = ["page"]
+
+LIGHT = """
+const wanted = matchMedia("(prefers-color-scheme: dark)")
+dark.active = wanted.matches
+wanted.addEventListener("change", (event) => { dark.active = event.matches })
+"""
+silence(EMPTY_LAYOUT)  # controls and rasters come when it is known what they are of
+PAINT = 'document.documentElement.classList.toggle("dark", cb_obj.active)'
+
+
+def page(document: Document, worker: Worker, threads: ThreadPoolExecutor, checkpoint: str | None) -> None:
+    """Fills a document, which belongs to one browser tab; `checkpoint` is opened at once if there is one."""
+    document.title = "hibana play"
+    document.template = get_env().from_string(
+        files("hibana.play.view").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    document.template_variables["view"] = "network" if checkpoint else "neuron"
+    waiting = Div(
+        text="computing…",
+        visible=False,
+        name="waiting",
+        css_classes=["faint"],
+        margin=0,
+        stylesheets=[WIDGET],
+    )
+    dark = Toggle(label="Dark", name="dark", margin=0, width=70, stylesheets=[WIDGET])
+    look = Look()
+    dark.on_change("active", lambda attribute, old, new: look.paint(new))
+    dark.js_on_change("active", CustomJS(code=PAINT))
+    document.js_on_event(DocumentReady, CustomJS(args={"dark": dark}, code=LIGHT))
+
+    pump = Pump(
+        worker, threads, document.add_next_tick_callback, lambda slow: setattr(waiting, "visible", slow)
+    )
+    neuron = NeuronView(document, look, pump)
+    network = NetworkView(document, look, pump, checkpoint)
+    for root in (waiting, dark, neuron.controls, neuron.figures, *neuron.side):
+        document.add_root(root)
+    for root in (network.controls, network.layers, *network.side):
+        document.add_root(root)

@@ -1,0 +1,279 @@
+"""What the playground computes: answers against closed forms, and troubles told instead of raised."""
+
+import math
+import os
+import re
+
+import numpy
+import pytest
+import torch
+
+import hibana as hb
+from hibana.play import controls, network, neuron, source
+from hibana.play.source import Trouble
+from hibana.play.worker import Worker
+
+CELLS = sorted(source.built_in())
+OWN = source.EXAMPLE
+
+
+def asked(cell="IF", values=(), strength=0.3, noise=0.0, top=1.0, **more):
+    return neuron.answer(cell, dict(values), strength=strength, noise=noise, top=top, **more)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
+    told = neuron.describe(cell)
+    assert told["cell"] == cell
+    assert 0 < told["strength"] <= told["top"]
+    values = {control.name: control.value for control in told["controls"]}
+    for control in told["controls"]:
+        if isinstance(control, controls.Number):
+            assert control.low <= min(control.value, control.high)
+            for value in (control.low, control.high):
+                controls.made(source.built_in()[cell], {control.name: value})
+        if isinstance(control, controls.Choice):
+            values[control.name] = (control.value, {})
+    answer = asked(cell, values, told["strength"], 0.0, told["top"])
+    assert (len(answer["spikes"]) > 0) == (cell != "LI")
+    explodes = not numpy.isfinite(answer["gradient"]).all()
+    assert answer["note"].startswith("the gradient explodes") == explodes == (cell == "Izhikevich")
+    for name in ("input", "potential", "emitted"):
+        assert answer[name].shape == answer["gradient"].shape == (neuron.STEPS,)
+        assert numpy.isfinite(answer[name]).all()
+
+
+def test_controls_follow_the_signature():
+    (tau, threshold, step, detach, reset) = controls.of_cell(hb.LIFCell)
+    assert (tau.low, tau.value, tau.high) == (1.0, 2.0, 20.0)
+    assert threshold.low > 0
+    assert step == controls.Choice("surrogate", "Step")
+    assert detach == controls.Switch("detach_reset", False)
+    assert reset.words == ("subtract",)
+    (period,) = [c for c in controls.of_cell(hb.RefractoryLIFCell) if c.name == "period"]
+    assert (period.low, period.step) == (0.0, 1.0)
+
+
+def test_every_surrogate_is_offered_with_its_shape():
+    kinds = {type(hb.surrogate.named(name)) for name in controls.surrogates()}
+    assert {kind.__name__ for kind in kinds} == set(controls.surrogates())
+    assert len(kinds) == len(hb.surrogate.__all__) - 4  # Surrogate, Formula, Heaviside, named
+    assert [c.name for c in controls.of_surrogate("Triangle")] == ["width", "height"]
+    assert controls.of_surrogate("Step") == []
+
+
+def test_potential_and_spikes_are_the_loops_own():
+    answer = asked("LIF", {"tau": 5.0}, 0.35)
+    states = hb.record(hb.LIFCell(tau=5.0), torch.full([neuron.STEPS, 1], 0.35))
+    assert numpy.array_equal(answer["potential"], states["v"].flatten().double().numpy())
+    assert numpy.array_equal(answer["spikes"], states["s"].flatten().nonzero().flatten().numpy())
+    assert answer["rate"] == pytest.approx(float(states["s"].mean()))
+
+
+def test_the_f_i_curve_is_that_of_integrate_and_fire():
+    answer = asked("IF", strength=0.3, top=0.47)
+    for current, rate in zip(answer["currents"], answer["rates"], strict=True):
+        period = math.floor(1 / current) + 1 if current > 0 else math.inf  # steps until v > 1
+        assert rate == pytest.approx(1 / period, abs=1.5 / neuron.STEPS)
+
+
+def test_noise_makes_a_neuron_fire_below_its_threshold():
+    quiet, noisy = asked("LIF", strength=0.3), asked("LIF", strength=0.3, noise=0.3)
+    assert quiet["rate"] == 0 < noisy["rate"]
+    below = quiet["currents"] < 0.45
+    assert not quiet["rates"][below].any()
+    assert noisy["rates"][below].any()
+    assert numpy.array_equal(noisy["input"], asked("LIF", strength=0.3, noise=0.3)["input"])
+
+
+@pytest.mark.parametrize("name", [name for name in controls.surrogates() if name != "StraightThrough"])
+def test_the_surrogate_is_found_from_one_step(name):
+    answer = asked("LIF", {"threshold": 1.5, "surrogate": (name, {})})
+    assert answer["threshold"] == pytest.approx(1.5, rel=1e-4)
+    v, derivative = answer["step"]["v"], answer["step"]["derivative"]
+    wanted = hb.surrogate.named(name).derivative(torch.as_tensor(v) - 1.5).numpy()
+    assert numpy.allclose(derivative, wanted, atol=1e-6)
+    assert numpy.array_equal(answer["step"]["s"], v > 1.5)
+
+
+def test_the_gradient_is_autograds():
+    values = {"surrogate": ("ATan", {"alpha": 1.0}), "detach_reset": True}
+    answer = asked("LIF", values, 0.6)
+    inputs = torch.full([neuron.STEPS, 1], 0.6, requires_grad=True)
+    cell = hb.LIFCell(surrogate=hb.surrogate.ATan(1.0), detach_reset=True)
+    hb.unroll(cell, inputs, backend="reference")[0].sum().backward()
+    assert numpy.allclose(answer["gradient"], inputs.grad.flatten(), rtol=1e-5)
+
+
+def test_a_cell_of_ones_own_is_answered_like_a_built_in_one():
+    told = neuron.describe("", OWN)
+    assert [c.name for c in told["controls"]] == ["threshold", "decay", "rise"]
+    answer = asked("", {"threshold": 2.0, "rise": 0.0}, 0.3, source=OWN)
+    assert numpy.array_equal(answer["spikes"], asked("IF", {"threshold": 2.0}, 0.3)["spikes"])
+    assert answer["threshold"] == pytest.approx(2.0, rel=1e-4)
+    assert list(answer["others"]) == ["a"]
+
+
+def test_the_palette_is_that_of_plot():
+    pytest.importorskip("bokeh", reason="the extra play is not installed")
+    pytest.importorskip("matplotlib", reason="the extra train is not installed")
+    from hibana.play.view import look
+    from hibana.plot import style
+
+    assert style.PALETTE == look.LAYERS
+    for name in ("BLUE", "GREEN", "GREY", "ORANGE", "RED"):
+        assert getattr(look, name) == getattr(style, name)
+
+
+HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it defines no class"),
+        ("class A: pass", "it defines A"),
+        ("x = (1,\n", "line 1: SyntaxError"),
+        ("x = 1\ny = z", "line 2: NameError: name 'z' is not defined"),
+        ("import nowhere", "line 1: ModuleNotFoundError"),
+        ("raise SystemExit", "line 1: SystemExit"),
+        ("\x00", "SyntaxError"),
+        (HEAD + "return v", "forward must return (v, s), each like the input; got Tensor"),
+        (HEAD + "return v, v, s", "got 3 of 2"),
+        (HEAD + "return v, 1.0", "s is of type float"),
+        (HEAD + "return v.sum(), s", "v is torch.float32 of shape []"),
+        (HEAD + "return v, v > 1", "s is torch.bool"),
+        (HEAD + "return v / 0 + w, s", "line 3: NameError: name 'w'"),
+        (HEAD + "raise KeyboardInterrupt", "line 3: KeyboardInterrupt"),
+        ("class Mine(hb.Cell):\n    def forward(self, *states): return states", "must name each state"),
+        (
+            "class Mine(hb.Cell):\n    def __init__(self, tau): pass",
+            "each argument of Mine must have a default",
+        ),
+        (
+            "class Mine(hb.Cell):\n    def __init__(self): 1 / 0",
+            "line 2: ZeroDivisionError: division by zero",
+        ),
+        ("class Mine(hb.Cell): pass", "must name each state"),
+    ],
+)
+def test_what_is_wrong_with_pasted_code_is_told(text, words):
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 - what reaches the worker's own handler
+        neuron.describe("", text)
+    assert words in source.said(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asking", "words"),
+    [
+        ({"values": {"threshold": -1.0}}, "threshold must be positive and finite, got -1.0"),
+        ({"values": {"threshold": "x"}}, "threshold must be a float or a tensor, got str"),
+        ({"values": {"surrogate": ("ATan", {"alpha": 0.0})}}, "alpha must be positive and finite, got 0.0"),
+        ({"values": {"surrogate": ("None", {})}}, "surrogate must be one of"),
+        ({"strength": math.nan}, "input strength must be finite, got nan"),
+        ({"noise": -0.1}, "input noise must be at least 0, got -0.1"),
+        ({"shape": "spiral"}, "course must be one of constant"),
+        ({"cell": "HH"}, "cell must be one of ALIF"),
+    ],
+)
+def test_values_that_are_refused_are_told_in_the_words_of_the_cell(asking, words):
+    with pytest.raises(Trouble, match=re.escape(words)):
+        asked(**asking)
+
+
+def test_what_leaves_the_finite_numbers_is_told_and_not_drawn():
+    answer = asked("QIF", {"threshold": 3e38}, 3.0)
+    assert answer["note"].startswith("v leaves the finite numbers at step ")
+    drawn = answer["potential"][numpy.isfinite(answer["potential"])]
+    assert numpy.abs(drawn).max() < 1e30
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker(limit=120)
+    yield worker
+    worker.close()
+
+
+def test_the_worker_answers_and_tells(worker):
+    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
+    with pytest.raises(Trouble, match="cell must be one of"):
+        worker.ask("neuron.describe", cell="HH")
+    with pytest.raises(Trouble, match="line 1: SystemExit: 3"):
+        worker.ask("neuron.describe", cell="", source="raise SystemExit(3)")
+
+
+def test_code_that_ends_or_hangs_the_process_leaves_the_next_question_answered(worker):
+    with pytest.raises(Trouble, match="ended the process"):
+        worker.ask("neuron.describe", cell="", source="import os; os._exit(1)")
+    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
+    worker.limit = 1
+    with pytest.raises(Trouble, match="no answer within 1 s"):
+        worker.ask("neuron.describe", cell="", source="while True: pass")
+    worker.limit = 120
+    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network that nobody trained, as `hibana train` would have kept it."""
+    pytest.importorskip("lightning", reason="the extra train is not installed")
+    return untrained(tmp_path_factory.mktemp("play") / "checkpoint.ckpt")
+
+
+def untrained(path, **settings):
+    from hibana.train import Classifier, Settings
+
+    torch.manual_seed(0)
+    model = Classifier(Settings(**{"layers": "24,20", "steps": 5, **settings}), (8, 8), 10)
+    torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, path)
+    return path
+
+
+def test_a_sample_goes_through_the_layers(checkpoint):
+    told = network.opened(str(checkpoint))
+    assert told["count"] == 360
+    assert told["steps"] == 5
+    shown = network.sample(str(checkpoint), 7)
+    assert shown["picture"].shape == (8, 8)
+    assert [(each["name"], each["neurons"]) for each in shown["layers"]] == [("if1", 24), ("if2", 20)]
+    assert shown["potentials"].shape == (5, 10)
+
+    from hibana.train import activity, load
+
+    model = load(checkpoint)
+    samples = model.settings.samples()
+    samples.setup()
+    inputs, label = samples.test[7]
+    with torch.no_grad():
+        outputs, spikes = activity(model.net, model.encode(inputs[None]))
+    assert shown["label"] == int(label)
+    assert numpy.allclose(shown["potentials"], outputs[:, 0])
+    assert numpy.array_equal(shown["layers"][1]["raster"], spikes["if2"][:, 0].T * 255)
+    assert shown["layers"][1]["rate"] == pytest.approx(float(spikes["if2"][:, 0].mean()))
+
+
+def test_the_next_mistake_is_one(checkpoint):
+    index = network.mistake(str(checkpoint), 5)
+    shown = network.sample(str(checkpoint), index)
+    assert shown["label"] != shown["answer"]
+    for between in range(6, index):
+        right = network.sample(str(checkpoint), between)
+        assert right["label"] == right["answer"]
+
+
+def test_layers_of_many_neurons_share_rows(tmp_path):
+    pytest.importorskip("lightning", reason="the extra train is not installed")
+    path = untrained(tmp_path / "wide.ckpt", layers="12c3-700", coding="poisson")
+    first, second = network.sample(str(path), 0), network.sample(str(path), 0)
+    assert [each["raster"].shape for each in first["layers"]] == [(384, 5), (350, 5)]
+    assert numpy.array_equal(first["potentials"], second["potentials"])
+
+
+def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
+    (tmp_path / "text").write_text("no checkpoint")
+    for path in (tmp_path / "text", tmp_path / "missing", tmp_path, "\0", "~nobody/x"):
+        with pytest.raises(Trouble, match="checkpoint must be a file that `hibana train` wrote"):
+            network.opened(os.fspath(path))
+    with pytest.raises(Trouble, match="sample must be in 0 to 359, got 360"):
+        network.sample(str(checkpoint), 360)
