@@ -139,7 +139,7 @@ def test_spike_counts_and_their_colours():
     fired = torch.tensor([[1, 0, 1], [0, 0, 1]]).float()
     axes = plot.spike_counts(fired, ["x", "y", "z"], label=0)
     assert [bar.get_height() for bar in axes.patches] == [1, 0, 2]
-    assert axes.get_title() == "Spikes of the output neurons: shown x, answered z"
+    assert axes.get_title() == "Output spikes: shown x, answered z"
     blue, grey, red = (bar.get_facecolor()[:3] for bar in axes.patches)
     assert (blue, grey, red) == tuple(to_rgb(colour) for colour in (PALETTE[0], GREY, RED))
 

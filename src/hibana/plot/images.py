@@ -22,6 +22,7 @@ from hibana.plot.style import (
     background,
     diverging,
     foreground,
+    legend_beside,
     new_axes,
     ramp,
 )
@@ -109,7 +110,7 @@ def event_frames(
     count = min(count, steps)
     edges = np.linspace(0, steps, count + 1).round().astype(int)
     sums = np.add.reduceat(events.astype(np.float64), edges[:-1])
-    axes = axes or new_axes(1.7 * count, 1.7 * height / width + 0.9)
+    axes = axes or new_axes(1.7 * count + 0.6, 1.7 * height / width + 0.9)
     opacity = np.clip(sums / (np.percentile(sums[sums > 0], 99) if sums.any() else 1), 0, 1)
     behind = np.asarray(background(axes))
     picture = np.ones((count, height, width, 3)) * behind
@@ -121,17 +122,10 @@ def event_frames(
     axes.set_xticks([stride * n + (width - 1) / 2 for n in range(count)], spans)
     axes.tick_params(length=0)
     axes.set(xlabel="Timesteps" if dt is None else "Time (ms)", yticks=[])
-    axes.set_title("Input events", loc="left" if channels == 2 else "center")
+    axes.set_title("Input events")
     if channels == 2:
         patches = [Patch(color=colour, label=name) for colour, name in ((BLUE, "on"), (ORANGE, "off"))]
-        axes.legend(
-            handles=patches,
-            frameon=False,
-            ncols=2,
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-            borderaxespad=0.2,
-        )
+        legend_beside(axes, handles=patches)
     return _frameless(axes)
 
 

@@ -22,6 +22,7 @@ from hibana.plot.style import (
     new_axes,
     new_figure,
     quiet,
+    size_in_points,
     times,
 )
 from hibana.surrogate import Surrogate
@@ -110,7 +111,9 @@ def _one_membrane(values: Any, fired: Any, threshold: float, axes: Axes | None, 
     axes.set(title="Potential and spikes", ylabel="Membrane potential")
     axes.margins(x=0.01)
     axes.set_ylim(top=1.25 * max(threshold, float(values.max())))
-    axes.legend(frameon=False, loc="upper center", ncols=3)
+    narrow = size_in_points(axes)[0] < 360  # the axis says what the line is
+    handles = [axes.collections[-1], axes.lines[-1]] if narrow else None
+    axes.legend(handles=handles, frameon=False, loc="upper center", ncols=3)
     return quiet(axes)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from hibana.plot.style import BLUE, GREY, RED, array, new_axes, quiet, times, whole_numbers
+from hibana.plot.style import BLUE, GREY, RED, apart, array, new_axes, quiet, times, whole_numbers
 
 __all__ = ["answered", "output_potentials", "spike_counts"]
 
@@ -31,11 +31,9 @@ def spike_counts(
     if len(counts) <= 20:
         axes.bar_label(bars, fmt="{:g}", padding=2, fontsize="small")
         axes.set_xticks(range(len(counts)), names)
-    axes.set(
-        title=_title("Spikes of the output neurons", names, label, best), xlabel="Class", ylabel="Spikes"
-    )
+    axes.set(title=_title("Output spikes", names, label, best), xlabel="Class", ylabel="Spikes")
     axes.yaxis.set_major_locator(whole_numbers())
-    axes.margins(y=0.1)
+    axes.set_ylim(0, 1.1 * max(float(counts.max()), 1))
     return quiet(axes)
 
 
@@ -94,7 +92,7 @@ def _name_at_the_end(
 ) -> None:
     """Each line's name right of its end, moved apart where ends lie close; of many, only the `bold`."""
     named = [neuron for neuron in last.argsort().tolist() if len(last) <= 12 or neuron in bold]
-    for neuron, height in zip(named, _apart([float(last[n]) for n in named], 0.045 * span), strict=True):
+    for neuron, height in zip(named, apart([float(last[n]) for n in named], 0.045 * span), strict=True):
         axes.annotate(
             names[neuron],
             (end, height),
@@ -104,19 +102,3 @@ def _name_at_the_end(
             va="center",
             weight="bold" if neuron in bold else "normal",
         )
-
-
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The nearest to `heights`, which ascend, by least squares, that are at least `gap` apart.
-
-    That is isotonic regression of ``heights[i] - i * gap``: neighbours that descend are pooled.
-    """
-    pools: list[tuple[float, int]] = []  # mean, count
-    for place, height in enumerate(heights):
-        mean, count = height - place * gap, 1
-        while pools and pools[-1][0] > mean:
-            below, more = pools.pop()
-            mean, count = (mean * count + below * more) / (count + more), count + more
-        pools.append((mean, count))
-    means = [mean for mean, count in pools for _ in range(count)]
-    return [mean + place * gap for place, mean in enumerate(means)]

@@ -9,7 +9,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from hibana.plot.style import GREY, array, colours, new_axes, quiet, rate_label, times, whole_numbers
+from hibana.plot.style import (
+    GREY,
+    apart,
+    array,
+    colours,
+    new_axes,
+    quiet,
+    rate_label,
+    size_in_points,
+    times,
+    whole_numbers,
+)
 
 __all__ = ["raster"]
 
@@ -71,7 +82,7 @@ def raster(
         axes.axhline(below - 0.5, color=GREY, linewidth=0.5)
     step = dt or 1
     axes.set(xlim=(-0.5 * step, (steps - 0.5) * step), ylim=(-0.5, below - 0.5), aspect="auto")
-    _name_rows(axes, list(spikes), flat, sort)
+    _name_rows(axes, list(spikes), flat, sort, size_in_points(axes)[1] * (1 - HISTOGRAM * rates))
     if rates:
         _rates_above(axes, dict(zip(spikes, flat, strict=True)), dt)
     return quiet(axes)
@@ -95,7 +106,7 @@ def _sorted(spikes: Any, sort: str | None) -> tuple[Any, Any]:
 
 def _marks(axes: Axes, steps: int, rows: int, rates: bool) -> dict[str, Any]:
     """Marks as large as a step and a neuron leave room for, in points."""
-    width, height = (pixels / axes.figure.dpi * 72 for pixels in axes.get_window_extent().bounds[2:])
+    width, height = size_in_points(axes)
     row, column = height * (1 - HISTOGRAM * rates) / rows, width / steps
     if steps <= 50:
         return {"marker": ".", "linestyle": "", "markersize": float(np.clip(min(2 * row, column), 2, 9))}
@@ -129,20 +140,24 @@ def _edges(count: int, size: int, end: int) -> Any:
     return np.minimum(np.arange(count + 1) * size, end)
 
 
-def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None) -> None:
+def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None, height: float) -> None:
+    """Numbers of the neurons of one population; names of layers, moved apart where layers are thin."""
     order = {None: "", "first": ", by first spike", "rate": ", by rate"}[sort]
     if names == [""]:
         neurons = spikes[0].shape[1]
-        ticks = whole_numbers(5).tick_values(0, neurons - 1)
+        ticks = whole_numbers(5).tick_values(0, max(neurons - 1, 1))
         axes.set_yticks([tick for tick in ticks if 0 <= tick < neurons])
         axes.set(title="Spikes", ylabel=f"Neuron{order}")
         return
     tops = np.cumsum([s.shape[1] for s in spikes])
     middles = [top - s.shape[1] / 2 - 0.5 for top, s in zip(tops, spikes, strict=True)]
-    labels = [f"{name}\n{s.mean():.1%}" for name, s in zip(names, spikes, strict=True)]
-    axes.set_yticks(middles, labels)
+    line = 1.3 * float(axes.yaxis.label.get_fontsize()) * tops[-1] / height
+    lines = 2 if 2 * line * len(names) <= tops[-1] else 1
+    between = " " if lines == 1 else "\n"
+    labels = [f"{name}{between}{s.mean():.1%}" for name, s in zip(names, spikes, strict=True)]
+    axes.set_yticks(apart(middles, lines * line), labels)
     axes.tick_params(axis="y", length=0)
-    axes.set(title="Spikes of one sample, layer by layer", ylabel=f"Neurons{order}" if sort else "")
+    axes.set(title="Spikes, layer by layer", ylabel=f"Neurons{order}" if sort else "")
 
 
 def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> None:
@@ -163,5 +178,7 @@ def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> Non
     above.set_ylim(bottom=0)
     above.tick_params(axis="x", labelbottom=False, length=0)
     above.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    above.set_ylabel("Rate\n(per step)" if dt is None else "Rate\n(Hz)", fontsize="small")
+    unit_named = "Rate\n(per step)" if dt is None else "Rate\n(Hz)"
+    room = HISTOGRAM * size_in_points(axes)[1]
+    above.set_ylabel(unit_named if room > 50 else "Rate", fontsize="small")
     quiet(above)

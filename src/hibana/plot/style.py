@@ -18,6 +18,7 @@ __all__ = [
     "ORANGE",
     "PALETTE",
     "RED",
+    "apart",
     "array",
     "background",
     "colours",
@@ -29,6 +30,7 @@ __all__ = [
     "quiet",
     "ramp",
     "rate_label",
+    "size_in_points",
     "times",
     "whole_numbers",
 ]
@@ -61,6 +63,12 @@ def quiet(axes: Axes) -> Axes:
     return axes
 
 
+def size_in_points(axes: Axes) -> tuple[float, float]:
+    """Width and height, as far as they are known before the figure is laid out."""
+    _, _, width, height = axes.get_window_extent().bounds
+    return width / axes.figure.dpi * 72, height / axes.figure.dpi * 72
+
+
 def background(axes: Axes) -> tuple[float, float, float]:
     """The colour that shows behind the data, also where axes are transparent."""
     behind, own = to_rgba(axes.figure.get_facecolor()), to_rgba(axes.get_facecolor())
@@ -83,14 +91,32 @@ def diverging(axes: Axes) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("diverging", [to_rgb(ORANGE), background(axes), to_rgb(BLUE)])
 
 
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """The nearest to `heights`, which ascend, by least squares, that are at least `gap` apart.
+
+    That is isotonic regression of ``heights[i] - i * gap``: neighbours that descend are pooled.
+    """
+    pools: list[tuple[float, int]] = []  # mean, count
+    for place, height in enumerate(heights):
+        mean, count = height - place * gap, 1
+        while pools and pools[-1][0] > mean:
+            below, more = pools.pop()
+            mean, count = (mean * count + below * more) / (count + more), count + more
+        pools.append((mean, count))
+    means = [mean for mean, count in pools for _ in range(count)]
+    return [mean + place * gap for place, mean in enumerate(means)]
+
+
 def whole_numbers(bins: int = 9) -> MaxNLocator:
     """Ticks at round whole numbers."""
     return MaxNLocator(bins, integer=True, steps=[1, 2, 5, 10])
 
 
-def legend_beside(axes: Axes) -> None:
+def legend_beside(axes: Axes, **what: Any) -> None:
     """A legend right of the axes, where it covers nothing."""
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0, handlelength=1.5)
+    axes.legend(
+        frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1.5, **what
+    )
 
 
 def times(axes: Axes, steps: int, dt: float | None) -> Array:
