@@ -7,12 +7,13 @@ Each picture of a page is written by the page's own code, so that it shows what 
 """
 
 import contextlib
-import os
 import re
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+import matplotlib as mpl
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,7 +30,8 @@ def draw(page: Path) -> list[str]:
 
 
 def main() -> None:
-    os.environ.setdefault("MPLBACKEND", "Agg")
+    mpl.use("Agg")
+    mpl.rcParams["savefig.dpi"] = 160  # twice what a column of the site shows
     asked = [DOCS / name for name in sys.argv[1:]]
     for page in asked or [DOCS / "start.md", *sorted(DOCS.glob("tutorials/*.md"))]:
         print(page.name, *draw(page), flush=True)
