@@ -25,6 +25,7 @@ from hibana.cells import (
 )
 from hibana.convert import from_ann
 from hibana.events import Conv2d, Linear
+from hibana.fold import fold_batchnorm
 from hibana.layers import (
     ALIF,
     EIF,
@@ -77,6 +78,7 @@ __all__ = [
     "encode",
     "events",
     "explain",
+    "fold_batchnorm",
     "loss",
     "from_ann",
     "record",

@@ -1,10 +1,14 @@
 """Batch normalisation folded into the layer before it: for inference, where it is a scale and a shift."""
 
 import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from hibana import events
+from hibana.layers import EachStep, OverTime, Recurrent
 
 __all__ = ["fold_batchnorm"]
 
@@ -12,39 +16,78 @@ Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def fold_batchnorm(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy of a traced network, in evaluation, without batch normalisation.
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+def fold_batchnorm(net: NetworkT) -> NetworkT:
+    """A copy of `net`, in evaluation, without batch normalisation.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias,   x = W z + b
 
-    is one layer with the weight ``W * weight / sqrt(variance + eps)``. Where no linear layer or convolution
-    stands before it, a two-dimensional one becomes a convolution of each channel with one weight.
+    is one layer with the weight ``W * weight / sqrt(variance + eps)``; in the place of the normalisation
+    stands ``nn.Identity``. Where no linear layer or convolution stands before it, a two-dimensional one
+    becomes a convolution of each channel with one weight. Of a traced ``fx.GraphModule`` its calls are taken
+    out too.
 
     Raises:
-        ValueError: naming the layer, if it keeps no running statistics, or stands where it can't be folded.
+        ValueError: if `net` can't be traced; naming the layer, if one keeps no running statistics, or stands
+            where it can't be folded.
 
     Source: Ioffe & Szegedy (2015), *Batch normalization*, algorithm 2.
+
+    >>> import torch, hibana as hb
+    >>> net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 4, 3)), hb.EachStep(nn.BatchNorm2d(4)), hb.IF())
+    >>> [type(layer.module).__name__ for layer in hb.fold_batchnorm(net)[:2]]
+    ['Conv2d', 'Identity']
     """
-    folded = copy.deepcopy(traced).eval()
-    for node in list(folded.graph.nodes):
+    folded = copy.deepcopy(net).eval()
+    traced = folded if isinstance(folded, fx.GraphModule) else _traced(folded)
+    for node in list(traced.graph.nodes):
         module = folded.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, Normalised):
             continue
         if module.running_mean is None or module.running_var is None:
             raise ValueError(f"layer {node.target}: batch normalisation without running statistics")
         before = node.args[0]
-        inner = _sole_layer(folded, before)
+        inner = _sole_layer(traced, folded, before)
         if inner is not None:
-            fused = _fused(inner, module)
-            folded.set_submodule(str(before.target), fused)
-            node.replace_all_uses_with(before)
-            folded.graph.erase_node(node)
+            folded.set_submodule(str(before.target), _fused(inner, module))
+            if folded is traced:
+                node.replace_all_uses_with(before)
+                traced.graph.erase_node(node)
+            else:
+                folded.set_submodule(str(node.target), nn.Identity())
         elif isinstance(module, nn.BatchNorm2d):
             folded.set_submodule(str(node.target), fuse_conv_bn_eval(_each_channel(module), module))
         else:
             raise ValueError(f"layer {node.target}: no linear layer or convolution before it to fold it into")
-    folded.recompile()
+    if folded is traced:
+        traced.recompile()
     return folded
+
+
+class _Tracer(fx.Tracer):
+    """Sees through :class:`EachStep`, and takes spiking layers as they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, OverTime | Recurrent):
+            return True
+        return type(m) in _OURS or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(m, EachStep):
+            return m.module(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+
+_OURS = {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
+
+
+def _traced(net: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.GraphModule(net, _Tracer().trace(net))
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise ValueError(f"{type(net).__name__}.forward cannot be traced: {error}") from error
 
 
 def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:
@@ -53,11 +96,11 @@ def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:
     return fuse_conv_bn_eval(inner, module)
 
 
-def _sole_layer(folded: fx.GraphModule, node: fx.Node) -> Convolution | nn.Linear | None:
+def _sole_layer(traced: fx.GraphModule, folded: nn.Module, node: fx.Node) -> Convolution | nn.Linear | None:
     """The linear layer or convolution that `node` calls, if nothing else uses it or its result."""
     if node.op != "call_module" or len(node.users) != 1:
         return None
-    if sum(other.target == node.target for other in folded.graph.nodes if other.op == "call_module") != 1:
+    if sum(other.target == node.target for other in traced.graph.nodes if other.op == "call_module") != 1:
         return None
     module = folded.get_submodule(str(node.target))
     return module if isinstance(module, Convolution | nn.Linear) else None

@@ -1,0 +1,76 @@
+"""Batch normalisation folded: the same outputs in evaluation, the network's own structure kept."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+
+
+def _trained(net, x):
+    net.train()
+    for _ in range(3):
+        net(x)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2.0)
+            nn.init.uniform_(module.bias, -1.0, 1.0)
+    return net.eval()
+
+
+class Own(nn.Module):
+    """Calls its layers in another order than it holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = hb.EachStep(nn.BatchNorm2d(4))
+        self.neurons = hb.LIF()
+        self.conv = hb.EachStep(hb.Conv2d(2, 4, 3, bias=False))
+
+    def forward(self, x):
+        return self.neurons(self.norm(self.conv(x)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(hb.EachStep(nn.Sequential(hb.Conv2d(2, 4, 3), nn.BatchNorm2d(4))), hb.LI()),
+        lambda: nn.Sequential(hb.EachStep(nn.Conv2d(2, 4, 3)), hb.EachStep(nn.BatchNorm2d(4)), hb.LI()),
+        lambda: nn.Sequential(
+            nn.Flatten(2), hb.EachStep(nn.Sequential(hb.Linear(72, 4), nn.BatchNorm1d(4))), hb.LI()
+        ),
+        lambda: nn.Sequential(hb.EachStep(nn.BatchNorm2d(2)), hb.LI()),
+    ],
+)
+def test_outputs_stay(make):
+    x = torch.rand(5, 3, 2, 6, 6)
+    net = _trained(make(), x)
+    folded = hb.fold_batchnorm(net)
+    assert type(folded) is nn.Sequential
+    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
+    assert any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
+
+
+def test_a_module_of_ones_own():
+    x = torch.rand(5, 3, 2, 6, 6)
+    net = _trained(Own(), x)
+    folded = hb.fold_batchnorm(net)
+    assert isinstance(folded, Own)
+    assert isinstance(folded.norm.module, nn.Identity)
+    assert isinstance(folded.conv.module, hb.Conv2d)
+    torch.testing.assert_close(folded(x).mean(), net(x).mean(), rtol=0.02, atol=0.0)  # ties may turn over
+
+
+def test_what_cannot_be_folded_is_named():
+    with pytest.raises(ValueError, match="layer 1: no linear layer or convolution before it"):
+        hb.fold_batchnorm(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
+    with pytest.raises(ValueError, match="layer 1: batch normalisation without running statistics"):
+        hb.fold_batchnorm(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)))
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ValueError, match=r"Branching\.forward cannot be traced"):
+        hb.fold_batchnorm(Branching())
