@@ -83,7 +83,7 @@ def gradient_norms(
         tensor.retain_grad()  # says that someone looks: nothing is left out, or summed over time, on the way
     grads = torch.autograd.grad(loss, list(seen.values()), allow_unused=True)
     return {
-        name: torch.zeros(len(tensor)) if grad is None else grad.flatten(1).norm(dim=1)
+        name: tensor.new_zeros(len(tensor)) if grad is None else grad.flatten(1).norm(dim=1)
         for (name, tensor), grad in zip(seen.items(), grads, strict=True)
     }
 

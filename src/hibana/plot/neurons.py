@@ -110,7 +110,8 @@ def _one_membrane(values: Any, fired: Any, threshold: float, axes: Axes | None, 
     _mark(axes, now[fired], values[fired], color=ORANGE, label="spike")
     axes.set(title="Potential and spikes", ylabel="Membrane potential")
     axes.margins(x=0.01)
-    axes.set_ylim(top=1.25 * max(threshold, float(values.max())))
+    peak = max(threshold, float(values.max()))
+    axes.set_ylim(top=peak + 0.25 * (peak - float(values.min())))
     narrow = size_in_points(axes)[0] < 360  # the axis says what the line is
     handles = [axes.collections[-1], axes.lines[-1]] if narrow else None
     axes.legend(handles=handles, frameon=False, loc="upper center", ncols=3)
