@@ -73,3 +73,8 @@ def test_both_languages_show_the_same_code_and_commands(name):
 
 def test_the_readmes_hold_two_commands():
     assert len(list(blocks(ROOT / "README.md", "sh"))) == 2
+
+
+@pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT / "docs")) for p in ROOT.glob("docs/**/*.md")))
+def test_every_page_has_a_place_in_the_site(page):
+    assert f": {page}\n" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
