@@ -1,0 +1,195 @@
+"""Compiled kernels on disk: believed only if whole, private and of this very toolchain."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import hibana
+import hibana as hb
+from hibana.native import arguments, build, run
+
+module = sys.modules["hibana.native.build"]  # the function of this name hides it
+
+SOURCE = """
+@kernel
+def count(begin, end, args):
+    out = ints_at(args[0], 8)
+    for i in range(begin, end):
+        out[i] = 3 * i
+"""
+
+
+def _forget():
+    for function in (module._folder, module._linked_source, module._toolchain):
+        function.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIBANA_CACHE", str(tmp_path / "kernels"))
+    _forget()
+    yield tmp_path / "kernels"
+    _forget()
+
+
+def _counts():
+    """What the kernel counts, built from what is on disk or anew."""
+    module._linked_source.cache_clear()
+    (kernel,) = build(SOURCE, ("count",))
+    out = (ctypes.c_int64 * 8)()
+    run(kernel.address, 8, arguments([ctypes.addressof(out)]))
+    return list(out)
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_kernel_is_compiled_once(folder, monkeypatch):
+    assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
+    (kept,) = _files(folder)
+    assert kept.stat().st_mode & 0o077 == 0
+
+    def never(*arguments):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(module, "_compiled", never)
+    assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+        lambda data: b"\xff" * len(data),
+    ],
+    ids=["empty", "head only", "cut", "longer", "one bit", "noise"],
+)
+def test_a_damaged_file_is_compiled_anew_and_replaced(folder, damage):
+    _counts()
+    (kept,) = _files(folder)
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert module._Object.unpacked(kept.read_bytes()) is not None
+    assert _files(folder) == [kept]
+
+
+def test_two_processes_that_compile_at_once(folder):
+    program = (
+        "import torch, hibana as hb, sys; x = torch.full([4, 3], 0.4);"
+        "sys.stdin.read(1); print(hb.unroll(hb.IFCell(), x, backend='cpu')[0].sum().item())"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    for process in started:
+        process.stdin.write("x")
+        process.stdin.flush()
+    assert [process.communicate()[0].strip() for process in started] == ["3.0"] * 3
+    assert [process.returncode for process in started] == [0, 0, 0]
+    files = _files(folder)
+    assert files
+    assert all(module._Object.unpacked(path.read_bytes()) for path in files)
+
+
+def test_a_folder_that_cannot_be_had_is_said_once_and_nothing_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HIBANA_CACHE", str(tmp_path / "file" / "kernels"))
+    _forget()
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
+        assert _counts()[1] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _counts()[1] == 3
+    _forget()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders here have no owner's mode")
+def test_a_folder_that_others_can_write_to_is_not_trusted(folder):
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="can be written by others"):
+        assert _counts()[1] == 3
+    assert _files(folder) == []
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0"])
+def test_nothing_is_kept_if_that_is_wanted(tmp_path, monkeypatch, word):
+    monkeypatch.setenv("HIBANA_CACHE", word)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    _forget()
+    assert _counts()[1] == 3
+    assert _files(tmp_path) == []
+    _forget()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(hibana, "__version__", "0.0.0"),
+        lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
+        lambda patch: patch.setattr(module, "version", lambda name: "9.9"),
+        lambda patch: patch.setattr("llvmlite.binding.get_host_cpu_name", lambda: "another"),
+    ],
+    ids=["hibana", "torch", "numba and llvmlite", "processor"],
+)
+def test_another_toolchain_uses_no_old_kernel(folder, monkeypatch, change):
+    _counts()
+    (before,) = _files(folder)
+    change(monkeypatch)
+    _forget()
+    assert _counts()[1] == 3
+    _, after = sorted(_files(folder), key=lambda path: path != before)
+    assert after.parent != before.parent
+
+
+class Own(hb.IFCell):
+    """A cell that nothing has compiled before."""
+
+
+def test_another_value_of_a_hyper_parameter_compiles_nothing(folder):
+    x = torch.full([4, 3], 0.4)
+    hb.unroll(Own(threshold=1.0), x, backend="cpu")
+    before = _files(folder)
+    assert len(before) == 1
+    spikes, _ = hb.unroll(Own(threshold=0.5), x, backend="cpu")
+    assert spikes.sum() == 6
+    assert _files(folder) == before
+
+
+def test_one_thread_gives_the_bits_of_two_and_one_openmp_runs():
+    x = torch.rand(8, 70_001, requires_grad=True)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        spikes, (v, _) = hb.unroll(hb.IFCell(1.0, hb.surrogate.ATan()), x, backend="cpu")
+        (g,) = torch.autograd.grad((spikes * x.detach()).sum() + v.sum(), x)
+        found.append((spikes, v, g))
+    torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_process_that_trains_has_one_openmp_runtime():
+    program = (
+        "import torch, hibana as hb; net = torch.nn.Sequential(hb.Linear(64, 64), hb.IF());"
+        "net(torch.ones(300, 64).view(3, 100, 64)).sum().backward();"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line.rsplit('/')[-1]})"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert len(out.split()) == 1, out
