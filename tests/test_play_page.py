@@ -74,7 +74,10 @@ window.fields = () => {
   const named = deep("[class*=text-]").map((each) => [...each.classList].find((c) => c.startsWith("text-")))
   return named.filter((name) => inner(name, "input"))
 }
-window.spikes = () => drawn(root("neuron_time").children[0], 1).get_column("time").length
+window.spikes = () => {
+  const column = drawn(root("neuron_time").children[0]).get_column("spike")
+  return column.filter((each) => !Number.isNaN(each)).length
+}
 window.told = (name) => {
   const box = deep("." + name)[0]
   const seen = box && getComputedStyle(box).display != "none"
@@ -185,7 +188,7 @@ def test_a_dragged_slider_and_a_typed_number_are_answered(page):
     page.run("arguments[0].focus()", handle)
     handle.send_keys("\ue012")  # arrow left: one step of the slider
     page.until("Number(inner('text-threshold', 'input').value)", 0.99)
-    page.until("drawn(root('neuron_time').children[0], 2).get_column('v')[0].toFixed(2)", "0.99")
+    page.until("drawn(root('neuron_time').children[0]).get_column('threshold')[0].toFixed(2)", "0.99")
 
 
 def test_every_cell_and_surrogate_can_be_chosen(page):

@@ -15,7 +15,7 @@
 
 **Why Bokeh.** The same page, one slider that redraws a line of 400 points, was written with each candidate
 and timed in headless Chromium on two shared cores, from the key press to the answer on screen (median of
-22 and more; ``docs/play.md`` has the table): Bokeh 22 ms, NiceGUI 23 ms, Panel 69 ms, marimo 193 ms. Of the
+22 and more presses; ``docs/play.md`` has the table): Bokeh 22 ms, NiceGUI 23 ms, Panel 69 ms, marimo 193 ms. Of the
 two that leave time for computing within 100 ms, Bokeh brings 10 distributions, of which a hibana with the
 extra ``train`` lacks three, and NiceGUI 49. Bokeh serves its own scripts, so no network is needed, checks the
 origin of a websocket, sends arrays as bytes, and its plots zoom and can be saved.

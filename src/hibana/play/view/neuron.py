@@ -3,8 +3,9 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 from bokeh.document import Document
-from bokeh.models import Button, Column, Div, Span, TextAreaInput
+from bokeh.models import Button, Column, Div, TextAreaInput
 
 from hibana.play import controls, neuron, source
 from hibana.play.pump import Pump
@@ -15,6 +16,10 @@ from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Look, empty
 __all__ = ["NeuronView"]
 
 OWN = "your own…"
+COLUMNS = (
+    *("time", "input", "potential", "gradient", "spike", "threshold"),
+    *("current", "rate", "own_current", "own_rate", "v", "s", "derivative", "onset", "height"),
+)
 
 
 class NeuronView:
@@ -94,24 +99,15 @@ class NeuronView:
         )
 
     def _make_figures(self, look: Look) -> None:
-        self._series = empty("time", "input", "potential", "gradient")
-        self._spikes = empty("time", "potential")
+        self._shown = empty(*COLUMNS)
         self._others = empty("xs", "ys", "colour", "name")
-        self._curve = empty("current", "rate")
-        self._here = empty("current", "rate")
-        self._step = empty("v", "s", "derivative")
-        self._level = empty("time", "v")
-        self._threshold = Span(dimension="height", line_color=RED, line_dash="dotted", line_width=1.5)
 
         potential = look.figure("Membrane potential", y="v", x_range=(-2, neuron.STEPS + 1))
-        line = potential.line("time", "potential", source=self._series, color=BLUE, line_width=1.8)
-        dots = potential.scatter(
-            "time", "potential", source=self._spikes, marker="inverted_triangle", size=8, color=ORANGE
+        potential.line("time", "potential", source=self._shown, color=BLUE, line_width=1.8)
+        potential.scatter(
+            "time", "spike", source=self._shown, marker="inverted_triangle", size=8, color=ORANGE
         )
-        across = potential.line(
-            "time", "v", source=self._level, color=RED, line_dash="dotted", line_width=1.5
-        )
-        legend(potential, [("potential", [line]), ("threshold at rest", [across]), ("spike", [dots])])
+        potential.line("time", "threshold", source=self._shown, color=RED, line_dash="dotted", line_width=1.5)
         self._potential = potential
 
         others = look.figure("Further states", y="state", x_range=potential.x_range, visible=False)
@@ -120,24 +116,23 @@ class NeuronView:
         self._further = others
 
         given = look.figure("Input", y="per step", x_range=potential.x_range)
-        given.line("time", "input", source=self._series, color=LAYERS[2], line_width=1.3)
+        given.line("time", "input", source=self._shown, color=LAYERS[2], line_width=1.3)
 
         gradient = look.figure(
             "Gradient of the number of spikes", x="Time step", y="∂ Σs / ∂ input", x_range=potential.x_range
         )
-        gradient.vbar(x="time", top="gradient", width=0.8, source=self._series, color=ORANGE, line_color=None)
+        gradient.vbar(x="time", top="gradient", width=0.8, source=self._shown, color=ORANGE, line_color=None)
         self._gradient = gradient
 
         curve = look.figure("F–I curve", x="Constant input, per step", y="Spikes per step")
-        curve.line("current", "rate", source=self._curve, color=BLUE, line_width=2)
-        curve.scatter("current", "rate", source=self._here, size=10, color=ORANGE, line_color=None)
+        curve.line("current", "rate", source=self._shown, color=BLUE, line_width=2)
+        curve.scatter("own_current", "own_rate", source=self._shown, size=10, color=ORANGE, line_color=None)
         self._firing = curve
 
-        step = look.figure("Surrogate: one step from rest", x="Potential v", y="s,  ∂s / ∂v")
-        one = step.line("v", "s", source=self._step, color=BLUE, line_width=4, line_alpha=0.8)
-        two = step.line("v", "derivative", source=self._step, color=ORANGE, line_width=1.8)
-        step.add_layout(self._threshold)
-        legend(step, [("spike s", [one]), ("its derivative ∂s/∂v", [two])])
+        step = look.figure("Surrogate", x="Potential v", y="s,  ∂s / ∂v")
+        step.line("v", "s", source=self._shown, color=BLUE, line_width=4, line_alpha=0.8)
+        step.line("v", "derivative", source=self._shown, color=ORANGE, line_width=1.8)
+        step.line("onset", "height", source=self._shown, color=RED, line_dash="dotted", line_width=1.5)
         self._surrogate = step
 
         for each in (others, given, gradient):
@@ -204,44 +199,61 @@ class NeuronView:
             self._tell(str(answer))
             return
         self._tell(answer["note"])
-        time, spikes = answer["time"], answer["spikes"]
-        self._series.data = {name: answer[name] for name in ("time", "input", "potential", "gradient")}
-        self._spikes.data = {"time": spikes, "potential": answer["potential"][spikes]}
+        self._shown.data = _columns(answer, strength)
         others = answer["others"]
-        self._others.data = {
-            "xs": [time] * len(others),
-            "ys": list(others.values()),
-            "colour": [LAYERS[(index + 3) % len(LAYERS)] for index in range(len(others))],
-            "name": list(others),
-        }
-        self._further.visible = bool(others)
-        self._curve.data = {"current": answer["currents"], "rate": answer["rates"]}
-        self._here.data = {"current": [strength], "rate": [answer["rate"]]}
+        if others or self._further.visible:
+            self._others.data = {
+                "xs": [answer["time"]] * len(others),
+                "ys": list(others.values()),
+                "colour": [LAYERS[(index + 3) % len(LAYERS)] for index in range(len(others))],
+                "name": list(others),
+            }
+            self._further.visible = bool(others)
         self._name(answer)
 
     def _name(self, answer: Any) -> None:
         """Titles and labels: what they are depends on the cell."""
-        spiking, threshold, step = answer["spiking"], answer["threshold"], answer["step"]
+        spiking, step = answer["spiking"], answer["step"]
         self._potential.yaxis.axis_label = answer["name"]
-        count = len(answer["spikes"])
-        told = f": {count} spike{'s' * (count != 1)} in {neuron.STEPS} steps" if spiking else ""
-        self._potential.title.text = f"Membrane potential{told}"
         self._gradient.title.text = (
             f"Gradient of the {'number of spikes' if spiking else 'sum of what is emitted'}"
         )
         self._firing.title.text = "F–I curve" if spiking else "Response to a constant input"
         self._firing.yaxis.axis_label = "Spikes per step" if spiking else "Emitted per step, mean"
-        known = [] if threshold is None else [threshold] * 2
-        self._level.data = {"time": [0, neuron.STEPS - 1][: len(known)], "v": known}
-        self._threshold.location = threshold
-        self._step.data = step or {"v": [], "s": [], "derivative": []}
-        self._surrogate.title.text = (
-            "Surrogate, one step from rest" if step else "No surrogate: no step spikes"
-        )
+        self._surrogate.title.text = "Surrogate" if step else "No surrogate"
 
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble
         self._trouble.visible = bool(trouble)
+
+
+def _columns(answer: dict[str, Any], strength: float | str) -> dict[str, np.ndarray[Any, Any]]:
+    """An answer as the columns of one source: it comes in one message, and each figure is painted once.
+
+    Columns that are shorter than the longest end in NaN, which is not drawn.
+    """
+    threshold, step = answer["threshold"], answer["step"]
+    nothing = np.zeros(0)
+    spike = np.full(neuron.STEPS, np.nan)
+    spike[answer["spikes"]] = answer["potential"][answer["spikes"]]
+    heights = [1.0] if step is None else [1.0, np.nanmax(step["derivative"], initial=0.0)]
+    columns = {
+        **{name: answer[name] for name in ("time", "input", "potential", "gradient")},
+        "spike": spike,
+        "threshold": np.full(neuron.STEPS, np.nan if threshold is None else threshold),
+        "current": answer["currents"],
+        "rate": answer["rates"],
+        "own_current": np.array([strength]),
+        "own_rate": np.array([answer["rate"]]),
+        **({"v": nothing, "s": nothing, "derivative": nothing} if step is None else step),
+        "onset": nothing if threshold is None else np.array([threshold, threshold]),
+        "height": nothing if threshold is None else np.array([0.0, max(heights)]),
+    }
+    longest = max(map(len, columns.values()))
+    return {
+        name: np.concatenate([values, np.full(longest - len(values), np.nan)])
+        for name, values in columns.items()
+    }
 
 
 def _heading(text: str) -> Div:
