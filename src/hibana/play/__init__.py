@@ -14,11 +14,11 @@
 ============  =====================================================================================
 
 **Why Bokeh.** The same page, one slider that redraws a line of 400 points, was written with each candidate
-and timed in headless Chromium on two shared cores, from the key press to the answer on screen (median of
-22 and more presses; ``docs/play.md`` has the table): Bokeh 22 ms, NiceGUI 23 ms, Panel 69 ms, marimo 193 ms. Of the
-two that leave time for computing within 100 ms, Bokeh brings 10 distributions, of which a hibana with the
-extra ``train`` lacks three, and NiceGUI 49. Bokeh serves its own scripts, so no network is needed, checks the
-origin of a websocket, sends arrays as bytes, and its plots zoom and can be saved.
+and timed in headless Chromium on two shared cores, from the key press to the answer on screen (medians;
+``docs/play.md`` has the table): Bokeh 22 ms, NiceGUI 23 ms, Panel 69 ms, marimo 193 ms. Of the two that leave
+time for computing within 100 ms, Bokeh installs 11 distributions, of which a hibana with the extra ``train``
+lacks three, and NiceGUI 49. Bokeh serves its own scripts, so no network is needed, checks the origin of a
+websocket, sends arrays as bytes, and its plots zoom and can be saved.
 
 Nothing here is imported by the rest of hibana, and Bokeh only by ``view`` and ``server``
 (``pip install hibana[play]``).
