@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 __all__ = [
     "FIRST_USE",
+    "GPU_AHEAD",
     "MEMORY_OF_LEANEST_PEER",
     "OPERATIONS_PER_CALL",
     "Promise",
+    "gpu_share",
     "kept",
     "layer",
     "network",
@@ -35,6 +37,10 @@ OPERATIONS_PER_CALL = 15
 MEMORY_OF_LEANEST_PEER = {"conv": 1 / 3}
 """Peak memory as a ratio to the leanest peer's, by network."""
 
+GPU_AHEAD = 1.3
+"""How many times faster than SpikingJelly on a GPU."""
+_GPU_SHARE = {("32x4194304", "forward+backward"): 0.8}
+
 
 class Promise(NamedTuple):
     """A time as a ratio to ReLU's, and how many times faster than the fastest peer; None promises nothing."""
@@ -55,6 +61,11 @@ def layer(case: str, kind: str, heap: str, size: str) -> Promise:
 def network(name: str, kind: str, rate: float) -> Promise:
     """What is promised of a network."""
     return Promise(_NETWORKS.get((name, kind), {}).get(rate), _NETWORKS_AHEAD.get((name, kind, rate)))
+
+
+def gpu_share(size: str, kind: str) -> float | None:
+    """The part of a card's copy bandwidth that one layer reaches."""
+    return _GPU_SHARE.get((size, kind))
 
 
 def kept(measured: float | None, *, at_most: float | None = None, at_least: float | None = None) -> str:

@@ -55,6 +55,7 @@ def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str])
         "scaling": ("Scaling", _scaling),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),
+        "gpu": ("One layer on a GPU", _gpu),
     }
     for name, (title, section) in sections.items():
         if name in parts:
@@ -220,6 +221,31 @@ def _training(rows: list[Row]) -> Iterable[str]:
                 [TITLES[name], f"{seconds:.1f}", f"{row['accuracy']:.2%}", firing, str(row["epochs"])]
             )
     yield from _table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
+
+
+def _gpu(rows: list[Row]) -> Iterable[str]:
+    """Ratios to ReLU, and which part of the copy bandwidth hibana reaches."""
+    timed = [row for row in rows if "ms" in row]
+    for card in sorted({(row["device"], row["driver"], row["cuda"]) for row in timed}):
+        yield "{}, driver {}, CUDA {}.\n".format(*card)
+    rivals = ("spikingjelly", "loop", "loop+compile")
+    lines = []
+    for (size, case, kind), group in _grouped(timed, "size", "case", "pass").items():
+        ratio = {name: row["ms"] / group["relu"]["ms"] for name, row in group.items()}
+        ours, theirs = ratio.get("hibana"), ratio.get("spikingjelly")
+        share = group["hibana"]["of_copy"] if ours else None
+        line = [pictures.CASE_TITLES[case], size.replace("x", " x "), kind]
+        line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", _bold(ours)]
+        line += [
+            f"{share:.0%}" if share else "–",
+            promises.kept(share, at_least=promises.gpu_share(size, kind)),
+        ]
+        line += [_number(ratio.get(name)) for name in rivals]
+        ahead = theirs / ours if ours and theirs else None
+        lines.append([*line, promises.kept(ahead, at_least=promises.GPU_AHEAD)])
+    if lines:
+        head = ["neuron", "size", "pass", "ReLU, µs", "copy, GB/s", "**hibana**", "of copy", "promised"]
+        yield from _table([*head, "SpikingJelly", "loop", "loop, torch.compile", "promised"], lines)
 
 
 def _grouped(rows: list[Row], *keys: str) -> dict[tuple[Any, ...], dict[str, Row]]:

@@ -19,7 +19,9 @@ from benchmarks import environment
 
 __all__ = ["main", "wanted"]
 
-PARTS = ("layers", "networks", "scaling", "compile", "training")
+PARTS = ("layers", "networks", "scaling", "compile", "training", "gpu")
+_ASKED_FOR = ("training", "gpu")
+"""Parts that run only if they are named."""
 
 
 def main() -> int:
@@ -48,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=list(PARTS[:-1]),
+        default=[part for part in PARTS if part not in _ASKED_FOR],
         metavar="PART",
-        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; all but training",
+        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; all but training and gpu",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run at all")
     parser.add_argument("--list", action="store_true", help="name the jobs that would run")
@@ -62,9 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    from benchmarks import compiling, layers, networks, scaling, training
+    from benchmarks import compiling, gpu, layers, networks, scaling, training
 
-    parts = (layers, networks, scaling, compiling, training)
+    parts = (layers, networks, scaling, compiling, training, gpu)
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, measure, run
+from benchmarks import agreement, gpu, measure, run
 
 
 @pytest.fixture
@@ -109,3 +109,58 @@ def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_pa
     assert "| IF, Step | 16 x 65536 | 2.00 | **0.90** | ≤ 1 ✓ | 18.0 | 20.0 | ≥ 8 ✓ |" in page
     assert "**Norse is missing:** could not be installed: why" in page
     assert "**Not timed:** 16x65536, box, hibana: s differ" in page
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_the_report_says_so_in_one_sentence(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    assert list(gpu.jobs(quick=False)) == ["gpu"]
+    _written(tmp_path, {"gpu": gpu.jobs(quick=False)["gpu"]()})
+    page = report.write(tmp_path)
+    assert "**Not timed:** everybody: there is no CUDA device here, so nothing was measured on one" in page
+
+
+def test_on_a_gpu_the_report_has_ratios_and_the_share_of_the_copy_bandwidth(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    about = {"size": "32x4194304", "case": "step", "pass": "forward+backward"}
+    about |= {"device": "a card", "driver": "1.2", "cuda": "13.0"}
+    rows = [
+        {**about, "contender": "relu", "ms": 2.0},
+        {**about, "contender": "copy", "ms": 1.0, "gb_s": 900.0, "of_copy": 1.0},
+        {**about, "contender": "hibana", "ms": 1.8, "gb_s": 810.0, "of_copy": 0.9},
+        {**about, "contender": "spikingjelly", "ms": 2.7},
+        {**about, "contender": "loop+compile", "error": "OutOfMemoryError: why"},
+    ]
+    _written(tmp_path, {"gpu/32x4194304/step": rows})
+    page = report.write(tmp_path)
+    assert "a card, driver 1.2, CUDA 13.0." in page
+    assert "| 2000 | 900 | **0.90** | 90% | ≥ 0.8 ✓ | 1.35 | – | – | ≥ 1.3 ✓ |" in page
+    assert "**Not timed:** 32x4194304, step, loop+compile: OutOfMemoryError: why" in page
+
+
+def _written(folder: Path, results: dict[str, list[dict]]) -> None:
+    about = {
+        "when": "2026-01-01T00:00:00+00:00", "quick": False, "threads": 2, "processor": "a processor",
+        "others": 0.0, "versions": {"hibana": "0.1.0"}, "missing": {},
+    }  # fmt: skip
+    (folder / "benchmarks").mkdir()
+    kept = {name: {"about": about, "rows": rows} for name, rows in results.items()}
+    (folder / "benchmarks" / "results.json").write_text(json.dumps(kept))
+
+
+def test_shares_are_of_what_a_copy_moves():
+    inputs, cell = torch.rand(8, 512), hb.IFCell(detach_reset=True)
+    wanted = inputs.clone().requires_grad_()
+    calls = {
+        "copy": lambda: torch.empty_like(inputs).copy_(inputs),
+        "hibana": lambda: hb.unroll(cell, wanted)[0].sum().backward(),
+        "broken": lambda: torch.rand(2) @ torch.rand(3),
+    }
+    rows = {row["contender"]: row for row in gpu._timed(calls, cell, inputs, "forward+backward", 0.0)}
+    assert rows["broken"]["error"].startswith("RuntimeError: ")
+    assert rows["copy"]["of_copy"] == pytest.approx(1.0)
+    sequence = inputs.numel() * 4
+    assert gpu._bytes("hibana", cell, inputs, "forward+backward") == 4 * sequence + 2 * inputs.numel() / 8
+    assert gpu._bytes("hibana", cell, inputs, "inference") == 2 * sequence
+    share = rows["hibana"]["gb_s"] / rows["copy"]["gb_s"]
+    assert rows["hibana"]["of_copy"] == pytest.approx(share)
