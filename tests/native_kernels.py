@@ -12,7 +12,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import hibana as hb
-from hibana import surrogate
+from conformance.suite import CELLS, SURROGATES
+from conformance.suite import made as kind_made
 from hibana.loop import gpu
 from hibana.loop.plan import make_plan, reachable
 from hibana.loop.trace import trace
@@ -54,13 +55,9 @@ def arithmetic(text: str, name: str, real: str, bits: set[str], sequences: str =
 
 def main() -> None:
     cells, words, calls = {}, {}, {}
-    kinds = [hb.IFCell, hb.PLIFCell, hb.RefractoryLIFCell, hb.EIFCell, hb.IzhikevichCell, hb.LICell]
-    made = {kind.__name__: kind() for kind in kinds}
-    made |= {
-        f"IFCell {name}": hb.IFCell(surrogate=surrogate.named(name)) for name in ("box", "sigmoid", "atan")
-    }
-    made["LIFCell detached"] = hb.LIFCell(detach_reset=True)
-    for title, cell in made.items():
+    kinds = {**{kind.__name__: kind() for kind in CELLS}, "LIFCell detached": hb.LIFCell(detach_reset=True)}
+    kinds |= {f"IFCell {kind.__name__}": hb.IFCell(surrogate=kind_made(kind)) for kind in SURROGATES}
+    for title, cell in kinds.items():
         step = trace(cell, torch.Size([5]), torch.float32, "cuda")
         plan, language = make_plan(step), Language("float32", False)
         bits = {f"kept{i}_all" for i, value in enumerate(plan.kept) if value.boolean}
