@@ -8,6 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 __all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "Row", "draw"]
 
@@ -160,6 +161,7 @@ def _networks(rows: list[Row]) -> Any:
         rates = sorted({row["rate"] * 100 for row in some})
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:

@@ -23,10 +23,12 @@ def write(out: Path) -> str:
     folder = out / "benchmarks"
     results: _Results = json.loads((folder / "results.json").read_text())
     parts: dict[str, list[Row]] = {}
+    abouts: dict[str, list[Row]] = {}
     for name, result in results.items():
         parts.setdefault(_part(name), []).extend(result["rows"])
+        abouts.setdefault(_part(name), []).append(result["about"])
     drawn = pictures.draw(parts, folder)
-    page = "\n".join(_page(results, parts, {name: f"benchmarks/{name}.png" for name in drawn}))
+    page = "\n".join(_page(results, parts, abouts, {name: f"benchmarks/{name}.png" for name in drawn}))
     (out / "benchmarks.md").write_text(page + "\n")
     return page
 
@@ -36,7 +38,9 @@ def _part(job: str) -> str:
     return f"{first}/{second}" if second in ("compiled", "memory") else first
 
 
-def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str]) -> Iterable[str]:
+def _page(
+    results: _Results, parts: dict[str, list[Row]], abouts: dict[str, list[Row]], drawn: dict[str, str]
+) -> Iterable[str]:
     yield "# Benchmarks\n"
     yield (
         "Written by `python -m benchmarks` in a checkout: it makes an environment with the pinned peers in "
@@ -60,6 +64,7 @@ def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str])
     for name, (title, section) in sections.items():
         if name in parts:
             yield f"## {title}\n"
+            yield _measured_on(abouts[name])
             if name in drawn:
                 yield f"![{title}]({drawn[name]})\n"
             yield from section(parts[name])
@@ -76,12 +81,8 @@ def _page(results: _Results, parts: dict[str, list[Row]], drawn: dict[str, str])
 
 def _provenance(results: _Results) -> Iterable[str]:
     abouts = [result["about"] for result in results.values()]
-    newest = max(abouts, key=lambda about: str(about["when"]))
-    versions = ", ".join(f"{name} {version}" for name, version in newest["versions"].items())
-    commits = sorted({about["versions"]["hibana"] for about in abouts})
-    yield f"{newest['processor']}; {newest['threads']} threads; {versions}.\n"
-    if len(commits) > 1:
-        yield f"Some parts were measured at other states of hibana: {', '.join(commits)}.\n"
+    newest = max(abouts, key=lambda about: str(about["when"]))["versions"]
+    yield ", ".join(f"{name} {version}" for name, version in newest.items() if name != "hibana") + ".\n"
     disturbed = [
         f"{name} ({result['about']['others']:.0%} of it)"
         for name, result in results.items()
@@ -93,6 +94,13 @@ def _provenance(results: _Results) -> Iterable[str]:
         yield "**Quick runs are among these: they show that it works, not how fast it is.**\n"
     missing = {peer: why for about in abouts for peer, why in about["missing"].items()}
     yield from (f"**{TITLES[peer]} is missing:** {why}\n" for peer, why in missing.items())
+
+
+def _measured_on(abouts: list[Row]) -> str:
+    """On what, and with which states of hibana, a part was measured."""
+    where = sorted({f"{about['processor']}; {about['threads']} threads" for about in abouts})
+    commits = sorted({about["versions"]["hibana"] for about in abouts})
+    return f"*{'; '.join(where)}; hibana {', '.join(commits)}.*\n"
 
 
 def _where(row: Row) -> str:
