@@ -9,7 +9,7 @@ from conformance.compare import assert_conforms, assert_same, assert_same_values
 from conformance.suite import CELLS, drive, each_backend
 from hibana.surrogate import ATan
 
-SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (1000, 3), (4, 0), (3, 2, 2, 3)]
+SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
 
 
 @each_backend
