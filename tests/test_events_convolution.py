@@ -278,3 +278,11 @@ def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
     torch.testing.assert_close(
         layer.weight.grad, above.weight.detach().sum(0)[:, None] * spikes.detach().sum((0, 1))
     )
+
+
+def test_fx_traces_through_every_layer():
+    net = hb.events.adopt(nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)))
+    x = _spikes(3, 2, 6, 6, density=0.3)
+    assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
+    net = nn.Sequential(*net[:2], hb.events.Flatten(1), hb.Linear(16, 3))
+    assert torch.equal(hb.fold_batchnorm(net)(x), net(x))

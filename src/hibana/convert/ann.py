@@ -96,7 +96,8 @@ class _Tracer(fx.Tracer):
     """Takes layers that subclass torch.nn's for layers of torch.nn."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Affine) or super().is_leaf_module(m, module_qualified_name)
+        ours = isinstance(m, Affine | nn.Flatten | nn.MaxPool2d)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:

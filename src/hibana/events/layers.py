@@ -212,11 +212,11 @@ class Flatten(nn.Flatten):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
         if (
-            not input.is_contiguous()
+            not torch.compiler.is_compiling()
+            and _plain(input)
+            and not input.is_contiguous()
             and input.requires_grad
             and torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and _plain(input)
         ):
             flat = passing.flattened(input, self.start_dim, self.end_dim)
             if flat is not None:

@@ -20,7 +20,7 @@ from hibana.nir.nodes import Node, Scale, Shape, output_shape
 
 __all__ = ["write"]
 
-LEAVES = OverTime | Recurrent | Scale | nn.Linear | nn.Conv1d | nn.Conv2d
+LEAVES = OverTime | Recurrent | Scale | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Flatten | nn.MaxPool2d
 
 
 def write(
