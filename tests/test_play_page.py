@@ -86,6 +86,11 @@ window.told = (name) => {
 """
 
 
+def interruptible():
+    """Lets SIGINT through where a shell that runs the tests in the background had it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Where `hibana play` answers, with a network that nobody trained opened."""
@@ -97,12 +102,16 @@ def address(tmp_path_factory):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "BOKEH_RESOURCES": "cdn"},
+        preexec_fn=interruptible,
     ) as server:
         try:
             yield server.stdout.readline().strip()
         finally:
             server.send_signal(signal.SIGINT)
-            _, errors = server.communicate(timeout=PATIENCE)
+            try:
+                _, errors = server.communicate(timeout=PATIENCE)
+            finally:
+                server.kill()
             assert server.returncode == 130
             refused = errors.count("ProtocolError: Invalid token signature")  # Bokeh's, of the test below
             assert errors.count("Traceback") == refused, errors
