@@ -36,7 +36,7 @@ class Linear(nn.Linear):
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()
-    'events: 5% of the input spiked'
+    'events: 5% of the input spiked; added one by one, as up to 28%'
     """
 
     mode: Mode = "auto"
@@ -69,7 +69,7 @@ class Linear(nn.Linear):
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
-        self._reason = f"events: {share:.0%} of the input spiked"
+        self._reason = _events(share, self.out_features)
         if _learns(rows, weight, self.bias):
             support = _support(input, self.in_features, input.is_contiguous())
             out = product.linear(rows, weight, self.bias, bits, share, support)
@@ -103,7 +103,7 @@ class Conv2d(nn.Conv2d):
     >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()
-    'events: 5% of the input spiked'
+    'events: 5% of the input spiked; added one by one, as up to 18%'
     """
 
     mode: Mode = "auto"
@@ -125,7 +125,7 @@ class Conv2d(nn.Conv2d):
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
-        self._reason = f"events: {share:.0%} of the input spiked"
+        self._reason = _events(share, self.out_channels)
         if not _learns(input, self.weight, self.bias):
             return convolution.forward(bits, share, self.weight.detach(), self.bias, geometry)
         in_order = input.is_contiguous(memory_format=torch.channels_last)
@@ -242,6 +242,13 @@ def _bits_of(rows: Tensor) -> tuple[Tensor, float] | None:
         return None
     bits, share = product.bits_of(rows)
     return None if share is None else (bits, share)
+
+
+def _events(share: float, outputs: int) -> str:
+    """What is done with so many spikes, and from where on something else would be."""
+    limit = product.crossover(outputs)
+    how = "looked up in fours, as above" if share > limit else "added one by one, as up to"
+    return f"events: {share:.0%} of the input spiked; {how} {limit:.0%}"
 
 
 def _learns(*tensors: Tensor | None) -> bool:

@@ -12,9 +12,8 @@ from hibana.native import arguments, run
 
 __all__ = ["bits_of", "forward", "linear", "packed", "used_bits", "weight_gradient"]
 
-TABLES_FROM = 0.25
-"""Above this share of spikes, sums of four weights are looked up instead of each being added."""
 GRADIENT_TABLES_FROM = 0.18
+"""From this share of spikes on, rows of a gradient are looked up in fours instead of each being added."""
 NEAR_FROM = 0.08
 """From this share on, few weights at a time are kept in the nearest cache."""
 GRADIENT_EVERYWHERE_FROM = 0.3
@@ -26,6 +25,16 @@ LONG = 1024
 """Rows that are worth such a part."""
 FEW_SUMS = 64
 """Panels of outputs times words of inputs that are few."""
+
+
+def crossover(outputs: int) -> float:
+    """The share of spikes above which sums of four rows of weights are looked up instead of each being added.
+
+    A model: adding a spike costs one listing and, for each panel of outputs, one row of it; looking up costs
+    the panels alone. Its two constants are from measurements of 784 x 512 and 288 x 64 weights (Zen 4).
+    """
+    panels = _up(outputs, panel(outputs))
+    return 0.30 * panels / (panels + 0.69)
 
 
 def _up(count: int, size: int) -> int:
@@ -59,7 +68,7 @@ def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> 
     outputs, inputs = weight.shape
     table = packed(weight, panel(outputs))
     out = torch.empty(bits.shape[0], outputs)
-    name = "forward_tables" if share > TABLES_FROM else "forward_lists"
+    name = "forward_tables" if share > crossover(outputs) else "forward_lists"
     tile = 3 if share > NEAR_FROM else min(bits.shape[1], 1024)
     values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
     run(
