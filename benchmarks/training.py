@@ -3,7 +3,8 @@
 The image is the input current of each of T steps. Everybody has the same network, initial weights, order of
 images, optimizer, schedule and penalty on activity; the neuron is IF with a detached reset, with a box for
 a surrogate, and for the peers, of which most have no box, arctan or the nearest they have. Whoever computes
-dense products has the first one computed once for all steps, as hibana does by itself.
+dense products has the first one computed once for all steps, as hibana does by itself. ``relu`` computes
+all T steps as everybody does; ``relu-once`` is the ordinary network, which is shown the image once.
 """
 
 import gzip
@@ -32,7 +33,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """One training for each contender."""
     return {
         f"training/{name}": partial(_train, name, 1 if quick else _EPOCHS, 1280 if quick else None)
-        for name in ("relu", "hibana", "hibana-dense", *peers.PEERS)
+        for name in ("relu", "relu-once", "hibana", "hibana-dense", *peers.PEERS)
     }
 
 
@@ -59,18 +60,19 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         kind = hb.Linear if contender == "hibana" else nn.Linear
+        self.steps = 1 if contender == "relu-once" else _STEPS
         self.products = nn.ModuleList(kind(*size) for size in ((784, 512), (512, 512), (512, 10)))
         self.neurons = nn.ModuleList(_neuron(contender) for _ in range(2))
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         first, second, readout = self.products
-        spikes = [self.neurons[0](first(images).expand(_STEPS, -1, -1))]
+        spikes = [self.neurons[0](first(images).expand(self.steps, -1, -1))]
         spikes.append(self.neurons[1](second(spikes[0])))
         return readout(spikes[1]).mean(0), spikes
 
 
 def _neuron(contender: str) -> nn.Module:
-    if contender == "relu":
+    if contender.startswith("relu"):
         return nn.ReLU()
     if contender.startswith("hibana"):
         return hb.IF(1.0, hb.surrogate.Box(), detach_reset=True)
@@ -97,7 +99,7 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
             optimizer.zero_grad()
             scores, spikes = net(pixels[indices])
             loss = functional.cross_entropy(scores, classes[indices])
-            if contender != "relu":
+            if not contender.startswith("relu"):
                 loss = loss + _PENALTY * sum(layer.mean() for layer in spikes)
             loss.backward()
             optimizer.step()
