@@ -17,7 +17,23 @@ SMALLEST_ROWS = 256
 SAMPLE = 64
 
 
-class Linear(nn.Linear):
+class _BySpikes(nn.Module):
+    """What layers of weights share: how a call is computed is chosen, and said."""
+
+    mode: Mode = "auto"
+    _reason = "not called yet"
+
+    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+        self._reason = f"dense: {reason}"
+        out: Tensor = super().forward(input)
+        return out
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+
+class Linear(_BySpikes, nn.Linear):
     """``torch.nn.Linear``, which for an input of spikes adds a row of weights per spike.
 
     Takes the same arguments, holds the same parameters, and computes ``x W^T + b`` and its gradients, sums
@@ -39,12 +55,9 @@ class Linear(nn.Linear):
     'events: 5% of the input spiked; added one by one, as up to 28%'
     """
 
-    mode: Mode = "auto"
-    _reason = "not called yet"
-
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
-            return super().forward(input)
+            return nn.Linear.forward(self, input)
         if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
             once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
@@ -77,16 +90,8 @@ class Linear(nn.Linear):
             out = product.forward(bits, share, weight.detach(), self.bias)[0]
         return out.view(*input.shape[:-1], self.out_features)
 
-    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        self._reason = f"dense: {reason}"
-        return super().forward(input)
 
-    def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
-
-
-class Conv2d(nn.Conv2d):
+class Conv2d(_BySpikes, nn.Conv2d):
     """``torch.nn.Conv2d``, which for an input of spikes adds a row of weights per spike under its window.
 
     Takes the same arguments, holds the same parameters, and computes the same sums and gradients, in
@@ -106,12 +111,9 @@ class Conv2d(nn.Conv2d):
     'events: 5% of the input spiked; added one by one, as up to 18%'
     """
 
-    mode: Mode = "auto"
-    _reason = "not called yet"
-
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it
         if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
-            return super().forward(input)
+            return nn.Conv2d.forward(self, input)
         _check_mode(self.mode)
         if reason := self._unserved(input):
             return self._densely(input, reason)
@@ -158,14 +160,6 @@ class Conv2d(nn.Conv2d):
             padding = _pair(self.padding)
         image = input.shape[2], input.shape[3]
         return convolution.Geometry(self.in_channels, image, kernel, _pair(self.stride), padding, dilation)
-
-    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        self._reason = f"dense: {reason}"
-        return super().forward(input)
-
-    def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
 
 
 class MaxPool2d(nn.MaxPool2d):
