@@ -78,19 +78,7 @@ class NetworkView:
         )
         self._index = TextInput(value="0", width=92, margin=0, css_classes=["sample"], stylesheets=[WIDGET])
         self._index.on_change("value", lambda attribute, old, new: self._typed())
-        self._slide = Slider(
-            start=0,
-            end=1,
-            step=1,
-            value=0,
-            title=None,
-            show_value=False,
-            bar_color=BLUE,
-            width=WIDTH - 16,
-            css_classes=["slider-sample"],
-            margin=(4, 8, 10, 8),
-            stylesheets=[WIDGET],
-        )
+        self._slide = _slider("slider-sample", WIDTH - 16, (4, 8, 10, 8))
         self._slide.on_change("value", lambda attribute, old, new: self._slid())
         wrong = Button(
             label="Next mistake",
@@ -100,19 +88,7 @@ class NetworkView:
             stylesheets=[WIDGET],
         )
         wrong.on_click(lambda: self._mistake())
-        self._step = Slider(
-            start=0,
-            end=1,
-            step=1,
-            value=0,
-            title=None,
-            show_value=False,
-            bar_color=BLUE,
-            width=WIDTH - 106,
-            css_classes=["step"],
-            margin=(12, 8, 10, 12),
-            stylesheets=[WIDGET],
-        )
+        self._step = _slider("step", WIDTH - 106, (12, 8, 10, 12))
         self._play = Toggle(label="▶ Play", width=78, margin=0, css_classes=["play"], stylesheets=[WIDGET])
         self._play.js_on_change("active", CustomJS(args={"step": self._step}, code=PLAY))
         self._rest = Column(
@@ -311,3 +287,20 @@ class NetworkView:
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble
         self._trouble.visible = bool(trouble)
+
+
+def _slider(name: str, width: int, margin: tuple[int, int, int, int]) -> Slider:
+    """A slider over whole numbers, whose end is set when there is something to slide over."""
+    return Slider(
+        start=0,
+        end=1,
+        step=1,
+        value=0,
+        title=None,
+        show_value=False,
+        bar_color=BLUE,
+        width=width,
+        css_classes=[name],
+        margin=margin,
+        stylesheets=[WIDGET],
+    )
