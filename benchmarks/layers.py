@@ -87,7 +87,7 @@ def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
 
 def _times(size: str, shape: tuple[int, int], name: str, heap: str, budget_s: float) -> list[Row]:
     about = {"size": size, "heap": heap, "case": name}
-    if heap == "warm" and not measure.keep_pages():
+    if heap == "warm" and not hb.keep_memory():
         return [{**about, "contender": "all", "error": "only glibc's mallopt keeps the heap warm"}]
     usable, _ = peers.available()
     return _compared(about, shape, list(usable), budget_s)
@@ -98,7 +98,7 @@ def _compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
     about = {"size": size, "heap": "warm", "case": name}
     if shutil.which("c++") is None:
         return [{**about, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
-    measure.keep_pages()
+    hb.keep_memory()
     usable, _ = peers.available()
     others = [peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable]
     return _compared(about, shape, others, budget_s=6.0)

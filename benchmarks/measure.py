@@ -3,7 +3,6 @@
 Nothing here knows what is measured.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -15,20 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Others", "in_process", "keep_pages", "peak_above_baseline", "rounds", "summary"]
-
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-
-
-def keep_pages() -> bool:
-    """Makes glibc's heap keep what it has had from the kernel, so that large tensors find warm pages.
-
-    Returns whether it could: false where the C library is not glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    settings = {_MMAP_THRESHOLD: 1 << 30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
-    return mallopt is not None and all(mallopt(option, value) == 1 for option, value in settings.items())
-
+__all__ = ["Others", "in_process", "peak_above_baseline", "rounds", "summary"]
 
 def rounds(
     contenders: Mapping[str, Callable[[], object]],

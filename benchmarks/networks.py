@@ -208,7 +208,7 @@ def _compiled(name: str, rate: float, quick: bool) -> list[Row]:
 
 
 def _compared(name: str, rate: float, others: list[str], quick: bool) -> list[Row]:
-    measure.keep_pages()
+    hb.keep_memory()
     network = NETWORKS[name]
     inputs, targets = sample(network, rate, network.steps)
     weights, rates = tuned(network, rate, inputs)

@@ -31,7 +31,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 def _times(along: str, shapes: list[tuple[int, int]]) -> list[Row]:
     """IF forward and backward by size, beside ReLU and the peers."""
-    measure.keep_pages()
+    hb.keep_memory()
     usable, _ = peers.available()
     rows: list[Row] = []
     for shape in shapes:

@@ -85,7 +85,7 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
     usable, reasons = peers.available()
     if contender in peers.PEERS and contender not in usable:
         return [{"contender": contender, "error": reasons[contender]}]
-    measure.keep_pages()
+    hb.keep_memory()
     pixels, classes = (part[:first] for part in images("train"))
     net = Net(contender)
     batches = len(pixels) // _BATCH

@@ -43,6 +43,7 @@ from hibana.layers import (
     run,
 )
 from hibana.loop import explain, record, unroll
+from hibana.native.heap import keep_memory
 from hibana.surrogate import Heaviside
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ __all__ = [
     "fold_batchnorm",
     "loss",
     "from_ann",
+    "keep_memory",
     "record",
     "run",
     "surrogate",

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hibana import __version__
+from hibana import __version__, keep_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -168,6 +168,7 @@ def demo(arguments: argparse.Namespace) -> None:
 )
 def train(arguments: argparse.Namespace) -> None:
     """Trains a spiking network, and says how it did beside a linear classifier."""
+    keep_memory()
     from hibana.train import Classifier, Settings, fit, linear_accuracy, read, resumed
 
     asked = vars(arguments)

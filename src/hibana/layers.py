@@ -63,7 +63,9 @@ class EachStep(nn.Module):
 
     Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
     ``torch.nn`` sees the rank it expects. An input that does not change over time (expanded: zero stride)
-    costs one call instead of T, in evaluation and, for linear layers, convolutions and pooling, in training.
+    costs one call instead of T, in evaluation and, for linear layers, convolutions, pooling and batch
+    normalisation, in training. (T copies of a batch have its mean and variance; the running variance counts
+    the batch, not its copies, as its samples.)
 
     Raises:
         ValueError: if the input has fewer than three dimensions.
@@ -83,20 +85,24 @@ class EachStep(nn.Module):
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         steps, batch = inputs.shape[:2]
-        if steps > 1 and inputs.stride(0) == 0 and (not self.training or _is_pure(self.module)):
+        if steps > 1 and inputs.stride(0) == 0 and (not self.training or _may_run_once(self.module, batch)):
             once: Tensor = self.module(inputs[0])
             return once.expand(steps, *once.shape)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
         return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
 
 
-def _is_pure(module: nn.Module) -> bool:
-    """Whether what `module` makes of a sample depends on nothing else, in training too."""
-    return all(type(inner) in _PURE for inner in module.modules())
+def _may_run_once(module: nn.Module, batch: int) -> bool:
+    """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
+    return all(
+        type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules()
+    )
 
 
 _PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
 _PURE |= {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+"""Raise for a single sample in training, where they may not for its copies."""
 
 
 @final

@@ -95,7 +95,8 @@ class Conv2d(_BySpikes, nn.Conv2d):
     """``torch.nn.Conv2d``, which for an input of spikes adds a row of weights per spike under its window.
 
     Takes the same arguments, holds the same parameters, and computes the same sums and gradients, in
-    another order; ``[N, channels, height, width]`` comes out channels last in memory. Multiplied densely, by
+    another order; ``[N, channels, height, width]`` comes out channels last in memory, which torch's own
+    convolution, normalisation and pooling are several times faster in too. Multiplied densely, by
     torch: an input that is not all 0 and 1, groups, padding other than zeros, and what
     :class:`hibana.Linear` leaves to torch. The input's gradient is torch's too, unless the stride is 1 and
     it is needed only where the surrogate of the layer below can let it through.
@@ -133,6 +134,9 @@ class Conv2d(_BySpikes, nn.Conv2d):
         in_order = input.is_contiguous(memory_format=torch.channels_last)
         support = _support(input, geometry.channels * geometry.image[1], in_order)
         return convolution.convolution(input, self.weight, self.bias, bits, share, support, geometry)
+
+    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+        return super()._densely(_channels_last(input) if input.ndim == 4 else input, reason)
 
     def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
         """Why this call is torch's, if it is whatever the input holds."""
@@ -216,6 +220,12 @@ class Flatten(nn.Flatten):
             if flat is not None:
                 return flat
         return super().forward(input)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """`images` channels last in memory, and with strides that say so where there is one channel only."""
+    last = images.permute(0, 2, 3, 1)
+    return last.flatten().view(last.shape).permute(0, 3, 1, 2)
 
 
 def _pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hibana.events.kernels import address, panel
+from hibana.events.kernels import address, compresses, panel
 from hibana.events.support import Support, probe
 from hibana.native import arguments, run
 
 __all__ = ["bits_of", "forward", "linear", "packed", "used_bits", "weight_gradient"]
 
-GRADIENT_TABLES_FROM = 0.18
-"""From this share of spikes on, rows of a gradient are looked up in fours instead of each being added."""
 NEAR_FROM = 0.08
-"""From this share on, few weights at a time are kept in the nearest cache."""
+"""From this share on, few weights at a time are kept near."""
+NEAR_WORDS = 192
+"""How many words of inputs have their weights near then, times the floats in a row of them."""
 GRADIENT_EVERYWHERE_FROM = 0.3
 """Above this share of the support, the dense product gives the input's gradient sooner."""
 GRAIN = 32
@@ -31,10 +31,16 @@ def crossover(outputs: int) -> float:
     """The share of spikes above which sums of four rows of weights are looked up instead of each being added.
 
     A model: adding a spike costs one listing and, for each panel of outputs, one row of it; looking up costs
-    the panels alone. Its two constants are from measurements of 784 x 512 and 288 x 64 weights (Zen 4).
+    the panels alone. Its constants are from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4,
+    with and without the instruction that makes listing cheap).
     """
     panels = _up(outputs, panel(outputs))
-    return 0.30 * panels / (panels + 0.69)
+    return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
+
+
+def _gradient_crossover() -> float:
+    """The same for rows of a gradient, of which there are many for each listing."""
+    return 0.25 if compresses() else 0.18
 
 
 def _up(count: int, size: int) -> int:
@@ -69,12 +75,12 @@ def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> 
     table = packed(weight, panel(outputs))
     out = torch.empty(bits.shape[0], outputs)
     name = "forward_tables" if share > crossover(outputs) else "forward_lists"
-    tile = 3 if share > NEAR_FROM else min(bits.shape[1], 1024)
+    tile = NEAR_WORDS // panel(outputs) if share > NEAR_FROM else 1024
     values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
     run(
         address("linear", name, panel(outputs)),
         out.shape[0],
-        arguments([*values, inputs, outputs, tile]),
+        arguments([*values, inputs, outputs, min(bits.shape[1], tile)]),
         GRAIN,
     )
     return out, table
@@ -100,7 +106,7 @@ def weight_gradient(
     out = torch.empty(parts, outputs, inputs)
     summed = torch.empty(parts, outputs) if bias else None
     values = [bits.data_ptr(), grad.data_ptr(), out.data_ptr(), 0 if summed is None else summed.data_ptr()]
-    values += [rows, inputs, outputs, int(share > GRADIENT_TABLES_FROM), across, down, _up(rows, parts)]
+    values += [rows, inputs, outputs, int(share > _gradient_crossover()), across, down, _up(rows, parts)]
     run(address("linear", "weight_gradient", panel(outputs)), parts * across * down, arguments(values))
     if parts == 1:
         return out[0], None if summed is None else summed[0]

@@ -13,6 +13,8 @@ from hibana.native.vocabulary import bytes_at, floats_at, function, np
 
 VECTORS = 4
 """Replaced by the width that a layer needs."""
+COMPRESSES = False
+"""Replaced by whether one instruction here puts chosen elements of a vector together."""
 PANEL = 16 * VECTORS
 """Floats of a row."""
 ROW = 4 * PANEL
@@ -34,8 +36,8 @@ def _load(builder, address, offset=0, kind=_LANES, align=4):
     return builder.load(_at(builder, address, offset, kind), align=align)
 
 
-def _store(builder, value, address, offset=0):
-    builder.store(value, _at(builder, address, offset, value.type), align=4)
+def _store(builder, value, address, offset=0, align=4):
+    builder.store(value, _at(builder, address, offset, value.type), align=align)
 
 
 def _zero():
@@ -108,6 +110,47 @@ def add_rows(context, target, start, table, index, count):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 5), build
+
+
+@intrinsic
+def add_scaled_rows(context, target, start, table, offsets, factors, count):
+    """``target = start + sum of factors[k] * the row at table + offsets[k]``, the offsets int32, in bytes."""
+
+    def build(context, builder, signature, args):
+        target, start, table, offsets, factors, count = args
+        kind = ir.FunctionType(_LANES, [_LANES] * 3)
+        fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32")
+
+        def added(position, sums):
+            beside = builder.shl(position, _LONG(2))
+            offset = _load(builder, builder.add(offsets, beside), kind=ir.IntType(32))
+            row = builder.add(table, builder.sext(offset, _LONG))
+            one = builder.insert_element(
+                ir.Constant(_LANES, ir.Undefined),
+                _load(builder, builder.add(factors, beside), kind=_FLOAT),
+                ir.IntType(32)(0),
+            )
+            factor = builder.shuffle_vector(one, one, _lanes([0] * 16))
+            return [builder.call(fma, [factor, _load(builder, row, 64 * v), s]) for v, s in enumerate(sums)]
+
+        # as many sums side by side as hide how long one takes
+        beside = max(1, 4 // VECTORS)
+        sums = [_load(builder, start, 64 * v) for v in range(VECTORS)] + [_zero()] * (VECTORS * (beside - 1))
+        loop = _Loop(builder, _LONG(0), builder.sub(count, _LONG(beside - 1)), beside, sums)
+        sums = []
+        for ahead in range(beside):
+            mine = loop.carried[VECTORS * ahead : VECTORS * (ahead + 1)]
+            sums += added(builder.add(loop.i, _LONG(ahead)), mine)
+        stopped, sums = loop.close(sums)
+        for other in range(1, beside):
+            sums[:VECTORS] = [builder.fadd(sums[v], sums[VECTORS * other + v]) for v in range(VECTORS)]
+        rest = _Loop(builder, stopped, count, 1, sums[:VECTORS])
+        _, sums = rest.close(added(rest.i, rest.carried))
+        for v, value in enumerate(sums):
+            _store(builder, value, target, 64 * v)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), build
 
 
 @intrinsic
@@ -390,12 +433,8 @@ def lowest(context, word):
 
 
 @function
-def listed(word, base, index, n):
-    """Appends ``base`` + the position of each set bit of `word` to ``index[n:]``; returns the new `n`.
-
-    Writes in fours without asking, so no branch depends on how many there are: `index` needs room for
-    three more.
-    """
+def listed_in_fours(word, base, index, n):
+    """:func:`listed`, four positions at a time without asking, so that no branch depends on how many."""
     stop = n + ones(word)
     while True:
         for _ in range(4):
@@ -404,6 +443,87 @@ def listed(word, base, index, n):
             n += 1
         if n >= stop:
             return stop
+
+
+def _compressed(kind, name, values_of):
+    @intrinsic
+    def compressed(context, address, bits, given):
+        """Writes those of the values whose bits are set to `address`, and more behind them."""
+
+        def build(context, builder, signature, args):
+            address, bits, given = args
+            lanes = ir.IntType(kind.count)
+            mask = builder.bitcast(builder.trunc(bits, lanes), ir.VectorType(ir.IntType(1), kind.count))
+            function = ir.FunctionType(kind, [kind, mask.type, kind])
+            compress = cgutils.get_or_insert_function(
+                builder.module, function, "llvm.experimental.vector.compress." + name
+            )
+            values = values_of(builder, given)
+            found = builder.call(compress, [values, mask, ir.Constant(kind, ir.Undefined)])
+            _store(builder, found, address, align=2)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.uint64, types.int64), build
+
+    return compressed
+
+
+_PLACES = ir.VectorType(ir.IntType(16), 32)
+
+
+def _counted_from(builder, base):
+    """The 32 places from `base` on."""
+    first = builder.insert_element(
+        ir.Constant(_PLACES, ir.Undefined), builder.trunc(base, ir.IntType(16)), ir.IntType(32)(0)
+    )
+    spread = builder.shuffle_vector(first, first, _lanes([0] * 32))
+    return builder.add(spread, ir.Constant(_PLACES, list(range(32))))
+
+
+places_compressed = _compressed(_PLACES, "v32i16", _counted_from)
+floats_compressed = _compressed(_LANES, "v16f32", _load)
+
+
+@function
+def listed_at_once(word, base, index, n):
+    """:func:`listed`, by the instruction that puts the chosen of 32 places together."""
+    at = index.ctypes.data + 2 * n
+    low = word & np.uint64(0xFFFFFFFF)
+    places_compressed(at, low, base)
+    places_compressed(at + 2 * ones(low), word >> np.uint64(32), base + 32)
+    return n + ones(word)
+
+
+listed = listed_at_once if COMPRESSES else listed_in_fours
+"""``listed(word, base, index, n)``: appends ``base`` + the position of each set bit of `word` to ``index[n:]``.
+
+Returns the new `n`. Writes more than that: `index` needs room for SLACK more.
+"""
+SLACK = 64
+
+
+@function
+def values_compressed(target, source, word):
+    for part in range(4):
+        bits = (word >> np.uint64(16 * part)) & np.uint64(0xFFFF)
+        floats_compressed(target, bits, source + 64 * part)
+        target += 4 * ones(bits)
+
+
+@function
+def values_in_turn(target, source, word):
+    values = floats_at(source, 64)
+    while word:
+        floats_at(target, 1)[0] = values[lowest(word)]
+        target += 4
+        word &= word - np.uint64(1)
+
+
+values_together = values_compressed if COMPRESSES else values_in_turn
+"""``values_together(target, source, word)``: those of the 64 floats at `source` whose bits in `word` are set.
+
+Writes up to SLACK floats more.
+"""
 
 
 @function

@@ -7,6 +7,7 @@ Source text for :mod:`hibana.native`, after :mod:`hibana.events.kernels.lanes`.
 from hibana.events.kernels.lanes import (
     PANEL,
     ROW,
+    SLACK,
     add_rows,
     add_subsets,
     allocated,
@@ -112,13 +113,13 @@ def forward_lists(begin, end, args):
     words = (inputs + 63) // 64
     tiles = (words + tile - 1) // tile
     block = allocated(
-        (LISTED + 1) * ROW + whole_lines(8 * (tiles * LISTED + 1)) + 2 * (LISTED * words * 64 + 4)
+        (LISTED + 1) * ROW + whole_lines(8 * (tiles * LISTED + 1)) + 2 * (LISTED * words * 64 + SLACK)
     )
     begun = block + LISTED * ROW
     firsts = begun + ROW
     listing = firsts + whole_lines(8 * (tiles * LISTED + 1))
     first = ints_at(firsts, tiles * LISTED + 1)
-    index = places_at(listing, LISTED * words * 64 + 4)
+    index = places_at(listing, LISTED * words * 64 + SLACK)
     for row in range(begin, end, LISTED):
         rows = min(LISTED, end - row)
         n = 0
@@ -189,10 +190,10 @@ def input_gradient(begin, end, args):
     words = (inputs + 63) // 64
     tile = min(words, TILE)
     panels = (outputs + PANEL - 1) // PANEL
-    padded = allocated(panels * (ROW + 8) + 2 * (64 * tile + 7))
+    padded = allocated(panels * (ROW + 8) + 2 * (64 * tile + SLACK))
     places_of = padded + panels * ROW
     places = ints_at(places_of, panels)
-    index = places_at(places_of + 8 * panels, 64 * tile + 7)
+    index = places_at(places_of + 8 * panels, 64 * tile + SLACK)
     zeroed(floats_at(padded, panels * PANEL))
     for begun in range(begin, end, BLOCK):
         rows = range(begun, min(end, begun + BLOCK))
@@ -264,8 +265,8 @@ def weight_gradient(begin, end, args):
     tables = allocated(
         ROW * (8 * 16 + wide * (64 * deep + GRADIENTS + 1))
         + 8 * 64 * (deep * length + 2)
-        + 128 * GRADIENTS
-        + 72
+        + 2 * (64 * GRADIENTS + SLACK)
+        + 64
     )
     sums = tables + ROW * 8 * 16
     near = sums + ROW * wide * deep * 64
@@ -275,7 +276,7 @@ def weight_gradient(begin, end, args):
     square = words_at(turned_at + 8 * 64 * deep * length, 64)
     first = ints_at(turned_at + 8 * 64 * (deep * length + 1), 65)
     listing = turned_at + 8 * 64 * (deep * length + 2) + 64
-    index = places_at(listing, 64 * GRADIENTS + 4)
+    index = places_at(listing, 64 * GRADIENTS + SLACK)
     for part in range(begin, end):
         across, down = part // parts_down % parts_across, part % parts_down
         share = part // parts_down // parts_across
