@@ -64,8 +64,14 @@ GRAIN = 4
 
 def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
+    return _under_windows(_windows(bits, geometry), share, weight, bias, geometry)
+
+
+def _under_windows(
+    windows: Tensor, share: float, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
     flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-    out, _ = product.forward(_windows(bits, geometry), share, flat, bias)
+    out, _ = product.forward(windows, share, flat, bias)
     return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -85,6 +91,8 @@ def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geo
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
 
 
+KEPT = 0.5
+"""Bits under the windows are kept for the backward up to this share of the spikes' own bytes, else made again."""
 FEW = 0.5
 """Up to this share of values other than zero, a gradient gone through value by value beats the dense product."""
 DOTS = 1.9
@@ -138,7 +146,7 @@ _ONES = torch.tensor([byte.bit_count() for byte in range(256)])
 
 
 class _Convolution(torch.autograd.Function):
-    """Keeps the bits of the spikes, not the spikes."""
+    """Keeps the bits of the spikes, not the spikes; those under each window too where they are few."""
 
     @staticmethod
     def forward(
@@ -153,13 +161,16 @@ class _Convolution(torch.autograd.Function):
         geometry: Geometry,
     ) -> Tensor:
         ctx.share, ctx.below, ctx.geometry, ctx.shape = share, support, geometry, images.shape
-        ctx.save_for_backward(bits, weight)
-        return forward(bits, share, weight, bias, geometry).detach()  # not a view, which has a node more
+        windows = _windows(bits, geometry)
+        kept = windows if windows.nbytes <= KEPT * images.nbytes else None
+        ctx.save_for_backward(bits, weight, kept)
+        # not as a view, which would have a node more
+        return _under_windows(windows, share, weight, bias, geometry).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        bits, weight = ctx.saved_tensors
+        bits, weight, windows = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         rows = grad.permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
         to_images = to_weight = to_bias = None
@@ -177,9 +188,9 @@ class _Convolution(torch.autograd.Function):
                 to_images = _input_gradient(used, weight, rows, geometry)
         if ctx.needs_input_grad[1]:
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
-            flat, to_bias = product.weight_gradient(
-                _windows(bits, geometry), ctx.share, rows, inputs, ctx.needs_input_grad[2]
-            )
+            if windows is None:
+                windows = _windows(bits, geometry)
+            flat, to_bias = product.weight_gradient(windows, ctx.share, rows, inputs, ctx.needs_input_grad[2])
             to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
         elif ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)

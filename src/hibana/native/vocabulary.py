@@ -3,6 +3,7 @@
 This file is imported by generated source only; it is the one place that imports Numba at its top.
 """
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
@@ -128,11 +129,16 @@ def prefetch(address, size):
         _line_to_read(at)
 
 
+_ASKS_TO_WRITE = not llvm.get_host_cpu_name().startswith("znver")
+"""Zen's own prefetching of lines to write is better left alone: a small layer took twice as long."""
+
+
 @njit(inline="always")
 def prefetch_to_write(address, size):
-    """Asks for `size` bytes at `address` to be at hand for writing soon."""
-    for at in range(address, address + size, 64):
-        _line_to_write(at)
+    """Asks for `size` bytes at `address` to be at hand for writing soon, on CPUs where that helps."""
+    if _ASKS_TO_WRITE:
+        for at in range(address, address + size, 64):
+            _line_to_write(at)
 
 
 @intrinsic

@@ -338,28 +338,36 @@ _BYTE_LANES = ir.VectorType(ir.IntType(8), 16)
 
 
 @intrinsic
-def first_spikes(context, out, which, source, place):
-    """Of 16 floats: where `source` spiked, `out` takes 1 and `which` (bytes) takes `place`.
+def first_spikes(context, out, which, source, pixels, pixel_bytes, rows, row_bytes):
+    """Of 16 channels under a window of `rows` x `pixels`: 1 where any spiked, and which did first, else 0.
 
-    Returns the bits of the values that are neither 0 nor 1.
+    Places are counted row by row, and written as bytes. Returns the bits of the channels in which any value
+    is neither 0 nor 1.
     """
 
     def build(context, builder, signature, args):
-        out, which, source, place = args
-        values = _load(builder, source)
-        spiked = builder.fcmp_unordered("!=", values, _zero())
+        out, which, source, pixels, pixel_bytes, rows, row_bytes = args
         one = ir.Constant(_LANES, [1.0] * 16)
-        _store(builder, builder.select(spiked, one, _load(builder, out)), out)
-        byte = builder.insert_element(
-            ir.Constant(_BYTE_LANES, ir.Undefined), builder.trunc(place, ir.IntType(8)), ir.IntType(32)(0)
-        )
-        mine = builder.shuffle_vector(byte, byte, _lanes([0] * 16))
-        before = _load(builder, which, kind=_BYTE_LANES, align=1)
-        builder.store(builder.select(spiked, mine, before), _at(builder, which, 0, _BYTE_LANES), align=1)
-        strange = builder.and_(spiked, builder.fcmp_unordered("!=", values, one))
+        bits = ir.VectorType(ir.IntType(1), 16)
+        nowhere, first = ir.Constant(bits, [0] * 16), ir.Constant(_BYTE_LANES, [0] * 16)
+        down = _Loop(builder, _LONG(0), rows, 1, [_zero(), nowhere, first, first])
+        row = builder.add(source, builder.mul(down.i, row_bytes))
+        along = _Loop(builder, _LONG(0), pixels, 1, down.carried)
+        found, strange, places, place = along.carried
+        values = _load(builder, builder.add(row, builder.mul(along.i, pixel_bytes)))
+        spiked = builder.fcmp_unordered("!=", values, _zero())
+        strange = builder.or_(strange, builder.and_(spiked, builder.fcmp_unordered("!=", values, one)))
+        new = builder.and_(spiked, builder.fcmp_ordered("==", found, _zero()))
+        places = builder.select(new, place, places)
+        found = builder.select(spiked, one, found)
+        place = builder.add(place, ir.Constant(_BYTE_LANES, [1] * 16))
+        _, carried = along.close([found, strange, places, place])
+        _, (found, strange, places, _) = down.close(carried)
+        _store(builder, found, out)
+        _store(builder, places, which, align=1)
         return builder.zext(builder.bitcast(strange, ir.IntType(16)), _LONG)
 
-    return types.int64(*[types.int64] * 4), build
+    return types.int64(*[types.int64] * 7), build
 
 
 @intrinsic

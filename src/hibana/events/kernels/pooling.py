@@ -21,24 +21,6 @@ def spiked(out, which, source, place):
 
 
 @function
-def taken(out, which, source, place, channels):
-    """:func:`spiked` for `channels` at addresses."""
-    strange = 0
-    vectors = channels // 16 * 16
-    for k in range(0, vectors, 16):
-        strange |= first_spikes(out + 4 * k, which + k, source + 4 * k, place)
-    if vectors < channels:
-        rest = channels - vectors
-        strange |= spiked(
-            floats_at(out + 4 * vectors, rest),
-            bytes_at(which + vectors, rest),
-            floats_at(source + 4 * vectors, rest),
-            np.uint8(place),
-        )
-    return strange
-
-
-@function
 def given_back(target, gradient, which, place):
     """`gradient` where `place` was taken, zeros elsewhere."""
     for i in range(target.size):
@@ -51,19 +33,33 @@ def forward(begin, end, args):
     source, target, which_at, strange_at = args[0], args[1], args[2], args[3]
     channels, width, window_height, window_width = args[4], args[5], args[6], args[7]
     height, out_height, out_width = args[8], args[9], args[10]
+    vectors = channels // 16 * 16
+    rest = channels - vectors
     strange = 0
     for item in range(begin, end):
         image, y = item // out_height, item % out_height
         for x in range(out_width):
             at = (item * out_width + x) * channels
-            zeroed(floats_at(target + 4 * at, channels))
-            zeroed(bytes_at(which_at + at, channels))
-            for i in range(window_height - 1, -1, -1):
-                row = image * height + y * window_height + i
-                for j in range(window_width - 1, -1, -1):
-                    pixel = (row * width + x * window_width + j) * channels
-                    place = i * window_width + j
-                    strange |= taken(target + 4 * at, which_at + at, source + 4 * pixel, place, channels)
+            pixel = (image * height + y * window_height) * width + x * window_width
+            under = source + 4 * channels * pixel
+            for k in range(0, vectors, 16):
+                strange |= first_spikes(
+                    target + 4 * (at + k),
+                    which_at + at + k,
+                    under + 4 * k,
+                    window_width,
+                    4 * channels,
+                    window_height,
+                    4 * channels * width,
+                )
+            if rest:
+                out, which = floats_at(target + 4 * (at + vectors), rest), bytes_at(which_at + at + vectors, rest)
+                zeroed(out)
+                zeroed(which)
+                for place in range(window_height * window_width - 1, -1, -1):
+                    beside = place // window_width * width + place % window_width
+                    values = floats_at(under + 4 * (channels * beside + vectors), rest)
+                    strange |= spiked(out, which, values, np.uint8(place))
     if strange:
         ints_at(strange_at, 1)[0] = 1
 
