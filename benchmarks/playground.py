@@ -4,7 +4,7 @@
 
 Needs the extra ``play``, selenium, and Debian's chromium and chromium-driver. Each press of an arrow key
 moves a slider by one step, to and fro; the time ends after the animation frame that follows the arrival of
-the answer: in it, Bokeh paints.
+the potential, the last part of an answer: in it, Bokeh paints.
 """
 
 import argparse
@@ -40,7 +40,7 @@ if (!window.took) {
   window.took = []
   addEventListener("keydown", () => {
     const begun = performance.now()
-    const source = Bokeh.documents[0].get_model_by_name("neuron_step").renderers[0].data_source
+    const source = Bokeh.documents[0].get_model_by_name("neuron_time").children[0].renderers[0].data_source
     const came = () => {
       source.properties.data.change.disconnect(came)
       const data = performance.now() - begun

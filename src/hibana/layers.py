@@ -55,7 +55,7 @@ class OverTime(nn.Module):
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
         if return_state:
             return unroll(self.cell, inputs, state)
-        return emitted(self.cell, inputs, state)[0]
+        return emitted(self.cell, inputs, state, ends=False)[0]
 
 
 class EachStep(nn.Module):

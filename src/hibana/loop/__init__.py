@@ -52,15 +52,18 @@ def unroll(
 
 
 def emitted(
-    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", ends: bool = True
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted."""
+    """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
+
+    Without `ends` the state that the run ends in may be missing altogether.
+    """
     _check_inputs(cell, inputs)
     given = inputs.dtype
     dtype = reference.carried(given)
     if state is not None:
         state = _checked_state(cell, inputs, state)
-    served = _serving(cell, inputs, dtype, backend)
+    served = _serving(cell, inputs, dtype, backend, ends)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
     if served is None:
@@ -69,7 +72,9 @@ def emitted(
     return served(inputs, state)
 
 
-def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Runner | None:
+def _serving(
+    cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool
+) -> _Runner | None:
     """What runs `cell` over `inputs`; None is the reference loop.
 
     Raises:
@@ -104,8 +109,8 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _R
         if named:
             raise
         return None
-    run: _Runner = partial(compiled.run, made, cell)
-    return run if made.kernels.takes_half else partial(_carried, run, dtype)
+    run: _Runner = partial(compiled.run, made, cell, ends)
+    return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:

@@ -42,7 +42,12 @@ class Kernels(Protocol):
         ...
 
     def forward(
-        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        keep: bool,
+        ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
 
     def backward(
@@ -167,9 +172,9 @@ def _kernels(backend: str) -> type[Kernels]:
 
 
 def run(
-    program: Program, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one.
+    program: Program, cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
 
     Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
     """
@@ -184,12 +189,14 @@ def run(
         or any(t is not None and t.requires_grad for t in first)
     )
     if wanted:
-        outputs, *last = _apply(program, len(first), order, inputs, *first, *held)
+        if not ends:
+            return _apply(program, len(first), order, False, inputs, *first, *held), ()
+        outputs, *last = _apply(program, len(first), order, True, inputs, *first, *held)
         return outputs, last
     begun = [None if t is None else _step_in(order, t) for t in first]
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(held, inputs.shape[1:], order)
-    outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False)
+    outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False, ends)
     return _back(order, outputs, last)
 
 
@@ -206,6 +213,7 @@ class _Run(torch.autograd.Function):
         program: Program,
         states: int,
         order: list[int] | None,
+        ends: bool,
         inputs: Tensor,
         *tensors: Tensor | None,
     ) -> Any:
@@ -216,7 +224,7 @@ class _Run(torch.autograd.Function):
         if order is not None:
             inputs = inputs.permute(order)
         parameters = program.parameters(held, inputs.shape[1:], order)
-        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True)
+        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True, ends)
         ctx.program, ctx.states, ctx.order, ctx.held = program, states, order, len(held)
         ctx.shape = inputs.shape
         ctx.first = [t is not None and i in plan.before for i, t in enumerate(first)]
@@ -227,8 +235,8 @@ class _Run(torch.autograd.Function):
         if order is not None:
             outputs, last = _back(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
-            return outputs.detach(), *(value.detach() for value in last)
-        return outputs, *last
+            outputs, last = outputs.detach(), [value.detach() for value in last]
+        return (outputs, *last) if ends else outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -250,7 +258,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         if not walkable(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
     grads = [None if g is None else _step_in(order, g) for g in last_grads]
-    wants_input = ctx.needs_input_grad[3]
+    grads += [None] * (ctx.states - 1 - len(grads))
+    wants_input = ctx.needs_input_grad[4]
     constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
     grad_input, first_grads, sums = program.kernels.backward(
         ctx.shape,
@@ -262,7 +271,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grads,
         wants_input,
         constant,
-        any(ctx.needs_input_grad[4 : 4 + ctx.states]),
+        any(ctx.needs_input_grad[5 : 5 + ctx.states]),
     )
     if constant and grad_input is not None:
         steps = ctx.shape[0]
@@ -272,12 +281,12 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grad_input = None if grad_input is None else grad_input.permute(back)
         first_grads = [None if g is None else _step_back(back, g) for g in first_grads]
         sums = [_step_back(back, value) for value in sums]
-    wanted = ctx.needs_input_grad[4:]
+    wanted = ctx.needs_input_grad[5:]
     to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
     to_held: Sequence[Tensor | None] = [None] * ctx.held
     if any(wanted[ctx.states :]):
         to_held = program.step.epilogue(*held, *sums)
-    return None, None, None, grad_input, *to_state, *to_held
+    return None, None, None, None, grad_input, *to_state, *to_held
 
 
 _apply: Callable[..., Any] = _Run.apply  # torch leaves it without types

@@ -70,19 +70,26 @@ class CpuKernels:
         ).text
 
     def forward(
-        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        keep: bool,
+        ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but the emitted one, and what is kept."""
+        """What is emitted ``[T, ...]``, the last states but the emitted one if `ends`, and what is kept."""
         kernel, calls = self._kernel("forward", keep)
         shape = inputs.shape
         steps, one = shape[0], shape[1:]
         neurons = one.numel()
         outputs = torch.empty(shape, dtype=self.dtype)
-        last = [torch.empty(one, dtype=self.dtype) for _ in self.step.states[1:]]
+        carried = self.step.states[1:]
+        last = [torch.empty(one, dtype=self.dtype) for _ in carried] if ends else []
         kept = [torch.empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
         # in the order of forward_source
         values = [steps, neurons, 0, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
-        values += [outputs.data_ptr(), *map(_address, first), *map(_address, last)]
+        values += [outputs.data_ptr(), *map(_address, first)]
+        values += map(_address, last) if ends else [0] * len(carried)
         values += [*map(_address, kept), self.constants_at, *map(_address, parameters), *calls]
         _walked(kernel, values, steps, neurons)
         return outputs, last, kept

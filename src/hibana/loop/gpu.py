@@ -78,22 +78,29 @@ class GpuKernels:
         return self._source(direction, keep if direction == "forward" else (True, False))
 
     def forward(
-        self, inputs: Tensor, first: Sequence[Tensor | None], parameters: Sequence[Tensor], keep: bool
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        keep: bool,
+        ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]`` in the input's dtype, the last states, and what is kept.
+        """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, and what is kept.
 
         Where the input is of half precision, the emitted state is one of the last states, in full.
         """
         steps, *one = inputs.shape
         exact = _exact(inputs)
         outputs = inputs.new_empty(inputs.shape, dtype=exact.dtype)
-        ends = [inputs.new_empty(one, dtype=self.dtype) for _ in self.step.states[1:]]
-        emitted = None if inputs.dtype == self.dtype else inputs.new_empty(one, dtype=self.dtype)
+        half = inputs.dtype != self.dtype
+        # in the order of the states; the emitted one is the last of the outputs, unless those are rounded
+        written = [ends] * (len(self.step.states) - 1) + [ends and half]
+        last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
         kept = [inputs.new_empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
         # in the order of forward_source
-        values = [exact, exact.stride(0), outputs, *first, *ends, emitted, *kept]
+        values = [exact, exact.stride(0), outputs, *first, *last, *kept]
         self._launch("forward", keep, inputs.shape, [*values, self._numbers(inputs.device), *parameters])
-        return outputs.to(inputs.dtype), ends if emitted is None else [*ends, emitted], kept
+        return outputs.to(inputs.dtype), [value for value in last if value is not None], kept
 
     def backward(
         self,

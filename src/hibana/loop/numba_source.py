@@ -139,10 +139,15 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
             *_constants(step),
             *body.scratch(),
             *(f"{name} = bytes_at(scratch({ROW}), {ROW})" for name in bits),
+            *(f"{name}_own_at = scratch({ROW} * 8)" for name in carried),
             *_zeros(),
         ],
         per_row=[
-            *(line for name in carried for line in _started(name, f"{name}_last", f"{name}_first")),
+            *(
+                line
+                for name in carried
+                for line in _started(name, f"{name}_last", f"{name}_first", own=True)
+            ),
             *_parameter_rows(body.leaves),
         ],
         steps="range(steps)",

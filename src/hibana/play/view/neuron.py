@@ -16,10 +16,14 @@ from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Look, empty
 __all__ = ["NeuronView"]
 
 OWN = "your own…"
-COLUMNS = (
-    *("time", "input", "potential", "gradient", "spike", "threshold"),
-    *("current", "rate", "own_current", "own_rate", "v", "s", "derivative", "onset", "height"),
-)
+COLUMNS = {
+    "input": ("time", "input"),
+    "gradient": ("time", "gradient"),
+    "curve": ("current", "rate", "own_current", "own_rate"),
+    "surrogate": ("v", "s", "derivative", "onset", "height"),
+    "potential": ("time", "potential", "spike", "threshold"),
+}
+"""What each figure draws. The potential comes last to the page: when it is there, all else is."""
 
 
 class NeuronView:
@@ -99,15 +103,15 @@ class NeuronView:
         )
 
     def _make_figures(self, look: Look) -> None:
-        self._shown = empty(*COLUMNS)
+        self._shown = {figure: empty(*columns) for figure, columns in COLUMNS.items()}
         self._others = empty("xs", "ys", "colour", "name")
 
         potential = look.figure("Membrane potential", y="v", x_range=(-2, neuron.STEPS + 1))
-        potential.line("time", "potential", source=self._shown, color=BLUE, line_width=1.8)
+        potential.line("time", "potential", source=self._shown["potential"], color=BLUE, line_width=1.8)
         potential.scatter(
-            "time", "spike", source=self._shown, marker="inverted_triangle", size=8, color=ORANGE
+            "time", "spike", source=self._shown["potential"], marker="inverted_triangle", size=8, color=ORANGE
         )
-        potential.line("time", "threshold", source=self._shown, color=RED, line_dash="dotted", line_width=1.5)
+        potential.line("time", "threshold", source=self._shown["potential"], color=RED, line_dash="dotted", line_width=1.5)
         self._potential = potential
 
         others = look.figure("Further states", y="state", x_range=potential.x_range, visible=False)
@@ -116,23 +120,23 @@ class NeuronView:
         self._further = others
 
         given = look.figure("Input", y="per step", x_range=potential.x_range)
-        given.line("time", "input", source=self._shown, color=LAYERS[2], line_width=1.3)
+        given.line("time", "input", source=self._shown["input"], color=LAYERS[2], line_width=1.3)
 
         gradient = look.figure(
             "Gradient of the number of spikes", x="Time step", y="∂ Σs / ∂ input", x_range=potential.x_range
         )
-        gradient.vbar(x="time", top="gradient", width=0.8, source=self._shown, color=ORANGE, line_color=None)
+        gradient.vbar(x="time", top="gradient", width=0.8, source=self._shown["gradient"], color=ORANGE, line_color=None)
         self._gradient = gradient
 
         curve = look.figure("F–I curve", x="Constant input, per step", y="Spikes per step")
-        curve.line("current", "rate", source=self._shown, color=BLUE, line_width=2)
-        curve.scatter("own_current", "own_rate", source=self._shown, size=10, color=ORANGE, line_color=None)
+        curve.line("current", "rate", source=self._shown["curve"], color=BLUE, line_width=2)
+        curve.scatter("own_current", "own_rate", source=self._shown["curve"], size=10, color=ORANGE, line_color=None)
         self._firing = curve
 
         step = look.figure("Surrogate", x="Potential v", y="s,  ∂s / ∂v")
-        step.line("v", "s", source=self._shown, color=BLUE, line_width=4, line_alpha=0.8)
-        step.line("v", "derivative", source=self._shown, color=ORANGE, line_width=1.8)
-        step.line("onset", "height", source=self._shown, color=RED, line_dash="dotted", line_width=1.5)
+        step.line("v", "s", source=self._shown["surrogate"], color=BLUE, line_width=4, line_alpha=0.8)
+        step.line("v", "derivative", source=self._shown["surrogate"], color=ORANGE, line_width=1.8)
+        step.line("onset", "height", source=self._shown["surrogate"], color=RED, line_dash="dotted", line_width=1.5)
         self._surrogate = step
 
         for each in (others, given, gradient):
@@ -199,7 +203,9 @@ class NeuronView:
             self._tell(str(answer))
             return
         self._tell(answer["note"])
-        self._shown.data = _columns(answer, strength)
+        for name, columns in _columns(answer, strength).items():
+            if name == "potential" or _differ(columns, self._shown[name].data):
+                self._shown[name].data = columns  # each figure whose data are set is painted anew
         others = answer["others"]
         if others or self._further.visible:
             self._others.data = {
@@ -227,8 +233,11 @@ class NeuronView:
         self._trouble.visible = bool(trouble)
 
 
-def _columns(answer: dict[str, Any], strength: float | str) -> dict[str, np.ndarray[Any, Any]]:
-    """An answer as the columns of one source: it comes in one message, and each figure is painted once.
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+def _columns(answer: dict[str, Any], strength: float | str) -> dict[str, Columns]:
+    """An answer as the columns of each figure's source.
 
     Columns that are shorter than the longest end in NaN, which is not drawn.
     """
@@ -237,23 +246,33 @@ def _columns(answer: dict[str, Any], strength: float | str) -> dict[str, np.ndar
     spike = np.full(neuron.STEPS, np.nan)
     spike[answer["spikes"]] = answer["potential"][answer["spikes"]]
     heights = [1.0] if step is None else [1.0, np.nanmax(step["derivative"], initial=0.0)]
-    columns = {
+    values = {
         **{name: answer[name] for name in ("time", "input", "potential", "gradient")},
         "spike": spike,
         "threshold": np.full(neuron.STEPS, np.nan if threshold is None else threshold),
         "current": answer["currents"],
         "rate": answer["rates"],
-        "own_current": np.array([strength]),
+        "own_current": np.array([strength], dtype=float),
         "own_rate": np.array([answer["rate"]]),
         **({"v": nothing, "s": nothing, "derivative": nothing} if step is None else step),
         "onset": nothing if threshold is None else np.array([threshold, threshold]),
         "height": nothing if threshold is None else np.array([0.0, max(heights)]),
     }
+    return {figure: _filled({name: values[name] for name in names}) for figure, names in COLUMNS.items()}
+
+
+def _filled(columns: Columns) -> Columns:
     longest = max(map(len, columns.values()))
     return {
         name: np.concatenate([values, np.full(longest - len(values), np.nan)])
         for name, values in columns.items()
     }
+
+
+def _differ(columns: Columns, shown: Any) -> bool:
+    return not all(
+        np.array_equal(values, shown[name], equal_nan=True) for name, values in columns.items()
+    )
 
 
 def _heading(text: str) -> Div:
