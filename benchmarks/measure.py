@@ -16,6 +16,7 @@ from typing import Any
 
 __all__ = ["Others", "in_process", "peak_above_baseline", "rounds", "summary"]
 
+
 def rounds(
     contenders: Mapping[str, Callable[[], object]],
     *,

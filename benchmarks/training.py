@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hibana as hb
-from benchmarks import measure, networks, peers
+from benchmarks import networks, peers
 
 __all__ = ["jobs"]
 

@@ -29,7 +29,7 @@ def _gradients(layer, x, weights):
 @settings(max_examples=40)
 @given(
     channels=st.sampled_from([1, 2, 3, 32, 65]),
-    outputs=st.sampled_from([1, 5, 16, 33, 64]),
+    outputs=st.sampled_from([1, 5, 16, 33, 64, 70]),
     height=st.integers(1, 9),
     width=st.integers(1, 9),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 5)),
@@ -39,9 +39,10 @@ def _gradients(layer, x, weights):
     density=st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0]),
     bias=st.booleans(),
     last=st.booleans(),
+    values=st.sampled_from([0.0, 0.1, 0.4, 1.0]),
 )
 def test_outputs_and_gradients_are_those_of_torch(
-    channels, outputs, height, width, kernel, stride, padding, dilation, density, bias, last
+    channels, outputs, height, width, kernel, stride, padding, dilation, density, bias, last, values
 ):
     assume(padding != "same" or stride == 1)
     arguments = (channels, outputs, kernel, stride, padding, dilation)
@@ -54,7 +55,7 @@ def test_outputs_and_gradients_are_those_of_torch(
     layer = hb.Conv2d(*arguments, bias=bias)
     layer.load_state_dict(dense.state_dict())
     layer.mode = "events"
-    weights = torch.randn(shape)
+    weights = torch.randn(shape) * (torch.rand(shape) < values)  # the gradient of the output
     for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     one_side = padding == "same" and any((k - 1) % 2 for k in kernel) and dilation == 1
@@ -250,11 +251,106 @@ def test_a_constant_picture_is_convolved_once_in_training_too():
     torch.testing.assert_close(got, picture.grad)
 
 
-def test_batch_normalisation_still_sees_each_step():
-    layer = hb.EachStep(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)))
-    layer(torch.rand(2, 1, 6, 6).expand(7, 2, 1, 6, 6))
-    expected = hb.EachStep(copy.deepcopy(layer.module))
-    assert expected.module[1].num_batches_tracked == 1
+def test_a_constant_picture_is_normalised_once_as_if_at_each_step():
+    once = hb.EachStep(nn.Sequential(hb.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).double()  # its sums cancel
+    each = hb.EachStep(copy.deepcopy(once.module))
+    picture = torch.rand(2, 1, 6, 6, dtype=torch.float64)
+    found = []
+    for layer, x in ((once, picture.expand(7, 2, 1, 6, 6)), (each, picture.repeat(7, 1, 1, 1, 1))):
+        out = layer(x)
+        (out * torch.linspace(0, 1, 7 * 2 * 4 * 16, dtype=torch.float64).view(7, 2, 4, 4, 4)).sum().backward()
+        norm = layer.module[1]
+        assert norm.num_batches_tracked == 1
+        found.append([out, norm.running_mean, *(p.grad for p in layer.parameters())])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert found[0][0].stride(0) == 0
+    # the running variance counts a picture once, not once for each of its copies
+    samples = 2 * 4 * 4
+    fresh, seen, copies = 0.9, once.module[1].running_var, each.module[1].running_var
+    factor = (samples / (samples - 1)) / (7 * samples / (7 * samples - 1))
+    torch.testing.assert_close(seen - fresh, (copies - fresh) * factor)
+
+
+def test_one_picture_is_normalised_with_its_copies():
+    layer = hb.EachStep(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
+    assert layer(torch.rand(1, 2, 2).expand(7, 1, 2, 2)).count_nonzero() == 0  # torch refuses a single one
+
+
+def test_a_dense_convolution_comes_out_channels_last_too():
+    layer = hb.Conv2d(1, 16, 3)
+    out = layer(torch.rand(2, 1, 6, 6))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert not out.is_contiguous()
+
+
+@pytest.mark.parametrize("few", [True, False])
+def test_a_gradient_of_few_values_is_gone_through_value_by_value(few, monkeypatch):
+    from hibana.events import convolution
+
+    taken = []
+    for name in ("_input_gradient_of_few", "conv2d_input"):
+        function = getattr(convolution, name)
+        monkeypatch.setattr(
+            convolution, name, lambda *a, name=name, function=function: taken.append(name) or function(*a)
+        )
+    layer = hb.Conv2d(4, 8, 3, padding=1)
+    layer.mode = "events"
+    x = _spikes(2, 4, 15, 9, density=0.3).requires_grad_()
+    out = layer(x)
+    weights = torch.zeros_like(out)
+    weights[:, :, 3:6] = 1.0  # whole rows, which a sample at even distances could miss or hit
+    out.backward(weights if few else weights + 1)
+    assert taken == (["_input_gradient_of_few"] if few else ["conv2d_input"])
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "image", "kernel", "padding", "dilation"),
+    [
+        (32, 64, (14, 14), (3, 3), (1, 1), (1, 1)),  # a row of the kernel at a time
+        (64, 70, (7, 7), (3, 3), (1, 1), (1, 1)),  # one of its weights at a time
+        (5, 7, (19, 11), (3, 2), (2, 0), (2, 1)),
+        (70, 130, (9, 8), (5, 5), (2, 2), (1, 2)),
+        (16, 64, (20, 7), (3, 5), (0, 4), (3, 1)),
+        (2, 5, (1, 1), (1, 1), (0, 0), (1, 1)),
+        (1, 3, (4, 5), (1, 1), (2, 3), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
+    channels, outputs, image, kernel, padding, dilation, share
+):
+    from hibana.events.convolution import Geometry, _input_gradient_of_few
+
+    geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
+    weight = torch.randn(outputs, channels, *kernel)
+    rows = torch.randn(3 * geometry.output[0] * geometry.output[1], outputs)
+    rows *= torch.rand(rows.shape) < share
+    grad = rows.view(3, *geometry.output, outputs).permute(0, 3, 1, 2)
+    wanted = torch.nn.grad.conv2d_input((3, channels, *image), weight, grad, 1, padding, dilation)
+    got = _input_gradient_of_few(weight, rows, geometry)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
+    from hibana.events import kernels
+
+    layers = hb.Conv2d(3, 20, 3, padding=1), hb.Linear(130, 70)
+    inputs = _spikes(2, 3, 9, 9, density=density), _spikes(70, 130, density=density, last=False)
+    found = []
+    for compresses in (kernels.compresses(), False):
+        monkeypatch.setattr(kernels, "compresses", lambda there=compresses: there)
+        kernels.address.cache_clear()
+        for layer, x in zip(layers, inputs, strict=True):
+            layer.mode = "events"
+            out = layer(x)
+            weights = torch.linspace(-1, 1, out.numel()).view_as(out)
+            found.append(_gradients(layer, x, weights * (weights.abs() < 0.2)))
+    kernels.address.cache_clear()
+    for once, again in zip(found[:2], found[2:], strict=True):
+        for got, wanted in zip(once, again, strict=True):
+            torch.testing.assert_close(got, wanted)
 
 
 def test_a_second_derivative_asks_for_the_dense_product():

@@ -139,8 +139,8 @@ class Page:
 
     def answered(self, code):
         """Does `code`, and waits for what the neuron then answers."""
-        self.run("window.before = drawn(root('neuron_curve')).data; " + code)
-        self.until("drawn(root('neuron_curve')).data !== window.before")
+        self.run("window.before = drawn(root('neuron_time').children[0]).data; " + code)
+        self.until("drawn(root('neuron_time').children[0]).data !== window.before")
 
     def severe(self):
         return [line for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]

@@ -94,9 +94,7 @@ class EachStep(nn.Module):
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
     """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
-    return all(
-        type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules()
-    )
+    return all(type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules())
 
 
 _PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}

@@ -92,9 +92,9 @@ def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geo
 
 
 KEPT = 0.5
-"""Bits under the windows are kept for the backward up to this share of the spikes' own bytes, else made again."""
+"""Bits under windows are kept for the backward up to this share of the spikes' own bytes, else made again."""
 FEW = 0.5
-"""Up to this share of values other than zero, a gradient gone through value by value beats the dense product."""
+"""Up to this share of values other than zero, going through a gradient by value beats the dense product."""
 DOTS = 1.9
 """How much longer a weight takes in a product computed where the support is than in a sum of few values."""
 DEEP = 8

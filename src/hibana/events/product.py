@@ -62,6 +62,7 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
 def packed(weight: Tensor, row: int) -> Tensor:
     """`weight`, ``[outputs, inputs]``, as ``[panels][inputs, to whole words][row]``, and zeros."""
     outputs, inputs = weight.shape
+    weight = weight.contiguous()
     words = _up(inputs, 64)
     table = torch.empty(_up(outputs, row), words * 64, row)
     values = [weight.data_ptr(), table.data_ptr(), outputs, inputs]

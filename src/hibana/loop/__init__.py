@@ -72,9 +72,7 @@ def emitted(
     return served(inputs, state)
 
 
-def _serving(
-    cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool
-) -> _Runner | None:
+def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool) -> _Runner | None:
     """What runs `cell` over `inputs`; None is the reference loop.
 
     Raises:

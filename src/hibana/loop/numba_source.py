@@ -143,11 +143,7 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
             *_zeros(),
         ],
         per_row=[
-            *(
-                line
-                for name in carried
-                for line in _started(name, f"{name}_last", f"{name}_first", own=True)
-            ),
+            *(line for name in carried for line in _started(name, f"{name}_last", f"{name}_first", own=True)),
             *_parameter_rows(body.leaves),
         ],
         steps="range(steps)",

@@ -13,9 +13,9 @@ def keep_memory() -> bool:
 
     By default glibc takes every large tensor from the kernel and gives it back when it is freed, and the
     kernel clears each page of the next one when it is first written: often longer than the work on it. A
-    training step allocates the same sizes again and again, and is about twice as fast without that. The price:
-    the process holds the memory of its largest step until it ends. It holds for the whole process, not for
-    hibana alone, which is why it must be asked for; ``hibana train`` does.
+    training step allocates the same sizes again and again, and a convolutional network of 32 and 64 channels
+    takes half the time without that. The price: the process holds the memory of its largest step until it
+    ends. All of the process does, not hibana alone, so it must be asked for; ``hibana train`` asks.
 
     Returns:
         Whether it could be done: false where the C library is not glibc, and then nothing is changed.
@@ -30,4 +30,4 @@ def keep_memory() -> bool:
     if mallopt is None:
         return False
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 64 << 20}
-    return all([mallopt(option, value) == 1 for option, value in settings.items()])
+    return all(mallopt(option, value) == 1 for option, value in settings.items())

@@ -203,7 +203,13 @@ def input_gradient_of_few(begin, end, args):
     table, gradient, target = args[0], args[1], args[2]
     channels, height, width, outputs = args[3], args[4], args[5], args[6]
     kernel_height, kernel_width, padding_down, padding_across = args[7], args[8], args[9], args[10]
-    dilation_down, dilation_across, out_height, out_width, deep = args[11], args[12], args[13], args[14], args[15]
+    dilation_down, dilation_across, out_height, out_width, deep = (
+        args[11],
+        args[12],
+        args[13],
+        args[14],
+        args[15],
+    )
     table_rows = (kernel_height * kernel_width * outputs + 63) // 64 * 64
     parts = (height + deep - 1) // deep
     together = dilation_across == 1 and kernel_width * outputs * ROW <= NEAR
@@ -237,7 +243,9 @@ def input_gradient_of_few(begin, end, args):
             at = gradient + 4 * outputs * (image * out_height + down) * out_width
             for q in range(out_width):
                 first[pixel] = n
-                n = values_listed(at + 4 * outputs * q, outputs, room, index, q * outputs, offsets, values_at, n)
+                n = values_listed(
+                    at + 4 * outputs * q, outputs, room, index, q * outputs, offsets, values_at, n
+                )
                 pixel += 1
         first[pixel] = n
         for panel in range((channels + PANEL - 1) // PANEL):

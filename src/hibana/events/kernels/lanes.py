@@ -503,7 +503,7 @@ def listed_at_once(word, base, index, n):
 
 
 listed = listed_at_once if COMPRESSES else listed_in_fours
-"""``listed(word, base, index, n)``: appends ``base`` + the position of each set bit of `word` to ``index[n:]``.
+"""``listed(word, base, index, n)``: appends ``base`` + the position of each bit of `word` to ``index[n:]``.
 
 Returns the new `n`. Writes more than that: `index` needs room for SLACK more.
 """

@@ -53,7 +53,10 @@ def forward(begin, end, args):
                     4 * channels * width,
                 )
             if rest:
-                out, which = floats_at(target + 4 * (at + vectors), rest), bytes_at(which_at + at + vectors, rest)
+                out, which = (
+                    floats_at(target + 4 * (at + vectors), rest),
+                    bytes_at(which_at + at + vectors, rest),
+                )
                 zeroed(out)
                 zeroed(which)
                 for place in range(window_height * window_width - 1, -1, -1):

@@ -111,7 +111,14 @@ class NeuronView:
         potential.scatter(
             "time", "spike", source=self._shown["potential"], marker="inverted_triangle", size=8, color=ORANGE
         )
-        potential.line("time", "threshold", source=self._shown["potential"], color=RED, line_dash="dotted", line_width=1.5)
+        potential.line(
+            "time",
+            "threshold",
+            source=self._shown["potential"],
+            color=RED,
+            line_dash="dotted",
+            line_width=1.5,
+        )
         self._potential = potential
 
         others = look.figure("Further states", y="state", x_range=potential.x_range, visible=False)
@@ -125,18 +132,24 @@ class NeuronView:
         gradient = look.figure(
             "Gradient of the number of spikes", x="Time step", y="∂ Σs / ∂ input", x_range=potential.x_range
         )
-        gradient.vbar(x="time", top="gradient", width=0.8, source=self._shown["gradient"], color=ORANGE, line_color=None)
+        gradient.vbar(
+            x="time", top="gradient", width=0.8, source=self._shown["gradient"], color=ORANGE, line_color=None
+        )
         self._gradient = gradient
 
         curve = look.figure("F–I curve", x="Constant input, per step", y="Spikes per step")
         curve.line("current", "rate", source=self._shown["curve"], color=BLUE, line_width=2)
-        curve.scatter("own_current", "own_rate", source=self._shown["curve"], size=10, color=ORANGE, line_color=None)
+        curve.scatter(
+            "own_current", "own_rate", source=self._shown["curve"], size=10, color=ORANGE, line_color=None
+        )
         self._firing = curve
 
         step = look.figure("Surrogate", x="Potential v", y="s,  ∂s / ∂v")
         step.line("v", "s", source=self._shown["surrogate"], color=BLUE, line_width=4, line_alpha=0.8)
         step.line("v", "derivative", source=self._shown["surrogate"], color=ORANGE, line_width=1.8)
-        step.line("onset", "height", source=self._shown["surrogate"], color=RED, line_dash="dotted", line_width=1.5)
+        step.line(
+            "onset", "height", source=self._shown["surrogate"], color=RED, line_dash="dotted", line_width=1.5
+        )
         self._surrogate = step
 
         for each in (others, given, gradient):
@@ -270,9 +283,7 @@ def _filled(columns: Columns) -> Columns:
 
 
 def _differ(columns: Columns, shown: Any) -> bool:
-    return not all(
-        np.array_equal(values, shown[name], equal_nan=True) for name, values in columns.items()
-    )
+    return not all(np.array_equal(values, shown[name], equal_nan=True) for name, values in columns.items())
 
 
 def _heading(text: str) -> Div:
