@@ -189,9 +189,7 @@ def run(
         or any(t is not None and t.requires_grad for t in first)
     )
     if wanted:
-        if not ends:
-            return _apply(program, len(first), order, False, inputs, *first, *held), ()
-        outputs, *last = _apply(program, len(first), order, True, inputs, *first, *held)
+        outputs, *last = _apply(program, len(first), order, ends, inputs, *first, *held)
         return outputs, last
     begun = [None if t is None else _step_in(order, t) for t in first]
     inputs = inputs if order is None else inputs.permute(order)
@@ -236,7 +234,7 @@ class _Run(torch.autograd.Function):
             outputs, last = _back(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
             outputs, last = outputs.detach(), [value.detach() for value in last]
-        return (outputs, *last) if ends else outputs
+        return outputs, *last
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:

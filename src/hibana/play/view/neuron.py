@@ -216,9 +216,7 @@ class NeuronView:
             self._tell(str(answer))
             return
         self._tell(answer["note"])
-        for name, columns in _columns(answer, strength).items():
-            if name == "potential" or _differ(columns, self._shown[name].data):
-                self._shown[name].data = columns  # each figure whose data are set is painted anew
+        self._name(answer)
         others = answer["others"]
         if others or self._further.visible:
             self._others.data = {
@@ -228,7 +226,9 @@ class NeuronView:
                 "name": list(others),
             }
             self._further.visible = bool(others)
-        self._name(answer)
+        for name, columns in _columns(answer, strength).items():
+            if name == "potential" or _differ(columns, self._shown[name].data):
+                self._shown[name].data = columns  # each figure whose data are set is painted anew
 
     def _name(self, answer: Any) -> None:
         """Titles and labels: what they are depends on the cell."""
