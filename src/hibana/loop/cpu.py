@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hibana.loop.numba_source import ROW, Source, backward_source, forward_source
+from hibana.loop.llvm_source import ROW, Source, backward_source, forward_source
 from hibana.loop.plan import Plan, reachable
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
-from hibana.native import Kernel, arguments, build, run
+from hibana.native import Kernel, arguments, assemble, run
 from hibana.native.threads import libtorch
 
 __all__ = ["CpuKernels"]
@@ -145,7 +145,7 @@ class CpuKernels:
                 source = self._backward_source(*variant)
             else:
                 source = self._forward_source(variant)
-            (kernel,) = build(source.text, (direction,))
+            (kernel,) = assemble(source.text, (direction,))
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
             ]

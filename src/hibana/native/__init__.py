@@ -5,7 +5,7 @@ keeps them on disk, `threads` runs them, `vocabulary` is what the source may say
 this package loads neither Numba nor torch's extensions; building does.
 """
 
-from hibana.native.build import Kernel, build
+from hibana.native.build import Kernel, assemble, build
 from hibana.native.threads import arguments, run
 
-__all__ = ["Kernel", "arguments", "build", "run"]
+__all__ = ["Kernel", "arguments", "assemble", "build", "run"]

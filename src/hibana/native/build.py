@@ -17,7 +17,7 @@ import stat
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Kernel", "build", "cache_folder"]
+__all__ = ["Kernel", "assemble", "build", "cache_folder"]
 
 HEADER = "from hibana.native.vocabulary import *\n"
 
@@ -74,16 +74,29 @@ def build(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
             decorated with its ``@kernel``.
         names: the kernels in it.
     """
-    addresses, code = _linked_source(HEADER + source, names)
+    addresses, code = _linked_source(HEADER + source, names, _compiled)
     return tuple(Kernel(name, addresses[name], source, code) for name in names)
 
 
+def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
+    """As :func:`build`, of a module in LLVM's own language: nothing has to be inferred, and no Numba be loaded.
+
+    Raises:
+        RuntimeError: if LLVM can't read `source`.
+    """
+    addresses, code = _linked_source(source, names, _assembled)
+    return tuple(Kernel(name, addresses[name], source, code) for name in names)
+
+
+_Compiler = Callable[[str, tuple[str, ...]], _Object]
+
+
 @cache
-def _linked_source(text: str, names: tuple[str, ...]) -> tuple[dict[str, int], Any]:
+def _linked_source(text: str, names: tuple[str, ...], compiled: _Compiler) -> tuple[dict[str, int], Any]:
     path = _file(text)
     found = None if path is None else _read(path)
     if found is None:
-        found = _compiled(text, names)
+        found = compiled(text, names)
         if path is not None:
             _write(path, found.packed())
     return _linked(found)
@@ -128,16 +141,39 @@ def _compiled(text: str, names: tuple[str, ...]) -> _Object:
     )
 
 
-def _linked(found: _Object) -> tuple[dict[str, int], Any]:
-    """The addresses of the kernels in `found`, and what keeps them alive."""
+def _assembled(text: str, names: tuple[str, ...]) -> _Object:
+    llvm, machine = _llvm()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    declared = [f.name for f in module.functions if f.is_declaration]
+    taken = tuple(name for name in declared if not name.startswith("llvm."))
+    return _Object(machine.emit_object(module), {name: name for name in names}, taken)
+
+
+def _llvm() -> tuple[Any, Any]:
+    """LLVM, and this very processor as its target."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    features = llvm.get_host_cpu_features().flatten()
+    machine = target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=features, opt=3, codemodel="jitdefault", jit=True
+    )
+    return llvm, machine
+
+
+def _linked(found: _Object) -> tuple[dict[str, int], Any]:
+    """The addresses of the kernels in `found`, and what keeps them alive."""
+    llvm, machine = _llvm()
     for name in found.taken:
         if name.startswith(_NEVER_CALLED):
             llvm.add_symbol(name, _abort())
-    machine = llvm.Target.from_default_triple().create_target_machine(codemodel="jitdefault", jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
     engine.finalize_object()

@@ -1,0 +1,266 @@
+"""The words of a step as LLVM's instructions, and the few statements that a kernel is written with.
+
+LLVM's own language says what Numba would have been asked to find: that 32 neurons are one value, that a truth
+value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
+contracted or reassociated: an instruction without flags does what IEEE says.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from hibana.loop.passes import Stores
+from hibana.loop.plan import evaluated
+from hibana.loop.trace import Value
+
+__all__ = ["LANES", "Writer", "body", "libm_row", "named"]
+
+LANES = 32
+"""Neurons in one value: two registers of AVX-512. A multiple of 8, so that their bits are whole bytes."""
+
+_MASK = f"<{LANES} x i1>"
+_INSTRUCTIONS = {
+    **{word: f"f{word} {{V}} {{0}}, {{1}}" for word in ("add", "sub", "mul", "div")},
+    **{word: f"fcmp o{word} {{V}} {{0}}, {{1}}" for word in ("gt", "ge", "lt", "le", "eq")},
+    **{word: f"{word} {_MASK} {{0}}, {{1}}" for word in ("and", "or", "xor")},
+    "ne": "fcmp une {V} {0}, {1}",
+    "to_bool": "fcmp une {V} {0}, splat ({T} 0.0)",
+    "not": f"xor {_MASK} {{0}}, splat (i1 true)",
+    "neg": "fneg {V} {0}",
+    "where": f"select {_MASK} {{0}}, {{V}} {{1}}, {{V}} {{2}}",
+    "to_float": f"select {_MASK} {{0}}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer",
+}
+_INTRINSICS = {"abs": "fabs", "root": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
+_LIBM = {"atan": "atan", **{w: w for w in ("exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "sqrt")}}
+
+
+def named(name: str, sign: str = "%") -> str:
+    """`name` as LLVM writes it: a state may be called by any word of Python, in any alphabet."""
+    if re.fullmatch(r"[\w.]+", name, re.ASCII):
+        return f"{sign}{name}"
+    return sign + '"' + "".join(f"\\{byte:02X}" for byte in name.encode()) + '"'
+
+
+class Writer:
+    """Lines of one function."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.depth = 1
+        self.count = 0
+
+    def do(self, line: str) -> None:
+        """Adds a line."""
+        self.lines.append("  " * self.depth + line)
+
+    def let(self, name: str, said: str) -> str:
+        """Gives what `said` computes a name, and returns it; one of its own if `name` is empty."""
+        if not name:
+            self.count += 1
+            name = f"a{self.count}"
+        self.do(f"{named(name)} = {said}")
+        return named(name)
+
+    def row(self, name: str, kind: str, base: str, index: str) -> str:
+        """The address of element `index` of what is at `base`."""
+        return self.let(name, f"getelementptr {kind}, ptr {base}, i64 {index}")
+
+    @contextmanager
+    def loop(self, name: str, first: str, last: str, step: int = 1) -> Iterator[str]:
+        """The lines written meanwhile, for `name` from `first` while it is less than `last`."""
+        self.do(f"br label %{name}.enter")
+        self._label(f"{name}.enter")
+        self.do(f"br label %{name}.test")
+        self._label(f"{name}.test")
+        self.do(f"%{name} = phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]")
+        self.do(f"%{name}.more = icmp slt i64 %{name}, {last}")
+        self.do(f"br i1 %{name}.more, label %{name}.body, label %{name}.done")
+        self._label(f"{name}.body")
+        self.depth += 1
+        yield f"%{name}"
+        self.depth -= 1
+        self.do(f"br label %{name}.again")
+        self._label(f"{name}.again")
+        self.do(f"%{name}.next = add i64 %{name}, {step}")
+        self.do(f"br label %{name}.test")
+        self._label(f"{name}.done")
+
+    @contextmanager
+    def when(self, name: str, condition: str) -> Iterator[None]:
+        """The lines written meanwhile, if `condition` holds."""
+        self.do(f"br i1 {condition}, label %{name}.so, label %{name}.done")
+        self._label(f"{name}.so")
+        self.depth += 1
+        yield
+        self.depth -= 1
+        self.do(f"br label %{name}.done")
+        self._label(f"{name}.done")
+
+    def _label(self, name: str) -> None:
+        self.lines.append(f"{'  ' * (self.depth - 1)}{name}:")
+
+
+class _Block:
+    """One block of neurons: every leaf read once, each value computed once, then everything stored."""
+
+    def __init__(self, writer: Writer, real: str, at: str, masked: str = "") -> None:
+        self.writer = writer
+        self.real = real
+        self.vector = f"<{LANES} x {real}>"
+        self.at = at
+        self.masked = masked
+        """How many neurons there are, where they are fewer than a block."""
+        if masked:
+            self._masks(masked)
+
+    def _masks(self, count: str) -> None:
+        lanes = ", ".join(f"i64 {i}" for i in range(LANES))
+        all_ = self._splat("i64", count, LANES)
+        self.there = self.writer.let("there", f"icmp slt <{LANES} x i64> <{lanes}>, {all_}")
+        octets = ", ".join(f"i64 {i}" for i in range(0, LANES, 8))
+        some = self._splat("i64", count, LANES // 8)
+        self.bytes_there = self.writer.let("bytes_there", f"icmp slt <{LANES // 8} x i64> <{octets}>, {some}")
+
+    def _splat(self, kind: str, value: str, lanes: int) -> str:
+        return splat(self.writer, kind, value, lanes)
+
+    def read(self, leaf: Value) -> str:
+        name = str(leaf.data)
+        if leaf.word == "bits":
+            place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
+            bits = f"<{LANES // 8} x i8>"
+            if self.masked:
+                call = (
+                    f"call {bits} @llvm.masked.load.v{LANES // 8}i8.p0(ptr {place}, i32 1, "
+                    f"<{LANES // 8} x i1> {self.bytes_there}, {bits} zeroinitializer)"
+                )
+                return self.writer.let("", f"bitcast {bits} {self.writer.let('', call)} to {_MASK}")
+            word = self.writer.let("", f"load i{LANES}, ptr {place}, align 1")
+            return self.writer.let("", f"bitcast i{LANES} {word} to {_MASK}")
+        place = self.writer.row("", self.real, named(name), self.at)
+        if self.masked:
+            return self.writer.let(
+                f"{name}.{self.at[1:]}",
+                f"call {self.vector} @llvm.masked.load.{self._kind()}.p0(ptr {place}, i32 {self._size()}, "
+                f"{_MASK} {self.there}, {self.vector} zeroinitializer)",
+            )
+        return self.writer.let(
+            f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {self._size()}"
+        )
+
+    def store(self, name: str, value: Value, said: str) -> None:
+        if value.boolean:
+            place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
+            bits = f"<{LANES // 8} x i8>"
+            if self.masked:
+                mine = self.writer.let("", f"and {_MASK} {said}, {self.there}")
+                word = self.writer.let("", f"bitcast {_MASK} {mine} to {bits}")
+                self.writer.do(
+                    f"call void @llvm.masked.store.v{LANES // 8}i8.p0({bits} {word}, ptr {place}, i32 1, "
+                    f"<{LANES // 8} x i1> {self.bytes_there})"
+                )
+            else:
+                word = self.writer.let("", f"bitcast {_MASK} {said} to i{LANES}")
+                self.writer.do(f"store i{LANES} {word}, ptr {place}, align 1")
+            return
+        place = self.writer.row("", self.real, named(name), self.at)
+        if self.masked:
+            self.writer.do(
+                f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
+                f"ptr {place}, i32 {self._size()}, {_MASK} {self.there})"
+            )
+        else:
+            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {self._size()}")
+
+    def compute(self, value: Value, arguments: list[str]) -> str:
+        word = value.word
+        if word == "number":
+            return f"splat ({self.real} {float(value.data)})"
+        if word in _INTRINSICS:
+            said = f"call {self.vector} @llvm.{_INTRINSICS[word]}.{self._kind()}({self.vector} {arguments[0]})"
+        elif word in ("maximum", "minimum"):
+            said = self._greater_or_nan("ogt" if word == "maximum" else "olt", *arguments)
+        elif word == "sign":
+            said = self._sign(arguments[0])
+        else:
+            said = _INSTRUCTIONS[word].format(*arguments, V=self.vector, T=self.real)
+        return self.writer.let("", said)
+
+    def _greater_or_nan(self, order: str, x: str, y: str) -> str:
+        first = self.writer.let("", f"fcmp {order} {self.vector} {x}, {y}")
+        nan = self.writer.let("", f"fcmp uno {self.vector} {x}, {x}")
+        either = self.writer.let("", f"or {_MASK} {first}, {nan}")
+        return f"select {_MASK} {either}, {self.vector} {x}, {self.vector} {y}"
+
+    def _sign(self, x: str) -> str:
+        sides = []
+        for order in ("ogt", "olt"):
+            side = self.writer.let("", f"fcmp {order} {self.vector} {x}, zeroinitializer")
+            ones = f"{self.vector} splat ({self.real} 1.0), {self.vector} zeroinitializer"
+            sides.append(self.writer.let("", f"select {_MASK} {side}, {ones}"))
+        return f"fsub {self.vector} {sides[0]}, {sides[1]}"
+
+    def _kind(self) -> str:
+        return f"v{LANES}f{32 if self.real == 'float' else 64}"
+
+    def _size(self) -> int:
+        return 4 if self.real == "float" else 8
+
+
+def splat(writer: Writer, kind: str, value: str, lanes: int) -> str:
+    """A vector whose `lanes` are all `value`."""
+    one = writer.let("", f"insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0")
+    return writer.let(
+        "", f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer"
+    )
+
+
+def body(
+    writer: Writer,
+    real: str,
+    stores: Stores,
+    scalars: Mapping[str, str],
+    at: str,
+    masked: str = "",
+) -> None:
+    """The lines that compute `stores` for the block of neurons at index `at`.
+
+    Args:
+        writer: where they go.
+        real: LLVM's name of the number's type.
+        stores: the rows to write, and their values.
+        scalars: the vectors that stand for scalar leaves.
+        at: the index of the block's first neuron; ``{at}.octet`` is that of its byte among the bits.
+        masked: how many neurons the block has, if it is not a whole one.
+    """
+    block = _Block(writer, real, at, masked)
+    text: dict[Value, str] = {}
+    read: dict[str, str] = dict(scalars)
+    order = evaluated(stores.values(), ())
+    for leaf in order:
+        if leaf.word in ("row", "bits", "scalar"):
+            name = str(leaf.data)
+            if name not in read:
+                read[name] = block.read(leaf)
+            text[leaf] = read[name]
+    for value in order:
+        if value not in text:
+            text[value] = block.compute(value, [text[argument] for argument in value.args])
+    for name, value in stores.items():
+        block.store(name, value, text[value])
+
+
+def libm_row(word: str, real: str) -> str:
+    """A function that applies the C library's `word` to a row: what stands in for a vector function."""
+    function = f"@{_LIBM[word]}{'f' if real == 'float' else ''}"
+    writer = Writer()
+    writer.let("n", "sext i32 %count to i64")
+    with writer.loop("j", "0", "%n") as j:
+        source = writer.row("", real, "%source", j)
+        target = writer.row("", real, "%target", j)
+        value = writer.let("", f"load {real}, ptr {source}")
+        result = writer.let("", f"call {real} {function}({real} {value})")
+        writer.do(f"store {real} {result}, ptr {target}")
+    writer.do("ret void")
+    head = f"define internal void @{word}_row(i32 %count, ptr %source, ptr %target, i64 %mode) {{"
+    return "\n".join([f"declare {real} {function}({real})", "", head, *writer.lines, "}"])
