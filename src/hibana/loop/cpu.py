@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.llvm_source import ROW, Source, backward_source, forward_source
+from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, reachable
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
@@ -20,6 +21,9 @@ from hibana.native import Kernel, arguments, assemble, run
 from hibana.native.threads import libtorch
 
 __all__ = ["CpuKernels"]
+
+STREAMED = 32 << 20
+"""Bytes from which on a sequence is written past the caches: the next to read it would not find it there."""
 
 SMALLEST_SHARE = 1 << 15
 """Neuron-steps that are worth a thread of their own."""
@@ -39,7 +43,7 @@ class CpuKernels:
         Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
     """
 
-    about: ClassVar = "cpu: one Numba kernel forward and one back, on torch's threads"
+    about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
     takes_half: ClassVar = False
 
     @staticmethod
@@ -66,7 +70,9 @@ class CpuKernels:
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return (
-            self._forward_source(keep) if direction == "forward" else self._backward_source(True, False)
+            self._forward_source(False, keep)
+            if direction == "forward"
+            else self._backward_source(False, True, False)
         ).text
 
     def forward(
@@ -78,7 +84,6 @@ class CpuKernels:
         ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but the emitted one if `ends`, and what is kept."""
-        kernel, calls = self._kernel("forward", keep)
         shape = inputs.shape
         steps, one = shape[0], shape[1:]
         neurons = one.numel()
@@ -86,6 +91,7 @@ class CpuKernels:
         carried = self.step.states[1:]
         last = [torch.empty(one, dtype=self.dtype) for _ in carried] if ends else []
         kept = [torch.empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
+        kernel, calls = self._kernel("forward", _is_streamed(outputs, neurons), keep)
         # in the order of forward_source
         values = [steps, neurons, 0, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
         values += [outputs.data_ptr(), *map(_address, first)]
@@ -113,13 +119,14 @@ class CpuKernels:
         """
         steps, one = shape[0], shape[1:]
         neurons = one.numel()
-        kernel, calls = self._kernel("backward", (wants_input, constant))
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
         grad_input = torch.empty(one if constant else shape, dtype=self.dtype) if wants_input else None
         states = self.step.states
         first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in states]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
+        streamed = grad_input is not None and not constant and _is_streamed(grad_input, neurons)
+        kernel, calls = self._kernel("backward", streamed, wants_input, constant)
         # in the order of backward_source
         values = [steps, neurons, 0, _row_bytes(neurons), _address(inputs)]
         values += [0 if inputs is None else inputs.stride(0), grad_outputs.data_ptr(), grad_outputs.stride(0)]
@@ -138,13 +145,11 @@ class CpuKernels:
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in self.plan.kept_values]
 
-    def _kernel(self, direction: str, variant: bool | tuple[bool, bool]) -> tuple[Kernel, list[int]]:
-        key = (direction, variant)
+    def _kernel(self, direction: str, streamed: bool, *variant: bool) -> tuple[Kernel, list[int]]:
+        key = (direction, streamed, variant)
         if key not in self._built:
-            if isinstance(variant, tuple):
-                source = self._backward_source(*variant)
-            else:
-                source = self._forward_source(variant)
+            made = self._forward_source if direction == "forward" else self._backward_source
+            source = made(streamed, *variant)
             (kernel,) = assemble(source.text, (direction,))
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
@@ -153,13 +158,28 @@ class CpuKernels:
         kernel, _, calls = self._built[key]
         return kernel, calls
 
-    def _forward_source(self, keep: bool) -> Source:
-        return forward_source(self.step, self.plan if keep else None, self.real, self.calls)
+    def _forward_source(self, streamed: bool, keep: bool) -> Source:
+        plan = self.plan if keep else None
+        return forward_source(self.step, plan, self.real, self.calls, streaming=streamed)
 
-    def _backward_source(self, wants_input: bool, constant: bool) -> Source:
+    def _backward_source(self, streamed: bool, wants_input: bool, constant: bool) -> Source:
         return backward_source(
-            self.step, self.plan, self.real, self.calls, wants_input=wants_input, constant_input=constant
+            self.step,
+            self.plan,
+            self.real,
+            self.calls,
+            wants_input=wants_input,
+            constant_input=constant,
+            streaming=streamed,
         )
+
+
+def _is_streamed(sequence: Tensor, neurons: int) -> bool:
+    """Whether `sequence`, about to be written, is too long for a cache, and each step on lines of its own."""
+    size = sequence.element_size()
+    return (
+        sequence.numel() * size >= STREAMED and neurons * size % LINE == 0 and _address(sequence) % LINE == 0
+    )
 
 
 WIDTH = 2

@@ -13,10 +13,13 @@ from hibana.loop.passes import Stores
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
 
-__all__ = ["LANES", "Writer", "body", "libm_row", "named"]
+__all__ = ["LANES", "LINE", "Writer", "body", "libm_row", "named"]
 
 LANES = 32
 """Neurons in one value: two registers of AVX-512. A multiple of 8, so that their bits are whole bytes."""
+
+LINE = 64
+"""Bytes of a line of a cache."""
 
 _MASK = f"<{LANES} x i1>"
 _INSTRUCTIONS = {
@@ -31,12 +34,15 @@ _INSTRUCTIONS = {
     "to_float": f"select {_MASK} {{0}}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer",
 }
 _INTRINSICS = {"abs": "fabs", "root": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
-_LIBM = {"atan": "atan", **{w: w for w in ("exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "sqrt")}}
+_LIBM = {
+    "atan": "atan",
+    **{w: w for w in ("exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "sqrt")},
+}
 
 
 def named(name: str, sign: str = "%") -> str:
     """`name` as LLVM writes it: a state may be called by any word of Python, in any alphabet."""
-    if re.fullmatch(r"[\w.]+", name, re.ASCII):
+    if re.fullmatch(r"[\w.-]+", name, re.ASCII):
         return f"{sign}{name}"
     return sign + '"' + "".join(f"\\{byte:02X}" for byte in name.encode()) + '"'
 
@@ -148,7 +154,7 @@ class _Block:
             f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {self._size()}"
         )
 
-    def store(self, name: str, value: Value, said: str) -> None:
+    def store(self, name: str, value: Value, said: str, *, past: bool) -> None:
         if value.boolean:
             place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
             bits = f"<{LANES // 8} x i8>"
@@ -169,6 +175,8 @@ class _Block:
                 f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
                 f"ptr {place}, i32 {self._size()}, {_MASK} {self.there})"
             )
+        elif past:
+            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {LINE}, !nontemporal !0")
         else:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {self._size()}")
 
@@ -177,7 +185,9 @@ class _Block:
         if word == "number":
             return f"splat ({self.real} {float(value.data)})"
         if word in _INTRINSICS:
-            said = f"call {self.vector} @llvm.{_INTRINSICS[word]}.{self._kind()}({self.vector} {arguments[0]})"
+            said = (
+                f"call {self.vector} @llvm.{_INTRINSICS[word]}.{self._kind()}({self.vector} {arguments[0]})"
+            )
         elif word in ("maximum", "minimum"):
             said = self._greater_or_nan("ogt" if word == "maximum" else "olt", *arguments)
         elif word == "sign":
@@ -211,7 +221,8 @@ def splat(writer: Writer, kind: str, value: str, lanes: int) -> str:
     """A vector whose `lanes` are all `value`."""
     one = writer.let("", f"insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0")
     return writer.let(
-        "", f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer"
+        "",
+        f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer",
     )
 
 
@@ -222,6 +233,7 @@ def body(
     scalars: Mapping[str, str],
     at: str,
     masked: str = "",
+    past: frozenset[str] = frozenset(),
 ) -> None:
     """The lines that compute `stores` for the block of neurons at index `at`.
 
@@ -232,6 +244,7 @@ def body(
         scalars: the vectors that stand for scalar leaves.
         at: the index of the block's first neuron; ``{at}.octet`` is that of its byte among the bits.
         masked: how many neurons the block has, if it is not a whole one.
+        past: the rows that are written past the caches; they lie on whole lines of a cache.
     """
     block = _Block(writer, real, at, masked)
     text: dict[Value, str] = {}
@@ -247,7 +260,7 @@ def body(
         if value not in text:
             text[value] = block.compute(value, [text[argument] for argument in value.args])
     for name, value in stores.items():
-        block.store(name, value, text[value])
+        block.store(name, value, text[value], past=name in past)
 
 
 def libm_row(word: str, real: str) -> str:

@@ -79,7 +79,7 @@ def build(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
-    """As :func:`build`, of a module in LLVM's own language: nothing has to be inferred, and no Numba be loaded.
+    """As :func:`build`, of a module in LLVM's own language: nothing is left to infer, and no Numba to load.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.

@@ -1,0 +1,208 @@
+"""The functions of a CPU kernel that work on one row of neurons: one step, or several at once.
+
+A pass (:mod:`hibana.loop.passes`) becomes a function of rows. Where it calls a library's vector function, it
+is cut there, and a row of numbers goes from one part to the next; where it calls none, several steps are made
+one function, and what a step leaves to the next stays in registers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from hibana.loop.llvm_text import LANES, Writer, body, named, splat
+from hibana.loop.passes import Stores, leaves, substitute
+from hibana.loop.plan import evaluated
+from hibana.loop.trace import Value
+from hibana.loop.words import CALLS
+
+__all__ = ["AT_ONCE", "Moving", "Parts", "Pass", "plain"]
+
+AT_ONCE = 4
+"""Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A row that is another one at each step: where its sequence begins, and how far steps are apart."""
+
+    base: str
+    stride: str
+    bits: bool = False
+
+
+@dataclass
+class Pass:
+    """The functions that do a pass over one row, and the calls by which the kernel does it."""
+
+    name: str
+    stores: Stores
+    real: str
+    calls: frozenset[str]
+    """Words whose vector functions the kernel is given; the C library stands in for the others."""
+    past: frozenset[str] = frozenset()
+    """The rows that are written past the caches."""
+    functions: list[str] = field(default_factory=list)
+    does: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
+    """What to call, with which rows and with which scalars."""
+    scratch: list[str] = field(default_factory=list)
+    """Rows of the pass's own, of numbers."""
+    called: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.leaves = leaves(self.stores)
+        stores = _spelled_out(self.stores)
+        while ready := _ready(stores):
+            arguments = {f"{self.name}.{len(self.scratch) + i}": v.args[0] for i, v in enumerate(ready)}
+            self._function(arguments)
+            self.called |= {value.word for value in ready}
+            for name, value in zip(arguments, ready, strict=True):
+                self.does.append((value.word, [name], []))
+            results = {v: Value("row", data=name) for name, v in zip(arguments, ready, strict=True)}
+            stores = substitute(stores, results)
+            self.scratch += arguments
+        if stores:
+            self._function(stores)
+
+    def _function(self, stores: Stores) -> None:
+        read = leaves(stores)
+        rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.word != "scalar"), *stores]))
+        scalars = [name for name, leaf in read.items() if leaf.word == "scalar"]
+        name = f"{self.name}{len(self.functions) or ''}"
+        self.functions.append(_row_function(name, self.real, stores, rows, scalars, self.past))
+        self.does.append((f"@{name}", rows, scalars))
+
+
+def _spelled_out(stores: Stores) -> Stores:
+    """`stores` in words that LLVM or a vector function knows: not the logistic function."""
+    new: dict[Value, Value] = {}
+    one = Value("number", data=1)
+    for value in evaluated(stores.values(), ()):
+        if value.word == "sigmoid":
+            power = Value("exp", (Value("neg", (new[value.args[0]],)),))
+            new[value] = Value("div", (one, Value("add", (one, power))))
+        else:
+            new[value] = replace(value, args=tuple(new[a] for a in value.args)) if value.args else value
+    return {name: new[value] for name, value in stores.items()}
+
+
+def _ready(stores: Stores) -> list[Value]:
+    """Vector calls in `stores` whose argument needs no other."""
+    found = [v for v in evaluated(stores.values(), ()) if v.word in CALLS]
+    return [v for v in found if not any(a.word in CALLS for a in evaluated(v.args, ()))]
+
+
+def _row_function(
+    name: str, real: str, stores: Stores, rows: list[str], scalars: list[str], past: frozenset[str]
+) -> str:
+    """A function that computes `stores` for the `n` neurons of a row."""
+    arguments = [*(f"ptr {named(row)}" for row in rows), *(f"{real} %{plain(s)}" for s in scalars), "i64 %n"]
+    writer = Writer()
+    standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
+    writer.let("whole", f"and i64 %n, {-LANES}")
+    with writer.loop("j", "0", "%whole", LANES) as j:
+        writer.let("j.octet", f"lshr i64 {j}, 3")
+        body(writer, real, stores, standing, j, past=past)
+    writer.let("left", "sub i64 %n, %whole")
+    writer.let("whole.octet", "lshr i64 %whole, 3")
+    writer.let("some", "icmp ne i64 %left, 0")
+    with writer.when("tail", "%some"):
+        body(writer, real, stores, standing, "%whole", masked="%left")
+    writer.do("ret void")
+    return "\n".join([f"define internal void @{name}({', '.join(arguments)}) {{", *writer.lines, "}"])
+
+
+def plain(scalar: str) -> str:
+    """``c[0]`` as a name."""
+    return scalar.replace("[", ".").replace("]", "")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The passes that a walk over time is made of: one step or several, at the edge of time or inside.
+
+    The step at time 0 is at the *edge*: the states before it are those that the run begins with, and are read
+    from where they were given; inside they come from what another step left.
+    """
+
+    name: str
+    once: Stores
+    moving: Mapping[str, Moving]
+    left: Mapping[str, str]
+    """For a row that one step leaves to the next, the store that it is."""
+    inner: Stores
+    """For each leaf that is another one at the edge, what it is inside."""
+    real: str
+    calls: frozenset[str]
+    streaming: bool
+    earlier: int
+    """How many steps later than a step the one before it in time is done: 1 going back, else -1."""
+
+    @cached_property
+    def step(self) -> Pass:
+        """One step, inside."""
+        return self._pass("step", 1, edge=False)
+
+    @cached_property
+    def steps(self) -> Pass | None:
+        """Several, if nothing of them has to pass through memory."""
+        return self._pass("steps", AT_ONCE, edge=False) if len(self.step.does) == 1 else None
+
+    @cached_property
+    def edge_step(self) -> Pass | None:
+        """One step at time 0, if that differs."""
+        return self._pass("edge_step", 1, edge=True) if self.inner else None
+
+    @cached_property
+    def edge_steps(self) -> Pass | None:
+        """Several of which one is at time 0."""
+        return self._pass("edge_steps", AT_ONCE, edge=True) if self.inner and self.steps else None
+
+    def all(self) -> list[Pass]:
+        """Those that there are."""
+        return [part for part in (self.step, self.steps, self.edge_step, self.edge_steps) if part]
+
+    def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
+        stores = self._together(count, edge=edge)
+        past = frozenset(stores) - {*self.once, "fired"} if self.streaming and count > 1 else frozenset()
+        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, past)
+
+    def _together(self, count: int, *, edge: bool) -> Stores:
+        """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.
+
+        A row that moves is called ``{name}.0`` at the first step done, ``{name}.1`` at the second, and so on.
+        """
+        known: dict[tuple[str, str], Value] = {}
+        together: Stores = {}
+        passed: dict[str, Value] = {}
+        at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
+        for i in range(count):
+
+            def standing(value: Value, ahead: int = i, passed: Mapping[str, Value] = passed) -> Value | None:
+                if value.word not in ("row", "bits"):
+                    return None
+                name = str(value.data)
+                if name in passed:
+                    return passed[name]
+                own = name.removesuffix("_earlier")
+                if own in self.moving:
+                    name = f"{own}.{ahead if own == name else ahead + self.earlier}"
+                return known.setdefault((value.word, name), Value(value.word, data=name))
+
+            inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
+            now = _replaced(self.once, {**_replaced(inside, {}, standing)}, standing)
+            together |= {f"{name}.{i}" if name in self.moving else name: v for name, v in now.items()}
+            passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
+        return together
+
+
+def _replaced(
+    stores: Stores, named: Mapping[str, Value], standing: Callable[[Value], Value | None]
+) -> Stores:
+    """`stores` with each leaf replaced by the one of `named`, or by what `standing` says."""
+    found = {}
+    for value in evaluated(stores.values(), ()):
+        other = named.get(str(value.data)) if value.word == "row" else None
+        other = other or standing(value)
+        if other is not None:
+            found[value] = other
+    return substitute(stores, found)
