@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hibana.events.kernels import address
-from hibana.events.support import Support, support_of
+from hibana.events.support import Support, spikes_of, support_of
 from hibana.native import arguments, run
 
 __all__ = ["flattened", "max_pooled"]
@@ -41,14 +41,10 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     None if they are no spikes, which is seen on the way.
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
-    held = images.detach()
     height, width = geometry.output
     out = torch.empty(images.shape[0], height, width, geometry.channels)
     which = torch.empty(out.shape, dtype=torch.uint8)
-    strange = torch.zeros((), dtype=torch.int64)
-    values = [held.data_ptr(), out.data_ptr(), which.data_ptr(), strange.data_ptr(), *geometry.sizes]
-    run(address("pooling", "forward", 64), images.shape[0] * height, arguments(values), GRAIN)
-    if strange.item():
+    if not (_pooled_bits(images, out, which, geometry) or _pooled_numbers(images, out, which, geometry)):
         return None
     result = out.permute(0, 3, 1, 2)
     if not (torch.is_grad_enabled() and images.requires_grad):
@@ -56,6 +52,29 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     apply: Any = _MaxPool.apply  # torch leaves it without types
     pooled: Tensor = apply(images, result, which, _pooled_support(images, which, geometry), geometry)
     return pooled
+
+
+def _pooled_bits(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
+    """Whether the spikes are known as bits, from which it was done: a thirtieth of the numbers to read."""
+    known = spikes_of(images) if geometry.channels % 16 == 0 else None
+    if known is None:
+        return False
+    bits, length = known
+    per_step, rest = divmod(length, images[0].numel())
+    if rest:
+        return False
+    values = [bits.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
+    run(address("pooling", "forward_of_bits", 64), out.shape[0] * out.shape[1], arguments(values), GRAIN)
+    return True
+
+
+def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
+    """Whether the numbers are spikes, from which it was done."""
+    strange = torch.zeros((), dtype=torch.int64)
+    values = [images.detach().data_ptr(), out.data_ptr(), which.data_ptr(), strange.data_ptr()]
+    values += geometry.sizes
+    run(address("pooling", "forward", 64), out.shape[0] * out.shape[1], arguments(values), GRAIN)
+    return not strange.item()
 
 
 def _pooled_support(images: Tensor, which: Tensor, geometry: _Window) -> Support | None:

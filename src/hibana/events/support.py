@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-__all__ = ["Support", "announce", "probe", "support_of"]
+__all__ = ["Support", "announce", "probe", "spikes_of", "support_of"]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
@@ -85,6 +85,22 @@ def support_of(tensor: Tensor) -> Support | None:
     program = getattr(node, "program", None)
     is_spikes = program is not None and _emits(program.step.nexts[-1], program.plan.support)
     return Support(None if is_spikes else support, base[0].numel(), watched)
+
+
+def spikes_of(tensor: Tensor) -> tuple[Tensor, int] | None:
+    """The bits ``[T, bytes]`` that a spiking layer kept of the spikes `tensor`, and how many make a step.
+
+    None if it did not, or `tensor` is not all that the layer emitted, or was written to since.
+    """
+    base = tensor if tensor._base is None else tensor._base
+    node = base.grad_fn
+    program = getattr(node, "program", None)
+    if program is None or tensor._version or support_of(tensor) is None:
+        return None
+    if not _emits(program.step.nexts[-1], program.plan.support):
+        return None
+    bits: Tensor = node.support  # type: ignore[union-attr] # of hibana's own node
+    return bits, base[0].numel()
 
 
 def announce(view: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 The loop runs over memory: a *row* is a stretch of neurons whose state stays in the first-level cache while
 all T steps run over it. Where a row is a whole number of blocks, several steps are done at once, and what one
-leaves to the next stays in registers. Words that PyTorch computes by a library's vector functions are computed by
-the same functions, a row at a time.
+leaves to the next stays in registers. Words that PyTorch computes by a library's vector functions are
+computed by the same functions, a row at a time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -371,6 +371,35 @@ def first_spikes(context, out, which, source, pixels, pixel_bytes, rows, row_byt
 
 
 @intrinsic
+def first_bits(context, out, which, source, pixels, pixel_bytes, rows, row_bytes):
+    """As :func:`first_spikes`, of spikes that are bits: those of 16 channels are two bytes at `source`."""
+
+    def build(context, builder, signature, args):
+        out, which, source, pixels, pixel_bytes, rows, row_bytes = args
+        short = ir.IntType(16)
+        mask = ir.VectorType(ir.IntType(1), 16)
+        first = ir.Constant(_BYTE_LANES, [0] * 16)
+        down = _Loop(builder, _LONG(0), rows, 1, [short(0), first, first])
+        row = builder.add(source, builder.mul(down.i, row_bytes))
+        along = _Loop(builder, _LONG(0), pixels, 1, down.carried)
+        found, places, place = along.carried
+        at = builder.inttoptr(builder.add(row, builder.mul(along.i, pixel_bytes)), short.as_pointer())
+        spiked = builder.load(at)
+        spiked.align = 1
+        new = builder.and_(spiked, builder.not_(found))
+        places = builder.select(builder.bitcast(new, mask), place, places)
+        place = builder.add(place, ir.Constant(_BYTE_LANES, [1] * 16))
+        _, carried = along.close([builder.or_(found, spiked), places, place])
+        _, (found, places, _) = down.close(carried)
+        ones = builder.select(builder.bitcast(found, mask), ir.Constant(_LANES, [1.0] * 16), _zero())
+        _store(builder, ones, out)
+        _store(builder, places, which, align=1)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), build
+
+
+@intrinsic
 def bit_of_64(context, address, bit):
     """One bit of each of the 64 uint32 at `address`, as a uint64."""
 

@@ -3,7 +3,7 @@
 Source text for :mod:`hibana.native`, after :mod:`hibana.events.kernels.lanes`.
 """
 
-from hibana.events.kernels.lanes import first_spikes, words_at, zeroed
+from hibana.events.kernels.lanes import first_bits, first_spikes, words_at, zeroed
 from hibana.native.vocabulary import bytes_at, floats_at, function, ints_at, kernel, np
 
 
@@ -65,6 +65,35 @@ def forward(begin, end, args):
                     strange |= spiked(out, which, values, np.uint8(place))
     if strange:
         ints_at(strange_at, 1)[0] = 1
+
+
+@kernel
+def forward_of_bits(begin, end, args):
+    """As :func:`forward`, where spikes are known as bits, and channels are whole vectors of 16.
+
+    The bits are those of whole images, in one piece for each step of `per_step` images.
+    """
+    bits, target, which_at = args[0], args[1], args[2]
+    channels, width, window_height, window_width = args[3], args[4], args[5], args[6]
+    height, out_height, out_width, per_step = args[7], args[8], args[9], args[10]
+    pixel_bytes = channels // 8
+    step_bytes = per_step * height * width * pixel_bytes
+    for item in range(begin, end):
+        image, y = item // out_height, item % out_height
+        row = image % per_step * height + y * window_height
+        under = bits + step_bytes * (image // per_step) + row * width * pixel_bytes
+        for x in range(out_width):
+            at = (item * out_width + x) * channels
+            for k in range(0, channels, 16):
+                first_bits(
+                    target + 4 * (at + k),
+                    which_at + at + k,
+                    under + x * window_width * pixel_bytes + k // 8,
+                    window_width,
+                    pixel_bytes,
+                    window_height,
+                    pixel_bytes * width,
+                )
 
 
 @kernel
