@@ -10,6 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
+from hibana.events import passing
 from hibana.events.support import support_of
 
 
@@ -183,6 +184,41 @@ def test_max_pooling_of_spikes_is_torchs_to_the_last_place_that_gets_a_gradient(
     wanted.mul(weights).sum().backward()
     assert torch.equal(pooled, wanted)
     assert torch.equal(ours.grad, theirs.grad)
+
+
+def _layer_and_pooling(currents, pooling, written=False):
+    """What is pooled of the spikes of a layer, all steps at once, and the gradient of its input."""
+    currents = currents.detach().clone().requires_grad_()
+    spikes = hb.IF(detach_reset=True)(currents)
+    if written:
+        with torch.no_grad():
+            spikes[:, 0].zero_()
+    pooled = hb.EachStep(pooling)(spikes)
+    torch.manual_seed(1)
+    pooled.mul(torch.randn(pooled.shape)).sum().backward()
+    return pooled.detach(), currents.grad
+
+
+@pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3)])
+@pytest.mark.parametrize("channels", [16, 48])
+def test_spikes_kept_as_bits_are_pooled_from_these(window, channels, monkeypatch):
+    currents = torch.rand(4, 3, channels, 9, 8).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
+    currents = currents.permute(0, 1, 4, 2, 3)  # channels last
+    wanted = _layer_and_pooling(currents, nn.MaxPool2d(window))
+    monkeypatch.setattr(passing, "_pooled_numbers", None)
+    for got, want in zip(_layer_and_pooling(currents, hb.events.MaxPool2d(window)), wanted, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("channels", [16, 12])
+def test_spikes_that_were_written_to_are_pooled_as_they_are(channels):
+    currents = torch.rand(4, 3, channels, 4, 4).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
+    currents = currents.permute(0, 1, 4, 2, 3)
+    got, _ = _layer_and_pooling(currents, hb.events.MaxPool2d(2), written=True)
+    wanted, _ = _layer_and_pooling(currents, nn.MaxPool2d(2), written=True)
+    assert torch.equal(got, wanted)
+    assert not got[:, 0].any()
+    assert got.any()
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])

@@ -19,8 +19,9 @@ from hibana.loop.words import CALLS
 
 __all__ = ["ROW", "Source", "backward_source", "forward_source"]
 
-ROW = 1024
-"""Neurons in a row at most; a multiple of 64. A row's state, and its spikes, fit in a first-level cache."""
+ROW = 2048
+"""Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
+enough for what fetches memory ahead."""
 
 REAL = {"float32": "float", "float64": "double"}
 
@@ -311,14 +312,13 @@ class _Walk:
     def source(self) -> Source:
         """The kernel and its functions, as a module."""
         used = {word for pass_ in self.passes for word in pass_.called} - self.calls
+        head = f"define void @{self.name}(i64 %begin, i64 %end, ptr %args) {{"
         parts = [
+            *(function for pass_ in self.passes for function in pass_.functions),
+            "\n".join([head, *self.writer.lines, "}"]),
             *(_place(name, kind) for name, kind in (("row", self.real), ("bits", "i8"))),
             _ROW_OR.format(real=self.real),
             *(libm_row(word, self.real) for word in sorted(used)),
-            *(function for pass_ in self.passes for function in pass_.functions),
-            "\n".join(
-                [f"define void @{self.name}(i64 %begin, i64 %end, ptr %args) {{", *self.writer.lines, "}"]
-            ),
         ]
         if self.past:
             parts.append("!0 = !{i32 1}")

@@ -180,7 +180,7 @@ class _Block:
         else:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {self._size()}")
 
-    def compute(self, value: Value, arguments: list[str]) -> str:
+    def compute(self, value: Value, arguments: list[str], name: str) -> str:
         word = value.word
         if word == "number":
             return f"splat ({self.real} {float(value.data)})"
@@ -194,7 +194,7 @@ class _Block:
             said = self._sign(arguments[0])
         else:
             said = _INSTRUCTIONS[word].format(*arguments, V=self.vector, T=self.real)
-        return self.writer.let("", said)
+        return self.writer.let(name, said)
 
     def _greater_or_nan(self, order: str, x: str, y: str) -> str:
         first = self.writer.let("", f"fcmp {order} {self.vector} {x}, {y}")
@@ -256,9 +256,13 @@ def body(
             if name not in read:
                 read[name] = block.read(leaf)
             text[leaf] = read[name]
+    names: dict[Value, str] = {}
+    for name, value in stores.items():
+        names.setdefault(value, f"{name}.new.{at[1:]}")
     for value in order:
         if value not in text:
-            text[value] = block.compute(value, [text[argument] for argument in value.args])
+            arguments = [text[argument] for argument in value.args]
+            text[value] = block.compute(value, arguments, names.get(value, ""))
     for name, value in stores.items():
         block.store(name, value, text[value], past=name in past)
 

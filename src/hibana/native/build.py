@@ -1,8 +1,9 @@
 """Source text to native functions, kept on disk.
 
-A kernel's source is compiled by Numba once; its object code is then kept in one file, whose name says
-what it was made from and by: the source, and the versions of hibana, Numba, LLVM, torch, Python and the
-processor. A file is believed only if its digest is right, and loading one needs LLVM but not Numba.
+A kernel's source, in Numba's dialect of Python or in LLVM's language, is compiled once; its object code is
+then kept in one file, whose name says what it was made from and by: the source, and the versions of hibana,
+Numba, LLVM, torch, Python and the processor. A file is believed only if its digest is right, and loading one
+needs LLVM but not Numba.
 
 ``HIBANA_CACHE`` names another folder than the user's own cache, or ``off`` keeps nothing.
 """

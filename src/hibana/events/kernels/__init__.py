@@ -22,13 +22,13 @@ def panel(outputs: int) -> int:
 
 @cache
 def compresses() -> bool:
-    """Whether one instruction of this CPU puts chosen elements of a vector together, and LLVM can say so.
+    """Whether one instruction of this CPU puts chosen elements of a vector together.
 
     With it, listing spikes costs little, and adding them one by one pays up to a higher share of them.
     """
     import llvmlite.binding as llvm
 
-    return llvm.llvm_version_info[0] >= 20 and bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
+    return bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
 
 
 @cache
