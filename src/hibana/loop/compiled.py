@@ -185,8 +185,8 @@ def run(
     held = list(cell_tensors(cell).values())
     wanted = torch.is_grad_enabled() and (
         inputs.requires_grad
-        or any(t.requires_grad for t in held)
-        or any(t is not None and t.requires_grad for t in first)
+        or (bool(held) and any(t.requires_grad for t in held))
+        or (state is not None and any(t.requires_grad for t in state))
     )
     if wanted:
         outputs, *last = _apply(program, len(first), order, ends, inputs, *first, *held)

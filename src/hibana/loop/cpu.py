@@ -56,6 +56,7 @@ class CpuKernels:
         self.plan = plan
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
+        self.size = dtype.itemsize
         roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
         said = {value.word for value in reachable(roots)} & CALLS
         self.calls = frozenset(word for word in said if _vector_function(word, dtype))
@@ -91,7 +92,7 @@ class CpuKernels:
         carried = self.step.states[1:]
         last = [torch.empty(one, dtype=self.dtype) for _ in carried] if ends else []
         kept = [torch.empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
-        kernel, calls = self._kernel("forward", _is_streamed(outputs, neurons), keep)
+        kernel, calls = self._kernel("forward", (self._streams(outputs, steps, neurons), keep))
         # in the order of forward_source
         values = [steps, neurons, 0, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
         values += [outputs.data_ptr(), *map(_address, first)]
@@ -125,8 +126,8 @@ class CpuKernels:
         states = self.step.states
         first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in states]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
-        streamed = grad_input is not None and not constant and _is_streamed(grad_input, neurons)
-        kernel, calls = self._kernel("backward", streamed, wants_input, constant)
+        streamed = grad_input is not None and not constant and self._streams(grad_input, steps, neurons)
+        kernel, calls = self._kernel("backward", (streamed, wants_input, constant))
         # in the order of backward_source
         values = [steps, neurons, 0, _row_bytes(neurons), _address(inputs)]
         values += [0 if inputs is None else inputs.stride(0), grad_outputs.data_ptr(), grad_outputs.stride(0)]
@@ -145,11 +146,16 @@ class CpuKernels:
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in self.plan.kept_values]
 
-    def _kernel(self, direction: str, streamed: bool, *variant: bool) -> tuple[Kernel, list[int]]:
-        key = (direction, streamed, variant)
+    def _streams(self, sequence: Tensor, steps: int, neurons: int) -> bool:
+        """Whether `sequence`, about to be written, is too long for a cache, each step on lines of its own."""
+        step = neurons * self.size
+        return steps * step >= STREAMED and step % LINE == 0 and sequence.data_ptr() % LINE == 0
+
+    def _kernel(self, direction: str, variant: tuple[bool, ...]) -> tuple[Kernel, list[int]]:
+        key = (direction, variant)
         if key not in self._built:
             made = self._forward_source if direction == "forward" else self._backward_source
-            source = made(streamed, *variant)
+            source = made(*variant)
             (kernel,) = assemble(source.text, (direction,))
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
@@ -172,14 +178,6 @@ class CpuKernels:
             constant_input=constant,
             streaming=streamed,
         )
-
-
-def _is_streamed(sequence: Tensor, neurons: int) -> bool:
-    """Whether `sequence`, about to be written, is too long for a cache, and each step on lines of its own."""
-    size = sequence.element_size()
-    return (
-        sequence.numel() * size >= STREAMED and neurons * size % LINE == 0 and _address(sequence) % LINE == 0
-    )
 
 
 WIDTH = 2
