@@ -221,6 +221,16 @@ def test_the_command_line_refuses_what_it_cannot_parse(arguments):
     assert "error: " in run.stderr
 
 
+def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, capsys, monkeypatch):
+    for kind in ("train", "t10k"):
+        for content in ("images-idx3", "labels-idx1"):
+            (tmp_path / f"{kind}-{content}-ubyte").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torchvision.datasets.mnist", None)
+    error = refused(capsys, "train", "--data", "fashion-mnist", "--root", tmp_path, "--out", tmp_path / "run")
+    assert "needs torchvision" in error
+    assert "hibana[data]" in error
+
+
 @pytest.mark.parametrize("batches", [3, 30])
 def test_an_interrupted_training_says_how_to_go_on(batches, tmp_path, capsys, monkeypatch):
     seen = []

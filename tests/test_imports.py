@@ -24,3 +24,12 @@ def test_import_hibana_loads_no_extra_and_no_numba():
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_a_neuron_is_compiled_without_numba():
+    code = (
+        "import sys, torch, hibana as hb; x = torch.rand(4, 9, requires_grad=True);"
+        "hb.unroll(hb.IFCell(), x, backend='cpu')[0].sum().backward(); print('numba' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

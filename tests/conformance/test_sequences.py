@@ -6,7 +6,8 @@ from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
-from conformance.suite import CELLS, drive, each_backend
+from conformance.suite import CELLS, CPU, drive, each_backend
+from hibana.loop import cpu
 from hibana.surrogate import ATan
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
@@ -26,6 +27,18 @@ def test_each_shape(run, shape):
 def test_a_single_step_of_each_cell(run, kind):
     cell = kind()
     assert_conforms(run, cell, drive(cell)[:1], uses=["outputs and states"])
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("streamed", [False, True], ids=["", "past the caches"])
+@pytest.mark.parametrize("steps", [3, 4, 5, 11])
+def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
+    if streamed:
+        monkeypatch.setattr(cpu, "STREAMED", 0)
+    cell = kind()
+    inputs = drive(cell, (steps, 2, 64))
+    assert_same_values(CPU, cell, inputs)
+    assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states"])
 
 
 LAYOUTS = {
