@@ -99,7 +99,7 @@ def test_states_of_neurons_that_touch_are_gone_through_step_by_step():
 def test_states_that_are_drawn_at_random_are_those_of_one_run():
     inputs, shown, _ = run_of("torch.rand_like(v)")
     drawn = shown - inputs - torch.cat([torch.zeros(1, 1), shown[:-1]])
-    assert -1e-4 < drawn.min()
+    assert drawn.min() > -1e-4
     assert drawn.max() < 1 + 1e-4
 
 
