@@ -3,8 +3,8 @@
     python benchmarks/playground.py [--repeats 40]
 
 Needs the extra ``play``, selenium, and Debian's chromium and chromium-driver. Each press of an arrow key
-moves a slider by one step, to and fro; the time ends after the animation frame that follows the arrival of
-the potential, the last part of an answer: in it, Bokeh paints.
+moves a slider by one step, to and fro; the time ends after the first animation frame in which no figure that
+is shown is left to be painted.
 """
 
 import argparse
