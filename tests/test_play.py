@@ -70,6 +70,39 @@ def test_potential_and_spikes_are_the_loops_own():
     assert answer["rate"] == pytest.approx(float(states["s"].mean()))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_are_the_reference_loops_whatever_block_they_are_in(cell):
+    made = source.built_in()[cell]()
+    told = neuron.describe(cell)
+    noise = 0.2 * told["top"] * torch.randn([neuron.STEPS, 1], generator=torch.Generator().manual_seed(1))
+    inputs = told["strength"] + noise
+    shown = neuron._blockwise(made, inputs, made.initial_state(inputs[0]))
+    assert shown is not None
+    for name, values in zip(made.states, shown, strict=True):
+        assert torch.equal(values, hb.record(made, inputs)[name])
+
+
+def run_of(term):
+    text = f"class Mine(hb.Cell):\n    def forward(self, input_, v, s): return v + input_ + {term}, s * 0"
+    made = source.found("", text)()
+    inputs = torch.randn([neuron.STEPS, 1], generator=torch.Generator().manual_seed(1))
+    rest = made.initial_state(inputs[0])
+    assert neuron._blockwise(made, inputs, rest) is None
+    return inputs, neuron._states(made, inputs)["v"], neuron._stepwise(made, inputs, rest)[0]
+
+
+def test_states_of_neurons_that_touch_are_gone_through_step_by_step():
+    _, shown, wanted = run_of("v.abs().max() / 100")
+    assert torch.equal(shown, wanted)
+
+
+def test_states_that_are_drawn_at_random_are_those_of_one_run():
+    inputs, shown, _ = run_of("torch.rand_like(v)")
+    drawn = shown - inputs - torch.cat([torch.zeros(1, 1), shown[:-1]])
+    assert drawn.min() > -1e-4
+    assert drawn.max() < 1 + 1e-4
+
+
 def test_the_f_i_curve_is_that_of_integrate_and_fire():
     answer = asked("IF", strength=0.3, top=0.47)
     for current, rate in zip(answer["currents"], answer["rates"], strict=True):

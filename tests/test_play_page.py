@@ -75,7 +75,7 @@ window.fields = () => {
   return named.filter((name) => inner(name, "input"))
 }
 window.spikes = () => {
-  const column = drawn(root("neuron_time").children[0]).get_column("spike")
+  const column = drawn(root("neuron_potential")).get_column("spike")
   return column.filter((each) => !Number.isNaN(each)).length
 }
 window.told = (name) => {
@@ -139,8 +139,8 @@ class Page:
 
     def answered(self, code):
         """Does `code`, and waits for what the neuron then answers."""
-        self.run("window.before = drawn(root('neuron_time').children[0]).data; " + code)
-        self.until("drawn(root('neuron_time').children[0]).data !== window.before")
+        self.run("window.before = root('neuron_potential').tags; " + code)
+        self.until("root('neuron_potential').tags !== window.before")
 
     def severe(self):
         return [line for line in self.driver.get_log("browser") if line["level"] == "SEVERE"]
@@ -197,7 +197,46 @@ def test_a_dragged_slider_and_a_typed_number_are_answered(page):
     page.run("arguments[0].focus()", handle)
     handle.send_keys("\ue012")  # arrow left: one step of the slider
     page.until("Number(inner('text-threshold', 'input').value)", 0.99)
-    page.until("drawn(root('neuron_time').children[0]).get_column('threshold')[0].toFixed(2)", "0.99")
+    page.until("drawn(root('neuron_potential')).get_column('threshold')[0].toFixed(2)", "0.99")
+
+
+def test_an_answer_is_painted_in_one_frame_and_only_where_it_changed(page):
+    page.answered("put('select-cell', 'ALIF', 'select')")
+    page.until("root('neuron_others').visible")
+    time.sleep(1)  # until that is painted
+    page.run(
+        """
+        window.painted = {}, window.frame = 0
+        const names = ["potential", "others", "input", "gradient", "curve", "step"]
+        const count = () => { frame += 1; requestAnimationFrame(count) }
+        count()
+        for (const name of names) {
+          const [view] = Bokeh.index.query((view) => view.model === root("neuron_" + name))
+          view.repainted.connect(() => (painted[name] ??= []).push(frame))
+        }
+        """
+    )
+    page.answered("put('text-strength', '0.2')")
+    page.until("Object.keys(painted).length", 4)
+    seen = page.run("return painted")
+    assert set(seen) == {"potential", "others", "gradient", "curve"}
+    assert len({frames[0] for frames in seen.values()}) == 1
+
+
+def test_a_paint_writes_no_style_sheets(page):
+    time.sleep(1)  # until the page is painted
+    page.run(
+        """
+        window.written = 0, window.repainted = false
+        const [view] = Bokeh.index.query((view) => view.model === root("neuron_potential"))
+        const observer = new MutationObserver((list) => { written += list.length })
+        for (const each of view.computed_renderer_views) observer.observe(each.position.el, {childList: true})
+        view.repainted.connect(() => { repainted = true })
+        """
+    )
+    page.answered("put('text-tau', '3')")
+    page.until("repainted")
+    assert page.run("return written") == 0
 
 
 def test_every_cell_and_surrogate_can_be_chosen(page):

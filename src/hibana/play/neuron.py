@@ -6,6 +6,7 @@ here knows a browser.
 """
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,10 +27,13 @@ CURRENTS, COPIES = 49, 16
 SHAPES = ("constant", "pulse", "ramp", "sine")
 """What the input looks like over time, before noise."""
 
+BLOCK = 20
+"""Steps after which a run is begun anew, so that all blocks are gone through at once."""
 LARGEST = 1e30
 """What is larger is not drawn."""
 
 Answer = dict[str, Any]
+State = tuple[Tensor, ...]
 
 
 def describe(cell: str, source: str | None = None) -> Answer:
@@ -89,34 +93,34 @@ def answer(
     if not (math.isfinite(top) and top > 0):
         raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
     made = controls.made(found(cell, source), values)
-    draw = torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=torch.Generator().manual_seed(0))
+    draw = _draw()
     currents = torch.linspace(0, top, CURRENTS)
-    constant = currents.repeat_interleave(COPIES).expand(STEPS, -1)
-    shown = strength * _shape(shape)[:, None]
-    inputs = (torch.cat([shown, constant], dim=1) + noise * draw).requires_grad_()
+    constant = currents.repeat_interleave(COPIES) + noise * draw[:, 1:]
+    inputs = (strength * _shape(shape)[:, None] + noise * draw[:, :1]).requires_grad_()
 
-    states = _states(made, inputs[:, :1].detach())
-    emitted, _ = unroll(made, inputs)
-    _check(emitted, inputs.shape)
-    gradient = _gradient(emitted[:, 0].sum(), inputs)[:, 0]
+    states = _states(made, inputs.detach())
+    emitted = _emitted(made, inputs)
+    gradient = _gradient(emitted.sum(), inputs)[:, 0]
+    with torch.no_grad():
+        responses = _emitted(made, constant)
     step = _one_step(made)
     potential = _potential(made)
-    spiking = step is not None or bool(((emitted == 0) | (emitted == 1)).all() and emitted.any())
-    rates = emitted.detach()[:, 1:].reshape(STEPS, CURRENTS, COPIES).mean(dim=(0, 2))
-    shown_emitted = emitted.detach()[:, 0]
+    shown = emitted.detach()[:, 0]
+    fires = all(bool(((each == 0) | (each == 1)).all()) for each in (shown, responses))
+    spiking = step is not None or (fires and bool(shown.any() or responses.any()))
     return {
         "time": np.arange(STEPS),
         "input": _array(inputs[:, 0]),
         "name": potential,
         "potential": _array(states[potential][:, 0]),
-        "emitted": _array(shown_emitted),
+        "emitted": _array(shown),
         "others": {n: _array(v[:, 0]) for n, v in list(states.items())[:-1] if n != potential},
         "gradient": _array(gradient),
         "spiking": spiking,
-        "spikes": shown_emitted.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
-        "rate": float(shown_emitted.mean()),
+        "spikes": shown.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
+        "rate": float(shown.mean()),
         "currents": _array(currents),
-        "rates": _array(rates),
+        "rates": _array(responses.reshape(STEPS, CURRENTS, COPIES).mean(dim=(0, 2))),
         "threshold": None if step is None else step.threshold,
         "step": None if step is None else {"v": step.v, "s": step.s, "derivative": step.derivative},
         "note": _note(states, gradient),
@@ -171,13 +175,21 @@ def _stepped(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
 
 
 def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
-    """Every state over time, from a cell whose step gives what it should.
+    """Every state of one neuron over time."""
+    state = _rest(cell, inputs[0])
+    with torch.no_grad():
+        values = _blockwise(cell, inputs, state) or _stepwise(cell, inputs, state)
+    return dict(zip(cell.states, values, strict=True))
+
+
+def _rest(cell: Cell, input_: Tensor) -> State:
+    """The state at rest of a cell whose step gives what it should.
 
     Raises:
         Trouble: if it gives another number of states, another shape, or anything but tensors.
     """
-    state = cell.initial_state(inputs[0])
-    given = cell(inputs[0], *state)
+    state = cell.initial_state(input_)
+    given = cell(input_, *state)
     wanted = f"forward must return ({', '.join(cell.states)}), each like the input"
     if not isinstance(given, tuple | list):
         raise Trouble(f"{wanted}; got {type(given).__name__}")
@@ -186,19 +198,42 @@ def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     for name, value in zip(cell.states, given, strict=True):
         if not isinstance(value, Tensor):
             raise Trouble(f"{wanted}; {name} is of type {type(value).__name__}")
-        if value.shape != inputs[0].shape or not value.is_floating_point():
+        if value.shape != input_.shape or not value.is_floating_point():
             raise Trouble(f"{wanted}; {name} is {value.dtype} of shape {list(value.shape)}")
+    return state
+
+
+def _stepwise(cell: Cell, inputs: Tensor, state: State) -> list[Tensor]:
+    """Every state at every step, each ``[T, N]``."""
     steps = []
-    with torch.no_grad():
-        for input_ in inputs.unbind(0):  # hibana.record gives the same, and takes twice as long
-            _, state = unroll(cell, input_[None], state)
-            steps.append(state)
-    return {name: torch.stack(each) for name, each in zip(cell.states, zip(*steps, strict=True), strict=True)}
+    for input_ in inputs.unbind(0):  # hibana.record gives the same, and takes twice as long
+        _, state = unroll(cell, input_[None], state)
+        steps.append(state)
+    return [torch.stack(each) for each in zip(*steps, strict=True)]
 
 
-def _check(emitted: Tensor, shape: torch.Size) -> None:
-    if emitted.shape != shape:
-        raise Trouble(f"the cell must be pointwise; of inputs {list(shape)} it made {list(emitted.shape)}")
+def _blockwise(cell: Cell, inputs: Tensor, state: State) -> list[Tensor] | None:
+    """The same of one neuron in fewer calls: from block to block, then the steps of all blocks at once.
+
+    None of a cell for which it is not the same, as it draws at random or lets neurons touch.
+    """
+    starts = [state]
+    for block in inputs.reshape(-1, BLOCK, 1).unbind(0):
+        _, state = unroll(cell, block, state)
+        starts.append(state)
+    begun = tuple(torch.cat(each) for each in zip(*starts, strict=True))
+    steps = _stepwise(cell, inputs.reshape(-1, BLOCK).T, tuple(each[:-1] for each in begun))
+    if not all(torch.equal(each[-1], ends[1:]) for each, ends in zip(steps, begun, strict=True)):
+        return None
+    return [each.T.reshape(inputs.shape) for each in steps]
+
+
+def _emitted(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
+    emitted, _ = unroll(cell, inputs, backend=backend)
+    if emitted.shape != inputs.shape:
+        wanted, made = list(inputs.shape), list(emitted.shape)
+        raise Trouble(f"the cell must be pointwise; of inputs {wanted} it made {made}")
+    return emitted
 
 
 def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
@@ -223,9 +258,8 @@ def _range(cell: Cell) -> tuple[float, float]:
     currents = torch.logspace(-3, 3, 121)
     inputs = currents.expand(STEPS, -1)
     with torch.no_grad():
-        _states(cell, inputs[:1, :1])
-        emitted, _ = unroll(cell, inputs, backend="reference")
-    _check(emitted, inputs.shape)
+        _rest(cell, inputs[0, :1])
+        emitted = _emitted(cell, inputs, backend="reference")
     rates = emitted.mean(dim=0)
     firing = (rates >= 0.05) & ((emitted == 0) | (emitted == 1)).all(dim=0)
     if not bool(firing.any()):
@@ -236,6 +270,12 @@ def _range(cell: Cell) -> tuple[float, float]:
     power = 10.0 ** math.floor(math.log10(wanted))
     top = float(f"{min(f * power for f in (1, 2, 5, 10) if f * power >= wanted * 0.999):.3g}")
     return float(f"{1.25 * first:.2g}"), top
+
+
+@cache
+def _draw() -> Tensor:
+    """The noise: of the neuron that is shown, then of those of the F-I curve."""
+    return torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=torch.Generator().manual_seed(0))
 
 
 def _shape(shape: str) -> Tensor:

@@ -3,27 +3,20 @@
 from functools import partial
 from typing import Any
 
-import numpy as np
 from bokeh.document import Document
-from bokeh.models import Button, Column, Div, TextAreaInput
+from bokeh.events import DocumentReady
+from bokeh.models import Button, Column, CustomJS, Div, TextAreaInput
 
 from hibana.play import controls, neuron, source
 from hibana.play.pump import Pump
 from hibana.play.source import Trouble
+from hibana.play.view.answer import COLUMNS, DELIVER, columns
 from hibana.play.view.fields import WIDTH, Field, NumberField, chooser, field
-from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Look, empty, legend
+from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Figure, Look, empty, legend
 
 __all__ = ["NeuronView"]
 
 OWN = "your own…"
-COLUMNS = {
-    "input": ("time", "input"),
-    "gradient": ("time", "gradient"),
-    "curve": ("current", "rate", "own_current", "own_rate"),
-    "surrogate": ("v", "s", "derivative", "onset", "height"),
-    "potential": ("time", "potential", "spike", "threshold"),
-}
-"""What each figure draws. The potential comes last to the page: when it is there, all else is."""
 
 
 class NeuronView:
@@ -35,6 +28,8 @@ class NeuronView:
         self._source: str | None = None
         self._fields: list[Field] = []
         self._input: dict[str, NumberField] = {}
+        self.figures: list[Figure] = []
+        """Each a root of the page, which has places for them: in a column of Bokeh's, one lays out all."""
         self._make_controls()
         self._make_figures(look)
         self._choose()
@@ -103,8 +98,7 @@ class NeuronView:
         )
 
     def _make_figures(self, look: Look) -> None:
-        self._shown = {figure: empty(*columns) for figure, columns in COLUMNS.items()}
-        self._others = empty("xs", "ys", "colour", "name")
+        self._shown = {name: empty(*each) for name, each in COLUMNS.items()}
 
         potential = look.figure("Membrane potential", y="v", x_range=(-2, neuron.STEPS + 1))
         potential.line("time", "potential", source=self._shown["potential"], color=BLUE, line_width=1.8)
@@ -122,7 +116,7 @@ class NeuronView:
         self._potential = potential
 
         others = look.figure("Further states", y="state", x_range=potential.x_range, visible=False)
-        lines = others.multi_line("xs", "ys", source=self._others, color="colour", line_width=1.8)
+        lines = others.multi_line("xs", "ys", source=self._shown["others"], color="colour", line_width=1.8)
         legend(others, [("@name", [lines])])
         self._further = others
 
@@ -158,11 +152,13 @@ class NeuronView:
             each.xaxis.major_label_text_font_size = "0px"
         for each, share in ((potential, 2.4), (others, 1.2), (given, 1), (gradient, 1.3)):
             each.styles = {"flex": f"{share} 1 0", "min-height": "0"}
-        self.figures = Column(
-            potential, others, given, gradient, name="neuron_time", sizing_mode="stretch_both"
-        )
-        curve.name, step.name = "neuron_curve", "neuron_step"
-        self.side = [curve, step]
+        deliver = CustomJS(args={"carrier": potential, "sources": self._shown}, code=DELIVER)
+        potential.js_on_change("tags", deliver)
+        self._document.js_on_event(DocumentReady, deliver)  # an answer may be there before the page is
+        named = {"potential": potential, "others": others, "input": given, "gradient": gradient}
+        for name, each in {**named, "curve": curve, "step": step}.items():
+            each.name = f"neuron_{name}"
+            self.figures.append(each)
 
     def _choose(self) -> None:
         """Asks what the chosen cell, or the pasted one, can be moved at."""
@@ -217,18 +213,8 @@ class NeuronView:
             return
         self._tell(answer["note"])
         self._name(answer)
-        others = answer["others"]
-        if others or self._further.visible:
-            self._others.data = {
-                "xs": [answer["time"]] * len(others),
-                "ys": list(others.values()),
-                "colour": [LAYERS[(index + 3) % len(LAYERS)] for index in range(len(others))],
-                "name": list(others),
-            }
-            self._further.visible = bool(others)
-        for name, columns in _columns(answer, strength).items():
-            if name == "potential" or _differ(columns, self._shown[name].data):
-                self._shown[name].data = columns  # each figure whose data are set is painted anew
+        self._further.visible = bool(answer["others"])
+        self._potential.tags = [columns(answer, strength)]
 
     def _name(self, answer: Any) -> None:
         """Titles and labels: what they are depends on the cell."""
@@ -244,46 +230,6 @@ class NeuronView:
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble
         self._trouble.visible = bool(trouble)
-
-
-Columns = dict[str, np.ndarray[Any, Any]]
-
-
-def _columns(answer: dict[str, Any], strength: float | str) -> dict[str, Columns]:
-    """An answer as the columns of each figure's source.
-
-    Columns that are shorter than the longest end in NaN, which is not drawn.
-    """
-    threshold, step = answer["threshold"], answer["step"]
-    nothing = np.zeros(0)
-    spike = np.full(neuron.STEPS, np.nan)
-    spike[answer["spikes"]] = answer["potential"][answer["spikes"]]
-    heights = [1.0] if step is None else [1.0, np.nanmax(step["derivative"], initial=0.0)]
-    values = {
-        **{name: answer[name] for name in ("time", "input", "potential", "gradient")},
-        "spike": spike,
-        "threshold": np.full(neuron.STEPS, np.nan if threshold is None else threshold),
-        "current": answer["currents"],
-        "rate": answer["rates"],
-        "own_current": np.array([strength], dtype=float),
-        "own_rate": np.array([answer["rate"]]),
-        **({"v": nothing, "s": nothing, "derivative": nothing} if step is None else step),
-        "onset": nothing if threshold is None else np.array([threshold, threshold]),
-        "height": nothing if threshold is None else np.array([0.0, max(heights)]),
-    }
-    return {figure: _filled({name: values[name] for name in names}) for figure, names in COLUMNS.items()}
-
-
-def _filled(columns: Columns) -> Columns:
-    longest = max(map(len, columns.values()))
-    return {
-        name: np.concatenate([values, np.full(longest - len(values), np.nan)])
-        for name, values in columns.items()
-    }
-
-
-def _differ(columns: Columns, shown: Any) -> bool:
-    return not all(np.array_equal(values, shown[name], equal_nan=True) for name, values in columns.items())
 
 
 def _heading(text: str) -> Div:

@@ -53,7 +53,7 @@ def page(document: Document, worker: Worker, threads: ThreadPoolExecutor, checkp
     )
     neuron = NeuronView(document, look, pump)
     network = NetworkView(document, look, pump, checkpoint)
-    for root in (waiting, dark, neuron.controls, neuron.figures, *neuron.side):
+    for root in (waiting, dark, neuron.controls, *neuron.figures):
         document.add_root(root)
     for root in (network.controls, network.layers, *network.side):
         document.add_root(root)
