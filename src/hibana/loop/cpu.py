@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hibana.loop.llvm_source import ROW, Source, backward_source, forward_source
+from hibana.loop.llvm_source import ACCURATE, ROW, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, reachable
 from hibana.loop.trace import Step
@@ -221,11 +221,7 @@ def _vector_function(word: str, dtype: torch.dtype) -> int:
     function.restype = None
     sample = torch.linspace(-20.0, 20.0, 4097, dtype=dtype)
     found = torch.empty_like(sample)
-    function(sample.numel(), sample.data_ptr(), found.data_ptr(), _MKL_MODE)
+    function(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
     wanted = getattr(torch, word)(sample)
     same = torch.equal(found.nan_to_num(), wanted.nan_to_num())
     return ctypes.cast(function, ctypes.c_void_p).value or 0 if same else 0
-
-
-_MKL_MODE = 0x2 | 0x100 | 0x140000
-"""High accuracy, errors ignored, denormals kept: what PyTorch asks of MKL."""

@@ -17,7 +17,7 @@ from hibana.loop.plan import Plan
 from hibana.loop.trace import Step, Value
 from hibana.loop.words import CALLS
 
-__all__ = ["ROW", "Source", "backward_source", "forward_source"]
+__all__ = ["ACCURATE", "ROW", "Source", "backward_source", "forward_source"]
 
 ROW = 2048
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
@@ -62,7 +62,7 @@ def forward_source(
     walk = _Walk("forward", REAL[real], parts.all(), calls, moving, "add")
     walk.begin(
         step,
-        [*carried, "fired"],
+        [*map(_own, carried), *(["fired"] if "fired" in once else [])],
         ["steps", "neurons", "width", "row_bytes", "input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
@@ -71,7 +71,6 @@ def forward_source(
     with walk.rows():
         for name in carried:
             walk.carried(name, f"{name}_last", f"{name}_first")
-        walk.row_of_own("fired")
         walk.parameters(step)
         walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first", "zeros")})
     return walk.source()
@@ -115,7 +114,7 @@ def backward_source(
     walk = _Walk("backward", REAL[real], parts.all(), calls, moving, "sub")
     walk.begin(
         step,
-        held,
+        map(_own, held),
         ["steps", "neurons", "width", "row_bytes", "input", "input_step"],
         ["grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
@@ -180,7 +179,7 @@ class _Walk:
             array, _, index = name.rstrip("]").partition("[")
             place = writer.row("", self.real, "%constants" if array == "c" else f"%{array}_at", index)
             writer.let(plain(name), f"load {self.real}, ptr {place}")
-        for name in [*(row for pass_ in self.passes for row in pass_.scratch), *map(_own, own), "zeros"]:
+        for name in [*(row for pass_ in self.passes for row in pass_.scratch), *own, "zeros"]:
             writer.let(name, f"alloca [{ROW} x {self.real}], align 64")
         size = ROW * _SIZE[self.real]
         writer.do(f"call void @llvm.memset.p0.i64(ptr align 64 %zeros, i8 0, i64 {size}, i1 false)")
@@ -225,11 +224,6 @@ class _Walk:
         return writer.let(
             "", f"call ptr @{function}(ptr %{row.base}, i64 {step}, i64 %{row.stride}, i64 {lo})"
         )
-
-    def row_of_own(self, name: str) -> None:
-        """Begins the row `name` of this kernel's own with zeros."""
-        self.writer.let(name, f"getelementptr i8, ptr %{_own(name)}, i64 0")
-        self.writer.do(f"call void @llvm.memset.p0.i64(ptr %{name}, i8 0, i64 %n.bytes, i1 false)")
 
     def steps(self, parts: Parts, begun: Mapping[str, str]) -> None:
         """All steps of a row, several at once where it is whole; `begun` is read at the edge only."""
