@@ -189,7 +189,7 @@ def test_a_process_that_trains_has_one_openmp_runtime():
     program = (
         "import re, torch, hibana as hb; net = torch.nn.Sequential(hb.Linear(64, 64), hb.IF());"
         "net(torch.ones(300, 64).view(3, 100, 64)).sum().backward();"
-        "found = re.findall('/.*/lib[gi]?omp[^/]*$', open('/proc/self/maps').read(), re.M);"
+        "found = re.findall(r'/.*/lib[gi]?omp[^/\\s]*$', open('/proc/self/maps').read(), re.M);"
         "print(*set(found))"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
