@@ -7,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
 from conformance.suite import CELLS, CPU, drive, each_backend
-from hibana.loop import cpu
+from hibana import surrogate
+from hibana.loop import compiled, cpu
 from hibana.surrogate import ATan
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
@@ -39,6 +40,17 @@ def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
     inputs = drive(cell, (steps, 2, 64))
     assert_same_values(CPU, cell, inputs)
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states"])
+
+
+@pytest.mark.parametrize("shape", [(5, 64), (4, 33)])
+@pytest.mark.parametrize(
+    "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__
+)
+def test_the_c_library_stands_in_for_vector_functions(kind, shape, monkeypatch):
+    monkeypatch.setattr(cpu, "_vector_function", lambda word, dtype: 0)
+    monkeypatch.setattr(compiled, "_SHARED", {})
+    cell = hb.IFCell(1.0, kind())
+    assert_conforms(CPU, cell, drive(cell, shape), uses=["outputs and states"])
 
 
 LAYOUTS = {

@@ -55,7 +55,7 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
 
 
 def _pooled_bits(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
-    """Whether the spikes are known as bits, from which it was done: a thirtieth of the numbers to read."""
+    """Whether the spikes are known as bits, from which it was done: a 32nd of the numbers to read."""
     known = spikes_of(images) if geometry.channels % 16 == 0 else None
     if known is None:
         return False

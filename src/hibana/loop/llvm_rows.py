@@ -189,7 +189,7 @@ class Parts:
                 return known.setdefault((value.word, name), Value(value.word, data=name))
 
             inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
-            now = _replaced(self.once, {**_replaced(inside, {}, standing)}, standing)
+            now = _replaced(self.once, _replaced(inside, {}, standing), standing)
             together |= {f"{name}.{i}" if name in self.moving else name: v for name, v in now.items()}
             passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
         return together

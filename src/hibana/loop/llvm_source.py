@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hibana.loop.llvm_rows import AT_ONCE, Moving, Parts, Pass, plain
-from hibana.loop.llvm_text import LANES, Writer, libm_row, named
+from hibana.loop.llvm_text import LANES, SIZE, Writer, libm_row, named
 from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.plan import Plan
 from hibana.loop.trace import Step, Value
@@ -181,7 +181,7 @@ class _Walk:
             writer.let(plain(name), f"load {self.real}, ptr {place}")
         for name in [*(row for pass_ in self.passes for row in pass_.scratch), *own, "zeros"]:
             writer.let(name, f"alloca [{ROW} x {self.real}], align 64")
-        size = ROW * _SIZE[self.real]
+        size = ROW * SIZE[self.real]
         writer.do(f"call void @llvm.memset.p0.i64(ptr align 64 %zeros, i8 0, i64 {size}, i1 false)")
 
     @contextmanager
@@ -193,7 +193,7 @@ class _Walk:
             writer.let("lo.octet", "lshr i64 %lo, 3")
             writer.let("rest", "sub i64 %neurons, %lo")
             writer.let("n", "call i64 @llvm.smin.i64(i64 %width, i64 %rest)")
-            writer.let("n.bytes", f"mul i64 %n, {_SIZE[self.real]}")
+            writer.let("n.bytes", f"mul i64 %n, {SIZE[self.real]}")
             yield
         if self.past:
             writer.do("fence seq_cst")  # stores past the caches are otherwise not ordered before others'
@@ -344,6 +344,5 @@ def _own(name: str) -> str:
 
 
 _NUMBERS = frozenset({"steps", "neurons", "width", "row_bytes", "input_step", "grad_outputs_step"})
-_SIZE = {"float": 4, "double": 8}
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

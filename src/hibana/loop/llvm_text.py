@@ -13,13 +13,16 @@ from hibana.loop.passes import Stores
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
 
-__all__ = ["LANES", "LINE", "Writer", "body", "libm_row", "named"]
+__all__ = ["LANES", "LINE", "SIZE", "Writer", "body", "libm_row", "named"]
 
 LANES = 32
 """Neurons in one value: two registers of AVX-512. A multiple of 8, so that their bits are whole bytes."""
 
 LINE = 64
 """Bytes of a line of a cache."""
+
+SIZE = {"float": 4, "double": 8}
+"""Bytes of a number."""
 
 _MASK = f"<{LANES} x i1>"
 _INSTRUCTIONS = {
@@ -34,10 +37,6 @@ _INSTRUCTIONS = {
     "to_float": f"select {_MASK} {{0}}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer",
 }
 _INTRINSICS = {"abs": "fabs", "root": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
-_LIBM = {
-    "atan": "atan",
-    **{w: w for w in ("exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "sqrt")},
-}
 
 
 def named(name: str, sign: str = "%") -> str:
@@ -121,14 +120,11 @@ class _Block:
 
     def _masks(self, count: str) -> None:
         lanes = ", ".join(f"i64 {i}" for i in range(LANES))
-        all_ = self._splat("i64", count, LANES)
+        all_ = splat(self.writer, "i64", count, LANES)
         self.there = self.writer.let("there", f"icmp slt <{LANES} x i64> <{lanes}>, {all_}")
         octets = ", ".join(f"i64 {i}" for i in range(0, LANES, 8))
-        some = self._splat("i64", count, LANES // 8)
+        some = splat(self.writer, "i64", count, LANES // 8)
         self.bytes_there = self.writer.let("bytes_there", f"icmp slt <{LANES // 8} x i64> <{octets}>, {some}")
-
-    def _splat(self, kind: str, value: str, lanes: int) -> str:
-        return splat(self.writer, kind, value, lanes)
 
     def read(self, leaf: Value) -> str:
         name = str(leaf.data)
@@ -147,11 +143,11 @@ class _Block:
         if self.masked:
             return self.writer.let(
                 f"{name}.{self.at[1:]}",
-                f"call {self.vector} @llvm.masked.load.{self._kind()}.p0(ptr {place}, i32 {self._size()}, "
+                f"call {self.vector} @llvm.masked.load.{self._kind()}.p0(ptr {place}, i32 {SIZE[self.real]}, "
                 f"{_MASK} {self.there}, {self.vector} zeroinitializer)",
             )
         return self.writer.let(
-            f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {self._size()}"
+            f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {SIZE[self.real]}"
         )
 
     def store(self, name: str, value: Value, said: str, *, past: bool) -> None:
@@ -173,12 +169,12 @@ class _Block:
         if self.masked:
             self.writer.do(
                 f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
-                f"ptr {place}, i32 {self._size()}, {_MASK} {self.there})"
+                f"ptr {place}, i32 {SIZE[self.real]}, {_MASK} {self.there})"
             )
         elif past:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {LINE}, !nontemporal !0")
         else:
-            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {self._size()}")
+            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {SIZE[self.real]}")
 
     def compute(self, value: Value, arguments: list[str], name: str) -> str:
         word = value.word
@@ -212,9 +208,6 @@ class _Block:
 
     def _kind(self) -> str:
         return f"v{LANES}f{32 if self.real == 'float' else 64}"
-
-    def _size(self) -> int:
-        return 4 if self.real == "float" else 8
 
 
 def splat(writer: Writer, kind: str, value: str, lanes: int) -> str:
@@ -269,7 +262,7 @@ def body(
 
 def libm_row(word: str, real: str) -> str:
     """A function that applies the C library's `word` to a row: what stands in for a vector function."""
-    function = f"@{_LIBM[word]}{'f' if real == 'float' else ''}"
+    function = f"@{word}{'f' if real == 'float' else ''}"
     writer = Writer()
     writer.let("n", "sext i32 %count to i64")
     with writer.loop("j", "0", "%n") as j:
