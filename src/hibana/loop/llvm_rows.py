@@ -73,16 +73,30 @@ class Pass:
 
 
 def _spelled_out(stores: Stores) -> Stores:
-    """`stores` in words that LLVM or a vector function knows: not the logistic function."""
+    """`stores` in words that LLVM or a vector function knows, and that wait least for what was compared.
+
+    The logistic function is written out; a factor that is a truth value, 0 or 1, chooses instead: ``x * s``
+    is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and that product waits for nothing.
+    """
     new: dict[Value, Value] = {}
-    one = Value("number", data=1)
+    one, zero = Value("number", data=1), Value("number")
     for value in evaluated(stores.values(), ()):
+        args = tuple(new[a] for a in value.args)
         if value.word == "sigmoid":
-            power = Value("exp", (Value("neg", (new[value.args[0]],)),))
+            power = Value("exp", (Value("neg", args),))
             new[value] = Value("div", (one, Value("add", (one, power))))
+        elif value.word == "sub" and _is_one(args[0]) and args[1].word == "to_float":
+            new[value] = Value("to_float", (Value("not", args[1].args),))
+        elif value.word == "mul" and any(a.word == "to_float" for a in args):
+            gate, other = args if args[0].word == "to_float" else args[::-1]
+            new[value] = Value("where", (gate.args[0], other, Value("mul", (other, zero))))
         else:
-            new[value] = replace(value, args=tuple(new[a] for a in value.args)) if value.args else value
+            new[value] = replace(value, args=args) if args else value
     return {name: new[value] for name, value in stores.items()}
+
+
+def _is_one(value: Value) -> bool:
+    return value.word == "number" and value.data == 1
 
 
 def _ready(stores: Stores) -> list[Value]:
@@ -173,6 +187,7 @@ class Parts:
         """
         known: dict[tuple[str, str], Value] = {}
         together: Stores = {}
+        now: Stores = {}
         passed: dict[str, Value] = {}
         at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
         for i in range(count):
@@ -190,9 +205,9 @@ class Parts:
 
             inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
             now = _replaced(self.once, _replaced(inside, {}, standing), standing)
-            together |= {f"{name}.{i}" if name in self.moving else name: v for name, v in now.items()}
+            together |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
             passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
-        return together
+        return together | {name: v for name, v in now.items() if name not in self.moving}
 
 
 def _replaced(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from hibana.loop.passes import Stores
+from hibana.loop.passes import Stores, leaves
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
 
@@ -242,22 +242,28 @@ def body(
     block = _Block(writer, real, at, masked)
     text: dict[Value, str] = {}
     read: dict[str, str] = dict(scalars)
-    order = evaluated(stores.values(), ())
-    for leaf in order:
-        if leaf.word in ("row", "bits", "scalar"):
-            name = str(leaf.data)
-            if name not in read:
-                read[name] = block.read(leaf)
-            text[leaf] = read[name]
     names: dict[Value, str] = {}
     for name, value in stores.items():
         names.setdefault(value, f"{name}.new.{at[1:]}")
-    for value in order:
-        if value not in text:
-            arguments = [text[argument] for argument in value.args]
-            text[value] = block.compute(value, arguments, names.get(value, ""))
+
+    def computed(value: Value) -> str:
+        for one in evaluated([value], text):
+            if one.word in ("row", "bits", "scalar"):
+                name = str(one.data)
+                if name not in read:
+                    read[name] = block.read(one)
+                text[one] = read[name]
+            else:
+                text[one] = block.compute(one, [text[a] for a in one.args], names.get(one, ""))
+        return text[value]
+
+    rewritten = leaves(stores)
     for name, value in stores.items():
-        block.store(name, value, text[value], past=name in past)
+        said = computed(value)
+        if name not in rewritten:
+            block.store(name, value, said, past=name in past)
+    for name in rewritten.keys() & stores.keys():
+        block.store(name, stores[name], text[stores[name]], past=name in past)
 
 
 def libm_row(word: str, real: str) -> str:
