@@ -8,7 +8,8 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from itertools import islice
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -178,24 +179,34 @@ def run(
 
     Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
     """
-    order = None if inputs.is_contiguous() else _memory_order(inputs)
-    if order is None and not walkable(inputs):
-        inputs = inputs.contiguous()
-    first = program.at_rest if state is None else state
-    held = list(cell_tensors(cell).values())
+    order = None
+    if not inputs.is_contiguous():
+        order = _memory_order(inputs)
+        if order is None and not walkable(inputs):
+            inputs = inputs.contiguous()
+    begun = () if state is None else state
+    held = tuple(cell_tensors(cell).values())
     wanted = torch.is_grad_enabled() and (
-        inputs.requires_grad
-        or (bool(held) and any(t.requires_grad for t in held))
-        or (state is not None and any(t.requires_grad for t in state))
+        inputs.requires_grad or any(tensor.requires_grad for tensor in (*begun, *held))
     )
     if wanted:
-        outputs, *last = _apply(program, len(first), order, ends, inputs, *first, *held)
+        outputs, *last = _apply(_Way(program, len(begun), order, ends), inputs, *begun, *held)
         return outputs, last
-    begun = [None if t is None else _step_in(order, t) for t in first]
+    first = [_step_in(order, t) for t in begun] or program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(held, inputs.shape[1:], order)
-    outputs, last, _ = program.kernels.forward(inputs, begun, parameters, False, ends)
+    outputs, last, _ = program.kernels.forward(inputs, first, parameters, False, ends)
     return _back(order, outputs, last)
+
+
+class _Way(NamedTuple):
+    """All about a run but its tensors."""
+
+    program: Program
+    begun: int
+    """How many states it is given to begin with: all, or none if it begins at rest."""
+    order: list[int] | None
+    ends: bool
 
 
 class _Run(torch.autograd.Function):
@@ -206,28 +217,20 @@ class _Run(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        program: Program,
-        states: int,
-        order: list[int] | None,
-        ends: bool,
-        inputs: Tensor,
-        *tensors: Tensor | None,
-    ) -> Any:
+    def forward(ctx: Any, way: _Way, inputs: Tensor, *tensors: Tensor) -> Any:
+        program, begun, order, ends = way
         plan = program.plan
+        ctx.way, ctx.program, ctx.held = way, program, len(tensors) - begun
         ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
-        first = [None if t is None else _step_in(order, t) for t in tensors[:states]]
-        held = [t for t in tensors[states:] if t is not None]
+        first = [_step_in(order, t) for t in tensors[:begun]] or program.at_rest
+        held = tensors[begun:]
         if order is not None:
             inputs = inputs.permute(order)
+        ctx.shape = inputs.shape
         parameters = program.parameters(held, inputs.shape[1:], order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, True, ends)
-        ctx.program, ctx.states, ctx.order, ctx.held = program, states, order, len(held)
-        ctx.shape = inputs.shape
-        ctx.first = [t is not None and i in plan.before for i, t in enumerate(first)]
-        needed = [t for t, wanted in zip(first, ctx.first, strict=True) if wanted]
-        ctx.save_for_backward(*([inputs] if plan.reads_input else []), *needed, *held, *parameters, *kept)
+        needed = [first[i] for i in plan.before] if begun else ()
+        ctx.save_for_backward(*([inputs] if plan.reads_input else ()), *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
         ctx.support = None if plan.support is None else kept[plan.kept_values.index(plan.support)]
         if order is not None:
@@ -243,33 +246,32 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program: Program = ctx.program
-    saved = list(ctx.saved_tensors)
-    inputs = saved.pop(0) if program.plan.reads_input else None
-    first: list[Tensor | None] = [saved.pop(0) if needed else None for needed in ctx.first]
-    held = [saved.pop(0) for _ in range(ctx.held)]
-    parameters = [saved.pop(0) for _ in range(program.step.parameters)]
-    order: list[int] | None = ctx.order
+    program, begun, order, _ = ctx.way
+    plan, step = program.plan, program.step
+    saved = iter(ctx.saved_tensors)
+    inputs = next(saved) if plan.reads_input else None
+    first = [next(saved) if i in plan.before else None for i in range(begun)] or program.at_rest
+    held = tuple(islice(saved, ctx.held))
+    parameters = tuple(islice(saved, step.parameters))
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
         if not walkable(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
-    grads = [None if g is None else _step_in(order, g) for g in last_grads]
-    grads += [None] * (ctx.states - 1 - len(grads))
-    wants_input = ctx.needs_input_grad[4]
-    constant = wants_input and ctx.constant is not None and _only_summed(ctx.constant)
+    grads = [None if g is None else _step_in(order, g) for g in last_grads] or program.at_rest[1:]
+    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
+    constant = wanted[0] and ctx.constant is not None and _only_summed(ctx.constant)
     grad_input, first_grads, sums = program.kernels.backward(
         ctx.shape,
         inputs,
         first,
         parameters,
-        saved,
+        tuple(saved),
         grad_outputs,
         grads,
-        wants_input,
+        wanted[0],
         constant,
-        any(ctx.needs_input_grad[5 : 5 + ctx.states]),
+        any(wanted[1 : 1 + begun]),
     )
     if constant and grad_input is not None:
         steps = ctx.shape[0]
@@ -279,12 +281,11 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grad_input = None if grad_input is None else grad_input.permute(back)
         first_grads = [None if g is None else _step_back(back, g) for g in first_grads]
         sums = [_step_back(back, value) for value in sums]
-    wanted = ctx.needs_input_grad[5:]
-    to_state = [g if need else None for g, need in zip(first_grads, wanted, strict=False)]
-    to_held: Sequence[Tensor | None] = [None] * ctx.held
-    if any(wanted[ctx.states :]):
-        to_held = program.step.epilogue(*held, *sums)
-    return None, None, None, None, grad_input, *to_state, *to_held
+    to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
+    to_held: Sequence[Tensor | None] = (None,) * ctx.held
+    if any(wanted[1 + begun :]):
+        to_held = step.epilogue(*held, *sums)
+    return None, grad_input, *to_state, *to_held
 
 
 _apply: Callable[..., Any] = _Run.apply  # torch leaves it without types

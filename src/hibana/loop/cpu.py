@@ -65,6 +65,7 @@ class CpuKernels:
                 raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
+        self.kept_booleans = [value.boolean for value in plan.kept_values]
         self.constants_at = ctypes.addressof(self.constants)
         self._built: dict[object, tuple[Kernel, Source, list[int]]] = {}
 
@@ -88,16 +89,25 @@ class CpuKernels:
         shape = inputs.shape
         steps, one = shape[0], shape[1:]
         neurons = one.numel()
-        outputs = torch.empty(shape, dtype=self.dtype)
+        row_bytes = _row_bytes(neurons)
+        outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=self.dtype)
         carried = self.step.states[1:]
         last = [torch.empty(one, dtype=self.dtype) for _ in carried] if ends else []
-        kept = [torch.empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
+        kept = [
+            torch.empty((steps, row_bytes), dtype=torch.uint8) if boolean else torch.empty_like(outputs)
+            for boolean in (self.kept_booleans if keep else ())
+        ]
         kernel, calls = self._kernel("forward", (self._streams(outputs, steps, neurons), keep))
-        # in the order of forward_source
-        values = [steps, neurons, 0, _row_bytes(neurons), inputs.data_ptr(), inputs.stride(0)]
-        values += [outputs.data_ptr(), *map(_address, first)]
-        values += map(_address, last) if ends else [0] * len(carried)
-        values += [*map(_address, kept), self.constants_at, *map(_address, parameters), *calls]
+        values = [  # in the order of forward_source
+            *(steps, neurons, 0, row_bytes),
+            *(inputs.data_ptr(), inputs.stride(0), outputs.data_ptr()),
+            *map(_address, first),
+            *(map(_address, last) if ends else [0] * len(carried)),
+            *map(_address, kept),
+            self.constants_at,
+            *map(_address, parameters),
+            *calls,
+        ]
         _walked(kernel, values, steps, neurons)
         return outputs, last, kept
 
@@ -122,18 +132,31 @@ class CpuKernels:
         neurons = one.numel()
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
-        grad_input = torch.empty(one if constant else shape, dtype=self.dtype) if wants_input else None
-        states = self.step.states
-        first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in states]
+        grad_input = None
+        if wants_input:
+            plain = grad_outputs.is_contiguous() and not constant
+            grad_input = (
+                torch.empty_like(grad_outputs)
+                if plain
+                else torch.empty(one if constant else shape, dtype=self.dtype)
+            )
+        first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in first]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
         streamed = grad_input is not None and not constant and self._streams(grad_input, steps, neurons)
         kernel, calls = self._kernel("backward", (streamed, wants_input, constant))
-        # in the order of backward_source
-        values = [steps, neurons, 0, _row_bytes(neurons), _address(inputs)]
-        values += [0 if inputs is None else inputs.stride(0), grad_outputs.data_ptr(), grad_outputs.stride(0)]
-        values += [_address(grad_input), *map(_address, first), *map(_address, last_grads)]
-        values += [*map(_address, first_grads), *map(_address, kept), *map(_address, sums)]
-        values += [self.constants_at, *map(_address, parameters), *calls]
+        values = [  # in the order of backward_source
+            *(steps, neurons, 0, _row_bytes(neurons)),
+            *((0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))),
+            *(grad_outputs.data_ptr(), grad_outputs.stride(0), _address(grad_input)),
+            *map(_address, first),
+            *map(_address, last_grads),
+            *map(_address, first_grads),
+            *map(_address, kept),
+            *map(_address, sums),
+            self.constants_at,
+            *map(_address, parameters),
+            *calls,
+        ]
         _walked(kernel, values, steps, neurons)
         return grad_input, first_grads, sums
 

@@ -6,6 +6,7 @@ threads and follows ``torch.set_num_threads``. ctypes releases the GIL for the c
 """
 
 import ctypes
+import struct
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -39,12 +40,12 @@ def _serial(address: int) -> "ctypes._CFunctionType":
     return _Serial(address)
 
 
-def arguments(values: Sequence[int]) -> "ctypes.Array[ctypes.c_int64]":
+def arguments(values: Sequence[int]) -> bytes:
     """`values` (addresses, sizes) as the one argument that a kernel takes."""
-    return (ctypes.c_int64 * len(values))(*values)
+    return struct.pack(f"{len(values)}q", *values)
 
 
-def run(address: int, count: int, args: "ctypes.Array[ctypes.c_int64]", grain: int = 1) -> None:
+def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     """Runs the kernel at `address` over ``range(count)``, split among torch's threads.
 
     Args:
