@@ -203,6 +203,9 @@ class CpuKernels:
         )
 
 
+ROW_BEGINS = 128
+"""Neurons that could be done in the time in which a row's memory begins to arrive."""
+
 WIDTH = 2
 """Where a kernel's arguments say how wide a row is."""
 
@@ -224,9 +227,12 @@ def _row_bytes(neurons: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _walk(steps: int, neurons: int, threads: int) -> tuple[int, int, int]:
-    """How many rows, how wide, and how many are not worth a thread: as even a split as can be had."""
-    widths = range(ROW // 2, ROW + 1, 64)
-    width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * w, -w))
+    """How many rows, how wide, and how many are not worth a thread: as even a split as can be had.
+
+    A row is counted :data:`ROW_BEGINS` neurons longer than it is.
+    """
+    widths = range(ROW // 8, ROW + 1, 64)
+    width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * (w + ROW_BEGINS), -w))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 
 

@@ -41,6 +41,8 @@ class Pass:
     """Words whose vector functions the kernel is given; the C library stands in for the others."""
     past: frozenset[str] = frozenset()
     """The rows that are written past the caches."""
+    ahead: frozenset[str] = frozenset()
+    """The rows that come from memory, and of which what follows is asked for."""
     functions: list[str] = field(default_factory=list)
     does: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
     """What to call, with which rows and with which scalars."""
@@ -68,7 +70,7 @@ class Pass:
         rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.word != "scalar"), *stores]))
         scalars = [name for name, leaf in read.items() if leaf.word == "scalar"]
         name = f"{self.name}{len(self.functions) or ''}"
-        self.functions.append(_row_function(name, self.real, stores, rows, scalars, self.past))
+        self.functions.append(_row_function(name, self.real, stores, rows, scalars, self.past, self.ahead))
         self.does.append((f"@{name}", rows, scalars))
 
 
@@ -106,7 +108,13 @@ def _ready(stores: Stores) -> list[Value]:
 
 
 def _row_function(
-    name: str, real: str, stores: Stores, rows: list[str], scalars: list[str], past: frozenset[str]
+    name: str,
+    real: str,
+    stores: Stores,
+    rows: list[str],
+    scalars: list[str],
+    past: frozenset[str],
+    ahead: frozenset[str],
 ) -> str:
     """A function that computes `stores` for the `n` neurons of a row."""
     arguments = [*(f"ptr {named(row)}" for row in rows), *(f"{real} %{plain(s)}" for s in scalars), "i64 %n"]
@@ -115,7 +123,7 @@ def _row_function(
     writer.let("whole", f"and i64 %n, {-LANES}")
     with writer.loop("j", "0", "%whole", LANES) as j:
         writer.let("j.octet", f"lshr i64 {j}, 3")
-        body(writer, real, stores, standing, j, past=past)
+        body(writer, real, stores, standing, j, past=past, ahead=ahead)
     writer.let("left", "sub i64 %n, %whole")
     writer.let("whole.octet", "lshr i64 %whole, 3")
     writer.let("some", "icmp ne i64 %left, 0")
@@ -177,8 +185,9 @@ class Parts:
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
         stores = self._together(count, edge=edge)
-        past = frozenset(stores) - {*self.once, "fired"} if self.streaming and count > 1 else frozenset()
-        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, past)
+        ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
+        past = ahead & stores.keys() if self.streaming and count > 1 else frozenset()
+        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, past, ahead)
 
     def _together(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.

@@ -19,7 +19,7 @@ from hibana.loop.words import CALLS
 
 __all__ = ["ACCURATE", "ROW", "Source", "backward_source", "forward_source"]
 
-ROW = 2048
+ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
 enough for what fetches memory ahead."""
 

@@ -21,6 +21,9 @@ LANES = 32
 LINE = 64
 """Bytes of a line of a cache."""
 
+AHEAD = 512
+"""Bytes ahead of a block from which memory is fetched: the processor's own guesses end at every few rows."""
+
 SIZE = {"float": 4, "double": 8}
 """Bytes of a number."""
 
@@ -150,6 +153,13 @@ class _Block:
             f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {SIZE[self.real]}"
         )
 
+    def fetch(self, name: str, *, to_write: bool) -> None:
+        """Asks for the lines of a block that comes later in the row `name`."""
+        place = self.writer.row("", self.real, named(name), self.at)
+        for line in range(AHEAD, AHEAD + LANES * SIZE[self.real], LINE):
+            later = self.writer.row("", "i8", place, str(line))
+            self.writer.do(f"call void @llvm.prefetch.p0(ptr {later}, i32 {int(to_write)}, i32 3, i32 1)")
+
     def store(self, name: str, value: Value, said: str, *, past: bool) -> None:
         if value.boolean:
             place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
@@ -227,6 +237,7 @@ def body(
     at: str,
     masked: str = "",
     past: frozenset[str] = frozenset(),
+    ahead: frozenset[str] = frozenset(),
 ) -> None:
     """The lines that compute `stores` for the block of neurons at index `at`.
 
@@ -238,6 +249,7 @@ def body(
         at: the index of the block's first neuron; ``{at}.octet`` is that of its byte among the bits.
         masked: how many neurons the block has, if it is not a whole one.
         past: the rows that are written past the caches; they lie on whole lines of a cache.
+        ahead: the rows that come from memory: what follows the block is asked for.
     """
     block = _Block(writer, real, at, masked)
     text: dict[Value, str] = {}
@@ -251,6 +263,8 @@ def body(
             if one.word in ("row", "bits", "scalar"):
                 name = str(one.data)
                 if name not in read:
+                    if name in ahead and one.word == "row":
+                        block.fetch(name, to_write=False)
                     read[name] = block.read(one)
                 text[one] = read[name]
             else:
@@ -261,6 +275,8 @@ def body(
     for name, value in stores.items():
         said = computed(value)
         if name not in rewritten:
+            if name in ahead - past and not value.boolean:
+                block.fetch(name, to_write=True)
             block.store(name, value, said, past=name in past)
     for name in rewritten.keys() & stores.keys():
         block.store(name, stores[name], text[stores[name]], past=name in past)
