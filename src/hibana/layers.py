@@ -55,7 +55,9 @@ class OverTime(nn.Module):
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
         if return_state:
             return unroll(self.cell, inputs, state)
-        return emitted(self.cell, inputs, state, ends=False)[0]
+        # a module takes longer to find its own module than most of what follows
+        cell = cast(cells.Cell, self._modules["cell"])
+        return emitted(cell, inputs, state, ends=False)[0]
 
 
 class EachStep(nn.Module):

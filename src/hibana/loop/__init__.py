@@ -58,9 +58,10 @@ def emitted(
 
     Without `ends` the state that the run ends in may be missing altogether.
     """
+    if state is None and (known := _known(cell, inputs, backend)):
+        return compiled.run(known, cell, ends, inputs, None)
     _check_inputs(cell, inputs)
-    given = inputs.dtype
-    dtype = reference.carried(given)
+    dtype = reference.carried(inputs.dtype)
     if state is not None:
         state = _checked_state(cell, inputs, state)
     served = _serving(cell, inputs, dtype, backend, ends)
@@ -70,6 +71,16 @@ def emitted(
         assert state is not None
         return reference.unroll(cell, inputs, state)
     return served(inputs, state)
+
+
+def _known(cell: Cell, inputs: Tensor, backend: str) -> compiled.Program | None:
+    """The program by which a call like this one, from rest, was served before.
+
+    Nothing but what is in the key, and an attribute of the cell, can make another call of it.
+    """
+    if not isinstance(cell, Cell) or _is_traced(inputs) or _is_transformed():
+        return None
+    return compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device))
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool) -> _Runner | None:
@@ -93,7 +104,7 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         reason = operator.refusal(cell.key, chosen, inputs.device.type, dtype, inputs.ndim - 1)
         if not reason:
             return partial(_carried, partial(operator.unroll, cell, chosen), dtype)
-    elif torch._C._functorch.peek_interpreter_stack() is not None:
+    elif _is_transformed():
         reason = "this is a transform of torch.func"
     else:
         reason = compiled.refusal(chosen, inputs.device.type)
@@ -107,6 +118,8 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         if named:
             raise
         return None
+    if inputs.dtype == dtype and cell.rests_at_zero():
+        compiled.remember(cell, (backend, inputs.shape, dtype, inputs.device), made)
     run: _Runner = partial(compiled.run, made, cell, ends)
     return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
 
@@ -131,8 +144,16 @@ def _carried(
 
 def _is_traced(inputs: Tensor) -> bool:
     """Whether a call on `inputs` is being written down rather than run."""
-    plain = type(inputs) in (Tensor, torch.nn.Parameter)
-    return torch.compiler.is_compiling() or not plain or torch._C._len_torch_dispatch_stack() > 0
+    return (
+        torch.compiler.is_compiling()
+        or type(inputs) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def _is_transformed() -> bool:
+    """Whether this is within a transform of ``torch.func``."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:

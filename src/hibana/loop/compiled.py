@@ -81,14 +81,15 @@ class Program:
     """The state begun with, where it is zeros that need not be written out."""
 
     def parameters(
-        self, held: Sequence[Tensor], one: torch.Size, order: list[int] | None = None
+        self, held: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
     ) -> list[Tensor]:
         """What the kernels take for the cell's tensors: one number each, or one per neuron.
 
-        `one` is the shape of a step in the `order` in which it lies in memory.
+        `inputs` are given in the `order` in which they lie in memory.
         """
         if not self.step.parameters:
             return []
+        one = inputs.shape[1:]
         shape = one if order is None else [one[d - 1] for d in _inverse(order)[1:]]
         with torch.no_grad():
             values = self.step.prologue(*held)
@@ -106,17 +107,26 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
         Unsupported: if there can be none; the reason is its message.
     """
     place = (backend, shape, dtype)
-    own = cell.__dict__
-    made = own.get("made")
-    if made and _is_bare(cell) and (found := made.get(place)):
-        return found  # type: ignore[no-any-return] # the cell, below this room, doesn't know what it holds
+    if found := known(cell, place):
+        return found
     alike = fingerprint(cell)
     served = _SHARED.get((alike, place)) or _shared_program(cell, alike, place)
     if isinstance(served, str):
         raise Unsupported(served)
-    if _is_plain(cell):
-        own.setdefault("made", {})[place] = served
+    remember(cell, place, served)
     return served
+
+
+def known(cell: Cell, call: Hashable) -> Program | None:
+    """The program that was remembered for `call`, unless `cell` can have changed since."""
+    made = cell.__dict__.get("made")
+    return made.get(call) if made and _is_bare(cell) else None
+
+
+def remember(cell: Cell, call: Hashable, served: Program) -> None:
+    """Has :func:`known` find `served` until an attribute of `cell` is set; a cell with tensors is not plain enough."""
+    if _is_plain(cell):
+        cell.__dict__.setdefault("made", {})[call] = served
 
 
 _Place = tuple[str, torch.Size, torch.dtype]
@@ -194,7 +204,7 @@ def run(
         return outputs, last
     first = [_step_in(order, t) for t in begun] or program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(held, inputs.shape[1:], order)
+    parameters = program.parameters(held, inputs, order)
     outputs, last, _ = program.kernels.forward(inputs, first, parameters, False, ends)
     return _back(order, outputs, last)
 
@@ -227,7 +237,7 @@ class _Run(torch.autograd.Function):
         if order is not None:
             inputs = inputs.permute(order)
         ctx.shape = inputs.shape
-        parameters = program.parameters(held, inputs.shape[1:], order)
+        parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, True, ends)
         needed = [first[i] for i in plan.before] if begun else ()
         ctx.save_for_backward(*([inputs] if plan.reads_input else ()), *needed, *held, *parameters, *kept)
@@ -288,7 +298,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     return None, grad_input, *to_state, *to_held
 
 
-_apply: Callable[..., Any] = _Run.apply  # torch leaves it without types
+_apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
+"""Without what ``Function.apply`` does for the transforms of ``torch.func``: a call under one is never served."""
 
 
 def _only_summed(inputs: Tensor) -> bool:

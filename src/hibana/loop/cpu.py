@@ -87,26 +87,19 @@ class CpuKernels:
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but the emitted one if `ends`, and what is kept."""
         shape = inputs.shape
-        steps, one = shape[0], shape[1:]
-        neurons = one.numel()
-        row_bytes = _row_bytes(neurons)
+        steps, one, neurons, row_bytes = _sizes(shape)
         outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=self.dtype)
-        carried = self.step.states[1:]
-        last = [torch.empty(one, dtype=self.dtype) for _ in carried] if ends else []
+        last = [torch.empty(one, dtype=self.dtype) for _ in first[1:]] if ends else []
         kept = [
-            torch.empty((steps, row_bytes), dtype=torch.uint8) if boolean else torch.empty_like(outputs)
+            torch.empty(steps, row_bytes, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
             for boolean in (self.kept_booleans if keep else ())
         ]
         kernel, calls = self._kernel("forward", (self._streams(outputs, steps, neurons), keep))
         values = [  # in the order of forward_source
             *(steps, neurons, 0, row_bytes),
-            *(inputs.data_ptr(), inputs.stride(0), outputs.data_ptr()),
-            *map(_address, first),
-            *(map(_address, last) if ends else [0] * len(carried)),
-            *map(_address, kept),
-            self.constants_at,
-            *map(_address, parameters),
-            *calls,
+            *(inputs.data_ptr(), inputs.stride(0)),
+            *_addresses(outputs, *first, *(last or (None,) * (len(first) - 1)), *kept),
+            *(self.constants_at, *_addresses(*parameters), *calls),
         ]
         _walked(kernel, values, steps, neurons)
         return outputs, last, kept
@@ -128,8 +121,7 @@ class CpuKernels:
 
         With `constant`, the gradient of the input is summed over time.
         """
-        steps, one = shape[0], shape[1:]
-        neurons = one.numel()
+        steps, one, neurons, row_bytes = _sizes(shape)
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
         grad_input = None
@@ -145,17 +137,11 @@ class CpuKernels:
         streamed = grad_input is not None and not constant and self._streams(grad_input, steps, neurons)
         kernel, calls = self._kernel("backward", (streamed, wants_input, constant))
         values = [  # in the order of backward_source
-            *(steps, neurons, 0, _row_bytes(neurons)),
+            *(steps, neurons, 0, row_bytes),
             *((0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))),
-            *(grad_outputs.data_ptr(), grad_outputs.stride(0), _address(grad_input)),
-            *map(_address, first),
-            *map(_address, last_grads),
-            *map(_address, first_grads),
-            *map(_address, kept),
-            *map(_address, sums),
-            self.constants_at,
-            *map(_address, parameters),
-            *calls,
+            *(grad_outputs.data_ptr(), grad_outputs.stride(0)),
+            *_addresses(grad_input, *first, *last_grads, *first_grads, *kept, *sums),
+            *(self.constants_at, *_addresses(*parameters), *calls),
         ]
         _walked(kernel, values, steps, neurons)
         return grad_input, first_grads, sums
@@ -217,8 +203,15 @@ def _walked(kernel: Kernel, values: list[int], steps: int, neurons: int) -> None
         run(kernel.address, count, arguments(values), grain)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+@lru_cache(maxsize=4096)
+def _sizes(shape: torch.Size) -> tuple[int, torch.Size, int, int]:
+    """Steps, the shape of one, its neurons, and the bytes of their bits."""
+    neurons = shape[1:].numel()
+    return shape[0], shape[1:], neurons, _row_bytes(neurons)
 
 
 def _row_bytes(neurons: int) -> int:

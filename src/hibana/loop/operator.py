@@ -65,7 +65,7 @@ def _forward(
     inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
 ) -> list[Tensor]:
     made = program(cell_of(cell), backend, inputs.shape[1:], inputs.dtype)
-    parameters = made.parameters(held, inputs.shape[1:])
+    parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
     return [outputs, *last, *kept]
@@ -96,7 +96,7 @@ def _backward(
 ) -> list[Tensor]:
     one = inputs.shape[1:]
     made = program(cell_of(cell), backend, one, inputs.dtype)
-    parameters = made.parameters(held, one)
+    parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
         inputs.shape,
