@@ -42,6 +42,33 @@ def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states"])
 
 
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize("shape", [(11, 2, 64), (6, 5001), (1, 7)], ids=str)
+def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
+    monkeypatch.setattr(cpu, "REPLAYED", 0)
+    monkeypatch.setattr(cpu, "ROOM", 8 * 4 * 1024 * shape[0])  # several rows of the longest
+    cell = kind()
+    inputs = drive(cell, shape)
+    assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states", "states only"])
+
+
+@pytest.mark.parametrize("kind", [ATan(), surrogate.Triangle()], ids=str)
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
+    cell = hb.IFCell(surrogate=kind, detach_reset=detached)
+    inputs = torch.rand(16, 70_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    results = []
+    for least in (cpu.REPLAYED, 1 << 60):
+        monkeypatch.setattr(cpu, "REPLAYED", least)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            outputs, _ = CPU(cell, inputs, None)
+        numbers = [t for t in kept if t.dtype == torch.float32]
+        assert [t is inputs or t.data_ptr() == inputs.data_ptr() for t in numbers] == [not results]
+        results.append((outputs, torch.autograd.grad(outputs.sum(), inputs)[0]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("shape", [(5, 64), (4, 33)])
 @pytest.mark.parametrize(
     "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__

@@ -33,6 +33,8 @@ class Kernels(Protocol):
     takes_half: ClassVar[bool]
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     plan: Plan
+    replayed: Plan | None
+    """The plan for sequences so long that the backward runs them forward again, if there is one."""
     dtype: torch.dtype
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None: ...
@@ -47,12 +49,13 @@ class Kernels(Protocol):
         inputs: Tensor,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        keep: bool,
+        plan: Plan | None,
         ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
 
     def backward(
         self,
+        plan: Plan,
         shape: torch.Size,
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
@@ -64,6 +67,8 @@ class Kernels(Protocol):
         constant: bool,
         wants_first: bool,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]: ...
+
+    def plan_for(self, shape: torch.Size) -> Plan: ...
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
 
@@ -124,7 +129,7 @@ def known(cell: Cell, call: Hashable) -> Program | None:
 
 
 def remember(cell: Cell, call: Hashable, served: Program) -> None:
-    """Has :func:`known` find `served` until an attribute of `cell` is set; a cell with tensors is not plain enough."""
+    """Has :func:`known` find `served` until an attribute of `cell` is set, if all of it is plain."""
     if _is_plain(cell):
         cell.__dict__.setdefault("made", {})[call] = served
 
@@ -205,7 +210,7 @@ def run(
     first = [_step_in(order, t) for t in begun] or program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(held, inputs, order)
-    outputs, last, _ = program.kernels.forward(inputs, first, parameters, False, ends)
+    outputs, last, _ = program.kernels.forward(inputs, first, parameters, None, ends)
     return _back(order, outputs, last)
 
 
@@ -229,7 +234,6 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, way: _Way, inputs: Tensor, *tensors: Tensor) -> Any:
         program, begun, order, ends = way
-        plan = program.plan
         ctx.way, ctx.program, ctx.held = way, program, len(tensors) - begun
         ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
         first = [_step_in(order, t) for t in tensors[:begun]] or program.at_rest
@@ -237,8 +241,9 @@ class _Run(torch.autograd.Function):
         if order is not None:
             inputs = inputs.permute(order)
         ctx.shape = inputs.shape
+        plan = program.kernels.plan_for(inputs.shape)
         parameters = program.parameters(held, inputs, order)
-        outputs, last, kept = program.kernels.forward(inputs, first, parameters, True, ends)
+        outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
         needed = [first[i] for i in plan.before] if begun else ()
         ctx.save_for_backward(*([inputs] if plan.reads_input else ()), *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
@@ -257,7 +262,8 @@ class _Run(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     program, begun, order, _ = ctx.way
-    plan, step = program.plan, program.step
+    step = program.step
+    plan = program.kernels.plan_for(ctx.shape)
     saved = iter(ctx.saved_tensors)
     inputs = next(saved) if plan.reads_input else None
     first = [next(saved) if i in plan.before else None for i in range(begun)] or program.at_rest
@@ -272,6 +278,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     constant = wanted[0] and ctx.constant is not None and _only_summed(ctx.constant)
     grad_input, first_grads, sums = program.kernels.backward(
+        plan,
         ctx.shape,
         inputs,
         first,
@@ -299,7 +306,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
 
 
 _apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
-"""Without what ``Function.apply`` does for the transforms of ``torch.func``: a call under one is never served."""
+"""Without what ``Function.apply`` does for the transforms of ``torch.func``, whose calls never come here."""
 
 
 def _only_summed(inputs: Tensor) -> bool:

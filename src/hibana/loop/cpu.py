@@ -7,14 +7,16 @@ over time; a stride of zero is an input that stays the same and is never written
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import ClassVar
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from hibana.loop.llvm_replay import replay_source
 from hibana.loop.llvm_source import ACCURATE, ROW, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
-from hibana.loop.plan import Plan, reachable
+from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
 from hibana.native import Kernel, arguments, assemble, run
@@ -25,6 +27,15 @@ __all__ = ["CpuKernels"]
 STREAMED = 32 << 20
 """Bytes from which on a sequence is written past the caches: the next to read it would not find it there."""
 
+REPLAYED = 4 << 20
+"""Bytes from which on a sequence is worth a second run forward: shorter ones stay in a core's own caches."""
+
+ROOM = 256 << 10
+"""Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
+
+SHORTEST = 512
+"""Neurons in a row at least."""
+
 SMALLEST_SHARE = 1 << 15
 """Neuron-steps that are worth a thread of their own."""
 
@@ -34,6 +45,10 @@ _MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin",
     "atan": "Atan",
     "sqrt": "Sqrt",
 }
+
+
+_Halves = tuple[Kernel, list[int], list[int]]
+"""A kernel, and its arguments before and after those for what is kept."""
 
 
 class CpuKernels:
@@ -54,6 +69,7 @@ class CpuKernels:
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.step = step
         self.plan = plan
+        self.replayed = replayed(step, plan)
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
@@ -65,38 +81,49 @@ class CpuKernels:
                 raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
-        self.kept_booleans = [value.boolean for value in plan.kept_values]
         self.constants_at = ctypes.addressof(self.constants)
         self._built: dict[object, tuple[Kernel, Source, list[int]]] = {}
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return (
-            self._forward_source(False, keep)
+            self._forward_source(self.plan if keep else None)
             if direction == "forward"
-            else self._backward_source(False, True, False)
+            else self._backward_source(True, False)
         ).text
+
+    def plan_for(self, shape: torch.Size) -> Plan:
+        """The plan for sequences of `shape`: long ones are run again for what would be numbers to keep."""
+        again = self.replayed
+        if again is None or shape.numel() * self.size < REPLAYED:
+            return self.plan
+        return again if _widest(self._room_bits(again) * shape[0]) >= SHORTEST else self.plan
+
+    def _room_bits(self, plan: Plan) -> int:
+        """What a second run forward keeps of a neuron and step."""
+        assert plan.again is not None
+        return sum(cost_in_bits(value, 8 * self.size) for value in plan.again.kept_values)
 
     def forward(
         self,
         inputs: Tensor,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        keep: bool,
+        plan: Plan | None,
         ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but the emitted one if `ends`, and what is kept."""
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps."""
         shape = inputs.shape
         steps, one, neurons, row_bytes = _sizes(shape)
         outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=self.dtype)
         last = [torch.empty(one, dtype=self.dtype) for _ in first[1:]] if ends else []
         kept = [
-            torch.empty(steps, row_bytes, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
-            for boolean in (self.kept_booleans if keep else ())
+            torch.empty(steps, row_bytes, dtype=torch.uint8) if value.boolean else torch.empty_like(outputs)
+            for value in (plan.kept_values if plan else ())
         ]
-        kernel, calls = self._kernel("forward", (self._streams(outputs, steps, neurons), keep))
+        kernel, calls = self._kernel("forward", plan, True, self._streams(outputs, steps, neurons))
         values = [  # in the order of forward_source
-            *(steps, neurons, 0, row_bytes),
+            *(steps, neurons, 0, row_bytes, neurons),
             *(inputs.data_ptr(), inputs.stride(0)),
             *_addresses(outputs, *first, *(last or (None,) * (len(first) - 1)), *kept),
             *(self.constants_at, *_addresses(*parameters), *calls),
@@ -106,6 +133,7 @@ class CpuKernels:
 
     def backward(
         self,
+        plan: Plan,
         shape: torch.Size,
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
@@ -135,16 +163,53 @@ class CpuKernels:
         first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in first]
         sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
         streamed = grad_input is not None and not constant and self._streams(grad_input, steps, neurons)
-        kernel, calls = self._kernel("backward", (streamed, wants_input, constant))
+        kernel, calls = self._kernel("backward", wants_input, constant, streamed)
+        read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
+        numbers = (self.constants_at, *_addresses(*parameters))
         values = [  # in the order of backward_source
-            *(steps, neurons, 0, row_bytes),
-            *((0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))),
+            *(steps, neurons, 0, row_bytes, neurons, *read),
             *(grad_outputs.data_ptr(), grad_outputs.stride(0)),
-            *_addresses(grad_input, *first, *last_grads, *first_grads, *kept, *sums),
-            *(self.constants_at, *_addresses(*parameters), *calls),
+            *_addresses(grad_input, *first, *last_grads, *first_grads),
         ]
-        _walked(kernel, values, steps, neurons)
+        rest = [*_addresses(*sums), *numbers, *calls]
+        if plan.again is None:
+            _walked(kernel, [*values, *_addresses(*kept), *rest], steps, neurons)
+        elif neurons:
+            forward, calls = self._kernel("forward", plan.again, False, False)
+            again = [
+                steps,
+                neurons,
+                0,
+                row_bytes,
+                neurons,
+                *read,
+                0,
+                *_addresses(*first),
+                *[0] * len(first[1:]),
+            ]
+            self._replay(plan, (forward, again, [*numbers, *calls]), (kernel, values, rest), steps, neurons)
         return grad_input, first_grads, sums
+
+    def _replay(self, plan: Plan, forward: _Halves, backward: _Halves, steps: int, neurons: int) -> None:
+        """Runs `forward` and `backward` by turns; each has its arguments before and after what is kept."""
+        assert plan.again is not None
+        threads = torch.get_num_threads()
+        rows, width, _ = _walk(steps, neurons, threads, _widest(self._room_bits(plan) * steps))
+        bits = [cost_in_bits(value, 8 * self.size) for value in plan.again.kept_values]
+        ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
+        pieces = min(rows, threads)
+        room = torch.empty(pieces * ends[-1], dtype=torch.uint8)
+        given = []
+        for _, before, after in (forward, backward):
+            before[WIDTH : WIDTH + 3] = width, width // 8, width
+            given.append(arguments([*before, *(0 for _ in bits), *after]))
+        tables = [arguments(ends[:-1]), arguments(bits)]
+        values = [  # in the order of llvm_replay.ARGUMENTS
+            *(forward[0].address, backward[0].address, *map(_address_of, given), *map(len, given)),
+            *(len(forward[1]), len(backward[1]), len(bits), *map(_address_of, tables)),
+            *(room.data_ptr(), ends[-1], width, rows, -(-rows // pieces)),
+        ]
+        run(_replay_kernel().address, pieces, arguments(values))
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -160,7 +225,7 @@ class CpuKernels:
         step = neurons * self.size
         return steps * step >= STREAMED and step % LINE == 0 and sequence.data_ptr() % LINE == 0
 
-    def _kernel(self, direction: str, variant: tuple[bool, ...]) -> tuple[Kernel, list[int]]:
+    def _kernel(self, direction: str, *variant: Any) -> tuple[Kernel, list[int]]:
         key = (direction, variant)
         if key not in self._built:
             made = self._forward_source if direction == "forward" else self._backward_source
@@ -173,11 +238,10 @@ class CpuKernels:
         kernel, _, calls = self._built[key]
         return kernel, calls
 
-    def _forward_source(self, streamed: bool, keep: bool) -> Source:
-        plan = self.plan if keep else None
-        return forward_source(self.step, plan, self.real, self.calls, streaming=streamed)
+    def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:
+        return forward_source(self.step, plan, self.real, self.calls, emits=emits, streaming=streamed)
 
-    def _backward_source(self, streamed: bool, wants_input: bool, constant: bool) -> Source:
+    def _backward_source(self, wants_input: bool, constant: bool, streamed: bool = False) -> Source:
         return backward_source(
             self.step,
             self.plan,
@@ -203,6 +267,21 @@ def _walked(kernel: Kernel, values: list[int], steps: int, neurons: int) -> None
         run(kernel.address, count, arguments(values), grain)
 
 
+def _widest(bits: int) -> int:
+    """How wide a row is at most, of which `bits` of each neuron are to lie in a room."""
+    return min(ROW, 8 * ROOM // bits // 64 * 64)
+
+
+@cache
+def _replay_kernel() -> Kernel:
+    (kernel,) = assemble(replay_source(), ("replay",))
+    return kernel
+
+
+def _address_of(given: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(given), ctypes.c_void_p).value or 0
+
+
 def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -219,12 +298,12 @@ def _row_bytes(neurons: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _walk(steps: int, neurons: int, threads: int) -> tuple[int, int, int]:
+def _walk(steps: int, neurons: int, threads: int, longest: int = ROW) -> tuple[int, int, int]:
     """How many rows, how wide, and how many are not worth a thread: as even a split as can be had.
 
     A row is counted :data:`ROW_BEGINS` neurons longer than it is.
     """
-    widths = range(ROW // 8, ROW + 1, 64)
+    widths = range(SHORTEST, longest + 1, 64)
     width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * (w + ROW_BEGINS), -w))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 

@@ -103,6 +103,11 @@ def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype, backend
             f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
             for v in plan.kept
         ),
+        *(
+            ["           of a long sequence the input instead: the backward runs it forward again"]
+            if made.kernels.replayed
+            else []
+        ),
         f"gradient   {_support(step, plan)}",
         "",
         "one step ([...] is 1 where true, else 0)",

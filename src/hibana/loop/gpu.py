@@ -60,6 +60,7 @@ class GpuKernels:
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.step = step
         self.plan = plan
+        self.replayed: Plan | None = None
         self.dtype = dtype
         self.language = Language(str(dtype).removeprefix("torch."), _interpreted())
         for word in {value.word for value in reachable(step.nexts)} & {*CALLS, "sigmoid", "root"}:
@@ -77,15 +78,19 @@ class GpuKernels:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return self._source(direction, keep if direction == "forward" else (True, False))
 
+    def plan_for(self, shape: torch.Size) -> Plan:
+        """The plan for sequences of `shape`: the one."""
+        return self.plan
+
     def forward(
         self,
         inputs: Tensor,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        keep: bool,
+        plan: Plan | None,
         ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, and what is kept.
+        """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, what `plan` keeps.
 
         Where the input is of half precision, the emitted state is one of the last states, in full.
         """
@@ -96,14 +101,17 @@ class GpuKernels:
         # in the order of the states; the emitted one is the last of the outputs, unless those are rounded
         written = [ends] * (len(self.step.states) - 1) + [ends and half]
         last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
-        kept = [inputs.new_empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if keep else []
+        kept = [inputs.new_empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if plan else []
         # in the order of forward_source
         values = [exact, exact.stride(0), outputs, *first, *last, *kept]
-        self._launch("forward", keep, inputs.shape, [*values, self._numbers(inputs.device), *parameters])
+        self._launch(
+            "forward", plan is not None, inputs.shape, [*values, self._numbers(inputs.device), *parameters]
+        )
         return outputs.to(inputs.dtype), [value for value in last if value is not None], kept
 
     def backward(
         self,
+        plan: Plan,
         shape: torch.Size,
         inputs: Tensor | None,
         first: Sequence[Tensor | None],

@@ -35,7 +35,13 @@ class Source:
 
 
 def forward_source(
-    step: Step, plan: Plan | None, real: str, calls: frozenset[str], *, streaming: bool = False
+    step: Step,
+    plan: Plan | None,
+    real: str,
+    calls: frozenset[str],
+    *,
+    emits: bool = True,
+    streaming: bool = False,
 ) -> Source:
     """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None).
 
@@ -44,6 +50,7 @@ def forward_source(
         plan: what its backward wants kept.
         real: the dtype of all numbers.
         calls: the words computed by vector functions.
+        emits: whether what the step emits is written; only spikes can be left out.
         streaming: whether sequences are written past the caches, for those that no cache holds.
     """
     once = forward_pass(step, plan)
@@ -58,12 +65,15 @@ def forward_source(
         if once[emitted].word == "to_float":  # a bit is less to read again than a number
             once["fired"] = once[emitted].args[0]
             inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
+    if not emits:
+        del once[emitted], moving[emitted]
+        left["fired"] = "fired"
     parts = Parts("forward", once, moving, left, inner, REAL[real], calls, streaming=streaming, earlier=-1)
     walk = _Walk("forward", REAL[real], parts.all(), calls, moving, "add")
     walk.begin(
         step,
         [*map(_own, carried), *(["fired"] if "fired" in once else [])],
-        ["steps", "neurons", "width", "row_bytes", "input", "input_step", "outputs"],
+        ["steps", "neurons", "width", "row_bytes", "kept_step", "input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
         [f"{name}_all" for name in kept],
@@ -115,7 +125,7 @@ def backward_source(
     walk.begin(
         step,
         map(_own, held),
-        ["steps", "neurons", "width", "row_bytes", "input", "input_step"],
+        ["steps", "neurons", "width", "row_bytes", "kept_step", "input", "input_step"],
         ["grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
@@ -136,7 +146,7 @@ def backward_source(
 
 
 def _sequence(name: str, boolean: bool) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else "neurons", boolean)
+    return Moving(f"{name}_all", "row_bytes" if boolean else "kept_step", boolean)
 
 
 class _Walk:
@@ -343,6 +353,8 @@ def _own(name: str) -> str:
     return f"{name}.own"
 
 
-_NUMBERS = frozenset({"steps", "neurons", "width", "row_bytes", "input_step", "grad_outputs_step"})
+_NUMBERS = frozenset(
+    {"steps", "neurons", "width", "row_bytes", "kept_step", "input_step", "grad_outputs_step"}
+)
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

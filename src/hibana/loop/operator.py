@@ -67,7 +67,9 @@ def _forward(
     made = program(cell_of(cell), backend, inputs.shape[1:], inputs.dtype)
     parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
-    outputs, last, kept = made.kernels.forward(_stepwise(inputs), begun, parameters, keep)
+    outputs, last, kept = made.kernels.forward(
+        _stepwise(inputs), begun, parameters, made.plan if keep else None
+    )
     return [outputs, *last, *kept]
 
 
@@ -99,6 +101,7 @@ def _backward(
     parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
+        made.plan,
         inputs.shape,
         _stepwise(inputs),
         begun,

@@ -13,7 +13,7 @@ from itertools import combinations
 from hibana.loop.trace import Step, Value
 from hibana.loop.words import CALLS
 
-__all__ = ["Plan", "cost_in_bits", "evaluated", "make_plan", "reachable"]
+__all__ = ["Plan", "cost_in_bits", "evaluated", "make_plan", "reachable", "replayed"]
 
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
 MOST_KEPT = 3
@@ -30,6 +30,8 @@ class Plan:
     """The previous states that the backward uses, computed from what was kept a step earlier."""
     support: Value | None
     """Where the gradient of what was emitted can matter (one of `kept`); None means everywhere."""
+    again: "Plan | None" = None
+    """What a second run forward keeps, a stretch of neurons at a time, where the backward makes one."""
 
     @cached_property
     def reads_input(self) -> bool:
@@ -63,6 +65,21 @@ def make_plan(step: Step) -> Plan:
         kept = (*kept, support)
     before = tuple(sorted({int(v.data) for v in evaluated(roots, set(kept)) if v.word == "previous"}))
     return Plan(kept, before, support)
+
+
+def replayed(step: Step, plan: Plan) -> Plan | None:
+    """The plan by which the backward runs `step` forward again from its input, for what `plan` keeps.
+
+    It is worth that where numbers would be kept, and where the step costs little: the input is read twice,
+    but nothing is written that is read again. None where it isn't, and for what does not spike.
+    """
+    forward = reachable([*step.nexts, *plan.kept])
+    dear = any(value.word in CALLS or value.word == "sigmoid" for value in forward)
+    if dear or step.nexts[-1].word != "to_float" or all(value.boolean for value in plan.kept_values):
+        return None
+    (input_,) = (value for value in forward if value.word == "input")
+    kept = (input_,) if plan.support is None else (input_, plan.support)
+    return Plan(kept, tuple(range(len(step.states))), plan.support, plan)
 
 
 def reachable(roots: Iterable[Value]) -> list[Value]:

@@ -1,0 +1,56 @@
+"""A backward that runs forward again: one row of neurons at a time, what is kept never leaves the cache.
+
+Two kernels are called by turns, a forward that keeps what a backward wants and that backward; what is kept of
+a row goes to a piece of memory that the next row uses again. Nothing in here depends on the cell.
+"""
+
+from hibana.loop.llvm_text import Writer
+
+__all__ = ["ARGUMENTS", "replay_source"]
+
+ARGUMENTS = (
+    *("forward", "backward", "forward_args", "backward_args", "forward_bytes", "backward_bytes"),
+    *("forward_kept", "backward_kept", "kept", "offsets", "bits"),
+    *("room", "room_bytes", "width", "rows", "rows_each"),
+)
+"""Functions; their arguments, how many bytes these are, and at which of them the addresses of what is kept
+begin; how many there are of those, where each begins in a room and how many bits of it belong to a neuron;
+the rooms, one for each piece of work, and their size; how wide a row is, how many there are, and how many of
+them are one piece of work."""
+
+_POINTERS = frozenset({"forward", "backward", "forward_args", "backward_args", "offsets", "bits", "room"})
+
+
+def replay_source() -> str:
+    """The kernel ``replay``: its range is of pieces of work."""
+    writer = Writer()
+    for i, name in enumerate(ARGUMENTS):
+        kind = "ptr" if name in _POINTERS else "i64"
+        writer.let(name, f"load {kind}, ptr {writer.row('', 'i64', '%args', str(i))}")
+    for name in ("forward", "backward"):
+        own = writer.let(f"{name}.own", f"alloca i8, i64 %{name}_bytes, align 8")
+        writer.do(
+            f"call void @llvm.memcpy.p0.p0.i64(ptr {own}, ptr %{name}_args, i64 %{name}_bytes, i1 false)"
+        )
+    with writer.loop("piece", "%begin", "%end") as piece:
+        skipped = writer.let("", f"mul i64 {piece}, %room_bytes")
+        room = writer.row("", "i8", "%room", skipped)
+        first = writer.let("", f"mul i64 {piece}, %rows_each")
+        after = writer.let("", f"add i64 {first}, %rows_each")
+        last = writer.let("", f"call i64 @llvm.smin.i64(i64 {after}, i64 %rows)")
+        with writer.loop("row", first, last) as row:
+            before = writer.let("", f"mul i64 {row}, %width")
+            with writer.loop("k", "0", "%kept") as k:
+                offset = writer.let("", f"load i64, ptr {writer.row('', 'i64', '%offsets', k)}")
+                bits = writer.let("", f"load i64, ptr {writer.row('', 'i64', '%bits', k)}")
+                outside = writer.let("", f"lshr i64 {writer.let('', f'mul i64 {before}, {bits}')}, 3")
+                # as if the row were in a whole sequence: the kernels step over the neurons before it
+                place = writer.row("", "i8", room, writer.let("", f"sub i64 {offset}, {outside}"))
+                for name in ("forward", "backward"):
+                    index = writer.let("", f"add i64 {k}, %{name}_kept")
+                    writer.do(f"store ptr {place}, ptr {writer.row('', 'i64', f'%{name}.own', index)}")
+            next_ = writer.let("", f"add i64 {row}, 1")
+            for name in ("forward", "backward"):
+                writer.do(f"call void %{name}(i64 {row}, i64 {next_}, ptr %{name}.own)")
+    writer.do("ret void")
+    return "\n".join(["define void @replay(i64 %begin, i64 %end, ptr %args) {", *writer.lines, "}"]) + "\n"
