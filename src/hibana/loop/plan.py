@@ -20,7 +20,7 @@ MOST_KEPT = 3
 """Sets of values up to this size are searched; beyond it, everything used is kept."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What a backward keeps of each step, and what it reads from it."""
 
