@@ -239,6 +239,32 @@ def test_a_paint_writes_no_style_sheets(page):
     assert page.run("return written") == 0
 
 
+def test_an_answer_tells_the_server_nothing_and_lays_nothing_out_that_had_room(page):
+    for strength in ("0.35", "0.2"):
+        page.answered(f"put('text-input-strength', '{strength}')")
+        time.sleep(1)  # until that is painted
+    page.run(
+        """
+        window.sent = 0, window.laid = 0, window.repainted = false
+        const send = WebSocket.prototype.send
+        const tags = root("neuron_potential").properties.tags
+        tags.change.connect(() => {
+          WebSocket.prototype.send = function (message) { sent += 1; return send.call(this, message) }
+        })
+        for (const view of Bokeh.index.query((view) => "throttled_paint" in view)) {
+          const lay = view.compute_layout
+          view.compute_layout = function () { laid += 1; return lay.call(this) }
+        }
+        const [view] = Bokeh.index.query((view) => view.model === root("neuron_potential"))
+        view.repainted.connect(() => { repainted = true })
+        """
+    )
+    page.answered("put('text-input-strength', '0.35')")
+    page.until("repainted")
+    time.sleep(1)
+    assert page.run("return [sent, laid]") == [0, 0]
+
+
 def test_every_cell_and_surrogate_can_be_chosen(page):
     cells = page.run("return [...inner('select-cell', 'select').options].map((o) => o.value)")
     assert {"IF", "LIF", "Izhikevich", "LI"} < set(cells)
