@@ -194,3 +194,20 @@ def test_a_process_that_trains_has_one_openmp_runtime():
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert len(out.split()) == 1, out
+
+
+def test_every_process_writes_the_same_source():
+    code = (
+        "import hibana as hb; print(*(hb.explain(c()) for c in (hb.IFCell, hb.ALIFCell, hb.IzhikevichCell)))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1

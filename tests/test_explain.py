@@ -9,7 +9,7 @@ import hibana as hb
 
 def kept(cell):
     """The lines that say what is kept at each step."""
-    report = hb.explain(cell).partition("\ngradient")[0]
+    report = hb.explain(cell).partition("\ngradient")[0].partition("\nlong")[0]
     return [line.partition(": ")[2] for line in report.splitlines()[3:]]
 
 
@@ -27,6 +27,20 @@ def kept(cell):
 )
 def test_what_is_kept_is_said_by_the_state_after_the_step(cell, lines):
     assert kept(cell) == lines
+
+
+@pytest.mark.parametrize(
+    ("cell", "again"),
+    [
+        (hb.IFCell(detach_reset=True), False),
+        (hb.IFCell(), True),
+        (hb.IFCell(surrogate=hb.surrogate.ATan(), detach_reset=True), True),
+        (hb.EIFCell(), False),
+        (hb.LICell(), False),
+    ],
+)
+def test_who_runs_forward_again_is_said(cell, again):
+    assert ("\nlong " in hb.explain(cell)) == again
 
 
 class Two(hb.Cell):

@@ -8,7 +8,7 @@ import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
 from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
-from hibana.loop import compiled, cpu
+from hibana.loop import compiled, cpu, cpu_walk
 from hibana.surrogate import ATan
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
@@ -46,7 +46,7 @@ def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
 @pytest.mark.parametrize("shape", [(11, 2, 64), (6, 5001), (1, 7)], ids=str)
 def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
     monkeypatch.setattr(cpu, "REPLAYED", 0)
-    monkeypatch.setattr(cpu, "ROOM", 8 * 4 * 1024 * shape[0])  # several rows of the longest
+    monkeypatch.setattr(cpu_walk, "ROOM", 8 * 4 * 1024 * shape[0])  # several rows of the longest
     cell = kind()
     inputs = drive(cell, shape)
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states", "states only"])

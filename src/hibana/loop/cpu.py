@@ -7,19 +7,18 @@ over time; a stride of zero is an input that stays the same and is never written
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hibana.loop.llvm_replay import replay_source
-from hibana.loop.llvm_source import ACCURATE, ROW, Source, backward_source, forward_source
+from hibana.loop.cpu_walk import READ, has_room, replay, walk
+from hibana.loop.llvm_source import ACCURATE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
-from hibana.native import Kernel, arguments, assemble, run
+from hibana.native import Kernel, assemble
 from hibana.native.threads import libtorch
 
 __all__ = ["CpuKernels"]
@@ -30,25 +29,12 @@ STREAMED = 32 << 20
 REPLAYED = 4 << 20
 """Bytes from which on a sequence is worth a second run forward: shorter ones stay in a core's own caches."""
 
-ROOM = 256 << 10
-"""Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
-
-SHORTEST = 512
-"""Neurons in a row at least."""
-
-SMALLEST_SHARE = 1 << 15
-"""Neuron-steps that are worth a thread of their own."""
-
 _MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin", "cos": "Cos"} | {
     "erf": "Erf",
     "erfc": "Erfc",
     "atan": "Atan",
     "sqrt": "Sqrt",
 }
-
-
-_Halves = tuple[Kernel, list[int], list[int]]
-"""A kernel, and its arguments before and after those for what is kept."""
 
 
 class CpuKernels:
@@ -97,12 +83,11 @@ class CpuKernels:
         again = self.replayed
         if again is None or shape.numel() * self.size < REPLAYED:
             return self.plan
-        return again if _widest(self._room_bits(again) * shape[0]) >= SHORTEST else self.plan
+        return again if has_room(self._kept_bits(self.plan), shape[0]) else self.plan
 
-    def _room_bits(self, plan: Plan) -> int:
-        """What a second run forward keeps of a neuron and step."""
-        assert plan.again is not None
-        return sum(cost_in_bits(value, 8 * self.size) for value in plan.again.kept_values)
+    def _kept_bits(self, plan: Plan) -> list[int]:
+        """What each sequence that `plan` keeps takes of a neuron and step."""
+        return [cost_in_bits(value, 8 * self.size) for value in plan.kept_values]
 
     def forward(
         self,
@@ -128,7 +113,7 @@ class CpuKernels:
             *_addresses(outputs, *first, *(last or (None,) * (len(first) - 1)), *kept),
             *(self.constants_at, *_addresses(*parameters), *calls),
         ]
-        _walked(kernel, values, steps, neurons)
+        walk(kernel, values, steps, neurons)
         return outputs, last, kept
 
     def backward(
@@ -166,50 +151,21 @@ class CpuKernels:
         kernel, calls = self._kernel("backward", wants_input, constant, streamed)
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         numbers = (self.constants_at, *_addresses(*parameters))
+        begun = _addresses(*first)
         values = [  # in the order of backward_source
             *(steps, neurons, 0, row_bytes, neurons, *read),
-            *(grad_outputs.data_ptr(), grad_outputs.stride(0)),
-            *_addresses(grad_input, *first, *last_grads, *first_grads),
+            *(grad_outputs.data_ptr(), grad_outputs.stride(0), *_addresses(grad_input)),
+            *(*begun, *_addresses(*last_grads, *first_grads)),
         ]
         rest = [*_addresses(*sums), *numbers, *calls]
         if plan.again is None:
-            _walked(kernel, [*values, *_addresses(*kept), *rest], steps, neurons)
-        elif neurons:
+            walk(kernel, [*values, *_addresses(*kept), *rest], steps, neurons)
+        else:
             forward, calls = self._kernel("forward", plan.again, False, False)
-            again = [
-                steps,
-                neurons,
-                0,
-                row_bytes,
-                neurons,
-                *read,
-                0,
-                *_addresses(*first),
-                *[0] * len(first[1:]),
-            ]
-            self._replay(plan, (forward, again, [*numbers, *calls]), (kernel, values, rest), steps, neurons)
+            again = [*values[:READ], *read, 0, *begun, *(0 for _ in first[1:])]  # as in `forward`
+            turns = ((forward, again, [*numbers, *calls]), (kernel, values, rest))
+            replay(turns, self._kept_bits(plan.again), steps, neurons)
         return grad_input, first_grads, sums
-
-    def _replay(self, plan: Plan, forward: _Halves, backward: _Halves, steps: int, neurons: int) -> None:
-        """Runs `forward` and `backward` by turns; each has its arguments before and after what is kept."""
-        assert plan.again is not None
-        threads = torch.get_num_threads()
-        rows, width, _ = _walk(steps, neurons, threads, _widest(self._room_bits(plan) * steps))
-        bits = [cost_in_bits(value, 8 * self.size) for value in plan.again.kept_values]
-        ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
-        pieces = min(rows, threads)
-        room = torch.empty(pieces * ends[-1], dtype=torch.uint8)
-        given = []
-        for _, before, after in (forward, backward):
-            before[WIDTH : WIDTH + 3] = width, width // 8, width
-            given.append(arguments([*before, *(0 for _ in bits), *after]))
-        tables = [arguments(ends[:-1]), arguments(bits)]
-        values = [  # in the order of llvm_replay.ARGUMENTS
-            *(forward[0].address, backward[0].address, *map(_address_of, given), *map(len, given)),
-            *(len(forward[1]), len(backward[1]), len(bits), *map(_address_of, tables)),
-            *(room.data_ptr(), ends[-1], width, rows, -(-rows // pieces)),
-        ]
-        run(_replay_kernel().address, pieces, arguments(values))
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -253,35 +209,6 @@ class CpuKernels:
         )
 
 
-ROW_BEGINS = 128
-"""Neurons that could be done in the time in which a row's memory begins to arrive."""
-
-WIDTH = 2
-"""Where a kernel's arguments say how wide a row is."""
-
-
-def _walked(kernel: Kernel, values: list[int], steps: int, neurons: int) -> None:
-    """Runs `kernel` over all rows."""
-    if neurons:
-        count, values[WIDTH], grain = _walk(steps, neurons, torch.get_num_threads())
-        run(kernel.address, count, arguments(values), grain)
-
-
-def _widest(bits: int) -> int:
-    """How wide a row is at most, of which `bits` of each neuron are to lie in a room."""
-    return min(ROW, 8 * ROOM // bits // 64 * 64)
-
-
-@cache
-def _replay_kernel() -> Kernel:
-    (kernel,) = assemble(replay_source(), ("replay",))
-    return kernel
-
-
-def _address_of(given: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(given), ctypes.c_void_p).value or 0
-
-
 def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -295,17 +222,6 @@ def _sizes(shape: torch.Size) -> tuple[int, torch.Size, int, int]:
 
 def _row_bytes(neurons: int) -> int:
     return (neurons + 7) // 8
-
-
-@lru_cache(maxsize=4096)
-def _walk(steps: int, neurons: int, threads: int, longest: int = ROW) -> tuple[int, int, int]:
-    """How many rows, how wide, and how many are not worth a thread: as even a split as can be had.
-
-    A row is counted :data:`ROW_BEGINS` neurons longer than it is.
-    """
-    widths = range(SHORTEST, longest + 1, 64)
-    width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * (w + ROW_BEGINS), -w))
-    return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 
 
 @cache

@@ -104,7 +104,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype, backend
             for v in plan.kept
         ),
         *(
-            ["           of a long sequence the input instead: the backward runs it forward again"]
+            ["long       of sequences of 4 MB and more the input instead: the backward runs forward again"]
             if made.kernels.replayed
             else []
         ),

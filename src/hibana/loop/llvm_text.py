@@ -118,6 +118,7 @@ class _Block:
         self.at = at
         self.masked = masked
         """How many neurons there are, where they are fewer than a block."""
+        self.places: dict[str, str] = {}
         if masked:
             self._masks(masked)
 
@@ -129,10 +130,17 @@ class _Block:
         some = splat(self.writer, "i64", count, LANES // 8)
         self.bytes_there = self.writer.let("bytes_there", f"icmp slt <{LANES // 8} x i64> <{octets}>, {some}")
 
+    def place(self, name: str, *, bits: bool = False) -> str:
+        """The address of the block in the row `name`."""
+        if name not in self.places:
+            kind, at = ("i8", f"{self.at}.octet") if bits else (self.real, self.at)
+            self.places[name] = self.writer.row("", kind, named(name), at)
+        return self.places[name]
+
     def read(self, leaf: Value) -> str:
         name = str(leaf.data)
+        place = self.place(name, bits=leaf.word == "bits")
         if leaf.word == "bits":
-            place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
             bits = f"<{LANES // 8} x i8>"
             if self.masked:
                 call = (
@@ -142,7 +150,6 @@ class _Block:
                 return self.writer.let("", f"bitcast {bits} {self.writer.let('', call)} to {_MASK}")
             word = self.writer.let("", f"load i{LANES}, ptr {place}, align 1")
             return self.writer.let("", f"bitcast i{LANES} {word} to {_MASK}")
-        place = self.writer.row("", self.real, named(name), self.at)
         if self.masked:
             return self.writer.let(
                 f"{name}.{self.at[1:]}",
@@ -155,14 +162,14 @@ class _Block:
 
     def fetch(self, name: str, *, to_write: bool) -> None:
         """Asks for the lines of a block that comes later in the row `name`."""
-        place = self.writer.row("", self.real, named(name), self.at)
+        place = self.place(name)
         for line in range(AHEAD, AHEAD + LANES * SIZE[self.real], LINE):
             later = self.writer.row("", "i8", place, str(line))
             self.writer.do(f"call void @llvm.prefetch.p0(ptr {later}, i32 {int(to_write)}, i32 3, i32 1)")
 
     def store(self, name: str, value: Value, said: str, *, past: bool) -> None:
+        place = self.place(name, bits=value.boolean)
         if value.boolean:
-            place = self.writer.row("", "i8", named(name), f"{self.at}.octet")
             bits = f"<{LANES // 8} x i8>"
             if self.masked:
                 mine = self.writer.let("", f"and {_MASK} {said}, {self.there}")
@@ -175,7 +182,6 @@ class _Block:
                 word = self.writer.let("", f"bitcast {_MASK} {said} to i{LANES}")
                 self.writer.do(f"store i{LANES} {word}, ptr {place}, align 1")
             return
-        place = self.writer.row("", self.real, named(name), self.at)
         if self.masked:
             self.writer.do(
                 f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
@@ -278,8 +284,9 @@ def body(
             if name in ahead - past and not value.boolean:
                 block.fetch(name, to_write=True)
             block.store(name, value, said, past=name in past)
-    for name in rewritten.keys() & stores.keys():
-        block.store(name, stores[name], text[stores[name]], past=name in past)
+    for name, value in stores.items():
+        if name in rewritten:
+            block.store(name, value, text[value], past=name in past)
 
 
 def libm_row(word: str, real: str) -> str:
