@@ -58,7 +58,13 @@ def emitted(
 
     Without `ends` the state that the run ends in may be missing altogether.
     """
-    if state is None and (known := _known(cell, inputs, backend)):
+    known = None
+    if state is None and isinstance(cell, Cell) and not _is_traced(inputs) and not _is_transformed():
+        # nothing but what is in the key, and an attribute of the cell, can make another call of this one
+        known = compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device))
+    if known:
+        if inputs.is_contiguous():
+            return compiled.go(known.from_rest[ends], inputs, ())
         return compiled.run(known, cell, ends, inputs, None)
     _check_inputs(cell, inputs)
     dtype = reference.carried(inputs.dtype)
@@ -71,16 +77,6 @@ def emitted(
         assert state is not None
         return reference.unroll(cell, inputs, state)
     return served(inputs, state)
-
-
-def _known(cell: Cell, inputs: Tensor, backend: str) -> compiled.Program | None:
-    """The program by which a call like this one, from rest, was served before.
-
-    Nothing but what is in the key, and an attribute of the cell, can make another call of it.
-    """
-    if not isinstance(cell, Cell) or _is_traced(inputs) or _is_transformed():
-        return None
-    return compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device))
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool) -> _Runner | None:
@@ -145,7 +141,7 @@ def _carried(
 def _is_traced(inputs: Tensor) -> bool:
     """Whether a call on `inputs` is being written down rather than run."""
     return (
-        torch.compiler.is_compiling()
+        torch.compiler.is_dynamo_compiling()
         or type(inputs) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
     )

@@ -7,8 +7,7 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
+from functools import cache, cached_property
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -84,6 +83,11 @@ class Program:
     kernels: Kernels
     at_rest: tuple[None, ...]
     """The state begun with, where it is zeros that need not be written out."""
+
+    @cached_property
+    def from_rest(self) -> "tuple[Way, Way]":
+        """How it is run over contiguous inputs from rest: for what is emitted alone, and for its ends too."""
+        return Way(self, 0, None, False), Way(self, 0, None, True)
 
     def parameters(
         self, held: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
@@ -201,27 +205,33 @@ def run(
             inputs = inputs.contiguous()
     begun = () if state is None else state
     held = tuple(cell_tensors(cell).values())
-    wanted = torch.is_grad_enabled() and (
-        inputs.requires_grad or any(tensor.requires_grad for tensor in (*begun, *held))
-    )
-    if wanted:
-        outputs, *last = _apply(_Way(program, len(begun), order, ends), inputs, *begun, *held)
-        return outputs, last
-    first = [_step_in(order, t) for t in begun] or program.at_rest
-    inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(held, inputs, order)
-    outputs, last, _ = program.kernels.forward(inputs, first, parameters, None, ends)
-    return _back(order, outputs, last)
+    return go(Way(program, len(begun), order, ends), inputs, (*begun, *held))
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """All about a run but its tensors."""
 
     program: Program
     begun: int
     """How many states it is given to begin with: all, or none if it begins at rest."""
     order: list[int] | None
+    """The order of dimensions in which the input lies in memory, if it is another than theirs."""
     ends: bool
+
+
+def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
+    ):
+        outputs, *last = _apply(way, inputs, *tensors)
+        return outputs, last
+    program, begun, order, ends = way
+    first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+    inputs = inputs if order is None else inputs.permute(order)
+    parameters = program.parameters(tensors[begun:], inputs, order)
+    outputs, last, _ = program.kernels.forward(inputs, first, parameters, None, ends)
+    return (outputs, last) if order is None else _back(order, outputs, last)
 
 
 class _Run(torch.autograd.Function):
@@ -232,22 +242,23 @@ class _Run(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, way: _Way, inputs: Tensor, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, way: Way, inputs: Tensor, *tensors: Tensor) -> Any:
         program, begun, order, ends = way
-        ctx.way, ctx.program, ctx.held = way, program, len(tensors) - begun
-        ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
-        first = [_step_in(order, t) for t in tensors[:begun]] or program.at_rest
         held = tensors[begun:]
+        ctx.way, ctx.program, ctx.held = way, program, len(held)
+        ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
+        first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
         if order is not None:
             inputs = inputs.permute(order)
         ctx.shape = inputs.shape
-        plan = program.kernels.plan_for(inputs.shape)
+        ctx.plan = plan = program.kernels.plan_for(inputs.shape)
         parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
+        read = (inputs,) if plan.reads_input else ()
         needed = [first[i] for i in plan.before] if begun else ()
-        ctx.save_for_backward(*([inputs] if plan.reads_input else ()), *needed, *held, *parameters, *kept)
+        ctx.save_for_backward(*read, *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
-        ctx.support = None if plan.support is None else kept[plan.kept_values.index(plan.support)]
+        ctx.support = None if plan.support_at is None else kept[plan.support_at]
         if order is not None:
             outputs, last = _back(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -262,28 +273,33 @@ class _Run(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     program, begun, order, _ = ctx.way
-    step = program.step
-    plan = program.kernels.plan_for(ctx.shape)
-    saved = iter(ctx.saved_tensors)
-    inputs = next(saved) if plan.reads_input else None
-    first = [next(saved) if i in plan.before else None for i in range(begun)] or program.at_rest
-    held = tuple(islice(saved, ctx.held))
-    parameters = tuple(islice(saved, step.parameters))
+    step, plan, saved = program.step, ctx.plan, ctx.saved_tensors
+    a = int(plan.reads_input)  # in the order of `_Run.forward`
+    b = a + (len(plan.before) if begun else 0)
+    c = b + ctx.held
+    d = c + step.parameters
+    inputs, needed, held, parameters, kept = saved[:a], saved[a:b], saved[b:c], saved[c:d], saved[d:]
+    first: Sequence[Tensor | None] = program.at_rest
+    if begun:
+        by_state = dict(zip(plan.before, needed, strict=True))
+        first = [by_state.get(i) for i in range(begun)]
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
         if not walkable(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
-    grads = [None if g is None else _step_in(order, g) for g in last_grads] or program.at_rest[1:]
+    grads: Sequence[Tensor | None] = program.at_rest[1:]
+    if last_grads:
+        grads = [None if g is None else _step_in(order, g) for g in last_grads]
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     constant = wanted[0] and ctx.constant is not None and _only_summed(ctx.constant)
     grad_input, first_grads, sums = program.kernels.backward(
         plan,
         ctx.shape,
-        inputs,
+        inputs[0] if inputs else None,
         first,
         parameters,
-        tuple(saved),
+        kept,
         grad_outputs,
         grads,
         wanted[0],
@@ -298,6 +314,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grad_input = None if grad_input is None else grad_input.permute(back)
         first_grads = [None if g is None else _step_back(back, g) for g in first_grads]
         sums = [_step_back(back, value) for value in sums]
+    if len(wanted) == 1:
+        return None, grad_input
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
     to_held: Sequence[Tensor | None] = (None,) * ctx.held
     if any(wanted[1 + begun :]):

@@ -7,12 +7,12 @@ over time; a stride of zero is an input that stays the same and is never written
 import ctypes
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.loop.cpu_walk import READ, has_room, replay, walk
+from hibana.loop.cpu_walk import Replay, Walk, has_room, replay, walk
 from hibana.loop.llvm_source import ACCURATE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
@@ -68,7 +68,10 @@ class CpuKernels:
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
-        self._built: dict[object, tuple[Kernel, Source, list[int]]] = {}
+        self._built: dict[object, tuple[Kernel, tuple[int, ...]]] = {}
+        self._forward = lru_cache(maxsize=4096)(self._make_forward)
+        self._backward = lru_cache(maxsize=4096)(self._make_backward)
+        self._turns = lru_cache(maxsize=4096)(self._make_turns)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
@@ -98,22 +101,20 @@ class CpuKernels:
         ends: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps."""
-        shape = inputs.shape
-        steps, one, neurons, row_bytes = _sizes(shape)
-        outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=self.dtype)
-        last = [torch.empty(one, dtype=self.dtype) for _ in first[1:]] if ends else []
+        shape, dtype = inputs.shape, self.dtype
+        outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=dtype)
+        place = outputs.data_ptr()
+        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
+        last = [torch.empty(shape[1:], dtype=dtype) for _ in first[1:]] if ends else []
         kept = [
-            torch.empty(steps, row_bytes, dtype=torch.uint8) if value.boolean else torch.empty_like(outputs)
-            for value in (plan.kept_values if plan else ())
+            torch.empty(ready.bits, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
+            for boolean in ready.booleans
         ]
-        kernel, calls = self._kernel("forward", plan, True, self._streams(outputs, steps, neurons))
-        values = [  # in the order of forward_source
-            *(steps, neurons, 0, row_bytes, neurons),
-            *(inputs.data_ptr(), inputs.stride(0)),
-            *_addresses(outputs, *first, *(last or (None,) * (len(first) - 1)), *kept),
-            *(self.constants_at, *_addresses(*parameters), *calls),
-        ]
-        walk(kernel, values, steps, neurons)
+        ready.walk.run(  # in the order of forward_source
+            *(inputs.data_ptr(), inputs.stride(0), place),
+            *_addresses(*first, *(last or (None,) * (len(first) - 1)), *kept, *parameters),
+            *ready.ends,
+        )
         return outputs, last, kept
 
     def backward(
@@ -134,37 +135,37 @@ class CpuKernels:
 
         With `constant`, the gradient of the input is summed over time.
         """
-        steps, one, neurons, row_bytes = _sizes(shape)
+        one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
-            grad_outputs = torch.zeros(one, dtype=self.dtype).expand(shape)
-        grad_input = None
+            grad_outputs = torch.zeros(one, dtype=dtype).expand(shape)
+        grad_input, place = None, 0
         if wants_input:
-            plain = grad_outputs.is_contiguous() and not constant
-            grad_input = (
-                torch.empty_like(grad_outputs)
-                if plain
-                else torch.empty(one if constant else shape, dtype=self.dtype)
-            )
-        first_grads = [torch.empty(one, dtype=self.dtype) if wants_first else None for _ in first]
-        sums = [torch.empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
-        streamed = grad_input is not None and not constant and self._streams(grad_input, steps, neurons)
-        kernel, calls = self._kernel("backward", wants_input, constant, streamed)
+            if grad_outputs.is_contiguous() and not constant:
+                grad_input = torch.empty_like(grad_outputs)
+            else:
+                grad_input = torch.empty(one if constant else shape, dtype=dtype)
+            place = grad_input.data_ptr()
+        first_grads: list[Tensor | None] = [None] * len(first)
+        if wants_first:
+            first_grads = [torch.empty(one, dtype=dtype) for _ in first]
+        sums = [torch.empty(one, dtype=dtype) for _ in self.step.grad_sums]
+        way = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
-        numbers = (self.constants_at, *_addresses(*parameters))
-        begun = _addresses(*first)
-        values = [  # in the order of backward_source
-            *(steps, neurons, 0, row_bytes, neurons, *read),
-            *(grad_outputs.data_ptr(), grad_outputs.stride(0), *_addresses(grad_input)),
-            *(*begun, *_addresses(*last_grads, *first_grads)),
-        ]
-        rest = [*_addresses(*sums), *numbers, *calls]
+        before = (*read, grad_outputs.data_ptr(), grad_outputs.stride(0), place)
+        states = (*first, *last_grads, *first_grads)
         if plan.again is None:
-            walk(kernel, [*values, *_addresses(*kept), *rest], steps, neurons)
+            ready = self._backward(*way)
+            ready.walk.run(  # in the order of backward_source
+                *before, *_addresses(*states, *kept, *sums, *parameters), *ready.ends
+            )
         else:
-            forward, calls = self._kernel("forward", plan.again, False, False)
-            again = [*values[:READ], *read, 0, *begun, *(0 for _ in first[1:])]  # as in `forward`
-            turns = ((forward, again, [*numbers, *calls]), (kernel, values, rest))
-            replay(turns, self._kept_bits(plan.again), steps, neurons)
+            turns = self._turns(plan.again, *way)
+            forward_ends, backward_ends = turns.ends
+            again = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
+            turns.replay.run(
+                (again, (*_addresses(*parameters), *forward_ends)),
+                ((*before, *_addresses(*states)), (*_addresses(*sums, *parameters), *backward_ends)),
+            )
         return grad_input, first_grads, sums
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -176,12 +177,37 @@ class CpuKernels:
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in self.plan.kept_values]
 
-    def _streams(self, sequence: Tensor, steps: int, neurons: int) -> bool:
-        """Whether `sequence`, about to be written, is too long for a cache, each step on lines of its own."""
-        step = neurons * self.size
-        return steps * step >= STREAMED and step % LINE == 0 and sequence.data_ptr() % LINE == 0
+    def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> "_Ready":
+        steps, neurons = _sizes(shape)
+        kernel, ends = self._kernel("forward", plan, True, aligned and self._streams(steps, neurons))
+        booleans = tuple(value.boolean for value in plan.kept_values) if plan else ()
+        return _Ready(walk(kernel, steps, neurons, threads), ends, (steps, _row_bytes(neurons)), booleans)
 
-    def _kernel(self, direction: str, *variant: Any) -> tuple[Kernel, list[int]]:
+    def _make_backward(
+        self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
+    ) -> "_Ready":
+        steps, neurons = _sizes(shape)
+        streamed = wants_input and not constant and aligned and self._streams(steps, neurons)
+        kernel, ends = self._kernel("backward", wants_input, constant, streamed)
+        return _Ready(walk(kernel, steps, neurons, threads), ends)
+
+    def _make_turns(
+        self, again: Plan, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
+    ) -> "_Turns":
+        steps, neurons = _sizes(shape)
+        streamed = wants_input and not constant and aligned and self._streams(steps, neurons)
+        forward, forward_ends = self._kernel("forward", again, False, False)
+        backward, backward_ends = self._kernel("backward", wants_input, constant, streamed)
+        turns = replay(forward, backward, self._kept_bits(again), steps, neurons, threads)
+        return _Turns(turns, (forward_ends, backward_ends))
+
+    def _streams(self, steps: int, neurons: int) -> bool:
+        """Whether a sequence is too long for a cache, and each step can begin where a line does."""
+        step = neurons * self.size
+        return steps * step >= STREAMED and step % LINE == 0
+
+    def _kernel(self, direction: str, *variant: Any) -> tuple[Kernel, tuple[int, ...]]:
+        """A kernel, and what its arguments end with."""
         key = (direction, variant)
         if key not in self._built:
             made = self._forward_source if direction == "forward" else self._backward_source
@@ -190,9 +216,9 @@ class CpuKernels:
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
             ]
-            self._built[key] = (kernel, source, [_vector_function(word, self.dtype) for word in called])
-        kernel, _, calls = self._built[key]
-        return kernel, calls
+            calls = (_vector_function(word, self.dtype) for word in called)
+            self._built[key] = (kernel, (self.constants_at, *calls))
+        return self._built[key]
 
     def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:
         return forward_source(self.step, plan, self.real, self.calls, emits=emits, streaming=streamed)
@@ -209,15 +235,32 @@ class CpuKernels:
         )
 
 
+class _Ready(NamedTuple):
+    """A kernel made ready for sequences of one shape."""
+
+    walk: Walk
+    ends: Sequence[int]
+    """What its arguments end with: where the constants are, and the functions that it calls."""
+    bits: tuple[int, int] = (0, 0)
+    """The shape of the bits of a sequence."""
+    booleans: tuple[bool, ...] = ()
+    """Whether each of what it keeps is bits."""
+
+
+class _Turns(NamedTuple):
+    """A forward and a backward made ready for sequences of one shape, to be run by turns."""
+
+    replay: Replay
+    ends: tuple[Sequence[int], Sequence[int]]
+
+
 def _addresses(*tensors: Tensor | None) -> list[int]:
     return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-@lru_cache(maxsize=4096)
-def _sizes(shape: torch.Size) -> tuple[int, torch.Size, int, int]:
-    """Steps, the shape of one, its neurons, and the bytes of their bits."""
-    neurons = shape[1:].numel()
-    return shape[0], shape[1:], neurons, _row_bytes(neurons)
+def _sizes(shape: torch.Size) -> tuple[int, int]:
+    """Steps, and the neurons of one."""
+    return shape[0], shape[1:].numel()
 
 
 def _row_bytes(neurons: int) -> int:

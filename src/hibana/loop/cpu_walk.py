@@ -4,19 +4,20 @@ Also a backward that runs forward again: two kernels by turns, a row at a time, 
 for the second never leaves the cache.
 """
 
-import ctypes
-from collections.abc import Sequence
-from functools import cache, lru_cache
+from array import array
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
 from hibana.loop.llvm_replay import replay_source
 from hibana.loop.llvm_source import ROW
 from hibana.loop.llvm_text import LINE
-from hibana.native import Kernel, arguments, assemble, run
+from hibana.native import Kernel, arguments, assemble, ready
 
-__all__ = ["READ", "Turn", "has_room", "replay", "walk"]
+__all__ = ["Replay", "Walk", "has_room", "replay", "walk"]
 
 SHORTEST = 512
 """Neurons in a row at least."""
@@ -30,19 +31,54 @@ SMALLEST_SHARE = 1 << 15
 ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
-WIDTH, READ = 2, 5
-"""Where a kernel's arguments say how wide a row is and how far apart are steps of what is kept, and where the
-input begins."""
 
-Turn = tuple[Kernel, list[int], list[int]]
-"""A kernel, and its arguments before and after those for what is kept."""
+class Walk(NamedTuple):
+    """How a kernel goes over sequences of one shape: all but where its tensors are."""
+
+    go: Callable[[bytes], None]
+    sizes: tuple[int, ...]
+    """What its arguments begin with: how many steps and neurons there are, how wide a row is, and how far
+    apart are steps of what is kept, in bytes of bits and in numbers."""
+
+    def run(self, *rest: int) -> None:
+        """Runs the kernel over all rows; `rest` are its arguments after the sizes."""
+        self.go(arguments((*self.sizes, *rest)))
 
 
-def walk(kernel: Kernel, values: list[int], steps: int, neurons: int) -> None:
-    """Runs `kernel` with the arguments `values` over all rows."""
-    if neurons:
-        count, values[WIDTH], grain = _rows(steps, neurons, torch.get_num_threads(), ROW)
-        run(kernel.address, count, arguments(values), grain)
+class Replay(NamedTuple):
+    """How a forward that keeps and the backward that reads it go by turns over rows of one shape."""
+
+    go: Callable[[bytes], None]
+    sizes: tuple[int, ...]
+    kernels: tuple[int, int]
+    tables: tuple["array[int]", "array[int]"]
+    """Where in a room what is kept begins, and what it takes of a neuron and step."""
+    room: int
+    """Bytes of all rooms, one for each thread."""
+    rest: tuple[int, ...]
+    """The last of ``llvm_replay.ARGUMENTS``."""
+
+    def run(self, forward: tuple[Sequence[int], ...], backward: tuple[Sequence[int], ...]) -> None:
+        """Runs both, each with its arguments before and after those for what is kept; the sizes are known."""
+        starts, bits = self.tables
+        none = (0,) * len(bits)
+        given = [array("q", (*self.sizes, *before, *none, *after)) for before, after in (forward, backward)]
+        room = torch.empty(self.room, dtype=torch.uint8)
+        values = (  # in the order of llvm_replay.ARGUMENTS
+            *self.kernels,
+            *(each.buffer_info()[0] for each in given),
+            *(8 * len(each) for each in given),
+            *(len(self.sizes) + len(before) for before, _ in (forward, backward)),
+            *(len(bits), starts.buffer_info()[0], bits.buffer_info()[0]),
+            *(room.data_ptr(), *self.rest),
+        )
+        self.go(arguments(values))
+
+
+def walk(kernel: Kernel, steps: int, neurons: int, threads: int) -> Walk:
+    """`kernel` over `steps` of `neurons`, split among `threads`."""
+    count, width, grain = _rows(steps, neurons, threads, ROW)
+    return Walk(ready(kernel.address, count, grain), (steps, neurons, width, -(-neurons // 8), neurons))
 
 
 def has_room(bits: Sequence[int], steps: int) -> bool:
@@ -50,38 +86,23 @@ def has_room(bits: Sequence[int], steps: int) -> bool:
     return _widest(bits, steps) >= SHORTEST
 
 
-def replay(turns: tuple[Turn, Turn], bits: Sequence[int], steps: int, neurons: int) -> None:
-    """Runs two kernels by turns over each row: a forward that keeps, and the backward that reads it.
-
-    Args:
-        turns: the two, and their arguments.
-        bits: what each sequence that is kept takes of a neuron and step.
-        steps: of the sequence.
-        neurons: of a step.
-    """
-    if not neurons:
-        return
-    threads = torch.get_num_threads()
+def replay(
+    forward: Kernel, backward: Kernel, bits: Sequence[int], steps: int, neurons: int, threads: int
+) -> Replay:
+    """`forward` and `backward` over `steps` of `neurons`, by turns, with `bits` kept of a neuron and step."""
     rows, width, _ = _rows(steps, neurons, threads, _widest(bits, steps))
-    pieces = min(rows, threads)
+    pieces = max(1, min(rows, threads))
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
-    room = torch.empty(pieces * ends[-1], dtype=torch.uint8)
-    given = []
-    for _, before, after in turns:
-        before[WIDTH:READ] = width, width // 8, width
-        given.append(arguments([*before, *(0 for _ in bits), *after]))
-    tables = [arguments(ends[:-1]), arguments(bits)]
-    values = [  # in the order of llvm_replay.ARGUMENTS
-        *(kernel.address for kernel, _, _ in turns),
-        *(*map(_address, given), *map(len, given)),
-        *(len(before) for _, before, _ in turns),
-        *(len(bits), *map(_address, tables)),
-        *(room.data_ptr(), ends[-1], width, rows, -(-rows // pieces)),
-    ]
-    run(_replay_kernel().address, pieces, arguments(values))
+    return Replay(
+        ready(_replay_kernel().address, pieces),
+        (steps, neurons, width, width // 8, width),
+        (forward.address, backward.address),
+        (array("q", ends[:-1]), array("q", bits)),
+        pieces * ends[-1],
+        (ends[-1], width, rows, -(-rows // pieces)),
+    )
 
 
-@lru_cache(maxsize=4096)
 def _rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, int, int]:
     """How many rows, how wide, and how many are not worth a thread: as even a split as can be had.
 
@@ -101,7 +122,3 @@ def _widest(bits: Sequence[int], steps: int) -> int:
 def _replay_kernel() -> Kernel:
     (kernel,) = assemble(replay_source(), ("replay",))
     return kernel
-
-
-def _address(given: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(given), ctypes.c_void_p).value or 0

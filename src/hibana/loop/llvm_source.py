@@ -177,8 +177,8 @@ class _Walk:
         called = sorted({word for pass_ in self.passes for word in pass_.called} & self.calls)
         self.arguments = [
             *(name for names in arguments for name in names),
-            "constants",
             *(f"p{i}_at" for i in range(step.parameters)),
+            "constants",
             *(f"{word}_at" for word in called),
         ]
         writer = self.writer

@@ -43,6 +43,11 @@ class Plan:
         """What is kept besides the input: each gets a tensor of its own."""
         return tuple(value for value in self.kept if value.word != "input")
 
+    @cached_property
+    def support_at(self) -> int | None:
+        """Which of `kept_values` the support is."""
+        return None if self.support is None else self.kept_values.index(self.support)
+
     def bits(self, number_bits: int = 32) -> int:
         """Bits kept per neuron and step."""
         return sum(cost_in_bits(value, number_bits) for value in self.kept)

@@ -6,6 +6,6 @@ Importing this package loads neither Numba nor torch's extensions; building does
 """
 
 from hibana.native.build import Kernel, assemble, build
-from hibana.native.threads import arguments, run
+from hibana.native.threads import arguments, ready, run
 
-__all__ = ["Kernel", "arguments", "assemble", "build", "run"]
+__all__ = ["Kernel", "arguments", "assemble", "build", "ready", "run"]

@@ -8,13 +8,13 @@ threads and follows ``torch.set_num_threads``. ctypes releases the GIL for the c
 import ctypes
 import struct
 import sys
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
-__all__ = ["arguments", "libtorch", "run"]
+__all__ = ["arguments", "libtorch", "ready", "run"]
 
 
 @cache
@@ -42,7 +42,12 @@ def _serial(address: int) -> "ctypes._CFunctionType":
 
 def arguments(values: Sequence[int]) -> bytes:
     """`values` (addresses, sizes) as the one argument that a kernel takes."""
-    return struct.pack(f"{len(values)}q", *values)
+    return _packed(len(values))(*values)
+
+
+@cache
+def _packed(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}q").pack
 
 
 def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
@@ -57,7 +62,17 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     Raises:
         RuntimeError: if torch reports an error.
     """
+    ready(address, count, grain)(args)
+
+
+def ready(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
+    """:func:`run` with all but the kernel's own arguments, for what is run again and again."""
     if count <= grain:
-        _serial(address)(0, count, args)
-    elif _parallel_for()(0, count, grain, address, args):
-        raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
+        return partial(_serial(address), 0, count)
+    parallel = partial(_parallel_for(), 0, count, grain, address)
+
+    def run(args: bytes) -> None:
+        if parallel(args):
+            raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
+
+    return run
