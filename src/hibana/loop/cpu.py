@@ -107,7 +107,7 @@ class CpuKernels:
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
         last = [torch.empty(shape[1:], dtype=dtype) for _ in first[1:]] if ends else []
         kept = [
-            torch.empty(ready.bits, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
+            torch.empty(*ready.bits, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
             for boolean in ready.booleans
         ]
         ready.walk.run(  # in the order of forward_source
