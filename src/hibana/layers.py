@@ -148,7 +148,8 @@ class Recurrent(nn.Module):
         """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
-                f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}"
+                f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
+                f"weights to the {self.features} neurons, such as an nn.Linear, are a layer of their own"
             )
         if state is None:
             state = self.cell.initial_state(inputs[0])
