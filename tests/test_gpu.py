@@ -57,7 +57,7 @@ def test_without_triton_it_says_what_to_install() -> None:
 @interpreted
 def test_auto_never_takes_the_interpreter() -> None:
     outputs, _ = hb.unroll(hb.IFCell(), torch.rand(3, 2, requires_grad=True))
-    assert type(outputs.grad_fn.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.way.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
 
 
 class Quotients(hb.Cell):
@@ -171,7 +171,7 @@ def test_kernels_compile_for_a_gpu_without_contraction() -> None:
 )
 def test_auto_takes_triton_on_cuda() -> None:
     outputs, _ = hb.unroll(hb.IFCell().cuda(), torch.rand(3, 2, device="cuda", requires_grad=True))
-    assert type(outputs.grad_fn.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.way.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
     assert hb.Linear(2, 3, device="cuda")(outputs).shape == (3, 3)
 
 

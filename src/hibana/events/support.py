@@ -82,8 +82,8 @@ def support_of(tensor: Tensor) -> Support | None:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
         return Support(support.bits, support.length, (*watched, *support.watched))
-    program = getattr(node, "program", None)
-    is_spikes = program is not None and _emits(program.step.nexts[-1], program.plan.support)
+    way = getattr(node, "way", None)
+    is_spikes = way is not None and _emits(way.program.step.nexts[-1], way.program.plan.support)
     return Support(None if is_spikes else support, base[0].numel(), watched)
 
 
@@ -94,10 +94,10 @@ def spikes_of(tensor: Tensor) -> tuple[Tensor, int] | None:
     """
     base = tensor if tensor._base is None else tensor._base
     node = base.grad_fn
-    program = getattr(node, "program", None)
-    if program is None or tensor._version or support_of(tensor) is None:
+    way = getattr(node, "way", None)
+    if way is None or tensor._version or support_of(tensor) is None:
         return None
-    if not _emits(program.step.nexts[-1], program.plan.support):
+    if not _emits(way.program.step.nexts[-1], way.program.plan.support):
         return None
     bits: Tensor = node.support  # type: ignore[union-attr] # of hibana's own node
     return bits, base[0].numel()

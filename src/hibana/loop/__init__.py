@@ -58,14 +58,11 @@ def emitted(
 
     Without `ends` the state that the run ends in may be missing altogether.
     """
-    known = None
     if state is None and isinstance(cell, Cell) and not _is_traced(inputs) and not _is_transformed():
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
-        known = compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device))
-    if known:
-        if inputs.is_contiguous():
-            return compiled.go(known.from_rest[ends], inputs, ())
-        return compiled.run(known, cell, ends, inputs, None)
+        way = compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device, ends))
+        if way is not None and inputs.is_contiguous():
+            return compiled.go(way, inputs, ())
     _check_inputs(cell, inputs)
     dtype = reference.carried(inputs.dtype)
     if state is not None:
@@ -115,7 +112,8 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
             raise
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
-        compiled.remember(cell, (backend, inputs.shape, dtype, inputs.device), made)
+        call = (backend, inputs.shape, dtype, inputs.device, ends)
+        compiled.remember(cell, call, compiled.Way(made, inputs.shape, ends))
     run: _Runner = partial(compiled.run, made, cell, ends)
     return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
 

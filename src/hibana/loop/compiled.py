@@ -7,7 +7,7 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -84,11 +84,6 @@ class Program:
     at_rest: tuple[None, ...]
     """The state begun with, where it is zeros that need not be written out."""
 
-    @cached_property
-    def from_rest(self) -> "tuple[Way, Way]":
-        """How it is run over contiguous inputs from rest: for what is emitted alone, and for its ends too."""
-        return Way(self, 0, None, False), Way(self, 0, None, True)
-
     def parameters(
         self, held: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
     ) -> list[Tensor]:
@@ -116,7 +111,8 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
         Unsupported: if there can be none; the reason is its message.
     """
     place = (backend, shape, dtype)
-    if found := known(cell, place):
+    found: Program | None = known(cell, place)
+    if found:
         return found
     alike = fingerprint(cell)
     served = _SHARED.get((alike, place)) or _shared_program(cell, alike, place)
@@ -126,16 +122,16 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     return served
 
 
-def known(cell: Cell, call: Hashable) -> Program | None:
-    """The program that was remembered for `call`, unless `cell` can have changed since."""
+def known(cell: Cell, call: Hashable) -> Any:
+    """What was remembered for `call`, unless `cell` can have changed since; else None."""
     made = cell.__dict__.get("made")
     return made.get(call) if made and _is_bare(cell) else None
 
 
-def remember(cell: Cell, call: Hashable, served: Program) -> None:
-    """Has :func:`known` find `served` until an attribute of `cell` is set, if all of it is plain."""
+def remember(cell: Cell, call: Hashable, what: Any) -> None:
+    """Has :func:`known` find `what` until an attribute of `cell` is set, if all of it is plain."""
     if _is_plain(cell):
-        cell.__dict__.setdefault("made", {})[call] = served
+        cell.__dict__.setdefault("made", {})[call] = what
 
 
 _Place = tuple[str, torch.Size, torch.dtype]
@@ -205,18 +201,24 @@ def run(
             inputs = inputs.contiguous()
     begun = () if state is None else state
     held = tuple(cell_tensors(cell).values())
-    return go(Way(program, len(begun), order, ends), inputs, (*begun, *held))
+    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
+    constant = inputs.stride(0) == 0 and shape[0] > 1
+    return go(Way(program, shape, ends, order, len(begun), constant), inputs, (*begun, *held))
 
 
 class Way(NamedTuple):
-    """All about a run but its tensors."""
+    """All about a run but its tensors; by itself, a run over contiguous inputs from rest."""
 
     program: Program
-    begun: int
-    """How many states it is given to begin with: all, or none if it begins at rest."""
-    order: list[int] | None
-    """The order of dimensions in which the input lies in memory, if it is another than theirs."""
+    shape: torch.Size
+    """Of the inputs, in the order in which they lie in memory."""
     ends: bool
+    order: list[int] | None = None
+    """The order of dimensions in which they lie in memory, if it is another than theirs."""
+    begun: int = 0
+    """How many states it is given to begin with: all, or none if it begins at rest."""
+    constant: bool = False
+    """Whether the inputs are the same at every step, as their strides say."""
 
 
 def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -226,7 +228,7 @@ def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, S
     ):
         outputs, *last = _apply(way, inputs, *tensors)
         return outputs, last
-    program, begun, order, ends = way
+    program, _, ends, order, begun, _ = way
     first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
@@ -235,23 +237,24 @@ def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, S
 
 
 class _Run(torch.autograd.Function):
-    """The whole sequence as one node; its attribute `support` says where a gradient can matter.
+    """The whole sequence as one node, whose attributes `way` and `support` others read.
 
-    `support` is None (everywhere) or the bits ``[T, ceil(N/8)]`` of a truth value per neuron and step, in
-    the order in which a step lies in memory, lowest bit first; see :class:`hibana.loop.plan.Plan`.
+    `way` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
+    ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
+    lowest bit first; see :class:`hibana.loop.plan.Plan`.
     """
 
     @staticmethod
     def forward(ctx: Any, way: Way, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, begun, order, ends = way
+        program, shape, ends, order, begun, constant = way
         held = tensors[begun:]
-        ctx.way, ctx.program, ctx.held = way, program, len(held)
-        ctx.constant = inputs if inputs.stride(0) == 0 and inputs.shape[0] > 1 else None
+        ctx.way = way
+        if constant:
+            ctx.inputs = inputs
         first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
         if order is not None:
             inputs = inputs.permute(order)
-        ctx.shape = inputs.shape
-        ctx.plan = plan = program.kernels.plan_for(inputs.shape)
+        plan = program.kernels.plan_for(shape)
         parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
         read = (inputs,) if plan.reads_input else ()
@@ -272,11 +275,12 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program, begun, order, _ = ctx.way
-    step, plan, saved = program.step, ctx.plan, ctx.saved_tensors
+    program, shape, _, order, begun, constant = ctx.way
+    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
+    step, plan, saved = program.step, program.kernels.plan_for(shape), ctx.saved_tensors
     a = int(plan.reads_input)  # in the order of `_Run.forward`
     b = a + (len(plan.before) if begun else 0)
-    c = b + ctx.held
+    c = b + len(wanted) - 1 - begun
     d = c + step.parameters
     inputs, needed, held, parameters, kept = saved[:a], saved[a:b], saved[b:c], saved[c:d], saved[d:]
     first: Sequence[Tensor | None] = program.at_rest
@@ -291,11 +295,10 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else _step_in(order, g) for g in last_grads]
-    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    constant = wanted[0] and ctx.constant is not None and _only_summed(ctx.constant)
+    constant = constant and wanted[0] and _only_summed(ctx.inputs)
     grad_input, first_grads, sums = program.kernels.backward(
         plan,
-        ctx.shape,
+        shape,
         inputs[0] if inputs else None,
         first,
         parameters,
@@ -307,8 +310,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         any(wanted[1 : 1 + begun]),
     )
     if constant and grad_input is not None:
-        steps = ctx.shape[0]
-        grad_input = (grad_input / steps).expand(steps, *grad_input.shape)
+        grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = _inverse(order)
         grad_input = None if grad_input is None else grad_input.permute(back)
@@ -317,7 +319,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if len(wanted) == 1:
         return None, grad_input
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
-    to_held: Sequence[Tensor | None] = (None,) * ctx.held
+    to_held: Sequence[Tensor | None] = (None,) * len(held)
     if any(wanted[1 + begun :]):
         to_held = step.epilogue(*held, *sums)
     return None, grad_input, *to_state, *to_held
