@@ -12,13 +12,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.loop.cpu_walk import Replay, Walk, has_room, replay, walk
+from hibana.loop.cpu_walk import Bound, Replay, Walk, has_room, replay, walk
 from hibana.loop.llvm_source import ACCURATE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
-from hibana.native import Kernel, assemble
+from hibana.native import assemble
 from hibana.native.threads import libtorch
 
 __all__ = ["CpuKernels"]
@@ -68,7 +68,7 @@ class CpuKernels:
         number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
-        self._built: dict[object, tuple[Kernel, tuple[int, ...]]] = {}
+        self._built: dict[object, Bound] = {}
         self._forward = lru_cache(maxsize=4096)(self._make_forward)
         self._backward = lru_cache(maxsize=4096)(self._make_backward)
         self._turns = lru_cache(maxsize=4096)(self._make_turns)
@@ -113,7 +113,6 @@ class CpuKernels:
         ready.walk.run(  # in the order of forward_source
             *(inputs.data_ptr(), inputs.stride(0), place),
             *_addresses(*first, *(last or (None,) * (len(first) - 1)), *kept, *parameters),
-            *ready.ends,
         )
         return outputs, last, kept
 
@@ -154,17 +153,13 @@ class CpuKernels:
         before = (*read, grad_outputs.data_ptr(), grad_outputs.stride(0), place)
         states = (*first, *last_grads, *first_grads)
         if plan.again is None:
-            ready = self._backward(*way)
-            ready.walk.run(  # in the order of backward_source
-                *before, *_addresses(*states, *kept, *sums, *parameters), *ready.ends
-            )
+            # in the order of backward_source
+            self._backward(*way).run(*before, *_addresses(*states, *kept, *sums, *parameters))
         else:
-            turns = self._turns(plan.again, *way)
-            forward_ends, backward_ends = turns.ends
             again = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
-            turns.replay.run(
-                (again, (*_addresses(*parameters), *forward_ends)),
-                ((*before, *_addresses(*states)), (*_addresses(*sums, *parameters), *backward_ends)),
+            self._turns(plan.again, *way).run(
+                (again, _addresses(*parameters)),
+                ((*before, *_addresses(*states)), _addresses(*sums, *parameters)),
             )
         return grad_input, first_grads, sums
 
@@ -179,34 +174,34 @@ class CpuKernels:
 
     def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> "_Ready":
         steps, neurons = _sizes(shape)
-        kernel, ends = self._kernel("forward", plan, True, aligned and self._streams(steps, neurons))
+        bound = self._kernel("forward", plan, True, aligned and self._streams(steps, neurons))
         booleans = tuple(value.boolean for value in plan.kept_values) if plan else ()
-        return _Ready(walk(kernel, steps, neurons, threads), ends, (steps, _row_bytes(neurons)), booleans)
+        return _Ready(walk(bound, steps, neurons, threads), (steps, _row_bytes(neurons)), booleans)
 
     def _make_backward(
         self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
-    ) -> "_Ready":
-        steps, neurons = _sizes(shape)
-        streamed = wants_input and not constant and aligned and self._streams(steps, neurons)
-        kernel, ends = self._kernel("backward", wants_input, constant, streamed)
-        return _Ready(walk(kernel, steps, neurons, threads), ends)
+    ) -> Walk:
+        return walk(self._backward_kernel(shape, wants_input, constant, aligned), *_sizes(shape), threads)
 
     def _make_turns(
         self, again: Plan, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
-    ) -> "_Turns":
-        steps, neurons = _sizes(shape)
-        streamed = wants_input and not constant and aligned and self._streams(steps, neurons)
-        forward, forward_ends = self._kernel("forward", again, False, False)
-        backward, backward_ends = self._kernel("backward", wants_input, constant, streamed)
-        turns = replay(forward, backward, self._kept_bits(again), steps, neurons, threads)
-        return _Turns(turns, (forward_ends, backward_ends))
+    ) -> Replay:
+        turns = (
+            self._kernel("forward", again, False, False),
+            self._backward_kernel(shape, wants_input, constant, aligned),
+        )
+        return replay(turns, self._kept_bits(again), *_sizes(shape), threads)
+
+    def _backward_kernel(self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool) -> Bound:
+        streamed = wants_input and not constant and aligned and self._streams(*_sizes(shape))
+        return self._kernel("backward", wants_input, constant, streamed)
 
     def _streams(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for a cache, and each step can begin where a line does."""
         step = neurons * self.size
         return steps * step >= STREAMED and step % LINE == 0
 
-    def _kernel(self, direction: str, *variant: Any) -> tuple[Kernel, tuple[int, ...]]:
+    def _kernel(self, direction: str, *variant: Any) -> Bound:
         """A kernel, and what its arguments end with."""
         key = (direction, variant)
         if key not in self._built:
@@ -236,22 +231,13 @@ class CpuKernels:
 
 
 class _Ready(NamedTuple):
-    """A kernel made ready for sequences of one shape."""
+    """A forward kernel made ready for sequences of one shape."""
 
     walk: Walk
-    ends: Sequence[int]
-    """What its arguments end with: where the constants are, and the functions that it calls."""
-    bits: tuple[int, int] = (0, 0)
+    bits: tuple[int, int]
     """The shape of the bits of a sequence."""
-    booleans: tuple[bool, ...] = ()
+    booleans: tuple[bool, ...]
     """Whether each of what it keeps is bits."""
-
-
-class _Turns(NamedTuple):
-    """A forward and a backward made ready for sequences of one shape, to be run by turns."""
-
-    replay: Replay
-    ends: tuple[Sequence[int], Sequence[int]]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

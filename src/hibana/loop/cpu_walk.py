@@ -17,7 +17,7 @@ from hibana.loop.llvm_source import ROW
 from hibana.loop.llvm_text import LINE
 from hibana.native import Kernel, arguments, assemble, ready
 
-__all__ = ["Replay", "Walk", "has_room", "replay", "walk"]
+__all__ = ["Bound", "Replay", "Walk", "has_room", "replay", "walk"]
 
 SHORTEST = 512
 """Neurons in a row at least."""
@@ -31,6 +31,9 @@ SMALLEST_SHARE = 1 << 15
 ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
+Bound = tuple[Kernel, tuple[int, ...]]
+"""A kernel, and what its arguments end with."""
+
 
 class Walk(NamedTuple):
     """How a kernel goes over sequences of one shape: all but where its tensors are."""
@@ -40,9 +43,12 @@ class Walk(NamedTuple):
     """What its arguments begin with: how many steps and neurons there are, how wide a row is, and how far
     apart are steps of what is kept, in bytes of bits and in numbers."""
 
-    def run(self, *rest: int) -> None:
-        """Runs the kernel over all rows; `rest` are its arguments after the sizes."""
-        self.go(arguments((*self.sizes, *rest)))
+    tail: tuple[int, ...]
+    """What they end with: where its constants are, and the functions that it calls."""
+
+    def run(self, *between: int) -> None:
+        """Runs the kernel over all rows; `between` are its arguments between the sizes and the tail."""
+        self.go(arguments((*self.sizes, *between, *self.tail)))
 
 
 class Replay(NamedTuple):
@@ -51,6 +57,7 @@ class Replay(NamedTuple):
     go: Callable[[bytes], None]
     sizes: tuple[int, ...]
     kernels: tuple[int, int]
+    tails: tuple[tuple[int, ...], tuple[int, ...]]
     tables: tuple["array[int]", "array[int]"]
     """Where in a room what is kept begins, and what it takes of a neuron and step."""
     room: int
@@ -59,10 +66,13 @@ class Replay(NamedTuple):
     """The last of ``llvm_replay.ARGUMENTS``."""
 
     def run(self, forward: tuple[Sequence[int], ...], backward: tuple[Sequence[int], ...]) -> None:
-        """Runs both, each with its arguments before and after those for what is kept; the sizes are known."""
+        """Runs both, each with its arguments between the ends, before and after those for what is kept."""
         starts, bits = self.tables
         none = (0,) * len(bits)
-        given = [array("q", (*self.sizes, *before, *none, *after)) for before, after in (forward, backward)]
+        given = [
+            array("q", (*self.sizes, *before, *none, *after, *tail))
+            for (before, after), tail in zip((forward, backward), self.tails, strict=True)
+        ]
         room = torch.empty(self.room, dtype=torch.uint8)
         values = (  # in the order of llvm_replay.ARGUMENTS
             *self.kernels,
@@ -75,10 +85,12 @@ class Replay(NamedTuple):
         self.go(arguments(values))
 
 
-def walk(kernel: Kernel, steps: int, neurons: int, threads: int) -> Walk:
-    """`kernel` over `steps` of `neurons`, split among `threads`."""
+def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:
+    """A kernel over `steps` of `neurons`, split among `threads`."""
+    kernel, tail = bound
     count, width, grain = _rows(steps, neurons, threads, ROW)
-    return Walk(ready(kernel.address, count, grain), (steps, neurons, width, -(-neurons // 8), neurons))
+    sizes = (steps, neurons, width, -(-neurons // 8), neurons)
+    return Walk(ready(kernel.address, count, grain), sizes, tail)
 
 
 def has_room(bits: Sequence[int], steps: int) -> bool:
@@ -86,10 +98,9 @@ def has_room(bits: Sequence[int], steps: int) -> bool:
     return _widest(bits, steps) >= SHORTEST
 
 
-def replay(
-    forward: Kernel, backward: Kernel, bits: Sequence[int], steps: int, neurons: int, threads: int
-) -> Replay:
-    """`forward` and `backward` over `steps` of `neurons`, by turns, with `bits` kept of a neuron and step."""
+def replay(turns: tuple[Bound, Bound], bits: Sequence[int], steps: int, neurons: int, threads: int) -> Replay:
+    """A forward and a backward by turns over `steps` of `neurons`, with `bits` kept of a neuron and step."""
+    (forward, forward_tail), (backward, backward_tail) = turns
     rows, width, _ = _rows(steps, neurons, threads, _widest(bits, steps))
     pieces = max(1, min(rows, threads))
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
@@ -97,6 +108,7 @@ def replay(
         ready(_replay_kernel().address, pieces),
         (steps, neurons, width, width // 8, width),
         (forward.address, backward.address),
+        (forward_tail, backward_tail),
         (array("q", ends[:-1]), array("q", bits)),
         pieces * ends[-1],
         (ends[-1], width, rows, -(-rows // pieces)),
