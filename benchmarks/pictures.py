@@ -71,19 +71,19 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
 
 
 def _layers(rows: list[Row]) -> Any:
-    """Ratios to ReLU, heap warm: a row of panels for each pass, a column for each size."""
+    """Ratios to ReLU, heap warm: a row of panels for each size, a column for each pass."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     figure, grid = plt.subplots(
-        len(passes),
         len(sizes),
-        figsize=(3.6 * len(sizes), 2.7 * len(passes)),
+        len(passes),
+        figsize=(4.1 * len(passes), 2.2 * len(sizes)),  # a page's column wide
         squeeze=False,
         sharey=True,
         layout="constrained",
     )
-    for kind, line in zip(passes, grid, strict=True):
-        for size, axes in zip(sizes, line, strict=True):
+    for size, line in zip(sizes, grid, strict=True):
+        for kind, axes in zip(passes, line, strict=True):
             _bars(axes, [row for row in rows if row["size"] == size and row["pass"] == kind])
             axes.set_title(f"[{size.replace('x', ', ')}], {kind}")
         line[0].set_ylabel("time / ReLU's")
