@@ -113,7 +113,8 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
         call = (backend, inputs.shape, dtype, inputs.device, ends)
-        compiled.remember(cell, call, compiled.Way(made, inputs.shape, ends))
+        way = compiled.Way(made, made.kernels.plan_for(inputs.shape), inputs.shape, ends)
+        compiled.remember(cell, call, way)
     run: _Runner = partial(compiled.run, made, cell, ends)
     return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
 

@@ -203,13 +203,16 @@ def run(
     held = tuple(cell_tensors(cell).values())
     shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
     constant = inputs.stride(0) == 0 and shape[0] > 1
-    return go(Way(program, shape, ends, order, len(begun), constant), inputs, (*begun, *held))
+    plan = program.kernels.plan_for(shape)
+    return go(Way(program, plan, shape, ends, order, len(begun), constant), inputs, (*begun, *held))
 
 
 class Way(NamedTuple):
     """All about a run but its tensors; by itself, a run over contiguous inputs from rest."""
 
     program: Program
+    plan: Plan
+    """What is kept, if a gradient is wanted."""
     shape: torch.Size
     """Of the inputs, in the order in which they lie in memory."""
     ends: bool
@@ -228,7 +231,7 @@ def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, S
     ):
         outputs, *last = _apply(way, inputs, *tensors)
         return outputs, last
-    program, _, ends, order, begun, _ = way
+    program, _, _, ends, order, begun, _ = way
     first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
@@ -246,7 +249,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, way: Way, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, shape, ends, order, begun, constant = way
+        program, plan, _, ends, order, begun, constant = way
         held = tensors[begun:]
         ctx.way = way
         if constant:
@@ -254,8 +257,7 @@ class _Run(torch.autograd.Function):
         first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
         if order is not None:
             inputs = inputs.permute(order)
-        plan = program.kernels.plan_for(shape)
-        parameters = program.parameters(held, inputs, order)
+        parameters = program.parameters(held, inputs, order) if program.step.parameters else []
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
         read = (inputs,) if plan.reads_input else ()
         needed = [first[i] for i in plan.before] if begun else ()
@@ -275,9 +277,9 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program, shape, _, order, begun, constant = ctx.way
+    program, plan, shape, _, order, begun, constant = ctx.way
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    step, plan, saved = program.step, program.kernels.plan_for(shape), ctx.saved_tensors
+    step, saved = program.step, ctx.saved_tensors
     a = int(plan.reads_input)  # in the order of `_Run.forward`
     b = a + (len(plan.before) if begun else 0)
     c = b + len(wanted) - 1 - begun
