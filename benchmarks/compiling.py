@@ -1,4 +1,4 @@
-"""What the first use costs: compiling IF with its backward, loading it from the disk, importing hibana.
+"""What the first use costs: compiling IF or a network, loading it from the disk, importing hibana.
 
 Each number is the median of fresh processes; a cold one has an empty cache folder of its own.
 """
@@ -23,32 +23,47 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _first_use(times: int) -> list[Row]:
-    cold, cached, imported = [], [], []
+    taken_by: dict[str, list[float]] = {}
+    calls = {"first_call": "IF and its backward", "first_network": "two IF, three hb.Linear and their backward"}
     for _ in range(times):
-        with tempfile.TemporaryDirectory() as folder:
-            cold.append(measure.in_process("benchmarks.compiling", "first_call", HIBANA_CACHE=folder))
-            cached.append(measure.in_process("benchmarks.compiling", "first_call", HIBANA_CACHE=folder))
-        imported.append(measure.in_process("benchmarks.compiling", "import_hibana"))
-    named = {
-        "IF and its backward, compiled": cold,
-        "IF and its backward, from the disk cache": cached,
-        "import hibana, after import torch": imported,
-    }
-    return [{"what": what, "s": statistics.median(taken), "times": times} for what, taken in named.items()]
+        for call, what in calls.items():
+            with tempfile.TemporaryDirectory() as folder:
+                for how in ("compiled", "from the disk cache"):
+                    taken = measure.in_process("benchmarks.compiling", call, HIBANA_CACHE=folder)
+                    taken_by.setdefault(f"{what}, {how}", []).append(taken)
+        imported = measure.in_process("benchmarks.compiling", "import_hibana")
+        taken_by.setdefault("import hibana, after import torch", []).append(imported)
+    return [{"what": what, "s": statistics.median(taken), "times": times} for what, taken in taken_by.items()]
 
 
 def first_call() -> float:
     """Seconds of the first forward and backward of IF in this process, Numba and hibana imported before."""
-    import numba  # noqa: F401 - its own import is not hibana's
     import torch
 
     import hibana as hb
 
-    inputs = torch.rand(4, 8, requires_grad=True)
-    torch.relu(inputs).sum().backward()  # autograd's engine starts its threads
     layer = hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
+    return _seconds(layer, torch.rand(4, 8, requires_grad=True))
+
+
+def first_network() -> float:
+    """The same of a network whose linear layers add up rows of weights, spike by spike."""
+    import torch
+
+    import hibana as hb
+
+    wide = (hb.Linear(64, 128), hb.IF(detach_reset=True))
+    net = torch.nn.Sequential(*wide, hb.Linear(128, 128), hb.IF(detach_reset=True), hb.Linear(128, 10))
+    return _seconds(net, (torch.rand(8, 32, 64) < 0.1).float())
+
+
+def _seconds(module: Any, inputs: Any) -> float:
+    import numba  # noqa: F401 - its own import is not hibana's
+    import torch
+
+    torch.relu(torch.rand(4, 8, requires_grad=True)).sum().backward()  # autograd's engine starts its threads
     began = time.perf_counter()
-    layer(inputs).sum().backward()
+    module(inputs).sum().backward()
     return time.perf_counter() - began
 
 

@@ -30,8 +30,12 @@ _NETWORKS = {  # time as a ratio to the ReLU network, by firing rate
 _NETWORKS_AHEAD = {("mlp", "training step", 0.05): 5.0, ("conv", "training step", 0.05): 3.0}
 _LAYERS_AHEAD = 8.0
 
-FIRST_USE = {"compiled": 3.0, "from the disk cache": 0.1, "after import torch": 0.15}
-"""Seconds, by the end of what they are of."""
+FIRST_USE = {
+    "IF and its backward, compiled": 3.0,
+    "IF and its backward, from the disk cache": 0.1,
+    "import hibana, after import torch": 0.15,
+}
+"""Seconds, by what they are of."""
 OPERATIONS_PER_CALL = 15
 """Eager element-wise operations that a call at [1, 10] may cost."""
 MEMORY_OF_LEANEST_PEER = {"conv": 1 / 3}

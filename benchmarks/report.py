@@ -214,7 +214,7 @@ def _scaling(rows: list[Row]) -> Iterable[str]:
 def _first_use(rows: list[Row]) -> Iterable[str]:
     lines = []
     for row in rows:
-        limit = next(limit for words, limit in promises.FIRST_USE.items() if row["what"].endswith(words))
+        limit = promises.FIRST_USE.get(row["what"])
         lines.append([row["what"], f"{row['s']:.3f}", promises.kept(row["s"], at_most=limit)])
     yield from _table(["", "s", "promised"], lines)
 
