@@ -24,7 +24,10 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 def _first_use(times: int) -> list[Row]:
     taken_by: dict[str, list[float]] = {}
-    calls = {"first_call": "IF and its backward", "first_network": "two IF, three hb.Linear and their backward"}
+    calls = {
+        "first_call": "IF and its backward",
+        "first_network": "two IF, three hb.Linear and their backward",
+    }
     for _ in range(times):
         for call, what in calls.items():
             with tempfile.TemporaryDirectory() as folder:
