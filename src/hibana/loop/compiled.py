@@ -257,7 +257,7 @@ class _Run(torch.autograd.Function):
         first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
         if order is not None:
             inputs = inputs.permute(order)
-        parameters = program.parameters(held, inputs, order) if program.step.parameters else []
+        parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
         read = (inputs,) if plan.reads_input else ()
         needed = [first[i] for i in plan.before] if begun else ()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.loop.cpu_walk import Bound, Replay, Walk, has_room, replay, walk
+from hibana.loop.cpu_walk import Bound, Replay, Walk, has_room, replay, row_bytes, walk
 from hibana.loop.llvm_source import ACCURATE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
@@ -168,7 +168,7 @@ class CpuKernels:
         neurons = 1
         for size in one:
             neurons = neurons * size
-        bits = ((steps, _row_bytes(neurons)), torch.uint8)
+        bits = ((steps, row_bytes(neurons)), torch.uint8)
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in self.plan.kept_values]
 
@@ -176,7 +176,7 @@ class CpuKernels:
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._streams(steps, neurons))
         booleans = tuple(value.boolean for value in plan.kept_values) if plan else ()
-        return _Ready(walk(bound, steps, neurons, threads), (steps, _row_bytes(neurons)), booleans)
+        return _Ready(walk(bound, steps, neurons, threads), (steps, row_bytes(neurons)), booleans)
 
     def _make_backward(
         self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
@@ -247,10 +247,6 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
 def _sizes(shape: torch.Size) -> tuple[int, int]:
     """Steps, and the neurons of one."""
     return shape[0], shape[1:].numel()
-
-
-def _row_bytes(neurons: int) -> int:
-    return (neurons + 7) // 8
 
 
 @cache

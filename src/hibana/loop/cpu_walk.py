@@ -17,7 +17,7 @@ from hibana.loop.llvm_source import ROW
 from hibana.loop.llvm_text import LINE
 from hibana.native import Kernel, arguments, assemble, ready
 
-__all__ = ["Bound", "Replay", "Walk", "has_room", "replay", "walk"]
+__all__ = ["Bound", "Replay", "Walk", "has_room", "replay", "row_bytes", "walk"]
 
 SHORTEST = 512
 """Neurons in a row at least."""
@@ -89,8 +89,13 @@ def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:
     """A kernel over `steps` of `neurons`, split among `threads`."""
     kernel, tail = bound
     count, width, grain = _rows(steps, neurons, threads, ROW)
-    sizes = (steps, neurons, width, -(-neurons // 8), neurons)
+    sizes = (steps, neurons, width, row_bytes(neurons), neurons)
     return Walk(ready(kernel.address, count, grain), sizes, tail)
+
+
+def row_bytes(neurons: int) -> int:
+    """Bytes of the bits of a step's `neurons`."""
+    return (neurons + 7) // 8
 
 
 def has_room(bits: Sequence[int], steps: int) -> bool:

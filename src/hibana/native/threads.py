@@ -71,8 +71,8 @@ def ready(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
         return partial(_serial(address), 0, count)
     parallel = partial(_parallel_for(), 0, count, grain, address)
 
-    def run(args: bytes) -> None:
+    def go(args: bytes) -> None:
         if parallel(args):
             raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
 
-    return run
+    return go
