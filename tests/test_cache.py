@@ -25,7 +25,7 @@ def count(begin, end, args):
 
 
 def _forget():
-    for function in (module._folder, module._linked_source, module._toolchain):
+    for function in (module.kept_in, module._linked_source, module._toolchain):
         function.cache_clear()
 
 

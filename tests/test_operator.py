@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
+import hibana.loop.operator  # what a traced call would load
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function

@@ -1,6 +1,6 @@
 """How time is run: :func:`unroll` checks its arguments once and picks a backend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -60,7 +60,7 @@ def emitted(
     """
     if state is None and isinstance(cell, Cell) and not _is_traced(inputs) and not _is_transformed():
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
-        way = compiled.known(cell, (backend, inputs.shape, inputs.dtype, inputs.device, ends))
+        way = compiled.known(cell, _call(backend, inputs, ends))
         if way is not None and inputs.is_contiguous():
             return compiled.go(way, inputs, ())
     _check_inputs(cell, inputs)
@@ -112,11 +112,17 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
             raise
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
-        call = (backend, inputs.shape, dtype, inputs.device, ends)
-        way = compiled.Way(made, made.kernels.plan_for(inputs.shape), inputs.shape, ends)
-        compiled.remember(cell, call, way)
+        compiled.remember(cell, _call(backend, inputs, ends), compiled.from_rest(made, inputs, ends))
     run: _Runner = partial(compiled.run, made, cell, ends)
     return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
+
+
+def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:
+    """All that a run of one cell from rest depends on but the numbers in `inputs`."""
+    return (
+        *(backend, inputs.shape, inputs.dtype, inputs.device, ends),
+        *(compiled.wants_gradient(inputs), torch.get_num_threads()),
+    )
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:

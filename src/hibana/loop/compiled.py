@@ -16,12 +16,24 @@ from torch.autograd.function import once_differentiable
 
 from hibana.cells import Cell
 from hibana.loop.fingerprint import NOT_HYPER, PLAIN, fingerprint, hooked
+from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 from hibana.surrogate import Surrogate
 
-__all__ = ["Kernels", "Program", "program", "refusal", "run", "walkable"]
+__all__ = [
+    "Kernels",
+    "Program",
+    "from_rest",
+    "known",
+    "program",
+    "refusal",
+    "remember",
+    "run",
+    "walkable",
+    "wants_gradient",
+]
 
 
 class Kernels(Protocol):
@@ -68,6 +80,13 @@ class Kernels(Protocol):
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]: ...
 
     def plan_for(self, shape: torch.Size) -> Plan: ...
+
+    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """What runs sequences of `shape` from rest without Python; None if there is nothing that does.
+
+        It keeps what `plan` says for the gradient, which it gives.
+        """
+        ...
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
 
@@ -203,6 +222,8 @@ def run(
     held = tuple(cell_tensors(cell).values())
     shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
     constant = inputs.stride(0) == 0 and shape[0] > 1
+    if order is None and not (begun or held or constant) and inputs.is_contiguous():
+        return go(from_rest(program, inputs, ends), inputs, ())
     plan = program.kernels.plan_for(shape)
     return go(Way(program, plan, shape, ends, order, len(begun), constant), inputs, (*begun, *held))
 
@@ -222,16 +243,33 @@ class Way(NamedTuple):
     """How many states it is given to begin with: all, or none if it begins at rest."""
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
+    launch: Launch | None = None
+    """What runs it without Python, if something does: see :mod:`hibana.loop.node`."""
+
+
+def from_rest(program: Program, inputs: Tensor, ends: bool) -> Way:
+    """How contiguous `inputs` are run from rest, for a cell without tensors."""
+    shape = inputs.shape
+    plan = program.kernels.plan_for(shape)
+    launch = program.kernels.launch(plan if wants_gradient(inputs) else None, shape, ends)
+    return Way(program, plan, shape, ends, launch=launch)
+
+
+def wants_gradient(inputs: Tensor) -> bool:
+    """Whether a gradient may come back to `inputs`."""
+    return torch.is_grad_enabled() and inputs.requires_grad
 
 
 def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Sequence[Tensor]]:
     """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    if way.launch is not None:
+        return way.launch(inputs, way)
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
         outputs, *last = _apply(way, inputs, *tensors)
         return outputs, last
-    program, _, _, ends, order, begun, _ = way
+    program, _, _, ends, order, begun, _, _ = way
     first = [_step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
@@ -249,7 +287,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, way: Way, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, ends, order, begun, constant = way
+        program, plan, _, ends, order, begun, constant, _ = way
         held = tensors[begun:]
         ctx.way = way
         if constant:
@@ -277,7 +315,7 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program, plan, shape, _, order, begun, constant = ctx.way
+    program, plan, shape, _, order, begun, constant, _ = ctx.way
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     step, saved = program.step, ctx.saved_tensors
     a = int(plan.reads_input)  # in the order of `_Run.forward`

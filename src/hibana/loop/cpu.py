@@ -6,15 +6,16 @@ over time; a stride of zero is an input that stays the same and is never written
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.loop.cpu_walk import Bound, Replay, Walk, has_room, replay, row_bytes, walk
-from hibana.loop.llvm_source import ACCURATE, Source, backward_source, forward_source
+from hibana.loop.cpu_walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
+from hibana.loop.llvm_source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
+from hibana.loop.node import Launch, built
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
@@ -28,6 +29,9 @@ STREAMED = 32 << 20
 
 REPLAYED = 4 << 20
 """Bytes from which on a sequence is worth a second run forward: shorter ones stay in a core's own caches."""
+
+FAR = 256 << 10
+"""Bytes from which on it matters where a tensor lies; a page more is little then."""
 
 _MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin", "cos": "Cos"} | {
     "erf": "Erf",
@@ -72,6 +76,7 @@ class CpuKernels:
         self._forward = lru_cache(maxsize=4096)(self._make_forward)
         self._backward = lru_cache(maxsize=4096)(self._make_backward)
         self._turns = lru_cache(maxsize=4096)(self._make_turns)
+        self._launch = lru_cache(maxsize=4096)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
@@ -102,7 +107,7 @@ class CpuKernels:
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps."""
         shape, dtype = inputs.shape, self.dtype
-        outputs = torch.empty_like(inputs) if inputs.is_contiguous() else torch.empty(shape, dtype=dtype)
+        outputs = beside(inputs, shape)
         place = outputs.data_ptr()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
         last = [torch.empty(shape[1:], dtype=dtype) for _ in first[1:]] if ends else []
@@ -139,10 +144,7 @@ class CpuKernels:
             grad_outputs = torch.zeros(one, dtype=dtype).expand(shape)
         grad_input, place = None, 0
         if wants_input:
-            if grad_outputs.is_contiguous() and not constant:
-                grad_input = torch.empty_like(grad_outputs)
-            else:
-                grad_input = torch.empty(one if constant else shape, dtype=dtype)
+            grad_input = torch.empty(one, dtype=dtype) if constant else beside(grad_outputs, shape)
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if wants_first:
@@ -160,8 +162,33 @@ class CpuKernels:
             self._turns(plan.again, *way).run(
                 (again, _addresses(*parameters)),
                 ((*before, *_addresses(*states)), _addresses(*sums, *parameters)),
+                before[2],
             )
         return grad_input, first_grads, sums
+
+    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """What runs sequences of `shape` from rest without Python, and keeps what `plan` says; or None."""
+        if built() is None or self.step.parameters:
+            return None
+        return self._launch(plan, shape, ends, torch.get_num_threads())
+
+    def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
+        node = built()
+        forward = self._forward(shape, plan, True, threads)
+        reads_input, support_at, backward, turns = False, None, None, None
+        if plan is not None:
+            reads_input, support_at = plan.reads_input, plan.support_at
+            way = (shape, True, False, True, threads)
+            if plan.again is None:
+                backward = self._backward(*way).call()
+            else:
+                backward, turns = self._turns(plan.again, *way).calls()
+        facts = (  # in the order of node.cpp
+            *(len(self.step.states), ends, plan is not None, reads_input, self._streams(*_sizes(shape))),
+            *(-1 if support_at is None else support_at, FAR, APART, ROOM_APART, PAGE, LINE),
+        )
+        launch = node.launch(facts, forward.bits, forward.booleans, forward.walk.call(), backward, turns)
+        return partial(node.run, launch)
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -228,6 +255,19 @@ class CpuKernels:
             constant_input=constant,
             streaming=streamed,
         )
+
+
+def beside(read: Tensor, shape: torch.Size) -> Tensor:
+    """A new tensor of `shape`, which lies where its stores are not taken for what is loaded from `read`.
+
+    See :data:`hibana.loop.llvm_source.APART`. Memory that is of no matter is taken as it comes.
+    """
+    count, dtype = shape.numel(), read.dtype
+    if count * dtype.itemsize < FAR:
+        return torch.empty(shape, dtype=dtype)
+    room = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype)
+    shift = (read.data_ptr() + APART - room.data_ptr()) & (PAGE - LINE)
+    return torch.empty(0, dtype=dtype).set_(room.untyped_storage(), shift // dtype.itemsize, shape, ())
 
 
 class _Ready(NamedTuple):

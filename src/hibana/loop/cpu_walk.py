@@ -5,7 +5,7 @@ for the second never leaves the cache.
 """
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 
 from hibana.loop.llvm_replay import replay_source
-from hibana.loop.llvm_source import ROW
+from hibana.loop.llvm_source import PAGE, ROW
 from hibana.loop.llvm_text import LINE
-from hibana.native import Kernel, arguments, assemble, ready
+from hibana.native import Kernel, Work, arguments, assemble, ready
 
-__all__ = ["Bound", "Replay", "Walk", "has_room", "replay", "row_bytes", "walk"]
+__all__ = ["ROOM_APART", "Bound", "Replay", "Walk", "has_room", "replay", "row_bytes", "walk"]
 
 SHORTEST = 512
 """Neurons in a row at least."""
@@ -31,14 +31,22 @@ SMALLEST_SHARE = 1 << 15
 ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
+ROOM_APART = 3200
+"""How far after the gradients that are read, within a page, a room begins; ``llvm_source.APART`` says why."""
+
 Bound = tuple[Kernel, tuple[int, ...]]
 """A kernel, and what its arguments end with."""
+
+
+Call = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
+"""A kernel's address, its pieces of work and how many are not worth a thread, and what its arguments begin
+and end with."""
 
 
 class Walk(NamedTuple):
     """How a kernel goes over sequences of one shape: all but where its tensors are."""
 
-    go: Callable[[bytes], None]
+    work: Work
     sizes: tuple[int, ...]
     """What its arguments begin with: how many steps and neurons there are, how wide a row is, and how far
     apart are steps of what is kept, in bytes of bits and in numbers."""
@@ -46,15 +54,19 @@ class Walk(NamedTuple):
     tail: tuple[int, ...]
     """What they end with: where its constants are, and the functions that it calls."""
 
+    def call(self) -> Call:
+        """It as ``node.cpp`` takes it."""
+        return (*self.work[:3], self.sizes, self.tail)
+
     def run(self, *between: int) -> None:
         """Runs the kernel over all rows; `between` are its arguments between the sizes and the tail."""
-        self.go(arguments((*self.sizes, *between, *self.tail)))
+        self.work.go(arguments((*self.sizes, *between, *self.tail)))
 
 
 class Replay(NamedTuple):
     """How a forward that keeps and the backward that reads it go by turns over rows of one shape."""
 
-    go: Callable[[bytes], None]
+    work: Work
     sizes: tuple[int, ...]
     kernels: tuple[int, int]
     tails: tuple[tuple[int, ...], tuple[int, ...]]
@@ -65,24 +77,36 @@ class Replay(NamedTuple):
     rest: tuple[int, ...]
     """The last of ``llvm_replay.ARGUMENTS``."""
 
-    def run(self, forward: tuple[Sequence[int], ...], backward: tuple[Sequence[int], ...]) -> None:
-        """Runs both, each with its arguments between the ends, before and after those for what is kept."""
+    def calls(self) -> tuple[Call, tuple[Call, Call, list[int], list[int], int]]:
+        """It as ``node.cpp`` takes it: the backward, and what goes with it by turns."""
+        again, backward = (
+            (address, 0, 0, self.sizes, tail) for address, tail in zip(self.kernels, self.tails, strict=True)
+        )
+        starts, bits = (list(table) for table in self.tables)
+        return backward, ((*self.work[:3], (), self.rest), again, starts, bits, self.room)
+
+    def run(self, forward: tuple[Sequence[int], ...], backward: tuple[Sequence[int], ...], read: int) -> None:
+        """Runs both, each with its arguments between the ends, before and after those for what is kept.
+
+        `read` is where the gradients that they read are.
+        """
         starts, bits = self.tables
         none = (0,) * len(bits)
         given = [
             array("q", (*self.sizes, *before, *none, *after, *tail))
             for (before, after), tail in zip((forward, backward), self.tails, strict=True)
         ]
-        room = torch.empty(self.room, dtype=torch.uint8)
+        room = torch.empty(self.room + PAGE, dtype=torch.uint8)
+        shift = (read + ROOM_APART - room.data_ptr()) & (PAGE - LINE)
         values = (  # in the order of llvm_replay.ARGUMENTS
             *self.kernels,
             *(each.buffer_info()[0] for each in given),
             *(8 * len(each) for each in given),
             *(len(self.sizes) + len(before) for before, _ in (forward, backward)),
             *(len(bits), starts.buffer_info()[0], bits.buffer_info()[0]),
-            *(room.data_ptr(), *self.rest),
+            *(room.data_ptr() + shift, *self.rest),
         )
-        self.go(arguments(values))
+        self.work.go(arguments(values))
 
 
 def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:

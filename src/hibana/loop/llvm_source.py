@@ -11,17 +11,33 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hibana.loop.llvm_rows import AT_ONCE, Moving, Parts, Pass, plain
-from hibana.loop.llvm_text import LANES, SIZE, Writer, libm_row, named
+from hibana.loop.llvm_text import LANES, LINE, SIZE, Writer, libm_row, named
 from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.plan import Plan
 from hibana.loop.trace import Step, Value
 from hibana.loop.words import CALLS
 
-__all__ = ["ACCURATE", "ROW", "Source", "backward_source", "forward_source"]
+__all__ = ["ACCURATE", "APART", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
 
 ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
 enough for what fetches memory ahead."""
+
+PAGE = 4096
+"""A processor tells a load from the stores still on their way by the last bits of their addresses, and has it
+wait for one that has the same: those of a page."""
+
+BESIDE = 1408
+"""How far after what is read, within a page, the first row of a kernel's own begins; see :data:`APART`."""
+
+APART = 2816
+"""How far after what is read, within a page, what is written should begin. The stores of up to a kilobyte are
+on their way at a time, so what is loaded must not come so soon after what is stored. With a third of a page
+from what is read to the kernel's own rows, and one more to what is written, it doesn't, even where steps
+begin in either half of a page."""
+
+BETWEEN = 448
+"""How far after it, within a page, the next of the kernel's own rows begins."""
 
 REAL = {"float32": "float", "float64": "double"}
 
@@ -171,6 +187,7 @@ class _Walk:
         self.past = any(pass_.past for pass_ in passes)
         self.writer = Writer()
         self.arguments: list[str] = []
+        self.own: list[str] = []
 
     def begin(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
@@ -189,8 +206,10 @@ class _Walk:
             array, _, index = name.rstrip("]").partition("[")
             place = writer.row("", self.real, "%constants" if array == "c" else f"%{array}_at", index)
             writer.let(plain(name), f"load {self.real}, ptr {place}")
-        for name in [*(row for pass_ in self.passes for row in pass_.scratch), *own, "zeros"]:
-            writer.let(name, f"alloca [{ROW} x {self.real}], align 64")
+        scratch = [row for pass_ in self.passes for row in pass_.scratch]
+        self.own = list(own)
+        for name in [*scratch, *map(_room, self.own), "zeros"]:
+            writer.let(name, f"alloca [{ROW + PAGE // SIZE[self.real]} x {self.real}], align {LINE}")
         size = ROW * SIZE[self.real]
         writer.do(f"call void @llvm.memset.p0.i64(ptr align 64 %zeros, i8 0, i64 {size}, i1 false)")
 
@@ -204,10 +223,23 @@ class _Walk:
             writer.let("rest", "sub i64 %neurons, %lo")
             writer.let("n", "call i64 @llvm.smin.i64(i64 %width, i64 %rest)")
             writer.let("n.bytes", f"mul i64 %n, {SIZE[self.real]}")
+            self._place_own()
             yield
         if self.past:
             writer.do("fence seq_cst")  # stores past the caches are otherwise not ordered before others'
         writer.do("ret void")
+
+    def _place_own(self) -> None:
+        """Puts the kernel's own rows where no load of a block looks like a store that is still on its way."""
+        writer = self.writer
+        read = writer.row("", self.real, "%input" if self.direction == "add" else "%grad_outputs", "%lo")
+        at = writer.let("", f"ptrtoint ptr {read} to i64")
+        for i, name in enumerate(self.own):
+            room = writer.let("", f"ptrtoint ptr {named(_room(name))} to i64")
+            away = writer.let("", f"sub i64 {at}, {room}")
+            wanted = writer.let("", f"add i64 {away}, {BESIDE + i * BETWEEN}")
+            shift = writer.let("", f"and i64 {wanted}, {PAGE - LINE}")
+            writer.row(name, "i8", named(_room(name)), shift)
 
     def either(self, base: str, other: str) -> str:
         """The row in what is at `base`, or the row `other` if that is null."""
@@ -351,6 +383,10 @@ _ROW_OR = """define internal ptr @row_or(ptr %base, i64 %lo, ptr %other) alwaysi
 
 def _own(name: str) -> str:
     return f"{name}.own"
+
+
+def _room(name: str) -> str:
+    return f"{name}.room"
 
 
 _NUMBERS = frozenset(

@@ -5,7 +5,7 @@ functions and keep them on disk, `threads` runs them, `vocabulary` is what the s
 Importing this package loads neither Numba nor torch's extensions; building does.
 """
 
-from hibana.native.build import Kernel, assemble, build
-from hibana.native.threads import arguments, ready, run
+from hibana.native.build import Kernel, assemble, build, kept_in
+from hibana.native.threads import Work, arguments, ready, run
 
-__all__ = ["Kernel", "arguments", "assemble", "build", "ready", "run"]
+__all__ = ["Kernel", "Work", "arguments", "assemble", "build", "kept_in", "ready", "run"]

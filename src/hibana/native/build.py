@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["Kernel", "assemble", "build", "cache_folder"]
+__all__ = ["Kernel", "assemble", "build", "cache_folder", "kept_in"]
 
 HEADER = "from hibana.native.vocabulary import *\n"
 
@@ -104,7 +104,7 @@ def _linked_source(text: str, names: tuple[str, ...], compiled: _Compiler) -> tu
 
 
 def _file(text: str) -> Path | None:
-    folder = _folder()
+    folder = kept_in()
     return None if folder is None else folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
 
 
@@ -205,7 +205,7 @@ def cache_folder() -> Path | None:
 
 
 @cache
-def _folder() -> Path | None:
+def kept_in() -> Path | None:
     """This toolchain's part of the cache, or None (said once) if it can't be used."""
     base = cache_folder()
     if base is None:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["arguments", "libtorch", "ready", "run"]
+__all__ = ["Work", "arguments", "libtorch", "ready", "run"]
 
 
 @cache
@@ -62,17 +63,27 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     Raises:
         RuntimeError: if torch reports an error.
     """
-    ready(address, count, grain)(args)
+    ready(address, count, grain).go(args)
 
 
-def ready(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
-    """:func:`run` with all but the kernel's own arguments, for what is run again and again."""
+class Work(NamedTuple):
+    """A kernel with all but its own arguments, for what is run again and again."""
+
+    address: int
+    pieces: int
+    grain: int
+    go: Callable[[bytes], None]
+    """:func:`run` with the kernel's own arguments."""
+
+
+def ready(address: int, count: int, grain: int = 1) -> Work:
+    """The work of :func:`run`, made ready."""
     if count <= grain:
-        return partial(_serial(address), 0, count)
+        return Work(address, count, grain, partial(_serial(address), 0, count))
     parallel = partial(_parallel_for(), 0, count, grain, address)
 
     def go(args: bytes) -> None:
         if parallel(args):
             raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
 
-    return go
+    return Work(address, count, grain, go)

@@ -1,0 +1,388 @@
+// A whole sequence as one node of autograd, without Python between its tensors and its kernels.
+//
+// What hibana.loop.compiled._Run does, for a cell without tensors of its own over contiguous inputs from
+// rest. All that is known before the tensors are comes from hibana.loop.node, as a Launch.
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/strides.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/python_cpp_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/stable/c/shim.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::Node;
+using torch::autograd::variable_list;
+using Numbers = std::vector<int64_t>;
+
+// A kernel, how many pieces of work there are and how many are not worth a thread, and what its arguments
+// begin and end with.
+struct Call {
+  int64_t address, count, grain;
+  Numbers before, after;
+
+  void run(Numbers& arguments) const {
+    if (count <= grain) {
+      reinterpret_cast<void (*)(int64_t, int64_t, void*)>(address)(0, count, arguments.data());
+      return;
+    }
+    const auto failed = torch_parallel_for(
+        0, count, grain, reinterpret_cast<ParallelFunc>(address), arguments.data());
+    TORCH_CHECK(!failed, "torch_parallel_for failed over ", count, " pieces of work");
+  }
+};
+
+// A backward that runs forward again: hibana.loop.cpu_walk.Replay.
+struct Turns {
+  Call call, again;
+  Numbers starts, bits;
+  int64_t room;
+};
+
+struct Launch {
+  int64_t states;
+  bool ends, keeps, reads_input, streams;
+  int64_t support_at;  // among what is kept; -1: nowhere
+  int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.beside
+  Numbers bits;        // the shape of the bits of a sequence
+  Numbers booleans;    // whether each of what is kept is bits
+  Call forward, backward;
+  std::unique_ptr<Turns> turns;  // none, if the backward reads what the forward kept
+};
+
+int64_t place(const Tensor& tensor) {
+  return tensor.defined() ? reinterpret_cast<int64_t>(tensor.data_ptr()) : 0;
+}
+
+// How far into `fresh` memory it is `apart` from what is `read`, within a page.
+int64_t shifted(const Launch& launch, int64_t read, int64_t apart, int64_t fresh) {
+  return (read + apart - fresh) & (launch.page - launch.line);
+}
+
+// A new tensor of the shape of `read`, as hibana.loop.cpu.beside makes one.
+Tensor beside(const Launch& launch, const Tensor& read) {
+  const auto size = static_cast<int64_t>(read.element_size());
+  const bool near = read.numel() * size < launch.far;
+  const auto room = at::empty({read.numel() + (near ? 0 : launch.page / size)}, read.options());
+  TORCH_CHECK(
+      !launch.streams || place(room) % launch.line == 0,
+      "memory for tensors must begin at a multiple of ", launch.line, " bytes; HIBANA_NODE=off takes any");
+  const auto shift = near ? 0 : shifted(launch, place(read), launch.apart, place(room));
+  room.unsafeGetTensorImpl()->set_sizes_and_strides(
+      read.sizes(), c10::contiguous_strides(read.sizes()), shift / size);
+  return room;
+}
+
+void put(Numbers& arguments, const Numbers& values) {
+  arguments.insert(arguments.end(), values.begin(), values.end());
+}
+
+void put(Numbers& arguments, const variable_list& tensors) {
+  for (const auto& tensor : tensors) arguments.push_back(place(tensor));
+}
+
+void put_none(Numbers& arguments, int64_t count) { arguments.insert(arguments.end(), count, 0); }
+
+struct Forwarded {
+  Tensor outputs;
+  variable_list last, kept;
+};
+
+Forwarded forward(const Launch& launch, const Tensor& inputs) {
+  Forwarded found;
+  found.outputs = beside(launch, inputs);
+  if (launch.ends) {
+    for (int64_t i = 1; i < launch.states; ++i)
+      found.last.push_back(at::empty(inputs.sizes().slice(1), inputs.options()));
+  }
+  for (const auto boolean : launch.booleans) {
+    found.kept.push_back(
+        boolean ? at::empty(launch.bits, inputs.options().dtype(at::kByte)) : at::empty_like(inputs));
+  }
+  const auto& call = launch.forward;
+  Numbers arguments;
+  arguments.reserve(64);
+  put(arguments, call.before);  // in the order of forward_source
+  put(arguments, {place(inputs), inputs.stride(0), place(found.outputs)});
+  put_none(arguments, launch.states);
+  if (launch.ends) put(arguments, found.last);
+  else put_none(arguments, launch.states - 1);
+  put(arguments, found.kept);
+  put(arguments, call.after);
+  Py_BEGIN_ALLOW_THREADS call.run(arguments);
+  Py_END_ALLOW_THREADS
+  return found;
+}
+
+// A gradient as kernels walk it: each step contiguous, whatever the stride over time.
+Tensor walkable(Tensor grad) {
+  return grad.is_contiguous() || grad.select(0, 0).is_contiguous() ? grad : grad.contiguous();
+}
+
+Tensor backward(
+    const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last) {
+  const auto read = launch.reads_input ? Numbers{place(inputs), inputs.stride(0)} : Numbers{0, 0};
+  auto grad_input = beside(launch, outputs);
+  const auto& call = launch.backward;
+  Numbers arguments;
+  arguments.reserve(64);
+  put(arguments, call.before);  // in the order of backward_source
+  put(arguments, read);
+  put(arguments, {place(outputs), outputs.stride(0), place(grad_input)});
+  put_none(arguments, launch.states);
+  put(arguments, last);
+  put_none(arguments, launch.states);
+  if (!launch.turns) {
+    put(arguments, kept);
+    put(arguments, call.after);
+    call.run(arguments);
+    return grad_input;
+  }
+  const auto& turns = *launch.turns;
+  const auto kept_at = static_cast<int64_t>(arguments.size());
+  put_none(arguments, static_cast<int64_t>(turns.bits.size()));
+  put(arguments, call.after);
+  Numbers again;
+  again.reserve(64);
+  put(again, turns.again.before);
+  put(again, read);
+  put_none(again, 2 * launch.states);
+  const auto again_kept_at = static_cast<int64_t>(again.size());
+  put_none(again, static_cast<int64_t>(turns.bits.size()));
+  put(again, turns.again.after);
+  const auto room = at::empty({turns.room + launch.page}, outputs.options().dtype(at::kByte));
+  const auto where = [](const Numbers& numbers) { return reinterpret_cast<int64_t>(numbers.data()); };
+  Numbers values{  // in the order of llvm_replay.ARGUMENTS
+      turns.again.address,
+      call.address,
+      where(again),
+      where(arguments),
+      static_cast<int64_t>(8 * again.size()),
+      static_cast<int64_t>(8 * arguments.size()),
+      again_kept_at,
+      kept_at,
+      static_cast<int64_t>(turns.bits.size()),
+      where(turns.starts),
+      where(turns.bits),
+      place(room) + shifted(launch, place(outputs), launch.room_apart, place(room))};
+  put(values, turns.call.after);
+  turns.call.run(values);
+  return grad_input;
+}
+
+// Python's objects are let go under Python's lock, whichever thread a node ends in.
+struct Held {
+  PyObject* object;
+  explicit Held(PyObject* given) : object(given) { Py_INCREF(object); }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() {
+    if (!Py_IsInitialized()) return;
+    const auto lock = PyGILState_Ensure();
+    Py_DECREF(object);
+    PyGILState_Release(lock);
+  }
+};
+
+// Nodes are held by intrusive pointers, in older torch by shared ones.
+using NodePointer = decltype(torch::autograd::Edge::function);
+
+template <class Made, class Pointer = NodePointer, class... Given>
+Pointer make_node(Given&&... given) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>) {
+    return Pointer(new Made(std::forward<Given>(given)...), [](auto* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<Made>(std::forward<Given>(given)...);
+  }
+}
+
+struct Run final : Node {
+  Run(const Launch& launch, PyObject* way) : launch(launch), way(way) {}
+
+  std::string name() const override { return "_RunBackward"; }
+
+  void release_variables() override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    inputs.reset_data();
+    for (auto& value : kept) value.reset_data();
+    support = Tensor();
+  }
+
+  variable_list apply(variable_list&& grads) override {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!task_should_compute_output(0)) return {Tensor()};
+    const bool again = at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(grads);
+    Tensor found;
+    {
+      const at::NoGradGuard no_grad;
+      found = gradient(std::move(grads));
+    }
+    if (!again || !found.defined()) return {found};
+    const auto error = make_node<torch::autograd::DelayedError>(
+        "trying to differentiate twice a run of a cell, which can be differentiated once", 1);
+    return (*error)({found.detach().requires_grad_()});
+  }
+
+  Tensor gradient(variable_list grads) {
+    variable_list values;
+    for (const auto& value : kept) values.push_back(value.unpack());
+    const auto read = launch.reads_input ? inputs.unpack() : Tensor();
+    const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
+    if (any == grads.end()) return Tensor();
+    auto outputs = grads[0].defined() ? walkable(std::move(grads[0]))
+                                      : at::zeros(shape.slice(1), any->options()).expand(shape);
+    variable_list last(launch.states - 1);
+    for (size_t i = 1; i < grads.size(); ++i) {
+      if (grads[i].defined()) last[i - 1] = grads[i].contiguous();
+    }
+    return backward(launch, read, values, std::move(outputs), std::move(last));
+  }
+
+  const Launch& launch;  // kept alive by the way
+  const Held way;
+  std::vector<int64_t> sizes;
+  at::IntArrayRef shape;
+  torch::autograd::SavedVariable inputs;
+  std::vector<torch::autograd::SavedVariable> kept;
+  Tensor support;
+};
+
+PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 3 && THPVariable_Check(given[1]), "run takes a launch, a tensor and a way");
+  const auto* launch = static_cast<const Launch*>(PyCapsule_GetPointer(given[0], "hibana.Launch"));
+  if (!launch) return nullptr;
+  const auto& inputs = THPVariable_Unpack(given[1]);
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !torch::autograd::isFwGradDefined(inputs), "hibana's cells have no forward-mode derivative");
+  Forwarded found;
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    found = forward(*launch, inputs);
+  }
+  if (launch->keeps) {
+    auto pointer = make_node<Run>(*launch, given[2]);
+    auto& node = static_cast<Run&>(*pointer);
+    node.set_next_edges(torch::autograd::collect_next_edges(inputs));
+    node.sizes = inputs.sizes().vec();
+    node.shape = node.sizes;
+    if (launch->reads_input) node.inputs = torch::autograd::SavedVariable(inputs, false);
+    for (const auto& value : found.kept) node.kept.emplace_back(value, false);
+    if (launch->support_at >= 0) node.support = found.kept[launch->support_at];
+    torch::autograd::set_history(found.outputs, pointer);
+    torch::autograd::set_history(found.last, pointer);
+  }
+  THPObjectPtr last(PyList_New(static_cast<Py_ssize_t>(found.last.size())));
+  if (!last) return nullptr;
+  for (size_t i = 0; i < found.last.size(); ++i)
+    PyList_SET_ITEM(last.get(), static_cast<Py_ssize_t>(i), THPVariable_Wrap(found.last[i]));
+  return Py_BuildValue("NN", THPVariable_Wrap(found.outputs), last.release());
+  END_HANDLE_TH_ERRORS
+}
+
+int64_t number(PyObject* object) {
+  const auto value = PyLong_AsLongLong(object);
+  if (PyErr_Occurred()) throw python_error();
+  return value;
+}
+
+Numbers numbers(PyObject* object) {
+  THPObjectPtr list(PySequence_Fast(object, "numbers are needed"));
+  if (!list) throw python_error();
+  Numbers found;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list.get()); ++i)
+    found.push_back(number(PySequence_Fast_GET_ITEM(list.get(), i)));
+  return found;
+}
+
+Call call_of(PyObject* object) {
+  PyObject *address, *count, *grain, *before, *after;
+  if (!PyArg_ParseTuple(object, "OOOOO", &address, &count, &grain, &before, &after)) throw python_error();
+  return {number(address), number(count), number(grain), numbers(before), numbers(after)};
+}
+
+PyObject* make_launch(PyObject*, PyObject* given) {
+  HANDLE_TH_ERRORS
+  PyObject *facts, *bits, *booleans, *forward, *backward, *turns;
+  if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &turns)) return nullptr;
+  auto launch = std::make_unique<Launch>();
+  const auto fact = numbers(facts);
+  TORCH_CHECK_VALUE(fact.size() == 11, "a launch has 11 facts, got ", fact.size());
+  launch->states = fact[0];
+  launch->ends = fact[1];
+  launch->keeps = fact[2];
+  launch->reads_input = fact[3];
+  launch->streams = fact[4];
+  launch->support_at = fact[5];
+  launch->far = fact[6];
+  launch->apart = fact[7];
+  launch->room_apart = fact[8];
+  launch->page = fact[9];
+  launch->line = fact[10];
+  launch->bits = numbers(bits);
+  launch->booleans = numbers(booleans);
+  launch->forward = call_of(forward);
+  if (launch->keeps) launch->backward = call_of(backward);
+  if (turns != Py_None) {
+    PyObject *call, *again, *starts, *each;
+    long long room;
+    if (!PyArg_ParseTuple(turns, "OOOOL", &call, &again, &starts, &each, &room)) return nullptr;
+    launch->turns.reset(new Turns{call_of(call), call_of(again), numbers(starts), numbers(each), room});
+  }
+  return PyCapsule_New(launch.release(), "hibana.Launch", [](PyObject* capsule) {
+    delete static_cast<Launch*>(PyCapsule_GetPointer(capsule, "hibana.Launch"));
+  });
+  END_HANDLE_TH_ERRORS
+}
+
+const Run& run_of(PyObject* self) {
+  return static_cast<const Run&>(*reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata);
+}
+
+PyObject* way_of(PyObject* self, void*) { return Py_NewRef(run_of(self).way.object); }
+
+PyObject* support_of(PyObject* self, void*) {
+  HANDLE_TH_ERRORS
+  return THPVariable_Wrap(run_of(self).support);  // None, if undefined
+  END_HANDLE_TH_ERRORS
+}
+
+using namespace torch::autograd;  // the macro below names them so
+
+PyGetSetDef PROPERTIES[] = {
+    THP_FUNCTION_DEFAULT_PROPERTIES,
+    {"way", way_of, nullptr, nullptr, nullptr},
+    {"support", support_of, nullptr, nullptr, nullptr},
+    {nullptr}};
+
+PyMethodDef FUNCTIONS[] = {
+    {"launch", make_launch, METH_VARARGS, nullptr},
+    {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run)), METH_FASTCALL, nullptr},
+    {nullptr}};
+
+PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "hibana_node", nullptr, -1, FUNCTIONS};
+
+PyTypeObject RUN = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit_hibana_node() {
+  torch::autograd::_initFunctionPyTypeObject(RUN, "hibana_node.Run", PROPERTIES, nullptr);
+  torch::autograd::registerCppFunction(typeid(Run), &RUN);
+  return PyModule_Create(&MODULE);
+}

@@ -1,0 +1,107 @@
+"""The node of autograd in C++: built by those who have a compiler, used wherever it was built.
+
+Around kernels that take microseconds, a node in Python costs tens of them: its call, its context, and a cold
+way through the interpreter. ``node.cpp`` does the same without Python for the calls that are made most: a
+cell without tensors of its own, over contiguous inputs on a CPU, from rest. All other calls, and all where
+it was not built, go through :class:`hibana.loop.compiled._Run`; the numbers are the same bits.
+
+``hibana build`` builds it, once for each version of torch and Python, next to the compiled kernels.
+``HIBANA_NODE=off`` has a process do without.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hibana.native import kept_in
+
+__all__ = ["Launch", "build", "built"]
+
+Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
+"""A run from rest: inputs and the way it is run, which its node carries, to the outputs and the last states
+but the emitted one, if they are wanted."""
+
+SOURCE = Path(__file__).with_name("node.cpp")
+_NAME = "hibana_node"
+
+
+@cache
+def built() -> Any:
+    """The module that ``node.cpp`` is, or None: not built, damaged, or switched off."""
+    if os.environ.get("HIBANA_NODE", "").lower() in ("off", "0"):
+        return None
+    folder = kept_in()
+    if folder is None:
+        return None
+    for path in sorted(folder.glob(f"{_stem()}.*")):
+        if path.name == _name_of(path.read_bytes()):
+            return _loaded(path)
+    return None
+
+
+def build() -> Path:
+    """Builds the node with the C++ compiler of this machine, ``CXX`` or torch's choice; takes half a minute.
+
+    Returns:
+        Where it is. Processes that begin after this use it.
+
+    Raises:
+        RuntimeError: if there is no folder to keep it in, or it can't be built; the reason is its message.
+    """
+    folder = kept_in()
+    if folder is None:
+        raise RuntimeError("there is no folder to keep the node in: HIBANA_CACHE is off, or can't be used")
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = _compiled(Path(scratch))
+        path = folder / _name_of(made.read_bytes())
+        made.replace(path)  # in one move, so that nobody loads half of it
+    built.cache_clear()
+    return path
+
+
+def _compiled(folder: Path) -> Path:
+    """``node.cpp`` as a library in `folder`."""
+    try:
+        from setuptools import Distribution
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError as error:
+        raise RuntimeError(f"building the node needs setuptools: {error}") from error
+    options = {"extra_compile_args": ["-O2", "-g0"]}
+    extension = CppExtension(_NAME, [str(SOURCE)], **options)  # type: ignore[no-untyped-call] # torch leaves it so
+    command = BuildExtension.with_options(use_ninja=False)  # type: ignore[no-untyped-call] # as above
+    distribution = Distribution({"ext_modules": [extension], "cmdclass": {"build_ext": command}})
+    building = distribution.get_command_obj("build_ext")
+    building.build_lib = building.build_temp = str(folder)
+    try:
+        distribution.run_command("build_ext")
+    except Exception as error:
+        raise RuntimeError(f"the C++ compiler did not build the node: {error}") from error
+    (made,) = (path for path in folder.glob(f"{_NAME}.*") if path.suffix in (".so", ".pyd", ".dylib"))
+    return made
+
+
+def _name_of(library: bytes) -> str:
+    """A file's name says what it was built from and what is in it."""
+    return f"{_stem()}.{hashlib.sha256(library).hexdigest()[:40]}"
+
+
+@cache
+def _stem() -> str:
+    return f"node-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:20]}"
+
+
+def _loaded(path: Path) -> Any:
+    loader = ExtensionFileLoader(_NAME, str(path))
+    spec = spec_from_loader(_NAME, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
