@@ -107,6 +107,13 @@ def test_opcheck(name: str, begun: bool) -> None:
     torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, cell.key, "cpu", True))
 
 
+def test_opcheck_where_eager_outputs_would_begin_later_than_their_memory() -> None:
+    cell = hb.IFCell(surrogate=hb.surrogate.ATan())
+    inputs = torch.rand(8, 8200, requires_grad=True)
+    assert hb.unroll(cell, inputs)[0].storage_offset() > 0
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, [], [], cell.key, "cpu", True))
+
+
 def test_a_copy_of_a_cell_is_a_cell_of_its_own() -> None:
     cell = hb.IFCell(threshold=0.5)
     for other in (copy.deepcopy(cell), copy.copy(cell), pickle.loads(pickle.dumps(cell))):

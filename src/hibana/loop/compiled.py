@@ -62,7 +62,13 @@ class Kernels(Protocol):
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]: ...
+        apart: bool = True,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
+
+        If `apart`, what is emitted may begin later than its memory does.
+        """
+        ...
 
     def backward(
         self,
@@ -77,7 +83,14 @@ class Kernels(Protocol):
         wants_input: bool,
         constant: bool,
         wants_first: bool,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]: ...
+        apart: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time.
+
+        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
+        its memory does.
+        """
+        ...
 
     def plan_for(self, shape: torch.Size) -> Plan: ...
 

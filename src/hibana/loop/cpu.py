@@ -104,10 +104,14 @@ class CpuKernels:
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
+        apart: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps."""
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
+
+        If `apart`, what is emitted may begin later than its memory does: see :func:`beside`.
+        """
         shape, dtype = inputs.shape, self.dtype
-        outputs = beside(inputs, shape)
+        outputs = beside(inputs, shape) if apart else torch.empty(shape, dtype=dtype)
         place = outputs.data_ptr()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
         last = [torch.empty(shape[1:], dtype=dtype) for _ in first[1:]] if ends else []
@@ -134,17 +138,20 @@ class CpuKernels:
         wants_input: bool,
         constant: bool,
         wants_first: bool,
+        apart: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
-        With `constant`, the gradient of the input is summed over time.
+        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
+        its memory does.
         """
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=dtype).expand(shape)
         grad_input, place = None, 0
         if wants_input:
-            grad_input = torch.empty(one, dtype=dtype) if constant else beside(grad_outputs, shape)
+            wanted = one if constant else shape
+            grad_input = beside(grad_outputs, wanted) if apart else torch.empty(wanted, dtype=dtype)
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if wants_first:

@@ -92,6 +92,7 @@ class GpuKernels:
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
+        apart: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, what `plan` keeps.
 
@@ -125,6 +126,7 @@ class GpuKernels:
         wants_input: bool,
         constant: bool,
         wants_first: bool,
+        apart: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 

@@ -60,6 +60,10 @@ def _stepwise(tensor: Tensor) -> Tensor:
     return tensor if walkable(tensor) else tensor.contiguous()
 
 
+_APART = False
+"""A graph expects of every tensor that it begins where its memory does."""
+
+
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
     inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
@@ -68,7 +72,7 @@ def _forward(
     parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     outputs, last, kept = made.kernels.forward(
-        _stepwise(inputs), begun, parameters, made.plan if keep else None
+        _stepwise(inputs), begun, parameters, made.plan if keep else None, apart=_APART
     )
     return [outputs, *last, *kept]
 
@@ -112,6 +116,7 @@ def _backward(
         True,
         False,
         True,
+        _APART,
     )
     assert grad_input is not None
     grads = made.step.epilogue(*held, *sums) if any(learned) else [None] * len(held)
