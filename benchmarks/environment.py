@@ -11,7 +11,7 @@ import tomllib
 import venv
 from pathlib import Path
 
-__all__ = ["PINS", "not_installed", "ready"]
+__all__ = ["PINS", "build_node", "not_installed", "ready"]
 
 PINS = {"snntorch": "1.0.0", "spikingjelly": "2.0.0", "norse": "1.1.0", "sinabs": "3.1.3"}
 _RECORD = "hibana-benchmarks.json"
@@ -25,7 +25,11 @@ def ready(folder: Path) -> Path:
         subprocess.CalledProcessError: if torch or another dependency of hibana itself can't be installed.
     """
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    own = [*tomllib.loads(_PROJECT.read_text())["project"]["dependencies"], "matplotlib>=3.8"]
+    own = [
+        *tomllib.loads(_PROJECT.read_text())["project"]["dependencies"],
+        "matplotlib>=3.8",
+        "setuptools>=70",
+    ]
     wanted = {"pins": PINS, "own": own, "python": sys.version}
     if _recorded(folder).get("wanted") == wanted:
         return python
@@ -43,6 +47,15 @@ def ready(folder: Path) -> Path:
             print(f"{name} {pin} could not be installed: {reasons[name]}", file=sys.stderr)
     (folder / _RECORD).write_text(json.dumps({"wanted": wanted, "not installed": reasons}))
     return python
+
+
+def build_node(python: Path, variables: dict[str, str]) -> None:
+    """Builds hibana's node in C++ unless it is there; where that can't be done, says why and goes on without."""
+    code = "from hibana.loop import node; node.built() or print('built', node.build())"
+    done = subprocess.run([python, "-c", code], env=variables, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        print(f"the node in C++ could not be built: {reason}", file=sys.stderr)
 
 
 def not_installed(folder: Path) -> dict[str, str]:

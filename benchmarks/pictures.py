@@ -17,6 +17,7 @@ PEERS = ("snntorch", "spikingjelly", "norse", "sinabs", "spikingjelly+compile", 
 TITLES = {
     "relu": "ReLU",
     "hibana": "hibana",
+    "hibana-python": "hibana, node in Python",
     "hibana-dense": "hibana, dense products",
     "snntorch": "snnTorch",
     "spikingjelly": "SpikingJelly",
@@ -62,6 +63,7 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
     with mpl.rc_context(_STYLE):
         for name, picture in {"layers": _layers, "networks": _networks, "scaling": _scaling}.items():
             rows = [row for row in parts.get(name, []) if "ms" in row and row.get("heap") != "cold"]
+            rows = [row for row in rows if row["contender"] != "hibana-python"]
             if rows:
                 figure = picture(rows)
                 figure.savefig(folder / f"{name}.png", bbox_inches="tight")
