@@ -14,6 +14,7 @@ from pathlib import Path
 __all__ = ["PINS", "build_node", "not_installed", "ready"]
 
 PINS = {"snntorch": "1.0.0", "spikingjelly": "2.0.0", "norse": "1.1.0", "sinabs": "3.1.3"}
+_MORE = ("matplotlib>=3.8", "setuptools>=70")
 _RECORD = "hibana-benchmarks.json"
 _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -25,11 +26,7 @@ def ready(folder: Path) -> Path:
         subprocess.CalledProcessError: if torch or another dependency of hibana itself can't be installed.
     """
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    own = [
-        *tomllib.loads(_PROJECT.read_text())["project"]["dependencies"],
-        "matplotlib>=3.8",
-        "setuptools>=70",
-    ]
+    own = [*tomllib.loads(_PROJECT.read_text())["project"]["dependencies"], *_MORE]
     wanted = {"pins": PINS, "own": own, "python": sys.version}
     if _recorded(folder).get("wanted") == wanted:
         return python
@@ -50,7 +47,7 @@ def ready(folder: Path) -> Path:
 
 
 def build_node(python: Path, variables: dict[str, str]) -> None:
-    """Builds hibana's node in C++ unless it is there; where that can't be done, says why and goes on without."""
+    """Builds hibana's node in C++ unless it is there; if that can't be done, says why and goes on without."""
     code = "from hibana.loop import node; node.built() or print('built', node.build())"
     done = subprocess.run([python, "-c", code], env=variables, check=False, capture_output=True, text=True)
     if done.returncode != 0:

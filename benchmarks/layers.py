@@ -72,7 +72,7 @@ def contender(name: str, case: peers.Case) -> tuple[Callable[[Tensor], Tensor], 
 
 def in_python(layer: Callable[[Tensor], Tensor], *inputs: Tensor) -> None:
     """Has hibana's `layer` run sequences like `inputs` through the node in Python from now on."""
-    with mock.patch.object(cpu, "built", lambda: None):
+    with mock.patch.object(cpu, "built", return_value=None):
         for sequence in inputs:
             layer(sequence)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, drive, made, takes
+from hibana.cli import main
 from hibana.loop import compiled, cpu, emitted, node
 from hibana.loop.llvm_source import APART, PAGE
 
@@ -374,3 +375,21 @@ def test_what_keeps_it_from_being_built_is_said(kept, monkeypatch, capfd):
     monkeypatch.setattr(node, "kept_in", lambda: None)
     with pytest.raises(RuntimeError, match="no folder to keep the node in"):
         node.build()
+    assert main(["build"]) == 2
+    assert capfd.readouterr().err.startswith("hibana build: there is no folder")
+
+
+def test_the_command_builds_what_later_processes_find(kept, monkeypatch, capsys):
+    def compiled(folder):
+        made = folder / "hibana_node.so"
+        made.write_bytes(b"a library")
+        return made
+
+    monkeypatch.setattr(node, "_compiled", compiled)
+    assert main(["build"]) == 0
+    (built,) = kept.iterdir()
+    assert str(built) in capsys.readouterr().out
+    loaded = []
+    monkeypatch.setattr(node, "_loaded", loaded.append)
+    node.built()
+    assert loaded == [built]
