@@ -28,6 +28,11 @@ ROW_BEGINS = 128
 SMALLEST_SHARE = 1 << 15
 """Neuron-steps that are worth a thread of their own."""
 
+BACKWARDS = 512
+"""Neurons at the end of a thread's last row that are walked backwards. What a processor fetches ahead of its
+own accord goes on past the end of a row, and there it would take lines from the thread that writes them, at
+each step; from a row of the same thread it fetches what comes next."""
+
 ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
@@ -48,8 +53,9 @@ class Walk(NamedTuple):
 
     work: Work
     sizes: tuple[int, ...]
-    """What its arguments begin with: how many steps and neurons there are, how wide a row is, and how far
-    apart are steps of what is kept, in bytes of bits and in numbers."""
+    """What its arguments begin with: how many steps and neurons there are, how wide a row is, how far apart
+    are steps of what is kept, in bytes of bits and in numbers, and how much of the last row is walked
+    backwards."""
 
     tail: tuple[int, ...]
     """What they end with: where its constants are, and the functions that it calls."""
@@ -113,7 +119,7 @@ def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:
     """A kernel over `steps` of `neurons`, split among `threads`."""
     kernel, tail = bound
     count, width, grain = _rows(steps, neurons, threads, ROW)
-    sizes = (steps, neurons, width, row_bytes(neurons), neurons)
+    sizes = (steps, neurons, width, row_bytes(neurons), neurons, BACKWARDS)
     return Walk(ready(kernel.address, count, grain), sizes, tail)
 
 
@@ -132,15 +138,16 @@ def replay(turns: tuple[Bound, Bound], bits: Sequence[int], steps: int, neurons:
     (forward, forward_tail), (backward, backward_tail) = turns
     rows, width, _ = _rows(steps, neurons, threads, _widest(bits, steps))
     pieces = max(1, min(rows, threads))
+    sizes = (steps, neurons, width, width // 8, width, 0)
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
     return Replay(
         ready(_replay_kernel().address, pieces),
-        (steps, neurons, width, width // 8, width),
+        sizes,
         (forward.address, backward.address),
         (forward_tail, backward_tail),
         (array("q", ends[:-1]), array("q", bits)),
         pieces * ends[-1],
-        (ends[-1], width, rows, -(-rows // pieces)),
+        (ends[-1], width, rows, -(-rows // pieces), len(sizes) - 1, BACKWARDS),
     )
 
 

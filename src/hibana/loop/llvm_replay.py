@@ -11,12 +11,13 @@ __all__ = ["ARGUMENTS", "replay_source"]
 ARGUMENTS = (
     *("forward", "backward", "forward_args", "backward_args", "forward_bytes", "backward_bytes"),
     *("forward_kept", "backward_kept", "kept", "offsets", "bits"),
-    *("room", "room_bytes", "width", "rows", "rows_each"),
+    *("room", "room_bytes", "width", "rows", "rows_each", "backwards_at", "backwards"),
 )
 """Functions; their arguments, how many bytes these are, and at which of them the addresses of what is kept
 begin; how many there are of those, where each begins in a room and how many bits of it belong to a neuron;
 the rooms, one for each piece of work, and their size; how wide a row is, how many there are, and how many of
-them are one piece of work."""
+them are one piece of work; which of their arguments says how many neurons are walked backwards, and how many
+those are in the last row of a piece."""
 
 _POINTERS = frozenset({"forward", "backward", "forward_args", "backward_args", "offsets", "bits", "room"})
 
@@ -50,6 +51,11 @@ def replay_source() -> str:
                     index = writer.let("", f"add i64 {k}, %{name}_kept")
                     writer.do(f"store ptr {place}, ptr {writer.row('', 'i64', f'%{name}.own', index)}")
             next_ = writer.let("", f"add i64 {row}, 1")
+            is_last = writer.let("", f"icmp eq i64 {next_}, {last}")
+            back = writer.let("", f"select i1 {is_last}, i64 %backwards, i64 0")
+            for name in ("forward", "backward"):
+                place = writer.row("", "i64", f"%{name}.own", "%backwards_at")
+                writer.do(f"store i64 {back}, ptr {place}")
             for name in ("forward", "backward"):
                 writer.do(f"call void %{name}(i64 {row}, i64 {next_}, ptr %{name}.own)")
     writer.do("ret void")

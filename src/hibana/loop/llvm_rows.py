@@ -116,14 +116,27 @@ def _row_function(
     past: frozenset[str],
     ahead: frozenset[str],
 ) -> str:
-    """A function that computes `stores` for the `n` neurons of a row."""
-    arguments = [*(f"ptr {named(row)}" for row in rows), *(f"{real} %{plain(s)}" for s in scalars), "i64 %n"]
+    """A function that computes `stores` for the `n` neurons of a row, the last `back` of them backwards."""
+    arguments = [
+        *(f"ptr {named(row)}" for row in rows),
+        *(f"{real} %{plain(s)}" for s in scalars),
+        "i64 %n",
+        "i64 %back",
+    ]
     writer = Writer()
     standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
     writer.let("whole", f"and i64 %n, {-LANES}")
-    with writer.loop("j", "0", "%whole", LANES) as j:
+    forth = writer.let("", "sub i64 %whole, %back")
+    writer.let("turn", f"call i64 @llvm.smax.i64(i64 {forth}, i64 0)")
+    with writer.loop("j", "0", "%turn", LANES) as j:
         writer.let("j.octet", f"lshr i64 {j}, 3")
         body(writer, real, stores, standing, j, past=past, ahead=ahead)
+    writer.let("end", f"sub i64 %whole, {LANES}")
+    writer.let("length", "sub i64 %whole, %turn")
+    with writer.loop("i", "0", "%length", LANES) as i:
+        j = writer.let("back.j", f"sub i64 %end, {i}")
+        writer.let("back.j.octet", f"lshr i64 {j}, 3")
+        body(writer, real, stores, standing, j, past=past)
     writer.let("left", "sub i64 %n, %whole")
     writer.let("whole.octet", "lshr i64 %whole, 3")
     writer.let("some", "icmp ne i64 %left, 0")

@@ -89,7 +89,8 @@ def forward_source(
     walk.begin(
         step,
         [*map(_own, carried), *(["fired"] if "fired" in once else [])],
-        ["steps", "neurons", "width", "row_bytes", "kept_step", "input", "input_step", "outputs"],
+        ["steps", "neurons", "width", "row_bytes", "kept_step", "backwards"],
+        ["input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
         [f"{name}_all" for name in kept],
@@ -141,8 +142,8 @@ def backward_source(
     walk.begin(
         step,
         map(_own, held),
-        ["steps", "neurons", "width", "row_bytes", "kept_step", "input", "input_step"],
-        ["grad_outputs", "grad_outputs_step", "grad_input"],
+        ["steps", "neurons", "width", "row_bytes", "kept_step", "backwards"],
+        ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
         [f"{name}_first_grad" for name in step.states],
@@ -223,6 +224,9 @@ class _Walk:
             writer.let("rest", "sub i64 %neurons, %lo")
             writer.let("n", "call i64 @llvm.smin.i64(i64 %width, i64 %rest)")
             writer.let("n.bytes", f"mul i64 %n, {SIZE[self.real]}")
+            after = writer.let("", f"add i64 {row}, 1")
+            last = writer.let("", f"icmp eq i64 {after}, %end")
+            writer.let("back", f"select i1 {last}, i64 %backwards, i64 0")
             self._place_own()
             yield
         if self.past:
@@ -338,7 +342,7 @@ class _Walk:
                 self._vector_call(function, given[0])
             else:
                 said = [*(f"ptr {row}" for row in given), *(f"{self.real} %{plain(s)}" for s in scalars)]
-                self.writer.do(f"call void {function}({', '.join([*said, 'i64 %n'])})")
+                self.writer.do(f"call void {function}({', '.join([*said, 'i64 %n', 'i64 %back'])})")
 
     def _vector_call(self, word: str, row: str) -> None:
         count = self.writer.let("", "trunc i64 %n to i32")
@@ -390,7 +394,7 @@ def _room(name: str) -> str:
 
 
 _NUMBERS = frozenset(
-    {"steps", "neurons", "width", "row_bytes", "kept_step", "input_step", "grad_outputs_step"}
+    {"steps", "neurons", "width", "row_bytes", "kept_step", "backwards", "input_step", "grad_outputs_step"}
 )
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""
