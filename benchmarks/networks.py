@@ -87,7 +87,7 @@ def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
     if contender == "hibana":
         hb.events.adopt(net)
     if contender.endswith(peers.COMPILED):
-        net.compile()
+        net.compile(dynamic=False)  # every size is met once; with sizes unknown the convolutions fail
     return net
 
 
@@ -221,13 +221,27 @@ def _compared(name: str, rate: float, others: list[str], quick: bool) -> list[Ro
     calls = {"training step": partial(training_step, targets=targets), "inference": inference}
     for kind, call in calls.items():
         nets = {who: build(network, who, weights) for who in ("relu", *ours, *others)}
+        passes = {who: call(net, inputs) for who, net in nets.items()}
+        for who in [who for who in others if who.endswith(peers.COMPILED)]:
+            if reason := _not_compiled(passes[who]):
+                rows.append({**about, "pass": kind, "contender": who, "error": reason})
+                del nets[who], passes[who]
         seconds = measure.rounds(
-            {who: call(net, inputs) for who, net in nets.items()},
+            passes,
             budget_s=0.5 if quick else {"training step": 35.0, "inference": 15.0}[kind],
             at_least=1 if quick else 5,
         )
         rows += [{**about, "pass": kind, "contender": who, **measure.summary(seconds[who])} for who in nets]
     return rows
+
+
+def _not_compiled(call: Callable[[], None]) -> str:
+    """What ``torch.compile`` raises at the first `call`, or ``""``: its errors are of many classes."""
+    try:
+        call()
+    except Exception as error:  # reported in the table
+        return f"torch.compile raised {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
 
 
 def _memory(name: str, steps: int) -> list[Row]:
