@@ -267,7 +267,7 @@ def explain(arguments: argparse.Namespace) -> None:
 
 @command()
 def build(arguments: argparse.Namespace) -> None:
-    """Builds the C++ part, once a machine: a call of a layer then takes a third of the time."""
+    """Builds the C++ part, once a machine: a call of a layer then takes half the time."""
     from hibana.loop import node
 
     begun = time.perf_counter()
