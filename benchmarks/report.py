@@ -14,23 +14,35 @@ __all__ = ["write"]
 _Results = dict[str, dict[str, Any]]
 
 
-def write(out: Path) -> str:
-    """Writes ``benchmarks.md`` and its pictures from ``benchmarks/results.json`` in `out`; returns the page.
+def write(out: Path, name: str = "benchmarks") -> str:
+    """Writes `name`.md and its pictures from `name`/results.json in `out`; returns the page.
 
     Raises:
         FileNotFoundError: if there are no results there.
     """
-    folder = out / "benchmarks"
+    folder = out / name
     results: _Results = json.loads((folder / "results.json").read_text())
     parts: dict[str, list[Row]] = {}
     abouts: dict[str, list[Row]] = {}
-    for name, result in results.items():
-        parts.setdefault(_part(name), []).extend(result["rows"])
-        abouts.setdefault(_part(name), []).append(result["about"])
+    for job, result in results.items():
+        parts.setdefault(_part(job), []).extend(result["rows"])
+        abouts.setdefault(_part(job), []).append(result["about"])
     drawn = pictures.draw(parts, folder)
-    page = "\n".join(_page(results, parts, abouts, {name: f"benchmarks/{name}.png" for name in drawn}))
-    (out / "benchmarks.md").write_text(page + "\n")
+    shown = {part: f"{name}/{part}.png" for part in drawn}
+    page = "\n".join(_page(results, parts, abouts, shown, _elsewhere(out, name)))
+    (out / f"{name}.md").write_text(page + "\n")
     return page
+
+
+def _elsewhere(out: Path, name: str) -> dict[str, str]:
+    """The pages of other machines in `out`, and on which processors each was measured."""
+    pages = {}
+    for path in sorted(out.glob("*/results.json")):
+        results: _Results = json.loads(path.read_text())
+        if path.parent.name != name and (out / f"{path.parent.name}.md").exists():
+            processors = sorted({result["about"]["processor"] for result in results.values()})
+            pages[f"{path.parent.name}.md"] = "; ".join(processors)
+    return pages
 
 
 def _part(job: str) -> str:
@@ -39,7 +51,11 @@ def _part(job: str) -> str:
 
 
 def _page(
-    results: _Results, parts: dict[str, list[Row]], abouts: dict[str, list[Row]], drawn: dict[str, str]
+    results: _Results,
+    parts: dict[str, list[Row]],
+    abouts: dict[str, list[Row]],
+    drawn: dict[str, str],
+    elsewhere: dict[str, str],
 ) -> Iterable[str]:
     yield "# Benchmarks\n"
     yield (
@@ -48,6 +64,7 @@ def _page(
         "round after round. Times are medians; a ratio is to ReLU in the same run. `python -m benchmarks "
         "--list` names the parts, `--only` runs some of them.\n"
     )
+    yield from (f"Measured elsewhere too: [{where}]({page}).\n" for page, where in elsewhere.items())
     yield from _provenance(results)
     sections: dict[str, tuple[str, Callable[[list[Row]], Iterable[str]]]] = {
         "layers": ("One layer", _layers),

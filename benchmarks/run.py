@@ -39,7 +39,7 @@ def main() -> int:
     failed = [] if options.report else [name for name in names if not _run(name, options)]
     from benchmarks import report
 
-    print(report.write(options.out))
+    print(report.write(options.out, options.name))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--report", action="store_true", help="only write the report from the results there")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for what is written")
+    parser.add_argument("--name", default="benchmarks", help="name of the page: another one for each machine")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser
 
@@ -86,7 +87,7 @@ def _run(name: str, options: argparse.Namespace) -> bool:
     if done.returncode != 0:
         print(f", failed:\n{done.stderr}", file=sys.stderr)
         return False
-    path = options.out / "benchmarks" / "results.json"
+    path = options.out / options.name / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
     results[name] = json.loads(done.stdout.splitlines()[-1])
@@ -145,7 +146,9 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else f"{os.cpu_count()} cores"
+    cache = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    l3 = f", {int(cache.read_text().strip().rstrip('K')) // 1024} MB of L3 cache" if cache.exists() else ""
+    return f"{names[0]}, {len(names)} cores{l3}" if names else f"{os.cpu_count()} cores"
 
 
 def _commit() -> str:

@@ -111,6 +111,16 @@ def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_pa
     assert "**Not timed:** 16x65536, box, hibana: s differ" in page
 
 
+def test_pages_of_several_machines_lie_side_by_side_and_name_each_other(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    row = {"what": "import hibana, after import torch", "s": 0.1}
+    _written(tmp_path, {"compile/first-use": [row]}, name="there", processor="another processor")
+    report.write(tmp_path, "there")
+    _written(tmp_path, {"compile/first-use": [row]})
+    assert "Measured elsewhere too: [another processor](there.md)." in report.write(tmp_path)
+    assert "Measured elsewhere too: [a processor](benchmarks.md)." in report.write(tmp_path, "there")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_the_report_says_so_in_one_sentence(tmp_path: Path):
     report = pytest.importorskip("benchmarks.report")
@@ -138,14 +148,16 @@ def test_on_a_gpu_the_report_has_ratios_and_the_share_of_the_copy_bandwidth(tmp_
     assert "**Not timed:** 32x4194304, step, loop+compile: OutOfMemoryError: why" in page
 
 
-def _written(folder: Path, results: dict[str, list[dict]]) -> None:
+def _written(
+    folder: Path, results: dict[str, list[dict]], name: str = "benchmarks", processor: str = "a processor"
+) -> None:
     about = {
-        "when": "2026-01-01T00:00:00+00:00", "quick": False, "threads": 2, "processor": "a processor",
+        "when": "2026-01-01T00:00:00+00:00", "quick": False, "threads": 2, "processor": processor,
         "others": 0.0, "versions": {"hibana": "0.1.0"}, "missing": {},
     }  # fmt: skip
-    (folder / "benchmarks").mkdir()
-    kept = {name: {"about": about, "rows": rows} for name, rows in results.items()}
-    (folder / "benchmarks" / "results.json").write_text(json.dumps(kept))
+    (folder / name).mkdir()
+    kept = {job: {"about": about, "rows": rows} for job, rows in results.items()}
+    (folder / name / "results.json").write_text(json.dumps(kept))
 
 
 def test_shares_are_of_what_a_copy_moves():
