@@ -10,6 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
+from hibana.events import layers
 
 
 def _spikes(*shape, density):
@@ -157,6 +158,60 @@ def test_steps_that_do_not_fill_whole_words_of_bits():
     spikes, _ = hb.unroll(hb.IFCell(1.0, sigma), again, backend="reference")
     nn.functional.linear(spikes.view(15, 64), layer.weight, layer.bias).sum().backward()
     torch.testing.assert_close(current.grad, again.grad, rtol=1e-4, atol=1e-4)
+
+
+def _above(currents, layer, sigma, written=False):
+    """What `layer` makes of the spikes of a layer, and the gradients of its input and its own."""
+    currents = currents.clone().requires_grad_()
+    spikes = hb.IF(1.0, sigma, detach_reset=True)(currents)
+    if written:
+        with torch.no_grad():
+            spikes[:, 0].zero_()
+    layer.zero_grad()
+    out = layer(spikes)
+    out.mul(torch.randn(out.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    return [out.detach(), currents.grad, *(p.grad for p in layer.parameters())]
+
+
+def _pair(dense):
+    layer = hb.events.adopt(copy.deepcopy(dense))
+    layer.mode = "events"
+    return layer, dense
+
+
+KEEP_SPIKES = [surrogate.Step(), surrogate.Box()]
+
+
+@pytest.mark.parametrize("sigma", KEEP_SPIKES, ids=repr)
+@pytest.mark.parametrize("shape", [(9, 5, 128), (300, 64), (7, 2, 3, 64)], ids=str)
+def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
+    currents = 2 * torch.rand(shape)
+    layer, dense = _pair(nn.Linear(shape[-1], 70))
+    wanted = _above(currents, dense, sigma)
+    monkeypatch.setattr(layers, "_bits_of", None)
+    for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    share = hb.IF(1.0, sigma)(currents).mean()
+    assert 0.2 < share < 0.9
+    assert layer.explain().startswith(f"events: {share:.0%} of the input")
+
+
+@pytest.mark.parametrize("sigma", KEEP_SPIKES, ids=repr)
+@pytest.mark.parametrize("rows", [True, False])
+def test_spikes_that_were_written_to_or_turned_are_taken_as_they_are(sigma, rows):
+    currents = 2 * torch.rand(9, 64, 64)
+    layer, dense = _pair(nn.Linear(64, 7))
+    if rows:
+        layer, dense = nn.Sequential(_Turned(), layer), nn.Sequential(_Turned(), dense)
+    for written in (False, True):
+        wanted = _above(currents, dense, sigma, written)
+        for got, want in zip(_above(currents, layer, sigma, written), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+class _Turned(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
 
 
 def test_one_weight_used_twice_and_an_input_used_twice():

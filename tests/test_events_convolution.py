@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events import passing
+from hibana.events import layers, passing
 from hibana.events.support import support_of
 
 
@@ -219,6 +219,30 @@ def test_spikes_that_were_written_to_are_pooled_as_they_are(channels):
     assert torch.equal(got, wanted)
     assert not got[:, 0].any()
     assert got.any()
+
+
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
+@pytest.mark.parametrize("last", [True, False])
+def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monkeypatch):
+    currents = torch.rand(4, 3, 16, 9, 8).mul(1.5)
+    if last:
+        currents = currents.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    dense = nn.Conv2d(16, 8, 3, padding=1)
+    layer = hb.events.adopt(copy.deepcopy(dense))
+    scanned = []
+    monkeypatch.setattr(
+        layers, "_bits_of", lambda rows, scan=layers._bits_of: scanned.append(1) or scan(rows)
+    )
+    found = []
+    for conv in (layer, dense):
+        x = currents.detach().requires_grad_()
+        out = conv(hb.IF(1.0, sigma, detach_reset=True)(x).flatten(0, 1))
+        out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+        found.append([out.detach(), x.grad, *(p.grad for p in conv.parameters())])
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+    assert layer.explain().startswith("events")
+    assert scanned == ([] if last else [1])
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])

@@ -188,10 +188,13 @@ def test_the_node_says_how_it_was_run_and_where_a_gradient_can_matter():
     assert seen.way.program.step.states == ("v_state", "s_state")
     assert seen.support.shape == (5, 9)
     assert seen.support.dtype == torch.uint8
+    assert seen.spikes.shape == (5, 9)
+    assert seen.spikes is not seen.support
     assert seen.name() == "_RunBackward"
     assert seen.next_functions[0][0].variable is inputs
     outputs.sum().backward()
     assert seen.support is None, "given back with all that was kept"
+    assert seen.spikes is None
     bare, _ = emitted(hb.IFCell(surrogate=hb.surrogate.ATan()), inputs)
     assert bare.grad_fn.support is None
 

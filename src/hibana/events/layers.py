@@ -40,8 +40,10 @@ class Linear(_BySpikes, nn.Linear):
     in another order. An input ``[..., in_features]`` that is not all 0 and 1 is multiplied densely, by
     torch; so is any but float32 on the CPU, and a call that is being compiled or transformed. An input
     that does not change over time (expanded: zero stride) costs one product, and its result is expanded.
-    Of spikes only bits are kept for the backward. Where the input comes from a layer of hibana, its
-    gradient is computed only where that layer's surrogate can let it through, if nobody else looks at it.
+    Of spikes only bits are kept for the backward. Where the input comes from a layer of hibana, the bits
+    that it kept are used (what is written to spikes unseen by autograd, by ``.data`` or NumPy, is unseen
+    here too), and its gradient is computed only where that layer's surrogate can let it through, if nobody
+    else looks at it.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
@@ -78,13 +80,15 @@ class Linear(_BySpikes, nn.Linear):
         if not rows.is_contiguous():
             rows = rows.contiguous()
         weight = self.weight if self.weight.is_contiguous() else self.weight.contiguous()
-        found = _bits_of(rows.detach())
+        below = support_of(input) if input.requires_grad else None
+        in_order = input.is_contiguous()
+        found = _known_bits(below, self.in_features, in_order) or _bits_of(rows.detach())
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
         self._reason = _events(share, self.out_features)
         if _learns(rows, weight, self.bias):
-            support = _support(input, self.in_features, input.is_contiguous())
+            support = _usable(below, self.in_features, in_order)
             out = product.linear(rows, weight, self.bias, bits, share, support)
         else:
             out = product.forward(bits, share, weight.detach(), self.bias)[0]
@@ -125,15 +129,17 @@ class Conv2d(_BySpikes, nn.Conv2d):
             return self._densely(input, "nothing to add")
         if self.mode == "auto" and count < SMALLEST_ROWS:
             return self._densely(input, f"{count} output pixels do not pay for packing the weights")
-        found = _bits_of(convolution.rows_of(input.detach()))
+        below = support_of(input) if input.requires_grad else None
+        length = geometry.channels * geometry.image[1]
+        in_order = input.is_contiguous(memory_format=torch.channels_last)
+        found = _known_bits(below, length, in_order) or _bits_of(convolution.rows_of(input.detach()))
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
         self._reason = _events(share, self.out_channels)
         if not _learns(input, self.weight, self.bias):
             return convolution.forward(bits, share, self.weight.detach(), self.bias, geometry)
-        in_order = input.is_contiguous(memory_format=torch.channels_last)
-        support = _support(input, geometry.channels * geometry.image[1], in_order)
+        support = _usable(below, length, in_order)
         return convolution.convolution(input, self.weight, self.bias, bits, share, support, geometry)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
@@ -240,6 +246,17 @@ def _check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
+def _known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Tensor, float] | None:
+    """The bits that the spiking layer `below` kept, as rows of `length` elements, and the share of ones.
+
+    None if there are none, or the input does not lie `in_order`, as rows do.
+    """
+    if below is None or below.spikes is None or not in_order:
+        return None
+    rows = below.rows(below.spikes, length)
+    return None if rows is None else (rows, product.share_of(rows, length))
+
+
 def _bits_of(rows: Tensor) -> tuple[Tensor, float] | None:
     """The bits of contiguous `rows` and the share of ones; None if not all are 0 and 1."""
     count = rows.shape[0]
@@ -260,12 +277,11 @@ def _learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _support(input: Tensor, length: int, in_order: bool) -> Support | None:  # noqa: A002
-    """What stands below `input`, if rows of `length` elements of it can be told; `in_order` of memory."""
-    support = support_of(input) if input.requires_grad else None
-    if support is None or support.bits is None:
-        return support
-    return support if in_order and support.rows(length) is not None else None
+def _usable(below: Support | None, length: int, in_order: bool) -> Support | None:
+    """`below`, unless rows of `length` elements of it can't be told for an input that lies `in_order`."""
+    if below is None or below.bits is None:
+        return below
+    return below if in_order and below.rows(below.bits, length) is not None else None
 
 
 def _plain(*tensors: Tensor | None) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hibana.events.kernels import address
-from hibana.events.support import Support, spikes_of, support_of
+from hibana.events.support import Support, support_of
 from hibana.native import arguments, run
 
 __all__ = ["flattened", "max_pooled"]
@@ -41,29 +41,28 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     None if they are no spikes, which is seen on the way.
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
+    below = support_of(images)
     height, width = geometry.output
     out = torch.empty(images.shape[0], height, width, geometry.channels)
     which = torch.empty(out.shape, dtype=torch.uint8)
-    if not (_pooled_bits(images, out, which, geometry) or _pooled_numbers(images, out, which, geometry)):
+    known = below is not None and _pooled_bits(images, below, out, which, geometry)
+    if not (known or _pooled_numbers(images, out, which, geometry)):
         return None
     result = out.permute(0, 3, 1, 2)
     if not (torch.is_grad_enabled() and images.requires_grad):
         return result
     apply: Any = _MaxPool.apply  # torch leaves it without types
-    pooled: Tensor = apply(images, result, which, _pooled_support(images, which, geometry), geometry)
+    support = None if below is None else _pooled_support(images, below, which, geometry)
+    pooled: Tensor = apply(images, result, which, support, geometry)
     return pooled
 
 
-def _pooled_bits(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
+def _pooled_bits(images: Tensor, below: Support, out: Tensor, which: Tensor, geometry: _Window) -> bool:
     """Whether the spikes are known as bits, from which it was done: a 32nd of the numbers to read."""
-    known = spikes_of(images) if geometry.channels % 16 == 0 else None
-    if known is None:
+    per_step, rest = divmod(below.length, images[0].numel())
+    if below.spikes is None or geometry.channels % 16 or rest:
         return False
-    bits, length = known
-    per_step, rest = divmod(length, images[0].numel())
-    if rest:
-        return False
-    values = [bits.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
+    values = [below.spikes.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
     run(address("pooling", "forward_of_bits", 64), out.shape[0] * out.shape[1], arguments(values), GRAIN)
     return True
 
@@ -77,11 +76,8 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Windo
     return not strange.item()
 
 
-def _pooled_support(images: Tensor, which: Tensor, geometry: _Window) -> Support | None:
-    """The support below, at the pixels that were taken."""
-    below = support_of(images)
-    if below is None:
-        return None
+def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Window) -> Support | None:
+    """The support `below`, at the pixels that were taken."""
     length = geometry.channels * geometry.output[1]
     if below.bits is None:
         return Support(None, length, below.watched)

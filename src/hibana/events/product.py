@@ -10,7 +10,7 @@ from hibana.events.kernels import address, compresses, panel
 from hibana.events.support import Support, probe
 from hibana.native import arguments, run
 
-__all__ = ["bits_of", "forward", "linear", "packed", "used_bits", "weight_gradient"]
+__all__ = ["bits_of", "forward", "linear", "packed", "share_of", "used_bits", "weight_gradient"]
 
 NEAR_FROM = 0.08
 """From this share on, few weights at a time are kept near."""
@@ -50,13 +50,23 @@ def _up(count: int, size: int) -> int:
 def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     """The bits ``[rows / step, words]`` of contiguous `rows`, and the share of ones: None if not binary."""
     inputs = rows.shape[1]
-    count, parts = _up(rows.shape[0], step), torch.get_num_threads()
-    bits = torch.empty(count, _up(inputs, 64), dtype=torch.int64)
+    bits = torch.empty(_up(rows.shape[0], step), _up(inputs, 64), dtype=torch.int64)
+    spikes, strange = _scanned(rows.data_ptr(), bits, inputs, step)
+    return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
+
+
+def share_of(bits: Tensor, inputs: int) -> float:
+    """The share of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
+    return _scanned(0, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
+
+
+def _scanned(source: int, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
+    count, parts = bits.shape[0], torch.get_num_threads()
     found = torch.zeros(parts, 2, dtype=torch.int64)
-    values = [rows.data_ptr(), bits.data_ptr(), found.data_ptr(), inputs, count, step, _up(count, parts)]
+    values = [source, bits.data_ptr(), found.data_ptr(), inputs, count, step, _up(count, parts)]
     run(address("linear", "scan", 64), parts, arguments(values))
     spikes, strange = found.sum(0).tolist()
-    return bits, None if strange else spikes / max(1, count * inputs)
+    return spikes, strange
 
 
 def packed(weight: Tensor, row: int) -> Tensor:
@@ -162,7 +172,7 @@ def used_bits(support: Support | None, bits: Tensor, length: int, share: float) 
     if support is None or not support.unseen():
         return None
     if support.bits is not None:
-        return support.rows(length)
+        return support.rows(support.bits, length)
     return bits if share <= GRADIENT_EVERYWHERE_FROM else None
 
 

@@ -1,10 +1,10 @@
 """Where the gradient of a layer's input can matter, read from the graph that autograd has built.
 
 The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
-derivative can be non-zero. The nodes of this room that pass spikes on carry a :class:`Support` of their own.
-A gradient may be left out elsewhere only if nobody else looks at it. Anything that is not known here means
-everywhere, which is always right. A hook put on a node itself (``Node.register_prehook``), not on a tensor,
-is not seen.
+derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this room
+that pass spikes on carry a :class:`Support` of their own. A gradient may be left out elsewhere only if
+nobody else looks at it. Anything that is not known here means everywhere, which is always right. A hook put
+on a node itself (``Node.register_prehook``), not on a tensor, is not seen.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-__all__ = ["Support", "announce", "probe", "spikes_of", "support_of"]
+__all__ = ["Support", "announce", "probe", "support_of"]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
@@ -29,14 +29,15 @@ class Support:
     length: int
     watched: Watched
     """Weak references to the tensors on the way, and the hooks that anybody puts on them."""
+    spikes: Tensor | None = None
+    """The bits of what the layer emitted, as `bits`, if it kept them and nothing was written to since."""
 
-    def rows(self, length: int) -> Tensor | None:
-        """The bits as rows of `length` elements that begin with a word each, if they can be seen so."""
-        assert self.bits is not None
+    def rows(self, bits: Tensor, length: int) -> Tensor | None:
+        """`bits` as rows of `length` elements that begin with a word each, if they can be seen so."""
         words = -(-length // 64)
         whole_words = length % 64 == 0 and self.length % 64 == 0
-        if whole_words or (length == self.length and self.bits.shape[1] == 8 * words):
-            return self.bits.view(torch.int64).view(-1, words)
+        if whole_words or (length == self.length and bits.shape[1] == 8 * words):
+            return bits.view(torch.int64).view(-1, words)
         return None
 
     def unseen(self) -> bool:
@@ -82,25 +83,9 @@ def support_of(tensor: Tensor) -> Support | None:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
         return Support(support.bits, support.length, (*watched, *support.watched))
-    way = getattr(node, "way", None)
-    is_spikes = way is not None and _emits(way.program.step.nexts[-1], way.program.plan.support)
-    return Support(None if is_spikes else support, base[0].numel(), watched)
-
-
-def spikes_of(tensor: Tensor) -> tuple[Tensor, int] | None:
-    """The bits ``[T, bytes]`` that a spiking layer kept of the spikes `tensor`, and how many make a step.
-
-    None if it did not, or `tensor` is not all that the layer emitted, or was written to since.
-    """
-    base = tensor if tensor._base is None else tensor._base
-    node = base.grad_fn
-    way = getattr(node, "way", None)
-    if way is None or tensor._version or support_of(tensor) is None:
-        return None
-    if not _emits(way.program.step.nexts[-1], way.program.plan.support):
-        return None
-    bits: Tensor = node.support  # type: ignore[union-attr] # of hibana's own node
-    return bits, base[0].numel()
+    spikes: Tensor | None = node.spikes  # type: ignore[union-attr] # of hibana's own node
+    bits = None if support is spikes else support
+    return Support(bits, base[0].numel(), watched, None if tensor._version else spikes)
 
 
 def announce(view: Tensor) -> Tensor:
@@ -142,11 +127,6 @@ def _dense(tensor: Tensor) -> bool:
                 return False
             size *= extent
     return True
-
-
-def _emits(emitted: Any, support: Any) -> bool:
-    """Whether what a step emits is 1 exactly where its gradient can matter."""
-    return bool(emitted.word == "to_float" and emitted.args == (support,))
 
 
 def _hooks(tensor: Tensor) -> "OrderedDict[int, Any]":

@@ -291,11 +291,12 @@ def go(way: Way, inputs: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor, S
 
 
 class _Run(torch.autograd.Function):
-    """The whole sequence as one node, whose attributes `way` and `support` others read.
+    """The whole sequence as one node, whose attributes `way`, `support` and `spikes` others read.
 
     `way` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
     ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
-    lowest bit first; see :class:`hibana.loop.plan.Plan`.
+    lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
+    :class:`hibana.loop.plan.Plan`.
     """
 
     @staticmethod
@@ -315,6 +316,7 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(*read, *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
         ctx.support = None if plan.support_at is None else kept[plan.support_at]
+        ctx.spikes = None if plan.spikes_at is None else kept[plan.spikes_at]
         if order is not None:
             outputs, last = _back(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one

@@ -182,9 +182,10 @@ class CpuKernels:
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
         node = built()
         forward = self._forward(shape, plan, True, threads)
-        reads_input, support_at, backward, turns = False, None, None, None
+        reads_input, backward, turns = False, None, None
+        marks: tuple[int | None, ...] = None, None
         if plan is not None:
-            reads_input, support_at = plan.reads_input, plan.support_at
+            reads_input, marks = plan.reads_input, (plan.support_at, plan.spikes_at)
             way = (shape, True, False, True, threads)
             if plan.again is None:
                 backward = self._backward(*way).call()
@@ -192,7 +193,8 @@ class CpuKernels:
                 backward, turns = self._turns(plan.again, *way).calls()
         facts = (  # in the order of node.cpp
             *(len(self.step.states), ends, plan is not None, reads_input, self._streams(*_sizes(shape))),
-            *(-1 if support_at is None else support_at, FAR, APART, ROOM_APART, PAGE, LINE),
+            *(-1 if place is None else place for place in marks),
+            *(FAR, APART, ROOM_APART, PAGE, LINE),
         )
         launch = node.launch(facts, forward.bits, forward.booleans, forward.walk.call(), backward, turns)
         return partial(node.run, launch)

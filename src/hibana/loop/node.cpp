@@ -57,7 +57,7 @@ struct Turns {
 struct Launch {
   int64_t states;
   bool ends, keeps, reads_input, streams;
-  int64_t support_at;  // among what is kept; -1: nowhere
+  int64_t support_at, spikes_at;  // among what is kept; -1: nowhere
   int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.beside
   Numbers bits;        // the shape of the bits of a sequence
   Numbers booleans;    // whether each of what is kept is bits
@@ -221,6 +221,7 @@ struct Run final : Node {
     inputs.reset_data();
     for (auto& value : kept) value.reset_data();
     support = Tensor();
+    spikes = Tensor();
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -259,7 +260,7 @@ struct Run final : Node {
   at::IntArrayRef shape;
   torch::autograd::SavedVariable inputs;
   std::vector<torch::autograd::SavedVariable> kept;
-  Tensor support;
+  Tensor support, spikes;
 };
 
 PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -284,6 +285,7 @@ PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     if (launch->reads_input) node.inputs = torch::autograd::SavedVariable(inputs, false);
     for (const auto& value : found.kept) node.kept.emplace_back(value, false);
     if (launch->support_at >= 0) node.support = found.kept[launch->support_at];
+    if (launch->spikes_at >= 0) node.spikes = found.kept[launch->spikes_at];
     torch::autograd::set_history(found.outputs, pointer);
     torch::autograd::set_history(found.last, pointer);
   }
@@ -322,18 +324,19 @@ PyObject* make_launch(PyObject*, PyObject* given) {
   if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &turns)) return nullptr;
   auto launch = std::make_unique<Launch>();
   const auto fact = numbers(facts);
-  TORCH_CHECK_VALUE(fact.size() == 11, "a launch has 11 facts, got ", fact.size());
+  TORCH_CHECK_VALUE(fact.size() == 12, "a launch has 12 facts, got ", fact.size());
   launch->states = fact[0];
   launch->ends = fact[1];
   launch->keeps = fact[2];
   launch->reads_input = fact[3];
   launch->streams = fact[4];
   launch->support_at = fact[5];
-  launch->far = fact[6];
-  launch->apart = fact[7];
-  launch->room_apart = fact[8];
-  launch->page = fact[9];
-  launch->line = fact[10];
+  launch->spikes_at = fact[6];
+  launch->far = fact[7];
+  launch->apart = fact[8];
+  launch->room_apart = fact[9];
+  launch->page = fact[10];
+  launch->line = fact[11];
   launch->bits = numbers(bits);
   launch->booleans = numbers(booleans);
   launch->forward = call_of(forward);
@@ -362,12 +365,19 @@ PyObject* support_of(PyObject* self, void*) {
   END_HANDLE_TH_ERRORS
 }
 
+PyObject* spikes_of(PyObject* self, void*) {
+  HANDLE_TH_ERRORS
+  return THPVariable_Wrap(run_of(self).spikes);
+  END_HANDLE_TH_ERRORS
+}
+
 using namespace torch::autograd;  // the macro below names them so
 
 PyGetSetDef PROPERTIES[] = {
     THP_FUNCTION_DEFAULT_PROPERTIES,
     {"way", way_of, nullptr, nullptr, nullptr},
     {"support", support_of, nullptr, nullptr, nullptr},
+    {"spikes", spikes_of, nullptr, nullptr, nullptr},
     {nullptr}};
 
 PyMethodDef FUNCTIONS[] = {

@@ -30,6 +30,8 @@ class Plan:
     """The previous states that the backward uses, computed from what was kept a step earlier."""
     support: Value | None
     """Where the gradient of what was emitted can matter (one of `kept`); None means everywhere."""
+    spikes: Value | None
+    """The truth value that is emitted as 1 or 0 (one of `kept`); None if it is not kept, or none is."""
     again: "Plan | None" = None
     """What a second run forward keeps, a stretch of neurons at a time, where the backward makes one."""
 
@@ -47,6 +49,11 @@ class Plan:
     def support_at(self) -> int | None:
         """Which of `kept_values` the support is."""
         return None if self.support is None else self.kept_values.index(self.support)
+
+    @cached_property
+    def spikes_at(self) -> int | None:
+        """Which of `kept_values` the spikes are."""
+        return None if self.spikes is None else self.kept_values.index(self.spikes)
 
     def bits(self, number_bits: int = 32) -> int:
         """Bits kept per neuron and step."""
@@ -69,7 +76,7 @@ def make_plan(step: Step) -> Plan:
     elif support not in kept:
         kept = (*kept, support)
     before = tuple(sorted({int(v.data) for v in evaluated(roots, set(kept)) if v.word == "previous"}))
-    return Plan(kept, before, support)
+    return Plan(kept, before, support, _spikes(step, kept))
 
 
 def replayed(step: Step, plan: Plan) -> Plan | None:
@@ -84,7 +91,7 @@ def replayed(step: Step, plan: Plan) -> Plan | None:
         return None
     (input_,) = (value for value in forward if value.word == "input")
     kept = (input_,) if plan.support is None else (input_, plan.support)
-    return Plan(kept, tuple(range(len(step.states))), plan.support, plan)
+    return Plan(kept, tuple(range(len(step.states))), plan.support, _spikes(step, kept), plan)
 
 
 def reachable(roots: Iterable[Value]) -> list[Value]:
@@ -150,6 +157,12 @@ def _price(step: Step, roots: list[Value], kept: tuple[Value, ...]) -> float:
 
 
 _EFFORT: Mapping[str, float] = {**dict.fromkeys(CALLS, 8.0), "sigmoid": 8.0, "div": 0.5, "root": 0.5}
+
+
+def _spikes(step: Step, kept: Container[Value]) -> Value | None:
+    """The truth value that `step` emits as 1 or 0, if it is in `kept`."""
+    emitted = step.nexts[-1]
+    return emitted.args[0] if emitted.word == "to_float" and emitted.args[0] in kept else None
 
 
 def _support(step: Step, roots: list[Value]) -> Value | None:

@@ -50,7 +50,10 @@ def copied_and_added(target, total, source):
 
 @kernel
 def scan(begin, end, args):
-    """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1."""
+    """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
+
+    Without floats (0 for their address) the bits are known, and their ones are counted.
+    """
     source, bits, counts, inputs, rows, step, per_part = (
         args[0],
         args[1],
@@ -72,6 +75,10 @@ def scan(begin, end, args):
         for row in range(part * per_part, min(rows, (part + 1) * per_part)):
             at = source + 4 * inputs * row * step
             out = words_at(bits + 8 * words * row, words)
+            if source == 0:
+                for w in range(words):
+                    spikes += ones(out[w])
+                continue
             for w in range(whole):
                 fired = fired_64(at + 256 * w)
                 strange |= strange_64(at + 256 * w)
