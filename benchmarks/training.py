@@ -5,6 +5,7 @@ images, optimizer, schedule and penalty on activity; the neuron is IF with a det
 a surrogate, and for the peers, of which most have no box, arctan or the nearest they have. Whoever computes
 dense products has the first one computed once for all steps, as hibana does by itself. ``relu`` computes
 all T steps as everybody does; ``relu-once`` is the ordinary network, which is shown the image once.
+Numbers too small to be normal are flushed to zero for everybody, or AdamW's averages slow down.
 """
 
 import gzip
@@ -86,6 +87,7 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
     if contender in peers.PEERS and contender not in usable:
         return [{"contender": contender, "error": reasons[contender]}]
     hb.keep_memory()
+    torch.set_flush_denormal(True)
     pixels, classes = (part[:first] for part in images("train"))
     net = Net(contender)
     batches = len(pixels) // _BATCH

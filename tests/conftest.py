@@ -26,5 +26,10 @@ def _uninitialised_memory_is_nan():
 
 
 @pytest.fixture(autouse=True)
+def _the_smallest_numbers_are_kept():
+    torch.set_flush_denormal(False)  # a command may have set it for its process, which is this one
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -213,6 +213,13 @@ def test_samples_that_do_not_fit_are_refused(trained, tmp_path, capsys):
         assert words in refused(capsys, "predict", folder / "checkpoint.ckpt", tmp_path / name)
 
 
+def test_training_flushes_what_is_slow_to_compute_with(capsys):
+    tiny = torch.tensor(1e-40)
+    assert tiny * 1 == tiny
+    refused(capsys, "train", "--epochs", "0")
+    assert tiny * 1 == 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["train", "--epochs", "many"]])
 def test_the_command_line_refuses_what_it_cannot_parse(arguments):
     run = subprocess.run([sys.executable, "-m", "hibana", *arguments], capture_output=True, text=True)

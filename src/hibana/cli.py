@@ -175,7 +175,10 @@ def demo(arguments: argparse.Namespace) -> None:
 )
 def train(arguments: argparse.Namespace) -> None:
     """Trains a spiking network, and says how it did beside a linear classifier."""
+    import torch
+
     keep_memory()
+    torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
     from hibana.train import Classifier, Settings, fit, linear_accuracy, read, resumed
 
     asked = vars(arguments)
