@@ -57,6 +57,17 @@ def test_spikes_are_the_bits_of_what_was_emitted_if_they_are_kept(run, kind):
     assert 0 < found.sum() < found.numel()
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_put_out_is_a_tensor_that_nobody_wrote_to(wanted):
+    cell = hb.IFCell(detach_reset=True)
+    outputs, (last, _) = CPU(cell, torch.rand(4, 40_000, requires_grad=wanted), None)
+    assert outputs.storage_offset() > 0, "not of the size whose place in memory is chosen"
+    for tensor in (outputs, last):
+        assert tensor._version == 0
+        assert tensor._base is None
+        assert not tensor._is_view()
+
+
 def test_one_thread_gives_the_same_bits():
     inputs = torch.rand(50, 20_000, requires_grad=True)
     cell, threads, results = hb.LIFCell(surrogate=ATan()), torch.get_num_threads(), []

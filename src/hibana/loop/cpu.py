@@ -276,7 +276,8 @@ def beside(read: Tensor, shape: torch.Size) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     room = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype)
     shift = (read.data_ptr() + APART - room.data_ptr()) & (PAGE - LINE)
-    return torch.empty(0, dtype=dtype).set_(room.untyped_storage(), shift // dtype.itemsize, shape, ())
+    placed = torch.empty(0, dtype=dtype).set_(room.untyped_storage(), shift // dtype.itemsize, shape, ())
+    return placed.data  # to which nothing was written yet, as others may ask of its version
 
 
 class _Ready(NamedTuple):

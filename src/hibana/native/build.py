@@ -67,16 +67,17 @@ class _Object:
         return cls(body[end:], head["entries"], tuple(head["taken"]))
 
 
-def build(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
+def build(source: str, names: tuple[str, ...], shared: str = "") -> tuple[Kernel, ...]:
     """The kernels called `names` in `source`, compiled now or taken from the cache.
 
     Args:
         source: a Python module that may use all of :mod:`hibana.native.vocabulary`; each kernel is
             decorated with its ``@kernel``.
         names: the kernels in it.
+        shared: what stands before `source`, and before others: its functions are compiled once for all.
     """
-    addresses, code = _linked_source(HEADER + source, names, _compiled)
-    return tuple(Kernel(name, addresses[name], source, code) for name in names)
+    addresses, code = _linked_source((HEADER + shared, source), names, _compiled)
+    return tuple(Kernel(name, addresses[name], shared + source, code) for name in names)
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
@@ -85,16 +86,18 @@ def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    addresses, code = _linked_source(source, names, _assembled)
+    addresses, code = _linked_source((source,), names, _assembled)
     return tuple(Kernel(name, addresses[name], source, code) for name in names)
 
 
-_Compiler = Callable[[str, tuple[str, ...]], _Object]
+_Text = tuple[str, ...]
+"""Source, in the parts that it is compiled in."""
+_Compiler = Callable[[_Text, tuple[str, ...]], _Object]
 
 
 @cache
-def _linked_source(text: str, names: tuple[str, ...], compiled: _Compiler) -> tuple[dict[str, int], Any]:
-    path = _file(text)
+def _linked_source(text: _Text, names: tuple[str, ...], compiled: _Compiler) -> tuple[dict[str, int], Any]:
+    path = _file("".join(text))
     found = None if path is None else _read(path)
     if found is None:
         found = compiled(text, names)
@@ -126,12 +129,10 @@ def _write(path: Path, data: bytes) -> None:
         warnings.warn(f"a compiled kernel is not kept: {error}", RuntimeWarning, stacklevel=2)
 
 
-def _compiled(text: str, names: tuple[str, ...]) -> _Object:
-    module = ModuleType(f"hibana_kernel_{hashlib.sha256(text.encode()).hexdigest()[:12]}")
-    filename = f"<{module.__name__}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    exec(compile(text, filename, "exec"), module.__dict__)  # noqa: S102 # the source is our own
-    kernels = [getattr(module, name) for name in names]
+def _compiled(text: _Text, names: tuple[str, ...]) -> _Object:
+    shared, source = text
+    scope = _executed(source, _shared(shared))
+    kernels = [scope[name] for name in names]
     (library,) = {kernel._library for kernel in kernels}
     declared = [f.name for f in library._final_module.functions if f.is_declaration]
     taken = tuple(name for name in declared if not name.startswith("llvm."))
@@ -142,9 +143,25 @@ def _compiled(text: str, names: tuple[str, ...]) -> _Object:
     )
 
 
-def _assembled(text: str, names: tuple[str, ...]) -> _Object:
+@cache
+def _shared(source: str) -> dict[str, Any]:
+    """The names that `source` defines, kept with what Numba compiles of them."""
+    return _executed(source, {})
+
+
+def _executed(source: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of a module of `source` in which those of `before` are known."""
+    module = ModuleType(f"hibana_kernel_{hashlib.sha256(source.encode()).hexdigest()[:12]}")
+    module.__dict__.update({name: value for name, value in before.items() if not name.startswith("__")})
+    filename = f"<{module.__name__}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102 # the source is our own
+    return module.__dict__
+
+
+def _assembled(text: _Text, names: tuple[str, ...]) -> _Object:
     llvm, machine = _llvm()
-    module = llvm.parse_assembly(text)
+    module = llvm.parse_assembly("".join(text))
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False

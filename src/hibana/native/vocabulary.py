@@ -4,18 +4,21 @@ This file is imported by generated source only; it is the one place that imports
 """
 
 import numpy as np
-from numba import carray, cfunc, njit, types
-from numba.core import cgutils
+from numba import cfunc, njit, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 __all__ = [
     "bytes_at",
     "floats_at",
     "function",
+    "int32s_at",
     "ints_at",
     "kernel",
     "np",
+    "places_at",
+    "words_at",
 ]
 
 
@@ -26,11 +29,15 @@ def kernel(function):
 
 
 class _Disjoint(Compiler):
-    """Numba's compiler, told that the array arguments of a function do not overlap."""
+    """Numba's compiler, told of a function that its array arguments do not overlap, and that kernels call it.
+
+    Without that it would make an entry for Python and one for C beside each.
+    """
 
     def __init__(self, typing, target, library, args, return_type, flags, local):
         super().__init__(typing, target, library, args, return_type, flags, local)
         self.state.flags.noalias = True
+        self.state.flags.no_cpython_wrapper = self.state.flags.no_cfunc_wrapper = True
 
 
 def function(function):
@@ -38,27 +45,29 @@ def function(function):
     return njit(pipeline_class=_Disjoint, error_model="numpy", boundscheck=False)(function)
 
 
-@intrinsic
-def _pointer(context, address):
-    def build(context, builder, signature, args):
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
+def _array_of(kind):
+    """The function ``(address, count)`` that gives the array of `count` elements of `kind` at `address`.
 
-    return types.voidptr(types.int64), build
+    Numba's ``carray`` does the same, but what it is made of is inferred anew at each call.
+    """
+    array = types.Array(kind, 1, "C")
+
+    def at(context, address, count):
+        def build(context, builder, signature, args):
+            place = builder.inttoptr(args[0], context.get_data_type(kind).as_pointer())
+            size = context.get_constant(types.intp, kind.bitwidth // 8)
+            made = make_array(array)(context, builder)
+            populate_array(made, place, shape=[args[1]], strides=[size], itemsize=size, meminfo=None)
+            return made._getvalue()
+
+        return array(types.int64, types.int64), build
+
+    return intrinsic(at)
 
 
-@njit(inline="always")
-def floats_at(address, count):
-    """The float32 array of `count` elements at `address`."""
-    return carray(_pointer(address), (count,), np.float32)
-
-
-@njit(inline="always")
-def bytes_at(address, count):
-    """The uint8 array of `count` elements at `address`."""
-    return carray(_pointer(address), (count,), np.uint8)
-
-
-@njit(inline="always")
-def ints_at(address, count):
-    """The int64 array of `count` elements at `address`."""
-    return carray(_pointer(address), (count,), np.int64)
+floats_at = _array_of(types.float32)
+bytes_at = _array_of(types.uint8)
+places_at = _array_of(types.uint16)
+int32s_at = _array_of(types.int32)
+ints_at = _array_of(types.int64)
+words_at = _array_of(types.uint64)

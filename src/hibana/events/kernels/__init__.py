@@ -35,10 +35,9 @@ def compresses() -> bool:
 def address(room: str, name: str, row: int) -> int:
     """The address of the kernel `name` of the file `room`, for rows of `row` floats."""
     lanes = _without_imports_between((_HERE / "lanes.py").read_text(), None)
-    text = lanes.replace("VECTORS = 4\n", f"VECTORS = {row // 16}\n", 1)
-    text = text.replace("COMPRESSES = False\n", f"COMPRESSES = {compresses()}\n", 1)
-    text += _without_imports_between((_HERE / f"{room}.py").read_text(), name)
-    (kernel,) = build(text, (name,))
+    lanes = lanes.replace("VECTORS = 4\n", f"VECTORS = {row // 16}\n", 1)
+    lanes = lanes.replace("COMPRESSES = False\n", f"COMPRESSES = {compresses()}\n", 1)
+    (kernel,) = build(_without_imports_between((_HERE / f"{room}.py").read_text(), name), (name,), lanes)
     _KEPT.append(kernel)
     return kernel.address
 

@@ -15,15 +15,13 @@ from hibana.events.kernels.lanes import (
     fired_64,
     freed,
     listed,
-    places_at,
     values_together,
     whole_lines,
     word_at,
     word_put,
-    words_at,
     zeroed,
 )
-from hibana.native.vocabulary import bytes_at, floats_at, function, ints_at, kernel, np
+from hibana.native.vocabulary import floats_at, function, int32s_at, ints_at, kernel, np, places_at, words_at
 
 NEAR = 1 << 15
 """Bytes of a table that the nearest cache holds."""
@@ -230,7 +228,7 @@ def input_gradient_of_few(begin, end, args):
     values_at = offsets_at + 4 * pixels * outputs
     index_at = values_at + 4 * (pixels * outputs + SLACK)
     first = ints_at(firsts, pixels + 1)
-    offsets = bytes_at(offsets_at, 4 * pixels * outputs).view(np.int32)
+    offsets = int32s_at(offsets_at, pixels * outputs)
     index = places_at(index_at, outputs + SLACK)
     zeroed(floats_at(nothing, PANEL))
     for item in range(begin, end):

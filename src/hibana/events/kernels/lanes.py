@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from hibana.native.vocabulary import bytes_at, floats_at, function, np
+from hibana.native.vocabulary import floats_at, function, np
 
 VECTORS = 4
 """Replaced by the width that a layer needs."""
@@ -605,18 +605,6 @@ def freed(context, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), build
-
-
-@function
-def places_at(address, count):
-    """The uint16 array of `count` elements at `address`."""
-    return bytes_at(address, 2 * count).view(np.uint16)
-
-
-@function
-def words_at(address, count):
-    """The uint64 array of `count` elements at `address`."""
-    return bytes_at(address, 8 * count).view(np.uint64)
 
 
 @function

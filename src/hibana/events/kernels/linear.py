@@ -19,17 +19,15 @@ from hibana.events.kernels.lanes import (
     half_at,
     listed,
     ones,
-    places_at,
     strange_64,
     sums_of_four,
     transposed,
     transposed_64,
     whole_lines,
     word_at,
-    words_at,
     zeroed,
 )
-from hibana.native.vocabulary import floats_at, function, ints_at, kernel, np
+from hibana.native.vocabulary import floats_at, function, ints_at, kernel, np, places_at, words_at
 
 TILE = 8
 """Words of inputs whose weights are kept near for an input's gradient."""

@@ -3,8 +3,8 @@
 Source text for :mod:`hibana.native`, after :mod:`hibana.events.kernels.lanes`.
 """
 
-from hibana.events.kernels.lanes import first_bits, first_spikes, words_at, zeroed
-from hibana.native.vocabulary import bytes_at, floats_at, function, ints_at, kernel, np
+from hibana.events.kernels.lanes import first_bits, first_spikes, zeroed
+from hibana.native.vocabulary import bytes_at, floats_at, function, ints_at, kernel, np, words_at
 
 
 @function
