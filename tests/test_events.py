@@ -197,11 +197,11 @@ def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
 
 
 @pytest.mark.parametrize("sigma", KEEP_SPIKES, ids=repr)
-@pytest.mark.parametrize("rows", [True, False])
-def test_spikes_that_were_written_to_or_turned_are_taken_as_they_are(sigma, rows):
+@pytest.mark.parametrize("turned", [True, False])
+def test_spikes_that_were_written_to_or_turned_are_taken_as_they_are(sigma, turned):
     currents = 2 * torch.rand(9, 64, 64)
     layer, dense = _pair(nn.Linear(64, 7))
-    if rows:
+    if turned:
         layer, dense = nn.Sequential(_Turned(), layer), nn.Sequential(_Turned(), dense)
     for written in (False, True):
         wanted = _above(currents, dense, sigma, written)

@@ -106,7 +106,7 @@ class Conv2d(_BySpikes, nn.Conv2d):
     either the output's gradient is mostly zero, and gone through value by value, or the input's is needed
     only where the surrogate of the layer below can let it through.
 
-    `mode` is as in :class:`hibana.Linear`.
+    `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
 
     >>> import torch, hibana as hb
     >>> layer = hb.Conv2d(2, 8, 3, padding=1)

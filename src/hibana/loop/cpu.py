@@ -182,15 +182,15 @@ class CpuKernels:
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
         node = built()
         forward = self._forward(shape, plan, True, threads)
-        reads_input, backward, turns = False, None, None
-        marks: tuple[int | None, ...] = None, None
+        backward, turns = None, None
         if plan is not None:
-            reads_input, marks = plan.reads_input, (plan.support_at, plan.spikes_at)
             way = (shape, True, False, True, threads)
             if plan.again is None:
                 backward = self._backward(*way).call()
             else:
                 backward, turns = self._turns(plan.again, *way).calls()
+        reads_input = plan is not None and plan.reads_input
+        marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
         facts = (  # in the order of node.cpp
             *(len(self.step.states), ends, plan is not None, reads_input, self._streams(*_sizes(shape))),
             *(-1 if place is None else place for place in marks),

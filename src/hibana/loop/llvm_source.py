@@ -89,7 +89,7 @@ def forward_source(
     walk.begin(
         step,
         [*map(_own, carried), *(["fired"] if "fired" in once else [])],
-        ["steps", "neurons", "width", "row_bytes", "kept_step", "backwards"],
+        SIZES,
         ["input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
@@ -142,7 +142,7 @@ def backward_source(
     walk.begin(
         step,
         map(_own, held),
-        ["steps", "neurons", "width", "row_bytes", "kept_step", "backwards"],
+        SIZES,
         ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
@@ -393,8 +393,8 @@ def _room(name: str) -> str:
     return f"{name}.room"
 
 
-_NUMBERS = frozenset(
-    {"steps", "neurons", "width", "row_bytes", "kept_step", "backwards", "input_step", "grad_outputs_step"}
-)
+SIZES = ("steps", "neurons", "width", "row_bytes", "kept_step", "backwards")
+"""What a kernel's arguments begin with: see :class:`hibana.loop.cpu_walk.Walk`."""
+_NUMBERS = frozenset({*SIZES, "input_step", "grad_outputs_step"})
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

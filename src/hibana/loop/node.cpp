@@ -16,6 +16,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -56,7 +57,7 @@ struct Turns {
 
 struct Launch {
   int64_t states;
-  bool ends, keeps, reads_input, streams;
+  int64_t ends, keeps, reads_input, streams;  // whether, 0 or 1
   int64_t support_at, spikes_at;  // among what is kept; -1: nowhere
   int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.beside
   Numbers bits;        // the shape of the bits of a sequence
@@ -324,19 +325,13 @@ PyObject* make_launch(PyObject*, PyObject* given) {
   if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &turns)) return nullptr;
   auto launch = std::make_unique<Launch>();
   const auto fact = numbers(facts);
-  TORCH_CHECK_VALUE(fact.size() == 12, "a launch has 12 facts, got ", fact.size());
-  launch->states = fact[0];
-  launch->ends = fact[1];
-  launch->keeps = fact[2];
-  launch->reads_input = fact[3];
-  launch->streams = fact[4];
-  launch->support_at = fact[5];
-  launch->spikes_at = fact[6];
-  launch->far = fact[7];
-  launch->apart = fact[8];
-  launch->room_apart = fact[9];
-  launch->page = fact[10];
-  launch->line = fact[11];
+  int64_t Launch::* const places[] = {  // in the order of hibana.loop.cpu
+      &Launch::states, &Launch::ends, &Launch::keeps, &Launch::reads_input, &Launch::streams,
+      &Launch::support_at, &Launch::spikes_at,
+      &Launch::far, &Launch::apart, &Launch::room_apart, &Launch::page, &Launch::line};
+  TORCH_CHECK_VALUE(
+      fact.size() == std::size(places), "a launch has ", std::size(places), " facts, got ", fact.size());
+  for (size_t i = 0; i < fact.size(); ++i) launch.get()->*places[i] = fact[i];
   launch->bits = numbers(bits);
   launch->booleans = numbers(booleans);
   launch->forward = call_of(forward);
@@ -359,15 +354,10 @@ const Run& run_of(PyObject* self) {
 
 PyObject* way_of(PyObject* self, void*) { return Py_NewRef(run_of(self).way.object); }
 
-PyObject* support_of(PyObject* self, void*) {
+template <Tensor Run::* bits>
+PyObject* bits_of(PyObject* self, void*) {
   HANDLE_TH_ERRORS
-  return THPVariable_Wrap(run_of(self).support);  // None, if undefined
-  END_HANDLE_TH_ERRORS
-}
-
-PyObject* spikes_of(PyObject* self, void*) {
-  HANDLE_TH_ERRORS
-  return THPVariable_Wrap(run_of(self).spikes);
+  return THPVariable_Wrap(run_of(self).*bits);  // None, if undefined
   END_HANDLE_TH_ERRORS
 }
 
@@ -376,8 +366,8 @@ using namespace torch::autograd;  // the macro below names them so
 PyGetSetDef PROPERTIES[] = {
     THP_FUNCTION_DEFAULT_PROPERTIES,
     {"way", way_of, nullptr, nullptr, nullptr},
-    {"support", support_of, nullptr, nullptr, nullptr},
-    {"spikes", spikes_of, nullptr, nullptr, nullptr},
+    {"support", bits_of<&Run::support>, nullptr, nullptr, nullptr},
+    {"spikes", bits_of<&Run::spikes>, nullptr, nullptr, nullptr},
     {nullptr}};
 
 PyMethodDef FUNCTIONS[] = {

@@ -34,15 +34,21 @@ def compresses() -> bool:
 @cache
 def address(room: str, name: str, row: int) -> int:
     """The address of the kernel `name` of the file `room`, for rows of `row` floats."""
-    lanes = _without_imports_between((_HERE / "lanes.py").read_text(), None)
-    lanes = lanes.replace("VECTORS = 4\n", f"VECTORS = {row // 16}\n", 1)
-    lanes = lanes.replace("COMPRESSES = False\n", f"COMPRESSES = {compresses()}\n", 1)
-    (kernel,) = build(_without_imports_between((_HERE / f"{room}.py").read_text(), name), (name,), lanes)
+    own = _without_imports_between((_HERE / f"{room}.py").read_text(), name)
+    (kernel,) = build(own, (name,), _lanes(row))
     _KEPT.append(kernel)
     return kernel.address
 
 
 _KEPT: list[object] = []
+
+
+@cache
+def _lanes(row: int) -> str:
+    """What all kernels for rows of `row` floats share."""
+    text = _without_imports_between((_HERE / "lanes.py").read_text(), None)
+    text = text.replace("VECTORS = 4\n", f"VECTORS = {row // 16}\n", 1)
+    return text.replace("COMPRESSES = False\n", f"COMPRESSES = {compresses()}\n", 1)
 
 
 def _without_imports_between(text: str, wanted: str | None) -> str:

@@ -35,7 +35,7 @@ def bits_from(at, position):
 
 
 @function
-def first_bits(count):
+def mask_of(count):
     """A mask of the first `count` bits, 1 to 64."""
     return ~np.uint64(0) >> np.uint64(64 - count)
 
@@ -44,7 +44,7 @@ def first_bits(count):
 def bits_put(at, position, source, begin, count):
     """`count` bits at `source` from `begin` on, to where there are zeros at `at` from `position` on."""
     for done in range(0, count, 64):
-        bits = bits_from(source, begin + done) & first_bits(min(64, count - done))
+        bits = bits_from(source, begin + done) & mask_of(min(64, count - done))
         word, shift = at + 8 * ((position + done) >> 6), np.uint64((position + done) & 63)
         word_put(word, word_at(word) | (bits << shift))
         word_put(word + 8, word_at(word + 8) | ((bits >> np.uint64(1)) >> (np.uint64(63) - shift)))
@@ -82,7 +82,7 @@ def windows(begin, end, args):
             for x in range(out_width):
                 under = np.uint64(0)
                 for i in range(kernel_height):
-                    here = bits_from(rows + pitch * i, x * stride_across * channels) & first_bits(wide)
+                    here = bits_from(rows + pitch * i, x * stride_across * channels) & mask_of(wide)
                     under |= here << np.uint64(i * wide)
                 word_put(target_at + 8 * x, under)
             continue
@@ -94,7 +94,7 @@ def windows(begin, end, args):
                     source = (x * stride_across + j * dilation_across) * channels
                     for done in range(0, piece, 64):
                         count = min(64, piece - done)
-                        bits_here = bits_from(rows + pitch * i, source + done) & first_bits(count)
+                        bits_here = bits_from(rows + pitch * i, source + done) & mask_of(count)
                         begun |= bits_here << np.uint64(filled)
                         if filled + count >= 64:
                             word_put(at, begun)
@@ -142,7 +142,7 @@ def input_gradient(begin, end, args):
         for x in range(width):
             n = 0
             for base in range(0, channels, 64):
-                here = bits_from(row_at, x * channels + base) & first_bits(min(64, channels - base))
+                here = bits_from(row_at, x * channels + base) & mask_of(min(64, channels - base))
                 if here:
                     n = listed(here, base, index, n)
             if n == 0:
