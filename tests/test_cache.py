@@ -1,17 +1,19 @@
 """Compiled kernels on disk: believed only if whole, private and of this very toolchain."""
 
 import ctypes
+import errno
 import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 import hibana
 import hibana as hb
-from hibana.native import arguments, build, run
+from hibana.native import arguments, build, files, run
 
 module = sys.modules["hibana.native.build"]  # the function of this name hides it
 
@@ -22,6 +24,7 @@ def count(begin, end, args):
     for i in range(begin, end):
         out[i] = 3 * i
 """
+TWICE = SOURCE.replace("3 * i", "6 * i")
 
 
 def _forget():
@@ -37,10 +40,23 @@ def folder(tmp_path, monkeypatch):
     _forget()
 
 
-def _counts():
+@pytest.fixture
+def compilations(monkeypatch):
+    """A list that grows by one whenever a kernel is compiled."""
+    found, compiled = [], module._compiled
+
+    def counted(*arguments):
+        found.append(arguments)
+        return compiled(*arguments)
+
+    monkeypatch.setattr(module, "_compiled", counted)
+    return found
+
+
+def _counts(source=SOURCE):
     """What the kernel counts, built from what is on disk or anew."""
     module._linked_source.cache_clear()
-    (kernel,) = build(SOURCE, ("count",))
+    (kernel,) = build(source, ("count",))
     out = (ctypes.c_int64 * 8)()
     run(kernel.address, 8, arguments([ctypes.addressof(out)]))
     return list(out)
@@ -82,6 +98,153 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(folder, damage):
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
     assert module._Object.unpacked(kept.read_bytes()) is not None
     assert _files(folder) == [kept]
+
+
+def test_swapped_files_are_compiled_anew_and_not_run(folder):
+    assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
+    (first,) = _files(folder)
+    assert _counts(TWICE) == [0, 6, 12, 18, 24, 30, 36, 42]
+    second = next(path for path in _files(folder) if path != first)
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(whole)
+    assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
+    assert _counts(TWICE) == [0, 6, 12, 18, 24, 30, 36, 42]
+
+
+def test_a_file_of_another_toolchain_is_not_run(folder, monkeypatch):
+    _counts()
+    (before,) = _files(folder)
+    monkeypatch.setattr(torch, "__version__", "2.99.0")
+    _forget()
+    there = module.kept_in() / before.name
+    there.write_bytes(before.read_bytes())
+    assert module._read(before) is not None
+    assert module._read(there) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files here have no owner's mode")
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_write_to_is_not_run(folder, mode, compilations):
+    _counts()
+    (kept,) = _files(folder)
+    kept.chmod(mode)
+    assert _counts()[1] == 3
+    assert len(compilations) == 2
+    assert kept.stat().st_mode & 0o077 == 0, "it was replaced"
+    assert _counts()[1] == 3
+    assert len(compilations) == 2
+
+
+@pytest.mark.skipif(getattr(os, "getuid", lambda: 1)() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_is_not_run(folder, compilations):
+    _counts()
+    (kept,) = _files(folder)
+    os.chown(kept, 65534, 65534)
+    assert _counts()[1] == 3
+    assert len(compilations) == 2
+    assert kept.stat().st_uid == 0, "it was replaced"
+
+
+def _unreadable(path):
+    path.chmod(0)
+
+
+def _loop(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _link(path):
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
+
+
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _huge(path):
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files here have no such kinds")
+@pytest.mark.parametrize("put", [_unreadable, _loop, _link, _pipe, _huge])
+def test_what_stands_in_a_files_place_is_replaced(folder, put):
+    _counts()
+    (kept,) = _files(folder)
+    put(kept)
+    assert _counts()[1] == 3
+    assert kept.is_file()
+    assert not kept.is_symlink()
+    assert kept.stat().st_size < 1 << 20
+
+
+def test_a_folder_in_a_files_place_is_said_once(folder):
+    _counts()
+    (kept,) = _files(folder)
+    kept.unlink()
+    (kept / "full").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
+        assert _counts()[1] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _counts()[1] == 3
+    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name], "nothing unfinished is left"
+
+
+def test_a_full_disk_is_said_once_and_leaves_nothing_behind(folder, monkeypatch):
+    _counts(TWICE)
+    before = _files(folder)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*No space left.*; set HIBANA"):
+        assert _counts()[1] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _counts()[1] == 3
+        assert _counts(TWICE)[1] == 6
+    assert _files(folder) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home is found otherwise")
+def test_a_user_without_a_home_compiles_in_memory(monkeypatch):
+    for name in ("HIBANA_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as a container's user
+    _forget()
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*home.*; set HIBANA_CACHE"):
+        assert _counts()[1] == 3
+    _forget()
+
+
+def test_what_killed_processes_left_is_removed_and_what_is_being_written_is_not(folder):
+    _counts()
+    (kept,) = _files(folder)
+    old, new = (kept.with_name(f"{files.UNFINISHED}{name}") for name in ("old", "new"))
+    (deep := kept.with_name(f"{files.UNFINISHED}deep")).mkdir()
+    for path in (old, new, deep / "node.o"):
+        path.write_bytes(b"half")
+    for path in (old, deep):
+        os.utime(path, (0, 0))
+    _forget()
+    _counts()
+    assert _files(folder) == sorted([kept, new])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders here have no owner's mode")
+def test_a_lenient_umask_keeps_a_cache_nobody_else_can_write_to(folder):
+    before = os.umask(0)
+    try:
+        assert _counts()[1] == 3
+    finally:
+        os.umask(before)
+    assert len(_files(folder)) == 1
 
 
 def test_two_processes_that_compile_at_once(folder):

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hibana.native import kept_in
+from hibana.native import files, kept_in
 
 __all__ = ["Launch", "build", "built"]
 
@@ -42,7 +42,8 @@ def built() -> Any:
     if folder is None:
         return None
     for path in sorted(folder.glob(f"{_stem()}.*")):
-        if path.name == _name_of(path.read_bytes()):
+        library = files.read(path)
+        if library is not None and path.name == _name_of(library):
             return _loaded(path)
     return None
 
@@ -59,10 +60,14 @@ def build() -> Path:
     folder = kept_in()
     if folder is None:
         raise RuntimeError("there is no folder to keep the node in: HIBANA_CACHE is off, or can't be used")
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = _compiled(Path(scratch))
-        path = folder / _name_of(made.read_bytes())
-        made.replace(path)  # in one move, so that nobody loads half of it
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=files.UNFINISHED) as scratch:
+            made = _compiled(Path(scratch))
+            path = folder / _name_of(made.read_bytes())
+            made.chmod(0o700)  # the linker follows the umask, and what others can write to is not loaded
+            made.replace(path)  # in one move, so that nobody loads half of it
+    except OSError as error:
+        raise RuntimeError(f"the node can't be kept in {folder}: {error}") from error
     built.cache_clear()
     return path
 

@@ -2,8 +2,9 @@
 
 A kernel's source, in Numba's dialect of Python or in LLVM's language, is compiled once; its object code is
 then kept in one file, whose name says what it was made from and by: the source, and the versions of hibana,
-Numba, LLVM, torch, Python and the processor. A file is believed only if its digest is right, and loading one
-needs LLVM but not Numba.
+Numba, LLVM, torch, Python and the processor. A file is believed only if its digest is right, it was written
+under the name that it bears, and nobody else can have written it; loading one needs LLVM but not Numba. Where
+it can't be kept, the kernel is compiled in memory, and that is said once.
 
 ``HIBANA_CACHE`` names another folder than the user's own cache, or ``off`` keeps nothing.
 """
@@ -14,9 +15,7 @@ import json
 import linecache
 import os
 import platform
-import stat
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from hibana.native import files
 
 __all__ = ["Kernel", "assemble", "build", "cache_folder", "kept_in"]
 
@@ -50,9 +51,11 @@ class _Object:
     entries: Mapping[str, str]
     """For each kernel, the symbol it is defined as."""
     taken: tuple[str, ...]
+    key: str = ""
+    """Of the file that it was read from: what :func:`_key` was when it was written."""
 
-    def packed(self) -> bytes:
-        head = json.dumps({"entries": dict(self.entries), "taken": self.taken}).encode()
+    def packed(self, key: str) -> bytes:
+        head = json.dumps({"key": key, "entries": dict(self.entries), "taken": self.taken}).encode()
         body = len(head).to_bytes(8, "little") + head + self.code
         return hashlib.sha256(body).digest() + body
 
@@ -64,7 +67,7 @@ class _Object:
             return None
         end = 8 + int.from_bytes(body[:8], "little")
         head = json.loads(body[8:end])
-        return cls(body[end:], head["entries"], tuple(head["taken"]))
+        return cls(body[end:], head["entries"], tuple(head["taken"]), head["key"])
 
 
 def build(source: str, names: tuple[str, ...], shared: str = "") -> tuple[Kernel, ...]:
@@ -97,12 +100,12 @@ _Compiler = Callable[[_Text, tuple[str, ...]], _Object]
 
 @cache
 def _linked_source(text: _Text, names: tuple[str, ...], compiled: _Compiler) -> tuple[dict[str, int], Any]:
-    path = _file("".join(text))
+    path = _file("\n".join((*names, *text)))
     found = None if path is None else _read(path)
     if found is None:
         found = compiled(text, names)
         if path is not None:
-            _write(path, found.packed())
+            _write(path, found.packed(_key(path)))
     return _linked(found)
 
 
@@ -111,22 +114,33 @@ def _file(text: str) -> Path | None:
     return None if folder is None else folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
 
 
+def _key(path: Path) -> str:
+    """What a file was made from and by, as its place says it: under another name it is another kernel."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def _read(path: Path) -> _Object | None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return _Object.unpacked(data)
+    data = files.read(path)
+    found = None if data is None else _Object.unpacked(data)
+    return found if found is not None and found.key == _key(path) else None
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` in one move, so that nobody sees half of it."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as fresh:
-            fresh.write(data)
-        Path(fresh.name).replace(path)
+        files.write(path, data)
     except OSError as error:
-        warnings.warn(f"a compiled kernel is not kept: {error}", RuntimeWarning, stacklevel=2)
+        _said_once(f"{path.parent}: {error.strerror or error}")  # a full disk fails at every kernel
+
+
+def _say_not_kept(reason: str) -> None:
+    warnings.warn(
+        f"compiled kernels are not kept: {reason}; set HIBANA_CACHE to a folder of yours, or to 'off'",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+_said_once = cache(_say_not_kept)
 
 
 def _compiled(text: _Text, names: tuple[str, ...]) -> _Object:
@@ -208,7 +222,11 @@ def _abort() -> int:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept: ``HIBANA_CACHE``, or the user's cache folder; None if off."""
+    """Where compiled kernels are kept: ``HIBANA_CACHE``, or the user's cache folder; None if off.
+
+    Raises:
+        RuntimeError: if it lies in the user's home, and this user has none.
+    """
     wanted = os.environ.get("HIBANA_CACHE", "")
     if wanted.lower() in ("off", "0"):
         return None
@@ -217,40 +235,26 @@ def cache_folder() -> Path | None:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "hibana"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "hibana"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "hibana"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hibana"
 
 
 @cache
 def kept_in() -> Path | None:
     """This toolchain's part of the cache, or None (said once) if it can't be used."""
-    base = cache_folder()
-    if base is None:
-        return None
-    folder = base / _toolchain()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if hasattr(os, "getuid"):
-            _require_private(base)
-            _require_private(folder)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        warnings.warn(
-            f"compiled kernels are not kept: {error}; set HIBANA_CACHE to a folder of yours, or to 'off'",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        base = cache_folder()
+        if base is None:
+            return None
+        folder = base / _toolchain()
+        for each in (base, folder):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.require_private(each)
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+        _say_not_kept(str(error))
         return None
+    files.sweep(folder)
     return folder
-
-
-def _require_private(folder: Path) -> None:
-    """Object code is run, so a folder that somebody else can write to is not trusted."""
-    status = folder.stat()
-    if status.st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{folder} can be written by others")
 
 
 @cache
@@ -262,7 +266,7 @@ def _toolchain() -> str:
     import hibana
 
     features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
-    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "vocabulary.py")]
+    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py", "vocabulary.py")]
     parts = (
         hibana.__version__,
         hashlib.sha256(b"".join(own)).hexdigest(),
