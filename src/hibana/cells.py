@@ -133,12 +133,25 @@ def cell_of(key: str) -> Cell:
     return _ALIVE[key]
 
 
+def _check_type(name: str, value: Value) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+
+
+def _has_values(value: Tensor) -> bool:
+    """Whether `value` holds numbers, rather than the shape of some that are loaded later, or never."""
+    from torch._subclasses.fake_tensor import is_fake
+
+    return not value.is_meta and not is_fake(value)
+
+
 def _positive(name: str, value: Value) -> Value:
     """`value`, if each of its elements is positive and finite."""
+    _check_type(name, value)
     if isinstance(value, Tensor):
-        right = value.is_floating_point() and bool(((value > 0) & value.isfinite()).all())
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+        right = value.is_floating_point() and (
+            not _has_values(value) or bool(((value > 0) & value.isfinite()).all())
+        )
     else:
         value = float(value)
         right = math.isfinite(value) and value > 0
@@ -149,9 +162,12 @@ def _positive(name: str, value: Value) -> Value:
 
 def _finite(name: str, value: Value) -> Value:
     """`value`, if each of its elements is finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
-    if not bool(torch.as_tensor(value).isfinite().all()):
+    _check_type(name, value)
+    if isinstance(value, Tensor):
+        right = not _has_values(value) or bool(value.isfinite().all())
+    else:
+        right = math.isfinite(value)
+    if not right:
         raise ValueError(f"{name} must be finite, got {value!r}")
     return value
 
@@ -161,7 +177,8 @@ def _time_constant(name: str, value: Value) -> Value:
     if isinstance(value, float) and value == math.inf:
         return value
     _positive(name, value)
-    if not bool((torch.as_tensor(value) >= 1).all()):
+    right = not _has_values(value) or bool((value >= 1).all()) if isinstance(value, Tensor) else value >= 1
+    if not right:
         raise ValueError(f"{name} is in time steps and must be at least 1, got {value!r}")
     return value
 
@@ -331,12 +348,23 @@ class PLIFCell(_Spiking):
         super().__init__(threshold, reset, surrogate, detach_reset)
         if not (math.isfinite(tau) and tau > 1):
             raise ValueError(f"tau must be finite and above 1, got {tau!r}")
-        self.w = nn.Parameter(torch.tensor(-math.log(tau - 1.0)))
+        self.start = -math.log(tau - 1.0)
+        self.w = nn.Parameter(torch.empty(1))  # one dimension: what shards parameters takes no scalars
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets `w` to what it was made with; for parameters that were made without memory."""
+        nn.init.constant_(self.w, self.start)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:
+            state_dict[f"{prefix}w"] = w.reshape(1)  # as checkpoints had it once
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
-        k = torch.sigmoid(self.w)
+        k = torch.sigmoid(self.w).reshape(())
         v = self._rested(v_previous, s_previous) * (1 - k) + input_ * k
         return v, self.surrogate(v - self.threshold)
 

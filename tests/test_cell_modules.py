@@ -1,0 +1,146 @@
+"""Cells are modules as torch has them: made anywhere, copied, saved and loaded, sharded."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
+
+import hibana as hb
+from conformance.suite import CELLS, drive, takes
+from hibana.surrogate import ATan
+
+SHAPE = (8, 2, 5)
+VALUES = {"tau": 3.0, "threshold": 0.9, "tau_synapse": 2.5, "tau_adaptation": 20.0}
+each_cell = pytest.mark.parametrize("kind", CELLS)
+
+
+def smooth(kind, **settings):
+    return kind(**({"surrogate": ATan()} if takes(kind, "surrogate") else {}), **settings)
+
+
+def learned(kind):
+    """A cell of `kind` whose time constants and threshold are parameters, one for each of five neurons."""
+    able = [name for name in VALUES if takes(kind, name) and not (kind is hb.PLIFCell and name == "tau")]
+    scale = 30.0 if kind is hb.IzhikevichCell else 1.0
+    return smooth(
+        kind,
+        **{n: nn.Parameter(VALUES[n] * (scale if n == "threshold" else 1) * torch.ones(5)) for n in able},
+    )
+
+
+@each_cell
+def test_a_cell_is_made_on_the_meta_device_and_filled_later(kind):
+    for make in (lambda: kind(), lambda: learned(kind)):
+        whole = make()
+        with torch.device("meta"):
+            empty = make()
+        assert all(tensor.is_meta for tensor in empty.state_dict().values())
+        filled = empty.to_empty(device="cpu")
+        filled.load_state_dict(whole.state_dict())
+        inputs = drive(whole, SHAPE)
+        assert torch.equal(hb.OverTime(filled)(inputs), hb.OverTime(whole)(inputs))
+
+
+@each_cell
+def test_a_layer_is_made_within_fake_tensors(kind):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        hb.OverTime(kind())
+        hb.OverTime(learned(kind))
+
+
+@each_cell
+def test_a_cell_made_on_the_meta_device_runs_there(kind):
+    with torch.device("meta"):
+        layer = hb.OverTime(learned(kind))
+        assert layer(torch.rand(SHAPE)).shape == SHAPE
+
+
+def test_parameters_can_be_set_anew_after_to_empty():
+    with torch.device("meta"):
+        cell = hb.PLIFCell(tau=4.0)
+    cell.to_empty(device="cpu")
+    cell.reset_parameters()
+    assert torch.equal(cell.w, hb.PLIFCell(tau=4.0).w)
+
+
+@each_cell
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cell: pickle.loads(pickle.dumps(cell))])
+def test_a_copy_of_a_cell_is_the_same_cell(kind, copied):
+    for cell in (kind(), learned(kind)):
+        other = copied(cell)
+        inputs = drive(cell, SHAPE)
+        assert torch.equal(hb.OverTime(other)(inputs), hb.OverTime(cell)(inputs))
+        assert {k: v.shape for k, v in other.state_dict().items()} == {
+            k: v.shape for k, v in cell.state_dict().items()
+        }
+
+
+@each_cell
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_no_number(kind, dtype):
+    expected = kind()
+    inputs = drive(expected, SHAPE)
+    torch.set_default_dtype(dtype)
+    try:
+        cell = kind()
+        cell.load_state_dict(expected.state_dict())
+        cell.float()
+        for backend in ("auto", "reference"):
+            outputs, _ = hb.unroll(cell, inputs, backend=backend)
+            assert outputs.dtype == torch.float32
+            assert torch.equal(outputs, hb.unroll(expected, inputs, backend="reference")[0])
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@each_cell
+def test_another_default_device_changes_no_number(kind):
+    cell = kind()
+    inputs = drive(cell, SHAPE)
+    expected = hb.unroll(cell, inputs, backend="reference")[0]
+    with torch.device("meta"):
+        assert torch.equal(hb.unroll(cell, inputs, backend="reference")[0], expected)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of one process."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@each_cell
+def test_a_network_of_each_cell_is_sharded(kind, alone):
+    for make in (lambda: smooth(kind), lambda: learned(kind)):
+        net = nn.Sequential(nn.Linear(5, 5), hb.OverTime(make()))
+        twin = copy.deepcopy(net)
+        inputs = 100 * torch.rand(SHAPE)
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        fully_shard(net, mesh=mesh)
+        outputs = net(inputs)
+        assert torch.equal(outputs, twin(inputs))
+        outputs.sum().backward()
+        twin(inputs).sum().backward()
+        for sharded, plain in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
+
+
+def test_a_checkpoint_of_a_scalar_time_constant_loads():
+    cell = hb.PLIFCell(tau=4.0)
+    layer = hb.PLIF(tau=2.0)
+    layer.load_state_dict({"cell.w": torch.tensor(-math.log(3.0))})
+    assert torch.equal(layer.cell.w, cell.w)
+    assert layer.cell.w.shape == (1,)
+
+
+def test_one_time_constant_serves_steps_without_dimensions():
+    outputs, (v, _) = hb.unroll(hb.PLIFCell(), torch.rand(4))
+    assert outputs.shape == (4,)
+    assert v.shape == ()
