@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hibana.events.kernels import address
+from hibana.events.kernels import pooling
 from hibana.events.support import Support, support_of
-from hibana.native import arguments, run
 
 __all__ = ["flattened", "max_pooled"]
 
 Pair = tuple[int, int]
 GRAIN = 4
 """Rows of output pixels that are not worth a thread of their own."""
+
+
+NARROW = 4
+"""Pixels across a window for which there is a kernel of its own."""
 
 
 class _Window(NamedTuple):
@@ -30,9 +33,18 @@ class _Window(NamedTuple):
         return self.image[0] // self.window[0], self.image[1] // self.window[1]
 
     @property
-    def sizes(self) -> list[int]:
+    def sizes(self) -> dict[str, int]:
         """What the kernels take."""
-        return [self.channels, self.image[1], *self.window, self.image[0], *self.output]
+        (height, width), window, out = self.image, self.window, self.output
+        return {
+            "channels": self.channels,
+            "height": height,
+            "width": width,
+            "window_height": window[0],
+            "window_width": window[1],
+            "out_height": out[0],
+            "out_width": out[1],
+        }
 
 
 def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
@@ -59,20 +71,18 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
 
 def _pooled_bits(images: Tensor, below: Support, out: Tensor, which: Tensor, geometry: _Window) -> bool:
     """Whether the spikes are known as bits, from which it was done: a 32nd of the numbers to read."""
-    per_step, rest = divmod(below.length, images[0].numel())
-    if below.spikes is None or geometry.channels % 16 or rest:
+    if below.spikes is None or geometry.channels % 16 or below.length % images[0].numel():
         return False
-    values = [below.spikes.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
-    run(address("pooling", "forward_of_bits", 64), out.shape[0] * out.shape[1], arguments(values), GRAIN)
+    pieces = out.shape[0] * out.shape[1]
+    pooling.forward_of_bits(pieces, GRAIN, bits=below.spikes, target=out, which=which, **geometry.sizes)
     return True
 
 
 def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
     """Whether the numbers are spikes, from which it was done."""
     strange = torch.zeros((), dtype=torch.int64)
-    values = [images.detach().data_ptr(), out.data_ptr(), which.data_ptr(), strange.data_ptr()]
-    values += geometry.sizes
-    run(address("pooling", "forward", 64), out.shape[0] * out.shape[1], arguments(values), GRAIN)
+    pieces = out.shape[0] * out.shape[1]
+    pooling.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
     return not strange.item()
 
 
@@ -86,8 +96,8 @@ def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Wi
         return None
     rows = images.shape[0] * geometry.output[0]
     bits = torch.empty(rows, -(-length // 64), dtype=torch.int64)
-    values = [below.bits.data_ptr(), bits.data_ptr(), which.data_ptr(), *geometry.sizes, per_step]
-    run(address("pooling", "support", 64), rows, arguments(values), GRAIN)
+    given = {"bits": below.bits, "target": bits, "which": which}
+    pooling.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
     return Support(bits.view(torch.uint8), length, below.watched)
 
 
@@ -110,8 +120,11 @@ class _MaxPool(torch.autograd.Function):
         rows = grad.permute(0, 2, 3, 1).contiguous()
         count, channels = ctx.shape[0], geometry.channels
         out = torch.empty(count, *geometry.image, channels)
-        values = [rows.data_ptr(), out.data_ptr(), which.data_ptr(), *geometry.sizes]
-        run(address("pooling", "backward", 64), count * geometry.output[0], arguments(values), GRAIN)
+        given = {"gradient": rows, "target": out, "which": which}
+        across = geometry.window[1]
+        columns = across if across <= NARROW else 0
+        pieces = count * geometry.output[0]
+        pooling.backward(pieces, GRAIN, **given, **geometry.sizes, columns=columns)
         return out.permute(0, 3, 1, 2), None, None, None, None
 
 

@@ -6,6 +6,40 @@ Importing this package loads neither Numba nor torch's extensions; building does
 """
 
 from hibana.native.build import Kernel, assemble, build, kept_in
+from hibana.native.code import Code, Variable
+from hibana.native.launcher import Launcher, kernel
+from hibana.native.pointers import Bytes, Floats, Ints, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
+from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Type, Value
+from hibana.native.writer import Writer, named
 
-__all__ = ["Kernel", "Work", "arguments", "assemble", "build", "kept_in", "ready", "run"]
+__all__ = [
+    "BIT",
+    "BYTE",
+    "FLOAT",
+    "INT",
+    "LONG",
+    "SHORT",
+    "Bytes",
+    "Code",
+    "Floats",
+    "Ints",
+    "Kernel",
+    "Launcher",
+    "Longs",
+    "Pointer",
+    "Shorts",
+    "Type",
+    "Value",
+    "Variable",
+    "Work",
+    "Writer",
+    "arguments",
+    "assemble",
+    "build",
+    "kept_in",
+    "kernel",
+    "named",
+    "ready",
+    "run",
+]

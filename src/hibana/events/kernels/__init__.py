@@ -8,7 +8,7 @@ import ast
 from functools import cache
 from pathlib import Path
 
-from hibana.native import build
+from hibana.native.build import build
 
 __all__ = ["address", "compresses", "panel"]
 

@@ -1,146 +1,194 @@
-"""Max-pooling of spikes, channels last, without overlap: which pixel of a window spiked first.
+"""Max-pooling of spikes, channels last, without overlap: which pixel of a window spiked first."""
 
-Source text for :mod:`hibana.native`, after :mod:`hibana.events.kernels.lanes`.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-from hibana.events.kernels.lanes import first_bits, first_spikes, zeroed
-from hibana.native.vocabulary import bytes_at, floats_at, function, ints_at, kernel, np, words_at
+from hibana.native import BYTE, FLOAT, INT, LONG, SHORT, Bytes, Code, Floats, Longs, Shorts, Value, kernel
 
+__all__ = ["backward", "forward", "forward_of_bits", "support"]
 
-@function
-def spiked(out, which, source, place):
-    """Takes `place` for `which` where `source` spiked; returns whether any value is neither 0 nor 1."""
-    strange = 0
-    for i in range(out.size):
-        value = source[i]
-        there = value != np.float32(0)
-        strange |= np.int64(there & (value != np.float32(1)))
-        out[i] = np.float32(1) if there else out[i]
-        which[i] = place if there else which[i]
-    return strange
+LANES = 16
+"""Channels that are gone through at a time."""
 
 
-@function
-def given_back(target, gradient, which, place):
-    """`gradient` where `place` was taken, zeros elsewhere."""
-    for i in range(target.size):
-        target[i] = gradient[i] if which[i] == place else np.float32(0)
+@dataclass(frozen=True)
+class Sizes:
+    """Of the images, of the window, and of what comes out."""
+
+    channels: Value
+    height: Value
+    width: Value
+    window_height: Value
+    window_width: Value
+    out_height: Value
+    out_width: Value
 
 
-@kernel
-def forward(begin, end, args):
-    """Rows of output pixels: 1 where the window spiked, and which of its pixels did first, else the first."""
-    source, target, which_at, strange_at = args[0], args[1], args[2], args[3]
-    channels, width, window_height, window_width = args[4], args[5], args[6], args[7]
-    height, out_height, out_width = args[8], args[9], args[10]
-    vectors = channels // 16 * 16
-    rest = channels - vectors
-    strange = 0
-    for item in range(begin, end):
-        image, y = item // out_height, item % out_height
-        for x in range(out_width):
-            at = (item * out_width + x) * channels
-            pixel = (image * height + y * window_height) * width + x * window_width
-            under = source + 4 * channels * pixel
-            for k in range(0, vectors, 16):
-                strange |= first_spikes(
-                    target + 4 * (at + k),
-                    which_at + at + k,
-                    under + 4 * k,
-                    window_width,
-                    4 * channels,
-                    window_height,
-                    4 * channels * width,
-                )
-            if rest:
-                out, which = (
-                    floats_at(target + 4 * (at + vectors), rest),
-                    bytes_at(which_at + at + vectors, rest),
-                )
-                zeroed(out)
-                zeroed(which)
-                for place in range(window_height * window_width - 1, -1, -1):
-                    beside = place // window_width * width + place % window_width
-                    values = floats_at(under + 4 * (channels * beside + vectors), rest)
-                    strange |= spiked(out, which, values, np.uint8(place))
-    if strange:
-        ints_at(strange_at, 1)[0] = 1
+@contextmanager
+def _window(code: Code, sizes: Sizes) -> Iterator[tuple[Value, Value, Value]]:
+    """Each pixel of a window: how far down and across it lies, and its place, row by row, in bytes."""
+    place = code.variable(0, BYTE.of(LANES))
+    with code.loop(0, sizes.window_height) as down, code.loop(0, sizes.window_width) as across:
+        yield down, across, place.value
+        place.value += 1
 
 
 @kernel
-def forward_of_bits(begin, end, args):
-    """As :func:`forward`, where spikes are known as bits, and channels are whole vectors of 16.
+def forward(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    target: Floats,
+    which: Bytes,
+    strange: Longs,
+    sizes: Sizes,
+) -> None:
+    """Rows of output pixels: 1 where the window spiked, and which of its pixels did first, else the first.
 
-    The bits are those of whole images, in one piece for each step of `per_step` images.
+    Where any value is neither 0 nor 1, `strange` becomes 1.
     """
-    bits, target, which_at = args[0], args[1], args[2]
-    channels, width, window_height, window_width = args[3], args[4], args[5], args[6]
-    height, out_height, out_width, per_step = args[7], args[8], args[9], args[10]
-    pixel_bytes = channels // 8
-    step_bytes = per_step * height * width * pixel_bytes
-    for item in range(begin, end):
-        image, y = item // out_height, item % out_height
-        row = image % per_step * height + y * window_height
-        under = bits + step_bytes * (image // per_step) + row * width * pixel_bytes
-        for x in range(out_width):
-            at = (item * out_width + x) * channels
-            for k in range(0, channels, 16):
-                first_bits(
-                    target + 4 * (at + k),
-                    which_at + at + k,
-                    under + x * window_width * pixel_bytes + k // 8,
-                    window_width,
-                    pixel_bytes,
-                    window_height,
-                    pixel_bytes * width,
-                )
+    odd = code.variable(0, SHORT)
+    with code.loop(begin, end) as item, code.loop(0, sizes.out_width) as x:
+        image, y = item // sizes.out_height, item % sizes.out_height
+        pixel = (image * sizes.height + y * sizes.window_height) * sizes.width + x * sizes.window_width
+        for channel, there in code.vectors(sizes.channels, LANES):
+            found, places = code.variable(0.0, FLOAT.of(LANES)), code.variable(0, BYTE.of(LANES))
+            with _window(code, sizes) as (down, across, place):
+                at = (pixel + down * sizes.width + across) * sizes.channels + channel
+                values = (source + at).load(LANES, there)
+                spiked = values.differs(0.0)
+                odd.value |= (spiked & values.differs(1.0)).word()
+                places.value = (spiked & found.value.equals(0.0)).select(place, places.value)
+                found.value = spiked.select(1.0, found.value)
+            at = (item * sizes.out_width + x) * sizes.channels + channel
+            (target + at).store(found.value, there)
+            (which + at).store(places.value, there)
+    with code.when(odd.value.differs(0)):
+        strange[0] = 1
 
 
 @kernel
-def backward(begin, end, args):
-    """Rows of windows: each gradient to the pixel that spiked first, zeros elsewhere."""
-    gradient, target, which_at = args[0], args[1], args[2]
-    channels, width, window_height, window_width = args[3], args[4], args[5], args[6]
-    height, out_height, out_width = args[7], args[8], args[9]
-    for item in range(begin, end):
-        image, y = item // out_height, item % out_height
-        for i in range(window_height):
-            row = image * height + y * window_height + i
-            for x in range(out_width):
-                at = (item * out_width + x) * channels
-                g, which = floats_at(gradient + 4 * at, channels), bytes_at(which_at + at, channels)
-                for j in range(window_width):
-                    pixel = (row * width + x * window_width + j) * channels
-                    place = np.uint8(i * window_width + j)
-                    given_back(floats_at(target + 4 * pixel, channels), g, which, place)
-            left = (row * width + out_width * window_width) * channels
-            zeroed(floats_at(target + 4 * left, (width - out_width * window_width) * channels))
-        if y == out_height - 1:
-            for row in range(image * height + out_height * window_height, (image + 1) * height):
-                zeroed(floats_at(target + 4 * row * width * channels, width * channels))
+def forward_of_bits(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Bytes,
+    target: Floats,
+    which: Bytes,
+    sizes: Sizes,
+) -> None:
+    """As :func:`forward`, where spikes are known as bits, and sizes.channels are whole vectors of 16.
+
+    The bits are those of whole images, one after another.
+    """
+    pixel_bytes = sizes.channels // 8
+    with code.loop(begin, end) as item:
+        image, y = item // sizes.out_height, item % sizes.out_height
+        row = image * sizes.height + y * sizes.window_height
+        with code.loop(0, sizes.out_width) as x, code.loop(0, sizes.channels, LANES) as channel:
+            found, places = code.variable(0, SHORT), code.variable(0, BYTE.of(LANES))
+            corner = bits + ((row * sizes.width + x * sizes.window_width) * pixel_bytes + channel // 8)
+            with _window(code, sizes) as (down, across, place):
+                pixel = corner + (down * sizes.width + across) * pixel_bytes
+                spiked = pixel.of(Shorts).load(align=1)
+                places.value = (spiked & ~found.value).mask(LANES).select(place, places.value)
+                found.value |= spiked
+            at = (item * sizes.out_width + x) * sizes.channels + channel
+            (target + at).store(found.value.mask(LANES).select(code.constant(1.0, FLOAT.of(LANES)), 0.0))
+            (which + at).store(places.value)
+
+
+def _columns(code: Code, width: Value, known: int) -> Iterator[tuple[Value, int]]:
+    """The pixels of a row of a window: the first of them, and how many, which is all if that is `known`."""
+    if known:
+        yield code.constant(0), known
+    else:
+        with code.loop(0, width) as across:
+            yield across, 1
 
 
 @kernel
-def support(begin, end, args):
+def backward(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    gradient: Floats,
+    target: Floats,
+    which: Bytes,
+    sizes: Sizes,
+    columns: int,
+) -> None:
+    """Rows of windows: each gradient to the pixel that spiked first, zeros elsewhere.
+
+    The window is `columns` wide, or so wide that it is gone through pixel by pixel, for 0.
+    """
+    with code.loop(begin, end) as item:
+        image, y = item // sizes.out_height, item % sizes.out_height
+        with code.loop(0, sizes.window_height) as down:
+            row = image * sizes.height + y * sizes.window_height + down
+            with code.loop(0, sizes.out_width) as x:
+                source = (item * sizes.out_width + x) * sizes.channels
+                for across, pixels in _columns(code, sizes.window_width, columns):
+                    corner = (row * sizes.width + x * sizes.window_width + across) * sizes.channels
+                    first = down * sizes.window_width + across
+                    places = [(first + i).to(BYTE).spread(LANES) for i in range(pixels)]
+                    for channel, there in code.vectors(sizes.channels, LANES):
+                        taken = (which + (source + channel)).load(LANES, there)
+                        given = (gradient + (source + channel)).load(LANES, there)
+                        for i, place in enumerate(places):
+                            at = target + (corner + sizes.channels * i + channel)
+                            at.store(taken.equals(place).select(given, 0.0), there)
+            left = sizes.width - sizes.out_width * sizes.window_width
+            (target + ((row + 1) * sizes.width - left) * sizes.channels).clear(left * sizes.channels)
+        with code.when((y + 1).equals(sizes.out_height)):
+            first, after = (
+                image * sizes.height + sizes.out_height * sizes.window_height,
+                (image + 1) * sizes.height,
+            )
+            (target + first * sizes.width * sizes.channels).clear(
+                (after - first) * sizes.width * sizes.channels
+            )
+
+
+@kernel
+def support(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Bytes,
+    target: Longs,
+    which: Bytes,
+    sizes: Sizes,
+    per_step: Value,
+) -> None:
     """Rows of output pixels: the bits of the support below at the pixels that :func:`forward` took.
 
     The bits below are those of whole images, in one piece for each step of `per_step` images.
     """
-    bits, target, which_at = args[0], args[1], args[2]
-    channels, width, window_height, window_width = args[3], args[4], args[5], args[6]
-    height, out_height, out_width, per_step = args[7], args[8], args[9], args[10]
-    words = (out_width * channels + 63) // 64
-    step_bytes = (per_step * height * width * channels + 7) // 8
-    for item in range(begin, end):
-        image, y = item // out_height, item % out_height
-        step, within = image // per_step, image % per_step
-        below = bytes_at(bits + step_bytes * step, step_bytes)
-        out = words_at(target + 8 * words * item, words)
-        zeroed(out)
-        which = bytes_at(which_at + item * out_width * channels, out_width * channels)
-        for k in range(out_width * channels):
-            x, channel = k // channels, k % channels
-            row = within * height + y * window_height + which[k] // window_width
-            at = (row * width + x * window_width + which[k] % window_width) * channels + channel
-            bit = np.uint64((below[at >> 3] >> np.uint8(at & 7)) & np.uint8(1))
-            out[k >> 6] |= bit << np.uint64(k & 63)
+    count = sizes.out_width * sizes.channels
+    words = (count + 63) // 64
+    step_bytes = (per_step * sizes.height * sizes.width * sizes.channels + 7) // 8
+    columns = sizes.window_width.to(INT)
+    with code.loop(begin, end) as item:
+        image, y = item // sizes.out_height, item % sizes.out_height
+        below = bits + step_bytes * (image // per_step)
+        top = image % per_step * sizes.height + y * sizes.window_height
+        word = code.variable(0)
+        with code.loop(0, sizes.out_width) as x, code.loop(0, sizes.channels) as channel:
+            done = x * sizes.channels + channel
+            place = which[item * count + done].to(INT)
+            down, across = (place // columns).to(LONG), (place % columns).to(LONG)
+            at = ((top + down) * sizes.width + x * sizes.window_width + across) * sizes.channels + channel
+            bit = (below[at >> 3].to(LONG) >> (at & 7)) & 1
+            word.value |= bit << (done & 63)
+            with code.when((done & 63).equals(63)):
+                target[words * item + (done >> 6)] = word.value
+                word.value = 0
+        with code.when((count & 63).differs(0)):
+            target[words * item + words - 1] = word.value

@@ -1,0 +1,115 @@
+"""Kernels written in Python: declared with their arguments, built when first used, launched by name.
+
+``@kernel`` makes a launcher of a function ``body(code, begin, end, *, ...)`` that writes the pieces of work
+from `begin` to `end`. What else it takes is what the kernel is given, by name: an address for a parameter of
+a kind of :class:`Pointer`, a number for a :class:`Value`, and one for each field of a dataclass of them. Any
+other parameter is known while the kernel is written, and each value of it makes a kernel of its own.
+"""
+
+import inspect
+import struct
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from hibana.native.build import Kernel, assemble
+from hibana.native.code import Code
+from hibana.native.pointers import Pointer
+from hibana.native.threads import run
+from hibana.native.values import LONG, Value
+
+__all__ = ["Launcher", "kernel"]
+
+SHAPES = 512
+"""How many shapes of a kernel are remembered."""
+_OWN = ("code", "begin", "end")
+_HEAD = "declare ptr @malloc(i64)\ndeclare void @free(ptr)\n"
+_TAIL = "!0 = !{i32 1}\n"
+
+
+class Launcher:
+    """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
+
+    Raises:
+        TypeError: if a name is missing, or is none of the kernel's.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body = body
+        self.name = body.__name__
+        self.addresses: dict[str, type[Pointer]] = {}
+        self.numbers: list[str] = []
+        self.groups: dict[str, Any] = {}
+        self.options: list[str] = []
+        for name, parameter in inspect.signature(body).parameters.items():
+            kind = parameter.annotation
+            if name in _OWN:
+                continue
+            if isinstance(kind, type) and issubclass(kind, Pointer):
+                self.addresses[name] = kind
+            elif kind is Value:
+                self.numbers.append(name)
+            elif is_dataclass(kind) and all(field.type is Value for field in fields(kind)):
+                self.groups[name] = kind
+                self.numbers += [field.name for field in fields(kind)]
+            else:
+                self.options.append(name)
+        self._names = frozenset([*self.addresses, *self.numbers, *self.options])
+        self._pack = struct.Struct(f"{len(self.addresses)}q").pack
+        self._built: dict[tuple[Hashable, ...], Kernel] = {}
+        self._ready = lru_cache(SHAPES)(self._packed)
+
+    def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
+        """Runs the kernel over ``range(pieces)``, split among torch's threads.
+
+        Args:
+            pieces: how many pieces of work there are.
+            grain: pieces that are not worth a thread of their own.
+            given: for each address a tensor, or None for no address; for each number an int; the options.
+        """
+        if given.keys() != self._names:
+            self._refuse(given)
+        options = tuple(given[name] for name in self.options)
+        address, numbers = self._ready(options, tuple(given[name] for name in self.numbers))
+        tensors: list[Tensor | None] = [given[name] for name in self.addresses]
+        run(
+            address, pieces, self._pack(*(0 if t is None else t.data_ptr() for t in tensors)) + numbers, grain
+        )
+
+    def source(self, **options: Hashable) -> str:
+        """The kernel in LLVM's language."""
+        code = Code()
+        write = code.writer
+        taken: dict[str, Any] = {}
+        for i, name in enumerate([*self.addresses, *self.numbers]):
+            kind = self.addresses.get(name)
+            place = write.row("", "i64", "%args", str(i))
+            text = write.let(name, f"load {'i64' if kind is None else 'ptr'}, ptr {place}")
+            taken[name] = Value(write, LONG, text) if kind is None else kind(write, text)
+        for name, kind_of_group in self.groups.items():
+            taken[name] = kind_of_group(
+                **{field.name: taken.pop(field.name) for field in fields(kind_of_group)}
+            )
+        begin, end = (Value(write, LONG, text) for text in ("%begin", "%end"))
+        self.body(code, begin, end, **taken, **options)
+        head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
+        return "\n".join([_HEAD, code.text(head), _TAIL])
+
+    def _packed(self, options: tuple[Hashable, ...], numbers: tuple[int, ...]) -> tuple[int, bytes]:
+        """The address of the kernel for `options`, and its arguments after the addresses."""
+        if options not in self._built:
+            text = self.source(**dict(zip(self.options, options, strict=True)))
+            (self._built[options],) = assemble(text, (self.name,))
+        return self._built[options].address, struct.pack(f"{len(numbers)}q", *numbers)
+
+    def _refuse(self, given: Mapping[str, object]) -> None:
+        missing, unknown = sorted(self._names - given.keys()), sorted(given.keys() - self._names)
+        raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
+
+
+def kernel(body: Callable[..., None]) -> Launcher:
+    """The launcher of the kernel that `body` writes; see the module."""
+    return Launcher(body)

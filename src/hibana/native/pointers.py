@@ -1,0 +1,127 @@
+"""Addresses in a kernel that is being written: typed, so that an index counts elements."""
+
+from typing import ClassVar, Self, TypeVar
+
+from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Operand, Type, Value, constant
+from hibana.native.writer import Writer
+
+__all__ = ["Bytes", "Floats", "Ints", "Longs", "Pointer", "Shorts"]
+
+
+class Pointer:
+    """An address of elements of one type; a kind of pointer for each."""
+
+    element: ClassVar[Type]
+
+    def __init__(self, writer: Writer, text: str) -> None:
+        self.writer = writer
+        self.text = text
+
+    def __add__(self, count: Operand) -> Self:
+        """The address `count` elements further."""
+        return self._moved(self.element.element, count)
+
+    def bytes(self, count: Operand) -> Self:
+        """The address `count` bytes further."""
+        return self._moved("i8", count)
+
+    def of(self, kind: "type[Kind]") -> "Kind":
+        """The same address, as one of what `kind` points at."""
+        return kind(self.writer, self.text)
+
+    def __getitem__(self, index: Operand) -> Value:
+        return (self + index).load()
+
+    def __setitem__(self, index: Operand, value: Operand) -> None:
+        (self + index).store(value)
+
+    def load(self, lanes: int = 1, there: Value | None = None, align: int = 0) -> Value:
+        """The element here, or the vector of those from here on; zeros where it is not `there`."""
+        type_ = self.element.of(lanes)
+        align = align or self.element.size
+        if there is None:
+            return Value(self.writer, type_, self._let(f"load {type_}, ptr {self.text}, align {align}"))
+        rest = f"i32 {align}, {there}, {constant(self.writer, type_, 0)}"
+        call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {rest})"
+        return Value(self.writer, type_, self._let(call))
+
+    def store(
+        self, value: Operand, there: Value | None = None, align: int = 0, *, streamed: bool = False
+    ) -> None:
+        """Writes one element, or a vector of them where it is `there`; past the caches if `streamed`."""
+        if not isinstance(value, Value):
+            value = constant(self.writer, self.element, value)
+        align = align or self.element.size
+        if there is not None:
+            name = f"@llvm.masked.store.{value.type.mangled}.p0"
+            self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {there})")
+            return
+        hint = ", !nontemporal !0" if streamed else ""
+        self.writer.do(f"store {value}, ptr {self.text}, align {align}{hint}")
+
+    def clear(self, count: Operand) -> None:
+        """Writes zeros to `count` elements."""
+        size = self._size(count)
+        self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 0, {size}, i1 false)")
+
+    def copy(self, source: "Pointer", count: Operand) -> None:
+        """Writes `count` elements of `source`, which must not overlap."""
+        size = self._size(count)
+        self.writer.do(
+            f"call void @llvm.memcpy.p0.p0.i64(ptr {self.text}, ptr {source.text}, {size}, i1 false)"
+        )
+
+    def instead(self, of: "Value", other: Self) -> Self:
+        """`other` if `of` holds, else this address."""
+        chosen = f"select {of}, ptr {other.text}, ptr {self.text}"
+        return type(self)(self.writer, self._let(chosen))
+
+    def given(self) -> Value:
+        """Whether it is an address at all: zero stands for none."""
+        return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
+
+    def _size(self, count: Operand) -> Value:
+        if isinstance(count, Value):
+            return count * self.element.size
+        return constant(self.writer, LONG, count * self.element.size)
+
+    def _moved(self, kind: str, count: Operand) -> Self:
+        if not isinstance(count, Value):
+            count = constant(self.writer, LONG, count)
+        return type(self)(self.writer, self._let(f"getelementptr {kind}, ptr {self.text}, {count}"))
+
+    def _let(self, said: str) -> str:
+        return self.writer.let("", said)
+
+
+Kind = TypeVar("Kind", bound=Pointer)
+
+
+class Bytes(Pointer):
+    """Of bytes."""
+
+    element = BYTE
+
+
+class Shorts(Pointer):
+    """Of integers of 16 bits."""
+
+    element = SHORT
+
+
+class Ints(Pointer):
+    """Of integers of 32 bits."""
+
+    element = INT
+
+
+class Longs(Pointer):
+    """Of integers of 64 bits: numbers, addresses, or words of bits."""
+
+    element = LONG
+
+
+class Floats(Pointer):
+    """Of single-precision numbers."""
+
+    element = FLOAT

@@ -1,0 +1,265 @@
+"""Values of a kernel that is being written: they know their type, and write down what is done with them.
+
+A :class:`Value` is a number, a truth value, or a vector of either. ``a + b`` adds a line to the function that
+`a` belongs to and is what that line computes. Nothing is contracted or reassociated: floats are multiplied
+and added in one only by :meth:`Value.fused`.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hibana.native.writer import Writer
+
+__all__ = [
+    "BIT",
+    "BYTE",
+    "FLOAT",
+    "INT",
+    "LONG",
+    "SHORT",
+    "Operand",
+    "Type",
+    "Value",
+    "constant",
+    "counted",
+]
+
+
+@dataclass(frozen=True)
+class Type:
+    """What a value is: `lanes` elements of one kind, or one of them."""
+
+    element: str
+    """LLVM's name of an element: ``i1`` a truth value, ``i64`` an integer, ``float``."""
+    bits: int
+    """Bits of an element."""
+    lanes: int = 1
+
+    def of(self, lanes: int) -> "Type":
+        """The vector of `lanes` such elements."""
+        return Type(self.element, self.bits, lanes)
+
+    @property
+    def real(self) -> bool:
+        """Whether an element is a floating-point number."""
+        return not self.element.startswith("i")
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element in memory."""
+        return -(-self.bits // 8)
+
+    @property
+    def mangled(self) -> str:
+        """As the name of an intrinsic has it: ``v16f32``."""
+        element = f"f{self.bits}" if self.real else self.element
+        return element if self.lanes == 1 else f"v{self.lanes}{element}"
+
+    def __str__(self) -> str:
+        return self.element if self.lanes == 1 else f"<{self.lanes} x {self.element}>"
+
+
+BIT, BYTE, SHORT, INT, LONG = (Type(f"i{bits}", bits) for bits in (1, 8, 16, 32, 64))
+FLOAT = Type("float", 32)
+
+
+class Value:
+    """A number or a truth value, or a vector of them. Integers are divided as numbers without a sign."""
+
+    def __init__(self, writer: Writer, type_: Type, text: str) -> None:
+        self.writer = writer
+        self.type = type_
+        self.text = text
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "a value of a kernel is not known while the kernel is written: use `select` or `when`"
+        )
+
+    def __add__(self, other: "Operand") -> "Value":
+        return self._computed("add", other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: "Operand") -> "Value":
+        return self._computed("sub", other)
+
+    def __rsub__(self, other: "Operand") -> "Value":
+        return self.lift(other) - self
+
+    def __mul__(self, other: "Operand") -> "Value":
+        return self._computed("mul", other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: "Operand") -> "Value":
+        return self._computed("udiv", other)
+
+    def __mod__(self, other: "Operand") -> "Value":
+        return self._computed("urem", other)
+
+    def __and__(self, other: "Operand") -> "Value":
+        return self._computed("and", other)
+
+    def __or__(self, other: "Operand") -> "Value":
+        return self._computed("or", other)
+
+    def __xor__(self, other: "Operand") -> "Value":
+        return self._computed("xor", other)
+
+    def __invert__(self) -> "Value":
+        return self ^ -1
+
+    def __lshift__(self, other: "Operand") -> "Value":
+        return self._computed("shl", other)
+
+    def __rshift__(self, other: "Operand") -> "Value":
+        return self._computed("lshr", other)
+
+    def __lt__(self, other: "Operand") -> "Value":
+        return self._compared("olt", "slt", other)
+
+    def __le__(self, other: "Operand") -> "Value":
+        return self._compared("ole", "sle", other)
+
+    def __gt__(self, other: "Operand") -> "Value":
+        return self._compared("ogt", "sgt", other)
+
+    def __ge__(self, other: "Operand") -> "Value":
+        return self._compared("oge", "sge", other)
+
+    def equals(self, other: "Operand") -> "Value":
+        """Whether both are the same number; NaN equals nothing."""
+        return self._compared("oeq", "eq", other)
+
+    def differs(self, other: "Operand") -> "Value":
+        """Whether they are not the same number; NaN differs from everything."""
+        return self._compared("une", "ne", other)
+
+    def select(self, yes: "Operand", no: "Operand") -> "Value":
+        """`yes` where this truth value holds, `no` elsewhere."""
+        if not isinstance(yes, Value):
+            if not isinstance(no, Value):
+                raise TypeError(f"one of the two must be a value of the kernel, got {yes!r} and {no!r}")
+            yes = no.lift(yes)
+        return yes.new(yes.type, f"select {self.type} {self.text}, {yes}, {yes.lift(no)}")
+
+    def smaller(self, other: "Operand") -> "Value":
+        """The smaller of two integers."""
+        return self.call("smin", self, self.lift(other))
+
+    def larger(self, other: "Operand") -> "Value":
+        """The larger of two integers."""
+        return self.call("smax", self, self.lift(other))
+
+    def ones(self) -> "Value":
+        """How many bits of each element are set."""
+        return self.call("ctpop", self)
+
+    def lowest(self) -> "Value":
+        """The position of the lowest bit that is set; the number of bits if none is."""
+        return self.call("cttz", self, self.constant(BIT, 0))
+
+    def fused(self, factor: "Value", term: "Value") -> "Value":
+        """``self * factor + term``, rounded once where the processor has an instruction for it."""
+        return self.call("fmuladd", self, factor, term)
+
+    def compressed(self, mask: "Value") -> "Value":
+        """The elements where `mask` holds, together at the front; what follows them is undefined."""
+        return self.call("experimental.vector.compress", self, mask, self.undefined(self.type))
+
+    def to(self, type_: Type) -> "Value":
+        """This integer with more bits (zeros) or fewer."""
+        target = type_.of(self.type.lanes)
+        if target.bits == self.type.bits:
+            return self
+        return self.new(target, f"{'zext' if target.bits > self.type.bits else 'trunc'} {self} to {target}")
+
+    def signed_to(self, type_: Type) -> "Value":
+        """This integer, which may be negative, with more bits."""
+        target = type_.of(self.type.lanes)
+        return self.new(target, f"sext {self} to {target}")
+
+    def word(self) -> "Value":
+        """The bits of this vector of truth values, the first lowest, as one integer."""
+        word = Type(f"i{self.type.lanes}", self.type.lanes)
+        return self.new(word, f"bitcast {self} to {word}")
+
+    def mask(self, lanes: int) -> "Value":
+        """The `lanes` lowest bits of this integer as truth values."""
+        word = Type(f"i{lanes}", lanes)
+        low = self if self.type.bits == lanes else self.new(word, f"trunc {self} to {word}")
+        return self.new(BIT.of(lanes), f"bitcast {low} to {BIT.of(lanes)}")
+
+    def spread(self, lanes: int) -> "Value":
+        """A vector of which each of the `lanes` is this."""
+        type_ = self.type.of(lanes)
+        one = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
+        return one.shuffled(one, [0] * lanes)
+
+    def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
+        """The chosen lanes of this vector and, counted on, of the `other`."""
+        chosen = ", ".join(f"i32 {lane}" for lane in lanes)
+        type_ = self.type.of(len(lanes))
+        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> <{chosen}>")
+
+    def lane(self, lane: int) -> "Value":
+        """One element of this vector."""
+        return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
+
+    def call(self, intrinsic: str, *arguments: "Value") -> "Value":
+        """What LLVM's `intrinsic` for this type computes, of this type too."""
+        given = ", ".join(map(str, arguments))
+        return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({given})")
+
+    def lift(self, other: "Operand") -> "Value":
+        """`other` as a value of this type."""
+        if isinstance(other, Value):
+            if other.type != self.type:
+                raise TypeError(f"{self.type} and {other.type} don't go together in a kernel")
+            return other
+        return self.constant(self.type, other)
+
+    def constant(self, type_: Type, number: float) -> "Value":
+        """A `number` of `type_`, in each lane."""
+        return constant(self.writer, type_, number)
+
+    def undefined(self, type_: Type) -> "Value":
+        """A value that nobody reads."""
+        return Value(self.writer, type_, "undef")
+
+    def new(self, type_: Type, said: str) -> "Value":
+        """What the line `said` computes."""
+        return Value(self.writer, type_, self.writer.let("", said))
+
+    def _computed(self, name: str, other: "Operand") -> "Value":
+        name = f"f{name}" if self.type.real else name
+        return self.new(self.type, f"{name} {self}, {self.lift(other).text}")
+
+    def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
+        name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
+        return self.new(BIT.of(self.type.lanes), f"{name} {self}, {self.lift(other).text}")
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.text}"
+
+
+Operand = Value | int | float
+
+
+def constant(writer: Writer, type_: Type, number: float) -> Value:
+    """A `number` of `type_`, in each lane."""
+    text = str(int(number))
+    if type_.real:
+        if type_.bits == 32:
+            (number,) = struct.unpack("<f", struct.pack("<f", number))
+        text = f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+    elif type_.bits == 1:
+        text = "true" if number else "false"
+    return Value(writer, type_, text if type_.lanes == 1 else f"splat ({type_.element} {text})")
+
+
+def counted(writer: Writer, type_: Type) -> Value:
+    """The vector 0, 1, 2, … of integers."""
+    return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.lanes)) + ">")

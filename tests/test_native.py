@@ -1,0 +1,231 @@
+"""Kernels written in Python: what each word of the builder does, and how a kernel is launched by name."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from hibana.native import (
+    BIT,
+    BYTE,
+    FLOAT,
+    INT,
+    LONG,
+    SHORT,
+    Bytes,
+    Code,
+    Floats,
+    Ints,
+    Longs,
+    Shorts,
+    Value,
+    kernel,
+)
+
+SAMPLE = [0, 1, 2, 3, 5, 63, 64, 1 << 40, -1, -7]
+BINARY = {
+    "add": (lambda a, b: a + b, lambda a, b: a + b),
+    "add to": (lambda a, b: 7 + a, lambda a, b: a + 7),
+    "subtract": (lambda a, b: a - b, lambda a, b: a - b),
+    "subtract from": (lambda a, b: 7 - a, lambda a, b: 7 - a),
+    "multiply": (lambda a, b: a * b, lambda a, b: a * b),
+    "and": (lambda a, b: a & b, lambda a, b: a & b),
+    "or": (lambda a, b: a | b, lambda a, b: a | b),
+    "xor": (lambda a, b: a ^ b, lambda a, b: a ^ b),
+    "not": (lambda a, b: ~a, lambda a, b: ~a),
+    "shift left": (lambda a, b: a << (b & 63), lambda a, b: a << (b & 63)),
+    "less": (lambda a, b: (a < b).to(LONG), lambda a, b: a < b),
+    "at most": (lambda a, b: (a <= b).to(LONG), lambda a, b: a <= b),
+    "more": (lambda a, b: (a > b).to(LONG), lambda a, b: a > b),
+    "at least": (lambda a, b: (a >= b).to(LONG), lambda a, b: a >= b),
+    "equal": (lambda a, b: a.equals(b).to(LONG), lambda a, b: a == b),
+    "unequal": (lambda a, b: a.differs(b).to(LONG), lambda a, b: a != b),
+    "smaller": (lambda a, b: a.smaller(b), min),
+    "larger": (lambda a, b: a.larger(b), max),
+    "select": (lambda a, b: (a < b).select(a, 5), lambda a, b: a if a < b else 5),
+    "select a number": (lambda a, b: (a < b).select(5, a), lambda a, b: 5 if a < b else a),
+    "ones": (lambda a, b: a.ones(), lambda a, b: (a & (1 << 64) - 1).bit_count()),
+    "lowest": (lambda a, b: a.lowest(), lambda a, b: (a & -a).bit_length() - 1 if a else 64),
+    "narrow": (lambda a, b: a.to(BYTE).to(LONG), lambda a, b: a & 255),
+    "narrow with its sign": (
+        lambda a, b: a.to(SHORT).signed_to(LONG),
+        lambda a, b: ((a & 65535) ^ 32768) - 32768,
+    ),
+}
+UNSIGNED = {
+    "divide": (lambda a, b: a // b.larger(1), lambda a, b: a // max(b, 1)),
+    "remainder": (lambda a, b: a % b.larger(1), lambda a, b: a % max(b, 1)),
+    "shift right": (lambda a, b: a >> (b & 63), lambda a, b: a >> (b & 63)),
+}
+
+
+@pytest.mark.parametrize("name", [*BINARY, *UNSIGNED])
+def test_integers(name):
+    written, meant = {**BINARY, **UNSIGNED}[name]
+    sample = [n for n in SAMPLE if n >= 0 or name in BINARY]
+
+    @kernel
+    def computed(code: Code, begin: Value, end: Value, *, x: Longs, y: Longs, out: Longs) -> None:
+        with code.loop(begin, end) as i:
+            out[i] = written(x[i], y[i])
+
+    pairs = torch.tensor([(a, b) for a in sample for b in sample])
+    out = torch.empty(len(pairs), dtype=torch.int64)
+    computed(len(pairs), x=pairs[:, 0].contiguous(), y=pairs[:, 1].contiguous(), out=out)
+    wanted = [int(meant(a, b)) & (1 << 64) - 1 for a, b in pairs.tolist()]
+    assert [n & (1 << 64) - 1 for n in out.tolist()] == wanted
+
+
+@kernel
+def of_floats(
+    code: Code, begin: Value, end: Value, *, x: Floats, y: Floats, out: Floats, masks: Longs
+) -> None:
+    a, b = x.load(16), y.load(16)
+    results = [a + b, a - b, a * b, (a < b).select(a, b), a.fused(b, a), a.shuffled(b, [*range(0, 32, 2)])]
+    results += [a.lane(3).spread(16), (a + 1.5) * 0.1]
+    for i, value in enumerate(results):
+        (out + 16 * i).store(value)
+    for i, mask in enumerate([a < b, a <= b, a.equals(b), a.differs(b), a.equals(a)]):
+        masks[i] = mask.word().to(LONG)
+
+
+def test_floats_are_computed_as_torch_does_and_nan_equals_nothing():
+    x, y = torch.randn(16), torch.randn(16)
+    x[4], y[5], x[6] = float("nan"), float("nan"), y[6]
+    out, masks = torch.empty(8, 16), torch.empty(5, dtype=torch.int64)
+    of_floats(1, x=x, y=y, out=out, masks=masks)
+    wanted = [x + y, x - y, x * y, torch.where(x < y, x, y), (x.double() * y + x).float()]
+    wanted += [torch.cat([x, y])[::2], x[3].expand(16), (x + 1.5) * 0.1]
+    rounded_once, others = 4, [0, 1, 2, 3, 5, 6, 7]
+    for i in others:
+        assert torch.equal(out[i].nan_to_num(7.0), wanted[i].nan_to_num(7.0)), i
+    torch.testing.assert_close(out[rounded_once], wanted[rounded_once], equal_nan=True)
+    powers = 2 ** torch.arange(16)
+    for found, meant in zip(masks, [x < y, x <= y, x == y, x != y, x == x], strict=True):
+        assert found == (meant * powers).sum()
+
+
+@kernel
+def chosen(code: Code, begin: Value, end: Value, *, x: Floats, out: Floats, bits: Value) -> None:
+    out.store(x.load(16).compressed(bits.mask(16)))
+
+
+def test_chosen_elements_are_put_together():
+    x, out = torch.arange(16.0), torch.empty(16)
+    chosen(1, x=x, out=out, bits=0b1000_0010_0001_1001)
+    assert out[:5].tolist() == [0, 3, 4, 9, 15]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A group of numbers."""
+
+    count: Value
+    step: Value
+
+
+@kernel
+def copied(
+    code: Code, begin: Value, end: Value, *, source: Floats, target: Floats, sizes: Sizes, lanes: int
+) -> None:
+    for at, there in code.vectors(sizes.count, lanes):
+        (target + at).store((source + at * sizes.step).load(lanes, there), there)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 63, 500])
+@pytest.mark.parametrize("lanes", [4, 16, 64])
+def test_vectors_touch_what_is_there_and_no_more(count, lanes):
+    target = torch.full([count + 64], 7.0)
+    copied(1, source=torch.arange(count + 0.0), target=target, count=count, step=1, lanes=lanes)
+    assert target.tolist() == [*range(count), *[7.0] * 64]
+
+
+@kernel
+def sums(code: Code, begin: Value, end: Value, *, out: Longs, n: Value) -> None:
+    with code.loop(begin, end) as i:
+        total, k = code.variable(0), code.variable(0)
+        with code.loop(1, n, 2) as odd, code.when((odd % 3).differs(0)):
+            total.value += odd
+        with code.repeat() as again:
+            k.value += 3
+            again(k.value < n)
+        out[2 * i] = total.value
+        out[2 * i + 1] = k.value
+
+
+@pytest.mark.parametrize("n", [-5, 0, 1, 2, 50])
+def test_loops_and_conditions(n):
+    out = torch.empty(3, 2, dtype=torch.int64)
+    sums(3, out=out, n=n)
+    last = next(k for k in range(3, 100, 3) if k >= n)
+    assert out.tolist() == [[sum(i for i in range(1, n, 2) if i % 3), last]] * 3
+
+
+@kernel
+def memory(code: Code, begin: Value, end: Value, *, out: Longs, small: Bytes, count: Value) -> None:
+    with code.scratch((Floats, 3), (Shorts, count), (Longs, 5)) as parts:
+        for i, part in enumerate(parts):
+            address = Value(code.writer, LONG, code.writer.let("", f"ptrtoint ptr {part.text} to i64"))
+            out[i] = address
+        floats, shorts, longs = parts
+        longs.clear(5)
+        longs[3] = 9
+        (out + 3).copy(longs, 5)
+        shorts[0] = 513
+        small[0] = shorts.of(Bytes)[1]
+        floats.of(Ints)[2] = 70_000
+        out[8] = floats.bytes(8).of(Ints).load().to(LONG)
+
+
+def test_memory_of_its_own_begins_with_lines_and_does_not_overlap():
+    out, small = torch.empty(9, dtype=torch.int64), torch.empty(1, dtype=torch.uint8)
+    memory(1, out=out, small=small, count=33)
+    first, second, third, *rest = out.tolist()
+    assert (first % 64, second - first, third - second) == (0, 64, 128)
+    assert (rest, small.item()) == ([0, 0, 0, 9, 0, 70_000], 2)
+
+
+@kernel
+def streamed(code: Code, begin: Value, end: Value, *, out: Floats, absent: Floats) -> None:
+    value = absent.given().select(code.constant(2.0, FLOAT), 3.0)
+    out.store(value.spread(16), align=64, streamed=True)
+
+
+def test_a_store_past_the_caches_and_an_address_that_is_not_given():
+    out = torch.empty(16)
+    streamed(1, out=out, absent=None)
+    assert out.tolist() == [3.0] * 16
+    assert "!nontemporal" in streamed.source()
+    streamed(1, out=out, absent=out)
+    assert out.tolist() == [2.0] * 16
+
+
+def test_arguments_are_bound_by_name():
+    x = torch.zeros(16)
+    with pytest.raises(TypeError, match=r"kernel chosen: missing \['bits'\], not among .* \['bit'\]"):
+        chosen(1, x=x, out=x, bit=3)
+    with pytest.raises(TypeError, match=r"missing \['count'\]"):
+        copied(1, source=x, target=x, step=1, lanes=16)
+
+
+def test_what_cannot_be_meant_is_refused_while_the_kernel_is_written():
+    code = Code()
+    with pytest.raises(TypeError, match="not known while the kernel is written"):
+        max(code.constant(1), code.constant(2))
+    with pytest.raises(TypeError, match="i64 and float don't go together"):
+        code.constant(1) + code.constant(1.0, FLOAT)
+    with pytest.raises(TypeError, match="a variable of i64 cannot become i1"):
+        code.variable(0).value = code.constant(1, BIT)
+    with pytest.raises(TypeError, match="one of the two must be a value"):
+        code.constant(1, BIT).select(1, 2)
+
+
+def test_a_kernel_is_split_among_threads_and_each_piece_is_done_once():
+    @kernel
+    def counted(code: Code, begin: Value, end: Value, *, out: Ints) -> None:
+        with code.loop(begin, end) as i:
+            out[i] = out[i] + i.to(INT)
+
+    out = torch.zeros(1000, dtype=torch.int32)
+    counted(1000, 10, out=out)
+    assert torch.equal(out, torch.arange(1000, dtype=torch.int32))
