@@ -51,7 +51,7 @@ def _windows(bits: Tensor, geometry: Geometry) -> Tensor:
     height, width = geometry.output
     items = bits.shape[0] // geometry.image[0] * height
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
-    out = torch.empty(items * width, -(-inputs // 64), dtype=torch.int64)
+    out = torch.empty(items * width, -(-inputs // 64), dtype=torch.int64, device="cpu")
     values = [bits.data_ptr(), out.data_ptr(), geometry.channels, *geometry.image, *geometry.kernel]
     values += [*geometry.stride, *geometry.padding, *geometry.dilation, height, width]
     run(address("convolution", "windows", 64), items, arguments(values), GRAIN)
@@ -82,7 +82,9 @@ def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geo
     taps = functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % row)).reshape(
         -1, geometry.channels
     )
-    out = torch.empty(support.shape[0], geometry.image[1], geometry.channels)
+    out = torch.empty(
+        support.shape[0], geometry.image[1], geometry.channels, dtype=torch.float32, device="cpu"
+    )
     table = product.packed(taps, row)
     values = [support.data_ptr(), table.data_ptr(), grad.data_ptr(), out.data_ptr()]
     values += [geometry.channels, *geometry.image, outputs, *geometry.kernel, *geometry.padding]
@@ -108,7 +110,7 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
     row = panel(channels)
     table = product.packed(weight.permute(1, 2, 3, 0).reshape(channels, -1), row)
     images = rows.shape[0] // (geometry.output[0] * geometry.output[1])
-    out = torch.empty(images, *geometry.image, channels)
+    out = torch.empty(images, *geometry.image, channels, dtype=torch.float32, device="cpu")
     values = [table.data_ptr(), rows.data_ptr(), out.data_ptr(), channels, *geometry.image, outputs]
     parts = -(-geometry.image[0] // DEEP)
     deep = -(-geometry.image[0] // parts)
@@ -133,7 +135,7 @@ def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bo
 
 def _sampled(rows: Tensor) -> Tensor:
     """Some rows, all over: a step of their own would meet the same places of each image."""
-    steps = torch.arange(min(SAMPLE, len(rows)), dtype=torch.float64)
+    steps = torch.arange(min(SAMPLE, len(rows)), dtype=torch.float64, device="cpu")
     return rows[(steps * 0.6180339887 % 1 * len(rows)).long()]
 
 
@@ -142,7 +144,7 @@ def _lanes(outputs: int) -> int:
     return -(-outputs // panel(outputs)) * panel(outputs)
 
 
-_ONES = torch.tensor([byte.bit_count() for byte in range(256)])
+_ONES = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.int64, device="cpu")
 
 
 class _Convolution(torch.autograd.Function):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.events import convolution, passing, product
+from hibana.events.bits import bits_of, share_of
 from hibana.events.support import Support, support_of
 
 __all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
@@ -41,9 +42,9 @@ class Linear(_BySpikes, nn.Linear):
     torch; so is any but float32 on the CPU, and a call that is being compiled or transformed. An input
     that does not change over time (expanded: zero stride) costs one product, and its result is expanded.
     Of spikes only bits are kept for the backward. Where the input comes from a layer of hibana, the bits
-    that it kept are used (what is written to spikes unseen by autograd, by ``.data`` or NumPy, is unseen
-    here too), and its gradient is computed only where that layer's surrogate can let it through, if nobody
-    else looks at it.
+    that it kept are used, unless the spikes were written to since; of writes that autograd does not see, by
+    ``.data`` or NumPy, a sample of the spikes is looked through. Its gradient is computed only where that
+    layer's surrogate can let it through, if nobody else looks at it.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
@@ -254,15 +255,15 @@ def _known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Ten
     if below is None or below.spikes is None or not in_order:
         return None
     rows = below.rows(below.spikes, length)
-    return None if rows is None else (rows, product.share_of(rows, length))
+    return None if rows is None else (rows, share_of(rows, length))
 
 
 def _bits_of(rows: Tensor) -> tuple[Tensor, float] | None:
     """The bits of contiguous `rows` and the share of ones; None if not all are 0 and 1."""
     count = rows.shape[0]
-    if count > 2 * SAMPLE and product.bits_of(rows, count // SAMPLE)[1] is None:
+    if count > 2 * SAMPLE and bits_of(rows, count // SAMPLE)[1] is None:
         return None
-    bits, share = product.bits_of(rows)
+    bits, share = bits_of(rows)
     return None if share is None else (bits, share)
 
 

@@ -55,8 +55,8 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
     below = support_of(images)
     height, width = geometry.output
-    out = torch.empty(images.shape[0], height, width, geometry.channels)
-    which = torch.empty(out.shape, dtype=torch.uint8)
+    out = torch.empty(images.shape[0], height, width, geometry.channels, dtype=torch.float32, device="cpu")
+    which = torch.empty(out.shape, dtype=torch.uint8, device="cpu")
     known = below is not None and _pooled_bits(images, below, out, which, geometry)
     if not (known or _pooled_numbers(images, out, which, geometry)):
         return None
@@ -80,7 +80,7 @@ def _pooled_bits(images: Tensor, below: Support, out: Tensor, which: Tensor, geo
 
 def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
     """Whether the numbers are spikes, from which it was done."""
-    strange = torch.zeros((), dtype=torch.int64)
+    strange = torch.zeros((), dtype=torch.int64, device="cpu")
     pieces = out.shape[0] * out.shape[1]
     pooling.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
     return not strange.item()
@@ -95,7 +95,7 @@ def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Wi
     if rest:
         return None
     rows = images.shape[0] * geometry.output[0]
-    bits = torch.empty(rows, -(-length // 64), dtype=torch.int64)
+    bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
     given = {"bits": below.bits, "target": bits, "which": which}
     pooling.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
     return Support(bits.view(torch.uint8), length, below.watched)
@@ -119,7 +119,7 @@ class _MaxPool(torch.autograd.Function):
         geometry: _Window = ctx.geometry
         rows = grad.permute(0, 2, 3, 1).contiguous()
         count, channels = ctx.shape[0], geometry.channels
-        out = torch.empty(count, *geometry.image, channels)
+        out = torch.empty(count, *geometry.image, channels, dtype=torch.float32, device="cpu")
         given = {"gradient": rows, "target": out, "which": which}
         across = geometry.window[1]
         columns = across if across <= NARROW else 0

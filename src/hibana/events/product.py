@@ -10,7 +10,7 @@ from hibana.events.kernels import address, compresses, panel
 from hibana.events.support import Support, probe
 from hibana.native import arguments, run
 
-__all__ = ["bits_of", "forward", "linear", "packed", "share_of", "used_bits", "weight_gradient"]
+__all__ = ["forward", "linear", "packed", "used_bits", "weight_gradient"]
 
 NEAR_FROM = 0.08
 """From this share on, few weights at a time are kept near."""
@@ -47,34 +47,12 @@ def _up(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
-    """The bits ``[rows / step, words]`` of contiguous `rows`, and the share of ones: None if not binary."""
-    inputs = rows.shape[1]
-    bits = torch.empty(_up(rows.shape[0], step), _up(inputs, 64), dtype=torch.int64)
-    spikes, strange = _scanned(rows.data_ptr(), bits, inputs, step)
-    return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
-
-
-def share_of(bits: Tensor, inputs: int) -> float:
-    """The share of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
-    return _scanned(0, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
-
-
-def _scanned(source: int, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
-    count, parts = bits.shape[0], torch.get_num_threads()
-    found = torch.zeros(parts, 2, dtype=torch.int64)
-    values = [source, bits.data_ptr(), found.data_ptr(), inputs, count, step, _up(count, parts)]
-    run(address("linear", "scan", 64), parts, arguments(values))
-    spikes, strange = found.sum(0).tolist()
-    return spikes, strange
-
-
 def packed(weight: Tensor, row: int) -> Tensor:
     """`weight`, ``[outputs, inputs]``, as ``[panels][inputs, to whole words][row]``, and zeros."""
     outputs, inputs = weight.shape
     weight = weight.contiguous()
     words = _up(inputs, 64)
-    table = torch.empty(_up(outputs, row), words * 64, row)
+    table = torch.empty(_up(outputs, row), words * 64, row, dtype=torch.float32, device="cpu")
     values = [weight.data_ptr(), table.data_ptr(), outputs, inputs]
     run(address("linear", "pack", row), table.shape[0] * words, arguments(values))
     return table
@@ -84,7 +62,7 @@ def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> 
     """``[rows, outputs]``, and the packed weights."""
     outputs, inputs = weight.shape
     table = packed(weight, panel(outputs))
-    out = torch.empty(bits.shape[0], outputs)
+    out = torch.empty(bits.shape[0], outputs, dtype=torch.float32, device="cpu")
     name = "forward_tables" if share > crossover(outputs) else "forward_lists"
     tile = NEAR_WORDS // panel(outputs) if share > NEAR_FROM else 1024
     values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
@@ -99,7 +77,7 @@ def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> 
 
 def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
     outputs = grad.shape[1]
-    out = torch.empty(grad.shape[0], inputs)
+    out = torch.empty(grad.shape[0], inputs, dtype=torch.float32, device="cpu")
     values = [bits.data_ptr(), table.data_ptr(), grad.data_ptr(), out.data_ptr(), inputs, outputs]
     run(address("linear", "input_gradient", panel(outputs)), out.shape[0], arguments(values), GRAIN)
     return out
@@ -114,8 +92,8 @@ def weight_gradient(
     parts = PARTS if rows >= PARTS * LONG and panels * words <= FEW_SUMS else 1
     across = min(threads, panels) if parts == 1 else 1
     down = min(_up(threads, across), words) if parts == 1 else 1
-    out = torch.empty(parts, outputs, inputs)
-    summed = torch.empty(parts, outputs) if bias else None
+    out = torch.empty(parts, outputs, inputs, dtype=torch.float32, device="cpu")
+    summed = out.new_empty(parts, outputs) if bias else None
     values = [bits.data_ptr(), grad.data_ptr(), out.data_ptr(), 0 if summed is None else summed.data_ptr()]
     values += [rows, inputs, outputs, int(share > _gradient_crossover()), across, down, _up(rows, parts)]
     run(address("linear", "weight_gradient", panel(outputs)), parts * across * down, arguments(values))

@@ -15,6 +15,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from hibana.events.bits import agree
+
 __all__ = ["Support", "announce", "probe", "support_of"]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
@@ -49,7 +51,7 @@ class Support:
         return bool(torch._C._will_engine_execute_node(_probe_node()))
 
 
-_PROBE = torch.zeros((), requires_grad=True)
+_PROBE = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
 
 
 def probe() -> Tensor:
@@ -82,10 +84,13 @@ def support_of(tensor: Tensor) -> Support | None:
     if base is not tensor:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
+        if support.bits is None and tensor._version:
+            return None
         return Support(support.bits, support.length, (*watched, *support.watched))
     spikes: Tensor | None = node.spikes  # type: ignore[union-attr] # of hibana's own node
-    bits = None if support is spikes else support
-    return Support(bits, base[0].numel(), watched, None if tensor._version else spikes)
+    if spikes is not None and (tensor._version or not agree(tensor, spikes)):
+        return Support(support, base[0].numel(), watched)
+    return Support(None if support is spikes else support, base[0].numel(), watched, spikes)
 
 
 def announce(view: Tensor) -> Tensor:

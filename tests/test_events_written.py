@@ -1,0 +1,138 @@
+"""Spikes that somebody writes to below a layer that works per spike: what autograd gives, all the same.
+
+A write that autograd does not record changes what the layer above multiplies and leaves the gradient of the
+spiking layer where it was: at the spikes that were emitted, not at those that are left.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana import surrogate
+
+WRITES = {
+    "mul_": lambda s, mask: s.mul_(mask),
+    "zero_": lambda s, mask: s.zero_(),
+    "masked_fill_": lambda s, mask: s.masked_fill_(mask == 0, 0.0),
+    "index": lambda s, mask: s[1].__setitem__(slice(None), 0.0),
+    "set to one": lambda s, mask: s.masked_fill_(mask == 0, 1.0),
+    "detach": lambda s, mask: s.detach().mul_(mask),
+    "view": lambda s, mask: s.flatten(0, 1).mul_(mask.flatten(0, 1)),
+    "data": lambda s, mask: s.data.mul_(mask),
+    "another data": lambda s, mask: setattr(s, "data", s.data * mask),
+    "numpy": lambda s, mask: s.detach().numpy().__imul__(mask.numpy()),
+}
+SIGMAS = [surrogate.Step(), surrogate.Box(), surrogate.ATan()]
+
+
+def _write(name, spikes):
+    mask = (torch.rand(spikes.shape, generator=torch.Generator().manual_seed(3)) < 0.5).float()
+    with torch.no_grad():
+        WRITES[name](spikes, mask)
+
+
+def _gradients(net, x, write, after):
+    """The output of `net`, whose layer `after` has its outputs written to, and every gradient."""
+    net.zero_grad()
+    x = x.clone().requires_grad_()
+    h = x
+    for i, layer in enumerate(net):
+        h = layer(h)
+        if i == after and write is not None:
+            _write(write, h)
+    h.mul(torch.linspace(-1, 1, h.numel()).view(h.shape)).sum().backward()
+    return [h.detach(), x.grad, *(p.grad for p in net.parameters())]
+
+
+def _twins(net):
+    """`net` by events, and dense through the reference loop."""
+    sparse, dense = hb.events.adopt(copy.deepcopy(net)), copy.deepcopy(net)
+    for inner in sparse.modules():
+        if isinstance(inner, hb.Linear | hb.Conv2d):
+            inner.mode = "events"
+    for inner in dense.modules():
+        if isinstance(inner, hb.OverTime):
+            inner.forward = lambda x, cell=inner.cell: hb.unroll(cell, x, backend="reference")[0]
+    return sparse, dense
+
+
+def _compare(net, x, write, after):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((p * 1024).round() / 1024)  # sums are exact in any order
+    sparse, dense = _twins(net)
+    got, wanted = _gradients(sparse, x, write, after), _gradients(dense, x, write, after)
+    assert wanted[1].abs().sum() > 0
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+
+
+class _Transposed(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2)
+
+
+class _Halved(nn.Module):
+    def forward(self, x):
+        return x.reshape(x.shape[0] * 2, x.shape[1] // 2, x.shape[2])
+
+
+BETWEEN = {
+    "nothing": lambda: [],
+    "flattened": lambda: [nn.Flatten(0, 1)],
+    "viewed": lambda: [_Halved()],
+    "transposed": lambda: [_Transposed()],
+    "each step": lambda: [hb.EachStep(nn.Identity())],
+}
+
+
+@pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
+@pytest.mark.parametrize("write", [None, *WRITES])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_a_linear_layer_above_spikes_that_were_written_to(sigma, write, between):
+    net = nn.Sequential(
+        nn.Linear(20, 64), hb.IF(0.3, sigma, detach_reset=True), *BETWEEN[between](), nn.Linear(64, 7)
+    )
+    x = (torch.rand(6, 64, 20) * 16).round() / 16
+    _compare(net, x, write, after=1)
+
+
+@pytest.mark.parametrize("neurons", [60, 63, 100])
+def test_steps_that_do_not_fill_whole_words_of_bits_and_were_written_to(neurons):
+    net = nn.Sequential(
+        nn.Linear(20, neurons), hb.IF(0.3, surrogate.Step(), detach_reset=True), nn.Linear(neurons, 7)
+    )
+    x = (torch.rand(6, 3, 20) * 16).round() / 16
+    for write in (None, "mul_", "zero_"):
+        _compare(net, x, write, after=1)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
+@pytest.mark.parametrize("write", [None, *WRITES])
+@pytest.mark.parametrize("channels", [5, 16])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_convolution_pooling_and_flattening_above_spikes_that_were_written_to(sigma, write, channels, after):
+    if after != 1 and write in ("data", "another data", "numpy"):
+        pytest.skip("autograd does not see it, and of what was pooled no bits are kept to compare")
+    net = nn.Sequential(
+        hb.EachStep(nn.Conv2d(2, channels, 3, padding=1)),
+        hb.IF(0.5, sigma, detach_reset=True),
+        hb.EachStep(nn.MaxPool2d(2)),
+        hb.EachStep(nn.Conv2d(channels, 16, 3, padding=1)),
+        hb.IF(0.5, sigma, detach_reset=True),
+        nn.Flatten(2),
+        nn.Linear(16 * 4 * 4, 5),
+    )
+    nn.init.constant_(net[3].module.bias, 0.25)  # fires though nothing comes
+    x = (torch.rand(4, 3, 2, 8, 8) * 16).round() / 16
+    _compare(net, x, write, after)
+
+
+@pytest.mark.parametrize("write", ["mul_", "detach", "zero_"])
+def test_a_convolution_of_written_spikes_that_lie_channels_first(write):
+    conv = nn.Conv2d(16, 8, 3, padding=1)
+    net = nn.Sequential(nn.Identity(), hb.IF(0.5, surrogate.Step(), detach_reset=True), hb.EachStep(conv))
+    _compare(net, (torch.rand(4, 3, 16, 8, 8) * 16).round() / 16, write, after=1)
