@@ -119,7 +119,7 @@ def demo(arguments: argparse.Namespace) -> None:
     two = plot.membrane(then.potentials, then.spikes, then.threshold)
     two.set_title("Simulation of IF model")
 
-    step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401))
+    step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401, dtype=torch.float32, device="cpu"))
     print("\nPictures")
     for axes, name in ((step[0], "heaviside"), (one[0], "demo1"), (two, "demo2")):
         print(f"  {_saved(axes.figure, folder / f'{name}.png')}")
@@ -379,7 +379,8 @@ def _write_program(net: Any, target: Path, shape: tuple[int, ...], steps: int | 
 
     if steps is None or steps < 1:
         raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")
-    torch.export.save(export(net, torch.zeros(steps, 2, *shape), dynamic_batch=True), target)
+    inputs = torch.zeros(steps, 2, *shape, dtype=torch.float32, device="cpu")
+    torch.export.save(export(net, inputs, dynamic_batch=True), target)
     print(f"takes [{steps}, batch, {', '.join(map(str, shape))}], currents or spikes at each step")
 
 
@@ -440,7 +441,7 @@ def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
         raise ValueError(f"inputs must have the shape [N, {', '.join(map(str, shape))}], got {got}")
     if array.dtype.kind not in "fiu":
         raise ValueError(f"inputs must be numbers, got {array.dtype}")
-    return torch.as_tensor(array.astype("float32"))
+    return torch.from_numpy(array.astype("float32"))
 
 
 def _drawn(model: "Classifier", outcome: "Outcome", samples: "DataSet", linear: float, path: Path) -> Path:

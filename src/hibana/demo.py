@@ -40,9 +40,9 @@ def one_step(show: Callable[[str], None] = print) -> OneStep:
 
     Shows the potentials, the spikes, and the gradient before and after the backward, as the article does.
     """
-    input_ = torch.zeros(int(2 / 0.05), requires_grad=True)
-    s_previous = torch.zeros(int(2 / 0.05), requires_grad=True)
-    vt = torch.arange(0, 2, 0.05, requires_grad=True)
+    input_ = torch.zeros(int(2 / 0.05), dtype=torch.float32, device="cpu", requires_grad=True)
+    s_previous = torch.zeros(int(2 / 0.05), dtype=torch.float32, device="cpu", requires_grad=True)
+    vt = torch.arange(0, 2, 0.05, dtype=torch.float32, device="cpu", requires_grad=True)
     cell = IFCell()
     _, o = cell(input_, vt, s_previous)
     show(f"{vt = }")
@@ -60,7 +60,7 @@ def over_time(timesteps: int = 100) -> OverTime:
 
     The first of the `timesteps` is the start itself, so the last input drawn is not used, as in the article.
     """
-    x_input = torch.rand(timesteps) / 15
+    x_input = torch.rand(timesteps, dtype=torch.float32, device="cpu") / 15
     states = record(IFCell(threshold=1.0), x_input[:-1])
-    start = torch.zeros(1)
+    start = x_input.new_zeros(1)
     return OverTime(torch.cat([start, states["v"]]), torch.cat([start, states["s"]]), threshold=1.0)

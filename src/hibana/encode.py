@@ -103,7 +103,7 @@ def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: 
         spiking = values > threshold
         above = torch.where(spiking, values, 2 * threshold)
         times = (tau * torch.log(above / (above - threshold))).round()
-    clock = torch.arange(steps, device=values.device).reshape(-1, *[1] * values.ndim)
+    clock = torch.arange(steps, dtype=torch.int64, device=values.device).reshape(-1, *[1] * values.ndim)
     return ((clock == times) & spiking).to(values.dtype)
 
 

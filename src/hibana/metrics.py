@@ -37,6 +37,11 @@ Source: Horowitz (2014), as above.
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+def _nothing() -> Tensor:
+    """A count of nothing yet, where modules have their tensors."""
+    return torch.tensor(0, dtype=torch.int64, device=torch.get_default_device())
+
+
 class _Fraction(Metric):
     """A count over a count."""
 
@@ -46,8 +51,8 @@ class _Fraction(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("part", torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("whole", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("part", _nothing(), dist_reduce_fx="sum")
+        self.add_state("whole", _nothing(), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
         """The fraction over all that was seen; NaN where nothing was."""
@@ -117,7 +122,7 @@ class SynOps(Metric):
         super().__init__(**kwargs)
         self.energy = energy
         for name in ("acs", "macs", "samples"):
-            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+            self.add_state(name, _nothing(), dist_reduce_fx="sum")
 
     def update(self, acs: Tensor | int, macs: Tensor | int, samples: int) -> None:
         """Adds what `samples` inferences together took."""
@@ -169,7 +174,7 @@ def operations(layer: Weighted, inputs: Tensor) -> tuple[Literal["acs", "macs"],
     if not spiking and inputs.stride(0) == 0:
         inputs = inputs[:1]
     if isinstance(layer, nn.Linear):
-        reached = inputs.count_nonzero() if spiking else torch.tensor(inputs.numel(), device=inputs.device)
+        reached = inputs.count_nonzero() if spiking else inputs.new_tensor(inputs.numel(), dtype=torch.int64)
         return ("acs", reached * layer.out_features) if spiking else ("macs", reached * layer.out_features)
     weight = layer.weight
     fan_out = _outputs_reached(layer, inputs)

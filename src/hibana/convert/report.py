@@ -84,7 +84,7 @@ def accuracy_over_time(network: nn.Module, inputs: Tensor, labels: Tensor, T: in
         labels: ``[N]``, the classes.
         T: the number of steps.
     """
-    right = torch.zeros(T)
+    right = torch.zeros(T, dtype=torch.float32, device="cpu")
     for x, y in zip(_few(inputs), _few(labels), strict=True):
         steps = torch.cat([_right(part, y) for part in _in_parts(network, x, T)])
         right += steps.cpu()
@@ -136,9 +136,10 @@ def report(
 ) -> Conversion:
     """Runs both networks on the calibration data and compares them, layer by layer and step by step."""
     points = sorted({2**n for n in range(steps.bit_length())} | {steps})
-    sums = {name: torch.zeros(4, dtype=torch.float64) for name in thresholds}
+    sums = {name: torch.zeros(4, dtype=torch.float64, device="cpu") for name in thresholds}
     neurons: dict[str, int] = {}
-    right, right_ann, samples = torch.zeros(steps), 0, 0
+    right = torch.zeros(steps, dtype=torch.float32, device="cpu")
+    right_ann, samples = 0, 0
     spikes: dict[str, Tensor] = {}
     hooks = [network.get_submodule(name).register_forward_hook(_counter(spikes, name)) for name in thresholds]
     try:

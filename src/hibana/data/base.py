@@ -126,7 +126,8 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
         return inputs[0], labels[0]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        inputs = self.inputs[torch.as_tensor(indices)]
+        chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        inputs = self.inputs[chosen]
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
-        return inputs, self.labels[torch.as_tensor(indices)]
+        return inputs, self.labels[chosen]

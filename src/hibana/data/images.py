@@ -43,8 +43,8 @@ class Digits(DataSet):
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
-        inputs = torch.as_tensor(images, dtype=torch.float32).reshape(-1, *self.shape) / 16
-        targets = torch.as_tensor(labels, dtype=torch.int64)
+        inputs = torch.as_tensor(images, dtype=torch.float32, device="cpu").reshape(-1, *self.shape) / 16
+        targets = torch.as_tensor(labels, dtype=torch.int64, device="cpu")
         parts = (slice(0, -497), slice(-497, -360), slice(-360, None))
         training, validation, test = (InMemory(inputs[part], targets[part]) for part in parts)
         return training, validation, test

@@ -193,4 +193,6 @@ class _Binned(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.reader[index]
         counts = torch.from_numpy(self.frames(events))
-        return (counts > 0).float().reshape(self.shape), torch.tensor(int(label))
+        return (counts > 0).float().reshape(self.shape), torch.tensor(
+            int(label), dtype=torch.int64, device="cpu"
+        )

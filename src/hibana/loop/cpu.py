@@ -24,6 +24,8 @@ from hibana.native.threads import libtorch
 
 __all__ = ["CpuKernels"]
 
+CPU = torch.device("cpu")
+
 STREAMED = 32 << 20
 """Bytes from which on a sequence is written past the caches: the next to read it would not find it there."""
 
@@ -111,12 +113,12 @@ class CpuKernels:
         If `apart`, what is emitted may begin later than its memory does: see :func:`beside`.
         """
         shape, dtype = inputs.shape, self.dtype
-        outputs = beside(inputs, shape) if apart else torch.empty(shape, dtype=dtype)
+        outputs = beside(inputs, shape) if apart else torch.empty(shape, dtype=dtype, device=CPU)
         place = outputs.data_ptr()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
-        last = [torch.empty(shape[1:], dtype=dtype) for _ in first[1:]] if ends else []
+        last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
         kept = [
-            torch.empty(*ready.bits, dtype=torch.uint8) if boolean else torch.empty_like(outputs)
+            torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
             for boolean in ready.booleans
         ]
         ready.walk.run(  # in the order of forward_source
@@ -147,16 +149,18 @@ class CpuKernels:
         """
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
-            grad_outputs = torch.zeros(one, dtype=dtype).expand(shape)
+            grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
         grad_input, place = None, 0
         if wants_input:
             wanted = one if constant else shape
-            grad_input = beside(grad_outputs, wanted) if apart else torch.empty(wanted, dtype=dtype)
+            grad_input = (
+                beside(grad_outputs, wanted) if apart else torch.empty(wanted, dtype=dtype, device=CPU)
+            )
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if wants_first:
-            first_grads = [torch.empty(one, dtype=dtype) for _ in first]
-        sums = [torch.empty(one, dtype=dtype) for _ in self.step.grad_sums]
+            first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
+        sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         way = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         before = (*read, grad_outputs.data_ptr(), grad_outputs.stride(0), place)
@@ -273,10 +277,12 @@ def beside(read: Tensor, shape: torch.Size) -> Tensor:
     """
     count, dtype = shape.numel(), read.dtype
     if count * dtype.itemsize < FAR:
-        return torch.empty(shape, dtype=dtype)
-    room = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=CPU)
+    room = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device=CPU)
     shift = (read.data_ptr() + APART - room.data_ptr()) & (PAGE - LINE)
-    placed = torch.empty(0, dtype=dtype).set_(room.untyped_storage(), shift // dtype.itemsize, shape, ())
+    placed = torch.empty(0, dtype=dtype, device=CPU).set_(
+        room.untyped_storage(), shift // dtype.itemsize, shape, ()
+    )
     return placed.data  # to which nothing was written yet, as others may ask of its version
 
 
@@ -311,7 +317,7 @@ def _vector_function(word: str, dtype: torch.dtype) -> int:
     function = getattr(libtorch(), name)
     function.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
     function.restype = None
-    sample = torch.linspace(-20.0, 20.0, 4097, dtype=dtype)
+    sample = torch.linspace(-20.0, 20.0, 4097, dtype=dtype, device=CPU)
     found = torch.empty_like(sample)
     function(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
     wanted = getattr(torch, word)(sample)

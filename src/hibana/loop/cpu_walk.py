@@ -102,7 +102,7 @@ class Replay(NamedTuple):
             array("q", (*self.sizes, *before, *none, *after, *tail))
             for (before, after), tail in zip((forward, backward), self.tails, strict=True)
         ]
-        room = torch.empty(self.room + PAGE, dtype=torch.uint8)
+        room = torch.empty(self.room + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + ROOM_APART - room.data_ptr()) & (PAGE - LINE)
         values = (  # in the order of llvm_replay.ARGUMENTS
             *self.kernels,

@@ -250,7 +250,7 @@ def _pytorchs_library() -> SimpleNamespace:
         function = getattr(torch, word)
 
         def computed(x: Any) -> Any:
-            found = function(torch.tensor(x.handle.data)).numpy()
+            found = function(torch.from_numpy(x.handle.data.copy())).numpy()
             return tl.tensor(TensorHandle(found, x.handle.dtype), x.type)
 
         return computed
@@ -272,9 +272,10 @@ def _compared(word: str, language: Language, device: str) -> bool:
 
 def _sampled(word: str, language: Language, device: str) -> bool:
     dtype = getattr(torch, language.real)
-    sizes = torch.logspace(-45, 38, 500, dtype=torch.float64)
-    ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])
-    sample = torch.cat([torch.linspace(-20, 20, 4097), sizes, -sizes, ends]).to(dtype).to(device)
+    sizes = torch.logspace(-45, 38, 500, dtype=torch.float64, device="cpu")
+    even = torch.linspace(-20, 20, 4097, dtype=torch.float32, device="cpu")
+    ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device="cpu")
+    sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
     found = torch.empty_like(sample)
     kernel = _kernel(function_source(language, word), "function", language.interpreted)
     _run(kernel, [sample, found], 1, sample.numel(), language.interpreted)

@@ -350,7 +350,10 @@ class _Reading:
         if self.device != "cuda" or node.target not in _QUOTIENTS or isinstance(node.args[1], fx.Node):
             return node.target, node.args
         dividend, divisor = node.args
-        return torch.ops.aten.mul.Tensor, (dividend, float(1 / torch.tensor(divisor, dtype=self.dtype)))
+        return torch.ops.aten.mul.Tensor, (
+            dividend,
+            float(1 / torch.tensor(divisor, dtype=self.dtype, device="cpu")),
+        )
 
     def _argument(self, argument: Any) -> Value:
         if isinstance(argument, fx.Node):

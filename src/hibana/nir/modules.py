@@ -5,6 +5,7 @@ steps, ``tau v' = (v_leak - v) + r x`` becomes ``v = (1 - 1/tau) v + (dt r / tau
 from ``v_leak``, so a layer of hibana, whose input has the weight one, has ``r = tau / dt``.
 """
 
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -46,7 +47,7 @@ def to_layer(node: Node, dt: float | None, feedback: Node | None = None) -> nn.M
             start, end = int(fields["start_dim"]), int(fields["end_dim"])
             return EachStep(nn.Flatten(start + (start >= 0), end + (end >= 0)))
         case "Scale":
-            return Scale(torch.as_tensor(np.asarray(fields["scale"], np.float32)))
+            return Scale(_tensor(fields["scale"]))
         case "IF":
             return _driven(_number(fields, "r"), IF(_threshold(fields), reset=_reset(fields)))
         case "I":
@@ -146,7 +147,7 @@ def _filled_in(layer: nn.Module, fields: dict[str, Any]) -> nn.Module:
 
 def _driven(gain: Tensor | float, neuron: nn.Module) -> nn.Module:
     """`neuron`, its input times `gain` where that is not one."""
-    factor = torch.as_tensor(gain)
+    factor = gain if isinstance(gain, Tensor) else torch.tensor(gain, dtype=torch.float64, device="cpu")
     if bool(((factor - 1).abs() <= ROUNDING).all()):
         return neuron
     return nn.Sequential(Scale(factor.float()), neuron)
@@ -154,7 +155,7 @@ def _driven(gain: Tensor | float, neuron: nn.Module) -> nn.Module:
 
 def _gain(fields: dict[str, Any], dt: float | None, weight: str = "r", tau: str = "tau") -> Tensor:
     """What one unit of input adds to the state in one step: ``dt * r / tau``."""
-    return torch.as_tensor(np.asarray(fields[weight], np.float64) / _in_steps(fields[tau], dt))
+    return torch.from_numpy(np.asarray(np.asarray(fields[weight], np.float64) / _in_steps(fields[tau], dt)))
 
 
 def _in_steps(seconds: Any, dt: float | None) -> Any:
@@ -204,7 +205,7 @@ def _neuron(cell: cells.Cell, shape: Shape, dt: float) -> Node:
         case cells.LICell():
             return _leaky("LI", {"tau": cell.tau}, {}, shape, dt)
         case cells.IFCell():
-            if not bool((torch.as_tensor(cell.initial) == 0).all()):
+            if np.any(_array(cell.initial) if isinstance(cell.initial, Tensor) else cell.initial):
                 raise ValueError(f"NIR neurons start at rest; initial={cell.initial!r} cannot be written")
             return Node("IF", {"r": _filled(1.0, shape, "r"), **_spiking(cell, shape)})
         case cells.LIFCell() if _infinite(cell.tau):
@@ -267,7 +268,7 @@ def _convolution_node(module: nn.Conv1d | nn.Conv2d, shape: Shape) -> Node:
     if module.padding_mode != "zeros":
         raise ValueError(f'NIR pads with zeros; padding_mode="{module.padding_mode}" cannot be written')
     one = isinstance(module, nn.Conv1d)
-    bias = torch.zeros(module.out_channels) if module.bias is None else module.bias
+    bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
 
     def size(value: Any) -> Any:
         return value if isinstance(value, str) else int(value[0]) if one else tuple(value)
@@ -300,7 +301,7 @@ def _pooling_node(module: nn.AvgPool2d) -> Node:
 
 
 def _infinite(tau: Any) -> bool:
-    return bool(torch.as_tensor(tau).isinf().any())
+    return bool(tau.isinf().any()) if isinstance(tau, Tensor) else math.isinf(tau)
 
 
 def _filled(value: Any, shape: Shape, name: str) -> Any:
@@ -319,4 +320,4 @@ def _array(value: Tensor) -> Any:
 
 
 def _tensor(array: Any) -> Tensor:
-    return torch.tensor(np.asarray(array, np.float32))
+    return torch.from_numpy(np.array(array, np.float32))

@@ -83,7 +83,9 @@ def mistake(path: str, after: int) -> int:
         part = order[begun : begun + 128]
         inputs, labels = zip(*(samples.test[index] for index in part), strict=True)
         with torch.inference_mode():
-            wrong = model(torch.stack(inputs)).argmax(1) != torch.as_tensor(labels)
+            wrong = model(torch.stack(inputs)).argmax(1) != torch.as_tensor(
+                labels, dtype=torch.int64, device="cpu"
+            )
         if bool(wrong.any()):
             return part[int(wrong.nonzero()[0])]
     raise Trouble("the network takes no test sample for another class")

@@ -94,7 +94,7 @@ def answer(
         raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
     made = controls.made(found(cell, source), values)
     draw = _draw()
-    currents = torch.linspace(0, top, CURRENTS)
+    currents = torch.linspace(0, top, CURRENTS, dtype=torch.float32, device="cpu")
     constant = currents.repeat_interleave(COPIES) + noise * draw[:, 1:]
     inputs = (strength * _shape(shape)[:, None] + noise * draw[:, :1]).requires_grad_()
 
@@ -146,7 +146,12 @@ def _one_step(cell: Cell) -> _Step | None:
 
     is the surrogate: no cell is asked for its threshold or its surrogate. None if there is no such input.
     """
-    grid = torch.cat([torch.zeros(1), torch.logspace(-3, 4, 141)]).double()
+    grid = torch.cat(
+        [
+            torch.zeros(1, dtype=torch.float32, device="cpu"),
+            torch.logspace(-3, 4, 141, dtype=torch.float32, device="cpu"),
+        ]
+    ).double()
     for _ in range(3):
         with torch.no_grad():
             s = _stepped(cell, grid)[-1]
@@ -154,13 +159,19 @@ def _one_step(cell: Cell) -> _Step | None:
         if not bool(((s == 0) | (s == 1)).all()) or not len(on) or on[0] == 0:
             return None
         first = int(on[0])
-        grid = torch.linspace(float(grid[first - 1]), float(grid[first]), 257, dtype=torch.float64)
+        grid = torch.linspace(
+            float(grid[first - 1]), float(grid[first]), 257, dtype=torch.float64, device="cpu"
+        )
     onset = grid[-1:].clone().requires_grad_()
     index = cell.states.index(_potential(cell))
     (slope,) = torch.autograd.grad(_stepped(cell, onset)[index].sum(), onset, allow_unused=True)
     if slope is None or not bool(slope.isfinite()) or not slope:
         return None
-    inputs = (onset + torch.linspace(-2, 2, 401).double() / slope).detach().requires_grad_()
+    inputs = (
+        (onset + torch.linspace(-2, 2, 401, dtype=torch.float32, device="cpu").double() / slope)
+        .detach()
+        .requires_grad_()
+    )
     states = _stepped(cell, inputs)
     dv = _gradient(states[index].sum(), inputs)
     ds = _gradient(states[-1].sum(), inputs)
@@ -255,7 +266,7 @@ def _range(cell: Cell) -> tuple[float, float]:
     It ends at five times the current that gives a spike in 20 steps, or a quarter above the one that gives
     half of the largest rate if that is less; (0.5, 1) for a cell that never fires.
     """
-    currents = torch.logspace(-3, 3, 121)
+    currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
     inputs = currents.expand(STEPS, -1)
     with torch.no_grad():
         _rest(cell, inputs[0, :1])
@@ -275,15 +286,16 @@ def _range(cell: Cell) -> tuple[float, float]:
 @cache
 def _draw() -> Tensor:
     """The noise: of the neuron that is shown, then of those of the F-I curve."""
-    return torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _shape(shape: str) -> Tensor:
     """The course of the input over the steps, its largest value 1."""
-    t = torch.arange(STEPS, dtype=torch.float32)
+    t = torch.arange(STEPS, dtype=torch.float32, device="cpu")
     match shape:
         case "constant":
-            return torch.ones(STEPS)
+            return torch.ones(STEPS, dtype=torch.float32, device="cpu")
         case "pulse":
             return ((t >= STEPS // 4) & (t < 3 * STEPS // 4)).float()
         case "ramp":

@@ -67,7 +67,9 @@ def membrane(
     names = [f"neuron {neuron}" for neuron in range(neurons)] if names is None else names
     if len(names) != neurons:
         raise ValueError(f"names must name the {neurons} neurons, got {len(names)}")
-    thresholds = torch.as_tensor(threshold, dtype=torch.float32).detach().cpu().expand(neurons).numpy()
+    thresholds = (
+        torch.as_tensor(threshold, dtype=torch.float32, device="cpu").detach().cpu().expand(neurons).numpy()
+    )
     axes = axes or new_axes(9, 1.2 + 0.9 * neurons)
     now = times(axes, steps, dt)
     low = min(0.0, float(values.min()))
@@ -188,7 +190,7 @@ def surrogate_gallery(
             unused.remove()
     if len(axes) != len(functions):
         raise ValueError(f"axes must be one for each of the {len(functions)} functions, got {len(axes)}")
-    x = torch.linspace(-reach, reach, 601)
+    x = torch.linspace(-reach, reach, 601, dtype=torch.float32, device="cpu")
     for each, function in zip(axes, functions, strict=True):
         derivative = array("derivative", function.derivative(x), ("[points]",))
         each.plot(x.numpy(), (x > 0).numpy(), color=GREY, linewidth=1, label="$H(x)$")

@@ -21,12 +21,12 @@ def augmented(images: Tensor, how: str) -> Tensor:
     if images.ndim < 3:
         raise ValueError(f"augment must be none for inputs that are no images, got {how!r}")
     if "flip" in how:
-        mirrored = torch.rand(len(images), device=images.device) < 0.5
+        mirrored = torch.rand(len(images), dtype=torch.float32, device=images.device) < 0.5
         images = torch.where(_each(mirrored, images), images.flip(-1), images)
     if "shift" in how:
         height, width = images.shape[-2:]
         padded = functional.pad(images, (1, 1, 1, 1))
-        moves = torch.randint(0, 9, [len(images)], device=images.device)
+        moves = torch.randint(0, 9, [len(images)], dtype=torch.int64, device=images.device)
         shifted = [padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)]
         images = images.clone()
         for move, candidate in enumerate(shifted):
