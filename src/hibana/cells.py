@@ -349,7 +349,8 @@ class PLIFCell(_Spiking):
         if not (math.isfinite(tau) and tau > 1):
             raise ValueError(f"tau must be finite and above 1, got {tau!r}")
         self.start = -math.log(tau - 1.0)
-        self.w = nn.Parameter(torch.empty(1))  # one dimension: what shards parameters takes no scalars
+        blank = torch.empty(1, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+        self.w = nn.Parameter(blank)  # one dimension: what shards parameters takes no scalars
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
