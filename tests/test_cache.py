@@ -28,7 +28,8 @@ TWICE = SOURCE.replace("3 * i", "6 * i")
 
 
 def _forget():
-    for function in (module.kept_in, module._linked_source, module._toolchain):
+    module._LINKED.clear()
+    for function in (module.kept_in, module._toolchain):
         function.cache_clear()
 
 
@@ -55,7 +56,7 @@ def compilations(monkeypatch):
 
 def _counts(source=SOURCE):
     """What the kernel counts, built from what is on disk or anew."""
-    module._linked_source.cache_clear()
+    module._LINKED.clear()
     (kernel,) = build(source, ("count",))
     out = (ctypes.c_int64 * 8)()
     run(kernel.address, 8, arguments([ctypes.addressof(out)]))

@@ -244,7 +244,8 @@ class CpuKernels:
     def _kernel(self, direction: str, *variant: Any) -> Bound:
         """A kernel, and what its arguments end with."""
         key = (direction, variant)
-        if key not in self._built:
+        found = self._built.get(key)
+        if found is None:
             made = self._forward_source if direction == "forward" else self._backward_source
             source = made(*variant)
             (kernel,) = assemble(source.text, (direction,))
@@ -252,8 +253,9 @@ class CpuKernels:
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
             ]
             calls = (_vector_function(word, self.dtype) for word in called)
-            self._built[key] = (kernel, (self.constants_at, *calls))
-        return self._built[key]
+            # a thread that was here first may run its own by now, which must stay
+            found = self._built.setdefault(key, (kernel, (self.constants_at, *calls)))
+        return found
 
     def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:
         return forward_source(self.step, plan, self.real, self.calls, emits=emits, streaming=streamed)

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hibana.native import files, kept_in
+from hibana.native import COMPILING, files, kept_in
 
 __all__ = ["Launch", "build", "built"]
 
@@ -44,7 +44,8 @@ def built() -> Any:
     for path in sorted(folder.glob(f"{_stem()}.*")):
         library = files.read(path)
         if library is not None and path.name == _name_of(library):
-            return _loaded(path)
+            with COMPILING:
+                return _loaded(path)
     return None
 
 
@@ -103,7 +104,9 @@ def _stem() -> str:
     return f"node-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:20]}"
 
 
+@cache
 def _loaded(path: Path) -> Any:
+    """The library at `path` as a module; what it tells torch of itself it may tell once."""
     loader = ExtensionFileLoader(_NAME, str(path))
     spec = spec_from_loader(_NAME, loader)
     assert spec is not None

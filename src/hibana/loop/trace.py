@@ -13,6 +13,7 @@ only where PyTorch itself computes another thing on them.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -402,20 +403,47 @@ class _Reading:
 
     def _subgraph(self, inputs: list[fx.Node], outputs: list[Any]) -> Callable[..., Any]:
         """The part of the graph from `inputs` to `outputs`, as a function."""
-        graph = fx.Graph()
-        copied: dict[fx.Node, fx.Node] = {}
-        for i, node in enumerate(inputs):
-            copied[node] = graph.placeholder(f"a{i}")
-        wanted = {node for node in outputs if node is not None}
         needed: set[fx.Node] = set()
-        stack = list(wanted)
+        stack = [node for node in outputs if node is not None]
         while stack:
             node = stack.pop()
-            if node not in needed and node not in copied:
+            if node not in needed and node not in inputs:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
-        for node in self.graph.nodes:
-            if node in needed:
-                copied[node] = graph.node_copy(node, copied.__getitem__)
-        graph.output(tuple(None if node is None else copied[node] for node in outputs))
-        return fx.Interpreter(fx.GraphModule({}, graph)).run
+        order = [*inputs, *(node for node in self.graph.nodes if node in needed)]
+        place = {node: _Place(i) for i, node in enumerate(order)}
+        standing: Any = place.__getitem__  # torch has it give nothing but what a node may hold
+        calls = [
+            (node.target, *fx.node.map_arg((node.args, dict(node.kwargs)), standing))
+            for node in order[len(inputs) :]
+        ]
+        return partial(_evaluated, calls, [None if node is None else place[node].at for node in outputs])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Stands for the value at a place among those that are known."""
+
+    at: int
+
+
+def _evaluated(calls: list[Any], ends: list[int | None], *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    """What is at `ends` after `calls`, each of which adds a value to `inputs`.
+
+    Unlike ``fx.Interpreter`` it holds nothing between calls, so that threads can share it.
+    """
+    values: list[Any] = list(inputs)
+    for function, args, kwargs in calls:
+        values.append(function(*_filled(args, values), **_filled(kwargs, values)))
+    return tuple(None if end is None else values[end] for end in ends)
+
+
+def _filled(argument: Any, values: list[Any]) -> Any:
+    """`argument` with the value at each place in it."""
+    if isinstance(argument, _Place):
+        return values[argument.at]
+    if isinstance(argument, tuple | list):
+        return [_filled(part, values) for part in argument]
+    if isinstance(argument, dict):
+        return {name: _filled(part, values) for name, part in argument.items()}
+    return argument

@@ -5,7 +5,7 @@ functions and keep them on disk, `threads` runs them, `vocabulary` is what the s
 Importing this package loads neither Numba nor torch's extensions; building does.
 """
 
-from hibana.native.build import Kernel, assemble, build, kept_in
+from hibana.native.build import COMPILING, Kernel, assemble, build, kept_in
 from hibana.native.code import Code, Variable
 from hibana.native.launcher import Launcher, kernel
 from hibana.native.pointers import Bytes, Floats, Ints, Longs, Pointer, Shorts
@@ -16,6 +16,7 @@ from hibana.native.writer import Writer, named
 __all__ = [
     "BIT",
     "BYTE",
+    "COMPILING",
     "FLOAT",
     "INT",
     "LONG",

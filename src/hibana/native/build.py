@@ -16,7 +16,9 @@ import linecache
 import os
 import platform
 import sys
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +29,14 @@ from typing import Any
 
 from hibana.native import files
 
-__all__ = ["Kernel", "assemble", "build", "cache_folder", "kept_in"]
+__all__ = ["COMPILING", "Kernel", "assemble", "build", "cache_folder", "kept_in"]
+
+COMPILING = threading.RLock()
+"""Held by the one thread that compiles, links or loads native code."""
+if hasattr(os, "register_at_fork"):  # a child would wait for a thread that it does not have
+    os.register_at_fork(
+        before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
+    )
 
 HEADER = "from hibana.native.vocabulary import *\n"
 
@@ -79,8 +88,8 @@ def build(source: str, names: tuple[str, ...], shared: str = "") -> tuple[Kernel
         names: the kernels in it.
         shared: what stands before `source`, and before others: its functions are compiled once for all.
     """
-    addresses, code = _linked_source((HEADER + shared, source), names, _compiled)
-    return tuple(Kernel(name, addresses[name], shared + source, code) for name in names)
+    code = _linked_source((HEADER + shared, source), names, _compiled)
+    return tuple(Kernel(name, code.addresses[name], shared + source, code) for name in names)
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
@@ -89,8 +98,8 @@ def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    addresses, code = _linked_source((source,), names, _assembled)
-    return tuple(Kernel(name, addresses[name], source, code) for name in names)
+    code = _linked_source((source,), names, _assembled)
+    return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
 _Text = tuple[str, ...]
@@ -98,15 +107,31 @@ _Text = tuple[str, ...]
 _Compiler = Callable[[_Text, tuple[str, ...]], _Object]
 
 
-@cache
-def _linked_source(text: _Text, names: tuple[str, ...], compiled: _Compiler) -> tuple[dict[str, int], Any]:
-    path = _file("\n".join((*names, *text)))
-    found = None if path is None else _read(path)
-    if found is None:
-        found = compiled(text, names)
-        if path is not None:
-            _write(path, found.packed(_key(path)))
-    return _linked(found)
+class _Code:
+    """Native code in this process, which goes when nobody holds it any more."""
+
+    def __init__(self, addresses: dict[str, int], engine: Any) -> None:
+        self.addresses = addresses
+        self.engine = engine
+
+
+_LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
+
+
+def _linked_source(text: _Text, names: tuple[str, ...], compiled: _Compiler) -> _Code:
+    """The code of `text`, one in the process however many threads ask for it."""
+    key = hashlib.sha256("\0".join((*text, *names)).encode()).hexdigest()
+    with COMPILING:
+        code = _LINKED.get(key)
+        if code is None:
+            path = _file("\n".join((*names, *text)))
+            found = None if path is None else _read(path)
+            if found is None:
+                found = compiled(text, names)
+                if path is not None:
+                    _write(path, found.packed(_key(path)))
+            code = _LINKED[key] = _linked(found)
+        return code
 
 
 def _file(text: str) -> Path | None:
@@ -200,8 +225,7 @@ def _llvm() -> tuple[Any, Any]:
     return llvm, machine
 
 
-def _linked(found: _Object) -> tuple[dict[str, int], Any]:
-    """The addresses of the kernels in `found`, and what keeps them alive."""
+def _linked(found: _Object) -> _Code:
     llvm, machine = _llvm()
     for name in found.taken:
         if name.startswith(_NEVER_CALLED):
@@ -209,7 +233,7 @@ def _linked(found: _Object) -> tuple[dict[str, int], Any]:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
     engine.finalize_object()
-    return {name: engine.get_function_address(symbol) for name, symbol in found.entries.items()}, engine
+    return _Code({name: engine.get_function_address(at) for name, at in found.entries.items()}, engine)
 
 
 _NEVER_CALLED = ("numba_", "NRT_")

@@ -1,0 +1,97 @@
+"""Networks in several threads at once: each computes what it computes alone."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.native import assemble
+
+THREADS = 8
+
+
+def at_once(*calls):
+    """What each of `calls` returns, each in a thread of its own, all begun together."""
+    begin = threading.Barrier(len(calls))
+    found = [None] * len(calls)
+
+    def go(i):
+        begin.wait()
+        try:
+            found[i] = calls[i]()
+        except BaseException as error:
+            found[i] = error
+
+    threads = [threading.Thread(target=go, args=[i]) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for value in found:
+        if isinstance(value, BaseException):
+            raise value
+    return found
+
+
+def test_threads_that_ask_for_a_kernel_at_once_share_one():
+    source = "define void @alone(i64 %begin, i64 %end, i64* %args) {\n  ret void\n}\n"
+    (first, *rest) = at_once(*[lambda: assemble(source, ("alone",))[0]] * THREADS)
+    assert all(kernel.code is first.code for kernel in rest)
+
+
+@pytest.mark.parametrize("additions", range(3))
+def test_the_first_calls_of_a_cell_may_come_from_several_threads(additions):
+    class Fresh(hb.Cell):
+        """Of a structure that nothing has compiled before."""
+
+        def forward(self, input_, v_previous, s_previous):
+            v = 0.75 * v_previous * (1 - s_previous) + input_
+            for number in range(1, 2 + additions):
+                v = v + v_previous * number
+            return v, hb.surrogate.Step()(v - 1)
+
+    cell, x = Fresh(), torch.rand(6, 500) / 8
+
+    def step():
+        inputs = x.clone().requires_grad_()
+        outputs, _ = hb.unroll(cell, inputs, backend="cpu")
+        outputs.sum().backward()
+        return outputs, inputs.grad
+
+    expected = x.clone().requires_grad_()
+    outputs, _ = hb.unroll(cell, expected, backend="reference")
+    outputs.sum().backward()
+    for found, grad in at_once(*[step] * THREADS):
+        assert torch.equal(found, outputs)
+        torch.testing.assert_close(grad, expected.grad)
+
+
+def _training_step(net, x):
+    """The outputs of one pass and the gradients of what it learns."""
+    net.zero_grad()
+    outputs = net(x)
+    outputs.square().sum().backward()
+    return [outputs.detach(), *(p.grad.clone() for p in net.parameters())]
+
+
+def _networks(count):
+    for seed in range(count):
+        torch.manual_seed(seed)
+        tau = torch.rand(6) + 1.5 + seed
+        yield nn.Sequential(nn.Linear(5, 6), hb.LIF(tau=nn.Parameter(tau)), nn.Linear(6, 3), hb.PLIF(tau=3.0))
+
+
+def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
+    """Alike, so that they share their programs; with tensors, so that these compute what they pass on."""
+    nets = list(_networks(4))
+    x = torch.rand(5, 2, 5)
+    expected = [_training_step(net, x) for net in nets]
+
+    def again(net, alone):
+        for _ in range(150):
+            for value, wanted in zip(_training_step(net, x), alone, strict=True):
+                assert torch.equal(value, wanted)
+
+    at_once(*(lambda net=n, alone=e: again(net, alone) for n, e in zip(nets, expected, strict=True)))
