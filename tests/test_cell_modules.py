@@ -132,6 +132,24 @@ def test_a_network_of_each_cell_is_sharded(kind, alone):
             torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
 
 
+def test_a_sharded_time_constant_stays_in_its_range(alone):
+    net = nn.Sequential(nn.Linear(5, 5), hb.LI(tau=nn.Parameter(torch.full([5], 1.1))))
+    twin = copy.deepcopy(net)
+    fully_shard(net, mesh=distributed.device_mesh.init_device_mesh("cpu", (1,)))
+    inputs = torch.rand(SHAPE)
+    for value in (-0.5, 1.7):
+        with torch.no_grad():
+            net[1].cell.tau.fill_(value)
+            dict(twin[1].cell.named_parameters())["tau"].fill_(value)
+        for _ in range(2):
+            net.zero_grad(), twin.zero_grad()
+            outputs, expected = net(inputs), twin(inputs)
+            assert torch.equal(outputs, expected)
+            outputs.sum().backward(), expected.sum().backward()
+            for sharded, plain in zip(net.parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
+
+
 def test_a_checkpoint_of_a_scalar_time_constant_loads():
     cell = hb.PLIFCell(tau=4.0)
     layer = hb.PLIF(tau=2.0)

@@ -13,6 +13,7 @@ device. A neuron of your own is a subclass of :class:`Cell` with one method:
 import inspect
 import itertools
 import math
+import sys
 import weakref
 from abc import abstractmethod
 from typing import Any, Literal, final
@@ -24,6 +25,7 @@ from hibana.surrogate import Step, Surrogate
 
 __all__ = [
     "ALIFCell",
+    "AtLeast",
     "Cell",
     "CubaLIFCell",
     "EIFCell",
@@ -37,7 +39,10 @@ __all__ = [
 ]
 
 Value = float | Tensor
-"""A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``."""
+"""A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
+
+Time constants and thresholds that are learned stay in their range: :class:`AtLeast`.
+"""
 Reset = Value | Literal["subtract"]
 """A potential to reset to (hard), or ``"subtract"``: the threshold is subtracted (soft)."""
 
@@ -114,6 +119,85 @@ class Cell(nn.Module):
     def rests_at_zero(self) -> bool:
         """Whether :meth:`initial_state` is known to be all zeros, which then need not be written out."""
         return type(self).initial_state is Cell.initial_state
+
+
+class AtLeast:
+    """A hyper-parameter that stays at `least` or above, whatever an optimiser makes of its parameter.
+
+    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
+    for an ``nn.Parameter`` ``p``, which an optimiser can take anywhere,
+
+        value = p              where p >= least
+                2 * least - p  elsewhere
+
+    In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
+    gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
+
+    Args:
+        least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
+            positive can't be zero.
+
+    >>> class Leaky(Cell):
+    ...     tau = AtLeast(1.0)
+    ...     def __init__(self, tau):
+    ...         super().__init__()
+    ...         self.tau = tau
+    ...     def forward(self, input_, v_previous):
+    ...         return (v_previous * (1 - 1 / self.tau) + input_,)
+    >>> cell = Leaky(nn.Parameter(torch.tensor(2.0)))
+    >>> with torch.no_grad():
+    ...     _ = next(cell.parameters()).fill_(0.75)
+    >>> cell.tau
+    tensor(1.2500, grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, cell: Cell | None, owner: type) -> Any:
+        # a float lies in the instance, where Python finds it before it comes here
+        if cell is None:
+            return self
+        own = vars(cell)
+        if self.name in own.get("_buffers", ()):
+            return own["_buffers"][self.name]
+        if self.name not in own.get("_parameters", ()):
+            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
+        parameter = own["_parameters"][self.name]
+        if _is_sharded(parameter):
+            return parameter  # fully_shard keeps it so between calls, and reads it to keep it
+        least = max(self.least, torch.finfo(parameter.dtype).tiny)
+        if _can_branch_on(parameter) and bool((parameter >= least).all()):
+            return parameter
+        inside = (parameter >= least).to(parameter.dtype)
+        # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
+        return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether this process holds a part of `parameter`; no step runs on such a one."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
+    return distributed is not None and isinstance(parameter, distributed.DTensor)
+
+
+def _can_branch_on(parameter: Tensor) -> bool:
+    """Whether what `parameter` holds now may decide what is computed: not what is written down for later.
+
+    What writes one down (a trace of the step, :func:`torch.func.functional_call`, fake tensors) puts other
+    tensors in the parameters' place, is a mode, or says so.
+    """
+    return (
+        type(parameter) is nn.Parameter
+        and not parameter.is_meta
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # of torch.jit.trace
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 _COUNT = itertools.count()
@@ -216,6 +300,8 @@ def _decay(tau: Value) -> Value:
 class _Spiking(Cell):
     """A cell with a threshold, a reset and a surrogate."""
 
+    threshold = AtLeast(0.0)
+
     def __init__(self, threshold: Value, reset: Reset, surrogate: Surrogate, detach_reset: bool) -> None:
         super().__init__()
         self.threshold = _positive("threshold", threshold)
@@ -303,6 +389,8 @@ class LIFCell(_Spiking):
     Euler steps, the input in units of potential per step.
     """
 
+    tau = AtLeast(1.0)
+
     def __init__(
         self,
         tau: Value = 2.0,
@@ -353,6 +441,11 @@ class PLIFCell(_Spiking):
         self.w = nn.Parameter(blank)  # one dimension: what shards parameters takes no scalars
         self.reset_parameters()
 
+    @property
+    def tau(self) -> Tensor:
+        """The time constant that `w` stands for, in time steps: ``1/sigmoid(w)``, above 1."""
+        return 1 / torch.sigmoid(self.w).reshape(())
+
     def reset_parameters(self) -> None:
         """Sets `w` to what it was made with; for parameters that were made without memory."""
         nn.init.constant_(self.w, self.start)
@@ -385,6 +478,9 @@ class CubaLIFCell(_Spiking):
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, with current-based synapses
     (section 3.1).
     """
+
+    tau_synapse = AtLeast(1.0)
+    tau = AtLeast(1.0)
 
     def __init__(
         self,
@@ -424,6 +520,9 @@ class ALIFCell(_Spiking):
     neurons*.
     """
 
+    tau = AtLeast(1.0)
+    tau_adaptation = AtLeast(1.0)
+
     def __init__(
         self,
         tau: Value = 2.0,
@@ -462,6 +561,8 @@ class RefractoryLIFCell(_Spiking):
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3 (absolute refractoriness).
     """
+
+    tau = AtLeast(1.0)
 
     def __init__(
         self,
@@ -504,6 +605,9 @@ class EIFCell(_Spiking):
     determine the neuronal response to fluctuating inputs*.
     """
 
+    tau = AtLeast(1.0)
+    sharpness = AtLeast(0.0)
+
     def __init__(
         self,
         tau: Value = 5.0,
@@ -543,6 +647,8 @@ class QIFCell(_Spiking):
 
     Source: Latham, Richmond, Nelson & Nirenberg (2000), *Intrinsic dynamics in neuronal networks*.
     """
+
+    tau = AtLeast(1.0)
 
     def __init__(
         self,
@@ -590,6 +696,9 @@ class IzhikevichCell(Cell):
     Source: Izhikevich (2003), *Simple model of spiking neurons* (regular spiking by default).
     """
 
+    dt = AtLeast(0.0)
+    threshold = AtLeast(0.0)
+
     def __init__(
         self,
         a: Value = 0.02,
@@ -634,6 +743,8 @@ class LICell(Cell):
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, without a threshold.
     """
+
+    tau = AtLeast(1.0)
 
     def __init__(self, tau: Value = math.inf) -> None:
         super().__init__()

@@ -254,6 +254,17 @@ def test_a_state_is_a_tensor_of_its_own():
             assert value.untyped_storage().nbytes() == value.numel() * 4
 
 
+def test_a_frozen_parameter_is_told_from_a_buffer_of_its_name():
+    def cells():
+        buffer, frozen = hb.LIFCell(torch.tensor(3.0)), hb.LIFCell(nn.Parameter(torch.tensor(3.0)))
+        frozen.requires_grad_(False)
+        frozen.load_state_dict({"tau": torch.tensor(-1.0)})
+        return buffer, frozen
+
+    for cell in (*cells(), *reversed(cells())):
+        assert_same_values(auto, cell, INPUTS)
+
+
 @each_backend
 def test_a_new_value_of_a_number_builds_nothing(run):
     one, other = (program(c, backend=run.name) for c in (hb.LIFCell(3.0), hb.LIFCell(4.0, threshold=0.7)))

@@ -51,7 +51,7 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     own = vars(module)
     hyper = [name for name in own if name not in NOT_HYPER]
     plain = [v if type(v) in PLAIN else _of(v, within) for v in map(own.__getitem__, hyper)]
-    held = [_held(tensors) for tensors in (module._parameters, module._buffers) if tensors]
+    held = (_held(module._parameters), _held(module._buffers))  # apart: AtLeast tells one from the other
     inner = [(name, _of(child, within)) for name, child in module._modules.items()]
     return (type(module), module.training, *hyper, *plain, *held, *inner)
 
