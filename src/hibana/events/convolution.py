@@ -174,7 +174,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, windows = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
-        rows = grad.permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
+        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
         to_images = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             length = geometry.channels * geometry.image[1]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hibana.events import convolution, passing, product
 from hibana.events.bits import bits_of, share_of
+from hibana.events.checks import misfit, pair, plain
 from hibana.events.support import Support, support_of
 
 __all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
@@ -59,7 +60,7 @@ class Linear(_BySpikes, nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
-        if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
+        if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return nn.Linear.forward(self, input)
         if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
             once = self.forward(input[0])  # not a call of its own: hooks run once
@@ -70,30 +71,33 @@ class Linear(_BySpikes, nn.Linear):
 
     def _of_spikes(self, input: Tensor) -> Tensor:  # noqa: A002
         _check_mode(self.mode)
-        count = input.numel() // max(1, self.in_features)
         if self.mode == "dense":
             return self._densely(input, "asked for")
-        if input.shape[-1:] != (self.in_features,) or count == 0 or self.out_features == 0:
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if reason := misfit(weight, bias, input.shape[-1] if input.ndim else 0, 2):
+            return self._densely(input, reason)
+        outputs, inputs = weight.shape
+        count = input.numel() // max(1, inputs)
+        if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, "nothing to add")
         if self.mode == "auto" and count < SMALLEST_ROWS:
             return self._densely(input, f"{count} rows do not pay for packing the weights")
-        rows = input.reshape(count, self.in_features)
-        if not rows.is_contiguous():
-            rows = rows.contiguous()
-        weight = self.weight if self.weight.is_contiguous() else self.weight.contiguous()
+        rows = input.reshape(count, inputs).contiguous()
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = _known_bits(below, self.in_features, in_order) or _bits_of(rows.detach())
+        found = _known_bits(below, inputs, in_order) or _bits_of(rows.detach())
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
-        self._reason = _events(share, self.out_features)
-        if _learns(rows, weight, self.bias):
-            support = _usable(below, self.in_features, in_order)
-            out = product.linear(rows, weight, self.bias, bits, share, support)
+        self._reason = _events(share, outputs)
+        if _learns(rows, weight, bias):
+            support = _usable(below, inputs, in_order)
+            out = product.linear(rows, weight, bias, bits, share, support)
         else:
-            out = product.forward(bits, share, weight.detach(), self.bias)[0]
-        return out.view(*input.shape[:-1], self.out_features)
+            out = product.forward(bits, share, weight.detach(), bias)[0]
+        return out.view(*input.shape[:-1], outputs)
 
 
 class Conv2d(_BySpikes, nn.Conv2d):
@@ -119,14 +123,15 @@ class Conv2d(_BySpikes, nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it
-        if torch.compiler.is_compiling() or not _plain(input, self.weight, self.bias):
+        if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return nn.Conv2d.forward(self, input)
         _check_mode(self.mode)
         if reason := self._unserved(input):
             return self._densely(input, reason)
-        geometry = self._geometry(input)
+        geometry, weight = self._geometry(input), self.weight
+        bias = self.bias if self.bias is None else self.bias.contiguous()
         count = input.shape[0] * geometry.output[0] * geometry.output[1]
-        if min(geometry.output) <= 0 or count == 0:
+        if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
             return self._densely(input, "nothing to add")
         if self.mode == "auto" and count < SMALLEST_ROWS:
             return self._densely(input, f"{count} output pixels do not pay for packing the weights")
@@ -137,11 +142,11 @@ class Conv2d(_BySpikes, nn.Conv2d):
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
         bits, share = found
-        self._reason = _events(share, self.out_channels)
-        if not _learns(input, self.weight, self.bias):
-            return convolution.forward(bits, share, self.weight.detach(), self.bias, geometry)
+        self._reason = _events(share, len(weight))
+        if not _learns(input, weight, bias):
+            return convolution.forward(bits, share, weight.detach(), bias, geometry)
         support = _usable(below, length, in_order)
-        return convolution.convolution(input, self.weight, self.bias, bits, share, support, geometry)
+        return convolution.convolution(input, weight, bias, bits, share, support, geometry)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         return super()._densely(_channels_last(input) if input.ndim == 4 else input, reason)
@@ -150,28 +155,36 @@ class Conv2d(_BySpikes, nn.Conv2d):
         """Why this call is torch's, if it is whatever the input holds."""
         if self.mode == "dense":
             return "asked for"
-        if input.ndim != 4 or input.shape[1] != self.in_channels:
+        if input.ndim != 4:
             return "the input is not [N, channels, height, width]"
         if self.groups != 1:
             return "groups"
+        if reason := misfit(self.weight, self.bias, input.shape[1], 4):
+            return reason
         if self.padding_mode != "zeros":
             return f"padding by {self.padding_mode}"
-        if self.padding == "same" and any(
-            d * (k - 1) % 2 for d, k in zip(self.dilation, self.kernel_size, strict=True)
-        ):
+        kernel, stride, dilation = self.weight.shape[2:], pair(self.stride), pair(self.dilation)
+        odd = (d * (k - 1) % 2 for d, k in zip(dilation, kernel, strict=True))
+        if self.padding == "same" and (stride != (1, 1) or any(odd)):
             return "padding on one side only"
+        sizes = self.stride, self.dilation, () if isinstance(self.padding, str) else self.padding
+        if min(*stride, *dilation) <= 0 or any(isinstance(size, tuple) and len(size) > 2 for size in sizes):
+            return "sizes that there are not"
         return None
 
     def _geometry(self, input: Tensor) -> convolution.Geometry:  # noqa: A002
-        kernel, dilation = _pair(self.kernel_size), _pair(self.dilation)
+        channels, *kernel = self.weight.shape[1:]
+        dilation = pair(self.dilation)
         if self.padding == "valid":
             padding = 0, 0
         elif self.padding == "same":
             padding = dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
         else:
-            padding = _pair(self.padding)
+            padding = pair(self.padding)
         image = input.shape[2], input.shape[3]
-        return convolution.Geometry(self.in_channels, image, kernel, _pair(self.stride), padding, dilation)
+        return convolution.Geometry(
+            channels, image, (kernel[0], kernel[1]), pair(self.stride), padding, dilation
+        )
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -186,16 +199,16 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
-        window = _pair(self.kernel_size)
+        window = pair(self.kernel_size)
         if (
             not torch.compiler.is_compiling()
-            and _plain(input)
+            and plain(input)
             and input.ndim == 4
             and input.numel()
             and input.is_contiguous(memory_format=torch.channels_last)
-            and _pair(self.stride) == window
-            and _pair(self.padding) == (0, 0)
-            and _pair(self.dilation) == (1, 1)
+            and (self.stride is None or pair(self.stride) == window)
+            and pair(self.padding) == (0, 0)
+            and pair(self.dilation) == (1, 1)
             and not (self.ceil_mode or self.return_indices)
             and window[0] * window[1] <= 256
             and 0 < window[0] <= input.shape[2]
@@ -219,7 +232,7 @@ class Flatten(nn.Flatten):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
         if (
             not torch.compiler.is_compiling()
-            and _plain(input)
+            and plain(input)
             and not input.is_contiguous()
             and input.requires_grad
             and torch.is_grad_enabled()
@@ -234,12 +247,6 @@ def _channels_last(images: Tensor) -> Tensor:
     """`images` channels last in memory, and with strides that say so where there is one channel only."""
     last = images.permute(0, 2, 3, 1)
     return last.flatten().view(last.shape).permute(0, 3, 1, 2)
-
-
-def _pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:
-    if isinstance(size, tuple):
-        return size[0], size[-1]
-    return int(size), int(size)
 
 
 def _check_mode(mode: str) -> None:
@@ -283,26 +290,6 @@ def _usable(below: Support | None, length: int, in_order: bool) -> Support | Non
     if below is None or below.bits is None:
         return below
     return below if in_order and below.rows(below.bits, length) is not None else None
-
-
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 on the CPU, and nothing but autograd watches the call."""
-    return (
-        not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and all(
-            t is None
-            or (
-                type(t) in (Tensor, nn.Parameter)
-                and t.dtype == torch.float32
-                and t.device.type == "cpu"
-                and t.layout == torch.strided
-            )
-            for t in tensors
-        )
-    )
 
 
 _ADOPTED: dict[type, type] = {

@@ -117,7 +117,7 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (which,) = ctx.saved_tensors
         geometry: _Window = ctx.geometry
-        rows = grad.permute(0, 2, 3, 1).contiguous()
+        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous()
         count, channels = ctx.shape[0], geometry.channels
         out = torch.empty(count, *geometry.image, channels, dtype=torch.float32, device="cpu")
         given = {"gradient": rows, "target": out, "which": which}

@@ -125,7 +125,7 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight = ctx.saved_tensors
-        grad = grad.contiguous()
+        grad = grad.resolve_neg().contiguous()
         inputs = weight.shape[1]
         to_rows = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:

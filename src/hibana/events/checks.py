@@ -1,0 +1,50 @@
+"""Whether kernels can take a layer's tensors: asked in one place, before the address of any is taken.
+
+Where they can't, the call is torch's: its result, or its error.
+"""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["misfit", "pair", "plain"]
+
+
+def plain(*tensors: Tensor | None) -> bool:
+    """Whether all are float32 numbers on the CPU, and nothing but autograd watches the call."""
+    return (
+        not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and all(
+            t is None
+            or (
+                type(t) in (Tensor, nn.Parameter)
+                and t.dtype == torch.float32
+                and t.device.type == "cpu"
+                and t.layout == torch.strided
+                and not t.is_neg()
+                and not t._is_zerotensor()
+            )
+            for t in tensors
+        )
+    )
+
+
+def misfit(weight: Tensor, bias: Tensor | None, channels: int, dimensions: int) -> str | None:
+    """Why `weight` is not one of `dimensions` dimensions for `channels` of the input, with `bias`.
+
+    The sizes that a layer was made with do not matter: its tensors may have been replaced.
+    """
+    if weight.ndim != dimensions or weight.shape[1] != channels:
+        return f"the weight has the shape {tuple(weight.shape)}, the input {channels} features or channels"
+    if bias is not None and bias.shape != weight.shape[:1]:
+        return f"the bias has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)"
+    return None
+
+
+def pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:
+    """`size` down and across."""
+    if isinstance(size, tuple):
+        return size[0], size[-1]
+    return int(size), int(size)
