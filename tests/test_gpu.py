@@ -12,7 +12,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, TRITON, interpreted
-from hibana.loop import operator
+from hibana.loop import compiled, operator, serial
 from hibana.loop.plan import reachable
 from hibana.loop.trace import trace
 from hibana.surrogate import ATan
@@ -134,7 +134,9 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
 def test_opcheck() -> None:
     cell = hb.PLIFCell(surrogate=ATan())
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    arguments = (inputs, [], list(cell.parameters()), cell.key, "triton", True)
+    made = compiled.program(cell, "triton", torch.Size([2, 3]), torch.float32)
+    text = serial.write(made.step, made.plan, torch.float32)
+    arguments = (inputs, [], list(cell.parameters()), text, "triton", True)
     torch.library.opcheck(operator._forward, arguments)
 
 

@@ -1,7 +1,12 @@
 """The compiled loop as an operator: compiled, exported, checked by torch itself."""
 
 import copy
-import pickle
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +14,7 @@ from torch import Tensor, nn
 
 import hibana as hb
 import hibana.loop.operator  # what a traced call would load
+from hibana.loop import compiled, serial
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function
@@ -49,33 +55,33 @@ def gradients(net: nn.Module, inputs: Tensor) -> list[Tensor]:
 def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
     net = network()
     torch._dynamo.reset()
-    compiled = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled_net = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for steps, batch in ((5, 2), (7, 3)):
         inputs = 3 * torch.rand(steps, batch, 3)
-        torch.testing.assert_close(compiled(inputs), net(inputs), rtol=0, atol=0)
+        torch.testing.assert_close(compiled_net(inputs), net(inputs), rtol=0, atol=0)
         expected = gradients(net, inputs)
-        for found, wanted in zip(gradients(compiled, inputs), expected, strict=True):
+        for found, wanted in zip(gradients(compiled_net, inputs), expected, strict=True):
             torch.testing.assert_close(found, wanted)
 
 
 def test_compiled_inference_keeps_nothing() -> None:
     net = network().eval()
     torch._dynamo.reset()
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    compiled_net = torch.compile(net, fullgraph=True, backend="aot_eager")
     inputs = 3 * torch.rand(5, 2, 3)
     with torch.no_grad():
-        assert torch.equal(compiled(inputs), net(inputs))
+        assert torch.equal(compiled_net(inputs), net(inputs))
 
 
 def test_a_changed_hyper_parameter_is_used_by_a_compiled_graph() -> None:
     layer = hb.IF(threshold=1.0)
     torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    compiled_net = torch.compile(layer, fullgraph=True, backend="aot_eager")
     inputs = torch.full([4, 2], 0.6)
-    before = compiled(inputs)
+    before = compiled_net(inputs)
     layer.cell.threshold = 0.5
-    assert torch.equal(compiled(inputs), layer(inputs))
-    assert not torch.equal(compiled(inputs), before)
+    assert torch.equal(compiled_net(inputs), layer(inputs))
+    assert not torch.equal(compiled_net(inputs), before)
 
 
 def test_export_goes_through_the_operator() -> None:
@@ -97,6 +103,12 @@ CELLS = {
 }
 
 
+def written(cell: hb.Cell, backend: str = "cpu") -> str:
+    """The step of `cell` as a graph holds it, for steps of [2, 3]."""
+    made = compiled.program(cell, backend, torch.Size([2, 3]), torch.float32)
+    return serial.write(made.step, made.plan, torch.float32)
+
+
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("begun", [False, True])
 def test_opcheck(name: str, begun: bool) -> None:
@@ -104,26 +116,194 @@ def test_opcheck(name: str, begun: bool) -> None:
     inputs = torch.rand(4, 2, 3, requires_grad=True)
     first = [torch.rand(2, 3, requires_grad=True) for _ in cell.states] if begun else []
     held = list(cell.parameters())
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, cell.key, "cpu", True))
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, written(cell), "cpu", True))
 
 
 def test_opcheck_where_eager_outputs_would_begin_later_than_their_memory() -> None:
     cell = hb.IFCell(surrogate=hb.surrogate.ATan())
     inputs = torch.rand(8, 8200, requires_grad=True)
     assert hb.unroll(cell, inputs)[0].storage_offset() > 0
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, [], [], cell.key, "cpu", True))
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, [], [], written(cell), "cpu", True))
 
 
-def test_a_copy_of_a_cell_is_a_cell_of_its_own() -> None:
-    cell = hb.IFCell(threshold=0.5)
-    for other in (copy.deepcopy(cell), copy.copy(cell), pickle.loads(pickle.dumps(cell))):
-        assert other.key != cell.key
-        other.threshold = 2.0
-        inputs = torch.ones(3, 1, requires_grad=True)
-        outputs, *_ = torch.ops.hibana.unroll(inputs, [], [], cell.key, "cpu", True)
-        assert outputs.sum() == 3
+class Own(hb.Cell):
+    """A cell of one's own, with what a step may hold: a literal tensor, a matrix's share, several dtypes."""
+
+    def __init__(self, slope: float = 2.0) -> None:
+        super().__init__()
+        self.slope = slope
+        self.decay = nn.Parameter(torch.tensor([0.5, 0.7, 0.9]))
+        self.scale = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+
+    def forward(self, input_: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        decay = torch.sigmoid(self.decay) * self.scale.to(torch.float32).mean()
+        v = decay * v * (1 - s) + input_ * torch.tensor(0.3) + -0.0
+        return v, hb.surrogate.FastSigmoid(self.slope)(v - 1)
 
 
-def test_a_cell_that_is_gone_is_named() -> None:
-    with pytest.raises(KeyError, match="no living cell"):
-        torch.ops.hibana.unroll(torch.ones(3, 1), [], [], "cell-none", "cpu", False)
+@pytest.mark.parametrize("make", [*CELLS.values(), Own], ids=[*CELLS, "own"])
+def test_a_step_that_is_read_is_the_step_that_was_written(make: type[hb.Cell]) -> None:
+    cell = make()
+    text = written(cell)
+    step, plan, dtype = serial.read(text)
+    assert serial.write(step, plan, dtype) == text
+    assert serial.write(*serial.read(written(copy.deepcopy(cell)))) == text
+    inputs = 3 * torch.rand(4, 2, 3, requires_grad=True)
+    held = list(compiled.cell_tensors(cell).values())
+    state = cell.initial_state(inputs[0].detach())
+    outputs, *_ = torch.ops.hibana.unroll(inputs, state, held, text, "cpu", True)
+    expected, _ = hb.unroll(cell, inputs, backend="reference")
+    assert torch.equal(outputs, expected)
+    learned = [inputs, *cell.parameters()]
+    found = torch.autograd.grad(outputs.square().sum(), learned)
+    for gradient, wanted in zip(found, torch.autograd.grad(expected.square().sum(), learned), strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_what_means_another_thing_is_written_otherwise() -> None:
+    texts = [
+        written(cell)
+        for cell in (
+            hb.IFCell(),
+            hb.IFCell(threshold=0.5),
+            hb.IFCell(detach_reset=True),
+            hb.IFCell(surrogate=hb.surrogate.ATan()),
+            hb.IFCell(surrogate=hb.surrogate.ATan(3.0)),
+            hb.LIFCell(),
+            Own(),
+            Own(3.0),
+        )
+    ]
+    assert len(set(texts)) == len(texts)
+
+
+_SOMEWHERE = torch.tensor(0.5)
+
+
+class FromElsewhere(hb.Cell):
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (v * _SOMEWHERE + input_,)
+
+
+def test_a_tensor_from_elsewhere_is_not_written_down_and_still_compiles() -> None:
+    with pytest.raises(hb.loop.words.Unsupported, match="takes from elsewhere"):
+        written(FromElsewhere())
+    layer, inputs = hb.OverTime(FromElsewhere()), torch.rand(4, 2, 3)
+    torch._dynamo.reset()
+    compiled_layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    try:
+        for value in (0.5, 0.25):
+            _SOMEWHERE.fill_(value)
+            torch.testing.assert_close(compiled_layer(inputs), layer(inputs), rtol=0, atol=0)
+    finally:
+        _SOMEWHERE.fill_(0.5)
+
+
+@dataclasses.dataclass
+class Gain:
+    """A setting that changes while it is used."""
+
+    value: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.value * x
+
+
+def enclosed(values: list[float]) -> Callable[[Tensor], Tensor]:
+    return lambda x: values[0] * x
+
+
+class Gained(hb.Cell):
+    def __init__(self, gain: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (0.5 * v + self.gain(input_),)
+
+
+def test_a_setting_that_lies_deep_is_seen_by_a_compiled_graph_when_it_changes() -> None:
+    gain, values = Gain(1.0), [1.0]
+    inputs = torch.rand(4, 2)
+    for function in (gain, enclosed(values)):
+        layer = hb.OverTime(Gained(function))
+        torch._dynamo.reset()
+        compiled_layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for value in (1.0, 2.0, 5.0, 9.0):
+            gain.value = values[0] = value
+            expected, _ = hb.unroll(layer.cell, inputs, backend="reference")
+            torch.testing.assert_close(compiled_layer(inputs), expected)
+
+
+@pytest.mark.parametrize("text", ["cell0", "{}", "[]", '{"hibana step": "0.0.0", "facts": []}'])
+def test_what_is_no_step_of_this_version_is_refused(text: str) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"no step that hibana wrote|written by hibana 0\.0\.0.*convert\.export"
+    ):
+        torch.ops.hibana.unroll(torch.ones(3, 1), [], [], text, "cpu", False)
+
+
+def test_a_graph_says_what_it_was_made_for() -> None:
+    text = written(hb.IFCell())
+    with pytest.raises(RuntimeError, match=r"written down for torch\.float32, got inputs of torch\.float64"):
+        torch.ops.hibana.unroll(torch.ones(3, 1, dtype=torch.float64), [], [], text, "cpu", False)
+
+
+def ran(script: str, *arguments: str, **environment: str) -> str:
+    """What `script` prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+NETWORK = """
+import sys, torch, hibana as hb
+class A(hb.Cell):
+    def forward(self, input_, v_previous):
+        return (0.5 * v_previous + input_,)
+class B(hb.Cell):
+    def forward(self, input_, v_previous):
+        return (0.5 * v_previous + input_ * input_,)
+layer = {"A": lambda: hb.OverTime(A()), "B": lambda: hb.OverTime(B()), "IF": hb.IF}[sys.argv[1]]()
+x = 0.2 * torch.arange(1.0, 9.0).view(4, 2)
+x.requires_grad_()
+def numbers(run):
+    outputs = run(x)
+    return [outputs.detach(), *torch.autograd.grad(outputs.sum(), x)]
+"""
+
+
+def test_cells_of_other_processes_are_not_mistaken_for_ones_own(tmp_path: Path) -> None:
+    script = f"""{NETWORK}
+compiled = torch.compile(layer, fullgraph=True)
+expected = numbers(lambda x: hb.unroll(layer.cell, x, backend="reference")[0])
+for found, wanted in zip(numbers(compiled), expected):
+    torch.testing.assert_close(found, wanted)
+print(torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"])
+"""
+    shared = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    found_before = [int(ran(script, name, **shared)) > 0 for name in ("A", "B", "A")]
+    assert found_before == [False, False, True]
+
+
+def test_a_saved_program_holds_its_step(tmp_path: Path) -> None:
+    path = str(tmp_path / "net.pt2")
+    save = f"""{NETWORK}
+with torch.no_grad():
+    program = torch.export.export(layer, (x.detach(),))
+assert "hibana.unroll.default" in [str(node.target) for node in program.graph.nodes]
+torch.export.save(program, {path!r})
+print(layer(x).tolist())
+"""
+    load = f"""{NETWORK}
+program = torch.export.load({path!r}).module()
+with torch.no_grad():
+    print(program(x.detach()).tolist())
+"""
+    assert ran(save, "A") == ran(load, "IF")

@@ -11,10 +11,8 @@ device. A neuron of your own is a subclass of :class:`Cell` with one method:
 """
 
 import inspect
-import itertools
 import math
 import sys
-import weakref
 from abc import abstractmethod
 from typing import Any, Literal, final
 
@@ -54,8 +52,6 @@ class Cell(nn.Module):
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
     """
 
-    key: str
-    """What a compiled graph, which holds no objects, finds this very cell by."""
     states: tuple[str, ...]
     """:meth:`state_names`, looked up once."""
     made: dict[Any, Any]
@@ -74,8 +70,6 @@ class Cell(nn.Module):
 
     def _enter(self) -> None:
         self.states = self.state_names()
-        self.key = f"cell{next(_COUNT)}"
-        _ALIVE[self.key] = self
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop("made", None)
@@ -198,23 +192,6 @@ def _can_branch_on(parameter: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
     )
-
-
-_COUNT = itertools.count()
-_ALIVE: weakref.WeakValueDictionary[str, Cell] = weakref.WeakValueDictionary()
-
-
-def cell_of(key: str) -> Cell:
-    """The living cell whose :attr:`Cell.key` is `key`.
-
-    Raises:
-        KeyError: if there is none, as when a compiled graph outlives the cell it was made with.
-    """
-    if key not in _ALIVE:
-        raise KeyError(
-            f"{key} is no living cell of this process: the graph outlived the network it was made of"
-        )
-    return _ALIVE[key]
 
 
 def _check_type(name: str, value: Value) -> None:

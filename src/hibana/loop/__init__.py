@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,24 @@ State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
 BACKENDS = ("auto", "reference", "cpu", "triton")
 _OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+
+
+class _Operators(torch._ops._OpNamespace):
+    """``torch.ops.hibana``, whose operators are there when first asked for.
+
+    A program of ``torch.export`` is loaded wherever hibana is imported, and to register an operator takes
+    twenty times as long as to import all of hibana.
+    """
+
+    __module__ = torch._ops._OpNamespace.__module__  # by which operators are pickled
+
+    def __getattr__(self, name: str) -> Any:
+        from hibana.loop import operator  # noqa: F401 - its import registers them
+
+        return super().__getattr__(name)
+
+
+torch.ops.hibana = _Operators("hibana")  # type: ignore[attr-defined] # any name is one of a namespace
 
 
 def unroll(
@@ -94,9 +113,10 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
     elif _is_traced(inputs):
         from hibana.loop import operator
 
-        reason = operator.refusal(cell.key, chosen, inputs.device.type, dtype, inputs.ndim - 1)
-        if not reason:
-            return partial(_carried, partial(operator.unroll, cell, chosen), dtype)
+        found = operator.serving(cell, inputs, dtype, chosen)
+        if not isinstance(found, str):
+            return partial(_carried, found, dtype)
+        reason = found
     elif _is_transformed():
         reason = "this is a transform of torch.func"
     else:

@@ -26,6 +26,7 @@ __all__ = [
     "Kernels",
     "Program",
     "from_rest",
+    "kernels_of",
     "known",
     "program",
     "refusal",
@@ -187,7 +188,7 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
     if (alike, anywhere) in _SHARED:
         return _SHARED[alike, anywhere]
     try:
-        make = _kernels(backend)
+        make = kernels_of(backend)
         step = trace(cell, shape, dtype, make.device())
         kernels = make(step, make_plan(step), dtype)
     except Unsupported as reason:
@@ -209,7 +210,8 @@ def refusal(backend: str, device: str) -> str:
 
 
 @cache
-def _kernels(backend: str) -> type[Kernels]:
+def kernels_of(backend: str) -> type[Kernels]:
+    """What makes kernels of a step for `backend`."""
     if backend == "triton":
         from hibana.loop.gpu import GpuKernels
 

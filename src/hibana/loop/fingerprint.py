@@ -17,7 +17,7 @@ from hibana.loop.words import Unsupported
 
 __all__ = ["NOT_HYPER", "PLAIN", "fingerprint", "hooked"]
 
-NOT_HYPER = frozenset(vars(nn.Module())) | {"key", "made", "states"}
+NOT_HYPER = frozenset(vars(nn.Module())) | {"made", "states"}
 """Attributes of a cell that no step computes with."""
 PLAIN = (float, int, bool, str, type(None))
 

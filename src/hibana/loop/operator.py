@@ -1,55 +1,162 @@
 """A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
 
-A graph holds tensors and numbers, not cells, so the operator takes a cell's key; it reads the cell's
-hyper-parameters when it runs. Eager calls do not pass through here: they go straight to the kernels, and
-this module, whose registration loads much of torch, is imported only by a call that is being traced.
+A graph holds tensors, numbers and text, not cells, and it may outlive the process that made it. So the
+operator takes the step itself, written down (:mod:`hibana.loop.serial`): its operations, its settings and
+what is kept of it. Eager calls do not pass through here: they go straight to the kernels, and this module,
+whose registration loads much of torch, is imported only by a call that is being traced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hibana.cells import Cell, cell_of
-from hibana.loop import compiled
+from hibana.cells import Cell
+from hibana.loop import compiled, serial
 from hibana.loop.compiled import Program, program, walkable
+from hibana.loop.fingerprint import NOT_HYPER
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
-__all__ = ["refusal", "unroll"]
+__all__ = ["serving"]
+
+_Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
+
+
+def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Run | str:
+    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
+    dynamo = torch.compiler.is_dynamo_compiling()
+    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo)
+    if reason:
+        return str(reason)
+    if dynamo:
+        _guard(cell, inputs[0].to(dtype))
+    return partial(_unroll, cell, text, backend)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def refusal(key: str, backend: str, device: str, dtype: torch.dtype, ndim: int) -> str:
-    """Why the cell called `key` can't be compiled for steps of `ndim` dimensions, or ``""``."""
+def _written(
+    cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, guarded: bool
+) -> tuple[str, str]:
+    """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
+
+    If the graph is to be `guarded`, it must be seen when a setting of the cell changes.
+    """
     if reason := compiled.refusal(backend, device):
-        return reason
+        return "", reason
+    sizes = [2] * ndim
+    for tensor in cell_tensors(cell).values():
+        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
+            sizes[dimension] = max(sizes[dimension], size)
     try:
-        _program(cell_of(key), backend, dtype, ndim)
-    except Unsupported as reason:
-        return str(reason)
-    return ""
+        made = program(cell, backend, torch.Size(sizes), dtype)
+        if not made.step.any_size:
+            return "", "the step is another one for another size, and a graph may be of any"
+        if guarded:
+            _settings(cell)
+        return serial.write(made.step, made.plan, dtype), ""
+    except Unsupported as refused:
+        return "", str(refused)
 
 
-def unroll(
-    cell: Cell, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
+def _guard(cell: Cell, one: Tensor) -> None:
+    """Has Dynamo take notice of all that the step reads, so that it compiles anew when that changes.
+
+    It follows the step once, on `one` step of input, and throws the result away; the graph is cleared of
+    it. A number may become an input of its graph that way, which then follows each change, but what is
+    written down holds its value: so each number is compared besides.
+    """
+    cell(one, *cell.initial_state(one))
+    for path, number in _settings(cell):
+        found: Any = cell
+        for how, name in path:
+            found = getattr(found, name) if how == "attribute" else found[name]
+        if found != number:
+            raise RuntimeError("a setting of the cell changed while its step was read")
+
+
+_Step = tuple[str, Any]
+_Path = tuple[_Step, ...]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
+def _settings(cell: Cell) -> tuple[tuple[_Path, float], ...]:
+    """Each number that the step can read of `cell`, and the attributes and items that lead to it.
+
+    Raises:
+        Unsupported: if a function has one enclosed, where Dynamo does not look.
+    """
+    found: list[tuple[_Path, float]] = []
+    _collect(cell, (), found, set())
+    return tuple(found)
+
+
+def _collect(value: Any, path: _Path, found: list[tuple[_Path, float]], seen: set[int]) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found.append((path, value))
+    if isinstance(value, int | float | str | Tensor | type | torch.dtype) or id(value) in seen:
+        return
+    seen.add(id(value))
+    inner: list[tuple[_Step, Any]]
+    if isinstance(value, tuple | list):
+        inner = [(("item", i), part) for i, part in enumerate(value)]
+    elif isinstance(value, dict):
+        inner = [(("item", key), part) for key, part in value.items() if isinstance(key, str | int)]
+    elif isinstance(value, nn.Module):
+        own = {name: part for name, part in vars(value).items() if name not in NOT_HYPER}
+        inner = [(("attribute", name), part) for name, part in {**own, **value._modules}.items()]
+    elif callable(value) and getattr(value, "__closure__", None):
+        enclosed: list[tuple[_Path, float]] = []
+        for cell in value.__closure__:
+            _collect(cell.cell_contents, (), enclosed, seen)
+        if enclosed:
+            raise Unsupported(
+                f"{value.__qualname__} encloses numbers, whose change torch.compile would not see; "
+                "make them attributes"
+            )
+        return
+    else:
+        inner = [(("attribute", name), part) for name, part in getattr(value, "__dict__", {}).items()]
+    for step, part in inner:
+        _collect(part, (*path, step), found, seen)
+
+
+def _unroll(
+    cell: Cell, text: str, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, list[Tensor]]:
     """`cell` over `inputs` through the operator; as :func:`hibana.loop.compiled.run`."""
     first = [] if state is None else list(state)
     held = list(cell_tensors(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
-    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, cell.key, backend, keep)
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, text, backend, keep)
     return outputs, rest[: len(cell.states) - 1]
 
 
-def _program(cell: Cell, backend: str, dtype: torch.dtype, ndim: int) -> Program:
-    """The program for steps of some shape of `ndim` dimensions that the cell's tensors broadcast to."""
-    sizes = [2] * ndim
-    for tensor in cell_tensors(cell).values():
-        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
-            sizes[dimension] = max(sizes[dimension], size)
-    return program(cell, backend, torch.Size(sizes), dtype)
+@lru_cache(maxsize=1024)
+def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
+    step, plan, dtype = serial.read(text)
+    kernels = compiled.kernels_of(backend)(step, plan, dtype)
+    return Program(step, kernels.plan, kernels, (None,) * len(step.states)), dtype
+
+
+def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Program:
+    """The program of the step in `text` for `inputs`, on whose device it is to run if they are `real`.
+
+    Raises:
+        RuntimeError: if it was written for another dtype or device.
+    """
+    made, dtype = _read(text, backend)
+    if inputs.dtype != dtype:
+        raise RuntimeError(
+            f"the step was written down for {dtype}, got inputs of {inputs.dtype}: export it again"
+        )
+    if real and (reason := compiled.refusal(backend, inputs.device.type)):
+        raise RuntimeError(
+            f"the step was written down for backend {backend!r}, and {reason}: export it again"
+        )
+    return made
 
 
 def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
@@ -66,9 +173,9 @@ _APART = False
 
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
-    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
+    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], step: str, backend: str, keep: bool
 ) -> list[Tensor]:
-    made = program(cell_of(cell), backend, inputs.shape[1:], inputs.dtype)
+    made = _program(step, backend, inputs, real=True)
     parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     outputs, last, kept = made.kernels.forward(
@@ -79,9 +186,9 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], cell: str, backend: str, keep: bool
+    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], step: str, backend: str, keep: bool
 ) -> list[Tensor]:
-    made = _program(cell_of(cell), backend, inputs.dtype, inputs.ndim - 1)
+    made = _program(step, backend, inputs)
     steps, *one = inputs.shape
     kept = made.kernels.kept_shapes(steps, one) if keep else []
     last = [inputs.new_empty(one) for _ in made.step.states[1:]]
@@ -96,12 +203,11 @@ def _backward(
     kept: Sequence[Tensor],
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
-    cell: str,
+    step: str,
     backend: str,
     learned: Sequence[bool],
 ) -> list[Tensor]:
-    one = inputs.shape[1:]
-    made = program(cell_of(cell), backend, one, inputs.dtype)
+    made = _program(step, backend, inputs, real=True)
     parameters = made.parameters(held, inputs)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
@@ -136,26 +242,26 @@ def _(
     kept: Sequence[Tensor],
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
-    cell: str,
+    step: str,
     backend: str,
     learned: Sequence[bool],
 ) -> list[Tensor]:
     steps, *one = inputs.shape
-    states = len(cell_of(cell).states)
+    states = len(_program(step, backend, inputs).step.states)
     to_held = [torch.empty_like(t) for t, wanted in zip(held, learned, strict=True) if wanted]
     return [inputs.new_empty((steps, *one)), *(inputs.new_empty(one) for _ in range(states)), *to_held]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sequence, first, held, cell, backend, keep = inputs
+    sequence, first, held, step, backend, keep = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
         )
-    made = _program(cell_of(cell), backend, sequence.dtype, sequence.ndim - 1)
+    made = _program(step, backend, sequence)
     states = len(made.step.states)
     reads_input = made.plan.reads_input
-    ctx.cell, ctx.backend, ctx.states, ctx.counts = cell, backend, states, (len(first), len(held))
+    ctx.step, ctx.backend, ctx.states, ctx.counts = step, backend, states, (len(first), len(held))
     ctx.shape, ctx.reads_input, ctx.learned = sequence.shape, reads_input, [t.requires_grad for t in held]
     saved = output[states:]
     ctx.save_for_backward(*([sequence] if reads_input else []), *first, *held, *saved)
@@ -173,7 +279,7 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         outputs = inputs.new_zeros(()).expand(ctx.shape)
     last = [inputs.new_zeros(one) if g is None else g for g in last]
     grad_input, *rest = torch.ops.hibana.unroll_backward(
-        inputs, first, held, kept, outputs, last, ctx.cell, ctx.backend, ctx.learned
+        inputs, first, held, kept, outputs, last, ctx.step, ctx.backend, ctx.learned
     )
     to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
     to_held = [next(to_learned) if wanted else None for wanted in ctx.learned]

@@ -13,7 +13,6 @@ only where PyTorch itself computes another thing on them.
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.loop.words import BOOLEAN, WORDS, Unsupported, translate
 
-__all__ = ["Step", "Unsupported", "Value", "cell_tensors", "shape_class", "trace"]
+__all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
 
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
@@ -64,7 +63,7 @@ class Step:
     grad_sums: tuple[Value, ...]
     """Per neuron; summed over time they are what :attr:`epilogue` takes."""
     constants: tuple[float, ...]
-    prologue: Callable[..., tuple[Tensor, ...]]
+    prologue: Callable[..., tuple[Any, ...]]
     """From the cell's tensors to the ``parameter`` leaves."""
     epilogue: Callable[..., tuple[Tensor | None, ...]]
     """From the cell's tensors and the sums of :attr:`grad_sums` to the gradients of the tensors."""
@@ -144,7 +143,7 @@ class _Recorder(TorchDispatchMode):
         if id(tensor) not in self.nodes:
             if tensor.requires_grad:
                 raise Unsupported("a tensor that needs a gradient is no parameter of the cell")
-            self._name(tensor, self.graph.call_function(_the, (tensor,)))
+            self._name(tensor, self.graph.call_function(foreign, (tensor,)))
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -166,9 +165,35 @@ class _Recorder(TorchDispatchMode):
         self.alive.append(tensor)
 
 
-def _the(tensor: Tensor) -> Tensor:
+def foreign(tensor: Tensor) -> Tensor:
     """A tensor that the step takes from elsewhere than its arguments and the cell's tensors."""
     return tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """Stands for the value at a place among those that are known."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step's graph that PyTorch runs, as a function from tensors to tensors.
+
+    Unlike ``fx.Interpreter`` it holds nothing between calls, so that threads can share it.
+    """
+
+    takes: int
+    calls: list[tuple[Any, Any, Any]]
+    """Functions, their arguments and keyword arguments; each adds a value to those that are given."""
+    ends: list[int | None]
+
+    def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+        values: list[Any] = list(tensors)
+        for function, args, kwargs in self.calls:
+            values.append(function(*_filled(args, values), **_filled(kwargs, values)))
+        return tuple(None if end is None else values[end] for end in self.ends)
 
 
 def _joint_graph(
@@ -308,7 +333,7 @@ class _Reading:
     def _read_call(self, node: fx.Node) -> None:
         used = node.all_input_nodes
         target = node.target
-        if target is _the and self.device != "cpu":
+        if target is foreign and self.device != "cpu":
             raise Unsupported(f"a tensor of the step's own is on the CPU, not on {self.device}")
         if target in (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList) and used[0] in self.values:
             self.after.add(node)
@@ -401,7 +426,7 @@ class _Reading:
             self.known[key] = Value(word, args, data)
         return self.known[key]
 
-    def _subgraph(self, inputs: list[fx.Node], outputs: list[Any]) -> Callable[..., Any]:
+    def _subgraph(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
         """The part of the graph from `inputs` to `outputs`, as a function."""
         needed: set[fx.Node] = set()
         stack = [node for node in outputs if node is not None]
@@ -411,36 +436,18 @@ class _Reading:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
         order = [*inputs, *(node for node in self.graph.nodes if node in needed)]
-        place = {node: _Place(i) for i, node in enumerate(order)}
+        place = {node: Place(i) for i, node in enumerate(order)}
         standing: Any = place.__getitem__  # torch has it give nothing but what a node may hold
         calls = [
             (node.target, *fx.node.map_arg((node.args, dict(node.kwargs)), standing))
             for node in order[len(inputs) :]
         ]
-        return partial(_evaluated, calls, [None if node is None else place[node].at for node in outputs])
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Stands for the value at a place among those that are known."""
-
-    at: int
-
-
-def _evaluated(calls: list[Any], ends: list[int | None], *inputs: Tensor) -> tuple[Tensor | None, ...]:
-    """What is at `ends` after `calls`, each of which adds a value to `inputs`.
-
-    Unlike ``fx.Interpreter`` it holds nothing between calls, so that threads can share it.
-    """
-    values: list[Any] = list(inputs)
-    for function, args, kwargs in calls:
-        values.append(function(*_filled(args, values), **_filled(kwargs, values)))
-    return tuple(None if end is None else values[end] for end in ends)
+        return Part(len(inputs), calls, [None if node is None else place[node].at for node in outputs])
 
 
 def _filled(argument: Any, values: list[Any]) -> Any:
     """`argument` with the value at each place in it."""
-    if isinstance(argument, _Place):
+    if isinstance(argument, Place):
         return values[argument.at]
     if isinstance(argument, tuple | list):
         return [_filled(part, values) for part in argument]
