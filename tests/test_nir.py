@@ -1,7 +1,11 @@
 """Exchange through NIR: what is written comes back spike for spike, and what is wrong is named."""
 
 import re
+import struct
+import subprocess
+import sys
 import warnings
+import zlib
 from itertools import pairwise
 
 import h5py
@@ -15,7 +19,7 @@ from torch import nn
 import hibana as hb
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
-from hibana.nir import Scale, read, write  # noqa: E402 - needs the extra
+from hibana.nir import Scale, file, read, write  # noqa: E402 - needs the extra
 
 HAS_RESET = "v_reset" in nir.IF.__dataclass_fields__
 needs_reset = pytest.mark.skipif(not HAS_RESET, reason="this version of nir has no v_reset")
@@ -552,3 +556,142 @@ def test_no_file_and_not_a_file(tmp_path):
         read(tmp_path / "text.nir")
     with pytest.raises(TypeError, match="source"):
         read(3)
+
+
+def _own_tree(path, graphs=160):
+    """A file whose table of groups holds itself: HDF5 walks over it until its stack overflows."""
+    put(path, {"input": IN, **{f"n{i:03d}": {"type": "Scale"} for i in range(graphs)}, "output": OUT})
+    data = bytearray(path.read_bytes())
+    at = -1
+    while (at := data.find(b"TREE", at + 1)) >= 0:
+        if data[at + 5] > 0:  # above the leaves: the first child is the node itself
+            struct.pack_into("<Q", data, at + 32, at)
+            break
+    assert at >= 0
+    path.write_bytes(data)
+    return path
+
+
+def _bomb(path):
+    """A file of 1 MB in which sixteen numbers are 1 GB of zeros, packed."""
+    put(path, {"input": IN, "x": {"type": "Scale"}, "output": OUT}, LINE)
+    packer = zlib.compressobj(9)
+    packed = b"".join([*(packer.compress(bytes(1 << 24)) for _ in range(64)), packer.flush()])
+    with h5py.File(path, "r+") as file:
+        values = file["node/nodes/x"].create_dataset("scale", (16,), "f4", chunks=(16,), compression="gzip")
+        values.id.write_direct_chunk((0,), packed)
+    return path
+
+
+@pytest.mark.parametrize("make", [_own_tree, _bomb])
+def test_what_would_crash_or_fill_this_process_is_a_sentence(tmp_path, make):
+    resource = pytest.importorskip("resource", reason="memory is not measured here")
+    path = make(tmp_path / "x.nir")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"x\.nir.*damaged"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (100 << 10)
+
+
+ENDLESS = """
+import signal, sys, time
+sys.path.insert(0, {folder!r})
+import hdf5
+hdf5._Reader.group = lambda *arguments: any(iter(int, 1))  # as HDF5 does: deaf to signals
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+hdf5.main(sys.argv[1], int(sys.argv[2]), sys.stdout.buffer)
+"""
+
+
+def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    (tmp_path / "program.py").write_text(ENDLESS.format(folder=str(file.PROGRAM.parent)))
+    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
+    with pytest.raises(ValueError, match=r"x\.nir is damaged: reading it takes no end"):
+        read(path)
+
+
+def test_a_process_that_cannot_read_is_not_the_files_fault(tmp_path, monkeypatch):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    (tmp_path / "program.py").write_text("import no_such_module")
+    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
+    with pytest.raises(RuntimeError, match=r"x\.nir can't be read, because no process can do it: .*no_such"):
+        read(path)
+
+
+def test_reading_a_file_loads_no_torch_where_it_is_read():
+    code = f"import runpy, sys; runpy.run_path({str(file.PROGRAM)!r}); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("edges", 3.0, "must have pairs of names as edges"),
+        ("edges", np.zeros((2, 3)), "must have pairs of names as edges"),
+        ("edges", np.zeros((1, 2)), "an edge between nodes it does not have"),
+        ("edges", np.zeros((1, 2, 2)), "must have pairs of names as edges"),
+        ("metadata/dt", "soon", "dt must be positive and finite seconds"),
+        ("metadata/dt", -1.0, "dt must be positive and finite seconds"),
+        ("metadata/dt", np.zeros(2), "dt must be positive and finite seconds"),
+    ],
+)
+def test_a_file_with_strange_edges_or_notes(tmp_path, key, value, says):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    with h5py.File(path, "r+") as contents:
+        if key in contents["node"]:
+            del contents["node"][key]
+        contents["node"][key] = value
+    with pytest.raises(ValueError, match=says):
+        read(path)
+
+
+def test_metadata_that_is_no_group_says_no_dt(tmp_path):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    with h5py.File(path, "r+") as contents:
+        contents["node"]["metadata"] = 3.0
+    assert read(path).meta["dt"] is None
+
+
+# ---- a neuron without a leak: writers that count a step, and writers that count a second ---------------
+
+
+def _integrators(r, n=3, kind="IF"):
+    fields = {"r": np.broadcast_to(np.asarray(r, float), n).copy()}
+    if kind == "IF":
+        fields["v_threshold"] = np.ones(n)
+    return ports(getattr(nir, kind)(**fields))
+
+
+@pytest.mark.parametrize("kind", ["IF", "I"])
+@pytest.mark.parametrize(
+    ("r", "dt", "gain"),
+    [
+        (1.0, None, 1.0),
+        (1e4, None, 1.0),  # as SpikingJelly writes by default, with no note of dt
+        (1.0 / 1e-3, 1e-3, 1.0),
+        (np.float32(1 / 3e-4), 3e-4, 1.0),
+        (1.0, 1e-3, 1.0),
+        (2.0, 1e-3, 2.0),
+        (1e4, 1e-3, 1e4),
+        ([1.0, 1e3, 2.0], 1e-3, [1.0, 1.0, 2.0]),
+    ],
+)
+def test_one_over_dt_is_a_gain_of_one(kind, r, dt, gain):
+    x = torch.rand(20, 2, 3)
+    net = hb.IF() if kind == "IF" else hb.LI()
+    wanted = net(x * torch.tensor(gain))
+    assert torch.equal(read(_integrators(r, kind=kind), dt=dt)(x), wanted)
+
+
+def test_one_over_dt_on_the_way_back_is_a_gain_of_one():
+    def graph(r):
+        neuron = nir.IF(r=np.full(3, r), v_threshold=np.ones(3))
+        nodes = {"in": nir.Input(np.array([3])), "n": neuron, "w": nir.Linear(0.3 * np.ones((3, 3)))}
+        edges = [("in", "n"), ("n", "w"), ("w", "n"), ("n", "out")]
+        return chain(**nodes, out=nir.Output(np.array([3])), edges=edges)
+
+    x = torch.rand(20, 2, 3)
+    assert torch.equal(read(graph(1e4))(x), read(graph(1.0))(x))

@@ -2,7 +2,8 @@
 
 A NIR neuron is a differential equation; hibana runs it in forward Euler steps of `dt`. With ``tau`` in
 steps, ``tau v' = (v_leak - v) + r x`` becomes ``v = (1 - 1/tau) v + (dt r / tau) x`` for ``v`` measured
-from ``v_leak``, so a layer of hibana, whose input has the weight one, has ``r = tau / dt``.
+from ``v_leak``, so a layer of hibana, whose input has the weight one, has ``r = tau / dt``. Without a leak
+it has ``r = 1``, and is read from ``r = 1 / dt`` too.
 """
 
 import math
@@ -19,6 +20,8 @@ from hibana.surrogate import Step
 
 __all__ = ["lost_in_training", "to_layer", "to_node"]
 
+USUAL_DT = 1e-4
+"""Seconds per step where a graph says nothing: the default of those who write none."""
 ROUNDING = 1e-6
 """A gain this near to one is one: what float32 leaves of ``dt * r / tau``."""
 
@@ -49,9 +52,9 @@ def to_layer(node: Node, dt: float | None, feedback: Node | None = None) -> nn.M
         case "Scale":
             return Scale(_tensor(fields["scale"]))
         case "IF":
-            return _driven(_number(fields, "r"), IF(_threshold(fields), reset=_reset(fields)))
+            return _driven(_current(fields, dt), IF(_threshold(fields), reset=_reset(fields)))
         case "I":
-            return _driven(_number(fields, "r"), LI())
+            return _driven(_current(fields, dt), LI())
         case "LI":
             if np.any(np.asarray(fields["v_leak"])):
                 raise ValueError(f"v_leak must be 0 where nothing spikes, got {fields['v_leak']!r}")
@@ -151,6 +154,17 @@ def _driven(gain: Tensor | float, neuron: nn.Module) -> nn.Module:
     if bool(((factor - 1).abs() <= ROUNDING).all()):
         return neuron
     return nn.Sequential(Scale(factor.float()), neuron)
+
+
+def _current(fields: dict[str, Any], dt: float | None) -> Tensor:
+    """What one unit of input adds to a neuron without a leak in one step.
+
+    Writers do not agree on what its `r` is: most mean what a step adds; some what a second adds, and
+    write ``1 / dt`` for an input that counts as it is.
+    """
+    r = torch.as_tensor(np.asarray(_number(fields, "r"), np.float64))
+    per_second = (r * (USUAL_DT if dt is None else dt) - 1).abs() <= ROUNDING
+    return torch.where(per_second, 1.0, r)
 
 
 def _gain(fields: dict[str, Any], dt: float | None, weight: str = "r", tau: str = "tau") -> Tensor:

@@ -49,8 +49,19 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     graph = _Graph()
     graph.add(content, "")
     graph.take_feedback()
-    noted = content.get("metadata", {}).get("dt")
-    return _network(graph, dt if dt is not None or noted is None else float(noted), max_bytes)
+    return _network(graph, _noted_dt(content) if dt is None else dt, max_bytes)
+
+
+def _noted_dt(content: dict[str, Any]) -> float | None:
+    """The seconds per time step that the writer noted."""
+    metadata = content.get("metadata")
+    noted = metadata.get("dt") if isinstance(metadata, dict) else None
+    if noted is None:
+        return None
+    value = np.asarray(noted)
+    if value.size != 1 or value.dtype.kind not in "fiu" or not (np.isfinite(value) & (value > 0)).all():
+        raise ValueError(f"the graph's dt must be positive and finite seconds, got {noted!r}; give dt")
+    return float(value.reshape(()))
 
 
 @dataclass
@@ -71,9 +82,9 @@ class _Graph:
         for name, entry in content["nodes"].items():
             self._add_node(entry, _below(path, name))
         nodes = content["nodes"]
-        for edge in content["edges"]:
-            if len(edge) != 2 or (unknown := [_text(end) for end in edge if _text(end) not in nodes]):
-                raise ValueError(f"{where} has an edge between nodes it does not have: {unknown or edge}")
+        for edge in _pairs(content["edges"], where):
+            if unknown := [_text(end) for end in edge if _text(end) not in nodes]:
+                raise ValueError(f"{where} has an edge between nodes it does not have: {unknown}")
             begin, end = (_text(name) for name in edge)
             source, target = self._port(nodes, path, begin, "Output"), self._port(nodes, path, end, "Input")
             if source in self.sources[target]:
@@ -163,7 +174,7 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             shapes[name] = output_shape(node, shape)
             _check_size(shapes[name], max_bytes)
             layer = None if node.type in PORTS else to_layer(node, dt, graph.feedback.get(name))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             missing = f"has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"node {name!r} ({node.type}): {missing}") from error
         value = values[sources[0]]
@@ -245,6 +256,14 @@ def _in_memory(graph: Any) -> dict[str, Any]:
             nodes[name]["shape"] = node.input_type["input"]
     metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
     return {"type": "NIRGraph", "nodes": nodes, "edges": list(graph.edges), "metadata": metadata}
+
+
+def _pairs(edges: Any, where: str) -> Any:
+    """The edges, ``[edge, 2]``, of names."""
+    pairs = np.asarray(edges, object)
+    if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
+        raise ValueError(f"{where} must have pairs of names as edges, got {edges!r}")
+    return pairs.reshape(-1, 2)
 
 
 def _below(path: str, name: str) -> str:
