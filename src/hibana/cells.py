@@ -52,6 +52,8 @@ class Cell(nn.Module):
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
     """
 
+    emits_spikes: bool | None = None
+    """Whether what it emits are zeros and ones. None: as its step says (:func:`hibana.loop.emits_spikes`)."""
     states: tuple[str, ...]
     """:meth:`state_names`, looked up once."""
     made: dict[Any, Any]

@@ -10,10 +10,11 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop import compiled, reference
 from hibana.loop.explain import explain
+from hibana.loop.spiking import emits_spikes
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
-__all__ = ["emitted", "explain", "record", "unroll"]
+__all__ = ["emits_spikes", "emitted", "explain", "record", "unroll"]
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]

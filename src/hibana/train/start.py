@@ -10,18 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from hibana import layers
+from hibana.loop import emits_spikes
+from hibana.loop.words import Unsupported
 
 __all__ = ["scale_to_rate", "spiking_layers"]
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `net` that emit spikes, by name: those whose cell's last state is named ``s``."""
-    return {
-        name: module
-        for name, module in net.named_modules()
-        if isinstance(module, layers.OverTime | layers.Recurrent)
-        and module.cell.state_names()[-1] in ("s", "spikes")
-    }
+    """The layers of `net` that emit spikes, by name: those whose cell's step emits zeros and ones.
+
+    Raises:
+        RuntimeError: naming the layer, if that can't be read from a step and the cell does not say it itself.
+    """
+    return {name: layer for name, layer in net.named_modules() if _spikes(name, layer)}
+
+
+def _spikes(name: str, layer: nn.Module) -> bool:
+    if not isinstance(layer, layers.OverTime | layers.Recurrent):
+        return False
+    try:
+        return emits_spikes(layer.cell)
+    except Unsupported as error:
+        raise Unsupported(f"layer {name!r}: {error}") from error
 
 
 @torch.no_grad()

@@ -1,0 +1,182 @@
+"""What emits spikes is read from a cell's step, whatever its states are called."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.suite import CELLS, takes
+from hibana import train
+from hibana.loop import emits_spikes
+from hibana.surrogate import ATan
+
+
+def cell(step, start=None, **attributes):
+    """A cell whose states are called `u` and `out`, of which `step` gives the next."""
+
+    class Own(hb.Cell):
+        def forward(self, input_, u_previous, out_previous):
+            return step(self, input_, u_previous, out_previous)
+
+        if start is not None:
+
+            def initial_state(self, input_):
+                return start(input_)
+
+    own = Own()
+    for name, value in attributes.items():
+        setattr(own, name, value)
+    return own
+
+
+def integrated(x, u, out):
+    return u * (1 - out) + x
+
+
+SPIKING = {
+    "a surrogate": lambda self, x, u, out: (u + x, ATan()(u + x - 1)),
+    "a comparison": lambda self, x, u, out: (u + x, (u + x > 1).float()),
+    "another dtype's comparison": lambda self, x, u, out: (u + x, (u > 1).type_as(x)),
+    "a choice of numbers": lambda self, x, u, out: (u + x, torch.where(u > 1, 1.0, 0.0)),
+    "a choice of tensors": lambda self, x, u, out: (
+        u + x,
+        torch.where(u > 1, torch.ones_like(x), torch.zeros_like(x)),
+    ),
+    "a product of two": lambda self, x, u, out: (u + x, ATan()(u - 1) * (x > 0)),
+    "what is not": lambda self, x, u, out: (u + x, 1 - ATan()(u - 1)),
+    "one or the other": lambda self, x, u, out: (u + x, torch.maximum(ATan()(u - 1), out)),
+    "what was": lambda self, x, u, out: (ATan()(x - 1), u),
+    "a random draw": lambda self, x, u, out: (u + x, torch.bernoulli(torch.sigmoid(u))),
+    "a random threshold": lambda self, x, u, out: (u + x, (u > torch.rand_like(u)).to(x.dtype)),
+    "PyTorch's step": lambda self, x, u, out: (u + x, torch.heaviside(u, torch.zeros_like(u))),
+    "written in place": lambda self, x, u, out: (u + x, torch.empty_like(x).copy_(u > 1)),
+    "a mask filled in": lambda self, x, u, out: (u + x, torch.zeros_like(x).masked_fill(u > 1, 1.0)),
+    "with synapses": lambda self, x, u, out: (u + self.synapses(out), (u > 1).float()),
+    "of each neuron": lambda self, x, u, out: (u * self.leak + x, ATan()(u - self.leak)),
+}
+OTHER = {
+    "a potential": lambda self, x, u, out: (ATan()(u - 1), u + x),
+    "graded spikes": lambda self, x, u, out: (u + x, ATan()(u - 1) * u),
+    "a sign": lambda self, x, u, out: (u + x, torch.neg(ATan()(u - 1))),
+    "two spikes": lambda self, x, u, out: (u + x, ATan()(u - 1) + ATan()(u - 2)),
+    "signed spikes": lambda self, x, u, out: (u + x, ATan()(u - 1) - ATan()(-u - 1)),
+    "spikes of a height": lambda self, x, u, out: (u + x, ATan()(u - 1) * 0.5),
+    "a trace": lambda self, x, u, out: (u + x, 0.9 * out + ATan()(u - 1)),
+    "its own state": lambda self, x, u, out: (out, u + x),
+    "overwritten": lambda self, x, u, out: (u + x, (u > 1).float().mul_(u)),
+    "overwritten through another": lambda self, x, u, out: (u + x, aside((u > 1).float(), u)),
+}
+
+
+def aside(spikes, u):
+    spikes.detach().add_(u)
+    return spikes
+
+
+def extra(name):
+    return {"with synapses": {"synapses": nn.Linear(5, 5)}, "of each neuron": {"leak": torch.rand(5)}}.get(
+        name, {}
+    )
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_each_cell_with_a_surrogate_spikes(kind):
+    assert emits_spikes(kind()) == takes(kind, "surrogate")
+    assert emits_spikes(kind().double()) == takes(kind, "surrogate")
+
+
+@pytest.mark.parametrize("name", SPIKING)
+def test_what_spikes_is_known(name):
+    own = cell(SPIKING[name], **extra(name))
+    assert emits_spikes(own)
+    outputs, _ = hb.unroll(own, torch.rand(9, 4, 5), backend="reference")
+    assert bool(((outputs == 0) | (outputs == 1)).all())
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_what_does_not_spike_is_known(name):
+    own = cell(OTHER[name])
+    assert not emits_spikes(own)
+    outputs, _ = hb.unroll(own, 3 * torch.rand(9, 4, 5) - 1, backend="reference")
+    assert not bool(((outputs == 0) | (outputs == 1)).all())
+
+
+def test_a_name_decides_nothing():
+    class Graded(hb.Cell):
+        def forward(self, input_, v_previous, s_previous):
+            v = v_previous + input_
+            return v, v * ATan()(v - 1)
+
+    assert not emits_spikes(Graded())
+
+
+def test_a_start_that_is_no_spike_is_none_when_it_is_emitted():
+    step = SPIKING["what was"]
+    assert not emits_spikes(cell(step, start=lambda x: (torch.full_like(x, -65.0), torch.zeros_like(x))))
+
+
+def test_a_cell_that_changes_is_read_anew():
+    own = cell(lambda self, x, u, out: (u + x, ATan()(u - 1) * (u if self.how["graded"] else 1)))
+    own.how = {"graded": False}
+    assert emits_spikes(own)
+    own.how["graded"] = True
+    assert not emits_spikes(own)
+
+
+def test_a_step_that_cannot_be_read_is_said_to_spike_or_not():
+    def step(self, x, u, out):
+        return u + x, (u > float(self.wanted[0])).float()
+
+    unread = cell(step, wanted=[])
+    with pytest.raises(RuntimeError, match=r"Own emits spikes .*IndexError.*emits_spikes = True"):
+        emits_spikes(unread)
+    with pytest.raises(RuntimeError, match=r"layer '1'.*emits_spikes = True"):
+        train.spiking_layers(nn.Sequential(nn.Linear(2, 2), hb.OverTime(unread)))
+    for said in (True, False):
+        unread.emits_spikes = said
+        assert emits_spikes(unread) is said
+
+
+def test_reading_a_step_draws_no_random_number_and_changes_nothing():
+    own = cell(SPIKING["a random threshold"], synapses=nn.Linear(5, 5))
+    own.register_forward_hook(lambda *_: 1 / 0)
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    state = torch.get_rng_state()
+    assert emits_spikes(own)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(own.state_dict()[name], value) for name, value in before.items())
+
+
+def test_where_tensors_lie_does_not_matter():
+    own = cell(SPIKING["of each neuron"], leak=nn.Parameter(torch.rand(5)))
+    assert emits_spikes(own.to("meta"))
+    with torch.device("meta"), torch.autocast("cpu"):
+        assert emits_spikes(hb.IFCell(torch.ones(3)))
+
+
+def test_threads_read_one_cell():
+    own = [cell(SPIKING["of each neuron"], leak=nn.Parameter(torch.rand(5))) for _ in range(20)]
+    wrong = []
+    threads = [
+        threading.Thread(target=lambda: wrong.extend(c for c in own if not emits_spikes(c))) for _ in "1234"
+    ]
+    [each.start() for each in threads]
+    [each.join() for each in threads]
+    assert not wrong
+
+
+def test_training_knows_a_layer_of_ones_own():
+    def net():
+        torch.manual_seed(1)
+        own = cell(lambda self, x, u, out: (integrated(x, u, out), ATan()(integrated(x, u, out) - 1)))
+        return nn.Sequential(nn.Linear(20, 50), hb.OverTime(own), nn.Linear(50, 3), hb.LI())
+
+    inputs = torch.rand(10, 8, 20)
+    ours = net()
+    assert [*train.spiking_layers(ours)] == ["1"]
+    rates = train.scale_to_rate(ours, inputs, 0.1)
+    assert rates["1"] == pytest.approx(0.1, abs=0.01)
+    _, spikes = train.activity(ours, inputs)
+    assert spikes["1"].mean().item() == pytest.approx(rates["1"])
