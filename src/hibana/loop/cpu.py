@@ -242,7 +242,7 @@ class CpuKernels:
         return steps * step >= STREAMED and step % LINE == 0
 
     def _kernel(self, direction: str, *variant: Any) -> Bound:
-        """A kernel, and what its arguments end with."""
+        """A kernel, what its arguments end with, and how wide its rows are at most."""
         key = (direction, variant)
         found = self._built.get(key)
         if found is None:
@@ -254,7 +254,7 @@ class CpuKernels:
             ]
             calls = (_vector_function(word, self.dtype) for word in called)
             # a thread that was here first may run its own by now, which must stay
-            found = self._built.setdefault(key, (kernel, (self.constants_at, *calls)))
+            found = self._built.setdefault(key, (kernel, (self.constants_at, *calls), source.row))
         return found
 
     def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:

@@ -39,8 +39,8 @@ ROOM = 256 << 10
 ROOM_APART = 3200
 """How far after the gradients that are read, within a page, a room begins; ``llvm_source.APART`` says why."""
 
-Bound = tuple[Kernel, tuple[int, ...]]
-"""A kernel, and what its arguments end with."""
+Bound = tuple[Kernel, tuple[int, ...], int]
+"""A kernel, what its arguments end with, and how many neurons a row of it has at most."""
 
 
 Call = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
@@ -117,8 +117,8 @@ class Replay(NamedTuple):
 
 def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:
     """A kernel over `steps` of `neurons`, split among `threads`."""
-    kernel, tail = bound
-    count, width, grain = _rows(steps, neurons, threads, ROW)
+    kernel, tail, longest = bound
+    count, width, grain = _rows(steps, neurons, threads, longest)
     sizes = (steps, neurons, width, row_bytes(neurons), neurons, BACKWARDS)
     return Walk(ready(kernel.address, count, grain), sizes, tail)
 
@@ -135,8 +135,9 @@ def has_room(bits: Sequence[int], steps: int) -> bool:
 
 def replay(turns: tuple[Bound, Bound], bits: Sequence[int], steps: int, neurons: int, threads: int) -> Replay:
     """A forward and a backward by turns over `steps` of `neurons`, with `bits` kept of a neuron and step."""
-    (forward, forward_tail), (backward, backward_tail) = turns
-    rows, width, _ = _rows(steps, neurons, threads, _widest(bits, steps))
+    (forward, forward_tail, _), (backward, backward_tail, _) = turns
+    longest = min(_widest(bits, steps), *(row for _, _, row in turns))
+    rows, width, _ = _rows(steps, neurons, threads, longest)
     pieces = max(1, min(rows, threads))
     sizes = (steps, neurons, width, width // 8, width, 0)
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
@@ -156,7 +157,7 @@ def _rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, in
 
     A row is counted :data:`ROW_BEGINS` neurons longer than it is.
     """
-    widths = range(SHORTEST, longest + 1, 64)
+    widths = range(min(SHORTEST, longest), longest + 1, 64)
     width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * (w + ROW_BEGINS), -w))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 

@@ -5,7 +5,7 @@ is cut there, and a row of numbers goes from one part to the next; where it call
 one function, and what a step leaves to the next stays in registers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,6 +21,14 @@ AT_ONCE = 4
 """Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
 
 
+LONG = 256
+"""Values from which on a pass is written so that it compiles soon: what one part computed, the next reads,
+and whole blocks of neurons are done by the code for a part of one."""
+
+FEW_AGAIN = 4
+"""Values that a part of a long pass computes again rather than read."""
+
+
 @dataclass(frozen=True)
 class Moving:
     """A row that is another one at each step: where its sequence begins, and how far steps are apart."""
@@ -30,7 +38,7 @@ class Moving:
     bits: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class Pass:
     """The functions that do a pass over one row, and the calls by which the kernel does it."""
 
@@ -53,25 +61,64 @@ class Pass:
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
         stores = _spelled_out(self.stores)
+        self.long = is_long(stores)
         while ready := _ready(stores):
-            arguments = {f"{self.name}.{len(self.scratch) + i}": v.args[0] for i, v in enumerate(ready)}
-            self._function(arguments)
+            names = self._rows(stores, len(ready))
+            arguments = {name: value.args[0] for name, value in zip(names, ready, strict=True)}
+            handed = _handed_over(stores, arguments.values()) if self.long else []
+            more = dict(zip(self._rows(stores, len(handed), names), handed, strict=True))
+            self._function(arguments | more)
             self.called |= {value.word for value in ready}
             for name, value in zip(arguments, ready, strict=True):
                 self.does.append((value.word, [name], []))
             results = {v: Value("row", data=name) for name, v in zip(arguments, ready, strict=True)}
+            results |= {v: Value("bits" if v.boolean else "row", data=name) for name, v in more.items()}
             stores = substitute(stores, results)
-            self.scratch += arguments
         if stores:
             self._function(stores)
+
+    def _rows(self, stores: Stores, count: int, taken: Container[str] = ()) -> list[str]:
+        """Names of `count` rows of the pass's own: those that `stores` don't need, then new ones."""
+        needed = leaves(stores) if self.long else self.scratch
+        found = [name for name in self.scratch if name not in needed and name not in taken][:count]
+        first = len(self.scratch)
+        new = [f"{self.name}.{first + i}" for i in range(count - len(found))]
+        self.scratch += new
+        return found + new
 
     def _function(self, stores: Stores) -> None:
         read = leaves(stores)
         rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.word != "scalar"), *stores]))
         scalars = [name for name, leaf in read.items() if leaf.word == "scalar"]
         name = f"{self.name}{len(self.functions) or ''}"
-        self.functions.append(_row_function(name, self.real, stores, rows, scalars, self.past, self.ahead))
+        if self.long:
+            function = _short_function(name, self.real, stores, rows, scalars)
+        else:
+            function = _row_function(name, self.real, stores, rows, scalars, self.past, self.ahead)
+        self.functions.append(function)
         self.does.append((f"@{name}", rows, scalars))
+
+
+def is_long(stores: Stores) -> bool:
+    """Whether `stores` take :data:`LONG` values or more."""
+    return len(evaluated(stores.values(), ())) >= LONG
+
+
+def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
+    """What of the values behind `roots` is to be left for the rest of `stores`, which uses it as well."""
+    here = [value for value in evaluated(roots, ()) if value.args]
+    inside = set(here)
+    everything = evaluated(stores.values(), ())
+    wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
+    again: dict[Value, int] = {}
+    """How many values are computed again where this one is."""
+    handed = []
+    for value in here:
+        again[value] = 1 + sum(again.get(argument, 0) for argument in value.args)
+        if value in wanted and again[value] >= FEW_AGAIN:
+            handed.append(value)
+            again[value] = 0
+    return handed
 
 
 def _spelled_out(stores: Stores) -> Stores:
@@ -103,8 +150,27 @@ def _is_one(value: Value) -> bool:
 
 def _ready(stores: Stores) -> list[Value]:
     """Vector calls in `stores` whose argument needs no other."""
-    found = [v for v in evaluated(stores.values(), ()) if v.word in CALLS]
-    return [v for v in found if not any(a.word in CALLS for a in evaluated(v.args, ()))]
+    behind: set[Value] = set()
+    found: list[Value] = []
+    for value in evaluated(stores.values(), ()):
+        if any(argument in behind for argument in value.args):
+            behind.add(value)
+        elif value.word in CALLS:
+            found.append(value)
+            behind.add(value)
+    return found
+
+
+def _short_function(name: str, real: str, stores: Stores, rows: list[str], scalars: list[str]) -> str:
+    """As :func:`_row_function`, in a third of the code: each block is done as if it were a part of one."""
+    writer = Writer()
+    standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
+    with writer.loop("j", "0", "%n", LANES) as j:
+        writer.let("j.octet", f"lshr i64 {j}, 3")
+        writer.let("left", f"sub i64 %n, {j}")
+        body(writer, real, stores, standing, j, masked="%left")
+    writer.do("ret void")
+    return _defined(name, real, rows, scalars, writer)
 
 
 def _row_function(
@@ -117,12 +183,6 @@ def _row_function(
     ahead: frozenset[str],
 ) -> str:
     """A function that computes `stores` for the `n` neurons of a row, the last `back` of them backwards."""
-    arguments = [
-        *(f"ptr {named(row)}" for row in rows),
-        *(f"{real} %{plain(s)}" for s in scalars),
-        "i64 %n",
-        "i64 %back",
-    ]
     writer = Writer()
     standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
     writer.let("whole", f"and i64 %n, {-LANES}")
@@ -143,6 +203,16 @@ def _row_function(
     with writer.when("tail", "%some"):
         body(writer, real, stores, standing, "%whole", masked="%left")
     writer.do("ret void")
+    return _defined(name, real, rows, scalars, writer)
+
+
+def _defined(name: str, real: str, rows: list[str], scalars: list[str], writer: Writer) -> str:
+    arguments = [
+        *(f"ptr {named(row)}" for row in rows),
+        *(f"{real} %{plain(s)}" for s in scalars),
+        "i64 %n",
+        "i64 %back",
+    ]
     return "\n".join([f"define internal void @{name}({', '.join(arguments)}) {{", *writer.lines, "}"])
 
 
@@ -173,18 +243,32 @@ class Parts:
     """How many steps later than a step the one before it in time is done: 1 going back, else -1."""
 
     @cached_property
+    def before(self) -> Pass | None:
+        """For a long step, a pass for what is another at the edge, where the step is then the same."""
+        if not self.inner or not is_long(self._together(1, edge=False)):
+            return None
+        made = Pass(
+            f"{self.name}_before", _replaced(self.inner, {}, self._standing(0, {}, {})), self.real, self.calls
+        )
+        made.scratch += self.inner
+        return made
+
+    @cached_property
     def step(self) -> Pass:
         """One step, inside."""
-        return self._pass("step", 1, edge=False)
+        return self._pass("step", 1, edge=self.before is not None)
 
     @cached_property
     def steps(self) -> Pass | None:
         """Several, if nothing of them has to pass through memory."""
-        return self._pass("steps", AT_ONCE, edge=False) if len(self.step.does) == 1 else None
+        short = len(self.step.does) == 1 and not self.step.long
+        return self._pass("steps", AT_ONCE, edge=False) if short else None
 
     @cached_property
     def edge_step(self) -> Pass | None:
         """One step at time 0, if that differs."""
+        if self.before is not None:
+            return self.step
         return self._pass("edge_step", 1, edge=True) if self.inner else None
 
     @cached_property
@@ -194,7 +278,8 @@ class Parts:
 
     def all(self) -> list[Pass]:
         """Those that there are."""
-        return [part for part in (self.step, self.steps, self.edge_step, self.edge_steps) if part]
+        parts = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
+        return list(dict.fromkeys(part for part in parts if part))
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
         stores = self._together(count, edge=edge)
@@ -213,23 +298,30 @@ class Parts:
         passed: dict[str, Value] = {}
         at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
         for i in range(count):
-
-            def standing(value: Value, ahead: int = i, passed: Mapping[str, Value] = passed) -> Value | None:
-                if value.word not in ("row", "bits"):
-                    return None
-                name = str(value.data)
-                if name in passed:
-                    return passed[name]
-                own = name.removesuffix("_earlier")
-                if own in self.moving:
-                    name = f"{own}.{ahead if own == name else ahead + self.earlier}"
-                return known.setdefault((value.word, name), Value(value.word, data=name))
-
+            standing = self._standing(i, passed, known)
             inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
             now = _replaced(self.once, _replaced(inside, {}, standing), standing)
             together |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
             passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
         return together | {name: v for name, v in now.items() if name not in self.moving}
+
+    def _standing(
+        self, ahead: int, passed: Mapping[str, Value], known: dict[tuple[str, str], Value]
+    ) -> Callable[[Value], Value | None]:
+        """What stands for each row in the step done `ahead` steps after the first, by its name there."""
+
+        def standing(value: Value) -> Value | None:
+            if value.word not in ("row", "bits"):
+                return None
+            name = str(value.data)
+            if name in passed:
+                return passed[name]
+            own = name.removesuffix("_earlier")
+            if own in self.moving:
+                name = f"{own}.{ahead if own == name else ahead + self.earlier}"
+            return known.setdefault((value.word, name), Value(value.word, data=name))
+
+        return standing
 
 
 def _replaced(

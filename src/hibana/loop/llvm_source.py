@@ -23,6 +23,9 @@ ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
 enough for what fetches memory ahead."""
 
+MANY = 32
+"""Rows of a pass's own from which on rows are made narrower, so that all of them lie on a thread's stack."""
+
 PAGE = 4096
 """A processor tells a load from the stores still on their way by the last bits of their addresses, and has it
 wait for one that has the same: those of a page."""
@@ -48,6 +51,8 @@ class Source:
 
     text: str
     arguments: tuple[str, ...]
+    row: int
+    """Neurons in a row at most."""
 
 
 def forward_source(
@@ -189,6 +194,8 @@ class _Walk:
         self.writer = Writer()
         self.arguments: list[str] = []
         self.own: list[str] = []
+        self.row = ROW
+        """Neurons in a row at most."""
 
     def begin(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
@@ -207,10 +214,16 @@ class _Walk:
             array, _, index = name.rstrip("]").partition("[")
             place = writer.row("", self.real, "%constants" if array == "c" else f"%{array}_at", index)
             writer.let(plain(name), f"load {self.real}, ptr {place}")
-        scratch = [row for pass_ in self.passes for row in pass_.scratch]
+        scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         self.own = list(own)
-        for name in [*scratch, *map(_room, self.own), "zeros"]:
-            writer.let(name, f"alloca [{ROW + PAGE // SIZE[self.real]} x {self.real}], align {LINE}")
+        apart = PAGE // SIZE[self.real]
+        if len(scratch) > MANY:  # a stack is small
+            self.row = max(64, ROW * MANY // len(scratch) // 64 * 64)
+        for name in scratch:
+            room = ROW + apart if self.row == ROW else self.row
+            writer.let(name, f"alloca [{room} x {self.real}], align {LINE}")
+        for name in [*map(_room, self.own), "zeros"]:
+            writer.let(name, f"alloca [{ROW + apart} x {self.real}], align {LINE}")
         size = ROW * SIZE[self.real]
         writer.do(f"call void @llvm.memset.p0.i64(ptr align 64 %zeros, i8 0, i64 {size}, i1 false)")
 
@@ -278,19 +291,19 @@ class _Walk:
         at_once = writer.let("", f"mul i64 {several}, {AT_ONCE}")
         if not parts.inner:
             self._groups(parts.steps, "0", several, "0")
-            self._singles(parts.step, at_once, "%steps")
+            self._singles(parts, at_once, "%steps")
             return
         wide = writer.let("wide", f"icmp sgt i64 {several}, 0")
         if self.direction == "add":
             self._edge(parts, wide, "0", "0", begun)
             self._groups(parts.steps, "1", several, "0")
-            self._singles(parts.step, writer.let("", f"select i1 {wide}, i64 {at_once}, i64 1"), "%steps")
+            self._singles(parts, writer.let("", f"select i1 {wide}, i64 {at_once}, i64 1"), "%steps")
         else:
             rest = writer.let("", f"sub i64 %steps, {at_once}")
             most = writer.let("", "sub i64 %steps, 1")
             single = writer.let("", f"select i1 {wide}, i64 {rest}, i64 {most}")
             inside = writer.let("", f"sub i64 {several}, 1")
-            self._singles(parts.step, "0", single)
+            self._singles(parts, "0", single)
             self._groups(parts.steps, "0", inside, single)
             self._edge(parts, wide, writer.let("", f"sub i64 %steps, {AT_ONCE}"), most, begun)
 
@@ -309,9 +322,12 @@ class _Walk:
             before = self.writer.let("", f"mul i64 {i}, {AT_ONCE}")
             self.do(steps, self._step(self.writer.let("", f"add i64 {before}, {done}")), {})
 
-    def _singles(self, step: Pass, first: str, last: str) -> None:
+    def _singles(self, parts: Parts, first: str, last: str) -> None:
         with self.writer.loop("single", first, last) as i:
-            self.do(step, self._step(i), {})
+            t = self._step(i)
+            if parts.before is not None:
+                self.do(parts.before, t, {})
+            self.do(parts.step, t, {})
 
     def _edge(self, parts: Parts, wide: str, several: str, one: str, begun: Mapping[str, str]) -> None:
         """The step at time 0, `several` steps or `one` being done before it."""
@@ -362,7 +378,7 @@ class _Walk:
         ]
         if self.past:
             parts.append("!0 = !{i32 1}")
-        return Source("\n\n".join(parts) + "\n", tuple(self.arguments))
+        return Source("\n\n".join(parts) + "\n", tuple(self.arguments), self.row)
 
 
 def _place(name: str, kind: str) -> str:

@@ -19,7 +19,7 @@ names lie in memory is each backend's business.
 ======================  ========================================================================
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from hibana.loop.plan import Plan, evaluated
 from hibana.loop.trace import Step, Value
@@ -67,6 +67,8 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
     given: dict[int, Value] = {}
 
     def leaf(value: Value) -> Value | None:
+        if value in kept:
+            return kept[value]
         index = int(value.data) if value.word in ("previous", "gradient") else 0
         if value.word == "previous":
             return Value("row", data=f"{step.states[index]}_before")
@@ -76,7 +78,7 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
             fed_back = step.grad_states[emitted] is not None
             both = Value("add", (arriving, carried)) if fed_back else arriving
             given[index] = both if index == emitted else carried
-        return given[index] if value.word == "gradient" else kept.get(value) or _shared(value)
+        return given[index] if value.word == "gradient" else _shared(value)
 
     zero = Value("number")
     sums: Stores = {f"sum{i}": value for i, value in enumerate(step.grad_sums)}
@@ -134,15 +136,19 @@ def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
 
 
 def _until(roots: Iterable[Value], leaf: Leaf) -> list[Value]:
+    """Every value that `roots` are made of, each after its arguments; none behind what `leaf` replaces."""
     order: dict[Value, None] = {}
-
-    def visit(value: Value) -> None:
-        if value not in order:
-            if leaf(value) is None:
-                for argument in value.args:
-                    visit(argument)
-            order[value] = None
-
     for root in roots:
-        visit(root)
+        waiting = [root]
+        while waiting:
+            value = waiting[-1]
+            missing = [] if value in order or leaf(value) is not None else _missing(value, order)
+            waiting += reversed(missing)
+            if not missing:
+                order[value] = None
+                waiting.pop()
     return list(order)
+
+
+def _missing(value: Value, order: Container[Value]) -> list[Value]:
+    return [argument for argument in value.args if argument not in order]

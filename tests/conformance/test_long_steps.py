@@ -1,0 +1,85 @@
+"""Steps of hundreds of operations: planned by a cut, and written so that they compile soon."""
+
+import sys
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import assert_conforms
+from conformance.suite import CPU, each_backend
+from hibana.loop.llvm_source import backward_source
+from hibana.loop.plan import make_plan
+from hibana.loop.trace import trace
+
+
+class HodgkinHuxley(hb.Cell):
+    """The squid's axon by forward Euler, several substeps to a step."""
+
+    def __init__(self, substeps):
+        super().__init__()
+        self.substeps = substeps
+
+    def forward(self, input_, v_previous, m_previous, h_previous, n_previous, s_previous):
+        v, m, h, n = v_previous, m_previous, h_previous, n_previous
+        for _ in range(self.substeps):
+            opening = torch.exp((25 - v) / 10) - 1
+            change_m = 0.1 * (25 - v) / opening * (1 - m) - 4 * torch.exp(v / -18) * m
+            change_h = 0.07 * torch.exp(v / -20) * (1 - h) - h / (torch.exp((30 - v) / 10) + 1)
+            change_n = 0.01 * (10 - v) / (torch.exp((10 - v) / 10) - 1) * (1 - n)
+            change_n = change_n - 0.125 * torch.exp(v / -80) * n
+            current = 120 * m**3 * h * (115 - v) + 36 * n * n * n * n * (-12 - v) + 0.3 * (10.6 - v)
+            v = v + 0.01 * (current + input_)
+            m, h, n = m + 0.01 * change_m, h + 0.01 * change_h, n + 0.01 * change_n
+        return v, m, h, n, hb.surrogate.ATan()(v - 0.5 + 0.0 * s_previous)
+
+
+class Euler(hb.Cell):
+    """A quadratic potential, many substeps to a step."""
+
+    def __init__(self, substeps):
+        super().__init__()
+        self.substeps = substeps
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous)
+        for _ in range(self.substeps):
+            v = v + 0.01 * (v * v - v + input_)
+        return v, hb.surrogate.ATan()(v - 1)
+
+
+@each_backend
+@pytest.mark.parametrize("shape", [(1, 5), (7, 3, 23)], ids=str)
+def test_a_step_of_some_hundred_operations(run, shape):
+    assert_conforms(run, Euler(60), 4 * torch.rand(shape))
+
+
+@pytest.mark.parametrize("cell", [HodgkinHuxley(1), HodgkinHuxley(6), Euler(60)], ids=["one", "six", "euler"])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 64), (5, 5000)], ids=str)
+def test_a_long_step_over_rows_of_any_width(cell, shape):
+    assert_conforms(CPU, cell, 40 * torch.rand(shape))
+
+
+def test_a_step_of_two_thousand_operations_keeps_no_more_than_its_states():
+    step = trace(Euler(500), torch.Size([5]), torch.float32)
+    assert make_plan(step).bits() == 64, "the input and the potential"
+
+
+def test_nothing_is_as_deep_as_a_step_is_long():
+    """A chain of operations longer than Python's stack, from the trace to the kernel's source."""
+    limit = sys.getrecursionlimit()
+    step = trace(Euler(limit), torch.Size([5]), torch.float32)
+    plan = make_plan(step)
+    text = backward_source(step, plan, "float32", frozenset(), wants_input=True, constant_input=False).text
+    assert text.count("fmul") > limit
+
+
+def test_what_a_kernel_computes_with_lies_on_a_small_stack():
+    step = trace(HodgkinHuxley(20), torch.Size([5]), torch.float32)
+    plan = make_plan(step)
+    source = backward_source(
+        step, plan, "float32", frozenset({"exp"}), wants_input=True, constant_input=False
+    )
+    rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
+    assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
+    assert source.row >= 64

@@ -1,0 +1,112 @@
+"""Steps whose states are passed on, swapped, or are no more than an input, a number or a parameter."""
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import assert_conforms
+from conformance.suite import each_backend
+
+spike = hb.surrogate.ATan()
+
+
+class Held(hb.Cell):
+    def forward(self, input_, k_previous, v_previous, s_previous):
+        v = v_previous * k_previous + input_
+        return k_previous, v, spike(v - 1)
+
+
+class Swapped(hb.Cell):
+    def forward(self, input_, a_previous, b_previous, s_previous):
+        v = a_previous * b_previous + input_
+        return b_previous, a_previous, spike(v - 1 + a_previous)
+
+
+class Turned(hb.Cell):
+    def forward(self, input_, a, b, c, s):
+        return b, c, a * c + input_, spike(a * b * c - 0.1 + s)
+
+
+class Delay(hb.Cell):
+    def forward(self, input_, a, b, c, s):
+        return input_, a, b, spike(c * input_ - 0.2)
+
+
+class InputTwice(hb.Cell):
+    def forward(self, input_, a, b, s):
+        return input_, b * a, spike(input_ * a * s - 0.3 + b)
+
+
+class Unchanged(hb.Cell):
+    def forward(self, input_, a):
+        return (a,)
+
+
+class EmitsInput(hb.Cell):
+    def forward(self, input_, a, s):
+        return a * 0.5 + input_ * s, input_
+
+
+class EmitsState(hb.Cell):
+    def forward(self, input_, a, s):
+        return input_ * a * s, a
+
+
+class EmitsItself(hb.Cell):
+    def forward(self, input_, a, s):
+        return input_ * a * s, s
+
+
+class Detached(hb.Cell):
+    def forward(self, input_, a, s):
+        return a.detach(), spike(input_ * a - 1)
+
+
+class Number(hb.Cell):
+    def forward(self, input_, a, s):
+        return torch.ones_like(input_), spike(input_ * a - 1)
+
+
+class Constant(hb.Cell):
+    def forward(self, input_, a, s):
+        return torch.full_like(input_, 0.3), spike(input_ * a - 1)
+
+
+class EmitsZero(hb.Cell):
+    def forward(self, input_, a, s):
+        return a * s + input_, torch.zeros_like(input_)
+
+
+class Parameters(hb.Cell):
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.tensor(0.3))
+        self.each = torch.nn.Parameter(torch.linspace(0.2, 1, 6))
+
+    def forward(self, input_, a, b, s):
+        return self.one.expand_as(input_), self.each.expand_as(input_), spike(input_ * a * b - 1 + s)
+
+
+class Unread(hb.Cell):
+    """It never looks at its input."""
+
+    def forward(self, input_, a, s):
+        return a * 0.9, spike(a - 1)
+
+
+KINDS = [Held, Swapped, Turned, Delay, InputTwice, Unchanged, EmitsInput, EmitsState, EmitsItself]
+KINDS += [Detached, Number, Constant, EmitsZero, Parameters, Unread]
+
+
+@each_backend
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 6), (9, 6), (5, 64, 6)], ids=str)
+def test_a_state_that_is_passed_on(run, kind, shape):
+    """Forward and backward, from rest and from a state, with outputs and last states used."""
+    torch.manual_seed(1)
+    assert_conforms(run, kind(), 2 * torch.rand(shape))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_that_is_passed_on_is_explained(kind):
+    assert "kept " in hb.explain(kind(), (6,))
