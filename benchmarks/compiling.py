@@ -40,7 +40,7 @@ def _first_use(times: int) -> list[Row]:
 
 
 def first_call() -> float:
-    """Seconds of the first forward and backward of IF in this process, Numba and hibana imported before."""
+    """Seconds of the first forward and backward of IF in this process, hibana imported before."""
     import torch
 
     import hibana as hb
@@ -61,7 +61,6 @@ def first_network() -> float:
 
 
 def _seconds(module: Any, inputs: Any) -> float:
-    import numba  # noqa: F401 - its own import is not hibana's
     import torch
 
     torch.relu(torch.rand(4, 8, requires_grad=True)).sum().backward()  # autograd's engine starts its threads

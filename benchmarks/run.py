@@ -116,7 +116,7 @@ def _do(name: str, options: argparse.Namespace) -> int:
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
-    import numba
+    import llvmlite
     import torch
 
     import hibana
@@ -134,7 +134,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {
             "hibana": f"{hibana.__version__} ({_commit()})",
             "torch": torch.__version__,
-            "numba": numba.__version__,
+            "llvmlite": llvmlite.__version__,
             "python": sys.version.split()[0],
             **{name: pin for name, pin in environment.PINS.items() if name not in reasons},
         },

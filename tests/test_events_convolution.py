@@ -394,20 +394,18 @@ def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
-    from hibana.events import kernels
+    from hibana.events.kernels import rows
 
     layers = hb.Conv2d(3, 20, 3, padding=1), hb.Linear(130, 70)
     inputs = _spikes(2, 3, 9, 9, density=density), _spikes(70, 130, density=density, last=False)
     found = []
-    for compresses in (kernels.compresses(), False):
-        monkeypatch.setattr(kernels, "compresses", lambda there=compresses: there)
-        kernels.address.cache_clear()
+    for compresses in (rows.compresses(), False):
+        monkeypatch.setattr(rows, "compresses", lambda there=compresses: there)
         for layer, x in zip(layers, inputs, strict=True):
             layer.mode = "events"
             out = layer(x)
             weights = torch.linspace(-1, 1, out.numel()).view_as(out)
             found.append(_gradients(layer, x, weights * (weights.abs() < 0.2)))
-    kernels.address.cache_clear()
     for once, again in zip(found[:2], found[2:], strict=True):
         for got, wanted in zip(once, again, strict=True):
             torch.testing.assert_close(got, wanted)

@@ -165,8 +165,7 @@ def test_loops_and_conditions(n):
 def memory(code: Code, begin: Value, end: Value, *, out: Longs, small: Bytes, count: Value) -> None:
     with code.scratch((Floats, 3), (Shorts, count), (Longs, 5)) as parts:
         for i, part in enumerate(parts):
-            address = Value(code.writer, LONG, code.writer.let("", f"ptrtoint ptr {part.text} to i64"))
-            out[i] = address
+            out[i] = part.address()
         floats, shorts, longs = parts
         longs.clear(5)
         longs[3] = 9

@@ -1,6 +1,6 @@
 """Layers whose work follows the spikes: sparse products of bits and weights, forward and backward.
 
-What stands below a layer is read from autograd's graph; nothing here knows a neuron. Numba is loaded only
+What stands below a layer is read from autograd's graph; nothing here knows a neuron. LLVM is loaded only
 when a kernel is built.
 """
 

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from hibana.events.kernels import address
-from hibana.native import arguments, run
+from hibana.events.kernels.bits import scan
 
 __all__ = ["agree", "bits_of", "share_of"]
 
@@ -16,13 +15,13 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     """The bits ``[rows / step, words]`` of contiguous `rows`, and the share of ones: None if not binary."""
     inputs = rows.shape[1]
     bits = torch.empty(-(-rows.shape[0] // step), -(-inputs // 64), dtype=torch.int64, device="cpu")
-    spikes, strange = _scanned(rows.data_ptr(), bits, inputs, step)
+    spikes, strange = _scanned(rows, bits, inputs, step)
     return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
 
 
 def share_of(bits: Tensor, inputs: int) -> float:
     """The share of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
-    return _scanned(0, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
+    return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
 
 
 def agree(numbers: Tensor, kept: Tensor) -> bool:
@@ -42,10 +41,10 @@ def agree(numbers: Tensor, kept: Tensor) -> bool:
     return share is not None and torch.equal(found.view(torch.uint8)[:, : of_kept.shape[1]], of_kept[::every])
 
 
-def _scanned(source: int, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
+def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
     count, parts = bits.shape[0], torch.get_num_threads()
     found = torch.zeros(parts, 2, dtype=torch.int64, device="cpu")
-    values = [source, bits.data_ptr(), found.data_ptr(), inputs, count, step, -(-count // parts)]
-    run(address("linear", "scan", 64), parts, arguments(values))
+    given = {"source": source, "bits": bits, "counts": found}
+    scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
     spikes, strange = found.sum(0).tolist()
     return spikes, strange

@@ -9,9 +9,10 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from hibana.events import product
-from hibana.events.kernels import address, panel
+from hibana.events.kernels import convolution as kernels
+from hibana.events.kernels.few import input_gradient_of_few
+from hibana.events.kernels.rows import panel
 from hibana.events.support import Support, probe
-from hibana.native import arguments, run
 
 __all__ = ["Geometry", "convolution", "forward", "rows_of"]
 
@@ -39,6 +40,17 @@ class Geometry(NamedTuple):
         )
         return down, across
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the kernels take."""
+        pairs = {"kernel": self.kernel, "out": self.output}
+        sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}
+        for name, (height, width) in pairs.items():
+            sizes |= {f"{name}_height": height, f"{name}_width": width}
+        for name, (down, across) in {"padding": self.padding, "dilation": self.dilation}.items():
+            sizes |= {f"{name}_down": down, f"{name}_across": across}
+        return sizes
+
 
 def rows_of(images: Tensor) -> Tensor:
     """``[N * height, width * channels]`` of images ``[N, channels, height, width]``, channels last."""
@@ -52,9 +64,10 @@ def _windows(bits: Tensor, geometry: Geometry) -> Tensor:
     items = bits.shape[0] // geometry.image[0] * height
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     out = torch.empty(items * width, -(-inputs // 64), dtype=torch.int64, device="cpu")
-    values = [bits.data_ptr(), out.data_ptr(), geometry.channels, *geometry.image, *geometry.kernel]
-    values += [*geometry.stride, *geometry.padding, *geometry.dilation, height, width]
-    run(address("convolution", "windows", 64), items, arguments(values), GRAIN)
+    down, across = geometry.stride
+    kernels.windows(
+        items, GRAIN, bits=bits, target=out, **geometry.sizes, stride_down=down, stride_across=across
+    )
     return out
 
 
@@ -79,17 +92,15 @@ def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geo
     """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
     outputs = weight.shape[0]
     row = panel(outputs)
-    taps = functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % row)).reshape(
+    taps = functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % row.floats)).reshape(
         -1, geometry.channels
     )
     out = torch.empty(
         support.shape[0], geometry.image[1], geometry.channels, dtype=torch.float32, device="cpu"
     )
     table = product.packed(taps, row)
-    values = [support.data_ptr(), table.data_ptr(), grad.data_ptr(), out.data_ptr()]
-    values += [geometry.channels, *geometry.image, outputs, *geometry.kernel, *geometry.padding]
-    values += [*geometry.dilation, *geometry.output]
-    run(address("convolution", "input_gradient", row), len(support), arguments(values), GRAIN)
+    given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
+    kernels.input_gradient(len(support), GRAIN, **given, **geometry.sizes, row=row)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
 
 
@@ -111,11 +122,10 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
     table = product.packed(weight.permute(1, 2, 3, 0).reshape(channels, -1), row)
     images = rows.shape[0] // (geometry.output[0] * geometry.output[1])
     out = torch.empty(images, *geometry.image, channels, dtype=torch.float32, device="cpu")
-    values = [table.data_ptr(), rows.data_ptr(), out.data_ptr(), channels, *geometry.image, outputs]
     parts = -(-geometry.image[0] // DEEP)
     deep = -(-geometry.image[0] // parts)
-    values += [*geometry.kernel, *geometry.padding, *geometry.dilation, *geometry.output, deep]
-    run(address("convolution", "input_gradient_of_few", row), images * parts, arguments(values))
+    given = {"table": table, "gradient": rows, "target": out, "outputs": outputs, "deep": deep}
+    input_gradient_of_few(images * parts, **given, **geometry.sizes, row=row)
     return out.permute(0, 3, 1, 2)
 
 
@@ -141,7 +151,8 @@ def _sampled(rows: Tensor) -> Tensor:
 
 def _lanes(outputs: int) -> int:
     """Floats in the panels of so many outputs."""
-    return -(-outputs // panel(outputs)) * panel(outputs)
+    row = panel(outputs).floats
+    return -(-outputs // row) * row
 
 
 _ONES = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.int64, device="cpu")

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hibana.events.kernels import address, compresses, panel
+from hibana.events.kernels import linear as kernels
+from hibana.events.kernels import weights as weight_kernels
+from hibana.events.kernels.rows import Row, compresses, panel
 from hibana.events.support import Support, probe
-from hibana.native import arguments, run
 
 __all__ = ["forward", "linear", "packed", "used_bits", "weight_gradient"]
 
@@ -34,7 +35,7 @@ def crossover(outputs: int) -> float:
     the panels alone. Its constants are from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4,
     with and without the instruction that makes listing cheap).
     """
-    panels = _up(outputs, panel(outputs))
+    panels = _up(outputs, panel(outputs).floats)
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
@@ -47,39 +48,37 @@ def _up(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def packed(weight: Tensor, row: int) -> Tensor:
+def packed(weight: Tensor, row: Row) -> Tensor:
     """`weight`, ``[outputs, inputs]``, as ``[panels][inputs, to whole words][row]``, and zeros."""
     outputs, inputs = weight.shape
     weight = weight.contiguous()
     words = _up(inputs, 64)
-    table = torch.empty(_up(outputs, row), words * 64, row, dtype=torch.float32, device="cpu")
-    values = [weight.data_ptr(), table.data_ptr(), outputs, inputs]
-    run(address("linear", "pack", row), table.shape[0] * words, arguments(values))
+    table = torch.empty(_up(outputs, row.floats), words * 64, row.floats, dtype=torch.float32, device="cpu")
+    pieces = table.shape[0] * words
+    kernels.pack(pieces, source=weight, target=table, outputs=outputs, inputs=inputs, row=row)
     return table
 
 
 def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """``[rows, outputs]``, and the packed weights."""
     outputs, inputs = weight.shape
-    table = packed(weight, panel(outputs))
+    row = panel(outputs)
+    table = packed(weight, row)
     out = torch.empty(bits.shape[0], outputs, dtype=torch.float32, device="cpu")
-    name = "forward_tables" if share > crossover(outputs) else "forward_lists"
-    tile = NEAR_WORDS // panel(outputs) if share > NEAR_FROM else 1024
-    values = [bits.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()]
-    run(
-        address("linear", name, panel(outputs)),
-        out.shape[0],
-        arguments([*values, inputs, outputs, min(bits.shape[1], tile)]),
-        GRAIN,
-    )
+    given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
+    if share > crossover(outputs):
+        kernels.forward_tables(out.shape[0], GRAIN, **given, row=row)
+    else:
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if share > NEAR_FROM else 1024)
+        kernels.forward_lists(out.shape[0], GRAIN, **given, tile=tile, row=row)
     return out, table
 
 
 def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
     outputs = grad.shape[1]
     out = torch.empty(grad.shape[0], inputs, dtype=torch.float32, device="cpu")
-    values = [bits.data_ptr(), table.data_ptr(), grad.data_ptr(), out.data_ptr(), inputs, outputs]
-    run(address("linear", "input_gradient", panel(outputs)), out.shape[0], arguments(values), GRAIN)
+    given = {"bits": bits, "table": table, "gradient": grad, "target": out}
+    kernels.input_gradient(out.shape[0], GRAIN, **given, inputs=inputs, outputs=outputs, row=panel(outputs))
     return out
 
 
@@ -88,15 +87,28 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
     rows, outputs = grad.shape
-    threads, panels, words = torch.get_num_threads(), _up(outputs, panel(outputs)), bits.shape[1]
+    row = panel(outputs)
+    threads, panels, words = torch.get_num_threads(), _up(outputs, row.floats), bits.shape[1]
     parts = PARTS if rows >= PARTS * LONG and panels * words <= FEW_SUMS else 1
     across = min(threads, panels) if parts == 1 else 1
     down = min(_up(threads, across), words) if parts == 1 else 1
     out = torch.empty(parts, outputs, inputs, dtype=torch.float32, device="cpu")
     summed = out.new_empty(parts, outputs) if bias else None
-    values = [bits.data_ptr(), grad.data_ptr(), out.data_ptr(), 0 if summed is None else summed.data_ptr()]
-    values += [rows, inputs, outputs, int(share > _gradient_crossover()), across, down, _up(rows, parts)]
-    run(address("linear", "weight_gradient", panel(outputs)), parts * across * down, arguments(values))
+    weight_kernels.weight_gradient(
+        parts * across * down,
+        bits=bits,
+        gradient=grad,
+        targets=out,
+        biases=summed,
+        total=rows,
+        inputs=inputs,
+        outputs=outputs,
+        by_table=share > _gradient_crossover(),
+        parts_across=across,
+        parts_down=down,
+        per_part=_up(rows, parts),
+        row=row,
+    )
     if parts == 1:
         return out[0], None if summed is None else summed[0]
     return out.sum(0), None if summed is None else summed.sum(0)

@@ -1,6 +1,6 @@
 """The words of a step as LLVM's instructions, and the few statements that a kernel is written with.
 
-LLVM's own language says what Numba would have been asked to find: that 32 neurons are one value, that a truth
+LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
 value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
 contracted or reassociated: an instruction without flags does what IEEE says.
 """

@@ -1,11 +1,12 @@
-"""Source to native functions that run on torch's own threads: what `loop` and `events` stand on.
+"""Kernels, and torch's threads to run them on: what `loop` and `events` stand on.
 
-Nothing here knows about neurons, spikes or tensors' meaning. `assemble` and `build` turn source into
-functions and keep them on disk, `threads` runs them, `vocabulary` is what the source may say beyond Numba.
-Importing this package loads neither Numba nor torch's extensions; building does.
+Nothing here knows about neurons, spikes or tensors' meaning. A kernel is lines of LLVM's language (`writer`),
+which `code`, `values` and `pointers` write for who computes with them in Python; `build` compiles them and
+keeps them on disk, `threads` runs them, and `launcher` binds their arguments by name. Importing this package
+loads neither LLVM nor torch's extensions; building does.
 """
 
-from hibana.native.build import COMPILING, Kernel, assemble, build, kept_in
+from hibana.native.build import COMPILING, Kernel, assemble, kept_in
 from hibana.native.code import Code, Variable
 from hibana.native.launcher import Launcher, kernel
 from hibana.native.pointers import Bytes, Floats, Ints, Longs, Pointer, Shorts
@@ -37,7 +38,6 @@ __all__ = [
     "Writer",
     "arguments",
     "assemble",
-    "build",
     "kept_in",
     "kernel",
     "named",

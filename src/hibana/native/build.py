@@ -1,35 +1,31 @@
 """Source text to native functions, kept on disk.
 
-A kernel's source, in Numba's dialect of Python or in LLVM's language, is compiled once; its object code is
-then kept in one file, whose name says what it was made from and by: the source, and the versions of hibana,
-Numba, LLVM, torch, Python and the processor. A file is believed only if its digest is right, it was written
-under the name that it bears, and nobody else can have written it; loading one needs LLVM but not Numba. Where
-it can't be kept, the kernel is compiled in memory, and that is said once.
+A kernel's source, in LLVM's language, is compiled once; its object code is then kept in one file, whose name
+says what it was made from and by: the source, and the versions of hibana, LLVM, torch, Python and the
+processor. A file is believed only if its digest is right, it was written under the name that it bears, and
+nobody else can have written it. Where it can't be kept, the kernel is compiled in memory, and that is said
+once.
 
 ``HIBANA_CACHE`` names another folder than the user's own cache, or ``off`` keeps nothing.
 """
 
-import ctypes
 import hashlib
 import json
-import linecache
 import os
 import platform
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hibana.native import files
 
-__all__ = ["COMPILING", "Kernel", "assemble", "build", "cache_folder", "kept_in"]
+__all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "kept_in"]
 
 COMPILING = threading.RLock()
 """Held by the one thread that compiles, links or loads native code."""
@@ -37,8 +33,6 @@ if hasattr(os, "register_at_fork"):  # a child would wait for a thread that it d
     os.register_at_fork(
         before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
     )
-
-HEADER = "from hibana.native.vocabulary import *\n"
 
 
 @dataclass(frozen=True)
@@ -54,17 +48,15 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Object:
-    """Object code: what it defines and what it takes from elsewhere."""
+    """Object code, and the kernels that it defines."""
 
     code: bytes
-    entries: Mapping[str, str]
-    """For each kernel, the symbol it is defined as."""
-    taken: tuple[str, ...]
+    names: tuple[str, ...]
     key: str = ""
     """Of the file that it was read from: what :func:`_key` was when it was written."""
 
     def packed(self, key: str) -> bytes:
-        head = json.dumps({"key": key, "entries": dict(self.entries), "taken": self.taken}).encode()
+        head = json.dumps({"key": key, "names": self.names}).encode()
         body = len(head).to_bytes(8, "little") + head + self.code
         return hashlib.sha256(body).digest() + body
 
@@ -76,35 +68,17 @@ class _Object:
             return None
         end = 8 + int.from_bytes(body[:8], "little")
         head = json.loads(body[8:end])
-        return cls(body[end:], head["entries"], tuple(head["taken"]), head["key"])
-
-
-def build(source: str, names: tuple[str, ...], shared: str = "") -> tuple[Kernel, ...]:
-    """The kernels called `names` in `source`, compiled now or taken from the cache.
-
-    Args:
-        source: a Python module that may use all of :mod:`hibana.native.vocabulary`; each kernel is
-            decorated with its ``@kernel``.
-        names: the kernels in it.
-        shared: what stands before `source`, and before others: its functions are compiled once for all.
-    """
-    code = _linked_source((HEADER + shared, source), names, _compiled)
-    return tuple(Kernel(name, code.addresses[name], shared + source, code) for name in names)
+        return cls(body[end:], tuple(head["names"]), head["key"])
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
-    """As :func:`build`, of a module in LLVM's own language: nothing is left to infer, and no Numba to load.
+    """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    code = _linked_source((source,), names, _assembled)
+    code = _linked_source(source, names)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
-
-
-_Text = tuple[str, ...]
-"""Source, in the parts that it is compiled in."""
-_Compiler = Callable[[_Text, tuple[str, ...]], _Object]
 
 
 class _Code:
@@ -118,16 +92,16 @@ class _Code:
 _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 
-def _linked_source(text: _Text, names: tuple[str, ...], compiled: _Compiler) -> _Code:
-    """The code of `text`, one in the process however many threads ask for it."""
-    key = hashlib.sha256("\0".join((*text, *names)).encode()).hexdigest()
+def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
+    """The code of `source`, one in the process however many threads ask for it."""
+    key = hashlib.sha256("\0".join((source, *names)).encode()).hexdigest()
     with COMPILING:
         code = _LINKED.get(key)
         if code is None:
-            path = _file("\n".join((*names, *text)))
+            path = _file("\n".join((*names, source)))
             found = None if path is None else _read(path)
             if found is None:
-                found = compiled(text, names)
+                found = _compiled(source, names)
                 if path is not None:
                     _write(path, found.packed(_key(path)))
             code = _LINKED[key] = _linked(found)
@@ -168,47 +142,15 @@ def _say_not_kept(reason: str) -> None:
 _said_once = cache(_say_not_kept)
 
 
-def _compiled(text: _Text, names: tuple[str, ...]) -> _Object:
-    shared, source = text
-    scope = _executed(source, _shared(shared))
-    kernels = [scope[name] for name in names]
-    (library,) = {kernel._library for kernel in kernels}
-    declared = [f.name for f in library._final_module.functions if f.is_declaration]
-    taken = tuple(name for name in declared if not name.startswith("llvm."))
-    return _Object(
-        library._get_compiled_object(),
-        {k: v._wrapper_name for k, v in zip(names, kernels, strict=True)},
-        taken,
-    )
-
-
-@cache
-def _shared(source: str) -> dict[str, Any]:
-    """The names that `source` defines, kept with what Numba compiles of them."""
-    return _executed(source, {})
-
-
-def _executed(source: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of a module of `source` in which those of `before` are known."""
-    module = ModuleType(f"hibana_kernel_{hashlib.sha256(source.encode()).hexdigest()[:12]}")
-    module.__dict__.update({name: value for name, value in before.items() if not name.startswith("__")})
-    filename = f"<{module.__name__}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    exec(compile(source, filename, "exec"), module.__dict__)  # noqa: S102 # the source is our own
-    return module.__dict__
-
-
-def _assembled(text: _Text, names: tuple[str, ...]) -> _Object:
+def _compiled(source: str, names: tuple[str, ...]) -> _Object:
     llvm, machine = _llvm()
-    module = llvm.parse_assembly("".join(text))
+    module = llvm.parse_assembly(source)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    declared = [f.name for f in module.functions if f.is_declaration]
-    taken = tuple(name for name in declared if not name.startswith("llvm."))
-    return _Object(machine.emit_object(module), {name: name for name in names}, taken)
+    return _Object(machine.emit_object(module), names)
 
 
 def _llvm() -> tuple[Any, Any]:
@@ -227,22 +169,10 @@ def _llvm() -> tuple[Any, Any]:
 
 def _linked(found: _Object) -> _Code:
     llvm, machine = _llvm()
-    for name in found.taken:
-        if name.startswith(_NEVER_CALLED):
-            llvm.add_symbol(name, _abort())
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
     engine.finalize_object()
-    return _Code({name: engine.get_function_address(at) for name, at in found.entries.items()}, engine)
-
-
-_NEVER_CALLED = ("numba_", "NRT_")
-"""Numba's helpers for allocating and raising, neither of which a kernel does."""
-
-
-def _abort() -> int:
-    library = ctypes.CDLL(None) if sys.platform != "win32" else ctypes.cdll.msvcrt
-    return ctypes.cast(library.abort, ctypes.c_void_p).value or 0
+    return _Code({name: engine.get_function_address(name) for name in found.names}, engine)
 
 
 def cache_folder() -> Path | None:
@@ -290,12 +220,11 @@ def _toolchain() -> str:
     import hibana
 
     features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
-    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py", "vocabulary.py")]
+    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py")]
     parts = (
         hibana.__version__,
         hashlib.sha256(b"".join(own)).hexdigest(),
         torch.__version__,
-        version("numba"),
         version("llvmlite"),
         platform.python_version(),
         platform.machine(),

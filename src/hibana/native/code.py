@@ -118,8 +118,7 @@ class Code:
             size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
             end = end + ((size + (LINE - 1)) & -LINE)
         whole = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
-        address = Value(self.writer, LONG, self.writer.let("", f"ptrtoint ptr {whole.text} to i64"))
-        block = whole + ((0 - address) & (LINE - 1))
+        block = whole + ((0 - whole.address()) & (LINE - 1))
         yield tuple((block + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
         self.writer.do(f"call void @free(ptr {whole.text})")
 

@@ -8,9 +8,9 @@ other parameter is known while the kernel is written, and each value of it makes
 
 import inspect
 import struct
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -58,9 +58,10 @@ class Launcher:
             else:
                 self.options.append(name)
         self._names = frozenset([*self.addresses, *self.numbers, *self.options])
+        self._tensors, self._fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
         self._pack = struct.Struct(f"{len(self.addresses)}q").pack
         self._built: dict[tuple[Hashable, ...], Kernel] = {}
-        self._ready = lru_cache(SHAPES)(self._packed)
+        self._ready: dict[tuple[Hashable, ...], tuple[int, bytes]] = {}
 
     def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
         """Runs the kernel over ``range(pieces)``, split among torch's threads.
@@ -70,14 +71,13 @@ class Launcher:
             grain: pieces that are not worth a thread of their own.
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
-        if given.keys() != self._names:
+        if len(given) != len(self._names) or not given.keys() >= self._names:
             self._refuse(given)
-        options = tuple(given[name] for name in self.options)
-        address, numbers = self._ready(options, tuple(given[name] for name in self.numbers))
-        tensors: list[Tensor | None] = [given[name] for name in self.addresses]
-        run(
-            address, pieces, self._pack(*(0 if t is None else t.data_ptr() for t in tensors)) + numbers, grain
-        )
+        fixed = self._fixed(given)
+        address, numbers = self._ready.get(fixed) or self._packed(fixed)
+        tensors: tuple[Tensor | None, ...] = self._tensors(given)
+        addresses = self._pack(*[0 if t is None else t.data_ptr() for t in tensors])
+        run(address, pieces, addresses + numbers, grain)
 
     def source(self, **options: Hashable) -> str:
         """The kernel in LLVM's language."""
@@ -98,16 +98,28 @@ class Launcher:
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
         return "\n".join([_HEAD, code.text(head), _TAIL])
 
-    def _packed(self, options: tuple[Hashable, ...], numbers: tuple[int, ...]) -> tuple[int, bytes]:
-        """The address of the kernel for `options`, and its arguments after the addresses."""
+    def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
+        """The address of the kernel for these options and numbers, and its arguments after the addresses."""
+        options, numbers = fixed[: len(self.options)], fixed[len(self.options) :]
         if options not in self._built:
             text = self.source(**dict(zip(self.options, options, strict=True)))
             (self._built[options],) = assemble(text, (self.name,))
-        return self._built[options].address, struct.pack(f"{len(numbers)}q", *numbers)
+        if len(self._ready) >= SHAPES:
+            self._ready.clear()
+        self._ready[fixed] = self._built[options].address, struct.pack(f"{len(numbers)}q", *numbers)
+        return self._ready[fixed]
 
     def _refuse(self, given: Mapping[str, object]) -> None:
         missing, unknown = sorted(self._names - given.keys()), sorted(given.keys() - self._names)
         raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
+
+
+def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """What takes the values of these `names` out of a mapping."""
+    wanted = list(names)
+    if len(wanted) > 1:
+        return itemgetter(*wanted)
+    return lambda given: tuple([given[name] for name in wanted])
 
 
 def kernel(body: Callable[..., None]) -> Launcher:

@@ -71,10 +71,19 @@ class Pointer:
             f"call void @llvm.memcpy.p0.p0.i64(ptr {self.text}, ptr {source.text}, {size}, i1 false)"
         )
 
-    def instead(self, of: "Value", other: Self) -> Self:
-        """`other` if `of` holds, else this address."""
-        chosen = f"select {of}, ptr {other.text}, ptr {self.text}"
+    def instead(self, condition: Value, other: "Pointer") -> Self:
+        """The address of the `other` if the `condition` holds, else this one."""
+        chosen = f"select {condition}, ptr {other.text}, ptr {self.text}"
         return type(self)(self.writer, self._let(chosen))
+
+    def address(self) -> Value:
+        """This address as an integer of 64 bits."""
+        return Value(self.writer, LONG, self._let(f"ptrtoint ptr {self.text} to i64"))
+
+    @classmethod
+    def at(cls, address: Value) -> Self:
+        """What is at an address that :meth:`address` gave."""
+        return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
 
     def given(self) -> Value:
         """Whether it is an address at all: zero stands for none."""

@@ -1,6 +1,6 @@
 """Native functions on torch's own thread pool.
 
-Numba's OpenMP pool and torch's are two runtimes that spin against each other. libtorch exports its
+Another pool of threads and torch's would spin against each other for the same cores. libtorch exports its
 ``at::parallel_for`` through a stable C interface (torch >= 2.10): a kernel handed to it shares torch's
 threads and follows ``torch.set_num_threads``. ctypes releases the GIL for the call.
 """

@@ -181,6 +181,11 @@ class Value:
         target = type_.of(self.type.lanes)
         return self.new(target, f"sext {self} to {target}")
 
+    def integer(self) -> "Value":
+        """The bits of each number, as an integer."""
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        return self.new(type_, f"bitcast {self} to {type_}")
+
     def word(self) -> "Value":
         """The bits of this vector of truth values, the first lowest, as one integer."""
         word = Type(f"i{self.type.lanes}", self.type.lanes)
@@ -204,9 +209,18 @@ class Value:
         type_ = self.type.of(len(lanes))
         return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> <{chosen}>")
 
+    def lanes(self, first: int, count: int) -> "Value":
+        """The vector of `count` lanes of this one from the `first` on."""
+        return self.shuffled(self, range(first, first + count))
+
     def lane(self, lane: int) -> "Value":
         """One element of this vector."""
         return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
+
+    def total(self) -> "Value":
+        """The sum of this vector of integers."""
+        one = self.type.of(1)
+        return self.new(one, f"call {one} @llvm.vector.reduce.add.{self.type.mangled}({self})")
 
     def call(self, intrinsic: str, *arguments: "Value") -> "Value":
         """What LLVM's `intrinsic` for this type computes, of this type too."""

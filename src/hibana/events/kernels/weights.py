@@ -1,0 +1,146 @@
+"""The gradient of a linear layer's weights, from bits: an input's is the sum of the rows where it spiked."""
+
+from hibana.events.kernels.bits import SLACK, WORD, listed, transposed_bits
+from hibana.events.kernels.linear import GROUPS, tabulated
+from hibana.events.kernels.rows import LANES, Row, add_rows, add_subsets, transposed
+from hibana.native import LONG, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
+
+__all__ = ["weight_gradient"]
+
+GRADIENTS = 256
+"""Rows of a gradient that are kept near at a time; a multiple of 64."""
+LENGTH = GRADIENTS // WORD
+"""Words of an input's bits over as many rows."""
+
+
+@kernel
+def weight_gradient(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    gradient: Floats,
+    targets: Floats,
+    biases: Floats,
+    total: Value,
+    inputs: Value,
+    outputs: Value,
+    by_table: Value,
+    parts_across: Value,
+    parts_down: Value,
+    per_part: Value,
+    row: Row,
+) -> None:
+    """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
+
+    For each block of rows near at hand: an input's sum takes the gradient rows where it spiked, one by
+    one from a list, or (`by_table`) in fours looked up. Each part of the rows has sums of its own.
+    """
+    words, panels = (inputs + (WORD - 1)) // WORD, (outputs + (row.floats - 1)) // row.floats
+    most_wide = (panels + parts_across - 1) // parts_across
+    most_deep = (words + parts_down - 1) // parts_down
+    with (
+        code.scratch(
+            (Floats, GROUPS * 16 * row.floats),
+            (Floats, most_wide * most_deep * (WORD * row.floats)),
+            (Floats, most_wide * (GRADIENTS * row.floats)),
+            (Floats, most_wide * row.floats),
+            (Longs, most_deep * (WORD * LENGTH)),
+            (Longs, WORD),
+            (Longs, WORD + 1),
+            (Shorts, WORD * GRADIENTS + SLACK),
+        ) as (tables, sums, near, bias_sums, turned, square, first, index),
+        code.loop(begin, end) as part,
+    ):
+        across, down = part // parts_down % parts_across, part % parts_down
+        share = part // parts_down // parts_across
+        panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
+        word_begin, word_end = words * down // parts_down, words * (down + 1) // parts_down
+        wide, deep = panel_end - panel_begin, word_end - word_begin
+        sums.clear(wide * deep * (WORD * row.floats))
+        near.clear(wide * (GRADIENTS * row.floats))
+        bias_sums.clear(wide * row.floats)
+        row_end = (per_part * (share + 1)).smaller(total)
+        with code.loop(per_part * share, row_end, GRADIENTS) as top:
+            rows = (row_end - top).smaller(GRADIENTS)
+            with code.loop(0, wide) as panel:
+                _brought_near(
+                    code,
+                    row,
+                    gradient + (outputs * top + (panel_begin + panel) * row.floats),
+                    outputs,
+                    rows,
+                    (outputs - (panel_begin + panel) * row.floats).smaller(row.floats),
+                    near + panel * (GRADIENTS * row.floats),
+                    bias_sums + panel * row.floats,
+                )
+            with code.loop(0, deep) as d:
+                columns = bits + (words * top + word_begin + d)
+                _columns(code, columns, words, rows, turned + d * (WORD * LENGTH), square)
+            with code.when(by_table.differs(0)), code.loop(0, wide) as panel:
+                rows_at = near + panel * (GRADIENTS * row.floats)
+                with code.loop(0, (rows + 31) // 32) as half:
+                    tabulated(code, row, tables, rows_at + half * (32 * row.floats))
+                    with code.loop(0, deep * WORD) as k:
+                        at = sums + (panel * deep * WORD + k) * row.floats
+                        fired = (turned + k * LENGTH).of(Ints)[half].to(LONG)
+                        add_subsets(row, at, at, tables, fired)
+            with code.when(by_table.equals(0)), code.loop(0, deep) as d:
+                n = code.variable(0)
+                with code.loop(0, WORD) as k:
+                    first[k] = n.value
+                    with code.loop(0, (rows + (WORD - 1)) // WORD) as w:
+                        word = turned[(d * WORD + k) * LENGTH + w]
+                        n.value = listed(code, row, word, w * WORD, index, n.value)
+                first[WORD] = n.value
+                with code.loop(0, wide) as panel:
+                    rows_at = near + panel * (GRADIENTS * row.floats)
+                    with code.loop(0, WORD) as k:
+                        at = sums + ((panel * deep + d) * WORD + k) * row.floats
+                        count = first[k + 1] - first[k]
+                        add_rows(code, row, at, at, rows_at, index + first[k], count)
+        with code.loop(0, wide) as panel:
+            output = (panel_begin + panel) * row.floats
+            there = (outputs - output).smaller(row.floats)
+            with code.loop(0, deep) as d:
+                done = sums + (panel * deep + d) * (WORD * row.floats)
+                input_ = (word_begin + d) * WORD
+                into = targets + (outputs * inputs * share + output * inputs + input_)
+                inside = (inputs - input_).smaller(WORD)
+                transposed(code, into, inputs, done, code.constant(row.floats), inside, there)
+            with code.when(biases.given() & down.equals(0)):
+                (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, there)
+
+
+def _brought_near(
+    code: Code,
+    row: Row,
+    gradient: Pointer,
+    outputs: Value,
+    rows: Value,
+    wide: Value,
+    near: Pointer,
+    total: Pointer,
+) -> None:
+    """Packs `rows` of a panel of the gradient to `near`, and adds them to the sums at `total`."""
+    for masks in row.whole_or_part(code, wide):
+        sums = [code.variable(value) for value in row.load(total)]
+        with code.loop(0, rows) as i:
+            for v, (there, summed) in enumerate(zip(masks, sums, strict=True)):
+                value = (gradient + (outputs * i + LANES * v)).load(LANES, there)
+                (near + (i * row.floats + LANES * v)).store(value)
+                summed.value += value
+        row.store([summed.value for summed in sums], total)
+
+
+def _columns(code: Code, bits: Pointer, words: Value, rows: Value, out: Pointer, square: Pointer) -> None:
+    """The bits of 64 inputs over up to GRADIENTS rows, input by input: ``[64][LENGTH]``."""
+    with code.loop(0, (rows + (WORD - 1)) // WORD) as part:
+        there = (rows - part * WORD).smaller(WORD)
+        with code.loop(0, there) as i:
+            square[i] = bits[words * (part * WORD + i)]
+        (square + there).clear(code.constant(WORD) - there)
+        transposed_bits(code, square)
+        with code.loop(0, WORD) as k:
+            out[k * LENGTH + part] = square[k]
