@@ -162,3 +162,10 @@ def test_one_time_constant_serves_steps_without_dimensions():
     outputs, (v, _) = hb.unroll(hb.PLIFCell(), torch.rand(4))
     assert outputs.shape == (4,)
     assert v.shape == ()
+
+
+@each_cell
+def test_a_cell_is_saved_under_the_address_that_users_know(kind):
+    assert kind.__module__ == "hibana.cells"
+    assert b"hibana.cells\n" in pickle.dumps(kind, protocol=0)
+    assert pickle.loads(f"chibana.cells\n{kind.__name__}\n.".encode()) is kind

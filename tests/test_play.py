@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hibana as hb
+from conformance import suite
 from hibana.play import controls, network, neuron, source
 from hibana.play.source import Trouble
 from hibana.play.worker import Worker
@@ -19,6 +20,10 @@ OWN = source.EXAMPLE
 
 def asked(cell="IF", values=(), strength=0.3, noise=0.0, top=1.0, **more):
     return neuron.answer(cell, dict(values), strength=strength, noise=noise, top=top, **more)
+
+
+def test_the_cells_to_choose_from_are_all_cells_and_no_more():
+    assert {f"{name}Cell" for name in source.built_in()} == {kind.__name__ for kind in suite.CELLS}
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -281,6 +281,13 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"built in {time.perf_counter() - begun:.0f} s: {path}")
 
 
+def _cells() -> list[str]:
+    """The names of hibana's own cells."""
+    from hibana import cells
+
+    return [name for name in cells.__all__ if name.endswith("Cell") and name != "Cell"]
+
+
 def _cell(name: str) -> "type[Cell]":
     """The class of the cell called `name`, with or without its ending, or at ``module:class``."""
     from hibana import cells
@@ -293,10 +300,10 @@ def _cell(name: str) -> "type[Cell]":
         except ModuleNotFoundError as error:
             raise Refusal(f"cell must be a cell of hibana or MODULE:CLASS; {error}") from error
     else:
-        known = {n.removesuffix("Cell").lower(): getattr(cells, n) for n in cells.__all__ if n != "Cell"}
+        known = {n.removesuffix("Cell").lower(): getattr(cells, n) for n in _cells()}
         found = known.get(name.removesuffix("Cell").lower())
     if not (isinstance(found, type) and issubclass(found, cells.Cell)):
-        names = ", ".join(n.removesuffix("Cell") for n in cells.__all__ if n != "Cell")
+        names = ", ".join(n.removesuffix("Cell") for n in _cells())
         raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
     return found
 

@@ -42,9 +42,8 @@ def built_in() -> dict[str, type[cells.Cell]]:
     >>> "LIF" in built_in()
     True
     """
-    return {
-        name.removesuffix("Cell"): getattr(cells, name) for name in sorted(cells.__all__) if name != "Cell"
-    }
+    names = (name for name in sorted(cells.__all__) if name.endswith("Cell") and name != "Cell")
+    return {name.removesuffix("Cell"): getattr(cells, name) for name in names}
 
 
 def found(name: str, source: str | None = None) -> type[cells.Cell]:

@@ -1,0 +1,41 @@
+"""One step of each neuron, in plain PyTorch.
+
+A *cell* maps ``(input, *previous state)`` to the next state; **the last state is what the layer
+emits**. This room holds equations only, a file a family: nothing here loops over time, allocates a backward
+or knows a device. A neuron of your own is a subclass of :class:`Cell` with one method:
+
+>>> from hibana.surrogate import Step
+>>> class Doubler(Cell):
+...     def forward(self, input_, v_previous, s_previous):
+...         v = 2.0 * v_previous * (1.0 - s_previous) + input_
+...         return v, Step()(v - 1.0)
+"""
+
+from hibana.cells.adaptive import ALIFCell
+from hibana.cells.base import AtLeast, Cell
+from hibana.cells.integrate_and_fire import IFCell
+from hibana.cells.izhikevich import IzhikevichCell
+from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
+from hibana.cells.nonlinear import EIFCell, QIFCell
+from hibana.cells.values import Reset, Value
+
+__all__ = [
+    "ALIFCell",
+    "AtLeast",
+    "Cell",
+    "CubaLIFCell",
+    "EIFCell",
+    "IFCell",
+    "IzhikevichCell",
+    "LICell",
+    "LIFCell",
+    "PLIFCell",
+    "QIFCell",
+    "RefractoryLIFCell",
+    "Reset",
+    "Value",
+]
+
+for _name in set(__all__) - {"Reset", "Value"}:
+    # one address in messages and pickles, whichever file a neuron lies in
+    globals()[_name].__module__ = __name__

@@ -1,0 +1,164 @@
+"""What every neuron is: one step as a module, and values that are learnt without leaving their range."""
+
+import inspect
+import sys
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AtLeast", "Cell"]
+
+
+class Cell(nn.Module):
+    """One step of a neuron: ``forward(input_, *state) -> state``, pointwise, the emitted state last.
+
+    Hyper-parameters are attributes: floats, tensors that broadcast against one step of input, or
+    ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
+    """
+
+    emits_spikes: bool | None = None
+    """Whether what it emits are zeros and ones. None: as its step says (:func:`hibana.loop.emits_spikes`)."""
+    states: tuple[str, ...]
+    """:meth:`state_names`, looked up once."""
+    made: dict[Any, Any]
+    """What :mod:`hibana.loop` has made of the cell; gone as soon as an attribute is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enter()
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call] # torch leaves it so
+        self._enter()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "made"}
+
+    def _enter(self) -> None:
+        self.states = self.state_names()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.pop("made", None)
+        plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        known = self.__dict__.get("_buffers", {})
+        if plain and name not in known and name not in self.__dict__.get("_parameters", {}):
+            self.__dict__.pop(name, None)
+            self.register_buffer(name, value)
+            return
+        if name in known and not isinstance(value, Tensor):
+            del known[name]
+        super().__setattr__(name, value)
+
+    @abstractmethod
+    def forward(self, input_: Tensor, /, *state: Tensor) -> tuple[Tensor, ...]:
+        """The next state, from one step of input and the previous state, all of one shape."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(input_, *state) -> state")
+
+    @classmethod
+    def state_names(cls) -> tuple[str, ...]:
+        """The names of the states: the parameters of ``forward`` after the input, less ``_previous``.
+
+        Those of :class:`hibana.IFCell` are ``("v", "s")``.
+
+        Raises:
+            TypeError: if ``forward`` does not name its states one by one.
+        """
+        _, _, *states = inspect.signature(cls.forward).parameters.values()
+        if not states or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in states):
+            raise TypeError(
+                f"{cls.__name__}.forward must name each state, as in forward(self, input_, v, spikes); "
+                f"got {inspect.signature(cls.forward)}"
+            )
+        return tuple(p.name.removesuffix("_previous") for p in states)
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The state at rest: by default zeros like one step of input, one tensor for each state."""
+        return tuple(torch.zeros_like(input_) for _ in self.state_names())
+
+    def rests_at_zero(self) -> bool:
+        """Whether :meth:`initial_state` is known to be all zeros, which then need not be written out."""
+        return type(self).initial_state is Cell.initial_state
+
+
+class AtLeast:
+    """A hyper-parameter that stays at `least` or above, whatever an optimiser makes of its parameter.
+
+    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
+    for an ``nn.Parameter`` ``p``, which an optimiser can take anywhere,
+
+        value = p              where p >= least
+                2 * least - p  elsewhere
+
+    In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
+    gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
+
+    Args:
+        least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
+            positive can't be zero.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> class Leaky(Cell):
+    ...     tau = AtLeast(1.0)
+    ...     def __init__(self, tau):
+    ...         super().__init__()
+    ...         self.tau = tau
+    ...     def forward(self, input_, v_previous):
+    ...         return (v_previous * (1 - 1 / self.tau) + input_,)
+    >>> cell = Leaky(nn.Parameter(torch.tensor(2.0)))
+    >>> with torch.no_grad():
+    ...     _ = next(cell.parameters()).fill_(0.75)
+    >>> cell.tau
+    tensor(1.2500, grad_fn=<AddBackward0>)
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}`, which stays at {self.least} or above while it is learned."
+
+    def __get__(self, cell: Cell | None, owner: type) -> Any:
+        # a float lies in the instance, where Python finds it before it comes here
+        if cell is None:
+            return self
+        own = vars(cell)
+        if self.name in own.get("_buffers", ()):
+            return own["_buffers"][self.name]
+        if self.name not in own.get("_parameters", ()):
+            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
+        parameter = own["_parameters"][self.name]
+        if _is_sharded(parameter):
+            return parameter  # fully_shard keeps it so between calls, and reads it to keep it
+        least = max(self.least, torch.finfo(parameter.dtype).tiny)
+        if _can_branch_on(parameter) and bool((parameter >= least).all()):
+            return parameter
+        inside = (parameter >= least).to(parameter.dtype)
+        # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
+        return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether this process holds a part of `parameter`; no step runs on such a one."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
+    return distributed is not None and isinstance(parameter, distributed.DTensor)
+
+
+def _can_branch_on(parameter: Tensor) -> bool:
+    """Whether what `parameter` holds now may decide what is computed: not what is written down for later.
+
+    What writes one down (a trace of the step, :func:`torch.func.functional_call`, fake tensors) puts other
+    tensors in the parameters' place, is a mode, or says so.
+    """
+    return (
+        type(parameter) is nn.Parameter
+        and not parameter.is_meta
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # of torch.jit.trace
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
+    )

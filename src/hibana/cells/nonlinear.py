@@ -1,0 +1,98 @@
+"""Neurons whose own dynamics make the upstroke of a spike: exponential and quadratic."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hibana.cells.base import AtLeast
+from hibana.cells.spiking import Spiking
+from hibana.cells.values import Reset, Value, positive, time_constant
+from hibana.surrogate import Step, Surrogate
+
+__all__ = ["EIFCell", "QIFCell"]
+
+
+@final
+class EIFCell(Spiking):
+    """Exponential integrate-and-fire.
+
+        v = u + (sharpness * exp((u - rheobase) / sharpness) - u) / tau + input_,   u = rested(v_previous)
+        s = H(v - threshold)
+
+    Args:
+        tau: membrane time constant, in time steps.
+        sharpness: width of the spike's upstroke, in units of `v`.
+        rheobase: potential at which the upstroke begins, in units of `v`.
+
+    Source: Fourcaud-Trocmé, Hansel, van Vreeswijk & Brunel (2003), *How spike generation mechanisms
+    determine the neuronal response to fluctuating inputs*.
+    """
+
+    tau = AtLeast(1.0)
+    sharpness = AtLeast(0.0)
+
+    def __init__(
+        self,
+        tau: Value = 5.0,
+        sharpness: Value = 0.2,
+        rheobase: Value = 0.8,
+        threshold: Value = 1.0,
+        surrogate: Surrogate = Step(),
+        detach_reset: bool = False,
+        *,
+        reset: Reset = 0.0,
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, detach_reset)
+        self.tau = time_constant("tau", tau)
+        self.sharpness = positive("sharpness", sharpness)
+        self.rheobase = rheobase
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        u = self._rested(v_previous, s_previous)
+        upstroke = torch.exp((u - self.rheobase) / self.sharpness) * self.sharpness
+        v = u + (upstroke - u) / self.tau + input_
+        return v, self.surrogate(v - self.threshold)
+
+
+@final
+class QIFCell(Spiking):
+    """Quadratic integrate-and-fire.
+
+        v = u + curvature * u * (u - critical) / tau + input_,   u = rested(v_previous)
+        s = H(v - threshold)
+
+    Args:
+        tau: membrane time constant, in time steps.
+        curvature: strength of the quadratic term, per unit of `v`.
+        critical: potential above which `v` runs away by itself, in units of `v`.
+
+    Source: Latham, Richmond, Nelson & Nirenberg (2000), *Intrinsic dynamics in neuronal networks*.
+    """
+
+    tau = AtLeast(1.0)
+
+    def __init__(
+        self,
+        tau: Value = 5.0,
+        curvature: Value = 1.0,
+        critical: Value = 0.8,
+        threshold: Value = 1.0,
+        surrogate: Surrogate = Step(),
+        detach_reset: bool = False,
+        *,
+        reset: Reset = 0.0,
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, detach_reset)
+        self.tau = time_constant("tau", tau)
+        self.curvature = curvature
+        self.critical = critical
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        u = self._rested(v_previous, s_previous)
+        v = u + u * (u - self.critical) * self.curvature / self.tau + input_
+        return v, self.surrogate(v - self.threshold)

@@ -1,0 +1,49 @@
+"""What neurons that spike have in common: a threshold, a reset, a surrogate."""
+
+import inspect
+
+from torch import Tensor
+
+from hibana.cells.base import AtLeast, Cell
+from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
+from hibana.surrogate import Surrogate
+
+__all__ = ["Spiking", "decay"]
+
+
+class Spiking(Cell):
+    """A cell with a threshold, a reset and a surrogate."""
+
+    threshold = AtLeast(0.0)
+
+    def __init__(self, threshold: Value, reset: Reset, surrogate: Surrogate, detach_reset: bool) -> None:
+        super().__init__()
+        self.threshold = positive("threshold", threshold)
+        self.reset = checked_reset(reset)
+        self.surrogate = checked_surrogate(surrogate)
+        self.detach_reset = detach_reset
+
+    def _rested(self, v_previous: Tensor, s_previous: Tensor) -> Tensor:
+        return _after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters that are not parameters, as they were given."""
+        shown = {**vars(self), **self._buffers}
+        names = [name for name in inspect.signature(type(self)).parameters if name in shown]
+        return ", ".join(f"{name}={shown[name]!r}" for name in names)
+
+
+def _after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detach: bool) -> Tensor:
+    """The potential at the start of a step: reset where the neuron spiked in the step before."""
+    if detach:
+        spikes = spikes.detach()
+    if isinstance(reset, str):
+        return v - spikes * threshold
+    if not isinstance(reset, Tensor) and reset == 0:
+        return v * (1 - spikes)
+    return v * (1 - spikes) + spikes * reset
+
+
+def decay(tau: Value) -> Value:
+    """What is left of a potential after one step of a leak: ``1 - 1/tau``."""
+    return 1 - 1 / tau
