@@ -143,8 +143,8 @@ def forward_tables(
 
 def tabulated(code: Code, row: Row, tables: Pointer, rows: Pointer) -> None:
     """For each four of the 32 `rows`, the sums of their subsets."""
-    for group in range(GROUPS):
-        sums_of_four(code, row, tables + 16 * row.floats * group, rows + 4 * row.floats * group)
+    with code.loop(0, GROUPS) as group:
+        sums_of_four(code, row, tables + group * (16 * row.floats), rows + group * (4 * row.floats))
 
 
 @kernel

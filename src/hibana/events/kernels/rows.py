@@ -140,12 +140,12 @@ def add_scaled_rows(
 
 def sums_of_four(code: Code, row: Row, target: Pointer, source: Pointer) -> None:
     """The 16 sums of the subsets of four rows at `source`, subset ``b`` as row ``b`` of `target`."""
-    rows = [row.load(source + row.floats * i) for i in range(4)]
     zero = code.constant(0.0, FLOAT.of(LANES))
     for v in range(row.vectors):
         sums = [zero]
-        for values in rows:
-            sums += [total + values[v] if n else values[v] for n, total in enumerate(sums)]
+        for i in range(4):
+            value = (source + (row.floats * i + LANES * v)).load(LANES)
+            sums += [total + value if n else value for n, total in enumerate(sums)]
         for subset, value in enumerate(sums):
             (target + (row.floats * subset + LANES * v)).store(value)
 

@@ -1,5 +1,7 @@
 """The gradient of a linear layer's weights, from bits: an input's is the sum of the rows where it spiked."""
 
+from typing import NamedTuple
+
 from hibana.events.kernels.bits import SLACK, WORD, listed, transposed_bits
 from hibana.events.kernels.linear import GROUPS, tabulated
 from hibana.events.kernels.rows import LANES, Row, add_rows, add_subsets, transposed
@@ -26,11 +28,11 @@ def weight_gradient(
     total: Value,
     inputs: Value,
     outputs: Value,
-    by_table: Value,
     parts_across: Value,
     parts_down: Value,
     per_part: Value,
     row: Row,
+    by_table: bool,
 ) -> None:
     """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
 
@@ -78,28 +80,11 @@ def weight_gradient(
             with code.loop(0, deep) as d:
                 columns = bits + (words * top + word_begin + d)
                 _columns(code, columns, words, rows, turned + d * (WORD * LENGTH), square)
-            with code.when(by_table.differs(0)), code.loop(0, wide) as panel:
-                rows_at = near + panel * (GRADIENTS * row.floats)
-                with code.loop(0, (rows + 31) // 32) as half:
-                    tabulated(code, row, tables, rows_at + half * (32 * row.floats))
-                    with code.loop(0, deep * WORD) as k:
-                        at = sums + (panel * deep * WORD + k) * row.floats
-                        fired = (turned + k * LENGTH).of(Ints)[half].to(LONG)
-                        add_subsets(row, at, at, tables, fired)
-            with code.when(by_table.equals(0)), code.loop(0, deep) as d:
-                n = code.variable(0)
-                with code.loop(0, WORD) as k:
-                    first[k] = n.value
-                    with code.loop(0, (rows + (WORD - 1)) // WORD) as w:
-                        word = turned[(d * WORD + k) * LENGTH + w]
-                        n.value = listed(code, row, word, w * WORD, index, n.value)
-                first[WORD] = n.value
-                with code.loop(0, wide) as panel:
-                    rows_at = near + panel * (GRADIENTS * row.floats)
-                    with code.loop(0, WORD) as k:
-                        at = sums + ((panel * deep + d) * WORD + k) * row.floats
-                        count = first[k + 1] - first[k]
-                        add_rows(code, row, at, at, rows_at, index + first[k], count)
+            block = _Block(code, row, rows, wide, deep, near, turned, sums)
+            if by_table:
+                _look_up(block, tables)
+            else:
+                _add_listed(block, first, index)
         with code.loop(0, wide) as panel:
             output = (panel_begin + panel) * row.floats
             there = (outputs - output).smaller(row.floats)
@@ -111,6 +96,50 @@ def weight_gradient(
                 transposed(code, into, inputs, done, code.constant(row.floats), inside, there)
             with code.when(biases.given() & down.equals(0)):
                 (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, there)
+
+
+class _Block(NamedTuple):
+    """Rows of the gradient near at hand, the bits of the inputs over them, and the sums they add to."""
+
+    code: Code
+    row: Row
+    rows: Value
+    wide: Value
+    deep: Value
+    near: Pointer
+    turned: Pointer
+    sums: Pointer
+
+
+def _look_up(block: _Block, tables: Pointer) -> None:
+    """Adds to each input's sum the rows where it spiked, in fours looked up."""
+    code, row = block.code, block.row
+    with code.loop(0, block.wide) as panel:
+        rows_at = block.near + panel * (GRADIENTS * row.floats)
+        with code.loop(0, (block.rows + 31) // 32) as half:
+            tabulated(code, row, tables, rows_at + half * (32 * row.floats))
+            with code.loop(0, block.deep * WORD) as k:
+                at = block.sums + (panel * block.deep * WORD + k) * row.floats
+                fired = (block.turned + k * LENGTH).of(Ints)[half].to(LONG)
+                add_subsets(row, at, at, tables, fired)
+
+
+def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
+    """Adds to each input's sum the rows where it spiked, one by one."""
+    code, row = block.code, block.row
+    with code.loop(0, block.deep) as d:
+        n = code.variable(0)
+        with code.loop(0, WORD) as k:
+            first[k] = n.value
+            with code.loop(0, (block.rows + (WORD - 1)) // WORD) as w:
+                word = block.turned[(d * WORD + k) * LENGTH + w]
+                n.value = listed(code, row, word, w * WORD, index, n.value)
+        first[WORD] = n.value
+        with code.loop(0, block.wide) as panel:
+            rows_at = block.near + panel * (GRADIENTS * row.floats)
+            with code.loop(0, WORD) as k:
+                at = block.sums + ((panel * block.deep + d) * WORD + k) * row.floats
+                add_rows(code, row, at, at, rows_at, index + first[k], first[k + 1] - first[k])
 
 
 def _brought_near(
