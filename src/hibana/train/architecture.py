@@ -19,7 +19,7 @@ trains, and no data set is known.
 import importlib
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from torch import nn
@@ -27,16 +27,18 @@ from torch import nn
 from hibana import events, layers
 from hibana.cells import Cell
 
-__all__ = ["build", "check"]
+__all__ = ["build", "check", "check_trust"]
 
 Shape = tuple[int, ...]
 
 _TOKEN = re.compile(
-    r"(?P<channels>\d+)c(?P<kernel>\d+)(?:s(?P<stride>\d+))?(?P<norm>b)?"
-    r"|(?P<pool>[pa])(?P<window>\d+)"
-    r"|(?P<size>\d+)(?P<recurrent>r)?"
+    r"(?P<channels>\d{1,8})c(?P<kernel>\d{1,8})(?:s(?P<stride>\d{1,8}))?(?P<norm>b)?"
+    r"|(?P<pool>[pa])(?P<window>\d{1,8})"
+    r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
 )
 _FUNCTION = re.compile(r"[\w.]+:\w+")
+LONGEST = 2_000
+"""Characters of a description at most."""
 
 
 class _Part(NamedTuple):
@@ -54,8 +56,31 @@ def check(description: str) -> None:
     Raises:
         ValueError: if a word of it means nothing; the message names it.
     """
+    if len(description) > LONGEST:
+        raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
     if not _FUNCTION.fullmatch(description):
         _parts(description)
+
+
+def check_trust(description: object, trust: Collection[str], where: str) -> None:
+    """Refuses a function that a file names, and that nobody said to run.
+
+    Args:
+        description: of layers, as it stands in the file.
+        trust: the functions that may be run, ``module:function``.
+        where: what the file is, for the sentence.
+
+    Raises:
+        ValueError: if `description` names a function that is not in `trust`, or `trust` names none.
+    """
+    for name in trust:
+        if not _FUNCTION.fullmatch(name):
+            raise ValueError(f"trust must name functions, MODULE:FUNCTION, got {name!r}")
+    if isinstance(description, str) and _FUNCTION.fullmatch(description) and description not in trust:
+        raise ValueError(
+            f"{where} names a function to run, {description!r}; if you know that function, allow it: "
+            f"--trust {description}, or trust=[{description!r}]"
+        )
 
 
 def build(
@@ -65,6 +90,7 @@ def build(
     cell: Callable[[], Cell],
     *,
     readout_tau: float = float("inf"),
+    most_weights: int | None = None,
 ) -> nn.Module:
     """The network that `description` describes.
 
@@ -75,9 +101,11 @@ def build(
         classes: outputs.
         cell: makes the cell of a layer; called once for each.
         readout_tau: time constant of the integrator that reads out, in steps; infinite sums its input.
+        most_weights: what the layers of a description may have together; nothing larger is made.
 
     Raises:
-        ValueError: if the description means nothing or a layer does not fit on the one before.
+        ValueError: if the description means nothing, a layer does not fit on the one before, or they have
+            more than `most_weights`.
         TypeError: if the function returns anything but a module.
 
     >>> import torch, hibana as hb
@@ -95,12 +123,27 @@ def build(
             shape = (1, *shape)
         if len(shape) != 3:
             raise ValueError(f"layers {description!r} needs images, [channels, height, width], got {shape}")
+    spend = _allowance(most_weights)
     for number, part in enumerate(parts, start=1):
-        shape = _add(stack, number, part, shape, cell)
+        shape = _add(stack, number, part, shape, cell, spend)
     features = _flat(stack, "flatten", shape)
+    spend(features * classes)
     stack["linear"] = events.Linear(features, classes)
     stack["readout"] = layers.LI(readout_tau)
     return nn.Sequential(stack)
+
+
+def _allowance(most: int | None) -> Callable[[int], None]:
+    """To be called with the weights of each layer before it is made; refuses those beyond `most`."""
+    spent = 0
+
+    def spend(weights: int) -> None:
+        nonlocal spent
+        spent += weights
+        if most is not None and spent > most:
+            raise ValueError(f"layers must have at most {most:,} weights together, got {spent:,} and more")
+
+    return spend
 
 
 def _parts(description: str) -> list[_Part]:
@@ -117,15 +160,21 @@ def _parts(description: str) -> list[_Part]:
 
 
 def _add(
-    stack: OrderedDict[str, nn.Module], number: int, part: _Part, shape: Shape, cell: Callable[[], Cell]
+    stack: OrderedDict[str, nn.Module],
+    number: int,
+    part: _Part,
+    shape: Shape,
+    cell: Callable[[], Cell],
+    spend: Callable[[int], None],
 ) -> Shape:
     """Adds the modules of one part, and says what shape comes out of it."""
     says = part.says
     if (size := says["size"]) is not None:
         features = _flat(stack, f"flatten{number}", shape)
+        recurrent = says["recurrent"] is not None
+        spend(int(size) * (features + int(size) * recurrent))
         stack[f"linear{number}"] = events.Linear(features, int(size))
         neuron = cell()
-        recurrent = says["recurrent"] is not None
         stack[f"{_kind(neuron)}{number}"] = (
             layers.Recurrent(neuron, int(size)) if recurrent else layers.OverTime(neuron)
         )
@@ -142,6 +191,7 @@ def _add(
     made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)
     if kernel > min(height, width) + 2 * (kernel // 2):
         raise ValueError(f"{part.word!r} must fit on {height}x{width}")
+    spend(made * channels * kernel * kernel)
     convolution: nn.Module = events.Conv2d(
         channels, made, kernel, stride, kernel // 2, bias=says["norm"] is None
     )

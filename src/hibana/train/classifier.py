@@ -51,7 +51,9 @@ class Classifier(lightning.LightningModule):
     checkpoint goes on as it would have.
     """
 
-    def __init__(self, settings: Settings, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, settings: Settings, shape: tuple[int, ...], classes: int, *, most_weights: int | None = None
+    ) -> None:
         super().__init__()
         self.settings = settings
         self.save_hyperparameters({**asdict(settings), "shape": list(shape), "classes": classes})
@@ -59,7 +61,12 @@ class Classifier(lightning.LightningModule):
         if settings.coding == "population":
             self.shape = (*self.shape, 8)
         self.net = architecture.build(
-            settings.layers, self.shape, classes, settings.make_cell, readout_tau=settings.readout_tau
+            settings.layers,
+            self.shape,
+            classes,
+            settings.make_cell,
+            readout_tau=settings.readout_tau,
+            most_weights=most_weights,
         )
         self.objective = loss.named(settings.loss, settings.smoothing)
         self.rates = nn.ModuleDict({_key(name): metrics.FiringRate() for name in spiking_layers(self.net)})
@@ -89,21 +96,58 @@ class Classifier(lightning.LightningModule):
         step = self.current_epoch * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def on_validation_epoch_start(self) -> None:
+        self.seed_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        self.seed_evaluation()
+
+    def seed_evaluation(self) -> None:
+        """Starts the random numbers of codings that draw, so that one network gives one accuracy."""
+        rank = 0 if self._trainer is None else self.trainer.global_rank
+        torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, labels = batch
         how = self.settings.augment or DATA_SETS[self.settings.data].augmentation
         outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)))
         error = self.objective(outputs, labels)
+        self._check("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
         self._log("training/accuracy", self.objective.accuracy(outputs, labels), labels)
         total = error
-        if self.settings.rate_penalty > 0:
+        if self.settings.rate_penalty > 0 and spikes:
             excess = [loss.rate_penalty(layer, self.settings.rate_target) for layer in spikes.values()]
             total = total + self.settings.rate_penalty * torch.stack(excess).sum()
-        if self.settings.silence_penalty > 0:
+        if self.settings.silence_penalty > 0 and spikes:
             lack = [loss.silence_penalty(layer, self.settings.least_rate) for layer in spikes.values()]
             total = total + self.settings.silence_penalty * torch.stack(lack).sum()
+        self._check("the loss with its penalties", total, batch_idx)
         return total
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip)
+        if self.settings.precision != "16-mixed":  # whose scaler passes over steps that overflow
+            self._check("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
+
+    def _check(self, name: str, value: Tensor, batch: int) -> None:
+        """Ends a training that nothing can come of.
+
+        Raises:
+            FloatingPointError: if `value` is not finite.
+        """
+        if bool(value.isfinite()):
+            return
+        epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
+        raise FloatingPointError(
+            f"training stopped in {epoch}, batch {batch + 1} of {self.trainer.num_training_batches}: {name} "
+            f"is {value.item()}; a smaller learning_rate may help"
+        )
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._evaluate(batch, "validation")
@@ -116,7 +160,12 @@ class Classifier(lightning.LightningModule):
         outputs, spikes = activity(self.net, self.encode(inputs))
         size = len(labels)
         accuracy = self.objective.accuracy(outputs, labels)
-        self.log(f"{part}/loss", self.objective(outputs, labels), batch_size=size, sync_dist=True)
+        error = self.objective(outputs, labels)
+        if not bool(error.isfinite()):
+            raise FloatingPointError(
+                f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
+            )
+        self.log(f"{part}/loss", error, batch_size=size, sync_dist=True)
         self.log(f"{part}/accuracy", accuracy, batch_size=size, prog_bar=True, sync_dist=True)
         for name, layer in spikes.items():
             rate = self.rates[_key(name)]

@@ -1,17 +1,16 @@
 """All that decides a run, in plain types, and the YAML file that it is written to."""
 
 import difflib
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hibana import cells, loss, surrogate
 from hibana.data import DATA_SETS, DataSet
-from hibana.train import architecture
+from hibana.train import architecture, durable, record
 
 __all__ = ["CELLS", "CODINGS", "Settings", "read"]
 
@@ -117,6 +116,7 @@ class Settings:
         architecture.check(self.layers)
         for name in ("steps", "epochs", "batch_size", "devices", "nodes"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+            _check(name, getattr(self, name), "below 2^31", getattr(self, name) < 2**31)
         for name in ("threshold", "learning_rate", "clip", "delta_threshold"):
             value = getattr(self, name)
             _check(name, value, "positive and finite", math.isfinite(value) and value > 0)
@@ -162,34 +162,36 @@ class Settings:
         except TypeError as error:
             raise ValueError(f"cell {self.cell} can't be made with these settings: {error}") from error
 
-    def write(self, path: Path) -> None:
-        """Writes a YAML file from which :func:`read` gives an equal object."""
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+    def write(self, path: Path, run: str | None = None) -> None:
+        """Writes a YAML file from which :func:`read` gives an equal object; `run` is who writes it."""
+        durable.replace(path, record.text(asdict(self), run).encode())
 
 
-def read(path: Path, **changes: Any) -> Settings:
+def read(path: Path, *, trust: Collection[str] = (), **changes: Any) -> Settings:
     """The settings in the YAML file `path`, less `changes`; what neither names is at its default.
 
+    Args:
+        path: of the file.
+        trust: functions that the file may name as its layers, ``module:function``. They will be run.
+        changes: settings to put in the place of the file's.
+
     Raises:
-        ValueError: if the file can't be read, is not YAML, or has a name or value that is no setting.
+        ValueError: if the file can't be read, was cut short, is not YAML, has a name or value that is no
+            setting, or names a function that is not in `trust`.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"settings {path} can't be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"settings {path} must be YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(  # noqa: TRY004 - it is the file's content that is wrong, not an argument's type
-            f"settings {path} must hold names and values, got {type(content).__name__}"
-        )
+    said = record.read(path)
+    if not said.unchanged:
+        logging.getLogger(__name__).warning("settings %s were changed since a run wrote them", path)
     names = [field.name for field in fields(Settings)]
-    for name in content:
+    for name in said.content:
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, 1)
+            near = difflib.get_close_matches(str(name)[:80], names, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"settings {path} has {name!r}, which is no setting{hint}")
-    return Settings(**{**{name: _number(name, value) for name, value in content.items()}, **changes})
+            raise ValueError(f"settings {path} has {record.shown(name)}, which is no setting{hint}")
+    content = {name: _number(name, value) for name, value in said.content.items()}
+    if "layers" not in changes:
+        architecture.check_trust(content.get("layers"), trust, f"settings {path}")
+    return Settings(**{**content, **changes})
 
 
 def _number(name: str, value: Any) -> Any:
@@ -208,15 +210,17 @@ def _check_type(name: str, value: object, wanted: Any) -> None:
     if wanted == float | None:
         allowed = int | float | None
     if (isinstance(value, bool) and wanted is not bool) or not isinstance(value, allowed):
-        shown = getattr(wanted, "__name__", wanted)
-        raise ValueError(f"{name} must be of type {shown}, got {value!r}")
+        expected = getattr(wanted, "__name__", wanted)
+        raise ValueError(f"{name} must be of type {expected}, got {record.shown(value)}")
+    if isinstance(value, int):
+        _check(name, value, "below 2^63", abs(value) < 2**63)
 
 
 def _among(name: str, value: str, known: Any) -> None:
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {record.shown(value)}")
 
 
 def _check(name: str, value: object, wanted: str, right: bool) -> None:
     if not right:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise ValueError(f"{name} must be {wanted}, got {record.shown(value)}")

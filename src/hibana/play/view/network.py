@@ -32,8 +32,10 @@ __all__ = ["NetworkView"]
 class NetworkView:
     """The view of a checkpoint on a page."""
 
-    def __init__(self, document: Document, look: Look, pump: Pump, checkpoint: str | None) -> None:
-        self._document, self._look, self._pump = document, look, pump
+    def __init__(
+        self, document: Document, look: Look, pump: Pump, checkpoint: str | None, trust: list[str]
+    ) -> None:
+        self._document, self._look, self._pump, self._trust = document, look, pump, trust
         self._path, self._count, self._shown = "", 0, -1
         self._rasters: list[Figure] = []
         self._make_controls(checkpoint or "")
@@ -160,7 +162,7 @@ class NetworkView:
         if not path:
             self._tell("type the path of a checkpoint that `hibana train` wrote")
             return
-        self._pump.ask("network.opened", partial(self._opened, path), path=path)
+        self._pump.ask("network.opened", partial(self._opened, path), path=path, trust=self._trust)
 
     def _opened(self, path: str, answer: Any) -> None:
         if isinstance(answer, Trouble):
@@ -191,10 +193,10 @@ class NetworkView:
         self._shown = index
         self._index.css_classes = ["sample"]
         self._index.value, self._slide.value = str(index), index
-        self._pump.ask("network.sample", self._sampled, path=self._path, index=index)
+        self._pump.ask("network.sample", self._sampled, path=self._path, index=index, trust=self._trust)
 
     def _mistake(self) -> None:
-        self._pump.ask("network.mistake", self._found, path=self._path, after=self._shown)
+        self._pump.ask("network.mistake", self._found, path=self._path, after=self._shown, trust=self._trust)
 
     def _found(self, answer: Any) -> None:
         if isinstance(answer, Trouble):

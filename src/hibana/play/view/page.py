@@ -27,8 +27,13 @@ silence(EMPTY_LAYOUT)  # controls and rasters come when it is known what they ar
 PAINT = 'document.documentElement.classList.toggle("dark", cb_obj.active)'
 
 
-def page(document: Document, worker: Worker, threads: ThreadPoolExecutor, checkpoint: str | None) -> None:
-    """Fills a document, which belongs to one browser tab; `checkpoint` is opened at once if there is one."""
+def page(
+    document: Document, worker: Worker, threads: ThreadPoolExecutor, checkpoint: str | None, trust: list[str]
+) -> None:
+    """Fills a document, which belongs to one browser tab; `checkpoint` is opened at once if there is one.
+
+    Checkpoints that are opened in it may have the functions in `trust` run, and no others.
+    """
     document.title = "hibana play"
     document.template = get_env().from_string(
         files("hibana.play.view").joinpath("page.html").read_text(encoding="utf-8")
@@ -52,7 +57,7 @@ def page(document: Document, worker: Worker, threads: ThreadPoolExecutor, checkp
         worker, threads, document.add_next_tick_callback, lambda slow: setattr(waiting, "visible", slow)
     )
     neuron = NeuronView(document, look, pump)
-    network = NetworkView(document, look, pump, checkpoint)
+    network = NetworkView(document, look, pump, checkpoint, trust)
     for root in (waiting, dark, neuron.controls, *neuron.figures):
         document.add_root(root)
     for root in (network.controls, network.layers, *network.side):

@@ -1,0 +1,252 @@
+"""A run owns its folder, loses nothing that was whole, and stops where nothing can come of it."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+
+from hibana import train
+from hibana.cli import main
+from hibana.train import checkpoint, durable
+from hibana.train.folder import identity, own
+
+QUICK = ["--layers", "12", "--epochs", "1", "--steps", "4", "--batch-size", "130"]
+
+
+def quick(**changes):
+    return train.Settings(**{"layers": "12", "epochs": 1, "steps": 4, "batch_size": 130, **changes})
+
+
+def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed in ("0", "0", "0", "1"):
+        assert main(["train", *QUICK, "--seed", seed]) == 0
+    said = capsys.readouterr().out
+    folders = [Path("hibana-runs") / name for name in ("digits-0", "digits-0-1", "digits-0-2", "digits-1")]
+    assert sorted(Path("hibana-runs").iterdir()) == folders
+    assert (
+        "hibana-runs/digits-0 holds another run, which stays; this one goes to hibana-runs/digits-0-2" in said
+    )
+    names = [identity(folder) for folder in folders]
+    assert len(set(names)) == 4
+    assert names == [identity(folder / "checkpoint.ckpt") for folder in folders]
+    before = [(folder / "checkpoint.ckpt").read_bytes() for folder in folders]
+    assert main(["train", *QUICK, "--overwrite", "--out", str(folders[1])]) == 0
+    after = [(folder / "checkpoint.ckpt").read_bytes() for folder in folders]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
+
+
+def test_a_run_that_replaces_another_never_goes_on_from_that(tmp_path):
+    _, first = train.fit(quick(patience=5), tmp_path / "run")
+    with own(tmp_path / "run", overwrite=True) as folder:
+        quick(seed=9).write(folder.path / "settings.yaml", folder.run)  # and is killed here
+    assert train.resumed(tmp_path / "run") == (quick(seed=9), None)
+    with own(tmp_path / "run", run=identity(tmp_path / "run")) as folder:
+        folder.begin(quick(seed=9))
+    assert train.resumed(tmp_path / "run") == (quick(seed=9), None)
+    assert first.checkpoint == tmp_path / "run" / "best.ckpt"
+    with own(tmp_path / "again", overwrite=True) as folder:
+        folder.begin(quick(seed=3))
+        checkpoint.write({"run": "another"}, folder.path / "checkpoint.ckpt")
+        (folder.path / "best.ckpt").touch()
+    with own(tmp_path / "again", overwrite=True) as folder:
+        folder.begin(quick(seed=4))
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [".lock", "settings.yaml"]
+
+
+def test_two_runs_at_once_have_two_folders(tmp_path):
+    with own(tmp_path / "run") as first, own(tmp_path / "run") as second:
+        assert (first.path.name, second.path.name) == ("run", "run-1")
+        assert first.run != second.run
+        first.begin(quick())
+        with pytest.raises(ValueError, match="must be free, another training is at work in it"):
+            own(tmp_path / "run", run=first.run)
+        with pytest.raises(ValueError, match="must be free, another training is at work in it"):
+            own(tmp_path / "run", overwrite=True)
+    with own(tmp_path / "run", run=first.run) as again:
+        assert again.path == first.path
+
+
+def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path):
+    script = f"""
+import time
+from pathlib import Path
+from hibana.train.folder import own
+held = own(Path({str(tmp_path / "run")!r}))
+print("held", flush=True)
+time.sleep(60)
+"""
+    source = Path(train.__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    with own(tmp_path / "run") as other:
+        assert other.path.name == "run-1"
+    (tmp_path / "run" / f".checkpoint.ckpt.{process.pid}.partial").write_bytes(bytes(10))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with own(tmp_path / "run") as folder:
+        assert folder.path.name == "run"
+        assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
+def test_a_checkpoint_is_written_beside_its_place_and_synced_before_it_takes_it(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a.ckpt", []
+    path.write_bytes(b"before")
+    sync, rename = os.fsync, os.replace
+
+    def synced(descriptor):
+        seen.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.read_bytes()))
+        sync(descriptor)
+
+    def renamed(source, target, **more):
+        seen.append(("rename", os.fspath(source), path.read_bytes()))
+        rename(source, target, **more)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    durable.replace(path, b"after")
+    beside = str(tmp_path / f".a.ckpt.{os.getpid()}.partial")
+    assert seen == [
+        ("sync", beside, b"before"),
+        ("rename", beside, b"before"),
+        ("sync", str(tmp_path), b"after"),
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_a_sentence(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "run" / "checkpoint.ckpt"
+    assert main(["train", *QUICK, "--out", str(tmp_path / "run")]) == 0
+    before = path.read_bytes()
+    capsys.readouterr()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write({"a": 1}, path)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.partial")) + list(path.parent.glob(".*.partial"))
+    assert main(["train", *QUICK, "--out", str(tmp_path / "full")]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "can't be written: No space left on device" in err
+
+
+def ended(folder):
+    """The exit status of a training and what it said last."""
+    stderr, sys.stderr = sys.stderr, io.StringIO()
+    try:
+        return main(["train", *QUICK, "--out", str(folder)]), sys.stderr.getvalue()
+    finally:
+        sys.stderr = stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("objective", float("nan"), "epoch 1 of 1, batch 2 of 10: the loss is nan"),
+        ("penalty", float("inf"), "epoch 1 of 1, batch 2 of 10: the loss with its penalties is inf"),
+        ("gradient", float("nan"), "epoch 1 of 1, batch 2 of 10: the gradient's norm is nan"),
+        ("weight", float("inf"), "after epoch 1: net.linear.bias is not finite"),
+    ],
+)
+def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, monkeypatch, name, value, words):
+    from hibana.train import Classifier, classifier
+
+    steps = []
+
+    class Poisoned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * value
+
+    class Spoilt:
+        def __init__(self, objective):
+            self.objective = objective
+
+        def __getattr__(self, attribute):
+            return getattr(self.objective, attribute)
+
+        def __call__(self, outputs, labels):
+            error = self.objective(outputs, labels)
+            if name == "objective" and len(steps) == 2:
+                return error * value
+            return Poisoned.apply(error) if name == "gradient" and len(steps) == 2 else error
+
+    augmented, penalty = classifier.augmented, classifier.loss.rate_penalty
+    configured = Classifier.configure_optimizers
+
+    def counted(inputs, how):
+        steps.append(how)
+        return augmented(inputs, how)
+
+    def penalised(spikes, target):
+        spoilt = name == "penalty" and len(steps) == 2
+        return penalty(spikes, target) + (value if spoilt else 0)
+
+    def spoiling(self):
+        self.objective = Spoilt(self.objective)
+        if name == "weight":
+            self.on_train_epoch_end = lambda: self.net.linear.bias.data.fill_(value)
+        return configured(self)
+
+    monkeypatch.setattr(classifier, "augmented", counted)
+    monkeypatch.setattr(classifier.loss, "rate_penalty", penalised)
+    monkeypatch.setattr(Classifier, "configure_optimizers", spoiling)
+    status, said = ended(tmp_path / "run")
+    assert status == 1
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run" / "checkpoint.ckpt").exists()
+
+
+def accuracy(capsys):
+    said = capsys.readouterr().out
+    return said.partition("accuracy")[2].replace("│", " ").split()[0]
+
+
+def test_one_network_has_one_accuracy_though_its_coding_draws(tmp_path, capsys):
+    options = ["--layers", "24", "--epochs", "3", "--steps", "2", "--coding", "poisson"]
+    assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
+    reported = accuracy(capsys)
+    kept = tmp_path / "run" / "checkpoint.ckpt"
+    for command in (["train", "--resume", tmp_path / "run"], ["predict", kept], ["predict", kept]):
+        torch.manual_seed(time.monotonic_ns())
+        assert main([str(each) for each in command]) == 0
+        assert accuracy(capsys) == reported
+
+
+def test_a_run_that_ended_early_stays_as_it_ended(tmp_path):
+    settings = quick(epochs=30, patience=2, learning_rate=1e-7, coding="poisson")
+    _, outcome = train.fit(settings, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoint.ckpt"
+    before = checkpoint.read(last)
+    assert before["epoch"] < 29
+    (tmp_path / "run").rename(tmp_path / "moved")
+    resumed, kept = train.resumed(tmp_path / "moved")
+    _, again = train.fit(resumed, tmp_path / "moved", resume=kept)
+    assert again.accuracy == outcome.accuracy
+    assert again.checkpoint == tmp_path / "moved" / "best.ckpt"
+    assert checkpoint.read(tmp_path / "moved" / "checkpoint.ckpt")["epoch"] == before["epoch"]
+    _, elsewhere = train.fit(resumed, tmp_path / "elsewhere", resume=kept)
+    assert elsewhere.accuracy == outcome.accuracy

@@ -1,0 +1,300 @@
+"""Checkpoints, settings and arrays of strangers, or damaged: nothing in them runs; each gets a sentence."""
+
+import pickle
+import random
+import sys
+import zipfile
+from dataclasses import asdict
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.cli import main
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+
+from hibana import train
+from hibana.data import arrays
+from hibana.train import checkpoint, record
+
+
+def content(**changes):
+    """What a checkpoint of a network that nobody trained holds."""
+    torch.manual_seed(0)
+    settings = train.Settings(**{"layers": "12", "steps": 4, "epochs": 1})
+    model = train.Classifier(settings, (8, 8), 10)
+    hyper = {**model.hparams, **changes}
+    states = {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {}}
+    return {
+        **{"epoch": 0, "global_step": 1, **states},
+        **{"hyper_parameters": hyper, "state_dict": model.state_dict()},
+    }
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module that lies where Python finds it, and leaves a trace when it is imported."""
+    (tmp_path / "stranger.py").write_text(
+        "from pathlib import Path\n"
+        "from torch import nn\n"
+        "import hibana as hb\n"
+        f"Path({str(tmp_path / 'trace')!r}).touch()\n"
+        "def net(shape, classes, cell):\n"
+        "    assert [*map(type, shape), type(shape), type(classes)] == [int, int, tuple, int]\n"
+        "    hidden = nn.Flatten(2), nn.Linear(64, 12), hb.OverTime(cell())\n"
+        "    return nn.Sequential(*hidden, nn.Linear(12, classes), hb.LI())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("stranger", None)
+
+
+def said(capsys, *arguments):
+    """The one line that `hibana` refuses `arguments` with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    return err
+
+
+def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
+    from hibana.play import network
+    from hibana.play.source import Trouble
+
+    path = stranger / "hostile.ckpt"
+    torch.save(content(layers="stranger:net"), path)
+    for command in (["predict"], ["train", "--resume"]):
+        assert "'stranger:net'" in said(capsys, *command, path)
+        assert "'stranger:net'" in said(capsys, *command, path, "--trust", "stranger:other")
+    assert "'stranger:net'" in said(capsys, "convert", path, stranger / "net.pt2")
+    with pytest.raises(Trouble, match="'stranger:net'"):
+        network.opened(str(path))
+    with pytest.raises(ValueError, match=r"'stranger:net'.*--trust stranger:net"):
+        train.load(path)
+    with pytest.raises(ValueError, match="'stranger:net'"):
+        train.resumed(path)
+    assert not (stranger / "trace").exists()
+
+
+def test_a_function_that_is_allowed_gets_plain_numbers(stranger, capsys):
+    path = stranger / "theirs.ckpt"
+    made = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), hb.IF(), nn.Linear(12, 10), hb.LI())
+    state = {f"net.{name}": value for name, value in made.state_dict().items()}
+    torch.save({**content(layers="stranger:net"), "state_dict": state}, path)
+    assert train.load(path, trust=["stranger:net"]).settings.layers == "stranger:net"
+    assert main(["predict", str(path), "--trust", "stranger:net"]) == 0
+    capsys.readouterr()
+    for shape, classes in ((["sh", "-c"], 10), ([8, 8], "10"), ([8, 9], 10), ([8, 8], True)):
+        torch.save(
+            {**content(layers="stranger:net", shape=shape, classes=classes), "state_dict": state}, path
+        )
+        (stranger / "trace").unlink(missing_ok=True)
+        sys.modules.pop("stranger", None)
+        with pytest.raises(ValueError, match="of other inputs than digits"):
+            train.load(path, trust=["stranger:net"])
+        assert not (stranger / "trace").exists()
+
+
+def test_settings_name_no_function_that_is_run_unasked(stranger, capsys):
+    (stranger / "theirs.yaml").write_text("layers: stranger:net\nepochs: 1\n")
+    options = ["train", "--settings", "theirs.yaml", "--out", "run"]
+    assert "'stranger:net'" in said(capsys, *options)
+    assert not (stranger / "trace").exists()
+    assert not (stranger / "run").exists()
+    assert train.read(stranger / "theirs.yaml", trust=["stranger:net"]).layers == "stranger:net"
+    assert train.read(stranger / "theirs.yaml", layers="12").layers == "12"
+    assert main([*options, "--trust", "stranger:net"]) == 0
+    assert main(["train", "--layers", "stranger:net", "--epochs", "1", "--out", "typed"]) == 0
+    capsys.readouterr()
+    assert "'stranger:net'" in said(capsys, "train", "--resume", "typed")
+
+
+def test_what_may_be_trusted_is_a_function():
+    with pytest.raises(ValueError, match=r"trust must name functions, MODULE:FUNCTION, got 'pty'"):
+        train.architecture.check_trust("12", ["pty"], "settings")
+
+
+def test_each_flipped_bit_of_a_checkpoint_is_refused(tmp_path):
+    whole, flipped = tmp_path / "whole.ckpt", tmp_path / "flipped.ckpt"
+    checkpoint.write(content(), whole)
+    assert train.load(whole).settings.layers == "12"
+    assert torch.load(whole, weights_only=True)["epoch"] == 0
+    raw, drawn = whole.read_bytes(), random.Random(0)
+    ends = [*range(200), *range(len(raw) - 400, len(raw))]
+    for byte in [*ends, *(drawn.randrange(len(raw)) for _ in range(400))]:
+        other = bytearray(raw)
+        other[byte] ^= 1 << drawn.randrange(8)
+        flipped.write_bytes(other)
+        with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
+            train.load(flipped)
+
+
+def test_a_checkpoint_without_a_digest_is_held_against_its_check_sums(tmp_path):
+    path, drawn = tmp_path / "older.ckpt", random.Random(0)
+    torch.save(content(), path)
+    raw, expected = path.read_bytes(), train.load(path).state_dict()
+    for _ in range(300):
+        other = bytearray(raw)
+        other[drawn.randrange(len(raw))] ^= 1 << drawn.randrange(8)
+        path.write_bytes(other)
+        try:
+            loaded = train.load(path)
+        except ValueError:
+            continue
+        assert loaded.settings == train.Settings(layers="12", steps=4, epochs=1)
+        assert all(torch.equal(expected[name], value) for name, value in loaded.state_dict().items())
+
+
+def rewritten(source, target, compression=zipfile.ZIP_STORED, **parts):
+    """The zip at `source` with other parts, or compressed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, parts.get(name.partition("/")[2].replace(".", "_"), old.read(name)))
+
+
+class _Touches:
+    def __reduce__(self):
+        return bytearray, (10**10,)
+
+
+def test_a_checkpoint_takes_no_more_than_its_file_has(tmp_path):
+    source, path = tmp_path / "source.ckpt", tmp_path / "bomb.ckpt"
+    torch.save({**content(), "zeros": torch.zeros(10**6)}, source)
+    rewritten(source, path, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="is compressed"):
+        checkpoint.read(path)
+    torch.save(torch.zeros(3), source)
+    one = pickle.dumps
+    for pickled, words in {
+        pickle.dumps(_Touches(), 2): "names '__builtin__ bytearray'",
+        b"\x80\x02" + b"]" * 2_000_000 + b".": "something else",
+        b"\x80\x02)" + b"\x85" * 500_000 + b"}q\x00s.": "something else",
+        b"\x80\x02}r\xff\xff\xff\x7f.": "something else",
+        b"\x80\x02" + b"]" * (1 << 22) + b".": "describes its tensors in",
+        one([1, 2], 2): "something else",
+        one({3: 4}, 2): "something else",
+    }.items():
+        rewritten(source, path, data_pkl=pickled)
+        with pytest.raises(ValueError, match=words):
+            checkpoint.read(path)
+    with zipfile.ZipFile(source) as archive:
+        pickled = archive.read("source/data.pkl")
+    rewritten(source, path, data_pkl=pickled.replace(b"K\x03", b"K\x7f"))  # more numbers than are there
+    with pytest.raises(ValueError, match="of another size than it says"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_of_a_larger_network_than_its_weights_makes_none(tmp_path):
+    for layers in ("99999999", "90000r", "64-99999999", "9999c7-p2"):
+        checkpoint.write(content(layers=layers), tmp_path / "large.ckpt")
+        with pytest.raises(ValueError, match=r"layers must have at most .* weights together"):
+            train.load(tmp_path / "large.ckpt")
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB + "epochs: *j\n", r"a value has a name \(& or \*\)"),
+        ("epochs: " + "[" * 20_000, "nested deeper than 8"),
+        ("epochs: " + "{a: " * 15_000, "nested deeper than 8"),
+        ("layers: " + "1" * 70_000, "must be at most 65,536 bytes"),
+        ("layers: [" + "1, " * 10_000 + "1]", "layers must be of type str, got a list"),
+        ("epochs: " + "9" * 4_000, "epochs must be below 2.63, got an integer of more than 20 digits"),
+        ("epochs: " + "9" * 6_000, "must be names and plain values"),
+        ("epochs: !!python/object/apply:os.system [ls]", r"a value has a type \(!\)"),
+        ("epochs: 2024-99-99", "must be names and plain values"),
+        ("x" * 900 + ": 3", "which is no setting"),
+        ("epochs: 3\nepochs: 4", "'epochs' has two values"),
+        ("data: " + "x" * 60_000, "data must be one of"),
+        ("? [a, b]\n: 3", "must be YAML"),
+        ("epochs: =", "must be"),
+    ],
+)
+def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, words):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=words) as refusal:
+        train.read(tmp_path / "run.yaml")
+    assert len(str(refusal.value)) < 700
+    assert "\n" not in str(refusal.value)
+
+
+def test_settings_cut_short_are_refused_at_every_byte(tmp_path):
+    settings, path = train.Settings(seed=5, layers="12-12r"), tmp_path / "settings.yaml"
+    settings.write(path, "a run")
+    assert train.read(path) == settings
+    assert record.read(path) == (asdict(settings), "a run", True)
+    raw = path.read_bytes()
+    for length in range(len(raw)):
+        path.write_bytes(raw[:length])
+        with pytest.raises(ValueError, match=r"cut short|must hold names and values"):
+            train.read(path)
+
+
+def test_settings_may_be_changed_by_hand_and_are_then_no_run_to_go_on_with(tmp_path, caplog):
+    path = tmp_path / "settings.yaml"
+    train.Settings(epochs=3).write(path, "a run")
+    assert train.resumed(tmp_path) == (train.Settings(epochs=3), None)
+    path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
+    assert train.read(path).epochs == 4
+    assert "were changed since a run wrote them" in caplog.text
+    with pytest.raises(ValueError, match=r"was changed since the run began.*--settings"):
+        train.resumed(tmp_path)
+
+
+def npy(path, header, numbers=bytes(80), version=1):
+    size = 2 if version == 1 else 4
+    path.write_bytes(
+        b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(size, "little") + header + numbers
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (
+            b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 8, 8), }",
+            "speaks of 51,199,999,999",
+        ),
+        (
+            b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 3, 3), }",
+            "speaks of 72 bytes, and it holds 80",
+        ),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -10), }", "says no type of numbers, order"),
+        (b"{'descr': '|O', 'fortran_order': False, 'shape': (10,), }", r"must be numbers, got '\|O'"),
+        (b"{'descr': '<f3', 'fortran_order': False, 'shape': (10,), }", "the type '<f3', which there is not"),
+        (b"(" * 9_999, "says no type of numbers, order"),
+        (b"9" * 60_000, "its header has 60,000 bytes, more than 10,000"),
+        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"1, " * 99 + b"), }", "says 99 axes"),
+    ],
+)
+def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header, words):
+    with pytest.raises(ValueError, match=words):
+        arrays.read(npy(tmp_path / "a.npy", header))
+
+
+def test_arrays_are_read_as_numpy_reads_them(tmp_path):
+    path, numbers = tmp_path / "a.npy", numpy.arange(24).reshape(2, 3, 4)
+    for kind in ("f2", "f4", ">f8", "u1", "i8", ">i2"):
+        for array in (
+            numbers.astype(kind),
+            numpy.asfortranarray(numbers.astype(kind)),
+            numbers[:0].astype(kind),
+        ):
+            numpy.save(path, array)
+            assert torch.equal(arrays.read(path), torch.tensor(array.astype("float32")))
+    numpy.save(path, numpy.full([2], numpy.nan))
+    with pytest.raises(ValueError, match="must be finite numbers"):
+        arrays.read(path)
