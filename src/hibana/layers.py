@@ -1,7 +1,7 @@
-"""Cells over time, as layers that sit in ``nn.Sequential`` like an activation; and :func:`run`.
+"""Cells over time, as layers that sit in ``nn.Sequential`` like an activation.
 
 A layer takes a sequence ``[T, ...]`` and returns the emitted sequence. Every call starts at rest:
-there is no hidden state and nothing to reset. To go on from a state, ask for it with :func:`run`.
+there is no hidden state and nothing to reset. To go on from a state, ask for it with :func:`hibana.run`.
 """
 
 import inspect
@@ -11,9 +11,10 @@ from typing import Any, ParamSpec, cast, final
 import torch
 from torch import Tensor, nn
 
-from hibana import cells, events
+from hibana import cells, events, running
 from hibana.events.support import announce
-from hibana.loop import State, emitted, unroll
+from hibana.loop import State, ambient, check_batch, emitted, unrolled
+from hibana.running import Stateful, run
 
 __all__ = [
     "ALIF",
@@ -36,7 +37,7 @@ __all__ = [
 Arguments = ParamSpec("Arguments")
 
 
-class OverTime(nn.Module):
+class OverTime(Stateful):
     """`cell` over a whole sequence: ``[T, ...] -> [T, ...]``.
 
     >>> import torch, hibana as hb
@@ -53,11 +54,18 @@ class OverTime(nn.Module):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        if ambient.active:
+            return running.served(self, inputs, state, return_state)
         if return_state:
-            return unroll(self.cell, inputs, state)
+            return self.over_time(inputs, state)
         # a module takes longer to find its own module than most of what follows
         cell = cast(cells.Cell, self._modules["cell"])
         return emitted(cell, inputs, state, ends=False)[0]
+
+    def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
+        check_batch(inputs)
+        return unrolled(self.cell, inputs, state)
 
 
 class EachStep(nn.Module):
@@ -70,7 +78,8 @@ class EachStep(nn.Module):
     the batch, not its copies, as its samples.)
 
     Raises:
-        ValueError: if the input has fewer than three dimensions.
+        ValueError: if the input has fewer than three dimensions, or `module` holds a layer over time, which
+            would take time and batch for time.
 
     >>> import torch, hibana as hb
     >>> layer = hb.EachStep(torch.nn.Conv2d(1, 4, 3))
@@ -80,18 +89,31 @@ class EachStep(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        _check_knows_no_time("module", module)
         self.module = module
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        if self.module._modules or isinstance(self.module, Stateful):
+            _check_knows_no_time("module", self.module)  # it may have got another since
         steps, batch = inputs.shape[:2]
         if steps > 1 and inputs.stride(0) == 0 and (not self.training or _may_run_once(self.module, batch)):
             once: Tensor = self.module(inputs[0])
             return once.expand(steps, *once.shape)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
         return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
+
+
+def _check_knows_no_time(argument: str, module: nn.Module) -> None:
+    over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
+    for name, inner in over_time:
+        raise ValueError(
+            f"{argument} must hold no layer over time: {name or argument!r} is {type(inner).__name__}, "
+            "which would take what it is given, one step or all with the batch, for its sequence; "
+            "put it beside, as in nn.Sequential(hibana.EachStep(nn.Conv2d(...)), hibana.IF())"
+        )
 
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
@@ -106,7 +128,7 @@ _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 
 
 @final
-class Recurrent(nn.Module):
+class Recurrent(Stateful):
     """`cell` over time with a weight matrix from what it emits back to its input: ``[T, B, F] -> [T, B, F]``.
 
         state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
@@ -123,7 +145,7 @@ class Recurrent(nn.Module):
 
     Raises:
         TypeError: if `cell` is not a cell.
-        ValueError: if the input is not ``[T, B, F]``.
+        ValueError: if the input is not ``[T, B, F]``, or `recurrent` holds a layer over time.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -142,10 +164,19 @@ class Recurrent(nn.Module):
             raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
         self.cell = cell
         self.features = features
+        if recurrent is not None:
+            _check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
+        if ambient.active:
+            return running.served(self, inputs, state, return_state)
+        outputs, ended = self.over_time(inputs, state)
+        return (outputs, ended) if return_state else outputs
+
+    def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
@@ -156,10 +187,9 @@ class Recurrent(nn.Module):
         emitted = []
         for input_ in inputs:
             fed_back = self.recurrent(state[-1].to(inputs.dtype))
-            outputs, state = unroll(self.cell, (input_ + fed_back)[None], state)
+            outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state)
             emitted.append(outputs)
-        outputs = torch.cat(emitted)
-        return (outputs, state) if return_state else outputs
+        return torch.cat(emitted), state
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
@@ -190,70 +220,3 @@ EIF = _layer("EIF", cells.EIFCell)
 QIF = _layer("QIF", cells.QIFCell)
 Izhikevich = _layer("Izhikevich", cells.IzhikevichCell)
 LI = _layer("LI", cells.LICell)
-
-
-def run(
-    net: nn.Module, inputs: Tensor, state: dict[str, State] | None = None
-) -> tuple[Any, dict[str, State]]:
-    """Runs a network that holds hibana layers, from a state, and returns the state it ended in.
-
-    Args:
-        net: any module; it is called as ``net(inputs)``.
-        inputs: what `net` takes, time first.
-        state: what an earlier call returned; every layer at rest if ``None``.
-
-    Returns:
-        The network's output, and a dictionary from each hibana layer's name in `net` to its state, a
-        tuple of plain tensors. A layer that is called more than once in a pass has one entry a call:
-        ``name``, ``name#1``, ….
-
-    Raises:
-        ValueError: if `state` does not have exactly one entry for each layer that was called.
-
-    >>> import torch, hibana as hb
-    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), hb.IF())
-    >>> x = torch.rand(6, 1, 3)
-    >>> whole, _ = hb.run(net, x)
-    >>> first, state = hb.run(net, x[:2])
-    >>> rest, state = hb.run(net, x[2:], state)
-    >>> torch.equal(whole, torch.cat([first, rest]))
-    True
-    """
-    ended: dict[str, State] = {}
-    calls: dict[str, int] = {}
-    hooks = []
-
-    def before(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            calls[name] = calls.get(name, -1) + 1
-            key = _call_name(name, calls[name])
-            if state is not None and key not in state:
-                raise ValueError(f"state has no entry for layer {key!r}; it has {', '.join(state) or 'none'}")
-            begun = None if state is None else state[key]
-            return args, {**kwargs, "state": begun, "return_state": True}
-
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, result: Any) -> Any:
-            outputs, ended[_call_name(name, calls[name])] = result
-            return outputs
-
-        return hook
-
-    for name, module in net.named_modules():
-        if isinstance(module, OverTime | Recurrent):
-            hooks.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
-            hooks.append(module.register_forward_hook(after(name)))
-    try:
-        outputs = net(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if state is not None and (unknown := state.keys() - ended.keys()):
-        raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
-    return outputs, ended
-
-
-def _call_name(name: str, call: int) -> str:
-    return name if call == 0 else f"{name}#{call}"

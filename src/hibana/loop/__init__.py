@@ -8,13 +8,23 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import compiled, reference
+from hibana.loop import ambient, compiled, reference
 from hibana.loop.explain import explain
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported
 
-__all__ = ["emits_spikes", "emitted", "explain", "record", "unroll"]
+__all__ = [
+    "State",
+    "ambient",
+    "check_batch",
+    "emits_spikes",
+    "emitted",
+    "explain",
+    "record",
+    "unroll",
+    "unrolled",
+]
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
@@ -58,13 +68,23 @@ def unroll(
 
     Raises:
         TypeError: if `inputs` is not a floating-point tensor, or `cell` not a cell.
-        ValueError: if a shape, a device or the backend's name is wrong.
+        ValueError: if a shape, a device or the backend's name is wrong, or a run would lose the state:
+            within :func:`hibana.run`, in a module that is no layer.
 
     >>> import torch, hibana as hb
     >>> spikes, (v, s) = hb.unroll(hb.IFCell(), torch.full([4, 1], 0.4))
     >>> spikes.flatten()
     tensor([0., 0., 1., 0.])
     """
+    if ambient.active:
+        _refuse_within_a_run("unroll")
+    return unrolled(cell, inputs, state, backend=backend)
+
+
+def unrolled(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, State]:
+    """:func:`unroll` for the layers, whose states a run may carry."""
     outputs, last = emitted(cell, inputs, state, backend=backend)
     if len(last) < len(cell.states):
         last = (*last, outputs[-1].clone())  # a view would keep, and change with, the whole sequence
@@ -76,7 +96,7 @@ def emitted(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
 
-    Without `ends` the state that the run ends in may be missing altogether.
+    Without `ends`, as a layer calls it, the state that the run ends in may be missing altogether.
     """
     if state is None and isinstance(cell, Cell) and not _is_traced(inputs) and not _is_transformed():
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
@@ -84,6 +104,8 @@ def emitted(
         if way is not None and inputs.is_contiguous():
             return compiled.go(way, inputs, ())
     _check_inputs(cell, inputs)
+    if not ends:
+        check_batch(inputs)
     dtype = reference.carried(inputs.dtype)
     if state is not None:
         state = _checked_state(cell, inputs, state)
@@ -92,7 +114,13 @@ def emitted(
         state = cell.initial_state(_one_step(inputs))
     if served is None:
         assert state is not None
-        return reference.unroll(cell, inputs, state)
+        outputs, last = reference.unroll(cell, inputs, state)
+        if outputs.shape != inputs.shape:
+            raise ValueError(
+                f"inputs must be [T, ...], time first, got shape {tuple(inputs.shape)}: of a step of "
+                f"{tuple(inputs.shape[1:])} {type(cell).__name__} makes {tuple(outputs.shape[1:])}"
+            )
+        return outputs, last
     return served(inputs, state)
 
 
@@ -185,6 +213,8 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     >>> hb.record(hb.IFCell(), torch.full([3, 1], 0.6))["v"].flatten()
     tensor([0.6000, 1.2000, 0.6000])
     """
+    if ambient.active:
+        _refuse_within_a_run("record")
     _check_inputs(cell, inputs)
     names = cell.state_names()
     state = cell.initial_state(_one_step(inputs))
@@ -193,6 +223,14 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
         _, state = reference.unroll(cell, input_[None], state)
         steps.append(state)
     return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
+
+
+def _refuse_within_a_run(name: str) -> None:
+    if ambient.current() is not None:
+        raise ValueError(
+            f"hibana.{name} was called within hibana.run, which carries the states of layers alone: this one "
+            "would be lost; make the cell a layer of the network, hibana.OverTime(cell)"
+        )
 
 
 def _one_step(inputs: Tensor) -> Tensor:
@@ -210,6 +248,15 @@ def _check_inputs(cell: Cell, inputs: Tensor) -> None:
         raise ValueError("inputs must have time first, [T, ...], got a tensor without dimensions")
     if inputs.shape[0] == 0:
         raise ValueError(f"inputs must have at least one time step, got shape {tuple(inputs.shape)}")
+
+
+def check_batch(inputs: Tensor) -> None:
+    """Raises ``ValueError`` for what a layer, unlike a cell, takes for one step that lost its time."""
+    if isinstance(inputs, Tensor) and inputs.ndim == 1:
+        raise ValueError(
+            f"inputs of a layer must be [T, batch, ...], time first, got shape {tuple(inputs.shape)}; "
+            "a single neuron over time is [T, 1]"
+        )
 
 
 def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:

@@ -1,0 +1,45 @@
+"""What a call happens within: the run that carries the states of layers, if there is one.
+
+Each thread, and each task of asyncio, is within its own. Nothing here knows what such a run is: it is
+:func:`hibana.run`'s.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any
+
+__all__ = ["active", "current", "within"]
+
+active = False
+"""Whether any thread is within a run. Without one, this is all that a layer asks; and graphs compiled by
+torch, which know of no ContextVar, are guarded by it."""
+
+_COUNTING = Lock()
+_count = 0
+_CURRENT: ContextVar[Any] = ContextVar("hibana.run", default=None)
+
+
+def current() -> Any:
+    """The run that this call is within, or None."""
+    return _CURRENT.get()
+
+
+@contextmanager
+def within(run: Any) -> Iterator[None]:
+    """What this thread calls is within `run`, or, if that is None, within none."""
+    _counted(1)
+    token = _CURRENT.set(run)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+        _counted(-1)
+
+
+def _counted(change: int) -> None:
+    global _count, active
+    with _COUNTING:
+        _count += change
+        active = _count > 0

@@ -1,0 +1,80 @@
+"""Checkpoints of ``torch.utils.checkpoint``, whose function is called once more in the backward.
+
+torch hands that second call nothing but its arguments. Here the checkpoints that a call is within are found
+on the stack, and what they call again is made to begin where the first call did.
+"""
+
+import sys
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = ["Checkpoint", "around"]
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose function runs now."""
+
+    handle: Any
+    """What torch keeps of it for the backward."""
+    name: str
+    """Which attribute of `handle` is the function that the backward calls."""
+    reentrant: bool
+
+    def replace(self, by: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        """Makes the function that the backward calls `by` of it."""
+        setattr(self.handle, self.name, by(getattr(self.handle, self.name)))
+
+
+def around(end: frozenset[CodeType]) -> list[Checkpoint]:
+    """The checkpoints that this call is within, the innermost first, up to a function whose code is in `end`.
+
+    Raises:
+        RuntimeError: if there is one that this version of torch keeps in another way than those known here.
+    """
+    module = sys.modules.get("torch.utils.checkpoint")
+    if module is None:
+        return []
+    found = list(_of_hooks())
+    reentrant = module.CheckpointFunction.forward.__code__
+    frame: FrameType | None = sys._getframe(1)
+    entered = False  # the function of a reentrant one, whose call by ``checkpoint`` is further out
+    while frame is not None and frame.f_code not in end:
+        if frame.f_code is reentrant:
+            found.append(_checked(Checkpoint(frame.f_locals.get("ctx"), "run_function", True)))
+            entered = True
+        elif frame.f_code.co_filename == module.__file__ and frame.f_code.co_name == "checkpoint":
+            generator = frame.f_locals.get("gen")
+            if generator is not None and torch.is_grad_enabled():
+                handle = generator.gi_frame.f_locals.get("new_frame")
+                found.append(_checked(Checkpoint(handle, "recompute_fn", False)))
+            elif generator is None and not entered:
+                raise RuntimeError(_UNKNOWN)
+            entered = False
+        frame = frame.f_back
+    return found
+
+
+def _of_hooks() -> list[Checkpoint]:
+    """The checkpoint whose hooks are the innermost: those of ``torch.distributed`` are on no stack."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    pack = None if hooks is None else hooks[0]
+    if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
+        return []
+    enclosed = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
+    handle = enclosed["frame"].cell_contents if "frame" in enclosed else None
+    return [_checked(Checkpoint(handle, "recompute_fn", False))]
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    if getattr(checkpoint.handle, checkpoint.name, None) is None:
+        raise RuntimeError(_UNKNOWN)
+    return checkpoint
+
+
+_UNKNOWN = (
+    f"hibana.run does not know how torch {torch.__version__} calls a checkpoint's function again, which must "
+    "begin at the states of the first call; call hibana.run within the checkpointed function instead"
+)

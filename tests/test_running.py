@@ -1,0 +1,250 @@
+"""`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import hibana as hb
+
+
+def network():
+    """It spikes for inputs up to 4, in each layer."""
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Linear(3, 8), hb.LIF(tau=3.0, threshold=0.2), nn.Linear(8, 4), hb.PLIF(threshold=0.1), hb.LI()
+    )
+
+
+class Checkpointed(nn.Module):
+    """`net` with a checkpoint around each pair of layers, and one around all of them, if `nested`."""
+
+    def __init__(self, net, use_reentrant, nested=False):
+        super().__init__()
+        self.net, self.how, self.nested = net, {"use_reentrant": use_reentrant}, nested
+
+    def forward(self, x):
+        if self.nested:
+            return checkpoint(self.parts, x, **self.how)
+        return self.parts(x)
+
+    def parts(self, x):
+        for part in (self.net[:2], self.net[2:4], self.net[4:]):
+            x = checkpoint(part, x, **self.how)
+        return x
+
+
+def _gradients(net, x, state):
+    """Of two chunks from `state`, whose graphs are gone through in the other order."""
+    net.zero_grad()
+    x = x.clone().requires_grad_()
+    detached = {k: tuple(v.detach() for v in values) for k, values in state.items()}
+    first, middle = hb.run(net, x[:4], detached)
+    middle = {k: tuple(v.detach() for v in values) for k, values in middle.items()}
+    second, _ = hb.run(net, x[4:], middle)
+    second.square().sum().backward()
+    first.square().sum().backward()
+    return [first.detach(), second.detach(), x.grad, *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the outer one's, within it
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpointed_part_is_computed_again_from_the_state_it_began_in(use_reentrant, nested):
+    net, x = network(), 4 * torch.rand(9, 2, 3)
+    _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
+    expected = _gradients(net, x, state)
+    within = {f"net.{name}": values for name, values in state.items()}
+    found = _gradients(Checkpointed(net, use_reentrant, nested), x, within)
+    for value, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_goes_through_the_state_that_a_checkpoint_ends_in_or_is_refused():
+    x = (4 * torch.rand(8, 2, 3)).requires_grad_()
+
+    def two_chunks(net):
+        net.zero_grad()
+        _, state = hb.run(net, x[:4])
+        outputs, _ = hb.run(net, x[4:], state)
+        outputs.square().sum().backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    net = network()
+    expected = two_chunks(net)
+    for value, wanted in zip(two_chunks(Checkpointed(net, False)), expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        two_chunks(Checkpointed(net, True).requires_grad_())
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_run_within_a_checkpointed_function_begins_at_its_state_again(use_reentrant):
+    net, x = network(), 4 * torch.rand(4, 2, 3)
+    _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
+    state = {k: tuple(v.detach() for v in values) for k, values in state.items()}
+    x = x.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(hb.run(net, x, state)[0].square().sum(), x)
+    assert not torch.equal(expected, torch.autograd.grad(net(x).square().sum(), x)[0])
+    outputs = checkpoint(lambda x: hb.run(net, x, state)[0], x, use_reentrant=use_reentrant)
+    outputs.square().sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_a_checkpoint_that_torch_keeps_otherwise_is_refused(monkeypatch):
+    net = Checkpointed(network(), True)
+    monkeypatch.setattr("hibana.recomputation.Checkpoint.replace", None)
+    monkeypatch.setattr("torch.utils.checkpoint.CheckpointFunction.forward", _other_forward)
+    with pytest.raises(RuntimeError, match=r"call hibana\.run within the checkpointed function"):
+        hb.run(net, torch.rand(4, 2, 3, requires_grad=True))
+
+
+def _other_forward(context, function, preserve, *args):
+    context.again = function
+    return function(*args)
+
+
+def test_a_run_and_plain_calls_of_one_network_in_threads_are_independent():
+    net, x, stop = network(), 4 * torch.rand(6, 2, 3), threading.Event()
+    plain = net(x)
+    _, state = hb.run(net, x)
+    resumed, _ = hb.run(net, x, state)
+    assert not torch.equal(resumed, plain)
+    wrong = []
+
+    def running():
+        while not stop.is_set():
+            if not torch.equal(hb.run(net, x, state)[0], resumed):
+                wrong.append("a run")
+
+    threads = [threading.Thread(target=running) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        wrong.extend("a plain call" for _ in range(300) if not torch.equal(net(x), plain))
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+class Inner(nn.Module):
+    """A network that runs a part of it by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.part, self.states = hb.LIF(tau=2.0), network(), []
+
+    def forward(self, x):
+        outputs, state = hb.run(self.part, self.before(x))
+        self.states.append(state)
+        return outputs
+
+
+def test_a_run_within_a_run_carries_its_own_state():
+    net, x = Inner(), torch.rand(6, 2, 3)
+    outputs, state = hb.run(net, x)
+    assert state.keys() == {"before"}
+    assert net.states[0].keys() == {"1", "3", "4"}
+    assert torch.equal(outputs, net(x))
+
+
+class Direct(nn.Module):
+    """Calls its layer's ``forward``, and asks for its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = hb.LIF(tau=3.0, threshold=0.2), None
+
+    def forward(self, x):
+        outputs, self.last = self.layer.forward(x, return_state=True)
+        return outputs
+
+
+def test_a_layer_whose_forward_is_called_directly_goes_on_from_its_state():
+    net, x = Direct(), torch.rand(8, 2, 3)
+    whole, ended = hb.run(net, x)
+    _, state = hb.run(net, x[:3])
+    rest, last = hb.run(net, x[3:], state)
+    assert torch.equal(rest, whole[3:])
+    assert last.keys() == {"layer"}
+    assert all(torch.equal(a, b) for a, b in zip(last["layer"], ended["layer"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(last["layer"], net.last, strict=True))
+
+
+class Calls(nn.Module):
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (Calls(lambda net, x: hb.unroll(net.cell, x)[0], cell=hb.IFCell()), "hibana.OverTime"),
+        (Calls(lambda net, x: hb.record(net.cell, x)["v"], cell=hb.IFCell()), "hibana.OverTime"),
+        (nn.Sequential(nn.GRU(3, 3)), "'0', GRU, would be lost"),
+        (nn.LSTMCell(3, 3), "'net', LSTMCell, would be lost"),
+        (Calls(lambda net, x: net.hidden[0](x), hidden=(hb.IF(),)), "no module of the network"),
+        (
+            Calls(lambda net, x: net.layer(x, (x[0], x[0])), layer=hb.IF()),
+            "'layer' was given a state within hibana.run",
+        ),
+    ],
+)
+def test_states_that_a_run_would_lose_are_refused(net, message):
+    x = torch.rand(4, 2, 3)
+    with pytest.raises(ValueError, match=message):
+        hb.run(net, x)
+    assert hb.IF()(x).shape == x.shape  # and nothing of it stays
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # Dynamo does, of Function
+def test_a_run_of_a_compiled_network_goes_on_from_its_state():
+    net, x = network(), 4 * torch.rand(8, 2, 3)
+    compiled = torch.compile(net, backend="eager")
+    assert torch.equal(compiled(x), net(x))
+    whole, _ = hb.run(net, x)
+    _, state = hb.run(compiled, x[:3])
+    rest, _ = hb.run(compiled, x[3:], state)
+    torch.testing.assert_close(rest, whole[3:])
+    assert torch.equal(compiled(x), net(x))
+
+
+def test_layers_over_time_are_no_part_of_what_knows_no_time():
+    for make in (hb.EachStep, lambda inner: hb.Recurrent(hb.IFCell(), 3, inner)):
+        for layer in (hb.IF(), hb.Recurrent(hb.IFCell(), 3)):
+            with pytest.raises(ValueError, match=f"'1' is {type(layer).__name__}"):
+                make(nn.Sequential(nn.Linear(3, 3), layer))
+            with pytest.raises(ValueError, match="is IF"):
+                make(hb.IF())
+    later = hb.EachStep(nn.Sequential(nn.Linear(3, 3)))
+    later.module.append(hb.IF())
+    with pytest.raises(ValueError, match="'1' is IF"):
+        later(torch.rand(4, 2, 3))
+
+
+def test_inputs_without_time_are_told_where_that_can_be_known():
+    for layer in (hb.IF(), hb.LI()):
+        for call in (
+            layer,
+            lambda x, one=layer: one(x, return_state=True),
+            lambda x, one=layer: hb.run(one, x),
+        ):
+            with pytest.raises(ValueError, match=r"time first, got shape \(5,\)"):
+                call(torch.rand(5))
+    with pytest.raises(ValueError, match=r"got shape \(5,\): of a step of \(\) IFCell makes \(5,\)"):
+        hb.unroll(hb.IFCell(torch.ones(5)), torch.rand(5))
+    with pytest.raises(ValueError, match=r"of a step of \(5,\) IFCell makes \(4, 5\)"):
+        hb.IF(torch.ones(4, 1))(torch.rand(4, 5))
