@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 import hibana as hb
 
@@ -55,3 +56,31 @@ class Two(hb.Cell):
 def test_every_name_in_what_is_kept_is_a_state():
     for line in kept(Two()):
         assert set(re.findall(r"[a-z]+\d*'?", line.removeprefix("whether "))) <= {"u'", "v'", "s", "is"}
+
+
+def test_the_default_shape_is_that_of_tensors_per_neuron():
+    cell = hb.LIFCell(torch.tensor([[2.0, 3.0, 4.0], [2.0, 5.0, 6.0]]))
+    assert "one native kernel" in hb.explain(cell)
+    assert hb.explain(cell) == hb.explain(cell, (2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_explained_as_it_is_carried(dtype):
+    assert hb.explain(hb.IFCell(), dtype=dtype) == hb.explain(hb.IFCell())
+
+
+@pytest.mark.parametrize("kind", ["autocast", "double", "compiled"])
+def test_a_layer_explains_its_last_call_whatever_it_was(kind):
+    layer = hb.Linear(8, 4)
+    x = (torch.rand(300, 8) < 0.1).float()
+    layer(x)
+    assert layer.explain().startswith("events")
+    if kind == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+    elif kind == "double":
+        layer.double()(x.double())
+    else:
+        torch._dynamo.reset()
+        torch.compile(layer, backend="eager", fullgraph=True)(x)
+    assert layer.explain().startswith("dense: compiled, transformed, under autocast, or not float32")

@@ -220,14 +220,17 @@ def test_a_second_derivative_is_refused_where_it_is_asked_for():
     assert torch.autograd.grad(plain, weight)[0].shape == weight.shape
     with pytest.raises(RuntimeError, match="can be differentiated once"):
         grad.sum().backward()
+    (grad,) = torch.autograd.grad(emitted(hb.IFCell(), inputs)[0].sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend="reference"'):  # though another way leads to the inputs
+        torch.autograd.grad((grad * inputs).sum(), inputs)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
-def test_a_forward_derivative_is_refused():
+def test_a_forward_derivative_is_the_loops():
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(torch.rand(5, 7), torch.ones(5, 7))
-        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
-            emitted(hb.IFCell(), dual)
+        outputs, _ = emitted(hb.IFCell(), dual)
+        assert torch.autograd.forward_ad.unpack_dual(outputs).tangent is not None
 
 
 def test_kept_inputs_must_not_be_written_to():

@@ -42,7 +42,7 @@ from hibana.layers import (
     RefractoryLIF,
     run,
 )
-from hibana.loop import explain, record, unroll
+from hibana.loop import SlowPathWarning, explain, record, unroll
 from hibana.native.heap import keep_memory
 from hibana.surrogate import Heaviside
 
@@ -76,6 +76,7 @@ __all__ = [
     "Recurrent",
     "RefractoryLIF",
     "RefractoryLIFCell",
+    "SlowPathWarning",
     "encode",
     "events",
     "explain",

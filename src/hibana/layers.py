@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hibana import cells, events, running
 from hibana.events.support import announce
-from hibana.loop import State, ambient, check_batch, emitted, unrolled
+from hibana.loop import BACKENDS, State, ambient, check_batch, emitted, unrolled
+from hibana.loop.leaf import as_leaf, is_name
 from hibana.running import Stateful, run
 
 __all__ = [
@@ -40,32 +41,56 @@ Arguments = ParamSpec("Arguments")
 class OverTime(Stateful):
     """`cell` over a whole sequence: ``[T, ...] -> [T, ...]``.
 
+    Args:
+        cell: one step of a neuron.
+        backend: what runs it, as in :func:`hibana.unroll`; ``"reference"`` has derivatives of every order.
+
     >>> import torch, hibana as hb
     >>> layer = hb.OverTime(hb.IFCell(threshold=0.5))
     >>> layer(torch.full([3, 2], 0.3)).shape
     torch.Size([3, 2])
     """
 
-    def __init__(self, cell: cells.Cell) -> None:
+    backend = "auto"
+
+    def __init__(self, cell: cells.Cell, *, backend: str = "auto") -> None:
         super().__init__()
-        if not isinstance(cell, cells.Cell):
-            raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+        _check_cell(cell)
         self.cell = cell
+        _choose(self, backend)
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        if type(inputs) is not Tensor and is_name(inputs):
+            return as_leaf(self, inputs, state, return_state=return_state)
         if ambient.active:
             return running.served(self, inputs, state, return_state)
         if return_state:
             return self.over_time(inputs, state)
         # a module takes longer to find its own module than most of what follows
         cell = cast(cells.Cell, self._modules["cell"])
-        return emitted(cell, inputs, state, ends=False)[0]
+        return emitted(cell, inputs, state, backend=self.backend, ends=False)[0]
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
         check_batch(inputs)
-        return unrolled(self.cell, inputs, state)
+        return unrolled(self.cell, inputs, state, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return "" if self.backend == "auto" else f"backend={self.backend!r}"
+
+
+def _check_cell(cell: cells.Cell) -> None:
+    if not isinstance(cell, cells.Cell):
+        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+
+
+def _choose(layer: "OverTime | Recurrent", backend: str) -> None:
+    """Has `layer` run by `backend`; by what serves, which its class says, if it is ``"auto"``."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if backend != "auto":
+        layer.backend = backend
 
 
 class EachStep(nn.Module):
@@ -94,6 +119,8 @@ class EachStep(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if self.module._modules or isinstance(self.module, Stateful):
@@ -142,6 +169,7 @@ class Recurrent(Stateful):
         features: F, the number of neurons.
         recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)`` with
             its own initialisation, if none is given.
+        backend: what runs each step, as in :func:`hibana.unroll`.
 
     Raises:
         TypeError: if `cell` is not a cell.
@@ -158,11 +186,20 @@ class Recurrent(Stateful):
     >>> outputs, state = hb.run(layer, x[4:], state)
     """
 
-    def __init__(self, cell: cells.Cell, features: int, recurrent: nn.Module | None = None) -> None:
+    backend = "auto"
+
+    def __init__(
+        self,
+        cell: cells.Cell,
+        features: int,
+        recurrent: nn.Module | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
-        if not isinstance(cell, cells.Cell):
-            raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+        _check_cell(cell)
         self.cell = cell
+        _choose(self, backend)
         self.features = features
         if recurrent is not None:
             _check_knows_no_time("recurrent", recurrent)
@@ -170,6 +207,8 @@ class Recurrent(Stateful):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
+        if is_name(inputs):
+            return as_leaf(self, inputs, state, return_state=return_state)
         if ambient.active:
             return running.served(self, inputs, state, return_state)
         outputs, ended = self.over_time(inputs, state)
@@ -187,7 +226,7 @@ class Recurrent(Stateful):
         emitted = []
         for input_ in inputs:
             fed_back = self.recurrent(state[-1].to(inputs.dtype))
-            outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state)
+            outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state, backend=self.backend)
             emitted.append(outputs)
         return torch.cat(emitted), state
 
@@ -196,16 +235,18 @@ def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Argumen
     """The layer of `cell`: ``OverTime(cell(...))`` under a name of its own."""
 
     def __init__(  # noqa: N807 - it becomes the method of the class below
-        self: OverTime, *args: Arguments.args, **kwargs: Arguments.kwargs
+        self: OverTime, *args: Any, backend: str = "auto", **kwargs: Any
     ) -> None:
-        OverTime.__init__(self, cell(*args, **kwargs))
+        OverTime.__init__(self, cell(*args, **kwargs), backend=backend)
 
+    own = inspect.signature(cell)
+    chosen = inspect.signature(OverTime).parameters["backend"]
     summary = (cell.__doc__ or "").partition("\n")[0]
     body = {
         "__init__": __init__,
         "__module__": __name__,
-        "__signature__": inspect.signature(cell),
-        "__doc__": f"{summary}\n\n    ``OverTime({cell.__name__}(...))``: takes its arguments.\n    ",
+        "__signature__": own.replace(parameters=[*own.parameters.values(), chosen]),
+        "__doc__": f"{summary}\n\n    ``OverTime({cell.__name__}(...), backend=...)``.\n    ",
     }
     return cast(Callable[Arguments, OverTime], type(name, (OverTime,), body))
 

@@ -24,6 +24,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "ATan",
@@ -80,7 +81,7 @@ class Surrogate(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``H(x)``, differentiated as this surrogate says."""
-        spikes: Tensor = Heaviside.apply(x, self)  # type: ignore[no-untyped-call] # torch leaves it so
+        spikes: Tensor = Heaviside.apply(x, self)
         return spikes
 
     def keep(self, x: Tensor) -> Tensor:
@@ -370,18 +371,8 @@ class Formula(Surrogate):
         return self.formula(x)
 
 
-class Heaviside(torch.autograd.Function):
-    """The step ``H(x) = 1 if x > 0 else 0``, with ``H(0) = 0``, in the dtype of `x`.
-
-    ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and saves one boolean per
-    element for it. ``Heaviside.apply(x, surrogate)`` has the derivative that the surrogate gives.
-
-    >>> import torch
-    >>> x = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
-    >>> Heaviside.apply(x).sum().backward()
-    >>> x.grad
-    tensor([0., 0., 1.])
-    """
+class _Once(torch.autograd.Function):
+    """The step, differentiated backwards."""
 
     generate_vmap_rule = True
 
@@ -394,13 +385,60 @@ class Heaviside(torch.autograd.Function):
         x, *rest = inputs
         ctx.surrogate = rest[0] if rest else Step()
         ctx.arguments = len(inputs)
-        ctx.save_for_backward(ctx.surrogate.keep(x))
+        kept = ctx.surrogate.keep(x)
+        ctx.save_for_backward(kept)
+        ctx.save_for_forward(kept)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
         grad = grad_output * ctx.surrogate.restore(kept, grad_output.dtype)
         return grad if ctx.arguments == 1 else (grad, None)
+
+
+class _BothWays(_Once):
+    """The step, differentiated forwards too, which torch.compile takes from no function of one's own."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        (kept,) = ctx.saved_tensors
+        return tangent * ctx.surrogate.restore(kept, tangent.dtype)  # type: ignore[no-any-return] # of a context
+
+
+class Heaviside(_Once):
+    """The step ``H(x) = 1 if x > 0 else 0``, with ``H(0) = 0``, in the dtype of `x`.
+
+    ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and saves one boolean per
+    element for it. ``Heaviside.apply(x, surrogate)`` has the derivative that the surrogate gives.
+
+    >>> import torch
+    >>> x = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
+    >>> Heaviside.apply(x).sum().backward()
+    >>> x.grad
+    tensor([0., 0., 1.])
+    """
+
+    @classmethod
+    def apply(cls, *args: Any, **kwargs: Any) -> Any:
+        """The step of the first argument, differentiated as the second says."""
+        if not torch.compiler.is_dynamo_compiling():
+            if torch._C._get_tracing_state() is not None:
+                return _written_out(*args, **kwargs)
+            if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+                return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
+        return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # as above
+
+
+def _written_out(x: Tensor, surrogate: Surrogate = Step()) -> Tensor:
+    """The step in PyTorch's own operations, which ``torch.jit.trace`` can save.
+
+    Of the second term only the derivative is not zero.
+    """
+    finite = torch.where(x.isfinite(), x, 0)
+    at = finite.detach()
+    spikes = (x > 0).to(x.dtype)
+    derivative: Tensor = (finite - at) * surrogate.derivative(at)
+    return derivative + spikes
 
 
 def named(name: str) -> Surrogate:

@@ -3,10 +3,21 @@
 Where they can't, the call is torch's: its result, or its error.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["misfit", "pair", "plain"]
+from hibana.loop.derivatives import differentiated_once
+
+__all__ = ["dense_for_more", "misfit", "pair", "plain"]
+
+
+dense_for_more = partial(
+    differentiated_once,
+    instead='mode = "dense" of hb.Linear and hb.Conv2d, and torch.nn.MaxPool2d, have further derivatives',
+)
+"""For the backward of a node."""
 
 
 def plain(*tensors: Tensor | None) -> bool:
@@ -16,6 +27,7 @@ def plain(*tensors: Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None  # of torch.jit.trace
         and all(
             t is None
             or (

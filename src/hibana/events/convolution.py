@@ -4,11 +4,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
 from hibana.events import product
+from hibana.events.checks import dense_for_more
 from hibana.events.kernels import convolution as kernels
 from hibana.events.kernels.few import input_gradient_of_few
 from hibana.events.kernels.rows import panel
@@ -181,7 +181,7 @@ class _Convolution(torch.autograd.Function):
         return _under_windows(windows, share, weight, bias, geometry).detach()
 
     @staticmethod
-    @once_differentiable
+    @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, windows = ctx.saved_tensors
         geometry: Geometry = ctx.geometry

@@ -1,6 +1,6 @@
 """Layers of ``torch.nn`` whose work follows the spikes."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from hibana.events import convolution, passing, product
 from hibana.events.bits import bits_of, share_of
 from hibana.events.checks import misfit, pair, plain
 from hibana.events.support import Support, support_of
+from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
 
@@ -29,6 +30,11 @@ class _BySpikes(nn.Module):
         self._reason = f"dense: {reason}"
         out: Tensor = super().forward(input)
         return out
+
+    def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
+        if is_name(input):
+            return cast(Tensor, as_leaf(self, input))
+        return self._densely(input, "compiled, transformed, under autocast, or not float32 on the CPU")
 
     def explain(self) -> str:
         """How the last call was computed, and why."""
@@ -61,7 +67,7 @@ class Linear(_BySpikes, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
-            return nn.Linear.forward(self, input)
+            return self._left_to_torch(input)
         if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
             once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
@@ -124,7 +130,7 @@ class Conv2d(_BySpikes, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
-            return nn.Conv2d.forward(self, input)
+            return self._left_to_torch(input)
         _check_mode(self.mode)
         if reason := self._unserved(input):
             return self._densely(input, reason)
@@ -199,6 +205,8 @@ class MaxPool2d(nn.MaxPool2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
+        if is_name(input):
+            return cast(Tensor, as_leaf(self, input))
         window = pair(self.kernel_size)
         if (
             not torch.compiler.is_compiling()
@@ -230,6 +238,8 @@ class Flatten(nn.Flatten):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
+        if is_name(input):
+            return cast(Tensor, as_leaf(self, input))
         if (
             not torch.compiler.is_compiling()
             and plain(input)

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hibana.events.checks import dense_for_more
 from hibana.events.kernels import pooling
 from hibana.events.support import Support, support_of
 
@@ -113,7 +113,7 @@ class _MaxPool(torch.autograd.Function):
         return result.detach()
 
     @staticmethod
-    @once_differentiable
+    @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
         (which,) = ctx.saved_tensors
         geometry: _Window = ctx.geometry

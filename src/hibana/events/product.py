@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hibana.events.checks import dense_for_more
 from hibana.events.kernels import linear as kernels
 from hibana.events.kernels import weights as weight_kernels
 from hibana.events.kernels.rows import Row, compresses, panel
@@ -134,7 +134,7 @@ class _Linear(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight = ctx.saved_tensors
         grad = grad.resolve_neg().contiguous()

@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from hibana.cells import Cell
 from hibana.loop import ambient, compiled, reference
 from hibana.loop.explain import explain
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.trace import cell_tensors
-from hibana.loop.words import Unsupported
+from hibana.loop.words import SlowPathWarning, Unsupported, said_once
 
 __all__ = [
+    "BACKENDS",
+    "SlowPathWarning",
     "State",
     "ambient",
     "check_batch",
@@ -98,7 +101,7 @@ def emitted(
 
     Without `ends`, as a layer calls it, the state that the run ends in may be missing altogether.
     """
-    if state is None and isinstance(cell, Cell) and not _is_traced(inputs) and not _is_transformed():
+    if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         way = compiled.known(cell, _call(backend, inputs, ends))
         if way is not None and inputs.is_contiguous():
@@ -137,28 +140,34 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
     named = backend != "auto"
     chosen = backend if named else _OF_DEVICE.get(inputs.device.type, "cpu")
     reason = _elsewhere(cell, inputs)
+    said = bool(reason)  # torch says it too
     if reason:
         pass
     elif _is_traced(inputs):
         from hibana.loop import operator
 
-        found = operator.serving(cell, inputs, dtype, chosen)
+        found = operator.serving(cell, inputs, dtype, chosen, not named)
         if not isinstance(found, str):
             return partial(_carried, found, dtype)
-        reason = found
+        reason, said = found, True
+    elif torch._C._get_tracing_state() is not None:
+        reason, said = "torch.jit.trace writes down PyTorch's own operations; so does convert.export", True
     elif _is_transformed():
-        reason = "this is a transform of torch.func"
+        reason = "transforms of torch.func and forward-mode derivatives are the loop's"
     else:
         reason = compiled.refusal(chosen, inputs.device.type)
     if reason:
         if named:
             raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
+        if not said:
+            said_once(type(cell).__name__, reason)
         return None
     try:
         made = compiled.program(cell, chosen, inputs.shape[1:], dtype)
-    except Unsupported:
+    except Unsupported as refused:
         if named:
             raise
+        said_once(type(cell).__name__, str(refused))
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
         compiled.remember(cell, _call(backend, inputs, ends), compiled.from_rest(made, inputs, ends))
@@ -202,8 +211,20 @@ def _is_traced(inputs: Tensor) -> bool:
 
 
 def _is_transformed() -> bool:
-    """Whether this is within a transform of ``torch.func``."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether this is within a transform of ``torch.func``, or forward-mode derivatives are asked for."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_watched(inputs: Tensor) -> bool:
+    """Whether more than autograd looks at a call on `inputs`: all of the above at once, at less cost."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        or type(inputs) not in (Tensor, torch.nn.Parameter)
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:

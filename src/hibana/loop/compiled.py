@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hibana.cells import Cell
+from hibana.loop.derivatives import differentiated_once
 from hibana.loop.fingerprint import NOT_HYPER, PLAIN, fingerprint, hooked
 from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
@@ -327,8 +327,8 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        # once_differentiable costs a good part of a small backward, and matters only for a second one
-        return (once_differentiable(_backward) if torch.is_grad_enabled() else _backward)(ctx, *grads)
+        # what refuses a second derivative costs a good part of a small backward, and matters only for one
+        return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
@@ -382,6 +382,9 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     return None, grad_input, *to_state, *to_held
 
 
+_once = differentiated_once(
+    _backward, 'backend="reference", of hibana.unroll and of each layer, has derivatives of every order'
+)
 _apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
 """Without what ``Function.apply`` does for the transforms of ``torch.func``, whose calls never come here."""
 

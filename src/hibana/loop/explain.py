@@ -11,7 +11,8 @@ from hibana.loop import compiled
 from hibana.loop.emit import Dialect, statements
 from hibana.loop.passes import backward_pass, forward_pass, leaves
 from hibana.loop.plan import Plan, cost_in_bits
-from hibana.loop.trace import Step, Value
+from hibana.loop.reference import carried
+from hibana.loop.trace import Step, Value, cell_tensors
 from hibana.loop.words import CALLS, Unsupported
 
 __all__ = ["explain", "explain_cell"]
@@ -39,7 +40,7 @@ MATHEMATICS = Dialect(
 
 def explain(
     module: nn.Module,
-    shape: tuple[int, ...] = (8,),
+    shape: tuple[int, ...] | None = None,
     dtype: torch.dtype = torch.float32,
     *,
     backend: str = "cpu",
@@ -52,7 +53,7 @@ def explain(
 
     Args:
         module: a cell, a layer, or any module that holds some.
-        shape: of one step of input; only tensors per neuron make it matter.
+        shape: of one step of input; only tensors per neuron make it matter, and by default it is theirs.
         dtype: of the input.
         backend: ``"cpu"`` or ``"triton"``.
 
@@ -83,9 +84,13 @@ def explain(
     return "\n".join(reports)
 
 
-def explain_cell(cell: Cell, shape: tuple[int, ...], dtype: torch.dtype, backend: str = "cpu") -> str:
+def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu") -> str:
     """The report on `cell` over steps of `shape`."""
     name = type(cell).__name__
+    dtype = carried(dtype)  # what kernels compute in
+    if shape is None:
+        of_tensors = [tensor.shape for tensor in cell_tensors(cell).values() if tensor.numel() > 1]
+        shape = torch.broadcast_shapes(*of_tensors) if of_tensors else (8,)  # type: ignore[no-untyped-call] # torch leaves it so
     unserved = f"{name}\nbackend    reference loop, because "
     if reason := compiled.refusal(backend, "cpu") and compiled.refusal(backend, "cuda"):
         return f"{unserved}{reason}\n"

@@ -228,16 +228,22 @@ struct Run final : Node {
   variable_list apply(variable_list&& grads) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {Tensor()};
-    const bool again = at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(grads);
+    const bool again = at::GradMode::is_enabled();
+    auto edges = torch::autograd::collect_next_edges(grads);
+    edges.push_back(next_edge(0));
     Tensor found;
     {
       const at::NoGradGuard no_grad;
       found = gradient(std::move(grads));
     }
     if (!again || !found.defined()) return {found};
-    const auto error = make_node<torch::autograd::DelayedError>(
-        "trying to differentiate twice a run of a cell, which can be differentiated once", 1);
-    return (*error)({found.detach().requires_grad_()});
+    // it hangs on the inputs too, so that whoever asks for a derivative through them is told
+    auto error = make_node<torch::autograd::Error>(
+        "twice differentiated, what can be differentiated once (once_differentiable): "
+        "backend=\"reference\", of hibana.unroll and of each layer, has derivatives of every order",
+        std::move(edges));
+    torch::autograd::set_history(found, error);
+    return {found};
   }
 
   Tensor gradient(variable_list grads) {

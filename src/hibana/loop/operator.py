@@ -6,6 +6,7 @@ what is kept of it. Eager calls do not pass through here: they go straight to th
 whose registration loads much of torch, is imported only by a call that is being traced.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -18,17 +19,17 @@ from hibana.loop import compiled, serial
 from hibana.loop.compiled import Program, program, walkable
 from hibana.loop.fingerprint import NOT_HYPER
 from hibana.loop.trace import cell_tensors
-from hibana.loop.words import Unsupported
+from hibana.loop.words import Unsupported, said_once
 
 __all__ = ["serving"]
 
 _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
 
 
-def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Run | str:
+def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool) -> _Run | str:
     """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
     dynamo = torch.compiler.is_dynamo_compiling()
-    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo)
+    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto)
     if reason:
         return str(reason)
     if dynamo:
@@ -38,27 +39,42 @@ def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str) -> _Ru
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
 def _written(
-    cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, guarded: bool
+    cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, dynamo: bool, auto: bool
 ) -> tuple[str, str]:
     """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
 
-    If the graph is to be `guarded`, it must be seen when a setting of the cell changes.
+    Where `dynamo` makes the graph, it must see when a setting of the cell changes. What serves where nothing
+    else can, if the choice is ours (`auto`), is said.
     """
-    if reason := compiled.refusal(backend, device):
-        return "", reason
+    if _is_for_onnx():
+        return "", "ONNX has no operators of hibana's"
+    reason = compiled.refusal(backend, device)
+    try:
+        made = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
+        if dynamo:
+            _settings(cell)
+        if made is not None and made.step.any_size:
+            return serial.write(made.step, made.plan, dtype), ""
+        reason = reason or "the step is another one for another size, and a graph may be of any"
+    except Unsupported as refused:
+        reason = str(refused)
+    if auto and device != "meta":
+        said_once(type(cell).__name__, reason)
+    return "", reason
+
+
+def _is_for_onnx() -> bool:
+    """Whether ``torch.onnx.export`` asks for the graph; what asks has loaded it."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def _any_size(cell: Cell, ndim: int) -> torch.Size:
+    """Some shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
     sizes = [2] * ndim
     for tensor in cell_tensors(cell).values():
         for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
             sizes[dimension] = max(sizes[dimension], size)
-    try:
-        made = program(cell, backend, torch.Size(sizes), dtype)
-        if not made.step.any_size:
-            return "", "the step is another one for another size, and a graph may be of any"
-        if guarded:
-            _settings(cell)
-        return serial.write(made.step, made.plan, dtype), ""
-    except Unsupported as refused:
-        return "", str(refused)
+    return torch.Size(sizes)
 
 
 def _guard(cell: Cell, one: Tensor) -> None:

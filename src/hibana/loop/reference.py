@@ -14,7 +14,7 @@ def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tenso
     State is carried in float32 where the input is of half precision; outputs take the input's dtype.
     """
     emitted = []
-    for input_ in inputs:
+    for input_ in inputs.unbind():
         state = cell(input_.to(carried(inputs.dtype)), *state)
         emitted.append(state[-1].to(inputs.dtype))
     return torch.stack(emitted), state

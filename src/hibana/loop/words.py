@@ -4,16 +4,32 @@ Each word has one meaning, the one IEEE and PyTorch give it; an emitter must say
 or reassociation. Adding an operation that users write means adding a line to ``_RULES``.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["BOOLEAN", "CALLS", "WORDS", "Unsupported", "translate"]
+__all__ = ["BOOLEAN", "CALLS", "WORDS", "SlowPathWarning", "Unsupported", "said_once", "translate"]
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
     """A step, or a call, that a compiled backend can't serve, and why."""
+
+
+class SlowPathWarning(RuntimeWarning):
+    """A call that the reference loop runs, step by step, since no compiled backend serves it; and why."""
+
+
+_SAID: set[str] = set()
+
+
+def said_once(cell: str, reason: str) -> None:
+    """Warns, once for each `reason`, that calls of a cell of the class called `cell` are run by the loop."""
+    text = f"{cell} is run by the reference loop, step by step and many times slower, because {reason}"
+    if text not in _SAID:
+        warnings.warn(text, SlowPathWarning, stacklevel=2)
+        _SAID.add(text)  # not before: who makes warnings errors has each one
 
 
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")

@@ -1,0 +1,333 @@
+"""Every public layer through every way of calling a module: the reference's numbers, or an error that helps.
+
+Layers are found, not listed: one that is new is tried in each way, at the arguments below or at its defaults.
+"""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import hibana as hb
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+
+ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
+    "OverTime": lambda: hb.OverTime(hb.IFCell(surrogate=hb.surrogate.ATan())),
+    "EachStep": lambda: hb.EachStep(nn.Linear(4, 4)),
+    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=hb.surrogate.ATan()), 4),
+    "Linear": lambda: hb.Linear(4, 4),
+    "Conv2d": lambda: hb.Conv2d(2, 2, 3, padding=1),
+    "MaxPool2d": lambda: hb.events.MaxPool2d(2),
+    "Flatten": lambda: hb.events.Flatten(),
+}
+
+
+def found_layers() -> dict[str, type[nn.Module]]:
+    rooms = (hb, hb.events)
+    public = {name: getattr(room, name) for room in rooms for name in room.__all__}
+    return {
+        name: kind
+        for name, kind in public.items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and not issubclass(kind, hb.cells.Cell)
+    }
+
+
+LAYERS = sorted(found_layers())
+
+
+def made(name: str) -> tuple[nn.Module, Tensor]:
+    """A layer, and an input for it."""
+    torch.manual_seed(0)
+    layer = ARGUMENTS.get(name, found_layers()[name])()
+    shape = (3, 2, 4, 4) if name in ("Conv2d", "MaxPool2d") else (3, 2, 4)
+    return layer, 2 * torch.rand(shape)
+
+
+def reference(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the loop, or torch's own layer, makes of `x`."""
+    if isinstance(layer, hb.OverTime):
+        return hb.unroll(layer.cell, x, backend="reference")[0]
+    if isinstance(layer, hb.Recurrent):
+        again = copy.copy(layer)
+        again.backend = "reference"
+        return again(x)
+    if isinstance(layer, hb.EachStep):
+        return torch.stack([layer.module(step) for step in x])
+    return getattr(nn, type(layer).__name__).forward(layer, x)
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if found.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, wanted, **tolerance)
+
+
+@pytest.fixture(params=LAYERS)
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    return made(request.param)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_gradient_modes(case: tuple[nn.Module, Tensor], mode: Callable[[], torch.no_grad]) -> None:
+    layer, x = case
+    with mode():
+        near(layer(x), reference(layer, x))
+
+
+def test_gradients(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    x.requires_grad_()
+    learned = [x, *(p for p in layer.parameters())]
+    for found, wanted in zip(
+        torch.autograd.grad(layer(x).square().sum(), learned),
+        torch.autograd.grad(reference(layer, x).square().sum(), learned),
+        strict=True,
+    ):
+        near(found, wanted)
+
+
+def test_autocast(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = layer(x), reference(layer, x)
+    assert found.dtype == wanted.dtype
+    near(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(case: tuple[nn.Module, Tensor], dtype: torch.dtype) -> None:
+    layer, x = case
+    is_loop = isinstance(layer, hb.OverTime | hb.Recurrent)
+    if not is_loop or dtype == torch.float64:
+        layer = layer.to(dtype)
+    elif isinstance(layer, hb.Recurrent):
+        layer.recurrent.to(dtype)
+    near(layer(x.to(dtype)), reference(layer, x.to(dtype)))
+
+
+def test_another_default_dtype(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    wanted = reference(layer, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        near(layer(x), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_another_default_device(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    wanted = reference(layer, x)
+    with torch.device("meta"):
+        near(layer(x), wanted)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_jit_trace(case: tuple[nn.Module, Tensor], frozen: bool, tmp_path: Path) -> None:
+    layer, x = case
+    layer.requires_grad_(not frozen)
+    x.requires_grad_(not frozen)
+    traced = torch.jit.trace(layer, (x,))
+    other = (2 * torch.rand(x.shape)).requires_grad_(not frozen)
+    near(traced(other), reference(layer, other))
+    traced.save(str(tmp_path / "traced.pt"))
+    loaded = torch.jit.load(str(tmp_path / "traced.pt"))
+    near(loaded(other), reference(layer, other))
+    if not frozen:
+        (found,) = torch.autograd.grad(loaded(other).square().sum(), other)
+        near(found, torch.autograd.grad(reference(layer, other).square().sum(), other)[0])
+
+
+def test_fx(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    near(traced(x), reference(layer, x))
+
+
+def test_functional_call(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    near(torch.func.functional_call(layer, dict(layer.named_parameters()), (x,)), reference(layer, x))
+
+
+FUNCTIONS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "grad": lambda f, x: torch.func.grad(lambda x: f(x).square().sum())(x),
+    "vmap": lambda f, x: torch.vmap(f)(torch.stack([x, 0.5 * x])),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (x.cos(),))[1],
+    "jacrev": lambda f, x: torch.func.jacrev(lambda x: f(x).sum(-1))(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(lambda x: f(x).sum(-1))(x),
+    "hessian": lambda f, x: torch.func.hessian(lambda x: f(x).square().sum())(x),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_transforms(case: tuple[nn.Module, Tensor], name: str) -> None:
+    layer, x = case
+    near(FUNCTIONS[name](layer, x), FUNCTIONS[name](lambda x: reference(layer, x), x))
+
+
+def test_forward_mode(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x.cos())
+        found, wanted = (forward_ad.unpack_dual(f(dual)) for f in (layer, lambda x: reference(layer, x)))
+        near(found.primal, wanted.primal)
+        assert found.tangent is not None
+        near(found.tangent, wanted.tangent)
+
+
+def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    x.requires_grad_()
+
+    def twice(run: Callable[[Tensor], Tensor]) -> Tensor:
+        (grad,) = torch.autograd.grad((run(x) * x.mean()).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    wanted = twice(lambda x: reference(layer, x))
+    if isinstance(layer, hb.OverTime | hb.Recurrent):
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            twice(layer)
+        layer.backend = "reference"
+    near(twice(layer), wanted)
+
+
+def test_a_second_derivative_is_never_left_out_in_silence() -> None:
+    """Torch's once_differentiable leaves it out where the gradient that arrives is a constant."""
+    events = hb.Linear(4, 4)
+    events.mode = "events"
+    for layer in (hb.IF(surrogate=hb.surrogate.ATan()), events):
+        weight, x = torch.rand(4, requires_grad=True), (torch.rand(3, 2, 4) > 0.5).float()
+        inputs = x * weight if layer is not events else x + 0 * weight
+        (grad,) = torch.autograd.grad(layer(inputs).sum(), inputs, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            torch.autograd.grad((grad * weight).sum(), weight)
+
+
+def test_the_backend_is_chosen_in_a_layer() -> None:
+    layer = hb.IF(0.5, backend="reference")
+    assert layer.backend == pickle.loads(pickle.dumps(layer)).backend == "reference"
+    assert "backend='reference'" in repr(layer)
+    x = torch.rand(3, 2, requires_grad=True)
+    assert type(layer(x).grad_fn).__name__ == "StackBackward0"
+    assert type(hb.IF()(x).grad_fn).__name__ != "StackBackward0"
+    with pytest.raises(ValueError, match="backend must be one of"):
+        hb.LIF(backend="fast")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(case: tuple[nn.Module, Tensor], reentrant: bool) -> None:
+    layer, x = case
+    x.requires_grad_()
+    outputs = checkpoint(layer, x, use_reentrant=reentrant)
+    wanted = reference(layer, x)
+    near(outputs, wanted)
+    near(torch.autograd.grad(wanted.square().sum(), x)[0], _gradient(outputs, x))
+
+
+def _gradient(outputs: Tensor, x: Tensor) -> Tensor:
+    x.grad = None
+    outputs.square().sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def test_meta_and_fake(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    shape = reference(layer, x).shape
+    found = copy.deepcopy(layer).to("meta")(x.to("meta"))
+    assert (found.shape, found.device.type) == (shape, "meta")
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert layer(mode.from_tensor(x)).shape == shape
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies(case: tuple[nn.Module, Tensor], again: Callable[[nn.Module], nn.Module]) -> None:
+    layer, x = case
+    near(again(layer)(x), reference(layer, x))
+
+
+def test_threads(case: tuple[nn.Module, Tensor]) -> None:
+    layer, x = case
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(layer, [x] * 16):
+            near(found, reference(layer, x))
+
+
+def test_for_onnx_the_loop_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = hb.IF(), torch.rand(3, 2, 4)
+    own = lambda: [n for n in torch.export.export(layer, (x,)).graph.nodes if "hibana" in str(n.target)]  # noqa: E731
+    assert own()
+    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
+    assert not own()
+
+
+class Random(hb.Cell):
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (v + input_ + torch.randn_like(input_),)
+
+
+def test_a_fall_back_is_said_once_with_its_reason() -> None:
+    layer, x = hb.OverTime(Random()), torch.rand(3, 2)
+    hb.loop.words._SAID.clear()
+    with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*draws random numbers"):
+        layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        hb.unroll(layer.cell, x, backend="reference")
+        hb.IF()(x)
+
+
+SCRIPT = """
+import sys, torch, hibana as hb
+sys.path.insert(0, {tests!r})
+from test_every_call import LAYERS, made, near, reference
+folder, process = sys.argv[1:]
+for name in LAYERS:
+    layer, x = made(name)
+    path = f"{{folder}}/{{name}}.pt2"
+    if process == "second":
+        with torch.no_grad():
+            near(torch.export.load(path).module()(x), reference(layer, x))
+        continue
+    torch._dynamo.reset()
+    x.requires_grad_()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    found, wanted = compiled(x), reference(layer, x)
+    near(found, wanted)
+    near(*(torch.autograd.grad(outputs.square().sum(), x)[0] for outputs in (found, wanted)))
+    with torch.no_grad():
+        torch.export.save(torch.export.export(layer, (x.detach(),)), path)
+"""
+
+
+def test_compiled_exported_saved_and_loaded_elsewhere(tmp_path: Path) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    for process in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), process],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_functional_is_what_the_reference_of_a_linear_layer_is() -> None:
+    layer, x = made("Linear")
+    assert torch.equal(reference(layer, x), functional.linear(x, layer.weight, layer.bias))
