@@ -382,7 +382,7 @@ def test_what_keeps_it_from_being_built_is_said(kept, monkeypatch, capfd):
     with pytest.raises(RuntimeError, match="no folder to keep the node in"):
         node.build()
     assert main(["build"]) == 2
-    assert capfd.readouterr().err.startswith("hibana build: there is no folder")
+    assert "hibana build: there is no folder" in capfd.readouterr().err  # torch may log there before
 
 
 def test_the_command_builds_what_later_processes_find(kept, monkeypatch, capsys):
