@@ -10,6 +10,7 @@ numbered constants, so that changing one changes no structure. Nothing here know
 only where PyTorch itself computes another thing on them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,9 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
-from hibana.loop.words import BOOLEAN, WORDS, Unsupported, translate
+from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
 
 __all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
+
+LARGE = 1 << 24
+"""Whole numbers below it are held by every dtype that a kernel computes in."""
 
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
@@ -163,6 +167,14 @@ class _Recorder(TorchDispatchMode):
         node.meta["val"] = tensor
         self.nodes[id(tensor)] = node
         self.alive.append(tensor)
+
+
+def _rounded(number: Any, dtype: torch.dtype) -> Any:
+    """`number`, if it is one, as PyTorch has it beside a tensor of `dtype`."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return number
+    kind = torch.int64 if isinstance(number, int) else torch.float64
+    return torch.tensor(number, dtype=kind, device="cpu").to(dtype).item()
 
 
 def foreign(tensor: Tensor) -> Tensor:
@@ -358,9 +370,11 @@ class _Reading:
         if result.dtype not in (self.dtype, torch.bool):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
         target, args = self._on_device(node)
-        value = translate(target, args, node.kwargs, self._argument, self._make)
-        if value.boolean and result.dtype != torch.bool:
-            value = self._make("to_float", value)
+        boolean = result.dtype == torch.bool
+        if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
+            # beside truth values alone, a number is one of the default dtype
+            args = tuple(_rounded(a, torch.get_default_dtype()) for a in args)
+        value = translate(target, args, node.kwargs, self._argument, self._make, boolean=boolean)
         if node.target._schema.name.endswith("_"):
             changed = node.all_input_nodes[0]
             if changed.op == "placeholder":
@@ -402,12 +416,13 @@ class _Reading:
         return value
 
     def _number(self, number: Any) -> Value:
-        """An int or a zero is part of the structure; any other number is a constant of the kernel."""
-        if isinstance(number, bool | int) or number == 0:
-            return self._make("number", data=int(number))
-        if not isinstance(number, float):
+        """A small int or a zero is part of the structure; any other number is a constant of the kernel."""
+        if not isinstance(number, bool | int | float):
             raise Unsupported(f"an argument of type {type(number).__name__}")
-        self.constants.append(number)
+        minus_zero = isinstance(number, float) and math.copysign(1, number) < 0
+        if (isinstance(number, bool | int) and abs(number) < LARGE) or (number == 0 and not minus_zero):
+            return self._make("number", data=int(number))
+        self.constants.append(_rounded(number, self.dtype) if isinstance(number, int) else number)
         return Value("constant", data=len(self.constants) - 1)
 
     def _make(self, word: str, *args: Value, data: int = 0) -> Value:
@@ -418,7 +433,7 @@ class _Reading:
             return args[0]
         if word == "to_bool" and args[0].word == "to_float":
             return args[0].args[0]
-        if word not in BOOLEAN and word not in ("to_float", "number", "where"):
+        if word in COMPARISONS or (word not in BOOLEAN and word not in ("to_float", "number", "where")):
             args = tuple(self._make("to_float", a) for a in args)
         key = (word, args, data)
         if key not in self.known:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["BOOLEAN", "CALLS", "WORDS", "SlowPathWarning", "Unsupported", "said_once", "translate"]
+__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "WORDS", "SlowPathWarning", "Unsupported", "said_once", "translate"]
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
@@ -51,6 +51,8 @@ def translate(
     kwargs: dict[str, Any],
     argument: Callable[[Any], Any],
     make: Make,
+    *,
+    boolean: bool = False,
 ) -> Any:
     """The value that the ATen operation `target` makes of `args`, in words.
 
@@ -60,18 +62,23 @@ def translate(
         kwargs: its keyword arguments.
         argument: an fx argument (a node or a number) to a value.
         make: ``make(word, *values)``.
+        boolean: whether PyTorch says that a truth value comes of it.
 
     Raises:
         Unsupported: if there is no rule for `target`, or not for these arguments.
     """
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     rule = _RULES.get(name)
+    if boolean and name in _ARITHMETIC:
+        rule = _logical(_ARITHMETIC[name])
+    elif boolean and name not in _BOOLEAN_RULES:
+        raise Unsupported(f"{target._schema.name} of truth values")
     if rule is None:
         raise Unsupported(f"{target._schema.name} is not a pointwise operation that hibana compiles")
     refused = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode") and v not in (1, None)}
     if refused:
         raise Unsupported(f"{target._schema.name} with {refused}")
-    return rule(make, argument, *args)
+    return make("to_bool" if boolean else "to_float", rule(make, argument, *args))
 
 
 def _word(word: str) -> Make:
@@ -140,7 +147,7 @@ def _clamp_max(make: Make, value: Make, x: Any, high: Any) -> Any:
 
 
 def _to_copy(make: Make, value: Make, x: Any) -> Any:
-    return value(x)  # a change of dtype shows in the result's dtype, and is checked there
+    return value(x)  # a change of dtype shows in the result's dtype, by which it becomes a truth value or not
 
 
 def _where(make: Make, value: Make, condition: Any, x: Any, y: Any) -> Any:
@@ -223,3 +230,12 @@ _RULES: dict[str, Make] = {
     "sigmoid_backward": _sigmoid_backward,
     "tanh_backward": _tanh_backward,
 }
+
+_ARITHMETIC = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}
+"""Arithmetic of truth values alone: one plus one is one."""
+_BOOLEAN_RULES = frozenset(
+    {*COMPARISONS, *(name for name in _RULES if name.startswith(("logical_", "bitwise_")))}
+    | {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "view", "_unsafe_view", "expand"}
+    | {"reshape", "contiguous", "zeros_like", "ones_like", "full_like", "where", "masked_fill", "_to_copy"}
+)
+"""What can give a truth value, and has a rule that does."""

@@ -1,0 +1,95 @@
+"""Truth values and numbers: each operation gives what PyTorch's promotion of types gives, or is refused by name."""
+
+import math
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import assert_conforms
+from conformance.suite import CPU, each_backend
+from hibana.loop.words import Unsupported
+
+spike = hb.surrogate.ATan()
+
+
+class Step(hb.Cell):
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, input_, v_previous, s_previous):
+        v = self.operation(input_, v_previous, s_previous)
+        return v, spike(v - 1)
+
+
+SERVED = {
+    "a truth value of a number": lambda x, v, s: x.bool().float() + 0.5 * v,
+    "a number times its truth value": lambda x, v, s: x * x.bool() + v * s.bool(),
+    "a sum of truth values is or": lambda x, v, s: ((x > 0) + (v > 0)).float() + x,
+    "a product of truth values is and": lambda x, v, s: ((x > 0) * (v > 0)).float() + x,
+    "the larger truth value is or": lambda x, v, s: torch.maximum(x > 0, v > 0).float() + x,
+    "the smaller truth value is and": lambda x, v, s: torch.minimum(x > 0, v > 0).float() + x,
+    "equal truth values": lambda x, v, s: x * ((x > 0) == (s > 0)),
+    "ordered truth values": lambda x, v, s: x * ((x > 0) < (v > 0.3)) + v * ((x > 0) >= (v > 0.3)),
+    "a truth value is one": lambda x, v, s: x * ((x > 0) == 1) + v * ((v > 0) != True),  # noqa: E712
+    "a truth value beside a half": lambda x, v, s: x * ((x > 0) > 0.5) + 0.1 * v,
+    "a truth value beside a number": lambda x, v, s: x * ((v > 0) < x),
+    "a truth value beside almost one": lambda x, v, s: x * ((x > 0) >= 1.00000001),
+    "a truth value plus a number": lambda x, v, s: ((x > 0) + 0.25).to(x.dtype) + x + v * 0.1,
+    "one of two truth values": lambda x, v, s: torch.where(x > 0, v > 0, x < -0.5).to(x.dtype) * x,
+    "a truth value filled": lambda x, v, s: (x > 0).masked_fill(v > 0.2, True).to(x.dtype) * x,
+    "truth values of truth": lambda x, v, s: torch.ones_like(x > 0).to(x.dtype) * x + (x > 0).bool() * v,
+    "changed in place": lambda x, v, s: (x > 0).logical_or_(v > 0).to(x.dtype) * x,
+    "added in place": lambda x, v, s: (x > 0).add_(v > 0).to(x.dtype) * x,
+    "a whole number between": lambda x, v, s: x * 16777217 + v * 0.1,
+    "a large whole number": lambda x, v, s: x * 10**18 - x * (10**18 + 2**36 + 1) + 0.1 * v,
+    "a large power of two": lambda x, v, s: x * 2**40 + 0.1 * v,
+    "minus zero": lambda x, v, s: torch.where(v > 100, v, -0.0) * x.abs() + torch.full_like(x, -0.0),
+    "the reciprocal of minus zero": lambda x, v, s: (1 / torch.full_like(x, -0.0)).clamp(-1, 1) + x,
+    "infinity": lambda x, v, s: torch.minimum(x, torch.full_like(x, math.inf)) + 0.1 * v,
+    "filled with infinity": lambda x, v, s: x.masked_fill(x > 1, -math.inf).clamp(min=-2) + 0.1 * v,
+    "not a number": lambda x, v, s: torch.where(x > 5, math.nan, x) + 0.1 * v,
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", SERVED)
+def test_types_are_promoted_as_pytorch_does(run, name):
+    assert_conforms(run, Step(SERVED[name]), 2 * torch.randn(5, 3, 23))
+
+
+FLOAT32_ALONE = {"a truth value of a number", "a sum of truth values is or", "a product of truth values is and"}
+FLOAT32_ALONE |= {"the larger truth value is or", "the smaller truth value is and", "a truth value plus a number"}
+
+
+@pytest.mark.parametrize("name", [name for name in SERVED if name not in FLOAT32_ALONE])
+def test_types_are_promoted_as_pytorch_does_in_float64(name):
+    assert_conforms(CPU, Step(SERVED[name]), 2 * torch.randn(5, 3, 23, dtype=torch.float64))
+
+
+REFUSED = {
+    "int": lambda x, v, s: x + v.int(),
+    "long": lambda x, v, s: x * v.long(),
+    "a truth value times two": lambda x, v, s: x + (v > 0) * 2,
+    "a truth value squared": lambda x, v, s: x + (v > 0) ** 2,
+    "a quotient rounded down": lambda x, v, s: x // 2 + v,
+    "a remainder": lambda x, v, s: x % 2 + v,
+    "double": lambda x, v, s: (x.double() * 0.1).float() + v,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_served_is_refused_by_name_and_left_to_the_reference(name):
+    inputs = 2 * torch.randn(5, 7)
+    with pytest.raises(Unsupported, match="aten::|torch\\."):
+        hb.unroll(Step(REFUSED[name]), inputs, backend="cpu")
+    found, _ = hb.unroll(Step(REFUSED[name]), inputs)
+    assert torch.equal(found, hb.unroll(Step(REFUSED[name]), inputs, backend="reference")[0])
+
+
+def test_minus_zero_keeps_its_sign():
+    inputs = torch.zeros(3, 5)
+    cell = Step(lambda x, v, s: torch.full_like(x, -0.0))
+    _, (v, _) = hb.unroll(cell, inputs, backend="cpu")
+    assert v.signbit().all()
