@@ -1,4 +1,4 @@
-"""Truth values and numbers: each operation gives what PyTorch's promotion of types gives, or is refused by name."""
+"""Truth values and numbers: what PyTorch's promotion of types gives, or refused by name."""
 
 import math
 
@@ -59,8 +59,16 @@ def test_types_are_promoted_as_pytorch_does(run, name):
     assert_conforms(run, Step(SERVED[name]), 2 * torch.randn(5, 3, 23))
 
 
-FLOAT32_ALONE = {"a truth value of a number", "a sum of truth values is or", "a product of truth values is and"}
-FLOAT32_ALONE |= {"the larger truth value is or", "the smaller truth value is and", "a truth value plus a number"}
+FLOAT32_ALONE = {
+    "a truth value of a number",
+    "a sum of truth values is or",
+    "a product of truth values is and",
+}
+FLOAT32_ALONE |= {
+    "the larger truth value is or",
+    "the smaller truth value is and",
+    "a truth value plus a number",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in SERVED if name not in FLOAT32_ALONE])
@@ -82,7 +90,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_served_is_refused_by_name_and_left_to_the_reference(name):
     inputs = 2 * torch.randn(5, 7)
-    with pytest.raises(Unsupported, match="aten::|torch\\."):
+    with pytest.raises(Unsupported, match=r"aten::|torch\."):
         hb.unroll(Step(REFUSED[name]), inputs, backend="cpu")
     found, _ = hb.unroll(Step(REFUSED[name]), inputs)
     assert torch.equal(found, hb.unroll(Step(REFUSED[name]), inputs, backend="reference")[0])

@@ -5,6 +5,8 @@ which are arguments of a kernel. What can't be followed is refused, never guesse
 and global variables are no hyper-parameters: a step is read once, and what it found there stays.
 """
 
+import random
+import sys
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
 from functools import partial
@@ -15,10 +17,12 @@ from torch import Tensor, nn
 
 from hibana.loop.words import Unsupported
 
-__all__ = ["NOT_HYPER", "PLAIN", "fingerprint", "hooked"]
+__all__ = ["NOT_HYPER", "PLAIN", "fingerprint", "hooked", "random_state", "surroundings"]
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {"made", "states"}
 """Attributes of a cell that no step computes with."""
+MANY = 1000
+"""Parts of a global variable that are looked at."""
 PLAIN = (float, int, bool, str, type(None))
 
 
@@ -50,10 +54,11 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     within = within or (id(module),)
     own = vars(module)
     hyper = [name for name in own if name not in NOT_HYPER]
-    plain = [v if type(v) in PLAIN else _of(v, within) for v in map(own.__getitem__, hyper)]
+    values = list(map(own.__getitem__, hyper))
+    plain = [_exact(v) if type(v) in PLAIN else _of(v, within) for v in values]
     held = (_held(module._parameters), _held(module._buffers))  # apart: AtLeast tells one from the other
     inner = [(name, _of(child, within)) for name, child in module._modules.items()]
-    return (type(module), module.training, *hyper, *plain, *held, *inner)
+    return (type(module), module.training, *hyper, *map(type, values), *plain, *held, *inner)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -71,9 +76,62 @@ def _held(tensors: Mapping[str, Tensor | None]) -> Hashable:
     return (*tensors, *about)
 
 
+def _exact(value: Any) -> Any:
+    """`value`, or what tells minus zero from zero and finds one NaN equal to another."""
+    return repr(value) if isinstance(value, float) and (value == 0 or value != value) else value
+
+
+def surroundings(module: nn.Module) -> Hashable:
+    """What a step of `module` could change: what it holds, and global variables that its code names.
+
+    What can't be followed is left out.
+    """
+    try:
+        held: Hashable = fingerprint(module)
+    except Unsupported:
+        held = None
+    kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "hibana."))]
+    waiting = [part for kind in kinds for part in vars(kind).values() if isinstance(part, FunctionType)]
+    known = {id(function) for function in waiting}
+    variables: dict[str, Hashable] = {}
+    while waiting:
+        function = waiting.pop()
+        for name in _named_in(function.__code__):
+            value = function.__globals__.get(name)
+            if isinstance(value, FunctionType):
+                if value.__module__ == function.__module__ and id(value) not in known:
+                    known.add(id(value))
+                    waiting.append(value)
+            elif isinstance(value, (*PLAIN, list, dict, set, deque)):
+                variables[f"{function.__module__}.{name}"] = _brief(value)
+    return held, tuple(variables.items())
+
+
+def _named_in(code: CodeType) -> list[str]:
+    inner = [name for part in code.co_consts if isinstance(part, CodeType) for name in _named_in(part)]
+    return [*code.co_names, *inner]
+
+
+def _brief(value: Any) -> Hashable:
+    """What tells whether a global variable was changed; of a large one its size alone."""
+    if not isinstance(value, PLAIN) and len(value) > MANY:
+        return len(value)
+    try:
+        return _of(value, ())
+    except Unsupported:
+        return None
+
+
+def random_state() -> Hashable:
+    """The state of the generators of random numbers that Python and NumPy share among all."""
+    numpy = sys.modules.get("numpy")
+    drawn = numpy.random.get_state()[1:3] if numpy else ((), 0)
+    return random.getstate(), tuple(drawn[0]), drawn[1]
+
+
 def _of(value: Any, within: tuple[int, ...]) -> Hashable:
     if isinstance(value, PLAIN):
-        return (type(value), value)
+        return (type(value), _exact(value))
     if isinstance(value, _Same | type | BuiltinFunctionType | CodeType):
         return value
     if isinstance(value, Tensor):

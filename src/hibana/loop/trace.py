@@ -13,15 +13,18 @@ only where PyTorch itself computes another thing on them.
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
+from hibana.loop.fingerprint import random_state, surroundings
 from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
 
 __all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
@@ -93,13 +96,32 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu"
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
     tensors = cell_tensors(cell)
     small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
-    graphs = [_joint_graph(cell, tensors, one, dtype, "cpu") for one in small]
-    if str(graphs[0]) == str(graphs[1]):
+    alone = _copied(cell, tensors)
+    graphs, looked, seen = [], False, []
+    for one in small:
+        drawn = random_state()
+        graph, sizes = _joint_graph(alone, tensors, one, dtype, "cpu")
+        graphs.append(graph)
+        looked = looked or sizes
+        seen.append((surroundings(alone), random_state() == drawn))
+    if seen[0][0] != seen[1][0]:
+        raise Unsupported("the step changes what it holds besides its states, as a counter does")
+    if not any(same for _, same in seen):
+        raise Unsupported("the step draws random numbers")
+    if not looked and str(graphs[0]) == str(graphs[1]):
         return replace(_Reading(cell, tensors, graphs[0], small[0], dtype, device).step(), any_size=True)
-    if str(graphs[0]) != str(_joint_graph(cell, tensors, small[0], dtype, "cpu")):
+    if str(graphs[0]) != str(_joint_graph(alone, tensors, small[0], dtype, "cpu")[0]):
         raise Unsupported("the step is another one at each call")
-    graph = _joint_graph(cell, tensors, shape, dtype, "meta")
+    graph, _ = _joint_graph(alone, tensors, shape, dtype, "meta")
     return _Reading(cell, tensors, graph, shape, dtype, device).step()
+
+
+def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
+    """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy."""
+    try:
+        return deepcopy(cell, {id(tensor): tensor for tensor in tensors.values()})
+    except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
+        return cell
 
 
 def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
@@ -124,6 +146,38 @@ def cell_tensors(cell: Cell) -> dict[str, Tensor]:
     return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
 
 
+_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}
+_SIZES |= {Tensor.nbytes.__get__}
+_LAYOUT = {
+    Tensor.stride,
+    Tensor.is_contiguous,
+    Tensor.data_ptr,
+    Tensor.storage_offset,
+    Tensor.untyped_storage,
+}
+_LAYOUT |= {Tensor.requires_grad.__get__, Tensor.grad_fn.__get__, Tensor.is_leaf.__get__}
+
+
+class _Looking(TorchFunctionMode):
+    """Sees what a step asks of its tensors besides their numbers.
+
+    Raises:
+        Unsupported: if it asks what is another in a trace than in a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at_sizes = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SIZES:
+            self.at_sizes = True
+        elif func in _LAYOUT:
+            name = getattr(getattr(func, "__self__", func), "__name__", func)
+            raise Unsupported(f"the step looks at {name} of a tensor")
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorder(TorchDispatchMode):
     """Writes each ATen operation that runs under it into an fx graph."""
 
@@ -131,6 +185,8 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it so
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
+        self.storages: dict[int, fx.Node] = {}
+        """The last that was named of those that share their memory."""
         self.alive: list[Any] = []
         """Every tensor seen: an id says something only while its tensor lives."""
 
@@ -145,13 +201,20 @@ class _Recorder(TorchDispatchMode):
 
     def node(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self.nodes:
-            if tensor.requires_grad:
+            known = self.storages.get(tensor.untyped_storage()._cdata)
+            if known is not None:  # another name for it, that no operation gave
+                self._name(tensor, self.graph.call_function(_alias_of(tensor, known), (known,)))
+            elif tensor.requires_grad:
                 raise Unsupported("a tensor that needs a gradient is no parameter of the cell")
-            self._name(tensor, self.graph.call_function(foreign, (tensor,)))
+            else:
+                self._name(tensor, self.graph.call_function(foreign, (tensor,)))
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # what is asked here is not asked by the step
+            return self._recorded(func, args, kwargs or {})
+
+    def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise Unsupported(f"{func} draws random numbers")
         result = func(*args, **kwargs)
@@ -166,7 +229,16 @@ class _Recorder(TorchDispatchMode):
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["val"] = tensor
         self.nodes[id(tensor)] = node
+        self.storages[tensor.untyped_storage()._cdata] = node
         self.alive.append(tensor)
+
+
+def _alias_of(tensor: Tensor, known: fx.Node) -> Any:
+    """The operation that gives `tensor`, which shares the memory of `known`."""
+    other = known.meta["val"]
+    if (tensor.shape, tensor.stride(), tensor.dtype) != (other.shape, other.stride(), other.dtype):
+        raise Unsupported("the step takes a part of a tensor by no operation")
+    return torch.ops.aten.alias.default
 
 
 def _rounded(number: Any, dtype: torch.dtype) -> Any:
@@ -210,12 +282,14 @@ class Part:
 
 def _joint_graph(
     cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
-) -> fx.Graph:
+) -> tuple[fx.Graph, bool]:
+    """The operations of one step and of its gradient, and whether it looks at a size."""
+
     def leaf(like: Tensor, differentiable: bool) -> Tensor:
         blank = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
         return recorder.leaf(blank)
 
-    recorder = _Recorder()
+    recorder, looking = _Recorder(), _Looking()
     one = torch.empty(shape, dtype=dtype, device="meta")
     count = len(cell.state_names())
     input_, *state = (leaf(one, True) for _ in range(1 + count))
@@ -224,9 +298,10 @@ def _joint_graph(
     wanted = [input_, *state, *(value for value in given.values() if value.requires_grad)]
     try:
         with recorder, torch.enable_grad():
-            nexts = torch.func.functional_call(cell, given, (input_, *state))
+            with looking:
+                nexts = torch.func.functional_call(cell, given, (input_, *state))
             _check_step(cell, nexts, shape)
-            found = _gradients(nexts, wanted, grads)
+            found = _gradients(nexts, wanted, grads, looking)
     except Unsupported:
         raise
     except Exception as error:  # whatever a step raises here is the reason it can't be read
@@ -234,11 +309,11 @@ def _joint_graph(
         raise Unsupported(f"the step can't be read: {type(error).__name__}: {reason}") from error
     ends = [None if end is None else recorder.node(end) for end in (*nexts, *found)]
     recorder.graph.output(tuple(ends))
-    return recorder.graph
+    return recorder.graph, looking.at_sizes
 
 
 def _gradients(
-    nexts: Sequence[Tensor], wanted: Sequence[Tensor], grads: Sequence[Tensor]
+    nexts: Sequence[Tensor], wanted: Sequence[Tensor], grads: Sequence[Tensor], looking: "_Looking"
 ) -> Sequence[Tensor | None]:
     followed = [(n, g) for n, g in zip(nexts, grads, strict=True) if n.requires_grad]
     if not followed:
@@ -246,9 +321,10 @@ def _gradients(
     ends, given = zip(*followed, strict=True)
     # torch.autograd.grad, less its check of shapes, which would load all of sympy
     engine = torch.autograd.Variable._execution_engine
-    found: Sequence[Tensor | None] = engine.run_backward(
-        ends, given, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
-    )
+    with looking:
+        found: Sequence[Tensor | None] = engine.run_backward(
+            ends, given, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
+        )
     return found
 
 
@@ -360,6 +436,8 @@ class _Reading:
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self._number(node.args[-1])
         else:
+            if _writes(node) and len({id(n.meta["val"]) for n in self._shared_with(node)}) > 1:
+                raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
 
     def _read_pointwise(self, node: fx.Node) -> None:
@@ -375,12 +453,26 @@ class _Reading:
             # beside truth values alone, a number is one of the default dtype
             args = tuple(_rounded(a, torch.get_default_dtype()) for a in args)
         value = translate(target, args, node.kwargs, self._argument, self._make, boolean=boolean)
-        if node.target._schema.name.endswith("_"):
-            changed = node.all_input_nodes[0]
-            if changed.op == "placeholder":
-                raise Unsupported(f"{node.target} writes into an argument of the step")
-            self.values[changed] = value
+        if _writes(node):
+            for other in self._shared_with(node):
+                if other in self.once or other.meta["val"].shape != self.shape:
+                    raise Unsupported(f"{target} writes into a part of a tensor, or one with another name")
+                self.values[other] = value
         self.values[node] = value
+
+    def _shared_with(self, node: fx.Node) -> list[fx.Node]:
+        """All that was read before and shares the memory that `node` writes into."""
+        changed = node.all_input_nodes[0]
+        memory = changed.meta["val"].untyped_storage()._cdata
+        found = []
+        for other in self.graph.nodes:
+            if other is node:
+                break
+            if other.meta["val"].untyped_storage()._cdata == memory:
+                if other.op == "placeholder" or other.target is foreign:
+                    raise Unsupported(f"{node.target} writes into an argument of the step")
+                found.append(other)
+        return found
 
     def _on_device(self, node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
         """The operation of `node` and its arguments: on CUDA, a quotient by a number is a product.
@@ -458,6 +550,12 @@ class _Reading:
             for node in order[len(inputs) :]
         ]
         return Part(len(inputs), calls, [None if node is None else place[node].at for node in outputs])
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether `node` is an operation in place."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")
 
 
 def _filled(argument: Any, values: list[Any]) -> Any:

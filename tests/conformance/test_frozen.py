@@ -1,0 +1,147 @@
+"""What a trace could freeze: sizes, counters, random numbers, aliases, and the values of attributes."""
+
+import random
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.compare import assert_conforms
+from conformance.suite import CPU, each_backend
+from hibana.loop.fingerprint import fingerprint
+from hibana.loop.trace import trace
+from hibana.loop.words import Unsupported
+
+spike = hb.surrogate.ATan()
+
+
+class Step(hb.Cell):
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, input_, v_previous, s_previous):
+        v = self.operation(input_, v_previous, s_previous)
+        return v, spike(v - 1)
+
+
+SIZED = {
+    "shape": lambda x, v, s: v + (x * 2 if x.shape[-1] > 4 else x),
+    "size": lambda x, v, s: v + (x * 2 if x.size(0) > 4 else x),
+    "numel": lambda x, v, s: v + (x * 2 if x.numel() > 30 else x),
+    "len": lambda x, v, s: v + (x * 2 if len(x) > 4 else x),
+    "a mean": lambda x, v, s: v + x / x.shape[-1],
+}
+
+
+@each_backend
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("shape", [(3, 2, 3), (3, 5, 7), (3, 9, 2)], ids=str)
+def test_a_step_that_looks_at_a_size(run, name, shape):
+    assert_conforms(run, Step(SIZED[name]), torch.rand(shape))
+
+
+def test_a_step_that_looks_at_no_size_is_one_program_for_all():
+    assert trace(hb.LIFCell(), torch.Size([7]), torch.float32).any_size
+    assert not trace(Step(SIZED["numel"]), torch.Size([7]), torch.float32).any_size
+
+
+class Counts(hb.Cell):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, input_, v):
+        self.calls += 1
+        return (0.5 * v + (input_ if self.calls < 5 else 2 * input_),)
+
+
+class Appends(hb.Cell):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, input_, v):
+        self.seen.append(1)
+        return (0.5 * v + (input_ if len(self.seen) < 5 else 2 * input_),)
+
+
+COUNT = 0
+
+
+class CountsGlobally(hb.Cell):
+    def forward(self, input_, v):
+        global COUNT
+        COUNT += 1
+        return (0.5 * v + (input_ if COUNT % 100 < 50 else 2 * input_),)
+
+
+class Draws(hb.Cell):
+    def forward(self, input_, v):
+        return (0.5 * v + (input_ if random.random() < 0.999 else 2 * input_),)
+
+
+@pytest.mark.parametrize("kind", [Counts, Appends, CountsGlobally, Draws])
+def test_a_step_that_changes_something_else_is_refused(kind):
+    with pytest.raises(Unsupported, match=r"changes what it holds|draws random"):
+        hb.unroll(kind(), torch.ones(9, 4), backend="cpu")
+
+
+@pytest.mark.parametrize("kind", [Counts, Appends])
+def test_a_trace_leaves_the_cell_as_it_was(kind):
+    inputs = torch.ones(9, 4)
+    assert torch.equal(hb.unroll(kind(), inputs)[0], hb.unroll(kind(), inputs, backend="reference")[0])
+
+
+def written(alias):
+    def operation(x, v, s):
+        u = 0.5 * v + x
+        alias(u).mul_(2)
+        return u + 0.1 * x
+
+    return operation
+
+
+ALIASES = {
+    "detached": written(lambda u: u.detach()),
+    "data": written(lambda u: u.data),
+    "a view": written(lambda u: u.view_as(u.detach())),
+    "twice": written(lambda u: u.detach().data),
+}
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_write_through_an_alias_is_seen_or_refused(name):
+    inputs = torch.rand(5, 7)
+    expected = hb.unroll(Step(ALIASES[name]), inputs, backend="reference")[0]
+    assert torch.equal(hb.unroll(Step(ALIASES[name]), inputs)[0], expected)
+
+
+@pytest.mark.parametrize("name", ["detached", "data"])
+def test_a_write_through_an_alias_is_compiled(name):
+    inputs = torch.rand(5, 7)
+    expected = hb.unroll(Step(ALIASES[name]), inputs, backend="reference")[0]
+    assert torch.equal(CPU(Step(ALIASES[name]), inputs, None)[0], expected)
+
+
+def test_what_was_taken_without_a_gradient_by_data_is_no_constant():
+    assert_conforms(CPU, Step(lambda x, v, s: 0.5 * v + x * v.data), torch.rand(5, 7))
+
+
+class Holds(hb.Cell):
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+    def forward(self, input_, v):
+        return (v + (input_ if self.held is True else 2 * input_ if type(self.held) is int else 3 * input_),)
+
+
+def test_one_and_true_and_one_point_zero_are_three_programs():
+    found = [hb.unroll(Holds(held), torch.ones(1, 2))[0][0, 0].item() for held in (True, 1, 1.0)]
+    assert found == [1, 2, 3]
+
+
+def test_minus_zero_is_another_hyper_parameter_than_zero():
+    assert fingerprint(Holds(0.0)) != fingerprint(Holds(-0.0))
+    assert fingerprint(Holds(float("nan"))) == fingerprint(Holds(float("nan")))
