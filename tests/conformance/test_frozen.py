@@ -145,3 +145,80 @@ def test_one_and_true_and_one_point_zero_are_three_programs():
 def test_minus_zero_is_another_hyper_parameter_than_zero():
     assert fingerprint(Holds(0.0)) != fingerprint(Holds(-0.0))
     assert fingerprint(Holds(float("nan"))) == fingerprint(Holds(float("nan")))
+
+
+class Adjustable(hb.surrogate.Surrogate):
+    """Its slope is changed in training."""
+
+    def __init__(self, slope):
+        object.__setattr__(self, "slope", slope)
+
+    def derivative(self, x):
+        return torch.full_like(x, self.slope)
+
+
+def annealed_surrogate():
+    surrogate = Adjustable(1.0)
+    return surrogate, lambda slope: object.__setattr__(surrogate, "slope", slope)
+
+
+def annealed_formula():
+    slope = 1.0
+
+    def formula(x):
+        return torch.full_like(x, slope)
+
+    def change(to):
+        nonlocal slope
+        slope = to
+
+    return hb.surrogate.Formula(formula), change
+
+
+@pytest.mark.parametrize("annealed", [annealed_surrogate, annealed_formula])
+def test_a_surrogate_that_changes_is_followed(annealed):
+    surrogate, change = annealed()
+    cell = hb.IFCell(surrogate=surrogate)
+    found = []
+    for slope in (1.0, 1.0, 3.0):
+        change(slope)
+        inputs = torch.full([1, 4], 0.5, requires_grad=True)
+        hb.unroll(cell, inputs)[0].sum().backward()
+        found.append(inputs.grad[0, 0].item())
+    assert found == [1, 1, 3]
+
+
+def negative(tensor):
+    """`tensor` as a view whose signs are turned when it is read."""
+    view = torch._neg_view(-tensor)
+    assert view.is_neg()
+    return view
+
+
+@each_backend
+@pytest.mark.parametrize("cell", [hb.LIFCell(), hb.PLIFCell()], ids=["bare", "with a parameter"])
+def test_views_of_turned_sign_are_read_as_they_are(run, cell):
+    inputs, v = 2 * torch.rand(5, 3, 7), torch.rand(3, 7)
+    state = (v, (v > 0.5).to(v.dtype))
+    grad = torch.randn(5, 3, 7)
+
+    def ran(inputs, state, grad):
+        inputs = inputs.detach().requires_grad_()
+        outputs, last = run(cell, inputs, state)
+        grads = torch.autograd.grad([outputs, last[0]], inputs, [grad, grad[0]])
+        return outputs, *last, *grads
+
+    expected = ran(inputs, state, grad)
+    found = ran(negative(inputs), tuple(map(negative, state)), negative(grad))
+    assert all(map(torch.equal, found, expected))
+    rested, again = run(cell, inputs, None), run(cell, negative(inputs), None)
+    assert torch.equal(rested[0], again[0])
+
+
+def test_a_buffer_of_turned_sign_is_read_as_it_is():
+    inputs = 2 * torch.rand(5, 7)
+    threshold = torch.linspace(0.5, 1, 7)
+    cell = hb.IFCell(threshold=threshold)
+    expected = CPU(cell, inputs, None)[0]
+    cell._buffers["threshold"] = negative(threshold)
+    assert torch.equal(CPU(cell, inputs, None)[0], expected)

@@ -104,11 +104,13 @@ def emitted(
     if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         way = compiled.known(cell, _call(backend, inputs, ends))
-        if way is not None and inputs.is_contiguous():
+        if way is not None and inputs.is_contiguous() and not inputs.is_neg():
             return compiled.go(way, inputs, ())
     _check_inputs(cell, inputs)
     if not ends:
         check_batch(inputs)
+    if not _is_traced(inputs):
+        inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     dtype = reference.carried(inputs.dtype)
     if state is not None:
         state = _checked_state(cell, inputs, state)
@@ -300,4 +302,4 @@ def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:
             raise ValueError(f"state {name} must be on {inputs.device} like inputs, got {value.device}")
         if not value.is_floating_point():
             raise TypeError(f"state {name} must be floating point, got {value.dtype}")
-    return tuple(value.to(dtype) for value in state)
+    return tuple(value.to(dtype).resolve_neg() for value in state)

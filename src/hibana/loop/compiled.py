@@ -15,12 +15,11 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.loop.derivatives import differentiated_once
-from hibana.loop.fingerprint import NOT_HYPER, PLAIN, fingerprint, hooked
+from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
-from hibana.surrogate import Surrogate
 
 __all__ = [
     "Kernels",
@@ -132,7 +131,9 @@ class Program:
             values = self.step.prologue(*held)
         dtype = self.kernels.dtype
         return [
-            value.to(dtype) if value.numel() == 1 else _step_in(order, value.expand(shape).to(dtype))
+            value.to(dtype).resolve_neg()
+            if value.numel() == 1
+            else _step_in(order, value.expand(shape).to(dtype))
             for value in values
         ]
 
@@ -174,7 +175,7 @@ _SHARED: dict[Hashable, Program | str] = {}
 def _is_plain(cell: Cell) -> bool:
     """Whether nothing but setting an attribute can change what `cell` computes."""
     hyper = (v for k, v in vars(cell).items() if k not in NOT_HYPER)
-    return _is_bare(cell) and all(isinstance(v, (*PLAIN, Surrogate)) for v in hyper)
+    return _is_bare(cell) and all(map(is_fixed, hyper))
 
 
 def _is_bare(cell: Cell) -> bool:
@@ -347,6 +348,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
+        grad_outputs = grad_outputs.resolve_neg()
         if not walkable(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
     grads: Sequence[Tensor | None] = program.at_rest[1:]
@@ -427,6 +429,7 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 def _step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
     """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
+    value = value.resolve_neg()
     return value.contiguous() if order is None else value.permute([d - 1 for d in order[1:]]).contiguous()
 
 

@@ -9,6 +9,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import fields
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType
 from typing import Any
@@ -17,7 +18,16 @@ from torch import Tensor, nn
 
 from hibana.loop.words import Unsupported
 
-__all__ = ["NOT_HYPER", "PLAIN", "fingerprint", "hooked", "random_state", "surroundings"]
+__all__ = [
+    "NOT_HYPER",
+    "PLAIN",
+    "fingerprint",
+    "hooked",
+    "is_fixed",
+    "random_state",
+    "surroundings",
+    "taken_as_they_are",
+]
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {"made", "states"}
 """Attributes of a cell that no step computes with."""
@@ -71,6 +81,19 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
+def is_fixed(value: Any) -> bool:
+    """Whether nothing can change what `value` does unseen: a number, or a frozen dataclass of such."""
+    if isinstance(value, PLAIN):
+        return True
+    if isinstance(value, FunctionType):
+        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
+    rules = getattr(type(value), "__dataclass_params__", None)
+    if rules is None or not rules.frozen:
+        return False
+    named = {field.name for field in fields(value)}
+    return vars(value).keys() == named and all(map(is_fixed, vars(value).values()))
+
+
 def _held(tensors: Mapping[str, Tensor | None]) -> Hashable:
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
@@ -79,6 +102,23 @@ def _held(tensors: Mapping[str, Tensor | None]) -> Hashable:
 def _exact(value: Any) -> Any:
     """`value`, or what tells minus zero from zero and finds one NaN equal to another."""
     return repr(value) if isinstance(value, float) and (value == 0 or value != value) else value
+
+
+def taken_as_they_are(module: nn.Module) -> list[object]:
+    """What `module` holds, however nested, that is known by its identity: tensors, and what hides its parts.
+
+    Raises:
+        Unsupported: as :func:`fingerprint`.
+    """
+    found: list[object] = []
+    waiting: list[Any] = [fingerprint(module)]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, tuple):
+            waiting += part
+        elif isinstance(part, _Same):
+            found.append(part.value)
+    return found
 
 
 def surroundings(module: nn.Module) -> Hashable:

@@ -130,8 +130,9 @@ Forwarded forward(const Launch& launch, const Tensor& inputs) {
   return found;
 }
 
-// A gradient as kernels walk it: each step contiguous, whatever the stride over time.
+// A gradient as kernels walk it: each step contiguous, whatever the stride over time, signs as in memory.
 Tensor walkable(Tensor grad) {
+  grad = grad.resolve_neg();
   return grad.is_contiguous() || grad.select(0, 0).is_contiguous() ? grad : grad.contiguous();
 }
 
@@ -256,7 +257,7 @@ struct Run final : Node {
                                       : at::zeros(shape.slice(1), any->options()).expand(shape);
     variable_list last(launch.states - 1);
     for (size_t i = 1; i < grads.size(); ++i) {
-      if (grads[i].defined()) last[i - 1] = grads[i].contiguous();
+      if (grads[i].defined()) last[i - 1] = grads[i].resolve_neg().contiguous();
     }
     return backward(launch, read, values, std::move(outputs), std::move(last));
   }

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
-from hibana.loop.fingerprint import random_state, surroundings
+from hibana.loop.fingerprint import random_state, surroundings, taken_as_they_are
 from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
 
 __all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
@@ -119,7 +119,8 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
 def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy."""
     try:
-        return deepcopy(cell, {id(tensor): tensor for tensor in tensors.values()})
+        same = [*tensors.values(), *taken_as_they_are(cell)]
+        return deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell
 
@@ -146,8 +147,10 @@ def cell_tensors(cell: Cell) -> dict[str, Tensor]:
     return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
 
 
-_SIZES = {Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}
-_SIZES |= {Tensor.nbytes.__get__}
+_OF_TENSORS: Any = Tensor
+"""Its attributes are descriptors, of which torch's own types know nothing."""
+_SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}
+_SIZES |= {getattr(_OF_TENSORS, name).__get__ for name in ("shape", "nbytes")}
 _LAYOUT = {
     Tensor.stride,
     Tensor.is_contiguous,
@@ -155,7 +158,7 @@ _LAYOUT = {
     Tensor.storage_offset,
     Tensor.untyped_storage,
 }
-_LAYOUT |= {Tensor.requires_grad.__get__, Tensor.grad_fn.__get__, Tensor.is_leaf.__get__}
+_LAYOUT |= {getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 
 
 class _Looking(TorchFunctionMode):

@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "WORDS", "SlowPathWarning", "Unsupported", "said_once", "translate"]
+__all__ = [
+    "BOOLEAN",
+    "CALLS",
+    "COMPARISONS",
+    "WORDS",
+    "SlowPathWarning",
+    "Unsupported",
+    "said_once",
+    "translate",
+]
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
