@@ -10,7 +10,8 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events import layers, passing
+from hibana.events.convolution import layer as convolution_layer
+from hibana.events.pooling import kernels as pooling_kernels
 from hibana.events.support import support_of
 
 
@@ -210,7 +211,7 @@ def test_spikes_kept_as_bits_are_pooled_from_these(window, channels, monkeypatch
     currents = torch.rand(4, 3, channels, 9, 8).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
     currents = currents.permute(0, 1, 4, 2, 3)  # channels last
     wanted = _layer_and_pooling(currents, nn.MaxPool2d(window))
-    monkeypatch.setattr(passing, "_pooled_numbers", None)
+    monkeypatch.setattr(pooling_kernels, "forward", None)
     for got, want in zip(_layer_and_pooling(currents, hb.events.MaxPool2d(window)), wanted, strict=True):
         assert torch.equal(got, want)
 
@@ -236,7 +237,9 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
     layer = hb.events.adopt(copy.deepcopy(dense))
     scanned = []
     monkeypatch.setattr(
-        layers, "_bits_of", lambda rows, scan=layers._bits_of: scanned.append(1) or scan(rows)
+        convolution_layer,
+        "binary_bits",
+        lambda rows, scan=convolution_layer.binary_bits: scanned.append(1) or scan(rows),
     )
     found = []
     for conv in (layer, dense):
@@ -395,7 +398,7 @@ def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
-    from hibana.events.kernels import rows
+    from hibana.events.lanes import rows
 
     layers = hb.Conv2d(3, 20, 3, padding=1), hb.Linear(130, 70)
     inputs = _spikes(2, 3, 9, 9, density=density), _spikes(70, 130, density=density, last=False)

@@ -4,6 +4,10 @@ What stands below a layer is read from autograd's graph; nothing here knows a ne
 when a kernel is built.
 """
 
-from hibana.events.layers import Conv2d, Flatten, Linear, MaxPool2d, adopt
+from hibana.events.adopt import adopt
+from hibana.events.convolution import Conv2d
+from hibana.events.flatten import Flatten
+from hibana.events.linear import Linear
+from hibana.events.pooling import MaxPool2d
 
 __all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]

@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from hibana.events.kernels.bits import scan
+from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.rows import LANES
+from hibana.native import FLOAT, INT, LONG, Code, Floats, Longs, Pointer, Value, kernel
 
 __all__ = ["agree", "bits_of", "share_of"]
 
@@ -45,6 +47,57 @@ def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tup
     count, parts = bits.shape[0], torch.get_num_threads()
     found = torch.zeros(parts, 2, dtype=torch.int64, device="cpu")
     given = {"source": source, "bits": bits, "counts": found}
-    scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
+    _scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
     spikes, strange = found.sum(0).tolist()
     return spikes, strange
+
+
+@kernel
+def _scan(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    bits: Longs,
+    counts: Longs,
+    inputs: Value,
+    rows: Value,
+    step: Value,
+    per_part: Value,
+) -> None:
+    """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
+
+    Without floats the bits are known, and their ones are counted.
+    """
+    whole, rest = inputs // WORD, inputs % WORD
+    words = (inputs + (WORD - 1)) // WORD
+    with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
+        tail.clear(WORD)
+        spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
+        one = code.constant(1.0, FLOAT.of(LANES)).integer()
+        first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
+
+        def seen(values: Value, target: Pointer) -> None:
+            fired = values.differs(0.0)
+            for lane in range(0, WORD, LANES):
+                some, lanes = values.lanes(lane, LANES), fired.lanes(lane, LANES)
+                strange.value |= lanes.select(some.integer() ^ one, 0)
+            word = fired.word()
+            spikes.value += word.ones()
+            target.store(word)
+
+        with code.when(source.given()), code.loop(first, last) as row:
+            at, out = source + inputs * row * step, bits + words * row
+            with code.loop(0, whole) as w:
+                seen((at + WORD * w).load(WORD), out + w)
+            with code.when(rest > 0):
+                tail.copy(at + WORD * whole, rest)
+                seen(tail.load(WORD), out + whole)
+        with code.when(~source.given()):
+            total = code.variable(0, LONG.of(8))
+            for word, there in code.vectors(words * (last - first).larger(0), 8):
+                total.value += (bits + (words * first + word)).load(8, there).ones()
+            spikes.value = total.value.total()
+        counts[2 * part] = spikes.value
+        counts[2 * part + 1] = strange.value.differs(0).word().differs(0).to(LONG)

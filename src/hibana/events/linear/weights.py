@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from hibana.events.kernels.bits import SLACK, WORD, listed, transposed_bits
-from hibana.events.kernels.linear import GROUPS, tabulated
-from hibana.events.kernels.rows import LANES, Row, add_rows, add_subsets, transposed
+from hibana.events.lanes.lists import SLACK, WORD, listed, transposed_bits
+from hibana.events.lanes.rows import LANES, Row, add_rows, add_subsets, transposed
+from hibana.events.linear.kernels import GROUPS, tabulated
 from hibana.native import LONG, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["weight_gradient"]

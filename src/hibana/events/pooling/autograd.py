@@ -1,4 +1,4 @@
-"""What passes spikes on as spikes, as autograd nodes: max-pooling, and a change of their order in memory."""
+"""Max-pooling of spikes as an autograd node, which keeps what it knows of the layer below."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from hibana.events.checks import dense_for_more
-from hibana.events.kernels import pooling
+from hibana.events.pooling import kernels
 from hibana.events.support import Support, support_of
 
-__all__ = ["flattened", "max_pooled"]
+__all__ = ["max_pooled"]
 
 Pair = tuple[int, int]
 GRAIN = 4
@@ -74,7 +74,7 @@ def _pooled_bits(images: Tensor, below: Support, out: Tensor, which: Tensor, geo
     if below.spikes is None or geometry.channels % 16 or below.length % images[0].numel():
         return False
     pieces = out.shape[0] * out.shape[1]
-    pooling.forward_of_bits(pieces, GRAIN, bits=below.spikes, target=out, which=which, **geometry.sizes)
+    kernels.forward_of_bits(pieces, GRAIN, bits=below.spikes, target=out, which=which, **geometry.sizes)
     return True
 
 
@@ -82,7 +82,7 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Windo
     """Whether the numbers are spikes, from which it was done."""
     strange = torch.zeros((), dtype=torch.int64, device="cpu")
     pieces = out.shape[0] * out.shape[1]
-    pooling.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
+    kernels.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
     return not strange.item()
 
 
@@ -97,7 +97,7 @@ def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Wi
     rows = images.shape[0] * geometry.output[0]
     bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
     given = {"bits": below.bits, "target": bits, "which": which}
-    pooling.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
+    kernels.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
     return Support(bits.view(torch.uint8), length, below.watched)
 
 
@@ -124,29 +124,5 @@ class _MaxPool(torch.autograd.Function):
         across = geometry.window[1]
         columns = across if across <= NARROW else 0
         pieces = count * geometry.output[0]
-        pooling.backward(pieces, GRAIN, **given, **geometry.sizes, columns=columns)
+        kernels.backward(pieces, GRAIN, **given, **geometry.sizes, columns=columns)
         return out.permute(0, 3, 1, 2), None, None, None, None
-
-
-def flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
-    """`spikes` with dimensions joined where that changes their order in memory, their support known.
-
-    None if the support is not known, or not the spikes themselves.
-    """
-    below = support_of(spikes)
-    if below is None or below.bits is not None:
-        return None
-    apply: Any = _Flatten.apply  # torch leaves it without types
-    flat: Tensor = apply(spikes, start, end, below)
-    return flat
-
-
-class _Flatten(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, spikes: Tensor, start: int, end: int, support: Support) -> Tensor:
-        ctx.shape, ctx.support = spikes.shape, support
-        return spikes.flatten(start, end).detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad.reshape(ctx.shape), None, None, None

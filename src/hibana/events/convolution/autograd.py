@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from hibana.events import product
 from hibana.events.checks import dense_for_more
-from hibana.events.kernels import convolution as kernels
-from hibana.events.kernels.few import input_gradient_of_few
-from hibana.events.kernels.rows import panel
+from hibana.events.convolution import kernels
+from hibana.events.convolution.few import input_gradient_of_few
+from hibana.events.lanes.rows import panel
+from hibana.events.linear import product
 from hibana.events.support import Support, probe
 
 __all__ = ["Geometry", "convolution", "forward", "rows_of"]

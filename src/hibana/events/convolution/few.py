@@ -1,8 +1,8 @@
 """The gradient of a convolution's input, from the values of a gradient that is mostly zero."""
 
-from hibana.events.kernels.bits import SLACK, WORD, listed, values_together
-from hibana.events.kernels.convolution import Sizes
-from hibana.events.kernels.rows import LANES, Row, add_scaled_rows
+from hibana.events.convolution.kernels import Sizes
+from hibana.events.lanes.lists import SLACK, WORD, listed, values_together
+from hibana.events.lanes.rows import LANES, Row, add_scaled_rows
 from hibana.native import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["input_gradient_of_few"]

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from hibana.events.checks import dense_for_more
-from hibana.events.kernels import linear as kernels
-from hibana.events.kernels import weights as weight_kernels
-from hibana.events.kernels.rows import Row, compresses, panel
+from hibana.events.lanes.rows import Row, compresses, panel
+from hibana.events.linear import kernels, weights
 from hibana.events.support import Support, probe
 
-__all__ = ["forward", "linear", "packed", "used_bits", "weight_gradient"]
+__all__ = ["explained", "forward", "linear", "packed", "used_bits", "weight_gradient"]
 
 NEAR_FROM = 0.08
 """From this share on, few weights at a time are kept near."""
@@ -37,6 +36,13 @@ def crossover(outputs: int) -> float:
     """
     panels = _up(outputs, panel(outputs).floats)
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
+
+
+def explained(share: float, outputs: int) -> str:
+    """What is done with so many spikes, and from where on something else would be."""
+    limit = crossover(outputs)
+    how = "looked up in fours, as above" if share > limit else "added one by one, as up to"
+    return f"events: {share:.0%} of the input spiked; {how} {limit:.0%}"
 
 
 def _gradient_crossover() -> float:
@@ -94,7 +100,7 @@ def weight_gradient(
     down = min(_up(threads, across), words) if parts == 1 else 1
     out = torch.empty(parts, outputs, inputs, dtype=torch.float32, device="cpu")
     summed = out.new_empty(parts, outputs) if bias else None
-    weight_kernels.weight_gradient(
+    weights.weight_gradient(
         parts * across * down,
         bits=bits,
         gradient=grad,

@@ -3,8 +3,8 @@
 Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
 """
 
-from hibana.events.kernels.bits import SLACK, WORD, listed
-from hibana.events.kernels.rows import (
+from hibana.events.lanes.lists import SLACK, WORD, listed
+from hibana.events.lanes.rows import (
     Row,
     add_rows,
     add_subsets,

@@ -5,8 +5,8 @@ Images lie channels last, ``[images, height, width, channels]``, a row of pixels
 
 from dataclasses import dataclass
 
-from hibana.events.kernels.bits import SLACK, WORD, bits_from, first_bits, listed, put_bits
-from hibana.events.kernels.rows import Row, dots
+from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, put_bits
+from hibana.events.lanes.rows import Row, dots
 from hibana.native import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["Sizes", "input_gradient", "windows"]

@@ -1,66 +1,24 @@
-"""Bits of spikes: taken from floats, listed, turned about, and cut out from between words."""
+"""Words of 64 bits: listed, turned about, and cut out from between words."""
 
-from hibana.events.kernels.rows import LANES, Row
-from hibana.native import FLOAT, INT, LONG, SHORT, Code, Floats, Longs, Pointer, Value, kernel
+from hibana.events.lanes.rows import Row
+from hibana.native import SHORT, Code, Pointer, Value
 
-__all__ = ["SLACK", "listed", "scan", "transposed_bits"]
+__all__ = [
+    "SLACK",
+    "WORD",
+    "bits_from",
+    "first_bits",
+    "listed",
+    "put_bits",
+    "transposed_bits",
+    "values_together",
+]
 
 WORD = 64
 """Bits of a word."""
 SLACK = 64
 """Entries of a list that are written beyond its end."""
 ALL = (1 << WORD) - 1
-
-
-@kernel
-def scan(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    source: Floats,
-    bits: Longs,
-    counts: Longs,
-    inputs: Value,
-    rows: Value,
-    step: Value,
-    per_part: Value,
-) -> None:
-    """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
-
-    Without floats the bits are known, and their ones are counted.
-    """
-    whole, rest = inputs // WORD, inputs % WORD
-    words = (inputs + (WORD - 1)) // WORD
-    with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
-        tail.clear(WORD)
-        spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
-        one = code.constant(1.0, FLOAT.of(LANES)).integer()
-        first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
-
-        def seen(values: Value, target: Pointer) -> None:
-            fired = values.differs(0.0)
-            for lane in range(0, WORD, LANES):
-                some, lanes = values.lanes(lane, LANES), fired.lanes(lane, LANES)
-                strange.value |= lanes.select(some.integer() ^ one, 0)
-            word = fired.word()
-            spikes.value += word.ones()
-            target.store(word)
-
-        with code.when(source.given()), code.loop(first, last) as row:
-            at, out = source + inputs * row * step, bits + words * row
-            with code.loop(0, whole) as w:
-                seen((at + WORD * w).load(WORD), out + w)
-            with code.when(rest > 0):
-                tail.copy(at + WORD * whole, rest)
-                seen(tail.load(WORD), out + whole)
-        with code.when(~source.given()):
-            total = code.variable(0, LONG.of(8))
-            for word, there in code.vectors(words * (last - first).larger(0), 8):
-                total.value += (bits + (words * first + word)).load(8, there).ones()
-            spikes.value = total.value.total()
-        counts[2 * part] = spikes.value
-        counts[2 * part + 1] = strange.value.differs(0).word().differs(0).to(LONG)
 
 
 def listed(code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value) -> Value:

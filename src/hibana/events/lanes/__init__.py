@@ -1,0 +1,1 @@
+"""What kernels of layers share: rows of packed weights, and lists of bits."""

@@ -1,0 +1,78 @@
+"""What layers of weights share: how a call is computed is chosen, and said, before any kernel runs."""
+
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from hibana.events.bits import bits_of, share_of
+from hibana.events.support import Support
+from hibana.loop.leaf import as_leaf, is_name
+
+__all__ = ["BySpikes", "Mode", "SMALLEST_ROWS", "binary_bits", "check_mode", "known_bits", "learns", "usable"]
+
+
+Mode = Literal["auto", "dense", "events"]
+
+SMALLEST_ROWS = 256
+"""Fewer rows than this do not pay for packing the weights."""
+SAMPLE = 64
+
+
+class BySpikes(nn.Module):
+    """What layers of weights share: how a call is computed is chosen, and said."""
+
+    mode: Mode = "auto"
+    _reason = "not called yet"
+
+    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+        self._reason = f"dense: {reason}"
+        out: Tensor = super().forward(input)
+        return out
+
+    def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
+        if is_name(input):
+            return cast(Tensor, as_leaf(self, input))
+        return self._densely(input, "compiled, transformed, under autocast, or not float32 on the CPU")
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+
+def check_mode(mode: str) -> None:
+    """Raises ValueError for a mode that there is not."""
+    if mode not in ("auto", "dense", "events"):
+        raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
+
+
+def known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Tensor, float] | None:
+    """The bits that the spiking layer `below` kept, as rows of `length` elements, and the share of ones.
+
+    None if there are none, or the input does not lie `in_order`, as rows do.
+    """
+    if below is None or below.spikes is None or not in_order:
+        return None
+    rows = below.rows(below.spikes, length)
+    return None if rows is None else (rows, share_of(rows, length))
+
+
+def binary_bits(rows: Tensor) -> tuple[Tensor, float] | None:
+    """The bits of contiguous `rows` and the share of ones; None if not all are 0 and 1."""
+    count = rows.shape[0]
+    if count > 2 * SAMPLE and bits_of(rows, count // SAMPLE)[1] is None:
+        return None
+    bits, share = bits_of(rows)
+    return None if share is None else (bits, share)
+
+
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of the `tensors` will be asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def usable(below: Support | None, length: int, in_order: bool) -> Support | None:
+    """`below`, unless rows of `length` elements of it can't be told for an input that lies `in_order`."""
+    if below is None or below.bits is None:
+        return below
+    return below if in_order and below.rows(below.bits, length) is not None else None

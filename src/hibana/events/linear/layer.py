@@ -1,0 +1,84 @@
+"""``hb.Linear``."""
+
+import torch
+from torch import Tensor, nn
+
+from hibana.events.checks import misfit, plain
+from hibana.events.layer import (
+    SMALLEST_ROWS,
+    BySpikes,
+    binary_bits,
+    check_mode,
+    known_bits,
+    learns,
+    usable,
+)
+from hibana.events.linear import product
+from hibana.events.support import support_of
+
+__all__ = ["Linear"]
+
+
+class Linear(BySpikes, nn.Linear):
+    """``torch.nn.Linear``, which for an input of spikes adds a row of weights per spike.
+
+    Takes the same arguments, holds the same parameters, and computes ``x W^T + b`` and its gradients, sums
+    in another order. An input ``[..., in_features]`` that is not all 0 and 1 is multiplied densely, by
+    torch; so is any but float32 on the CPU, and a call that is being compiled or transformed. An input
+    that does not change over time (expanded: zero stride) costs one product, and its result is expanded.
+    Of spikes only bits are kept for the backward. Where the input comes from a layer of hibana, the bits
+    that it kept are used, unless the spikes were written to since; of writes that autograd does not see, by
+    ``.data`` or NumPy, a sample of the spikes is looked through. Its gradient is computed only where that
+    layer's surrogate can let it through, if nobody else looks at it.
+
+    `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
+    second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.Linear(784, 512)
+    >>> spikes = (torch.rand(25, 128, 784) < 0.05).float()
+    >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
+    True
+    >>> layer.explain()  # doctest: +ELLIPSIS
+    'events: 5% of the input spiked; added one by one, as up to ...%'
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
+            return self._left_to_torch(input)
+        if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
+            once = self.forward(input[0])  # not a call of its own: hooks run once
+            self._reason = f"one step for all {input.shape[0]}: {self._reason}"
+            spread: Tensor = once.expand(input.shape[0], *once.shape)
+            return spread
+        return self._of_spikes(input)
+
+    def _of_spikes(self, input: Tensor) -> Tensor:  # noqa: A002
+        check_mode(self.mode)
+        if self.mode == "dense":
+            return self._densely(input, "asked for")
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if reason := misfit(weight, bias, input.shape[-1] if input.ndim else 0, 2):
+            return self._densely(input, reason)
+        outputs, inputs = weight.shape
+        count = input.numel() // max(1, inputs)
+        if count == 0 or outputs == 0 or inputs == 0:
+            return self._densely(input, "nothing to add")
+        if self.mode == "auto" and count < SMALLEST_ROWS:
+            return self._densely(input, f"{count} rows do not pay for packing the weights")
+        rows = input.reshape(count, inputs).contiguous()
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+        below = support_of(input) if input.requires_grad else None
+        in_order = input.is_contiguous()
+        found = known_bits(below, inputs, in_order) or binary_bits(rows.detach())
+        if found is None:
+            return self._densely(input, "the input is not all 0 and 1")
+        bits, share = found
+        self._reason = product.explained(share, outputs)
+        if learns(rows, weight, bias):
+            support = usable(below, inputs, in_order)
+            out = product.linear(rows, weight, bias, bits, share, support)
+        else:
+            out = product.forward(bits, share, weight.detach(), bias)[0]
+        return out.view(*input.shape[:-1], outputs)
