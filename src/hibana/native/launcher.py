@@ -44,7 +44,7 @@ class Launcher:
         self.numbers: list[str] = []
         self.groups: dict[str, Any] = {}
         self.options: list[str] = []
-        for name, parameter in inspect.signature(body).parameters.items():
+        for name, parameter in inspect.signature(body, eval_str=True).parameters.items():
             kind = parameter.annotation
             if name in _OWN:
                 continue
