@@ -10,6 +10,7 @@ import inspect
 import struct
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -30,16 +31,10 @@ _HEAD = "declare ptr @malloc(i64)\ndeclare void @free(ptr)\n"
 _TAIL = "!0 = !{i32 1}\n"
 
 
-class Launcher:
-    """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
-
-    Raises:
-        TypeError: if a name is missing, or is none of the kernel's.
-    """
+class Arguments:
+    """What a kernel is given, by name, as the parameters of its `body` say."""
 
     def __init__(self, body: Callable[..., None]) -> None:
-        self.body = body
-        self.name = body.__name__
         self.addresses: dict[str, type[Pointer]] = {}
         self.numbers: list[str] = []
         self.groups: dict[str, Any] = {}
@@ -57,11 +52,28 @@ class Launcher:
                 self.numbers += [field.name for field in fields(kind)]
             else:
                 self.options.append(name)
-        self._names = frozenset([*self.addresses, *self.numbers, *self.options])
-        self._tensors, self._fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
-        self._pack = struct.Struct(f"{len(self.addresses)}q").pack
+        self.names = frozenset([*self.addresses, *self.numbers, *self.options])
+        self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
+        self.pack = struct.Struct(f"{len(self.addresses)}q").pack
+
+
+class Launcher:
+    """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
+
+    Raises:
+        TypeError: if a name is missing, or is none of the kernel's.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body = body
+        self.name = body.__name__
         self._built: dict[tuple[Hashable, ...], Kernel] = {}
         self._ready: dict[tuple[Hashable, ...], tuple[int, bytes]] = {}
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """What it is given, looked up when it is first needed: importing a kernel costs nothing."""
+        return Arguments(self.body)
 
     def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
         """Runs the kernel over ``range(pieces)``, split among torch's threads.
@@ -71,12 +83,13 @@ class Launcher:
             grain: pieces that are not worth a thread of their own.
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
-        if len(given) != len(self._names) or not given.keys() >= self._names:
+        arguments = self.arguments
+        if len(given) != len(arguments.names) or not given.keys() >= arguments.names:
             self._refuse(given)
-        fixed = self._fixed(given)
+        fixed = arguments.fixed(given)
         address, numbers = self._ready.get(fixed) or self._packed(fixed)
-        tensors: tuple[Tensor | None, ...] = self._tensors(given)
-        addresses = self._pack(*[0 if t is None else t.data_ptr() for t in tensors])
+        tensors: tuple[Tensor | None, ...] = arguments.tensors(given)
+        addresses = arguments.pack(*[0 if t is None else t.data_ptr() for t in tensors])
         run(address, pieces, addresses + numbers, grain)
 
     def source(self, **options: Hashable) -> str:
@@ -84,12 +97,12 @@ class Launcher:
         code = Code()
         write = code.writer
         taken: dict[str, Any] = {}
-        for i, name in enumerate([*self.addresses, *self.numbers]):
-            kind = self.addresses.get(name)
+        for i, name in enumerate([*self.arguments.addresses, *self.arguments.numbers]):
+            kind = self.arguments.addresses.get(name)
             place = write.row("", "i64", "%args", str(i))
             text = write.let(name, f"load {'i64' if kind is None else 'ptr'}, ptr {place}")
             taken[name] = Value(write, LONG, text) if kind is None else kind(write, text)
-        for name, kind_of_group in self.groups.items():
+        for name, kind_of_group in self.arguments.groups.items():
             taken[name] = kind_of_group(
                 **{field.name: taken.pop(field.name) for field in fields(kind_of_group)}
             )
@@ -100,9 +113,9 @@ class Launcher:
 
     def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
         """The address of the kernel for these options and numbers, and its arguments after the addresses."""
-        options, numbers = fixed[: len(self.options)], fixed[len(self.options) :]
+        options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
         if options not in self._built:
-            text = self.source(**dict(zip(self.options, options, strict=True)))
+            text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
             (self._built[options],) = assemble(text, (self.name,))
         if len(self._ready) >= SHAPES:
             self._ready.clear()
@@ -110,7 +123,10 @@ class Launcher:
         return self._ready[fixed]
 
     def _refuse(self, given: Mapping[str, object]) -> None:
-        missing, unknown = sorted(self._names - given.keys()), sorted(given.keys() - self._names)
+        missing, unknown = (
+            sorted(self.arguments.names - given.keys()),
+            sorted(given.keys() - self.arguments.names),
+        )
         raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 
 
