@@ -1,8 +1,14 @@
 """What the playground computes: answers against closed forms, and troubles told instead of raised."""
 
 import math
+import multiprocessing
 import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import numpy
 import pytest
@@ -315,3 +321,48 @@ def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
             network.opened(os.fspath(path))
     with pytest.raises(Trouble, match="sample must be in 0 to 359, got 360"):
         network.sample(str(checkpoint), 360)
+
+
+def test_a_worker_that_is_closed_while_it_starts_ends(monkeypatch):
+    starting, go = threading.Event(), threading.Event()
+    before = multiprocessing.active_children()
+    start = multiprocessing.get_context("spawn").Process.start
+
+    def slowly(process):
+        starting.set()
+        go.wait(60)
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", slowly)
+    worker = Worker()
+    thread = threading.Thread(target=worker.start)
+    thread.start()
+    assert starting.wait(60)
+    threading.Timer(0.1, go.set).start()
+    worker.close()
+    thread.join(60)
+    assert worker._process is None
+    assert multiprocessing.active_children() == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process is sent Ctrl-C alone there")
+@pytest.mark.parametrize("after", [0.0, 0.003, 0.03, 0.3])
+def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
+    pytest.importorskip("bokeh", reason="the extra play is not installed")
+    command = [sys.executable, "-m", "hibana", "play", "--no-browser"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have had it ignored
+        start_new_session=True,
+    ) as playing:
+        assert playing.stdout.readline().startswith("http://127.0.0.1:")
+        time.sleep(after)
+        os.killpg(playing.pid, signal.SIGINT)  # as a terminal does: its worker gets it too
+        try:
+            _, errors = playing.communicate(timeout=60)
+        finally:
+            playing.kill()
+    assert (playing.returncode, errors) == (130, "hibana play: interrupted\n")

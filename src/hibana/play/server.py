@@ -10,9 +10,11 @@ websocket closes. All scripts and styles come from this machine.
 import gc
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -100,6 +102,7 @@ def serve(
         trust: functions that checkpoints may name as their layers, ``module:function``. They will be run.
 
     Raises:
+        KeyboardInterrupt: when it was interrupted, and all that it started has ended.
         ValueError: if the port can't be listened on.
     """
     logging.getLogger("tornado.access").setLevel(logging.ERROR)  # each refusal would be a line
@@ -127,9 +130,34 @@ def serve(
     threads.submit(worker.start)
     gc.freeze()  # all that is loaded stays: gone through while a slider waits, it costs 30 ms
     loop.add_callback(ready, f"http://{ADDRESS}:{number}/?token={token}")
+    with _stopping(loop) as interrupted:
+        try:
+            loop.start()
+        finally:
+            server.stop(wait=False)
+            threads.shutdown(wait=False, cancel_futures=True)
+            worker.close()
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _stopping(loop: IOLoop) -> Iterator[list[int]]:
+    """Within it Ctrl-C stops `loop` instead of raising wherever it strikes, in a callback or in cleaning up.
+
+    Yields a list that is empty until then. Where Ctrl-C is ignored or handled by somebody else, it stays so.
+    """
+    interrupted: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.append(number)
+        loop.add_callback_from_signal(loop.stop)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
-        server.io_loop.start()
+        yield interrupted
     finally:
-        server.stop(wait=False)
-        worker.close()
-        threads.shutdown(wait=False, cancel_futures=True)
+        signal.signal(signal.SIGINT, before)

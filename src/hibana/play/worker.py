@@ -10,6 +10,9 @@ import importlib
 import multiprocessing
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,6 +32,7 @@ class Worker:
         self.limit = limit
         self._process: Any = None
         self._connection: Connection | None = None
+        self._changing = threading.Lock()  # a page's thread starts it, and may be doing so when all ends
 
     def ask(self, function: str, /, **question: Any) -> Any:
         """What ``module.name`` of this package answers to `question`.
@@ -56,23 +60,43 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process; the next question starts another."""
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.join()
-        assert self._connection is not None
-        self._connection.close()
-        self._process = self._connection = None
+        with self._changing:
+            if self._process is None:
+                return
+            self._process.kill()
+            self._process.join()
+            assert self._connection is not None
+            self._connection.close()
+            self._process = self._connection = None
 
     def _started(self) -> Connection:
-        if self._process is None or not self._process.is_alive():
-            spawning = multiprocessing.get_context("spawn")  # forked, it would share torch's threads
-            self._connection, theirs = spawning.Pipe()
-            self._process = spawning.Process(target=_answer, args=(theirs,), daemon=True)
-            self._process.start()
-            theirs.close()
-        assert self._connection is not None
-        return self._connection
+        with self._changing:
+            if self._process is None or not self._process.is_alive():
+                spawning = multiprocessing.get_context("spawn")  # forked, it would share torch's threads
+                connection, theirs = spawning.Pipe()
+                process = spawning.Process(target=_answer, args=(theirs,), daemon=True)
+                with _deaf():
+                    process.start()
+                theirs.close()
+                self._process, self._connection = process, connection
+            assert self._connection is not None
+            return self._connection
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """What this thread starts within it does not hear Ctrl-C, from its first instruction on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker  # where there are no such masks it can't be imported
+
+    resource_tracker.ensure_running()  # the first process starts it, and unblocks Ctrl-C meanwhile
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _answer(connection: Connection) -> None:
