@@ -1,8 +1,9 @@
-"""The same NIR graph in snnTorch and Norse: the same spikes at each step, where their semantics allow.
+"""The same NIR graph in snnTorch, Norse and SpikingJelly: the same spikes at each step, as semantics allow.
 
-Both are left out where they are not installed. In an environment of their own:
+All are left out where they are not installed. In an environment of their own:
 
-    python -m venv peers && peers/bin/pip install -e '.[nir,test]' snntorch==1.0.0 norse==1.1.0
+    python -m venv peers && peers/bin/pip install -e '.[nir,test]' snntorch==1.0.0 norse==1.1.0 \\
+        spikingjelly==2.0.0 nirtorch
     peers/bin/python -m pytest tests/test_nir_peers.py
 """
 
@@ -33,6 +34,12 @@ def norse(graph, inputs):
     return stepped(norse.torch.from_nir(graph, dt=1e-4), inputs)
 
 
+def spikingjelly(graph, inputs):
+    from spikingjelly.activation_based.nir_exchange import import_from_nir
+
+    return stepped(import_from_nir(graph), inputs)
+
+
 def stepped(net, inputs):
     outputs, state = [], None
     with torch.no_grad():
@@ -49,7 +56,7 @@ PEERS = [
             importlib.util.find_spec(run.__name__) is None, reason=f"{run.__name__} is not installed"
         ),
     )
-    for run in (snntorch, norse)
+    for run in (snntorch, norse, spikingjelly)
 ]
 
 
@@ -86,6 +93,9 @@ DIFFERENT = {
     ("norse", "recurrent bias"): "leaves the recurrent bias out at the first step",
     ("norse", "pooling"): "knows no AvgPool2d",
     ("norse", "flatten"): "counts Flatten's dimensions with the batch",
+    ("spikingjelly", "if"): "wants an IF's r to be 1 / dt",
+    ("spikingjelly", "recurrent bias"): "leaves the recurrent bias out at the first step",
+    ("spikingjelly", "recurrent if"): "wants an IF's r to be 1 / dt",
 }
 
 
@@ -112,3 +122,23 @@ def equal(peer, graph, inputs, wanted):
         warnings.warn(f"{peer.__name__} raised {error!r}", stacklevel=2)
         return False
     return torch.equal(outputs, wanted)
+
+
+@pytest.mark.parametrize("neuron", ["IFNode", "LIFNode", "CUBALIFNode"])
+@pytest.mark.parametrize("dt", [1e-4, 1e-3])
+def test_what_spikingjelly_writes_spikes_as_it_does_there(tmp_path, neuron, dt):
+    exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
+    from spikingjelly.activation_based import functional
+    from spikingjelly.activation_based import neuron as neurons
+
+    given = {"c_decay": 0.5, "v_decay": 0.75} if neuron == "CUBALIFNode" else {}
+    net = nn.Sequential(nn.Linear(5, 8), getattr(neurons, neuron)(v_threshold=0.4, **given))
+    functional.set_step_mode(net, "m")
+    inputs = torch.rand(50, 4, 5)
+    graph = exchange.export_to_nir(net, inputs, save_path=tmp_path / "x.nir", dt=dt)
+    functional.reset_net(net)
+    with torch.no_grad():
+        wanted = net(inputs)
+        assert 0.01 < wanted.mean() < 0.99
+        for source in (graph, tmp_path / "x.nir"):
+            assert torch.equal(read(source, dt=dt)(inputs), wanted)
