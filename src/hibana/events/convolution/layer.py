@@ -69,7 +69,8 @@ class Conv2d(BySpikes, nn.Conv2d):
         return autograd.convolution(input, weight, bias, bits, share, support, geometry)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        return super()._densely(_channels_last(input) if input.ndim == 4 else input, reason)
+        images = input.ndim == 4 and input.layout == torch.strided
+        return super()._densely(_channels_last(input) if images else input, reason)
 
     def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
         """Why this call is torch's, if it is whatever the input holds."""
