@@ -95,3 +95,39 @@ def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
                 assert torch.equal(value, wanted)
 
     at_once(*(lambda net=n, alone=e: again(net, alone) for n, e in zip(nets, expected, strict=True)))
+
+
+class Waiting(hb.Cell):
+    """Waits in its step, wherever that runs but in the main thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.decay = nn.Parameter(torch.tensor(0.75))
+        self.part = nn.ParameterList([nn.Parameter(torch.tensor(0.5))])
+        self.also = [self.part]
+
+    def forward(self, input_, v_previous, s_previous):
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            go_on.wait(60)
+        v = self.decay * v_previous * (1 - s_previous) + self.also[0][0] * input_
+        return v, hb.surrogate.Step()(v - 1)
+
+
+reached, go_on = threading.Event(), threading.Event()
+
+
+def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread():
+    cell, x = Waiting(), 4 * torch.rand(6, 3)
+    expected, _ = hb.unroll(cell, x, backend="reference")
+    assert 0 < expected.mean() < 1
+    found = []
+    tracing = threading.Thread(target=lambda: found.append(hb.unroll(cell, x, backend="cpu")[0]))
+    tracing.start()
+    try:
+        assert reached.wait(60)
+        assert torch.equal(hb.unroll(cell, x, backend="reference")[0], expected)
+    finally:
+        go_on.set()
+        tracing.join()
+    assert torch.equal(found[0], expected)

@@ -6,9 +6,9 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from hibana.loop.derivatives import differentiated_once
 from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
+from hibana.loop.shared import Bounded, detached, structure
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 
@@ -53,6 +54,10 @@ class Kernels(Protocol):
     @staticmethod
     def device() -> str:
         """The kind of device whose PyTorch the numbers equal."""
+        ...
+
+    def alike(self, step: Step) -> Self:
+        """The kernels of `step`, which is this one's but for its constants: the same code."""
         ...
 
     def forward(
@@ -165,11 +170,17 @@ def known(cell: Cell, call: Hashable) -> Any:
 def remember(cell: Cell, call: Hashable, what: Any) -> None:
     """Has :func:`known` find `what` until an attribute of `cell` is set, if all of it is plain."""
     if _is_plain(cell):
-        cell.__dict__.setdefault("made", {})[call] = what
+        cell.__dict__.setdefault("made", Bounded(CALLS))[call] = what
 
+
+CALLS = 128
+"""Calls that are remembered of a cell, which differ in shape, dtype, threads, …"""
+PROGRAMS = 1024
+STRUCTURES = 256
 
 _Place = tuple[str, torch.Size, torch.dtype]
-_SHARED: dict[Hashable, Program | str] = {}
+_SHARED: dict[Hashable, Program | str] = Bounded(PROGRAMS)
+_BY_STRUCTURE: dict[Hashable, tuple[Step, Kernels]] = Bounded(STRUCTURES)
 
 
 def _is_plain(cell: Cell) -> bool:
@@ -186,12 +197,10 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
     """A program that cells alike have made before, for this shape or for any; else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(cell_tensors(cell), shape), dtype)
-    if (alike, anywhere) in _SHARED:
-        return _SHARED[alike, anywhere]
+    if found := _SHARED.get((alike, anywhere)):
+        return found
     try:
-        make = kernels_of(backend)
-        step = trace(cell, shape, dtype, make.device())
-        kernels = make(step, make_plan(step), dtype)
+        step, kernels = _compiled(cell, backend, shape, dtype)
     except Unsupported as reason:
         made: Program | str = str(reason)
         _SHARED[alike, place] = made
@@ -199,6 +208,22 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
         made = Program(step, kernels.plan, kernels, (None,) * len(step.states))
         _SHARED[alike, anywhere if step.any_size else place] = made
     return made
+
+
+def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
+    """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
+    make = kernels_of(backend)
+    step = trace(detached(cell), shape, dtype, make.device())
+    alike = (backend, dtype, structure(step))
+    found = _BY_STRUCTURE.get(alike)
+    if found is None:
+        kernels = make(step, make_plan(step), dtype)
+        _BY_STRUCTURE[alike] = step, kernels
+        return step, kernels
+    first, kernels = found  # whose plan speaks of the values of the first step
+    own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
+    step = replace(first, **own)
+    return step, kernels.alike(step)
 
 
 def refusal(backend: str, device: str) -> str:

@@ -6,8 +6,9 @@ over time; a stride of zero is an input that stays the same and is never written
 
 import ctypes
 from collections.abc import Sequence
+from copy import copy
 from functools import cache, lru_cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ REPLAYED = 4 << 20
 
 FAR = 256 << 10
 """Bytes from which on it matters where a tensor lies; a page more is little then."""
+
+SHAPES = 256
+"""Shapes of sequences that a step's kernels are kept ready for."""
+LAUNCHES = 64
+"""As many with a step's own constants."""
 
 _MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin", "cos": "Cos"} | {
     "erf": "Erf",
@@ -71,14 +77,25 @@ class CpuKernels:
         for value in reachable(step.nexts):
             if value.word == "sigmoid" or value.word in CALLS - self.calls:
                 raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
-        number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        self._built: dict[object, Bound] = {}
+        self._forward = lru_cache(SHAPES)(self._make_forward)
+        self._backward = lru_cache(SHAPES)(self._make_backward)
+        self._turns = lru_cache(SHAPES)(self._make_turns)
+        self._take(step)
+
+    def alike(self, step: Step) -> Self:
+        """The kernels of `step`, which is this one's but for its constants: the same code."""
+        kernels = copy(self)
+        kernels._take(step)
+        return kernels
+
+    def _take(self, step: Step) -> None:
+        """Takes the constants of `step`."""
+        self.step = step
+        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
-        self._built: dict[object, Bound] = {}
-        self._forward = lru_cache(maxsize=4096)(self._make_forward)
-        self._backward = lru_cache(maxsize=4096)(self._make_backward)
-        self._turns = lru_cache(maxsize=4096)(self._make_turns)
-        self._launch = lru_cache(maxsize=4096)(self._make_launch)
+        self._launch = lru_cache(LAUNCHES)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
@@ -124,6 +141,7 @@ class CpuKernels:
         ready.walk.run(  # in the order of forward_source
             *(inputs.data_ptr(), inputs.stride(0), place),
             *_addresses(*first, *(last or (None,) * (len(first) - 1)), *kept, *parameters),
+            self.constants_at,
         )
         return outputs, last, kept
 
@@ -167,12 +185,13 @@ class CpuKernels:
         states = (*first, *last_grads, *first_grads)
         if plan.again is None:
             # in the order of backward_source
-            self._backward(*way).run(*before, *_addresses(*states, *kept, *sums, *parameters))
+            given = _addresses(*states, *kept, *sums, *parameters)
+            self._backward(*way).run(*before, *given, self.constants_at)
         else:
             again = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
             self._turns(plan.again, *way).run(
-                (again, _addresses(*parameters)),
-                ((*before, *_addresses(*states)), _addresses(*sums, *parameters)),
+                (again, [*_addresses(*parameters), self.constants_at]),
+                ((*before, *_addresses(*states)), [*_addresses(*sums, *parameters), self.constants_at]),
                 before[2],
             )
         return grad_input, first_grads, sums
@@ -184,15 +203,15 @@ class CpuKernels:
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        node = built()
+        node, constants = built(), self.constants_at
         forward = self._forward(shape, plan, True, threads)
         backward, turns = None, None
         if plan is not None:
             way = (shape, True, False, True, threads)
             if plan.again is None:
-                backward = self._backward(*way).call()
+                backward = self._backward(*way).call(constants)
             else:
-                backward, turns = self._turns(plan.again, *way).calls()
+                backward, turns = self._turns(plan.again, *way).calls(constants)
         reads_input = plan is not None and plan.reads_input
         marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
         facts = (  # in the order of node.cpp
@@ -200,7 +219,8 @@ class CpuKernels:
             *(-1 if place is None else place for place in marks),
             *(FAR, APART, ROOM_APART, PAGE, LINE),
         )
-        launch = node.launch(facts, forward.bits, forward.booleans, forward.walk.call(), backward, turns)
+        call = forward.walk.call(constants)
+        launch = node.launch(facts, forward.bits, forward.booleans, call, backward, turns)
         return partial(node.run, launch)
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -254,7 +274,7 @@ class CpuKernels:
             ]
             calls = (_vector_function(word, self.dtype) for word in called)
             # a thread that was here first may run its own by now, which must stay
-            found = self._built.setdefault(key, (kernel, (self.constants_at, *calls), source.row))
+            found = self._built.setdefault(key, (kernel, tuple(calls), source.row))
         return found
 
     def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:

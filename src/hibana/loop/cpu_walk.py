@@ -58,11 +58,11 @@ class Walk(NamedTuple):
     backwards."""
 
     tail: tuple[int, ...]
-    """What they end with: where its constants are, and the functions that it calls."""
+    """What they end with: the functions that it calls."""
 
-    def call(self) -> Call:
-        """It as ``node.cpp`` takes it."""
-        return (*self.work[:3], self.sizes, self.tail)
+    def call(self, constants: int) -> Call:
+        """It as ``node.cpp`` takes it, with the step's constants at `constants`."""
+        return (*self.work[:3], self.sizes, (constants, *self.tail))
 
     def run(self, *between: int) -> None:
         """Runs the kernel over all rows; `between` are its arguments between the sizes and the tail."""
@@ -83,10 +83,11 @@ class Replay(NamedTuple):
     rest: tuple[int, ...]
     """The last of ``llvm_replay.ARGUMENTS``."""
 
-    def calls(self) -> tuple[Call, tuple[Call, Call, list[int], list[int], int]]:
+    def calls(self, constants: int) -> tuple[Call, tuple[Call, Call, list[int], list[int], int]]:
         """It as ``node.cpp`` takes it: the backward, and what goes with it by turns."""
         again, backward = (
-            (address, 0, 0, self.sizes, tail) for address, tail in zip(self.kernels, self.tails, strict=True)
+            (address, 0, 0, self.sizes, (constants, *tail))
+            for address, tail in zip(self.kernels, self.tails, strict=True)
         )
         starts, bits = (list(table) for table in self.tables)
         return backward, ((*self.work[:3], (), self.rest), again, starts, bits, self.room)

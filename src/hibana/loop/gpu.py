@@ -9,10 +9,11 @@ import linecache
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from copy import copy
 from functools import cache
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -68,6 +69,12 @@ class GpuKernels:
                 raise Unsupported(f"{word} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
         self._constants: dict[torch.device, Tensor] = {}
+
+    def alike(self, step: Step) -> Self:
+        """The kernels of `step`, which is this one's but for its constants: the same code."""
+        kernels = copy(self)
+        kernels.step, kernels._constants = step, {}
+        return kernels
 
     @staticmethod
     def device() -> str:

@@ -1,0 +1,91 @@
+"""What is kept of cells and shapes that come and go: little, and never what still runs is let go."""
+
+import gc
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import hibana as hb
+from hibana.loop import compiled, cpu
+from hibana.loop.shared import Bounded
+
+X = 3 * torch.rand(6, 2, 5)
+
+
+def _memory():
+    """Bytes of this process that are in memory."""
+    gc.collect()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmRSS"))
+    return int(line.split()[1]) << 10
+
+
+def _step(cell, inputs, backend):
+    inputs = inputs.clone().requires_grad_()
+    outputs, _ = hb.unroll(cell, inputs, backend=backend)
+    return inputs, outputs
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_values_of_hyper_parameters_and_shapes_do_not_grow_the_process():
+    def call(i):
+        cell = hb.LIFCell(2.0 + i / 100, threshold=0.5 + i / 1000, detach_reset=True)
+        _step(cell, X, "cpu")[1].sum().backward()
+        _step(shaped, torch.rand(3 + i % 20, 2 + i // 20, 3), "cpu")[1].sum().backward()
+
+    shaped = hb.IFCell()
+    for i in range(20):
+        call(i)
+    before = _memory()
+    for i in range(20, 270):
+        call(i)
+    assert _memory() - before < 10 << 20
+
+
+def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(monkeypatch):
+    class Own(hb.LIFCell):
+        """Of which no program is known."""
+
+    _step(Own(2.0), X, "cpu")[1].sum().backward()
+
+    def never(*arguments, **named):
+        raise AssertionError("planned or written again")
+
+    monkeypatch.setattr(compiled, "make_plan", never)
+    monkeypatch.setattr(cpu, "forward_source", never)
+    monkeypatch.setattr(cpu, "backward_source", never)
+    for tau in (3.0, 4.5):
+        cell = Own(tau, threshold=0.3)
+        inputs, outputs = _step(cell, X, "cpu")
+        expected, wanted = _step(cell, X, "reference")
+        outputs.sum().backward()
+        wanted.sum().backward()
+        assert torch.equal(outputs, wanted)
+        assert outputs.any()
+        torch.testing.assert_close(inputs.grad, expected.grad)
+
+
+def test_what_is_let_go_still_serves_a_backward_that_is_to_come(monkeypatch):
+    monkeypatch.setattr(compiled, "_SHARED", Bounded(2))
+    monkeypatch.setattr(compiled, "_BY_STRUCTURE", Bounded(1))
+    monkeypatch.setattr(compiled, "CALLS", 1)
+    monkeypatch.setattr(cpu, "SHAPES", 1)
+    cells = [hb.IFCell(0.4), hb.LIFCell(3.0, threshold=0.3), hb.ALIFCell(), hb.IFCell(0.7), hb.QIFCell()]
+    made = [(_step(cell, X[: 3 + i % 2], "cpu"), cell) for i in range(6) for cell in cells]
+    gc.collect()
+    assert len(compiled._SHARED) == 2
+    for (inputs, outputs), cell in made:
+        expected, wanted = _step(cell, inputs.detach(), "reference")
+        outputs.sum().backward()
+        wanted.sum().backward()
+        assert torch.equal(outputs, wanted)
+        torch.testing.assert_close(inputs.grad, expected.grad)
+
+
+def test_a_bounded_dictionary_lets_the_oldest_go():
+    kept = Bounded(2)
+    for i in range(4):
+        kept[i] = str(i)
+    assert kept == {2: "2", 3: "3"}
