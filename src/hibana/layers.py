@@ -69,7 +69,10 @@ class OverTime(Stateful):
             return self.over_time(inputs, state)
         # a module takes longer to find its own module than most of what follows
         cell = cast(cells.Cell, self._modules["cell"])
-        return emitted(cell, inputs, state, backend=self.backend, ends=False)[0]
+        outputs = emitted(cell, inputs, state, backend=self.backend, ends=False)[0]
+        if outputs.ndim == 1:  # asked here, where it is known to be a tensor of the shape of the inputs
+            check_batch(inputs)
+        return outputs
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""

@@ -99,7 +99,7 @@ def emitted(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
 
-    Without `ends`, as a layer calls it, the state that the run ends in may be missing altogether.
+    Without `ends` the state that the run ends in may be missing altogether.
     """
     if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
@@ -107,8 +107,6 @@ def emitted(
         if way is not None and inputs.is_contiguous() and not inputs.is_neg():
             return compiled.go(way, inputs, ())
     _check_inputs(cell, inputs)
-    if not ends:
-        check_batch(inputs)
     if not _is_traced(inputs):
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     dtype = reference.carried(inputs.dtype)

@@ -18,7 +18,7 @@ from hibana.loop.derivatives import differentiated_once
 from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
-from hibana.loop.shared import Bounded, detached, structure
+from hibana.loop.shared import Bounded, structure
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 
@@ -213,7 +213,7 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
 def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
     make = kernels_of(backend)
-    step = trace(detached(cell), shape, dtype, make.device())
+    step = trace(cell, shape, dtype, make.device())
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:
