@@ -9,6 +9,7 @@ import argparse
 import importlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -241,13 +242,30 @@ def _owned(out: Path, arguments: argparse.Namespace) -> "Folder":
             raise _unwritable(out, error) from error
 
 
+@contextmanager
+def _writers_quiet() -> Iterator[None]:
+    """TensorBoard's thread hands on what it can't write to the thread that trains, which says it once."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def _trained(settings: "Settings", folder: "Folder", samples: "DataSet", checkpoint: Path | None) -> None:
     from hibana.train import fit, linear_accuracy
 
     begun = time.perf_counter()
     kept = folder.path / "checkpoint.ckpt"
     try:
-        model, outcome = fit(settings, folder, resume=checkpoint, progress=sys.stdout.isatty())
+        with _writers_quiet():
+            model, outcome = fit(settings, folder, resume=checkpoint, progress=sys.stdout.isatty())
         if model.global_rank > 0:
             return
         linear = linear_accuracy(model, samples)
