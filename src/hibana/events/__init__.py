@@ -7,7 +7,10 @@ when a kernel is built.
 from hibana.events.adopt import adopt
 from hibana.events.convolution import Conv2d
 from hibana.events.flatten import Flatten
-from hibana.events.linear import Linear
+from hibana.events.linear import Linear, product
 from hibana.events.pooling import MaxPool2d
+from hibana.loop import outer
 
 __all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
+
+outer.by_bits = product.over_bits

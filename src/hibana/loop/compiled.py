@@ -19,6 +19,7 @@ from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.shared import Bounded, structure
+from hibana.loop.synapses import needed
 from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 
@@ -124,23 +125,23 @@ class Program:
     def parameters(
         self, held: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
     ) -> list[Tensor]:
-        """What the kernels take for the cell's tensors: one number each, or one per neuron.
+        """What the kernels take for the cell's tensors: a number, or one per neuron; then the matrices.
 
         `inputs` are given in the `order` in which they lie in memory.
         """
-        if not self.step.parameters:
+        if not (self.step.parameters or self.step.matrices):
             return []
         one = inputs.shape[1:]
         shape = one if order is None else [one[d - 1] for d in _inverse(order)[1:]]
         with torch.no_grad():
             values = self.step.prologue(*held)
-        dtype = self.kernels.dtype
+        dtype, count = self.kernels.dtype, self.step.parameters
         return [
             value.to(dtype).resolve_neg()
             if value.numel() == 1
             else _step_in(order, value.expand(shape).to(dtype))
-            for value in values
-        ]
+            for value in values[:count]
+        ] + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Program:
@@ -212,12 +213,12 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
 
 def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
-    make = kernels_of(backend)
-    step = trace(cell, shape, dtype, make.device())
+    step = trace(cell, shape, dtype, kernels_of(backend).device())
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:
-        kernels = make(step, make_plan(step), dtype)
+        make = kernels_of(backend, bool(step.matrices))
+        kernels = make(step, make_plan(step, needed(step)), dtype)
         _BY_STRUCTURE[alike] = step, kernels
         return step, kernels
     first, kernels = found  # whose plan speaks of the values of the first step
@@ -236,12 +237,22 @@ def refusal(backend: str, device: str) -> str:
 
 
 @cache
-def kernels_of(backend: str) -> type[Kernels]:
-    """What makes kernels of a step for `backend`."""
+def kernels_of(backend: str, products: bool = False) -> type[Kernels]:
+    """What makes kernels of a step for `backend`; of one that has `products`.
+
+    Raises:
+        Unsupported: if nothing does.
+    """
     if backend == "triton":
         from hibana.loop.gpu import GpuKernels
 
+        if products:
+            raise Unsupported("products inside a step are compiled for the CPU alone")
         return GpuKernels
+    if products:
+        from hibana.loop.cpu_samples import SampleKernels
+
+        return SampleKernels
     from hibana.loop.cpu import CpuKernels
 
     return CpuKernels
@@ -256,7 +267,7 @@ def run(
     """
     order = None
     if not inputs.is_contiguous():
-        order = _memory_order(inputs)
+        order = None if program.step.matrices else _memory_order(inputs)  # neurons of a sample lie together
         if order is None and not walkable(inputs):
             inputs = inputs.contiguous()
     begun = () if state is None else state
@@ -340,11 +351,12 @@ class _Run(torch.autograd.Function):
         parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
         read = (inputs,) if plan.reads_input else ()
-        needed = [first[i] for i in plan.before] if begun else ()
+        needed = [first[i] for i in plan.first] if begun else ()
         ctx.save_for_backward(*read, *needed, *held, *parameters, *kept)
         ctx.set_materialize_grads(False)
-        ctx.support = None if plan.support_at is None else kept[plan.support_at]
-        ctx.spikes = None if plan.spikes_at is None else kept[plan.spikes_at]
+        known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
+        ctx.support = kept[plan.support_at] if known and plan.support_at is not None else None
+        ctx.spikes = kept[plan.spikes_at] if known and plan.spikes_at is not None else None
         if order is not None:
             outputs, last = _back(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -362,13 +374,13 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     step, saved = program.step, ctx.saved_tensors
     a = int(plan.reads_input)  # in the order of `_Run.forward`
-    b = a + (len(plan.before) if begun else 0)
+    b = a + (len(plan.first) if begun else 0)
     c = b + len(wanted) - 1 - begun
-    d = c + step.parameters
+    d = c + step.parameters + step.matrices
     inputs, needed, held, parameters, kept = saved[:a], saved[a:b], saved[b:c], saved[c:d], saved[d:]
     first: Sequence[Tensor | None] = program.at_rest
     if begun:
-        by_state = dict(zip(plan.before, needed, strict=True))
+        by_state = dict(zip(plan.first, needed, strict=True))
         first = [by_state.get(i) for i in range(begun)]
     if grad_outputs is not None:
         if order is not None:

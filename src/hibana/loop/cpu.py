@@ -23,7 +23,7 @@ from hibana.loop.words import CALLS, Unsupported
 from hibana.native import assemble
 from hibana.native.threads import libtorch
 
-__all__ = ["CpuKernels"]
+__all__ = ["CpuKernels", "vector_functions"]
 
 CPU = torch.device("cpu")
 
@@ -71,12 +71,7 @@ class CpuKernels:
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
-        roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
-        said = {value.word for value in reachable(roots)} & CALLS
-        self.calls = frozenset(word for word in said if _vector_function(word, dtype))
-        for value in reachable(step.nexts):
-            if value.word == "sigmoid" or value.word in CALLS - self.calls:
-                raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
+        self.calls = frozenset(vector_functions(step, dtype))
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
@@ -325,6 +320,21 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
 def _sizes(shape: torch.Size) -> tuple[int, int]:
     """Steps, and the neurons of one."""
     return shape[0], shape[1:].numel()
+
+
+def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
+    """The addresses of the functions by which this torch computes what `step` calls, if they are found.
+
+    Raises:
+        Unsupported: if one that its forward calls is not.
+    """
+    roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
+    said = {value.word for value in reachable(roots)} & CALLS
+    found = {word: address for word in sorted(said) if (address := _vector_function(word, dtype))}
+    for value in reachable(step.nexts):
+        if value.word == "sigmoid" or value.word in CALLS - found.keys():
+            raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
+    return found
 
 
 @cache

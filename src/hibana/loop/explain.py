@@ -165,7 +165,7 @@ def _kept(step: Step, value: Value) -> str:
             return f"whether {name} is 1"
     if value.word == "input":
         return "the input itself"
-    stores = forward_pass(step, Plan((value,), (), None, None))
+    stores = forward_pass(step, Plan((value,), (), (), None, None))
     lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
     text = results["kept0"]
     for line in reversed(lines):  # what has a name of its own is written out, but for the next states

@@ -15,7 +15,7 @@ from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
 from hibana.loop.words import CALLS
 
-__all__ = ["AT_ONCE", "Moving", "Parts", "Pass", "plain"]
+__all__ = ["AT_ONCE", "Call", "Moving", "Parts", "Pass", "plain"]
 
 AT_ONCE = 4
 """Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
@@ -52,10 +52,12 @@ class Pass:
     ahead: frozenset[str] = frozenset()
     """The rows that come from memory, and of which what follows is asked for."""
     functions: list[str] = field(default_factory=list)
-    does: list[tuple[str, list[str], list[str]]] = field(default_factory=list)
-    """What to call, with which rows and with which scalars."""
+    does: list["Call"] = field(default_factory=list)
+    """What to call, in this order."""
     scratch: list[str] = field(default_factory=list)
     """Rows of the pass's own, of numbers."""
+    products: list[str] = field(default_factory=list)
+    """Rows of the pass's own that products are written to."""
     called: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -64,14 +66,12 @@ class Pass:
         self.long = is_long(stores)
         while ready := _ready(stores):
             names = self._rows(stores, len(ready))
-            arguments = {name: value.args[0] for name, value in zip(names, ready, strict=True)}
+            calls = dict(zip(names, ready, strict=True))
+            arguments = {name: value.args[0] for name, value in calls.items() if not _is_read(value)}
             handed = _handed_over(stores, arguments.values()) if self.long else []
             more = dict(zip(self._rows(stores, len(handed), names), handed, strict=True))
             self._function(arguments | more)
-            self.called |= {value.word for value in ready}
-            for name, value in zip(arguments, ready, strict=True):
-                self.does.append((value.word, [name], []))
-            results = {v: Value("row", data=name) for name, v in zip(arguments, ready, strict=True)}
+            results = {v: Value("row", data=self._call(name, v)) for name, v in calls.items()}
             results |= {v: Value("bits" if v.boolean else "row", data=name) for name, v in more.items()}
             stores = substitute(stores, results)
         if stores:
@@ -86,7 +86,22 @@ class Pass:
         self.scratch += new
         return found + new
 
+    def _call(self, name: str, value: Value) -> str:
+        """Adds the call that computes `value` from the row `name`, and returns the result's row."""
+        if value.word != "product":
+            self.called.add(value.word)
+            self.does.append(Call(value.word, [name]))
+            return name
+        result = f"{name}.product{len(self.does)}"
+        self.products.append(result)
+        given = str(value.args[0].data) if _is_read(value) else name
+        where = [str(gate.data) for gate in value.args[1:]]
+        self.does.append(Call("product", [given, *where, result], matrix=int(value.data)))
+        return result
+
     def _function(self, stores: Stores) -> None:
+        if not stores:
+            return
         read = leaves(stores)
         rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.word != "scalar"), *stores]))
         scalars = [name for name, leaf in read.items() if leaf.word == "scalar"]
@@ -96,7 +111,18 @@ class Pass:
         else:
             function = _row_function(name, self.real, stores, rows, scalars, self.past, self.ahead)
         self.functions.append(function)
-        self.does.append((f"@{name}", rows, scalars))
+        self.does.append(Call(f"@{name}", rows, scalars))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is done to rows: a function of the pass's own (``@name``), a vector function, or ``product``."""
+
+    function: str
+    rows: list[str]
+    """A product's are its operand, the bits of where it matters if it doesn't everywhere, and its result."""
+    scalars: list[str] = field(default_factory=list)
+    matrix: int = 0
 
 
 def is_long(stores: Stores) -> bool:
@@ -148,17 +174,26 @@ def _is_one(value: Value) -> bool:
     return value.word == "number" and value.data == 1
 
 
+_CUTS = CALLS | {"product"}
+"""What is computed a whole row at a time."""
+
+
 def _ready(stores: Stores) -> list[Value]:
-    """Vector calls in `stores` whose argument needs no other."""
+    """Vector calls and products in `stores` whose argument needs no other."""
     behind: set[Value] = set()
     found: list[Value] = []
     for value in evaluated(stores.values(), ()):
         if any(argument in behind for argument in value.args):
             behind.add(value)
-        elif value.word in CALLS:
+        elif value.word in _CUTS:
             found.append(value)
             behind.add(value)
     return found
+
+
+def _is_read(value: Value) -> bool:
+    """Whether a product's operand is a row that need not be written first."""
+    return value.word == "product" and len(value.args) == 1 and value.args[0].word == "row"
 
 
 def _short_function(name: str, real: str, stores: Stores, rows: list[str], scalars: list[str]) -> str:
@@ -281,6 +316,10 @@ class Parts:
         parts = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
         return list(dict.fromkeys(part for part in parts if part))
 
+    def single(self) -> list[Pass]:
+        """Those that do one step."""
+        return list(dict.fromkeys(part for part in (self.before, self.step, self.edge_step) if part))
+
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
         stores = self._together(count, edge=edge)
         ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
@@ -330,7 +369,7 @@ def _replaced(
     """`stores` with each leaf replaced by the one of `named`, or by what `standing` says."""
     found = {}
     for value in evaluated(stores.values(), ()):
-        other = named.get(str(value.data)) if value.word == "row" else None
+        other = named.get(str(value.data)) if value.word in ("row", "bits") else None
         other = other or standing(value)
         if other is not None:
             found[value] = other

@@ -51,8 +51,8 @@ class Source:
 
     text: str
     arguments: tuple[str, ...]
-    row: int
-    """Neurons in a row at most."""
+    row: int = 0
+    """Neurons in a row at most, if they are done in rows."""
 
 
 def forward_source(
@@ -210,7 +210,7 @@ class _Walk:
         for i, name in enumerate(self.arguments):
             kind = "i64" if name in _NUMBERS else "ptr"
             writer.let(name, f"load {kind}, ptr {writer.row('', 'ptr', '%args', str(i))}")
-        for name in dict.fromkeys(n for p in self.passes for _, _, scalars in p.does for n in scalars):
+        for name in dict.fromkeys(n for p in self.passes for call in p.does for n in call.scalars):
             array, _, index = name.rstrip("]").partition("[")
             place = writer.row("", self.real, "%constants" if array == "c" else f"%{array}_at", index)
             writer.let(plain(name), f"load {self.real}, ptr {place}")
@@ -347,18 +347,18 @@ class _Walk:
     def do(self, pass_: Pass, t: str, begun: Mapping[str, str]) -> None:
         """The calls that do `pass_` from step `t` on; rows of `begun` are where it says."""
         places = dict(begun)
-        for function, rows, scalars in pass_.does:
-            for name in rows:
+        for call in pass_.does:
+            for name in call.rows:
                 own, _, ahead = name.rpartition(".")
                 if name not in places:
                     moves = own in self.moving
                     places[name] = self.moved(self.moving[own], t, int(ahead)) if moves else named(name)
-            given = [places[name] for name in rows]
-            if function in CALLS:
-                self._vector_call(function, given[0])
+            given = [places[name] for name in call.rows]
+            if call.function in CALLS:
+                self._vector_call(call.function, given[0])
             else:
-                said = [*(f"ptr {row}" for row in given), *(f"{self.real} %{plain(s)}" for s in scalars)]
-                self.writer.do(f"call void {function}({', '.join([*said, 'i64 %n', 'i64 %back'])})")
+                said = [*(f"ptr {row}" for row in given), *(f"{self.real} %{plain(s)}" for s in call.scalars)]
+                self.writer.do(f"call void {call.function}({', '.join([*said, 'i64 %n', 'i64 %back'])})")
 
     def _vector_call(self, word: str, row: str) -> None:
         count = self.writer.let("", "trunc i64 %n to i32")

@@ -153,7 +153,7 @@ def _unroll(
 @lru_cache(maxsize=1024)
 def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
     step, plan, dtype = serial.read(text)
-    kernels = compiled.kernels_of(backend)(step, plan, dtype)
+    kernels = compiled.kernels_of(backend, bool(step.matrices))(step, plan, dtype)
     return Program(step, kernels.plan, kernels, (None,) * len(step.states)), dtype
 
 

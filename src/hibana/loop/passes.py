@@ -14,6 +14,8 @@ names lie in memory is each backend's business.
 ``emitted_grad``        the gradient that arrives for what was emitted at this step
 ``x_grad``              the gradient of the input
 ``sum0``, …             sums over time that the gradients of the cell's tensors are made of
+``outer0``, …           gradients that gradients of matrices are outer products of
+``gate0``, …            a truth value of the step before, outside which state 0's gradient is of no matter
 ``p0``, …               per-neuron parameters; scalar ones are ``scalar`` leaves, ``p[0]`` of one number
 ``c[0]``, …             constants
 ======================  ========================================================================
@@ -21,10 +23,10 @@ names lie in memory is each backend's business.
 
 from collections.abc import Callable, Container, Iterable, Mapping
 
-from hibana.loop.plan import Plan, evaluated
+from hibana.loop.plan import Plan, evaluated, has_gradient
 from hibana.loop.trace import Step, Value
 
-__all__ = ["Stores", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
+__all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
 
 Stores = dict[str, Value]
 Leaf = Callable[[Value], Value | None]
@@ -80,6 +82,12 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
             given[index] = both if index == emitted else carried
         return given[index] if value.word == "gradient" else _shared(value)
 
+    written = {step.grad_input} if wants_input and not constant_input else set()
+    outer: Stores = {}
+    for i, side in enumerate(arriving(step)):
+        if side not in written:
+            outer[f"outer{i}"] = side
+            written.add(side)
     zero = Value("number")
     sums: Stores = {f"sum{i}": value for i, value in enumerate(step.grad_sums)}
     stores: Stores = {}
@@ -88,10 +96,15 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
     for i, (name, grad) in enumerate(zip(step.states, step.grad_states, strict=True)):
         if grad is not None or i != emitted:
             stores[f"{name}_grad"] = grad or zero
-    named = _named(stores | sums, leaf)
+    named = _named(stores | sums | outer, leaf)
     for name in sums:
         named[name] = Value("add", (Value("row", data=name), named[name]))
     return named
+
+
+def arriving(step: Step) -> list[Value]:
+    """For each pair of ``step.outer``, the side that is a gradient."""
+    return [next(side for side in pair if has_gradient(side)) for pair in step.outer]
 
 
 def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
@@ -106,6 +119,8 @@ def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value])
 
 
 def _shared(value: Value) -> Value | None:
+    if value.word == "gate":
+        return Value("bits", data=f"gate{value.data}")
     if value.word == "input":
         return Value("row", data="x")
     if value.word == "parameter":

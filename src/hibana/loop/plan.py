@@ -5,7 +5,7 @@ The plan is the cheapest choice: a truth value costs a bit, a number its bits, a
 little. The state before a step is the state after the step before, so what was kept there gives it back.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,18 @@ from hibana.loop.residuals import cost_in_bits, evaluated, residuals
 from hibana.loop.trace import Step, Value
 from hibana.loop.words import CALLS
 
-__all__ = ["Plan", "cost_in_bits", "evaluated", "make_plan", "reachable", "replayed"]
+__all__ = [
+    "Plan",
+    "cost_in_bits",
+    "evaluated",
+    "gate_of",
+    "gradients",
+    "has_gradient",
+    "make_plan",
+    "reachable",
+    "replayed",
+    "zero_outside",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +35,8 @@ class Plan:
     """Kept at every step; truth values as bits, the ``input`` as the input itself."""
     before: tuple[int, ...]
     """The previous states that the backward uses, computed from what was kept a step earlier."""
+    first: tuple[int, ...]
+    """The states begun with that the backward reads: those of `before`, and those that were multiplied."""
     support: Value | None
     """Where the gradient of what was emitted can matter (one of `kept`); None means everywhere."""
     spikes: Value | None
@@ -56,17 +69,18 @@ class Plan:
         return sum(cost_in_bits(value, number_bits) for value in self.kept)
 
 
-def make_plan(step: Step) -> Plan:
-    """The cheapest plan for the backward of `step`."""
-    roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    kept = residuals(step, roots)
-    support = _support(step, roots)
-    if support is not None and _has_gradient(support):
+def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
+    """The cheapest plan for the backward of `step` that keeps the values `needed`."""
+    roots = gradients(step)
+    kept = residuals(step, roots, needed)
+    support = gate_of(step, len(step.nexts) - 1)
+    if support is not None and has_gradient(support):
         support = None
     elif support is not None and support not in kept:
         kept = (*kept, support)
     before = tuple(sorted({int(v.data) for v in evaluated(roots, set(kept)) if v.word == "previous"}))
-    return Plan(kept, before, support, _spikes(step, kept))
+    multiplied = {int(side.data) for pair in step.outer for side in pair if side.word == "previous"}
+    return Plan(kept, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, kept))
 
 
 def replayed(step: Step, plan: Plan) -> Plan | None:
@@ -76,19 +90,31 @@ def replayed(step: Step, plan: Plan) -> Plan | None:
     but nothing is written that is read again. None where it isn't, and for what does not spike.
     """
     forward = reachable([*step.nexts, *plan.kept])
-    dear = any(value.word in CALLS or value.word == "sigmoid" for value in forward)
+    dear = any(value.word in CALLS or value.word in ("sigmoid", "product") for value in forward)
     input_ = next((value for value in forward if value.word == "input"), None)
     if dear or input_ is None or step.nexts[-1].word != "to_float":
         return None
     if all(value.boolean for value in plan.kept_values):
         return None
     kept = (input_,) if plan.support is None else (input_, plan.support)
-    return Plan(kept, tuple(range(len(step.states))), plan.support, _spikes(step, kept), plan)
+    all_ = tuple(range(len(step.states)))
+    return Plan(kept, all_, all_, plan.support, _spikes(step, kept), plan)
 
 
 def reachable(roots: Iterable[Value]) -> list[Value]:
     """Every value that `roots` are made of, each after its arguments."""
     return evaluated(roots, ())
+
+
+def gradients(step: Step) -> list[Value]:
+    """All that the backward of `step` computes; of a pair of ``outer``, the other side is kept."""
+    grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
+    return grads + [side for pair in step.outer for side in pair if has_gradient(side)]
+
+
+def has_gradient(value: Value) -> bool:
+    """Whether a gradient is part of `value`."""
+    return any(other.word == "gradient" for other in reachable([value]))
 
 
 def _spikes(step: Step, kept: Container[Value]) -> Value | None:
@@ -97,25 +123,20 @@ def _spikes(step: Step, kept: Container[Value]) -> Value | None:
     return emitted.args[0] if emitted.word == "to_float" and emitted.args[0] in kept else None
 
 
-def _has_gradient(value: Value) -> bool:
-    """Whether a gradient is part of `value`."""
-    return any(other.word == "gradient" for other in reachable([value]))
-
-
-def _support(step: Step, roots: list[Value]) -> Value | None:
-    """The truth value that gates the gradient of the emitted state wherever it is used, if there is one."""
+def gate_of(step: Step, state: int) -> Value | None:
+    """The truth value that gates the gradient of a state after the step wherever it goes, if any does."""
+    roots = gradients(step)
     order = reachable(roots)
     users: dict[Value, list[Value]] = {}
     for value in order:
         for argument in value.args:
             users.setdefault(argument, []).append(value)
-    emitted = len(step.nexts) - 1
     gate: dict[Value, Value | None] = {}
     """For each value, what gates it wherever it is used; None if it is a result, or is used without."""
     for value in reversed(order):
         found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
         gate[value] = found.pop() if len(found) == 1 and value not in roots else None
-    gates = {gate[v] for v in order if v.word == "gradient" and v.data == emitted}
+    gates = {gate[v] for v in order if v.word == "gradient" and v.data == state}
     return gates.pop() if len(gates) == 1 else None
 
 
@@ -125,13 +146,13 @@ def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
         return later
     if user.word == "mul" and user.args[0] is not user.args[1]:
         (other,) = (a for a in user.args if a is not value)
-        return _gate(other)
+        return zero_outside(other)
     if user.word == "where" and user.args[1] is value and _is_zero(user.args[2]):
         return user.args[0]
     return None
 
 
-def _gate(factor: Value) -> Value | None:
+def zero_outside(factor: Value) -> Value | None:
     """The truth value outside which `factor` is zero."""
     waiting = [factor]
     while waiting:

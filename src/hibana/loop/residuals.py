@@ -25,6 +25,9 @@ __all__ = ["cost_in_bits", "evaluated", "residuals"]
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
 """Leaves that are at hand whenever they are wanted."""
 
+ONCE = ("input", "product")
+"""What is not to be had again unless it is kept: the input, and products, which are too dear."""
+
 ROUNDS = 8
 """How often the price is split anew at most."""
 MOST = 1600
@@ -64,9 +67,14 @@ def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
     return list(order)
 
 
-def residuals(step: Step, roots: Sequence[Value]) -> tuple[Value, ...]:
-    """What to keep of each step, so that its gradients `roots` can be computed."""
-    split = _Split(step, roots)
+def residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
+    """What to keep of each step, so that its gradients `roots` can be computed; `needed` is kept anyway."""
+    kept = _cheapest(step, roots, needed)
+    return (*needed, *(value for value in kept if value not in needed))
+
+
+def _cheapest(step: Step, roots: Sequence[Value], needed: Sequence[Value]) -> tuple[Value, ...]:
+    split = _Split(step, roots, needed)
     found = min(split.rounds(), key=split.price)
     for value in found:  # what is kept for one copy may make needless what was kept for the other
         without = tuple(v for v in found if v is not value)
@@ -74,7 +82,7 @@ def residuals(step: Step, roots: Sequence[Value]) -> tuple[Value, ...]:
             found = without
     found = tuple(sorted(found, key=cost_in_bits))
     few = split.small_set()
-    if few is None or (split.price(found) < split.price(few) and _bits(found) <= _bits(few)):
+    if few is None or (split.price(found) < split.price(few) and split.bits(found) <= split.bits(few)):
         return found
     return few
 
@@ -82,8 +90,9 @@ def residuals(step: Step, roots: Sequence[Value]) -> tuple[Value, ...]:
 class _Split:
     """A step's values twice, the step itself and the one before, and the price of each split between them."""
 
-    def __init__(self, step: Step, roots: Sequence[Value]) -> None:
+    def __init__(self, step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> None:
         self.nexts = step.nexts
+        self.needed = frozenset(needed)
         self.roots = _used(roots)
         self.now = _wanted(self.roots)
         self.earlier = _wanted(self._sources(self.now))
@@ -113,12 +122,16 @@ class _Split:
 
     def price(self, kept: tuple[Value, ...]) -> float:
         """Bits kept, plus what computing the rest again costs in the same measure; infinite if impossible."""
-        known = set(kept)
+        known = self.needed.union(kept)
         now = [v for v in evaluated(self.roots, known) if v.word not in FREE]
         earlier = evaluated(self._sources(now), known)
-        if any(v.word == "input" for v in now) or any(v.word in ("previous", "input") for v in earlier):
+        if any(v.word in ONCE for v in now) or any(v.word in ("previous", *ONCE) for v in earlier):
             return inf
-        return _bits(kept) + sum(map(_effort, (*now, *earlier)))
+        return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
+
+    def bits(self, kept: Iterable[Value]) -> int:
+        """What keeping `kept` costs besides what is needed anyway."""
+        return sum(cost_in_bits(value) for value in kept if value not in self.needed)
 
     def small_set(self) -> tuple[Value, ...] | None:
         """The cheapest set of at most :data:`SMALL` values, if trying them all finds one."""
@@ -128,7 +141,7 @@ class _Split:
         best: tuple[Value, ...] | None = None
         least = inf
         for kept in (kept for size in range(SMALL + 1) for kept in combinations(values, size)):
-            if _bits(kept) < least and (price := self.price(kept)) < least:
+            if self.bits(kept) < least and (price := self.price(kept)) < least:
                 best, least = kept, price
         return best
 
@@ -138,11 +151,11 @@ class _Split:
         source, sink = 0, 1
         network = Network(2 + 4 * len(places))
         for order, (value, at) in enumerate(places.items()):
-            price = cost_in_bits(value) * UNIT + order  # of one price, what is computed last is kept
+            price = self.bits([value]) * UNIT + order  # of one price, what is computed last is kept
             effort = int(_effort(value) * UNIT)
             mine = int(price * self.share[value])
             if value in self.now:
-                if value.word == "input":
+                if value.word in ONCE:
                     network.add(source, at, INFINITE)
                 elif value.word == "previous":
                     before = self.nexts[int(value.data)]
@@ -154,7 +167,7 @@ class _Split:
                     if argument in places:
                         network.add(places[argument] + 1, at, INFINITE)
             if value in self.earlier:
-                if value.word in ("input", "previous"):
+                if value.word in ("previous", *ONCE):
                     network.add(source, at + 2, INFINITE)
                 network.add(source, at + 2, effort)
                 network.add(at + 2, at + 3, price - mine if self._may_be_kept(value) else INFINITE)
@@ -193,10 +206,6 @@ def _wanted(roots: Iterable[Value]) -> set[Value]:
 def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
     """`roots`, and what is taken as an argument by one of `values`."""
     return {*roots, *(argument for value in values for argument in value.args)}
-
-
-def _bits(kept: Iterable[Value]) -> int:
-    return sum(map(cost_in_bits, kept))
 
 
 def _effort(value: Value) -> float:

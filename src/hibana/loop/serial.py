@@ -32,7 +32,8 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
     Raises:
         Unsupported: if it computes with something that no text holds; the reason is its message.
     """
-    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *plan.kept)
+    sides = [side for pair in step.outer for side in pair]
+    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *sides, *plan.kept)
     values = reachable(value for value in wanted if value is not None)
     place = {value: i for i, value in enumerate(values)}
 
@@ -54,10 +55,13 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
             "sums": places(step.grad_sums),
             "constants": step.constants,
             "parameters": step.parameters,
+            "matrices": step.matrices,
+            "outer": places(sides),
             "prologue": _written(step.prologue),
             "epilogue": _written(step.epilogue),
             "kept": places(plan.kept),
             "before": plan.before,
+            "first": plan.first,
             "marks": places((plan.support, plan.spikes)),
         },
         separators=(",", ":"),
@@ -99,10 +103,12 @@ def read(text: str) -> tuple[Step, Plan, torch.dtype]:
         prologue=_part(held["prologue"]),
         epilogue=_part(held["epilogue"]),
         parameters=held["parameters"],
+        matrices=held["matrices"],
+        outer=tuple(zip(*[iter(of(held["outer"]))] * 2, strict=True)),
         any_size=True,
     )
     support, spikes = of(held["marks"])
-    plan = Plan(of(held["kept"]), tuple(held["before"]), support, spikes)
+    plan = Plan(of(held["kept"]), tuple(held["before"]), tuple(held["first"]), support, spikes)
     return step, plan, getattr(torch, held["dtype"])
 
 

@@ -37,7 +37,8 @@ class Bounded(dict[Key, Entry]):
 
 def structure(step: Step) -> tuple[Any, ...]:
     """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
-    gradients = (step.grad_input, *step.grad_states, *step.grad_sums)
+    sides = [side for pair in step.outer for side in pair]
+    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *sides)
     values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
     place = {value: i for i, value in enumerate(values)}
 
@@ -45,5 +46,5 @@ def structure(step: Step) -> tuple[Any, ...]:
         return tuple(None if value is None else place[value] for value in of)
 
     said = tuple((v.word, places(v.args), type(v.data), v.data, v.scalar) for v in values)
-    counts = len(step.grad_sums), len(step.constants), step.parameters
+    counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
     return step.states, said, places(step.nexts), places(gradients), counts

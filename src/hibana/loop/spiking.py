@@ -58,7 +58,7 @@ def _read(cell: Cell) -> bool:
             sizes = [tensor.shape for tensor in tensors]
             one = torch.broadcast_shapes(*sizes)  # type: ignore[no-untyped-call] # torch leaves it so
             dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-            return _last_is_truth(blank, torch.zeros(2, *one, dtype=dtype))
+            return _last_is_truth(blank, torch.zeros(2, *one, dtype=dtype, device="cpu"))
     except Exception as error:  # whatever a step raises here is the reason it can't be read
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise Unsupported(
@@ -91,9 +91,13 @@ def _blank(module: nn.Module) -> Any:
     blank = copy.copy(module)
     for kind in ("_parameters", "_buffers"):
         tensors = vars(module)[kind].items()
-        vars(blank)[kind] = {n: t if t is None else torch.zeros(t.shape, dtype=t.dtype) for n, t in tensors}
+        vars(blank)[kind] = {n: None if t is None else _zeros(t) for n, t in tensors}
     vars(blank)["_modules"] = {n: m if m is None else _blank(m) for n, m in module._modules.items()}
     return blank
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
 
 
 _MADE = {"bernoulli", "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like"}

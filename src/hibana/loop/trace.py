@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
 from hibana.loop.fingerprint import random_state, surroundings, taken_as_they_are
+from hibana.loop.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
 from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
 
 __all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
@@ -39,9 +40,10 @@ _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 class Value:
     """One number (or truth value) per neuron and step.
 
-    `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``) or
-    one of :data:`hibana.loop.words.WORDS`; `data` is a leaf's index, or a ``number`` itself. The passes
-    (:mod:`hibana.loop.passes`) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
+    `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
+    :data:`hibana.loop.words.WORDS`, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
+    product of a row of neurons with matrix j is number ``2 j``, that with it transposed ``2 j + 1``. The
+    passes (:mod:`hibana.loop.passes`) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
     word: str
@@ -71,10 +73,15 @@ class Step:
     """Per neuron; summed over time they are what :attr:`epilogue` takes."""
     constants: tuple[float, ...]
     prologue: Callable[..., tuple[Any, ...]]
-    """From the cell's tensors to the ``parameter`` leaves."""
+    """From the cell's tensors to the ``parameter`` leaves, then the matrices."""
     epilogue: Callable[..., tuple[Tensor | None, ...]]
-    """From the cell's tensors and the sums of :attr:`grad_sums` to the gradients of the tensors."""
+    """From the cell's tensors, the sums of :attr:`grad_sums` and those of :attr:`outer` to the gradients of
+    the tensors."""
     parameters: int
+    matrices: int = 0
+    outer: tuple[tuple[Value, Value], ...] = ()
+    """Pairs of rows of neurons whose outer products, summed over samples and time, gradients of matrices
+    are made of."""
     any_size: bool = False
     """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
 
@@ -131,13 +138,26 @@ def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> to
 
 
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
-    """`shape` with -1 for each dimension that no tensor of the cell has a say in."""
+    """`shape` with -1 for each dimension that no tensor of the cell has a say in.
+
+    A tensor that does not broadcast to a step is a matrix, or a part of one: the last dimension alone, that
+    of the neurons, is its matter.
+    """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():
+        if not _broadcasts(tensor.shape, shape):
+            fixed[-1:] = shape[-1:]
+            continue
         for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
             if size > 1:
                 fixed[dimension] = shape[dimension]
     return tuple(fixed)
+
+
+def _broadcasts(one: torch.Size, shape: torch.Size) -> bool:
+    return len(one) <= len(shape) and all(
+        a in (1, b) for a, b in zip(reversed(one), reversed(shape), strict=False)
+    )
 
 
 def cell_tensors(cell: Cell) -> dict[str, Tensor]:
@@ -340,6 +360,15 @@ def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
             raise Unsupported(f"state {name} does not keep the shape of one step of input")
 
 
+def _same(layout: Tensor, other: Tensor, shape: torch.Size) -> bool:
+    return layout.shape == shape and (layout is other or torch.equal(layout, other))
+
+
+def _name_of(target: Any) -> str:
+    """An ATen operation's name, whatever its overload."""
+    return str(getattr(target, "_opname", ""))
+
+
 class _Reading:
     """Reads an fx graph once, node by node."""
 
@@ -369,6 +398,10 @@ class _Reading:
         """Nodes that depend on sums over neurons."""
         self.sums: list[fx.Node] = []
         """Per-neuron nodes that gradients of the cell's tensors are summed from."""
+        self.layouts: dict[fx.Node, Tensor] = {}
+        """Of the nodes in `values`."""
+        self.matrices: list[fx.Node] = []
+        self.outer: dict[fx.Node, tuple[Value, Value]] = {}
 
     def step(self) -> Step:
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -391,9 +424,11 @@ class _Reading:
             grad_states=tuple(grad_states),
             grad_sums=tuple(self._value(node) for node in self.sums),
             constants=tuple(self.constants),
-            prologue=self._subgraph(self.held, self.parameters),
-            epilogue=self._subgraph([*self.held, *self.sums], ends),
+            prologue=self._subgraph(self.held, [*self.parameters, *self.matrices]),
+            epilogue=self._subgraph([*self.held, *self.sums, *self.outer], ends),
             parameters=len(self.parameters),
+            matrices=len(self.matrices),
+            outer=tuple(self.outer.values()),
         )
 
     def _ends(self, learned: list[Any]) -> list[fx.Node | None]:
@@ -406,11 +441,15 @@ class _Reading:
         return ends
 
     def _sum(self, node: fx.Node) -> None:
+        if not is_step(self.layouts[node], self.shape):
+            raise Unsupported("a sum over neurons that were moved")
         if node not in self.sums:
             self.sums.append(node)
 
     def _read_leaf(self, node: fx.Node, index: int) -> None:
         count = len(self.names)
+        if index <= count or index > count + len(self.tensors):
+            self.layouts[node] = step_layout(self.shape)
         if index == 0:
             self.values[node] = Value("input")
         elif index <= count:
@@ -430,6 +469,13 @@ class _Reading:
             self.after.add(node)
             self._sum(used[0])
             return
+        name = _name_of(target)
+        if name in PRODUCTS and any(other in self.values for other in used):
+            self._read_product(node, name)
+            return
+        if name in MOVES and used[0] in self.values:
+            self._move(node, used[0])
+            return
         if any(other in self.after for other in used):
             if any(other in self.values for other in used):
                 raise Unsupported(f"{target} mixes neurons with a sum over neurons")
@@ -443,11 +489,90 @@ class _Reading:
                 raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
 
+    def _move(self, node: fx.Node, source: fx.Node) -> None:
+        """Reads an operation that only moves numbers."""
+        assert callable(node.target)
+        if node.meta["val"].numel() != self.shape.numel():
+            raise Unsupported(f"{node.target} gives a neuron's number to several")
+        if node.meta["val"].dtype != source.meta["val"].dtype:
+            raise Unsupported(f"{node.target} changes the type")
+        self.layouts[node] = moved(self.layouts[source], node.target, node.args[1:], node.kwargs)
+        self.values[node] = self.values[source]
+        if _name_of(node.target) == "squeeze_":
+            self.layouts[source] = self.layouts[node]
+
+    def _read_product(self, node: fx.Node, name: str) -> None:
+        """Reads a product of a row of neurons, for each sample, with a matrix; or one summed over samples."""
+        *added, left, right = node.args
+        assert isinstance(left, fx.Node)
+        assert isinstance(right, fx.Node)
+        if any(node.kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):
+            raise Unsupported(f"{node.target} with a factor")
+        neurons = self.shape[-1] if self.shape else 0
+        within = [self.layouts.get(side) for side in (left, right)]
+        if left in self.values and right in self.values:
+            assert within[0] is not None
+            assert within[1] is not None
+            if added or not (columns(within[0], neurons) and rows(within[1], neurons)):
+                raise Unsupported(f"{node.target} multiplies neurons with one another")
+            self.outer[node] = self.values[left], self.values[right]
+            self.after.add(node)
+            return
+        across = left in self.values
+        operand, matrix = (left, right) if across else (right, left)
+        layout = self.layouts.get(operand)
+        if matrix not in self.once or layout is None or matrix.meta["val"].dtype != self.dtype:
+            raise Unsupported(f"{node.target} of what is no row of neurons and no matrix of the cell's own")
+        size = matrix.meta["val"].shape
+        if size[-2:] != (neurons, neurons) or not (rows if across else columns)(layout, neurons):
+            raise Unsupported(f"{node.target} of {neurons} neurons with a matrix {tuple(size)}")
+        index, turned = self._matrix(matrix)
+        value = self._make(
+            "product", self.values[operand], data=2 * index + (turned if across else not turned)
+        )
+        self.layouts[node] = layout
+        self.values[node] = value
+        if added:
+            (bias,) = added
+            assert isinstance(bias, fx.Node)
+            self._check_layout(node, [bias])
+            self.values[node] = self._make("add", self._value(bias), value)
+
+    def _matrix(self, node: fx.Node) -> tuple[int, bool]:
+        """Which of the matrices `node` is, and whether transposed."""
+        turned = False
+        while _name_of(node.target) in ("t", "transpose", "mT", "view", "_unsafe_view") and self._is_matrix(
+            node.args[0]
+        ):
+            turned ^= _name_of(node.target) in ("t", "transpose", "mT")
+            (node,) = node.all_input_nodes
+        if node not in self.matrices:
+            self.matrices.append(node)
+        return self.matrices.index(node), turned
+
+    def _is_matrix(self, node: Any) -> bool:
+        """Whether `node` is a square matrix that depends on the cell's tensors alone."""
+        neurons = self.shape[-1]
+        return node in self.once and node.meta["val"].squeeze(0).shape == (neurons, neurons)
+
+    def _check_layout(self, node: fx.Node, used: list[fx.Node]) -> None:
+        """Has all of `used` meet neuron by neuron, in the layout of the first of them that has one."""
+        shape = node.meta["val"].shape
+        layouts = [self.layouts[other] for other in used if other in self.layouts]
+        layouts += [self.layouts[node]] if node in self.layouts else []
+        if any(not _same(layout, layouts[0], shape) for layout in layouts):
+            raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(shape)}")
+        if shape != self.shape:
+            others = (other.meta["val"] for other in used if other not in self.layouts)
+            joined = is_step(layouts[0], self.shape) and shape[-1:] == self.shape[-1:]
+            if any(other.numel() > 1 and not (joined and other.ndim == 1) for other in others):
+                raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(shape)}")
+        self.layouts[node] = layouts[0]
+
     def _read_pointwise(self, node: fx.Node) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
         result = node.meta["val"]
-        if result.shape != self.shape:
-            raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(result.shape)}")
+        self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
         target, args = self._on_device(node)
@@ -532,7 +657,7 @@ class _Reading:
             args = tuple(self._make("to_float", a) for a in args)
         key = (word, args, data)
         if key not in self.known:
-            assert word == "number" or word in WORDS, word
+            assert word in ("number", "product") or word in WORDS, word
             self.known[key] = Value(word, args, data)
         return self.known[key]
 
@@ -545,12 +670,18 @@ class _Reading:
             if node not in needed and node not in inputs:
                 needed.add(node)
                 stack.extend(node.all_input_nodes)
-        order = [*inputs, *(node for node in self.graph.nodes if node in needed)]
+        joined = [n for n in inputs if n in self.sums and self.layouts[n].shape != self.shape]
+        order = [*inputs, *joined, *(node for node in self.graph.nodes if node in needed)]
         place = {node: Place(i) for i, node in enumerate(order)}
+        as_step = {node: Place(i) for i, node in enumerate(inputs)}
         standing: Any = place.__getitem__  # torch has it give nothing but what a node may hold
-        calls = [
+        calls: list[Any] = [
+            (torch.ops.aten.reshape.default, (as_step[node], list(self.layouts[node].shape)), {})
+            for node in joined
+        ]
+        calls += [
             (node.target, *fx.node.map_arg((node.args, dict(node.kwargs)), standing))
-            for node in order[len(inputs) :]
+            for node in order[len(inputs) + len(joined) :]
         ]
         return Part(len(inputs), calls, [None if node is None else place[node].at for node in outputs])
 

@@ -69,6 +69,23 @@ class Writer:
         self.do(f"br label %{name}.done")
         self.label(f"{name}.done")
 
+    @contextmanager
+    def until_zero(self, name: str, kind: str, place: str) -> Iterator[str]:
+        """The lines written meanwhile, while the word at `place` is not zero; its lowest bit is cleared."""
+        self.do(f"br label %{name}.test")
+        self.label(f"{name}.test")
+        word = self.let(f"{name}.word", f"load {kind}, ptr {place}")
+        more = self.let(f"{name}.more", f"icmp ne {kind} {word}, 0")
+        self.do(f"br i1 {more}, label %{name}.body, label %{name}.done")
+        self.label(f"{name}.body")
+        self.depth += 1
+        yield word
+        self.depth -= 1
+        less = self.let(f"{name}.less", f"sub {kind} {word}, 1")
+        self.do(f"store {kind} {self.let(f'{name}.rest', f'and {kind} {word}, {less}')}, ptr {place}")
+        self.do(f"br label %{name}.test")
+        self.label(f"{name}.done")
+
     def label(self, name: str) -> None:
         """Begins a block called `name`, which a branch may lead to."""
         self.lines.append(f"{'  ' * (self.depth - 1)}{name}:")

@@ -162,7 +162,7 @@ def _current(fields: dict[str, Any], dt: float | None) -> Tensor:
     Writers do not agree on what its `r` is: most mean what a step adds; some what a second adds, and
     write ``1 / dt`` for an input that counts as it is.
     """
-    r = torch.as_tensor(np.asarray(_number(fields, "r"), np.float64))
+    r = torch.as_tensor(np.asarray(_number(fields, "r"), np.float64), dtype=torch.float64, device="cpu")
     per_second = (r * (USUAL_DT if dt is None else dt) - 1).abs() <= ROUNDING
     return torch.where(per_second, 1.0, r)
 

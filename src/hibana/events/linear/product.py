@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.events.bits import share_of
 from hibana.events.checks import dense_for_more
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.support import Support, probe
 
-__all__ = ["explained", "forward", "linear", "packed", "used_bits", "weight_gradient"]
+__all__ = ["explained", "forward", "linear", "over_bits", "packed", "used_bits", "weight_gradient"]
 
 NEAR_FROM = 0.08
 """From this share on, few weights at a time are kept near."""
@@ -118,6 +119,12 @@ def weight_gradient(
     if parts == 1:
         return out[0], None if summed is None else summed[0]
     return out.sum(0), None if summed is None else summed.sum(0)
+
+
+def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
+    """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
+    neurons = rows.shape[1]
+    return weight_gradient(bits, share_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
 class _Linear(torch.autograd.Function):

@@ -1,0 +1,266 @@
+"""A step's kernels on the CPU where it multiplies by matrices: built when first asked for, run over tensors.
+
+Sequences are ``[T, ..., N]`` whose single steps are contiguous: N neurons that need one another, and samples,
+which don't. Gradients of matrices are one product over the whole sequence, after the loop.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from copy import copy
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from hibana.loop import synapses
+from hibana.loop.cpu import SHAPES, vector_functions
+from hibana.loop.cpu_walk import row_bytes
+from hibana.loop.llvm_product import padded, table_step
+from hibana.loop.llvm_samples import backward_source, forward_source, workspace
+from hibana.loop.llvm_source import Source
+from hibana.loop.node import Launch
+from hibana.loop.outer import over_time
+from hibana.loop.plan import Plan
+from hibana.loop.trace import Step
+from hibana.native import Kernel, Work, arguments, assemble, ready
+
+__all__ = ["SampleKernels"]
+
+NEAR = 256 << 10
+"""Bytes of the rows of the samples that a thread works on at a time, at most: a part of its own cache."""
+
+MOST = 16
+"""Samples that a thread works on at a time, at most; the more, the seldomer it goes through the weights."""
+
+
+class SampleKernels:
+    """The kernels of one step with products, in one dtype.
+
+    Raises:
+        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
+    """
+
+    about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
+    takes_half: ClassVar = False
+
+    @staticmethod
+    def device() -> str:
+        """The kind of device whose PyTorch the numbers equal."""
+        return "cpu"
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.replayed: Plan | None = None
+        self.dtype = dtype
+        self.real = str(dtype).removeprefix("torch.")
+        self.size = dtype.itemsize
+        self.functions = vector_functions(step, dtype)
+        self.operands = synapses.operands(step)
+        self._kernel = lru_cache(maxsize=64)(self._make_kernel)
+        self._schedule = lru_cache(SHAPES)(self._make_schedule)
+        self._take(step)
+
+    def alike(self, step: Step) -> Self:
+        """The kernels of `step`, which is this one's but for its constants: the same code."""
+        kernels = copy(self)
+        kernels._take(step)
+        return kernels
+
+    def _take(self, step: Step) -> None:
+        """Takes the constants of `step`."""
+        self.step = step
+        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
+        self.constants = (number * len(step.constants))(*step.constants)
+
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """The source of the ``"forward"`` or ``"backward"`` kernel."""
+        return self._source(direction, keep, False)[0].text
+
+    def plan_for(self, shape: torch.Size) -> Plan:
+        """The plan for sequences of `shape`: always the same."""
+        return self.plan
+
+    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """Nothing runs these without Python."""
+        return None
+
+    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward keeps."""
+        samples = 1
+        for size in one[:-1]:
+            samples = samples * size
+        bits = ((steps, samples * row_bytes(one[-1])), torch.uint8)
+        reals = ((steps, *one), self.dtype)
+        return [bits if value.boolean else reals for value in self.plan.kept_values]
+
+    def forward(
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        plan: Plan | None,
+        ends: bool = True,
+        apart: bool = True,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ..., N]``, the last states but that if `ends`, and what `plan` keeps."""
+        shape, dtype = inputs.shape, self.dtype
+        outputs = torch.empty(shape, dtype=dtype, device="cpu")
+        last = [torch.empty(shape[1:], dtype=dtype, device="cpu") for _ in first[1:]] if ends else []
+        kept = []
+        if plan is not None:
+            kept = [torch.empty(s, dtype=d, device="cpu") for s, d in self.kept_shapes(shape[0], shape[1:])]
+        names = self.step.states
+        given: dict[str, Any] = {"input": inputs, "input_step": inputs.stride(0), "outputs": outputs}
+        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        given |= {f"{name}_last": t for name, t in zip(names, last, strict=False)}
+        given |= self._kept(kept)
+        self._run(("forward", plan is not None, False), shape, parameters, given)
+        return outputs, last, kept
+
+    def backward(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        inputs: Tensor | None,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+        constant: bool,
+        wants_first: bool,
+        apart: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, the sums over time, and outer products."""
+        one, dtype, names = shape[1:], self.dtype, self.step.states
+
+        def empty(size: Sequence[int]) -> Tensor:
+            return torch.empty(size, dtype=dtype, device="cpu")
+
+        if grad_outputs is None:
+            grad_outputs = torch.zeros(one, dtype=dtype, device="cpu").expand(shape)
+        grad_input = empty(one if constant else shape) if wants_input else None
+        first_grads: list[Tensor | None] = [empty(one) if wants_first else None for _ in first]
+        sums = [empty(one) for _ in self.step.grad_sums]
+        arriving = {} if grad_input is None or constant else {self.step.grad_input: grad_input}
+        outer_rows = {}  # of each gradient that is not written anyway, by the first product that wants it
+        for i, operand in enumerate(self.operands):
+            if operand.gradient not in arriving:
+                arriving[operand.gradient] = outer_rows[f"outer{i}_all"] = empty(shape)
+        given: dict[str, Any] = {
+            "grad_outputs": grad_outputs,
+            "grad_outputs_step": grad_outputs.stride(0),
+            "grad_input": grad_input,
+            "wants_first": int(wants_first),
+        }
+        if inputs is not None:
+            given |= {"input": inputs, "input_step": inputs.stride(0)}
+        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        given |= {f"{name}_last_grad": t for name, t in zip(names, last_grads, strict=False)}
+        given |= {f"{name}_first_grad": t for name, t in zip(names, first_grads, strict=True)}
+        given |= {f"sum{i}_all": t for i, t in enumerate(sums)}
+        given |= outer_rows
+        given |= self._kept(kept)
+        self._run(("backward", wants_input, constant), shape, parameters, given)
+        by_value = dict(zip(plan.kept_values, kept, strict=True))
+        outer = []
+        for operand in self.operands:
+            held = inputs if operand.kept.word == "input" else by_value[operand.kept]
+            assert held is not None
+            begun = None if operand.state is None else first[operand.state]
+            outer.append(over_time(operand, held, begun, arriving[operand.gradient]))
+        return grad_input, first_grads, [*sums, *outer]
+
+    def _kept(self, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What is kept, by the names that passes have for it."""
+        places = [i for i, value in enumerate(self.plan.kept) if value.word != "input"]
+        return {f"kept{i}_all": t for i, t in zip(places, kept, strict=False)}
+
+    def _run(
+        self,
+        which: tuple[str, bool, bool],
+        shape: torch.Size,
+        parameters: Sequence[Tensor],
+        given: dict[str, Any],
+    ) -> None:
+        kernel = self._kernel(*which)
+        schedule = self._schedule(which, shape, torch.get_num_threads())
+        room = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
+        given |= {"workspace": room, "constants": ctypes.addressof(self.constants)}
+        given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
+        given |= {f"{word}_at": address for word, address in self.functions.items()}
+        matrices = parameters[self.step.parameters :]
+        tables = {}
+        for name in kernel.arguments:
+            if name.startswith("m") and name.endswith("_at") and name[1:-3].isdigit():
+                index, turned = divmod(int(name[1:-3]), 2)
+                tables[name] = _table(matrices[index], turned=bool(turned))
+        values = schedule.sizes | given | tables
+        packed = [_address(values.get(name, 0)) for name in kernel.arguments]
+        schedule.work.go(arguments(packed))
+
+    def _make_kernel(self, direction: str, a: bool, b: bool) -> "_Bound":
+        source, rows = self._source(direction, a, b)
+        (kernel,) = assemble(source.text, (direction,))
+        return _Bound(kernel, source.arguments, rows)
+
+    def _source(self, direction: str, a: bool, b: bool) -> tuple[Source, int]:
+        calls = frozenset(self.functions)
+        if direction == "forward":
+            return forward_source(self.step, self.plan if a else None, self.real, calls)
+        return backward_source(self.step, self.plan, self.real, calls, wants_input=a, constant_input=b)
+
+    def _make_schedule(self, which: tuple[str, bool, bool], shape: torch.Size, threads: int) -> "_Schedule":
+        kernel = self._kernel(*which)
+        steps, neurons = shape[0], shape[-1]
+        samples = shape[1:-1].numel()
+        wide = padded(neurons)
+        each = max(1, -(-samples // threads))
+        near = NEAR // (max(1, kernel.rows) * wide * self.size)
+        together = max(1, min(each, MOST, max(4, near)))
+        blocks = -(-samples // together)
+        pieces = min(blocks, threads)
+        blocks_each = -(-blocks // pieces) if pieces else 0
+        bytes_ = workspace(kernel.rows, wide, together, self.size)
+        bytes_ = -(-bytes_ // 64) * 64
+        sizes = {
+            **{"steps": steps, "samples": samples, "neurons": neurons, "padded": wide},
+            **{"together": together, "blocks": blocks, "blocks_each": blocks_each, "workspace_bytes": bytes_},
+            **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
+        }
+        return _Schedule(ready(kernel.kernel.address, pieces), sizes, bytes_ * pieces)
+
+
+class _Bound(NamedTuple):
+    """A kernel, the names of its arguments, and how many rows of its own it has."""
+
+    kernel: Kernel
+    arguments: tuple[str, ...]
+    rows: int
+
+
+class _Schedule(NamedTuple):
+    """How a kernel goes over sequences of one shape."""
+
+    work: Work
+    sizes: dict[str, int]
+    bytes: int
+    """Of the memory of all threads."""
+
+
+def _address(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return 0 if value is None else int(value)
+
+
+def _table(matrix: Tensor, *, turned: bool) -> Tensor:
+    """The rows of `matrix`, each padded with zeros to whole panels."""
+    matrix = matrix.squeeze(0) if matrix.ndim == 3 else matrix
+    matrix = matrix.T if turned else matrix
+    inputs, outputs = matrix.shape
+    table = matrix.new_zeros(inputs, table_step(outputs, matrix.itemsize))
+    table[:, :outputs] = matrix
+    return table

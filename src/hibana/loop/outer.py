@@ -1,0 +1,63 @@
+"""The gradient of a matrix that a step multiplies by: outer products, summed over samples and time.
+
+The matrix product of all that arrived with all that was multiplied. Of spikes only bits were kept, and a
+product with bits is what :mod:`hibana.events` does sooner than a dense one: it puts its own in
+:data:`by_bits`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hibana.loop.synapses import Operand
+
+__all__ = ["over_time"]
+
+
+def over_time(operand: Operand, held: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
+    """``left^T right`` of the pair that `operand` is of, over samples and time.
+
+    Args:
+        operand: which side it is, and whether it is what was kept a step earlier.
+        held: what was kept, ``[T, ...]``: numbers, or bytes of bits of each sample.
+        begun: what was multiplied at the first step, if that was a state that the run began with.
+        gradient: what arrived, ``[T, ..., N]``.
+    """
+    steps, neurons = gradient.shape[0], gradient.shape[-1]
+    arriving = gradient.view(steps, -1, neurons)
+    held = held.reshape(steps, arriving.shape[1], -1)
+    if operand.state is None:
+        found = _product(arriving, held, operand.kept.boolean)
+    else:
+        found = _product(arriving[1:], held[:-1], operand.kept.boolean)
+    if begun is not None:
+        found = found + arriving[0].T @ begun.reshape(-1, neurons)
+    return found.T if operand.turned else found
+
+
+def _product(gradient: Tensor, held: Tensor, is_bits: bool) -> Tensor:
+    neurons = gradient.shape[-1]
+    rows = gradient.flatten(0, 1)
+    held = held.flatten(0, 1)
+    if not is_bits:
+        return rows.T @ held
+    if rows.dtype == torch.float32 and rows.shape[0]:
+        words = pad(held, (0, -held.shape[1] % 8)).view(torch.int64)
+        return by_bits(rows, words)
+    return rows.T @ _numbers(held, neurons, rows.dtype)
+
+
+def _numbers(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """Rows of bytes of bits as rows of 0 and 1."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :count].to(dtype)
+
+
+def _densely(rows: Tensor, words: Tensor) -> Tensor:
+    return rows.T @ _numbers(words.view(torch.uint8), rows.shape[1], rows.dtype)
+
+
+by_bits: Callable[[Tensor, Tensor], Tensor] = _densely
+"""``rows^T B`` for rows of float32 and the rows B of as many bits each, in whole words of 64."""

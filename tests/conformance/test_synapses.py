@@ -1,0 +1,223 @@
+"""Products inside a step: spikes are the reference's wherever all sums are exact, gradients to tolerance."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from conformance.compare import assert_conforms
+from conformance.suite import CPU, SURROGATES
+from hibana.surrogate import ATan, Box, Step
+
+SHAPES = [(6, 5, 8), (9, 33, 63), (4, 2, 3, 20), (7, 130), (3, 1, 500), (1, 4, 16)]
+"""``[T, ..., neurons]``: sizes that are whole bytes, words and panels, and sizes that are none."""
+
+
+def grid(*shape: int, parts: int = 32) -> torch.Tensor:
+    """Numbers whose sums, and sums of products with spikes, are exact in any order."""
+    return torch.randint(-parts // 2, parts // 2 + 1, shape).double() / parts
+
+
+def inputs(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.randint(-8, 24, shape).double() / 16
+
+
+class Spiking(hb.Cell):
+    """A neuron whose spikes come back through `fed_back`; leaks and thresholds are dyadic."""
+
+    def __init__(self, neurons, surrogate=None, detach=False):
+        super().__init__()
+        self.weight = nn.Parameter(grid(neurons, neurons))
+        self.bias = nn.Parameter(grid(neurons))
+        self.register_buffer("mask", (torch.rand(neurons, neurons) < 0.5).double())
+        self.low, self.high = nn.Parameter(grid(neurons, 2)), nn.Parameter(grid(2, neurons))
+        self.surrogate, self.detach = surrogate or Box(), detach
+
+    def forward(self, input_, v_previous, s_previous):
+        reset = s_previous.detach() if self.detach else s_previous
+        v = 0.5 * v_previous * (1 - reset) + input_ + self.fed_back(s_previous)
+        return v, self.surrogate(v - 1)
+
+    def fed_back(self, s):
+        return nn.functional.linear(s, self.weight)
+
+
+class WithBias(Spiking):
+    def fed_back(self, s):
+        return nn.functional.linear(s, self.weight, self.bias)
+
+
+class FromTheRight(Spiking):
+    def fed_back(self, s):
+        return s @ self.weight
+
+
+class Masked(Spiking):
+    def fed_back(self, s):
+        return nn.functional.linear(s, self.weight * self.mask)
+
+
+class LowRank(Spiking):
+    def fed_back(self, s):
+        matrix = self.low @ self.high
+        return s @ (matrix - torch.diag(torch.diagonal(matrix)))
+
+
+class Added(Spiking):
+    def fed_back(self, s):
+        return torch.addmm(self.bias, s, self.weight) if s.ndim == 2 else s @ self.weight + self.bias
+
+
+class FromTheLeft(Spiking):
+    def fed_back(self, s):
+        return (self.weight @ s.mT).mT if s.ndim > 1 else s @ self.weight.T
+
+
+class Summed(Spiking):
+    def fed_back(self, s):
+        return torch.einsum("...i,ij->...j", s, self.weight)
+
+
+class BothWays(Spiking):
+    """One matrix, and the same transposed."""
+
+    def fed_back(self, s):
+        return nn.functional.linear(s, self.weight) + 0.25 * (s @ self.weight)
+
+
+class OfTheInput(Spiking):
+    def forward(self, input_, v_previous, s_previous):
+        v = 0.5 * v_previous * (1 - s_previous) + nn.functional.linear(input_, self.weight)
+        return v, self.surrogate(v - 1)
+
+
+class TwoLayers(Spiking):
+    """A layer on a layer within the step, and feedback from the one above; a leak for each neuron."""
+
+    def forward(self, input_, v_previous, s_previous, above_previous, spikes_previous):
+        v = self.bias.abs() * v_previous * (1 - s_previous) + input_ + spikes_previous @ self.weight
+        s = self.surrogate(v - 1)
+        above = 0.5 * above_previous - spikes_previous + nn.functional.linear(s, self.low @ self.high)
+        return v, s, above, self.surrogate(above - 1)
+
+
+FORMS = [Spiking, WithBias, FromTheRight, Masked, LowRank, Added, FromTheLeft, Summed, BothWays]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", [*FORMS, OfTheInput, TwoLayers], ids=lambda kind: kind.__name__)
+def test_a_step_with_products_conforms(kind, shape):
+    torch.manual_seed(1)
+    assert_conforms(CPU, kind(shape[-1]), inputs(shape), uses=("outputs and states",))
+
+
+@pytest.mark.parametrize("use", ["outputs only", "states only"])
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("surrogate", [Step(), Box(), ATan()], ids=str)
+def test_every_kind_of_surrogate_conforms(surrogate, detach, use):
+    torch.manual_seed(2)
+    assert_conforms(CPU, Spiking(37, surrogate, detach), inputs((8, 6, 37)), uses=(use,))
+
+
+@pytest.mark.parametrize("kind", SURROGATES, ids=lambda kind: kind.__name__)
+def test_every_surrogate_of_the_package_serves(kind):
+    if kind.__name__ == "Formula":
+        pytest.skip("it takes a function")
+    torch.manual_seed(3)
+    assert_conforms(CPU, Spiking(24, kind()), inputs((6, 5, 24)), uses=("outputs and states",))
+
+
+def test_a_state_to_begin_with_may_be_any_number():
+    torch.manual_seed(4)
+    cell, x = TwoLayers(20), inputs((5, 7, 20))
+    state = tuple(grid(7, 20, parts=8) for _ in cell.states)
+    for backend in ("cpu", "reference"):
+        found = hb.unroll(cell, x, state, backend=backend)
+        if backend == "cpu":
+            first = found
+    assert torch.equal(first[0], found[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], found[1], strict=True))
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(st.data())
+def test_steps_made_at_random_with_one_to_three_products_conform(data):
+    neurons = data.draw(st.sampled_from([3, 8, 17, 64, 70]), label="neurons")
+    count = data.draw(st.integers(1, 3), label="products")
+    turns = [data.draw(st.sampled_from(["s", "u", "now"]), label="of") for _ in range(count)]
+    turned = [data.draw(st.booleans(), label="transposed") for _ in range(count)]
+    surrogate = data.draw(st.sampled_from([Step(), Box(), ATan()]))
+
+    class Made(hb.Cell):
+        def __init__(self):
+            super().__init__()
+            self.matrices = nn.ParameterList([nn.Parameter(grid(neurons, neurons)) for _ in range(count)])
+
+        def forward(self, input_, u_previous, v_previous, s_previous):
+            u = surrogate(0.5 * u_previous + input_ - 0.5)
+            v = 0.5 * v_previous * (1 - s_previous) + input_
+            for of, matrix, other in zip(turns, self.matrices, turned, strict=True):
+                operand = {"s": s_previous, "u": u_previous, "now": u}[of]
+                v = v + (operand @ matrix.T if other else operand @ matrix)
+            return u, v, surrogate(v - 1)
+
+    torch.manual_seed(data.draw(st.integers(0, 99), label="seed"))
+    shape = (data.draw(st.integers(1, 6)), data.draw(st.integers(1, 9)), neurons)
+    assert_conforms(CPU, Made(), inputs(shape), uses=("outputs and states",))
+
+
+def test_float32_spikes_are_equal_where_sums_are_exact():
+    torch.manual_seed(5)
+    cell, x = WithBias(96).float(), inputs((20, 10, 96)).float()
+    assert torch.equal(hb.unroll(cell, x, backend="cpu")[0], hb.unroll(cell, x, backend="reference")[0])
+
+
+def test_a_constant_input_of_zero_stride_conforms():
+    torch.manual_seed(6)
+    cell = Spiking(24)
+    still = inputs((5, 24)).requires_grad_()
+    grads = []
+    for backend in ("cpu", "reference"):
+        out, _ = hb.unroll(cell, still.expand(6, 5, 24), backend=backend)
+        grads.append(torch.autograd.grad((out * torch.arange(24)).sum(), [still, cell.weight]))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_another_batch_is_served_by_the_same_program():
+    torch.manual_seed(7)
+    cell = Spiking(24)
+    for batch in (2, 5, 24, 1):
+        x = inputs((4, batch, 24), seed=batch)
+        found, wanted = (hb.unroll(cell, x, backend=backend)[0] for backend in ("cpu", "reference"))
+        assert torch.equal(found, wanted)
+
+
+def test_layers_above_see_where_the_gradient_matters_only_if_the_bits_are_laid_out_so():
+    for neurons in (24, 23):
+        torch.manual_seed(8)
+        layer = hb.OverTime(Spiking(neurons, Step(), detach=True)).float()
+        above = hb.Linear(neurons, 5)
+        grads = []
+        for mode in ("events", "dense"):
+            above.mode = mode
+            x = inputs((40, 9, neurons)).float().requires_grad_()
+            above(layer(x)).pow(2).sum().backward()
+            grads.append((x.grad, layer.cell.weight.grad.clone()))
+            layer.zero_grad()
+        for one, other in zip(*grads, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_kept_is_bits():
+    kept = []
+    cell = Spiking(64, Step(), detach=True).float()
+    x = inputs((10, 8, 64)).float().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        hb.unroll(cell, x, backend="cpu")
+    sequences = [t for t in kept if t.shape[:1] == (10,)]
+    assert [t.dtype for t in sequences] == [torch.uint8]
+    assert sequences[0].numel() == 10 * 8 * 64 // 8
