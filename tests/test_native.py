@@ -1,7 +1,5 @@
 """Kernels written in Python: what each word of the builder does, and how a kernel is launched by name."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -15,6 +13,7 @@ from hibana.native import (
     Bytes,
     Code,
     Floats,
+    Group,
     Ints,
     Longs,
     Shorts,
@@ -116,8 +115,7 @@ def test_chosen_elements_are_put_together():
     assert out[:5].tolist() == [0, 3, 4, 9, 15]
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Group):
     """A group of numbers."""
 
     count: Value

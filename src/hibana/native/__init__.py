@@ -11,7 +11,7 @@ from hibana.native.code import Code, Variable
 from hibana.native.launcher import Launcher, kernel
 from hibana.native.pointers import Bytes, Floats, Ints, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
-from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Type, Value
+from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Group, Type, Value
 from hibana.native.writer import Writer, named
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Bytes",
     "Code",
     "Floats",
+    "Group",
     "Ints",
     "Kernel",
     "Launcher",

@@ -2,14 +2,13 @@
 
 ``@kernel`` makes a launcher of a function ``body(code, begin, end, *, ...)`` that writes the pieces of work
 from `begin` to `end`. What else it takes is what the kernel is given, by name: an address for a parameter of
-a kind of :class:`Pointer`, a number for a :class:`Value`, and one for each field of a dataclass of them. Any
+a kind of :class:`Pointer`, a number for a :class:`Value`, and one for each name in a :class:`Group`. Any
 other parameter is known while the kernel is written, and each value of it makes a kernel of its own.
 """
 
 import inspect
 import struct
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from functools import cached_property
 from operator import itemgetter
 from typing import Any
@@ -20,7 +19,7 @@ from hibana.native.build import Kernel, assemble
 from hibana.native.code import Code
 from hibana.native.pointers import Pointer
 from hibana.native.threads import run
-from hibana.native.values import LONG, Value
+from hibana.native.values import LONG, Group, Value
 
 __all__ = ["Launcher", "kernel"]
 
@@ -37,7 +36,7 @@ class Arguments:
     def __init__(self, body: Callable[..., None]) -> None:
         self.addresses: dict[str, type[Pointer]] = {}
         self.numbers: list[str] = []
-        self.groups: dict[str, Any] = {}
+        self.groups: dict[str, type[Group]] = {}
         self.options: list[str] = []
         for name, parameter in inspect.signature(body, eval_str=True).parameters.items():
             kind = parameter.annotation
@@ -47,9 +46,9 @@ class Arguments:
                 self.addresses[name] = kind
             elif kind is Value:
                 self.numbers.append(name)
-            elif is_dataclass(kind) and all(field.type is Value for field in fields(kind)):
+            elif isinstance(kind, type) and issubclass(kind, Group):
                 self.groups[name] = kind
-                self.numbers += [field.name for field in fields(kind)]
+                self.numbers += kind.__annotations__
             else:
                 self.options.append(name)
         self.names = frozenset([*self.addresses, *self.numbers, *self.options])
@@ -102,10 +101,8 @@ class Launcher:
             place = write.row("", "i64", "%args", str(i))
             text = write.let(name, f"load {'i64' if kind is None else 'ptr'}, ptr {place}")
             taken[name] = Value(write, LONG, text) if kind is None else kind(write, text)
-        for name, kind_of_group in self.arguments.groups.items():
-            taken[name] = kind_of_group(
-                **{field.name: taken.pop(field.name) for field in fields(kind_of_group)}
-            )
+        for name, group in self.arguments.groups.items():
+            taken[name] = group(**{number: taken.pop(number) for number in group.__annotations__})
         begin, end = (Value(write, LONG, text) for text in ("%begin", "%end"))
         self.body(code, begin, end, **taken, **options)
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"

@@ -18,6 +18,7 @@ __all__ = [
     "INT",
     "LONG",
     "SHORT",
+    "Group",
     "Operand",
     "Type",
     "Value",
@@ -62,6 +63,13 @@ class Type:
 
 BIT, BYTE, SHORT, INT, LONG = (Type(f"i{bits}", bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = Type("float", 32)
+
+
+class Group:
+    """Numbers that a kernel is given together: a :class:`Value` for each name that a subclass annotates."""
+
+    def __init__(self, **values: "Value") -> None:
+        self.__dict__.update(values)
 
 
 class Value:

@@ -3,17 +3,14 @@
 Images lie channels last, ``[images, height, width, channels]``, a row of pixels as one row of bits.
 """
 
-from dataclasses import dataclass
-
 from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, put_bits
 from hibana.events.lanes.rows import Row, dots
-from hibana.native import Code, Floats, Longs, Pointer, Shorts, Value, kernel
+from hibana.native import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["Sizes", "input_gradient", "windows"]
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Group):
     """Of the images, of the convolution, and of what comes out."""
 
     channels: Value

@@ -2,9 +2,22 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from hibana.native import BYTE, FLOAT, INT, LONG, SHORT, Bytes, Code, Floats, Longs, Shorts, Value, kernel
+from hibana.native import (
+    BYTE,
+    FLOAT,
+    INT,
+    LONG,
+    SHORT,
+    Bytes,
+    Code,
+    Floats,
+    Group,
+    Longs,
+    Shorts,
+    Value,
+    kernel,
+)
 
 __all__ = ["backward", "forward", "forward_of_bits", "support"]
 
@@ -12,8 +25,7 @@ LANES = 16
 """Channels that are gone through at a time."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(Group):
     """Of the images, of the window, and of what comes out."""
 
     channels: Value
