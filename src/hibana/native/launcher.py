@@ -83,11 +83,14 @@ class Launcher:
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
         arguments = self.arguments
-        if len(given) != len(arguments.names) or not given.keys() >= arguments.names:
-            self._refuse(given)
-        fixed = arguments.fixed(given)
+        tensors: tuple[Tensor | None, ...]
+        try:
+            fixed, tensors = arguments.fixed(given), arguments.tensors(given)
+        except KeyError:
+            raise self._refusal(given) from None
+        if len(given) != len(arguments.names):
+            raise self._refusal(given)
         address, numbers = self._ready.get(fixed) or self._packed(fixed)
-        tensors: tuple[Tensor | None, ...] = arguments.tensors(given)
         addresses = arguments.pack(*[0 if t is None else t.data_ptr() for t in tensors])
         run(address, pieces, addresses + numbers, grain)
 
@@ -119,12 +122,10 @@ class Launcher:
         self._ready[fixed] = self._built[options].address, struct.pack(f"{len(numbers)}q", *numbers)
         return self._ready[fixed]
 
-    def _refuse(self, given: Mapping[str, object]) -> None:
-        missing, unknown = (
-            sorted(self.arguments.names - given.keys()),
-            sorted(given.keys() - self.arguments.names),
-        )
-        raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
+    def _refusal(self, given: Mapping[str, object]) -> TypeError:
+        names = self.arguments.names
+        missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
+        return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 
 
 def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
