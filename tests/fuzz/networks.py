@@ -1,0 +1,199 @@
+"""Random networks whose layers work per spike, or neurons, and what happens between them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import hibana as hb
+from hibana import surrogate
+
+__all__ = ["WRITES", "Network", "built", "inputs", "networks"]
+
+SURROGATES = [surrogate.Step(), surrogate.Box(), surrogate.Triangle(), surrogate.ATan()]
+INPUTS = [
+    "currents",
+    "spikes",
+    "signed spikes",
+    "turned",
+    "strided",
+    "offset",
+    "channels last",
+    "constant",
+    "negated",
+]
+INPUTS += ["almost spikes", "double"]
+WRITES = ["mul_", "zero_", "masked_fill_", "index", "detach", "view", "one", "minus zero", "data"]
+LOOKS = ["hook", "retain", "detached branch", "second use", "asked for"]
+USES = ["all", "last step", "one output", "some rows", "mean over time", "large", "with state"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers, each with what happens to its output, and how the network is run."""
+
+    layers: tuple[str, ...] = ("Linear", "IF", "Linear")
+    touched: dict[int, str] = field(default_factory=dict)
+    """What is done to the output of a layer, by its place."""
+    steps: int = 3
+    batch: int = 2
+    width: int = 5
+    surrogate: int = 0
+    detach_reset: bool = True
+    inputs: str = "currents"
+    use: str = "all"
+    mode: str = "events"
+    seed: int = 0
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> Network:
+    """A network of images or of features."""
+    images = draw(st.booleans())
+    words = ["Conv2d", "Conv2d strided", "MaxPool2d", "IF", "IF", "AvgPool2d", "Masked", "ReLU"]
+    if not images:
+        words = [
+            "Linear",
+            "Linear",
+            "IF",
+            "IF",
+            "Flatten steps",
+            "Transpose",
+            "Masked",
+            "LI",
+            "Recurrent",
+            "ReLU",
+        ]
+    layers = [draw(st.sampled_from(words)) for _ in range(draw(st.integers(1, 5)))]
+    if images and draw(st.booleans()):
+        layers += ["Flatten", draw(st.sampled_from(["Linear", "IF"])), "Linear"]
+    layers = ["IF" if draw(st.booleans()) else layers[0], *layers]
+    places = st.integers(0, len(layers) - 1)
+    touched = draw(st.dictionaries(places, st.sampled_from(WRITES + LOOKS), max_size=2))
+    return Network(
+        tuple(layers),
+        touched,
+        steps=draw(st.sampled_from([3, 1, 2, 8])),
+        batch=draw(st.sampled_from([2, 1, 64, 40])),
+        width=draw(st.sampled_from([5, 1, 16, 64, 33])),
+        surrogate=draw(st.integers(0, len(SURROGATES) - 1)),
+        detach_reset=draw(st.booleans()),
+        inputs=draw(st.sampled_from(INPUTS)),
+        use=draw(st.sampled_from(USES)),
+        mode=draw(st.sampled_from(["events", "auto"])),
+        seed=draw(st.integers(0, 9)),
+    )
+
+
+class _FlattenSteps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """The same numbers as half as many steps of twice the batch, if that can be."""
+        if x.shape[0] % 2 or x.ndim != 3:
+            return x.flatten(0, 1)[None]
+        return x.reshape(x.shape[0] // 2, x.shape[1] * 2, x.shape[2])
+
+
+class _Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1)
+
+
+class _Masked(nn.Module):
+    """Dropout whose mask does not depend on how numbers lie in memory, as torch's does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.numel()).view(x.shape)
+        return x * (places % 7 > 2).to(x)
+
+
+def built(network: Network) -> nn.Sequential:
+    """The network with dense layers; its widths stay what they are."""
+    w, size = network.width, 6
+    features, images = (
+        w,
+        any(word in ("Conv2d", "Conv2d strided", "MaxPool2d", "Flatten") for word in network.layers),
+    )
+    images = images or any("2d" in word for word in network.layers)
+    made: list[nn.Module] = []
+    sigma = SURROGATES[network.surrogate]
+    for word in network.layers:
+        match word:
+            case "IF":
+                made.append(hb.IF(0.5, sigma, detach_reset=network.detach_reset))
+            case "LI":
+                made.append(hb.LI(2.0))
+            case "Recurrent":
+                made.append(hb.Recurrent(hb.IFCell(0.5, sigma), features))
+            case "Linear":
+                made.append(nn.Linear(features, w))
+                features = w
+            case "Conv2d":
+                made.append(hb.EachStep(nn.Conv2d(w, w, 3, padding=1)))
+            case "Conv2d strided":
+                made.append(hb.EachStep(nn.Conv2d(w, w, (1, 3), (2, 1), padding=(0, 1))))
+                size = (size + 1) // 2
+            case "MaxPool2d":
+                made.append(
+                    hb.EachStep(nn.MaxPool2d(2, ceil_mode=False, padding=0) if size > 1 else nn.Identity())
+                )
+            case "AvgPool2d":
+                made.append(hb.EachStep(nn.AvgPool2d(3, 1, 1)))
+            case "Masked":
+                made.append(_Masked())
+            case "ReLU":
+                made.append(nn.ReLU())
+            case "Flatten":
+                made.append(nn.Flatten(2))
+                features = 0
+            case "Flatten steps":
+                made.append(_FlattenSteps())
+            case "Transpose":
+                made.append(_Transpose())
+    net = nn.Sequential(*made)
+    return _fitted(net, network, images)
+
+
+def _fitted(net: nn.Sequential, network: Network, images: bool) -> nn.Sequential:
+    """`net` with linear layers of the sizes that come to them, and weights on a grid."""
+    x = inputs(network, images).detach().float()
+    with torch.no_grad():
+        for place, layer in enumerate(net):
+            if isinstance(layer, nn.Linear) and layer.in_features != x.shape[-1]:
+                layer = net[place] = nn.Linear(x.shape[-1], layer.out_features)
+            x = layer(x)
+        for parameter in net.parameters():
+            parameter.copy_((parameter * 64).round() / 64)
+    return net
+
+
+def inputs(network: Network, images: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(network.seed)
+    space = (6, 6) if images else ()
+    shape = (network.steps, network.batch, network.width, *space)
+    uniform = torch.rand(shape, generator=generator)
+    x = (uniform * 64).round() / 64
+    spikes = (uniform < 0.3).float()
+    match network.inputs:
+        case "spikes":
+            return spikes
+        case "signed spikes":
+            return torch.where(spikes == 0, -0.0, 1.0)
+        case "almost spikes":
+            spikes.view(-1)[-1] = 0.5
+            return spikes
+        case "turned":
+            return spikes.transpose(1, 2).contiguous().transpose(1, 2)
+        case "strided":
+            return spikes.repeat_interleave(2, -1)[..., ::2]
+        case "offset":
+            return torch.cat([uniform.new_zeros(1), spikes.flatten()])[1:].view(shape)
+        case "channels last" if images:
+            return spikes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+        case "constant":
+            return x[:1].expand(shape)
+        case "negated":
+            return torch._neg_view(-spikes)
+        case "double":
+            return x.double()
+    return x

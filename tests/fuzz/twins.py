@@ -1,0 +1,194 @@
+"""Networks whose layers work per spike, beside the dense layers of torch above the reference loop.
+
+Weights lie on a grid of 1/64, so that sums of spikes are exact in any order and outputs are equal to the
+last bit; gradients are sums of other numbers, and agree to rounding.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+from fuzz.differ import Counts, Different
+from fuzz.networks import WRITES, Network, built, inputs
+
+__all__ = ["compare"]
+
+
+def compare(network: Network, counts: Counts) -> None:
+    """One case.
+
+    Raises:
+        Different: if outputs or gradients are not those of the dense twin.
+    """
+    torch.manual_seed(network.seed)
+    images = any("2d" in word or word == "Flatten" for word in network.layers)
+    try:
+        dense = built(network)
+    except RuntimeError:  # an image that is too small
+        counts.invalid += 1
+        return
+    sparse = hb.events.adopt(copy.deepcopy(dense))
+    for inner in sparse.modules():
+        if isinstance(inner, hb.Linear | hb.Conv2d):
+            inner.mode = network.mode
+    for inner in dense.modules():
+        if isinstance(inner, hb.OverTime):
+            inner.forward = _by_reference(inner.cell)
+        if isinstance(inner, hb.Recurrent):
+            inner.cell = copy.deepcopy(inner.cell)
+    x = inputs(network, images)
+    if x.dtype == torch.float64:
+        dense, sparse = dense.double(), sparse.double()
+    outcomes = []
+    for net in (sparse, dense):
+        try:
+            outcomes.append(_run(net, network, x))
+        except Exception as error:
+            outcomes.append(error)
+    found, wanted = outcomes
+    if isinstance(wanted, Exception):
+        counts.invalid += 1
+        return
+    counts.compared += 1
+    if isinstance(found, Exception):
+        raise Different(f"{type(found).__name__}: {found}\n{network}") from found
+    for name, value in wanted.items():
+        got = found[name]
+        if name.startswith("output"):
+            tolerance = 0.0 if network.inputs != "double" and _exact(network) else 1e-5
+        else:
+            tolerance = 1e-10 if network.inputs == "double" else 2e-4
+        _assert_near(got, value, tolerance, name, network)
+
+
+def _exact(network: Network) -> bool:
+    """Whether every sum is of numbers on a grid, and so exact in any order."""
+    return not {"AvgPool2d", "LI", "Recurrent"} & set(network.layers)
+
+
+def _by_reference(cell: hb.Cell) -> Any:
+    def forward(x: Tensor, state: Any = None, *, return_state: bool = False) -> Any:
+        outputs, last = hb.unroll(cell, x, state, backend="reference")
+        return (outputs, last) if return_state else outputs
+
+    return forward
+
+
+def _assert_near(
+    got: Tensor | None, wanted: Tensor | None, tolerance: float, name: str, network: Network
+) -> None:
+    if wanted is None:
+        if got is not None and got.any():
+            raise Different(f"{name}: a gradient that the dense network does not have\n{network}")
+        return
+    if got is None or got.shape != wanted.shape or got.dtype != wanted.dtype:
+        raise Different(
+            f"{name}: {None if got is None else (got.shape, got.dtype)}, not {wanted.shape}\n{network}"
+        )
+    if not wanted.numel():
+        return
+    scale = max(1e-30, wanted.abs().nan_to_num(0, 0, 0).max().item())
+    if not torch.allclose(got, wanted, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+        off = (got - wanted).abs().max().item()
+        raise Different(f"{name}: off by {off:.3g} where the largest is {scale:.3g}\n{network}")
+
+
+def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | None]:
+    """The output, what was looked at, and every gradient."""
+    torch.manual_seed(network.seed + 1)
+    x = x.detach().requires_grad_()
+    h, results, extra, looked = x, {}, [], []
+    if network.use == "with state":
+        h, state = hb.run(net, x)
+        for name, values in state.items():
+            results |= {f"output: last {i} of {name}": value.detach() for i, value in enumerate(values)}
+        extra += [values[0].square().sum() for values in state.values()]
+    else:
+        for place, layer in enumerate(net):
+            h = layer(h)
+            _touch(h, network.touched.get(place), network.seed, place, results, extra, looked)
+    results["output"] = h.detach()
+    loss = sum(extra, _loss(h, network))
+    if loss.requires_grad:
+        leaves = [x, *net.parameters()]
+        asked = [value for _, value in looked]
+        if asked:
+            grads = torch.autograd.grad(loss, [*leaves, *asked], allow_unused=True)
+        else:
+            loss.backward()
+            grads = [leaf.grad for leaf in leaves]
+        names = ["gradient of the input", *(f"gradient of {name}" for name, _ in net.named_parameters())]
+        names += [f"gradient of layer {place}" for place, _ in looked]
+        results |= dict(zip(names, grads, strict=True))
+    for name, value in list(results.items()):
+        if callable(value):
+            results[name] = value()
+    return results
+
+
+def _touch(
+    h: Tensor,
+    how: str | None,
+    seed: int,
+    place: int,
+    results: dict[str, Any],
+    extra: list[Tensor],
+    looked: list[Any],
+) -> None:
+    generator = torch.Generator().manual_seed(seed + place)
+    mask = (torch.rand(h.shape, generator=generator) < 0.5).to(h)
+    name = f"seen at layer {place}"
+    if how in WRITES and h.grad_fn is not None and h.grad_fn.name().startswith("Expand"):
+        return  # torch refuses a write to an expanded tensor
+    with torch.no_grad():
+        match how:
+            case "mul_":
+                h.mul_(mask)
+            case "zero_":
+                h.zero_()
+            case "masked_fill_":
+                h.masked_fill_(mask == 0, 0.0)
+            case "index":
+                h[-1] = 0.0
+            case "detach":
+                h.detach().mul_(mask)
+            case "view":
+                h.view(h.shape).mul_(mask)
+            case "one":
+                h.masked_fill_(mask == 0, 1.0)
+            case "minus zero":
+                h.mul_(-0.0)
+            case "data":
+                h.data.mul_(mask)
+    match how:
+        case "hook" if h.requires_grad:
+            h.register_hook(lambda grad: results.__setitem__(name, grad.clone()))
+        case "retain" if h.requires_grad:
+            h.retain_grad()
+            results[name] = lambda: h.grad
+        case "detached branch":
+            extra.append(h.detach().square().sum())
+        case "second use":
+            extra.append((h * mask).sum())
+        case "asked for" if h.requires_grad:
+            looked.append((place, h))
+
+
+def _loss(out: Tensor, network: Network) -> Tensor:
+    generator = torch.Generator().manual_seed(network.seed + 5)
+    weights = ((torch.rand(out.shape, generator=generator) - 0.5) * 64).round().to(out) / 64
+    match network.use:
+        case "last step":
+            return (out[-1] * weights[-1]).sum()
+        case "one output":
+            return out.flatten()[0] * 1.0
+        case "some rows":
+            return (out * weights * (weights.abs() < 0.05)).sum()
+        case "mean over time":
+            return out.mean(0).square().sum()
+        case "large":
+            return (out * weights * 1e6).sum()
+    return (out * weights).sum()

@@ -1,0 +1,112 @@
+"""A part of the fuzzer, the same at each run; and that it finds what is planted."""
+
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fuzz import differ, networks, steps, twins
+from fuzz.differ import Counts, Different
+from fuzz.steps import Step
+from hibana.events import support
+from hibana.events.linear import layer
+from hibana.loop import compiled
+
+BOUNDED = settings(max_examples=7, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=80, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def _what_torch_warns_of_is_torchs():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _finite(step):
+    """Whether no derivative in `step` is infinite.
+
+    One that is, of a state that a loss does not use, is NaN in a compiled backward: an absent gradient is
+    taken for zero there. The command makes such steps too.
+    """
+    infinite = "sqrt", "reciprocal", " / ", "inf", "1e3", "10**18", "1e-45"
+    return not any(word in str(step) for word in infinite)
+
+
+@BOUNDED
+@given(steps.steps().filter(_finite))
+def test_random_steps_are_the_references(step):
+    _compared(step, 30)
+
+
+@SOME
+@given(networks.networks())
+def test_random_networks_are_the_dense_ones(network):
+    twins.compare(network, Counts())
+
+
+def _compared(step, count):
+    counts = Counts()
+    differ.compare_all(step, count, counts)
+    return counts
+
+
+PLAIN = Step(("v = 0.5 * v + x * self.learned", "return u, v, self.surrogate(v - 0.4)"))
+
+
+def test_most_cases_of_a_plain_step_are_compared():
+    counts = _compared(PLAIN, 100)
+    assert counts.compared > 60
+    assert counts.all == 100
+
+
+@pytest.mark.parametrize(
+    "off",
+    [lambda t: t * (1 + 1e-6), lambda t: -t, lambda t: t.masked_fill(t == 0, -0.0), lambda t: t[..., :0]],
+)
+def test_a_run_that_is_off_is_found(off, monkeypatch):
+    run = compiled.run
+
+    def wrong(*args):
+        outputs, last = run(*args)
+        return outputs, [off(value) for value in last]
+
+    monkeypatch.setattr(compiled, "run", wrong)
+    with pytest.raises(Different):
+        _compared(Step(("v = 0.5 * v + x", "return u, v, self.surrogate(v - 0.4)")), 100)
+
+
+def test_a_gradient_that_is_off_is_found(monkeypatch):
+    backward = compiled._backward
+    monkeypatch.setattr(compiled, "_backward", lambda *args: _off(backward(*args)))
+    with pytest.raises(Different, match="gradient of"):
+        _compared(PLAIN, 40)
+
+
+def _off(grads):
+    return tuple(None if grad is None else grad * (1 + 1e-4) for grad in grads)
+
+
+def test_an_error_without_a_name_is_found(monkeypatch):
+    def fails(*args):
+        raise KeyError("v")
+
+    monkeypatch.setattr(compiled, "run", fails)
+    with pytest.raises(Different, match="KeyError"):
+        _compared(PLAIN, 10)
+
+
+def test_support_read_from_written_spikes_is_found(monkeypatch):
+    monkeypatch.setattr(layer, "support_of", lambda t, of=support.support_of: _blind(of, t))
+    wrong = networks.Network(("Linear", "IF", "Linear"), {1: "mul_"}, batch=64, width=64)
+    with pytest.raises(Different, match="gradient of the input"):
+        twins.compare(wrong, Counts())
+
+
+def _blind(support_of, tensor):
+    """What would be known if the version that torch counts were not asked."""
+    found = support_of(tensor)
+    node = tensor.grad_fn
+    if found is None or getattr(node, "spikes", None) is None:
+        return found
+    return support.Support(None, found.length, found.watched)
