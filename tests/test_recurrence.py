@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 import hibana as hb
+from conformance.suite import CELLS as KINDS
+from conformance.suite import drive
 
+SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
 CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]
 
 
@@ -84,3 +87,65 @@ def test_bad_input_gets_a_sentence():
         hb.Recurrent(hb.IF(), 4)
     with pytest.raises(ValueError, match=r"inputs must be \[T, B, 4\].*\(3, 2, 5\)"):
         hb.Recurrent(hb.IFCell(), 4)(torch.rand(3, 2, 5))
+
+
+def compiled(layer):
+    return "sample by sample" in hb.explain(layer)
+
+
+def on_a_grid(layer):
+    """`layer` with weights whose sums over spikes are exact in any order."""
+    with torch.no_grad():
+        layer.recurrent.weight.copy_(torch.randint(-8, 9, layer.recurrent.weight.shape) / 16)
+    return layer
+
+
+@pytest.mark.parametrize("kind", SPIKING, ids=lambda kind: kind.__name__)
+def test_every_cell_of_the_package_is_compiled_and_spikes_as_its_loop_does(kind):
+    torch.manual_seed(2)
+    layer = on_a_grid(hb.Recurrent(kind(), 21))
+    x = drive(layer.cell, (14, 5, 21)).requires_grad_()
+    found = layer(x)
+    grads = torch.autograd.grad(found.square().sum(), [x, *layer.parameters()], allow_unused=True)
+    assert compiled(layer)
+    layer.backend = "reference"
+    wanted = layer(x)
+    assert torch.equal(found, wanted)
+    assert found.any()
+    expected = torch.autograd.grad(wanted.square().sum(), [x, *layer.parameters()], allow_unused=True)
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max() + 1e-6))
+
+
+def test_a_recurrent_convolution_runs_step_by_step_and_says_so():
+    torch.manual_seed(3)
+    for convolution in (nn.Conv2d(4, 4, 3, padding=1), hb.Conv2d(4, 4, 3, padding=1)):
+        layer, x = hb.Recurrent(hb.LIFCell(tau=3.0), 4, convolution), 2 * torch.rand(6, 2, 4, 5, 7)
+        v = s = torch.zeros(2, 4, 5, 7)
+        for input_, emitted in zip(x, layer(x), strict=True):
+            v, s = layer.cell(input_ + convolution(s), v, s)
+            assert torch.equal(emitted, s)
+        assert "each step is called in Python" in hb.explain(layer)
+
+
+def test_a_module_put_in_place_of_another_is_the_one_that_runs():
+    layer, x = hb.Recurrent(hb.IFCell(), 4), 2 * torch.rand(10, 3, 4)
+    layer(x)
+    layer.recurrent = nn.Linear(4, 4, bias=False)
+    nn.init.zeros_(layer.recurrent.weight)
+    layer.cell = hb.IFCell(threshold=0.5)
+    assert torch.equal(layer(x), hb.IF(threshold=0.5)(x))
+    assert len(list(layer.parameters())) == 1
+
+
+def test_weights_may_be_made_of_others():
+    torch.manual_seed(4)
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6, bias=False))
+    layer, x = hb.Recurrent(hb.LIFCell(surrogate=hb.surrogate.ATan()), 6, linear), 3 * torch.rand(8, 3, 6)
+    assert compiled(layer)
+    grads = []
+    for backend in ("auto", "reference"):
+        layer.backend = backend
+        grads.append(torch.autograd.grad(layer(x).sum(), list(layer.parameters())))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pickle
+import re
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def instances():
             yield kind(**{field.name: 0.7})
 
 
-ALL = [pytest.param(each, id=repr(each)) for each in instances()]
+ALL = [pytest.param(each, id=re.sub(" at 0x[0-9a-f]+", "", repr(each))) for each in instances()]
 each_surrogate = pytest.mark.parametrize("function", ALL)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hibana import cells, events, running
 from hibana.events.support import announce
-from hibana.loop import BACKENDS, State, ambient, check_batch, emitted, unrolled
+from hibana.loop import BACKENDS, State, ambient, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
 from hibana.running import Stateful, run
 
@@ -163,20 +163,22 @@ class Recurrent(Stateful):
 
         state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
 
-    Time is a Python loop here: each step needs the matrix product of the step before. Through
-    :func:`run` a sequence can be taken in chunks; detach the state between them for backpropagation
-    through time truncated to a chunk.
+    A linear map is compiled with the cell as one step, and adds a row of weights per spike. Another module (a
+    convolution, a network) is called at each step in a Python loop, with the cell alone compiled;
+    :func:`hibana.explain` says which it is. Through :func:`run` a sequence can be taken in chunks; detach the
+    state between them for backpropagation through time truncated to a chunk.
 
     Args:
         cell: one step of a neuron.
-        features: F, the number of neurons.
+        features: F, the number of neurons; of channels, where `recurrent` maps ``[B, F, ...]``.
         recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)`` with
-            its own initialisation, if none is given.
-        backend: what runs each step, as in :func:`hibana.unroll`.
+            its own initialisation, if none is given. With another one, such as a convolution, the input may
+            be ``[T, B, F, ...]``.
+        backend: what runs it, as in :func:`hibana.unroll`.
 
     Raises:
         TypeError: if `cell` is not a cell.
-        ValueError: if the input is not ``[T, B, F]``, or `recurrent` holds a layer over time.
+        ValueError: if the input is not ``[T, B, F, ...]``, or `recurrent` holds a layer over time.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -207,6 +209,7 @@ class Recurrent(Stateful):
         if recurrent is not None:
             _check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
+        self.step()  # made here, since a graph that is being compiled can make no module
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
@@ -219,11 +222,16 @@ class Recurrent(Stateful):
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
-        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
+        flat = isinstance(self.recurrent, nn.Linear)
+        wrong = inputs.ndim != 3 if flat else inputs.ndim < 3
+        if wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
                 f"weights to the {self.features} neurons, such as an nn.Linear, are a layer of their own"
             )
+        whole = unrolled_whole(self.step(), inputs, state, backend=self.backend)
+        if whole is not None:
+            return whole
         if state is None:
             state = self.cell.initial_state(inputs[0])
         emitted = []
@@ -232,6 +240,37 @@ class Recurrent(Stateful):
             outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state, backend=self.backend)
             emitted.append(outputs)
         return torch.cat(emitted), state
+
+    def step(self) -> cells.Cell:
+        """The cell and what feeds its spikes back to it, as one step."""
+        made: RecurrentCell | None = self.__dict__.get("_step")
+        if made is None or made.cell is not self.cell or made.recurrent is not self.recurrent:
+            # not as a module of this one, which has both already
+            made = self.__dict__["_step"] = RecurrentCell(self.cell, self.recurrent)
+        return made
+
+
+class RecurrentCell(cells.Cell):
+    """One step of `cell` on its input and what `recurrent` makes of what it emitted last."""
+
+    cell: cells.Cell
+
+    def __init__(self, cell: cells.Cell, recurrent: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.recurrent = cell, recurrent
+        self._enter()
+
+    def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return self.cell(input_ + self.recurrent(state[-1]), *state)  # type: ignore[no-any-return]
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
+        return self.cell.state_names()
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        return self.cell.initial_state(input_)
+
+    def rests_at_zero(self) -> bool:
+        return self.cell.rests_at_zero()
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:

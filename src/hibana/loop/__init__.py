@@ -27,6 +27,7 @@ __all__ = [
     "record",
     "unroll",
     "unrolled",
+    "unrolled_whole",
 ]
 
 State = tuple[Tensor, ...]
@@ -92,6 +93,18 @@ def unrolled(
     if len(last) < len(cell.states):
         last = (*last, outputs[-1].clone())  # a view would keep, and change with, the whole sequence
     return outputs, tuple(last)
+
+
+def unrolled_whole(
+    cell: Cell, inputs: Tensor, state: State | None, *, backend: str
+) -> tuple[Tensor, State] | None:
+    """:func:`unrolled`, or None where only the reference loop would serve, of which nothing is said then."""
+    _check_inputs(cell, inputs)
+    chosen = _OF_DEVICE.get(inputs.device.type, "cpu") if backend == "auto" else backend
+    try:
+        return None if backend == "reference" else unrolled(cell, inputs, state, backend=chosen)
+    except Unsupported:
+        return None
 
 
 def emitted(

@@ -18,7 +18,10 @@ LONGEST = 60
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a language says each word: a template with ``{0}``, ``{1}``, … for its arguments."""
+    """How a language says each word: a template with ``{0}``, ``{1}``, … for its arguments.
+
+    That of ``product`` has ``{matrix}`` as well.
+    """
 
     words: Mapping[str, str]
     number: str
@@ -56,13 +59,21 @@ def statements(
         elif not value.args:
             text[value] = leaves[str(value.data)]
         else:
-            said = dialect.words[value.word].format(*(text[argument] for argument in value.args))
+            said = dialect.words[value.word].format(*(text[a] for a in value.args), matrix=_matrix(value))
             if uses[value] > 1 or len(said) > LONGEST:
                 name = names.get(value, f"a{len(lines)}")
                 lines.append(f"{name} = {_bare(said)}")
                 said = name
             text[value] = said
     return lines, {name: _bare(text[value]) for name, value in stores.items()}
+
+
+def _matrix(value: Value) -> str:
+    """A name for the matrix of a product, transposed or not."""
+    if value.word != "product":
+        return ""
+    index, turned = divmod(int(value.data), 2)
+    return f"M{index}{'.T' if turned else ''}"
 
 
 def _bare(text: str) -> str:

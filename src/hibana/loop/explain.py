@@ -33,9 +33,13 @@ MATHEMATICS = Dialect(
         "where": "({1} if {0} else {2})",
         "to_float": "[{0}]",
         "to_bool": "({0} != 0)",
+        "product": "({0} @ {matrix})",
     },
     number="{0}",
 )
+
+
+REFERENCE = "backend    reference loop, because "
 
 
 def explain(
@@ -71,9 +75,18 @@ def explain(
     ...
     """
     reports = []
+    told: set[nn.Module] = set()
     for name, part in module.named_modules():
+        if part in told:
+            continue
         if isinstance(part, Cell):
             report = explain_cell(part, shape, dtype, backend)
+        elif callable(step := getattr(part, "step", None)) and isinstance(whole := step(), Cell):
+            report = explain_cell(whole, shape, dtype, backend)
+            if REFERENCE in report:
+                report += "each step is called in Python, with the cell alone compiled, as follows\n"
+            else:
+                told.update(part.modules())
         elif callable(own := getattr(part, "explain", None)):
             report = f"{own()}\n"
         else:
@@ -89,9 +102,8 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     name = type(cell).__name__
     dtype = carried(dtype)  # what kernels compute in
     if shape is None:
-        of_tensors = [tensor.shape for tensor in cell_tensors(cell).values() if tensor.numel() > 1]
-        shape = torch.broadcast_shapes(*of_tensors) if of_tensors else (8,)  # type: ignore[no-untyped-call] # torch leaves it so
-    unserved = f"{name}\nbackend    reference loop, because "
+        shape = _fitting(cell)
+    unserved = f"{name}\n{REFERENCE}"
     if reason := compiled.refusal(backend, "cpu") and compiled.refusal(backend, "cuda"):
         return f"{unserved}{reason}\n"
     try:
@@ -127,6 +139,17 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
         _indented(made.kernels.source("backward")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fitting(cell: Cell) -> tuple[int, ...]:
+    """The shape of a step that the tensors of `cell` go with, as far as they tell."""
+    sizes = [tensor.shape for tensor in cell_tensors(cell).values() if tensor.numel() > 1]
+    if not sizes:
+        return (8,)
+    try:
+        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
+    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
+        return (max(size for shape in sizes for size in shape),)
 
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:

@@ -7,6 +7,7 @@ written down is refused, never guessed.
 """
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -140,6 +141,8 @@ def _operation(part: Part, index: int) -> str:
         if at not in part.ends and all(function in _FRESH for function in users):
             return "literal"  # a number that the step itself wrote as a tensor
         raise Unsupported("a tensor that the step takes from elsewhere than its cell can't be written down")
+    if target is operator.getitem:
+        return "part"
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
         raise Unsupported(f"{target} is no operation of ATen, and can't be written down")
     return f"{target._schema.name.removeprefix('aten::')}.{target._overloadname}"
@@ -173,10 +176,13 @@ def _argument(argument: Any) -> Any:
 
 def _part(held: dict[str, Any]) -> Part:
     calls = [
-        (foreign if name == "literal" else _overload(name), _understood(args), _understood(kwargs))
+        (_NAMES.get(name) or _overload(name), _understood(args), _understood(kwargs))
         for name, args, kwargs in held["calls"]
     ]
     return Part(held["takes"], calls, held["gives"])
+
+
+_NAMES: dict[str, Callable[..., Any]] = {"literal": foreign, "part": operator.getitem}
 
 
 def _overload(name: str) -> Any:

@@ -11,6 +11,7 @@ only where PyTorch itself computes another thing on them.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -241,12 +242,17 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise Unsupported(f"{func} draws random numbers")
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor):
+        several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
+        if isinstance(result, Tensor) or several:
             recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))
             node = self.graph.call_function(func, *recorded)
-            self._name(result, node)
+            for index, part in enumerate(result if several else ()):
+                node.meta["val"] = part
+                self._name(part, self.graph.call_function(operator.getitem, (node, index)))
+            if not several:
+                self._name(result, node)
         elif result is not None:
-            raise Unsupported(f"{func}: the step looks at a value, or takes several from one operation")
+            raise Unsupported(f"{func}: the step looks at a value")
         return result
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
@@ -473,6 +479,9 @@ class _Reading:
         if name in PRODUCTS and any(other in self.values for other in used):
             self._read_product(node, name)
             return
+        if target is operator.getitem:
+            (self.once if used[0] in self.once else self.after).add(node)
+            return
         if name in MOVES and used[0] in self.values:
             self._move(node, used[0])
             return
@@ -571,6 +580,8 @@ class _Reading:
 
     def _read_pointwise(self, node: fx.Node) -> None:
         assert isinstance(node.target, torch._ops.OpOverload)
+        if any(user.target is operator.getitem for user in node.users):
+            raise Unsupported(f"{node.target}: the step takes several from one operation")
         result = node.meta["val"]
         self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool):
