@@ -121,8 +121,10 @@ def _peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def in_process(module: str, function: str, *arguments: object, **variables: str) -> Any:
-    """What `function` of `module` returns for `arguments`, all of them JSON, in a fresh process.
+def in_process(
+    module: str, function: str, *arguments: object, python: str = sys.executable, **variables: str
+) -> Any:
+    """What `function` of `module` returns for `arguments`, all of them JSON, in a fresh process of `python`.
 
     Raises:
         RuntimeError: if the process ends with an error; the message is its standard error.
@@ -133,7 +135,7 @@ def in_process(module: str, function: str, *arguments: object, **variables: str)
         "print(json.dumps(getattr(importlib.import_module(module), function)(*arguments)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
+        [python, "-W", "ignore", "-c", code],
         input=json.dumps([module, function, arguments]),
         env={**os.environ, **variables},
         capture_output=True,

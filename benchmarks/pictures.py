@@ -10,21 +10,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-__all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "Row", "draw"]
+from benchmarks.tables import Row
 
-Row = dict[str, Any]
+__all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "draw"]
+
 PEERS = ("snntorch", "spikingjelly", "norse", "sinabs", "spikingjelly+compile", "norse+compile")
 TITLES = {
     "relu": "ReLU",
     "hibana": "hibana",
     "hibana-python": "hibana, node in Python",
     "hibana-dense": "hibana, dense products",
+    "hibana-box": "hibana, Box",
+    "hibana-atan": "hibana, ATan",
+    "gru": "GRU",
+    "lstm": "LSTM",
+    "rnn": "RNN",
     "snntorch": "snnTorch",
     "spikingjelly": "SpikingJelly",
     "norse": "Norse",
     "sinabs": "sinabs",
     "spikingjelly+compile": "SpikingJelly, torch.compile",
     "norse+compile": "Norse, torch.compile",
+    "spyx": "spyx",
 }
 CASE_TITLES = {
     "step": "IF, Step",
@@ -44,6 +51,12 @@ _COLOURS = {
     "sinabs": "#b279a2",
     "spikingjelly+compile": "#a5d6a7",
     "norse+compile": "#d7c4b7",
+    "hibana-box": "#ec8363",
+    "hibana-atan": "#f3a97f",
+    "gru": "#222222",
+    "lstm": "#5a5a5a",
+    "rnn": "#8f8f8f",
+    "spyx": "#eeca3b",
 }
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
@@ -61,7 +74,7 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
     """Draws what there are results for, as PNG files in `folder`; returns their names."""
     drawn = []
     with mpl.rc_context(_STYLE):
-        for name, picture in {"layers": _layers, "networks": _networks, "scaling": _scaling}.items():
+        for name, picture in _PICTURES.items():
             rows = [row for row in parts.get(name, []) if "ms" in row and row.get("heap") != "cold"]
             rows = [row for row in rows if row["contender"] != "hibana-python"]
             if rows:
@@ -172,6 +185,41 @@ def _networks(rows: list[Row]) -> Any:
     return figure
 
 
+def _recurrent(rows: list[Row]) -> Any:
+    """Milliseconds of everybody: a panel for each pass, a group of bars for each size."""
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    sizes = list(dict.fromkeys(row["size"] for row in rows))
+    names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
+    figure, grid = plt.subplots(
+        len(passes), 1, figsize=(8.6, 2.7 * len(passes)), squeeze=False, layout="constrained"
+    )
+    width = 0.84 / len(names)
+    for kind, axes in zip(passes, grid[:, 0], strict=True):
+        own = {(row["contender"], row["size"]): row["ms"] for row in rows if row["pass"] == kind}
+        for index, name in enumerate(names):
+            bars = [
+                (at + (index - (len(names) - 1) / 2) * width, own[name, size])
+                for at, size in enumerate(sizes)
+                if (name, size) in own
+            ]
+            if bars:
+                axes.bar(*zip(*bars, strict=True), width * 0.92, color=_COLOURS[name], label=TITLES[name])
+        axes.set_title(f"700 → H recurrent → 20, {kind}")
+        axes.set_ylabel("ms")
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xticks(range(len(sizes)), [_of_size(size) for size in sizes])
+    figure.legend(*_entries(grid[:, 0]), loc="outside upper center", ncols=6)
+    return figure
+
+
+def _of_size(size: str) -> str:
+    steps, batch, neurons = size.split("x")
+    return f"T = {steps}, batch {batch}, H = {neurons}"
+
+
 def _scaling(rows: list[Row]) -> Any:
     """Time of IF forward and backward against the steps and against the neurons."""
     figure, grid = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -222,3 +270,6 @@ def _entries(panels: Any) -> tuple[list[Any], list[str]]:
             found.setdefault(label, handle)
     ordered = [title for title in TITLES.values() if title in found]
     return [found[title] for title in ordered], ordered
+
+
+_PICTURES = {"layers": _layers, "networks": _networks, "recurrent": _recurrent, "scaling": _scaling}

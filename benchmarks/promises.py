@@ -7,11 +7,13 @@ __all__ = [
     "GPU_AHEAD",
     "MEMORY_OF_LEANEST_PEER",
     "OPERATIONS_PER_CALL",
+    "RECURRENT_AHEAD",
     "Promise",
     "gpu_share",
     "kept",
     "layer",
     "network",
+    "recurrent",
 ]
 
 _LAYERS = {  # time as a ratio to ReLU, heap warm, by size
@@ -29,6 +31,9 @@ _NETWORKS = {  # time as a ratio to the ReLU network, by firing rate
 }
 _NETWORKS_AHEAD = {("mlp", "training step", 0.05): 5.0, ("conv", "training step", 0.05): 3.0}
 _LAYERS_AHEAD = 8.0
+_RECURRENT = {"100x64x128": 12.0, "100x128x512": 20.0, "250x64x1024": 22.0, "1000x32x256": 18.0}
+RECURRENT_AHEAD = 8.0
+"""How many times faster than the fastest eager peer a recurrent network is, if its surrogate has a window."""
 
 FIRST_USE = {
     "IF and its backward, compiled": 3.0,
@@ -65,6 +70,11 @@ def layer(case: str, kind: str, heap: str, size: str) -> Promise:
 def network(name: str, kind: str, rate: float) -> Promise:
     """What is promised of a network."""
     return Promise(_NETWORKS.get((name, kind), {}).get(rate), _NETWORKS_AHEAD.get((name, kind, rate)))
+
+
+def recurrent(size: str) -> float | None:
+    """How many times faster than torch's GRU of equal width a recurrent network is."""
+    return _RECURRENT.get(size)
 
 
 def gpu_share(size: str, kind: str) -> float | None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures, promises
-from benchmarks.pictures import TITLES, Row
+from benchmarks import pictures, promises, recurrent_report
+from benchmarks.pictures import TITLES
+from benchmarks.tables import Row, bold, grouped, number, table
 
 __all__ = ["write"]
 
@@ -73,6 +74,8 @@ def _page(
         "networks": ("Whole networks, by firing rate", _networks),
         "networks/compiled": ("Whole networks, peers through torch.compile", _networks),
         "networks/memory": ("Memory of a training step, T = 32, 5% firing", _memory),
+        "recurrent": ("Recurrent", recurrent_report.section),
+        "recurrent/memory": ("Memory of a training step of a recurrent network", _memory),
         "scaling": ("Scaling", _scaling),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),
@@ -88,13 +91,14 @@ def _page(
             yield from (
                 f"**Not timed:** {_where(row)}: {row['error']}\n" for row in parts[name] if "error" in row
             )
-    if "layers" in parts:
+    used = {
+        row["is"]
+        for part in ("layers", "recurrent")
+        for row in parts.get(part, [])
+        if "is" in row and not row["contender"].startswith(("relu", "hibana"))
+    }
+    if used:
         yield "## What was compared\n"
-        used = {
-            row["is"]
-            for row in parts["layers"]
-            if "is" in row and not row["contender"].startswith(("relu", "hibana"))
-        }
         yield from (f"- `{described}`" for described in sorted(used))
 
 
@@ -146,7 +150,7 @@ def _layers(rows: list[Row]) -> Iterable[str]:
                         group,
                         promises.layer(case, kind, heap, size),
                     )
-                    for (case, size), group in _grouped(some, "case", "size").items()
+                    for (case, size), group in grouped(some, "case", "size").items()
                 },
             )
 
@@ -156,7 +160,7 @@ def _networks(rows: list[Row]) -> Iterable[str]:
         "Poisson spikes as input and biases that make each hidden layer fire at the rate of the line. A "
         "training step is forward, cross entropy, backward and SGD. As ratios to the ReLU network.\n"
     )
-    groups = _grouped([row for row in rows if "ms" in row], "network", "pass", "rate")
+    groups = grouped([row for row in rows if "ms" in row], "network", "pass", "rate")
     yield from _ratios(
         ["network", "pass", "firing"],
         {
@@ -184,16 +188,16 @@ def _ratios(
         rivals = [ratio[name] for name in others if name in pictures.PEERS and name in ratio]
         ours = ratio.get("hibana")
         faster = min(rivals) / ours if rivals and ours else None
-        line = [*keys, _number(group["relu"]["ms"]), _bold(ours), promises.kept(ours, at_most=at_most)]
-        line += [_number(ratio.get(name)) for name in others]
-        lines.append([*line, _number(faster), "" if compiled else promises.kept(faster, at_least=ahead)])
-    return _table(head, lines)
+        line = [*keys, number(group["relu"]["ms"]), bold(ours), promises.kept(ours, at_most=at_most)]
+        line += [number(ratio.get(name)) for name in others]
+        lines.append([*line, number(faster), "" if compiled else promises.kept(faster, at_least=ahead)])
+    return table(head, lines)
 
 
 def _memory(rows: list[Row]) -> Iterable[str]:
     """Megabytes above the baseline of a process of its own."""
     what = "case" if "case" in rows[0] else "network"
-    groups = _grouped([row for row in rows if "mb" in row], what)
+    groups = grouped([row for row in rows if "mb" in row], what)
     names = [name for name in TITLES if any(name in group for group in groups.values())]
     titles = pictures.CASE_TITLES | pictures.NETWORK_TITLES
     size = f", {rows[0]['size'].replace('x', ' x ')}" if "size" in rows[0] else ""
@@ -202,11 +206,12 @@ def _memory(rows: list[Row]) -> Iterable[str]:
         mb = {name: row["mb"] for name, row in group.items()}
         rivals = [mb[name] for name in pictures.PEERS if name in mb]
         share = mb["hibana"] / min(rivals) if rivals and "hibana" in mb else None
-        line = [titles[key] + size, *(_number(mb.get(name)) for name in names), _number(share)]
+        title = titles.get(key, key.replace("x", ", "))
+        line = [title + size, *(number(mb.get(name)) for name in names), number(share)]
         lines.append([*line, promises.kept(share, at_most=promises.MEMORY_OF_LEANEST_PEER.get(key))])
     yield "Peak of a process of its own above what it held before, in MB, forward and backward.\n"
     head = [what if what == "network" else "neuron", *(TITLES[name] for name in names)]
-    yield from _table([*head, "hibana / leanest peer", "promised"], lines)
+    yield from table([*head, "hibana / leanest peer", "promised"], lines)
 
 
 def _scaling(rows: list[Row]) -> Iterable[str]:
@@ -228,8 +233,8 @@ def _scaling(rows: list[Row]) -> Iterable[str]:
         limit = next(row["ms"] for row in call if not row["contender"].startswith("hibana")) * 1e3
         lines = [[row["contender"], row["ms"] * 1e3] for row in call]
         marks = [promises.kept(us, at_most=limit) if who.startswith("hibana") else "" for who, us in lines]
-        table = [[who, f"{us:.1f}", mark] for (who, us), mark in zip(lines, marks, strict=True)]
-        yield from _table(["", "µs", "promised"], table)
+        cells = [[who, f"{us:.1f}", mark] for (who, us), mark in zip(lines, marks, strict=True)]
+        yield from table(["", "µs", "promised"], cells)
 
 
 def _first_use(rows: list[Row]) -> Iterable[str]:
@@ -237,7 +242,7 @@ def _first_use(rows: list[Row]) -> Iterable[str]:
     for row in rows:
         limit = promises.FIRST_USE.get(row["what"])
         lines.append([row["what"], f"{row['s']:.3f}", promises.kept(row["s"], at_most=limit)])
-    yield from _table(["", "s", "promised"], lines)
+    yield from table(["", "s", "promised"], lines)
 
 
 def _training(rows: list[Row]) -> Iterable[str]:
@@ -250,7 +255,7 @@ def _training(rows: list[Row]) -> Iterable[str]:
             lines.append(
                 [titles[name], f"{seconds:.1f}", f"{row['accuracy']:.2%}", firing, str(row["epochs"])]
             )
-    yield from _table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
+    yield from table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
 
 
 def _gpu(rows: list[Row]) -> Iterable[str]:
@@ -260,41 +265,19 @@ def _gpu(rows: list[Row]) -> Iterable[str]:
         yield "{}, driver {}, CUDA {}.\n".format(*card)
     rivals = ("spikingjelly", "loop", "loop+compile")
     lines = []
-    for (size, case, kind), group in _grouped(timed, "size", "case", "pass").items():
+    for (size, case, kind), group in grouped(timed, "size", "case", "pass").items():
         ratio = {name: row["ms"] / group["relu"]["ms"] for name, row in group.items()}
         ours, theirs = ratio.get("hibana"), ratio.get("spikingjelly")
         share = group["hibana"]["of_copy"] if ours else None
         line = [pictures.CASE_TITLES[case], size.replace("x", " x "), kind]
-        line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", _bold(ours)]
+        line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", bold(ours)]
         line += [
             f"{share:.0%}" if share else "–",
             promises.kept(share, at_least=promises.gpu_share(size, kind)),
         ]
-        line += [_number(ratio.get(name)) for name in rivals]
+        line += [number(ratio.get(name)) for name in rivals]
         ahead = theirs / ours if ours and theirs else None
         lines.append([*line, promises.kept(ahead, at_least=promises.GPU_AHEAD)])
     if lines:
         head = ["neuron", "size", "pass", "ReLU, µs", "copy, GB/s", "**hibana**", "of copy", "promised"]
-        yield from _table([*head, "SpikingJelly", "loop", "loop, torch.compile", "promised"], lines)
-
-
-def _grouped(rows: list[Row], *keys: str) -> dict[tuple[Any, ...], dict[str, Row]]:
-    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), {})[row["contender"]] = row
-    return groups
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _bold(value: float | None) -> str:
-    return f"**{_number(value)}**"
-
-
-def _table(head: list[str], lines: list[list[str]]) -> list[str]:
-    rule = ["---" if index == 0 else "---:" for index in range(len(head))]
-    return [*(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)), ""]
+        yield from table([*head, "SpikingJelly", "loop", "loop, torch.compile", "promised"], lines)

@@ -19,7 +19,7 @@ from benchmarks import environment
 
 __all__ = ["main", "wanted"]
 
-PARTS = ("layers", "networks", "scaling", "compile", "training", "gpu")
+PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "training", "gpu")
 _ASKED_FOR = ("training", "gpu")
 """Parts that run only if they are named."""
 
@@ -60,14 +60,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for what is written")
     parser.add_argument("--name", default="benchmarks", help="name of the page: another one for each machine")
+    parser.add_argument(
+        "--spyx",
+        default="",
+        metavar="PYTHON",
+        help="Python of an environment with spyx and jax (pip install spyx jax), for the part recurrent",
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser
 
 
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    from benchmarks import compiling, gpu, layers, networks, scaling, training
+    from benchmarks import compiling, gpu, layers, networks, recurrent, scaling, training
 
-    parts = (layers, networks, scaling, compiling, training, gpu)
+    parts = (layers, networks, recurrent, scaling, compiling, training, gpu)
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 
@@ -99,7 +105,8 @@ def _run(name: str, options: argparse.Namespace) -> bool:
 
 def _variables(options: argparse.Namespace) -> dict[str, str]:
     threads = str(options.threads)
-    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HIBANA_BENCH_SPYX": options.spyx}
+    return {**os.environ, **variables}
 
 
 def _do(name: str, options: argparse.Namespace) -> int:

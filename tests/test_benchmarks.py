@@ -1,13 +1,15 @@
 """What the benchmark promises of itself: a red gate, turns, and a report of what was measured."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, gpu, measure, run
+from benchmarks import agreement, gpu, measure, recurrent, recurrent_spyx, run
 
 
 @pytest.fixture
@@ -176,3 +178,91 @@ def test_shares_are_of_what_a_copy_moves():
     assert gpu._bytes("hibana", cell, inputs, "inference") == 2 * sequence
     share = rows["hibana"]["gb_s"] / rows["copy"]["gb_s"]
     assert rows["hibana"]["of_copy"] == pytest.approx(share)
+
+
+@pytest.fixture
+def small() -> recurrent.Size:
+    return recurrent.Size(12, 4, 24, 100)
+
+
+def test_a_recurrent_network_fires_at_the_rate_and_the_window_is_told(small):
+    inputs, _ = recurrent.sample(small)
+    weights, seen = recurrent.tuned(small, inputs)
+    first, layer, *_ = recurrent.network(weights, hb.surrogate.Step()).children()
+    with torch.no_grad():
+        firing = float(layer(first(inputs)).mean())
+    assert firing == pytest.approx(seen["firing"])
+    assert seen["firing"] == pytest.approx(recurrent.RATE, abs=0.005)
+    assert seen["firing"] == seen["hibana"] < seen["hibana-box"] < seen["hibana-atan"] == 1
+
+
+@pytest.mark.parametrize("surrogate", recurrent.OURS.values(), ids=str)
+def test_a_recurrent_network_agrees_with_the_same_through_the_reference(small, surrogate):
+    inputs, targets = recurrent.sample(small)
+    weights, _ = recurrent.tuned(small, inputs)
+    assert recurrent.disagreement(weights, surrogate, inputs, targets) is None
+
+
+def test_one_recurrent_weight_that_differs_turns_the_gate_red(monkeypatch, small):
+    inputs, targets = recurrent.sample(small)
+    weights, _ = recurrent.tuned(small, inputs)
+    network = recurrent.network
+
+    def off(weights, surrogate, *, reference=False):
+        changed = {name: value.clone() for name, value in weights.items()}
+        changed["recurrent"][3] += 0.0 if reference else 1.0
+        return network(changed, surrogate, reference=reference)
+
+    monkeypatch.setattr(recurrent, "network", off)
+    red = recurrent.disagreement(weights, hb.surrogate.Step(), inputs, targets)
+    assert red is not None
+    assert red.startswith("outputs differ in ")
+
+
+def test_a_recurrent_network_is_timed_beside_torchs_and_reported(monkeypatch, tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    monkeypatch.setattr(hb, "keep_memory", lambda: True)  # of a process of its own
+    monkeypatch.delenv(recurrent_spyx.VARIABLE, raising=False)
+    jobs = recurrent.jobs(quick=True)
+    assert list(jobs) == ["recurrent/5x4x16", "recurrent/memory/5x4x16"]
+    rows = jobs["recurrent/5x4x16"]()
+    timed = {(row["contender"], row["pass"]) for row in rows if "ms" in row}
+    assert {(name, "training step") for name in (*recurrent.OURS, "gru", "lstm", "rnn")} <= timed
+    assert {("hibana", "inference"), ("gru", "inference")} <= timed
+    _written(tmp_path, {"recurrent/5x4x16": rows})
+    page = report.write(tmp_path)
+    assert (tmp_path / "benchmarks" / "recurrent.png").stat().st_size > 10_000
+    assert "![Recurrent](benchmarks/recurrent.png)" in page
+    assert "| 5, 4, 16 | training step | ATan | " in page
+    assert "**Not timed:** 5x4x16, spyx: --spyx names no Python of an environment with spyx" in page
+
+
+def test_the_report_says_how_many_times_faster_a_recurrent_network_is(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    about = {"size": "100x64x128", "pass": "training step", "firing": 0.045, "is": "x"}
+    taken = {"hibana": 5.0, "hibana-box": 8.0, "hibana-atan": 20.0, "gru": 80.0, "norse": 60.0, "spyx": 15.0}
+    windows = {"hibana": 0.045, "hibana-box": 0.07, "hibana-atan": 1.0}
+    rows = [{**about, "contender": name, "ms": ms} for name, ms in taken.items()]
+    rows = [{**row, "window": windows.get(row["contender"])} for row in rows]
+    _written(tmp_path, {"recurrent/100x64x128": rows})
+    page = report.write(tmp_path)
+    assert "| Step | 4.5% | 4.5% | **16.0** | ≥ 12 ✓ | 12.0 | ≥ 8 ✓ | 3.00 |" in page
+    assert "| Box | 4.5% | 7.0% | **10.0** | ≥ 12 ✗ | 7.50 | ≥ 8 ✗ | 1.88 |" in page
+    assert "| ATan | 4.5% | 100.0% | **4.00** |  | 3.00 |  | 0.75 |" in page
+
+
+def test_the_memory_of_a_recurrent_training_step_is_measured(small, tmp_path: Path):
+    weights, _ = recurrent.tuned(small, recurrent.sample(small)[0])
+    torch.save(weights, tmp_path / "weights.pt")
+    arguments = ("hibana", list(small), str(tmp_path / "weights.pt"))
+    assert measure.in_process("benchmarks.recurrent", "peak", *arguments)["mb"] >= 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is not None, reason="this Python has JAX")
+def test_a_python_without_spyx_is_said_and_not_swallowed(monkeypatch):
+    monkeypatch.setenv(recurrent_spyx.VARIABLE, sys.executable)
+    (row,) = recurrent_spyx.measured(5, 4, 16, 700, 20, 0.02, 20.0, 1, True)
+    assert row == {"contender": "spyx", "error": "ModuleNotFoundError: No module named 'jax'"}
+    monkeypatch.setenv(recurrent_spyx.VARIABLE, "/nowhere/python")
+    (row,) = recurrent_spyx.measured(5, 4, 16, 700, 20, 0.02, 20.0, 1, True)
+    assert "/nowhere/python" in row["error"]

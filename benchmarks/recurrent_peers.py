@@ -1,0 +1,188 @@
+"""Recurrent networks of torch and of other libraries, ``[T, batch, inputs] -> [T, batch, classes]``.
+
+Around each recurrent layer stand the same linear layers and, for the spiking ones, the same integrator: only
+the recurrent layer differs. A peer's loop is its own, as its documentation has it, with its surrogate nearest
+to a window and a reset to zero.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+
+__all__ = ["BUILD", "TAU", "TORCH", "Built", "Weights"]
+
+Weights = dict[str, Tensor]
+"""Of the ``input`` [H, inputs], ``recurrent`` [H, H] and of the ``readout`` [classes, H], in this order."""
+TAU = 20.0
+"""Time constant of the membranes, in steps."""
+_BETA = 1 - 1 / TAU
+TORCH = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+
+
+class Built(NamedTuple):
+    """A network, and in one line what its recurrent layer is."""
+
+    module: nn.Module
+    described: str
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight.clone())
+    return layer
+
+
+def _around(weights: Weights, layer: nn.Module, described: str, *, has_inputs: bool = False) -> Built:
+    """`layer` between the weights of the input, unless it has its own, and the readout."""
+    first = [] if has_inputs else [_linear(weights["input"])]
+    readout = [_linear(weights["readout"]), hb.LI(tau=TAU)]
+    return Built(nn.Sequential(*first, layer, *readout), described)
+
+
+class _Outputs(nn.Module):
+    """A layer of torch's without its last state."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs)[0]
+        return outputs
+
+
+def _torch(kind: Any, weights: Weights) -> Built:
+    """Its own weights: they are of another size, and its time does not depend on them."""
+    neurons, inputs = weights["input"].shape
+    net = nn.Sequential(_Outputs(kind(inputs, neurons)), _linear(weights["readout"]))
+    return Built(net, f"torch.nn.{kind.__name__}(inputs, H)")
+
+
+class _SnnTorch(nn.Module):
+    """snnTorch's loop: one call of the neuron a step, its spikes and its membrane potential passed on."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        spike, membrane = torch.zeros_like(inputs[0]), torch.zeros_like(inputs[0])
+        spikes = []
+        for input_ in inputs:
+            spike, membrane = self.neuron(input_, spike, membrane)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+
+def _snntorch(weights: Weights) -> Built:
+    import snntorch
+    from snntorch import surrogate
+
+    neuron = snntorch.RLeaky(
+        beta=_BETA,
+        linear_features=len(weights["recurrent"]),
+        spike_grad=surrogate.heaviside(),
+        reset_mechanism="zero",
+    )
+    neuron.recurrent = _linear(weights["recurrent"])
+    described = f"snntorch.RLeaky(beta={_BETA}, spike_grad=surrogate.heaviside(), reset_mechanism='zero')"
+    return _around(weights, _SnnTorch(neuron), f"{described}, a loop over time")
+
+
+class _SpikingJelly(nn.Module):
+    """SpikingJelly's container in steps of its own, reset before each sequence."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        from spikingjelly.activation_based import functional
+
+        functional.reset_net(self.layer)
+        spikes: Tensor = self.layer(inputs)
+        return spikes
+
+
+def _spikingjelly(weights: Weights) -> Built:
+    from spikingjelly.activation_based import layer, neuron, surrogate
+
+    neurons = len(weights["recurrent"])
+    node = neuron.LIFNode(
+        tau=TAU,
+        decay_input=False,
+        surrogate_function=surrogate.PiecewiseQuadratic(),
+        detach_reset=True,
+    )
+    container = layer.LinearRecurrentContainer(node, neurons, neurons, bias=False, step_mode="m")
+    with torch.no_grad():  # it multiplies the input joined to what came out a step earlier
+        container.rc.weight.copy_(torch.cat([torch.eye(neurons), weights["recurrent"]], 1))
+    described = (
+        f"spikingjelly.activation_based.layer.LinearRecurrentContainer(LIFNode(tau={TAU}, decay_input=False, "
+        "surrogate_function=PiecewiseQuadratic(), detach_reset=True), H, H, bias=False, step_mode='m')"
+    )
+    return _around(weights, _SpikingJelly(container), described)
+
+
+def _norse(weights: Weights) -> Built:
+    import norse.torch as norse
+
+    neurons, inputs = weights["input"].shape
+    parameters = norse.LIFParameters(method="triangle")
+    layer = norse.LIFRecurrent(inputs, neurons, parameters, autapses=True)
+    with torch.no_grad():
+        layer.input_weights.copy_(weights["input"])
+        layer.recurrent_weights.copy_(weights["recurrent"])
+    described = "norse.torch.LIFRecurrent(inputs, H, LIFParameters(method='triangle'), autapses=True)"
+    return _around(weights, _Outputs(layer), described, has_inputs=True)
+
+
+class _Sinabs(nn.Module):
+    """sinabs' layer; time is its second axis, so the sequence goes in as a batch of one, without a copy."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer: Any = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.layer.reset_states()
+        spikes: Tensor = self.layer(inputs[None])[0]
+        return spikes
+
+
+def _sinabs(weights: Weights) -> Built:
+    from sinabs import activation, layers
+
+    layer = layers.LIFRecurrent(
+        tau_mem=-1 / math.log(_BETA),
+        rec_connect=_linear(weights["recurrent"]),
+        spike_fn=activation.SingleSpike,
+        reset_fn=activation.MembraneReset(),
+        surrogate_grad_fn=activation.Heaviside(window=0.5),
+        norm_input=False,
+    )
+    layer.tau_mem.requires_grad_(False)
+    described = (
+        "sinabs.layers.LIFRecurrent(tau_mem=-1/log(0.95), nn.Linear(H, H), spike_fn=SingleSpike, "
+        "reset_fn=MembraneReset(), surrogate_grad_fn=Heaviside(window=0.5), norm_input=False)"
+    )
+    return _around(weights, _Sinabs(layer), described)
+
+
+def _torch_builders() -> dict[str, Callable[[Weights], Built]]:
+    return {name: lambda weights, kind=kind: _torch(kind, weights) for name, kind in TORCH.items()}
+
+
+BUILD: dict[str, Callable[[Weights], Built]] = {
+    **_torch_builders(),
+    "snntorch": _snntorch,
+    "spikingjelly": _spikingjelly,
+    "norse": _norse,
+    "sinabs": _sinabs,
+}
+"""What makes the network of each contender that is not hibana."""
