@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hibana import cells, events, running
 from hibana.events.support import announce
-from hibana.loop import BACKENDS, State, ambient, check_batch, emitted, unrolled, unrolled_whole
+from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
 from hibana.running import Stateful, run
 
@@ -90,8 +90,7 @@ def _check_cell(cell: cells.Cell) -> None:
 
 def _choose(layer: "OverTime | Recurrent", backend: str) -> None:
     """Has `layer` run by `backend`; by what serves, which its class says, if it is ``"auto"``."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    check_backend(backend)
     if backend != "auto":
         layer.backend = backend
 

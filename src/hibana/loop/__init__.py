@@ -9,17 +9,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hibana.cells import Cell
-from hibana.loop import ambient, compiled, reference
+from hibana.loop import ambient, backends, compiled, reference
+from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.explain import explain
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import SlowPathWarning, Unsupported, said_once
 
 __all__ = [
-    "BACKENDS",
     "SlowPathWarning",
     "State",
     "ambient",
+    "backends",
+    "check_backend",
     "check_batch",
     "emits_spikes",
     "emitted",
@@ -32,8 +34,6 @@ __all__ = [
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
-BACKENDS = ("auto", "reference", "cpu", "triton")
-_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
 
 
 class _Operators(torch._ops._OpNamespace):
@@ -100,7 +100,7 @@ def unrolled_whole(
 ) -> tuple[Tensor, State] | None:
     """:func:`unrolled`, or None where only the reference loop would serve, of which nothing is said then."""
     _check_inputs(cell, inputs)
-    chosen = _OF_DEVICE.get(inputs.device.type, "cpu") if backend == "auto" else backend
+    chosen = of_device(inputs.device.type) if backend == "auto" else backend
     try:
         return None if backend == "reference" else unrolled(cell, inputs, state, backend=chosen)
     except Unsupported:
@@ -148,10 +148,9 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
     """
     if backend == "reference":
         return None
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    check_backend(backend)
     named = backend != "auto"
-    chosen = backend if named else _OF_DEVICE.get(inputs.device.type, "cpu")
+    chosen = backend if named else of_device(inputs.device.type)
     reason = _elsewhere(cell, inputs)
     said = bool(reason)  # torch says it too
     if reason:
@@ -168,7 +167,7 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
     elif _is_transformed():
         reason = "transforms of torch.func and forward-mode derivatives are the loop's"
     else:
-        reason = compiled.refusal(chosen, inputs.device.type)
+        reason = refusal(chosen, inputs.device.type)
     if reason:
         if named:
             raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
@@ -186,6 +185,12 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         compiled.remember(cell, _call(backend, inputs, ends), compiled.from_rest(made, inputs, ends))
     run: _Runner = partial(compiled.run, made, cell, ends)
     return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
+
+
+def check_backend(backend: str) -> None:
+    """Raises ``ValueError`` if there is no backend of that name."""
+    if backend not in names():
+        raise ValueError(f"backend must be one of {', '.join(names())}; got {backend!r}")
 
 
 def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:

@@ -7,16 +7,15 @@ function over the whole sequence, whether its kernels run on a CPU or a GPU.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.loop.backend import Kernels, Launch, kernels_of
 from hibana.loop.derivatives import differentiated_once
 from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
-from hibana.loop.node import Launch
 from hibana.loop.plan import Plan, make_plan
 from hibana.loop.shared import Bounded, structure
 from hibana.loop.synapses import needed
@@ -24,92 +23,15 @@ from hibana.loop.trace import Step, cell_tensors, shape_class, trace
 from hibana.loop.words import Unsupported
 
 __all__ = [
-    "Kernels",
     "Program",
     "from_rest",
-    "kernels_of",
     "known",
     "program",
-    "refusal",
     "remember",
     "run",
     "walkable",
     "wants_gradient",
 ]
-
-
-class Kernels(Protocol):
-    """What a device gives: a step's kernels in one dtype. See :class:`hibana.loop.cpu.CpuKernels`."""
-
-    about: ClassVar[str]
-    """The backend, in one line."""
-    takes_half: ClassVar[bool]
-    """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
-    plan: Plan
-    replayed: Plan | None
-    """The plan for sequences so long that the backward runs them forward again, if there is one."""
-    dtype: torch.dtype
-
-    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None: ...
-
-    @staticmethod
-    def device() -> str:
-        """The kind of device whose PyTorch the numbers equal."""
-        ...
-
-    def alike(self, step: Step) -> Self:
-        """The kernels of `step`, which is this one's but for its constants: the same code."""
-        ...
-
-    def forward(
-        self,
-        inputs: Tensor,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        plan: Plan | None,
-        ends: bool = True,
-        apart: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
-
-        If `apart`, what is emitted may begin later than its memory does.
-        """
-        ...
-
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-        constant: bool,
-        wants_first: bool,
-        apart: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the states begun with, and the sums over time.
-
-        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
-        its memory does.
-        """
-        ...
-
-    def plan_for(self, shape: torch.Size) -> Plan: ...
-
-    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
-        """What runs sequences of `shape` from rest without Python; None if there is nothing that does.
-
-        It keeps what `plan` says for the gradient, which it gives.
-        """
-        ...
-
-    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]: ...
-
-    def source(self, direction: str, *, keep: bool = True) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -225,37 +147,6 @@ def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -
     own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
     step = replace(first, **own)
     return step, kernels.alike(step)
-
-
-def refusal(backend: str, device: str) -> str:
-    """Why `backend` can serve nothing on `device`, a kind of device, or ``""``."""
-    if backend == "triton":
-        from hibana.loop import gpu
-
-        return gpu.refusal(device)
-    return "" if device == "cpu" else f"it serves the CPU, not {device}"
-
-
-@cache
-def kernels_of(backend: str, products: bool = False) -> type[Kernels]:
-    """What makes kernels of a step for `backend`; of one that has `products`.
-
-    Raises:
-        Unsupported: if nothing does.
-    """
-    if backend == "triton":
-        from hibana.loop.gpu import GpuKernels
-
-        if products:
-            raise Unsupported("products inside a step are compiled for the CPU alone")
-        return GpuKernels
-    if products:
-        from hibana.loop.cpu_samples import SampleKernels
-
-        return SampleKernels
-    from hibana.loop.cpu import CpuKernels
-
-    return CpuKernels
 
 
 def run(

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from hibana.loop.backend import Kernels, Launch
 from hibana.loop.cpu_walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
 from hibana.loop.llvm_source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
-from hibana.loop.node import Launch, built
+from hibana.loop.node import built
 from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
 from hibana.loop.trace import Step
 from hibana.loop.words import CALLS, Unsupported
@@ -49,7 +50,7 @@ _MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin",
 }
 
 
-class CpuKernels:
+class CpuKernels(Kernels):
     """The kernels of one step in one dtype.
 
     Raises:

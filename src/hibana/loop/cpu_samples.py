@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from hibana.loop import synapses
+from hibana.loop.backend import Kernels
 from hibana.loop.cpu import SHAPES, vector_functions
 from hibana.loop.cpu_walk import row_bytes
 from hibana.loop.llvm_product import padded, table_step
 from hibana.loop.llvm_samples import backward_source, forward_source, workspace
 from hibana.loop.llvm_source import Source
-from hibana.loop.node import Launch
 from hibana.loop.outer import over_time
 from hibana.loop.plan import Plan
 from hibana.loop.trace import Step
@@ -34,7 +34,7 @@ MOST = 16
 """Samples that a thread works on at a time, at most; the more, the seldomer it goes through the weights."""
 
 
-class SampleKernels:
+class SampleKernels(Kernels):
     """The kernels of one step with products, in one dtype.
 
     Raises:
@@ -42,16 +42,9 @@ class SampleKernels:
     """
 
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
-    takes_half: ClassVar = False
-
-    @staticmethod
-    def device() -> str:
-        """The kind of device whose PyTorch the numbers equal."""
-        return "cpu"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan
-        self.replayed: Plan | None = None
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
@@ -76,14 +69,6 @@ class SampleKernels:
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return self._source(direction, keep, False)[0].text
-
-    def plan_for(self, shape: torch.Size) -> Plan:
-        """The plan for sequences of `shape`: always the same."""
-        return self.plan
-
-    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
-        """Nothing runs these without Python."""
-        return None
 
     def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""

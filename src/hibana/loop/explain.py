@@ -8,6 +8,7 @@ from torch import nn
 
 from hibana.cells import Cell
 from hibana.loop import compiled
+from hibana.loop.backend import refusal
 from hibana.loop.emit import Dialect, statements
 from hibana.loop.passes import backward_pass, forward_pass, leaves
 from hibana.loop.plan import Plan, cost_in_bits
@@ -104,7 +105,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     if shape is None:
         shape = _fitting(cell)
     unserved = f"{name}\n{REFERENCE}"
-    if reason := compiled.refusal(backend, "cpu") and compiled.refusal(backend, "cuda"):
+    if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
         return f"{unserved}{reason}\n"
     try:
         made = compiled.program(cell, backend, torch.Size(shape), dtype)

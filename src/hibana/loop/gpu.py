@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hibana.loop.backend import Kernels
 from hibana.loop.plan import Plan, reachable
 from hibana.loop.trace import Step
 from hibana.loop.triton_source import ANY_SIZE, Language, backward_source, forward_source, function_source
@@ -48,7 +49,7 @@ def refusal(device: str) -> str:
     return "PyTorch's numbers on ROCm were never compared" if torch.version.hip else ""
 
 
-class GpuKernels:
+class GpuKernels(Kernels):
     """The kernels of one step in one dtype; they read and write sequences of half precision as they are.
 
     Raises:

@@ -12,22 +12,15 @@ it was not built, go through :class:`hibana.loop.compiled._Run`; the numbers are
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from hibana.native import COMPILING, files, kept_in
 
-__all__ = ["Launch", "build", "built"]
-
-Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
-"""A run from rest: inputs and the way it is run, which its node carries, to the outputs and the last states
-but the emitted one, if they are wanted."""
+__all__ = ["build", "built"]
 
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "hibana_node"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.loop import compiled, serial
+from hibana.loop import serial
+from hibana.loop.backend import kernels_of, refusal
 from hibana.loop.compiled import Program, program, walkable
 from hibana.loop.fingerprint import NOT_HYPER
 from hibana.loop.trace import cell_tensors
@@ -48,7 +49,7 @@ def _written(
     """
     if _is_for_onnx():
         return "", "ONNX has no operators of hibana's"
-    reason = compiled.refusal(backend, device)
+    reason = refusal(backend, device)
     try:
         made = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
         if dynamo:
@@ -153,7 +154,7 @@ def _unroll(
 @lru_cache(maxsize=1024)
 def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
     step, plan, dtype = serial.read(text)
-    kernels = compiled.kernels_of(backend, bool(step.matrices))(step, plan, dtype)
+    kernels = kernels_of(backend, bool(step.matrices))(step, plan, dtype)
     return Program(step, kernels.plan, kernels, (None,) * len(step.states)), dtype
 
 
@@ -168,7 +169,7 @@ def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Pro
         raise RuntimeError(
             f"the step was written down for {dtype}, got inputs of {inputs.dtype}: export it again"
         )
-    if real and (reason := compiled.refusal(backend, inputs.device.type)):
+    if real and (reason := refusal(backend, inputs.device.type)):
         raise RuntimeError(
             f"the step was written down for backend {backend!r}, and {reason}: export it again"
         )

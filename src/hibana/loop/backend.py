@@ -1,0 +1,167 @@
+"""What a backend is, and the ones there are.
+
+A backend makes kernels: functions that run one step over a sequence, forward and back, on the kinds of device
+that it serves. It is asked for when a step is compiled for it, and loaded then. One of your own is
+:func:`register`-ed, and asked for by its name or, if it serves a device that no other does, by ``"auto"``.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from hibana.loop.plan import Plan
+from hibana.loop.trace import Step
+
+__all__ = ["Backend", "Kernels", "Launch", "kernels_of", "names", "of_device", "refusal", "register"]
+
+Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
+"""A run from rest: inputs and the way it is run, which its node carries, to the outputs and the last states
+but the emitted one, if they are wanted."""
+
+
+class Kernels(ABC):
+    """A step's kernels in one dtype."""
+
+    about: ClassVar[str]
+    """The backend, in one line."""
+    takes_half: ClassVar[bool] = False
+    """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
+    step: Step
+    plan: Plan
+    replayed: Plan | None = None
+    """The plan for sequences so long that the backward runs them forward again, if there is one."""
+    dtype: torch.dtype
+
+    @abstractmethod
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        """Raises ``Unsupported`` if the step computes what can't be had here to PyTorch's last bit."""
+
+    @staticmethod
+    def device() -> str:
+        """The kind of device whose PyTorch the numbers equal."""
+        return "cpu"
+
+    def alike(self, step: Step) -> Self:
+        """The kernels of `step`, which is this one's but for its constants: the same code."""
+        kernels = copy(self)
+        kernels.step = step
+        return kernels
+
+    @abstractmethod
+    def forward(
+        self,
+        inputs: Tensor,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        plan: Plan | None,
+        ends: bool = True,
+        apart: bool = True,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
+
+        Single steps of `inputs` are contiguous. `first` are the states begun with, None for zeros. If
+        `apart`, what is emitted may begin later than its memory does.
+        """
+
+    @abstractmethod
+    def backward(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        inputs: Tensor | None,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+        constant: bool,
+        wants_first: bool,
+        apart: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time.
+
+        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
+        its memory does.
+        """
+
+    @abstractmethod
+    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward keeps: bits ``[T, ceil(N/8)]``, or numbers."""
+
+    @abstractmethod
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """What ``explain`` shows of the ``"forward"`` or ``"backward"``."""
+
+    def plan_for(self, shape: torch.Size) -> Plan:
+        """The plan for sequences of `shape`."""
+        return self.plan
+
+    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """What runs sequences of `shape` from rest without Python; None if there is nothing that does.
+
+        It keeps what `plan` says for the gradient, which it gives.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend: its name, the kinds of device it serves, and how its kernels are got."""
+
+    name: str
+    devices: tuple[str, ...]
+    kernels: Callable[[bool], type[Kernels]]
+    """From whether a step has products to what makes its kernels; it may raise ``Unsupported``."""
+    refuses: Callable[[str], str] | None = None
+    """Why it can serve nothing on a kind of device, or ``""``; else as `devices` say."""
+
+
+_KNOWN: dict[str, Backend] = {}
+_OF_DEVICE: dict[str, str] = {}
+
+
+def register(backend: Backend) -> None:
+    """Has `backend` asked for by its name, and by ``"auto"`` on devices that no other serves.
+
+    Raises:
+        ValueError: if there is one of that name.
+    """
+    if backend.name in names():
+        raise ValueError(f"backend {backend.name!r} is there already")
+    _KNOWN[backend.name] = backend
+    for device in backend.devices:
+        _OF_DEVICE.setdefault(device, backend.name)
+
+
+def names() -> tuple[str, ...]:
+    """All that ``backend=`` takes."""
+    return ("auto", "reference", *_KNOWN)
+
+
+def of_device(device: str) -> str:
+    """The name of the backend that ``"auto"`` asks on a kind of device."""
+    return _OF_DEVICE.get(device, "cpu")
+
+
+def refusal(name: str, device: str) -> str:
+    """Why the backend `name` can serve nothing on `device`, a kind of device, or ``""``."""
+    backend = _KNOWN[name]
+    if backend.refuses is not None:
+        return backend.refuses(device)
+    served = ", ".join(backend.devices)
+    return "" if device in backend.devices else f"it serves {served}, not {device}"
+
+
+def kernels_of(name: str, products: bool = False) -> type[Kernels]:
+    """What makes kernels of a step for the backend `name`; of one that has `products`.
+
+    Raises:
+        Unsupported: if nothing does.
+    """
+    return _KNOWN[name].kernels(products)

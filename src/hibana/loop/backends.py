@@ -1,0 +1,32 @@
+"""The backends of the package: each is loaded when a step is first compiled for it."""
+
+from hibana.loop.backend import Backend, Kernels, register
+from hibana.loop.words import Unsupported
+
+
+def _of_cpu(products: bool) -> type[Kernels]:
+    if products:
+        from hibana.loop.cpu_samples import SampleKernels
+
+        return SampleKernels
+    from hibana.loop.cpu import CpuKernels
+
+    return CpuKernels
+
+
+def _of_triton(products: bool) -> type[Kernels]:
+    if products:
+        raise Unsupported("products inside a step are compiled for the CPU alone")
+    from hibana.loop.gpu import GpuKernels
+
+    return GpuKernels
+
+
+def _triton_refuses(device: str) -> str:
+    from hibana.loop import gpu
+
+    return gpu.refusal(device)
+
+
+register(Backend("cpu", ("cpu",), _of_cpu))
+register(Backend("triton", ("cuda",), _of_triton, _triton_refuses))

@@ -1,0 +1,47 @@
+"""A backend that somebody else registers passes the suite: all that one must have is in its class."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import hibana as hb
+import torch_backend
+from conformance.compare import assert_conforms
+from conformance.suite import CELLS, SURROGATES, Backend, drive, made
+from hibana.loop.backend import Kernels, register
+
+TORCH = Backend("torch")
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_each_cell(kind):
+    cell = kind()
+    assert_conforms(TORCH, cell, drive(cell))
+
+
+@pytest.mark.parametrize("kind", SURROGATES)
+def test_each_surrogate(kind):
+    cell = hb.IFCell(surrogate=made(kind))
+    assert_conforms(TORCH, cell, drive(cell), uses=["outputs and states"])
+
+
+def test_learned_tensors_per_neuron():
+    cell = hb.LIFCell(tau=torch.nn.Parameter(torch.rand(23) + 1.5))
+    assert_conforms(TORCH, cell, drive(cell), uses=["outputs and states"])
+
+
+def test_the_page_says_all_that_one_must_and_may_have():
+    page = (Path(__file__).parents[2] / "docs" / "extending.md").read_text().partition("## A backend")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    said = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    has = {name for name in (*vars(Kernels), *Kernels.__annotations__) if not name.startswith("_")}
+    assert said == has - {"step", "plan", "dtype"}
+
+
+def test_a_backend_of_another_name_is_refused_by_name():
+    with pytest.raises(ValueError, match="'torch' is there already"):
+        register(torch_backend.Backend("torch", ("cpu",), torch_backend._kernels))
+    with pytest.raises(ValueError, match=r"backend must be one of auto, reference, cpu, triton, torch"):
+        hb.unroll(hb.IFCell(), torch.rand(2, 3), backend="nothing")

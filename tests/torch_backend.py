@@ -1,0 +1,123 @@
+"""A backend of one's own, as docs/extending.md describes it: a step's graph, evaluated in PyTorch."""
+
+import operator
+
+import torch
+from torch.nn.functional import pad
+
+from hibana.loop.backend import Backend, Kernels, register
+from hibana.loop.passes import backward_pass, before_pass, forward_pass
+from hibana.loop.plan import evaluated
+from hibana.loop.words import Unsupported
+
+SAID = {word: getattr(operator, word) for word in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
+SAID |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.invert}
+SAID |= {"div": operator.truediv, "root": torch.sqrt, "to_bool": lambda x: x != 0, "where": torch.where}
+FUNCTIONS = ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc", "sign", "sigmoid", "exp", "log")
+FUNCTIONS += ("log2", "tanh", "sin", "cos", "erf", "erfc", "atan", "sqrt")
+SAID |= {name: getattr(torch, name) for name in FUNCTIONS}
+
+
+class TorchKernels(Kernels):
+    """Each operation of a step in PyTorch."""
+
+    about = "torch: each operation of the step, at each step"
+
+    def __init__(self, step, plan, dtype):
+        self.step, self.plan, self.dtype = step, plan, dtype
+        for value in evaluated([*step.nexts, *step.grad_sums], ()):
+            if value.args and value.word not in (*SAID, "to_float"):
+                raise Unsupported(f"{value.word} is not said in PyTorch here")
+
+    def source(self, direction, *, keep=True):
+        return f"{direction}: see {__name__}"
+
+    def kept_shapes(self, steps, one):
+        neurons = torch.Size(one).numel()
+        kinds = {True: ((steps, -(-neurons // 8)), torch.uint8), False: ((steps, *one), self.dtype)}
+        return [kinds[value.boolean] for value in self.plan.kept_values]
+
+    def forward(self, inputs, first, parameters, plan, ends=True, apart=True):
+        names, zeros = self.step.states, torch.zeros_like(inputs[0])
+        state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
+        stores = forward_pass(self.step, plan)
+        emitted, kept = [], {name: [] for name in stores if name not in names}
+        for x in inputs:
+            leaves = state | {"x": x, "emitted_before": state[names[-1]]} | self._shared(parameters)
+            new = self._values(stores, leaves, x)
+            state = {name: new[name] for name in names}
+            emitted.append(state[names[-1]])
+            for name, steps in kept.items():
+                steps.append(_packed(new[name]) if new[name].dtype == torch.bool else new[name])
+        last = [state[name] for name in names[:-1]] if ends else []
+        return torch.stack(emitted), last, [torch.stack(steps) for steps in kept.values()]
+
+    def backward(
+        self, plan, shape, inputs, first, parameters, kept, grad_outputs, last_grads, wants_input, constant,
+        wants_first, apart=True,
+    ):  # fmt: skip
+        names, one = self.step.states, shape[1:]
+        zeros = torch.zeros(one, dtype=self.dtype)
+        before = before_pass(self.step, plan)
+        stores = backward_pass(self.step, plan, wants_input=wants_input, constant_input=constant)
+        places = [i for i, value in enumerate(plan.kept) if value.word != "input"]
+        kept = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in kept]
+        grads = {f"{n}_grad": g for n, g in zip(names, [*last_grads, None], strict=True)}
+        left = {name: zeros if g is None else g for name, g in grads.items()}
+        left |= {name: zeros for name in stores if name.startswith("sum") or (constant and name == "x_grad")}
+        to_input = torch.zeros(shape, dtype=self.dtype)
+        for t in reversed(range(shape[0])):
+            leaves = self._shared(parameters) | {f"kept{i}": k[t] for i, k in zip(places, kept, strict=True)}
+            leaves["x"] = None if inputs is None else inputs[t]
+            if t:
+                leaves |= {f"kept{i}_earlier": k[t - 1] for i, k in zip(places, kept, strict=True)}
+                leaves["x_earlier"] = None if inputs is None else inputs[t - 1]
+                leaves |= self._values(before, leaves, zeros)
+            else:
+                begun = (zeros if f is None else f for f in first)
+                leaves |= {f"{n}_before": f for n, f in zip(names, begun, strict=True)}
+            leaves["emitted_grad"] = zeros if grad_outputs is None else grad_outputs[t]
+            new = self._values(stores, leaves | left, zeros)
+            to_input[t] = new.get("x_grad", zeros)
+            left |= {name: value for name, value in new.items() if name in left}
+        sums = [left[f"sum{i}"] for i in range(len(self.step.grad_sums))]
+        first_grads = [left[f"{n}_grad"] if wants_first else None for n in names]
+        return (left["x_grad"] if constant else to_input) if wants_input else None, first_grads, sums
+
+    def _shared(self, parameters):
+        constants = {f"c[{i}]": torch.tensor(c, dtype=self.dtype) for i, c in enumerate(self.step.constants)}
+        return constants | {n: p for i, p in enumerate(parameters) for n in (f"p{i}", f"p{i}[0]")}
+
+    def _values(self, stores, leaves, like):
+        done = {}
+        for value in evaluated(stores.values(), ()):
+            if value.word == "number":
+                done[value] = torch.full_like(like, value.data, dtype=self.dtype)
+            elif not value.args:
+                done[value] = leaves[value.data].expand(like.shape)
+            elif value.word == "to_float":
+                done[value] = done[value.args[0]].to(self.dtype)
+            else:
+                done[value] = SAID[value.word](*(done[a] for a in value.args))
+        return {name: done[value] for name, value in stores.items()}
+
+
+def _packed(truths):
+    """``[...]`` truth values as bytes of bits, lowest first."""
+    flat = truths.flatten()
+    octets = pad(flat, (0, -flat.numel() % 8)).view(-1, 8).to(torch.uint8)
+    return (octets << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def _unpacked(bits, one):
+    ones = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    return ones.flatten(1)[:, : one.numel()].view(-1, *one).bool()
+
+
+def _kernels(products):
+    if products:
+        raise Unsupported("it has no products")
+    return TorchKernels
+
+
+register(Backend("torch", ("cpu",), _kernels))
