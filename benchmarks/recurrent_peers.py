@@ -133,12 +133,14 @@ def _norse(weights: Weights) -> Built:
     import norse.torch as norse
 
     neurons, inputs = weights["input"].shape
-    parameters = norse.LIFParameters(method="triangle")
+    one = torch.tensor(1.0)  # with the 100 that is its default the gradient is no number after some steps
+    parameters = norse.LIFParameters(method="triangle", alpha=one)
     layer = norse.LIFRecurrent(inputs, neurons, parameters, autapses=True)
     with torch.no_grad():
         layer.input_weights.copy_(weights["input"])
         layer.recurrent_weights.copy_(weights["recurrent"])
-    described = "norse.torch.LIFRecurrent(inputs, H, LIFParameters(method='triangle'), autapses=True)"
+    shown = "LIFParameters(method='triangle', alpha=1)"
+    described = f"norse.torch.LIFRecurrent(inputs, H, {shown}, autapses=True)"
     return _around(weights, _Outputs(layer), described, has_inputs=True)
 
 
