@@ -136,3 +136,15 @@ def test_a_convolution_of_written_spikes_that_lie_channels_first(write):
     conv = nn.Conv2d(16, 8, 3, padding=1)
     net = nn.Sequential(nn.Identity(), hb.IF(0.5, surrogate.Step(), detach_reset=True), hb.EachStep(conv))
     _compare(net, (torch.rand(4, 3, 16, 8, 8) * 16).round() / 16, write, after=1)
+
+
+def test_a_flattening_that_copies_nothing_is_a_view_to_autograd_too():
+    found = []
+    for flatten in (hb.events.Flatten(0, 1), nn.Flatten(0, 1)):
+        x = torch.linspace(0, 1, 4 * 3 * 16 * 36).view(4, 3, 6, 6, 16).permute(0, 1, 4, 2, 3).requires_grad_()
+        spikes = hb.IF(0.5, surrogate.Step(), detach_reset=True)(x)
+        flatten(spikes).mul_(0.5)  # writes to the spikes, which autograd records
+        spikes.square().sum().backward()
+        found.append((spikes.detach(), x.grad))
+    for got, wanted in zip(*found, strict=True):
+        assert torch.equal(got, wanted)

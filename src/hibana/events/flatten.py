@@ -39,22 +39,25 @@ class Flatten(nn.Flatten):
 def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
     """`spikes` with dimensions joined where that changes their order in memory, their support known.
 
-    None if the support is not known, or not the spikes themselves.
+    None if the support is not known, or not the spikes themselves, or nothing is copied.
     """
     below = support_of(spikes)
     if below is None or below.bits is not None:
         return None
+    copied = spikes.detach().flatten(start, end)
+    if copied.data_ptr() == spikes.data_ptr():
+        return None  # a view, through which a layer sees anyhow
     apply: Any = _Flatten.apply  # torch leaves it without types
-    flat: Tensor = apply(spikes, start, end, below)
+    flat: Tensor = apply(spikes, copied, below)
     return flat
 
 
 class _Flatten(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, start: int, end: int, support: Support) -> Tensor:
+    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Support) -> Tensor:
         ctx.shape, ctx.support = spikes.shape, support
-        return spikes.flatten(start, end).detach()
+        return copied.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad.reshape(ctx.shape), None, None, None
+        return grad.reshape(ctx.shape), None, None
