@@ -252,3 +252,24 @@ def test_other_dtypes_and_a_second_derivative():
     (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("looks", ["leaf", "hook", "retain"])
+def test_each_step_of_a_constant_current_has_its_own_gradient_where_somebody_looks(wrapped, looks):
+    layer = hb.Linear(12, 5)
+    layer = hb.EachStep(layer) if wrapped else layer
+    source = torch.rand(3, 12)
+    x = source.expand(7, 3, 12).requires_grad_()
+    seen = []
+    if looks != "leaf":
+        x = source.requires_grad_().expand(7, 3, 12)
+    if looks == "hook":
+        x.register_hook(seen.append)
+    if looks == "retain":
+        x.retain_grad()
+    out = layer(x)
+    weights = torch.randn(7, 3, 5)
+    out.mul(weights).sum().backward()
+    (weight,) = (p for p in layer.parameters() if p.ndim == 2)
+    torch.testing.assert_close(seen[0] if seen else x.grad, weights @ weight.detach())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells, events, running
+from hibana.events.checks import alike_each_step
 from hibana.events.support import announce
 from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
@@ -128,7 +129,7 @@ class EachStep(nn.Module):
         if self.module._modules or isinstance(self.module, Stateful):
             _check_knows_no_time("module", self.module)  # it may have got another since
         steps, batch = inputs.shape[:2]
-        if steps > 1 and inputs.stride(0) == 0 and (not self.training or _may_run_once(self.module, batch)):
+        if alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch)):
             once: Tensor = self.module(inputs[0])
             return once.expand(steps, *once.shape)
         outputs: Tensor = self.module(inputs.flatten(0, 1))

@@ -138,7 +138,7 @@ def built(network: Network) -> nn.Sequential:
                     hb.EachStep(nn.MaxPool2d(2, ceil_mode=False, padding=0) if size > 1 else nn.Identity())
                 )
             case "AvgPool2d":
-                made.append(hb.EachStep(nn.AvgPool2d(3, 1, 1)))
+                made.append(hb.EachStep(nn.AvgPool2d(2, 1)))
             case "Masked":
                 made.append(_Masked())
             case "ReLU":

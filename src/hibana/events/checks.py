@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hibana.loop.derivatives import differentiated_once
 
-__all__ = ["dense_for_more", "misfit", "pair", "plain"]
+__all__ = ["alike_each_step", "dense_for_more", "misfit", "pair", "plain"]
 
 
 dense_for_more = partial(
@@ -53,6 +53,28 @@ def misfit(weight: Tensor, bias: Tensor | None, channels: int, dimensions: int) 
     if bias is not None and bias.shape != weight.shape[:1]:
         return f"the bias has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)"
     return None
+
+
+def alike_each_step(inputs: Tensor) -> bool:
+    """Whether one step of `inputs`, ``[T, ...]``, does for all: they are expanded over time (stride zero).
+
+    Not if the gradient of each step is wanted by itself: by a leaf, or by a hook on `inputs` or
+    ``retain_grad`` (of views on the way to them, and of what is asked for later, that is not seen).
+    """
+    if inputs.shape[0] < 2 or inputs.stride(0) != 0 or not inputs.numel():
+        return False
+    if not inputs.requires_grad or not torch.is_grad_enabled():
+        return True
+    if inputs._backward_hooks or inputs.retains_grad:
+        return False
+    node = inputs.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    return node is not None and node.name() == "ExpandBackward0"
+
+
+_VIEWS = {"ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward1"}
+_VIEWS |= {"TransposeBackward0", "PermuteBackward0"}
 
 
 def pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:

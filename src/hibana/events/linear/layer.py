@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from hibana.events.checks import misfit, plain
+from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
     SMALLEST_ROWS,
     BySpikes,
@@ -46,7 +46,7 @@ class Linear(BySpikes, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
-        if input.ndim > 1 and input.shape[0] > 1 and input.stride(0) == 0 and input.numel():
+        if input.ndim > 1 and alike_each_step(input):
             once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
             spread: Tensor = once.expand(input.shape[0], *once.shape)
