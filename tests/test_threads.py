@@ -1,5 +1,7 @@
 """Networks in several threads at once: each computes what it computes alone."""
 
+import copy
+import sys
 import threading
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.loop.compiled import _is_plain
+from hibana.loop.fingerprint import fingerprint
 from hibana.native import assemble
 
 THREADS = 8
@@ -131,3 +135,31 @@ def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(
         go_on.set()
         tracing.join()
     assert torch.equal(found[0], expected)
+
+
+def test_a_cell_is_looked_at_while_another_thread_remembers_its_first_call():
+    cell, ended = hb.IFCell(), threading.Event()
+    cell.__dict__.update({f"_{i}": i for i in range(2000)})  # as a long look at a cell of few
+
+    def remember():
+        while not ended.is_set():
+            cell.__dict__["made"] = None
+            sum(range(100))
+            cell.__dict__.pop("made")
+            sum(range(100))
+
+    def look():
+        try:
+            for _ in range(300):
+                fingerprint(cell)
+                assert _is_plain(cell)
+                copy.copy(cell)
+        finally:
+            ended.set()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        at_once(look, remember)
+    finally:
+        sys.setswitchinterval(before)

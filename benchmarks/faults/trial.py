@@ -14,8 +14,8 @@ from typing import Any
 __all__ = ["CHECKOUT", "Ended", "Tally", "begun", "ended", "run", "scratch", "variables"]
 
 CHECKOUT = Path(__file__).parents[2]
-PATIENCE = 300
-"""Seconds after which a process counts as hanging."""
+PATIENCE = 1800
+"""Seconds after which a process counts as hanging: the machine may be busy with others."""
 
 
 @dataclass

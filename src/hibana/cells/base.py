@@ -34,7 +34,7 @@ class Cell(nn.Module):
         self._enter()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "made"}
+        return {name: value for name, value in self.__dict__.copy().items() if name != "made"}
 
     def _enter(self) -> None:
         self.states = self.state_names()

@@ -108,7 +108,7 @@ _BY_STRUCTURE: dict[Hashable, tuple[Step, Kernels]] = Bounded(STRUCTURES)
 
 def _is_plain(cell: Cell) -> bool:
     """Whether nothing but setting an attribute can change what `cell` computes."""
-    hyper = (v for k, v in vars(cell).items() if k not in NOT_HYPER)
+    hyper = (v for k, v in vars(cell).copy().items() if k not in NOT_HYPER)
     return _is_bare(cell) and all(map(is_fixed, hyper))
 
 

@@ -62,7 +62,7 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     if hooked(module):
         raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
     within = within or (id(module),)
-    own = vars(module)
+    own = vars(module).copy()  # another thread may remember its first call there
     hyper = [name for name in own if name not in NOT_HYPER]
     values = list(map(own.__getitem__, hyper))
     plain = [_exact(v) if type(v) in PLAIN else _of(v, within) for v in values]

@@ -122,7 +122,7 @@ def _collect(value: Any, path: _Path, found: list[tuple[_Path, float]], seen: se
     elif isinstance(value, dict):
         inner = [(("item", key), part) for key, part in value.items() if isinstance(key, str | int)]
     elif isinstance(value, nn.Module):
-        own = {name: part for name, part in vars(value).items() if name not in NOT_HYPER}
+        own = {name: part for name, part in vars(value).copy().items() if name not in NOT_HYPER}
         inner = [(("attribute", name), part) for name, part in {**own, **value._modules}.items()]
     elif callable(value) and getattr(value, "__closure__", None):
         enclosed: list[tuple[_Path, float]] = []
