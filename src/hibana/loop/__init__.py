@@ -160,7 +160,7 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
 
         found = operator.serving(cell, inputs, dtype, chosen, not named)
         if not isinstance(found, str):
-            return partial(_carried, found, dtype)
+            return partial(_carried, found, dtype, len(cell.states))
         reason, said = found, True
     elif torch._C._get_tracing_state() is not None:
         reason, said = "torch.jit.trace writes down PyTorch's own operations; so does convert.export", True
@@ -184,7 +184,11 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
     if inputs.dtype == dtype and cell.rests_at_zero():
         compiled.remember(cell, _call(backend, inputs, ends), compiled.from_rest(made, inputs, ends))
     run: _Runner = partial(compiled.run, made, cell, ends)
-    return run if made.kernels.takes_half or inputs.dtype == dtype else partial(_carried, run, dtype)
+    return (
+        run
+        if made.kernels.takes_half or inputs.dtype == dtype
+        else partial(_carried, run, dtype, len(cell.states))
+    )
 
 
 def check_backend(backend: str) -> None:
@@ -210,13 +214,13 @@ def _elsewhere(cell: Cell, inputs: Tensor) -> str:
 
 
 def _carried(
-    run: _Runner, dtype: torch.dtype, inputs: Tensor, state: State | None
+    run: _Runner, dtype: torch.dtype, states: int, inputs: Tensor, state: State | None
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """`run`, which takes `dtype` alone, over `inputs` that may be of half precision."""
     if inputs.dtype == dtype:
         return run(inputs, state)
     outputs, last = run(inputs.to(dtype), state)
-    return outputs.to(inputs.dtype), (*last, outputs[-1].clone())
+    return outputs.to(inputs.dtype), last if len(last) == states else (*last, outputs[-1].clone())
 
 
 def _is_traced(inputs: Tensor) -> bool:

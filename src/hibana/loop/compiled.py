@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.loop.absent import Absences
 from hibana.loop.backend import Kernels, Launch, kernels_of
+from hibana.loop.bounds import takes_zeros
 from hibana.loop.derivatives import differentiated_once
 from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.plan import Plan, make_plan
@@ -26,6 +28,7 @@ __all__ = [
     "Program",
     "from_rest",
     "known",
+    "program_of",
     "program",
     "remember",
     "run",
@@ -43,6 +46,9 @@ class Program:
     kernels: Kernels
     at_rest: tuple[None, ...]
     """The state begun with, where it is zeros that need not be written out."""
+    absences: Absences
+    takes_zeros: bool = True
+    """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
 
     def parameters(
         self, held: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
@@ -120,22 +126,35 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> Program | str
     """A program that cells alike have made before, for this shape or for any; else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(cell_tensors(cell), shape), dtype)
-    if found := _SHARED.get((alike, anywhere)):
+    found: Program | str | None = _SHARED.get((alike, anywhere))
+    if found:
         return found
     try:
         step, kernels = _compiled(cell, backend, shape, dtype)
     except Unsupported as reason:
-        made: Program | str = str(reason)
-        _SHARED[alike, place] = made
+        found = str(reason)
+        _SHARED[alike, place] = found
     else:
-        made = Program(step, kernels.plan, kernels, (None,) * len(step.states))
-        _SHARED[alike, anywhere if step.any_size else place] = made
-    return made
+        found = program_of(step, kernels)
+        _SHARED[alike, anywhere if step.any_size else place] = found
+    return found
+
+
+def program_of(step: Step, kernels: Kernels) -> Program:
+    """The program of `step` with its `kernels`."""
+    zeros = takes_zeros(step)
+    if not zeros:
+        kernels = kernels.alike(step)
+        kernels.replayed = None  # what a step keeps must be at hand
+    return Program(step, kernels.plan, kernels, (None,) * len(step.states), Absences(step, kernels), zeros)
 
 
 def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
     step = trace(cell, shape, dtype, kernels_of(backend).device())
+    if (step.matrices or step.blank) and not takes_zeros(step):
+        other = "a product" if step.matrices else "an operation without a slope"
+        raise Unsupported(f"a derivative of the step may be infinite, beside {other}")
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:
@@ -194,7 +213,9 @@ def from_rest(program: Program, inputs: Tensor, ends: bool) -> Way:
     """How contiguous `inputs` are run from rest, for a cell without tensors."""
     shape = inputs.shape
     plan = program.kernels.plan_for(shape)
-    launch = program.kernels.launch(plan if wants_gradient(inputs) else None, shape, ends)
+    launch = None
+    if program.takes_zeros:
+        launch = program.kernels.launch(plan if wants_gradient(inputs) else None, shape, ends)
     return Way(program, plan, shape, ends, launch=launch)
 
 
@@ -241,6 +262,8 @@ class _Run(torch.autograd.Function):
             inputs = inputs.permute(order)
         parameters = program.parameters(held, inputs, order)
         outputs, last, kept = program.kernels.forward(inputs, first, parameters, plan, ends)
+        if not program.takes_zeros and ends and len(last) < len(program.step.states):
+            last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
         read = (inputs,) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
         ctx.save_for_backward(*read, *needed, *held, *parameters, *kept)
@@ -282,6 +305,10 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else _step_in(order, g) for g in last_grads]
+    if not program.takes_zeros:
+        return _of_what_is_there(
+            ctx, (inputs[0] if inputs else None, first, parameters, kept), held, grad_outputs, grads
+        )
     constant = constant and wanted[0] and _only_summed(ctx.inputs)
     grad_input, first_grads, sums = program.kernels.backward(
         plan,
@@ -308,7 +335,32 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
     to_held: Sequence[Tensor | None] = (None,) * len(held)
     if any(wanted[1 + begun :]):
-        to_held = step.epilogue(*held, *sums)
+        last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
+        there = program.absences.there(sums, last, grad_outputs is not None, shape[0])
+        to_held = program.absences.epilogue(held, there)
+    return None, grad_input, *to_state, *to_held
+
+
+def _of_what_is_there(
+    ctx: Any,
+    read: tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor], Sequence[Tensor]],
+    held: Sequence[Tensor],
+    grad_outputs: Tensor | None,
+    grads: Sequence[Tensor | None],
+) -> Any:
+    """:func:`_backward` where absent gradients can't be taken for zeros."""
+    program, plan, shape, _, order, begun, _, _ = ctx.way
+    wanted = ctx.needs_input_grad[1:]
+    found = program.absences.backward(plan, shape, *read, grad_outputs, grads, wanted[0])
+    grad_input, first, sums = found
+    if order is not None:
+        back = _inverse(order)
+        grad_input = None if grad_input is None else grad_input.permute(back)
+        first, sums = ([None if g is None else _step_back(back, g) for g in some] for some in (first, sums))
+    to_state = (g if need else None for g, need in zip(first, wanted[1 : 1 + begun], strict=False))
+    to_held: Sequence[Tensor | None] = (None,) * len(held)
+    if any(wanted[1 + begun :]):
+        to_held = program.absences.epilogue(held, sums)
     return None, grad_input, *to_state, *to_held
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.loop import serial
 from hibana.loop.backend import kernels_of, refusal
-from hibana.loop.compiled import Program, program, walkable
+from hibana.loop.compiled import Program, program, program_of, walkable
 from hibana.loop.fingerprint import NOT_HYPER
 from hibana.loop.trace import cell_tensors
 from hibana.loop.words import Unsupported, said_once
@@ -30,7 +30,8 @@ _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]
 def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool) -> _Run | str:
     """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
     dynamo = torch.compiler.is_dynamo_compiling()
-    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto)
+    keeps = torch.is_grad_enabled()
+    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto, keeps)
     if reason:
         return str(reason)
     if dynamo:
@@ -40,12 +41,19 @@ def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
 def _written(
-    cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, dynamo: bool, auto: bool
+    cell: Cell,
+    backend: str,
+    device: str,
+    dtype: torch.dtype,
+    ndim: int,
+    dynamo: bool,
+    auto: bool,
+    keeps: bool,
 ) -> tuple[str, str]:
     """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
 
-    Where `dynamo` makes the graph, it must see when a setting of the cell changes. What serves where nothing
-    else can, if the choice is ours (`auto`), is said.
+    With `keeps`, a gradient may be wanted. Where `dynamo` makes the graph, it must see when a setting of the
+    cell changes. What serves where nothing else can, if the choice is ours (`auto`), is said.
     """
     if _is_for_onnx():
         return "", "ONNX has no operators of hibana's"
@@ -55,7 +63,9 @@ def _written(
         if dynamo:
             _settings(cell)
         if made is not None and made.step.any_size:
-            return serial.write(made.step, made.plan, dtype), ""
+            if made.takes_zeros or not keeps:
+                return serial.write(made.step, made.plan, dtype), ""
+            reason = "a derivative of the step may be infinite, and a graph has zeros for absent gradients"
         reason = reason or "the step is another one for another size, and a graph may be of any"
     except Unsupported as refused:
         reason = str(refused)
@@ -155,7 +165,7 @@ def _unroll(
 def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
     step, plan, dtype = serial.read(text)
     kernels = kernels_of(backend, bool(step.matrices))(step, plan, dtype)
-    return Program(step, kernels.plan, kernels, (None,) * len(step.states)), dtype
+    return program_of(step, kernels), dtype
 
 
 def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Program:

@@ -29,7 +29,19 @@ from hibana.loop.fingerprint import random_state, surroundings, taken_as_they_ar
 from hibana.loop.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
 from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
 
-__all__ = ["Part", "Place", "Step", "Unsupported", "Value", "cell_tensors", "foreign", "shape_class", "trace"]
+__all__ = [
+    "Part",
+    "Place",
+    "Step",
+    "Unsupported",
+    "Value",
+    "cell_tensors",
+    "filled",
+    "foreign",
+    "places_in",
+    "shape_class",
+    "trace",
+]
 
 LARGE = 1 << 24
 """Whole numbers below it are held by every dtype that a kernel computes in."""
@@ -83,6 +95,8 @@ class Step:
     outer: tuple[tuple[Value, Value], ...] = ()
     """Pairs of rows of neurons whose outer products, summed over samples and time, gradients of matrices
     are made of."""
+    blank: bool = False
+    """Whether a gradient is zero whatever it is made of, as that of ``floor``: it does not say of what."""
     any_size: bool = False
     """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
 
@@ -305,7 +319,7 @@ class Part:
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         values: list[Any] = list(tensors)
         for function, args, kwargs in self.calls:
-            values.append(function(*_filled(args, values), **_filled(kwargs, values)))
+            values.append(function(*filled(args, values), **filled(kwargs, values)))
         return tuple(None if end is None else values[end] for end in self.ends)
 
 
@@ -408,6 +422,9 @@ class _Reading:
         """Of the nodes in `values`."""
         self.matrices: list[fx.Node] = []
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
+        self.behind: set[fx.Node] = set()
+        """Nodes that gradients are a part of."""
+        self.blank = False
 
     def step(self) -> Step:
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -435,6 +452,7 @@ class _Reading:
             parameters=len(self.parameters),
             matrices=len(self.matrices),
             outer=tuple(self.outer.values()),
+            blank=self.blank,
         )
 
     def _ends(self, learned: list[Any]) -> list[fx.Node | None]:
@@ -465,10 +483,13 @@ class _Reading:
             self.once.add(node)
         else:
             self.values[node] = Value("gradient", data=index - 1 - count - len(self.tensors))
+            self.behind.add(node)
 
     def _read_call(self, node: fx.Node) -> None:
         used = node.all_input_nodes
         target = node.target
+        if any(other in self.behind for other in used):
+            self.behind.add(node)
         if target is foreign and self.device != "cpu":
             raise Unsupported(f"a tensor of the step's own is on the CPU, not on {self.device}")
         if target in (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList) and used[0] in self.values:
@@ -592,6 +613,7 @@ class _Reading:
             # beside truth values alone, a number is one of the default dtype
             args = tuple(_rounded(a, torch.get_default_dtype()) for a in args)
         value = translate(target, args, node.kwargs, self._argument, self._make, boolean=boolean)
+        self.blank = self.blank or (value.word == "number" and node in self.behind)
         if _writes(node):
             for other in self._shared_with(node):
                 if other in self.once or other.meta["val"].shape != self.shape:
@@ -703,12 +725,22 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")
 
 
-def _filled(argument: Any, values: list[Any]) -> Any:
+def filled(argument: Any, values: list[Any]) -> Any:
     """`argument` with the value at each place in it."""
     if isinstance(argument, Place):
         return values[argument.at]
     if isinstance(argument, tuple | list):
-        return [_filled(part, values) for part in argument]
+        return [filled(part, values) for part in argument]
     if isinstance(argument, dict):
-        return {name: _filled(part, values) for name, part in argument.items()}
+        return {name: filled(part, values) for name, part in argument.items()}
     return argument
+
+
+def places_in(argument: Any) -> list[Place]:
+    """The places of which :func:`filled` takes the values."""
+    if isinstance(argument, Place):
+        return [argument]
+    if isinstance(argument, dict):
+        argument = list(argument.values())
+    inner = argument if isinstance(argument, tuple | list) else ()
+    return [place for part in inner for place in places_in(part)]

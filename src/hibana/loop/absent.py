@@ -1,0 +1,326 @@
+"""What is left of a step's backward where some gradients are absent, and that of a whole run.
+
+It is run so where absent gradients can't be taken for zeros: see :mod:`hibana.loop.bounds`.
+
+Which gradients autograd would have differs from step to step: of the last step's states those that the loss
+uses, of the states before it those that lead there, and so on back, until it stays the same. So the backward
+is one of the step without what is absent. The steps until then, which are few, are computed by PyTorch, one
+by one; all that are left, by a kernel.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.loop.eager import in_torch, unpacked
+from hibana.loop.plan import Plan, gradients, reachable
+from hibana.loop.trace import Part, Step, Value, filled, places_in
+
+__all__ = ["Absences", "Found", "without"]
+
+Given = frozenset[int]
+"""The states after a step whose gradient there is."""
+
+
+class Found(NamedTuple):
+    """The gradients of a run; None where autograd has none."""
+
+    input: Tensor | None
+    """At each step."""
+    first: list[Tensor | None]
+    """Of the states begun with."""
+    sums: list[Tensor | None]
+    """Over time, as :attr:`hibana.loop.trace.Step.grad_sums` has them."""
+
+
+class _Left(NamedTuple):
+    """What is left of a step's backward where some gradients are absent."""
+
+    step: Step
+    sums: tuple[Value | None, ...]
+    """Those of the step, which has zeros for what is absent."""
+
+
+def without(step: Step, given: Given) -> _Left:
+    """`step`, whose backward is given the gradients of the states `given` alone.
+
+    What is made of an absent gradient is absent, and a sum is what is there of it.
+    """
+    left: dict[Value, Value | None] = {}
+    zero = Value("number")
+    for value in reachable(gradients(step)):
+        args = [left[argument] for argument in value.args]
+        there = [argument for argument in args if argument is not None]
+        if value.word == "gradient":
+            left[value] = value if value.data in given else None
+        elif len(there) == len(args):
+            same = all(a is b for a, b in zip(args, value.args, strict=True))
+            left[value] = value if same else Value(value.word, tuple(there), value.data, value.scalar)
+        elif value.word == "add":
+            left[value] = there[0] if there else None
+        elif value.word == "sub":
+            left[value] = None if args[0] is args[1] else args[0] or Value("neg", tuple(there))
+        elif _has_gradient(there):  # of a function of several results, which gets zeros for those not used
+            left[value] = Value(value.word, tuple(a or zero for a in args), value.data, value.scalar)
+        else:
+            left[value] = None
+    sums = tuple(left[value] for value in step.grad_sums)
+    states = tuple(None if value is None else left[value] for value in step.grad_states)
+    input_ = None if step.grad_input is None else left[step.grad_input]
+    summed = tuple(value or zero for value in sums)
+    return _Left(replace(step, grad_input=input_, grad_states=states, grad_sums=summed), sums)
+
+
+def _has_gradient(values: Sequence[Value]) -> bool:
+    return any(value.word == "gradient" for value in reachable(values))
+
+
+@dataclass(frozen=True)
+class Absences:
+    """The backward of one step, by which of its states have a gradient."""
+
+    step: Step
+    kernels: Any
+    """The step's own, which serve where all gradients are there."""
+    _left: dict[Given, _Left] = field(default_factory=dict)
+    _kernels: dict[Given, Any] = field(default_factory=dict)
+    _sums: dict[tuple[Given, bool, int], frozenset[int]] = field(default_factory=dict)
+
+    def backward(
+        self,
+        plan: Plan,
+        shape: torch.Size,
+        inputs: Tensor | None,
+        first: Sequence[Tensor | None],
+        parameters: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        grad_outputs: Tensor | None,
+        last_grads: Sequence[Tensor | None],
+        wants_input: bool,
+    ) -> Found:
+        """The gradients of a run: as :meth:`hibana.loop.compiled.Kernels.backward`, but for what is absent.
+
+        `last_grads` has the emitted state as its last; `plan` keeps what :attr:`kernels` keeps.
+        """
+        grads = [*last_grads, *[None] * (len(self.step.states) - len(last_grads))]
+        run = _Run(self.step, plan, shape, inputs, first, parameters, kept, grad_outputs, self.kernels.dtype)
+        sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
+        last: list[Tensor | None] = []
+        """Gradients of the input at the steps that PyTorch computes, the last step first."""
+        begin: Tensor | None = None
+        """Those at all steps before them."""
+        t = shape[0]
+        while t:
+            arrived = run.arrived(t - 1, grads)
+            given = frozenset(i for i, grad in enumerate(arrived) if grad is not None)
+            if not given:
+                grads = arrived
+                break
+            left = self._without(given)
+            if _before(left.step, grad_outputs is not None) == given:
+                begin, grads, more = self._rest(run, t, given, grads, wants_input)
+                t = 0
+            else:
+                t -= 1
+                one, grads, more = run.back(t, left, arrived)
+                last.append(one)
+            sums = [_sum(a, b) for a, b in zip(sums, more, strict=True)]
+        return Found(run.joined(begin, last) if wants_input else None, grads, sums)
+
+    def there(self, sums: Sequence[Tensor], given: Given, emits: bool, steps: int) -> list[Tensor | None]:
+        """`sums` over `steps`, None for those that autograd would not have.
+
+        At the last step the states `given` have a gradient; what is emitted has one at each, if it `emits`.
+        """
+        place = (given, emits, steps)
+        if place not in self._sums:
+            emitted = frozenset([len(self.step.states) - 1] if emits else [])
+            found: set[int] = set()
+            seen: set[Given] = set()
+            while steps and given | emitted not in seen:
+                seen.add(given | emitted)
+                left = self._without(given | emitted)
+                found |= {i for i, value in enumerate(left.sums) if value is not None}
+                given = _before(left.step, emits)
+                steps -= 1
+            self._sums[place] = frozenset(found)
+        there = self._sums[place]
+        # the outer products of matrices come after the sums
+        count = len(self.step.grad_sums)
+        return [value if i in there or i >= count else None for i, value in enumerate(sums)]
+
+    def epilogue(self, held: Sequence[Tensor], sums: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """The gradients of the cell's tensors, of sums that may be absent."""
+        if all(value is not None for value in sums):
+            return self.step.epilogue(*held, *sums)
+        assert isinstance(self.step.epilogue, Part)
+        return _of_what_is_there(self.step.epilogue, [*held, *sums])
+
+    def _without(self, given: Given) -> _Left:
+        if given not in self._left:
+            self._left[given] = without(self.step, given)
+        return self._left[given]
+
+    def _kernels_of(self, given: Given) -> Any:
+        if len(given) == len(self.step.states):
+            return self.kernels
+        if given not in self._kernels:
+            left = self._without(given)
+            made = type(self.kernels)(left.step, self.kernels.plan, self.kernels.dtype)
+            self._kernels[given] = made
+        return self._kernels[given]
+
+    def _rest(
+        self, run: "_Run", steps: int, given: Given, grads: list[Tensor | None], wants_input: bool
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+        """All steps before `steps`, by one kernel."""
+        left = self._without(given)
+        found, first, sums = self._kernels_of(given).backward(
+            run.plan,
+            torch.Size((steps, *run.shape[1:])),
+            None if run.inputs is None else run.inputs[:steps],
+            run.first,
+            run.parameters,
+            [value[:steps] for value in run.kept],
+            run.arriving(steps, grads[-1]),
+            grads[:-1],
+            wants_input,
+            False,
+            True,
+        )
+        there = zip(first, left.step.grad_states, strict=True)
+        summed = zip(sums, left.sums, strict=True)
+        return (
+            None if left.step.grad_input is None else found,
+            [None if value is None else grad for grad, value in there],
+            [None if value is None else grad for grad, value in summed],
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run left for its backward."""
+
+    step: Step
+    plan: Plan
+    shape: torch.Size
+    inputs: Tensor | None
+    first: Sequence[Tensor | None]
+    parameters: Sequence[Tensor]
+    kept: Sequence[Tensor]
+    grad_outputs: Tensor | None
+    dtype: torch.dtype
+
+    def arrived(self, t: int, grads: list[Tensor | None]) -> list[Tensor | None]:
+        """All gradients after step `t`: those fed back to it, and that of what it emitted."""
+        if self.grad_outputs is None:
+            return grads
+        return [*grads[:-1], _sum(grads[-1], self.grad_outputs[t].to(self.dtype))]
+
+    def arriving(self, steps: int, fed_back: Tensor | None) -> Tensor | None:
+        """The gradients of what is emitted at the first `steps`, and what is fed back to the last of them."""
+        given = None if self.grad_outputs is None else self.grad_outputs[:steps]
+        if fed_back is None:
+            return given
+        shape = (steps, *self.shape[1:])
+        arriving = (
+            fed_back.new_zeros(shape) if given is None else given.to(self.dtype, copy=True).contiguous()
+        )
+        arriving[-1] += fed_back
+        return arriving
+
+    def back(
+        self, t: int, left: _Left, grads: list[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+        """Step `t` back, in PyTorch: the gradients of its input and of the states before it, and its sums."""
+        known = self._at(t)
+        if t:
+            before = [self.step.nexts[i] for i in self.plan.before]
+            states = in_torch(before, self._at(t - 1), self._leaf, self.dtype)
+        else:
+            zero = torch.zeros((), dtype=self.dtype, device=_like(grads).device)
+            firsts = [self.first[i] for i in self.plan.before]
+            states = [zero if value is None else value for value in firsts]
+        previous = dict(zip(self.plan.before, states, strict=True))
+
+        def leaf(value: Value) -> Tensor:
+            if value.word not in ("previous", "gradient"):
+                return self._leaf(value)
+            found = (previous if value.word == "previous" else grads)[int(value.data)]
+            assert isinstance(found, Tensor)
+            return found
+
+        wanted = [left.step.grad_input, *left.step.grad_states, *left.sums]
+        there = [value for value in wanted if value is not None]
+        made = dict(zip(there, in_torch(there, known, leaf, self.dtype), strict=True))
+        found = [None if v is None else made[v].expand(self.shape[1:]).contiguous() for v in wanted]
+        count = 1 + len(grads)
+        return found[0], found[1:count], found[count:]
+
+    def joined(self, begin: Tensor | None, last: list[Tensor | None]) -> Tensor | None:
+        """The gradient of the input, of that at its first steps and at its `last`; zero in between."""
+        found = [one for one in (begin, *last) if one is not None]
+        if not found:
+            return None
+        dtype = self.dtype if self.grad_outputs is None else self.grad_outputs.dtype
+        if begin is not None and len(begin) == self.shape[0]:
+            return begin.to(dtype)
+        grad = torch.zeros(self.shape, dtype=dtype, device=found[0].device)
+        if begin is not None:
+            grad[: len(begin)] = begin
+        for i, one in enumerate(last):
+            if one is not None:
+                grad[self.shape[0] - 1 - i] = one
+        return grad
+
+    def _at(self, t: int) -> dict[Value, Tensor]:
+        """What is at hand of step `t`."""
+        known = dict(zip(self.plan.kept_values, (value[t] for value in self.kept), strict=True))
+        one = self.shape[1:]
+        for value, found in known.items():
+            known[value] = unpacked(found, one) if value.boolean else found
+        for value in self.plan.kept:
+            if value.word == "input":
+                assert self.inputs is not None
+                known[value] = self.inputs[t].to(self.dtype)
+        return known
+
+    def _leaf(self, value: Value) -> Tensor:
+        """A leaf that is the same at every step."""
+        device = _like([*self.kept, self.grad_outputs, *self.parameters]).device
+        if value.word == "parameter":
+            found = self.parameters[int(value.data)]
+            return found.reshape(()) if found.numel() == 1 else found
+        number = self.step.constants[int(value.data)] if value.word == "constant" else value.data
+        return torch.tensor(float(number), dtype=self.dtype, device=device)
+
+
+def _like(tensors: Sequence[Tensor | None]) -> Tensor:
+    return next((tensor for tensor in tensors if tensor is not None), torch.empty(0))
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _before(step: Step, emits: bool) -> Given:
+    """The states whose gradient there is a step earlier; `emits` is whether what is emitted has one."""
+    there = {i for i, grad in enumerate(step.grad_states) if grad is not None}
+    return frozenset(there | ({len(step.states) - 1} if emits else set()))
+
+
+def _of_what_is_there(part: Part, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """What `part` makes of `tensors`: of what is absent, what is absent; of a sum, what is there of it."""
+    values: list[Tensor | None] = list(tensors)
+    for function, args, kwargs in part.calls:
+        places = [values[place.at] for place in places_in((args, kwargs))]
+        there = [value for value in places if value is not None]
+        if len(there) == len(places):
+            values.append(function(*filled(args, values), **filled(kwargs, values)))
+        else:
+            sums = function is torch.ops.aten.add.Tensor and there
+            values.append(there[0] if sums else None)
+    return tuple(None if end is None else values[end] for end in part.ends)

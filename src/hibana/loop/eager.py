@@ -1,0 +1,39 @@
+"""A step's values computed by PyTorch, one operation at a time: for what is too little to be compiled."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hibana.loop.plan import evaluated
+from hibana.loop.trace import Value
+
+__all__ = ["in_torch", "unpacked"]
+
+
+def unpacked(bits: Tensor, one: torch.Size) -> Tensor:
+    """Truth values of a step, eight to a byte, the lowest bit first."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits[:, None] >> places & 1).flatten()[: one.numel()].reshape(one).bool()
+
+
+def in_torch(
+    roots: Sequence[Value], known: Mapping[Value, Tensor], leaf: Callable[[Value], Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """`roots` in PyTorch, where `known` are at hand."""
+    made = dict(known)
+    for value in evaluated(roots, known):
+        args = [made[argument] for argument in value.args]
+        if not args:
+            made[value] = leaf(value)
+        elif value.word == "to_float":
+            made[value] = args[0].to(dtype)
+        elif value.word == "to_bool":
+            made[value] = args[0] != 0
+        else:
+            made[value] = getattr(torch, _CALLED.get(value.word, value.word))(*args)
+    return [made[root] for root in roots]
+
+
+_CALLED = {word: f"logical_{word}" for word in ("and", "or", "xor", "not")} | {"root": "sqrt"}
+"""Words that PyTorch calls otherwise."""
