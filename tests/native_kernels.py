@@ -15,10 +15,10 @@ import hibana as hb
 from conformance.suite import CELLS, SURROGATES
 from conformance.suite import made as kind_made
 from hibana.loop import gpu
+from hibana.loop.ops import CALLS, OPERATIONS
 from hibana.loop.plan import make_plan, reachable
 from hibana.loop.trace import trace
 from hibana.loop.triton_source import Language, backward_source, forward_source, function_source
-from hibana.loop.words import CALLS
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}
@@ -68,9 +68,10 @@ def main() -> None:
             if title == "PLIFCell":
                 for half in ("*fp16", "*bf16"):
                     arithmetic(text, name, "float32", bits, half)
-            calls[f"{title}, {name}"] = bool({value.word for value in reachable(roots)} & {*CALLS, "sigmoid"})
+            calls[f"{title}, {name}"] = bool({value.word for value in reachable(roots)} & CALLS)
     for real in ("float32", "float64"):
-        for word in sorted({*CALLS, "sigmoid", "root"}):
+        said = Language(real, False).dialect.words
+        for word in sorted(w for w in {*CALLS, "root"} if w in said and OPERATIONS[w].arity == 1):
             text = function_source(Language(real, False), word)
             words[f"{word}, {real}"] = arithmetic(text, "function", real, set())
     print(json.dumps({"cells": cells, "words": words, "calls": calls}))

@@ -82,7 +82,6 @@ REFUSED = {
     "a truth value times two": lambda x, v, s: x + (v > 0) * 2,
     "a truth value squared": lambda x, v, s: x + (v > 0) ** 2,
     "a quotient rounded down": lambda x, v, s: x // 2 + v,
-    "a remainder": lambda x, v, s: x % 2 + v,
     "double": lambda x, v, s: (x.double() * 0.1).float() + v,
 }
 

@@ -31,6 +31,8 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
+    approximate: tuple[str, ...] = ()
+    """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: Step
     plan: Plan
     replayed: Plan | None = None
@@ -39,7 +41,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        """Raises ``Unsupported`` if the step computes what can't be had here to PyTorch's last bit."""
+        """Raises ``Unsupported`` if the step computes what can't be had here."""
 
     @staticmethod
     def device() -> str:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from hibana.loop.backend import Kernels, Launch
 from hibana.loop.cpu_walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
+from hibana.loop.functions import library_function, own_function, sleef_function
+from hibana.loop.llvm_rows import kernel_says
 from hibana.loop.llvm_source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
 from hibana.loop.llvm_text import LINE
 from hibana.loop.node import built
-from hibana.loop.plan import Plan, cost_in_bits, reachable, replayed
+from hibana.loop.ops import CALLS, OPERATIONS, Unsupported
+from hibana.loop.plan import Plan, cost_in_bits, gradients, reachable, replayed
 from hibana.loop.trace import Step
-from hibana.loop.words import CALLS, Unsupported
 from hibana.native import assemble
 from hibana.native.threads import libtorch
 
@@ -42,19 +44,12 @@ SHAPES = 256
 LAUNCHES = 64
 """As many with a step's own constants."""
 
-_MKL = {"exp": "Exp", "log": "Ln", "log2": "Log2", "tanh": "Tanh", "sin": "Sin", "cos": "Cos"} | {
-    "erf": "Erf",
-    "erfc": "Erfc",
-    "atan": "Atan",
-    "sqrt": "Sqrt",
-}
-
 
 class CpuKernels(Kernels):
     """The kernels of one step in one dtype.
 
     Raises:
-        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
+        Unsupported: if the step computes a function that can't be had here within 2 ulp.
     """
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
@@ -72,7 +67,9 @@ class CpuKernels(Kernels):
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
-        self.calls = frozenset(vector_functions(step, dtype))
+        self.functions = vector_functions(step, dtype)
+        self.calls = frozenset(self.functions)
+        self.approximate = approximate(step, dtype)
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
@@ -268,7 +265,7 @@ class CpuKernels(Kernels):
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
             ]
-            calls = (_vector_function(word, self.dtype) for word in called)
+            calls = (self.functions[word] for word in called)
             # a thread that was here first may run its own by now, which must stay
             found = self._built.setdefault(key, (kernel, tuple(calls), source.row))
         return found
@@ -324,35 +321,78 @@ def _sizes(shape: torch.Size) -> tuple[int, int]:
 
 
 def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
-    """The addresses of the functions by which this torch computes what `step` calls, if they are found.
+    """The addresses of the functions that compute what `step` calls.
+
+    They are those by which this torch computes it, if they are found; hibana's own or the C library's for
+    what else its forward calls. What only its backward calls may be left out: kernels have the C library.
 
     Raises:
-        Unsupported: if one that its forward calls is not.
+        Unsupported: if there is none.
     """
-    roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
-    said = {value.word for value in reachable(roots)} & CALLS
-    found = {word: address for word in sorted(said) if (address := _vector_function(word, dtype))}
-    for value in reachable(step.nexts):
-        if value.word == "sigmoid" or value.word in CALLS - found.keys():
-            raise Unsupported(f"{value.word} can't be had here to the last bit of torch.{value.word}")
+    forward = {value.word for value in reachable(step.nexts)} & CALLS
+    found = {}
+    for word in sorted(forward.union(v.word for v in reachable(gradients(step))) & CALLS):
+        address = _vector_function(word, dtype)
+        if not address and (word in forward or not kernel_says(word)):
+            two = (
+                OPERATIONS[word].arity == 2
+            )  # Sleef's of one number are believed only where they are torch's
+            address = own_function(word, dtype) or (two and sleef_function(word, dtype))
+            address = address or library_function(word, dtype)
+            if not address:
+                raise Unsupported(f"{word} is nothing that hibana computes in {dtype} within 2 ulp")
+        if address:
+            found[word] = address
     return found
+
+
+def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
+    """What the forward of `step` calls that does not give this torch's own bits."""
+    called = {value.word for value in reachable(step.nexts)} & CALLS
+    return tuple(word for word in sorted(called) if not _vector_function(word, dtype))
 
 
 @cache
 def _vector_function(word: str, dtype: torch.dtype) -> int:
     """The address of the function by which this torch computes `word`, or 0 if it can't be found.
 
-    It is believed only if it gives torch's own bits on a sample.
+    It is believed only if it gives torch's own bits on a sample, and on pieces of it of every length: some of
+    torch's give other bits where a tensor ends.
     """
-    name = ("vmd" if dtype == torch.float64 else "vms") + _MKL[word]
-    if not hasattr(libtorch(), name):
+    row = OPERATIONS[word]
+    wanted = getattr(torch, word, None)
+    if row.arity != 1 or row.own or wanted is None:
         return 0
-    function = getattr(libtorch(), name)
-    function.argtypes = (ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-    function.restype = None
-    sample = torch.linspace(-20.0, 20.0, 4097, dtype=dtype, device=CPU)
-    found = torch.empty_like(sample)
-    function(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
-    wanted = getattr(torch, word)(sample)
-    same = torch.equal(found.nan_to_num(), wanted.nan_to_num())
-    return ctypes.cast(function, ctypes.c_void_p).value or 0 if same else 0
+    sample = _sample(dtype)
+    expected = wanted(sample)
+    pieces = [slice(first, first + 1 + first % 39) for first in range(0, sample.numel() - 40, 53)]
+    alone = [(piece, wanted(sample[piece])) for piece in pieces]
+    for address in (_mkl_function(word, dtype), sleef_function(word, dtype), library_function(word, dtype)):
+        if not address:
+            continue
+        found = torch.empty_like(sample)
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        prototype(address)(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
+        if _equal(found, expected) and all(_equal(found[piece], each) for piece, each in alone):
+            return address
+    return 0
+
+
+@cache
+def _sample(dtype: torch.dtype) -> Tensor:
+    """Numbers of every size and sign, dense where functions bend."""
+    even = torch.linspace(-20.0, 20.0, 4097, dtype=dtype, device=CPU)
+    near = torch.linspace(-1.0, 1.0, 4097, dtype=dtype, device=CPU)
+    sizes = torch.logspace(-45, 38, 4097, dtype=torch.float64, device=CPU).to(dtype)
+    return torch.cat([even, near, sizes, -sizes])
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
+
+
+def _mkl_function(word: str, dtype: torch.dtype) -> int:
+    name = ("vmd" if dtype == torch.float64 else "vms") + OPERATIONS[word].mkl
+    if not OPERATIONS[word].mkl or not hasattr(libtorch(), name):
+        return 0
+    return ctypes.cast(getattr(libtorch(), name), ctypes.c_void_p).value or 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hibana.loop import synapses
 from hibana.loop.backend import Kernels
-from hibana.loop.cpu import SHAPES, vector_functions
+from hibana.loop.cpu import SHAPES, approximate, vector_functions
 from hibana.loop.cpu_walk import row_bytes
 from hibana.loop.llvm_product import padded, table_step
 from hibana.loop.llvm_samples import backward_source, forward_source, workspace
@@ -49,6 +49,7 @@ class SampleKernels(Kernels):
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
         self.functions = vector_functions(step, dtype)
+        self.approximate = approximate(step, dtype)
         self.operands = synapses.operands(step)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._schedule = lru_cache(SHAPES)(self._make_schedule)

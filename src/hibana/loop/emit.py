@@ -7,6 +7,7 @@ language says a word is its dialect's business, how memory is walked is its back
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hibana.loop.ops import Unsupported
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
 
@@ -23,6 +24,7 @@ class Dialect:
     That of ``product`` has ``{matrix}`` as well.
     """
 
+    name: str
     words: Mapping[str, str]
     number: str
     """How it says a whole number: a template with ``{0}``."""
@@ -40,6 +42,9 @@ def statements(
 
     Returns:
         The statements in order, and for each store what stands for its value.
+
+    Raises:
+        Unsupported: if the language does not say an operation.
     """
     order = evaluated(stores.values(), ())
     uses: dict[Value, int] = dict.fromkeys(order, 0)
@@ -59,6 +64,8 @@ def statements(
         elif not value.args:
             text[value] = leaves[str(value.data)]
         else:
+            if value.word not in dialect.words:
+                raise Unsupported(f"{value.word} is nothing that hibana says in {dialect.name}")
             said = dialect.words[value.word].format(*(text[a] for a in value.args), matrix=_matrix(value))
             if uses[value] > 1 or len(said) > LONGEST:
                 name = names.get(value, f"a{len(lines)}")

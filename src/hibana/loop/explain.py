@@ -10,32 +10,17 @@ from hibana.cells import Cell
 from hibana.loop import compiled
 from hibana.loop.backend import refusal
 from hibana.loop.emit import Dialect, statements
+from hibana.loop.ops import OPERATIONS, Unsupported
 from hibana.loop.passes import backward_pass, forward_pass, leaves
 from hibana.loop.plan import Plan, cost_in_bits
 from hibana.loop.reference import carried
 from hibana.loop.trace import Step, Value, cell_tensors
-from hibana.loop.words import CALLS, Unsupported
 
 __all__ = ["explain", "explain_cell"]
 
-_SIGNS = {
-    **{"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "and", "or": "or", "xor": "xor"},
-    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
-}
 MATHEMATICS = Dialect(
-    words={
-        **{word: f"({{0}} {sign} {{1}})" for word, sign in _SIGNS.items()},
-        **{word: f"{word}({{0}})" for word in (*CALLS, "abs", "floor", "ceil", "trunc", "sign", "sigmoid")},
-        "root": "sqrt({0})",
-        "not": "(not {0})",
-        "neg": "(-{0})",
-        "maximum": "max({0}, {1})",
-        "minimum": "min({0}, {1})",
-        "where": "({1} if {0} else {2})",
-        "to_float": "[{0}]",
-        "to_bool": "({0} != 0)",
-        "product": "({0} @ {matrix})",
-    },
+    "mathematics",
+    {**{name: row.said for name, row in OPERATIONS.items()}, "product": "({0} @ {matrix})"},
     number="{0}",
 )
 
@@ -116,6 +101,11 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     lines = [
         f"{name}   state ({', '.join(cell.states)}), emits {cell.states[-1]}",
         f"backend    {made.kernels.about}",
+        *(
+            [f"numerics   {', '.join(made.kernels.approximate)}: within 2 ulp, not PyTorch's own bits"]
+            if made.kernels.approximate
+            else []
+        ),
         f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
         *(
             f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"

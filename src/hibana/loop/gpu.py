@@ -20,10 +20,17 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import Kernels
-from hibana.loop.plan import Plan, reachable
+from hibana.loop.ops import CALLS, OPERATIONS, Unsupported
+from hibana.loop.plan import Plan, gradients, reachable
 from hibana.loop.trace import Step
-from hibana.loop.triton_source import ANY_SIZE, Language, backward_source, forward_source, function_source
-from hibana.loop.words import CALLS, Unsupported
+from hibana.loop.triton_source import (
+    ANY_SIZE,
+    Language,
+    backward_source,
+    forward_source,
+    function_source,
+    interpreted,
+)
 
 __all__ = ["GpuKernels", "refusal"]
 
@@ -65,7 +72,12 @@ class GpuKernels(Kernels):
         self.replayed: Plan | None = None
         self.dtype = dtype
         self.language = Language(str(dtype).removeprefix("torch."), _interpreted())
-        for word in {value.word for value in reachable(step.nexts)} & {*CALLS, "sigmoid", "root"}:
+        said = self.language.dialect.words
+        roots = [*step.nexts, *gradients(step)]
+        missing = [v.word for v in reachable(roots) if v.word in OPERATIONS and v.word not in said]
+        if missing:
+            raise Unsupported(f"{missing[0]} is nothing that hibana says in Triton")
+        for word in sorted({value.word for value in reachable(step.nexts)} & {*CALLS, "root"}):
             if not _agrees(word, self.language):
                 raise Unsupported(f"{word} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
@@ -263,7 +275,7 @@ def _pytorchs_library() -> SimpleNamespace:
 
         return computed
 
-    return SimpleNamespace(**{word: of_block(word) for word in (*CALLS, "sigmoid")})
+    return SimpleNamespace(**{word: of_block(word) for word in interpreted()})
 
 
 def _agrees(word: str, language: Language) -> bool:

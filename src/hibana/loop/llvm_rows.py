@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from hibana.loop.llvm_text import LANES, Writer, body, named, splat
+from hibana.loop.ops import CALLS, OPERATIONS
 from hibana.loop.passes import Stores, leaves, substitute
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
-from hibana.loop.words import CALLS
 
-__all__ = ["AT_ONCE", "Call", "Moving", "Parts", "Pass", "plain"]
+__all__ = ["AT_ONCE", "Call", "Moving", "Parts", "Pass", "kernel_says", "plain"]
 
 AT_ONCE = 4
 """Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
@@ -62,16 +62,20 @@ class Pass:
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
-        stores = _spelled_out(self.stores)
+        stores = _spelled_out(self.stores, self.calls)
         self.long = is_long(stores)
         while ready := _ready(stores):
-            names = self._rows(stores, len(ready))
-            calls = dict(zip(names, ready, strict=True))
-            arguments = {name: value.args[0] for name, value in calls.items() if not _is_read(value)}
+            operands = [(value, operand) for value in ready for operand in _operands(value)]
+            names = self._rows(stores, len(operands))
+            given = dict(zip(names, operands, strict=True))
+            calls: dict[Value, list[str]] = {}
+            for name, (value, _) in given.items():
+                calls.setdefault(value, []).append(name)
+            arguments = {name: operand for name, (value, operand) in given.items() if not _is_read(value)}
             handed = _handed_over(stores, arguments.values()) if self.long else []
             more = dict(zip(self._rows(stores, len(handed), names), handed, strict=True))
             self._function(arguments | more)
-            results = {v: Value("row", data=self._call(name, v)) for name, v in calls.items()}
+            results = {v: Value("row", data=self._call(rows, v)) for v, rows in calls.items()}
             results |= {v: Value("bits" if v.boolean else "row", data=name) for name, v in more.items()}
             stores = substitute(stores, results)
         if stores:
@@ -86,11 +90,12 @@ class Pass:
         self.scratch += new
         return found + new
 
-    def _call(self, name: str, value: Value) -> str:
-        """Adds the call that computes `value` from the row `name`, and returns the result's row."""
+    def _call(self, rows: list[str], value: Value) -> str:
+        """Adds the call that computes `value` from `rows`, and returns the result's row."""
+        name = rows[0]
         if value.word != "product":
             self.called.add(value.word)
-            self.does.append(Call(value.word, [name]))
+            self.does.append(Call(value.word, rows))
             return name
         result = f"{name}.product{len(self.does)}"
         self.products.append(result)
@@ -147,19 +152,19 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
     return handed
 
 
-def _spelled_out(stores: Stores) -> Stores:
+def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     """`stores` in words that LLVM or a vector function knows, and that wait least for what was compared.
 
-    The logistic function is written out; a factor that is a truth value, 0 or 1, chooses instead: ``x * s``
-    is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and that product waits for nothing.
+    The logistic function is written out where no function of `calls` computes it. A factor that is a truth
+    value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit,
+    and that product waits for nothing.
     """
     new: dict[Value, Value] = {}
-    one, zero = Value("number", data=1), Value("number")
+    zero = Value("number")
     for value in evaluated(stores.values(), ()):
         args = tuple(new[a] for a in value.args)
-        if value.word == "sigmoid":
-            power = Value("exp", (Value("neg", args),))
-            new[value] = Value("div", (one, Value("add", (one, power))))
+        if value.word in _WRITTEN_OUT and value.word not in calls:
+            new[value] = _WRITTEN_OUT[value.word](*args)
         elif value.word == "sub" and _is_one(args[0]) and args[1].word == "to_float":
             new[value] = Value("to_float", (Value("not", args[1].args),))
         elif value.word == "mul" and any(a.word == "to_float" for a in args):
@@ -170,8 +175,27 @@ def _spelled_out(stores: Stores) -> Stores:
     return {name: new[value] for name, value in stores.items()}
 
 
+def _logistic(x: Value) -> Value:
+    one = Value("number", data=1)
+    return Value("div", (one, Value("add", (one, Value("exp", (Value("neg", (x,)),))))))
+
+
+_WRITTEN_OUT = {"sigmoid": _logistic}
+"""Operations in others; to more than two units in the last place, which gradients bear."""
+
+
+def kernel_says(word: str) -> bool:
+    """Whether a kernel computes `word` with no function given: it is written out, or the C library does."""
+    return word in _WRITTEN_OUT or bool(OPERATIONS[word].libm and OPERATIONS[word].arity == 1)
+
+
 def _is_one(value: Value) -> bool:
     return value.word == "number" and value.data == 1
+
+
+def _operands(value: Value) -> tuple[Value, ...]:
+    """What a function or a product takes as rows; the rest of a product's arguments are bits."""
+    return value.args[:1] if value.word == "product" else value.args
 
 
 _CUTS = CALLS | {"product"}

@@ -14,11 +14,11 @@ from hibana.loop.llvm_product import product_functions
 from hibana.loop.llvm_rows import Call, Moving, Parts, Pass, plain
 from hibana.loop.llvm_source import ACCURATE, REAL, Source
 from hibana.loop.llvm_text import SIZE, Writer, libm_row, named
+from hibana.loop.ops import CALLS
 from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.plan import Plan
 from hibana.loop.synapses import gated
 from hibana.loop.trace import Step, Value
-from hibana.loop.words import CALLS
 
 __all__ = ["backward_source", "forward_source", "workspace"]
 
@@ -346,8 +346,8 @@ class _Schedule:
         if call.function in CALLS:
             count = self.writer.let("", "trunc i64 %neurons to i32")
             function = f"%{call.function}_at" if call.function in self.calls else f"@{call.function}_row"
-            row = rows[0]
-            self.writer.do(f"call void {function}(i32 {count}, ptr {row}, ptr {row}, i64 {ACCURATE})")
+            given = ", ".join(f"ptr {row}" for row in (*rows, rows[0]))
+            self.writer.do(f"call void {function}(i32 {count}, {given}, i64 {ACCURATE})")
             return
         said = [*(f"ptr {row}" for row in rows), *(f"{self.real} %{plain(s)}" for s in call.scalars)]
         self.writer.do(f"call void {call.function}({', '.join([*said, 'i64 %neurons', 'i64 0'])})")

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from hibana.loop.llvm_rows import AT_ONCE, Moving, Parts, Pass, plain
 from hibana.loop.llvm_text import LANES, LINE, SIZE, Writer, libm_row, named
+from hibana.loop.ops import CALLS
 from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.plan import Plan
 from hibana.loop.trace import Step, Value
-from hibana.loop.words import CALLS
 
 __all__ = ["ACCURATE", "APART", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
 
@@ -355,15 +355,16 @@ class _Walk:
                     places[name] = self.moved(self.moving[own], t, int(ahead)) if moves else named(name)
             given = [places[name] for name in call.rows]
             if call.function in CALLS:
-                self._vector_call(call.function, given[0])
+                self._vector_call(call.function, given)
             else:
                 said = [*(f"ptr {row}" for row in given), *(f"{self.real} %{plain(s)}" for s in call.scalars)]
                 self.writer.do(f"call void {call.function}({', '.join([*said, 'i64 %n', 'i64 %back'])})")
 
-    def _vector_call(self, word: str, row: str) -> None:
+    def _vector_call(self, word: str, rows: list[str]) -> None:
         count = self.writer.let("", "trunc i64 %n to i32")
         function = f"%{word}_at" if word in self.calls else f"@{word}_row"
-        self.writer.do(f"call void {function}(i32 {count}, ptr {row}, ptr {row}, i64 {ACCURATE})")
+        said = ", ".join(f"ptr {row}" for row in (*rows, rows[0]))
+        self.writer.do(f"call void {function}(i32 {count}, {said}, i64 {ACCURATE})")
 
     def source(self) -> Source:
         """The kernel and its functions, as a module."""

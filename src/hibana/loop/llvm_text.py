@@ -7,6 +7,7 @@ contracted or reassociated: an instruction without flags does what IEEE says.
 
 from collections.abc import Mapping
 
+from hibana.loop.ops import row_of
 from hibana.loop.passes import Stores, leaves
 from hibana.loop.plan import evaluated
 from hibana.loop.trace import Value
@@ -27,18 +28,6 @@ SIZE = {"float": 4, "double": 8}
 """Bytes of a number."""
 
 _MASK = f"<{LANES} x i1>"
-_INSTRUCTIONS = {
-    **{word: f"f{word} {{V}} {{0}}, {{1}}" for word in ("add", "sub", "mul", "div")},
-    **{word: f"fcmp o{word} {{V}} {{0}}, {{1}}" for word in ("gt", "ge", "lt", "le", "eq")},
-    **{word: f"{word} {_MASK} {{0}}, {{1}}" for word in ("and", "or", "xor")},
-    "ne": "fcmp une {V} {0}, {1}",
-    "to_bool": "fcmp une {V} {0}, splat ({T} 0.0)",
-    "not": f"xor {_MASK} {{0}}, splat (i1 true)",
-    "neg": "fneg {V} {0}",
-    "where": f"select {_MASK} {{0}}, {{V}} {{1}}, {{V}} {{2}}",
-    "to_float": f"select {_MASK} {{0}}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer",
-}
-_INTRINSICS = {"abs": "fabs", "root": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc"}
 
 
 class _Block:
@@ -129,31 +118,11 @@ class _Block:
         word = value.word
         if word == "number":
             return f"splat ({self.real} {float(value.data)})"
-        if word in _INTRINSICS:
-            said = (
-                f"call {self.vector} @llvm.{_INTRINSICS[word]}.{self._kind()}({self.vector} {arguments[0]})"
-            )
-        elif word in ("maximum", "minimum"):
-            said = self._greater_or_nan("ogt" if word == "maximum" else "olt", *arguments)
-        elif word == "sign":
-            said = self._sign(arguments[0])
-        else:
-            said = _INSTRUCTIONS[word].format(*arguments, V=self.vector, T=self.real)
-        return self.writer.let(name, said)
-
-    def _greater_or_nan(self, order: str, x: str, y: str) -> str:
-        first = self.writer.let("", f"fcmp {order} {self.vector} {x}, {y}")
-        nan = self.writer.let("", f"fcmp uno {self.vector} {x}, {x}")
-        either = self.writer.let("", f"or {_MASK} {first}, {nan}")
-        return f"select {_MASK} {either}, {self.vector} {x}, {self.vector} {y}"
-
-    def _sign(self, x: str) -> str:
-        sides = []
-        for order in ("ogt", "olt"):
-            side = self.writer.let("", f"fcmp {order} {self.vector} {x}, zeroinitializer")
-            ones = f"{self.vector} splat ({self.real} 1.0), {self.vector} zeroinitializer"
-            sides.append(self.writer.let("", f"select {_MASK} {side}, {ones}"))
-        return f"fsub {self.vector} {sides[0]}, {sides[1]}"
+        *before, last = row_of(word, "llvm").llvm
+        types = {"V": self.vector, "T": self.real, "M": _MASK, "K": self._kind()}
+        for i, instruction in enumerate(before):
+            types[f"t{i}"] = self.writer.let("", instruction.format(*arguments, **types))
+        return self.writer.let(name, last.format(*arguments, **types))
 
     def _kind(self) -> str:
         return f"v{LANES}f{32 if self.real == 'float' else 64}"
@@ -224,7 +193,7 @@ def body(
 
 def libm_row(word: str, real: str) -> str:
     """A function that applies the C library's `word` to a row: what stands in for a vector function."""
-    function = f"@{word}{'f' if real == 'float' else ''}"
+    function = f"@{row_of(word, 'libm').libm}{'f' if real == 'float' else ''}"
     writer = Writer()
     writer.let("n", "sext i32 %count to i64")
     with writer.loop("j", "0", "%n") as j:

@@ -9,9 +9,9 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from hibana.loop.ops import CALLS
 from hibana.loop.residuals import cost_in_bits, evaluated, residuals
 from hibana.loop.trace import Step, Value
-from hibana.loop.words import CALLS
 
 __all__ = [
     "Plan",
@@ -90,7 +90,7 @@ def replayed(step: Step, plan: Plan) -> Plan | None:
     but nothing is written that is read again. None where it isn't, and for what does not spike.
     """
     forward = reachable([*step.nexts, *plan.kept])
-    dear = any(value.word in CALLS or value.word in ("sigmoid", "product") for value in forward)
+    dear = any(value.word in CALLS or value.word == "product" for value in forward)
     input_ = next((value for value in forward if value.word == "input"), None)
     if dear or input_ is None or step.nexts[-1].word != "to_float":
         return None

@@ -12,13 +12,13 @@ the price is split between the copies and moved, in a few rounds, to where it is
 Lagrangian relaxation); the best of all rounds counts.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import combinations
 from math import inf
 
 from hibana.loop.cut import INFINITE, Network
+from hibana.loop.ops import OPERATIONS
 from hibana.loop.trace import Step, Value
-from hibana.loop.words import CALLS
 
 __all__ = ["cost_in_bits", "evaluated", "residuals"]
 
@@ -39,8 +39,6 @@ SMALL = 3
 
 UNIT = 1 << 20
 """What a bit costs in whole numbers: fine enough for the least effort, and for order to settle a tie."""
-
-_EFFORT: Mapping[str, float] = {**dict.fromkeys(CALLS, 8.0), "sigmoid": 8.0, "div": 0.5, "root": 0.5}
 
 
 def cost_in_bits(value: Value, number_bits: int = 32) -> int:
@@ -210,4 +208,7 @@ def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
 
 def _effort(value: Value) -> float:
     """What computing `value` again costs, in bits kept."""
-    return _EFFORT.get(value.word, 0.1) if value.args else 0.0
+    if not value.args:
+        return 0.0
+    row = OPERATIONS.get(value.word)
+    return 0.1 if row is None else row.effort

@@ -27,7 +27,8 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.loop.fingerprint import random_state, surroundings, taken_as_they_are
 from hibana.loop.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
-from hibana.loop.words import BOOLEAN, COMPARISONS, WORDS, Unsupported, translate
+from hibana.loop.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
+from hibana.loop.words import translate
 
 __all__ = [
     "Part",
@@ -54,7 +55,7 @@ class Value:
     """One number (or truth value) per neuron and step.
 
     `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
-    :data:`hibana.loop.words.WORDS`, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
+    :data:`hibana.loop.ops.OPERATIONS`, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
     product of a row of neurons with matrix j is number ``2 j``, that with it transposed ``2 j + 1``. The
     passes (:mod:`hibana.loop.passes`) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
@@ -216,6 +217,29 @@ class _Looking(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+_ATEN = torch.ops.aten
+
+
+def _log_sigmoid(do: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    decay = do(_ATEN.exp.default, do(_ATEN.neg.default, do(_ATEN.abs.default, x)))
+    return do(_ATEN.log_sigmoid.default, x), decay
+
+
+def _prelu_backward(
+    do: Callable[..., Tensor], grad: Tensor, x: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    above = do(_ATEN.gt.Scalar, x, 0)
+    to_x = do(_ATEN.where.self, above, grad, do(_ATEN.mul.Tensor, slope, grad))
+    return to_x, do(_ATEN.masked_fill.Scalar, do(_ATEN.mul.Tensor, x, grad), above, 0)
+
+
+_IN_SEVERAL: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+    _ATEN.log_sigmoid_forward.default: _log_sigmoid,
+    _ATEN._prelu_kernel_backward.default: _prelu_backward,
+}
+"""Operations with several results, as operations that have one each."""
+
+
 class _Recorder(TorchDispatchMode):
     """Writes each ATen operation that runs under it into an fx graph."""
 
@@ -255,6 +279,8 @@ class _Recorder(TorchDispatchMode):
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise Unsupported(f"{func} draws random numbers")
+        if func in _IN_SEVERAL:
+            return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
         result = func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
         if isinstance(result, Tensor) or several:
@@ -507,10 +533,13 @@ class _Reading:
             self._move(node, used[0])
             return
         if any(other in self.after for other in used):
-            if any(other in self.values for other in used):
+            if any(other in self.values and other not in self.once for other in used):
                 raise Unsupported(f"{target} mixes neurons with a sum over neurons")
             self.after.add(node)
-        elif any(other in self.values for other in used):
+        elif self._is_narrowed(node):
+            self.after.add(node)  # after the sum over time, as PyTorch does after one over neurons
+            self._sum(used[0])
+        elif any(other in self.values and other not in self.once for other in used):
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self._number(node.args[-1])
@@ -518,6 +547,14 @@ class _Reading:
             if _writes(node) and len({id(n.meta["val"]) for n in self._shared_with(node)}) > 1:
                 raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
+
+    def _is_narrowed(self, node: fx.Node) -> bool:
+        """Whether `node` gives a gradient the narrower dtype of the cell's tensor that it is for."""
+        if _name_of(node.target) != "_to_copy" or node.all_input_nodes[0] not in self.values:
+            return False
+        dtype = node.meta["val"].dtype
+        of_the_cell = {tensor.dtype for tensor in self.tensors.values() if tensor.requires_grad}
+        return dtype != self.dtype and dtype in of_the_cell and self._is_held_by(dtype)
 
     def _move(self, node: fx.Node, source: fx.Node) -> None:
         """Reads an operation that only moves numbers."""
@@ -636,10 +673,15 @@ class _Reading:
         return found
 
     def _on_device(self, node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-        """The operation of `node` and its arguments: on CUDA, a quotient by a number is a product.
+        """The operation of `node` and its arguments, with what PyTorch fills in for the dtype or the device.
 
-        So PyTorch computes it there, with the number's reciprocal (BinaryDivTrueKernel.cu).
+        On CUDA, a quotient by a number is a product with its reciprocal (BinaryDivTrueKernel.cu).
         """
+        if _name_of(node.target) == "nan_to_num":
+            x, *given = (*node.args, None, None, None)
+            numbers = torch.finfo(self.dtype)
+            usual = (0.0, numbers.max, numbers.min)
+            return node.target, (x, *(u if g is None else g for u, g in zip(usual, given, strict=False)))
         if self.device != "cuda" or node.target not in _QUOTIENTS or isinstance(node.args[1], fx.Node):
             return node.target, node.args
         dividend, divisor = node.args
@@ -659,14 +701,29 @@ class _Reading:
         if node in self.after:
             raise Unsupported("a sum over neurons feeds a neuron")
         tensor = node.meta["val"]
-        if tensor.dtype not in (self.dtype, torch.bool):
+        if tensor.dtype not in (self.dtype, torch.bool) and not self._is_held_by(tensor.dtype):
             raise Unsupported(f"a parameter of the step is {tensor.dtype}, not {self.dtype}")
-        self.parameters.append(node)
+        self.parameters.append(self._in_full(node))
         value = Value("parameter", data=len(self.parameters) - 1, scalar=tensor.numel() == 1)
         if tensor.dtype == torch.bool:
-            raise Unsupported("a parameter of the step is boolean")
+            value = self._make("to_bool", value)
         self.values[node] = value
         return value
+
+    def _is_held_by(self, dtype: torch.dtype) -> bool:
+        """Whether what is computed with a number of `dtype` is computed in this step's dtype, exactly."""
+        return dtype.is_floating_point and torch.promote_types(dtype, self.dtype) == self.dtype
+
+    def _in_full(self, node: fx.Node) -> fx.Node:
+        """`node`, of a parameter, in the step's dtype: a change of dtype that loses nothing."""
+        tensor = node.meta["val"]
+        if tensor.dtype == self.dtype:
+            return node
+        with self.graph.inserting_after(node):
+            wide = self.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": self.dtype})
+        wide.meta["val"] = tensor.to(self.dtype)
+        self.once.add(wide)
+        return wide
 
     def _number(self, number: Any) -> Value:
         """A small int or a zero is part of the structure; any other number is a constant of the kernel."""
@@ -690,7 +747,7 @@ class _Reading:
             args = tuple(self._make("to_float", a) for a in args)
         key = (word, args, data)
         if key not in self.known:
-            assert word in ("number", "product") or word in WORDS, word
+            assert word in ("number", "product") or word in OPERATIONS, word
             self.known[key] = Value(word, args, data)
         return self.known[key]
 
@@ -713,10 +770,15 @@ class _Reading:
             for node in joined
         ]
         calls += [
-            (node.target, *fx.node.map_arg((node.args, dict(node.kwargs)), standing))
+            (node.target, *fx.node.map_arg((node.args, self._placed(node.kwargs)), standing))
             for node in order[len(inputs) + len(joined) :]
         ]
         return Part(len(inputs), calls, [None if node is None else place[node].at for node in outputs])
+
+    def _placed(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`kwargs` of an operation traced without data, which makes a tensor on the step's device."""
+        there = torch.device(self.device)
+        return {n: there if n == "device" and v == torch.device("meta") else v for n, v in kwargs.items()}
 
 
 def _writes(node: fx.Node) -> bool:

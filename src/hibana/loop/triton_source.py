@@ -9,22 +9,18 @@ no product of sizes is ever formed. A pointer that is None is nothing, and its b
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from hibana.loop.emit import Dialect, statements
+from hibana.loop.ops import OPERATIONS
 from hibana.loop.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.plan import Plan
 from hibana.loop.trace import Step, Value
-from hibana.loop.words import CALLS
 
 __all__ = ["ANY_SIZE", "Language", "backward_source", "forward_source", "function_source"]
 
 ANY_SIZE = ("steps", "size")
 """Arguments whose value no kernel is compiled for."""
-
-_SIGNS = {
-    **{"add": "+", "sub": "-", "mul": "*", "and": "&", "or": "|", "xor": "^"},
-    **{"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="},
-}
-_PASS_NAN = "tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
 
 
 @dataclass(frozen=True)
@@ -40,31 +36,20 @@ class Language:
     def dialect(self) -> Dialect:
         """How Triton says each word, so that it is rounded as IEEE has it."""
         single = self.real == "float32"
-        divided, root = ("tl.div_rn({}, {})", "tl.sqrt_rn({0})") if single else ("({} / {})", "tl.sqrt({0})")
-        logistic = divided.format(self.number(1), f"({self.number(1)} + libdevice.exp(-{{0}}))")
-        return Dialect(
-            words={
-                **{word: f"({{0}} {sign} {{1}})" for word, sign in _SIGNS.items()},
-                **{word: f"libdevice.{word}({{0}})" for word in CALLS},
-                **({} if self.interpreted else {"sqrt": root}),
-                "sigmoid": "libdevice.sigmoid({0})" if self.interpreted else logistic,
-                "div": divided.format("{0}", "{1}"),
-                "root": root,
-                "neg": "(-{0})",
-                "abs": "tl.abs({0})",
-                "floor": "tl.floor({0})",
-                "ceil": "tl.ceil({0})",
-                "trunc": "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))",
-                "sign": f"({self.cast('({0} > 0)')} - {self.cast('({0} < 0)')})",
-                "maximum": _PASS_NAN.format(sign=">"),
-                "minimum": _PASS_NAN.format(sign="<"),
-                "where": "tl.where({0}, {1}, {2})",
-                "not": "(~{0})",
-                "to_float": self.cast("{0}"),
-                "to_bool": "({0} != 0)",
-            },
-            number=self.number("{0}"),
+        divided, root = (
+            ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
         )
+        words = {
+            name: row.triton.replace("REAL", self.real).replace("DIVIDED", divided).replace("ROOT", root)
+            for name, row in OPERATIONS.items()
+            if row.triton
+        }
+        if self.interpreted:
+            words |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
+        else:
+            below = f"({self.number(1)} + libdevice.exp(-{{0}}))"
+            words |= {"sqrt": root, "sigmoid": divided.format(self.number(1), below)}
+        return Dialect("Triton", words, self.number("{0}"))
 
     def number(self, number: int | str) -> str:
         """A whole number, or one that lies in memory."""
@@ -73,6 +58,11 @@ class Language:
     def cast(self, text: str) -> str:
         """`text` as a number that can be computed with."""
         return f"{text}.to(tl.{self.real})"
+
+
+def interpreted() -> list[str]:
+    """The functions of one argument that PyTorch has, which are what the interpreter has of a library."""
+    return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
 
 
 def function_source(language: Language, word: str) -> str:

@@ -1,7 +1,7 @@
-"""The vocabulary of a step: the pointwise words that every backend speaks, and ATen in those words.
+"""What ATen's operations come to in those of the table (:mod:`hibana.loop.ops`).
 
-Each word has one meaning, the one IEEE and PyTorch give it; an emitter must say it without contraction
-or reassociation. Adding an operation that users write means adding a line to ``_RULES``.
+Each operation of the table has one meaning, the one IEEE and PyTorch give it; an emitter must say it without
+contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.
 """
 
 import warnings
@@ -10,20 +10,10 @@ from typing import Any
 
 import torch
 
-__all__ = [
-    "BOOLEAN",
-    "CALLS",
-    "COMPARISONS",
-    "WORDS",
-    "SlowPathWarning",
-    "Unsupported",
-    "said_once",
-    "translate",
-]
+from hibana.loop.ops import CALLS, COMPARISONS, Unsupported
+from hibana.loop.rules import POINTWISE
 
-
-class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
-    """A step, or a call, that a compiled backend can't serve, and why."""
+__all__ = ["SlowPathWarning", "Unsupported", "said_once", "translate"]
 
 
 class SlowPathWarning(RuntimeWarning):
@@ -40,16 +30,6 @@ def said_once(cell: str, reason: str) -> None:
         warnings.warn(text, SlowPathWarning, stacklevel=2)
         _SAID.add(text)  # not before: who makes warnings errors has each one
 
-
-COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-BOOLEAN = frozenset({*COMPARISONS, "and", "or", "xor", "not", "to_bool", "bits"})
-CALLS = frozenset({"exp", "log", "log2", "tanh", "sin", "cos", "erf", "erfc", "atan", "sqrt"})
-"""Words that PyTorch computes by a library's vector functions, and not to the last bit by IEEE's rules."""
-WORDS = frozenset(
-    {*BOOLEAN, *CALLS, "add", "sub", "mul", "div", "neg", "abs", "maximum", "minimum", "where", "to_float"}
-    | {"root", "floor", "ceil", "trunc", "sign", "sigmoid"}
-)
-"""``root`` is the square root that IEEE rounds; ``maximum`` and ``minimum`` pass NaN on."""
 
 Make = Callable[..., Any]
 
@@ -84,10 +64,13 @@ def translate(
         raise Unsupported(f"{target._schema.name} of truth values")
     if rule is None:
         raise Unsupported(f"{target._schema.name} is not a pointwise operation that hibana compiles")
-    refused = {k: v for k, v in kwargs.items() if k in ("alpha", "rounding_mode") and v not in (1, None)}
+    said = {k: v for k, v in kwargs.items() if k in _SAID_BY_NAME.get(name, ())}
+    refused = {
+        k: v for k, v in kwargs.items() if k not in said and k not in _OF_NO_MATTER and v not in (1, None)
+    }
     if refused:
         raise Unsupported(f"{target._schema.name} with {refused}")
-    return make("to_bool" if boolean else "to_float", rule(make, argument, *args))
+    return make("to_bool" if boolean else "to_float", rule(make, argument, *args, **said))
 
 
 def _word(word: str) -> Make:
@@ -120,26 +103,26 @@ def _reversed_sub(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> An
 
 
 def _power(make: Make, value: Make, x: Any, exponent: Any) -> Any:
-    """``x ** exponent`` for the exponents that PyTorch itself computes by these words."""
-    base = value(x)
-    one = value(1)
-    if exponent == 0:
-        return one
-    if exponent == 1:
-        return base
-    if exponent == 2:
-        return make("mul", base, base)
-    if exponent == 3:
-        return make("mul", make("mul", base, base), base)
-    if exponent == 0.5:
-        return make("sqrt", base)
-    if exponent == -0.5:
-        return make("div", one, make("root", base))
-    if exponent == -1:
-        return make("div", one, base)
-    if exponent == -2:
-        return make("div", one, make("mul", base, base))
-    raise Unsupported(f"a power of {exponent!r}")
+    """``x ** exponent``: for some exponents PyTorch computes another operation."""
+    if isinstance(x, torch.fx.Node) and not isinstance(exponent, torch.fx.Node):
+        base, one = value(x), value(1)
+        if exponent == 0:
+            return one
+        if exponent == 1:
+            return base
+        if exponent == 2:
+            return make("mul", base, base)
+        if exponent == 3:
+            return make("mul", make("mul", base, base), base)
+        if exponent == 0.5:
+            return make("sqrt", base)
+        if exponent == -0.5:
+            return make("div", one, make("root", base))
+        if exponent == -1:
+            return make("div", one, base)
+        if exponent == -2:
+            return make("div", one, make("mul", base, base))
+    return make("pow", value(x), value(exponent))
 
 
 def _clamp(make: Make, value: Make, x: Any, low: Any = None, high: Any = None) -> Any:
@@ -178,11 +161,6 @@ def _threshold_backward(make: Make, value: Make, grad: Any, x: Any, threshold: A
     return make("where", make("le", value(x), value(threshold)), value(0), value(grad))
 
 
-def _sigmoid_backward(make: Make, value: Make, grad: Any, y: Any) -> Any:
-    slope = make("mul", make("sub", value(1), value(y)), value(y))
-    return make("mul", value(grad), slope)
-
-
 def _tanh_backward(make: Make, value: Make, grad: Any, y: Any) -> Any:
     square = make("mul", value(y), value(y))
     return make("mul", value(grad), make("sub", value(1), square))
@@ -200,22 +178,33 @@ def _square(make: Make, value: Make, x: Any) -> Any:
     return make("mul", value(x), value(x))
 
 
+_SAID_BY_NAME = {
+    "div": ("rounding_mode",),
+    "gelu": ("approximate",),
+    "gelu_backward": ("approximate",),
+    "addcmul": ("value",),
+    "addcdiv": ("value",),
+    "round": ("decimals",),
+}
+_OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
+
 _RULES: dict[str, Make] = {
     **{word: _word(word) for word in (*COMPARISONS, *CALLS)},
     **{word: _word(word) for word in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
+    **POINTWISE,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
     "zeros_like": _constant(0),
+    "empty_like": _constant(0),
+    "fill": lambda make, value, x, fill: value(fill),
     "ones_like": _constant(1),
     "full_like": lambda make, value, x, fill: value(fill),
     "add": _plain("add"),
     "sub": _plain("sub"),
     "rsub": _reversed_sub,
     "mul": _word("mul"),
-    "div": _word("div"),
     "sgn": _word("sign"),
     "sign": _word("sign"),
-    "sigmoid": _word("sigmoid"),
     "square": _square,
     "reciprocal": _reciprocal,
     "pow": _power,
@@ -236,14 +225,20 @@ _RULES: dict[str, Make] = {
     "bitwise_not": _logical("not"),
     "_to_copy": _to_copy,
     "threshold_backward": _threshold_backward,
-    "sigmoid_backward": _sigmoid_backward,
     "tanh_backward": _tanh_backward,
 }
 
 _ARITHMETIC = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}
 """Arithmetic of truth values alone: one plus one is one."""
 _BOOLEAN_RULES = frozenset(
-    {*COMPARISONS, *(name for name in _RULES if name.startswith(("logical_", "bitwise_")))}
+    {
+        *COMPARISONS,
+        "isnan",
+        "isinf",
+        "isfinite",
+        "signbit",
+        *(name for name in _RULES if name.startswith(("logical_", "bitwise_"))),
+    }
     | {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "view", "_unsafe_view", "expand"}
     | {"reshape", "contiguous", "zeros_like", "ones_like", "full_like", "where", "masked_fill", "_to_copy"}
 )

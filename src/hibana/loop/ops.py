@@ -1,0 +1,221 @@
+"""The table of operations: all that is to be known of each, a row an operation.
+
+A column is how somebody says it: LLVM, Triton, a person. A gap in a column is an operation that this one
+doesn't say, which :class:`Unsupported` then names. What PyTorch's operations come to in these is
+:mod:`hibana.loop.words`.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "OPERATIONS", "Operation", "Unsupported", "row_of"]
+
+
+class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
+    """A step, or a call, that a compiled backend can't serve, and why."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One pointwise operation."""
+
+    name: str
+    arity: int
+    said: str
+    """How a person says it: a template with ``{0}``, ``{1}``, … for its arguments."""
+    llvm: tuple[str, ...] = ()
+    """LLVM's instructions: ``{V}`` is the vector's type, ``{T}`` the number's, ``{M}`` a mask's, ``{K}`` an
+    intrinsic's suffix, ``{t0}`` what the first instruction gave; none for what a function computes."""
+    triton: str = ""
+    """A template; ``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` are what rounds as IEEE has it."""
+    boolean: bool = False
+    """Whether a truth value comes of it."""
+    call: bool = False
+    """Whether a function computes it, a row at a time: what IEEE does not determine."""
+    effort: float = 0.1
+    """What computing it again costs, in bits kept."""
+    mkl: str = ""
+    """Of the functions that may compute it: the one of Intel's library,"""
+    sleef: str = ""
+    """that of Sleef,"""
+    libm: str = ""
+    """and that of the C library."""
+    own: bool = False
+    """Whether hibana has code of its own for it (:mod:`hibana.loop.functions`)."""
+
+
+_MASKED = "{M} {0}, {1}"
+
+
+def _binary(name: str, sign: str, *, effort: float = 0.1, triton: str = "") -> Operation:
+    llvm, triton = (f"f{name} {{V}} {{0}}, {{1}}",), triton or f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, f"({{0}} {sign} {{1}})", llvm, triton, effort=effort)
+
+
+def _comparison(name: str, sign: str, order: str) -> Operation:
+    said = f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, said, (f"fcmp {order} {{V}} {{0}}, {{1}}",), said, boolean=True)
+
+
+def _logical(name: str, sign: str) -> Operation:
+    return Operation(
+        name, 2, f"({{0}} {name} {{1}})", (f"{name} {_MASKED}",), f"({{0}} {sign} {{1}})", boolean=True
+    )
+
+
+def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
+    llvm = (
+        f"fcmp {order} {{V}} {{0}}, {{1}}",
+        "fcmp uno {V} {0}, {0}",
+        "or {M} {t0}, {t1}",
+        "select {M} {t2}, {V} {0}, {V} {1}",
+    )
+    passing_nan = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
+    return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan)
+
+
+def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1) -> Operation:
+    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({{V}} {{0}})",)
+    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, effort=effort)
+
+
+def _call(
+    name: str, arity: int = 1, *, mkl: str = "", sleef: str = "", libm: str = "", own: bool = False
+) -> Operation:
+    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
+    triton = f"libdevice.{name}({arguments})" if (mkl or libm) and arity == 1 else ""
+    return Operation(
+        name,
+        arity,
+        f"{name}({arguments})",
+        triton=triton,
+        call=True,
+        effort=8.0,
+        mkl=mkl,
+        sleef=sleef,
+        libm=libm,
+        own=own,
+    )
+
+
+_SIGN = ("select {M} {t0}, {V} splat ({T} 1.0), {V} zeroinitializer", "fcmp olt {V} {0}, zeroinitializer")
+
+OPERATIONS = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            _comparison("gt", ">", "ogt"),
+            _comparison("ge", ">=", "oge"),
+            _comparison("lt", "<", "olt"),
+            _comparison("le", "<=", "ole"),
+            _comparison("eq", "==", "oeq"),
+            _comparison("ne", "!=", "une"),
+            _logical("and", "&"),
+            _logical("or", "|"),
+            _logical("xor", "^"),
+            Operation("not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", boolean=True),
+            Operation(
+                "to_bool", 1, "({0} != 0)", ("fcmp une {V} {0}, splat ({T} 0.0)",), "({0} != 0)", boolean=True
+            ),
+            Operation(
+                "to_float",
+                1,
+                "[{0}]",
+                ("select {M} {0}, {V} splat ({T} 1.0), {V} zeroinitializer",),
+                "{0}.to(tl.REAL)",
+            ),
+            _binary("add", "+"),
+            _binary("sub", "-"),
+            _binary("mul", "*"),
+            _binary("div", "/", effort=0.5, triton="DIVIDED"),
+            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})"),
+            _intrinsic("abs", "fabs", "tl.abs({0})"),
+            _intrinsic("root", "sqrt", "ROOT", "sqrt", effort=0.5),
+            _intrinsic("floor", "floor", "tl.floor({0})"),
+            _intrinsic("ceil", "ceil", "tl.ceil({0})"),
+            _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
+            _intrinsic("round", "roundeven", ""),
+            _extreme("maximum", "max", "ogt", ">"),
+            _extreme("minimum", "min", "olt", "<"),
+            Operation(
+                "sign",
+                1,
+                "sign({0})",
+                (
+                    "fcmp ogt {V} {0}, zeroinitializer",
+                    *_SIGN,
+                    "select {M} {t2}, {V} splat ({T} 1.0), {V} zeroinitializer",
+                    "fsub {V} {t1}, {t3}",
+                ),
+                "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
+            ),
+            Operation(
+                "copysign",
+                2,
+                "copysign({0}, {1})",
+                ("call {V} @llvm.copysign.{K}({V} {0}, {V} {1})",),
+            ),
+            Operation("fma", 3, "fma({0}, {1}, {2})", ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",)),
+            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), effort=8.0),
+            Operation(
+                "where",
+                3,
+                "({1} if {0} else {2})",
+                ("select {M} {0}, {V} {1}, {V} {2}",),
+                "tl.where({0}, {1}, {2})",
+            ),
+            _call("exp", mkl="Exp", libm="exp"),
+            _call("log", mkl="Ln", libm="log"),
+            _call("log2", mkl="Log2", libm="log2"),
+            _call("log10", mkl="Log10", libm="log10"),
+            _call("tanh", mkl="Tanh", libm="tanh"),
+            _call("sin", mkl="Sin", libm="sin"),
+            _call("cos", mkl="Cos", libm="cos"),
+            _call("tan", mkl="Tan", libm="tan"),
+            _call("asin", mkl="Asin", libm="asin"),
+            _call("acos", mkl="Acos", libm="acos"),
+            _call("atan", mkl="Atan", libm="atan"),
+            _call("erf", mkl="Erf", libm="erf"),
+            _call("erfc", mkl="Erfc", libm="erfc"),
+            _call("erfinv", mkl="ErfInv"),
+            _call("sqrt", mkl="Sqrt", libm="sqrt"),
+            _call("exp2", sleef="exp2", libm="exp2"),
+            _call("expm1", sleef="expm1", libm="expm1"),
+            _call("log1p", sleef="log1p", libm="log1p"),
+            _call("sinh", sleef="sinh", libm="sinh"),
+            _call("cosh", sleef="cosh", libm="cosh"),
+            _call("asinh", sleef="asinh", libm="asinh"),
+            _call("acosh", sleef="acosh", libm="acosh"),
+            _call("atanh", sleef="atanh", libm="atanh"),
+            _call("pow", 2, sleef="pow", libm="pow"),
+            _call("atan2", 2, sleef="atan2", libm="atan2"),
+            _call("hypot", 2, sleef="hypot", libm="hypot"),
+            _call("sigmoid", own=True),
+            _call("silu", own=True),
+            _call("softplus", own=True),
+            _call("mish", own=True),
+            _call("gelu", own=True),
+            _call("gelu_tanh", own=True),
+            _call("logit", own=True),
+            _call("logaddexp", 2, own=True),
+            _call("xlogy", 2, own=True),
+            _call("elu", own=True),
+        )
+    }
+)
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+BOOLEAN = frozenset({name for name, row in OPERATIONS.items() if row.boolean} | {"bits"})
+CALLS = frozenset(name for name, row in OPERATIONS.items() if row.call)
+"""Operations that nobody rounds correctly, which functions compute a row at a time."""
+
+
+def row_of(name: str, column: str) -> Operation:
+    """The row of the operation `name`.
+
+    Raises:
+        Unsupported: if it says nothing in `column`.
+    """
+    row = OPERATIONS.get(name)
+    if row is None or not getattr(row, column):
+        raise Unsupported(f"{name} is nothing that hibana says in {column}")
+    return row

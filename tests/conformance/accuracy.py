@@ -1,0 +1,162 @@
+"""How far the functions that are not PyTorch's own bits are from the true values, in units in the last place.
+
+``python -m conformance.accuracy``, from the folder ``tests``, goes over all 2**32 numbers of 32 bits and over
+ten million of 64 bits for each function; some minutes each.
+"""
+
+import ctypes
+import sys
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.loop.functions import library_function, own_function, sleef_function
+from hibana.loop.ops import OPERATIONS
+
+EXTENDED = np.finfo(np.longdouble).nmant > 60
+"""Whether this processor has numbers that hold the true value of one of 64 bits."""
+
+Numbers = np.ndarray
+
+
+def _decay(x: Numbers) -> Numbers:
+    return np.exp(-np.abs(x))
+
+
+def _sigmoid(x: Numbers) -> Numbers:
+    return np.where(x < 0, _decay(x), 1) / (1 + _decay(x))
+
+
+def _mish(x: Numbers) -> Numbers:
+    e = _decay(x)
+    return (
+        x
+        * np.where(x < 0, e * e + 2 * e, 1 + 2 * e)
+        / np.where(x < 0, e * e + 2 * e + 2, 1 + 2 * e + 2 * e * e)
+    )
+
+
+def _logit(x: Numbers) -> Numbers:
+    near = np.log1p((2 * x - 1) / (1 - x))
+    return np.where(np.abs(x - 0.5) < 0.25, near, np.log(x / (1 - x)))
+
+
+def _gelu(x: Numbers) -> Numbers:
+    if x.dtype == np.float64:  # the truth of 32 bits
+        return x * torch.special.erfc(torch.from_numpy(x) * -(0.5**0.5)).numpy() / 2
+    with mpmath.workprec(120):
+        x = np.where(x < -60, -60, x)  # where it is less than the least number
+        exact = [
+            v * mpmath.erfc(-v / mpmath.sqrt(2)) / 2 if v < 50 else v
+            for v in map(mpmath.mpf, x.astype(np.float64))
+        ]
+        return np.array([np.longdouble(mpmath.nstr(v, 25)) for v in exact])
+
+
+def _gelu_tanh(x: Numbers) -> Numbers:
+    return x * _sigmoid(2 * (2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))
+
+
+TRUTH: dict[str, Callable[..., Numbers]] = {
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(_decay(x)),
+    "mish": _mish,
+    "logit": _logit,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "atanh": np.arctanh,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log1p": np.log1p,
+    "pow": np.power,
+    "atan2": np.arctan2,
+    "hypot": np.hypot,
+    "logaddexp": np.logaddexp,
+    "elu": lambda x: np.where(x < 0, np.expm1(x), x),
+    "xlogy": lambda x, y: x * np.log(y),
+}
+
+
+def served_by(name: str, dtype: torch.dtype) -> int:
+    """The address of the function that stands in for PyTorch's, or 0."""
+    address = own_function(name, dtype)
+    if not address and OPERATIONS[name].arity == 2:
+        address = sleef_function(name, dtype)
+    return address or library_function(name, dtype)
+
+
+def applied(address: int, *given: Tensor) -> Tensor:
+    """What the function at `address` makes of rows."""
+    found = torch.empty_like(given[0])
+    pointers = [ctypes.c_void_p] * (len(given) + 1)
+    prototype = ctypes.CFUNCTYPE(None, ctypes.c_int32, *pointers, ctypes.c_int64)
+    prototype(address)(found.numel(), *(x.data_ptr() for x in given), found.data_ptr(), 0)
+    return found
+
+
+def distance(name: str, *given: Tensor) -> float:
+    """The largest error over `given`, in units in the last place of the result."""
+    address = served_by(name, given[0].dtype)
+    assert address, f"{name} is not served in {given[0].dtype}"
+    wide = np.float64 if given[0].dtype == torch.float32 else np.longdouble
+    found = applied(address, *given).numpy()
+    with np.errstate(all="ignore"):
+        exact = TRUTH[name](*(x.numpy().astype(wide) for x in given))
+        rounded = exact.astype(found.dtype)
+        size = np.abs(rounded)
+        unit = np.nextafter(size, np.array(np.inf, found.dtype)).astype(wide) - size.astype(wide)
+        error = np.abs(found.astype(wide) - exact) / unit
+        same = (found == rounded) | (np.isnan(found) & np.isnan(exact))
+        error = np.where(same, 0, error)
+    return float(np.where(np.isnan(error), np.inf, error).max())
+
+
+def of_any_bits(count: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """`count` numbers of every exponent alike, of both signs."""
+    generator = torch.Generator().manual_seed(seed)
+    whole, bits = (torch.int32, 31) if dtype == torch.float32 else (torch.int64, 63)
+    drawn = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, dtype=torch.int64)
+    return (drawn >> (63 - bits)).to(whole).view(dtype)
+
+
+def sample(name: str, count: int, dtype: torch.dtype, seed: int = 1) -> tuple[Tensor, ...]:
+    """Numbers of every exponent, and as many where functions bend; the second argument shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(size: float) -> Tensor:
+        return size * (2 * torch.rand(count // 4, generator=generator, dtype=dtype) - 1)
+
+    x = torch.cat([of_any_bits(count // 4, dtype, seed), part(800), part(40), part(2)])
+    if OPERATIONS[name].arity == 1:
+        return (x,)
+    y = torch.cat([of_any_bits(count // 2, dtype, seed + 1), part(9), part(40)])[
+        torch.randperm(x.numel(), generator=generator)
+    ]
+    return (x.abs() if name == "pow" else x), y
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(TRUTH)
+    for name in names:
+        worst = 0.0
+        if OPERATIONS[name].arity == 1:
+            for first in range(-(2**31), 2**31, 1 << 24):
+                every = torch.arange(first, first + (1 << 24), dtype=torch.int64).to(torch.int32)
+                worst = max(worst, distance(name, every.view(torch.float32)))
+        else:
+            worst = max(distance(name, *sample(name, 1 << 24, torch.float32, seed)) for seed in range(16))
+        print(f"{name}, float32: {worst:.3f}", flush=True)
+        if EXTENDED and served_by(name, torch.float64):
+            seeds = range(1) if name == "gelu" else range(10)
+            worst = max(distance(name, *sample(name, 1_000_000, torch.float64, seed)) for seed in seeds)
+            print(f"{name}, float64: {worst:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

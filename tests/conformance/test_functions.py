@@ -1,0 +1,150 @@
+"""Each function that is served: PyTorch's bits, or within two units in the last place of the true value."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.accuracy import EXTENDED, TRUTH, distance, sample, served_by
+from conformance.compare import USES, assert_conforms, reference
+from conformance.functions import FUNCTIONS, Applied, refusals
+from conformance.suite import CPU
+from hibana.loop.cpu import approximate
+from hibana.loop.ops import OPERATIONS, Unsupported, row_of
+from hibana.loop.plan import reachable
+from hibana.loop.trace import trace
+
+SERVED = [name for name in FUNCTIONS if name != "torch.float_power"]
+DTYPES = [torch.float32, torch.float64]
+IN_SINGLE_ONLY = ("functional.gelu, tanh", "torch.logaddexp")
+"""Not had within two units in the last place of 64 bits."""
+
+
+def test_all_but_one_of_the_list_are_served():
+    assert set(refusals()) == {"torch.float_power"}  # which computes in float64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SERVED)
+def test_each_function_conforms(name, dtype):
+    cell = Applied(FUNCTIONS[name])
+    inputs = torch.rand((5, 3, 23), generator=torch.Generator().manual_seed(3), dtype=dtype)
+    if dtype == torch.float64 and name in IN_SINGLE_ONLY:
+        with pytest.raises(Unsupported, match=r"within 2 ulp"):
+            hb.unroll(cell, inputs, backend="cpu")
+        return
+    step = trace(cell, torch.Size([23]), dtype)
+    if not approximate(step, dtype):
+        assert_conforms(CPU, cell, inputs, uses=list(USES)[:1])
+        return
+    assert "not PyTorch's own bits" in hb.explain(cell, dtype=dtype)
+    weights = torch.rand(inputs.shape, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    found = []
+    for run in (CPU, reference):
+        given = inputs.clone().requires_grad_()
+        outputs, _ = run(cell, given, None)
+        found.append((outputs, *torch.autograd.grad(outputs, given, weights)))
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_every_row_of_the_table_is_compiled_in_one_of_the_functions():
+    """So that each was compared with PyTorch; truth values alone are compared in test_types."""
+    seen = set()
+    for name in SERVED:
+        seen |= {
+            value.word
+            for value in reachable(trace(Applied(FUNCTIONS[name]), torch.Size([5]), torch.float32).nexts)
+        }
+    assert set(OPERATIONS) - seen <= {"not"}
+
+
+def test_a_gap_in_the_table_is_named():
+    with pytest.raises(Unsupported, match="softplus is nothing that hibana says in libm"):
+        row_of("softplus", "libm")
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_32_bits_are_within_two_units_in_the_last_place(name):
+    assert distance(name, *sample(name, 1 << 20, torch.float32)) <= 2
+
+
+@pytest.mark.skipif(not EXTENDED, reason="numpy has no numbers of more than 64 bits here")
+@pytest.mark.parametrize("name", [name for name in TRUTH if name not in ("gelu_tanh", "logaddexp")])
+def test_64_bits_are_within_two_units_in_the_last_place(name):
+    assert distance(name, *sample(name, 1 << (13 if name == "gelu" else 18), torch.float64)) <= 2
+
+
+@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 31])
+def test_a_row_of_any_length_is_computed_whole_and_nothing_else(name, count):
+    import ctypes
+
+    given = [x[-64:].clone() for x in sample(name, 4096, torch.float32)]
+    target = torch.full((64,), 77.0)
+    pointers = [ctypes.c_void_p] * (len(given) + 1)
+    function = ctypes.CFUNCTYPE(None, ctypes.c_int32, *pointers, ctypes.c_int64)(
+        served_by(name, torch.float32)
+    )
+    function(count, *(x.data_ptr() for x in given), target.data_ptr(), 0)
+    whole = target.clone()
+    function(64, *(x.data_ptr() for x in given), whole.data_ptr(), 0)
+    assert torch.equal(target[:count].nan_to_num(), whole[:count].nan_to_num())
+    assert (target[count:] == 77).all()
+
+
+class PerNeuron(hb.Cell):
+    """A step with numbers per neuron, on either side."""
+
+    def __init__(self, order, dtype=torch.float32):
+        super().__init__()
+        self.order = order
+        self.d = nn.Parameter(torch.linspace(0.1, 0.9, 6).to(dtype))
+
+    def forward(self, x, v):
+        return (self.order(x, v, self.d),)
+
+
+ORDERS = {
+    "v d + x (1 - d)": lambda x, v, d: v * d + x * (1 - d),
+    "x (1 - d) + v d": lambda x, v, d: x * (1 - d) + v * d,
+    "1 - d after d - v": lambda x, v, d: (d - v) * x + (1 - d),
+    "d ** x": lambda x, v, d: d ** x.clamp(0, 2) + 0.1 * v,
+    "x ** d": lambda x, v, d: (x.abs() + 0.1) ** d + 0.1 * v,
+    "2 ** v": lambda x, v, d: 2 ** (v * d) + x,
+    "atan2 of d": lambda x, v, d: torch.atan2(d, x + 2) + 0.1 * v,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_numbers_per_neuron_on_either_side(order, dtype):
+    cell = PerNeuron(ORDERS[order], dtype)
+    inputs = torch.rand(4, 3, 6, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    found = []
+    for run in (CPU, reference):
+        given = inputs.clone().requires_grad_()
+        outputs, _ = run(cell, given, None)
+        found.append((outputs, *torch.autograd.grad((outputs * outputs).sum(), (given, cell.d))))
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-10
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    if "**" not in order and "atan" not in order:
+        assert torch.equal(found[0][0], found[1][0])
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_half_precision_with_tensors_of_its_own_compiles(half, batch):
+    cell = PerNeuron(ORDERS["v d + x (1 - d)"], half)
+    inputs = torch.rand((5, *batch, 6), generator=torch.Generator().manual_seed(1)).to(half)
+    found = []
+    for run in (CPU, reference):
+        given = inputs.clone().requires_grad_()
+        outputs, _ = run(cell, given, None)
+        found.append((outputs, *torch.autograd.grad(outputs.float().sum(), (given, cell.d))))
+    assert torch.equal(found[0][0], found[1][0])
+    assert [g.dtype for g in found[0]] == [half] * 3
+    for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03)
