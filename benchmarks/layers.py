@@ -11,7 +11,8 @@ from torch import Tensor
 
 import hibana as hb
 from benchmarks import agreement, measure, peers
-from hibana.loop import cpu, node
+from hibana.loop.cpu import kernels as cpu
+from hibana.loop.cpu import node
 
 __all__ = ["IN_PYTHON", "SIZES", "in_python", "jobs"]
 

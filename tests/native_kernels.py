@@ -14,11 +14,11 @@ from triton.compiler import ASTSource
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES
 from conformance.suite import made as kind_made
-from hibana.loop import gpu
-from hibana.loop.ops import CALLS, OPERATIONS
-from hibana.loop.plan import make_plan, reachable
-from hibana.loop.trace import trace
-from hibana.loop.triton_source import Language, backward_source, forward_source, function_source
+from hibana.loop.graph.ops import CALLS, OPERATIONS
+from hibana.loop.graph.plan import make_plan, reachable
+from hibana.loop.graph.trace import trace
+from hibana.loop.triton import kernels as gpu
+from hibana.loop.triton.source import Language, backward_source, forward_source, function_source
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}

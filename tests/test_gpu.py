@@ -12,9 +12,10 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, TRITON, interpreted
-from hibana.loop import compiled, operator, serial
-from hibana.loop.plan import reachable
-from hibana.loop.trace import trace
+from hibana.loop import compiled, operator
+from hibana.loop.graph import serial
+from hibana.loop.graph.plan import reachable
+from hibana.loop.graph.trace import trace
 from hibana.surrogate import ATan
 
 triton = pytest.importorskip("triton")
@@ -97,7 +98,7 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
 
 @interpreted
 def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hibana.loop import gpu
+    from hibana.loop.triton import kernels as gpu
 
     gpu._compared.cache_clear()
     gpu._kernel.cache_clear()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.loop import compiled, cpu
+from hibana.loop import compiled
+from hibana.loop.cpu import kernels as cpu
 from hibana.loop.shared import Bounded
 
 X = 3 * torch.rand(6, 2, 5)

@@ -13,8 +13,10 @@ from torch import Tensor
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, drive, made, takes
 from hibana.cli import main
-from hibana.loop import compiled, cpu, emitted, node
-from hibana.loop.llvm_source import APART, PAGE
+from hibana.loop import compiled, emitted
+from hibana.loop.cpu import kernels as cpu
+from hibana.loop.cpu import node
+from hibana.loop.cpu.source import APART, PAGE
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import hibana as hb
 import hibana.loop.operator  # what a traced call would load
-from hibana.loop import compiled, serial
+from hibana.loop import compiled
+from hibana.loop.graph import serial
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function

@@ -8,10 +8,10 @@ import torch
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, made, takes
-from hibana.loop.cut import INFINITE, Network
-from hibana.loop.plan import make_plan
-from hibana.loop.residuals import _Split, cost_in_bits, residuals
-from hibana.loop.trace import trace
+from hibana.loop.graph.cut import INFINITE, Network
+from hibana.loop.graph.plan import make_plan
+from hibana.loop.graph.residuals import _Split, cost_in_bits, residuals
+from hibana.loop.graph.trace import trace
 
 
 def cut_by_trying(nodes, edges, source, sink):

@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.loop.compiled import _is_plain
-from hibana.loop.fingerprint import fingerprint
+from hibana.loop.graph.fingerprint import fingerprint
 from hibana.native import assemble
 
 THREADS = 8

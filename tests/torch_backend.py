@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import pad
 
 from hibana.loop.backend import Backend, Kernels, register
-from hibana.loop.passes import backward_pass, before_pass, forward_pass
-from hibana.loop.plan import evaluated
-from hibana.loop.words import Unsupported
+from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
+from hibana.loop.graph.plan import evaluated
+from hibana.loop.graph.words import Unsupported
 
 SAID = {word: getattr(operator, word) for word in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
 SAID |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.invert}

@@ -338,7 +338,7 @@ def explain(arguments: argparse.Namespace) -> None:
 @command()
 def build(arguments: argparse.Namespace) -> None:
     """Builds the C++ part, once a machine: a call of a layer then takes half the time."""
-    from hibana.loop import node
+    from hibana.loop.cpu import node
 
     begun = time.perf_counter()
     try:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.loop.functions import library_function, own_function, sleef_function
-from hibana.loop.ops import OPERATIONS
+from hibana.loop.cpu.functions import library_function, own_function, sleef_function
+from hibana.loop.graph.ops import OPERATIONS
 
 EXTENDED = np.finfo(np.longdouble).nmant > 60
 """Whether this processor has numbers that hold the true value of one of 64 bits."""

@@ -12,9 +12,9 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, CPU, each_backend
-from hibana.loop.bounds import takes_zeros
-from hibana.loop.trace import trace
-from hibana.loop.words import SlowPathWarning
+from hibana.loop.graph.bounds import takes_zeros
+from hibana.loop.graph.trace import trace
+from hibana.loop.graph.words import SlowPathWarning
 
 spike = hb.surrogate.ATan()
 

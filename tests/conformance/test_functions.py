@@ -9,10 +9,10 @@ from conformance.accuracy import EXTENDED, TRUTH, distance, sample, served_by
 from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, Applied, refusals
 from conformance.suite import CPU
-from hibana.loop.cpu import approximate
-from hibana.loop.ops import OPERATIONS, Unsupported, row_of
-from hibana.loop.plan import reachable
-from hibana.loop.trace import trace
+from hibana.loop.cpu.kernels import approximate
+from hibana.loop.graph.ops import OPERATIONS, Unsupported, row_of
+from hibana.loop.graph.plan import reachable
+from hibana.loop.graph.trace import trace
 
 SERVED = [name for name in FUNCTIONS if name != "torch.float_power"]
 DTYPES = [torch.float32, torch.float64]

@@ -12,9 +12,9 @@ from hibana.cells import Cell
 from hibana.loop import ambient, backends, compiled, reference
 from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.explain import explain
+from hibana.loop.graph.trace import cell_tensors
+from hibana.loop.graph.words import SlowPathWarning, Unsupported, said_once
 from hibana.loop.spiking import emits_spikes
-from hibana.loop.trace import cell_tensors
-from hibana.loop.words import SlowPathWarning, Unsupported, said_once
 
 __all__ = [
     "SlowPathWarning",

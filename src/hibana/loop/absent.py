@@ -1,6 +1,6 @@
 """What is left of a step's backward where some gradients are absent, and that of a whole run.
 
-It is run so where absent gradients can't be taken for zeros: see :mod:`hibana.loop.bounds`.
+It is run so where absent gradients can't be taken for zeros: see :mod:`hibana.loop.graph.bounds`.
 
 Which gradients autograd would have differs from step to step: of the last step's states those that the loss
 uses, of the states before it those that lead there, and so on back, until it stays the same. So the backward
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hibana.loop.eager import in_torch, unpacked
-from hibana.loop.plan import Plan, gradients, reachable
-from hibana.loop.trace import Part, Step, Value, filled, places_in
+from hibana.loop.graph.plan import Plan, gradients, reachable
+from hibana.loop.graph.trace import Part, Step, Value, filled, places_in
 
 __all__ = ["Absences", "Found", "without"]
 
@@ -33,7 +33,7 @@ class Found(NamedTuple):
     first: list[Tensor | None]
     """Of the states begun with."""
     sums: list[Tensor | None]
-    """Over time, as :attr:`hibana.loop.trace.Step.grad_sums` has them."""
+    """Over time, as :attr:`hibana.loop.graph.trace.Step.grad_sums` has them."""
 
 
 class _Left(NamedTuple):

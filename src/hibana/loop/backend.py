@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from hibana.loop.plan import Plan
-from hibana.loop.trace import Step
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.trace import Step
 
 __all__ = ["Backend", "Kernels", "Launch", "kernels_of", "names", "of_device", "refusal", "register"]
 

@@ -1,15 +1,15 @@
 """The backends of the package: each is loaded when a step is first compiled for it."""
 
 from hibana.loop.backend import Backend, Kernels, register
-from hibana.loop.words import Unsupported
+from hibana.loop.graph.words import Unsupported
 
 
 def _of_cpu(products: bool) -> type[Kernels]:
     if products:
-        from hibana.loop.cpu_samples import SampleKernels
+        from hibana.loop.cpu.samples import SampleKernels
 
         return SampleKernels
-    from hibana.loop.cpu import CpuKernels
+    from hibana.loop.cpu.kernels import CpuKernels
 
     return CpuKernels
 
@@ -17,13 +17,13 @@ def _of_cpu(products: bool) -> type[Kernels]:
 def _of_triton(products: bool) -> type[Kernels]:
     if products:
         raise Unsupported("products inside a step are compiled for the CPU alone")
-    from hibana.loop.gpu import GpuKernels
+    from hibana.loop.triton.kernels import GpuKernels
 
     return GpuKernels
 
 
 def _triton_refuses(device: str) -> str:
-    from hibana.loop import gpu
+    from hibana.loop.triton import kernels as gpu
 
     return gpu.refusal(device)
 

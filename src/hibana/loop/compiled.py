@@ -15,14 +15,14 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.absent import Absences
 from hibana.loop.backend import Kernels, Launch, kernels_of
-from hibana.loop.bounds import takes_zeros
 from hibana.loop.derivatives import differentiated_once
-from hibana.loop.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
-from hibana.loop.plan import Plan, make_plan
+from hibana.loop.graph.bounds import takes_zeros
+from hibana.loop.graph.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
+from hibana.loop.graph.plan import Plan, make_plan
+from hibana.loop.graph.synapses import needed
+from hibana.loop.graph.trace import Step, cell_tensors, shape_class, trace
+from hibana.loop.graph.words import Unsupported
 from hibana.loop.shared import Bounded, structure
-from hibana.loop.synapses import needed
-from hibana.loop.trace import Step, cell_tensors, shape_class, trace
-from hibana.loop.words import Unsupported
 
 __all__ = [
     "Program",
@@ -206,7 +206,7 @@ class Way(NamedTuple):
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
     launch: Launch | None = None
-    """What runs it without Python, if something does: see :mod:`hibana.loop.node`."""
+    """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
 
 
 def from_rest(program: Program, inputs: Tensor, ends: bool) -> Way:
@@ -247,7 +247,7 @@ class _Run(torch.autograd.Function):
     `way` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
     ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
     lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
-    :class:`hibana.loop.plan.Plan`.
+    :class:`hibana.loop.graph.plan.Plan`.
     """
 
     @staticmethod

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hibana.loop.plan import evaluated
-from hibana.loop.trace import Value
+from hibana.loop.graph.plan import evaluated
+from hibana.loop.graph.trace import Value
 
 __all__ = ["in_torch", "unpacked"]
 

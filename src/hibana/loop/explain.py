@@ -9,12 +9,12 @@ from torch import nn
 from hibana.cells import Cell
 from hibana.loop import compiled
 from hibana.loop.backend import refusal
-from hibana.loop.emit import Dialect, statements
-from hibana.loop.ops import OPERATIONS, Unsupported
-from hibana.loop.passes import backward_pass, forward_pass, leaves
-from hibana.loop.plan import Plan, cost_in_bits
+from hibana.loop.graph.emit import Dialect, statements
+from hibana.loop.graph.ops import OPERATIONS, Unsupported
+from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
+from hibana.loop.graph.plan import Plan, cost_in_bits
+from hibana.loop.graph.trace import Step, Value, cell_tensors
 from hibana.loop.reference import carried
-from hibana.loop.trace import Step, Value, cell_tensors
 
 __all__ = ["explain", "explain_cell"]
 

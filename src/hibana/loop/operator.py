@@ -1,7 +1,7 @@
 """A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
 
 A graph holds tensors, numbers and text, not cells, and it may outlive the process that made it. So the
-operator takes the step itself, written down (:mod:`hibana.loop.serial`): its operations, its settings and
+operator takes the step itself, written down (``graph.serial``): its operations, its settings and
 what is kept of it. Eager calls do not pass through here: they go straight to the kernels, and this module,
 whose registration loads much of torch, is imported only by a call that is being traced.
 """
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.loop import serial
 from hibana.loop.backend import kernels_of, refusal
 from hibana.loop.compiled import Program, program, program_of, walkable
-from hibana.loop.fingerprint import NOT_HYPER
-from hibana.loop.trace import cell_tensors
-from hibana.loop.words import Unsupported, said_once
+from hibana.loop.graph import serial
+from hibana.loop.graph.fingerprint import NOT_HYPER
+from hibana.loop.graph.trace import cell_tensors
+from hibana.loop.graph.words import Unsupported, said_once
 
 __all__ = ["serving"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hibana.loop.synapses import Operand
+from hibana.loop.graph.synapses import Operand
 
 __all__ = ["over_time"]
 

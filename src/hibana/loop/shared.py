@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from threading import RLock
 from typing import Any, TypeVar
 
-from hibana.loop.plan import reachable
-from hibana.loop.trace import Step, Value
+from hibana.loop.graph.plan import reachable
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["Bounded", "structure"]
 

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hibana.cells import Cell
-from hibana.loop.fingerprint import fingerprint
-from hibana.loop.words import Unsupported
+from hibana.loop.graph.fingerprint import fingerprint
+from hibana.loop.graph.words import Unsupported
 
 __all__ = ["emits_spikes"]
 

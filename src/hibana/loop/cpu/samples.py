@@ -13,16 +13,16 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.loop import synapses
 from hibana.loop.backend import Kernels
-from hibana.loop.cpu import SHAPES, approximate, vector_functions
-from hibana.loop.cpu_walk import row_bytes
-from hibana.loop.llvm_product import padded, table_step
-from hibana.loop.llvm_samples import backward_source, forward_source, workspace
-from hibana.loop.llvm_source import Source
+from hibana.loop.cpu.kernels import SHAPES, approximate, vector_functions
+from hibana.loop.cpu.product import padded, table_step
+from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
+from hibana.loop.cpu.source import Source
+from hibana.loop.cpu.walk import row_bytes
+from hibana.loop.graph import synapses
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.trace import Step
 from hibana.loop.outer import over_time
-from hibana.loop.plan import Plan
-from hibana.loop.trace import Step
 from hibana.native import Kernel, Work, arguments, assemble, ready
 
 __all__ = ["SampleKernels"]

@@ -1,6 +1,6 @@
 """The functions of a CPU kernel that work on one row of neurons: one step, or several at once.
 
-A pass (:mod:`hibana.loop.passes`) becomes a function of rows. Where it calls a library's vector function, it
+A pass (``graph.passes``) becomes a function of rows. Where it calls a library's vector function, it
 is cut there, and a row of numbers goes from one part to the next; where it calls none, several steps are made
 one function, and what a step leaves to the next stays in registers.
 """
@@ -9,11 +9,11 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from hibana.loop.llvm_text import LANES, Writer, body, named, splat
-from hibana.loop.ops import CALLS, OPERATIONS
-from hibana.loop.passes import Stores, leaves, substitute
-from hibana.loop.plan import evaluated
-from hibana.loop.trace import Value
+from hibana.loop.cpu.body import LANES, Writer, body, named, splat
+from hibana.loop.graph.ops import CALLS, OPERATIONS
+from hibana.loop.graph.passes import Stores, leaves, substitute
+from hibana.loop.graph.plan import evaluated
+from hibana.loop.graph.trace import Value
 
 __all__ = ["AT_ONCE", "Call", "Moving", "Parts", "Pass", "kernel_says", "plain"]
 

@@ -2,7 +2,7 @@
 
 A column is how somebody says it: LLVM, Triton, a person. A gap in a column is an operation that this one
 doesn't say, which :class:`Unsupported` then names. What PyTorch's operations come to in these is
-:mod:`hibana.loop.words`.
+:mod:`hibana.loop.graph.words`.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Operation:
     libm: str = ""
     """and that of the C library."""
     own: bool = False
-    """Whether hibana has code of its own for it (:mod:`hibana.loop.functions`)."""
+    """Whether hibana has code of its own for it (:mod:`hibana.loop.cpu.functions`)."""
 
 
 _MASKED = "{M} {0}, {1}"

@@ -10,8 +10,8 @@ Everything is bounded from above and below, given that what a step reads and wha
 import math
 from collections.abc import Callable
 
-from hibana.loop.plan import gradients, reachable
-from hibana.loop.trace import Step, Value
+from hibana.loop.graph.plan import gradients, reachable
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["takes_zeros"]
 

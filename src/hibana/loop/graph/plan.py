@@ -9,9 +9,9 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hibana.loop.ops import CALLS
-from hibana.loop.residuals import cost_in_bits, evaluated, residuals
-from hibana.loop.trace import Step, Value
+from hibana.loop.graph.ops import CALLS
+from hibana.loop.graph.residuals import cost_in_bits, evaluated, residuals
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = [
     "Plan",

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
-from hibana.loop.llvm_replay import replay_source
-from hibana.loop.llvm_source import PAGE, ROW
-from hibana.loop.llvm_text import LINE
+from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.replay import replay_source
+from hibana.loop.cpu.source import PAGE, ROW
 from hibana.native import Kernel, Work, arguments, assemble, ready
 
 __all__ = ["ROOM_APART", "Bound", "Replay", "Walk", "has_room", "replay", "row_bytes", "walk"]
@@ -37,7 +37,7 @@ ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
 ROOM_APART = 3200
-"""How far after the gradients that are read, within a page, a room begins; ``llvm_source.APART`` says why."""
+"""How far after the gradients that are read, within a page, a room begins; ``source.APART`` says why."""
 
 Bound = tuple[Kernel, tuple[int, ...], int]
 """A kernel, what its arguments end with, and how many neurons a row of it has at most."""
@@ -81,7 +81,7 @@ class Replay(NamedTuple):
     room: int
     """Bytes of all rooms, one for each thread."""
     rest: tuple[int, ...]
-    """The last of ``llvm_replay.ARGUMENTS``."""
+    """The last of ``replay.ARGUMENTS``."""
 
     def calls(self, constants: int) -> tuple[Call, tuple[Call, Call, list[int], list[int], int]]:
         """It as ``node.cpp`` takes it: the backward, and what goes with it by turns."""
@@ -105,7 +105,7 @@ class Replay(NamedTuple):
         ]
         room = torch.empty(self.room + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + ROOM_APART - room.data_ptr()) & (PAGE - LINE)
-        values = (  # in the order of llvm_replay.ARGUMENTS
+        values = (  # in the order of replay.ARGUMENTS
             *self.kernels,
             *(each.buffer_info()[0] for each in given),
             *(8 * len(each) for each in given),

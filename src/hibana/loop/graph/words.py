@@ -1,4 +1,4 @@
-"""What ATen's operations come to in those of the table (:mod:`hibana.loop.ops`).
+"""What ATen's operations come to in those of the table (:mod:`hibana.loop.graph.ops`).
 
 Each operation of the table has one meaning, the one IEEE and PyTorch give it; an emitter must say it without
 contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hibana.loop.ops import CALLS, COMPARISONS, Unsupported
-from hibana.loop.rules import POINTWISE
+from hibana.loop.graph.ops import CALLS, COMPARISONS, Unsupported
+from hibana.loop.graph.rules import POINTWISE
 
 __all__ = ["SlowPathWarning", "Unsupported", "said_once", "translate"]
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import Kernels
-from hibana.loop.ops import CALLS, OPERATIONS, Unsupported
-from hibana.loop.plan import Plan, gradients, reachable
-from hibana.loop.trace import Step
-from hibana.loop.triton_source import (
+from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
+from hibana.loop.graph.plan import Plan, gradients, reachable
+from hibana.loop.graph.trace import Step
+from hibana.loop.triton.source import (
     ANY_SIZE,
     Language,
     backward_source,

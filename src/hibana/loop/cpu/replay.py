@@ -4,7 +4,7 @@ Two kernels are called by turns, a forward that keeps what a backward wants and 
 a row goes to a piece of memory that the next row uses again. Nothing in here depends on the cell.
 """
 
-from hibana.loop.llvm_text import Writer
+from hibana.loop.cpu.body import Writer
 
 __all__ = ["ARGUMENTS", "replay_source"]
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from hibana.loop.plan import Plan, reachable
-from hibana.loop.trace import Part, Place, Step, Value, foreign
-from hibana.loop.words import Unsupported
+from hibana.loop.graph.plan import Plan, reachable
+from hibana.loop.graph.trace import Part, Place, Step, Value, foreign
+from hibana.loop.graph.words import Unsupported
 
 __all__ = ["read", "write"]
 

@@ -7,9 +7,9 @@ language says a word is its dialect's business, how memory is walked is its back
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hibana.loop.ops import Unsupported
-from hibana.loop.plan import evaluated
-from hibana.loop.trace import Value
+from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.plan import evaluated
+from hibana.loop.graph.trace import Value
 
 __all__ = ["Dialect", "statements"]
 

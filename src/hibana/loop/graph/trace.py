@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
-from hibana.loop.fingerprint import random_state, surroundings, taken_as_they_are
-from hibana.loop.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
-from hibana.loop.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
-from hibana.loop.words import translate
+from hibana.loop.graph.fingerprint import random_state, surroundings, taken_as_they_are
+from hibana.loop.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
+from hibana.loop.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
+from hibana.loop.graph.words import translate
 
 __all__ = [
     "Part",
@@ -55,9 +55,9 @@ class Value:
     """One number (or truth value) per neuron and step.
 
     `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
-    :data:`hibana.loop.ops.OPERATIONS`, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
+    ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
     product of a row of neurons with matrix j is number ``2 j``, that with it transposed ``2 j + 1``. The
-    passes (:mod:`hibana.loop.passes`) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
+    passes (``graph.passes``) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
     word: str

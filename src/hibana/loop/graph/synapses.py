@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from hibana.loop.plan import gate_of, gradients, has_gradient, reachable, zero_outside
-from hibana.loop.trace import Step, Value
-from hibana.loop.words import Unsupported
+from hibana.loop.graph.plan import gate_of, gradients, has_gradient, reachable, zero_outside
+from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.words import Unsupported
 
 __all__ = ["Operand", "gated", "needed", "operands"]
 

@@ -2,23 +2,23 @@
 
 Samples are independent of one another. A thread takes some of them at a time and runs all T steps over them;
 their states, and the lists of their spikes, stay near. A step is cut at its products: what is pointwise goes
-sample by sample through the same functions of rows as elsewhere (:mod:`hibana.loop.llvm_rows`), a product
-takes all the samples at hand at once (:mod:`hibana.loop.llvm_product`).
+sample by sample through the same functions of rows as elsewhere (:mod:`hibana.loop.cpu.rows`), a product
+takes all the samples at hand at once (:mod:`hibana.loop.cpu.product`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from hibana.loop.llvm_product import product_functions
-from hibana.loop.llvm_rows import Call, Moving, Parts, Pass, plain
-from hibana.loop.llvm_source import ACCURATE, REAL, Source
-from hibana.loop.llvm_text import SIZE, Writer, libm_row, named
-from hibana.loop.ops import CALLS
-from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
-from hibana.loop.plan import Plan
-from hibana.loop.synapses import gated
-from hibana.loop.trace import Step, Value
+from hibana.loop.cpu.body import SIZE, Writer, libm_row, named
+from hibana.loop.cpu.product import product_functions
+from hibana.loop.cpu.rows import Call, Moving, Parts, Pass, plain
+from hibana.loop.cpu.source import ACCURATE, REAL, Source
+from hibana.loop.graph.ops import CALLS
+from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.synapses import gated
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["backward_source", "forward_source", "workspace"]
 

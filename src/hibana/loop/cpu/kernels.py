@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import Kernels, Launch
-from hibana.loop.cpu_walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
-from hibana.loop.functions import library_function, own_function, sleef_function
-from hibana.loop.llvm_rows import kernel_says
-from hibana.loop.llvm_source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
-from hibana.loop.llvm_text import LINE
-from hibana.loop.node import built
-from hibana.loop.ops import CALLS, OPERATIONS, Unsupported
-from hibana.loop.plan import Plan, cost_in_bits, gradients, reachable, replayed
-from hibana.loop.trace import Step
+from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.functions import library_function, own_function, sleef_function
+from hibana.loop.cpu.node import built
+from hibana.loop.cpu.rows import kernel_says
+from hibana.loop.cpu.source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
+from hibana.loop.cpu.walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
+from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
+from hibana.loop.graph.plan import Plan, cost_in_bits, gradients, reachable, replayed
+from hibana.loop.graph.trace import Step
 from hibana.native import assemble
 from hibana.native.threads import libtorch
 
@@ -288,7 +288,7 @@ class CpuKernels(Kernels):
 def beside(read: Tensor, shape: torch.Size) -> Tensor:
     """A new tensor of `shape`, which lies where its stores are not taken for what is loaded from `read`.
 
-    See :data:`hibana.loop.llvm_source.APART`. Memory that is of no matter is taken as it comes.
+    See :data:`hibana.loop.cpu.source.APART`. Memory that is of no matter is taken as it comes.
     """
     count, dtype = shape.numel(), read.dtype
     if count * dtype.itemsize < FAR:

@@ -1,7 +1,7 @@
 // A whole sequence as one node of autograd, without Python between its tensors and its kernels.
 //
 // What hibana.loop.compiled._Run does, for a cell without tensors of its own over contiguous inputs from
-// rest. All that is known before the tensors are comes from hibana.loop.node, as a Launch.
+// rest. All that is known before the tensors are comes from hibana.loop.cpu.node, as a Launch.
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
@@ -48,7 +48,7 @@ struct Call {
   }
 };
 
-// A backward that runs forward again: hibana.loop.cpu_walk.Replay.
+// A backward that runs forward again: hibana.loop.cpu.walk.Replay.
 struct Turns {
   Call call, again;
   Numbers starts, bits;
@@ -59,7 +59,7 @@ struct Launch {
   int64_t states;
   int64_t ends, keeps, reads_input, streams;  // whether, 0 or 1
   int64_t support_at, spikes_at;  // among what is kept; -1: nowhere
-  int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.beside
+  int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.kernels.beside
   Numbers bits;        // the shape of the bits of a sequence
   Numbers booleans;    // whether each of what is kept is bits
   Call forward, backward;
@@ -75,7 +75,7 @@ int64_t shifted(const Launch& launch, int64_t read, int64_t apart, int64_t fresh
   return (read + apart - fresh) & (launch.page - launch.line);
 }
 
-// A new tensor of the shape of `read`, as hibana.loop.cpu.beside makes one.
+// A new tensor of the shape of `read`, as hibana.loop.cpu.kernels.beside makes one.
 Tensor beside(const Launch& launch, const Tensor& read) {
   const auto size = static_cast<int64_t>(read.element_size());
   const bool near = read.numel() * size < launch.far;
@@ -332,7 +332,7 @@ PyObject* make_launch(PyObject*, PyObject* given) {
   if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &turns)) return nullptr;
   auto launch = std::make_unique<Launch>();
   const auto fact = numbers(facts);
-  int64_t Launch::* const places[] = {  // in the order of hibana.loop.cpu
+  int64_t Launch::* const places[] = {  // in the order of hibana.loop.cpu.kernels
       &Launch::states, &Launch::ends, &Launch::keeps, &Launch::reads_input, &Launch::streams,
       &Launch::support_at, &Launch::spikes_at,
       &Launch::far, &Launch::apart, &Launch::room_apart, &Launch::page, &Launch::line};

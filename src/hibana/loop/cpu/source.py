@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hibana.loop.llvm_rows import AT_ONCE, Moving, Parts, Pass, plain
-from hibana.loop.llvm_text import LANES, LINE, SIZE, Writer, libm_row, named
-from hibana.loop.ops import CALLS
-from hibana.loop.passes import Stores, backward_pass, before_pass, forward_pass, leaves
-from hibana.loop.plan import Plan
-from hibana.loop.trace import Step, Value
+from hibana.loop.cpu.body import LANES, LINE, SIZE, Writer, libm_row, named
+from hibana.loop.cpu.rows import AT_ONCE, Moving, Parts, Pass, plain
+from hibana.loop.graph.ops import CALLS
+from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["ACCURATE", "APART", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
 
@@ -411,7 +411,7 @@ def _room(name: str) -> str:
 
 
 SIZES = ("steps", "neurons", "width", "row_bytes", "kept_step", "backwards")
-"""What a kernel's arguments begin with: see :class:`hibana.loop.cpu_walk.Walk`."""
+"""What a kernel's arguments begin with: see :class:`hibana.loop.cpu.walk.Walk`."""
 _NUMBERS = frozenset({*SIZES, "input_step", "grad_outputs_step"})
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from hibana.loop.ops import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["POINTWISE"]
 

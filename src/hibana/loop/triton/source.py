@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hibana.loop.emit import Dialect, statements
-from hibana.loop.ops import OPERATIONS
-from hibana.loop.passes import backward_pass, before_pass, forward_pass, leaves
-from hibana.loop.plan import Plan
-from hibana.loop.trace import Step, Value
+from hibana.loop.graph.emit import Dialect, statements
+from hibana.loop.graph.ops import OPERATIONS
+from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass, leaves
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["ANY_SIZE", "Language", "backward_source", "forward_source", "function_source"]
 

@@ -16,9 +16,9 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import combinations
 from math import inf
 
-from hibana.loop.cut import INFINITE, Network
-from hibana.loop.ops import OPERATIONS
-from hibana.loop.trace import Step, Value
+from hibana.loop.graph.cut import INFINITE, Network
+from hibana.loop.graph.ops import OPERATIONS
+from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["cost_in_bits", "evaluated", "residuals"]
 

@@ -13,9 +13,9 @@ from functools import cache
 
 import torch
 
-from hibana.loop.llvm_source import ACCURATE
-from hibana.loop.llvm_text import SIZE, splat
-from hibana.loop.ops import OPERATIONS
+from hibana.loop.cpu.body import SIZE, splat
+from hibana.loop.cpu.source import ACCURATE
+from hibana.loop.graph.ops import OPERATIONS
 from hibana.native import Writer, assemble
 from hibana.native.threads import libtorch
 
