@@ -39,7 +39,7 @@ class Conv2d(BySpikes, nn.Conv2d):
     >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: 5% of the input spiked; added one by one, as up to ...%'
+    'events: ...% of the input spiked; added one by one, as up to ...%'
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it

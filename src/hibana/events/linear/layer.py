@@ -40,7 +40,7 @@ class Linear(BySpikes, nn.Linear):
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: 5% of the input spiked; added one by one, as up to ...%'
+    'events: ...% of the input spiked; added one by one, as up to ...%'
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it

@@ -79,11 +79,16 @@ def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", effort: f
     return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, effort=effort)
 
 
+_ROUGH_ON_CUDA = ("acosh", "asinh")
+"""Functions in which CUDA's library takes an approximate root."""
+
+
 def _call(
     name: str, arity: int = 1, *, mkl: str = "", sleef: str = "", libm: str = "", own: bool = False
 ) -> Operation:
     arguments = ", ".join(f"{{{i}}}" for i in range(arity))
-    triton = f"libdevice.{name}({arguments})" if (mkl or libm) and arity == 1 else ""
+    served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
+    triton = f"libdevice.{name}({arguments})" if served else ""
     return Operation(
         name,
         arity,
