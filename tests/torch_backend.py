@@ -5,7 +5,7 @@ import operator
 import torch
 from torch.nn.functional import pad
 
-from hibana.loop.backend import Backend, Kernels, register
+from hibana.loop.backend import Backend, Kernels
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.words import Unsupported
@@ -120,4 +120,4 @@ def _kernels(products):
     return TorchKernels
 
 
-register(Backend("torch", ("cpu",), _kernels))
+BACKEND = Backend("torch", ("cpu",), _kernels)

@@ -59,7 +59,7 @@ def test_a_transform_of_torch_func(run):
 
 def test_a_device_that_no_backend_knows():
     inputs = torch.empty(4, 3, device="meta")
-    for name, reason in {"cpu": "it serves the CPU, not meta", "triton": "Triton"}.items():
+    for name, reason in {"cpu": "it serves cpu, not meta", "triton": "Triton"}.items():
         with pytest.raises(RuntimeError, match=rf"backend '{name}' can't serve this call: .*{reason}"):
             hb.unroll(hb.IFCell(), inputs, backend=name)
     assert hb.unroll(hb.IFCell(), inputs)[0].device.type == "meta"

@@ -13,6 +13,7 @@ from conformance.suite import CELLS, SURROGATES, Backend, drive, made
 from hibana.loop.backend import Kernels, register
 
 TORCH = Backend("torch")
+register(torch_backend.BACKEND)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -42,6 +43,6 @@ def test_the_page_says_all_that_one_must_and_may_have():
 
 def test_a_backend_of_another_name_is_refused_by_name():
     with pytest.raises(ValueError, match="'torch' is there already"):
-        register(torch_backend.Backend("torch", ("cpu",), torch_backend._kernels))
+        register(torch_backend.BACKEND)
     with pytest.raises(ValueError, match=r"backend must be one of auto, reference, cpu, triton, torch"):
         hb.unroll(hb.IFCell(), torch.rand(2, 3), backend="nothing")

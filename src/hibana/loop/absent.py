@@ -299,7 +299,10 @@ class _Run:
 
 
 def _like(tensors: Sequence[Tensor | None]) -> Tensor:
-    return next((tensor for tensor in tensors if tensor is not None), torch.empty(0))
+    return next(
+        (tensor for tensor in tensors if tensor is not None),
+        torch.empty(0, dtype=torch.float32, device="cpu"),
+    )
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
