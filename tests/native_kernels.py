@@ -54,13 +54,13 @@ def arithmetic(text: str, name: str, real: str, bits: set[str], sequences: str =
 
 
 def main() -> None:
-    cells, words, calls = {}, {}, {}
+    cells, functions, calls = {}, {}, {}
     kinds = {**{kind.__name__: kind() for kind in CELLS}, "LIFCell detached": hb.LIFCell(detach_reset=True)}
     kinds |= {f"IFCell {kind.__name__}": hb.IFCell(surrogate=kind_made(kind)) for kind in SURROGATES}
     for title, cell in kinds.items():
         step = trace(cell, torch.Size([5]), torch.float32, "cuda")
         plan, language = make_plan(step), Language("float32", False)
-        bits = {f"kept{i}_all" for i, value in enumerate(plan.kept) if value.boolean}
+        bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
         back = backward_source(step, plan, language, wants_input=True, constant_input=False)
         roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
@@ -68,13 +68,13 @@ def main() -> None:
             if title == "PLIFCell":
                 for half in ("*fp16", "*bf16"):
                     arithmetic(text, name, "float32", bits, half)
-            calls[f"{title}, {name}"] = bool({value.word for value in reachable(roots)} & CALLS)
+            calls[f"{title}, {name}"] = bool({value.op for value in reachable(roots)} & CALLS)
     for real in ("float32", "float64"):
-        said = Language(real, False).dialect.words
-        for word in sorted(w for w in {*CALLS, "root"} if w in said and OPERATIONS[w].arity == 1):
-            text = function_source(Language(real, False), word)
-            words[f"{word}, {real}"] = arithmetic(text, "function", real, set())
-    print(json.dumps({"cells": cells, "words": words, "calls": calls}))
+        said = Language(real, False).dialect.operations
+        for op in sorted(w for w in {*CALLS, "root"} if w in said and OPERATIONS[w].arity == 1):
+            text = function_source(Language(real, False), op)
+            functions[f"{op}, {real}"] = arithmetic(text, "function", real, set())
+    print(json.dumps({"cells": cells, "functions": functions, "calls": calls}))
 
 
 if __name__ == "__main__":

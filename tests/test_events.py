@@ -191,9 +191,9 @@ def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
     monkeypatch.setattr(linear_layer, "binary_bits", None)
     for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    share = hb.IF(1.0, sigma)(currents).mean()
-    assert 0.2 < share < 0.9
-    assert layer.explain().startswith(f"events: {share:.0%} of the input")
+    density = hb.IF(1.0, sigma)(currents).mean()
+    assert 0.2 < density < 0.9
+    assert layer.explain().startswith(f"events: {density:.0%} of the input")
 
 
 @pytest.mark.parametrize("sigma", KEEP_SPIKES, ids=repr)

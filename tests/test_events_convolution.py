@@ -380,15 +380,15 @@ def test_a_gradient_of_few_values_is_gone_through_value_by_value(few):
         (1, 3, (4, 5), (1, 1), (2, 3), (1, 1)),
     ],
 )
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.3])
 def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
-    channels, outputs, image, kernel, padding, dilation, share
+    channels, outputs, image, kernel, padding, dilation, density
 ):
     layer = hb.Conv2d(channels, outputs, kernel, padding=padding, dilation=dilation)
     layer.mode = "events"
     x = _spikes(3, channels, *image, density=0.3).requires_grad_()
     out = layer(x)
-    grad = torch.randn(out.shape) * (torch.rand(out.shape) < share)
+    grad = torch.randn(out.shape) * (torch.rand(out.shape) < density)
     grad[:, -1] = 0.0
     wanted = torch.nn.grad.conv2d_input(x.shape, layer.weight, grad, 1, padding, dilation)
     layer.weight.data[-1] = float("inf")  # see above: nothing but the sum of values leaves it out

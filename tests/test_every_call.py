@@ -37,8 +37,8 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
 
 
 def found_layers() -> dict[str, type[nn.Module]]:
-    rooms = (hb, hb.events)
-    public = {name: getattr(room, name) for room in rooms for name in room.__all__}
+    modules = (hb, hb.events)
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
     return {
         name: kind
         for name, kind in public.items()
@@ -282,7 +282,7 @@ class Random(hb.Cell):
 
 def test_a_fall_back_is_said_once_with_its_reason() -> None:
     layer, x = hb.OverTime(Random()), torch.rand(3, 2)
-    hb.loop.graph.words._SAID.clear()
+    hb.loop.slow._SAID.clear()
     with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*draws random numbers"):
         layer(x)
     with warnings.catch_warnings():

@@ -31,7 +31,7 @@ def test_what_is_kept_is_said_by_the_state_after_the_step(cell, lines):
 
 
 @pytest.mark.parametrize(
-    ("cell", "again"),
+    ("cell", "recomputes"),
     [
         (hb.IFCell(detach_reset=True), False),
         (hb.IFCell(), True),
@@ -40,8 +40,8 @@ def test_what_is_kept_is_said_by_the_state_after_the_step(cell, lines):
         (hb.LICell(), False),
     ],
 )
-def test_who_runs_forward_again_is_said(cell, again):
-    assert ("\nlong " in hb.explain(cell)) == again
+def test_who_recomputes_is_said(cell, recomputes):
+    assert ("\nlong " in hb.explain(cell)) == recomputes
 
 
 class Two(hb.Cell):

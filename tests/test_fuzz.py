@@ -10,7 +10,7 @@ from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from hibana.events import support
 from hibana.events.linear import layer
-from hibana.loop import compiled
+from hibana.loop import autograd
 
 BOUNDED = settings(max_examples=7, suppress_health_check=list(HealthCheck))
 SOME = settings(max_examples=80, suppress_health_check=list(HealthCheck))
@@ -65,20 +65,20 @@ def test_most_cases_of_a_plain_step_are_compared():
     [lambda t: t * (1 + 1e-6), lambda t: -t, lambda t: t.masked_fill(t == 0, -0.0), lambda t: t[..., :0]],
 )
 def test_a_run_that_is_off_is_found(off, monkeypatch):
-    run = compiled.run
+    run = autograd.run
 
     def wrong(*args):
         outputs, last = run(*args)
         return outputs, [off(value) for value in last]
 
-    monkeypatch.setattr(compiled, "run", wrong)
+    monkeypatch.setattr(autograd, "run", wrong)
     with pytest.raises(Different):
         _compared(Step(("v = 0.5 * v + x", "return u, v, self.surrogate(v - 0.4)")), 100)
 
 
 def test_a_gradient_that_is_off_is_found(monkeypatch):
-    backward = compiled._backward
-    monkeypatch.setattr(compiled, "_backward", lambda *args: _off(backward(*args)))
+    backward = autograd._backward
+    monkeypatch.setattr(autograd, "_backward", lambda *args: _off(backward(*args)))
     with pytest.raises(Different, match="gradient of"):
         _compared(PLAIN, 40)
 
@@ -91,7 +91,7 @@ def test_an_error_without_a_name_is_found(monkeypatch):
     def fails(*args):
         raise KeyError("v")
 
-    monkeypatch.setattr(compiled, "run", fails)
+    monkeypatch.setattr(autograd, "run", fails)
     with pytest.raises(Different, match="KeyError"):
         _compared(PLAIN, 10)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, TRITON, interpreted
-from hibana.loop import compiled, operator
+from hibana.loop import operator, programs
 from hibana.loop.graph import serial
 from hibana.loop.graph.plan import reachable
 from hibana.loop.graph.trace import trace
@@ -58,7 +58,7 @@ def test_without_triton_it_says_what_to_install() -> None:
 @interpreted
 def test_auto_never_takes_the_interpreter() -> None:
     outputs, _ = hb.unroll(hb.IFCell(), torch.rand(3, 2, requires_grad=True))
-    assert type(outputs.grad_fn.way.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.specification.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
 
 
 class Quotients(hb.Cell):
@@ -69,14 +69,14 @@ class Quotients(hb.Cell):
         return (v + 2 / (v.abs() + 1),)
 
 
-def words(device: str) -> list[str]:
+def operations(device: str) -> list[str]:
     step = trace(Quotients(), torch.Size([2]), torch.float32, device)
-    return [value.word for value in reachable(step.nexts)]
+    return [value.op for value in reachable(step.nexts)]
 
 
 def test_on_cuda_a_quotient_by_a_number_is_a_product() -> None:
-    assert words("cpu").count("div") == 3
-    assert words("cuda").count("div") == 1
+    assert operations("cpu").count("div") == 3
+    assert operations("cuda").count("div") == 1
     constants = trace(Quotients(), torch.Size([2]), torch.float32, "cuda").constants
     assert float(torch.tensor(1.0) / 3.0) in constants
     assert 1 / 3 not in constants
@@ -135,7 +135,7 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
 def test_opcheck() -> None:
     cell = hb.PLIFCell(surrogate=ATan())
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    made = compiled.program(cell, "triton", torch.Size([2, 3]), torch.float32)
+    made = programs.program(cell, "triton", torch.Size([2, 3]), torch.float32)
     text = serial.write(made.step, made.plan, torch.float32)
     arguments = (inputs, [], list(cell.parameters()), text, "triton", True)
     torch.library.opcheck(operator._forward, arguments)
@@ -160,8 +160,8 @@ def test_kernels_compile_for_a_gpu_without_contraction() -> None:
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert len(seen["cells"]) >= 2 * (len(CELLS) + len(SURROGATES))
-    assert len(seen["words"]) >= 20
-    for name, instructions in {**seen["cells"], **seen["words"]}.items():
+    assert len(seen["functions"]) >= 20
+    for name, instructions in {**seen["cells"], **seen["functions"]}.items():
         assert "div.full.f32" not in instructions, name
         assert "sqrt.approx.f32" not in instructions, name
     for name, instructions in seen["cells"].items():
@@ -174,7 +174,7 @@ def test_kernels_compile_for_a_gpu_without_contraction() -> None:
 )
 def test_auto_takes_triton_on_cuda() -> None:
     outputs, _ = hb.unroll(hb.IFCell().cuda(), torch.rand(3, 2, device="cuda", requires_grad=True))
-    assert type(outputs.grad_fn.way.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.specification.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
     assert hb.Linear(2, 3, device="cuda")(outputs).shape == (3, 3)
 
 

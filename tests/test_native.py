@@ -185,7 +185,7 @@ def test_memory_of_its_own_begins_with_lines_and_does_not_overlap():
 @kernel
 def streamed(code: Code, begin: Value, end: Value, *, out: Floats, absent: Floats) -> None:
     value = absent.given().select(code.constant(2.0, FLOAT), 3.0)
-    out.store(value.spread(16), align=64, streamed=True)
+    out.store(value.spread(16), align=64, nontemporal=True)
 
 
 def test_a_store_past_the_caches_and_an_address_that_is_not_given():

@@ -13,10 +13,10 @@ from torch import Tensor
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, drive, made, takes
 from hibana.cli import main
-from hibana.loop import compiled, emitted
+from hibana.loop import emitted, programs
 from hibana.loop.cpu import kernels as cpu
 from hibana.loop.cpu import node
-from hibana.loop.cpu.source import APART, PAGE
+from hibana.loop.cpu.source import OUTPUT_OFFSET, PAGE
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 
@@ -45,12 +45,12 @@ def _built(folder, monkeypatch):
     """Every test of this module runs with the node, and leaves no program that knows of it."""
     found = node.built() or _module(folder)
     monkeypatch.setattr(cpu, "built", lambda: found)
-    monkeypatch.setattr(compiled, "_SHARED", {})
+    monkeypatch.setattr(programs, "_SHARED", {})
 
 
 def in_python(monkeypatch) -> None:
     monkeypatch.setattr(cpu, "built", lambda: None)
-    monkeypatch.setattr(compiled, "_SHARED", {})
+    monkeypatch.setattr(programs, "_SHARED", {})
 
 
 def is_native(outputs: Tensor) -> bool:
@@ -186,8 +186,8 @@ def test_the_node_says_how_it_was_run_and_where_a_gradient_can_matter():
     emitted(cell, inputs)
     outputs, _ = emitted(cell, inputs)
     seen = outputs.grad_fn
-    assert seen.way is compiled.known(cell, hb.loop._call("auto", inputs, True))
-    assert seen.way.program.step.states == ("v_state", "s_state")
+    assert seen.specification is programs.known(cell, hb.loop._call("auto", inputs, True))
+    assert seen.specification.program.step.states == ("v_state", "s_state")
     assert seen.support.shape == (5, 9)
     assert seen.support.dtype == torch.uint8
     assert seen.spikes.shape == (5, 9)
@@ -241,7 +241,7 @@ def test_kept_inputs_must_not_be_written_to():
     copy = inputs.clone()
     outputs, _ = emitted(hb.IFCell(surrogate=hb.surrogate.ATan()), copy)
     assert is_native(outputs)
-    assert outputs.grad_fn.way.plan.reads_input
+    assert outputs.grad_fn.specification.plan.reads_input
     with torch.no_grad():
         copy.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -258,8 +258,8 @@ def test_large_outputs_lie_apart_from_what_they_are_computed_from(native, monkey
     weight = torch.rand_like(outputs)
     (grad,) = torch.autograd.grad(outputs, inputs, weight)
     for written, read in ((outputs, inputs), (grad, weight)):
-        assert inputs.numel() * inputs.element_size() >= cpu.FAR
-        assert (written.data_ptr() - read.data_ptr() - APART) % PAGE < 64
+        assert inputs.numel() * inputs.element_size() >= cpu.ALIASING_FROM
+        assert (written.data_ptr() - read.data_ptr() - OUTPUT_OFFSET) % PAGE < 64
         assert written._base is None
         assert written.is_contiguous()
         assert written.data_ptr() % 64 == 0
@@ -302,15 +302,15 @@ def test_nodes_let_go_of_everything_whichever_thread_ends_them():
     inputs = torch.rand(5, 70, requires_grad=True)
     emitted(cell, inputs)
     outputs, _ = emitted(cell, inputs)
-    way = outputs.grad_fn.way
+    specification = outputs.grad_fn.specification
     del outputs
-    before = sys.getrefcount(way)
+    before = sys.getrefcount(specification)
     held = [emitted(cell, inputs)[0] for _ in range(10)]
-    assert sys.getrefcount(way) == before + 10
+    assert sys.getrefcount(specification) == before + 10
     thread = threading.Thread(target=held.clear)
     thread.start()
     thread.join()
-    assert sys.getrefcount(way) == before
+    assert sys.getrefcount(specification) == before
 
 
 def test_a_deep_graph_ends():

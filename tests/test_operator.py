@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import hibana as hb
 import hibana.loop.operator  # what a traced call would load
-from hibana.loop import compiled
+from hibana.loop import programs
 from hibana.loop.graph import serial
+from hibana.loop.graph.trace import tensors_of
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function
@@ -106,7 +107,7 @@ CELLS = {
 
 def written(cell: hb.Cell, backend: str = "cpu") -> str:
     """The step of `cell` as a graph holds it, for steps of [2, 3]."""
-    made = compiled.program(cell, backend, torch.Size([2, 3]), torch.float32)
+    made = programs.program(cell, backend, torch.Size([2, 3]), torch.float32)
     return serial.write(made.step, made.plan, torch.float32)
 
 
@@ -116,8 +117,8 @@ def test_opcheck(name: str, begun: bool) -> None:
     cell = CELLS[name]()
     inputs = torch.rand(4, 2, 3, requires_grad=True)
     first = [torch.rand(2, 3, requires_grad=True) for _ in cell.states] if begun else []
-    held = list(cell.parameters())
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, held, written(cell), "cpu", True))
+    cell_tensors = list(cell.parameters())
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, cell_tensors, written(cell), "cpu", True))
 
 
 def test_opcheck_where_eager_outputs_would_begin_later_than_their_memory() -> None:
@@ -150,9 +151,9 @@ def test_a_step_that_is_read_is_the_step_that_was_written(make: type[hb.Cell]) -
     assert serial.write(step, plan, dtype) == text
     assert serial.write(*serial.read(written(copy.deepcopy(cell)))) == text
     inputs = 3 * torch.rand(4, 2, 3, requires_grad=True)
-    held = list(compiled.cell_tensors(cell).values())
+    cell_tensors = list(tensors_of(cell).values())
     state = cell.initial_state(inputs[0].detach())
-    outputs, *_ = torch.ops.hibana.unroll(inputs, state, held, text, "cpu", True)
+    outputs, *_ = torch.ops.hibana.unroll(inputs, state, cell_tensors, text, "cpu", True)
     expected, _ = hb.unroll(cell, inputs, backend="reference")
     assert torch.equal(outputs, expected)
     learned = [inputs, *cell.parameters()]
@@ -187,7 +188,7 @@ class FromElsewhere(hb.Cell):
 
 
 def test_a_tensor_from_elsewhere_is_not_written_down_and_still_compiles() -> None:
-    with pytest.raises(hb.loop.graph.words.Unsupported, match="takes from elsewhere"):
+    with pytest.raises(hb.loop.graph.ops.Unsupported, match="takes from elsewhere"):
         written(FromElsewhere())
     layer, inputs = hb.OverTime(FromElsewhere()), torch.rand(4, 2, 3)
     torch._dynamo.reset()

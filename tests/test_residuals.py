@@ -10,7 +10,7 @@ import hibana as hb
 from conformance.suite import CELLS, SURROGATES, made, takes
 from hibana.loop.graph.cut import INFINITE, Network
 from hibana.loop.graph.plan import make_plan
-from hibana.loop.graph.residuals import _Split, cost_in_bits, residuals
+from hibana.loop.graph.residuals import _Split, cheapest_residuals, cost_in_bits
 from hibana.loop.graph.trace import trace
 
 
@@ -59,7 +59,7 @@ def test_no_set_of_up_to_three_values_is_better(kind, surrogate):
     cell = kind(surrogate=made(surrogate)) if surrogate else kind()
     step = trace(cell, torch.Size([5]), torch.float32)
     roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    split, found = _Split(step, roots), residuals(step, roots)
+    split, found = _Split(step, roots), cheapest_residuals(step, roots)
     few = split.small_set()
     assert few is not None
     assert split.price(found) <= split.price(few)
@@ -73,7 +73,7 @@ def test_a_cut_alone_keeps_hardly_more(kind):
     roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     split = _Split(step, roots)
     cut = min(map(split.price, split.rounds()))
-    assert cut <= split.price(residuals(step, roots)) + 2
+    assert cut <= split.price(cheapest_residuals(step, roots)) + 2
 
 
 def test_four_truth_values_are_kept_instead_of_a_number():

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.loop.compiled import _is_plain
 from hibana.loop.graph.fingerprint import fingerprint
+from hibana.loop.programs import _is_plain
 from hibana.native import assemble
 
 THREADS = 8

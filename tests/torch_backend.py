@@ -6,11 +6,11 @@ import torch
 from torch.nn.functional import pad
 
 from hibana.loop.backend import Backend, Kernels
+from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.words import Unsupported
 
-SAID = {word: getattr(operator, word) for word in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
+SAID = {op: getattr(operator, op) for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
 SAID |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.invert}
 SAID |= {"div": operator.truediv, "root": torch.sqrt, "to_bool": lambda x: x != 0, "where": torch.where}
 FUNCTIONS = ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc", "sign", "sigmoid", "exp", "log")
@@ -26,51 +26,53 @@ class TorchKernels(Kernels):
     def __init__(self, step, plan, dtype):
         self.step, self.plan, self.dtype = step, plan, dtype
         for value in evaluated([*step.nexts, *step.grad_sums], ()):
-            if value.args and value.word not in (*SAID, "to_float"):
-                raise Unsupported(f"{value.word} is not said in PyTorch here")
+            if value.args and value.op not in (*SAID, "to_float"):
+                raise Unsupported(f"{value.op} is not said in PyTorch here")
 
     def source(self, direction, *, keep=True):
         return f"{direction}: see {__name__}"
 
-    def kept_shapes(self, steps, one):
+    def residual_shapes(self, steps, one):
         neurons = torch.Size(one).numel()
         kinds = {True: ((steps, -(-neurons // 8)), torch.uint8), False: ((steps, *one), self.dtype)}
-        return [kinds[value.boolean] for value in self.plan.kept_values]
+        return [kinds[value.boolean] for value in self.plan.stored]
 
-    def forward(self, inputs, first, parameters, plan, ends=True, apart=True):
+    def forward(self, inputs, first, parameters, plan, ends=True, may_offset=True):
         names, zeros = self.step.states, torch.zeros_like(inputs[0])
         state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
         stores = forward_pass(self.step, plan)
-        emitted, kept = [], {name: [] for name in stores if name not in names}
+        emitted, residuals = [], {name: [] for name in stores if name not in names}
         for x in inputs:
             leaves = state | {"x": x, "emitted_before": state[names[-1]]} | self._shared(parameters)
             new = self._values(stores, leaves, x)
             state = {name: new[name] for name in names}
             emitted.append(state[names[-1]])
-            for name, steps in kept.items():
+            for name, steps in residuals.items():
                 steps.append(_packed(new[name]) if new[name].dtype == torch.bool else new[name])
         last = [state[name] for name in names[:-1]] if ends else []
-        return torch.stack(emitted), last, [torch.stack(steps) for steps in kept.values()]
+        return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
     def backward(
-        self, plan, shape, inputs, first, parameters, kept, grad_outputs, last_grads, wants_input, constant,
-        wants_first, apart=True,
+        self, plan, shape, inputs, first, parameters, residuals, grad_outputs, last_grads, wants_input,
+        constant, wants_first, may_offset=True,
     ):  # fmt: skip
         names, one = self.step.states, shape[1:]
         zeros = torch.zeros(one, dtype=self.dtype)
         before = before_pass(self.step, plan)
         stores = backward_pass(self.step, plan, wants_input=wants_input, constant_input=constant)
-        places = [i for i, value in enumerate(plan.kept) if value.word != "input"]
-        kept = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in kept]
+        places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
+        residuals = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in residuals]
         grads = {f"{n}_grad": g for n, g in zip(names, [*last_grads, None], strict=True)}
         left = {name: zeros if g is None else g for name, g in grads.items()}
         left |= {name: zeros for name in stores if name.startswith("sum") or (constant and name == "x_grad")}
         to_input = torch.zeros(shape, dtype=self.dtype)
         for t in reversed(range(shape[0])):
-            leaves = self._shared(parameters) | {f"kept{i}": k[t] for i, k in zip(places, kept, strict=True)}
+            leaves = self._shared(parameters) | {
+                f"residual{i}": k[t] for i, k in zip(places, residuals, strict=True)
+            }
             leaves["x"] = None if inputs is None else inputs[t]
             if t:
-                leaves |= {f"kept{i}_earlier": k[t - 1] for i, k in zip(places, kept, strict=True)}
+                leaves |= {f"residual{i}_earlier": k[t - 1] for i, k in zip(places, residuals, strict=True)}
                 leaves["x_earlier"] = None if inputs is None else inputs[t - 1]
                 leaves |= self._values(before, leaves, zeros)
             else:
@@ -91,14 +93,14 @@ class TorchKernels(Kernels):
     def _values(self, stores, leaves, like):
         done = {}
         for value in evaluated(stores.values(), ()):
-            if value.word == "number":
+            if value.op == "number":
                 done[value] = torch.full_like(like, value.data, dtype=self.dtype)
             elif not value.args:
                 done[value] = leaves[value.data].expand(like.shape)
-            elif value.word == "to_float":
+            elif value.op == "to_float":
                 done[value] = done[value.args[0]].to(self.dtype)
             else:
-                done[value] = SAID[value.word](*(done[a] for a in value.args))
+                done[value] = SAID[value.op](*(done[a] for a in value.args))
         return {name: done[value] for name, value in stores.items()}
 
 

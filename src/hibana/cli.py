@@ -1,7 +1,7 @@
 """The command line: ``hibana COMMAND``.
 
 A command is one function with the decorator :func:`command`: its name is the command's, the first line of
-its docstring the help, its argument the parsed options. This room parses, calls and prints; it computes
+its docstring the help, its argument the parsed options. This module parses, calls and prints; it computes
 nothing, and imports what is heavy inside the commands.
 """
 

@@ -14,7 +14,7 @@ import hibana as hb
 from conformance.suite import CELLS, CPU, each_backend
 from hibana.loop.graph.bounds import takes_zeros
 from hibana.loop.graph.trace import trace
-from hibana.loop.graph.words import SlowPathWarning
+from hibana.loop.slow import SlowPathWarning
 
 spike = hb.surrogate.ATan()
 
@@ -254,7 +254,7 @@ def test_what_can_not_be_served_is_refused_by_name_and_the_loop_gives_its_gradie
 
     inputs = torch.zeros(3, 2, 4)
     for cell in (Recurrent(), Floored()):
-        with pytest.raises(hb.loop.graph.words.Unsupported, match="a derivative of the step may be infinite"):
+        with pytest.raises(hb.loop.graph.ops.Unsupported, match="a derivative of the step may be infinite"):
             hb.unroll(cell, inputs, backend="cpu")
         with pytest.warns(SlowPathWarning, match="a derivative of the step may be infinite"):
             found = gradients(cell, inputs, None, (0,), "auto")
@@ -278,6 +278,6 @@ def test_a_traced_graph_has_no_zeros_for_absent_gradients():
 def test_zeros_do_for_the_absent_gradients_of_every_neuron_of_the_package(kind):
     assert takes_zeros(trace(kind(), torch.Size([3, 4]), torch.float32))
     outputs, last = hb.unroll(kind(), torch.zeros(3, 3, 4, requires_grad=True), backend=CPU.name)
-    way = outputs.grad_fn.way
-    assert way.program.takes_zeros
+    specification = outputs.grad_fn.specification
+    assert specification.program.takes_zeros
     assert len(last) == len(kind().state_names())

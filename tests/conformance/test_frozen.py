@@ -9,8 +9,8 @@ import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
 from hibana.loop.graph.fingerprint import fingerprint
+from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.trace import trace
-from hibana.loop.graph.words import Unsupported
 
 spike = hb.surrogate.ATan()
 

@@ -54,7 +54,7 @@ def test_every_row_of_the_table_is_compiled_in_one_of_the_functions():
     seen = set()
     for name in SERVED:
         seen |= {
-            value.word
+            value.op
             for value in reachable(trace(Applied(FUNCTIONS[name]), torch.Size([5]), torch.float32).nexts)
         }
     assert set(OPERATIONS) - seen <= {"not"}

@@ -8,7 +8,7 @@ import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
 from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
-from hibana.loop import compiled
+from hibana.loop import programs
 from hibana.loop.cpu import kernels as cpu
 from hibana.loop.cpu import walk as cpu_walk
 from hibana.surrogate import ATan
@@ -33,12 +33,12 @@ def test_a_single_step_of_each_cell(run, kind):
 
 
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("streamed", [False, True], ids=["", "past the caches"])
+@pytest.mark.parametrize("nontemporal", [False, True], ids=["", "non-temporal"])
 @pytest.mark.parametrize("steps", [3, 4, 5, 11])
-def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
-    if streamed:
-        monkeypatch.setattr(cpu, "STREAMED", 0)
-    monkeypatch.setattr(compiled, "_SHARED", {})  # what is ready for a shape was made with the other
+def test_several_steps_at_once(kind, nontemporal, steps, monkeypatch):
+    if nontemporal:
+        monkeypatch.setattr(cpu, "NONTEMPORAL_FROM", 0)
+    monkeypatch.setattr(programs, "_SHARED", {})  # what is ready for a shape was made with the other
     cell = kind()
     inputs = drive(cell, (steps, 2, 64))
     assert_same_values(CPU, cell, inputs)
@@ -48,8 +48,8 @@ def test_several_steps_at_once(kind, streamed, steps, monkeypatch):
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("shape", [(11, 2, 64), (6, 5001), (1, 7)], ids=str)
 def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
-    monkeypatch.setattr(compiled, "_SHARED", {})
-    monkeypatch.setattr(cpu, "REPLAYED", 0)
+    monkeypatch.setattr(programs, "_SHARED", {})
+    monkeypatch.setattr(cpu, "RECOMPUTED_FROM", 0)
     monkeypatch.setattr(cpu_walk, "ROOM", 8 * 4 * 1024 * shape[0])  # several rows of the longest
     cell = kind()
     inputs = drive(cell, shape)
@@ -61,8 +61,8 @@ def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
 def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
     inputs = torch.rand(16, 70_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
     results = []
-    for least in (cpu.REPLAYED, 1 << 60):
-        monkeypatch.setattr(cpu, "REPLAYED", least)
+    for least in (cpu.RECOMPUTED_FROM, 1 << 60):
+        monkeypatch.setattr(cpu, "RECOMPUTED_FROM", least)
         cell, kept = hb.IFCell(surrogate=kind, detach_reset=detached), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
             outputs, _ = CPU(cell, inputs, None)
@@ -77,8 +77,8 @@ def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
     "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__
 )
 def test_the_c_library_stands_in_for_vector_functions(kind, shape, monkeypatch):
-    monkeypatch.setattr(cpu, "_vector_function", lambda word, dtype: 0)
-    monkeypatch.setattr(compiled, "_SHARED", {})
+    monkeypatch.setattr(cpu, "_vector_function", lambda op, dtype: 0)
+    monkeypatch.setattr(programs, "_SHARED", {})
     cell = hb.IFCell(1.0, kind())
     assert_conforms(CPU, cell, drive(cell, shape), uses=["outputs and states"])
 

@@ -15,7 +15,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_same_gradients, assert_same_values, reference
 from conformance.suite import CPU, each_backend
-from hibana.loop import compiled
+from hibana.loop import programs
 from hibana.surrogate import ATan, Formula
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
@@ -212,7 +212,7 @@ def test_a_cell_that_holds_itself_is_compiled():
 
 
 def program(cell, shape=(4,), dtype=torch.float32, backend="cpu"):
-    return compiled.program(cell, backend, torch.Size(shape), dtype)
+    return programs.program(cell, backend, torch.Size(shape), dtype)
 
 
 def test_cells_alike_share_a_program():

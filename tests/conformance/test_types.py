@@ -8,7 +8,7 @@ import torch
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 spike = hb.surrogate.ATan()
 

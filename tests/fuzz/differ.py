@@ -11,7 +11,7 @@ import hibana as hb
 from conformance.compare import TOLERANCE, assert_close, assert_same
 from fuzz.steps import SETTINGS, Step
 from fuzz.variations import Variation, variations
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["Counts", "Different", "compare", "compare_all"]
 

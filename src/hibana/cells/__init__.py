@@ -1,7 +1,7 @@
 """One step of each neuron, in plain PyTorch.
 
 A *cell* maps ``(input, *previous state)`` to the next state; **the last state is what the layer
-emits**. This room holds equations only, a file a family: nothing here loops over time, allocates a backward
+emits**. This module holds equations only, a file a family: nothing here loops over time, allocates a backward
 or knows a device. A neuron of your own is a subclass of :class:`Cell` with one method:
 
 >>> from hibana.surrogate import Step

@@ -1,6 +1,6 @@
 """From a trained ReLU network to integrate-and-fire neurons, and from any network to a program of its own.
 
-This room rewrites networks that others trained: :func:`from_ann` puts neurons where the activations were,
+This module rewrites networks that others trained: :func:`from_ann` puts neurons where the activations were,
 :func:`export` writes the loop over time out into plain PyTorch operations. Nothing is trained here.
 """
 

@@ -4,7 +4,7 @@ A data module gives batches of ``(input, label)``, input first axis the batch; h
 over time is not decided here. A data set is a subclass of :class:`DataSet` with an entry in
 :data:`DATA_SETS`. Nothing is downloaded unless that is asked for, and nobody tunes on a test set.
 
-Importing this room needs Lightning (``pip install hibana[train]``); torchvision and tonic are imported by
+Importing this module needs Lightning (``pip install hibana[train]``); torchvision and tonic are imported by
 the data sets that need them (``pip install hibana[data]``).
 """
 

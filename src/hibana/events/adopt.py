@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn`` made those of this room."""
+"""Layers of ``torch.nn`` made those of this module."""
 
 from torch import nn
 
@@ -18,7 +18,7 @@ _ADOPTED: dict[type, type] = {
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Makes every layer of ``torch.nn`` in `module` that has one the layer of this room, in place.
+    """Makes every layer of ``torch.nn`` in `module` that has one the layer of this module, in place.
 
     ``Linear``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; their subclasses are left alone. Parameters,
     buffers and hooks stay the same objects. Returns `module`.

@@ -14,7 +14,7 @@ SAMPLE = 256
 
 
 def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
-    """The bits ``[rows / step, words]`` of contiguous `rows`, and the share of ones: None if not binary."""
+    """The bits ``[rows / step, words]`` of contiguous `rows`, and the density of ones: None if not binary."""
     inputs = rows.shape[1]
     bits = torch.empty(-(-rows.shape[0] // step), -(-inputs // 64), dtype=torch.int64, device="cpu")
     spikes, strange = _scanned(rows, bits, inputs, step)
@@ -22,7 +22,7 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
 
 
 def share_of(bits: Tensor, inputs: int) -> float:
-    """The share of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
+    """The density of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
     return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
 
 
@@ -38,9 +38,11 @@ def agree(numbers: Tensor, kept: Tensor) -> bool:
     length = count // steps
     wide = 64 if length % 64 == 0 else length
     every = count // (64 * SAMPLE) * 64 // wide | 1
-    found, share = bits_of(numbers.detach().as_strided((count // wide, wide), (wide, 1)), every)
+    found, density = bits_of(numbers.detach().as_strided((count // wide, wide), (wide, 1)), every)
     of_kept = kept.view(-1, 8) if wide == 64 else kept
-    return share is not None and torch.equal(found.view(torch.uint8)[:, : of_kept.shape[1]], of_kept[::every])
+    return density is not None and torch.equal(
+        found.view(torch.uint8)[:, : of_kept.shape[1]], of_kept[::every]
+    )
 
 
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def check_mode(mode: str) -> None:
 
 
 def known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Tensor, float] | None:
-    """The bits that the spiking layer `below` kept, as rows of `length` elements, and the share of ones.
+    """The bits that the spiking layer `below` kept, as rows of `length` elements, and the density of ones.
 
     None if there are none, or the input does not lie `in_order`, as rows do.
     """
@@ -58,12 +58,12 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Tens
 
 
 def binary_bits(rows: Tensor) -> tuple[Tensor, float] | None:
-    """The bits of contiguous `rows` and the share of ones; None if not all are 0 and 1."""
+    """The bits of contiguous `rows` and the density of ones; None if not all are 0 and 1."""
     count = rows.shape[0]
     if count > 2 * SAMPLE and bits_of(rows, count // SAMPLE)[1] is None:
         return None
-    bits, share = bits_of(rows)
-    return None if share is None else (bits, share)
+    bits, density = bits_of(rows)
+    return None if density is None else (bits, density)
 
 
 def learns(*tensors: Tensor | None) -> bool:

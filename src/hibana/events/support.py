@@ -1,7 +1,7 @@
 """Where the gradient of a layer's input can matter, read from the graph that autograd has built.
 
 The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
-derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this room
+derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this module
 that pass spikes on carry a :class:`Support` of their own. A gradient may be left out elsewhere only if
 nobody else looks at it. Anything that is not known here means everywhere, which is always right. A hook put
 on a node itself (``Node.register_prehook``), not on a tensor, is not seen.

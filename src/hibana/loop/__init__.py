@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hibana.cells import Cell
-from hibana.loop import ambient, backends, compiled, reference
+from hibana.loop import ambient, autograd, backends, programs, reference
 from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.explain import explain
-from hibana.loop.graph.trace import cell_tensors
-from hibana.loop.graph.words import SlowPathWarning, Unsupported, said_once
+from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.trace import tensors_of
+from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
 
 __all__ = [
@@ -116,9 +117,9 @@ def emitted(
     """
     if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
-        way = compiled.known(cell, _call(backend, inputs, ends))
-        if way is not None and inputs.is_contiguous() and not inputs.is_neg():
-            return compiled.go(way, inputs, ())
+        spec = programs.known(cell, _call(backend, inputs, ends))
+        if spec is not None and inputs.is_contiguous() and not inputs.is_neg():
+            return autograd.go(spec, inputs, ())
     _check_inputs(cell, inputs)
     if not _is_traced(inputs):
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
@@ -175,15 +176,15 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
             said_once(type(cell).__name__, reason)
         return None
     try:
-        made = compiled.program(cell, chosen, inputs.shape[1:], dtype)
+        made = programs.program(cell, chosen, inputs.shape[1:], dtype)
     except Unsupported as refused:
         if named:
             raise
         said_once(type(cell).__name__, str(refused))
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
-        compiled.remember(cell, _call(backend, inputs, ends), compiled.from_rest(made, inputs, ends))
-    run: _Runner = partial(compiled.run, made, cell, ends)
+        programs.remember(cell, _call(backend, inputs, ends), autograd.from_rest(made, inputs, ends))
+    run: _Runner = partial(autograd.run, made, cell, ends)
     return (
         run
         if made.kernels.takes_half or inputs.dtype == dtype
@@ -201,13 +202,13 @@ def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:
     """All that a run of one cell from rest depends on but the numbers in `inputs`."""
     return (
         *(backend, inputs.shape, inputs.dtype, inputs.device, ends),
-        *(compiled.wants_gradient(inputs), torch.get_num_threads()),
+        *(autograd.wants_gradient(inputs), torch.get_num_threads()),
     )
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:
     """Which device a tensor of `cell` is on, if it is not that of `inputs`."""
-    for name, tensor in cell_tensors(cell).items():
+    for name, tensor in tensors_of(cell).items():
         if tensor.device != inputs.device:
             return f"{name} of {type(cell).__name__} is on {tensor.device}, inputs on {inputs.device}"
     return ""

@@ -54,17 +54,17 @@ def without(step: Step, given: Given) -> _Left:
     for value in reachable(gradients(step)):
         args = [left[argument] for argument in value.args]
         there = [argument for argument in args if argument is not None]
-        if value.word == "gradient":
+        if value.op == "gradient":
             left[value] = value if value.data in given else None
         elif len(there) == len(args):
             same = all(a is b for a, b in zip(args, value.args, strict=True))
-            left[value] = value if same else Value(value.word, tuple(there), value.data, value.scalar)
-        elif value.word == "add":
+            left[value] = value if same else Value(value.op, tuple(there), value.data, value.scalar)
+        elif value.op == "add":
             left[value] = there[0] if there else None
-        elif value.word == "sub":
+        elif value.op == "sub":
             left[value] = None if args[0] is args[1] else args[0] or Value("neg", tuple(there))
         elif _has_gradient(there):  # of a function of several results, which gets zeros for those not used
-            left[value] = Value(value.word, tuple(a or zero for a in args), value.data, value.scalar)
+            left[value] = Value(value.op, tuple(a or zero for a in args), value.data, value.scalar)
         else:
             left[value] = None
     sums = tuple(left[value] for value in step.grad_sums)
@@ -75,7 +75,7 @@ def without(step: Step, given: Given) -> _Left:
 
 
 def _has_gradient(values: Sequence[Value]) -> bool:
-    return any(value.word == "gradient" for value in reachable(values))
+    return any(value.op == "gradient" for value in reachable(values))
 
 
 @dataclass(frozen=True)
@@ -96,17 +96,19 @@ class Absences:
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
+        residuals: Sequence[Tensor],
         grad_outputs: Tensor | None,
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
     ) -> Found:
-        """The gradients of a run: as :meth:`hibana.loop.compiled.Kernels.backward`, but for what is absent.
+        """The gradients of a run: as :meth:`hibana.loop.backend.Kernels.backward`, but for what is absent.
 
         `last_grads` has the emitted state as its last; `plan` keeps what :attr:`kernels` keeps.
         """
         grads = [*last_grads, *[None] * (len(self.step.states) - len(last_grads))]
-        run = _Run(self.step, plan, shape, inputs, first, parameters, kept, grad_outputs, self.kernels.dtype)
+        run = _Run(
+            self.step, plan, shape, inputs, first, parameters, residuals, grad_outputs, self.kernels.dtype
+        )
         sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
         last: list[Tensor | None] = []
         """Gradients of the input at the steps that PyTorch computes, the last step first."""
@@ -152,12 +154,14 @@ class Absences:
         count = len(self.step.grad_sums)
         return [value if i in there or i >= count else None for i, value in enumerate(sums)]
 
-    def epilogue(self, held: Sequence[Tensor], sums: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    def epilogue(
+        self, cell_tensors: Sequence[Tensor], sums: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
         """The gradients of the cell's tensors, of sums that may be absent."""
         if all(value is not None for value in sums):
-            return self.step.epilogue(*held, *sums)
+            return self.step.epilogue(*cell_tensors, *sums)
         assert isinstance(self.step.epilogue, Part)
-        return _of_what_is_there(self.step.epilogue, [*held, *sums])
+        return _of_what_is_there(self.step.epilogue, [*cell_tensors, *sums])
 
     def _without(self, given: Given) -> _Left:
         if given not in self._left:
@@ -184,7 +188,7 @@ class Absences:
             None if run.inputs is None else run.inputs[:steps],
             run.first,
             run.parameters,
-            [value[:steps] for value in run.kept],
+            [value[:steps] for value in run.residuals],
             run.arriving(steps, grads[-1]),
             grads[:-1],
             wants_input,
@@ -210,7 +214,7 @@ class _Run:
     inputs: Tensor | None
     first: Sequence[Tensor | None]
     parameters: Sequence[Tensor]
-    kept: Sequence[Tensor]
+    residuals: Sequence[Tensor]
     grad_outputs: Tensor | None
     dtype: torch.dtype
 
@@ -247,9 +251,9 @@ class _Run:
         previous = dict(zip(self.plan.before, states, strict=True))
 
         def leaf(value: Value) -> Tensor:
-            if value.word not in ("previous", "gradient"):
+            if value.op not in ("previous", "gradient"):
                 return self._leaf(value)
-            found = (previous if value.word == "previous" else grads)[int(value.data)]
+            found = (previous if value.op == "previous" else grads)[int(value.data)]
             assert isinstance(found, Tensor)
             return found
 
@@ -278,23 +282,23 @@ class _Run:
 
     def _at(self, t: int) -> dict[Value, Tensor]:
         """What is at hand of step `t`."""
-        known = dict(zip(self.plan.kept_values, (value[t] for value in self.kept), strict=True))
+        known = dict(zip(self.plan.stored, (value[t] for value in self.residuals), strict=True))
         one = self.shape[1:]
         for value, found in known.items():
             known[value] = unpacked(found, one) if value.boolean else found
-        for value in self.plan.kept:
-            if value.word == "input":
+        for value in self.plan.residuals:
+            if value.op == "input":
                 assert self.inputs is not None
                 known[value] = self.inputs[t].to(self.dtype)
         return known
 
     def _leaf(self, value: Value) -> Tensor:
         """A leaf that is the same at every step."""
-        device = _like([*self.kept, self.grad_outputs, *self.parameters]).device
-        if value.word == "parameter":
+        device = _like([*self.residuals, self.grad_outputs, *self.parameters]).device
+        if value.op == "parameter":
             found = self.parameters[int(value.data)]
             return found.reshape(()) if found.numel() == 1 else found
-        number = self.step.constants[int(value.data)] if value.word == "constant" else value.data
+        number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
         return torch.tensor(float(number), dtype=self.dtype, device=device)
 
 

@@ -20,8 +20,8 @@ from hibana.loop.graph.trace import Step
 __all__ = ["Backend", "Kernels", "Launch", "kernels_of", "names", "of_device", "refusal", "register"]
 
 Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
-"""A run from rest: inputs and the way it is run, which its node carries, to the outputs and the last states
-but the emitted one, if they are wanted."""
+"""A run from rest: inputs and the run's specification, which its node carries, to the outputs and the last
+states but the emitted one, if they are wanted."""
 
 
 class Kernels(ABC):
@@ -35,8 +35,8 @@ class Kernels(ABC):
     """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: Step
     plan: Plan
-    replayed: Plan | None = None
-    """The plan for sequences so long that the backward runs them forward again, if there is one."""
+    recomputing: Plan | None = None
+    """The plan for sequences so long that the backward recomputes them, in tiles; None if there is none."""
     dtype: torch.dtype
 
     @abstractmethod
@@ -62,12 +62,12 @@ class Kernels(ABC):
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
 
         Single steps of `inputs` are contiguous. `first` are the states begun with, None for zeros. If
-        `apart`, what is emitted may begin later than its memory does.
+        `may_offset`, what is emitted may begin later than its memory does.
         """
 
     @abstractmethod
@@ -78,22 +78,22 @@ class Kernels(ABC):
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
+        residuals: Sequence[Tensor],
         grad_outputs: Tensor | None,
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
         wants_first: bool,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
-        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
-        its memory does.
+        With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
+        than its memory does.
         """
 
     @abstractmethod
-    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps: bits ``[T, ceil(N/8)]``, or numbers."""
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """The backends of the package: each is loaded when a step is first compiled for it."""
 
 from hibana.loop.backend import Backend, Kernels, register
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 
 def _of_cpu(products: bool) -> type[Kernels]:

@@ -26,14 +26,14 @@ def in_torch(
         args = [made[argument] for argument in value.args]
         if not args:
             made[value] = leaf(value)
-        elif value.word == "to_float":
+        elif value.op == "to_float":
             made[value] = args[0].to(dtype)
-        elif value.word == "to_bool":
+        elif value.op == "to_bool":
             made[value] = args[0] != 0
         else:
-            made[value] = getattr(torch, _CALLED.get(value.word, value.word))(*args)
+            made[value] = getattr(torch, _CALLED.get(value.op, value.op))(*args)
     return [made[root] for root in roots]
 
 
-_CALLED = {word: f"logical_{word}" for word in ("and", "or", "xor", "not")} | {"root": "sqrt"}
-"""Words that PyTorch calls otherwise."""
+_CALLED = {op: f"logical_{op}" for op in ("and", "or", "xor", "not")} | {"root": "sqrt"}
+"""Operations that PyTorch calls otherwise."""

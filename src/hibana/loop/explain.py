@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from hibana.cells import Cell
-from hibana.loop import compiled
+from hibana.loop import programs
 from hibana.loop.backend import refusal
 from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan, cost_in_bits
-from hibana.loop.graph.trace import Step, Value, cell_tensors
+from hibana.loop.graph.trace import Step, Value, tensors_of
 from hibana.loop.reference import carried
 
 __all__ = ["explain", "explain_cell"]
@@ -93,7 +93,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
         return f"{unserved}{reason}\n"
     try:
-        made = compiled.program(cell, backend, torch.Size(shape), dtype)
+        made = programs.program(cell, backend, torch.Size(shape), dtype)
     except Unsupported as refused:
         return f"{unserved}{refused}\n"
     step, plan = made.step, made.plan
@@ -109,11 +109,11 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
         f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
         *(
             f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
-            for v in plan.kept
+            for v in plan.residuals
         ),
         *(
-            ["long       of sequences of 4 MB and more the input instead: the backward runs forward again"]
-            if made.kernels.replayed
+            ["long       of sequences of 4 MB and more the input instead: the backward recomputes, in tiles"]
+            if made.kernels.recomputing
             else []
         ),
         f"gradient   {_support(step, plan)}",
@@ -134,7 +134,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
 
 def _fitting(cell: Cell) -> tuple[int, ...]:
     """The shape of a step that the tensors of `cell` go with, as far as they tell."""
-    sizes = [tensor.shape for tensor in cell_tensors(cell).values() if tensor.numel() > 1]
+    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
     if not sizes:
         return (8,)
     try:
@@ -175,13 +175,13 @@ def _kept(step: Step, value: Value) -> str:
         name = name.removesuffix("_state")  # as the cell calls it
         if value is next_:
             return f"{name} after the step"
-        if next_.word == "to_float" and value is next_.args[0]:
+        if next_.op == "to_float" and value is next_.args[0]:
             return f"whether {name} is 1"
-    if value.word == "input":
+    if value.op == "input":
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), (), None, None))
     lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
-    text = results["kept0"]
+    text = results["residual0"]
     for line in reversed(lines):  # what has a name of its own is written out, but for the next states
         name, _, said = line.partition(" = ")
         if name.removesuffix("_new") not in step.states:

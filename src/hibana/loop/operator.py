@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.loop.backend import kernels_of, refusal
-from hibana.loop.compiled import Program, program, program_of, walkable
 from hibana.loop.graph import serial
 from hibana.loop.graph.fingerprint import NOT_HYPER
-from hibana.loop.graph.trace import cell_tensors
-from hibana.loop.graph.words import Unsupported, said_once
+from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.trace import tensors_of
+from hibana.loop.programs import Program, program, program_of
+from hibana.loop.slow import said_once
+from hibana.loop.strides import steps_contiguous
 
 __all__ = ["serving"]
 
@@ -82,7 +84,7 @@ def _is_for_onnx() -> bool:
 def _any_size(cell: Cell, ndim: int) -> torch.Size:
     """Some shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
     sizes = [2] * ndim
-    for tensor in cell_tensors(cell).values():
+    for tensor in tensors_of(cell).values():
         for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
             sizes[dimension] = max(sizes[dimension], size)
     return torch.Size(sizes)
@@ -153,11 +155,11 @@ def _collect(value: Any, path: _Path, found: list[tuple[_Path, float]], seen: se
 def _unroll(
     cell: Cell, text: str, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """`cell` over `inputs` through the operator; as :func:`hibana.loop.compiled.run`."""
+    """`cell` over `inputs` through the operator; as :func:`hibana.loop.autograd.run`."""
     first = [] if state is None else list(state)
-    held = list(cell_tensors(cell).values())
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *held))
-    outputs, *rest = torch.ops.hibana.unroll(inputs, first, held, text, backend, keep)
+    cell_tensors = list(tensors_of(cell).values())
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep)
     return outputs, rest[: len(cell.states) - 1]
 
 
@@ -191,43 +193,53 @@ def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 def _stepwise(tensor: Tensor) -> Tensor:
-    return tensor if walkable(tensor) else tensor.contiguous()
+    return tensor if steps_contiguous(tensor) else tensor.contiguous()
 
 
-_APART = False
+_MAY_OFFSET = False
 """A graph expects of every tensor that it begins where its memory does."""
 
 
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
-    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], step: str, backend: str, keep: bool
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    step: str,
+    backend: str,
+    keep: bool,
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
-    parameters = made.parameters(held, inputs)
+    parameters = made.parameters(cell_tensors, inputs)
     begun = _begun(made, first)
-    outputs, last, kept = made.kernels.forward(
-        _stepwise(inputs), begun, parameters, made.plan if keep else None, apart=_APART
+    outputs, last, residuals = made.kernels.forward(
+        _stepwise(inputs), begun, parameters, made.plan if keep else None, may_offset=_MAY_OFFSET
     )
-    return [outputs, *last, *kept]
+    return [outputs, *last, *residuals]
 
 
 @_forward.register_fake
 def _(
-    inputs: Tensor, first: Sequence[Tensor], held: Sequence[Tensor], step: str, backend: str, keep: bool
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    step: str,
+    backend: str,
+    keep: bool,
 ) -> list[Tensor]:
     made = _program(step, backend, inputs)
     steps, *one = inputs.shape
-    kept = made.kernels.kept_shapes(steps, one) if keep else []
+    residuals = made.kernels.residual_shapes(steps, one) if keep else []
     last = [inputs.new_empty(one) for _ in made.step.states[1:]]
-    return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in kept)]
+    return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in residuals)]
 
 
 @torch.library.custom_op("hibana::unroll_backward", mutates_args=())
 def _backward(
     inputs: Tensor,
     first: Sequence[Tensor],
-    held: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    residuals: Sequence[Tensor],
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
     step: str,
@@ -235,7 +247,7 @@ def _backward(
     learned: Sequence[bool],
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
-    parameters = made.parameters(held, inputs)
+    parameters = made.parameters(cell_tensors, inputs)
     begun = _begun(made, first)
     grad_input, first_grads, sums = made.kernels.backward(
         made.plan,
@@ -243,30 +255,30 @@ def _backward(
         _stepwise(inputs),
         begun,
         parameters,
-        kept,
+        residuals,
         _stepwise(grad_outputs),
         [g.contiguous() for g in last_grads],
         True,
         False,
         True,
-        _APART,
+        _MAY_OFFSET,
     )
     assert grad_input is not None
-    grads = made.step.epilogue(*held, *sums) if any(learned) else [None] * len(held)
-    to_held = [
+    grads = made.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
+    to_cell_tensors = [
         g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
-        for g, t, wanted in zip(grads, held, learned, strict=True)
+        for g, t, wanted in zip(grads, cell_tensors, learned, strict=True)
         if wanted
     ]
-    return [grad_input, *(g for g in first_grads if g is not None), *to_held]
+    return [grad_input, *(g for g in first_grads if g is not None), *to_cell_tensors]
 
 
 @_backward.register_fake
 def _(
     inputs: Tensor,
     first: Sequence[Tensor],
-    held: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    residuals: Sequence[Tensor],
     grad_outputs: Tensor,
     last_grads: Sequence[Tensor],
     step: str,
@@ -275,12 +287,16 @@ def _(
 ) -> list[Tensor]:
     steps, *one = inputs.shape
     states = len(_program(step, backend, inputs).step.states)
-    to_held = [torch.empty_like(t) for t, wanted in zip(held, learned, strict=True) if wanted]
-    return [inputs.new_empty((steps, *one)), *(inputs.new_empty(one) for _ in range(states)), *to_held]
+    to_cell_tensors = [torch.empty_like(t) for t, wanted in zip(cell_tensors, learned, strict=True) if wanted]
+    return [
+        inputs.new_empty((steps, *one)),
+        *(inputs.new_empty(one) for _ in range(states)),
+        *to_cell_tensors,
+    ]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sequence, first, held, step, backend, keep = inputs
+    sequence, first, cell_tensors, step, backend, keep = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
@@ -288,10 +304,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     made = _program(step, backend, sequence)
     states = len(made.step.states)
     reads_input = made.plan.reads_input
-    ctx.step, ctx.backend, ctx.states, ctx.counts = step, backend, states, (len(first), len(held))
-    ctx.shape, ctx.reads_input, ctx.learned = sequence.shape, reads_input, [t.requires_grad for t in held]
+    ctx.step, ctx.backend, ctx.states, ctx.counts = step, backend, states, (len(first), len(cell_tensors))
+    ctx.shape, ctx.reads_input = sequence.shape, reads_input
+    ctx.learned = [t.requires_grad for t in cell_tensors]
     saved = output[states:]
-    ctx.save_for_backward(*([sequence] if reads_input else []), *first, *held, *saved)
+    ctx.save_for_backward(*([sequence] if reads_input else []), *first, *cell_tensors, *saved)
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -300,17 +317,17 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     one = ctx.shape[1:]
     given = [g for g in grads if g is not None]
     inputs = saved.pop(0) if ctx.reads_input else given[0].new_empty(()).expand(ctx.shape)
-    first, held, kept = saved[:begun], saved[begun : begun + count], saved[begun + count :]
+    first, cell_tensors, residuals = saved[:begun], saved[begun : begun + count], saved[begun + count :]
     outputs, *last = grads[: ctx.states]
     if outputs is None:
         outputs = inputs.new_zeros(()).expand(ctx.shape)
     last = [inputs.new_zeros(one) if g is None else g for g in last]
     grad_input, *rest = torch.ops.hibana.unroll_backward(
-        inputs, first, held, kept, outputs, last, ctx.step, ctx.backend, ctx.learned
+        inputs, first, cell_tensors, residuals, outputs, last, ctx.step, ctx.backend, ctx.learned
     )
     to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
-    to_held = [next(to_learned) if wanted else None for wanted in ctx.learned]
-    return grad_input, to_first, to_held, None, None, None
+    to_cell_tensors = [next(to_learned) if wanted else None for wanted in ctx.learned]
+    return grad_input, to_first, to_cell_tensors, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

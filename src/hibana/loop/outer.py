@@ -16,37 +16,37 @@ from hibana.loop.graph.synapses import Operand
 __all__ = ["over_time"]
 
 
-def over_time(operand: Operand, held: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
+def over_time(operand: Operand, residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
     """``left^T right`` of the pair that `operand` is of, over samples and time.
 
     Args:
         operand: which side it is, and whether it is what was kept a step earlier.
-        held: what was kept, ``[T, ...]``: numbers, or bytes of bits of each sample.
+        residual: what was kept, ``[T, ...]``: numbers, or bytes of bits of each sample.
         begun: what was multiplied at the first step, if that was a state that the run began with.
         gradient: what arrived, ``[T, ..., N]``.
     """
     steps, neurons = gradient.shape[0], gradient.shape[-1]
     arriving = gradient.view(steps, -1, neurons)
-    held = held.reshape(steps, arriving.shape[1], -1)
+    residual = residual.reshape(steps, arriving.shape[1], -1)
     if operand.state is None:
-        found = _product(arriving, held, operand.kept.boolean)
+        found = _product(arriving, residual, operand.residual.boolean)
     else:
-        found = _product(arriving[1:], held[:-1], operand.kept.boolean)
+        found = _product(arriving[1:], residual[:-1], operand.residual.boolean)
     if begun is not None:
         found = found + arriving[0].T @ begun.reshape(-1, neurons)
     return found.T if operand.turned else found
 
 
-def _product(gradient: Tensor, held: Tensor, is_bits: bool) -> Tensor:
+def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     neurons = gradient.shape[-1]
     rows = gradient.flatten(0, 1)
-    held = held.flatten(0, 1)
+    residual = residual.flatten(0, 1)
     if not is_bits:
-        return rows.T @ held
+        return rows.T @ residual
     if rows.dtype == torch.float32 and rows.shape[0]:
-        words = pad(held, (0, -held.shape[1] % 8)).view(torch.int64)
+        words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
         return by_bits(rows, words)
-    return rows.T @ _numbers(held, neurons, rows.dtype)
+    return rows.T @ _numbers(residual, neurons, rows.dtype)
 
 
 def _numbers(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -45,6 +45,6 @@ def structure(step: Step) -> tuple[Any, ...]:
     def places(of: Iterable[Value | None]) -> tuple[int | None, ...]:
         return tuple(None if value is None else place[value] for value in of)
 
-    said = tuple((v.word, places(v.args), type(v.data), v.data, v.scalar) for v in values)
+    said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
     counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
     return step.states, said, places(step.nexts), places(gradients), counts

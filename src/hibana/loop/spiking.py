@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from hibana.cells import Cell
 from hibana.loop.graph.fingerprint import fingerprint
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["emits_spikes"]
 

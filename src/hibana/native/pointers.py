@@ -46,9 +46,9 @@ class Pointer:
         return Value(self.writer, type_, self._let(call))
 
     def store(
-        self, value: Operand, there: Value | None = None, align: int = 0, *, streamed: bool = False
+        self, value: Operand, there: Value | None = None, align: int = 0, *, nontemporal: bool = False
     ) -> None:
-        """Writes one element, or a vector of them where it is `there`; past the caches if `streamed`."""
+        """Writes one element, or a vector of them where it is `there`, past the caches if `nontemporal`."""
         if not isinstance(value, Value):
             value = constant(self.writer, self.element, value)
         align = align or self.element.size
@@ -56,7 +56,7 @@ class Pointer:
             name = f"@llvm.masked.store.{value.type.mangled}.p0"
             self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {there})")
             return
-        hint = ", !nontemporal !0" if streamed else ""
+        hint = ", !nontemporal !0" if nontemporal else ""
         self.writer.do(f"store {value}, ptr {self.text}, align {align}{hint}")
 
     def clear(self, count: Operand) -> None:

@@ -1,6 +1,6 @@
 """To and from NIR, the field's exchange format: :func:`write` a network, :func:`read` a graph.
 
-This room maps layers to nodes and back; what a neuron computes is decided in ``cells`` and never
+This module maps layers to nodes and back; what a neuron computes is decided in ``cells`` and never
 restated here. ``docs/exchange.md`` says how each node is understood. Needs the extra ``nir``.
 """
 

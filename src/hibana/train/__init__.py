@@ -2,7 +2,7 @@
 
 Nothing here draws, prints or knows the command line.
 
-Importing this room needs Lightning (``pip install hibana[train]``).
+Importing this module needs Lightning (``pip install hibana[train]``).
 """
 
 from hibana.train.classifier import Classifier, activity

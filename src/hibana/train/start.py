@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hibana import layers
 from hibana.loop import emits_spikes
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["scale_to_rate", "spiking_layers"]
 

@@ -75,16 +75,16 @@ GRAIN = 4
 """Rows of pixels that are not worth a thread of their own."""
 
 
-def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def forward(bits: Tensor, density: float, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    return _under_windows(_windows(bits, geometry), share, weight, bias, geometry)
+    return _under_windows(_windows(bits, geometry), density, weight, bias, geometry)
 
 
 def _under_windows(
-    windows: Tensor, share: float, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    windows: Tensor, density: float, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-    out, _ = product.forward(windows, share, flat, bias)
+    out, _ = product.forward(windows, density, flat, bias)
     return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -105,9 +105,9 @@ def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geo
 
 
 KEPT = 0.5
-"""Bits under windows are kept for the backward up to this share of the spikes' own bytes, else made again."""
+"""Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
 FEW = 0.5
-"""Up to this share of values other than zero, going through a gradient by value beats the dense product."""
+"""Up to this density a gradient that is gone through value by value beats the dense product."""
 DOTS = 1.9
 """How much longer a weight takes in a product computed where the support is than in a sum of few values."""
 DEEP = 8
@@ -132,15 +132,15 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
 def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bool:
     """Whether the gradient `rows` has so few values that going through them is the least work."""
     values = _sampled(rows)
-    share = float(values.count_nonzero()) / max(1, values.numel())
-    if share > FEW or geometry.output[1] * rows.shape[1] >= 1 << 23:  # offsets have 31 bits
+    density = float(values.count_nonzero()) / max(1, values.numel())
+    if density > FEW or geometry.output[1] * rows.shape[1] >= 1 << 23:  # offsets have 31 bits
         return False
     if used is None:
         return True
     channels, outputs = geometry.channels, rows.shape[1]
     wanted = _sampled(used).view(torch.uint8)
     there = float(_ONES[wanted.int()].sum()) / max(1, len(wanted) * geometry.image[1])
-    return share * outputs * _lanes(channels) < DOTS * there * _lanes(outputs)
+    return density * outputs * _lanes(channels) < DOTS * there * _lanes(outputs)
 
 
 def _sampled(rows: Tensor) -> Tensor:
@@ -169,16 +169,16 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         leaf: Tensor | None,
         bits: Tensor,
-        share: float,
+        density: float,
         support: Support | None,
         geometry: Geometry,
     ) -> Tensor:
-        ctx.share, ctx.below, ctx.geometry, ctx.shape = share, support, geometry, images.shape
+        ctx.density, ctx.below, ctx.geometry, ctx.shape = density, support, geometry, images.shape
         windows = _windows(bits, geometry)
         kept = windows if windows.nbytes <= KEPT * images.nbytes else None
         ctx.save_for_backward(bits, weight, kept)
         # not as a view, which would have a node more
-        return _under_windows(windows, share, weight, bias, geometry).detach()
+        return _under_windows(windows, density, weight, bias, geometry).detach()
 
     @staticmethod
     @dense_for_more
@@ -190,7 +190,7 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             length = geometry.channels * geometry.image[1]
             used = (
-                product.used_bits(ctx.below, bits, length, ctx.share) if geometry.stride == (1, 1) else None
+                product.used_bits(ctx.below, bits, length, ctx.density) if geometry.stride == (1, 1) else None
             )
             if geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry):
                 to_images = _input_gradient_of_few(weight, rows, geometry)
@@ -203,7 +203,9 @@ class _Convolution(torch.autograd.Function):
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
             if windows is None:
                 windows = _windows(bits, geometry)
-            flat, to_bias = product.weight_gradient(windows, ctx.share, rows, inputs, ctx.needs_input_grad[2])
+            flat, to_bias = product.weight_gradient(
+                windows, ctx.density, rows, inputs, ctx.needs_input_grad[2]
+            )
             to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
         elif ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
@@ -215,12 +217,12 @@ def convolution(
     weight: Tensor,
     bias: Tensor | None,
     bits: Tensor,
-    share: float,
+    density: float,
     support: Support | None,
     geometry: Geometry,
 ) -> Tensor:
     """The convolution of images of 0 and 1 whose bits are known, ``[N, outputs, height, width]``."""
     leaf = probe() if support is not None else None
     apply: Any = _Convolution.apply  # torch leaves it without types
-    out: Tensor = apply(images, weight, bias, leaf, bits, share, support, geometry)
+    out: Tensor = apply(images, weight, bias, leaf, bits, density, support, geometry)
     return out

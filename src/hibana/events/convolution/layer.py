@@ -61,12 +61,12 @@ class Conv2d(BySpikes, nn.Conv2d):
         found = known_bits(below, length, in_order) or binary_bits(autograd.rows_of(input.detach()))
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
-        bits, share = found
-        self._reason = product.explained(share, len(weight))
+        bits, density = found
+        self._reason = product.explained(density, len(weight))
         if not learns(input, weight, bias):
-            return autograd.forward(bits, share, weight.detach(), bias, geometry)
+            return autograd.forward(bits, density, weight.detach(), bias, geometry)
         support = usable(below, length, in_order)
-        return autograd.convolution(input, weight, bias, bits, share, support, geometry)
+        return autograd.convolution(input, weight, bias, bits, density, support, geometry)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided

@@ -32,7 +32,7 @@ LANES = 16
 def compresses() -> bool:
     """Whether one instruction of this CPU puts chosen elements of a vector together.
 
-    With it, listing spikes costs little, and adding them one by one pays up to a higher share of them.
+    With it, listing spikes costs little, and adding them one by one pays up to a higher density of them.
     """
     import llvmlite.binding as llvm
 

@@ -74,11 +74,11 @@ class Linear(BySpikes, nn.Linear):
         found = known_bits(below, inputs, in_order) or binary_bits(rows.detach())
         if found is None:
             return self._densely(input, "the input is not all 0 and 1")
-        bits, share = found
-        self._reason = product.explained(share, outputs)
+        bits, density = found
+        self._reason = product.explained(density, outputs)
         if learns(rows, weight, bias):
             support = usable(below, inputs, in_order)
-            out = product.linear(rows, weight, bias, bits, share, support)
+            out = product.linear(rows, weight, bias, bits, density, support)
         else:
-            out = product.forward(bits, share, weight.detach(), bias)[0]
+            out = product.forward(bits, density, weight.detach(), bias)[0]
         return out.view(*input.shape[:-1], outputs)

@@ -14,11 +14,11 @@ from hibana.events.support import Support, probe
 __all__ = ["explained", "forward", "linear", "over_bits", "packed", "used_bits", "weight_gradient"]
 
 NEAR_FROM = 0.08
-"""From this share on, few weights at a time are kept near."""
+"""From this density on, few weights at a time are kept near."""
 NEAR_WORDS = 192
 """How many words of inputs have their weights near then, times the floats in a row of them."""
 GRADIENT_EVERYWHERE_FROM = 0.3
-"""Above this share of the support, the dense product gives the input's gradient sooner."""
+"""Above this density of the support, the dense product gives the input's gradient sooner."""
 GRAIN = 32
 PARTS = 8
 """Parts of the rows that a weights' gradient of few sums is computed in, whatever the number of threads."""
@@ -29,7 +29,7 @@ FEW_SUMS = 64
 
 
 def crossover(outputs: int) -> float:
-    """The share of spikes above which sums of four rows of weights are looked up instead of each being added.
+    """The density above which sums of four rows of weights are looked up instead of each being added.
 
     A model: adding a spike costs one listing and, for each panel of outputs, one row of it; looking up costs
     the panels alone. Its constants are from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4,
@@ -39,11 +39,11 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(share: float, outputs: int) -> str:
+def explained(density: float, outputs: int) -> str:
     """What is done with so many spikes, and from where on something else would be."""
     limit = crossover(outputs)
-    how = "looked up in fours, as above" if share > limit else "added one by one, as up to"
-    return f"events: {share:.0%} of the input spiked; {how} {limit:.0%}"
+    how = "looked up in fours, as above" if density > limit else "added one by one, as up to"
+    return f"events: {density:.0%} of the input spiked; {how} {limit:.0%}"
 
 
 def _gradient_crossover() -> float:
@@ -66,17 +66,17 @@ def packed(weight: Tensor, row: Row) -> Tensor:
     return table
 
 
-def forward(bits: Tensor, share: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward(bits: Tensor, density: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """``[rows, outputs]``, and the packed weights."""
     outputs, inputs = weight.shape
     row = panel(outputs)
     table = packed(weight, row)
     out = torch.empty(bits.shape[0], outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
-    if share > crossover(outputs):
+    if density > crossover(outputs):
         kernels.forward_tables(out.shape[0], GRAIN, **given, row=row)
     else:
-        tile = min(bits.shape[1], NEAR_WORDS // row.floats if share > NEAR_FROM else 1024)
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else 1024)
         kernels.forward_lists(out.shape[0], GRAIN, **given, tile=tile, row=row)
     return out, table
 
@@ -90,7 +90,7 @@ def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> T
 
 
 def weight_gradient(
-    bits: Tensor, share: float, grad: Tensor, inputs: int, bias: bool
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
     rows, outputs = grad.shape
@@ -110,7 +110,7 @@ def weight_gradient(
         total=rows,
         inputs=inputs,
         outputs=outputs,
-        by_table=share > _gradient_crossover(),
+        by_table=density > _gradient_crossover(),
         parts_across=across,
         parts_down=down,
         per_part=_up(rows, parts),
@@ -138,11 +138,11 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         leaf: Tensor | None,
         bits: Tensor,
-        share: float,
+        density: float,
         support: Support | None,
     ) -> Tensor:
-        out, table = forward(bits, share, weight, bias)
-        ctx.share, ctx.below, ctx.table = share, support, table if support is not None else None
+        out, table = forward(bits, density, weight, bias)
+        ctx.density, ctx.below, ctx.table = density, support, table if support is not None else None
         ctx.save_for_backward(bits, weight)
         return out
 
@@ -158,7 +158,7 @@ class _Linear(torch.autograd.Function):
             if to_rows is None:
                 to_rows = grad @ weight
         if ctx.needs_input_grad[1]:
-            to_weight, to_bias = weight_gradient(bits, ctx.share, grad, inputs, ctx.needs_input_grad[2])
+            to_weight, to_bias = weight_gradient(bits, ctx.density, grad, inputs, ctx.needs_input_grad[2])
         elif ctx.needs_input_grad[2]:
             to_bias = grad.sum(0)
         return to_rows, to_weight, to_bias, None, None, None, None
@@ -166,24 +166,24 @@ class _Linear(torch.autograd.Function):
 
 def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
-    used = used_bits(ctx.below, bits, inputs, ctx.share)
+    used = used_bits(ctx.below, bits, inputs, ctx.density)
     return None if used is None else _input_gradient(used, ctx.table, grad, inputs)
 
 
-def used_bits(support: Support | None, bits: Tensor, length: int, share: float) -> Tensor | None:
+def used_bits(support: Support | None, bits: Tensor, length: int, density: float) -> Tensor | None:
     """Rows of bits of where the input's gradient is wanted, None if everywhere; `bits` are the spikes."""
     if support is None or not support.unseen():
         return None
     if support.bits is not None:
         return support.rows(support.bits, length)
-    return bits if share <= GRADIENT_EVERYWHERE_FROM else None
+    return bits if density <= GRADIENT_EVERYWHERE_FROM else None
 
 
 def linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, share: float, support: Support | None
+    rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, density: float, support: Support | None
 ) -> Tensor:
     """``rows @ weight.T + bias`` for rows of 0 and 1 whose bits are known."""
     leaf = probe() if support is not None else None
     apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(rows, weight, bias, leaf, bits, share, support)
+    out: Tensor = apply(rows, weight, bias, leaf, bits, density, support)
     return out

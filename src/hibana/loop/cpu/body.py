@@ -1,4 +1,4 @@
-"""The words of a step as LLVM's instructions, and the few statements that a kernel is written with.
+"""The operations of a step as LLVM's instructions, and the few statements that a kernel is written with.
 
 LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
 value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
@@ -61,8 +61,8 @@ class _Block:
 
     def read(self, leaf: Value) -> str:
         name = str(leaf.data)
-        place = self.place(name, bits=leaf.word == "bits")
-        if leaf.word == "bits":
+        place = self.place(name, bits=leaf.op == "bits")
+        if leaf.op == "bits":
             bits = f"<{LANES // 8} x i8>"
             if self.masked:
                 call = (
@@ -89,7 +89,7 @@ class _Block:
             later = self.writer.row("", "i8", place, str(line))
             self.writer.do(f"call void @llvm.prefetch.p0(ptr {later}, i32 {int(to_write)}, i32 3, i32 1)")
 
-    def store(self, name: str, value: Value, said: str, *, past: bool) -> None:
+    def store(self, name: str, value: Value, said: str, *, nontemporal: bool) -> None:
         place = self.place(name, bits=value.boolean)
         if value.boolean:
             bits = f"<{LANES // 8} x i8>"
@@ -109,16 +109,16 @@ class _Block:
                 f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
                 f"ptr {place}, i32 {SIZE[self.real]}, {_MASK} {self.there})"
             )
-        elif past:
+        elif nontemporal:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {LINE}, !nontemporal !0")
         else:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {SIZE[self.real]}")
 
     def compute(self, value: Value, arguments: list[str], name: str) -> str:
-        word = value.word
-        if word == "number":
+        op = value.op
+        if op == "number":
             return f"splat ({self.real} {float(value.data)})"
-        *before, last = row_of(word, "llvm").llvm
+        *before, last = row_of(op, "llvm").llvm
         types = {"V": self.vector, "T": self.real, "M": _MASK, "K": self._kind()}
         for i, instruction in enumerate(before):
             types[f"t{i}"] = self.writer.let("", instruction.format(*arguments, **types))
@@ -144,7 +144,7 @@ def body(
     scalars: Mapping[str, str],
     at: str,
     masked: str = "",
-    past: frozenset[str] = frozenset(),
+    nontemporal: frozenset[str] = frozenset(),
     ahead: frozenset[str] = frozenset(),
 ) -> None:
     """The lines that compute `stores` for the block of neurons at index `at`.
@@ -156,7 +156,7 @@ def body(
         scalars: the vectors that stand for scalar leaves.
         at: the index of the block's first neuron; ``{at}.octet`` is that of its byte among the bits.
         masked: how many neurons the block has, if it is not a whole one.
-        past: the rows that are written past the caches; they lie on whole lines of a cache.
+        nontemporal: the rows that are written by non-temporal stores; they lie on whole lines of a cache.
         ahead: the rows that come from memory: what follows the block is asked for.
     """
     block = _Block(writer, real, at, masked)
@@ -168,10 +168,10 @@ def body(
 
     def computed(value: Value) -> str:
         for one in evaluated([value], text):
-            if one.word in ("row", "bits", "scalar"):
+            if one.op in ("row", "bits", "scalar"):
                 name = str(one.data)
                 if name not in read:
-                    if name in ahead and one.word == "row":
+                    if name in ahead and one.op == "row":
                         block.fetch(name, to_write=False)
                     read[name] = block.read(one)
                 text[one] = read[name]
@@ -183,17 +183,17 @@ def body(
     for name, value in stores.items():
         said = computed(value)
         if name not in rewritten:
-            if name in ahead - past and not value.boolean:
+            if name in ahead - nontemporal and not value.boolean:
                 block.fetch(name, to_write=True)
-            block.store(name, value, said, past=name in past)
+            block.store(name, value, said, nontemporal=name in nontemporal)
     for name, value in stores.items():
         if name in rewritten:
-            block.store(name, value, text[value], past=name in past)
+            block.store(name, value, text[value], nontemporal=name in nontemporal)
 
 
-def libm_row(word: str, real: str) -> str:
-    """A function that applies the C library's `word` to a row: what stands in for a vector function."""
-    function = f"@{row_of(word, 'libm').libm}{'f' if real == 'float' else ''}"
+def libm_row(op: str, real: str) -> str:
+    """A function that applies the C library's `op` to a row: what stands in for a vector function."""
+    function = f"@{row_of(op, 'libm').libm}{'f' if real == 'float' else ''}"
     writer = Writer()
     writer.let("n", "sext i32 %count to i64")
     with writer.loop("j", "0", "%n") as j:
@@ -203,5 +203,5 @@ def libm_row(word: str, real: str) -> str:
         result = writer.let("", f"call {real} {function}({real} {value})")
         writer.do(f"store {real} {result}, ptr {target}")
     writer.do("ret void")
-    head = f"define internal void @{word}_row(i32 %count, ptr %source, ptr %target, i64 %mode) {{"
+    head = f"define internal void @{op}_row(i32 %count, ptr %source, ptr %target, i64 %mode) {{"
     return "\n".join([f"declare {real} {function}({real})", "", head, *writer.lines, "}"])

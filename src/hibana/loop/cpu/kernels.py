@@ -18,10 +18,19 @@ from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.functions import library_function, own_function, sleef_function
 from hibana.loop.cpu.node import built
 from hibana.loop.cpu.rows import kernel_says
-from hibana.loop.cpu.source import ACCURATE, APART, PAGE, Source, backward_source, forward_source
-from hibana.loop.cpu.walk import ROOM_APART, Bound, Replay, Walk, has_room, replay, row_bytes, walk
+from hibana.loop.cpu.source import ACCURATE, OUTPUT_OFFSET, PAGE, Source, backward_source, forward_source
+from hibana.loop.cpu.walk import (
+    BUFFER_OFFSET,
+    Bound,
+    Recomputation,
+    Walk,
+    fits_tiles,
+    recompute,
+    row_bytes,
+    walk,
+)
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
-from hibana.loop.graph.plan import Plan, cost_in_bits, gradients, reachable, replayed
+from hibana.loop.graph.plan import Plan, cost_in_bits, gradients, reachable, recomputing
 from hibana.loop.graph.trace import Step
 from hibana.native import assemble
 from hibana.native.threads import libtorch
@@ -30,14 +39,15 @@ __all__ = ["CpuKernels", "vector_functions"]
 
 CPU = torch.device("cpu")
 
-STREAMED = 32 << 20
-"""Bytes from which on a sequence is written past the caches: the next to read it would not find it there."""
+NONTEMPORAL_FROM = 32 << 20
+"""Bytes from which on a sequence is written by non-temporal stores: no cache would hold it until
+somebody reads it."""
 
-REPLAYED = 4 << 20
-"""Bytes from which on a sequence is worth a second run forward: shorter ones stay in a core's own caches."""
+RECOMPUTED_FROM = 4 << 20
+"""Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
 
-FAR = 256 << 10
-"""Bytes from which on it matters where a tensor lies; a page more is little then."""
+ALIASING_FROM = 256 << 10
+"""Bytes from which on 4K aliasing matters; a page more is little then."""
 
 SHAPES = 256
 """Shapes of sequences that a step's kernels are kept ready for."""
@@ -63,7 +73,7 @@ class CpuKernels(Kernels):
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.step = step
         self.plan = plan
-        self.replayed = replayed(step, plan)
+        self.recomputing = recomputing(step, plan)
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
@@ -73,7 +83,7 @@ class CpuKernels(Kernels):
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
-        self._turns = lru_cache(SHAPES)(self._make_turns)
+        self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
         self._take(step)
 
     def alike(self, step: Step) -> Self:
@@ -99,15 +109,15 @@ class CpuKernels(Kernels):
         ).text
 
     def plan_for(self, shape: torch.Size) -> Plan:
-        """The plan for sequences of `shape`: long ones are run again for what would be numbers to keep."""
-        again = self.replayed
-        if again is None or shape.numel() * self.size < REPLAYED:
+        """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
+        longer = self.recomputing
+        if longer is None or shape.numel() * self.size < RECOMPUTED_FROM:
             return self.plan
-        return again if has_room(self._kept_bits(self.plan), shape[0]) else self.plan
+        return longer if fits_tiles(self._residual_bits(self.plan), shape[0]) else self.plan
 
-    def _kept_bits(self, plan: Plan) -> list[int]:
+    def _residual_bits(self, plan: Plan) -> list[int]:
         """What each sequence that `plan` keeps takes of a neuron and step."""
-        return [cost_in_bits(value, 8 * self.size) for value in plan.kept_values]
+        return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
 
     def forward(
         self,
@@ -116,27 +126,27 @@ class CpuKernels(Kernels):
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
 
-        If `apart`, what is emitted may begin later than its memory does: see :func:`beside`.
+        If `may_offset`, what is emitted may begin later than its memory does: see :func:`unaliased`.
         """
         shape, dtype = inputs.shape, self.dtype
-        outputs = beside(inputs, shape) if apart else torch.empty(shape, dtype=dtype, device=CPU)
+        outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
         place = outputs.data_ptr()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
-        kept = [
+        residuals = [
             torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
             for boolean in ready.booleans
         ]
         ready.walk.run(  # in the order of forward_source
             *(inputs.data_ptr(), inputs.stride(0), place),
-            *_addresses(*first, *(last or (None,) * (len(first) - 1)), *kept, *parameters),
+            *_addresses(*first, *(last or (None,) * (len(first) - 1)), *residuals, *parameters),
             self.constants_at,
         )
-        return outputs, last, kept
+        return outputs, last, residuals
 
     def backward(
         self,
@@ -145,18 +155,18 @@ class CpuKernels(Kernels):
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
+        residuals: Sequence[Tensor],
         grad_outputs: Tensor | None,
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
         wants_first: bool,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
-        With `constant`, the gradient of the input is summed over time. If `apart`, it may begin later than
-        its memory does.
+        With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
+        than its memory does.
         """
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
@@ -165,25 +175,27 @@ class CpuKernels(Kernels):
         if wants_input:
             wanted = one if constant else shape
             grad_input = (
-                beside(grad_outputs, wanted) if apart else torch.empty(wanted, dtype=dtype, device=CPU)
+                unaliased(grad_outputs, wanted)
+                if may_offset
+                else torch.empty(wanted, dtype=dtype, device=CPU)
             )
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
         sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
-        way = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
+        variant = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         before = (*read, grad_outputs.data_ptr(), grad_outputs.stride(0), place)
         states = (*first, *last_grads, *first_grads)
-        if plan.again is None:
+        if plan.recomputed is None:
             # in the order of backward_source
-            given = _addresses(*states, *kept, *sums, *parameters)
-            self._backward(*way).run(*before, *given, self.constants_at)
+            given = _addresses(*states, *residuals, *sums, *parameters)
+            self._backward(*variant).run(*before, *given, self.constants_at)
         else:
-            again = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
-            self._turns(plan.again, *way).run(
-                (again, [*_addresses(*parameters), self.constants_at]),
+            forward = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
+            self._recomputing(plan.recomputed, *variant).run(
+                (forward, [*_addresses(*parameters), self.constants_at]),
                 ((*before, *_addresses(*states)), [*_addresses(*sums, *parameters), self.constants_at]),
                 before[2],
             )
@@ -198,37 +210,37 @@ class CpuKernels(Kernels):
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
         node, constants = built(), self.constants_at
         forward = self._forward(shape, plan, True, threads)
-        backward, turns = None, None
+        backward, recomputation = None, None
         if plan is not None:
-            way = (shape, True, False, True, threads)
-            if plan.again is None:
-                backward = self._backward(*way).call(constants)
+            variant = (shape, True, False, True, threads)
+            if plan.recomputed is None:
+                backward = self._backward(*variant).call(constants)
             else:
-                backward, turns = self._turns(plan.again, *way).calls(constants)
+                backward, recomputation = self._recomputing(plan.recomputed, *variant).calls(constants)
         reads_input = plan is not None and plan.reads_input
         marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
         facts = (  # in the order of node.cpp
-            *(len(self.step.states), ends, plan is not None, reads_input, self._streams(*_sizes(shape))),
+            *(len(self.step.states), ends, plan is not None, reads_input, self._nontemporal(*_sizes(shape))),
             *(-1 if place is None else place for place in marks),
-            *(FAR, APART, ROOM_APART, PAGE, LINE),
+            *(ALIASING_FROM, OUTPUT_OFFSET, BUFFER_OFFSET, PAGE, LINE),
         )
         call = forward.walk.call(constants)
-        launch = node.launch(facts, forward.bits, forward.booleans, call, backward, turns)
+        launch = node.launch(facts, forward.bits, forward.booleans, call, backward, recomputation)
         return partial(node.run, launch)
 
-    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
         neurons = 1
         for size in one:
             neurons = neurons * size
         bits = ((steps, row_bytes(neurons)), torch.uint8)
         reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.kept_values]
+        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> "_Ready":
         steps, neurons = _sizes(shape)
-        bound = self._kernel("forward", plan, True, aligned and self._streams(steps, neurons))
-        booleans = tuple(value.boolean for value in plan.kept_values) if plan else ()
+        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
+        booleans = tuple(value.boolean for value in plan.stored) if plan else ()
         return _Ready(walk(bound, steps, neurons, threads), (steps, row_bytes(neurons)), booleans)
 
     def _make_backward(
@@ -236,23 +248,29 @@ class CpuKernels(Kernels):
     ) -> Walk:
         return walk(self._backward_kernel(shape, wants_input, constant, aligned), *_sizes(shape), threads)
 
-    def _make_turns(
-        self, again: Plan, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
-    ) -> Replay:
-        turns = (
-            self._kernel("forward", again, False, False),
+    def _make_recomputing(
+        self,
+        recomputed: Plan,
+        shape: torch.Size,
+        wants_input: bool,
+        constant: bool,
+        aligned: bool,
+        threads: int,
+    ) -> Recomputation:
+        kernels = (
+            self._kernel("forward", recomputed, False, False),
             self._backward_kernel(shape, wants_input, constant, aligned),
         )
-        return replay(turns, self._kept_bits(again), *_sizes(shape), threads)
+        return recompute(kernels, self._residual_bits(recomputed), *_sizes(shape), threads)
 
     def _backward_kernel(self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool) -> Bound:
-        streamed = wants_input and not constant and aligned and self._streams(*_sizes(shape))
-        return self._kernel("backward", wants_input, constant, streamed)
+        nontemporal = wants_input and not constant and aligned and self._nontemporal(*_sizes(shape))
+        return self._kernel("backward", wants_input, constant, nontemporal)
 
-    def _streams(self, steps: int, neurons: int) -> bool:
+    def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for a cache, and each step can begin where a line does."""
         step = neurons * self.size
-        return steps * step >= STREAMED and step % LINE == 0
+        return steps * step >= NONTEMPORAL_FROM and step % LINE == 0
 
     def _kernel(self, direction: str, *variant: Any) -> Bound:
         """A kernel, what its arguments end with, and how wide its rows are at most."""
@@ -265,15 +283,15 @@ class CpuKernels(Kernels):
             called = [
                 name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
             ]
-            calls = (self.functions[word] for word in called)
+            calls = (self.functions[op] for op in called)
             # a thread that was here first may run its own by now, which must stay
             found = self._built.setdefault(key, (kernel, tuple(calls), source.row))
         return found
 
-    def _forward_source(self, plan: Plan | None, emits: bool = True, streamed: bool = False) -> Source:
-        return forward_source(self.step, plan, self.real, self.calls, emits=emits, streaming=streamed)
+    def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
+        return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
 
-    def _backward_source(self, wants_input: bool, constant: bool, streamed: bool = False) -> Source:
+    def _backward_source(self, wants_input: bool, constant: bool, nontemporal: bool = False) -> Source:
         return backward_source(
             self.step,
             self.plan,
@@ -281,22 +299,22 @@ class CpuKernels(Kernels):
             self.calls,
             wants_input=wants_input,
             constant_input=constant,
-            streaming=streamed,
+            nontemporal=nontemporal,
         )
 
 
-def beside(read: Tensor, shape: torch.Size) -> Tensor:
-    """A new tensor of `shape`, which lies where its stores are not taken for what is loaded from `read`.
+def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
+    """A new tensor of `shape`, offset within a page so that stores to it and loads from `read` do not alias.
 
-    See :data:`hibana.loop.cpu.source.APART`. Memory that is of no matter is taken as it comes.
+    See :data:`hibana.loop.cpu.source.OUTPUT_OFFSET`. A small one begins where its memory does.
     """
     count, dtype = shape.numel(), read.dtype
-    if count * dtype.itemsize < FAR:
+    if count * dtype.itemsize < ALIASING_FROM:
         return torch.empty(shape, dtype=dtype, device=CPU)
-    room = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device=CPU)
-    shift = (read.data_ptr() + APART - room.data_ptr()) & (PAGE - LINE)
+    buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device=CPU)
+    shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
     placed = torch.empty(0, dtype=dtype, device=CPU).set_(
-        room.untyped_storage(), shift // dtype.itemsize, shape, ()
+        buffer.untyped_storage(), shift // dtype.itemsize, shape, ()
     )
     return placed.data  # to which nothing was written yet, as others may ask of its version
 
@@ -329,45 +347,43 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     Raises:
         Unsupported: if there is none.
     """
-    forward = {value.word for value in reachable(step.nexts)} & CALLS
+    forward = {value.op for value in reachable(step.nexts)} & CALLS
     found = {}
-    for word in sorted(forward.union(v.word for v in reachable(gradients(step))) & CALLS):
-        address = _vector_function(word, dtype)
-        if not address and (word in forward or not kernel_says(word)):
-            two = (
-                OPERATIONS[word].arity == 2
-            )  # Sleef's of one number are believed only where they are torch's
-            address = own_function(word, dtype) or (two and sleef_function(word, dtype))
-            address = address or library_function(word, dtype)
+    for op in sorted(forward.union(v.op for v in reachable(gradients(step))) & CALLS):
+        address = _vector_function(op, dtype)
+        if not address and (op in forward or not kernel_says(op)):
+            two = OPERATIONS[op].arity == 2  # Sleef's of one number are believed only where they are torch's
+            address = own_function(op, dtype) or (two and sleef_function(op, dtype))
+            address = address or library_function(op, dtype)
             if not address:
-                raise Unsupported(f"{word} is nothing that hibana computes in {dtype} within 2 ulp")
+                raise Unsupported(f"{op} is nothing that hibana computes in {dtype} within 2 ulp")
         if address:
-            found[word] = address
+            found[op] = address
     return found
 
 
 def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
     """What the forward of `step` calls that does not give this torch's own bits."""
-    called = {value.word for value in reachable(step.nexts)} & CALLS
-    return tuple(word for word in sorted(called) if not _vector_function(word, dtype))
+    called = {value.op for value in reachable(step.nexts)} & CALLS
+    return tuple(op for op in sorted(called) if not _vector_function(op, dtype))
 
 
 @cache
-def _vector_function(word: str, dtype: torch.dtype) -> int:
-    """The address of the function by which this torch computes `word`, or 0 if it can't be found.
+def _vector_function(op: str, dtype: torch.dtype) -> int:
+    """The address of the function by which this torch computes `op`, or 0 if it can't be found.
 
     It is believed only if it gives torch's own bits on a sample, and on pieces of it of every length: some of
     torch's give other bits where a tensor ends.
     """
-    row = OPERATIONS[word]
-    wanted = getattr(torch, word, None)
+    row = OPERATIONS[op]
+    wanted = getattr(torch, op, None)
     if row.arity != 1 or row.own or wanted is None:
         return 0
     sample = _sample(dtype)
     expected = wanted(sample)
     pieces = [slice(first, first + 1 + first % 39) for first in range(0, sample.numel() - 40, 53)]
     alone = [(piece, wanted(sample[piece])) for piece in pieces]
-    for address in (_mkl_function(word, dtype), sleef_function(word, dtype), library_function(word, dtype)):
+    for address in (_mkl_function(op, dtype), sleef_function(op, dtype), library_function(op, dtype)):
         if not address:
             continue
         found = torch.empty_like(sample)
@@ -391,8 +407,8 @@ def _equal(found: Tensor, expected: Tensor) -> bool:
     return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
 
 
-def _mkl_function(word: str, dtype: torch.dtype) -> int:
-    name = ("vmd" if dtype == torch.float64 else "vms") + OPERATIONS[word].mkl
-    if not OPERATIONS[word].mkl or not hasattr(libtorch(), name):
+def _mkl_function(op: str, dtype: torch.dtype) -> int:
+    name = ("vmd" if dtype == torch.float64 else "vms") + OPERATIONS[op].mkl
+    if not OPERATIONS[op].mkl or not hasattr(libtorch(), name):
         return 0
     return ctypes.cast(getattr(libtorch(), name), ctypes.c_void_p).value or 0

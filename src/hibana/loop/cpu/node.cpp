@@ -1,6 +1,6 @@
 // A whole sequence as one node of autograd, without Python between its tensors and its kernels.
 //
-// What hibana.loop.compiled._Run does, for a cell without tensors of its own over contiguous inputs from
+// What hibana.loop.autograd._Run does, for a cell without tensors of its own over contiguous inputs from
 // rest. All that is known before the tensors are comes from hibana.loop.cpu.node, as a Launch.
 
 #include <ATen/ATen.h>
@@ -48,45 +48,45 @@ struct Call {
   }
 };
 
-// A backward that runs forward again: hibana.loop.cpu.walk.Replay.
-struct Turns {
-  Call call, again;
+// A backward that recomputes the forward, in tiles: hibana.loop.cpu.walk.Recomputation.
+struct Recomputation {
+  Call call, forward;
   Numbers starts, bits;
-  int64_t room;
+  int64_t buffer;
 };
 
 struct Launch {
   int64_t states;
-  int64_t ends, keeps, reads_input, streams;  // whether, 0 or 1
+  int64_t ends, keeps, reads_input, nontemporal;  // whether, 0 or 1
   int64_t support_at, spikes_at;  // among what is kept; -1: nowhere
-  int64_t far, apart, room_apart, page, line;  // where new memory is put: hibana.loop.cpu.kernels.beside
+  int64_t aliasing_from, output_offset, buffer_offset, page, line;  // hibana.loop.cpu.kernels.unaliased
   Numbers bits;        // the shape of the bits of a sequence
   Numbers booleans;    // whether each of what is kept is bits
   Call forward, backward;
-  std::unique_ptr<Turns> turns;  // none, if the backward reads what the forward kept
+  std::unique_ptr<Recomputation> recomputation;  // none, if the backward reads what the forward kept
 };
 
 int64_t place(const Tensor& tensor) {
   return tensor.defined() ? reinterpret_cast<int64_t>(tensor.data_ptr()) : 0;
 }
 
-// How far into `fresh` memory it is `apart` from what is `read`, within a page.
-int64_t shifted(const Launch& launch, int64_t read, int64_t apart, int64_t fresh) {
-  return (read + apart - fresh) & (launch.page - launch.line);
+// How far into `fresh` memory it is `output_offset` from what is `read`, within a page.
+int64_t shifted(const Launch& launch, int64_t read, int64_t output_offset, int64_t fresh) {
+  return (read + output_offset - fresh) & (launch.page - launch.line);
 }
 
-// A new tensor of the shape of `read`, as hibana.loop.cpu.kernels.beside makes one.
-Tensor beside(const Launch& launch, const Tensor& read) {
+// A new tensor of the shape of `read`, as hibana.loop.cpu.kernels.unaliased makes one.
+Tensor unaliased(const Launch& launch, const Tensor& read) {
   const auto size = static_cast<int64_t>(read.element_size());
-  const bool near = read.numel() * size < launch.far;
-  const auto room = at::empty({read.numel() + (near ? 0 : launch.page / size)}, read.options());
+  const bool near = read.numel() * size < launch.aliasing_from;
+  const auto buffer = at::empty({read.numel() + (near ? 0 : launch.page / size)}, read.options());
   TORCH_CHECK(
-      !launch.streams || place(room) % launch.line == 0,
+      !launch.nontemporal || place(buffer) % launch.line == 0,
       "memory for tensors must begin at a multiple of ", launch.line, " bytes; HIBANA_NODE=off takes any");
-  const auto shift = near ? 0 : shifted(launch, place(read), launch.apart, place(room));
-  room.unsafeGetTensorImpl()->set_sizes_and_strides(
+  const auto shift = near ? 0 : shifted(launch, place(read), launch.output_offset, place(buffer));
+  buffer.unsafeGetTensorImpl()->set_sizes_and_strides(
       read.sizes(), c10::contiguous_strides(read.sizes()), shift / size);
-  return room;
+  return buffer;
 }
 
 void put(Numbers& arguments, const Numbers& values) {
@@ -106,7 +106,7 @@ struct Forwarded {
 
 Forwarded forward(const Launch& launch, const Tensor& inputs) {
   Forwarded found;
-  found.outputs = beside(launch, inputs);
+  found.outputs = unaliased(launch, inputs);
   if (launch.ends) {
     for (int64_t i = 1; i < launch.states; ++i)
       found.last.push_back(at::empty(inputs.sizes().slice(1), inputs.options()));
@@ -131,7 +131,7 @@ Forwarded forward(const Launch& launch, const Tensor& inputs) {
 }
 
 // A gradient as kernels walk it: each step contiguous, whatever the stride over time, signs as in memory.
-Tensor walkable(Tensor grad) {
+Tensor steps_contiguous(Tensor grad) {
   grad = grad.resolve_neg();
   return grad.is_contiguous() || grad.select(0, 0).is_contiguous() ? grad : grad.contiguous();
 }
@@ -139,7 +139,7 @@ Tensor walkable(Tensor grad) {
 Tensor backward(
     const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last) {
   const auto read = launch.reads_input ? Numbers{place(inputs), inputs.stride(0)} : Numbers{0, 0};
-  auto grad_input = beside(launch, outputs);
+  auto grad_input = unaliased(launch, outputs);
   const auto& call = launch.backward;
   Numbers arguments;
   arguments.reserve(64);
@@ -149,41 +149,41 @@ Tensor backward(
   put_none(arguments, launch.states);
   put(arguments, last);
   put_none(arguments, launch.states);
-  if (!launch.turns) {
+  if (!launch.recomputation) {
     put(arguments, kept);
     put(arguments, call.after);
     call.run(arguments);
     return grad_input;
   }
-  const auto& turns = *launch.turns;
+  const auto& recomputation = *launch.recomputation;
   const auto kept_at = static_cast<int64_t>(arguments.size());
-  put_none(arguments, static_cast<int64_t>(turns.bits.size()));
+  put_none(arguments, static_cast<int64_t>(recomputation.bits.size()));
   put(arguments, call.after);
-  Numbers again;
-  again.reserve(64);
-  put(again, turns.again.before);
-  put(again, read);
-  put_none(again, 2 * launch.states);
-  const auto again_kept_at = static_cast<int64_t>(again.size());
-  put_none(again, static_cast<int64_t>(turns.bits.size()));
-  put(again, turns.again.after);
-  const auto room = at::empty({turns.room + launch.page}, outputs.options().dtype(at::kByte));
+  Numbers forward;
+  forward.reserve(64);
+  put(forward, recomputation.forward.before);
+  put(forward, read);
+  put_none(forward, 2 * launch.states);
+  const auto forward_kept_at = static_cast<int64_t>(forward.size());
+  put_none(forward, static_cast<int64_t>(recomputation.bits.size()));
+  put(forward, recomputation.forward.after);
+  const auto buffer = at::empty({recomputation.buffer + launch.page}, outputs.options().dtype(at::kByte));
   const auto where = [](const Numbers& numbers) { return reinterpret_cast<int64_t>(numbers.data()); };
-  Numbers values{  // in the order of llvm_replay.ARGUMENTS
-      turns.again.address,
+  Numbers values{  // in the order of recompute.ARGUMENTS
+      recomputation.forward.address,
       call.address,
-      where(again),
+      where(forward),
       where(arguments),
-      static_cast<int64_t>(8 * again.size()),
+      static_cast<int64_t>(8 * forward.size()),
       static_cast<int64_t>(8 * arguments.size()),
-      again_kept_at,
+      forward_kept_at,
       kept_at,
-      static_cast<int64_t>(turns.bits.size()),
-      where(turns.starts),
-      where(turns.bits),
-      place(room) + shifted(launch, place(outputs), launch.room_apart, place(room))};
-  put(values, turns.call.after);
-  turns.call.run(values);
+      static_cast<int64_t>(recomputation.bits.size()),
+      where(recomputation.starts),
+      where(recomputation.bits),
+      place(buffer) + shifted(launch, place(outputs), launch.buffer_offset, place(buffer))};
+  put(values, recomputation.call.after);
+  recomputation.call.run(values);
   return grad_input;
 }
 
@@ -214,7 +214,7 @@ Pointer make_node(Given&&... given) {
 }
 
 struct Run final : Node {
-  Run(const Launch& launch, PyObject* way) : launch(launch), way(way) {}
+  Run(const Launch& launch, PyObject* specification) : launch(launch), specification(specification) {}
 
   std::string name() const override { return "_RunBackward"; }
 
@@ -253,7 +253,7 @@ struct Run final : Node {
     const auto read = launch.reads_input ? inputs.unpack() : Tensor();
     const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
     if (any == grads.end()) return Tensor();
-    auto outputs = grads[0].defined() ? walkable(std::move(grads[0]))
+    auto outputs = grads[0].defined() ? steps_contiguous(std::move(grads[0]))
                                       : at::zeros(shape.slice(1), any->options()).expand(shape);
     variable_list last(launch.states - 1);
     for (size_t i = 1; i < grads.size(); ++i) {
@@ -262,8 +262,8 @@ struct Run final : Node {
     return backward(launch, read, values, std::move(outputs), std::move(last));
   }
 
-  const Launch& launch;  // kept alive by the way
-  const Held way;
+  const Launch& launch;  // kept alive by the specification
+  const Held specification;
   std::vector<int64_t> sizes;
   at::IntArrayRef shape;
   torch::autograd::SavedVariable inputs;
@@ -273,7 +273,7 @@ struct Run final : Node {
 
 PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 3 && THPVariable_Check(given[1]), "run takes a launch, a tensor and a way");
+  TORCH_CHECK_TYPE(count == 3 && THPVariable_Check(given[1]), "run takes a launch, a tensor and a run specification");
   const auto* launch = static_cast<const Launch*>(PyCapsule_GetPointer(given[0], "hibana.Launch"));
   if (!launch) return nullptr;
   const auto& inputs = THPVariable_Unpack(given[1]);
@@ -328,14 +328,14 @@ Call call_of(PyObject* object) {
 
 PyObject* make_launch(PyObject*, PyObject* given) {
   HANDLE_TH_ERRORS
-  PyObject *facts, *bits, *booleans, *forward, *backward, *turns;
-  if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &turns)) return nullptr;
+  PyObject *facts, *bits, *booleans, *forward, *backward, *recomputation;
+  if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &recomputation)) return nullptr;
   auto launch = std::make_unique<Launch>();
   const auto fact = numbers(facts);
   int64_t Launch::* const places[] = {  // in the order of hibana.loop.cpu.kernels
-      &Launch::states, &Launch::ends, &Launch::keeps, &Launch::reads_input, &Launch::streams,
+      &Launch::states, &Launch::ends, &Launch::keeps, &Launch::reads_input, &Launch::nontemporal,
       &Launch::support_at, &Launch::spikes_at,
-      &Launch::far, &Launch::apart, &Launch::room_apart, &Launch::page, &Launch::line};
+      &Launch::aliasing_from, &Launch::output_offset, &Launch::buffer_offset, &Launch::page, &Launch::line};
   TORCH_CHECK_VALUE(
       fact.size() == std::size(places), "a launch has ", std::size(places), " facts, got ", fact.size());
   for (size_t i = 0; i < fact.size(); ++i) launch.get()->*places[i] = fact[i];
@@ -343,11 +343,11 @@ PyObject* make_launch(PyObject*, PyObject* given) {
   launch->booleans = numbers(booleans);
   launch->forward = call_of(forward);
   if (launch->keeps) launch->backward = call_of(backward);
-  if (turns != Py_None) {
-    PyObject *call, *again, *starts, *each;
-    long long room;
-    if (!PyArg_ParseTuple(turns, "OOOOL", &call, &again, &starts, &each, &room)) return nullptr;
-    launch->turns.reset(new Turns{call_of(call), call_of(again), numbers(starts), numbers(each), room});
+  if (recomputation != Py_None) {
+    PyObject *call, *forward, *starts, *each;
+    long long buffer;
+    if (!PyArg_ParseTuple(recomputation, "OOOOL", &call, &forward, &starts, &each, &buffer)) return nullptr;
+    launch->recomputation.reset(new Recomputation{call_of(call), call_of(forward), numbers(starts), numbers(each), buffer});
   }
   return PyCapsule_New(launch.release(), "hibana.Launch", [](PyObject* capsule) {
     delete static_cast<Launch*>(PyCapsule_GetPointer(capsule, "hibana.Launch"));
@@ -359,7 +359,7 @@ const Run& run_of(PyObject* self) {
   return static_cast<const Run&>(*reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata);
 }
 
-PyObject* way_of(PyObject* self, void*) { return Py_NewRef(run_of(self).way.object); }
+PyObject* specification_of(PyObject* self, void*) { return Py_NewRef(run_of(self).specification.object); }
 
 template <Tensor Run::* bits>
 PyObject* bits_of(PyObject* self, void*) {
@@ -372,7 +372,7 @@ using namespace torch::autograd;  // the macro below names them so
 
 PyGetSetDef PROPERTIES[] = {
     THP_FUNCTION_DEFAULT_PROPERTIES,
-    {"way", way_of, nullptr, nullptr, nullptr},
+    {"specification", specification_of, nullptr, nullptr, nullptr},
     {"support", bits_of<&Run::support>, nullptr, nullptr, nullptr},
     {"spikes", bits_of<&Run::spikes>, nullptr, nullptr, nullptr},
     {nullptr}};

@@ -3,7 +3,7 @@
 Around kernels that take microseconds, a node in Python costs tens of them: its call, its context, and a cold
 way through the interpreter. ``node.cpp`` does the same without Python for the calls that are made most: a
 cell without tensors of its own, over contiguous inputs on a CPU, from rest. All other calls, and all where
-it was not built, go through :class:`hibana.loop.compiled._Run`; the numbers are the same bits.
+it was not built, go through :class:`hibana.loop.autograd._Run`; the numbers are the same bits.
 
 ``hibana build`` builds it, once for each version of torch and Python, next to the compiled kernels.
 ``HIBANA_NODE=off`` has a process do without.

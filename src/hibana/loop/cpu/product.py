@@ -278,7 +278,7 @@ def _bits_listed() -> str:
 
 
 NEAR = 384 << 10
-"""Bytes of a table that several samples read by turns: a part of a second-level cache."""
+"""Bytes of a table that several samples read one after another: a part of a second-level cache."""
 
 AT_ONCE = 8
 """Dot products that are computed together, sharing what they read of the gradient."""

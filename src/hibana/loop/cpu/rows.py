@@ -25,8 +25,8 @@ LONG = 256
 """Values from which on a pass is written so that it compiles soon: what one part computed, the next reads,
 and whole blocks of neurons are done by the code for a part of one."""
 
-FEW_AGAIN = 4
-"""Values that a part of a long pass computes again rather than read."""
+FEW_RECOMPUTED = 4
+"""Values that a part of a long pass recomputes rather than reads."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Pass:
     stores: Stores
     real: str
     calls: frozenset[str]
-    """Words whose vector functions the kernel is given; the C library stands in for the others."""
-    past: frozenset[str] = frozenset()
-    """The rows that are written past the caches."""
+    """Operations whose vector functions the kernel is given; the C library stands in for the others."""
+    nontemporal: frozenset[str] = frozenset()
+    """The rows that are written by non-temporal stores."""
     ahead: frozenset[str] = frozenset()
     """The rows that come from memory, and of which what follows is asked for."""
     functions: list[str] = field(default_factory=list)
@@ -93,9 +93,9 @@ class Pass:
     def _call(self, rows: list[str], value: Value) -> str:
         """Adds the call that computes `value` from `rows`, and returns the result's row."""
         name = rows[0]
-        if value.word != "product":
-            self.called.add(value.word)
-            self.does.append(Call(value.word, rows))
+        if value.op != "product":
+            self.called.add(value.op)
+            self.does.append(Call(value.op, rows))
             return name
         result = f"{name}.product{len(self.does)}"
         self.products.append(result)
@@ -108,13 +108,13 @@ class Pass:
         if not stores:
             return
         read = leaves(stores)
-        rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.word != "scalar"), *stores]))
-        scalars = [name for name, leaf in read.items() if leaf.word == "scalar"]
+        rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.op != "scalar"), *stores]))
+        scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
         name = f"{self.name}{len(self.functions) or ''}"
         if self.long:
             function = _short_function(name, self.real, stores, rows, scalars)
         else:
-            function = _row_function(name, self.real, stores, rows, scalars, self.past, self.ahead)
+            function = _row_function(name, self.real, stores, rows, scalars, self.nontemporal, self.ahead)
         self.functions.append(function)
         self.does.append(Call(f"@{name}", rows, scalars))
 
@@ -141,19 +141,19 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
     inside = set(here)
     everything = evaluated(stores.values(), ())
     wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
-    again: dict[Value, int] = {}
-    """How many values are computed again where this one is."""
+    recomputed: dict[Value, int] = {}
+    """How many values are recomputed where this one is."""
     handed = []
     for value in here:
-        again[value] = 1 + sum(again.get(argument, 0) for argument in value.args)
-        if value in wanted and again[value] >= FEW_AGAIN:
+        recomputed[value] = 1 + sum(recomputed.get(argument, 0) for argument in value.args)
+        if value in wanted and recomputed[value] >= FEW_RECOMPUTED:
             handed.append(value)
-            again[value] = 0
+            recomputed[value] = 0
     return handed
 
 
 def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
-    """`stores` in words that LLVM or a vector function knows, and that wait least for what was compared.
+    """`stores` in operations that LLVM or a vector function knows, and that wait least for what was compared.
 
     The logistic function is written out where no function of `calls` computes it. A factor that is a truth
     value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit,
@@ -163,12 +163,12 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     zero = Value("number")
     for value in evaluated(stores.values(), ()):
         args = tuple(new[a] for a in value.args)
-        if value.word in _WRITTEN_OUT and value.word not in calls:
-            new[value] = _WRITTEN_OUT[value.word](*args)
-        elif value.word == "sub" and _is_one(args[0]) and args[1].word == "to_float":
+        if value.op in _WRITTEN_OUT and value.op not in calls:
+            new[value] = _WRITTEN_OUT[value.op](*args)
+        elif value.op == "sub" and _is_one(args[0]) and args[1].op == "to_float":
             new[value] = Value("to_float", (Value("not", args[1].args),))
-        elif value.word == "mul" and any(a.word == "to_float" for a in args):
-            gate, other = args if args[0].word == "to_float" else args[::-1]
+        elif value.op == "mul" and any(a.op == "to_float" for a in args):
+            gate, other = args if args[0].op == "to_float" else args[::-1]
             new[value] = Value("where", (gate.args[0], other, Value("mul", (other, zero))))
         else:
             new[value] = replace(value, args=args) if args else value
@@ -184,18 +184,18 @@ _WRITTEN_OUT = {"sigmoid": _logistic}
 """Operations in others; to more than two units in the last place, which gradients bear."""
 
 
-def kernel_says(word: str) -> bool:
-    """Whether a kernel computes `word` with no function given: it is written out, or the C library does."""
-    return word in _WRITTEN_OUT or bool(OPERATIONS[word].libm and OPERATIONS[word].arity == 1)
+def kernel_says(op: str) -> bool:
+    """Whether a kernel computes `op` with no function given: it is written out, or the C library does."""
+    return op in _WRITTEN_OUT or bool(OPERATIONS[op].libm and OPERATIONS[op].arity == 1)
 
 
 def _is_one(value: Value) -> bool:
-    return value.word == "number" and value.data == 1
+    return value.op == "number" and value.data == 1
 
 
 def _operands(value: Value) -> tuple[Value, ...]:
     """What a function or a product takes as rows; the rest of a product's arguments are bits."""
-    return value.args[:1] if value.word == "product" else value.args
+    return value.args[:1] if value.op == "product" else value.args
 
 
 _CUTS = CALLS | {"product"}
@@ -209,7 +209,7 @@ def _ready(stores: Stores) -> list[Value]:
     for value in evaluated(stores.values(), ()):
         if any(argument in behind for argument in value.args):
             behind.add(value)
-        elif value.word in _CUTS:
+        elif value.op in _CUTS:
             found.append(value)
             behind.add(value)
     return found
@@ -217,7 +217,7 @@ def _ready(stores: Stores) -> list[Value]:
 
 def _is_read(value: Value) -> bool:
     """Whether a product's operand is a row that need not be written first."""
-    return value.word == "product" and len(value.args) == 1 and value.args[0].word == "row"
+    return value.op == "product" and len(value.args) == 1 and value.args[0].op == "row"
 
 
 def _short_function(name: str, real: str, stores: Stores, rows: list[str], scalars: list[str]) -> str:
@@ -238,24 +238,24 @@ def _row_function(
     stores: Stores,
     rows: list[str],
     scalars: list[str],
-    past: frozenset[str],
+    nontemporal: frozenset[str],
     ahead: frozenset[str],
 ) -> str:
-    """A function that computes `stores` for the `n` neurons of a row, the last `back` of them backwards."""
+    """A function that computes `stores` for `n` neurons of a row, the last `in_reverse` last to first."""
     writer = Writer()
     standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
     writer.let("whole", f"and i64 %n, {-LANES}")
-    forth = writer.let("", "sub i64 %whole, %back")
+    forth = writer.let("", "sub i64 %whole, %in_reverse")
     writer.let("turn", f"call i64 @llvm.smax.i64(i64 {forth}, i64 0)")
     with writer.loop("j", "0", "%turn", LANES) as j:
         writer.let("j.octet", f"lshr i64 {j}, 3")
-        body(writer, real, stores, standing, j, past=past, ahead=ahead)
+        body(writer, real, stores, standing, j, nontemporal=nontemporal, ahead=ahead)
     writer.let("end", f"sub i64 %whole, {LANES}")
     writer.let("length", "sub i64 %whole, %turn")
     with writer.loop("i", "0", "%length", LANES) as i:
         j = writer.let("back.j", f"sub i64 %end, {i}")
         writer.let("back.j.octet", f"lshr i64 {j}, 3")
-        body(writer, real, stores, standing, j, past=past)
+        body(writer, real, stores, standing, j, nontemporal=nontemporal)
     writer.let("left", "sub i64 %n, %whole")
     writer.let("whole.octet", "lshr i64 %whole, 3")
     writer.let("some", "icmp ne i64 %left, 0")
@@ -270,7 +270,7 @@ def _defined(name: str, real: str, rows: list[str], scalars: list[str], writer: 
         *(f"ptr {named(row)}" for row in rows),
         *(f"{real} %{plain(s)}" for s in scalars),
         "i64 %n",
-        "i64 %back",
+        "i64 %in_reverse",
     ]
     return "\n".join([f"define internal void @{name}({', '.join(arguments)}) {{", *writer.lines, "}"])
 
@@ -297,7 +297,7 @@ class Parts:
     """For each leaf that is another one at the edge, what it is inside."""
     real: str
     calls: frozenset[str]
-    streaming: bool
+    nontemporal: bool
     earlier: int
     """How many steps later than a step the one before it in time is done: 1 going back, else -1."""
 
@@ -347,8 +347,8 @@ class Parts:
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
         stores = self._together(count, edge=edge)
         ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
-        past = ahead & stores.keys() if self.streaming and count > 1 else frozenset()
-        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, past, ahead)
+        nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
+        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, nontemporal, ahead)
 
     def _together(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.
@@ -374,7 +374,7 @@ class Parts:
         """What stands for each row in the step done `ahead` steps after the first, by its name there."""
 
         def standing(value: Value) -> Value | None:
-            if value.word not in ("row", "bits"):
+            if value.op not in ("row", "bits"):
                 return None
             name = str(value.data)
             if name in passed:
@@ -382,7 +382,7 @@ class Parts:
             own = name.removesuffix("_earlier")
             if own in self.moving:
                 name = f"{own}.{ahead if own == name else ahead + self.earlier}"
-            return known.setdefault((value.word, name), Value(value.word, data=name))
+            return known.setdefault((value.op, name), Value(value.op, data=name))
 
         return standing
 
@@ -393,7 +393,7 @@ def _replaced(
     """`stores` with each leaf replaced by the one of `named`, or by what `standing` says."""
     found = {}
     for value in evaluated(stores.values(), ()):
-        other = named.get(str(value.data)) if value.word in ("row", "bits") else None
+        other = named.get(str(value.data)) if value.op in ("row", "bits") else None
         other = other or standing(value)
         if other is not None:
             found[value] = other

@@ -71,14 +71,14 @@ class SampleKernels(Kernels):
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return self._source(direction, keep, False)[0].text
 
-    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
         samples = 1
         for size in one[:-1]:
             samples = samples * size
         bits = ((steps, samples * row_bytes(one[-1])), torch.uint8)
         reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.kept_values]
+        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def forward(
         self,
@@ -87,22 +87,24 @@ class SampleKernels(Kernels):
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ..., N]``, the last states but that if `ends`, and what `plan` keeps."""
         shape, dtype = inputs.shape, self.dtype
         outputs = torch.empty(shape, dtype=dtype, device="cpu")
         last = [torch.empty(shape[1:], dtype=dtype, device="cpu") for _ in first[1:]] if ends else []
-        kept = []
+        residuals = []
         if plan is not None:
-            kept = [torch.empty(s, dtype=d, device="cpu") for s, d in self.kept_shapes(shape[0], shape[1:])]
+            residuals = [
+                torch.empty(s, dtype=d, device="cpu") for s, d in self.residual_shapes(shape[0], shape[1:])
+            ]
         names = self.step.states
         given: dict[str, Any] = {"input": inputs, "input_step": inputs.stride(0), "outputs": outputs}
         given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
         given |= {f"{name}_last": t for name, t in zip(names, last, strict=False)}
-        given |= self._kept(kept)
+        given |= self._residuals(residuals)
         self._run(("forward", plan is not None, False), shape, parameters, given)
-        return outputs, last, kept
+        return outputs, last, residuals
 
     def backward(
         self,
@@ -111,13 +113,13 @@ class SampleKernels(Kernels):
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
+        residuals: Sequence[Tensor],
         grad_outputs: Tensor | None,
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
         wants_first: bool,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, the sums over time, and outer products."""
         one, dtype, names = shape[1:], self.dtype, self.step.states
@@ -148,21 +150,21 @@ class SampleKernels(Kernels):
         given |= {f"{name}_first_grad": t for name, t in zip(names, first_grads, strict=True)}
         given |= {f"sum{i}_all": t for i, t in enumerate(sums)}
         given |= outer_rows
-        given |= self._kept(kept)
+        given |= self._residuals(residuals)
         self._run(("backward", wants_input, constant), shape, parameters, given)
-        by_value = dict(zip(plan.kept_values, kept, strict=True))
+        by_value = dict(zip(plan.stored, residuals, strict=True))
         outer = []
         for operand in self.operands:
-            held = inputs if operand.kept.word == "input" else by_value[operand.kept]
-            assert held is not None
+            residual = inputs if operand.residual.op == "input" else by_value[operand.residual]
+            assert residual is not None
             begun = None if operand.state is None else first[operand.state]
-            outer.append(over_time(operand, held, begun, arriving[operand.gradient]))
+            outer.append(over_time(operand, residual, begun, arriving[operand.gradient]))
         return grad_input, first_grads, [*sums, *outer]
 
-    def _kept(self, kept: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _residuals(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
         """What is kept, by the names that passes have for it."""
-        places = [i for i, value in enumerate(self.plan.kept) if value.word != "input"]
-        return {f"kept{i}_all": t for i, t in zip(places, kept, strict=False)}
+        places = [i for i, value in enumerate(self.plan.residuals) if value.op != "input"]
+        return {f"residual{i}_all": t for i, t in zip(places, residuals, strict=False)}
 
     def _run(
         self,
@@ -173,10 +175,10 @@ class SampleKernels(Kernels):
     ) -> None:
         kernel = self._kernel(*which)
         schedule = self._schedule(which, shape, torch.get_num_threads())
-        room = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
-        given |= {"workspace": room, "constants": ctypes.addressof(self.constants)}
+        memory = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
+        given |= {"workspace": memory, "constants": ctypes.addressof(self.constants)}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
-        given |= {f"{word}_at": address for word, address in self.functions.items()}
+        given |= {f"{op}_at": address for op, address in self.functions.items()}
         matrices = parameters[self.step.parameters :]
         tables = {}
         for name in kernel.arguments:

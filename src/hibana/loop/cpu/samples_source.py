@@ -37,13 +37,13 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
     """The kernel that runs `step` over time and keeps what `plan` says, and how many rows are its own."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    kept = {name: once[name].boolean for name in once if name not in step.states}
+    residuals = {name: once[name].boolean for name in once if name not in step.states}
     moving = {"x": Moving("input", "input_step"), emitted: Moving("outputs", "step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in kept.items()}
+    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
     inner: Stores = {}
     if "emitted_before" in leaves(once):
         inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-    parts = Parts("forward", once, moving, {}, inner, REAL[real], calls, streaming=False, earlier=-1)
+    parts = Parts("forward", once, moving, {}, inner, REAL[real], calls, nontemporal=False, earlier=-1)
     schedule = _Schedule("forward", step, parts, calls, [*carried], {"emitted_before": f"{emitted}_first"})
     schedule.begun = {name: f"{name}_first" for name in carried}
     schedule.ends = {name: f"{name}_last" for name in carried}
@@ -64,9 +64,9 @@ def backward_source(
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     *carried, _ = step.states
-    kept = {f"kept{i}": v.boolean for i, v in enumerate(plan.kept) if v.word != "input"}
+    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in kept.items()}
+    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
     moving |= {name: Moving(f"{name}_all", "step") for name in once if name.startswith("outer")}
     sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
     if wants_input and constant_input:
@@ -74,10 +74,10 @@ def backward_source(
     elif wants_input:
         moving["x_grad"] = Moving("grad_input", "step")
     inner = before | {
-        f"gate{state}": Value("bits", data=f"kept{plan.kept.index(gate)}_earlier")
+        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()
     }
-    parts = Parts("backward", once, moving, {}, inner, REAL[real], calls, streaming=False, earlier=1)
+    parts = Parts("backward", once, moving, {}, inner, REAL[real], calls, nontemporal=False, earlier=1)
     grads = [f"{name}_grad" for name in step.states]
     begun = {name: f"{name.removesuffix('_before')}_first" for name in before}
     schedule = _Schedule("backward", step, parts, calls, [*grads, *sums], begun)
@@ -147,18 +147,18 @@ class _Schedule:
                 self._steps()
                 self._end()
         writer.do("ret void")
-        used = {word for pass_ in self.passes for word in pass_.called} - self.calls
+        used = {op for pass_ in self.passes for op in pass_.called} - self.calls
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr %args) {{"
         text = [
             *(function for pass_ in self.passes for function in pass_.functions),
             *product_functions(self.real),
             "\n".join([head, *writer.lines, "}"]),
-            *(libm_row(word, self.real) for word in sorted(used)),
+            *(libm_row(op, self.real) for op in sorted(used)),
         ]
         return Source("\n\n".join(text) + "\n", tuple(arguments))
 
     def _arguments(self) -> list[str]:
-        called = sorted({word for pass_ in self.passes for word in pass_.called} & self.calls)
+        called = sorted({op for pass_ in self.passes for op in pass_.called} & self.calls)
         read = {name for pass_ in self.passes for name in pass_.leaves}
         moving = [row.base for row in self.parts.moving.values()]
         tables = sorted(
@@ -172,7 +172,7 @@ class _Schedule:
             *(f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & read),
             "constants",
             *tables,
-            *(f"{word}_at" for word in called),
+            *(f"{op}_at" for op in called),
         ]
 
     def _workspace(self, piece: str) -> None:

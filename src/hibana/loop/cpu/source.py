@@ -2,8 +2,8 @@
 
 The loop runs over memory: a *row* is a stretch of neurons whose state stays in the first-level cache while
 all T steps run over it. Where a row is a whole number of blocks, several steps are done at once, and what one
-leaves to the next stays in registers. Words that PyTorch computes by a library's vector functions are
-computed by the same functions, a row at a time.
+leaves to the next stays in registers. Operations that PyTorch computes by a library's vector functions
+are computed by the same functions, a row at a time.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.trace import Step, Value
 
-__all__ = ["ACCURATE", "APART", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
+__all__ = ["ACCURATE", "OUTPUT_OFFSET", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
 
 ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
@@ -27,19 +27,20 @@ MANY = 32
 """Rows of a pass's own from which on rows are made narrower, so that all of them lie on a thread's stack."""
 
 PAGE = 4096
-"""A processor tells a load from the stores still on their way by the last bits of their addresses, and has it
-wait for one that has the same: those of a page."""
+"""4K aliasing: a processor tells a load from the stores still on their way by the last twelve bits of their
+addresses, those within a page, and has it wait for one that has the same."""
 
-BESIDE = 1408
-"""How far after what is read, within a page, the first row of a kernel's own begins; see :data:`APART`."""
+ROW_OFFSET = 1408
+"""How far after what is read, within a page, the first row of a kernel's own begins: as
+:data:`OUTPUT_OFFSET`."""
 
-APART = 2816
+OUTPUT_OFFSET = 2816
 """How far after what is read, within a page, what is written should begin. The stores of up to a kilobyte are
 on their way at a time, so what is loaded must not come so soon after what is stored. With a third of a page
 from what is read to the kernel's own rows, and one more to what is written, it doesn't, even where steps
 begin in either half of a page."""
 
-BETWEEN = 448
+ROW_SPACING = 448
 """How far after it, within a page, the next of the kernel's own rows begins."""
 
 REAL = {"float32": "float", "float64": "double"}
@@ -62,7 +63,7 @@ def forward_source(
     calls: frozenset[str],
     *,
     emits: bool = True,
-    streaming: bool = False,
+    nontemporal: bool = False,
 ) -> Source:
     """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None).
 
@@ -70,26 +71,28 @@ def forward_source(
         step: the step.
         plan: what its backward wants kept.
         real: the dtype of all numbers.
-        calls: the words computed by vector functions.
+        calls: the operations computed by vector functions.
         emits: whether what the step emits is written; only spikes can be left out.
-        streaming: whether sequences are written past the caches, for those that no cache holds.
+        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
     """
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    kept = [name for name in once if name not in step.states]
+    residuals = [name for name in once if name not in step.states]
     moving = {"x": Moving("input", "input_step"), emitted: Moving("outputs", "neurons")}
-    moving |= {name: _sequence(name, once[name].boolean) for name in kept}
+    moving |= {name: _sequence(name, once[name].boolean) for name in residuals}
     left = {**{name: name for name in carried}, "emitted_before": emitted}
     inner: Stores = {}
     if "emitted_before" in leaves(once):
         inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-        if once[emitted].word == "to_float":  # a bit is less to read again than a number
+        if once[emitted].op == "to_float":  # a bit is less to read again than a number
             once["fired"] = once[emitted].args[0]
             inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
     if not emits:
         del once[emitted], moving[emitted]
         left["fired"] = "fired"
-    parts = Parts("forward", once, moving, left, inner, REAL[real], calls, streaming=streaming, earlier=-1)
+    parts = Parts(
+        "forward", once, moving, left, inner, REAL[real], calls, nontemporal=nontemporal, earlier=-1
+    )
     walk = _Walk("forward", REAL[real], parts.all(), calls, moving, "add")
     walk.begin(
         step,
@@ -98,7 +101,7 @@ def forward_source(
         ["input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
-        [f"{name}_all" for name in kept],
+        [f"{name}_all" for name in residuals],
     )
     with walk.rows():
         for name in carried:
@@ -116,7 +119,7 @@ def backward_source(
     *,
     wants_input: bool,
     constant_input: bool,
-    streaming: bool = False,
+    nontemporal: bool = False,
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time.
 
@@ -124,35 +127,37 @@ def backward_source(
         step: the step.
         plan: what its forward kept.
         real: the dtype of all numbers.
-        calls: the words computed by vector functions.
+        calls: the operations computed by vector functions.
         wants_input: whether the gradient of the input is asked for.
         constant_input: whether that gradient is a sum over time.
-        streaming: whether sequences are written past the caches, for those that no cache holds.
+        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
     """
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    kept = {f"kept{i}": v.boolean for i, v in enumerate(plan.kept) if v.word != "input"}
+    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in kept.items()}
+    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
     sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
     if wants_input and constant_input:
         sums["x_grad"] = "grad_input"
     elif wants_input:
         moving["x_grad"] = Moving("grad_input", "neurons")
-    held = [*(f"{name}_grad" for name in step.states), *sums]
-    left = dict(zip(held, held, strict=True))
-    parts = Parts("backward", once, moving, left, before, REAL[real], calls, streaming=streaming, earlier=1)
+    carried_rows = [*(f"{name}_grad" for name in step.states), *sums]
+    left = dict(zip(carried_rows, carried_rows, strict=True))
+    parts = Parts(
+        "backward", once, moving, left, before, REAL[real], calls, nontemporal=nontemporal, earlier=1
+    )
     walk = _Walk("backward", REAL[real], parts.all(), calls, moving, "sub")
     walk.begin(
         step,
-        map(_own, held),
+        map(_own, carried_rows),
         SIZES,
         ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
         [f"{name}_first_grad" for name in step.states],
-        [f"{name}_all" for name in kept],
+        [f"{name}_all" for name in residuals],
         [f"sum{i}_all" for i in range(len(step.grad_sums))],
     )
     with walk.rows():
@@ -168,7 +173,7 @@ def backward_source(
 
 
 def _sequence(name: str, boolean: bool) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else "kept_step", boolean)
+    return Moving(f"{name}_all", "row_bytes" if boolean else "residual_step", boolean)
 
 
 class _Walk:
@@ -190,7 +195,7 @@ class _Walk:
         self.moving = moving
         self.direction = direction
         """``add`` if later steps are done later, else ``sub``."""
-        self.past = any(pass_.past for pass_ in passes)
+        self.nontemporal = any(pass_.nontemporal for pass_ in passes)
         self.writer = Writer()
         self.arguments: list[str] = []
         self.own: list[str] = []
@@ -199,12 +204,12 @@ class _Walk:
 
     def begin(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
-        called = sorted({word for pass_ in self.passes for word in pass_.called} & self.calls)
+        called = sorted({op for pass_ in self.passes for op in pass_.called} & self.calls)
         self.arguments = [
             *(name for names in arguments for name in names),
             *(f"p{i}_at" for i in range(step.parameters)),
             "constants",
-            *(f"{word}_at" for word in called),
+            *(f"{op}_at" for op in called),
         ]
         writer = self.writer
         for i, name in enumerate(self.arguments):
@@ -216,14 +221,14 @@ class _Walk:
             writer.let(plain(name), f"load {self.real}, ptr {place}")
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         self.own = list(own)
-        apart = PAGE // SIZE[self.real]
+        page = PAGE // SIZE[self.real]
         if len(scratch) > MANY:  # a stack is small
             self.row = max(64, ROW * MANY // len(scratch) // 64 * 64)
         for name in scratch:
-            room = ROW + apart if self.row == ROW else self.row
-            writer.let(name, f"alloca [{room} x {self.real}], align {LINE}")
-        for name in [*map(_room, self.own), "zeros"]:
-            writer.let(name, f"alloca [{ROW + apart} x {self.real}], align {LINE}")
+            length = ROW + page if self.row == ROW else self.row
+            writer.let(name, f"alloca [{length} x {self.real}], align {LINE}")
+        for name in [*map(_buffer, self.own), "zeros"]:
+            writer.let(name, f"alloca [{ROW + page} x {self.real}], align {LINE}")
         size = ROW * SIZE[self.real]
         writer.do(f"call void @llvm.memset.p0.i64(ptr align 64 %zeros, i8 0, i64 {size}, i1 false)")
 
@@ -239,24 +244,24 @@ class _Walk:
             writer.let("n.bytes", f"mul i64 %n, {SIZE[self.real]}")
             after = writer.let("", f"add i64 {row}, 1")
             last = writer.let("", f"icmp eq i64 {after}, %end")
-            writer.let("back", f"select i1 {last}, i64 %backwards, i64 0")
+            writer.let("in_reverse", f"select i1 {last}, i64 %reversed, i64 0")
             self._place_own()
             yield
-        if self.past:
-            writer.do("fence seq_cst")  # stores past the caches are otherwise not ordered before others'
+        if self.nontemporal:
+            writer.do("fence seq_cst")  # non-temporal stores are otherwise not ordered before others'
         writer.do("ret void")
 
     def _place_own(self) -> None:
-        """Puts the kernel's own rows where no load of a block looks like a store that is still on its way."""
+        """Puts the kernel's own rows where no load of a block aliases a store that is still on its way."""
         writer = self.writer
         read = writer.row("", self.real, "%input" if self.direction == "add" else "%grad_outputs", "%lo")
         at = writer.let("", f"ptrtoint ptr {read} to i64")
         for i, name in enumerate(self.own):
-            room = writer.let("", f"ptrtoint ptr {named(_room(name))} to i64")
-            away = writer.let("", f"sub i64 {at}, {room}")
-            wanted = writer.let("", f"add i64 {away}, {BESIDE + i * BETWEEN}")
+            buffer = writer.let("", f"ptrtoint ptr {named(_buffer(name))} to i64")
+            away = writer.let("", f"sub i64 {at}, {buffer}")
+            wanted = writer.let("", f"add i64 {away}, {ROW_OFFSET + i * ROW_SPACING}")
             shift = writer.let("", f"and i64 {wanted}, {PAGE - LINE}")
-            writer.row(name, "i8", named(_room(name)), shift)
+            writer.row(name, "i8", named(_buffer(name)), shift)
 
     def either(self, base: str, other: str) -> str:
         """The row in what is at `base`, or the row `other` if that is null."""
@@ -358,26 +363,28 @@ class _Walk:
                 self._vector_call(call.function, given)
             else:
                 said = [*(f"ptr {row}" for row in given), *(f"{self.real} %{plain(s)}" for s in call.scalars)]
-                self.writer.do(f"call void {call.function}({', '.join([*said, 'i64 %n', 'i64 %back'])})")
+                self.writer.do(
+                    f"call void {call.function}({', '.join([*said, 'i64 %n', 'i64 %in_reverse'])})"
+                )
 
-    def _vector_call(self, word: str, rows: list[str]) -> None:
+    def _vector_call(self, op: str, rows: list[str]) -> None:
         count = self.writer.let("", "trunc i64 %n to i32")
-        function = f"%{word}_at" if word in self.calls else f"@{word}_row"
+        function = f"%{op}_at" if op in self.calls else f"@{op}_row"
         said = ", ".join(f"ptr {row}" for row in (*rows, rows[0]))
         self.writer.do(f"call void {function}(i32 {count}, {said}, i64 {ACCURATE})")
 
     def source(self) -> Source:
         """The kernel and its functions, as a module."""
-        used = {word for pass_ in self.passes for word in pass_.called} - self.calls
+        used = {op for pass_ in self.passes for op in pass_.called} - self.calls
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr %args) {{"
         parts = [
             *(function for pass_ in self.passes for function in pass_.functions),
             "\n".join([head, *self.writer.lines, "}"]),
             *(_place(name, kind) for name, kind in (("row", self.real), ("bits", "i8"))),
             _ROW_OR.format(real=self.real),
-            *(libm_row(word, self.real) for word in sorted(used)),
+            *(libm_row(op, self.real) for op in sorted(used)),
         ]
-        if self.past:
+        if self.nontemporal:
             parts.append("!0 = !{i32 1}")
         return Source("\n\n".join(parts) + "\n", tuple(self.arguments), self.row)
 
@@ -406,11 +413,11 @@ def _own(name: str) -> str:
     return f"{name}.own"
 
 
-def _room(name: str) -> str:
-    return f"{name}.room"
+def _buffer(name: str) -> str:
+    return f"{name}.buffer"
 
 
-SIZES = ("steps", "neurons", "width", "row_bytes", "kept_step", "backwards")
+SIZES = ("steps", "neurons", "width", "row_bytes", "residual_step", "reversed")
 """What a kernel's arguments begin with: see :class:`hibana.loop.cpu.walk.Walk`."""
 _NUMBERS = frozenset({*SIZES, "input_step", "grad_outputs_step"})
 ACCURATE = 0x2 | 0x100 | 0x140000

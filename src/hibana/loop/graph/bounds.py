@@ -39,21 +39,21 @@ def takes_zeros(step: Step) -> bool:
     behind: set[Value] = set()
     for value in reachable(gradients(step)):
         mine = [argument for argument in value.args if argument in behind]
-        begins = value.word == "gradient" or (step.blank and _is_zero(value))
-        if not begins and (not mine or (value.word not in _LINEAR and all(map(_is_zero, mine)))):
+        begins = value.op == "gradient" or (step.blank and _is_zero(value))
+        if not begins and (not mine or (value.op not in _LINEAR and all(map(_is_zero, mine)))):
             continue
         behind.add(value)
-        if value.word == "mul" and len(mine) == 1:
+        if value.op == "mul" and len(mine) == 1:
             (factor,) = (argument for argument in value.args if argument not in behind)
             if found.of(factor) is None:
                 return False
-        elif value.word == "div" and mine == [value.args[0]]:
+        elif value.op == "div" and mine == [value.args[0]]:
             if _reciprocal(found.of(value.args[1])) is None:
                 return False
-        elif value.word == "where":
+        elif value.op == "where":
             if value.args[0] in behind:
                 return False
-        elif not begins and value.word not in ("add", "sub", "neg", "product"):
+        elif not begins and value.op not in ("add", "sub", "neg", "product"):
             return False
     others = (side for pair in step.outer for side in pair if side not in behind)
     return all(found.of(side) is not None for side in others)
@@ -64,7 +64,7 @@ _LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
 
 
 def _is_zero(value: Value) -> bool:
-    return value.word == "number" and value.data == 0
+    return value.op == "number" and value.data == 0
 
 
 class _Found:
@@ -80,9 +80,9 @@ class _Found:
             value = waiting.pop()
             if value not in self.finite:
                 self.finite.add(value)
-                if value.word in ("add", "sub", "mul", "neg", "abs"):
+                if value.op in ("add", "sub", "mul", "neg", "abs"):
                     waiting += value.args
-                elif value.word == "div":
+                elif value.op == "div":
                     waiting.append(value.args[0])
 
     def of(self, value: Value) -> Bounds | None:
@@ -90,30 +90,30 @@ class _Found:
             if other not in self.known:
                 found = self._made(other)
                 if found is None and other in self.finite:
-                    found = (0.0, math.inf) if other.word == "exp" else ANY
+                    found = (0.0, math.inf) if other.op == "exp" else ANY
                 self.known[other] = found
         return self.known[value]
 
     def _made(self, value: Value) -> Bounds | None:
         if value.boolean:
             return 0.0, 1.0
-        if value.word == "number":
+        if value.op == "number":
             return float(value.data), float(value.data)
-        if value.word == "constant":
+        if value.op == "constant":
             number = self.step.constants[int(value.data)]
             return (number, number) if math.isfinite(number) else None
-        if not value.args or value.word == "product":
+        if not value.args or value.op == "product":
             return ANY
         args = [self.known[argument] for argument in value.args]
         given = [bounds for bounds in args if bounds is not None]
         if len(given) < len(args):
             return None
-        if value.word == "mul" and value.args[0] is value.args[1]:
+        if value.op == "mul" and value.args[0] is value.args[1]:
             low, high = given[0]
             return (0.0 if low <= 0 <= high else min(low * low, high * high)), max(low * low, high * high)
-        if value.word in _WITHIN:
-            return _WITHIN[value.word]
-        rule = _RULES.get(value.word)
+        if value.op in _WITHIN:
+            return _WITHIN[value.op]
+        rule = _RULES.get(value.op)
         return rule(*given) if rule else None
 
 

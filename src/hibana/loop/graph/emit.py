@@ -1,7 +1,7 @@
-"""Values to the source of a scalar body, in the words of a dialect.
+"""Values to the source of a scalar body, in a dialect.
 
 What every backend shares: the order of statements, what gets a name and what is written in place. How a
-language says a word is its dialect's business, how memory is walked is its backend's.
+language says an operation is its dialect's business, how memory is walked is its backend's.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ LONGEST = 60
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a language says each word: a template with ``{0}``, ``{1}``, … for its arguments.
+    """How a language says each operation: a template with ``{0}``, ``{1}``, … for its arguments.
 
     That of ``product`` has ``{matrix}`` as well.
     """
 
     name: str
-    words: Mapping[str, str]
+    operations: Mapping[str, str]
     number: str
     """How it says a whole number: a template with ``{0}``."""
 
@@ -49,7 +49,7 @@ def statements(
     order = evaluated(stores.values(), ())
     uses: dict[Value, int] = dict.fromkeys(order, 0)
     for value in order:
-        template = dialect.words.get(value.word, "")
+        template = dialect.operations.get(value.op, "")
         for i, argument in enumerate(value.args):
             uses[argument] += max(1, template.count(f"{{{i}}}"))
     names: dict[Value, str] = {}
@@ -59,14 +59,14 @@ def statements(
     text: dict[Value, str] = {}
     lines: list[str] = []
     for value in order:
-        if value.word == "number":
+        if value.op == "number":
             text[value] = dialect.number.format(value.data)
         elif not value.args:
             text[value] = leaves[str(value.data)]
         else:
-            if value.word not in dialect.words:
-                raise Unsupported(f"{value.word} is nothing that hibana says in {dialect.name}")
-            said = dialect.words[value.word].format(*(text[a] for a in value.args), matrix=_matrix(value))
+            if value.op not in dialect.operations:
+                raise Unsupported(f"{value.op} is nothing that hibana says in {dialect.name}")
+            said = dialect.operations[value.op].format(*(text[a] for a in value.args), matrix=_matrix(value))
             if uses[value] > 1 or len(said) > LONGEST:
                 name = names.get(value, f"a{len(lines)}")
                 lines.append(f"{name} = {_bare(said)}")
@@ -77,7 +77,7 @@ def statements(
 
 def _matrix(value: Value) -> str:
     """A name for the matrix of a product, transposed or not."""
-    if value.word != "product":
+    if value.op != "product":
         return ""
     index, turned = divmod(int(value.data), 2)
     return f"M{index}{'.T' if turned else ''}"

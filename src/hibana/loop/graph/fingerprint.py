@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hibana.loop.graph.words import Unsupported
+from hibana.loop.graph.ops import Unsupported
 
 __all__ = [
     "NOT_HYPER",

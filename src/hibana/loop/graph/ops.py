@@ -2,7 +2,7 @@
 
 A column is how somebody says it: LLVM, Triton, a person. A gap in a column is an operation that this one
 doesn't say, which :class:`Unsupported` then names. What PyTorch's operations come to in these is
-:mod:`hibana.loop.graph.words`.
+:mod:`hibana.loop.graph.aten`.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Operation:
     call: bool = False
     """Whether a function computes it, a row at a time: what IEEE does not determine."""
     effort: float = 0.1
-    """What computing it again costs, in bits kept."""
+    """What recomputing it costs, in bits kept."""
     mkl: str = ""
     """Of the functions that may compute it: the one of Intel's library,"""
     sleef: str = ""

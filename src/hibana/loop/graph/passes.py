@@ -8,7 +8,7 @@ names lie in memory is each backend's business.
 ``x``                   the input at this step
 ``v_state``, …          each state: read as it was before the step, written as after it
 ``emitted_before``      what was emitted a step earlier
-``kept0``, …            what the plan keeps of this step; ``kept0_earlier`` of the step before
+``residual0``, …            what the plan keeps of this step; ``residual0_earlier`` of the step before
 ``v_state_before``, …   in the backward, each state as it was before the step
 ``v_state_grad``, …     gradients of the states: read after the step, written before it
 ``emitted_grad``        the gradient that arrives for what was emitted at this step
@@ -36,11 +36,11 @@ def forward_pass(step: Step, plan: Plan | None) -> Stores:
     """One step forward: the next states, and what `plan` keeps (nothing, if it is None)."""
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
-        stores |= {f"kept{i}": value for i, value in enumerate(plan.kept) if value.word != "input"}
+        stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if value.op != "input"}
     emitted = len(step.states) - 1
 
     def leaf(value: Value) -> Value | None:
-        if value.word == "previous":
+        if value.op == "previous":
             index = int(value.data)
             return Value("row", data="emitted_before" if index == emitted else step.states[index])
         return _shared(value)
@@ -50,9 +50,9 @@ def forward_pass(step: Step, plan: Plan | None) -> Stores:
 
 def before_pass(step: Step, plan: Plan) -> Stores:
     """The states before a step that the backward uses, from what was kept a step earlier."""
-    kept = {value: _kept(value, f"kept{i}_earlier") for i, value in enumerate(plan.kept)}
+    residuals = {value: _residual(value, f"residual{i}_earlier") for i, value in enumerate(plan.residuals)}
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
-    return _named(stores, lambda value: kept.get(value) or _shared(value))
+    return _named(stores, lambda value: residuals.get(value) or _shared(value))
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: bool) -> Stores:
@@ -64,23 +64,23 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
         wants_input: whether the gradient of the input is asked for.
         constant_input: whether the input is the same at each step, and its gradient a sum over time.
     """
-    kept = {value: _kept(value, f"kept{i}") for i, value in enumerate(plan.kept)}
+    residuals = {value: _residual(value, f"residual{i}") for i, value in enumerate(plan.residuals)}
     emitted = len(step.states) - 1
     given: dict[int, Value] = {}
 
     def leaf(value: Value) -> Value | None:
-        if value in kept:
-            return kept[value]
-        index = int(value.data) if value.word in ("previous", "gradient") else 0
-        if value.word == "previous":
+        if value in residuals:
+            return residuals[value]
+        index = int(value.data) if value.op in ("previous", "gradient") else 0
+        if value.op == "previous":
             return Value("row", data=f"{step.states[index]}_before")
-        if value.word == "gradient" and index not in given:
+        if value.op == "gradient" and index not in given:
             carried = Value("row", data=f"{step.states[index]}_grad")
             arriving = Value("row", data="emitted_grad")
             fed_back = step.grad_states[emitted] is not None
             both = Value("add", (arriving, carried)) if fed_back else arriving
             given[index] = both if index == emitted else carried
-        return given[index] if value.word == "gradient" else _shared(value)
+        return given[index] if value.op == "gradient" else _shared(value)
 
     written = {step.grad_input} if wants_input and not constant_input else set()
     outer: Stores = {}
@@ -110,7 +110,7 @@ def arriving(step: Step) -> list[Value]:
 def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
     """The named leaves that `stores` are made of."""
     values = evaluated(stores.values(), ())
-    return {str(v.data): v for v in values if v.word in ("row", "bits", "scalar")}
+    return {str(v.data): v for v in values if v.op in ("row", "bits", "scalar")}
 
 
 def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value]) -> Stores:
@@ -119,18 +119,18 @@ def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value])
 
 
 def _shared(value: Value) -> Value | None:
-    if value.word == "gate":
+    if value.op == "gate":
         return Value("bits", data=f"gate{value.data}")
-    if value.word == "input":
+    if value.op == "input":
         return Value("row", data="x")
-    if value.word == "parameter":
+    if value.op == "parameter":
         name = f"p{value.data}"
         return Value("scalar", data=f"{name}[0]") if value.scalar else Value("row", data=name)
-    return Value("scalar", data=f"c[{value.data}]") if value.word == "constant" else None
+    return Value("scalar", data=f"c[{value.data}]") if value.op == "constant" else None
 
 
-def _kept(value: Value, name: str) -> Value:
-    if value.word == "input":
+def _residual(value: Value, name: str) -> Value:
+    if value.op == "input":
         name = name.replace(name.partition("_")[0], "x")
     return Value("bits" if value.boolean else "row", data=name)
 
@@ -142,9 +142,9 @@ def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
     for value in _until(stores.values(), leaf):
         found = leaf(value)
         if found is None:
-            done[value] = Value(value.word, tuple(done[a] for a in value.args), value.data, value.scalar)
-        elif found.word in ("row", "bits", "scalar"):
-            done[value] = known.setdefault((found.word, found.data), found)
+            done[value] = Value(value.op, tuple(done[a] for a in value.args), value.data, value.scalar)
+        elif found.op in ("row", "bits", "scalar"):
+            done[value] = known.setdefault((found.op, found.data), found)
         else:
             done[value] = found
     return {name: done[value] for name, value in stores.items()}

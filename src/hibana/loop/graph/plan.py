@@ -1,7 +1,7 @@
 """What the backward must keep: bits, values, nothing.
 
-A forward value that the backward uses can be kept at every step or computed again from what is kept.
-The plan is the cheapest choice: a truth value costs a bit, a number its bits, and computing again a
+A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from those.
+The plan is the cheapest choice: a truth value costs a bit, a number its bits, and recomputing a
 little. The state before a step is the state after the step before, so what was kept there gives it back.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hibana.loop.graph.ops import CALLS
-from hibana.loop.graph.residuals import cost_in_bits, evaluated, residuals
+from hibana.loop.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
 from hibana.loop.graph.trace import Step, Value
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "has_gradient",
     "make_plan",
     "reachable",
-    "replayed",
+    "recomputing",
     "zero_outside",
 ]
 
@@ -31,74 +31,74 @@ __all__ = [
 class Plan:
     """What a backward keeps of each step, and what it reads from it."""
 
-    kept: tuple[Value, ...]
-    """Kept at every step; truth values as bits, the ``input`` as the input itself."""
+    residuals: tuple[Value, ...]
+    """What is kept of every step: truth values as bits, the ``input`` as the input itself."""
     before: tuple[int, ...]
     """The previous states that the backward uses, computed from what was kept a step earlier."""
     first: tuple[int, ...]
     """The states begun with that the backward reads: those of `before`, and those that were multiplied."""
     support: Value | None
-    """Where the gradient of what was emitted can matter (one of `kept`); None means everywhere."""
+    """Where the gradient of what was emitted can matter (one of `residuals`); None means everywhere."""
     spikes: Value | None
-    """The truth value that is emitted as 1 or 0 (one of `kept`); None if it is not kept, or none is."""
-    again: "Plan | None" = None
-    """What a second run forward keeps, a stretch of neurons at a time, where the backward makes one."""
+    """The truth value that is emitted as 1 or 0 (one of `residuals`); None if it is not kept, or none is."""
+    recomputed: "Plan | None" = None
+    """What the recomputation keeps, a tile of neurons at a time, where the backward recomputes."""
 
     @cached_property
     def reads_input(self) -> bool:
-        """Whether the input itself is kept."""
-        return any(value.word == "input" for value in self.kept)
+        """Whether the input itself is a residual."""
+        return any(value.op == "input" for value in self.residuals)
 
     @cached_property
-    def kept_values(self) -> tuple[Value, ...]:
-        """What is kept besides the input: each gets a tensor of its own."""
-        return tuple(value for value in self.kept if value.word != "input")
+    def stored(self) -> tuple[Value, ...]:
+        """The residuals besides the input: each is stored in a tensor of its own."""
+        return tuple(value for value in self.residuals if value.op != "input")
 
     @cached_property
     def support_at(self) -> int | None:
-        """Which of `kept_values` the support is."""
-        return None if self.support is None else self.kept_values.index(self.support)
+        """Which of `stored` the support is."""
+        return None if self.support is None else self.stored.index(self.support)
 
     @cached_property
     def spikes_at(self) -> int | None:
-        """Which of `kept_values` the spikes are."""
-        return None if self.spikes is None else self.kept_values.index(self.spikes)
+        """Which of `stored` the spikes are."""
+        return None if self.spikes is None else self.stored.index(self.spikes)
 
     def bits(self, number_bits: int = 32) -> int:
         """Bits kept per neuron and step."""
-        return sum(cost_in_bits(value, number_bits) for value in self.kept)
+        return sum(cost_in_bits(value, number_bits) for value in self.residuals)
 
 
 def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
     """The cheapest plan for the backward of `step` that keeps the values `needed`."""
     roots = gradients(step)
-    kept = residuals(step, roots, needed)
+    residuals = cheapest_residuals(step, roots, needed)
     support = gate_of(step, len(step.nexts) - 1)
     if support is not None and has_gradient(support):
         support = None
-    elif support is not None and support not in kept:
-        kept = (*kept, support)
-    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(kept)) if v.word == "previous"}))
-    multiplied = {int(side.data) for pair in step.outer for side in pair if side.word == "previous"}
-    return Plan(kept, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, kept))
+    elif support is not None and support not in residuals:
+        residuals = (*residuals, support)
+    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.op == "previous"}))
+    multiplied = {int(side.data) for pair in step.outer for side in pair if side.op == "previous"}
+    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, residuals))
 
 
-def replayed(step: Step, plan: Plan) -> Plan | None:
-    """The plan by which the backward runs `step` forward again from its input, for what `plan` keeps.
+def recomputing(step: Step, plan: Plan) -> Plan | None:
+    """The plan by which the backward recomputes `step` from its input, in tiles, for what `plan` keeps.
 
     It is worth that where numbers would be kept, and where the step costs little: the input is read twice,
     but nothing is written that is read again. None where it isn't, and for what does not spike.
     """
-    forward = reachable([*step.nexts, *plan.kept])
-    dear = any(value.word in CALLS or value.word == "product" for value in forward)
-    input_ = next((value for value in forward if value.word == "input"), None)
-    if dear or input_ is None or step.nexts[-1].word != "to_float":
+    forward = reachable([*step.nexts, *plan.residuals])
+    dear = any(value.op in CALLS or value.op == "product" for value in forward)
+    input_ = next((value for value in forward if value.op == "input"), None)
+    if dear or input_ is None or step.nexts[-1].op != "to_float":
         return None
-    if all(value.boolean for value in plan.kept_values):
+    if all(value.boolean for value in plan.stored):
         return None
-    kept = (input_,) if plan.support is None else (input_, plan.support)
+    residuals = (input_,) if plan.support is None else (input_, plan.support)
     all_ = tuple(range(len(step.states)))
-    return Plan(kept, all_, all_, plan.support, _spikes(step, kept), plan)
+    return Plan(residuals, all_, all_, plan.support, _spikes(step, residuals), plan)
 
 
 def reachable(roots: Iterable[Value]) -> list[Value]:
@@ -114,13 +114,13 @@ def gradients(step: Step) -> list[Value]:
 
 def has_gradient(value: Value) -> bool:
     """Whether a gradient is part of `value`."""
-    return any(other.word == "gradient" for other in reachable([value]))
+    return any(other.op == "gradient" for other in reachable([value]))
 
 
-def _spikes(step: Step, kept: Container[Value]) -> Value | None:
-    """The truth value that `step` emits as 1 or 0, if it is in `kept`."""
+def _spikes(step: Step, residuals: Container[Value]) -> Value | None:
+    """The truth value that `step` emits as 1 or 0, if it is in `residuals`."""
     emitted = step.nexts[-1]
-    return emitted.args[0] if emitted.word == "to_float" and emitted.args[0] in kept else None
+    return emitted.args[0] if emitted.op == "to_float" and emitted.args[0] in residuals else None
 
 
 def gate_of(step: Step, state: int) -> Value | None:
@@ -136,18 +136,18 @@ def gate_of(step: Step, state: int) -> Value | None:
     for value in reversed(order):
         found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
         gate[value] = found.pop() if len(found) == 1 and value not in roots else None
-    gates = {gate[v] for v in order if v.word == "gradient" and v.data == state}
+    gates = {gate[v] for v in order if v.op == "gradient" and v.data == state}
     return gates.pop() if len(gates) == 1 else None
 
 
 def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
     """What gates `value` in `user`, which `later` gates."""
-    if later is not None and user.word in ("mul", "neg"):
+    if later is not None and user.op in ("mul", "neg"):
         return later
-    if user.word == "mul" and user.args[0] is not user.args[1]:
+    if user.op == "mul" and user.args[0] is not user.args[1]:
         (other,) = (a for a in user.args if a is not value)
         return zero_outside(other)
-    if user.word == "where" and user.args[1] is value and _is_zero(user.args[2]):
+    if user.op == "where" and user.args[1] is value and _is_zero(user.args[2]):
         return user.args[0]
     return None
 
@@ -157,12 +157,12 @@ def zero_outside(factor: Value) -> Value | None:
     waiting = [factor]
     while waiting:
         value = waiting.pop()
-        if value.word == "to_float" or (value.word == "where" and _is_zero(value.args[2])):
+        if value.op == "to_float" or (value.op == "where" and _is_zero(value.args[2])):
             return value.args[0]
-        if value.word == "mul":
+        if value.op == "mul":
             waiting += reversed(value.args)
     return None
 
 
 def _is_zero(value: Value) -> bool:
-    return value.word == "number" and value.data == 0
+    return value.op == "number" and value.data == 0

@@ -1,7 +1,7 @@
-"""Which values of a step to keep for its backward, and which to compute again: a cut of least cost.
+"""Which values of a step are its residuals, and which are recomputed: a cut of least cost.
 
-A forward value that the backward uses is kept at every step, or made again of what is kept. Keeping costs
-its bits, making again an effort in the same measure. Picture every value as a pipe from its arguments, with
+A forward value that the backward uses is kept at every step, or recomputed from what is kept. Keeping costs
+its bits, recomputing an effort in the same measure. Picture every value as a pipe from its arguments, with
 the input and the states before the step as springs: what is kept closes pipes, and nothing may flow to
 what the backward uses. The cheapest way to close them is a minimum cut.
 
@@ -20,7 +20,7 @@ from hibana.loop.graph.cut import INFINITE, Network
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.trace import Step, Value
 
-__all__ = ["cost_in_bits", "evaluated", "residuals"]
+__all__ = ["cheapest_residuals", "cost_in_bits", "evaluated"]
 
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
 """Leaves that are at hand whenever they are wanted."""
@@ -65,7 +65,7 @@ def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
     return list(order)
 
 
-def residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
+def cheapest_residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
     """What to keep of each step, so that its gradients `roots` can be computed; `needed` is kept anyway."""
     kept = _cheapest(step, roots, needed)
     return (*needed, *(value for value in kept if value not in needed))
@@ -94,9 +94,9 @@ class _Split:
         self.roots = _used(roots)
         self.now = _wanted(self.roots)
         self.earlier = _wanted(self._sources(self.now))
-        last_first = reversed([v for v in evaluated([*step.nexts, *roots], ()) if v.word not in FREE])
+        last_first = reversed([v for v in evaluated([*step.nexts, *roots], ()) if v.op not in FREE])
         self.values = [v for v in last_first if v in self.now or v in self.earlier]
-        self.passed_on = frozenset(v for v in step.nexts if v.word == "previous")
+        self.passed_on = frozenset(v for v in step.nexts if v.op == "previous")
         """States before the step that are states after it, unchanged."""
         both = self.now & self.earlier
         self.share = {v: 0.5 if v in both else float(v in self.now) for v in self.values}
@@ -104,7 +104,7 @@ class _Split:
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
         """The states after the step before that the states before it in `values` are."""
-        indices = sorted({int(v.data) for v in values if v.word == "previous"})
+        indices = sorted({int(v.data) for v in values if v.op == "previous"})
         return [self.nexts[i] for i in indices]
 
     def rounds(self) -> Iterator[tuple[Value, ...]]:
@@ -119,11 +119,11 @@ class _Split:
                 self.share[value] += (float(value in now) - self.share[value]) / (1 + i)
 
     def price(self, kept: tuple[Value, ...]) -> float:
-        """Bits kept, plus what computing the rest again costs in the same measure; infinite if impossible."""
+        """Bits kept, plus what recomputing the rest costs in the same measure; infinite if impossible."""
         known = self.needed.union(kept)
-        now = [v for v in evaluated(self.roots, known) if v.word not in FREE]
+        now = [v for v in evaluated(self.roots, known) if v.op not in FREE]
         earlier = evaluated(self._sources(now), known)
-        if any(v.word in ONCE for v in now) or any(v.word in ("previous", *ONCE) for v in earlier):
+        if any(v.op in ONCE for v in now) or any(v.op in ("previous", *ONCE) for v in earlier):
             return inf
         return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
 
@@ -153,9 +153,9 @@ class _Split:
             effort = int(_effort(value) * UNIT)
             mine = int(price * self.share[value])
             if value in self.now:
-                if value.word in ONCE:
+                if value.op in ONCE:
                     network.add(source, at, INFINITE)
-                elif value.word == "previous":
+                elif value.op == "previous":
                     before = self.nexts[int(value.data)]
                     if before in places:
                         network.add(places[before] + 3, at, INFINITE)
@@ -165,7 +165,7 @@ class _Split:
                     if argument in places:
                         network.add(places[argument] + 1, at, INFINITE)
             if value in self.earlier:
-                if value.word in ("previous", *ONCE):
+                if value.op in ("previous", *ONCE):
                     network.add(source, at + 2, INFINITE)
                 network.add(source, at + 2, effort)
                 network.add(at + 2, at + 3, price - mine if self._may_be_kept(value) else INFINITE)
@@ -178,12 +178,12 @@ class _Split:
         now, earlier = (
             {v for v, at in places.items() if near[at + copy] and not near[at + copy + 1]} for copy in (0, 2)
         )
-        again = evaluated(self.roots, now)  # what is free may be cut where nobody wants it
-        sources = self._sources(again)
-        return now & _taken(again, self.roots), earlier & _taken(evaluated(sources, earlier), sources)
+        recomputed = evaluated(self.roots, now)  # what is free may be cut where nobody wants it
+        sources = self._sources(recomputed)
+        return now & _taken(recomputed, self.roots), earlier & _taken(evaluated(sources, earlier), sources)
 
     def _may_be_kept(self, value: Value) -> bool:
-        return value.word != "previous" or value in self.passed_on
+        return value.op != "previous" or value in self.passed_on
 
 
 def _used(roots: Sequence[Value]) -> list[Value]:
@@ -191,14 +191,14 @@ def _used(roots: Sequence[Value]) -> list[Value]:
     everything = evaluated(roots, ())
     behind: set[Value] = set()
     for value in everything:
-        if value.word == "gradient" or any(argument in behind for argument in value.args):
+        if value.op == "gradient" or any(argument in behind for argument in value.args):
             behind.add(value)
     ends = [*roots, *(a for v in everything if v in behind for a in v.args)]
-    return list(dict.fromkeys(v for v in ends if v not in behind and v.word not in FREE))
+    return list(dict.fromkeys(v for v in ends if v not in behind and v.op not in FREE))
 
 
 def _wanted(roots: Iterable[Value]) -> set[Value]:
-    return {v for v in evaluated(roots, ()) if v.word not in FREE}
+    return {v for v in evaluated(roots, ()) if v.op not in FREE}
 
 
 def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
@@ -207,8 +207,8 @@ def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
 
 
 def _effort(value: Value) -> float:
-    """What computing `value` again costs, in bits kept."""
+    """What recomputing `value` costs, in bits kept."""
     if not value.args:
         return 0.0
-    row = OPERATIONS.get(value.word)
+    row = OPERATIONS.get(value.op)
     return 0.1 if row is None else row.effort

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.plan import Plan, reachable
 from hibana.loop.graph.trace import Part, Place, Step, Value, foreign
-from hibana.loop.graph.words import Unsupported
 
 __all__ = ["read", "write"]
 
@@ -34,7 +34,7 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
         Unsupported: if it computes with something that no text holds; the reason is its message.
     """
     sides = [side for pair in step.outer for side in pair]
-    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *sides, *plan.kept)
+    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *sides, *plan.residuals)
     values = reachable(value for value in wanted if value is not None)
     place = {value: i for i, value in enumerate(values)}
 
@@ -60,7 +60,7 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
             "outer": places(sides),
             "prologue": _written(step.prologue),
             "epilogue": _written(step.epilogue),
-            "kept": places(plan.kept),
+            "residuals": places(plan.residuals),
             "before": plan.before,
             "first": plan.first,
             "marks": places((plan.support, plan.spikes)),
@@ -109,7 +109,7 @@ def read(text: str) -> tuple[Step, Plan, torch.dtype]:
         any_size=True,
     )
     support, spikes = of(held["marks"])
-    plan = Plan(of(held["kept"]), tuple(held["before"]), tuple(held["first"]), support, spikes)
+    plan = Plan(of(held["residuals"]), tuple(held["before"]), tuple(held["first"]), support, spikes)
     return step, plan, getattr(torch, held["dtype"])
 
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.plan import gate_of, gradients, has_gradient, reachable, zero_outside
 from hibana.loop.graph.trace import Step, Value
-from hibana.loop.graph.words import Unsupported
 
 __all__ = ["Operand", "gated", "needed", "operands"]
 
@@ -20,7 +20,7 @@ __all__ = ["Operand", "gated", "needed", "operands"]
 class Operand(NamedTuple):
     """What a matrix was multiplied with at a step."""
 
-    kept: Value
+    residual: Value
     """A value of the step to keep: a truth value, a number or the input."""
     state: int | None
     """The state that it is, if it is what that was before the step."""
@@ -44,13 +44,13 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
     if has_gradient(pair[0]) == turned:
         raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
     value, gradient = pair if turned else pair[::-1]
-    state = int(value.data) if value.word == "previous" else None
+    state = int(value.data) if value.op == "previous" else None
     if state is not None:
         value = step.nexts[state]
-    if value.word == "to_float":
+    if value.op == "to_float":
         (value,) = value.args
-    if value.word in ("previous", "number", "constant", "parameter"):
-        raise Unsupported(f"a matrix is multiplied with a {value.word} that no step computes")
+    if value.op in ("previous", "number", "constant", "parameter"):
+        raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
     return Operand(value, state, gradient, turned)
 
 
@@ -59,7 +59,7 @@ def needed(step: Step) -> list[Value]:
     if not step.matrices:
         return []
     gates = [gate for gate, _ in _gates(step).values()]
-    return list(dict.fromkeys([*(o.kept for o in operands(step)), *gates]))
+    return list(dict.fromkeys([*(o.residual for o in operands(step)), *gates]))
 
 
 def gated(step: Step) -> tuple[Step, dict[int, Value]]:
@@ -114,7 +114,7 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
     forward = set(reachable(step.nexts))
     found = {}
     for product in reachable(roots):
-        if product.word == "product" and product not in forward:
+        if product.op == "product" and product not in forward:
             gates = set(_matters(product, step, users, of_state))
             gate, state = gates.pop() if len(gates) == 1 else (None, None)
             if gate is not None and gate in forward:
@@ -132,9 +132,9 @@ def _matters(
         if value is grad:
             yield of_state[i], i
     for user in users.get(value, []):
-        if user.word in ("add", "sub", "neg"):
+        if user.op in ("add", "sub", "neg"):
             yield from _matters(user, step, users, of_state)
-        elif user.word == "mul" and user.args[0] is not user.args[1]:
+        elif user.op == "mul" and user.args[0] is not user.args[1]:
             (other,) = (a for a in user.args if a is not value)
             gate = zero_outside(other)
             if gate is not None:

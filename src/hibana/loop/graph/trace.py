@@ -1,9 +1,9 @@
 """A step to the graph of its pointwise operations, forward and backward.
 
 The cell's ``forward`` and its gradient run on small tensors while a dispatch mode writes down which ATen
-operations they come to; this room turns that into a :class:`Step`: values made by about thirty pointwise
-words. (``make_fx`` would write down the same graph, but its first use in a process loads over a second's
-worth of modules.)
+operations they come to; this module turns that into a :class:`Step`: values made by
+pointwise operations. (``make_fx`` would write down the same graph, but its first use in a process loads over
+a second's worth of modules.)
 
 What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
 numbered constants, so that changing one changes no structure. Nothing here knows about cost, and of devices
@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
+from hibana.loop.graph.aten import translate
 from hibana.loop.graph.fingerprint import random_state, surroundings, taken_as_they_are
 from hibana.loop.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
 from hibana.loop.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
-from hibana.loop.graph.words import translate
 
 __all__ = [
     "Part",
@@ -36,7 +36,7 @@ __all__ = [
     "Step",
     "Unsupported",
     "Value",
-    "cell_tensors",
+    "tensors_of",
     "filled",
     "foreign",
     "places_in",
@@ -54,13 +54,13 @@ _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 class Value:
     """One number (or truth value) per neuron and step.
 
-    `word` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
+    `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
     ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
     product of a row of neurons with matrix j is number ``2 j``, that with it transposed ``2 j + 1``. The
     passes (``graph.passes``) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
-    word: str
+    op: str
     args: tuple["Value", ...] = ()
     data: int | str = 0
     scalar: bool = False
@@ -69,7 +69,7 @@ class Value:
     @property
     def boolean(self) -> bool:
         """A truth value rather than a number."""
-        return self.word in BOOLEAN
+        return self.op in BOOLEAN
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu"
     tensor of the cell has does not matter; else it runs once on `shape` itself, without data.
 
     Raises:
-        Unsupported: if the step is not pointwise in words known here; the message says which
-            operation it is.
+        Unsupported: if the step is not pointwise in operations known here; the message says which
+            one it is.
     """
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
         return clean.submit(_trace, cell, shape, dtype, device).result()
 
 
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
-    tensors = cell_tensors(cell)
+    tensors = tensors_of(cell)
     small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
     alone = _copied(cell, tensors)
     graphs, looked, seen = [], False, []
@@ -176,7 +176,7 @@ def _broadcasts(one: torch.Size, shape: torch.Size) -> bool:
     )
 
 
-def cell_tensors(cell: Cell) -> dict[str, Tensor]:
+def tensors_of(cell: Cell) -> dict[str, Tensor]:
     """The parameters and buffers of `cell`, by name."""
     if not (cell._parameters or cell._buffers or cell._modules):
         return {}
@@ -436,7 +436,7 @@ class _Reading:
         self.values: dict[fx.Node, Value] = {}
         self.known: dict[Any, Value] = {}
         self.constants: list[float] = []
-        self.held: list[fx.Node] = []
+        self.cell_tensors: list[fx.Node] = []
         self.parameters: list[fx.Node] = []
         self.once: set[fx.Node] = set()
         """Nodes that depend on the cell's tensors alone."""
@@ -473,8 +473,8 @@ class _Reading:
             grad_states=tuple(grad_states),
             grad_sums=tuple(self._value(node) for node in self.sums),
             constants=tuple(self.constants),
-            prologue=self._subgraph(self.held, [*self.parameters, *self.matrices]),
-            epilogue=self._subgraph([*self.held, *self.sums, *self.outer], ends),
+            prologue=self._subgraph(self.cell_tensors, [*self.parameters, *self.matrices]),
+            epilogue=self._subgraph([*self.cell_tensors, *self.sums, *self.outer], ends),
             parameters=len(self.parameters),
             matrices=len(self.matrices),
             outer=tuple(self.outer.values()),
@@ -505,7 +505,7 @@ class _Reading:
         elif index <= count:
             self.values[node] = Value("previous", data=index - 1)
         elif index <= count + len(self.tensors):
-            self.held.append(node)
+            self.cell_tensors.append(node)
             self.once.add(node)
         else:
             self.values[node] = Value("gradient", data=index - 1 - count - len(self.tensors))
@@ -650,7 +650,7 @@ class _Reading:
             # beside truth values alone, a number is one of the default dtype
             args = tuple(_rounded(a, torch.get_default_dtype()) for a in args)
         value = translate(target, args, node.kwargs, self._argument, self._make, boolean=boolean)
-        self.blank = self.blank or (value.word == "number" and node in self.behind)
+        self.blank = self.blank or (value.op == "number" and node in self.behind)
         if _writes(node):
             for other in self._shared_with(node):
                 if other in self.once or other.meta["val"].shape != self.shape:
@@ -735,20 +735,20 @@ class _Reading:
         self.constants.append(_rounded(number, self.dtype) if isinstance(number, int) else number)
         return Value("constant", data=len(self.constants) - 1)
 
-    def _make(self, word: str, *args: Value, data: int = 0) -> Value:
-        """The value ``word(*args)``, the same object whenever it is the same value."""
-        if word == "to_float" and not args[0].boolean:
+    def _make(self, op: str, *args: Value, data: int = 0) -> Value:
+        """The value ``op(*args)``, the same object whenever it is the same value."""
+        if op == "to_float" and not args[0].boolean:
             return args[0]
-        if word == "to_bool" and args[0].boolean:
+        if op == "to_bool" and args[0].boolean:
             return args[0]
-        if word == "to_bool" and args[0].word == "to_float":
+        if op == "to_bool" and args[0].op == "to_float":
             return args[0].args[0]
-        if word in COMPARISONS or (word not in BOOLEAN and word not in ("to_float", "number", "where")):
+        if op in COMPARISONS or (op not in BOOLEAN and op not in ("to_float", "number", "where")):
             args = tuple(self._make("to_float", a) for a in args)
-        key = (word, args, data)
+        key = (op, args, data)
         if key not in self.known:
-            assert word in ("number", "product") or word in OPERATIONS, word
-            self.known[key] = Value(word, args, data)
+            assert op in ("number", "product") or op in OPERATIONS, op
+            self.known[key] = Value(op, args, data)
         return self.known[key]
 
     def _subgraph(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:

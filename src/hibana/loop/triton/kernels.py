@@ -38,7 +38,7 @@ BLOCKS = ((256, 4), (512, 4), (1024, 4), (1024, 8))
 """Neurons in a block and warps that run it: what is tried on a GPU when a kernel meets a new size."""
 INTERPRETED_BLOCK = 64
 FUNCTION_OF = {"root": "rsqrt"}
-"""What PyTorch has a word for, where it is called otherwise."""
+"""What PyTorch has a function for, where it is called otherwise."""
 
 
 def refusal(device: str) -> str:
@@ -69,17 +69,17 @@ class GpuKernels(Kernels):
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.step = step
         self.plan = plan
-        self.replayed: Plan | None = None
+        self.recomputing: Plan | None = None
         self.dtype = dtype
         self.language = Language(str(dtype).removeprefix("torch."), _interpreted())
-        said = self.language.dialect.words
+        said = self.language.dialect.operations
         roots = [*step.nexts, *gradients(step)]
-        missing = [v.word for v in reachable(roots) if v.word in OPERATIONS and v.word not in said]
+        missing = [v.op for v in reachable(roots) if v.op in OPERATIONS and v.op not in said]
         if missing:
             raise Unsupported(f"{missing[0]} is nothing that hibana says in Triton")
-        for word in sorted({value.word for value in reachable(step.nexts)} & {*CALLS, "root"}):
-            if not _agrees(word, self.language):
-                raise Unsupported(f"{word} can't be had here to the last bit of PyTorch's own")
+        for op in sorted({value.op for value in reachable(step.nexts)} & {*CALLS, "root"}):
+            if not _agrees(op, self.language):
+                raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
         self._constants: dict[torch.device, Tensor] = {}
 
@@ -112,7 +112,7 @@ class GpuKernels(Kernels):
         parameters: Sequence[Tensor],
         plan: Plan | None,
         ends: bool = True,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, what `plan` keeps.
 
@@ -125,13 +125,15 @@ class GpuKernels(Kernels):
         # in the order of the states; the emitted one is the last of the outputs, unless those are rounded
         written = [ends] * (len(self.step.states) - 1) + [ends and half]
         last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
-        kept = [inputs.new_empty(s, dtype=d) for s, d in self.kept_shapes(steps, one)] if plan else []
+        residuals = (
+            [inputs.new_empty(s, dtype=d) for s, d in self.residual_shapes(steps, one)] if plan else []
+        )
         # in the order of forward_source
-        values = [exact, exact.stride(0), outputs, *first, *last, *kept]
+        values = [exact, exact.stride(0), outputs, *first, *last, *residuals]
         self._launch(
             "forward", plan is not None, inputs.shape, [*values, self._numbers(inputs.device), *parameters]
         )
-        return outputs.to(inputs.dtype), [value for value in last if value is not None], kept
+        return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
     def backward(
         self,
@@ -140,20 +142,20 @@ class GpuKernels(Kernels):
         inputs: Tensor | None,
         first: Sequence[Tensor | None],
         parameters: Sequence[Tensor],
-        kept: Sequence[Tensor],
+        residuals: Sequence[Tensor],
         grad_outputs: Tensor | None,
         last_grads: Sequence[Tensor | None],
         wants_input: bool,
         constant: bool,
         wants_first: bool,
-        apart: bool = True,
+        may_offset: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
         With `constant`, the gradient of the input is summed over time.
         """
         one = shape[1:]
-        like = kept[0] if kept else next(t for t in (grad_outputs, *last_grads) if t is not None)
+        like = residuals[0] if residuals else next(t for t in (grad_outputs, *last_grads) if t is not None)
         if grad_outputs is None:
             grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
         arriving = _exact(grad_outputs)
@@ -167,21 +169,21 @@ class GpuKernels(Kernels):
         missing = [None] * (len(states) - len(last_grads))
         # in the order of backward_source
         values = [read, 0 if read is None else read.stride(0), arriving, arriving.stride(0), grad_input]
-        values += [*first, *last_grads, *missing, *first_grads, *kept, *summed]
+        values += [*first, *last_grads, *missing, *first_grads, *residuals, *summed]
         values += [self._numbers(like.device), *parameters]
         self._launch("backward", (wants_input, constant), shape, values)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
         return grad_input, first_grads, summed
 
-    def kept_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
         neurons = 1
         for size in one:
             neurons = neurons * size
         bits = ((steps, (neurons + 7) // 8), torch.uint8)
         reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.kept_values]
+        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def _source(self, direction: str, variant: bool | tuple[bool, bool]) -> str:
         if isinstance(variant, bool):
@@ -266,8 +268,8 @@ def _pytorchs_library() -> SimpleNamespace:
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 
-    def of_block(word: str) -> Callable[[Any], Any]:
-        function = getattr(torch, word)
+    def of_block(op: str) -> Callable[[Any], Any]:
+        function = getattr(torch, op)
 
         def computed(x: Any) -> Any:
             found = function(torch.from_numpy(x.handle.data.copy())).numpy()
@@ -275,29 +277,29 @@ def _pytorchs_library() -> SimpleNamespace:
 
         return computed
 
-    return SimpleNamespace(**{word: of_block(word) for word in interpreted()})
+    return SimpleNamespace(**{op: of_block(op) for op in interpreted()})
 
 
-def _agrees(word: str, language: Language) -> bool:
-    """Whether `word` of a sample, as kernels have it on the current device, is PyTorch's to the last bit."""
+def _agrees(op: str, language: Language) -> bool:
+    """Whether `op` of a sample, as kernels have it on the current device, is PyTorch's to the last bit."""
     device = "cpu" if language.interpreted else f"cuda:{torch.cuda.current_device()}"
-    return _compared(word, language, device)
+    return _compared(op, language, device)
 
 
 @cache
-def _compared(word: str, language: Language, device: str) -> bool:
+def _compared(op: str, language: Language, device: str) -> bool:
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes: these tensors are real
-        return clean.submit(_sampled, word, language, device).result()
+        return clean.submit(_sampled, op, language, device).result()
 
 
-def _sampled(word: str, language: Language, device: str) -> bool:
+def _sampled(op: str, language: Language, device: str) -> bool:
     dtype = getattr(torch, language.real)
     sizes = torch.logspace(-45, 38, 500, dtype=torch.float64, device="cpu")
     even = torch.linspace(-20, 20, 4097, dtype=torch.float32, device="cpu")
     ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device="cpu")
     sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
     found = torch.empty_like(sample)
-    kernel = _kernel(function_source(language, word), "function", language.interpreted)
+    kernel = _kernel(function_source(language, op), "function", language.interpreted)
     _run(kernel, [sample, found], 1, sample.numel(), language.interpreted)
-    wanted = getattr(torch, FUNCTION_OF.get(word, word))(sample)
+    wanted = getattr(torch, FUNCTION_OF.get(op, op))(sample)
     return bool(((found == wanted) | (found.isnan() & wanted.isnan())).all())

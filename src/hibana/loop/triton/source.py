@@ -34,22 +34,22 @@ class Language:
 
     @property
     def dialect(self) -> Dialect:
-        """How Triton says each word, so that it is rounded as IEEE has it."""
+        """How Triton says each operation, so that it is rounded as IEEE has it."""
         single = self.real == "float32"
         divided, root = (
             ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
         )
-        words = {
+        operations = {
             name: row.triton.replace("REAL", self.real).replace("DIVIDED", divided).replace("ROOT", root)
             for name, row in OPERATIONS.items()
             if row.triton
         }
         if self.interpreted:
-            words |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
+            operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
         else:
             below = f"({self.number(1)} + libdevice.exp(-{{0}}))"
-            words |= {"sqrt": root, "sigmoid": divided.format(self.number(1), below)}
-        return Dialect("Triton", words, self.number("{0}"))
+            operations |= {"sqrt": root, "sigmoid": divided.format(self.number(1), below)}
+        return Dialect("Triton", operations, self.number("{0}"))
 
     def number(self, number: int | str) -> str:
         """A whole number, or one that lies in memory."""
@@ -65,10 +65,10 @@ def interpreted() -> list[str]:
     return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
 
 
-def function_source(language: Language, word: str) -> str:
-    """A kernel that computes `word` of every number of ``input``; of ``root``, one over it: all it is for."""
-    value = Value(word, (Value("row", data="x"),))
-    if word == "root":
+def function_source(language: Language, op: str) -> str:
+    """A kernel that computes `op` of every number of ``input``; of ``root``, one over it: all it is for."""
+    value = Value(op, (Value("row", data="x"),))
+    if op == "root":
         value = Value("div", (Value("number", data=1), value))
     lines, results = statements({"y": value}, {"x": "x"}, language.dialect)
     body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results['y']}, there)"]
@@ -80,15 +80,15 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     stores = forward_pass(step, plan)
     read = leaves(stores)
     emitted = step.states[-1]
-    kept = {name: value for name, value in stores.items() if name not in step.states}
+    residuals = {name: value for name, value in stores.items() if name not in step.states}
     standing = {**_standing(read), "emitted_before": emitted}
     lines, results = statements(stores, standing, language.dialect)
     firsts, lasts = ([f"{name}_{end}" for name in step.states] for end in ("first", "last"))
-    bits = [f"{name}_all" for name, value in kept.items() if value.boolean]
-    reals = [f"{name}_all" for name, value in kept.items() if not value.boolean]
+    bits = [f"{name}_all" for name, value in residuals.items() if value.boolean]
+    reals = [f"{name}_all" for name, value in residuals.items() if not value.boolean]
     arguments = (
         *("input", "input_step", "outputs", *firsts, *lasts),
-        *(f"{name}_all" for name in kept),
+        *(f"{name}_all" for name in residuals),
         *_shared(step),
     )
     rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(read))
@@ -101,11 +101,11 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
                 *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
                 *lines,
                 f"tl.store(outputs + j, {results[emitted]}, there)",
-                *(line for name, value in kept.items() for line in _stored(name, value, results[name])),
+                *(line for name, value in residuals.items() for line in _stored(name, value, results[name])),
                 *_renewed({name: results[name] for name in step.states}),
                 "input += input_step",
                 "outputs += neurons",
-                *(f"{name}_all += {_stride(value)}" for name, value in kept.items()),
+                *(f"{name}_all += {_stride(value)}" for name, value in residuals.items()),
             ]
         ),
         *(_given_back(f"{name}_last", name) for name in step.states),
@@ -123,9 +123,9 @@ def backward_source(
     rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
     lines, results = statements(stores, _standing(now), language.dialect)
     emitted = step.states[-1]
-    kept = {f"kept{i}": value for i, value in enumerate(plan.kept) if value.word != "input"}
+    residuals = {f"residual{i}": value for i, value in enumerate(plan.residuals) if value.op != "input"}
     streams = [_Stream("x", "input", "input_step", False)]
-    streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in kept.items()]
+    streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in residuals.items()]
     streams = [s for s in streams if s.name in now or s.earlier in then]
     both = [s for s in streams if s.name in now and s.earlier in then]
     writes_input = wants_input and not constant_input
@@ -137,7 +137,7 @@ def backward_source(
     arguments = (
         *("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
         *(*firsts, *last_grads, *first_grads),
-        *(f"{name}_all" for name in (*kept, *sums)),
+        *(f"{name}_all" for name in (*residuals, *sums)),
         *_shared(step),
     )
     bits = [s.base for s in streams if s.bits]
@@ -205,7 +205,7 @@ class _Stream:
 
 def _standing(read: Mapping[str, Value]) -> dict[str, str]:
     """What each leaf is called: of ``c[0]`` and ``p0[0]``, spread over the block, ``c0`` and ``p0``."""
-    return {name: _spread_name(name) if leaf.word == "scalar" else name for name, leaf in read.items()}
+    return {name: _spread_name(name) if leaf.op == "scalar" else name for name, leaf in read.items()}
 
 
 def _spread_name(scalar: str) -> str:
@@ -216,14 +216,14 @@ def _spread(read: Mapping[str, Value], language: Language) -> list[str]:
     places = {
         name: f"{_spread_name(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
         for name, leaf in read.items()
-        if leaf.word == "scalar"
+        if leaf.op == "scalar"
     }
     scalars = [f"{_spread_name(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
     return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(read)]
 
 
 def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
-    rows = [name for name, leaf in read.items() if leaf.word == "row" and name[0] == "p"]
+    rows = [name for name, leaf in read.items() if leaf.op == "row" and name[0] == "p"]
     return [f"{name}_at" for name in rows if name[1:].isdigit()]
 
 

@@ -4,7 +4,6 @@ Each operation of the table has one meaning, the one IEEE and PyTorch give it; a
 contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,22 +12,7 @@ import torch
 from hibana.loop.graph.ops import CALLS, COMPARISONS, Unsupported
 from hibana.loop.graph.rules import POINTWISE
 
-__all__ = ["SlowPathWarning", "Unsupported", "said_once", "translate"]
-
-
-class SlowPathWarning(RuntimeWarning):
-    """A call that the reference loop runs, step by step, since no compiled backend serves it; and why."""
-
-
-_SAID: set[str] = set()
-
-
-def said_once(cell: str, reason: str) -> None:
-    """Warns, once for each `reason`, that calls of a cell of the class called `cell` are run by the loop."""
-    text = f"{cell} is run by the reference loop, step by step and many times slower, because {reason}"
-    if text not in _SAID:
-        warnings.warn(text, SlowPathWarning, stacklevel=2)
-        _SAID.add(text)  # not before: who makes warnings errors has each one
+__all__ = ["translate"]
 
 
 Make = Callable[..., Any]
@@ -43,14 +27,14 @@ def translate(
     *,
     boolean: bool = False,
 ) -> Any:
-    """The value that the ATen operation `target` makes of `args`, in words.
+    """The value that the ATen operation `target` makes of `args`.
 
     Args:
         target: the operation.
         args: its arguments, nodes and numbers.
         kwargs: its keyword arguments.
         argument: an fx argument (a node or a number) to a value.
-        make: ``make(word, *values)``.
+        make: ``make(op, *values)``.
         boolean: whether PyTorch says that a truth value comes of it.
 
     Raises:
@@ -73,8 +57,8 @@ def translate(
     return make("to_bool" if boolean else "to_float", rule(make, argument, *args, **said))
 
 
-def _word(word: str) -> Make:
-    return lambda make, value, *args: make(word, *(value(a) for a in args))
+def _operation(op: str) -> Make:
+    return lambda make, value, *args: make(op, *(value(a) for a in args))
 
 
 def _same(make: Make, value: Make, x: Any, *_: Any) -> Any:
@@ -85,13 +69,13 @@ def _constant(number: int) -> Make:
     return lambda make, value, *_: value(number)
 
 
-def _plain(word: str) -> Make:
-    """A word of two arguments; a third, PyTorch's ``alpha``, must be one."""
+def _plain(op: str) -> Make:
+    """An operation of two arguments; a third, PyTorch's ``alpha``, must be one."""
 
     def rule(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> Any:
         if alpha != 1:
-            raise Unsupported(f"{word} with alpha={alpha}")
-        return make(word, value(x), value(y))
+            raise Unsupported(f"{op} with alpha={alpha}")
+        return make(op, value(x), value(y))
 
     return rule
 
@@ -153,8 +137,8 @@ def _masked_fill(make: Make, value: Make, x: Any, mask: Any, fill: Any) -> Any:
     return _where(make, value, mask, fill, x)
 
 
-def _logical(word: str) -> Make:
-    return lambda make, value, *args: make(word, *(make("to_bool", value(a)) for a in args))
+def _logical(op: str) -> Make:
+    return lambda make, value, *args: make(op, *(make("to_bool", value(a)) for a in args))
 
 
 def _threshold_backward(make: Make, value: Make, grad: Any, x: Any, threshold: Any) -> Any:
@@ -189,8 +173,8 @@ _SAID_BY_NAME = {
 _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
 
 _RULES: dict[str, Make] = {
-    **{word: _word(word) for word in (*COMPARISONS, *CALLS)},
-    **{word: _word(word) for word in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
+    **{op: _operation(op) for op in (*COMPARISONS, *CALLS)},
+    **{op: _operation(op) for op in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
     **POINTWISE,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
@@ -202,9 +186,9 @@ _RULES: dict[str, Make] = {
     "add": _plain("add"),
     "sub": _plain("sub"),
     "rsub": _reversed_sub,
-    "mul": _word("mul"),
-    "sgn": _word("sign"),
-    "sign": _word("sign"),
+    "mul": _operation("mul"),
+    "sgn": _operation("sign"),
+    "sign": _operation("sign"),
     "square": _square,
     "reciprocal": _reciprocal,
     "pow": _power,

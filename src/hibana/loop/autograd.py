@@ -1,0 +1,250 @@
+"""A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.loop.backend import Launch
+from hibana.loop.derivatives import differentiated_once
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.trace import tensors_of
+from hibana.loop.programs import Program
+from hibana.loop.strides import in_callers_order, inverse, memory_order, step_back, step_in, steps_contiguous
+
+__all__ = ["RunSpecification", "from_rest", "go", "run", "wants_gradient"]
+
+
+def run(
+    program: Program, cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
+
+    Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
+    """
+    order = None
+    if not inputs.is_contiguous():
+        order = None if program.step.matrices else memory_order(inputs)  # neurons of a sample lie together
+        if order is None and not steps_contiguous(inputs):
+            inputs = inputs.contiguous()
+    begun = () if state is None else state
+    cell_tensors = tuple(tensors_of(cell).values())
+    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
+    constant = inputs.stride(0) == 0 and shape[0] > 1
+    if order is None and not (begun or cell_tensors or constant) and inputs.is_contiguous():
+        return go(from_rest(program, inputs, ends), inputs, ())
+    plan = program.kernels.plan_for(shape)
+    spec = RunSpecification(program, plan, shape, ends, order, len(begun), constant)
+    return go(spec, inputs, (*begun, *cell_tensors))
+
+
+class RunSpecification(NamedTuple):
+    """All about a run but its tensors; by default, a run over contiguous inputs from rest."""
+
+    program: Program
+    plan: Plan
+    """What is kept, if a gradient is wanted."""
+    shape: torch.Size
+    """Of the inputs, in the order in which they lie in memory."""
+    ends: bool
+    order: list[int] | None = None
+    """The order of dimensions in which they lie in memory, if it is another than theirs."""
+    begun: int = 0
+    """How many states it is given to begin with: all, or none if it begins at rest."""
+    constant: bool = False
+    """Whether the inputs are the same at every step, as their strides say."""
+    launch: Launch | None = None
+    """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
+
+
+def from_rest(program: Program, inputs: Tensor, ends: bool) -> RunSpecification:
+    """How contiguous `inputs` are run from rest, for a cell without tensors."""
+    shape = inputs.shape
+    plan = program.kernels.plan_for(shape)
+    launch = None
+    if program.takes_zeros:
+        launch = program.kernels.launch(plan if wants_gradient(inputs) else None, shape, ends)
+    return RunSpecification(program, plan, shape, ends, launch=launch)
+
+
+def wants_gradient(inputs: Tensor) -> bool:
+    """Whether a gradient may come back to `inputs`."""
+    return torch.is_grad_enabled() and inputs.requires_grad
+
+
+def go(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    if spec.launch is not None:
+        return spec.launch(inputs, spec)
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
+    ):
+        outputs, *last = _apply(spec, inputs, *tensors)
+        return outputs, last
+    program, _, _, ends, order, begun, _, _ = spec
+    first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+    inputs = inputs if order is None else inputs.permute(order)
+    parameters = program.parameters(tensors[begun:], inputs, order)
+    outputs, last, _ = program.kernels.forward(inputs, first, parameters, None, ends)
+    return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+
+
+class _Run(torch.autograd.Function):
+    """The whole sequence as one node, whose attributes `specification`, `support` and `spikes` others read.
+
+    `specification` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
+    ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
+    lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
+    :class:`hibana.loop.graph.plan.Plan`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
+        program, plan, _, ends, order, begun, constant, _ = spec
+        cell_tensors = tensors[begun:]
+        ctx.specification = spec
+        if constant:
+            ctx.inputs = inputs
+        first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+        if order is not None:
+            inputs = inputs.permute(order)
+        parameters = program.parameters(cell_tensors, inputs, order)
+        outputs, last, residuals = program.kernels.forward(inputs, first, parameters, plan, ends)
+        if not program.takes_zeros and ends and len(last) < len(program.step.states):
+            last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
+        read = (inputs,) if plan.reads_input else ()
+        needed = [first[i] for i in plan.first] if begun else ()
+        ctx.save_for_backward(*read, *needed, *cell_tensors, *parameters, *residuals)
+        ctx.set_materialize_grads(False)
+        known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
+        ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
+        ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
+        if order is not None:
+            outputs, last = in_callers_order(order, outputs, last)
+            # not as views, or autograd would put a node of its own above this one
+            outputs, last = outputs.detach(), [value.detach() for value in last]
+        return outputs, *last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # what refuses a second derivative costs a good part of a small backward, and matters only for one
+        return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
+
+
+def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+    program, plan, shape, _, order, begun, constant, _ = ctx.specification
+    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
+    step, saved = program.step, ctx.saved_tensors
+    a = int(plan.reads_input)  # in the order of `_Run.forward`
+    b = a + (len(plan.first) if begun else 0)
+    c = b + len(wanted) - 1 - begun
+    d = c + step.parameters + step.matrices
+    inputs, needed, cell_tensors = saved[:a], saved[a:b], saved[b:c]
+    parameters, residuals = saved[c:d], saved[d:]
+    first: Sequence[Tensor | None] = program.at_rest
+    if begun:
+        by_state = dict(zip(plan.first, needed, strict=True))
+        first = [by_state.get(i) for i in range(begun)]
+    if grad_outputs is not None:
+        if order is not None:
+            grad_outputs = grad_outputs.permute(order)
+        grad_outputs = grad_outputs.resolve_neg()
+        if not steps_contiguous(grad_outputs):
+            grad_outputs = grad_outputs.contiguous()
+    grads: Sequence[Tensor | None] = program.at_rest[1:]
+    if last_grads:
+        grads = [None if g is None else step_in(order, g) for g in last_grads]
+    if not program.takes_zeros:
+        read = (inputs[0] if inputs else None, first, parameters, residuals)
+        return _of_what_is_there(ctx, read, cell_tensors, grad_outputs, grads)
+    constant = constant and wanted[0] and _only_summed(ctx.inputs)
+    grad_input, first_grads, sums = program.kernels.backward(
+        plan,
+        shape,
+        inputs[0] if inputs else None,
+        first,
+        parameters,
+        residuals,
+        grad_outputs,
+        grads,
+        wanted[0],
+        constant,
+        any(wanted[1 : 1 + begun]),
+    )
+    if constant and grad_input is not None:
+        grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
+    if order is not None:
+        back = inverse(order)
+        grad_input = None if grad_input is None else grad_input.permute(back)
+        first_grads = [None if g is None else step_back(back, g) for g in first_grads]
+        sums = [step_back(back, value) for value in sums]
+    if len(wanted) == 1:
+        return None, grad_input
+    to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
+    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
+    if any(wanted[1 + begun :]):
+        last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
+        there = program.absences.there(sums, last, grad_outputs is not None, shape[0])
+        to_cell_tensors = program.absences.epilogue(cell_tensors, there)
+    return None, grad_input, *to_state, *to_cell_tensors
+
+
+def _of_what_is_there(
+    ctx: Any,
+    read: tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor], Sequence[Tensor]],
+    cell_tensors: Sequence[Tensor],
+    grad_outputs: Tensor | None,
+    grads: Sequence[Tensor | None],
+) -> Any:
+    """:func:`_backward` where absent gradients can't be taken for zeros."""
+    program, plan, shape, _, order, begun, _, _ = ctx.specification
+    wanted = ctx.needs_input_grad[1:]
+    found = program.absences.backward(plan, shape, *read, grad_outputs, grads, wanted[0])
+    grad_input, first, sums = found
+    if order is not None:
+        back = inverse(order)
+        grad_input = None if grad_input is None else grad_input.permute(back)
+        first, sums = ([None if g is None else step_back(back, g) for g in some] for some in (first, sums))
+    to_state = (g if need else None for g, need in zip(first, wanted[1 : 1 + begun], strict=False))
+    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
+    if any(wanted[1 + begun :]):
+        to_cell_tensors = program.absences.epilogue(cell_tensors, sums)
+    return None, grad_input, *to_state, *to_cell_tensors
+
+
+_once = differentiated_once(
+    _backward, 'backend="reference", of hibana.unroll and of each layer, has derivatives of every order'
+)
+_apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
+"""Without what ``Function.apply`` does for the transforms of ``torch.func``, whose calls never come here."""
+
+
+def _only_summed(inputs: Tensor) -> bool:
+    """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
+
+    Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
+    ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
+    it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
+    """
+    node = inputs.grad_fn
+    return (
+        node is not None
+        and node.name() == "ExpandBackward0"
+        and not inputs.retains_grad
+        and not inputs._backward_hooks
+        and any(_is_reached(n) for n, _ in node.next_functions if n is not None)
+    )
+
+
+def _is_reached(node: Any) -> bool:
+    """Whether the backward that runs now goes on to `node`."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        if node.name() != "torch::autograd::AccumulateGrad":
+            raise
+        return True  # torch won't say it of a leaf that torch.autograd.grad was asked for

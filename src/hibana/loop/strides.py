@@ -1,0 +1,48 @@
+"""How a sequence lies in memory, whatever the order of its dimensions."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+__all__ = ["in_callers_order", "inverse", "memory_order", "step_back", "step_in", "steps_contiguous"]
+
+
+def steps_contiguous(tensor: Tensor) -> bool:
+    """Whether each step of `tensor` is contiguous, whatever its stride over time."""
+    return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
+def inverse(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes `order`."""
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
+    """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
+    value = value.resolve_neg()
+    return value.contiguous() if order is None else value.permute([d - 1 for d in order[1:]]).contiguous()
+
+
+def step_back(back: Sequence[int], value: Tensor) -> Tensor:
+    """One step's `value` in the order `back` of the sequence's dimensions."""
+    return value.permute([d - 1 for d in back[1:]])
+
+
+def in_callers_order(
+    order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """What lies in `order` as the caller has its dimensions."""
+    if order is None:
+        return outputs, last
+    back = inverse(order)
+    return outputs.permute(back), [step_back(back, value) for value in last]
+
+
+def memory_order(inputs: Tensor) -> list[int] | None:
+    """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
+    if steps_contiguous(inputs):
+        return None
+    strides = inputs.stride()
+    rest = sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension])
+    order = [0, *rest]
+    return order if inputs.permute(order)[0].is_contiguous() else None
