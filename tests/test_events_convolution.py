@@ -300,7 +300,7 @@ def test_values_that_are_no_spikes_are_convolved_by_torch():
     layer.mode = "events"
     x = torch.rand(3, 2, 9, 9)
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
-    assert layer.explain() == "dense: the input is not all 0 and 1"
+    assert layer.explain() == "dense: the input is neither spikes nor small whole numbers"
     with pytest.raises(RuntimeError, match="2 channels"):
         layer(torch.rand(3, 1, 9, 9))
 

@@ -9,8 +9,9 @@ from hibana.events.convolution import Conv2d
 from hibana.events.flatten import Flatten
 from hibana.events.linear import Linear, product
 from hibana.events.pooling import MaxPool2d
+from hibana.events.sums import add
 from hibana.loop import outer
 
-__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "adopt"]
+__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "add", "adopt"]
 
 outer.by_bits = product.over_bits

@@ -6,17 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from hibana.events.bits import bits_of, share_of
+from hibana.events.planes import Planes, whole_numbers
 from hibana.events.support import Support
 from hibana.loop.leaf import as_leaf, is_name
 
-__all__ = ["BySpikes", "Mode", "SMALLEST_ROWS", "binary_bits", "check_mode", "known_bits", "learns", "usable"]
-
+__all__ = [
+    "NO_EVENTS",
+    "SMALLEST_ROWS",
+    "BySpikes",
+    "Mode",
+    "binary_bits",
+    "check_mode",
+    "known_bits",
+    "learns",
+    "usable",
+    "whole_numbers",
+]
 
 Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_ROWS = 256
 """Fewer rows than this do not pay for packing the weights."""
 SAMPLE = 64
+NO_EVENTS = "the input is neither spikes nor small whole numbers"
+"""Why an input is multiplied densely."""
 
 
 class BySpikes(nn.Module):
@@ -46,24 +59,24 @@ def check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
-def known_bits(below: Support | None, length: int, in_order: bool) -> tuple[Tensor, float] | None:
-    """The bits that the spiking layer `below` kept, as rows of `length` elements, and the density of ones.
+def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | None:
+    """The bits that the spiking layer `below` kept, as rows of `length` elements.
 
     None if there are none, or the input does not lie `in_order`, as rows do.
     """
     if below is None or below.spikes is None or not in_order:
         return None
     rows = below.rows(below.spikes, length)
-    return None if rows is None else (rows, share_of(rows, length))
+    return None if rows is None else Planes(rows[None], share_of(rows, length))
 
 
-def binary_bits(rows: Tensor) -> tuple[Tensor, float] | None:
-    """The bits of contiguous `rows` and the density of ones; None if not all are 0 and 1."""
+def binary_bits(rows: Tensor) -> Planes | None:
+    """The bits of contiguous `rows`; None if not all are 0 and 1."""
     count = rows.shape[0]
     if count > 2 * SAMPLE and bits_of(rows, count // SAMPLE)[1] is None:
         return None
     bits, density = bits_of(rows)
-    return None if density is None else (bits, density)
+    return None if density is None else Planes(bits[None], density)
 
 
 def learns(*tensors: Tensor | None) -> bool:
@@ -71,8 +84,10 @@ def learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def usable(below: Support | None, length: int, in_order: bool) -> Support | None:
-    """`below`, unless rows of `length` elements of it can't be told for an input that lies `in_order`."""
-    if below is None or below.bits is None:
-        return below
+def usable(below: Support | None, length: int, in_order: bool, input_: Planes) -> Support | None:
+    """`below`, unless rows of `length` elements of it can't be told for an `input_` that lies `in_order`."""
+    if below is None:
+        return None
+    if below.bits is None:  # it is the spikes, whatever somebody multiplied them by since
+        return below if len(input_.bits) == 1 else None
     return below if in_order and below.rows(below.bits, length) is not None else None

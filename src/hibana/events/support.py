@@ -2,9 +2,10 @@
 
 The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
 derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this module
-that pass spikes on carry a :class:`Support` of their own. A gradient may be left out elsewhere only if
-nobody else looks at it. Anything that is not known here means everywhere, which is always right. A hook put
-on a node itself (``Node.register_prehook``), not on a tensor, is not seen.
+that pass spikes on carry a :class:`Support` of their own, and torch's node of a sum has one in its metadata.
+A gradient may be left out elsewhere only if nobody else looks at it. Anything that is not known here means
+everywhere, which is always right. A hook put on a node itself (``Node.register_prehook``), not on a tensor,
+is not seen.
 """
 
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from hibana.events.bits import agree
 
-__all__ = ["Support", "announce", "probe", "support_of"]
+__all__ = ["Support", "announce", "announce_support", "probe", "support_of"]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
@@ -75,6 +76,8 @@ def support_of(tensor: Tensor) -> Support | None:
     base = tensor if tensor._base is None else tensor._base
     node = base.grad_fn
     support = getattr(node, "support", None)
+    if support is None and node is not None and node.name() == _SUM:
+        support = node.metadata.get(_BELOW)
     if support is None or tensor.numel() != base.numel() or not (_dense(tensor) and _dense(base)):
         return None
     watched = _views_between(tensor, node)
@@ -101,9 +104,18 @@ def announce(view: Tensor) -> Tensor:
     return view
 
 
+def announce_support(total: Tensor, support: Support) -> None:
+    """Lets :func:`support_of` know what stands below `total`, a sum that torch has just made."""
+    node: Any = total.grad_fn
+    if node.name() == _SUM:
+        node.metadata[_BELOW] = support
+
+
 _VIEWS = ("ViewBackward0", "ReshapeAliasBackward0")
 """Views of all of a tensor."""
 _SEEN = "hibana: who looks at this view"
+_SUM = "AddBackward0"
+_BELOW = "hibana: what stands below this sum"
 
 
 def _views_between(tensor: Tensor, node: Any) -> Watched | None:

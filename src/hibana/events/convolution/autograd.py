@@ -12,6 +12,7 @@ from hibana.events.convolution import kernels
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
+from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
 
 __all__ = ["Geometry", "convolution", "forward", "rows_of"]
@@ -58,8 +59,12 @@ def rows_of(images: Tensor) -> Tensor:
     return last.view(last.shape[0] * last.shape[1], last.shape[2] * last.shape[3])
 
 
-def _windows(bits: Tensor, geometry: Geometry) -> Tensor:
-    """For each output pixel the bits under the window, ``[N * height * width, words]``."""
+def _windows(planes: Tensor, geometry: Geometry) -> Tensor:
+    """For each output pixel the bits under the window, ``[N * height * width, planes * words]``."""
+    return joined([_plane_windows(bits, geometry) for bits in planes])
+
+
+def _plane_windows(bits: Tensor, geometry: Geometry) -> Tensor:
     height, width = geometry.output
     items = bits.shape[0] // geometry.image[0] * height
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
@@ -75,16 +80,16 @@ GRAIN = 4
 """Rows of pixels that are not worth a thread of their own."""
 
 
-def forward(bits: Tensor, density: float, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    return _under_windows(_windows(bits, geometry), density, weight, bias, geometry)
+    return _under_windows(_windows(input_.bits, geometry), input_, weight, bias, geometry)
 
 
 def _under_windows(
-    windows: Tensor, density: float, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    windows: Tensor, input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
     flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-    out, _ = product.forward(windows, density, flat, bias)
+    out, _ = product.forward(windows, input_.density, flat, bias, input_.scales)
     return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
 
 
@@ -168,17 +173,17 @@ class _Convolution(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         leaf: Tensor | None,
-        bits: Tensor,
-        density: float,
+        input_: Planes,
         support: Support | None,
         geometry: Geometry,
     ) -> Tensor:
-        ctx.density, ctx.below, ctx.geometry, ctx.shape = density, support, geometry, images.shape
-        windows = _windows(bits, geometry)
+        ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
+        ctx.geometry, ctx.shape = geometry, images.shape
+        windows = _windows(input_.bits, geometry)
         kept = windows if windows.nbytes <= KEPT * images.nbytes else None
-        ctx.save_for_backward(bits, weight, kept)
+        ctx.save_for_backward(input_.bits, weight, kept)
         # not as a view, which would have a node more
-        return _under_windows(windows, density, weight, bias, geometry).detach()
+        return _under_windows(windows, input_, weight, bias, geometry).detach()
 
     @staticmethod
     @dense_for_more
@@ -190,7 +195,9 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             length = geometry.channels * geometry.image[1]
             used = (
-                product.used_bits(ctx.below, bits, length, ctx.density) if geometry.stride == (1, 1) else None
+                product.used_bits(ctx.below, bits[0], length, ctx.density)
+                if geometry.stride == (1, 1)
+                else None
             )
             if geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry):
                 to_images = _input_gradient_of_few(weight, rows, geometry)
@@ -203,26 +210,24 @@ class _Convolution(torch.autograd.Function):
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
             if windows is None:
                 windows = _windows(bits, geometry)
-            flat, to_bias = product.weight_gradient(
-                windows, ctx.density, rows, inputs, ctx.needs_input_grad[2]
-            )
+            with_bias = ctx.needs_input_grad[2]
+            flat, to_bias = product.weight_gradient(windows, ctx.density, rows, inputs, with_bias, ctx.scales)
             to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
         elif ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
-        return to_images, to_weight, to_bias, None, None, None, None, None
+        return to_images, to_weight, to_bias, None, None, None, None
 
 
 def convolution(
     images: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    bits: Tensor,
-    density: float,
+    input_: Planes,
     support: Support | None,
     geometry: Geometry,
 ) -> Tensor:
-    """The convolution of images of 0 and 1 whose bits are known, ``[N, outputs, height, width]``."""
+    """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``."""
     leaf = probe() if support is not None else None
     apply: Any = _Convolution.apply  # torch leaves it without types
-    out: Tensor = apply(images, weight, bias, leaf, bits, density, support, geometry)
+    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry)
     return out

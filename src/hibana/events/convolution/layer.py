@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from hibana.events.checks import misfit, pair, plain
 from hibana.events.convolution import autograd
 from hibana.events.layer import (
+    NO_EVENTS,
     SMALLEST_ROWS,
     BySpikes,
     binary_bits,
@@ -13,6 +14,7 @@ from hibana.events.layer import (
     known_bits,
     learns,
     usable,
+    whole_numbers,
 )
 from hibana.events.linear import product
 from hibana.events.support import support_of
@@ -26,7 +28,7 @@ class Conv2d(BySpikes, nn.Conv2d):
     Takes the same arguments, holds the same parameters, and computes the same sums and gradients, in
     another order; ``[N, channels, height, width]`` comes out channels last in memory, which torch's own
     convolution, normalisation and pooling are several times faster in too. Multiplied densely, by
-    torch: an input that is not all 0 and 1, groups, padding other than zeros, and what
+    torch: an input of neither spikes nor small whole numbers, groups, padding other than zeros, and what
     :class:`hibana.Linear` leaves to torch. The input's gradient is torch's too, unless the stride is 1 and
     either the output's gradient is mostly zero, and gone through value by value, or the input's is needed
     only where the surrogate of the layer below can let it through.
@@ -58,15 +60,17 @@ class Conv2d(BySpikes, nn.Conv2d):
         below = support_of(input) if input.requires_grad else None
         length = geometry.channels * geometry.image[1]
         in_order = input.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(below, length, in_order) or binary_bits(autograd.rows_of(input.detach()))
+        found = known_bits(below, length, in_order)
         if found is None:
-            return self._densely(input, "the input is not all 0 and 1")
-        bits, density = found
-        self._reason = product.explained(density, len(weight))
+            rows = autograd.rows_of(input.detach())
+            found = binary_bits(rows) or whole_numbers(rows)
+        if found is None:
+            return self._densely(input, NO_EVENTS)
+        self._reason = product.explained(found, len(weight))
         if not learns(input, weight, bias):
-            return autograd.forward(bits, density, weight.detach(), bias, geometry)
-        support = usable(below, length, in_order)
-        return autograd.convolution(input, weight, bias, bits, density, support, geometry)
+            return autograd.forward(found, weight.detach(), bias, geometry)
+        support = usable(below, length, in_order, found)
+        return autograd.convolution(input, weight, bias, found, support, geometry)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided

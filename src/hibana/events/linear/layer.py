@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
+    NO_EVENTS,
     SMALLEST_ROWS,
     BySpikes,
     binary_bits,
@@ -12,6 +13,7 @@ from hibana.events.layer import (
     known_bits,
     learns,
     usable,
+    whole_numbers,
 )
 from hibana.events.linear import product
 from hibana.events.support import support_of
@@ -23,13 +25,14 @@ class Linear(BySpikes, nn.Linear):
     """``torch.nn.Linear``, which for an input of spikes adds a row of weights per spike.
 
     Takes the same arguments, holds the same parameters, and computes ``x W^T + b`` and its gradients, sums
-    in another order. An input ``[..., in_features]`` that is not all 0 and 1 is multiplied densely, by
-    torch; so is any but float32 on the CPU, and a call that is being compiled or transformed. An input
-    that does not change over time (expanded: zero stride) costs one product, and its result is expanded.
-    Of spikes only bits are kept for the backward. Where the input comes from a layer of hibana, the bits
-    that it kept are used, unless the spikes were written to since; of writes that autograd does not see, by
-    ``.data`` or NumPy, a sample of the spikes is looked through. Its gradient is computed only where that
-    layer's surrogate can let it through, if nobody else looks at it.
+    in another order. Small whole numbers times one factor (sums of spikes, averages of them) are added bit
+    by bit. Any other input ``[..., in_features]`` is multiplied densely, by torch; so is any but float32 on
+    the CPU, and a call that is being compiled or transformed. An input that does not change over time
+    (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
+    the backward. Where the input comes from a layer of hibana, the bits that it kept are used, unless the
+    spikes were written to since; of writes that autograd does not see, by ``.data`` or NumPy, a sample of
+    the spikes is looked through. Its gradient is computed only where that layer's surrogate can let it
+    through, if nobody else looks at it.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
@@ -71,14 +74,14 @@ class Linear(BySpikes, nn.Linear):
         weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = known_bits(below, inputs, in_order) or binary_bits(rows.detach())
+        found = known_bits(below, inputs, in_order)
+        found = found or binary_bits(rows.detach()) or whole_numbers(rows.detach())
         if found is None:
-            return self._densely(input, "the input is not all 0 and 1")
-        bits, density = found
-        self._reason = product.explained(density, outputs)
+            return self._densely(input, NO_EVENTS)
+        self._reason = product.explained(found, outputs)
         if learns(rows, weight, bias):
-            support = usable(below, inputs, in_order)
-            out = product.linear(rows, weight, bias, bits, density, support)
+            support = usable(below, inputs, in_order, found)
+            out = product.linear(rows, weight, bias, found, support)
         else:
-            out = product.forward(bits, density, weight.detach(), bias)[0]
+            out = product.forward(found.together, found.density, weight.detach(), bias, found.scales)[0]
         return out.view(*input.shape[:-1], outputs)

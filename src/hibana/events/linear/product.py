@@ -9,9 +9,13 @@ from hibana.events.bits import share_of
 from hibana.events.checks import dense_for_more
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
+from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support, probe
 
 __all__ = ["explained", "forward", "linear", "over_bits", "packed", "used_bits", "weight_gradient"]
+
+Scales = tuple[float, ...]
+"""What each plane of bits is multiplied by."""
 
 NEAR_FROM = 0.08
 """From this density on, few weights at a time are kept near."""
@@ -39,11 +43,15 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(density: float, outputs: int) -> str:
+def explained(input_: Planes, outputs: int) -> str:
     """What is done with so many spikes, and from where on something else would be."""
-    limit = crossover(outputs)
-    how = "looked up in fours, as above" if density > limit else "added one by one, as up to"
-    return f"events: {density:.0%} of the input spiked; {how} {limit:.0%}"
+    limit, planes = crossover(outputs), len(input_.bits)
+    how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
+    said = f"{input_.density:.0%} of the input spiked"
+    if input_.scales != ONE:
+        times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
+        said = f"whole numbers to {(1 << planes) - 1}{times}, {input_.density:.0%} of their bits set"
+    return f"events: {said}; {how} {limit:.0%}"
 
 
 def _gradient_crossover() -> float:
@@ -66,11 +74,16 @@ def packed(weight: Tensor, row: Row) -> Tensor:
     return table
 
 
-def forward(bits: Tensor, density: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``[rows, outputs]``, and the packed weights."""
+def forward(
+    bits: Tensor, density: float, weight: Tensor, bias: Tensor | None, scales: Scales = ONE
+) -> tuple[Tensor, Tensor]:
+    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the packed weights."""
     outputs, inputs = weight.shape
     row = panel(outputs)
-    table = packed(weight, row)
+    own = table = packed(weight, row)
+    if scales != ONE:
+        table = torch.cat([own * scale for scale in scales], 1)
+        inputs = table.shape[1]
     out = torch.empty(bits.shape[0], outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
     if density > crossover(outputs):
@@ -78,7 +91,7 @@ def forward(bits: Tensor, density: float, weight: Tensor, bias: Tensor | None) -
     else:
         tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else 1024)
         kernels.forward_lists(out.shape[0], GRAIN, **given, tile=tile, row=row)
-    return out, table
+    return out, own
 
 
 def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
@@ -90,9 +103,19 @@ def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> T
 
 
 def weight_gradient(
-    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
 ) -> tuple[Tensor, Tensor | None]:
     """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
+    if scales == ONE:
+        return _bits_gradient(bits, density, grad, inputs, bias)
+    of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
+    parts = of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs]
+    return torch.stack([parts[:, k] * scale for k, scale in enumerate(scales)]).sum(0), summed
+
+
+def _bits_gradient(
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
+) -> tuple[Tensor, Tensor | None]:
     rows, outputs = grad.shape
     row = panel(outputs)
     threads, panels, words = torch.get_num_threads(), _up(outputs, row.floats), bits.shape[1]
@@ -124,7 +147,7 @@ def weight_gradient(
 def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
-    return weight_gradient(bits, share_of(bits, neurons), rows, neurons, bias=False)[0]
+    return _bits_gradient(bits, share_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
 class _Linear(torch.autograd.Function):
@@ -137,12 +160,12 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         leaf: Tensor | None,
-        bits: Tensor,
-        density: float,
+        input_: Planes,
         support: Support | None,
     ) -> Tensor:
-        out, table = forward(bits, density, weight, bias)
-        ctx.density, ctx.below, ctx.table = density, support, table if support is not None else None
+        bits, ctx.density, ctx.scales = input_.together, input_.density, input_.scales
+        out, table = forward(bits, ctx.density, weight, bias, ctx.scales)
+        ctx.below, ctx.table = support, table if support is not None else None
         ctx.save_for_backward(bits, weight)
         return out
 
@@ -158,10 +181,11 @@ class _Linear(torch.autograd.Function):
             if to_rows is None:
                 to_rows = grad @ weight
         if ctx.needs_input_grad[1]:
-            to_weight, to_bias = weight_gradient(bits, ctx.density, grad, inputs, ctx.needs_input_grad[2])
+            with_bias = ctx.needs_input_grad[2]
+            to_weight, to_bias = weight_gradient(bits, ctx.density, grad, inputs, with_bias, ctx.scales)
         elif ctx.needs_input_grad[2]:
             to_bias = grad.sum(0)
-        return to_rows, to_weight, to_bias, None, None, None, None
+        return to_rows, to_weight, to_bias, None, None, None
 
 
 def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
@@ -180,10 +204,10 @@ def used_bits(support: Support | None, bits: Tensor, length: int, density: float
 
 
 def linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, bits: Tensor, density: float, support: Support | None
+    rows: Tensor, weight: Tensor, bias: Tensor | None, input_: Planes, support: Support | None
 ) -> Tensor:
-    """``rows @ weight.T + bias`` for rows of 0 and 1 whose bits are known."""
+    """``rows @ weight.T + bias`` for rows whose planes of bits are known."""
     leaf = probe() if support is not None else None
     apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(rows, weight, bias, leaf, bits, density, support)
+    out: Tensor = apply(rows, weight, bias, leaf, input_, support)
     return out

@@ -1,0 +1,147 @@
+"""Small whole numbers times one factor as planes of bits: sums of spikes, averages, what dropout scaled up.
+
+    input = factor * sum over k of 2^k * plane k
+
+Each plane is spikes, so a product with whole numbers is one with spikes and as many scaled copies of weights.
+"""
+
+from functools import reduce
+from operator import or_
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.rows import LANES
+from hibana.native import INT, Code, Floats, Ints, Longs, Pointer, Value, kernel
+
+__all__ = ["ONE", "Planes", "joined", "whole_numbers"]
+
+MOST = 4
+"""Planes at most: numbers to 15."""
+SAMPLE = 2048
+"""Numbers that are looked at for a factor before any kernel runs."""
+ONE = (1.0,)
+"""What the planes of spikes are multiplied by."""
+_SHIFT = 1 << 23
+"""A float32 that, added to a smaller whole number, has that number as the last bits of its fraction."""
+_SHIFT_BITS = 0x4B000000
+_ODD = 1 << 30
+
+
+class Planes(NamedTuple):
+    """Numbers as bits."""
+
+    bits: Tensor
+    """``[planes, rows, words]`` of 64 bits, the plane of ones first."""
+    density: float
+    """Of the bits that are set."""
+    factor: float = 1.0
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """What each plane is multiplied by."""
+        return tuple(self.factor * 2.0**k for k in range(len(self.bits)))
+
+    @property
+    def together(self) -> Tensor:
+        """``[rows, planes * words]``."""
+        return joined(list(self.bits))
+
+
+def joined(planes: list[Tensor]) -> Tensor:
+    """``[rows, planes * words]`` of a matrix of words for each plane."""
+    return planes[0] if len(planes) == 1 else torch.cat(planes, 1)
+
+
+def whole_numbers(rows: Tensor) -> Planes | None:
+    """Contiguous `rows` of numbers as planes; None unless all are a factor times 0, 1, 2, … up to 15.
+
+    Their products with the factor, rounded to float32, must be exactly the numbers that are given.
+    """
+    flat = rows.view(-1)
+    sample = flat[:: flat.numel() // SAMPLE | 1]
+    positive = sample[sample > 0]
+    smallest, largest = (positive.min().item(), positive.max().item()) if len(positive) else (1.0, 1.0)
+    for factor in dict.fromkeys((smallest, 1.0) if smallest.is_integer() else (smallest,)):
+        highest = largest / factor
+        if not highest < 1 << MOST or not torch.equal((sample / factor).round() * factor, sample):
+            continue
+        found = _split(rows, factor, round(highest).bit_length())
+        if found is not None:
+            return found
+    return None
+
+
+def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
+    """`rows` as `planes`, or as many as it takes; None if their numbers are not whole, or too large."""
+    count, inputs = rows.shape
+    bits = torch.empty(planes, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
+    parts = torch.get_num_threads()
+    ones = torch.empty(parts, dtype=torch.int64, device="cpu")
+    levels = torch.empty(parts, LANES, dtype=torch.int32, device="cpu")
+    unit = torch.tensor([factor, 1 / factor], dtype=torch.float32, device="cpu")
+    if unit[0].item() != factor or not unit.isfinite().all():
+        return None
+    given = {"source": rows, "unit": unit, "bits": bits, "ones": ones, "levels": levels}
+    _scan(parts, **given, inputs=inputs, rows=count, per_part=-(-count // parts), planes=planes)
+    seen = reduce(or_, levels.flatten().tolist(), 0)
+    if not 0 <= seen < 1 << MOST:
+        return None
+    if (needed := max(1, seen.bit_length())) > planes:
+        return _split(rows, factor, needed)
+    return Planes(bits[:needed], ones.sum().item() / max(1, needed * count * inputs), factor)
+
+
+@kernel
+def _scan(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    unit: Floats,
+    bits: Longs,
+    ones: Longs,
+    levels: Ints,
+    inputs: Value,
+    rows: Value,
+    per_part: Value,
+    planes: int,
+) -> None:
+    """Rows of floats to planes of bits; for each part, the ones in these and all levels, one or the other.
+
+    A level is how many times the factor, which `unit` holds before its reciprocal, a number is; one with a
+    bit beyond the planes, if it is none.
+    """
+    whole, rest = inputs // WORD, inputs % WORD
+    words = (inputs + (WORD - 1)) // WORD
+    factor, inverse = (unit[i].spread(WORD) for i in range(2))
+    strange = code.constant(_ODD, INT.of(LANES))
+    with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
+        tail.clear(WORD)
+        count, found = code.variable(0), code.variable(0, INT.of(LANES))
+        first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
+
+        def seen(values: Value, target: Pointer) -> None:
+            shifted = values * inverse + _SHIFT
+            level = shifted.integer() ^ _SHIFT_BITS
+            other = ((shifted - _SHIFT) * factor).differs(values)
+            for lane in range(0, WORD, LANES):
+                flagged = other.lanes(lane, LANES).select(strange, 0)
+                found.value |= level.lanes(lane, LANES) | flagged
+            for plane in range(planes):
+                word = (level & (1 << plane)).differs(0).word()
+                count.value += word.ones()
+                (target + rows * words * plane).store(word)
+
+        with code.loop(first, last) as row:
+            at, out = source + inputs * row, bits + words * row
+            with code.loop(0, whole) as w:
+                seen((at + WORD * w).load(WORD), out + w)
+            with code.when(rest > 0):
+                tail.copy(at + WORD * whole, rest)
+                seen(tail.load(WORD), out + whole)
+        ones[part] = count.value
+        (levels + LANES * part).store(found.value)

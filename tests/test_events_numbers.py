@@ -1,0 +1,298 @@
+"""Small whole numbers are events: sums of spikes, averages, dropout; and what stands below a sum is known."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from hibana import surrogate
+from hibana.events.planes import whole_numbers
+from hibana.events.support import support_of
+
+
+def _numbers(*shape, density, most, factor=1.0):
+    """Zeros, and whole numbers up to `most` times `factor`."""
+    numbers = torch.randint(1, most + 1, shape) * (torch.rand(shape) < density) * factor
+    numbers.view(-1)[0] = factor  # which is found from the smallest number of a sample
+    return numbers
+
+
+def _gradients(layer, x, weights):
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    out.mul(weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+def _assert_alike(layer, dense, x):
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = "events"
+    weights = torch.randn(dense(x).shape)
+    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=3e-4)
+    assert layer.explain().startswith("events")
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=3e-4)
+
+
+NUMBERS = {
+    "density": st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    "most": st.sampled_from([1, 2, 3, 5, 15]),
+    "factor": st.sampled_from([1.0, 0.25, 1 / 0.7, 3.0]),
+}
+
+
+@settings(max_examples=25)
+@given(
+    rows=st.sampled_from([1, 70, 300]),
+    inputs=st.sampled_from([1, 63, 64, 130]),
+    outputs=st.sampled_from([1, 17, 70]),
+    **NUMBERS,
+)
+def test_a_linear_layer_of_whole_numbers_is_torchs(rows, inputs, outputs, density, most, factor):
+    x = _numbers(rows, inputs, density=density, most=most, factor=factor)
+    _assert_alike(hb.Linear(inputs, outputs), nn.Linear(inputs, outputs), x)
+
+
+@settings(max_examples=25)
+@given(
+    channels=st.sampled_from([1, 3, 32, 65]),
+    outputs=st.sampled_from([5, 33]),
+    kernel=st.sampled_from([1, 3, (2, 5)]),
+    stride=st.sampled_from([1, 2]),
+    padding=st.sampled_from([0, 1, (0, 2)]),
+    **NUMBERS,
+)
+def test_a_convolution_of_whole_numbers_is_torchs(
+    channels, outputs, kernel, stride, padding, density, most, factor
+):
+    x = _numbers(3, channels, 6, 7, density=density, most=most, factor=factor)
+    arguments = (channels, outputs, kernel, stride, padding)
+    _assert_alike(hb.Conv2d(*arguments), nn.Conv2d(*arguments), x)
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 15])
+@pytest.mark.parametrize("inputs", [64, 70])
+def test_planes_say_the_numbers(most, inputs):
+    x = _numbers(9, inputs, density=0.3, most=most, factor=0.75)
+    x[3, 5] = 0.75 * most
+    x[2, 1] = 0.75
+    found = whole_numbers(x)
+    planes = [_bits(plane, inputs) for plane in found.bits]
+    assert len(planes) == most.bit_length()
+    assert torch.equal(sum(plane * scale for plane, scale in zip(planes, found.scales, strict=True)), x)
+    assert found.density == pytest.approx(torch.stack(planes).mean().item())
+
+
+def _bits(words, inputs):
+    shifts = torch.arange(64)
+    return ((words[..., None] >> shifts) & 1).flatten(1)[:, :inputs].float()
+
+
+@pytest.mark.parametrize("value", [-1.0, 16.0, 0.4, 1e30, -0.25, 2**24 + 2, float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 4094])
+def test_one_number_that_is_none_of_them_makes_the_product_dense(value, place):
+    x = _numbers(300, 70, density=0.3, most=3)
+    x.view(-1)[place] = value
+    layer = hb.Linear(70, 5)
+    layer.mode = "events"
+    wanted = nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x).nan_to_num(), wanted.nan_to_num())
+    assert layer.explain() == "dense: the input is neither spikes nor small whole numbers"
+
+
+def test_numbers_of_which_a_sample_shows_no_smallest_are_found():
+    x = torch.full((300, 71), 2.0)
+    x[1, 1], x[0, 2] = 3.0, 0.0
+    layer = hb.Linear(71, 5)
+    layer.mode = "events"
+    layer(x)
+    assert layer.explain().startswith("events: whole numbers to 3,")
+
+
+def test_explain_says_what_the_numbers_are():
+    layer = hb.Linear(64, 5)
+    layer.mode = "events"
+    layer(_numbers(300, 64, density=0.5, most=3, factor=0.25))
+    assert layer.explain().startswith("events: whole numbers to 3 times 0.25, ")
+
+
+class _Residual(nn.Module):
+    """SEW-ResNet's block, with `add` for its sum."""
+
+    def __init__(self, add, layer, sigma):
+        super().__init__()
+        self.add, self.layer = add, layer
+        self.neuron = hb.IF(1.0, sigma, detach_reset=True)
+
+    def forward(self, x):
+        return self.add(self.neuron(self.layer(x)), x)
+
+
+def _network(sigma, add, channels):
+    def conv():
+        return hb.EachStep(nn.Conv2d(channels, channels, 3, padding=1))
+
+    return nn.Sequential(
+        hb.EachStep(nn.Conv2d(2, channels, 3, padding=1)),
+        hb.IF(1.0, sigma, detach_reset=True),
+        _Residual(add, conv(), sigma),
+        _Residual(add, conv(), sigma),
+        nn.Flatten(2),
+        nn.Linear(channels * 30, 3),
+    )
+
+
+def _reference(net):
+    dense = copy.deepcopy(net)
+    for inner in dense.modules():
+        if isinstance(inner, hb.OverTime):
+            inner.forward = lambda x, cell=inner.cell: hb.unroll(cell, x, backend="reference")[0]
+    return dense
+
+
+def _adopted(net):
+    sparse = hb.events.adopt(copy.deepcopy(net))
+    for inner in sparse.modules():
+        if isinstance(inner, hb.Linear | hb.Conv2d):
+            inner.mode = "events"
+    return sparse
+
+
+SIGMAS = [surrogate.Step(), surrogate.Box(), surrogate.ATan()]
+
+
+@pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
+@pytest.mark.parametrize("channels", [5, 64])
+@pytest.mark.parametrize("add", [torch.add, hb.events.add])
+def test_a_residual_network_has_the_gradients_of_the_dense_one(sigma, channels, add):
+    net = _network(sigma, add, channels)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((p * 4096).round() / 1024)  # sums are exact in any order
+    x = _numbers(4, 2, 2, 5, 6, density=0.3, most=1)
+    weights = torch.randn(4, 2, 3)
+    sparse, dense = _adopted(net), _reference(net)
+    for each in (sparse, dense):
+        each(x).mul(weights).sum().backward()
+    assert torch.equal(sparse(x), dense(x))
+    for got, wanted in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert wanted.grad.count_nonzero()
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-3 * wanted.grad.abs().max())
+
+
+def _two_layers(sigma=None, shape=(5, 3, 64)):
+    sigma = sigma or surrogate.Step()
+    currents = [(0.4 * torch.rand(shape)).requires_grad_() for _ in range(2)]
+    spikes = [hb.IF(0.5, sigma, detach_reset=True)(current) for current in currents]
+    layer = hb.Linear(shape[-1], 7)
+    layer.mode = "events"
+    return currents, spikes, layer
+
+
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box(0.2)], ids=repr)
+@pytest.mark.parametrize("neurons", [64, 60])
+def test_the_gradient_of_a_sum_is_computed_where_either_layer_can_use_it(sigma, neurons):
+    currents, spikes, layer = _two_layers(sigma, (5, 1, neurons))
+    total = hb.events.add(*spikes)
+    seen = []
+    total.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
+    layer(total).sum().backward()
+    cell = hb.IFCell(0.5, sigma, detach_reset=True)
+    inside = sum(sigma.derivative(hb.record(cell, x.detach())["v"] - 0.5) for x in currents) != 0
+    assert 0.1 < inside.float().mean() < 0.95
+    wanted = layer.weight.detach().sum(0).expand(5, 1, neurons)
+    assert not seen[0][~inside].any()
+    torch.testing.assert_close(seen[0][inside], wanted[inside])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("how", ["hook", "later hook", "retain", "asked for"])
+def test_who_looks_at_a_sum_or_below_it_sees_all_of_the_gradient(which, how):
+    _, spikes, layer = _two_layers()
+    seen = []
+    total = hb.events.add(*spikes)
+    looked_at = [*spikes, total][which]
+    if how == "hook":
+        looked_at.register_hook(seen.append)
+    if how == "retain":
+        looked_at.retain_grad()
+    out = layer(total)
+    if how == "later hook":
+        looked_at.register_hook(seen.append)
+    if how == "asked for":
+        seen += torch.autograd.grad(out.sum(), looked_at)
+    else:
+        out.sum().backward()
+    got = looked_at.grad if how == "retain" else seen[0]
+    torch.testing.assert_close(got, layer.weight.detach().sum(0).expand(5, 3, 64))
+
+
+def test_a_summand_without_a_gradient_does_not_widen_the_support():
+    _, (spikes, _), layer = _two_layers()
+    given_ = (torch.rand(5, 3, 64) < 0.5).float()
+    for total in (hb.events.add(spikes, given_), hb.events.add(given_, spikes)):
+        below = support_of(total)
+        assert below is not None
+        assert torch.equal(below.bits, support_of(spikes).spikes)
+    assert support_of(hb.events.add(given_, given_)) is None
+    assert layer(total).shape == (5, 3, 7)
+
+
+def test_what_is_unknown_below_a_sum_is_everywhere():
+    _, (spikes, _), _ = _two_layers()
+    other = torch.rand(5, 3, 64, requires_grad=True)
+    assert support_of(hb.events.add(spikes, other * 2)) is None
+    assert support_of(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
+    assert support_of(hb.events.add(spikes[:, :1], spikes)) is None
+    assert support_of(spikes + spikes) is None
+
+
+@pytest.mark.parametrize("channels", [16, 5])
+def test_sums_of_pooled_spikes_know_what_stands_below(channels):
+    currents = torch.rand(4, 3, 8, 8, channels).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
+    pooled = [
+        hb.EachStep(hb.events.MaxPool2d(2))(hb.IF(threshold, detach_reset=True)(currents))
+        for threshold in (1.0, 1.2)
+    ]
+    total = hb.events.add(*pooled)
+    assert support_of(total) is not None
+    conv = hb.Conv2d(channels, 4, 3)
+    conv.mode = "events"
+    conv(total.flatten(0, 1)).sum().backward()
+    got, currents.grad = currents.grad, None
+    dense = sum(
+        hb.EachStep(nn.MaxPool2d(2))(hb.IF(threshold, detach_reset=True)(currents))
+        for threshold in (1.0, 1.2)
+    )
+    nn.functional.conv2d(dense.flatten(0, 1), conv.weight, conv.bias).sum().backward()
+    torch.testing.assert_close(got, currents.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd():
+    found = []
+    for add in (hb.events.add, torch.add):
+        torch.manual_seed(0)
+        currents, spikes, layer = _two_layers()
+        total = add(*spikes)
+        with torch.no_grad():
+            total[1:] *= 0.0
+        layer(total).square().sum().backward()
+        found.append([x.grad for x in currents] + [layer.weight.grad])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_average_pooled_spikes_and_dropout_are_events():
+    spikes = _numbers(8, 16, 12, 12, density=0.2, most=1)
+    layer = hb.Conv2d(16, 8, 3)
+    layer.mode = "events"
+    for made in (nn.AvgPool2d(2)(spikes), nn.Dropout(0.3)(spikes), torch.cat([spikes, spikes], 2)):
+        out = layer(made)
+        assert layer.explain().startswith("events")
+        wanted = nn.functional.conv2d(made, layer.weight, layer.bias)
+        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
