@@ -64,7 +64,7 @@ def whole_numbers(rows: Tensor) -> Planes | None:
     sample = flat[:: flat.numel() // SAMPLE | 1]
     positive = sample[sample > 0]
     smallest, largest = (positive.min().item(), positive.max().item()) if len(positive) else (1.0, 1.0)
-    for factor in dict.fromkeys((smallest, 1.0) if smallest.is_integer() else (smallest,)):
+    for factor in dict.fromkeys((smallest, 1.0) if smallest % 1 == 0 else (smallest,)):
         highest = largest / factor
         if not highest < 1 << MOST or not torch.equal((sample / factor).round() * factor, sample):
             continue

@@ -74,7 +74,7 @@ def support_of(tensor: Tensor) -> Support | None:
     Bits are in the order of memory, which is that of `tensor` too.
     """
     base = tensor if tensor._base is None else tensor._base
-    node = base.grad_fn
+    node: Any = base.grad_fn
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
@@ -90,7 +90,7 @@ def support_of(tensor: Tensor) -> Support | None:
         if support.bits is None and tensor._version:
             return None
         return Support(support.bits, support.length, (*watched, *support.watched))
-    spikes: Tensor | None = node.spikes  # type: ignore[union-attr] # of hibana's own node
+    spikes: Tensor | None = node.spikes
     if spikes is not None and (tensor._version or not agree(tensor, spikes)):
         return Support(support, base[0].numel(), watched)
     return Support(None if support is spikes else support, base[0].numel(), watched, spikes)
