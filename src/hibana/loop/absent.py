@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hibana.loop.eager import in_torch, unpacked
+from hibana.loop.graph.part import Part, filled, places_in
 from hibana.loop.graph.plan import Plan, gradients, reachable
-from hibana.loop.graph.trace import Part, Step, Value, filled, places_in
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["Absences", "Found", "without"]
 
@@ -33,7 +34,7 @@ class Found(NamedTuple):
     first: list[Tensor | None]
     """Of the states begun with."""
     sums: list[Tensor | None]
-    """Over time, as :attr:`hibana.loop.graph.trace.Step.grad_sums` has them."""
+    """Over time, as :attr:`hibana.loop.graph.step.Step.grad_sums` has them."""
 
 
 class _Left(NamedTuple):

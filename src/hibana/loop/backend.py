@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.trace import Step
+from hibana.loop.graph.step import Step
 
 __all__ = ["Backend", "Kernels", "Launch", "kernels_of", "names", "of_device", "refusal", "register"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.trace import Value
+from hibana.loop.graph.step import Value
 
 __all__ = ["in_torch", "unpacked"]
 

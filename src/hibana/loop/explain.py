@@ -13,7 +13,8 @@ from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan, cost_in_bits
-from hibana.loop.graph.trace import Step, Value, tensors_of
+from hibana.loop.graph.step import Step, Value
+from hibana.loop.graph.trace import tensors_of
 from hibana.loop.reference import carried
 
 __all__ = ["explain", "explain_cell"]

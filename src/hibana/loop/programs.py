@@ -18,8 +18,9 @@ from hibana.loop.graph.bounds import takes_zeros
 from hibana.loop.graph.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.plan import Plan, make_plan
+from hibana.loop.graph.step import Step
 from hibana.loop.graph.synapses import needed
-from hibana.loop.graph.trace import Step, shape_class, tensors_of, trace
+from hibana.loop.graph.trace import shape_class, tensors_of, trace
 from hibana.loop.shared import Bounded, structure
 from hibana.loop.strides import inverse, step_in
 

@@ -8,7 +8,7 @@ from threading import RLock
 from typing import Any, TypeVar
 
 from hibana.loop.graph.plan import reachable
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["Bounded", "structure"]
 

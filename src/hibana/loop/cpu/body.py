@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hibana.loop.graph.ops import row_of
 from hibana.loop.graph.passes import Stores, leaves
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.trace import Value
+from hibana.loop.graph.step import Value
 from hibana.native import Writer, named
 
 __all__ = ["LANES", "LINE", "SIZE", "Writer", "body", "libm_row", "named"]

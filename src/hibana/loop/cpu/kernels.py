@@ -31,7 +31,7 @@ from hibana.loop.cpu.walk import (
 )
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import Plan, cost_in_bits, gradients, reachable, recomputing
-from hibana.loop.graph.trace import Step
+from hibana.loop.graph.step import Step
 from hibana.native import assemble
 from hibana.native.threads import libtorch
 

@@ -13,7 +13,7 @@ from hibana.loop.cpu.body import LANES, Writer, body, named, splat
 from hibana.loop.graph.ops import CALLS, OPERATIONS
 from hibana.loop.graph.passes import Stores, leaves, substitute
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.trace import Value
+from hibana.loop.graph.step import Value
 
 __all__ = ["AT_ONCE", "Call", "Moving", "Parts", "Pass", "kernel_says", "plain"]
 

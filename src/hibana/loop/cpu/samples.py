@@ -21,7 +21,7 @@ from hibana.loop.cpu.source import Source
 from hibana.loop.cpu.walk import row_bytes
 from hibana.loop.graph import synapses
 from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.trace import Step
+from hibana.loop.graph.step import Step
 from hibana.loop.outer import over_time
 from hibana.native import Kernel, Work, arguments, assemble, ready
 

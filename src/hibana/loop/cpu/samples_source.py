@@ -17,8 +17,8 @@ from hibana.loop.cpu.source import ACCURATE, REAL, Source
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.step import Step, Value
 from hibana.loop.graph.synapses import gated
-from hibana.loop.graph.trace import Step, Value
 
 __all__ = ["backward_source", "forward_source", "workspace"]
 

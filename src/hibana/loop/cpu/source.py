@@ -15,7 +15,7 @@ from hibana.loop.cpu.rows import AT_ONCE, Moving, Parts, Pass, plain
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["ACCURATE", "OUTPUT_OFFSET", "PAGE", "ROW", "Source", "backward_source", "forward_source"]
 

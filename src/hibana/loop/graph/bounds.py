@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 from hibana.loop.graph.plan import gradients, reachable
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["takes_zeros"]
 

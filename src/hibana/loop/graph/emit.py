@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.trace import Value
+from hibana.loop.graph.step import Value
 
 __all__ = ["Dialect", "statements"]
 

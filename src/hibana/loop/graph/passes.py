@@ -24,7 +24,7 @@ names lie in memory is each backend's business.
 from collections.abc import Callable, Container, Iterable, Mapping
 
 from hibana.loop.graph.plan import Plan, evaluated, has_gradient
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = [
     "Plan",

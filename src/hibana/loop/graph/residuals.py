@@ -18,7 +18,7 @@ from math import inf
 
 from hibana.loop.graph.cut import INFINITE, Network
 from hibana.loop.graph.ops import OPERATIONS
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["cheapest_residuals", "cost_in_bits", "evaluated"]
 

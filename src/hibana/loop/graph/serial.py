@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.part import Part, Place
 from hibana.loop.graph.plan import Plan, reachable
-from hibana.loop.graph.trace import Part, Place, Step, Value, foreign
+from hibana.loop.graph.recorder import foreign
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["read", "write"]
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.plan import gate_of, gradients, has_gradient, reachable, zero_outside
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["Operand", "gated", "needed", "operands"]
 

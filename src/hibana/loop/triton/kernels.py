@@ -22,7 +22,7 @@ from torch import Tensor
 from hibana.loop.backend import Kernels
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import Plan, gradients, reachable
-from hibana.loop.graph.trace import Step
+from hibana.loop.graph.step import Step
 from hibana.loop.triton.source import (
     ANY_SIZE,
     Language,

@@ -15,7 +15,7 @@ from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = ["ANY_SIZE", "Language", "backward_source", "forward_source", "function_source"]
 

@@ -1,0 +1,86 @@
+"""A part of a traced graph that PyTorch itself runs: once a call, before the kernels or after them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+__all__ = ["Part", "Place", "filled", "part_between", "places_in"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Stands for the value at a place among those that are known."""
+
+    at: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a step's graph that PyTorch runs, as a function from tensors to tensors.
+
+    Unlike ``fx.Interpreter`` it holds nothing between calls, so that threads can share it.
+    """
+
+    takes: int
+    calls: list[tuple[Any, Any, Any]]
+    """Functions, their arguments and keyword arguments; each adds a value to those that are given."""
+    ends: list[int | None]
+
+    def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+        values: list[Any] = list(tensors)
+        for function, args, kwargs in self.calls:
+            values.append(function(*filled(args, values), **filled(kwargs, values)))
+        return tuple(None if end is None else values[end] for end in self.ends)
+
+
+def part_between(
+    graph: fx.Graph, inputs: list[fx.Node], outputs: list[Any], moved: dict[fx.Node, list[int]], device: str
+) -> Part:
+    """The part of `graph` from `inputs` to `outputs`; of what was `moved`, the inputs have another shape."""
+    needed: set[fx.Node] = set()
+    stack = [node for node in outputs if node is not None]
+    while stack:
+        node = stack.pop()
+        if node not in needed and node not in inputs:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    rest = [node for node in graph.nodes if node in needed]
+    place = {node: Place(i) for i, node in enumerate([*inputs, *moved, *rest])}
+    as_step = {node: Place(i) for i, node in enumerate(inputs)}
+    standing: Any = place.__getitem__  # torch has it give nothing but what a node may hold
+    calls: list[Any] = [
+        (torch.ops.aten.reshape.default, (as_step[node], shape), {}) for node, shape in moved.items()
+    ]
+    calls += [
+        (node.target, *fx.node.map_arg((node.args, _placed(node.kwargs, device)), standing)) for node in rest
+    ]
+    return Part(len(inputs), calls, [None if node is None else place[node].at for node in outputs])
+
+
+def _placed(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
+    """`kwargs` of an operation traced without data, which makes a tensor on the step's `device`."""
+    there = torch.device(device)
+    return {n: there if n == "device" and v == torch.device("meta") else v for n, v in kwargs.items()}
+
+
+def filled(argument: Any, values: list[Any]) -> Any:
+    """`argument` with the value at each place in it."""
+    if isinstance(argument, Place):
+        return values[argument.at]
+    if isinstance(argument, tuple | list):
+        return [filled(part, values) for part in argument]
+    if isinstance(argument, dict):
+        return {name: filled(part, values) for name, part in argument.items()}
+    return argument
+
+
+def places_in(argument: Any) -> list[Place]:
+    """The places of which :func:`filled` takes the values."""
+    if isinstance(argument, Place):
+        return [argument]
+    if isinstance(argument, dict):
+        argument = list(argument.values())
+    inner = argument if isinstance(argument, tuple | list) else ()
+    return [place for part in inner for place in places_in(part)]
