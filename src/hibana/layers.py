@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells, events, running
+from hibana.cells.base import check_cell
 from hibana.events.checks import alike_each_step
 from hibana.events.support import announce
 from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
@@ -56,7 +57,7 @@ class OverTime(Stateful):
 
     def __init__(self, cell: cells.Cell, *, backend: str = "auto") -> None:
         super().__init__()
-        _check_cell(cell)
+        check_cell(cell)
         self.cell = cell
         _choose(self, backend)
 
@@ -82,11 +83,6 @@ class OverTime(Stateful):
 
     def extra_repr(self) -> str:
         return "" if self.backend == "auto" else f"backend={self.backend!r}"
-
-
-def _check_cell(cell: cells.Cell) -> None:
-    if not isinstance(cell, cells.Cell):
-        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
 
 
 def _choose(layer: "OverTime | Recurrent", backend: str) -> None:
@@ -202,7 +198,7 @@ class Recurrent(Stateful):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        _check_cell(cell)
+        check_cell(cell)
         self.cell = cell
         _choose(self, backend)
         self.features = features
@@ -283,14 +279,24 @@ def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Argumen
 
     own = inspect.signature(cell)
     chosen = inspect.signature(OverTime).parameters["backend"]
-    summary = (cell.__doc__ or "").partition("\n")[0]
     body = {
         "__init__": __init__,
         "__module__": __name__,
         "__signature__": own.replace(parameters=[*own.parameters.values(), chosen]),
-        "__doc__": f"{summary}\n\n    ``OverTime({cell.__name__}(...), backend=...)``.\n    ",
+        "__doc__": _over_time(cell),
     }
     return cast(Callable[Arguments, OverTime], type(name, (OverTime,), body))
+
+
+def _over_time(cell: Callable[Arguments, cells.Cell]) -> str:
+    """What the layer of `cell` says of itself: what the cell does, but its example, and `backend`."""
+    told = inspect.getdoc(cell) or ""
+    told = told.partition(">>> ")[0].rstrip()
+    summary, _, rest = told.partition("\n")
+    over_time = f"Over a whole sequence, ``[T, batch, ...]``: ``OverTime({cell.__name__}(...))``."
+    arguments, source, named = rest.partition("\n\nSource:")
+    backend = "    backend: what runs it, as in :func:`hibana.unroll`."
+    return f"{summary}\n\n{over_time}\n{arguments}\n{backend}{source}{named}\n"
 
 
 IF = _layer("IF", cells.IFCell)

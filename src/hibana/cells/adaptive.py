@@ -21,8 +21,13 @@ class ALIFCell(Spiking):
         s = H(v - (threshold + strength * a))
 
     Args:
+        tau: membrane time constant, in time steps.
         tau_adaptation: time constant of the adaptation `a`, in time steps.
         strength: how much one spike raises the threshold, in units of `v`.
+        threshold: spikes where ``v > threshold + strength * a``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*.
@@ -37,7 +42,7 @@ class ALIFCell(Spiking):
         tau_adaptation: Value = 100.0,
         strength: Value = 0.1,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,

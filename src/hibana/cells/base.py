@@ -3,12 +3,14 @@
 import inspect
 import sys
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AtLeast", "Cell"]
+from hibana.foreign import no_argument
+
+__all__ = ["AtLeast", "BuiltIn", "Cell", "check_cell", "check_states"]
 
 
 class Cell(nn.Module):
@@ -80,6 +82,66 @@ class Cell(nn.Module):
     def rests_at_zero(self) -> bool:
         """Whether :meth:`initial_state` is known to be all zeros, which then need not be written out."""
         return type(self).initial_state is Cell.initial_state
+
+
+class BuiltIn(Cell):
+    """A cell of hibana's own, which answers the arguments that other libraries' neurons take."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuses arguments by names that are not the cell's, and a size where there is none.
+
+        Raises:
+            TypeError: saying what hibana's argument is.
+        """
+        code = cls.__init__.__code__
+        known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        name = cls.__name__.removesuffix("Cell")
+        if error := no_argument(name, kwargs, known):
+            raise error
+        if args and type(args[0]) is int and args[0] > 1 and known[0] == "threshold":
+            raise TypeError(
+                f"the first argument of {name} is its threshold, not a number of neurons, which it takes "
+                f"from its input: leave it out, or write threshold={args[0]} if that is meant"
+            )
+        return super().__new__(cls)
+
+
+def check_cell(cell: object) -> None:
+    """Refuses what is no cell, or one that was not made whole.
+
+    Raises:
+        TypeError: saying what it is.
+    """
+    if not isinstance(cell, Cell):
+        got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
+        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}")
+    if not hasattr(cell, "states"):
+        raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
+
+
+def check_states(cell: Cell, given: object) -> tuple[Tensor, ...]:
+    """What a step gave, if it is one tensor for each state that the cell takes.
+
+    Raises:
+        TypeError: saying what it should give, and what it gave.
+    """
+    names = cell.state_names()
+    if isinstance(given, tuple | list) and len(given) == len(names):
+        for name, value in zip(names, given, strict=True):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{_wanted(cell)}; {name} is of type {type(value).__name__}")
+        return tuple(given)
+    if isinstance(given, tuple | list):
+        got = f"{len(given)} for the {len(names)} that it takes after the input"
+    else:
+        got = f"a {type(given).__name__}, no tuple"
+    raise TypeError(f"{_wanted(cell)}; got {got}")
+
+
+def _wanted(cell: Cell) -> str:
+    names = cell.state_names()
+    listed = ", ".join(names) + "," * (len(names) == 1)
+    return f"forward of {type(cell).__name__} must return its states, ({listed}), each like the input"
 
 
 class AtLeast:

@@ -24,7 +24,7 @@ class IFCell(Spiking):
 
     Args:
         threshold: spikes where ``v > threshold``; positive, in units of `v`.
-        surrogate: the derivative of ``H``.
+        surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
         initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
@@ -40,7 +40,7 @@ class IFCell(Spiking):
     def __init__(
         self,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import AtLeast, Cell
+from hibana.cells.base import AtLeast, BuiltIn
 from hibana.cells.values import Value, checked_surrogate, positive
 from hibana.surrogate import Step, Surrogate
 
@@ -13,7 +13,7 @@ __all__ = ["IzhikevichCell"]
 
 
 @final
-class IzhikevichCell(Cell):
+class IzhikevichCell(BuiltIn):
     """Izhikevich's simple model, with potentials in millivolts and steps of `dt` milliseconds.
 
         v0, u0 = (c, u_previous + d)  where s_previous, else  (v_previous, u_previous)
@@ -30,6 +30,8 @@ class IzhikevichCell(Cell):
         d: what a spike adds to the recovery.
         dt: time step, ms.
         threshold: peak of the spike, mV.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
 
     Source: Izhikevich (2003), *Simple model of spiking neurons* (regular spiking by default).
     """
@@ -45,7 +47,7 @@ class IzhikevichCell(Cell):
         d: Value = 8.0,
         dt: float = 1.0,
         threshold: Value = 30.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
     ) -> None:
         super().__init__()

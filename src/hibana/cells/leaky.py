@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana.cells.base import AtLeast, Cell
+from hibana.cells.base import AtLeast, BuiltIn
 from hibana.cells.spiking import Spiking, decay
 from hibana.cells.values import Reset, Value, time_constant
 from hibana.surrogate import Step, Surrogate
@@ -24,7 +24,7 @@ class LIFCell(Spiking):
     Args:
         tau: membrane time constant in time steps, at least 1; infinite is :class:`IFCell`.
         threshold: spikes where ``v > threshold``.
-        surrogate: the derivative of ``H``.
+        surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
 
@@ -38,7 +38,7 @@ class LIFCell(Spiking):
         self,
         tau: Value = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -62,6 +62,10 @@ class PLIFCell(Spiking):
 
     Args:
         tau: membrane time constant in time steps to start from, above 1; `w` is the parameter.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks*.
@@ -71,7 +75,7 @@ class PLIFCell(Spiking):
         self,
         tau: float = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -117,6 +121,10 @@ class CubaLIFCell(Spiking):
     Args:
         tau_synapse: time constant of the synaptic current, in time steps.
         tau: membrane time constant, in time steps.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, with current-based synapses
     (section 3.1).
@@ -130,7 +138,7 @@ class CubaLIFCell(Spiking):
         tau_synapse: Value = 2.0,
         tau: Value = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -157,7 +165,12 @@ class RefractoryLIFCell(Spiking):
         s = H(v - threshold)  where r == 0, else 0
 
     Args:
+        tau: membrane time constant, in time steps.
         period: refractory period, in whole time steps; 0 is :class:`LIFCell`.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3 (absolute refractoriness).
     """
@@ -169,7 +182,7 @@ class RefractoryLIFCell(Spiking):
         tau: Value = 2.0,
         period: float = 2.0,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -190,7 +203,7 @@ class RefractoryLIFCell(Spiking):
 
 
 @final
-class LICell(Cell):
+class LICell(BuiltIn):
     """Leaky integrator: a readout that emits its membrane potential and never spikes.
 
         v = (1 - 1/tau) * v_previous + input_

@@ -24,6 +24,10 @@ class EIFCell(Spiking):
         tau: membrane time constant, in time steps.
         sharpness: width of the spike's upstroke, in units of `v`.
         rheobase: potential at which the upstroke begins, in units of `v`.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Fourcaud-Trocmé, Hansel, van Vreeswijk & Brunel (2003), *How spike generation mechanisms
     determine the neuronal response to fluctuating inputs*.
@@ -38,7 +42,7 @@ class EIFCell(Spiking):
         sharpness: Value = 0.2,
         rheobase: Value = 0.8,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
@@ -68,6 +72,10 @@ class QIFCell(Spiking):
         tau: membrane time constant, in time steps.
         curvature: strength of the quadratic term, per unit of `v`.
         critical: potential above which `v` runs away by itself, in units of `v`.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``.
 
     Source: Latham, Richmond, Nelson & Nirenberg (2000), *Intrinsic dynamics in neuronal networks*.
     """
@@ -80,7 +88,7 @@ class QIFCell(Spiking):
         curvature: Value = 1.0,
         critical: Value = 0.8,
         threshold: Value = 1.0,
-        surrogate: Surrogate = Step(),
+        surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,

@@ -4,19 +4,21 @@ import inspect
 
 from torch import Tensor
 
-from hibana.cells.base import AtLeast, Cell
+from hibana.cells.base import AtLeast, BuiltIn
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
 from hibana.surrogate import Surrogate
 
 __all__ = ["Spiking", "decay"]
 
 
-class Spiking(Cell):
+class Spiking(BuiltIn):
     """A cell with a threshold, a reset and a surrogate."""
 
     threshold = AtLeast(0.0)
 
-    def __init__(self, threshold: Value, reset: Reset, surrogate: Surrogate, detach_reset: bool) -> None:
+    def __init__(
+        self, threshold: Value, reset: Reset, surrogate: Surrogate | str, detach_reset: bool
+    ) -> None:
         super().__init__()
         self.threshold = positive("threshold", threshold)
         self.reset = checked_reset(reset)

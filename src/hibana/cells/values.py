@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from hibana.surrogate import Surrogate
+from hibana.surrogate import Surrogate, named
 
 __all__ = ["Reset", "Value", "checked_reset", "checked_surrogate", "finite", "positive", "time_constant"]
 
@@ -56,10 +56,14 @@ def time_constant(name: str, value: Value) -> Value:
     return value
 
 
-def checked_surrogate(surrogate: Surrogate) -> Surrogate:
-    """`surrogate`, if it is one."""
+def checked_surrogate(surrogate: Surrogate | str) -> Surrogate:
+    """`surrogate`, if it is one, or the one of that name."""
+    if isinstance(surrogate, str):
+        return named(surrogate)
+    if isinstance(surrogate, type) and issubclass(surrogate, Surrogate):
+        raise TypeError(f"surrogate must be an object, {surrogate.__name__}(), got the class")
     if not isinstance(surrogate, Surrogate):
-        raise TypeError(f"surrogate must be a hibana.surrogate.Surrogate, got {surrogate!r}")
+        raise TypeError(f"surrogate must be a hibana.surrogate.Surrogate or its name, got {surrogate!r}")
     return surrogate
 
 

