@@ -23,18 +23,8 @@ def _what_torch_warns_of_is_torchs():
         yield
 
 
-def _finite(step):
-    """Whether no derivative in `step` is infinite.
-
-    One that is, of a state that a loss does not use, is NaN in a compiled backward: an absent gradient is
-    taken for zero there. The command makes such steps too.
-    """
-    infinite = "sqrt", "reciprocal", " / ", "inf", "1e3", "10**18", "1e-45"
-    return not any(word in str(step) for word in infinite)
-
-
 @BOUNDED
-@given(steps.steps().filter(_finite))
+@given(steps.steps())
 def test_random_steps_are_the_references(step):
     _compared(step, 30)
 

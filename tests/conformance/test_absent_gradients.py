@@ -108,8 +108,37 @@ class Learned(hb.Cell):
         return torch.sqrt((v * self.gain).abs()) + v * torch.sqrt(self.decay), v, spike(v - 0.6)
 
 
+class Quotient(hb.Cell):
+    """What is infinite or NaN is a state."""
+
+    def forward(self, input_, e, v, s):
+        n = ((v > 0.3) + (v > 0.3)).to(v.dtype) / input_
+        return n, 0.5 * v + input_, spike(n - 0.6)
+
+
+class Overflows(hb.Cell):
+    """A number that float32 does not hold."""
+
+    def forward(self, input_, e, v, s):
+        v = 0.5 * v + input_
+        return e + v * s, v, spike(1e300 * s - 0.6)
+
+
+class OverflowsInTwo(hb.Cell):
+    def forward(self, input_, e, v, s):
+        v = 0.5 * v + input_
+        return e + v * s, v, spike(s * ((1e30 * (v > 0).to(v.dtype)) * 1e30) - 0.6)
+
+
+class Scaled(hb.Cell):
+    """What it returns is infinite or NaN in float32."""
+
+    def forward(self, input_, e, v, s):
+        return e * 1e300, 0.5 * v + input_, spike(v - 0.6)
+
+
 OWN = [Root, RootFedBack, RootOfPrevious, EmitsRoot, EmitsRootFedBack, Logarithm, Sign, Norm, Chosen, Chain]
-OWN += [Swapped, Rounded, Learned]
+OWN += [Swapped, Rounded, Learned, Quotient, Overflows, OverflowsInTwo, Scaled]
 
 
 def numbers(dtype: torch.dtype) -> torch.Tensor:
@@ -194,6 +223,19 @@ def test_steps_that_lie_in_another_order_have_the_same_gradients():
         ((outputs * weights).sum() + (v * weights).sum()).backward()
         grads.append(x.grad)
     torch.testing.assert_close(*grads, equal_nan=True)
+
+
+@pytest.mark.parametrize("bounded", [lambda x: x.clamp(min=0), lambda x: x.clamp(max=0.0), torch.relu])
+def test_a_zero_within_its_bounds_keeps_its_sign_in_the_gradient(bounded):
+    class Quotient(hb.Cell):
+        def forward(self, input_, e, v, s):
+            return v / bounded(input_), v, spike(v + input_)
+
+    inputs = torch.tensor([-0.0, 0.0, -0.0, 0.5]).repeat(3, 1)
+    begun = (torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, 1.0]), torch.zeros(4))
+    found, expected = (gradients(Quotient(), inputs, begun, (1,), name) for name in ("cpu", "reference"))
+    assert expected["v"].isinf().any()
+    assert_same(found, expected, "a loss of the first state")
 
 
 @pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 2)])

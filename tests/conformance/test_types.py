@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
 import hibana as hb
 from conformance.compare import assert_conforms
@@ -100,3 +101,31 @@ def test_minus_zero_keeps_its_sign():
     cell = Step(lambda x, v, s: torch.full_like(x, -0.0))
     _, (v, _) = hb.unroll(cell, inputs, backend="cpu")
     assert v.signbit().all()
+
+
+BOUNDED = {
+    "clamp from 0": lambda x: x.clamp(min=0),
+    "clamp from -0": lambda x: x.clamp(min=-0.0),
+    "clamp to 0": lambda x: x.clamp(max=0),
+    "clamp to -0": lambda x: x.clamp(max=-0.0),
+    "clamp between": lambda x: x.clamp(0, 1) + x.clamp(-1, -0.0),
+    "clamp_min": lambda x: x.clamp_min(0.0),
+    "clamp_max": lambda x: x.clamp_max(0.0),
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "hardtanh": lambda x: functional.hardtanh(x, 0.0, 1.0),
+    "clamp from what is no number": lambda x: x.clamp(min=math.nan),
+    "clamp to what is no number": lambda x: x.clamp(max=math.nan),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_zero_within_its_bounds_keeps_its_sign(name, dtype):
+    inputs = torch.tensor([0.0, -0.0, 1.0, -1.0, math.nan], dtype=dtype).repeat_interleave(7)[None]
+    cell = Step(lambda x, v, s: BOUNDED[name](x))
+    (_, (found, _)), (_, (wanted, _)) = (hb.unroll(cell, inputs, backend=b) for b in ("cpu", "reference"))
+    assert torch.equal(found.isnan(), wanted.isnan())
+    numbers = ~wanted.isnan()
+    assert torch.equal(found[numbers], wanted[numbers])
+    assert torch.equal(found[numbers].signbit(), wanted[numbers].signbit())

@@ -30,9 +30,17 @@ def in_torch(
             made[value] = args[0].to(dtype)
         elif value.op == "to_bool":
             made[value] = args[0] != 0
+        elif value.op in ("maximum", "minimum"):
+            made[value] = _extreme(value.op, *args)
         else:
             made[value] = getattr(torch, _CALLED.get(value.op, value.op))(*args)
     return [made[root] for root in roots]
+
+
+def _extreme(op: str, one: Tensor, other: Tensor) -> Tensor:
+    """As kernels have it: of zeros of two signs the other. PyTorch's choice depends on where they lie."""
+    first = one > other if op == "maximum" else one < other
+    return torch.where(first | one.isnan(), one, other)
 
 
 _CALLED = {op: f"logical_{op}" for op in ("and", "or", "xor", "not")} | {"root": "sqrt"}

@@ -112,14 +112,19 @@ def _power(make: Make, value: Make, x: Any, exponent: Any) -> Any:
 def _clamp(make: Make, value: Make, x: Any, low: Any = None, high: Any = None) -> Any:
     result = value(x)
     if low is not None:
-        result = make("maximum", result, value(low))
+        result = _bounded(make, value, "maximum", result, low)
     if high is not None:
-        result = make("minimum", result, value(high))
+        result = _bounded(make, value, "minimum", result, high)
     return result
 
 
 def _clamp_max(make: Make, value: Make, x: Any, high: Any) -> Any:
-    return make("minimum", value(x), value(high))
+    return _bounded(make, value, "minimum", value(x), high)
+
+
+def _bounded(make: Make, value: Make, op: str, x: Any, bound: Any) -> Any:
+    """`x` and a bound: where they are zeros of two signs a number leaves `x` as it is, a tensor does not."""
+    return make(op, x, value(bound)) if isinstance(bound, torch.fx.Node) else make(op, value(bound), x)
 
 
 def _to_copy(make: Make, value: Make, x: Any) -> Any:
@@ -155,7 +160,7 @@ def _reciprocal(make: Make, value: Make, x: Any) -> Any:
 
 
 def _relu(make: Make, value: Make, x: Any) -> Any:
-    return make("maximum", value(x), value(0))
+    return _clamp(make, value, x, 0)
 
 
 def _square(make: Make, value: Make, x: Any) -> Any:

@@ -23,6 +23,8 @@ LEAST = 1e-30
 """A divisor at least this far from zero makes no infinity of what a loss is made of."""
 MOST = 80.0
 """Up to here ``exp`` is finite in float32."""
+LARGEST = 3.4028234663852886e38
+"""What is larger is infinite in float32."""
 
 _WITHIN: dict[str, Bounds] = {
     **dict.fromkeys(("tanh", "sin", "cos", "erf", "sign"), (-1.0, 1.0)),
@@ -89,7 +91,9 @@ class _Found:
         for other in reachable([value]):
             if other not in self.known:
                 found = self._made(other)
-                if found is None and other in self.finite:
+                if found is not None and any(LARGEST < abs(end) < math.inf for end in found):
+                    found = None
+                if found is None and other.args and other in self.finite:
                     found = (0.0, math.inf) if other.op == "exp" else ANY
                 self.known[other] = found
         return self.known[value]
@@ -101,7 +105,7 @@ class _Found:
             return float(value.data), float(value.data)
         if value.op == "constant":
             number = self.step.constants[int(value.data)]
-            return (number, number) if math.isfinite(number) else None
+            return (number, number) if abs(number) <= LARGEST else None
         if not value.args or value.op == "product":
             return ANY
         args = [self.known[argument] for argument in value.args]

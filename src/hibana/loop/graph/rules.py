@@ -34,7 +34,7 @@ def _prelu(make: Make, value: Make, x: Any, slope: Any) -> Any:
 
 
 def _hardtanh(make: Make, value: Make, x: Any, low: Any = -1, high: Any = 1) -> Any:
-    return make("minimum", make("maximum", value(x), value(low)), value(high))
+    return make("minimum", value(high), make("maximum", value(low), value(x)))
 
 
 def _hardtanh_backward(make: Make, value: Make, grad: Any, x: Any, low: Any, high: Any) -> Any:
