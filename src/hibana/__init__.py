@@ -30,6 +30,7 @@ from hibana.cells import (
     RefractoryLIFCell,
 )
 from hibana.convert import from_ann
+from hibana.delay import Delay, DelayedLinear, narrow_delays
 from hibana.events import Conv2d, Linear
 from hibana.fold import fold_batchnorm
 from hibana.layers import (
@@ -51,6 +52,7 @@ from hibana.layers import (
 from hibana.loop import SlowPathWarning, explain, record, unroll
 from hibana.native.heap import keep_memory
 from hibana.surrogate import Heaviside
+from hibana.window import Window
 
 if TYPE_CHECKING:
     from hibana import data as data
@@ -71,6 +73,8 @@ __all__ = [
     "Conv2d",
     "CubaLIF",
     "CubaLIFCell",
+    "Delay",
+    "DelayedLinear",
     "EIF",
     "EIFCell",
     "EachStep",
@@ -93,6 +97,7 @@ __all__ = [
     "RefractoryLIF",
     "RefractoryLIFCell",
     "SlowPathWarning",
+    "Window",
     "convert",
     "encode",
     "events",
@@ -101,6 +106,7 @@ __all__ = [
     "loss",
     "from_ann",
     "keep_memory",
+    "narrow_delays",
     "record",
     "run",
     "surrogate",

@@ -1,19 +1,21 @@
 """Batch normalisation folded into the layer before it: for inference, where it is a scale and a shift."""
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana import events
-from hibana.layers import EachStep, OverTime, Recurrent
+from hibana.layers import EachStep
+from hibana.running import Stateful
+from hibana.window import Window
 
 __all__ = ["fold_batchnorm"]
 
 Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Window
 
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -70,7 +72,7 @@ class _Tracer(fx.Tracer):
     """Sees through :class:`EachStep`, and takes spiking layers as they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, OverTime | Recurrent):
+        if isinstance(m, Stateful):
             return True
         return type(m) in _OURS or super().is_leaf_module(m, module_qualified_name)
 
@@ -93,7 +95,7 @@ def _traced(net: nn.Module) -> fx.GraphModule:
 def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:
     if isinstance(inner, nn.Linear):
         return fuse_linear_bn_eval(inner, module)
-    return fuse_conv_bn_eval(inner, module)
+    return fuse_conv_bn_eval(cast(nn.Conv1d, inner), module)  # a window has the weights of one
 
 
 def _sole_layer(traced: fx.GraphModule, folded: nn.Module, node: fx.Node) -> Convolution | nn.Linear | None:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells
+from hibana.delay import Delay, DelayedLinear
 from hibana.layers import IF, LI, LIF, CubaLIF, EachStep, OverTime, Recurrent
 from hibana.nir.nodes import Node, Scale, Shape, output_shape, pair
 from hibana.surrogate import Step
+from hibana.window import Window
 
 __all__ = ["lost_in_training", "to_layer", "to_node"]
 
@@ -51,6 +53,8 @@ def to_layer(node: Node, dt: float | None, feedback: Node | None = None) -> nn.M
             return EachStep(nn.Flatten(start + (start >= 0), end + (end >= 0)))
         case "Scale":
             return Scale(_tensor(fields["scale"]))
+        case "Delay":
+            return Delay(_whole(_steps(node, "delay", dt)))
         case "IF":
             return _driven(_current(fields, dt), IF(_threshold(fields), reset=_reset(fields)))
         case "I":
@@ -83,8 +87,18 @@ def to_node(module: nn.Module, shape: Shape, dt: float) -> Node | None:
         case Recurrent():
             return _recurrent_graph(module, shape, dt)
         case nn.Linear():
-            bias = {} if module.bias is None else {"bias": _array(module.bias)}
-            return Node("Affine" if bias else "Linear", {"weight": _array(module.weight), **bias})
+            return _linear_node(module.weight, module.bias)
+        case Delay():
+            return _delay_node(module.steps, shape, dt)
+        case DelayedLinear():
+            lags = {
+                int(lag): module.weight * (module.steps == lag)
+                for lag in sorted({*module.steps.flatten().tolist()})
+            }
+            return _sum_of_delays(lags, module.bias, shape, dt)
+        case Window():
+            taps = enumerate(_dense(module).flip(2).unbind(2))
+            return _sum_of_delays({k * module.dilation: w for k, w in taps}, module.bias, shape, dt)
         case nn.Conv1d() | nn.Conv2d():
             return _convolution_node(module, shape)
         case nn.AvgPool2d():
@@ -189,6 +203,15 @@ def _steps(node: Node, name: str, dt: float | None) -> float | Tensor:
     return _value(_in_steps(in_seconds, dt), name)
 
 
+def _whole(steps: float | Tensor) -> float | Tensor:
+    """A delay in steps, if it is whole to rounding."""
+    value = torch.as_tensor(steps, dtype=torch.float64)
+    whole = value.round()
+    if bool(((value - whole).abs() > ROUNDING * whole.clamp(min=1)).any()) or bool((value < 0).any()):
+        raise ValueError(f"delay must be whole steps of dt, 0 or more, got {steps!r} steps; give another dt")
+    return float(whole) if whole.ndim == 0 else whole.float()
+
+
 def _number(fields: dict[str, Any], name: str) -> float | Tensor:
     return _value(np.asarray(fields[name]), name)
 
@@ -253,6 +276,52 @@ def _recurrent_graph(module: Recurrent, shape: Shape, dt: float) -> Node:
     }
     edges = [("input", "neuron"), ("neuron", "w_rec"), ("w_rec", "neuron"), ("neuron", "output")]
     return Node("NIRGraph", {"nodes": nodes, "edges": edges})
+
+
+def _linear_node(weight: Tensor, bias: Tensor | None) -> Node:
+    fields = {"weight": _array(weight)} | ({} if bias is None else {"bias": _array(bias)})
+    return Node("Linear" if bias is None else "Affine", fields)
+
+
+def _delay_node(steps: Tensor, shape: Shape, dt: float) -> Node:
+    filled = _filled(steps.double(), shape, "delay")
+    return Node("Delay", {"delay": filled.astype(np.float64) * dt}, {"delay_steps": filled})
+
+
+def _sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> Node:
+    """Weights ``[outputs, inputs]`` by their lag in steps, as a graph within the graph: a branch for each.
+
+    NIR's own convolutions go over the axes of a sample, not over time.
+    """
+    outputs, inputs = next(iter(lags.values())).shape
+    if shape != (inputs,):
+        raise ValueError(f"only samples of one axis, ({inputs},), can be written, got the shape {shape}")
+    last = max(lags)
+    if last == 0:
+        return _linear_node(lags[0], bias)
+    nodes = {"input": Node("Input", {"shape": np.array(shape)})}
+    edges = []
+    for lag, weight in lags.items():
+        source, name = "input", f"weight{lag}"
+        if lag:
+            source = f"delay{lag}"
+            nodes[source] = _delay_node(torch.tensor(lag, device="cpu"), shape, dt)
+            edges.append(("input", source))
+        nodes[name] = _linear_node(weight, bias if lag == last else None)
+        edges += [(source, name), (name, "output")]
+    nodes["output"] = Node("Output", {"shape": np.array([outputs])})
+    return Node("NIRGraph", {"nodes": nodes, "edges": edges})
+
+
+def _dense(module: Window) -> Tensor:
+    """Its weights, ``[outputs, inputs, K]``, zeros between groups among them."""
+    weight, groups = module.weight.detach(), module.groups
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    dense = weight.new_zeros(len(weight), inputs * groups, weight.shape[2])
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        dense[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return dense
 
 
 def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> Node:

@@ -76,12 +76,12 @@ def output_shape(node: Node, shape: Shape) -> Shape:
     if node.type == "NIRGraph":
         for inner in fields["nodes"].values():
             output_shape(inner, shape)
-        return shape
+        return tuple(int(n) for n in fields["nodes"]["output"].fields["shape"])
     if node.type in ("Input", "Output"):
         return shape
-    if node.type not in (*NEURONS, "Scale"):
+    if node.type not in (*NEURONS, "Scale", "Delay"):
         raise ValueError("hibana has no such node")
-    own = np.shape(fields["scale" if node.type == "Scale" else "r"])
+    own = np.shape(fields[{"Scale": "scale", "Delay": "delay"}.get(node.type, "r")])
     if math.prod(own) != 1 and own != shape:
         raise ValueError(f"has the shape {own}, but gets the shape {shape}")
     return shape

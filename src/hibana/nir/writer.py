@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hibana.delay import DelayedLinear
 from hibana.fold import fold_batchnorm
-from hibana.layers import EachStep, OverTime, Recurrent
+from hibana.layers import EachStep
 from hibana.nir.modules import lost_in_training, to_node
 from hibana.nir.nodes import Node, Scale, Shape, output_shape
+from hibana.running import Stateful
 
 __all__ = ["write"]
 
-LEAVES = OverTime | Recurrent | Scale | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Flatten | nn.MaxPool2d
+LEAVES = Stateful | Scale | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Flatten | nn.MaxPool2d
 
 
 def write(
@@ -102,11 +104,9 @@ def _trace(net: nn.Module) -> fx.GraphModule:
 def _taken_by_the_first(traced: fx.GraphModule) -> Shape:
     first = next((node for node in traced.graph.nodes if node.op == "call_module"), None)
     layer = None if first is None else traced.get_submodule(str(first.target))
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(  # noqa: TRY004 - what is missing is an argument
-            "input_shape must be given, the shape of one sample, unless the first layer is linear"
-        )
-    return (layer.in_features,)
+    if isinstance(layer, nn.Linear | DelayedLinear):
+        return (layer.in_features,)
+    raise ValueError("input_shape must be given, the shape of one sample, unless the first layer is linear")
 
 
 class _Walk:

@@ -29,6 +29,8 @@ class Geometry(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
+    height: int | None = None
+    """Of the output, where rows at its lower end are left out."""
 
     @property
     def output(self) -> Pair:
@@ -39,7 +41,12 @@ class Geometry(NamedTuple):
             + 1
             for d in (0, 1)
         )
-        return down, across
+        return down if self.height is None else self.height, across
+
+    def whole(self, grad: Tensor) -> Tensor:
+        """`grad` of the output, with zeros for the rows that were left out."""
+        missing = self._replace(height=None).output[0] - self.output[0]
+        return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -203,7 +210,8 @@ class _Convolution(torch.autograd.Function):
                 to_images = _input_gradient_of_few(weight, rows, geometry)
             elif used is None:
                 how = geometry.stride, geometry.padding, geometry.dilation
-                to_images = conv2d_input(ctx.shape, weight, grad, *how)  # type: ignore[no-untyped-call]
+                whole = geometry.whole(grad)
+                to_images = conv2d_input(ctx.shape, weight, whole, *how)  # type: ignore[no-untyped-call]
             else:
                 to_images = _input_gradient(used, weight, rows, geometry)
         if ctx.needs_input_grad[1]:

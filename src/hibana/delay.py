@@ -1,0 +1,264 @@
+"""Delays that are learned: one for each neuron, or one for each synapse."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from hibana.events.convolution.causal import causal
+from hibana.events.layer import Mode
+from hibana.events.support import support_of
+from hibana.window import LooksBack
+
+__all__ = ["Delay", "DelayedLinear", "narrow_delays"]
+
+
+class Delayed(LooksBack):
+    """What layers with delays share: a delay in steps, in [0, max_delay], and how it is learned.
+
+    In training a delay d is a kernel over time, and so has a gradient:
+
+        κ_k = exp(-(k - d)^2 / (2 sigma^2)) / Z,   sum_k κ_k = 1,   k = 0 ... max_delay
+
+    or, for a `sigma` of 0, the two steps nearest to d by linear interpolation, ``max(0, 1 - |k - d|)``. In
+    evaluation it is rounded to whole steps, so that spikes stay spikes.
+    """
+
+    delay: Tensor
+    max_delay: int
+    sigma: float
+    """Width of the kernel in steps."""
+
+    def __init__(self, delay: Tensor, max_delay: int, learn: bool, sigma: float) -> None:
+        super().__init__()
+        if isinstance(max_delay, bool) or not isinstance(max_delay, int) or max_delay < 0:
+            raise ValueError(f"max_delay must be a whole number of steps, 0 or more, got {max_delay!r}")
+        _check_sigma(sigma)
+        self.max_delay, self.sigma = max_delay, sigma
+        if learn:
+            self.delay = nn.Parameter(delay)
+        else:
+            self.register_buffer("delay", delay)
+
+    @property
+    def reach(self) -> int:
+        """`max_delay`."""
+        return self.max_delay
+
+    @property
+    def steps(self) -> Tensor:
+        """The delays as they are in evaluation: whole steps, int64."""
+        return self._inside().detach().round().long()
+
+    def narrow(self, progress: float) -> None:
+        """Narrows the kernel as training goes on: `sigma` from ``max_delay/2`` at 0 to 0.5 at 1.
+
+        Raises:
+            ValueError: if `progress`, the part of the training that is over, is not in [0, 1].
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
+        self.sigma = 0.5 * max(1.0, self.max_delay) ** (1 - progress)
+
+    def _inside(self) -> Tensor:
+        """The delays, counted from either bound inwards beyond it, so that the gradient turns them back."""
+        if not isinstance(self.delay, nn.Parameter):
+            return self.delay
+        above = torch.where(self.delay >= 0, self.delay, -self.delay)
+        most = float(self.max_delay)
+        return torch.where(above <= most, above, 2 * most - above).clamp(0.0, most)
+
+    def _kernel(self) -> Tensor:
+        """``[..., max_delay + 1]``, κ for each delay; the last is for the step itself."""
+        back = torch.arange(
+            self.max_delay, -1, -1, dtype=self.delay.dtype, device=self.delay.device
+        )  # steps back in time
+        if not (self.training and isinstance(self.delay, nn.Parameter)):
+            return (back == self.steps[..., None]).to(self.delay.dtype)
+        distance = back - self._inside()[..., None]
+        _check_sigma(self.sigma)
+        if self.sigma == 0:
+            return (1 - distance.abs()).clamp(min=0.0)
+        return torch.softmax(distance.square() / (-2 * self.sigma**2), dim=-1)
+
+
+@final
+class Delay(Delayed):
+    """A delay for each neuron, as of its axon: ``[T, batch, ...] -> [T, batch, ...]``.
+
+        y_t = x_(t - d) for each neuron,   x_t = 0 for t < 0
+
+    In evaluation d is rounded to whole steps, and what comes out are the inputs, later. A delay that is
+    learned is, in training, a kernel over time (see `sigma`): what comes out are mixtures then. Its state in
+    :func:`hibana.run` are the last `max_delay` steps of its input.
+
+    Args:
+        delay: in steps, in [0, `max_delay`]: a number, or a tensor that broadcasts against one sample at one
+            step, such as ``[features]``.
+        max_delay: the longest that it may become; the longest of `delay`, rounded up, if ``None``.
+        learn: whether it is a parameter.
+        sigma: width of the kernel in steps while it is learned: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is
+            linear interpolation between the two nearest steps. :meth:`narrow` narrows it over a training.
+
+    Raises:
+        ValueError: if a delay is not in [0, `max_delay`], or the input is not ``[T, batch, ...]``.
+
+    Source: Shrestha & Orchard (2018), *SLAYER: spike layer error reassignment in time* (axonal delays);
+    the kernel after Hammouamri, Khalfaoui-Hassani & Masquelier (2023), *Learning delays in spiking neural
+    networks using dilated convolutions with learnable spacings*.
+
+    >>> import torch, hibana as hb
+    >>> hb.Delay(torch.tensor([0.0, 2.0]))(torch.eye(4)[:, None, :2]).squeeze(1)
+    tensor([[1., 0.],
+            [0., 0.],
+            [0., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(
+        self,
+        delay: float | Tensor,
+        max_delay: int | None = None,
+        *,
+        learn: bool = False,
+        sigma: float = 0.5,
+    ) -> None:
+        begun = torch.as_tensor(delay, dtype=torch.get_default_dtype()).clone()
+        most = math.ceil(float(begun.max())) if max_delay is None and begun.numel() else max_delay
+        right = bool(((begun >= 0) & begun.isfinite()).all()) and (
+            most is None or bool((begun <= most).all())
+        )
+        if not right:
+            raise ValueError(f"delay must lie in [0, max_delay], in steps, got {delay!r}, {max_delay=}")
+        super().__init__(begun, 0 if most is None else most, learn, sigma)
+
+    def extra_repr(self) -> str:
+        learned = isinstance(self.delay, nn.Parameter)
+        return f"{tuple(self.delay.shape)}, max_delay={self.max_delay}{', learn=True' * learned}"
+
+    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        if inputs.ndim < 3 or inputs.shape[0] == 0:
+            raise ValueError(f"inputs must be [T, batch, ...] with T at least 1, got {tuple(inputs.shape)}")
+        sample, steps = inputs.shape[2:], len(inputs)
+        before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
+        padded = torch.cat([before, inputs])
+        if self.training and isinstance(self.delay, nn.Parameter):
+            kernel = self._kernel().to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
+            weight = kernel.reshape(-1, 1, self.max_delay + 1, 1)
+            images = padded.flatten(2).permute(2, 0, 1)[None]  # [1, neurons, steps, batch]
+            mixed = nn.functional.conv2d(images, weight, groups=len(weight))
+            return mixed[0].permute(1, 2, 0).reshape(inputs.shape)
+        chosen = self.steps.expand(sample).reshape(-1)  # [neurons]
+        flat = padded.flatten(2)
+        at = torch.arange(steps, device=inputs.device)[:, None] + (self.max_delay - chosen)  # [T, neurons]
+        return flat.gather(0, at[:, None].expand(steps, *flat.shape[1:])).view(inputs.shape)
+
+
+@final
+class DelayedLinear(Delayed):
+    """A linear layer with a delay for each synapse: ``[T, batch, in_features] -> [T, batch, out_features]``.
+
+        y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
+
+    Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
+    (see `sigma`); in evaluation its delay is rounded to whole steps. For an input of spikes rows of weights
+    are added per spike, as in :class:`hibana.Window`. Its state in :func:`hibana.run` are the last
+    `max_delay` steps of its input.
+
+    Args:
+        in_features: neurons before the synapses.
+        out_features: neurons after them.
+        max_delay: the longest delay, in steps; delays start spread evenly over [0, `max_delay`].
+        bias: whether there is one.
+        sigma: width of the kernel in steps: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear interpolation
+            between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a whole
+            network, narrows it over a training; without, what is trained and what is rounded stay apart.
+
+    Raises:
+        ValueError: if the input is not ``[T, batch, in_features]``.
+
+    Source: Hammouamri, Khalfaoui-Hassani & Masquelier (2023), *Learning delays in spiking neural networks
+    using dilated convolutions with learnable spacings*.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.DelayedLinear(3, 2, max_delay=10)
+    >>> layer(torch.rand(30, 4, 3)).shape
+    torch.Size([30, 4, 2])
+    """
+
+    mode: Mode = "auto"
+    """As of :class:`hibana.Linear`."""
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        max_delay: int,
+        bias: bool = True,
+        *,
+        sigma: float = 0.5,
+    ) -> None:
+        for name, value in {"in_features": in_features, "out_features": out_features}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        super().__init__(torch.empty(out_features, in_features), max_delay, True, sigma)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self._reason = "not called yet"
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as ``torch.nn.Linear`` does, and delays evenly from [0, max_delay]."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_features}, {self.out_features}, max_delay={self.max_delay}"
+        return f"{sizes}{', bias=False' * (self.bias is None)}"
+
+    def kernel(self) -> Tensor:
+        """``[out_features, in_features, max_delay + 1]``: the weights over time, the present last."""
+        return self.weight[..., None] * self._kernel()
+
+    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
+            raise ValueError(
+                f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        known = inputs.requires_grad and not torch.compiler.is_compiling()
+        below = support_of(inputs) if known else None
+        out, self._reason = causal(inputs, self.kernel(), self.bias, 1, history, below, self.mode)
+        return out
+
+
+def narrow_delays(net: nn.Module, progress: float) -> None:
+    """:meth:`Delayed.narrow` for all delays of `net`: call it each epoch, with the part that is over.
+
+    The kernels are wide at first, so that a delay finds what is far from it, and narrow at last, so that
+    rounding it changes little.
+
+    >>> net = nn.Sequential(DelayedLinear(3, 4, max_delay=20))
+    >>> for epoch in range(10):
+    ...     narrow_delays(net, epoch / 9)
+    >>> net[0].sigma
+    0.5
+    """
+    for layer in net.modules():
+        if isinstance(layer, Delayed):
+            layer.narrow(progress)
+
+
+def _check_sigma(sigma: float) -> None:
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma must be finite steps, 0 or more, got {sigma!r}")

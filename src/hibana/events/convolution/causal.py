@@ -1,0 +1,110 @@
+"""A causal convolution over time: an image of T steps by batch, of whose kernel nothing lies to the sides."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.events.checks import plain
+from hibana.events.convolution import autograd
+from hibana.events.layer import (
+    NO_EVENTS,
+    SMALLEST_ROWS,
+    Mode,
+    binary_bits,
+    check_mode,
+    known_bits,
+    learns,
+    usable,
+    whole_numbers,
+)
+from hibana.events.linear import product
+from hibana.events.support import Support
+
+__all__ = ["causal"]
+
+
+def causal(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    history: Tensor | None = None,
+    below: Support | None = None,
+    mode: Mode = "auto",
+) -> tuple[Tensor, str]:
+    """``y_t = bias + sum_k W_k x_(t - (K - 1 - k) dilation)``, and how it was computed, and why.
+
+    Args:
+        inputs: ``[T, rows, channels]``.
+        weight: ``[outputs, channels / groups, K]``; the last of K meets the step itself.
+        bias: ``[outputs]``.
+        dilation: steps between those that the kernel meets.
+        history: the ``(K - 1) dilation`` steps before the first; zeros if None.
+        below: what is known of the spiking layer that the inputs came from.
+        mode: as of :class:`hibana.Linear`.
+    """
+    check_mode(mode)
+    reach = (weight.shape[2] - 1) * dilation
+    reason = _unserved(inputs, weight, bias, mode)
+    if reason is None:
+        if history is not None and reach:
+            inputs, below = torch.cat([history.to(inputs.dtype), inputs]), None
+        padding = 0 if history is not None else reach
+        found = _by_spikes(inputs, weight, bias, dilation, padding, below)
+        if found is not None:
+            return found
+        reason = NO_EVENTS
+        history = None if history is None else inputs[:reach]
+        inputs = inputs[reach:] if history is not None else inputs
+    return _densely(inputs, weight, bias, dilation, history), f"dense: {reason}"
+
+
+def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -> str | None:
+    if torch.compiler.is_compiling() or not plain(inputs, weight, bias):
+        return "compiled, transformed, under autocast, or not float32 on the CPU"
+    if mode == "dense":
+        return "asked for"
+    if weight.shape[1] != inputs.shape[2]:
+        return "groups"
+    if 0 in (*inputs.shape, *weight.shape):
+        return "nothing to add"
+    count = inputs.shape[0] * inputs.shape[1]
+    if mode == "auto" and count < SMALLEST_ROWS:
+        return f"{count} rows do not pay for packing the weights"
+    return None
+
+
+def _by_spikes(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: int, below: Support | None
+) -> tuple[Tensor, str] | None:
+    """The sums of rows of weights; None if `inputs` are neither spikes nor small whole numbers."""
+    steps, rows, channels = inputs.shape
+    in_order, length = inputs.is_contiguous(), rows * channels
+    found = known_bits(below, length, in_order)
+    if found is None:
+        flat = inputs.detach().reshape(steps, length).contiguous()
+        found = binary_bits(flat) or whole_numbers(flat)
+    if found is None:
+        return None
+    height = steps + padding - (weight.shape[2] - 1) * dilation
+    geometry = autograd.Geometry(
+        channels, (steps, rows), (weight.shape[2], 1), (1, 1), (padding, 0), (dilation, 1), height
+    )
+    images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
+    if learns(inputs, weight, bias):
+        support = usable(below, length, in_order, found)
+        out = autograd.convolution(images, kernel, bias, found, support, geometry)
+    else:
+        out = autograd.forward(found, kernel.detach(), bias, geometry)
+    return out[0].permute(1, 2, 0), product.explained(found, len(weight))
+
+
+def _densely(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, history: Tensor | None
+) -> Tensor:
+    steps, reach = inputs.shape[0], (weight.shape[2] - 1) * dilation
+    before = inputs.new_zeros(reach, *inputs.shape[1:]) if history is None else history.to(inputs.dtype)
+    images = torch.cat([before, inputs]).permute(2, 0, 1)[None]  # [1, channels, T, rows], channels last
+    groups = inputs.shape[2] // weight.shape[1]
+    out = functional.conv2d(images, weight[..., None], bias, dilation=(dilation, 1), groups=groups)
+    return out[0].permute(1, 2, 0)[:steps]

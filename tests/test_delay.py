@@ -1,0 +1,130 @@
+"""`hb.Delay` and `hb.DelayedLinear`: what comes out later, in pieces, and learned by interpolation."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+
+
+def later(x, steps):
+    """`x`, ``[T, ...]``, moved on by `steps`, with zeros before."""
+    return torch.cat([torch.zeros_like(x[:steps]), x[: len(x) - steps]]) if steps else x
+
+
+def test_each_neuron_has_its_own_delay():
+    x = torch.rand(9, 3, 4)
+    found = hb.Delay(torch.tensor([0.0, 1.0, 5.0, 8.0]))(x)
+    assert torch.equal(found, torch.stack([later(x[..., n], d) for n, d in enumerate([0, 1, 5, 8])], -1))
+    images = torch.rand(9, 3, 2, 4, 5)
+    assert torch.equal(hb.Delay(3)(images), later(images, 3))
+    by_channel = hb.Delay(torch.tensor([0.0, 2.0])[:, None, None])(images)
+    assert torch.equal(by_channel, torch.stack([images[:, :, 0], later(images[:, :, 1], 2)], 2))
+
+
+def test_a_learned_delay_is_interpolated_in_training_and_rounded_in_evaluation():
+    layer = hb.Delay(torch.tensor([0.0, 1.25, 2.75]), 4, learn=True, sigma=0.0)
+    x = torch.rand(8, 2, 3)
+    found = layer(x)
+    wanted = [x[..., 0], 0.75 * later(x[..., 1], 1) + 0.25 * later(x[..., 1], 2)]
+    wanted.append(0.25 * later(x[..., 2], 2) + 0.75 * later(x[..., 2], 3))
+    torch.testing.assert_close(found, torch.stack(wanted, -1))
+    assert torch.equal(
+        layer.eval()(x), torch.stack([x[..., 0], later(x[..., 1], 1), later(x[..., 2], 3)], -1)
+    )
+    assert layer.steps.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
+def test_every_synapse_has_its_own_delay(sigma):
+    layer = hb.DelayedLinear(3, 4, 6, sigma=sigma)
+    x = (torch.rand(10, 40, 3) < 0.3).float()
+    back = torch.arange(7.0)
+    distance = back - layer.delay[..., None]
+    kernel = (1 - distance.abs()).clamp(min=0) if sigma == 0 else torch.exp(-(distance**2) / (2 * sigma**2))
+    kernel = layer.weight[..., None] * kernel / kernel.sum(-1, keepdim=True)
+    for mode in ("events", "dense"):
+        layer.mode = mode
+        wanted = sum(later(x, k) @ kernel[..., k].T for k in range(7)) + layer.bias
+        torch.testing.assert_close(layer(x), wanted)
+        assert layer.explain().startswith(mode)
+    rounded = sum(later(x, k) @ (layer.weight * (layer.steps == k)).T for k in range(7)) + layer.bias
+    torch.testing.assert_close(layer.eval()(x), rounded)
+
+
+@given(cuts=st.lists(st.integers(1, 11), unique=True, max_size=5).map(sorted))
+def test_in_pieces_it_is_what_it_is_at_once(cuts):
+    torch.manual_seed(1)
+    net = nn.Sequential(hb.DelayedLinear(3, 5, 4), hb.LIF(threshold=0.1), hb.Delay(torch.arange(5.0)))
+    with torch.no_grad():
+        net[0].weight.copy_((net[0].weight * 64).round() / 64)
+        net[0].bias.copy_((net[0].bias * 64).round() / 64)
+    net, inputs = net.eval(), torch.randint(0, 17, (12, 2, 3)) / 16
+    whole, last = hb.run(net, inputs)
+    assert torch.equal(whole, net(inputs))
+    assert whole.any()
+    outputs, state = [], None
+    for piece in torch.tensor_split(inputs, cuts):
+        output, state = hb.run(net, piece, state)
+        outputs.append(output)
+    assert torch.equal(torch.cat(outputs), whole)
+    assert all(torch.equal(a, b) for name in last for a, b in zip(state[name], last[name], strict=True))
+
+
+def test_its_gradient_is_that_of_the_interpolation():
+    for layer in (hb.Delay(torch.rand(3) * 4, 4, learn=True), hb.DelayedLinear(3, 2, 4)):
+        layer.double()
+        x = torch.rand(7, 2, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda *given, layer=layer: layer(given[0]), (x, *layer.parameters()))
+
+
+def test_a_delay_that_an_optimiser_takes_beyond_its_range_is_turned_back():
+    layer = hb.Delay(torch.tensor([1.0, 1.0, 0.0]), 4, learn=True, sigma=1.0)
+    with torch.no_grad():
+        layer.delay.copy_(torch.tensor([-0.5, 4.75, 0.0]))
+    assert layer.steps.tolist() == [0, 3, 0]
+    torch.manual_seed(0)
+    layer(torch.rand(8, 2, 3)).square().sum().backward()
+    assert layer.delay.grad.all()
+
+
+def test_a_lag_is_found():
+    torch.manual_seed(0)
+    x = (torch.rand(100, 8, 4) < 0.1).float()
+    lags = torch.tensor([1, 9, 4, 6])
+    wanted = torch.stack([later(x[..., n], lag) for n, lag in enumerate(lags)], -1)
+    layer = hb.Delay(torch.full([4], 5.0), 10, learn=True)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.2)
+    for step in range(80):
+        hb.narrow_delays(layer, step / 79)
+        optimizer.zero_grad()
+        (layer(x) - wanted).square().mean().backward()
+        optimizer.step()
+    assert torch.equal(layer.steps, lags)
+    assert torch.equal(layer.eval()(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: hb.Delay(-1.0), r"delay must lie in \[0, max_delay\], in steps, got -1.0"),
+        (lambda: hb.Delay(3.0, 2), r"delay must lie in \[0, max_delay\], in steps, got 3.0, max_delay=2"),
+        (lambda: hb.Delay(1.0, 2, sigma=-1), "sigma must be finite steps, 0 or more, got -1"),
+        (
+            lambda: hb.DelayedLinear(2, 2, 1.5),
+            "max_delay must be a whole number of steps, 0 or more, got 1.5",
+        ),
+        (lambda: hb.DelayedLinear(0, 2, 1), "in_features must be a whole number of at least 1, got 0"),
+        (lambda: hb.Delay(1.0)(torch.rand(3, 2)), r"inputs must be \[T, batch, ...\] .*\(3, 2\)"),
+        (
+            lambda: hb.DelayedLinear(2, 2, 1)(torch.rand(3, 2, 3)),
+            r"inputs must be \[T, batch, 2\].*\(3, 2, 3\)",
+        ),
+        (lambda: hb.narrow_delays(hb.Delay(1.0), 1.5), r"progress must lie in \[0, 1\], got 1.5"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
