@@ -8,7 +8,7 @@ import torch.multiprocessing
 from torch import nn
 
 import hibana as hb
-from hibana.metrics import FiringRate, Sparsity, SynOps, operations
+from hibana.metrics import FiringRate, SilentNeurons, Sparsity, SynOps, operations
 
 
 def binary(*shape, rate=0.3, seed=0):
@@ -63,6 +63,27 @@ def test_each_spike_costs_the_outputs_that_it_changes(name):
     assert (kind, int(count)) == ("acs", expected)
 
 
+@pytest.mark.parametrize(
+    "layer", [hb.Window(3, 4, 3, 2), hb.Window(4, 8, 2, groups=2), hb.DelayedLinear(3, 2, 5)]
+)
+def test_each_spike_costs_the_outputs_that_it_changes_later(layer):
+    layer.eval()
+    for parameter in (layer.weight, layer.bias):
+        nn.init.ones_(parameter)
+    spikes = binary(7, 2, 4 if layer.weight.shape[0] == 8 else 3)
+    expected = 0
+    for place in spikes.nonzero().tolist():
+        impulse = torch.zeros_like(spikes)
+        impulse[tuple(place)] = 1.0
+        with torch.no_grad():
+            expected += int((layer(impulse) != layer(torch.zeros_like(spikes))).sum())
+    kind, count = operations(layer, spikes)
+    assert (kind, int(count)) == ("acs", expected)
+    assert operations(layer, spikes + 0.5)[0] == "macs"
+    alone = sum(operations(layer, spikes[:length, [b]])[1] for b, length in enumerate([3, 7]))
+    assert operations(layer, spikes, torch.tensor([3, 7]))[1] == alone
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_values_cost_as_much_as_spikes_everywhere(name):
     layer, shape = LAYERS[name]
@@ -94,6 +115,36 @@ def test_operations_per_inference_of_a_network_and_their_energy():
     assert acs > 0
     assert result["macs"].item() == macs
     assert result["joules"].item() == pytest.approx(acs * 0.9e-12 + macs * 4.6e-12)
+
+
+def test_padded_samples_count_as_they_do_alone():
+    net = nn.Sequential(nn.Linear(6, 5), hb.IF(0.1), hb.Window(5, 4, 3), hb.IF(0.1), nn.Linear(4, 2), hb.LI())
+    inputs, lengths = torch.rand(9, 3, 6), torch.tensor([9, 2, 5])
+    padded, alone = SynOps(), SynOps()
+    rates, silent = (FiringRate(), FiringRate()), (SilentNeurons(), SilentNeurons())
+    sparse = Sparsity(), Sparsity()
+    with padded.watch(net, lengths):
+        net(inputs)
+    for counts in (rates, silent, sparse):
+        counts[0].update(net[:2](inputs), lengths)
+    for sample, length in enumerate(lengths):
+        one = inputs[:length, [sample]]
+        with alone.watch(net):
+            net(one)
+        for counts in (rates, silent, sparse):
+            counts[1].update(net[:2](one))
+    assert padded.compute() == alone.compute()
+    assert padded.acs > 0
+    for one, other in (rates, silent, sparse):
+        assert one.compute() == other.compute()
+
+
+def test_neurons_that_never_spiked_are_counted():
+    metric, spikes = SilentNeurons(), torch.zeros(4, 3, 2, 5)
+    spikes[1, 2, 0, 3] = spikes[0, 0, 1, 1] = 1.0
+    for step in spikes:
+        metric.update(step[None])
+    assert metric.compute() == 8
 
 
 def test_watching_ends_with_the_block():

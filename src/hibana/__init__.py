@@ -15,7 +15,7 @@ What needs an extra, or takes a while to load, is loaded when it is first touche
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hibana import convert, encode, events, extras, foreign, loss, surrogate
+from hibana import convert, encode, events, extras, foreign, lengths, loss, surrogate
 from hibana.cells import (
     ALIFCell,
     Cell,
@@ -106,6 +106,7 @@ __all__ = [
     "loss",
     "from_ann",
     "keep_memory",
+    "lengths",
     "narrow_delays",
     "record",
     "run",

@@ -2,7 +2,9 @@
 
 An *objective* is a small immutable object. Its :meth:`~Objective.scores` turn ``[T, batch, classes]`` into
 ``[batch, classes]``; calling it gives the loss, and :meth:`~Objective.accuracy` counts the highest score.
-Penalties on activity are functions of one layer's spikes. Nothing here runs a network or keeps a count.
+Samples of unequal length, padded at their ends, are told by `lengths`, ``[batch]``: each counts as it would
+by itself. Penalties on activity are functions of one layer's spikes. Nothing here runs a network or keeps a
+count.
 
 >>> import torch
 >>> from hibana import loss
@@ -17,13 +19,18 @@ from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
+
+from hibana import lengths as padding
+from hibana.penalties import rate_penalty, silence_penalty
 
 __all__ = [
     "TET",
     "Count",
     "FirstSpike",
+    "EveryStep",
+    "MembraneLast",
     "MembraneMax",
     "MembraneMean",
     "Objective",
@@ -50,27 +57,46 @@ class Objective(ABC):
             raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing!r}")
 
     @abstractmethod
-    def scores(self, outputs: Tensor) -> Tensor:
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """One score per class, ``[batch, classes]``, the highest of which is the decision."""
 
-    def __call__(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar, mean over the batch; `target` holds class indices, ``[batch]``.
+    @final
+    def __call__(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, mean over the batch.
+
+        Args:
+            outputs: ``[T, batch, classes]``.
+            target: class indices, ``[batch]``; of :class:`EveryStep` ``[T, batch]``.
+            lengths: of samples that are padded, ``[batch]``.
 
         Raises:
-            ValueError: if `outputs` is not ``[T, batch, classes]`` or `target` not ``[batch]``.
+            TypeError: if `target` or `lengths` are no whole numbers.
+            ValueError: if a shape is another, or `lengths` are not in [1, T].
         """
-        _check(outputs, target)
-        return self.loss(outputs, target)
+        self._check(outputs, target)
+        return self.loss(outputs, target, *_given(lengths))
 
     @final
-    def accuracy(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def accuracy(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The fraction of the batch whose highest score is the target's; of equals, the first counts."""
-        _check(outputs, target)
-        return (self.scores(outputs).argmax(dim=1) == target).float().mean()
+        self._check(outputs, target)
+        return self.right(outputs, target, *_given(lengths))
 
     @abstractmethod
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What calling the objective gives, for arguments that have been checked."""
+
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What :meth:`accuracy` gives, for arguments that have been checked."""
+        return (self.scores(outputs, *_given(lengths)).argmax(dim=1) == target).float().mean()
+
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        _check(outputs, target, outputs.shape[1:2], "one class index per sample")
+
+
+def _given(lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
+    return () if lengths is None else (lengths,)
 
 
 @dataclass(frozen=True)
@@ -78,8 +104,9 @@ class _CrossEntropy(Objective):
     """``-log softmax(scores)[target]``."""
 
     @final
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return functional.cross_entropy(self.scores(outputs), target, label_smoothing=self.smoothing)
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        scores = self.scores(outputs, *_given(lengths))
+        return functional.cross_entropy(scores, target, label_smoothing=self.smoothing)
 
 
 @final
@@ -91,8 +118,8 @@ class Rate(_CrossEntropy):
     learning of spiking neural networks* (the rate as the network's output).
     """
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.mean(dim=0)
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
 
 
 @final
@@ -103,8 +130,8 @@ class Count(_CrossEntropy):
     Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
     """
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.sum(dim=0)
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked(outputs, lengths).sum(dim=0)
 
 
 @final
@@ -116,8 +143,21 @@ class MembraneMax(_CrossEntropy):
     evaluation of spiking neural networks*.
     """
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.amax(dim=0)
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked(outputs, lengths, -math.inf).amax(dim=0)
+
+
+@final
+@dataclass(frozen=True)
+class MembraneLast(_CrossEntropy):
+    """Cross-entropy of the last potential, ``v_T``: what is remembered at the end.
+
+    Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
+    neurons* (the readout at the end of a sequence).
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.last(outputs, lengths)
 
 
 @final
@@ -128,8 +168,8 @@ class MembraneMean(_CrossEntropy):
     Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
     """
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.mean(dim=0)
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
 
 
 @final
@@ -160,8 +200,8 @@ class FirstSpike(_CrossEntropy):
         if not (math.isfinite(self.tau) and self.tau > 0):
             raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return (1 - outputs).cumprod(dim=0).sum(dim=0) / -self.tau
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked((1 - outputs).cumprod(dim=0), lengths).sum(dim=0) / -self.tau
 
 
 @final
@@ -187,61 +227,53 @@ class TET(Objective):
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {self.weight!r}")
 
-    def scores(self, outputs: Tensor) -> Tensor:
-        return outputs.mean(dim=0)
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
 
-    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         steps = outputs.shape[0]
+        how = "mean" if lengths is None else "none"
         each = functional.cross_entropy(
-            outputs.flatten(0, 1), target.repeat(steps), label_smoothing=self.smoothing
+            outputs.flatten(0, 1), target.repeat(steps), label_smoothing=self.smoothing, reduction=how
         )
+        if lengths is not None:
+            each = _mean(each.view(steps, -1), lengths).mean()
         if self.weight == 0:
             return each
-        drawn = (outputs - self.potential).square().mean()
+        drawn = _mean((outputs - self.potential).square(), lengths).mean()
         return (1 - self.weight) * each + self.weight * drawn
 
 
-def rate_penalty(spikes: Tensor, target: float) -> Tensor:
-    """How far a layer's firing rate lies above `target`: ``max(0, r/target - 1)^2``, a scalar.
+@final
+@dataclass(frozen=True)
+class EveryStep(Objective):
+    """A target at each step: the cross-entropy of each step's outputs with its own target.
 
-    `r` is the mean over time, batch and neurons, in spikes per step. Measured in units of the target, so
-    that one weight suits every target. Zero, with no gradient, at and below the target. In distributed
-    training the mean is over the batches of all processes, each of which must make this call, and the
-    gradients, averaged, are those of one process with the joined batch.
+        L = mean over the batch of 1/T sum_t CE(v_t, target_t)
 
-    Args:
-        spikes: ``[T, batch, ...]`` of one layer.
-        target: spikes per neuron and step, in (0, 1].
+    `target` is ``[T, batch]``; where it is -100, nothing is asked for, and the mean is over the other steps
+    of the sample. The scores are the outputs, ``[T, batch, classes]``, and the accuracy is that of the steps.
 
-    Source: Cramer et al. (2022), *The Heidelberg spiking data sets …* (the upper bound), here
-    on the layer's mean.
-
-    >>> import torch
-    >>> rate_penalty(torch.ones(4, 1, 2), target=0.5)
-    tensor(1.)
+    Source: Graves (2012), *Supervised sequence labelling with recurrent neural networks* (framewise
+    classification).
     """
-    _check_rate("target", target)
-    return functional.relu(_over_processes(spikes.mean()) / target - 1).square()
 
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return outputs
 
-def silence_penalty(spikes: Tensor, least: float) -> Tensor:
-    """How far single neurons lie below a rate: ``mean_n max(0, 1 - r_n/least)^2``, a scalar.
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        each = functional.cross_entropy(
+            outputs.flatten(0, 1), target.flatten(), label_smoothing=self.smoothing, reduction="none"
+        )
+        asked = _asked(target, lengths)
+        return ((each.view_as(target) * asked).sum(dim=0) / asked.sum(dim=0).clamp(min=1)).mean()
 
-    `r_n` is neuron n's mean over time and batch: a neuron that never fires in the batch counts 1, one that
-    fires at `least` or more 0. A silent neuron can answer only where its surrogate is not zero below the
-    threshold; ``Step``, whose derivative is zero there, gives it no gradient. In distributed training the
-    rates are over the batches of all processes, as in :func:`rate_penalty`.
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        asked = _asked(target, lengths)
+        return ((outputs.argmax(dim=2) == target) & asked).sum() / asked.sum()
 
-    Args:
-        spikes: ``[T, batch, ...]`` of one layer.
-        least: spikes per neuron and step, in (0, 1].
-
-    Source: Cramer et al. (2022), *The Heidelberg spiking data sets …* (the lower bound), here
-    on rates.
-    """
-    _check_rate("least", least)
-    rates = _over_processes(spikes.flatten(0, 1).mean(dim=0))
-    return functional.relu(1 - rates / least).square().mean()
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        _check(outputs, target, outputs.shape[:2], "one class index per step and sample")
 
 
 _BY_NAME: dict[str, type[Objective]] = {
@@ -249,6 +281,7 @@ _BY_NAME: dict[str, type[Objective]] = {
     "count": Count,
     "membrane-max": MembraneMax,
     "membrane-mean": MembraneMean,
+    "membrane-last": MembraneLast,
     "first-spike": FirstSpike,
     "tet": TET,
 }
@@ -268,29 +301,26 @@ def named(name: str, smoothing: float = 0.0) -> Objective:
     return _BY_NAME[name](smoothing=smoothing)
 
 
-def _over_processes(mean: Tensor) -> Tensor:
-    """The mean of all processes' `mean`, whose gradient flows to each process's own part of it."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return mean
-    joint = mean.detach().clone()
-    distributed.all_reduce(joint)
-    return mean + (joint / distributed.get_world_size() - mean.detach())
+def _mean(over_time: Tensor, lengths: Tensor | None) -> Tensor:
+    """The mean over the steps of each sample, ``[batch, ...]``."""
+    if lengths is None:
+        return over_time.mean(dim=0)
+    count = padding.checked(lengths, over_time).view(-1, *[1] * (over_time.ndim - 2))
+    return padding.masked(over_time, lengths).sum(dim=0) / count
 
 
-def _check(outputs: Tensor, target: Tensor) -> None:
+def _asked(target: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where `target`, ``[T, batch]``, asks for a class."""
+    asked = target != -100
+    return asked if lengths is None else asked & padding.within(lengths, target)
+
+
+def _check(outputs: Tensor, target: Tensor, shape: torch.Size, what: str) -> None:
     if outputs.ndim != 3 or outputs.shape[0] == 0:
         raise ValueError(
             f"outputs must be [T, batch, classes] with T at least 1, got shape {tuple(outputs.shape)}"
         )
-    if target.shape != outputs.shape[1:2]:
-        raise ValueError(
-            f"target must hold one class index per sample, [{outputs.shape[1]}], "
-            f"got shape {tuple(target.shape)}"
-        )
+    if target.shape != shape:
+        raise ValueError(f"target must hold {what}, {list(shape)}, got shape {tuple(target.shape)}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must hold class indices, int64, got {target.dtype}")
-
-
-def _check_rate(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} must be a rate in (0, 1], in spikes per neuron and step, got {value!r}")

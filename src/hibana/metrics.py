@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from hibana import lengths as padding
+from hibana.delay import DelayedLinear
+from hibana.window import LooksBack, Window
+
 __all__ = [
     "ACCUMULATE_JOULES",
     "MULTIPLY_ACCUMULATE_JOULES",
     "FiringRate",
+    "SilentNeurons",
     "Sparsity",
     "SynOps",
     "operations",
@@ -34,7 +39,14 @@ MULTIPLY_ACCUMULATE_JOULES = 4.6e-12
 Source: Horowitz (2014), as above.
 """
 
-Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
+
+
+def _numbers(over_time: Tensor, lengths: Tensor | None) -> Tensor | int:
+    """How many numbers of ``[T, batch, ...]`` are within the samples' `lengths`."""
+    if lengths is None:
+        return over_time.numel()
+    return padding.checked(lengths, over_time).sum() * over_time[0, 0].numel()
 
 
 def _nothing() -> Tensor:
@@ -70,20 +82,48 @@ class FiringRate(_Fraction):
     tensor(0.2500)
     """
 
-    def update(self, spikes: Tensor) -> None:
-        """Counts `spikes`, ``[T, batch, ...]``, zeros and ones."""
-        self.part += spikes.count_nonzero()
-        self.whole += spikes.numel()
+    def update(self, spikes: Tensor, lengths: Tensor | None = None) -> None:
+        """Counts `spikes`, ``[T, batch, ...]``, zeros and ones; of padded samples their `lengths`."""
+        self.part += padding.masked(spikes, lengths).count_nonzero()
+        self.whole += _numbers(spikes, lengths)
+
+
+@final
+class SilentNeurons(Metric):
+    """How many neurons of a layer never spiked, in all that was seen.
+
+    >>> import torch
+    >>> silent = SilentNeurons()
+    >>> silent.update(torch.tensor([[[0.0, 1.0]], [[0.0, 0.0]]]))
+    >>> silent.compute()
+    tensor(1)
+    """
+
+    full_state_update = False
+    spikes: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("spikes", _nothing(), dist_reduce_fx="sum")
+
+    def update(self, spikes: Tensor, lengths: Tensor | None = None) -> None:
+        """Counts `spikes`, ``[T, batch, ...]``; of samples padded to T their own `lengths`."""
+        self.spikes = self.spikes + padding.masked(spikes, lengths).flatten(0, 1).count_nonzero(dim=0)
+
+    def compute(self) -> Tensor:
+        """The number of neurons without a spike."""
+        return (self.spikes == 0).sum()
 
 
 @final
 class Sparsity(_Fraction):
     """The fraction of activations, spikes or not, that are exactly zero."""
 
-    def update(self, activations: Tensor) -> None:
-        """Counts the zeros of `activations`, of any shape."""
-        self.part += activations.numel() - activations.count_nonzero()
-        self.whole += activations.numel()
+    def update(self, activations: Tensor, lengths: Tensor | None = None) -> None:
+        """Counts the zeros of `activations`, of any shape; ``[T, batch, ...]`` if `lengths` are given."""
+        count = _numbers(activations, lengths)
+        self.part += count - padding.masked(activations, lengths).count_nonzero()
+        self.whole += count
 
 
 @final
@@ -131,15 +171,25 @@ class SynOps(Metric):
         self.samples += samples
 
     @contextmanager
-    def watch(self, net: nn.Module) -> Iterator[None]:
-        """Counts whatever runs through `net`, called with ``[T, batch, ...]``, inside the ``with`` block."""
+    def watch(self, net: nn.Module, lengths: Tensor | None = None) -> Iterator[None]:
+        """Counts whatever runs through `net`, called with ``[T, batch, ...]``, inside the ``with`` block.
+
+        Of samples padded to T, the steps within their `lengths` are counted.
+        """
+        called_with: list[Tensor] = []
 
         def called(module: nn.Module, args: tuple[Any, ...]) -> None:
+            called_with[:] = args[:1]
             self.update(0, 0, args[0].shape[1])
 
         def multiplied(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(module, Weighted)
-            kind, count = operations(module, args[0])
+            if lengths is None:
+                kind, count = operations(module, args[0])
+            elif isinstance(module, LooksBack):
+                kind, count = operations(module, args[0], lengths)
+            else:
+                kind, count = operations(module, _own(args[0], called_with[0].shape[:2], lengths))
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
         hooks = [net.register_forward_pre_hook(called)]
@@ -159,18 +209,24 @@ class SynOps(Metric):
 
 
 @torch.no_grad()
-def operations(layer: Weighted, inputs: Tensor) -> tuple[Literal["acs", "macs"], Tensor]:
+def operations(
+    layer: Weighted, inputs: Tensor, lengths: Tensor | None = None
+) -> tuple[Literal["acs", "macs"], Tensor]:
     """The operations of `layer` on `inputs`: ``"acs"`` if they are all zeros and ones, else ``"macs"``.
 
+    `lengths` are those of padded samples ``[T, batch, ...]``, for a layer over time.
+
     Raises:
-        TypeError: if `layer` is not ``nn.Linear`` or a convolution.
+        TypeError: if `layer` is not ``nn.Linear``, a convolution, or one over time.
         ValueError: if a convolution pads with anything but zeros.
     """
     if not isinstance(layer, Weighted):
         raise TypeError(f"layer must be nn.Linear or nn.Conv1d to nn.Conv3d, got {type(layer).__name__}")
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
-    spiking = bool(((inputs == 0) | (inputs == 1)).all())
+    spiking = _spiking(inputs)
+    if isinstance(layer, Window | DelayedLinear):
+        return ("acs" if spiking else "macs"), _reached_later(layer, inputs, lengths, spiking)
     if not spiking and inputs.stride(0) == 0:
         inputs = inputs[:1]
     if isinstance(layer, nn.Linear):
@@ -198,3 +254,41 @@ def _outputs_reached(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -
         )
         (reached,) = torch.autograd.grad(outputs.sum(), space)
     return reached[0, 0].to(torch.int64)
+
+
+def _spiking(inputs: Tensor) -> bool:
+    return bool(((inputs == 0) | (inputs == 1)).all())
+
+
+def _own(inputs: Tensor, over_time: torch.Size, lengths: Tensor) -> Tensor:
+    """The steps of `inputs` that are within the samples' lengths, one after another.
+
+    `inputs` are ``[T, batch, ...]``, or have time and batch joined. One step for all, as a constant current
+    is computed, is left as it is.
+    """
+    steps, batch = over_time
+    if inputs.stride(0) == 0 and not _spiking(inputs):
+        return inputs
+    inside = padding.within(lengths, inputs.new_empty(steps, batch))
+    if inputs.shape[:2] == over_time:
+        return inputs[inside]
+    return inputs[inside.flatten()] if inputs.shape[0] == steps * batch else inputs
+
+
+def _reached_later(
+    layer: Window | DelayedLinear, inputs: Tensor, lengths: Tensor | None, spiking: bool
+) -> Tensor:
+    """How many outputs each value of ``[T, batch, channels, ...]`` reaches before its sample ends, summed."""
+    steps, batch = inputs.shape[:2]
+    left = torch.arange(steps, 0, -1, device=inputs.device)[:, None].expand(steps, batch)
+    if lengths is not None:
+        left = (left - steps + padding.checked(lengths, inputs)).clamp(min=0)
+    if isinstance(layer, DelayedLinear):
+        lags = layer.steps  # [outputs, channels]
+    else:
+        each = torch.arange(layer.weight.shape[2], device=inputs.device) * layer.dilation
+        taps = each.repeat(layer.weight.shape[0] // layer.groups)
+        lags = taps[:, None].expand(-1, inputs.shape[2])  # [outputs * K, channels]
+    reached = torch.stack([(lags < n).sum(0) for n in range(steps + 1)])[left]  # [T, batch, channels]
+    reached = reached.view(*reached.shape, *[1] * (inputs.ndim - 3)).expand(inputs.shape)
+    return (reached * (inputs != 0)).sum() if spiking else reached.sum()

@@ -2,15 +2,22 @@
 
 Nothing here draws, prints or knows the command line.
 
-Importing this module needs Lightning (``pip install hibana[train]``).
+What a training loop of one's own uses (`activity`, `scale_to_rate`, `spiking_layers`) needs PyTorch alone;
+all else is loaded when it is first touched, and needs Lightning (``pip install hibana[train]``).
 """
 
-from hibana.train.classifier import Classifier, activity
-from hibana.train.run import Outcome, fit, linear_accuracy, load, resumed
-from hibana.train.settings import Settings, read
-from hibana.train.start import scale_to_rate, spiking_layers
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hibana.train.start import Activity, activity, scale_to_rate, spiking_layers
+
+if TYPE_CHECKING:
+    from hibana.train.classifier import Classifier
+    from hibana.train.run import Outcome, fit, linear_accuracy, load, resumed
+    from hibana.train.settings import Settings, read
 
 __all__ = [
+    "Activity",
     "Classifier",
     "Outcome",
     "Settings",
@@ -23,3 +30,21 @@ __all__ = [
     "scale_to_rate",
     "spiking_layers",
 ]
+
+_PLACES = {
+    "classifier": ("Classifier",),
+    "run": ("Outcome", "fit", "linear_accuracy", "load", "resumed"),
+    "settings": ("Settings", "read"),
+}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def __getattr__(name: str) -> Any:
+    """What needs Lightning, loaded now."""
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"hibana.train.{place}"), name)
+    raise AttributeError(f"module 'hibana.train' has no attribute {name!r}")

@@ -12,30 +12,9 @@ from hibana.data import DATA_SETS
 from hibana.train import architecture
 from hibana.train.augment import augmented
 from hibana.train.settings import Settings
-from hibana.train.start import scale_to_rate, spiking_layers
+from hibana.train.start import activity, scale_to_rate, spiking_layers
 
-__all__ = ["Classifier", "activity"]
-
-
-def activity(net: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """What `net` puts out for `inputs`, and the spikes of each of its spiking layers, by name."""
-    spikes: dict[str, Tensor] = {}
-    hooks = []
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
-            spikes[name] = outputs
-
-        return hook
-
-    for name, module in spiking_layers(net).items():
-        hooks.append(module.register_forward_hook(keep(name)))
-    try:
-        outputs = net(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs, spikes
+__all__ = ["Classifier"]
 
 
 class Classifier(lightning.LightningModule):

@@ -1,19 +1,88 @@
-"""Where training starts from: weights scaled so that each layer fires at a wanted rate.
+"""How much a network spikes, and where training starts from: weights scaled to a wanted rate.
 
 A spiking layer that starts silent gets no gradient, and one that starts far above its target is thrown
 below it by the penalty; both are avoided by starting on it.
 """
 
+import math
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hibana import layers
+from hibana import cells, layers
+from hibana import lengths as padding
 from hibana.loop import emits_spikes
 from hibana.loop.graph.ops import Unsupported
 
-__all__ = ["scale_to_rate", "spiking_layers"]
+__all__ = ["Activity", "activity", "scale_to_rate", "spiking_layers"]
+
+
+class Activity(dict[str, Tensor]):
+    """The spikes ``[T, batch, ...]`` of each spiking layer, by its name.
+
+    Of samples padded to T, spikes after the end are left out; `lengths` are those of the samples.
+    """
+
+    lengths: Tensor | None = None
+
+    def rates(self) -> dict[str, float]:
+        """Spikes per neuron and step, of each layer."""
+        if self.lengths is None:
+            return {name: spikes.detach().mean().item() for name, spikes in self.items()}
+        steps = int(self.lengths.sum())
+        return {
+            name: float(spikes.detach().sum()) / (steps * spikes[0, 0].numel())
+            for name, spikes in self.items()
+        }
+
+    def silent(self) -> dict[str, int]:
+        """How many neurons of each layer spiked in none of these samples."""
+        return {name: int((~spikes.flatten(0, 1).any(dim=0)).sum()) for name, spikes in self.items()}
+
+
+def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Activity]:
+    """What `net` puts out for `inputs`, and the spikes of each of its spiking layers, by name.
+
+    Args:
+        net: called as ``net(inputs)``. A warning says if it calls no spiking layer.
+        inputs: ``[T, batch, ...]``.
+        lengths: of samples that are padded to T, ``[batch]``: spikes after the end are zeros.
+
+    >>> import hibana as hb
+    >>> net = nn.Sequential(nn.Linear(50, 20), hb.IF(), nn.Linear(20, 2), hb.LI())
+    >>> outputs, spikes = activity(net, torch.rand(10, 4, 50))
+    >>> {name: layer.shape for name, layer in spikes.items()}, list(spikes.rates()), list(spikes.silent())
+    ({'1': torch.Size([10, 4, 20])}, ['1'], ['1'])
+    """
+    spikes = Activity()
+    spikes.lengths = None if lengths is None else padding.checked(lengths, inputs)
+    hooks = []
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
+            spikes[name] = padding.masked(outputs, lengths)
+
+        return hook
+
+    for name, module in _spiking_or_warned(net, "spikes are counted").items():
+        hooks.append(module.register_forward_hook(keep(name)))
+    try:
+        outputs = net(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs, spikes
+
+
+def _spiking_or_warned(net: nn.Module, what: str) -> dict[str, nn.Module]:
+    found = spiking_layers(net)
+    if not found:
+        kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in net.modules()))
+        message = f"net has no spiking layer of hibana, so that no {what}; it is made of {kinds}"
+        warnings.warn(message, stacklevel=3)
+    return found
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -35,7 +104,9 @@ def _spikes(name: str, layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def scale_to_rate(net: nn.Module, inputs: Tensor, rate: float) -> dict[str, float]:
+def scale_to_rate(
+    net: nn.Module, inputs: Tensor, rate: float, lengths: Tensor | None = None
+) -> dict[str, float]:
     """Scales the weights below each spiking layer so that it fires at `rate` on `inputs`, first to last.
 
     For each layer the current ``I`` that reaches it is multiplied by the ``k`` for which
@@ -46,10 +117,15 @@ def scale_to_rate(net: nn.Module, inputs: Tensor, rate: float) -> dict[str, floa
         net: called as ``net(inputs)``; it is changed in place, and left in the mode that it was in.
         inputs: ``[T, batch, ...]``, a batch of the training set.
         rate: spikes per neuron and step, in (0, 1).
+        lengths: of samples that are padded to T, ``[batch]``: rates are those of their own steps.
 
     Returns:
         The rate that each spiking layer starts at, by name. A layer whose current is nowhere positive
         can't fire, and keeps its weights.
+
+    Warns:
+        UserWarning: if there is no spiking layer; or if a readout sums its input over so many steps that its
+            potentials are far apart, and their cross-entropy begins far above that of guessing.
 
     Raises:
         ValueError: if `rate` is not in (0, 1).
@@ -67,24 +143,56 @@ def scale_to_rate(net: nn.Module, inputs: Tensor, rate: float) -> dict[str, floa
     training = net.training
     net.train()
     started = {}
-    for name, layer in spiking_layers(net).items():
+    for name, layer in _spiking_or_warned(net, "rate can be set").items():
         current, below = _reaching(net, layer, inputs)
-        factor = _factor(layer, current, rate)
+        factor = _factor(layer, current, rate, lengths)
         for parameter in () if below is None else below.parameters(recurse=False):
             parameter.mul_(factor)
-        started[name] = layer(current * factor).mean().item()
+        started[name] = _mean(layer(current * factor), lengths).item()
+    _warn_of_far_potentials(net, net(inputs), lengths)
     net.train(training)
     return started
 
 
-def _factor(layer: nn.Module, current: Tensor, rate: float) -> float:
+FAR = 5.0
+"""Deviation between classes' potentials, from which on a cross-entropy of ten begins at eight and more."""
+
+
+def _warn_of_far_potentials(net: nn.Module, outputs: Tensor, lengths: Tensor | None) -> None:
+    readouts = [
+        layer.cell.tau
+        for layer in net.modules()
+        if isinstance(layer, layers.OverTime) and isinstance(layer.cell, cells.LICell)
+    ]
+    summing = bool(readouts) and not isinstance(readouts[-1], Tensor) and readouts[-1] == math.inf
+    if not summing or outputs.ndim != 3 or outputs.shape[2] < 2:
+        return
+    potentials = padding.masked(outputs, lengths).mean(dim=0)
+    apart = potentials.std(dim=1).mean().item()
+    if apart > FAR:
+        warnings.warn(
+            f"the readout LI() sums its input over {len(outputs)} steps, so that its potentials differ by "
+            f"{apart:.0f} between classes before training, and a cross-entropy of them begins far above that "
+            "of guessing; a time constant, such as LI(tau=20), bounds them",
+            stacklevel=3,
+        )
+
+
+def _mean(spikes: Tensor, lengths: Tensor | None) -> Tensor:
+    """Over time, batch and neurons."""
+    if lengths is None:
+        return spikes.mean()
+    return spikes[padding.within(lengths, spikes).flatten(2)[..., 0]].mean()
+
+
+def _factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor | None) -> float:
     """What to multiply `current` with for `layer` to fire at `rate`."""
     if not bool((current > 0).any()):
         return 1.0
     low, high = -20.0, 20.0  # base 2
     while high - low > 1e-3:
         middle = (low + high) / 2
-        if layer(current * 2.0**middle).mean() < rate:
+        if _mean(layer(current * 2.0**middle), lengths) < rate:
             low = middle
         else:
             high = middle
