@@ -1,6 +1,7 @@
 """The commands, as a person runs them, and the sentence that bad input gets."""
 
 import io
+import re
 import subprocess
 import sys
 import zipfile
@@ -273,7 +274,7 @@ def test_convert_goes_to_nir_and_on_to_a_program(trained, tmp_path, capsys):
 def test_convert_refuses(trained, tmp_path, capsys):
     pytest.importorskip("nir", reason="the extra nir is not installed")
     checkpoint = trained[0] / "checkpoint.ckpt"
-    assert "must end in .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
+    assert "must end in .c, .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
     assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
     assert "no file" in refused(capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2")
     assert "dt must be positive" in refused(capsys, "convert", checkpoint, tmp_path / "x.nir", "--dt", "-1")
@@ -281,3 +282,22 @@ def test_convert_refuses(trained, tmp_path, capsys):
     capsys.readouterr()
     assert "--steps must" in refused(capsys, "convert", tmp_path / "net.nir", tmp_path / "x.pt2")
     assert not (tmp_path / "x.nir").exists()
+
+
+def test_convert_writes_c_with_its_header_or_nothing(trained, tmp_path, capsys):
+    checkpoint = trained[0] / "checkpoint.ckpt"
+    assert main(["convert", str(checkpoint), str(tmp_path / "digits.c")]) == 0
+    said = capsys.readouterr().out
+    header = (tmp_path / "digits.h").read_text()
+    assert "void digits_step(digits_state *net, const float input[DIGITS_INPUTS]);" in header
+    assert '#include "digits.h"' in (tmp_path / "digits.c").read_text()
+    assert re.search(r"[\d,]+ bytes of constants, [\d,]+ that change", said)
+    target = tmp_path / "small.c"
+    assert "--ram is 100, and the network takes" in refused(
+        capsys, "convert", checkpoint, target, "--ram", "100"
+    )
+    assert "without code" in refused(capsys, "convert", checkpoint, target, "--flash", "100")
+    assert "--ram must be" in refused(capsys, "convert", checkpoint, target, "--ram", "-1")
+    assert "name must be letters" in refused(capsys, "convert", checkpoint, tmp_path / "2.c")
+    assert "checkpoint must be" in refused(capsys, "convert", tmp_path / "digits.c", target)
+    assert not list(tmp_path.glob("*small*"))

@@ -395,9 +395,11 @@ def play(arguments: argparse.Namespace) -> None:
 
 @command(
     option("source", type=Path, help="a checkpoint of hibana train, or a NIR file (.nir)"),
-    option("target", type=Path, help="a NIR file (.nir), or a program for PyTorch alone (.pt2)"),
+    option("target", type=Path, help="a NIR file (.nir), C (.c), or a program for PyTorch alone (.pt2)"),
     option("--dt", type=float, metavar="SECONDS", help="time step (default: the source's own, else 1e-4)"),
     option("--steps", type=int, metavar="T", help="how many steps a program runs (default: as trained)"),
+    option("--ram", type=int, metavar="BYTES", help="refuse C that has more bytes that change"),
+    option("--flash", type=int, metavar="BYTES", help="refuse C that has more bytes of constants"),
     _TRUST,
 )
 def convert(arguments: argparse.Namespace) -> None:
@@ -408,29 +410,72 @@ def convert(arguments: argparse.Namespace) -> None:
         warnings.simplefilter("always", UserWarning)
         if not os.access(arguments.target.parent, os.W_OK):
             raise ValueError(f"target must lie in a folder that can be written, got {arguments.target}")
-        net, shape, steps = _network(arguments.source, arguments.dt, arguments.trust)
+        if arguments.target.suffix not in (".c", ".nir", ".pt2"):
+            raise ValueError(f"target must end in .c, .nir or .pt2, got {arguments.target}")
+        net, shape, steps, model = _network(arguments.source, arguments.dt, arguments.trust)
         if arguments.target.suffix == ".nir":
             _write_nir(net, arguments.target, arguments.dt, shape)
         elif arguments.target.suffix == ".pt2":
             _write_program(net, arguments.target, shape, arguments.steps or steps)
         else:
-            raise ValueError(f"target must end in .nir or .pt2, got {arguments.target}")
+            _write_c(net, model, arguments, shape)
     for warning in lost:
         print(f"lost: {warning.message}")
     print(f"{arguments.target}  {arguments.target.stat().st_size:,} bytes")
 
 
-def _network(source: Path, dt: float | None, trust: list[str]) -> tuple[Any, tuple[int, ...], int | None]:
-    """The network in a file, the shape of one sample at one step, and the steps it was trained for."""
+def _network(
+    source: Path, dt: float | None, trust: list[str]
+) -> "tuple[Any, tuple[int, ...], int | None, Classifier | None]":
+    """The network in a file, the shape of one sample at a step, the steps as trained, and its training."""
     if source.suffix == ".nir":
         from hibana import nir
 
         net = nir.read(source, dt=dt)
-        return net, net.meta["input_shape"], None
+        return net, net.meta["input_shape"], None, None
     from hibana.train import load
 
     model = load(source, trust=trust)
-    return model.net, model.shape, model.settings.steps
+    return model.net, model.shape, model.settings.steps, model
+
+
+def _write_c(
+    net: Any, model: "Classifier | None", arguments: argparse.Namespace, shape: tuple[int, ...]
+) -> None:
+    import torch
+
+    from hibana.convert.files import write_c
+
+    if model is None:
+        print("rates seen are those of a silent input: a graph has no samples")
+        example = torch.zeros(arguments.steps or 1, 1, *shape, dtype=torch.float32, device="cpu")
+        scores = "sum"
+    else:
+        example, scores = _shown(model), _SCORES[model.settings.loss]
+    program = write_c(net, arguments.target, example, scores=scores, ram=arguments.ram, flash=arguments.flash)
+    print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
+    print(f"{arguments.target.with_suffix('.h')}  says what a step costs")
+
+
+_SCORES = {
+    **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
+    **{"membrane-max": "max", "first-spike": "first"},
+}
+"""What a program does with its outputs over time, by the name of the loss."""
+SHOWN = 64
+"""Samples of the training set that rates are counted on."""
+
+
+def _shown(model: "Classifier") -> "Tensor":
+    """Samples of the training set, as the network is shown them."""
+    import torch
+
+    samples = model.settings.samples()
+    samples.prepare_data()
+    samples.setup()
+    count = min(SHOWN, len(samples.training))  # type: ignore[arg-type] # all splits have a length
+    model.seed_evaluation()
+    return model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
 
 
 def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...]) -> None:
@@ -471,6 +516,10 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, FileNotFoundError) as error:
+        raise Refusal(str(error)) from error
+    except RuntimeError as error:
+        if type(error).__name__ != "Unsupported":  # not imported: it would load all of the loop
+            raise
         raise Refusal(str(error)) from error
 
 

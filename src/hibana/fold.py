@@ -12,7 +12,7 @@ from hibana.layers import EachStep
 from hibana.running import Stateful
 from hibana.window import Window
 
-__all__ = ["fold_batchnorm"]
+__all__ = ["fold_batchnorm", "traced_layers"]
 
 Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Window
@@ -43,7 +43,7 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     ['Conv2d', 'Identity']
     """
     folded = copy.deepcopy(net).eval()
-    traced = folded if isinstance(folded, fx.GraphModule) else _traced(folded)
+    traced = folded if isinstance(folded, fx.GraphModule) else traced_layers(folded)
     for node in list(traced.graph.nodes):
         module = folded.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, Normalised):
@@ -85,7 +85,12 @@ class _Tracer(fx.Tracer):
 _OURS = {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
-def _traced(net: nn.Module) -> fx.GraphModule:
+def traced_layers(net: nn.Module) -> fx.GraphModule:
+    """`net` as calls of its layers, :class:`EachStep` seen through, spiking layers as they are.
+
+    Raises:
+        ValueError: if its ``forward`` can't be traced.
+    """
     try:
         return fx.GraphModule(net, _Tracer().trace(net))
     except (fx.proxy.TraceError, TypeError) as error:

@@ -1,11 +1,22 @@
 """From a trained ReLU network to integrate-and-fire neurons, and from any network to a program of its own.
 
 This module rewrites networks that others trained: :func:`from_ann` puts neurons where the activations were,
-:func:`export` writes the loop over time out into plain PyTorch operations. Nothing is trained here.
+:func:`export` writes the loop over time out into plain PyTorch operations, :func:`to_c` writes a file of C.
+Nothing is trained here.
 """
 
 from hibana.convert.ann import from_ann
+from hibana.convert.c import CProgram, in_order, to_c
 from hibana.convert.program import export
 from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
 
-__all__ = ["Conversion", "LayerReport", "accuracy_over_time", "export", "from_ann"]
+__all__ = [
+    "CProgram",
+    "Conversion",
+    "LayerReport",
+    "accuracy_over_time",
+    "export",
+    "from_ann",
+    "in_order",
+    "to_c",
+]

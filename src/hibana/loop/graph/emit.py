@@ -28,6 +28,10 @@ class Dialect:
     operations: Mapping[str, str]
     number: str
     """How it says a whole number: a template with ``{0}``."""
+    assigned: str = "{name} = {said}"
+    """How it gives a number a name: a template,"""
+    assigned_truth: str = ""
+    """and a truth value, if otherwise."""
 
 
 def statements(
@@ -69,7 +73,8 @@ def statements(
             said = dialect.operations[value.op].format(*(text[a] for a in value.args), matrix=_matrix(value))
             if uses[value] > 1 or len(said) > LONGEST:
                 name = names.get(value, f"a{len(lines)}")
-                lines.append(f"{name} = {_bare(said)}")
+                template = (value.boolean and dialect.assigned_truth) or dialect.assigned
+                lines.append(template.format(name=name, said=_bare(said)))
                 said = name
             text[value] = said
     return lines, {name: _bare(text[value]) for name, value in stores.items()}

@@ -28,6 +28,8 @@ class Operation:
     intrinsic's suffix, ``{t0}`` what the first instruction gave; none for what a function computes."""
     triton: str = ""
     """A template; ``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` are what rounds as IEEE has it."""
+    c: str = ""
+    """A template of C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
     boolean: bool = False
     """Whether a truth value comes of it."""
     call: bool = False
@@ -48,19 +50,19 @@ _MASKED = "{M} {0}, {1}"
 
 
 def _binary(name: str, sign: str, *, effort: float = 0.1, triton: str = "") -> Operation:
-    llvm, triton = (f"f{name} {{V}} {{0}}, {{1}}",), triton or f"({{0}} {sign} {{1}})"
-    return Operation(name, 2, f"({{0}} {sign} {{1}})", llvm, triton, effort=effort)
+    said = f"({{0}} {sign} {{1}})"
+    llvm = (f"f{name} {{V}} {{0}}, {{1}}",)
+    return Operation(name, 2, said, llvm, triton or said, said, effort=effort)
 
 
 def _comparison(name: str, sign: str, order: str) -> Operation:
     said = f"({{0}} {sign} {{1}})"
-    return Operation(name, 2, said, (f"fcmp {order} {{V}} {{0}}, {{1}}",), said, boolean=True)
+    return Operation(name, 2, said, (f"fcmp {order} {{V}} {{0}}, {{1}}",), said, said, boolean=True)
 
 
-def _logical(name: str, sign: str) -> Operation:
-    return Operation(
-        name, 2, f"({{0}} {name} {{1}})", (f"{name} {_MASKED}",), f"({{0}} {sign} {{1}})", boolean=True
-    )
+def _logical(name: str, sign: str, c: str) -> Operation:
+    said, triton = f"({{0}} {name} {{1}})", f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, said, (f"{name} {_MASKED}",), triton, f"({{0}} {c} {{1}})", boolean=True)
 
 
 def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
@@ -71,12 +73,16 @@ def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
         "select {M} {t2}, {V} {0}, {V} {1}",
     )
     passing_nan = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
-    return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan)
+    c = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})"
+    return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan, c)
 
 
-def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1) -> Operation:
+def _intrinsic(
+    name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1, c: str = ""
+) -> Operation:
     llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({{V}} {{0}})",)
-    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, effort=effort)
+    c = f"{c or intrinsic}@({{0}})"
+    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, c, effort=effort)
 
 
 _ROUGH_ON_CUDA = ("acosh", "asinh")
@@ -84,7 +90,14 @@ _ROUGH_ON_CUDA = ("acosh", "asinh")
 
 
 def _call(
-    name: str, arity: int = 1, *, mkl: str = "", sleef: str = "", libm: str = "", own: bool = False
+    name: str,
+    arity: int = 1,
+    *,
+    mkl: str = "",
+    sleef: str = "",
+    libm: str = "",
+    own: bool = False,
+    c: str = "",
 ) -> Operation:
     arguments = ", ".join(f"{{{i}}}" for i in range(arity))
     served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
@@ -94,6 +107,7 @@ def _call(
         arity,
         f"{name}({arguments})",
         triton=triton,
+        c=c or (f"{libm}@({arguments})" if libm else ""),
         call=True,
         effort=8.0,
         mkl=mkl,
@@ -115,12 +129,20 @@ OPERATIONS = MappingProxyType(
             _comparison("le", "<=", "ole"),
             _comparison("eq", "==", "oeq"),
             _comparison("ne", "!=", "une"),
-            _logical("and", "&"),
-            _logical("or", "|"),
-            _logical("xor", "^"),
-            Operation("not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", boolean=True),
+            _logical("and", "&", "&&"),
+            _logical("or", "|", "||"),
+            _logical("xor", "^", "!="),
             Operation(
-                "to_bool", 1, "({0} != 0)", ("fcmp une {V} {0}, splat ({T} 0.0)",), "({0} != 0)", boolean=True
+                "not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", "(!{0})", boolean=True
+            ),
+            Operation(
+                "to_bool",
+                1,
+                "({0} != 0)",
+                ("fcmp une {V} {0}, splat ({T} 0.0)",),
+                "({0} != 0)",
+                "({0} != 0)",
+                boolean=True,
             ),
             Operation(
                 "to_float",
@@ -128,18 +150,19 @@ OPERATIONS = MappingProxyType(
                 "[{0}]",
                 ("select {M} {0}, {V} splat ({T} 1.0), {V} zeroinitializer",),
                 "{0}.to(tl.REAL)",
+                "(REAL)({0})",
             ),
             _binary("add", "+"),
             _binary("sub", "-"),
             _binary("mul", "*"),
             _binary("div", "/", effort=0.5, triton="DIVIDED"),
-            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})"),
+            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})"),
             _intrinsic("abs", "fabs", "tl.abs({0})"),
             _intrinsic("root", "sqrt", "ROOT", "sqrt", effort=0.5),
             _intrinsic("floor", "floor", "tl.floor({0})"),
             _intrinsic("ceil", "ceil", "tl.ceil({0})"),
             _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
-            _intrinsic("round", "roundeven", ""),
+            _intrinsic("round", "roundeven", "", c="rint"),
             _extreme("maximum", "max", "ogt", ">"),
             _extreme("minimum", "min", "olt", "<"),
             Operation(
@@ -153,21 +176,30 @@ OPERATIONS = MappingProxyType(
                     "fsub {V} {t1}, {t3}",
                 ),
                 "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
+                "(REAL)(({0} > 0) - ({0} < 0))",
             ),
             Operation(
                 "copysign",
                 2,
                 "copysign({0}, {1})",
                 ("call {V} @llvm.copysign.{K}({V} {0}, {V} {1})",),
+                c="copysign@({0}, {1})",
             ),
-            Operation("fma", 3, "fma({0}, {1}, {2})", ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",)),
-            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), effort=8.0),
+            Operation(
+                "fma",
+                3,
+                "fma({0}, {1}, {2})",
+                ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",),
+                c="fma@({0}, {1}, {2})",
+            ),
+            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
             Operation(
                 "where",
                 3,
                 "({1} if {0} else {2})",
                 ("select {M} {0}, {V} {1}, {V} {2}",),
                 "tl.where({0}, {1}, {2})",
+                "({0} ? {1} : {2})",
             ),
             _call("exp", mkl="Exp", libm="exp"),
             _call("log", mkl="Ln", libm="log"),
@@ -195,16 +227,16 @@ OPERATIONS = MappingProxyType(
             _call("pow", 2, sleef="pow", libm="pow"),
             _call("atan2", 2, sleef="atan2", libm="atan2"),
             _call("hypot", 2, sleef="hypot", libm="hypot"),
-            _call("sigmoid", own=True),
-            _call("silu", own=True),
-            _call("softplus", own=True),
-            _call("mish", own=True),
-            _call("gelu", own=True),
+            _call("sigmoid", own=True, c="(1.0@ / (1.0@ + exp@(-{0})))"),
+            _call("silu", own=True, c="({0} / (1.0@ + exp@(-{0})))"),
+            _call("softplus", own=True, c="log1p@(exp@({0}))"),
+            _call("mish", own=True, c="({0} * tanh@(log1p@(exp@({0}))))"),
+            _call("gelu", own=True, c="({0} * 0.5@ * (1.0@ + erf@({0} * 0.70710678118654752440@)))"),
             _call("gelu_tanh", own=True),
             _call("logit", own=True),
             _call("logaddexp", 2, own=True),
             _call("xlogy", 2, own=True),
-            _call("elu", own=True),
+            _call("elu", own=True, c="expm1@({0})"),
         )
     }
 )

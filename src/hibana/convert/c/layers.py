@@ -1,0 +1,293 @@
+"""The layers without state in C: a row of weights added per number that is not zero; pooling; sums.
+
+Each takes what it reads as a :class:`~hibana.convert.c.memory.Held` and writes an array of numbers, images
+channels last. Sums are taken in the order that the numbers lie in, the bias added in the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.convert.c.memory import Held
+from hibana.convert.c.text import block, each
+from hibana.convert.graph import Node
+
+__all__ = [
+    "Active",
+    "active",
+    "added_up",
+    "affine",
+    "average",
+    "events",
+    "image_of",
+    "maximum",
+    "numbers",
+    "scaled",
+    "weights_of",
+    "whole_image",
+    "window_of",
+]
+
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Active:
+    """A loop over the places ``i`` of what is not zero, with its value ``x`` where it is not 1."""
+
+    head: str
+    begins: tuple[str, ...]
+    valued: bool
+
+
+def active(held: Held, real: str) -> Active:
+    """Over what a layer reads."""
+    if held.spikes:
+        head = f"for (size_t k = 0; k < {held.count}; k++)"
+        return Active(head, (f"const size_t i = {held.spikes}[k];",), False)
+    return numbers(held.numbers, held.node.size, real)
+
+
+def numbers(array: str, size: int, real: str) -> Active:
+    """Over an array of numbers."""
+    begins = (f"const {real} x = {array}[i];", "if (x == 0)", "    continue;")
+    return Active(f"for (size_t i = 0; i < {size}; i++)", begins, True)
+
+
+def events(size: int) -> Active:
+    """Over a list of places, of which those that are none are left out."""
+    begins = ("const size_t i = events[k];", f"if (i >= {size})", "    continue;")
+    return Active("for (size_t k = 0; k < count; k++)", begins, False)
+
+
+def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, height and width of an image, or of a sequence as one of height 1."""
+    channels, *sides = shape
+    return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
+
+
+def whole_image(shape: Sequence[int]) -> Tensor:
+    """Which number of PyTorch's lies where, in an image that lies channels last."""
+    channels, height, width = image_of(shape)
+    order = torch.arange(channels * height * width, dtype=torch.int64)
+    return order.view(channels, height, width).permute(1, 2, 0).flatten()
+
+
+def pair(size: Any, sequence: bool) -> tuple[int, int]:
+    """What torch has for both dimensions, or of one of a sequence, which is an image of height 1."""
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    if sequence:
+        return (1, sizes[0])
+    return (sizes[0], sizes[-1])
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution or a pooling slides over an image, rows first."""
+
+    kernel: Pair
+    padding: Pair
+    stride: Pair
+    dilation: Pair
+    image: Pair
+    outputs: Pair
+
+    @property
+    def taps(self) -> int:
+        """How many taps lie within the image, over all output pixels of a channel."""
+        count = 1
+        for axis in (0, 1):
+            begins = range(
+                -self.padding[axis],
+                self.outputs[axis] * self.stride[axis] - self.padding[axis],
+                self.stride[axis],
+            )
+            reach = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
+            count *= sum(0 <= begin + tap < self.image[axis] for begin in begins for tap in reach)
+        return count
+
+
+def window_of(node: Node) -> Window:
+    """That of `node`."""
+    module: Any = node.module
+    (seen,) = node.seen
+    sequence = len(seen) == 2
+    dilation = pair(getattr(module, "dilation", 1), sequence)
+    kernel = pair(module.kernel_size, sequence)
+    stride = pair(module.stride if module.stride is not None else module.kernel_size, sequence)
+    if module.padding == "same":
+        first, second = (d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+        padding = first, second
+    else:
+        padding = pair(0 if module.padding == "valid" else module.padding, sequence)
+    padding = (0 if sequence else padding[0], padding[1])
+    return Window(kernel, padding, stride, dilation, image_of(seen)[1:], image_of(node.shape)[1:])
+
+
+def weights_of(node: Node, held: Held) -> tuple[Tensor, Tensor | None]:
+    """The weights of a layer as they are added, ``[inputs, ..., outputs]``, and its bias."""
+    module: Any = node.module
+    weight = module.weight.detach()
+    if node.kind == "linear":
+        return weight.T[held.places].contiguous(), module.bias
+    if weight.ndim == 3:
+        weight = weight[:, :, None]
+    outputs, inner, *kernel = weight.shape
+    groups = module.groups
+    grouped = weight.view(groups, outputs // groups, inner, *kernel)  # [G, O, C, K, L]
+    return grouped.permute(0, 2, 3, 4, 1).reshape(groups * inner, *kernel, outputs // groups), module.bias
+
+
+def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: str, real: str) -> list[str]:
+    """A linear layer or a convolution of `node`, into the array `out`."""
+    lines = each("o", node.size, [f"{out}[o] = 0;"])
+    times = "x * " if over.valued else ""
+    if node.kind == "linear":
+        added = each("o", node.size, [f"{out}[o] += {times}{weights}[i][o];"])
+        lines += block(over.head, [*over.begins, *added])
+        return lines + (each("o", node.size, [f"{out}[o] += {bias}[o];"]) if bias else [])
+    module: Any = node.module
+    outputs, _, width = image_of(node.shape)
+    window = window_of(node)
+    of_group = outputs // module.groups
+    group = f"c / {module.in_channels // module.groups}" if module.groups > 1 else "0"
+    to = f"pixels[{_output('ty', window.stride[0])}][{_output('tx', window.stride[1])}][{group}][o]"
+    added = each("o", of_group, [f"{to} += {times}{weights}[c][ky][kx][o];"])
+    sides = f"[{width}][{module.groups}][{of_group}]"
+    lines.append(f"{real} (*const pixels){sides} = ({real}(*){sides}){out};")
+    lines += block(over.head, [*over.begins, *_place(held, node), *_taps(window, added)])
+    if bias:
+        inside = each("o", outputs, [f"{out}[p + o] += {bias}[o];"])
+        lines += block(f"for (size_t p = 0; p < {node.size}; p += {outputs})", inside)
+    return lines
+
+
+def maximum(node: Node, held: Held, out: str, kind: str, lowest: str) -> list[str]:
+    """The largest number under each window of `node`; of spikes, whether any is under it."""
+    window = window_of(node)
+    if held.spikes:
+        view, pixel = _view(held, node, node.shape, out, "uint8_t", "pixels")
+        to = pixel(_output("ty", window.stride[0]), _output("tx", window.stride[1]))
+        over = active(held, kind)
+        begin = each("o", node.size, [f"{out}[o] = 0;"])
+        return [
+            *begin,
+            view,
+            *block(over.head, [*over.begins, *_place(held, node), *_taps(window, [f"{to} = 1;"])]),
+        ]
+    found = ["if (found < there)", "    found = there;"]
+    return _windows(node, held, out, kind, window, f"{kind} found = {lowest};", found, "found")
+
+
+def average(node: Node, held: Held, out: str, kind: str) -> list[str]:
+    """The mean under each window of `node`, as torch divides it."""
+    module: Any = node.module
+    window = window_of(node)
+    area = getattr(module, "divisor_override", None) or window.kernel[0] * window.kernel[1]
+    counted = not (getattr(module, "divisor_override", None) or module.count_include_pad) and any(
+        window.padding
+    )
+    by = f"({kind})counted" if counted else f"({kind}){area}"
+    given = "found" if area == 1 and not counted else f"found / {by}"
+    begins = f"{kind} found = 0;" + (" int counted = 0;" if counted else "")
+    return _windows(
+        node,
+        held,
+        out,
+        kind,
+        window,
+        begins,
+        ["found += there;", *(["counted++;"] if counted else [])],
+        given,
+    )
+
+
+def added_up(node: Node, one: Held, two: Held, out: str, kind: str) -> list[str]:
+    """The sum of two values."""
+    return each("o", node.size, [f"{out}[o] = {_read(one, 'o', kind)} + {_read(two, 'o', kind)};"])
+
+
+def scaled(node: Node, held: Held, out: str, kind: str, factor: str) -> list[str]:
+    """A value times a number."""
+    return each("o", node.size, [f"{out}[o] = {_read(held, 'o', kind)} * {factor};"])
+
+
+def _read(held: Held, place: str, kind: str) -> str:
+    """The number at a place."""
+    return f"({kind}){held.numbers}[{place}]" if held.kind != kind else f"{held.numbers}[{place}]"
+
+
+def _output(offset: str, stride: int) -> str:
+    """The output that an offset from the first tap belongs to."""
+    return offset if stride == 1 else f"{offset} / {stride}"
+
+
+def _place(held: Held, node: Node) -> list[str]:
+    """Channel, row and column of place ``i`` of an image."""
+    (seen,) = node.seen
+    channels, height, width = image_of(seen)
+    if held.channels_last(seen):
+        c, row, column = f"i % {channels}", f"i / {channels * width}", f"i / {channels} % {width}"
+    else:
+        c, row, column = f"i / {height * width}", f"i / {width} % {height}", f"i % {width}"
+    return [f"const size_t c = {c};", f"const int row = (int)({row}), column = (int)({column});"]
+
+
+def _taps(window: Window, inside: list[str]) -> list[str]:
+    """`inside` for each tap ``ky, kx`` and offset ``ty, tx`` at which a pixel at `row`, `column` is seen."""
+
+    def along(offset: str, index: str, begin: str, axis: int, lines: list[str]) -> list[str]:
+        step, padding = window.stride[axis], window.padding[axis]
+        between = f" || {offset} % {step} != 0" if step > 1 else ""
+        outside = f"{offset} < 0{between} || {_output(offset, step)} >= {window.outputs[axis]}"
+        loop = (
+            f"for (size_t {index} = 0; {index} < {window.kernel[axis]}; "
+            f"{index}++, {offset} -= {window.dilation[axis]})"
+        )
+        start = f"int {offset} = {begin} + {padding};" if padding else f"int {offset} = {begin};"
+        return [start, *block(loop, [f"if ({outside})", "    continue;", *lines])]
+
+    return along("ty", "ky", "row", 0, along("tx", "kx", "column", 1, inside))
+
+
+def _view(held: Held, node: Node, shape: Sequence[int], name: str, kind: str, view: str) -> tuple[str, Any]:
+    """An array as an image that lies as that which `node` reads, and the number at a row and column of it."""
+    channels, height, width = image_of(shape)
+    last = held.channels_last(node.seen[0])
+    sides = f"[{width}][{channels}]" if last else f"[{height}][{width}]"
+    const = "const " if view == "image" else ""
+    declared = f"{const}{kind} (*const {view}){sides} = ({const}{kind}(*){sides}){name};"
+    return declared, lambda y, x: f"{view}[{y}][{x}][c]" if last else f"{view}[c][{y}][{x}]"
+
+
+def _windows(
+    node: Node, held: Held, out: str, kind: str, window: Window, begins: str, found: list[str], given: str
+) -> list[str]:
+    """For each output pixel, what is found over the pixels ``there`` under its window."""
+    (seen,) = node.seen
+    read, pixel = _view(held, node, seen, held.numbers, held.kind, "image")
+    written, to = _view(held, node, node.shape, out, kind, "pixels")
+    there = f"const {kind} there = ({kind}){pixel('y', 'x')};"
+
+    def along(at: str, index: str, begin: str, axis: int, lines: list[str]) -> list[str]:
+        loop = f"for (int {index} = 0, {at} = {begin}; {index} < {window.kernel[axis]}; {index}++, {at}++)"
+        outside = f"if ({at} < 0 || {at} >= {window.image[axis]})"
+        return block(loop, [*([outside, "    continue;"] if _leaves(window, axis) else []), *lines])
+
+    taps = along("y", "ky", "top", 0, along("x", "kx", "left", 1, [there, *found]))
+    pixels = [begins, *taps, f"{to('oy', 'ox')} = {given};"]
+    for index, start, axis in (("ox", "left", 1), ("oy", "top", 0)):
+        step = f"{index}++, {start} += {window.stride[axis]}"
+        begin = f"int {index} = 0, {start} = {-window.padding[axis]}"
+        pixels = block(f"for ({begin}; {index} < {window.outputs[axis]}; {step})", pixels)
+    return [read, written, *each("c", image_of(seen)[0], pixels)]
+
+
+def _leaves(window: Window, axis: int) -> bool:
+    """Whether a window may reach beyond the image."""
+    last = (window.outputs[axis] - 1) * window.stride[axis] - window.padding[axis] + window.kernel[axis]
+    return window.padding[axis] > 0 or last > window.image[axis]

@@ -1,0 +1,93 @@
+"""Programs in C, compiled and run: what the tests of `hibana convert` stand on."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+CC = shutil.which("cc")
+needs_cc = pytest.mark.skipif(CC is None, reason="no C compiler, cc")
+
+
+def main_of(program, steps, events, again):
+    """A program that reads samples and writes what the network puts out at each step, then the scores."""
+    name, upper = program.name, program.name.upper()
+    form = "%a" if program.kind in ("float", "double") else "%ld"
+    cast = "(double)" if form == "%a" else "(long)"
+    given = "if (input[i] != 0) list[count++] = (unsigned short)i;" if events else ""
+    call = (
+        f"{name}_step_events(&net, list, count)"
+        if events
+        else f"{name}_step(&net, {'t ? 0 : input' if again else 'input'})"
+    )
+    return f"""
+#include "{name}.h"
+#include <stdio.h>
+static {name}_state net;
+static {program.input} input[{upper}_INPUTS];
+static {program.kind} output[{upper}_OUTPUTS];
+int main(void) {{
+    double number;
+    int samples;
+    if (scanf("%d", &samples) != 1) return 1;
+    while (samples-- > 0) {{
+        {name}_reset(&net);
+        for (int t = 0; t < {steps}; t++) {{
+            static unsigned short list[{upper}_INPUTS];
+            size_t count = 0;
+            (void)list; (void)count;
+            for (size_t i = 0; i < {upper}_INPUTS; i++) {{
+                if (scanf("%lf", &number) != 1) return 1;
+                input[i] = ({program.input})number;
+                {given}
+            }}
+            {call};
+            {name}_output(&net, output);
+            for (size_t i = 0; i < {upper}_OUTPUTS; i++) printf("{form} ", {cast}output[i]);
+        }}
+        {name}_scores(&net, output);
+        for (size_t i = 0; i < {upper}_OUTPUTS; i++) printf("{form} ", {cast}output[i]);
+        printf("%lu\\n", (unsigned long){name}_class(&net));
+    }}
+    return 0;
+}}
+"""
+
+
+def compiled(
+    program,
+    folder,
+    steps,
+    *,
+    events=False,
+    again=False,
+    compiler=("cc",),
+    flags=(*WARNINGS, *SANITIZERS, "-O1"),
+):
+    """The path of a program that runs `program` on what it reads."""
+    source, _ = program.write(folder / f"{program.name}.c")
+    whole = folder / "main.c"
+    whole.write_text(main_of(program, steps, events, again))
+    binary = folder / "run"
+    made = subprocess.run(
+        [*compiler, *flags, "-o", binary, source, whole, "-lm"], capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    return binary
+
+
+def outputs_of(binary, program, inputs, runner=()):
+    """What the program puts out for `inputs` ``[T, batch, ...]``: outputs, scores, classes."""
+    steps, batch = inputs.shape[:2]
+    numbers = inputs.transpose(0, 1).flatten(1).double()
+    text = f"{batch}\n" + "\n".join(" ".join(f"{n:.17g}" for n in row) for row in numbers.tolist())
+    run = subprocess.run([*runner, binary], input=text, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    rows = [line.split() for line in run.stdout.splitlines()]
+    read = float.fromhex if program.kind in ("float", "double") else int
+    values = torch.tensor([[read(n) for n in row[:-1]] for row in rows], dtype=torch.float64)
+    outputs = values.view(batch, steps + 1, -1)
+    return outputs[:, :-1].transpose(0, 1), outputs[:, -1], [int(row[-1]) for row in rows]

@@ -1,0 +1,305 @@
+"""A network as a file of C: the same spikes, bit for bit, and nothing that C does not say."""
+
+import math
+import subprocess
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from c_programs import compiled, needs_cc, outputs_of
+from hibana import events
+from hibana.convert import in_order, to_c
+from hibana.loop.c.source import dialect
+from hibana.loop.graph.ops import OPERATIONS, Unsupported
+
+
+def images(*layers):
+    return nn.Sequential(*layers, nn.Flatten(2))
+
+
+def each(module):
+    return hb.EachStep(module)
+
+
+class Talking(hb.Cell):
+    """Synapses inside the step, on spikes of this step and on a potential of the one before."""
+
+    def __init__(self, neurons):
+        super().__init__()
+        self.synapses = nn.Linear(neurons, neurons, bias=False)
+        self.gaps = nn.Linear(neurons, neurons)
+        self.gain = nn.Parameter(torch.rand(neurons))
+
+    def forward(self, input_, v_previous, s_previous):
+        u = 0.75 * v_previous * (1 - s_previous) + input_ + 0.125 * self.gaps(v_previous)
+        fast = hb.Heaviside.apply(u - 0.5)
+        v = u + self.gain * self.synapses(fast)
+        return v, hb.Heaviside.apply(v - 1)
+
+
+class Own(hb.Cell):
+    """Operations of all sorts that IEEE determines, and truth values in the state."""
+
+    def forward(self, input_, slow_previous, v_previous, s_previous):
+        slow = torch.where(s_previous > 0, slow_previous + 0.25, slow_previous * 0.5).clamp(0, 2)
+        v = torch.maximum(v_previous * (1 - s_previous), -input_.abs()) + input_ / 3 + torch.sqrt(slow)
+        awake = ((slow < 1.5) | (v > 3)).to(v.dtype)
+        return slow, v, hb.Heaviside.apply(v - slow.floor() - 0.5) * awake
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.if1 = each(nn.Conv2d(2, 4, 3, padding=1)), hb.IF(0.25)
+        self.conv2, self.if2 = each(nn.Conv2d(4, 4, 3, padding=1, bias=False)), hb.IF(0.25)
+        self.pool, self.out = each(nn.AvgPool2d(2)), nn.Linear(4 * 3 * 3, 3)
+
+    def forward(self, x):
+        x = self.if1(self.conv1(x))
+        x = self.if2(self.conv2(x)) + x
+        return self.out(torch.flatten(self.pool(x), 2))
+
+
+CELLS = {
+    "IF": lambda: hb.IF(0.3, reset="subtract", initial=0.15),
+    "LIF": lambda: hb.LIF(tau=3.0, threshold=0.3, reset=-0.1),
+    "PLIF": lambda: hb.PLIF(tau=3.0, threshold=0.2),
+    "CubaLIF": lambda: hb.CubaLIF(tau=torch.rand(9) + 1.5, threshold=0.3),
+    "ALIF": lambda: hb.ALIF(threshold=0.2),
+    "RefractoryLIF": lambda: hb.RefractoryLIF(threshold=0.2),
+    "QIF": lambda: hb.QIF(threshold=0.5),
+    "Izhikevich": lambda: hb.Izhikevich(dt=0.5),
+    "LI": lambda: hb.LI(4.0),
+    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(threshold=0.2), 9, nn.Linear(9, 9)),
+    "Talking": lambda: hb.OverTime(Talking(9)),
+    "Own": lambda: hb.OverTime(Own()),
+}
+NETWORKS = {
+    "convolutions": (
+        lambda: images(
+            each(events.Conv2d(2, 6, 3, padding=1)), hb.IF(0.3), each(events.MaxPool2d(2)),
+            each(nn.Conv2d(6, 4, 3, stride=2, padding=2, dilation=2, groups=2)), hb.LIF(threshold=0.2),
+        ),
+        (2, 9, 8),
+    ),
+    "pooling": (
+        lambda: nn.Sequential(
+            each(nn.AvgPool2d(3, 2, padding=1)), each(nn.MaxPool2d(2, 1)), hb.IF(0.4),
+            each(nn.MaxPool2d(3, 2, padding=1)), nn.Flatten(2), nn.Linear(8, 3, bias=False), hb.LI(),
+        ),
+        (2, 9, 7),
+    ),
+    "sequences": (
+        lambda: images(
+            each(nn.Conv1d(3, 4, 3, padding="same")), hb.IF(0.2), each(nn.AvgPool1d(2)),
+            each(nn.Conv1d(4, 2, 2)), hb.IF(0.2), each(nn.MaxPool1d(2)),
+        ),
+        (3, 9),
+    ),
+    "residual": (Residual, (2, 6, 6)),
+    "nothing but neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
+    "double": (lambda: nn.Sequential(nn.Linear(5, 4), hb.LIF()).double(), (5,)),
+}  # fmt: skip
+
+
+def normalised():
+    net = nn.Sequential(
+        nn.Unflatten(2, (1, 6)), each(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3))),
+        hb.IF(0.5), nn.Flatten(2), nn.Dropout(0.5), nn.Linear(12, 4), hb.LI(),
+    )  # fmt: skip
+    nn.init.uniform_(net[1].module[1].weight, 0.5, 2)
+    net(torch.rand(3, 8, 6, 3))
+    return net.eval()
+
+
+NETWORKS["normalised"] = (normalised, (6, 3))
+
+
+def check(net, inputs, folder, **how):
+    """Both programs' outputs equal PyTorch's in the same order of sums, and something happens."""
+    program = to_c(net, inputs)
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs).flatten(2)
+    outputs, scores, classes = outputs_of(compiled(program, folder, len(inputs), **how), program, inputs)
+    assert torch.equal(outputs.to(wanted.dtype), wanted)
+    assert wanted.count_nonzero() > 0
+    assert torch.allclose(scores.to(wanted.dtype), wanted.sum(0), atol=1e-4)
+    assert classes == scores.argmax(1).tolist()
+    with torch.no_grad():
+        torch.testing.assert_close(net(inputs).flatten(2).mean(), wanted.mean(), atol=0.05, rtol=0.05)
+    return program
+
+
+@needs_cc
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_spikes_in_c_as_in_pytorch(cell, tmp_path):
+    net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI())
+    if cell == "Izhikevich":
+        net[0].weight.data *= 60
+    check(net.eval(), torch.rand(12, 3, 6), tmp_path)
+
+
+@needs_cc
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_gives_in_c_what_it_does_in_pytorch(name, tmp_path):
+    make, shape = NETWORKS[name]
+    net = make().eval()
+    dtype = torch.float64 if name == "double" else torch.float32
+    check(net, (torch.rand(6, 2, *shape, dtype=dtype) - 0.2).relu(), tmp_path)
+
+
+@settings(max_examples=6)
+@given(st.data())
+def test_networks_of_all_sorts_spike_in_c_as_in_pytorch(tmp_path_factory, data):
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    channels, side = data.draw(st.integers(1, 3)), data.draw(st.integers(4, 7))
+    layers, shape = [], (channels, side, side)
+    for _ in range(data.draw(st.integers(0, 2))):
+        kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+        made = nn.Conv2d(shape[0], data.draw(st.integers(1, 4)), kernel, stride, kernel // 2)
+        layers += [each(made), data.draw(st.sampled_from((hb.IF, hb.LIF, hb.ALIF)))(threshold=0.2)]
+        shape = tuple(layers[-2](torch.zeros(1, 1, *shape)).shape[2:])
+        if shape[1] > 1 and data.draw(st.booleans()):
+            pool = data.draw(st.sampled_from((nn.MaxPool2d, nn.AvgPool2d)))(2, data.draw(st.integers(1, 2)))
+            layers.append(each(pool))
+            shape = tuple(pool(torch.zeros(1, *shape)).shape[1:])
+    size = math.prod(shape)
+    layers += [nn.Flatten(2), nn.Linear(size, 5, bias=data.draw(st.booleans()))]
+    layers += [data.draw(st.sampled_from((hb.IF(0.1), hb.Recurrent(hb.LIFCell(threshold=0.1), 5))))]
+    layers += [nn.Linear(5, 3), hb.LI(data.draw(st.sampled_from((math.inf, 3.0))))]
+    inputs = (torch.rand(4, 2, channels, side, side) < 0.5).float()
+    check(nn.Sequential(*layers), inputs, tmp_path_factory.mktemp("c"), events=data.draw(st.booleans()))
+
+
+@needs_cc
+def test_a_list_of_events_and_an_input_that_stays_are_the_same_as_numbers(tmp_path):
+    net = nn.Sequential(
+        nn.Unflatten(2, (1, 6)), each(nn.AvgPool2d(2)), nn.Flatten(2), nn.Linear(9, 4), hb.LI()
+    )
+    for n, made in enumerate((net, net[3:])):
+        shape = (6, 6) if n == 0 else (9,)
+        inputs = (torch.rand(1, 3, *shape) < 0.5).float().expand(4, 3, *shape)
+        (tmp_path / str(n)).mkdir()
+        check(made, inputs, tmp_path / str(n), events=True)
+        program = to_c(made, inputs)
+        binary = compiled(program, tmp_path / str(n), 4, again=True)
+        with torch.no_grad():
+            assert torch.equal(outputs_of(binary, program, inputs)[0].float(), in_order(made, inputs)(inputs))
+
+
+@needs_cc
+@pytest.mark.parametrize(
+    ("scores", "taken"),
+    [
+        ("max", lambda o: o.amax(0)),
+        ("last", lambda o: o[-1]),
+        ("first", lambda o: -(o == 0).double().cumprod(0).sum(0)),
+    ],
+)
+def test_scores_are_taken_over_time(scores, taken, tmp_path):
+    made = hb.IF(0.5) if scores == "first" else hb.LI(2.0)
+    net, inputs = nn.Sequential(nn.Linear(3, 4), made), torch.randn(5, 2, 3)
+    program = to_c(net, inputs, scores=scores)
+    outputs, found, _ = outputs_of(compiled(program, tmp_path, 5), program, inputs)
+    assert torch.equal(found, taken(outputs))
+
+
+@needs_cc
+def test_the_header_says_how_much_memory_there_is(tmp_path):
+    talking = nn.Sequential(nn.Linear(6, 9), CELLS["Talking"]())
+    for net, shape in ((NETWORKS["convolutions"][0](), (2, 9, 8)), (talking, (6,))):
+        program = to_c(net, torch.rand(2, 1, *shape))
+        source = program.source + (
+            '#include <stdio.h>\nint main(void) { printf("%zu", sizeof(net_state)); return 0; }'
+        )
+        (tmp_path / "net.h").write_text(program.header)
+        (tmp_path / "size.c").write_text(source)
+        subprocess.run(["cc", "-std=c99", "-o", tmp_path / "size", tmp_path / "size.c", "-lm"], check=True)
+        said = subprocess.run([tmp_path / "size"], capture_output=True, text=True, check=True).stdout
+        assert int(said) == program.changing_bytes
+        order = 2 * 16 if len(shape) > 1 else 0  # of an image that comes out
+        assert program.constant_bytes == 4 * sum(p.numel() for p in net.parameters()) + order
+        assert f"{program.constant_bytes:,} bytes of constants, {int(said):,} that change" in program.header
+
+
+def test_operations_are_counted_at_most_and_at_the_rates_seen():
+    net = nn.Sequential(nn.Linear(4, 6), hb.IF(1e-9), nn.Linear(6, 2), hb.IF(1e9))
+    nn.init.ones_(net[0].weight)
+    inputs = torch.zeros(2, 1, 4)
+    inputs[:, :, 0] = 0.5
+    nn.init.zeros_(net[0].bias)
+    net[0].weight.data[3:] = -1  # half of the neurons spike at each step
+    first, _, second, last = to_c(net, inputs).costs
+    assert (first.additions, first.seen, first.multiplies, first.dense) == (24, 6, True, 24)
+    assert (second.additions, second.seen, second.multiplies) == (12, 6, False)
+    assert last.additions == 2 * 5  # v * (1 - s) + x, and v - threshold > 0
+
+
+def test_what_c_does_not_say_is_refused_by_name():
+    class Strange(hb.Cell):
+        def forward(self, input_, v_previous):
+            return (torch.special.xlogy(input_, v_previous.abs() + 1),)
+
+    x = torch.rand(2, 1, 3)
+    with pytest.raises(Unsupported, match="layer '1': xlogy is nothing that hibana says in C"):
+        to_c(nn.Sequential(nn.Linear(3, 2), hb.OverTime(Strange())), x)
+    with pytest.raises(Unsupported, match="layer '0': GELU is no layer that can be written"):
+        to_c(nn.Sequential(nn.GELU(), hb.IF()), x)
+    with pytest.raises(Unsupported, match="'mean': mean is no operation"):
+        to_c(Mean(), x)
+    with pytest.raises(Unsupported, match=r"layer '0\.module': padding by reflect"):
+        to_c(nn.Sequential(each(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])
+    with pytest.raises(Unsupported, match=r"float16 are nothing that C has"):
+        to_c(nn.Sequential(hb.IF()), x.half())
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean(0)
+
+
+def test_what_is_given_is_checked():
+    net, x = nn.Sequential(nn.Linear(3, 2), hb.IF()), torch.rand(2, 1, 3)
+    for given_, error, says in (
+        ({"name": "1net"}, ValueError, "name must be letters.*'1net'"),
+        ({"scores": "mean"}, ValueError, "scores must be one of sum, max, last, first, got 'mean'"),
+        ({"example": x[0]}, ValueError, r"example must be \[T, batch, ...\].*\(1, 3\)"),
+        ({"example": x.int()}, TypeError, "example must be a floating-point tensor.*int32"),
+    ):
+        with pytest.raises(error, match=says):
+            to_c(net, **{"example": x, **given_})
+    net[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="layer '0': its weights must be finite"):
+        to_c(net, x)
+
+
+def test_functions_whose_last_bit_no_standard_says_are_named():
+    program = to_c(nn.Sequential(hb.EIF()), torch.rand(2, 1, 3))
+    assert program.functions == ("exp",)
+    assert "exp: no standard says" in program.header
+    assert to_c(nn.Sequential(hb.OverTime(Own())), torch.rand(2, 1, 3)).functions == ()
+
+
+def test_nothing_that_a_network_is_called_ends_the_comment():
+    class Evil(hb.Cell):
+        def extra_repr(self):
+            return "*/ #error\\"
+
+        def forward(self, input_, v_previous):
+            return (input_ + v_previous,)
+
+    program = to_c(nn.Sequential(hb.OverTime(Evil())), torch.rand(2, 1, 3))
+    assert program.header.index("#error") < program.header.index("*/")
+    assert "\\" not in program.header
+
+
+def test_the_table_says_in_c_all_but_a_few_functions():
+    said = dialect("float").words
+    assert {name for name in OPERATIONS if name not in said} == {
+        *("erfinv", "gelu_tanh", "logit", "logaddexp", "xlogy"),
+    }
+    assert all("REAL" not in words and "@" not in words for words in said.values())
