@@ -15,7 +15,8 @@ from hibana.layers import OverTime, Recurrent
 from hibana.loop.c.source import Product, Truths, operations, staged, truths
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import Stores, leaves
-from hibana.loop.graph.trace import Step, Value, cell_tensors, trace
+from hibana.loop.graph.step import Step, Value
+from hibana.loop.graph.trace import tensors_of, trace
 
 __all__ = ["Layer", "layer"]
 
@@ -77,7 +78,7 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
 
     with torch.no_grad():
         begun = tuple(lying(state) for state in cell.initial_state(one))
-        given = step.prologue(*cell_tensors(cell).values())
+        given = step.prologue(*tensors_of(cell).values())
     parameters = tuple(p.detach().flatten() if p.numel() == 1 else lying(p) for p in given[: step.parameters])
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
     start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
@@ -128,7 +129,7 @@ class Writer:
         made = self.made
         lines = [line for i, product in enumerate(made.products) for line in self._product(i, product)]
         stores = {
-            name: value.args[0] if j in made.known and value.word == "to_float" else value
+            name: value.args[0] if j in made.known and value.op == "to_float" else value
             for j, (name, value) in enumerate(made.stores.items())
         }
         body, results = self.numbers.statements(made, stores, self._standing)
@@ -151,14 +152,14 @@ class Writer:
                 lines.append(f"const {kind} {name} = {_cast(self.states[names[name]], given, kind)};")
             elif name.startswith("product"):
                 lines.append(f"const {kind} {name} = net->{name}_{self.made.index}[j];")
-            elif leaf.word == "row":
+            elif leaf.op == "row":
                 array = f"{self.prefix}_{name}_{self.made.index}"
                 lines.append(f"const {kind} {name} = {array}[j];")
         return lines
 
     def _standing(self, name: str, leaf: Value) -> str:
         """What stands for a leaf of a step: a name, or a number for all neurons."""
-        if leaf.word == "scalar":
+        if leaf.op == "scalar":
             at = int(name[name.index("[") + 1 : -1]) if name[0] == "c" else int(name[1 : name.index("[")])
             number = self.made.step.constants[at] if name[0] == "c" else float(self.made.parameters[at])
             return self.numbers.literal(number, self.numbers.kind)

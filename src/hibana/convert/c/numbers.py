@@ -11,7 +11,7 @@ from hibana.convert.c.memory import SIZES
 from hibana.loop.c import source
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import Stores
-from hibana.loop.graph.trace import Value
+from hibana.loop.graph.step import Value
 
 if TYPE_CHECKING:
     from hibana.convert.c.neurons import Layer

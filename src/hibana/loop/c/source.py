@@ -15,7 +15,7 @@ from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.trace import Step, Value
+from hibana.loop.graph.step import Step, Value
 
 __all__ = [
     "IEEE_FUNCTIONS",
@@ -42,9 +42,9 @@ IEEE_FUNCTIONS = frozenset(
 def dialect(real: str) -> Dialect:
     """How C says each operation on numbers of `real`, ``"float"`` or ``"double"``."""
     suffix = "f" if real == "float" else ""
-    words = {n: row.c.replace("REAL", real).replace("@", suffix) for n, row in OPERATIONS.items() if row.c}
+    said = {n: row.c.replace("REAL", real).replace("@", suffix) for n, row in OPERATIONS.items() if row.c}
     return Dialect(
-        "C", words, f"{{0}}.0{suffix}", f"const {real} {{name}} = {{said}};", "const int {name} = {said};"
+        "C", said, f"{{0}}.0{suffix}", f"const {real} {{name}} = {{said}};", "const int {name} = {said};"
     )
 
 
@@ -83,7 +83,7 @@ def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
     Product i is the leaf ``product{i}`` of what follows it.
     """
     stores = forward_pass(step, None)
-    found = [value for value in evaluated(stores.values(), ()) if value.word == "product"]
+    found = [value for value in evaluated(stores.values(), ()) if value.op == "product"]
     read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
     names = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
     products = []
@@ -91,7 +91,7 @@ def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
         index, turned = divmod(int(value.data), 2)
         (argument,) = value.args
         operand = substitute({"operand": argument}, read)["operand"]
-        state = names.get(str(argument.data)) if argument.word == "row" else None
+        state = names.get(str(argument.data)) if argument.op == "row" else None
         truth = state in known if state is not None else is_truth(argument, known, names)
         products.append(Product(index, bool(turned), operand, state, truth))
     return products, substitute(stores, read)
@@ -110,15 +110,15 @@ def truths(step: Step, begun: Truths) -> Truths:
 
 def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
     """Whether `value` is zeros and ones where the states `known` are."""
-    if value.boolean or value.word == "to_float":
+    if value.boolean or value.op == "to_float":
         return True
-    if value.word == "number":
+    if value.op == "number":
         return value.data in (0, 1)
-    if value.word in ("previous", "row"):
+    if value.op in ("previous", "row"):
         return names.get(str(value.data)) in known
-    rest = value.args[1:] if value.word == "where" else value.args
-    one = value.word == "sub" and value.args[0].word == "number" and value.args[0].data == 1
-    if one or value.word in ("mul", "where", "maximum", "minimum"):
+    rest = value.args[1:] if value.op == "where" else value.args
+    one = value.op == "sub" and value.args[0].op == "number" and value.args[0].data == 1
+    if one or value.op in ("mul", "where", "maximum", "minimum"):
         return all(is_truth(argument, known, names) for argument in rest)
     return False
 
@@ -144,11 +144,11 @@ def neuron_statements(
 
 def functions(stores: Stores) -> set[str]:
     """The operations in `stores` whose last bits another library's math.h may give otherwise."""
-    words = {value.word for value in evaluated(stores.values(), ())}
-    return {word for word in words if word in OPERATIONS and "@(" in OPERATIONS[word].c} - IEEE_FUNCTIONS
+    found = {value.op for value in evaluated(stores.values(), ())}
+    return {op for op in found if op in OPERATIONS and "@(" in OPERATIONS[op].c} - IEEE_FUNCTIONS
 
 
 def operations(stores: Stores) -> int:
     """How many operations `stores` are, a neuron and step: arithmetic, comparisons, choices, functions."""
     free = ("to_float", "to_bool", "not", "number")
-    return sum(bool(v.args) and v.word not in free for v in evaluated(stores.values(), ()))
+    return sum(bool(v.args) and v.op not in free for v in evaluated(stores.values(), ()))
