@@ -99,7 +99,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF())
     >>> program = hb.convert.to_c(net, torch.rand(8, 2, 4))
     >>> program.constant_bytes, program.changing_bytes
-    (60, 64)
+    (60, 40)
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,30}", name):
         raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
