@@ -48,7 +48,7 @@ def _elsewhere(out: Path, name: str) -> dict[str, str]:
 
 def _part(job: str) -> str:
     first, second, *_ = [*job.split("/"), ""]
-    return f"{first}/{second}" if second in ("compiled", "memory") else first
+    return f"{first}/{second}" if second in ("compiled", "memory", "recurrent") else first
 
 
 def _page(
@@ -79,6 +79,7 @@ def _page(
         "scaling": ("Scaling", _scaling),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),
+        "training/recurrent": ("Recurrent networks, trained compiled and by the reference loop", _each_way),
         "gpu": ("One layer on a GPU", _gpu),
     }
     for name, (title, section) in sections.items():
@@ -256,6 +257,26 @@ def _training(rows: list[Row]) -> Iterable[str]:
                 [titles[name], f"{seconds:.1f}", f"{row['accuracy']:.2%}", firing, str(row["epochs"])]
             )
     yield from table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
+
+
+def _each_way(rows: list[Row]) -> Iterable[str]:
+    """Accuracy, loss and firing rate of the same training through either backend, seed beside seed."""
+    lines = []
+    for (data, seed), group in grouped(rows, "data", "seed").items():
+        ways = [group[backend] for backend in ("auto", "reference")]
+        lines.append(
+            [
+                str(data),
+                str(seed),
+                *(f"{way['accuracy']:.1%}" for way in ways),
+                *(f"{way['loss']:.3f}" for way in ways),
+                *(f"{way['firing']:.1%}" for way in ways),
+                *(f"{way['seconds']:.1f}" for way in ways),
+            ]
+        )
+    named = ("test accuracy", "loss of the last epoch", "firing", "s")
+    head = [f"{what}, {way}" for what in named for way in ("compiled", "reference")]
+    yield from table(["", "seed", *head], lines)
 
 
 def _gpu(rows: list[Row]) -> Iterable[str]:

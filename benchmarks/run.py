@@ -71,9 +71,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    from benchmarks import compiling, gpu, layers, networks, recurrent, scaling, training
+    from benchmarks import (
+        compiling,
+        gpu,
+        layers,
+        networks,
+        recurrent,
+        recurrent_training,
+        scaling,
+        training,
+    )
 
-    parts = (layers, networks, recurrent, scaling, compiling, training, gpu)
+    parts = (layers, networks, recurrent, scaling, compiling, training, recurrent_training, gpu)
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 

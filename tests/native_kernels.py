@@ -16,6 +16,7 @@ from conformance.suite import CELLS, SURROGATES
 from conformance.suite import made as kind_made
 from hibana.loop.graph.ops import CALLS, OPERATIONS
 from hibana.loop.graph.plan import make_plan, reachable
+from hibana.loop.graph.synapses import needed
 from hibana.loop.graph.trace import trace
 from hibana.loop.triton import kernels as gpu
 from hibana.loop.triton.source import Language, backward_source, forward_source, function_source
@@ -23,22 +24,25 @@ from hibana.loop.triton.source import Language, backward_source, forward_source,
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}
 COUNTS = ("steps", "neurons", "row_bytes", "size", "input_step", "grad_outputs_step")
+COUNTS += ("samples", "features", "sample_bytes")
+BLOCKS = {"BLOCK": 512, "SAMPLES": 16, "NEURONS": 64, "INNER": 16}
 SEQUENCES = ("input", "outputs", "grad_outputs", "grad_input")
 ABSENT = ("_first", "_last_grad")
 ARITHMETIC = re.compile(r"\b(?:add|sub|mul|div|fma|sqrt|rsqrt|ex2|neg)\.[\w.]*f(?:32|64)\b")
 
 
-def arithmetic(text: str, name: str, real: str, bits: set[str], sequences: str = "") -> list[str]:
+def arithmetic(text: str, name: str, language: Language, bits: set[str], sequences: str = "") -> list[str]:
     """The floating-point instructions of the kernel called `name` in `text`.
 
     `sequences` is what the input and the output are made of, if they are of half precision.
     """
-    function = gpu._kernel(text, name, False).fn
+    kernel = gpu._kernel(text, name, language)
+    function = kernel if language.by_samples else kernel.fn
     arguments = function.arg_names
-    pointer = {"float32": "*fp32", "float64": "*fp64"}[real]
+    pointer = {"float32": "*fp32", "float64": "*fp64"}[language.real]
 
     def kind(argument: str) -> str:
-        if argument == "BLOCK" or argument.endswith(ABSENT):
+        if argument in BLOCKS or argument.endswith(ABSENT):
             return "constexpr"
         if argument in COUNTS:
             return "i32"
@@ -48,7 +52,7 @@ def arithmetic(text: str, name: str, real: str, bits: set[str], sequences: str =
 
     signature = {argument: kind(argument) for argument in arguments}
     constants = {(arguments.index(a),): None for a, k in signature.items() if k == "constexpr"}
-    constants[(arguments.index("BLOCK"),)] = 512
+    constants |= {(arguments.index(a),): size for a, size in BLOCKS.items() if a in arguments}
     made = triton.compile(ASTSource(function, signature, constants), target=TARGET, options=OPTIONS)
     return sorted(set(ARITHMETIC.findall(made.asm["ptx"])))
 
@@ -64,17 +68,32 @@ def main() -> None:
         back = backward_source(step, plan, language, wants_input=True, constant_input=False)
         roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
-            cells[f"{title}, {name}"] = arithmetic(text, name, "float32", bits)
+            cells[f"{title}, {name}"] = arithmetic(text, name, language, bits)
             if title == "PLIFCell":
                 for half in ("*fp16", "*bf16"):
-                    arithmetic(text, name, "float32", bits, half)
+                    arithmetic(text, name, language, bits, half)
             calls[f"{title}, {name}"] = bool({value.op for value in reachable(roots)} & CALLS)
     for real in ("float32", "float64"):
         said = Language(real, False).dialect.operations
         for op in sorted(w for w in {*CALLS, "root"} if w in said and OPERATIONS[w].arity == 1):
             text = function_source(Language(real, False), op)
-            functions[f"{op}, {real}"] = arithmetic(text, "function", real, set())
-    print(json.dumps({"cells": cells, "functions": functions, "calls": calls}))
+            functions[f"{op}, {real}"] = arithmetic(text, "function", Language(real, False), set())
+    print(json.dumps({"cells": cells, "functions": functions, "calls": calls, "products": products()}))
+
+
+def products() -> dict[str, list[str]]:
+    """The arithmetic of a recurrent step, which multiplies by a matrix."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        language = Language(str(dtype).removeprefix("torch."), False, by_samples=True)
+        layer = hb.Recurrent(hb.IFCell(), 5).to(dtype)
+        step = trace(layer.step(), torch.Size([2, 5]), dtype, "cuda")
+        plan = make_plan(step, needed(step))
+        bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
+        back = backward_source(step, plan, language, wants_input=True, constant_input=False)
+        for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
+            found[f"{language.real}, {name}"] = arithmetic(text, name, language, bits)
+    return found
 
 
 if __name__ == "__main__":

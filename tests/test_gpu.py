@@ -161,11 +161,14 @@ def test_kernels_compile_for_a_gpu_without_contraction() -> None:
     seen = json.loads(done.stdout)
     assert len(seen["cells"]) >= 2 * (len(CELLS) + len(SURROGATES))
     assert len(seen["functions"]) >= 20
-    for name, instructions in {**seen["cells"], **seen["functions"]}.items():
+    assert len(seen["products"]) == 4
+    for name, instructions in {**seen["cells"], **seen["functions"], **seen["products"]}.items():
         assert "div.full.f32" not in instructions, name
         assert "sqrt.approx.f32" not in instructions, name
     for name, instructions in seen["cells"].items():
         assert not any(i.startswith("fma") for i in instructions) or seen["calls"][name], name
+    for name, instructions in seen["products"].items():
+        assert any(i.startswith("fma") or ".f64" in i for i in instructions), name
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.compare import assert_conforms
-from conformance.suite import CPU, SURROGATES
+from conformance.suite import CPU, SURROGATES, TRITON, interpreted
 from hibana.surrogate import ATan, Box, Step
 
 SHAPES = [(6, 5, 8), (9, 33, 63), (4, 2, 3, 20), (7, 130), (3, 1, 500), (1, 4, 16)]
@@ -112,6 +112,23 @@ FORMS = [Spiking, WithBias, FromTheRight, Masked, LowRank, Added, FromTheLeft, S
 def test_a_step_with_products_conforms(kind, shape):
     torch.manual_seed(1)
     assert_conforms(CPU, kind(shape[-1]), inputs(shape), uses=("outputs and states",))
+
+
+@interpreted
+@pytest.mark.parametrize("shape", [(3, 18, 19), (2, 2, 3, 8)], ids=str)
+@pytest.mark.parametrize("kind", [*FORMS, OfTheInput, TwoLayers], ids=lambda kind: kind.__name__)
+def test_a_step_with_products_conforms_in_triton(kind, shape):
+    torch.manual_seed(1)
+    assert_conforms(TRITON, kind(shape[-1]), inputs(shape), uses=("outputs and states",))
+
+
+@interpreted
+def test_triton_refuses_more_neurons_than_a_program_holds():
+    cell = Spiking(520)
+    with pytest.raises(RuntimeError, match="520 neurons is wider than the 512"):
+        hb.unroll(cell, inputs((1, 1, 520)), backend="triton")
+    layer = hb.Recurrent(hb.IFCell(), 520, backend="triton").double()
+    assert layer(inputs((2, 1, 520))).shape == (2, 1, 520)  # its cell alone is compiled
 
 
 @pytest.mark.parametrize("use", ["outputs only", "states only"])

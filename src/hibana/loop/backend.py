@@ -100,6 +100,9 @@ class Kernels(ABC):
     def source(self, direction: str, *, keep: bool = True) -> str:
         """What ``explain`` shows of the ``"forward"`` or ``"backward"``."""
 
+    def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
+        """Raises ``Unsupported`` if steps of `shape` can't be served."""
+
     def plan_for(self, shape: torch.Size) -> Plan:
         """The plan for sequences of `shape`."""
         return self.plan

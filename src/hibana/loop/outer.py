@@ -43,7 +43,7 @@ def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     residual = residual.flatten(0, 1)
     if not is_bits:
         return rows.T @ residual
-    if rows.dtype == torch.float32 and rows.shape[0]:
+    if rows.dtype == torch.float32 and rows.shape[0] and rows.device.type == "cpu":
         words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
         return by_bits(rows, words)
     return rows.T @ _numbers(residual, neurons, rows.dtype)

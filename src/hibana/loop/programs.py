@@ -150,9 +150,11 @@ def _compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -
     if found is None:
         make = kernels_of(backend, bool(step.matrices))
         kernels = make(step, make_plan(step, needed(step)), dtype)
+        kernels.check(shape)
         _BY_STRUCTURE[alike] = step, kernels
         return step, kernels
     first, kernels = found  # whose plan speaks of the values of the first step
+    kernels.check(shape)
     own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
     step = replace(first, **own)
     return step, kernels.alike(step)

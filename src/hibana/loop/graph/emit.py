@@ -32,6 +32,8 @@ class Dialect:
     """How it gives a number a name: a template,"""
     assigned_truth: str = ""
     """and a truth value, if otherwise."""
+    transposed: str = "{0}.T"
+    """What it calls the matrix ``{0}``, transposed."""
 
 
 def statements(
@@ -70,7 +72,9 @@ def statements(
         else:
             if value.op not in dialect.operations:
                 raise Unsupported(f"{value.op} is nothing that hibana says in {dialect.name}")
-            said = dialect.operations[value.op].format(*(text[a] for a in value.args), matrix=_matrix(value))
+            said = dialect.operations[value.op].format(
+                *(text[a] for a in value.args), matrix=_matrix(value, dialect)
+            )
             if uses[value] > 1 or len(said) > LONGEST:
                 name = names.get(value, f"a{len(lines)}")
                 template = (value.boolean and dialect.assigned_truth) or dialect.assigned
@@ -80,12 +84,12 @@ def statements(
     return lines, {name: _bare(text[value]) for name, value in stores.items()}
 
 
-def _matrix(value: Value) -> str:
+def _matrix(value: Value, dialect: Dialect) -> str:
     """A name for the matrix of a product, transposed or not."""
     if value.op != "product":
         return ""
     index, turned = divmod(int(value.data), 2)
-    return f"M{index}{'.T' if turned else ''}"
+    return dialect.transposed.format(f"M{index}") if turned else f"M{index}"
 
 
 def _bare(text: str) -> str:

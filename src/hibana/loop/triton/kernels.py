@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from copy import copy
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from hibana.loop.backend import Kernels
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
+from hibana.loop.graph.synapses import operands
+from hibana.loop.outer import over_time
 from hibana.loop.triton.source import (
     ANY_SIZE,
     Language,
@@ -71,14 +74,15 @@ class GpuKernels(Kernels):
         self.plan = plan
         self.recomputing: Plan | None = None
         self.dtype = dtype
-        self.language = Language(str(dtype).removeprefix("torch."), _interpreted())
+        self.operands = operands(step)
+        self.language = Language(str(dtype).removeprefix("torch."), _interpreted(), bool(step.matrices))
         said = self.language.dialect.operations
         roots = [*step.nexts, *gradients(step)]
         missing = [v.op for v in reachable(roots) if v.op in OPERATIONS and v.op not in said]
         if missing:
             raise Unsupported(f"{missing[0]} is nothing that hibana says in Triton")
         for op in sorted({value.op for value in reachable(step.nexts)} & {*CALLS, "root"}):
-            if not _agrees(op, self.language):
+            if not _agrees(op, replace(self.language, by_samples=False)):
                 raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
         self._constants: dict[torch.device, Tensor] = {}
@@ -122,17 +126,18 @@ class GpuKernels(Kernels):
         exact = _exact(inputs)
         outputs = inputs.new_empty(inputs.shape, dtype=exact.dtype)
         half = inputs.dtype != self.dtype
-        # in the order of the states; the emitted one is the last of the outputs, unless those are rounded
+        # the emitted state is the last of the outputs, unless those are rounded
         written = [ends] * (len(self.step.states) - 1) + [ends and half]
         last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
         residuals = (
             [inputs.new_empty(s, dtype=d) for s, d in self.residual_shapes(steps, one)] if plan else []
         )
-        # in the order of forward_source
-        values = [exact, exact.stride(0), outputs, *first, *last, *residuals]
-        self._launch(
-            "forward", plan is not None, inputs.shape, [*values, self._numbers(inputs.device), *parameters]
-        )
+        names = self.step.states
+        given = {"input": exact, "input_step": exact.stride(0), "outputs": outputs}
+        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        given |= {f"{name}_last": t for name, t in zip(names, last, strict=True)}
+        given |= self._stored(residuals)
+        self._launch("forward", plan is not None, inputs.shape, parameters, given)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
     def backward(
@@ -150,7 +155,7 @@ class GpuKernels(Kernels):
         wants_first: bool,
         may_offset: bool = True,
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the states begun with, and the sums over time.
+        """The gradients of the input and of the states begun with, the sums over time, and outer products.
 
         With `constant`, the gradient of the input is summed over time.
         """
@@ -166,15 +171,28 @@ class GpuKernels(Kernels):
         states, sums = self.step.states, self.step.grad_sums
         first_grads = [like.new_empty(one, dtype=self.dtype) if wants_first else None for _ in states]
         summed = [like.new_empty(one, dtype=self.dtype) for _ in sums]
-        missing = [None] * (len(states) - len(last_grads))
-        # in the order of backward_source
-        values = [read, 0 if read is None else read.stride(0), arriving, arriving.stride(0), grad_input]
-        values += [*first, *last_grads, *missing, *first_grads, *residuals, *summed]
-        values += [self._numbers(like.device), *parameters]
-        self._launch("backward", (wants_input, constant), shape, values)
+        given: dict[str, Any] = {} if read is None else {"input": read, "input_step": read.stride(0)}
+        given |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
+        given |= {f"{name}_first": t for name, t in zip(states, first, strict=True)}
+        given |= {f"{name}_last_grad": t for name, t in zip(states, last_grads, strict=False)}
+        given |= {f"{name}_first_grad": t for name, t in zip(states, first_grads, strict=True)}
+        given |= {f"sum{i}_all": t for i, t in enumerate(summed)}
+        given |= self._stored(residuals)
+        at = {} if grad_input is None or constant else {self.step.grad_input: grad_input}
+        for i, operand in enumerate(self.operands):
+            if operand.gradient not in at:  # written once for all products that want it
+                at[operand.gradient] = given[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
+        self._launch("backward", (wants_input, constant), shape, parameters, given)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
-        return grad_input, first_grads, summed
+        by_value = dict(zip(plan.stored, residuals, strict=True))
+        outer = []
+        for operand in self.operands:
+            residual = inputs if operand.residual.op == "input" else by_value[operand.residual]
+            assert residual is not None
+            begun = None if operand.state is None else first[operand.state]
+            outer.append(over_time(operand, residual, begun, at[operand.gradient]))
+        return grad_input, first_grads, [*summed, *outer]
 
     def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -193,18 +211,39 @@ class GpuKernels(Kernels):
             self.step, self.plan, self.language, wants_input=wants_input, constant_input=constant
         )
 
+    def _stored(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What is kept, by the names that kernels have for it."""
+        places = [i for i, value in enumerate(self.plan.residuals) if value.op != "input"]
+        return {f"residual{i}_all": t for i, t in zip(places, residuals, strict=False)}
+
     def _launch(
         self,
         direction: str,
         variant: bool | tuple[bool, bool],
         shape: torch.Size,
-        values: list[Tensor | int | None],
+        parameters: Sequence[Tensor],
+        given: dict[str, Any],
     ) -> None:
+        """Runs a kernel on what is `given`, by the names of its arguments; the others are None."""
         key = (direction, variant)
         if key not in self._built:
             text = self._source(direction, variant)
-            self._built[key] = _kernel(text, direction, self.language.interpreted)
-        _run(self._built[key], values, shape[0], shape[1:].numel(), self.language.interpreted)
+            self._built[key] = _kernel(text, direction, self.language)
+        device = next(v.device for v in given.values() if isinstance(v, Tensor))
+        given |= {"constants": self._numbers(device)}
+        given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
+        self._run(self._built[key], shape, parameters[self.step.parameters :], given, device)
+
+    def _run(
+        self,
+        kernel: Any,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        given: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        """Runs `kernel`, over all blocks of neurons; a step without products has no `matrices`."""
+        _run(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)
 
     def _numbers(self, device: torch.device) -> Tensor:
         """The step's constants."""
@@ -226,25 +265,39 @@ def _exact(tensor: Tensor) -> Tensor:
 
 
 def _run(
-    kernel: Any, values: Sequence[Tensor | int | None], steps: int, neurons: int, interpreted: bool
+    kernel: Any, given: dict[str, Any], steps: int, neurons: int, device: torch.device, interpreted: bool
 ) -> None:
     """Runs `kernel` over all blocks of neurons."""
     if not neurons:
         return
-    device = next(v.device for v in values if isinstance(v, Tensor))
-    options: dict[str, object] = {"BLOCK": INTERPRETED_BLOCK}
+    sizes = {"steps": steps, "neurons": neurons, "row_bytes": (neurons + 7) // 8}
+    sizes["size"] = neurons.bit_length()
+    if interpreted:
+        sizes["BLOCK"] = INTERPRETED_BLOCK
+    started(kernel, lambda chosen: (-(-neurons // chosen["BLOCK"]),), given | sizes, device, interpreted)
+
+
+def started(
+    kernel: Any,
+    grid: Any,
+    given: dict[str, Any],
+    device: torch.device,
+    interpreted: bool,
+    **options: object,
+) -> None:
+    """Runs `kernel` over the programs of `grid` on what is `given`, by name; all else is None."""
     here: AbstractContextManager[object] = np.errstate(all="ignore")
     if not interpreted:
-        options = {"enable_fp_fusion": False, "enable_reflect_ftz": False}
+        options |= {"enable_fp_fusion": False, "enable_reflect_ftz": False}
         here = torch.cuda.device(device)
+    chosen = () if interpreted else ("BLOCK",)  # by what is tried when it meets a new size
+    values = {name: given.get(name) for name in kernel.arg_names if name in given or name not in chosen}
     with here:
-        kernel[lambda chosen: (-(-neurons // chosen["BLOCK"]),)](
-            *values, steps, neurons, (neurons + 7) // 8, neurons.bit_length(), **options
-        )
+        kernel[grid](**values, **options)
 
 
 @cache
-def _kernel(text: str, name: str, interpreted: bool) -> Any:
+def _kernel(text: str, name: str, language: Language) -> Any:
     """The kernel called `name` that `text` defines."""
     import triton
     import triton.language as tl
@@ -253,10 +306,16 @@ def _kernel(text: str, name: str, interpreted: bool) -> Any:
     module = f"hibana_triton_{sha256(text.encode()).hexdigest()[:12]}"
     filename = f"<{module}>"
     linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    namespace = {"__name__": module, "tl": tl, "libdevice": _pytorchs_library() if interpreted else libdevice}
+    namespace = {
+        "__name__": module,
+        "tl": tl,
+        "libdevice": _pytorchs_library() if language.interpreted else libdevice,
+    }
     exec(compile(text, filename, "exec"), namespace)  # noqa: S102 # the source is our own
+    if language.by_samples:
+        namespace["multiplied"] = triton.jit(namespace["multiplied"])
     kernel = triton.jit(namespace[name], do_not_specialize=ANY_SIZE)
-    if interpreted:
+    if language.interpreted or language.by_samples:
         return kernel
     tried = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in BLOCKS]
     return triton.autotune(tried, key=["size"])(kernel)
@@ -299,7 +358,8 @@ def _sampled(op: str, language: Language, device: str) -> bool:
     ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device="cpu")
     sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
     found = torch.empty_like(sample)
-    kernel = _kernel(function_source(language, op), "function", language.interpreted)
-    _run(kernel, [sample, found], 1, sample.numel(), language.interpreted)
+    kernel = _kernel(function_source(language, op), "function", language)
+    given = {"input": sample, "outputs": found}
+    _run(kernel, given, 1, sample.numel(), sample.device, language.interpreted)
     wanted = getattr(torch, FUNCTION_OF.get(op, op))(sample)
     return bool(((found == wanted) | (found.isnan() & wanted.isnan())).all())

@@ -1,9 +1,13 @@
 """The source of the GPU kernels: a step's passes in Triton, and the walk over time around them.
 
-One program holds the state of a block of neurons in registers while all T steps run over it, so that a
-step costs what it reads and writes of the sequence, once. Every value is a whole block: a number for all
-neurons is spread over it when the kernel begins. Sequences advance by adding their stride to a pointer;
-no product of sizes is ever formed. A pointer that is None is nothing, and its branch is left out.
+One program holds the state of a block in registers while all T steps run over it, so that a step costs what
+it reads and writes of the sequence, once. A block is some neurons, or, where a step multiplies by matrices,
+all neurons of some samples. Every value is a whole block: a number for all neurons is spread over it when the
+kernel begins. Sequences advance by adding their stride to a pointer; no product of sizes is ever formed. A
+pointer that is None is nothing, and its branch is left out.
+
+What a product multiplies goes through memory of the program's own, ``workspace``, since a block can't be cut
+in registers; the sums are ``tl.dot``'s, whose order is its own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +18,7 @@ import torch
 from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass, leaves
-from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.plan import Plan, evaluated
 from hibana.loop.graph.step import Step, Value
 
 __all__ = ["ANY_SIZE", "Language", "backward_source", "forward_source", "function_source"]
@@ -31,6 +35,13 @@ class Language:
     """``"float32"`` or ``"float64"``."""
     interpreted: bool
     """The interpreter has no device's library; PyTorch's own functions stand in for it."""
+    by_samples: bool = False
+    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, and not some neurons."""
+
+    @property
+    def shape(self) -> str:
+        """The shape of a block."""
+        return "(SAMPLES, NEURONS)" if self.by_samples else "(BLOCK,)"
 
     @property
     def dialect(self) -> Dialect:
@@ -49,11 +60,13 @@ class Language:
         else:
             below = f"({self.number(1)} + libdevice.exp(-{{0}}))"
             operations |= {"sqrt": root, "sigmoid": divided.format(self.number(1), below)}
-        return Dialect("Triton", operations, self.number("{0}"))
+        if self.by_samples:
+            operations["product"] = _PRODUCT
+        return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
 
     def number(self, number: int | str) -> str:
         """A whole number, or one that lies in memory."""
-        return f"tl.full((BLOCK,), {number}, tl.{self.real})"
+        return f"tl.full({self.shape}, {number}, tl.{self.real})"
 
     def cast(self, text: str) -> str:
         """`text` as a number that can be computed with."""
@@ -72,7 +85,7 @@ def function_source(language: Language, op: str) -> str:
         value = Value("div", (Value("number", data=1), value))
     lines, results = statements({"y": value}, {"x": "x"}, language.dialect)
     body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results['y']}, there)"]
-    return _kernel("function", ("input", "outputs"), ("input", "outputs"), (), body)
+    return _kernel("function", ("input", "outputs"), ("input", "outputs"), (), body, language)
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
@@ -89,7 +102,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     arguments = (
         *("input", "input_step", "outputs", *firsts, *lasts),
         *(f"{name}_all" for name in residuals),
-        *_shared(step),
+        *_shared(step, stores),
     )
     rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(read))
     body = [
@@ -101,7 +114,11 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
                 *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
                 *lines,
                 f"tl.store(outputs + j, {results[emitted]}, there)",
-                *(line for name, value in residuals.items() for line in _stored(name, value, results[name])),
+                *(
+                    line
+                    for name, value in residuals.items()
+                    for line in _stored(name, value, results[name], language)
+                ),
                 *_renewed({name: results[name] for name in step.states}),
                 "input += input_step",
                 "outputs += neurons",
@@ -110,7 +127,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
         ),
         *(_given_back(f"{name}_last", name) for name in step.states),
     ]
-    return _kernel("forward", arguments, rows, bits, body)
+    return _kernel("forward", arguments, rows, bits, body, language)
 
 
 def backward_source(
@@ -134,14 +151,16 @@ def backward_source(
         [f"{name}_{end}" for name in step.states] for end in ("first", "last_grad", "first_grad")
     )
     sums = [f"sum{i}" for i in range(len(step.grad_sums))]
+    outer = {name: results.pop(name) for name in stores if name.startswith("outer")}
+    shared = _shared(step, {**before, **stores})
     arguments = (
         *("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
         *(*firsts, *last_grads, *first_grads),
-        *(f"{name}_all" for name in (*residuals, *sums)),
-        *_shared(step),
+        *(f"{name}_all" for name in (*residuals, *sums, *outer)),
+        *shared,
     )
     bits = [s.base for s in streams if s.bits]
-    rows = [a for a in arguments if a not in ("input_step", "grad_outputs_step", *_shared(step), *bits)]
+    rows = [a for a in arguments if a not in ("input_step", "grad_outputs_step", *shared, *bits)]
     body = [
         *_spread({**then, **now}, language),
         *(_begun(f"{name}_first", f"{name.removesuffix('_before')}_first", language) for name in before),
@@ -151,6 +170,7 @@ def backward_source(
         *(f"{name} = {language.number(0)}" for name in results if not name.endswith("_state_grad")),
         *("last = (steps - 1).to(tl.int64)", "grad_outputs += last * grad_outputs_step"),
         *(["grad_input += last * neurons"] if writes_input else []),
+        *(f"{name}_all += last * neurons" for name in outer),
         *(f"{s.base} += last * {s.stride}" for s in streams),
         *(f"{s.name} = {s.loaded('there', language)}" for s in both),
         "for back in range(steps):",
@@ -160,7 +180,7 @@ def backward_source(
                 f"arriving = {language.number(0)}",
                 *(f"{s.name} = {s.loaded('there', language)}" for s in streams if s.earlier not in then),
                 *(f"{s.base} -= {s.stride}" for s in streams),
-                *(["begun = tl.full((BLOCK,), back, tl.int32) == steps - 1"] if before else []),
+                *([f"begun = tl.full({language.shape}, back, tl.int32) == steps - 1"] if before else []),
                 *(
                     f"{s.earlier} = {s.loaded('there & ~begun', language)}"
                     for s in streams
@@ -170,17 +190,20 @@ def backward_source(
                 *(f"{n} = tl.where(begun, {n}_first, {text})" for n, text in rebuilt.items()),
                 *lines,
                 *written,
+                *(f"tl.store({name}_all + j, {text}, there)" for name, text in outer.items()),
                 *_renewed(results),
                 *(f"{s.name} = {s.earlier}" for s in both),
                 "grad_outputs -= grad_outputs_step",
                 *(["grad_input -= neurons"] if writes_input else []),
+                *(f"{name}_all -= neurons" for name in outer),
             ]
         ),
         *(_given_back(f"{name}_first_grad", f"{name}_grad") for name in step.states),
         *(_given_back(f"{name}_all", name) for name in sums),
         *([_given_back("grad_input", "x_grad")] if wants_input and constant_input else []),
     ]
-    return _kernel("backward", arguments, [*rows, *_parameter_rows({**then, **now})], bits, body)
+    rows += _parameter_rows({**then, **now})
+    return _kernel("backward", arguments, rows, bits, body, language)
 
 
 @dataclass(frozen=True)
@@ -199,7 +222,7 @@ class _Stream:
 
     def loaded(self, where: str, language: Language) -> str:
         if self.bits:
-            return f"((tl.load({self.base} + j // 8, {where}, 0) >> (j % 8)) & 1) != 0"
+            return f"((tl.load({self.base} + octet, {where}, 0) >> bit) & 1) != 0"
         return language.cast(f"tl.load({self.base} + j, {where})")
 
 
@@ -227,8 +250,11 @@ def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
     return [f"{name}_at" for name in rows if name[1:].isdigit()]
 
 
-def _shared(step: Step) -> tuple[str, ...]:
-    return ("constants", *(f"p{i}_at" for i in range(step.parameters)))
+def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
+    """What all programs read: constants, the cell's tensors, and the matrices that `stores` multiply by."""
+    factors = {int(v.data) for v in evaluated(stores.values(), ()) if v.op == "product"}
+    matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
+    return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices)
 
 
 def _stride(value: Value) -> str:
@@ -249,21 +275,28 @@ def _renewed(values: Mapping[str, str]) -> list[str]:
     return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
 
 
-def _stored(name: str, value: Value, result: str) -> list[str]:
+def _stored(name: str, value: Value, result: str, language: Language) -> list[str]:
     if not value.boolean:
         return [f"tl.store({name}_all + j, {result}, there)"]
+    *before, last = language.shape.strip("(),").split(", ")
+    half, quarter, eighth = (f"({', '.join([*before, f'{last} // {n}', '2'])})" for n in (2, 4, 8))
     return [
-        f"even, odd = tl.split(tl.reshape((({result}) & there).to(tl.int32), (BLOCK // 2, 2)))",
-        "even, odd = tl.split(tl.reshape(even | (odd << 1), (BLOCK // 4, 2)))",
-        "even, odd = tl.split(tl.reshape(even | (odd << 2), (BLOCK // 8, 2)))",
+        f"even, odd = tl.split(tl.reshape((({result}) & there).to(tl.int32), {half}))",
+        f"even, odd = tl.split(tl.reshape(even | (odd << 1), {quarter}))",
+        f"even, odd = tl.split(tl.reshape(even | (odd << 2), {eighth}))",
         f"tl.store({name}_all + eighth, (even | (odd << 4)).to(tl.uint8), there_eighth)",
     ]
 
 
 def _kernel(
-    name: str, arguments: Iterable[str], rows: Iterable[str], bits: Iterable[str], body: Iterable[str]
+    name: str,
+    arguments: Iterable[str],
+    rows: Iterable[str],
+    bits: Iterable[str],
+    body: Iterable[str],
+    language: Language,
 ) -> str:
-    """A kernel over blocks of neurons.
+    """A kernel over blocks.
 
     Args:
         name: of the kernel.
@@ -271,19 +304,76 @@ def _kernel(
         rows: the arguments that point to a number per neuron.
         bits: the arguments that point to a bit per neuron.
         body: what it does for one block.
+        language: what it is written in.
     """
-    moved = {**dict.fromkeys(rows, "lo"), **dict.fromkeys(bits, "lo // 8")}
+    by_samples = language.by_samples
+    row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")
+    moved = {**dict.fromkeys(rows, row), **dict.fromkeys(bits, octets)}
     lines = [
-        "lo = tl.program_id(0).to(tl.int64) * BLOCK",
-        "j = tl.arange(0, BLOCK)",
-        "there = j < neurons - lo",
-        "eighth = tl.arange(0, BLOCK // 8)",
-        "there_eighth = eighth < row_bytes - lo // 8",
+        *(_OF_SAMPLES if by_samples else _OF_NEURONS),
         *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in moved.items()),
+        *(["workspace += lo * features"] if by_samples else []),
         *body,
     ]
-    shared = ("steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr")
-    return f"def {name}({', '.join([*arguments, *shared])}):\n{_block(lines)}\n"
+    shared = ["steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr"]
+    if by_samples:
+        sizes = ("SAMPLES", "NEURONS", "INNER")
+        shared[-1:] = [
+            "workspace",
+            "samples",
+            "features",
+            "sample_bytes",
+            *(f"{n}: tl.constexpr" for n in sizes),
+        ]
+    text = f"def {name}({', '.join([*arguments, *shared])}):\n{_block(lines)}\n"
+    return f"{_MULTIPLIED}\n\n{text}" if by_samples else text
+
+
+_OF_NEURONS = (
+    "lo = tl.program_id(0).to(tl.int64) * BLOCK",
+    "j = tl.arange(0, BLOCK)",
+    "there = j < neurons - lo",
+    "octet = j // 8",
+    "bit = j % 8",
+    "eighth = tl.arange(0, BLOCK // 8)",
+    "there_eighth = eighth < row_bytes - lo // 8",
+)
+"""Which block it is, for programs of some neurons each."""
+
+_OF_SAMPLES = (
+    "lo = tl.program_id(0).to(tl.int64) * SAMPLES",
+    "sample = tl.arange(0, SAMPLES)[:, None]",
+    "neuron = tl.arange(0, NEURONS)[None, :]",
+    "here = sample < samples - lo",
+    "j = sample * features + neuron",
+    "there = here & (neuron < features)",
+    "octet = sample * sample_bytes + neuron // 8",
+    "bit = neuron % 8",
+    "byte = tl.arange(0, NEURONS // 8)[None, :]",
+    "eighth = sample * sample_bytes + byte",
+    "there_eighth = here & (byte < sample_bytes)",
+)
+"""Which block it is, for programs of some samples each."""
+
+_PRODUCT = "multiplied({0}, {matrix}_at, workspace, sample, neuron, here, features, INNER)"
+
+_MULTIPLIED = """\
+def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.constexpr):
+    tl.debug_barrier()  # until all have read what was there before
+    tl.store(workspace + sample * features + neuron, x, here & (neuron < features))
+    tl.debug_barrier()
+    y = tl.zeros_like(x)
+    k = tl.arange(0, INNER)
+    for begun in range(0, features, INNER):
+        row = begun + k[None, :]
+        left = tl.load(workspace + sample * features + row, here & (row < features), 0)
+        column = begun + k[:, None]
+        there = (column < features) & (neuron < features)
+        right = tl.load(matrix + column * features + neuron, there, 0)
+        y = tl.dot(left, right, y, input_precision="ieee", out_dtype=y.dtype)
+    return y
+"""
+"""``y = x M`` for a block: what is multiplied is read back a part at a time."""
 
 
 def _block(lines: Iterable[str]) -> str:
