@@ -46,3 +46,19 @@ def test_a_delay_between_two_steps_is_refused():
 def test_a_window_over_images_is_refused():
     with pytest.raises(ValueError, match=r"layer '0': only samples of one axis, \(3,\), can be written"):
         write(nn.Sequential(hb.Window(3, 4, 2)), input_shape=(3, 8, 8))
+
+
+@pytest.mark.parametrize("options", [{"decay_input": True}, {"rest": -0.25, "reset": -0.5}])
+def test_options_of_leaky_neurons_that_nir_has_are_written(options, tmp_path):
+    net, x = nn.Sequential(hb.LIF(tau=4.0, **options)), torch.randint(0, 200, (40, 3, 5)) / 64
+    write(net, tmp_path / "net.nir", input_shape=(5,))
+    assert torch.equal(read(tmp_path / "net.nir")(x), net(x))
+    assert net(x).any()
+
+
+@pytest.mark.parametrize("options", [{"lower_bound": -1.0}, {"most_spikes": 2}])
+def test_options_of_leaky_neurons_that_nir_has_not_are_refused(options):
+    layer = hb.LIF(**options, reset="subtract")
+    layer.cell.reset = 0.0
+    with pytest.raises(ValueError, match=f"layer '0': NIR has no {next(iter(options))}="):
+        write(nn.Sequential(layer), input_shape=(5,))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibana import convert, encode, events, extras, foreign, lengths, loss, surrogate
 from hibana.cells import (
+    AdLIFCell,
     ALIFCell,
     Cell,
     CubaLIFCell,
@@ -28,6 +29,7 @@ from hibana.cells import (
     PLIFCell,
     QIFCell,
     RefractoryLIFCell,
+    log_uniform,
 )
 from hibana.convert import from_ann
 from hibana.delay import Delay, DelayedLinear, narrow_delays
@@ -41,6 +43,7 @@ from hibana.layers import (
     LIF,
     PLIF,
     QIF,
+    AdLIF,
     CubaLIF,
     EachStep,
     Izhikevich,
@@ -69,6 +72,8 @@ _LAZY = ("data", "demo", "metrics", "nir", "plot", "train")
 __all__ = [
     "ALIF",
     "ALIFCell",
+    "AdLIF",
+    "AdLIFCell",
     "Cell",
     "Conv2d",
     "CubaLIF",
@@ -107,6 +112,7 @@ __all__ = [
     "from_ann",
     "keep_memory",
     "lengths",
+    "log_uniform",
     "narrow_delays",
     "record",
     "run",

@@ -21,6 +21,7 @@ from hibana.running import Stateful, run
 
 __all__ = [
     "ALIF",
+    "AdLIF",
     "EIF",
     "IF",
     "LI",
@@ -304,6 +305,7 @@ LIF = _layer("LIF", cells.LIFCell)
 PLIF = _layer("PLIF", cells.PLIFCell)
 CubaLIF = _layer("CubaLIF", cells.CubaLIFCell)
 ALIF = _layer("ALIF", cells.ALIFCell)
+AdLIF = _layer("AdLIF", cells.AdLIFCell)
 RefractoryLIF = _layer("RefractoryLIF", cells.RefractoryLIFCell)
 EIF = _layer("EIF", cells.EIFCell)
 QIF = _layer("QIF", cells.QIFCell)

@@ -11,17 +11,19 @@ or knows a device. A neuron of your own is a subclass of :class:`Cell` with one 
 ...         return v, Step()(v - 1.0)
 """
 
-from hibana.cells.adaptive import ALIFCell
-from hibana.cells.base import AtLeast, Cell
+from hibana.cells.adaptive import AdLIFCell, ALIFCell
+from hibana.cells.base import AtLeast, Between, Cell
 from hibana.cells.integrate_and_fire import IFCell
 from hibana.cells.izhikevich import IzhikevichCell
 from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
 from hibana.cells.nonlinear import EIFCell, QIFCell
-from hibana.cells.values import Reset, Value
+from hibana.cells.values import Learn, Reset, Value, log_uniform
 
 __all__ = [
     "ALIFCell",
+    "AdLIFCell",
     "AtLeast",
+    "Between",
     "Cell",
     "CubaLIFCell",
     "EIFCell",
@@ -29,13 +31,15 @@ __all__ = [
     "IzhikevichCell",
     "LICell",
     "LIFCell",
+    "Learn",
     "PLIFCell",
     "QIFCell",
     "RefractoryLIFCell",
     "Reset",
     "Value",
+    "log_uniform",
 ]
 
-for _name in set(__all__) - {"Reset", "Value"}:
+for _name in set(__all__) - {"Learn", "Reset", "Value"}:
     # one address in messages and pickles, whichever file a neuron lies in
     globals()[_name].__module__ = __name__

@@ -1,15 +1,16 @@
-"""Leaky integrate-and-fire whose threshold moves with its spikes."""
+"""Leaky integrate-and-fire that adapts: a threshold that moves, or a current that is taken away."""
 
-from typing import final
+from typing import Any, Self, final
 
+import torch
 from torch import Tensor
 
-from hibana.cells.base import AtLeast
+from hibana.cells.base import AtLeast, Between
 from hibana.cells.spiking import Spiking, decay
-from hibana.cells.values import Reset, Value, time_constant
+from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
 from hibana.surrogate import Step, Surrogate
 
-__all__ = ["ALIFCell"]
+__all__ = ["ALIFCell", "AdLIFCell"]
 
 
 @final
@@ -28,6 +29,8 @@ class ALIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*.
@@ -46,11 +49,13 @@ class ALIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau = time_constant("tau", tau)
         self.tau_adaptation = time_constant("tau_adaptation", tau_adaptation)
         self.strength = strength
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, a_previous: Tensor, v_previous: Tensor, s_previous: Tensor
@@ -58,3 +63,88 @@ class ALIFCell(Spiking):
         a = a_previous * decay(self.tau_adaptation) + s_previous
         v = self._rested(v_previous, s_previous) * decay(self.tau) + input_
         return a, v, self.surrogate(v - (a * self.strength + self.threshold))
+
+
+@final
+class AdLIFCell(Spiking):
+    """Adaptive leaky integrate-and-fire: a current that follows potential and spikes, and is taken away.
+
+        w = (1 - 1/tau_adaptation) * w_previous + coupling * v_previous + jump * s_previous
+        v = (1 - 1/tau) * rested(v_previous) + (input_ - w) / tau
+        s = H(v - threshold)
+
+    Coupled to its potential, a neuron resonates, and what it saw stays in `w` for `tau_adaptation` steps. The
+    paper lets `coupling` be -1 and more; below ``-1/tau_adaptation`` a potential grows by itself, and from 0
+    on it does not.
+
+    Args:
+        tau: membrane time constant, in time steps.
+        tau_adaptation: time constant of the adaptation `w`, in time steps.
+        coupling: of the adaptation to the potential, in [0, 1].
+        jump: what a spike adds to the adaptation, in [0, 2].
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``, as in the paper.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+
+    Source: Bittar & Garner (2022), *A surrogate gradient spiking baseline for speech command recognition*.
+
+    >>> cell = AdLIFCell.spread(128)  # all four values learned, for each of 128 neurons
+    >>> [(name, len(value)) for name, value in cell.named_parameters()]
+    [('log_tau', 128), ('log_tau_adaptation', 128), ('logit_coupling', 128), ('logit_jump', 128)]
+    """
+
+    tau = AtLeast(1.0)
+    tau_adaptation = AtLeast(1.0)
+    coupling = Between(0.0, 1.0)
+    jump = Between(0.0, 2.0)
+
+    def __init__(
+        self,
+        tau: Value = 10.0,
+        tau_adaptation: Value = 60.0,
+        coupling: Value = 0.5,
+        jump: Value = 1.0,
+        threshold: Value = 1.0,
+        surrogate: Surrogate | str = Step(),
+        detach_reset: bool = False,
+        *,
+        reset: Reset = "subtract",
+        learn: Learn = (),
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, detach_reset)
+        self.tau = time_constant("tau", tau)
+        self.tau_adaptation = time_constant("tau_adaptation", tau_adaptation)
+        self.coupling = between("coupling", coupling, 0.0, 1.0)
+        self.jump = between("jump", jump, 0.0, 2.0)
+        self._learn(learn)
+
+    @classmethod
+    def spread(cls, *shape: int, least: float = 5.0, most: float = 25.0, **options: Any) -> Self:
+        """A cell whose neurons differ, and learn all that they differ in.
+
+        `tau` is spread evenly in its logarithm over [least, most], `tau_adaptation` over [6 least, 5 most]
+        (by default the ranges of the paper), `coupling` and `jump` evenly over their ranges.
+
+        Args:
+            shape: of the neurons, such as 128.
+            least: the shortest membrane time constant.
+            most: the longest one.
+            options: of the cell.
+        """
+        taus = {"tau": (least, most), "tau_adaptation": (6 * least, 5 * most)}
+        values: dict[str, Any] = {name: log_uniform(*ends, *shape) for name, ends in taus.items()}
+        values |= {
+            "coupling": torch.rand(shape).clamp(0.01, 0.99),
+            "jump": 2 * torch.rand(shape).clamp(0.01, 0.99),
+        }
+        return cls(**{**values, "learn": (*values,), **options})
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w = w_previous * decay(self.tau_adaptation) + v_previous * self.coupling + s_previous * self.jump
+        v = self._rested(v_previous, s_previous) * decay(self.tau) + (input_ - w) / self.tau
+        return w, v, self.surrogate(v - self.threshold)

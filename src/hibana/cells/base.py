@@ -3,6 +3,7 @@
 import inspect
 import sys
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from hibana.foreign import no_argument
 
-__all__ = ["AtLeast", "BuiltIn", "Cell", "check_cell", "check_states"]
+__all__ = ["AtLeast", "Between", "BuiltIn", "Cell", "check_cell", "check_states"]
 
 
 class Cell(nn.Module):
@@ -43,6 +44,8 @@ class Cell(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__dict__.pop("made", None)
+        for learned in ("log", "logit"):
+            self.__dict__.get("_parameters", {}).pop(f"{learned}_{name}", None)
         plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
         known = self.__dict__.get("_buffers", {})
         if plain and name not in known and name not in self.__dict__.get("_parameters", {}):
@@ -86,6 +89,24 @@ class Cell(nn.Module):
 
 class BuiltIn(Cell):
     """A cell of hibana's own, which answers the arguments that other libraries' neurons take."""
+
+    def _learn(self, names: str | Sequence[str]) -> None:
+        """Makes parameters of the values called `names`.
+
+        Raises:
+            ValueError: if the cell has no value of that name that has a range.
+        """
+        ranges = {
+            name: value
+            for kind in type(self).__mro__
+            for name, value in vars(kind).items()
+            if _is_range(value)
+        }
+        for name in [names] if isinstance(names, str) else names:
+            if name not in ranges:
+                raise ValueError(f"learn must name values among {', '.join(sorted(ranges))}; got {name!r}")
+            if not isinstance(self._parameters.get(name), nn.Parameter):
+                ranges[name].learn(self)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuses arguments by names that are not the cell's, and a size where there is none.
@@ -156,6 +177,10 @@ class AtLeast:
     In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
     gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
 
+    A value that a cell was asked to learn (``learn="tau"``) is ``least + exp(q)``, which no `q` takes out of
+    the range, and which an optimiser changes in proportion; `q` is the parameter ``log_tau``, of one element
+    or of as many as the value.
+
     Args:
         least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
             positive can't be zero.
@@ -184,6 +209,26 @@ class AtLeast:
         self.name = name
         self.__doc__ = f"`{name}`, which stays at {self.least} or above while it is learned."
 
+    @property
+    def learned(self) -> str:
+        """The name of the parameter that stands for a value that is learned."""
+        return f"log_{self.name}"
+
+    def learn(self, cell: Cell) -> None:
+        """Makes a parameter of the value that `cell` has.
+
+        Raises:
+            ValueError: if it is infinite, or not above the bound.
+        """
+        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype()).detach()
+        if not bool((value.isfinite() & (value > self.least)).all()):
+            raise ValueError(
+                f"{self.name} must be finite and above {self.least} to be learned, got {value!r}"
+            )
+        one = value.reshape(1) if value.ndim == 0 else value  # what shards parameters takes no scalars
+        delattr(cell, self.name)
+        setattr(cell, self.learned, nn.Parameter((one - self.least).log()))
+
     def __get__(self, cell: Cell | None, owner: type) -> Any:
         # a float lies in the instance, where Python finds it before it comes here
         if cell is None:
@@ -191,6 +236,8 @@ class AtLeast:
         own = vars(cell)
         if self.name in own.get("_buffers", ()):
             return own["_buffers"][self.name]
+        if (learned := own.get("_parameters", {}).get(self.learned)) is not None:
+            return learned if _is_sharded(learned) else learned.exp() + self.least
         if self.name not in own.get("_parameters", ()):
             raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
         parameter = own["_parameters"][self.name]
@@ -202,6 +249,67 @@ class AtLeast:
         inside = (parameter >= least).to(parameter.dtype)
         # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
         return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
+
+
+class Between:
+    """A hyper-parameter that stays in [`least`, `most`], whatever an optimiser makes of its parameter.
+
+    As :class:`AtLeast`, with two bounds: an ``nn.Parameter`` counts inwards from the bound that it is beyond,
+    and a value that a cell was asked to learn is ``least + (most - least) * sigmoid(q)`` with the parameter
+    ``logit_NAME``.
+    """
+
+    def __init__(self, least: float, most: float) -> None:
+        self.least, self.most = least, most
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}`, which stays in [{self.least}, {self.most}] while it is learned."
+
+    @property
+    def learned(self) -> str:
+        """The name of the parameter that stands for a value that is learned."""
+        return f"logit_{self.name}"
+
+    def learn(self, cell: Cell) -> None:
+        """Makes a parameter of the value that `cell` has.
+
+        Raises:
+            ValueError: if it is not within the bounds.
+        """
+        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype()).detach()
+        part = (value - self.least) / (self.most - self.least)
+        if not bool(((part > 0) & (part < 1)).all()):
+            within = f"between {self.least} and {self.most}"
+            raise ValueError(f"{self.name} must lie {within} to be learned, got {value!r}")
+        one = part.reshape(1) if part.ndim == 0 else part
+        delattr(cell, self.name)
+        setattr(cell, self.learned, nn.Parameter(one.logit()))
+
+    def __get__(self, cell: Cell | None, owner: type) -> Any:
+        if cell is None:
+            return self
+        own = vars(cell)
+        if self.name in own.get("_buffers", ()):
+            return own["_buffers"][self.name]
+        if (learned := own.get("_parameters", {}).get(self.learned)) is not None:
+            if _is_sharded(learned):
+                return learned
+            return torch.sigmoid(learned) * (self.most - self.least) + self.least
+        if self.name not in own.get("_parameters", ()):
+            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
+        parameter = own["_parameters"][self.name]
+        if _is_sharded(parameter):
+            return parameter
+        above = (parameter >= self.least).to(parameter.dtype)
+        value = parameter * (2 * above - 1) + (1 - above) * (2 * self.least)
+        below = (value <= self.most).to(parameter.dtype)
+        return value * (2 * below - 1) + (1 - below) * (2 * self.most)
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, AtLeast | Between)
 
 
 def _is_sharded(parameter: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells.spiking import Spiking
-from hibana.cells.values import Reset, Value, finite
+from hibana.cells.values import Learn, Reset, Value, finite
 from hibana.surrogate import Step, Surrogate
 
 __all__ = ["IFCell"]
@@ -29,6 +29,8 @@ class IFCell(Spiking):
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
         initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
             round to the nearest instead of down (:func:`hibana.from_ann`).
+        learn: names of values to make parameters of, in their range, such as ``"threshold"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: the article; Lapicque (1907).
 
@@ -45,9 +47,11 @@ class IFCell(Spiking):
         *,
         reset: Reset = 0.0,
         initial: Value = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.initial = finite("initial", initial)
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor

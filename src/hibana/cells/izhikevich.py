@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells.base import AtLeast, BuiltIn
-from hibana.cells.values import Value, checked_surrogate, positive
+from hibana.cells.values import Learn, Value, checked_surrogate, positive
 from hibana.surrogate import Step, Surrogate
 
 __all__ = ["IzhikevichCell"]
@@ -32,6 +32,8 @@ class IzhikevichCell(BuiltIn):
         threshold: peak of the spike, mV.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
+        learn: names of values to make parameters of, in their range, such as ``"threshold"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Izhikevich (2003), *Simple model of spiking neurons* (regular spiking by default).
     """
@@ -49,6 +51,8 @@ class IzhikevichCell(BuiltIn):
         threshold: Value = 30.0,
         surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
+        *,
+        learn: Learn = (),
     ) -> None:
         super().__init__()
         self.a, self.b, self.c, self.d = a, b, c, d
@@ -56,6 +60,7 @@ class IzhikevichCell(BuiltIn):
         self.threshold = positive("threshold", threshold)
         self.surrogate = checked_surrogate(surrogate)
         self.detach_reset = detach_reset
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, u_previous: Tensor, v_previous: Tensor, s_previous: Tensor

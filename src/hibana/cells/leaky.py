@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.cells.base import AtLeast, BuiltIn
 from hibana.cells.spiking import Spiking, decay
-from hibana.cells.values import Reset, Value, time_constant
+from hibana.cells.values import Learn, Reset, Value, finite, time_constant
 from hibana.surrogate import Step, Surrogate
 
 __all__ = ["CubaLIFCell", "LICell", "LIFCell", "PLIFCell", "RefractoryLIFCell"]
@@ -21,18 +21,31 @@ class LIFCell(Spiking):
         v = (1 - 1/tau) * rested(v_previous) + input_,   rested(v) = v * (1 - s_previous)
         s = H(v - threshold)
 
+    The options after `learn` are what neurons of other libraries do.
+
     Args:
         tau: membrane time constant in time steps, at least 1; infinite is :class:`IFCell`.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        rest: the potential that `v` leaks to, ``v = rest + (1 - 1/tau) * (rested - rest) + input_``:
+            SpikingJelly's `v_reset` is `rest` and `reset`.
+        decay_input: the input counts ``input_/tau``, as SpikingJelly's does by default.
+        leak_first: the threshold is subtracted after the leak and the input, ``v = (1 - 1/tau) * v_previous +
+            input_ - s_previous * threshold``: snnTorch's delayed reset; only with ``reset="subtract"``.
+        lower_bound: what the potential after the reset does not fall below, as sinabs' `min_v_mem`.
+        most_spikes: in one step, ``s = sum_(k <= most_spikes) H(v - k * threshold)``: sinabs' multi-spike, of
+            which each takes one threshold; only with ``reset="subtract"``.
 
     Source: Gerstner, Kistler, Naud & Paninski (2014), *Neuronal dynamics*, section 1.3, in forward
     Euler steps, the input in units of potential per step.
     """
 
     tau = AtLeast(1.0)
+    rare = ("rest", "decay_input", "leak_first", "lower_bound", "most_spikes")
 
     def __init__(
         self,
@@ -42,30 +55,79 @@ class LIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
+        rest: Value = 0.0,
+        decay_input: bool = False,
+        leak_first: bool = False,
+        lower_bound: Value | None = None,
+        most_spikes: int = 1,
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau = time_constant("tau", tau)
+        self.rest = finite("rest", rest)
+        self.decay_input, self.leak_first = decay_input, leak_first
+        self.lower_bound = None if lower_bound is None else finite("lower_bound", lower_bound)
+        if isinstance(most_spikes, bool) or not isinstance(most_spikes, int) or most_spikes < 1:
+            raise ValueError(f"most_spikes must be a whole number of at least 1, got {most_spikes!r}")
+        if most_spikes > 1 and not isinstance(reset, str):
+            raise ValueError(f'reset must be "subtract" where most_spikes is above 1, got {reset!r}')
+        if leak_first and (not isinstance(reset, str) or lower_bound is not None):
+            raise ValueError(
+                f'reset must be "subtract", without a lower_bound, where leak_first is True, got {reset!r}'
+            )
+        self.most_spikes = most_spikes
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
-        v = self._rested(v_previous, s_previous) * decay(self.tau) + input_
-        return v, self.surrogate(v - self.threshold)
+        drive = input_ / self.tau if self.decay_input else input_
+        if self.leak_first:
+            v = self._rested(self._leaked(v_previous) + drive, s_previous)
+        else:
+            v = self._leaked(self._bounded(self._rested(v_previous, s_previous))) + drive
+        spikes = self.surrogate(v - self.threshold)
+        for count in range(2, self.most_spikes + 1):
+            spikes = spikes + self.surrogate(v - self.threshold * count)
+        return v, spikes
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The potential at `rest`, and no spike."""
+        spikes = torch.zeros_like(input_)
+        return spikes + self.rest, spikes
+
+    def rests_at_zero(self) -> bool:
+        return not isinstance(self.rest, Tensor) and self.rest == 0
+
+    def _leaked(self, v: Tensor) -> Tensor:
+        if not isinstance(self.rest, Tensor) and self.rest == 0:
+            return v * decay(self.tau)
+        return (v - self.rest) * decay(self.tau) + self.rest
+
+    def _bounded(self, v: Tensor) -> Tensor:
+        if self.lower_bound is None:
+            return v
+        if isinstance(self.lower_bound, Tensor):
+            return torch.maximum(v, self.lower_bound)
+        return torch.clamp(v, min=self.lower_bound)
 
 
 @final
 class PLIFCell(Spiking):
-    """Leaky integrate-and-fire with a learnable time constant, one for the layer.
+    """Leaky integrate-and-fire with a learnable time constant, for the layer or for each neuron.
 
         v = (1 - k) * rested(v_previous) + k * input_,   k = 1/tau = sigmoid(w)
         s = H(v - threshold)
 
     Args:
-        tau: membrane time constant in time steps to start from, above 1; `w` is the parameter.
+        tau: membrane time constant in time steps to start from, above 1; `w` is the parameter, of as many
+            elements as `tau` has: a number is one for the layer, a tensor one for each neuron.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks*.
@@ -73,29 +135,39 @@ class PLIFCell(Spiking):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: Value = 2.0,
         threshold: Value = 1.0,
         surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
-        if not (math.isfinite(tau) and tau > 1):
+        begun = torch.as_tensor(tau, dtype=torch.float64, device="cpu").detach()
+        if not bool((begun.isfinite() & (begun > 1)).all()):
             raise ValueError(f"tau must be finite and above 1, got {tau!r}")
-        self.start = -math.log(tau - 1.0)
-        blank = torch.empty(1, dtype=torch.get_default_dtype(), device=torch.get_default_device())
-        self.w = nn.Parameter(blank)  # one dimension: what shards parameters takes no scalars
+        start = -(begun - 1.0).log()
+        self.start = start.item() if start.ndim == 0 else start.tolist()
+        size = start.shape or (1,)  # what shards parameters takes no scalars
+        blank = torch.empty(size, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+        self.w = nn.Parameter(blank)
         self.reset_parameters()
+        self._learn(learn)
 
     @property
     def tau(self) -> Tensor:
         """The time constant that `w` stands for, in time steps: ``1/sigmoid(w)``, above 1."""
-        return 1 / torch.sigmoid(self.w).reshape(())
+        return 1 / self._k()
 
     def reset_parameters(self) -> None:
         """Sets `w` to what it was made with; for parameters that were made without memory."""
-        nn.init.constant_(self.w, self.start)
+        with torch.no_grad():
+            self.w.copy_(torch.tensor(self.start, device=self.w.device))
+
+    def _k(self) -> Tensor:
+        k = torch.sigmoid(self.w)
+        return k.reshape(()) if k.numel() == 1 else k
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:
@@ -105,7 +177,7 @@ class PLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
-        k = torch.sigmoid(self.w).reshape(())
+        k = self._k()
         v = self._rested(v_previous, s_previous) * (1 - k) + input_ * k
         return v, self.surrogate(v - self.threshold)
 
@@ -125,6 +197,8 @@ class CubaLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, with current-based synapses
     (section 3.1).
@@ -142,10 +216,12 @@ class CubaLIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau_synapse = time_constant("tau_synapse", tau_synapse)
         self.tau = time_constant("tau", tau)
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, i_previous: Tensor, v_previous: Tensor, s_previous: Tensor
@@ -171,6 +247,8 @@ class RefractoryLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3 (absolute refractoriness).
     """
@@ -186,12 +264,14 @@ class RefractoryLIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau = time_constant("tau", tau)
         if isinstance(period, bool) or not (math.isfinite(period) and period >= 0 and period == int(period)):
             raise ValueError(f"period must be a whole number of steps, 0 or more, got {period!r}")
         self.period = float(period)
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, r_previous: Tensor, v_previous: Tensor, s_previous: Tensor
@@ -210,15 +290,18 @@ class LICell(BuiltIn):
 
     Args:
         tau: membrane time constant, in time steps; infinite (the default) sums its input.
+        learn: ``"tau"`` makes a parameter of it, in its range: one for the layer, or one for each neuron
+            where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, without a threshold.
     """
 
     tau = AtLeast(1.0)
 
-    def __init__(self, tau: Value = math.inf) -> None:
+    def __init__(self, tau: Value = math.inf, *, learn: Learn = ()) -> None:
         super().__init__()
         self.tau = time_constant("tau", tau)
+        self._learn(learn)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau!r}"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.cells.base import AtLeast
 from hibana.cells.spiking import Spiking
-from hibana.cells.values import Reset, Value, positive, time_constant
+from hibana.cells.values import Learn, Reset, Value, positive, time_constant
 from hibana.surrogate import Step, Surrogate
 
 __all__ = ["EIFCell", "QIFCell"]
@@ -28,6 +28,8 @@ class EIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Fourcaud-Trocmé, Hansel, van Vreeswijk & Brunel (2003), *How spike generation mechanisms
     determine the neuronal response to fluctuating inputs*.
@@ -46,11 +48,13 @@ class EIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau = time_constant("tau", tau)
         self.sharpness = positive("sharpness", sharpness)
         self.rheobase = rheobase
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
@@ -76,6 +80,8 @@ class QIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
 
     Source: Latham, Richmond, Nelson & Nirenberg (2000), *Intrinsic dynamics in neuronal networks*.
     """
@@ -92,11 +98,13 @@ class QIFCell(Spiking):
         detach_reset: bool = False,
         *,
         reset: Reset = 0.0,
+        learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
         self.tau = time_constant("tau", tau)
         self.curvature = curvature
         self.critical = critical
+        self._learn(learn)
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, s_previous: Tensor

@@ -15,6 +15,8 @@ class Spiking(BuiltIn):
     """A cell with a threshold, a reset and a surrogate."""
 
     threshold = AtLeast(0.0)
+    rare: tuple[str, ...] = ()
+    """Options that few ask for."""
 
     def __init__(
         self, threshold: Value, reset: Reset, surrogate: Surrogate | str, detach_reset: bool
@@ -29,9 +31,11 @@ class Spiking(BuiltIn):
         return _after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
 
     def extra_repr(self) -> str:
-        """The hyper-parameters that are not parameters, as they were given."""
+        """The hyper-parameters that are not parameters, as they were given; rare ones if they were."""
         shown = {**vars(self), **self._buffers}
-        names = [name for name in inspect.signature(type(self)).parameters if name in shown]
+        given = inspect.signature(type(self)).parameters
+        rare = [name for name, one in given.items() if name in self.rare and shown.get(name) is one.default]
+        names = [name for name in given if name in shown and name not in rare]
         return ", ".join(f"{name}={shown[name]!r}" for name in names)
 
 

@@ -1,13 +1,26 @@
 """What a hyper-parameter may be, and what is refused when a neuron is made."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from hibana.surrogate import Surrogate, named
 
-__all__ = ["Reset", "Value", "checked_reset", "checked_surrogate", "finite", "positive", "time_constant"]
+__all__ = [
+    "Learn",
+    "Reset",
+    "Value",
+    "between",
+    "checked_reset",
+    "checked_surrogate",
+    "finite",
+    "log_uniform",
+    "positive",
+    "time_constant",
+]
 
 Value = float | Tensor
 """A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
@@ -16,6 +29,44 @@ Time constants and thresholds that are learned stay in their range: :class:`hiba
 """
 Reset = Value | Literal["subtract"]
 """A potential to reset to (hard), or ``"subtract"``: the threshold is subtracted (soft)."""
+
+Learn = str | Sequence[str]
+"""Names of the time constants and thresholds that a cell makes parameters of, each in its range."""
+
+
+def log_uniform(least: float, most: float, *shape: int) -> Tensor:
+    """Values spread evenly in their logarithm over [least, most]: a time constant for each neuron.
+
+    A layer whose neurons remember for unlike times need not be told which the task wants.
+
+    Args:
+        least: above 0.
+        most: `least` or more.
+        shape: of the neurons, such as 128.
+
+    Source: Perez-Nieves, Leung, Dragotti & Goodman (2021), *Neural heterogeneity promotes robust learning*
+    (time constants that differ from neuron to neuron).
+
+    >>> import hibana as hb
+    >>> layer = hb.LIF(tau=hb.log_uniform(2, 100, 128), learn="tau")
+    >>> layer.cell.log_tau.shape
+    torch.Size([128])
+    """
+    if not (0 < least <= most and math.isfinite(most)):
+        raise ValueError(f"least and most must be 0 < least <= most, finite, got {least!r} and {most!r}")
+    return torch.empty(shape).uniform_(math.log(least), math.log(most)).exp().clamp(least, most)
+
+
+def between(name: str, value: Value, least: float, most: float) -> Value:
+    """`value`, if each of its elements lies in [least, most]."""
+    _check_type(name, value)
+    if isinstance(value, Tensor):
+        right = not _has_values(value) or bool(((value >= least) & (value <= most)).all())
+    else:
+        right = least <= value <= most
+    if not right:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {value!r}")
+    return value
 
 
 def positive(name: str, value: Value) -> Value:

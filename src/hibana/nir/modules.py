@@ -248,7 +248,10 @@ def _neuron(cell: cells.Cell, shape: Shape, dt: float) -> Node:
         case cells.LIFCell() if _infinite(cell.tau):
             return Node("IF", {"r": _filled(1.0, shape, "r"), **_spiking(cell, shape)})
         case cells.LIFCell():
-            return _leaky("LIF", {"tau": cell.tau}, _spiking(cell, shape), shape, dt)
+            node = _leaky("LIF", {"tau": cell.tau}, _spiking(cell, shape), shape, dt)
+            gain = {"r": _filled(1.0, shape, "r")} if cell.decay_input else {}
+            leak = {"v_leak": _filled(cell.rest, shape, "rest")}
+            return Node("LIF", {**node.fields, **gain, **leak}, node.metadata)
         case cells.PLIFCell():
             node = _leaky("LIF", {"tau": 1 / torch.sigmoid(cell.w)}, _spiking(cell, shape), shape, dt)
             return Node("LIF", {**node.fields, "r": _filled(1.0, shape, "r")}, node.metadata)
@@ -341,6 +344,12 @@ def _spiking(cell: Any, shape: Shape) -> dict[str, Any]:
         raise ValueError(  # noqa: TRY004 - a network that NIR has no words for, like the others here
             'NIR resets to a potential; reset="subtract" cannot be written'
         )
+    rare: dict[str, Any] = {"lower_bound": None, "most_spikes": 1, "leak_first": False}
+    if _infinite(getattr(cell, "tau", 1.0)):
+        rare |= {"decay_input": False, "rest": 0.0}
+    for name, usual in rare.items():
+        if getattr(cell, name, usual) is not usual and getattr(cell, name) != usual:
+            raise ValueError(f"NIR has no {name}={getattr(cell, name)!r}")
     return {
         "v_threshold": _filled(cell.threshold, shape, "threshold"),
         "v_reset": _filled(cell.reset, shape, "reset"),

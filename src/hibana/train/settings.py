@@ -20,6 +20,7 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
     "PLIF": cells.PLIFCell,
     "CubaLIF": cells.CubaLIFCell,
     "ALIF": cells.ALIFCell,
+    "AdLIF": cells.AdLIFCell,
     "RefractoryLIF": cells.RefractoryLIFCell,
 }
 """The cells that spike, with a threshold, a surrogate and a reset, by the names of their layers."""

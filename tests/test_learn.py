@@ -1,0 +1,146 @@
+"""Values that a cell is asked to learn: in their range by construction, for a layer or for each neuron."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.suite import CELLS, drive, takes
+
+RANGES = {
+    "tau": (1.0, None),
+    "tau_synapse": (1.0, None),
+    "tau_adaptation": (1.0, None),
+    "threshold": (0.0, None),
+}
+RANGES |= {"sharpness": (0.0, None), "dt": (0.0, None), "coupling": (0.0, 1.0), "jump": (0.0, 2.0)}
+LEARNABLE = [
+    (kind, name)
+    for kind in CELLS
+    for name in inspect.signature(kind).parameters
+    if name in RANGES and (kind, name) != (hb.PLIFCell, "tau")
+]
+each = pytest.mark.parametrize(("kind", "name"), LEARNABLE)
+
+
+def made(kind, name, size=None):
+    value = inspect.signature(kind).parameters[name].default
+    value = min(value, 4.0) if name == "tau" else value
+    surrogate = {"surrogate": hb.surrogate.ATan()} if takes(kind, "surrogate") else {}
+    return kind(**{**surrogate, name: value if size is None else torch.full([size], value)}, learn=name)
+
+
+@each
+def test_no_optimiser_takes_a_learned_value_out_of_its_range(kind, name):
+    cell, (least, most) = made(kind, name), RANGES[name]
+    (parameter,) = (p for key, p in cell.named_parameters() if key.endswith(name))
+    for value in (-30.0, 0.3, 20.0):
+        with torch.no_grad():
+            parameter.fill_(value)
+        assert least <= getattr(cell, name).item() <= (most or float("inf"))
+        assert getattr(cell, name).item() > 0
+
+
+@each
+def test_a_learned_value_does_what_the_value_does_and_has_a_gradient(kind, name):
+    for size in (None, 5):
+        cell = made(kind, name, size)
+        fixed = kind(**{"surrogate": cell.surrogate} if hasattr(cell, "surrogate") else {})
+        setattr(fixed, name, getattr(cell, name).detach())
+        x = drive(fixed, (12, 3, 5))
+        for backend in ("auto", "reference"):
+            found = hb.unroll(cell, x, backend=backend)[0]
+            assert torch.equal(found, hb.unroll(fixed, x, backend=backend)[0])
+            (gradient,) = torch.autograd.grad(found.square().sum(), [*cell.parameters()][-1:])
+            assert gradient.any()
+            assert gradient.shape == ((1,) if size is None else (5,))
+
+
+def test_several_values_and_a_value_set_again():
+    layer = hb.ALIF(tau=torch.linspace(2, 9, 4), learn=("tau", "tau_adaptation", "threshold"))
+    names = {name: p.shape for name, p in layer.cell.named_parameters()}
+    assert names == {"log_tau": (4,), "log_tau_adaptation": (1,), "log_threshold": (1,)}
+    torch.testing.assert_close(layer.cell.tau, torch.linspace(2, 9, 4))
+    layer.cell.tau = 5.0
+    assert "log_tau" not in layer.state_dict()
+    assert layer.cell.tau == 5.0
+
+
+def test_a_time_constant_is_learned_in_proportion():
+    layer, x = hb.LI(tau=3.0, learn="tau"), torch.rand(40, 8, 1)
+    wanted = hb.LI(tau=20.0)(x)
+    best = torch.optim.Adam(layer.parameters(), 0.1)
+    for _ in range(100):
+        best.zero_grad()
+        (layer(x) - wanted).square().mean().backward()
+        best.step()
+    assert layer.cell.tau.item() == pytest.approx(20.0, rel=0.05)
+
+
+def test_each_neuron_of_plif_may_have_its_own():
+    layer = hb.PLIF(tau=torch.tensor([2.0, 5.0, 30.0]))
+    torch.testing.assert_close(layer.cell.tau, torch.tensor([2.0, 5.0, 30.0]))
+    x = 3 * torch.rand(20, 2, 3)
+    for n, tau in enumerate([2.0, 5.0, 30.0]):
+        assert torch.equal(layer(x)[..., n], hb.PLIF(tau=tau)(x[..., n]))
+    layer.cell.reset_parameters()
+    torch.testing.assert_close(layer.cell.tau, torch.tensor([2.0, 5.0, 30.0]))
+    with pytest.raises(ValueError, match="tau must be finite and above 1"):
+        hb.PLIF(tau=torch.tensor([2.0, 1.0]))
+
+
+def test_values_spread_evenly_in_their_logarithm():
+    values = hb.log_uniform(2, 200, 4000)
+    assert 2 <= values.min() < 2.1
+    assert 190 < values.max() <= 200
+    assert ((values < 20).float().mean() - 0.5).abs() < 0.05
+    with pytest.raises(ValueError, match="least and most must be 0 < least <= most"):
+        hb.log_uniform(0, 3, 5)
+
+
+def test_adlif_is_written_out():
+    cell = hb.AdLIFCell.spread(6, surrogate=hb.surrogate.ATan())
+    x = drive(cell, (25, 3, 6))
+    alpha, beta = 1 - 1 / cell.tau, 1 - 1 / cell.tau_adaptation
+    u = w = s = torch.zeros(3, 6)
+    found = hb.unroll(cell, x)[0]
+    for step, emitted in zip(x, found, strict=True):
+        w = beta * w + cell.coupling * u + cell.jump * s
+        u = alpha * (u - s) + (1 - alpha) * (step - w)
+        s = (u > 1).float()
+        assert torch.equal(emitted, s)
+    assert found.any()
+    assert 5 <= cell.tau.min() <= cell.tau.max() <= 25.001
+    assert len(list(cell.parameters())) == 4
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: hb.LIF(learn="reset"), "learn must name values among tau, threshold; got 'reset'"),
+        (lambda: hb.LIF(tau=1.0, learn="tau"), "tau must be finite and above 1.0 to be learned"),
+        (lambda: hb.LI(learn="tau"), "tau must be finite and above 1.0 to be learned, got tensor"),
+        (lambda: hb.AdLIF(coupling=-0.5), r"coupling must lie in \[0.0, 1.0\], got -0.5"),
+        (lambda: hb.AdLIF(jump=2.0, learn="jump"), "jump must lie between 0.0 and 2.0 to be learned"),
+        (lambda: hb.LIF(most_spikes=0), "most_spikes must be a whole number of at least 1, got 0"),
+        (
+            lambda: hb.LIF(leak_first=True),
+            'reset must be "subtract", without a lower_bound, where leak_first is True',
+        ),
+        (lambda: hb.LIF(most_spikes=2), 'reset must be "subtract" where most_spikes is above 1, got 0.0'),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_parameter_between_two_bounds_counts_inwards():
+    cell = hb.AdLIFCell(coupling=nn.Parameter(torch.tensor([0.25, 0.5, 0.75])))
+    with torch.no_grad():
+        cell._parameters["coupling"].copy_(torch.tensor([-0.25, 0.5, 1.25]))
+    torch.testing.assert_close(cell.coupling, torch.tensor([0.25, 0.5, 0.75]))
+    (gradient,) = torch.autograd.grad(cell.coupling.sum(), cell._parameters["coupling"])
+    assert gradient.tolist() == [-1.0, 1.0, -1.0]
