@@ -37,7 +37,8 @@ class TorchKernels(Kernels):
         kinds = {True: ((steps, -(-neurons // 8)), torch.uint8), False: ((steps, *one), self.dtype)}
         return [kinds[value.boolean] for value in self.plan.stored]
 
-    def forward(self, inputs, first, parameters, plan, ends=True, may_offset=True):
+    def forward(self, given):
+        inputs, first, parameters, plan, ends, _ = given
         names, zeros = self.step.states, torch.zeros_like(inputs[0])
         state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
         stores = forward_pass(self.step, plan)
@@ -52,21 +53,19 @@ class TorchKernels(Kernels):
         last = [state[name] for name in names[:-1]] if ends else []
         return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
-    def backward(
-        self, plan, shape, inputs, first, parameters, residuals, grad_outputs, last_grads, wants_input,
-        constant, wants_first, may_offset=True,
-    ):  # fmt: skip
-        names, one = self.step.states, shape[1:]
+    def backward(self, given):
+        plan, inputs, parameters, constant = given.plan, given.inputs, given.parameters, given.constant
+        names, one = self.step.states, given.shape[1:]
         zeros = torch.zeros(one, dtype=self.dtype)
         before = before_pass(self.step, plan)
-        stores = backward_pass(self.step, plan, wants_input=wants_input, constant_input=constant)
+        stores = backward_pass(self.step, plan, wants_input=given.wants_input, constant_input=constant)
         places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
-        residuals = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in residuals]
-        grads = {f"{n}_grad": g for n, g in zip(names, [*last_grads, None], strict=True)}
+        residuals = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in given.residuals]
+        grads = {f"{n}_grad": g for n, g in zip(names, [*given.last_grads, None], strict=True)}
         left = {name: zeros if g is None else g for name, g in grads.items()}
         left |= {name: zeros for name in stores if name.startswith("sum") or (constant and name == "x_grad")}
-        to_input = torch.zeros(shape, dtype=self.dtype)
-        for t in reversed(range(shape[0])):
+        to_input = torch.zeros(given.shape, dtype=self.dtype)
+        for t in reversed(range(given.shape[0])):
             leaves = self._shared(parameters) | {
                 f"residual{i}": k[t] for i, k in zip(places, residuals, strict=True)
             }
@@ -76,15 +75,15 @@ class TorchKernels(Kernels):
                 leaves["x_earlier"] = None if inputs is None else inputs[t - 1]
                 leaves |= self._values(before, leaves, zeros)
             else:
-                begun = (zeros if f is None else f for f in first)
+                begun = (zeros if f is None else f for f in given.first)
                 leaves |= {f"{n}_before": f for n, f in zip(names, begun, strict=True)}
-            leaves["emitted_grad"] = zeros if grad_outputs is None else grad_outputs[t]
+            leaves["emitted_grad"] = zeros if given.grad_outputs is None else given.grad_outputs[t]
             new = self._values(stores, leaves | left, zeros)
             to_input[t] = new.get("x_grad", zeros)
             left |= {name: value for name, value in new.items() if name in left}
         sums = [left[f"sum{i}"] for i in range(len(self.step.grad_sums))]
-        first_grads = [left[f"{n}_grad"] if wants_first else None for n in names]
-        return (left["x_grad"] if constant else to_input) if wants_input else None, first_grads, sums
+        first_grads = [left[f"{n}_grad"] if given.wants_first else None for n in names]
+        return (left["x_grad"] if constant else to_input) if given.wants_input else None, first_grads, sums
 
     def _shared(self, parameters):
         constants = {f"c[{i}]": torch.tensor(c, dtype=self.dtype) for i, c in enumerate(self.step.constants)}

@@ -30,7 +30,8 @@ def _decay(x: Numbers) -> Numbers:
 
 
 def _sigmoid(x: Numbers) -> Numbers:
-    return np.where(x < 0, _decay(x), 1) / (1 + _decay(x))
+    decay = _decay(x)
+    return np.where(x < 0, decay, 1) / (1 + decay)
 
 
 def _mish(x: Numbers) -> Numbers:

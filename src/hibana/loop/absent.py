@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hibana.loop.backend import BackwardArguments
 from hibana.loop.eager import in_torch, unpacked
 from hibana.loop.graph.part import Part, filled, places_in
 from hibana.loop.graph.plan import Plan, gradients, reachable
@@ -183,7 +184,7 @@ class Absences:
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
         """All steps before `steps`, by one kernel."""
         left = self._without(given)
-        found, first, sums = self._kernels_of(given).backward(
+        arguments = BackwardArguments(
             run.plan,
             torch.Size((steps, *run.shape[1:])),
             None if run.inputs is None else run.inputs[:steps],
@@ -192,10 +193,11 @@ class Absences:
             [value[:steps] for value in run.residuals],
             run.arriving(steps, grads[-1]),
             grads[:-1],
-            wants_input,
-            False,
-            True,
+            wants_input=wants_input,
+            constant=False,
+            wants_first=True,
         )
+        found, first, sums = self._kernels_of(given).backward(arguments)
         there = zip(first, left.step.grad_states, strict=True)
         summed = zip(sums, left.sums, strict=True)
         return (

@@ -1,13 +1,14 @@
 """A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop.backend import Launch
+from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import differentiated_once
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.trace import tensors_of
@@ -89,8 +90,20 @@ def go(
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
-    outputs, last, _ = program.kernels.forward(inputs, first, parameters, None, ends)
+    outputs, last, _ = program.kernels.forward(ForwardArguments(inputs, first, parameters, None, ends))
     return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+
+
+class _Saved(NamedTuple):
+    """What a run saves for its backward."""
+
+    inputs: Sequence[Tensor]
+    """One, if they are a residual."""
+    first: Sequence[Tensor | None]
+    """The states begun with that the plan reads, if there are any."""
+    cell_tensors: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    residuals: Sequence[Tensor]
 
 
 class _Run(torch.autograd.Function):
@@ -113,12 +126,16 @@ class _Run(torch.autograd.Function):
         if order is not None:
             inputs = inputs.permute(order)
         parameters = program.parameters(cell_tensors, inputs, order)
-        outputs, last, residuals = program.kernels.forward(inputs, first, parameters, plan, ends)
+        outputs, last, residuals = program.kernels.forward(
+            ForwardArguments(inputs, first, parameters, plan, ends)
+        )
         if not program.takes_zeros and ends and len(last) < len(program.step.states):
             last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
         read = (inputs,) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
-        ctx.save_for_backward(*read, *needed, *cell_tensors, *parameters, *residuals)
+        saved = _Saved(read, needed, cell_tensors, parameters, residuals)
+        ctx.save_for_backward(*chain(*saved))
+        ctx.counts = [len(tensors) for tensors in saved]
         ctx.set_materialize_grads(False)
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
@@ -138,13 +155,9 @@ class _Run(torch.autograd.Function):
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     program, plan, shape, _, order, begun, constant, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    step, saved = program.step, ctx.saved_tensors
-    a = int(plan.reads_input)  # in the order of `_Run.forward`
-    b = a + (len(plan.first) if begun else 0)
-    c = b + len(wanted) - 1 - begun
-    d = c + step.parameters + step.matrices
-    inputs, needed, cell_tensors = saved[:a], saved[a:b], saved[b:c]
-    parameters, residuals = saved[c:d], saved[d:]
+    tensors = iter(ctx.saved_tensors)
+    saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
+    inputs, needed, cell_tensors, parameters, residuals = saved
     first: Sequence[Tensor | None] = program.at_rest
     if begun:
         by_state = dict(zip(plan.first, needed, strict=True))
@@ -162,7 +175,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         read = (inputs[0] if inputs else None, first, parameters, residuals)
         return _of_what_is_there(ctx, read, cell_tensors, grad_outputs, grads)
     constant = constant and wanted[0] and _only_summed(ctx.inputs)
-    grad_input, first_grads, sums = program.kernels.backward(
+    given = BackwardArguments(
         plan,
         shape,
         inputs[0] if inputs else None,
@@ -171,10 +184,11 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         residuals,
         grad_outputs,
         grads,
-        wanted[0],
-        constant,
-        any(wanted[1 : 1 + begun]),
+        wants_input=wanted[0],
+        constant=constant,
+        wants_first=any(wanted[1 : 1 + begun]),
     )
+    grad_input, first_grads, sums = program.kernels.backward(given)
     if constant and grad_input is not None:
         grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:

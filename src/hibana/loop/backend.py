@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,11 +17,66 @@ from torch import Tensor
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step
 
-__all__ = ["Backend", "Kernels", "Launch", "kernels_of", "names", "of_device", "refusal", "register"]
+__all__ = [
+    "Backend",
+    "BackwardArguments",
+    "ForwardArguments",
+    "Kernels",
+    "Launch",
+    "kernels_of",
+    "names",
+    "of_device",
+    "refusal",
+    "register",
+]
 
 Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
 """A run from rest: inputs and the run's specification, which its node carries, to the outputs and the last
 states but the emitted one, if they are wanted."""
+
+
+class ForwardArguments(NamedTuple):
+    """What a forward is given."""
+
+    inputs: Tensor
+    """``[T, ...]``, each step contiguous."""
+    first: Sequence[Tensor | None]
+    """The states begun with; None for zeros."""
+    parameters: Sequence[Tensor]
+    """Of the step: a number, or one per neuron; then its matrices."""
+    plan: Plan | None
+    """Whose residuals are kept, if it is given."""
+    ends: bool = True
+    """Whether the last states are wanted."""
+    may_offset: bool = True
+    """Whether what is emitted may begin later than its memory does."""
+
+
+class BackwardArguments(NamedTuple):
+    """What a backward is given."""
+
+    plan: Plan
+    shape: torch.Size
+    """Of the sequences, ``[T, ...]``."""
+    inputs: Tensor | None
+    """If they are a residual."""
+    first: Sequence[Tensor | None]
+    """The states begun with that `plan` reads; None for zeros, and for those not read."""
+    parameters: Sequence[Tensor]
+    residuals: Sequence[Tensor]
+    """Besides the inputs."""
+    grad_outputs: Tensor | None
+    """Each step contiguous; None for zeros."""
+    last_grads: Sequence[Tensor | None]
+    """Gradients of the last states but the emitted one; None for zeros."""
+    wants_input: bool
+    """Whether the gradient of the input is wanted."""
+    constant: bool
+    """Whether it is then summed over time."""
+    wants_first: bool
+    """Whether the gradients of the states begun with are wanted."""
+    may_offset: bool = True
+    """Whether the gradient of the input may begin later than its memory does."""
 
 
 class Kernels(ABC):
@@ -55,42 +110,12 @@ class Kernels(ABC):
         return kernels
 
     @abstractmethod
-    def forward(
-        self,
-        inputs: Tensor,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        plan: Plan | None,
-        ends: bool = True,
-        may_offset: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
-
-        Single steps of `inputs` are contiguous. `first` are the states begun with, None for zeros. If
-        `may_offset`, what is emitted may begin later than its memory does.
-        """
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and the residuals of `plan`."""
 
     @abstractmethod
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-        constant: bool,
-        wants_first: bool,
-        may_offset: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the states begun with, and the sums over time.
-
-        With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
-        than its memory does.
-        """
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time."""
 
     @abstractmethod
     def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.loop.backend import kernels_of, refusal
+from hibana.loop.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
 from hibana.loop.graph import serial
 from hibana.loop.graph.fingerprint import NOT_HYPER
 from hibana.loop.graph.ops import Unsupported
@@ -212,9 +212,10 @@ def _forward(
     made = _program(step, backend, inputs, real=True)
     parameters = made.parameters(cell_tensors, inputs)
     begun = _begun(made, first)
-    outputs, last, residuals = made.kernels.forward(
+    given = ForwardArguments(
         _stepwise(inputs), begun, parameters, made.plan if keep else None, may_offset=_MAY_OFFSET
     )
+    outputs, last, residuals = made.kernels.forward(given)
     return [outputs, *last, *residuals]
 
 
@@ -249,7 +250,7 @@ def _backward(
     made = _program(step, backend, inputs, real=True)
     parameters = made.parameters(cell_tensors, inputs)
     begun = _begun(made, first)
-    grad_input, first_grads, sums = made.kernels.backward(
+    given = BackwardArguments(
         made.plan,
         inputs.shape,
         _stepwise(inputs),
@@ -258,11 +259,12 @@ def _backward(
         residuals,
         _stepwise(grad_outputs),
         [g.contiguous() for g in last_grads],
-        True,
-        False,
-        True,
-        _MAY_OFFSET,
+        wants_input=True,
+        constant=False,
+        wants_first=True,
+        may_offset=_MAY_OFFSET,
     )
+    grad_input, first_grads, sums = made.kernels.backward(given)
     assert grad_input is not None
     grads = made.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
     to_cell_tensors = [

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.loop.backend import Kernels, Launch
+from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels, Launch
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.functions import library_function, own_function, sleef_function
-from hibana.loop.cpu.node import built
+from hibana.loop.cpu.node import built, called
 from hibana.loop.cpu.rows import kernel_says
 from hibana.loop.cpu.source import ACCURATE, OUTPUT_OFFSET, PAGE, Source, backward_source, forward_source
 from hibana.loop.cpu.walk import (
+    BACKWARD,
     BUFFER_OFFSET,
     Bound,
     Recomputation,
@@ -119,19 +120,12 @@ class CpuKernels(Kernels):
         """What each sequence that `plan` keeps takes of a neuron and step."""
         return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
 
-    def forward(
-        self,
-        inputs: Tensor,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        plan: Plan | None,
-        ends: bool = True,
-        may_offset: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
 
         If `may_offset`, what is emitted may begin later than its memory does: see :func:`unaliased`.
         """
+        inputs, first, parameters, plan, ends, may_offset = given
         shape, dtype = inputs.shape, self.dtype
         outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
         place = outputs.data_ptr()
@@ -141,33 +135,20 @@ class CpuKernels(Kernels):
             torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
             for boolean in ready.booleans
         ]
-        ready.walk.run(  # in the order of forward_source
-            *(inputs.data_ptr(), inputs.stride(0), place),
-            *_addresses(*first, *(last or (None,) * (len(first) - 1)), *residuals, *parameters),
-            self.constants_at,
+        ready.walk.run(  # as self._forward_names has them
+            *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),
+            *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
         )
         return outputs, last, residuals
 
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-        constant: bool,
-        wants_first: bool,
-        may_offset: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
 
         With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
         than its memory does.
         """
+        plan, shape, inputs, first, parameters, residuals = given[:6]
+        grad_outputs, wants_input, constant = given.grad_outputs, given.wants_input, given.constant
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
@@ -176,30 +157,53 @@ class CpuKernels(Kernels):
             wanted = one if constant else shape
             grad_input = (
                 unaliased(grad_outputs, wanted)
-                if may_offset
+                if given.may_offset
                 else torch.empty(wanted, dtype=dtype, device=CPU)
             )
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
-        if wants_first:
+        if given.wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
         sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         variant = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
-        before = (*read, grad_outputs.data_ptr(), grad_outputs.stride(0), place)
-        states = (*first, *last_grads, *first_grads)
+        values = [  # as self._backward_names has them
+            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
+            *_addresses(*parameters, *first, *given.last_grads, *first_grads, *sums),
+        ]
         if plan.recomputed is None:
-            # in the order of backward_source
-            given = _addresses(*states, *residuals, *sums, *parameters)
-            self._backward(*variant).run(*before, *given, self.constants_at)
+            self._backward(*variant).run(*values, *_addresses(*residuals))
         else:
-            forward = (*read, 0, *_addresses(*first), *(0,) * (len(first) - 1))  # as in `forward`
-            self._recomputing(plan.recomputed, *variant).run(
-                (forward, [*_addresses(*parameters), self.constants_at]),
-                ((*before, *_addresses(*states)), [*_addresses(*sums, *parameters), self.constants_at]),
-                before[2],
-            )
+            forward = [  # as self._forward_names has them
+                *(self.constants_at, *read, 0),
+                *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
+            ]
+            recomputation = self._recomputing(plan.recomputed, *variant)
+            recomputation.run(forward, values, grad_outputs.data_ptr())
         return grad_input, first_grads, sums
+
+    def _forward_names(self, plan: Plan | None) -> list[str]:
+        """The names of what a forward is given that keeps the residuals of `plan`."""
+        *carried, _ = states = self.step.states
+        return [
+            *("constants", "input", "input_step", "outputs"),
+            *(f"p{i}_at" for i in range(self.step.parameters)),
+            *(f"{name}_first" for name in states),
+            *(f"{name}_last" for name in carried),
+            *(residual_names(plan) if plan else ()),
+        ]
+
+    def _backward_names(self) -> list[str]:
+        """The names of what a backward is given besides residuals."""
+        *carried, _ = states = self.step.states
+        return [
+            *("constants", "input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
+            *(f"p{i}_at" for i in range(self.step.parameters)),
+            *(f"{name}_first" for name in states),
+            *(f"{name}_last_grad" for name in carried),
+            *(f"{name}_first_grad" for name in states),
+            *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
+        ]
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         """What runs sequences of `shape` from rest without Python, and keeps what `plan` says; or None."""
@@ -208,25 +212,32 @@ class CpuKernels(Kernels):
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        node, constants = built(), self.constants_at
+        node, given = built(), {"constants": self.constants_at}
+        *carried, _ = self.step.states
+        kept = residual_names(plan) if plan else []
         forward = self._forward(shape, plan, True, threads)
-        backward, recomputation = None, None
+        groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
+        singles = ("input", "input_step", "outputs")
+        calls = {"forward": called(forward.walk.work, forward.walk.binding, given, singles, groups)}
         if plan is not None:
             variant = (shape, True, False, True, threads)
+            groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
             if plan.recomputed is None:
-                backward = self._backward(*variant).call(constants)
+                backward = self._backward(*variant)
+                calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
             else:
-                backward, recomputation = self._recomputing(plan.recomputed, *variant).calls(constants)
-        reads_input = plan is not None and plan.reads_input
-        marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
-        facts = (  # in the order of node.cpp
-            *(len(self.step.states), ends, plan is not None, reads_input, self._nontemporal(*_sizes(shape))),
-            *(-1 if place is None else place for place in marks),
-            *(ALIASING_FROM, OUTPUT_OFFSET, BUFFER_OFFSET, PAGE, LINE),
-        )
-        call = forward.walk.call(constants)
-        launch = node.launch(facts, forward.bits, forward.booleans, call, backward, recomputation)
-        return partial(node.run, launch)
+                calls |= self._recomputing(plan.recomputed, *variant).called(given, groups)
+        facts = {
+            **{"ends": ends, "keeps": plan is not None, "states": len(self.step.states)},
+            "reads_input": plan is not None and plan.reads_input,
+            "nontemporal": self._nontemporal(*_sizes(shape)),
+            "support_at": -1 if plan is None or plan.support_at is None else plan.support_at,
+            "spikes_at": -1 if plan is None or plan.spikes_at is None else plan.spikes_at,
+            **{"aliasing_from": ALIASING_FROM, "output_offset": OUTPUT_OFFSET},
+            **{"buffer_offset": BUFFER_OFFSET, "page": PAGE, "line": LINE},
+            **{"bits": forward.bits, "booleans": forward.booleans},
+        }
+        return partial(node.run, node.launch(facts | calls))
 
     def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -241,12 +252,14 @@ class CpuKernels(Kernels):
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
         booleans = tuple(value.boolean for value in plan.stored) if plan else ()
-        return _Ready(walk(bound, steps, neurons, threads), (steps, row_bytes(neurons)), booleans)
+        names = self._forward_names(plan)
+        return _Ready(walk(bound, names, steps, neurons, threads), (steps, row_bytes(neurons)), booleans)
 
     def _make_backward(
         self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
     ) -> Walk:
-        return walk(self._backward_kernel(shape, wants_input, constant, aligned), *_sizes(shape), threads)
+        bound = self._backward_kernel(shape, wants_input, constant, aligned)
+        return walk(bound, [*self._backward_names(), *residual_names(self.plan)], *_sizes(shape), threads)
 
     def _make_recomputing(
         self,
@@ -261,7 +274,9 @@ class CpuKernels(Kernels):
             self._kernel("forward", recomputed, False, False),
             self._backward_kernel(shape, wants_input, constant, aligned),
         )
-        return recompute(kernels, self._residual_bits(recomputed), *_sizes(shape), threads)
+        names = (self._forward_names(None), self._backward_names())
+        bits = dict(zip(residual_names(recomputed), self._residual_bits(recomputed), strict=True))
+        return recompute(kernels, names, bits, *_sizes(shape), threads)
 
     def _backward_kernel(self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool) -> Bound:
         nontemporal = wants_input and not constant and aligned and self._nontemporal(*_sizes(shape))
@@ -273,19 +288,16 @@ class CpuKernels(Kernels):
         return steps * step >= NONTEMPORAL_FROM and step % LINE == 0
 
     def _kernel(self, direction: str, *variant: Any) -> Bound:
-        """A kernel, what its arguments end with, and how wide its rows are at most."""
+        """A kernel, made when it is first asked for."""
         key = (direction, variant)
         found = self._built.get(key)
         if found is None:
             made = self._forward_source if direction == "forward" else self._backward_source
             source = made(*variant)
             (kernel,) = assemble(source.text, (direction,))
-            called = [
-                name.removesuffix("_at") for name in source.arguments if name.removesuffix("_at") in CALLS
-            ]
-            calls = (self.functions[op] for op in called)
+            calls = {name: self.functions[op] for name, op in source.calls.items()}
             # a thread that was here first may run its own by now, which must stay
-            found = self._built.setdefault(key, (kernel, tuple(calls), source.row))
+            found = self._built.setdefault(key, Bound(kernel, source.arguments, calls, source.row))
         return found
 
     def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
@@ -301,6 +313,11 @@ class CpuKernels(Kernels):
             constant_input=constant,
             nontemporal=nontemporal,
         )
+
+
+def residual_names(plan: Plan) -> list[str]:
+    """The arguments that the residuals of `plan` go by, the input's aside."""
+    return [f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.op != "input"]
 
 
 def unaliased(read: Tensor, shape: torch.Size) -> Tensor:

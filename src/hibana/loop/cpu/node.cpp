@@ -31,19 +31,40 @@ using torch::autograd::Node;
 using torch::autograd::variable_list;
 using Numbers = std::vector<int64_t>;
 
-// A kernel, how many pieces of work there are and how many are not worth a thread, and what its arguments
-// begin and end with.
+// Python's objects are let go under Python's lock, whichever thread a node ends in.
+struct Held {
+  PyObject* object;
+  explicit Held(PyObject* given) : object(given) { Py_INCREF(object); }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  ~Held() {
+    if (!Py_IsInitialized()) return;
+    const auto lock = PyGILState_Ensure();
+    Py_DECREF(object);
+    PyGILState_Release(lock);
+  }
+};
+
+// Where the arguments are that no shape determines; -1: the kernel has none of that name.
+struct Places {
+  int64_t input, input_step, outputs, grad_outputs, grad_outputs_step, grad_input;
+  int64_t forward_args, backward_args, buffer;
+  Numbers last, last_grads, residuals;
+};
+
+// A kernel, how many pieces of work there are and how many are not worth a thread, and its arguments.
 struct Call {
   int64_t address, count, grain;
-  Numbers before, after;
+  Numbers arguments;  // zero where those are written that no shape determines
+  Places at;
 
-  void run(Numbers& arguments) const {
+  void run(Numbers& given) const {
     if (count <= grain) {
-      reinterpret_cast<void (*)(int64_t, int64_t, void*)>(address)(0, count, arguments.data());
+      reinterpret_cast<void (*)(int64_t, int64_t, void*)>(address)(0, count, given.data());
       return;
     }
-    const auto failed = torch_parallel_for(
-        0, count, grain, reinterpret_cast<ParallelFunc>(address), arguments.data());
+    const auto failed =
+        torch_parallel_for(0, count, grain, reinterpret_cast<ParallelFunc>(address), given.data());
     TORCH_CHECK(!failed, "torch_parallel_for failed over ", count, " pieces of work");
   }
 };
@@ -51,8 +72,8 @@ struct Call {
 // A backward that recomputes the forward, in tiles: hibana.loop.cpu.walk.Recomputation.
 struct Recomputation {
   Call call, forward;
-  Numbers starts, bits;
   int64_t buffer;
+  Held tables;  // whose addresses are among the arguments
 };
 
 struct Launch {
@@ -89,15 +110,9 @@ Tensor unaliased(const Launch& launch, const Tensor& read) {
   return buffer;
 }
 
-void put(Numbers& arguments, const Numbers& values) {
-  arguments.insert(arguments.end(), values.begin(), values.end());
+void put(Numbers& arguments, const Numbers& at, const variable_list& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) arguments[at[i]] = place(tensors[i]);
 }
-
-void put(Numbers& arguments, const variable_list& tensors) {
-  for (const auto& tensor : tensors) arguments.push_back(place(tensor));
-}
-
-void put_none(Numbers& arguments, int64_t count) { arguments.insert(arguments.end(), count, 0); }
 
 struct Forwarded {
   Tensor outputs;
@@ -116,15 +131,13 @@ Forwarded forward(const Launch& launch, const Tensor& inputs) {
         boolean ? at::empty(launch.bits, inputs.options().dtype(at::kByte)) : at::empty_like(inputs));
   }
   const auto& call = launch.forward;
-  Numbers arguments;
-  arguments.reserve(64);
-  put(arguments, call.before);  // in the order of forward_source
-  put(arguments, {place(inputs), inputs.stride(0), place(found.outputs)});
-  put_none(arguments, launch.states);
-  if (launch.ends) put(arguments, found.last);
-  else put_none(arguments, launch.states - 1);
-  put(arguments, found.kept);
-  put(arguments, call.after);
+  const auto& at = call.at;
+  auto arguments = call.arguments;
+  arguments[at.input] = place(inputs);
+  arguments[at.input_step] = inputs.stride(0);
+  arguments[at.outputs] = place(found.outputs);
+  put(arguments, at.last, found.last);
+  put(arguments, at.residuals, found.kept);
   Py_BEGIN_ALLOW_THREADS call.run(arguments);
   Py_END_ALLOW_THREADS
   return found;
@@ -138,68 +151,37 @@ Tensor steps_contiguous(Tensor grad) {
 
 Tensor backward(
     const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last) {
-  const auto read = launch.reads_input ? Numbers{place(inputs), inputs.stride(0)} : Numbers{0, 0};
+  const auto read = [&](const Call& call) {
+    auto arguments = call.arguments;
+    if (launch.reads_input) {
+      arguments[call.at.input] = place(inputs);
+      arguments[call.at.input_step] = inputs.stride(0);
+    }
+    return arguments;
+  };
   auto grad_input = unaliased(launch, outputs);
   const auto& call = launch.backward;
-  Numbers arguments;
-  arguments.reserve(64);
-  put(arguments, call.before);  // in the order of backward_source
-  put(arguments, read);
-  put(arguments, {place(outputs), outputs.stride(0), place(grad_input)});
-  put_none(arguments, launch.states);
-  put(arguments, last);
-  put_none(arguments, launch.states);
+  auto arguments = read(call);
+  arguments[call.at.grad_outputs] = place(outputs);
+  arguments[call.at.grad_outputs_step] = outputs.stride(0);
+  arguments[call.at.grad_input] = place(grad_input);
+  put(arguments, call.at.last_grads, last);
   if (!launch.recomputation) {
-    put(arguments, kept);
-    put(arguments, call.after);
+    put(arguments, call.at.residuals, kept);
     call.run(arguments);
     return grad_input;
   }
   const auto& recomputation = *launch.recomputation;
-  const auto kept_at = static_cast<int64_t>(arguments.size());
-  put_none(arguments, static_cast<int64_t>(recomputation.bits.size()));
-  put(arguments, call.after);
-  Numbers forward;
-  forward.reserve(64);
-  put(forward, recomputation.forward.before);
-  put(forward, read);
-  put_none(forward, 2 * launch.states);
-  const auto forward_kept_at = static_cast<int64_t>(forward.size());
-  put_none(forward, static_cast<int64_t>(recomputation.bits.size()));
-  put(forward, recomputation.forward.after);
+  auto forward = read(recomputation.forward);
   const auto buffer = at::empty({recomputation.buffer + launch.page}, outputs.options().dtype(at::kByte));
-  const auto where = [](const Numbers& numbers) { return reinterpret_cast<int64_t>(numbers.data()); };
-  Numbers values{  // in the order of recompute.ARGUMENTS
-      recomputation.forward.address,
-      call.address,
-      where(forward),
-      where(arguments),
-      static_cast<int64_t>(8 * forward.size()),
-      static_cast<int64_t>(8 * arguments.size()),
-      forward_kept_at,
-      kept_at,
-      static_cast<int64_t>(recomputation.bits.size()),
-      where(recomputation.starts),
-      where(recomputation.bits),
-      place(buffer) + shifted(launch, place(outputs), launch.buffer_offset, place(buffer))};
-  put(values, recomputation.call.after);
-  recomputation.call.run(values);
+  const auto& at = recomputation.call.at;
+  auto alternately = recomputation.call.arguments;
+  alternately[at.forward_args] = reinterpret_cast<int64_t>(forward.data());
+  alternately[at.backward_args] = reinterpret_cast<int64_t>(arguments.data());
+  alternately[at.buffer] = place(buffer) + shifted(launch, place(outputs), launch.buffer_offset, place(buffer));
+  recomputation.call.run(alternately);
   return grad_input;
 }
-
-// Python's objects are let go under Python's lock, whichever thread a node ends in.
-struct Held {
-  PyObject* object;
-  explicit Held(PyObject* given) : object(given) { Py_INCREF(object); }
-  Held(const Held&) = delete;
-  Held& operator=(const Held&) = delete;
-  ~Held() {
-    if (!Py_IsInitialized()) return;
-    const auto lock = PyGILState_Ensure();
-    Py_DECREF(object);
-    PyGILState_Release(lock);
-  }
-};
 
 // Nodes are held by intrusive pointers, in older torch by shared ones.
 using NodePointer = decltype(torch::autograd::Edge::function);
@@ -305,6 +287,12 @@ PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+PyObject* item(PyObject* dict, const char* name) {
+  auto* found = PyDict_GetItemString(dict, name);
+  TORCH_CHECK_VALUE(found, "a launch needs ", name);
+  return found;
+}
+
 int64_t number(PyObject* object) {
   const auto value = PyLong_AsLongLong(object);
   if (PyErr_Occurred()) throw python_error();
@@ -320,34 +308,44 @@ Numbers numbers(PyObject* object) {
   return found;
 }
 
-Call call_of(PyObject* object) {
-  PyObject *address, *count, *grain, *before, *after;
-  if (!PyArg_ParseTuple(object, "OOOOO", &address, &count, &grain, &before, &after)) throw python_error();
-  return {number(address), number(count), number(grain), numbers(before), numbers(after)};
+Places places_of(PyObject* dict) {
+  const auto one = [&](const char* name) {
+    auto* found = PyDict_GetItemString(dict, name);
+    return found ? number(found) : -1;
+  };
+  const auto several = [&](const char* name) {
+    auto* found = PyDict_GetItemString(dict, name);
+    return found ? numbers(found) : Numbers{};
+  };
+  return {one("input"), one("input_step"), one("outputs"), one("grad_outputs"), one("grad_outputs_step"),
+          one("grad_input"), one("forward_args"), one("backward_args"), one("buffer"),
+          several("last"), several("last_grads"), several("residuals")};
+}
+
+Call call_of(PyObject* dict) {
+  return {number(item(dict, "address")), number(item(dict, "count")), number(item(dict, "grain")),
+          numbers(item(dict, "arguments")), places_of(item(dict, "at"))};
 }
 
 PyObject* make_launch(PyObject*, PyObject* given) {
   HANDLE_TH_ERRORS
-  PyObject *facts, *bits, *booleans, *forward, *backward, *recomputation;
-  if (!PyArg_ParseTuple(given, "OOOOOO", &facts, &bits, &booleans, &forward, &backward, &recomputation)) return nullptr;
+  TORCH_CHECK_TYPE(PyDict_Check(given), "launch takes a dictionary");
   auto launch = std::make_unique<Launch>();
-  const auto fact = numbers(facts);
-  int64_t Launch::* const places[] = {  // in the order of hibana.loop.cpu.kernels
-      &Launch::states, &Launch::ends, &Launch::keeps, &Launch::reads_input, &Launch::nontemporal,
-      &Launch::support_at, &Launch::spikes_at,
-      &Launch::aliasing_from, &Launch::output_offset, &Launch::buffer_offset, &Launch::page, &Launch::line};
-  TORCH_CHECK_VALUE(
-      fact.size() == std::size(places), "a launch has ", std::size(places), " facts, got ", fact.size());
-  for (size_t i = 0; i < fact.size(); ++i) launch.get()->*places[i] = fact[i];
-  launch->bits = numbers(bits);
-  launch->booleans = numbers(booleans);
-  launch->forward = call_of(forward);
-  if (launch->keeps) launch->backward = call_of(backward);
-  if (recomputation != Py_None) {
-    PyObject *call, *forward, *starts, *each;
-    long long buffer;
-    if (!PyArg_ParseTuple(recomputation, "OOOOL", &call, &forward, &starts, &each, &buffer)) return nullptr;
-    launch->recomputation.reset(new Recomputation{call_of(call), call_of(forward), numbers(starts), numbers(each), buffer});
+  const std::pair<const char*, int64_t Launch::*> facts[] = {
+      {"ends", &Launch::ends}, {"keeps", &Launch::keeps}, {"states", &Launch::states},
+      {"reads_input", &Launch::reads_input}, {"nontemporal", &Launch::nontemporal},
+      {"support_at", &Launch::support_at}, {"spikes_at", &Launch::spikes_at},
+      {"aliasing_from", &Launch::aliasing_from}, {"output_offset", &Launch::output_offset},
+      {"buffer_offset", &Launch::buffer_offset}, {"page", &Launch::page}, {"line", &Launch::line}};
+  for (const auto& [name, fact] : facts) launch.get()->*fact = number(item(given, name));
+  launch->bits = numbers(item(given, "bits"));
+  launch->booleans = numbers(item(given, "booleans"));
+  launch->forward = call_of(item(given, "forward"));
+  if (launch->keeps) launch->backward = call_of(item(given, "backward"));
+  if (auto* recomputation = PyDict_GetItemString(given, "recomputation")) {
+    launch->recomputation.reset(new Recomputation{
+        call_of(item(recomputation, "call")), call_of(item(recomputation, "forward")),
+        number(item(recomputation, "buffer")), Held(item(recomputation, "tables"))});
   }
   return PyCapsule_New(launch.release(), "hibana.Launch", [](PyObject* capsule) {
     delete static_cast<Launch*>(PyCapsule_GetPointer(capsule, "hibana.Launch"));
@@ -378,7 +376,7 @@ PyGetSetDef PROPERTIES[] = {
     {nullptr}};
 
 PyMethodDef FUNCTIONS[] = {
-    {"launch", make_launch, METH_VARARGS, nullptr},
+    {"launch", make_launch, METH_O, nullptr},
     {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(run)), METH_FASTCALL, nullptr},
     {nullptr}};
 

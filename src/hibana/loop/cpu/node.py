@@ -12,15 +12,17 @@ it was not built, go through :class:`hibana.loop.autograd._Run`; the numbers are
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
-from hibana.native import COMPILING, files, kept_in
+from hibana.loop.cpu.binding import Binding
+from hibana.native import COMPILING, Work, files, kept_in
 
-__all__ = ["build", "built"]
+__all__ = ["build", "built", "called"]
 
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "hibana_node"
@@ -40,6 +42,35 @@ def built() -> Any:
             with COMPILING:
                 return _loaded(path)
     return None
+
+
+def called(
+    work: Work,
+    binding: Binding,
+    given: Mapping[str, int],
+    singles: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """A kernel as ``node.cpp`` takes it.
+
+    Args:
+        work: its pieces of work.
+        binding: what it declares, and what of that is known.
+        given: what is known besides.
+        singles: what is written at each launch, by name,
+        groups: and several at a time, by a name of theirs.
+    """
+    at: dict[str, Any] = dict(zip(singles, binding.places(singles), strict=True))
+    at |= {name: binding.places(names) for name, names in groups.items()}
+    known = Binding(binding.arguments, {**binding.known, **given})
+    arguments = known.filled()
+    return {
+        "address": work.address,
+        "count": work.pieces,
+        "grain": work.grain,
+        "arguments": arguments,
+        "at": at,
+    }
 
 
 def build() -> Path:

@@ -11,16 +11,20 @@ __all__ = ["ARGUMENTS", "recompute_source"]
 
 ARGUMENTS = (
     *("forward", "backward", "forward_args", "backward_args", "forward_bytes", "backward_bytes"),
-    *("forward_residuals", "backward_residuals", "residuals", "offsets", "bits"),
-    *("buffer", "buffer_bytes", "width", "rows", "rows_each", "reversed_at", "reversed"),
+    *("residuals", "forward_places", "backward_places", "offsets", "bits"),
+    *("buffer", "buffer_bytes", "width", "rows", "rows_each"),
+    *("forward_reversed", "backward_reversed", "reversed"),
 )
-"""Functions; their arguments, how many bytes these are, and at which of them the addresses of what is kept
-begin; how many there are of those, where each begins in a buffer and how many bits of it belong to a neuron;
+"""Functions, their arguments and how many bytes these are; how many residuals there are, at which of their
+arguments the addresses of those are, where each begins in a buffer and how many bits of it are a neuron's;
 the buffers, one for each piece of work, and their size; how wide a row is, how many there are, and how many
 of them are one piece of work; which of their arguments says how many neurons are walked in reverse, and how
 many those are in the last row of a piece."""
 
-_POINTERS = frozenset({"forward", "backward", "forward_args", "backward_args", "offsets", "bits", "buffer"})
+_POINTERS = frozenset(
+    {"forward", "backward", "forward_args", "backward_args", "offsets", "bits", "buffer"}
+    | {"forward_places", "backward_places"}
+)
 
 
 def recompute_source() -> str:
@@ -49,13 +53,13 @@ def recompute_source() -> str:
                 # as if the row were in a whole sequence: the kernels step over the neurons before it
                 place = writer.row("", "i8", buffer, writer.let("", f"sub i64 {offset}, {outside}"))
                 for name in ("forward", "backward"):
-                    index = writer.let("", f"add i64 {k}, %{name}_residuals")
+                    index = writer.let("", f"load i64, ptr {writer.row('', 'i64', f'%{name}_places', k)}")
                     writer.do(f"store ptr {place}, ptr {writer.row('', 'i64', f'%{name}.own', index)}")
             next_ = writer.let("", f"add i64 {row}, 1")
             is_last = writer.let("", f"icmp eq i64 {next_}, {last}")
             in_reverse = writer.let("", f"select i1 {is_last}, i64 %reversed, i64 0")
             for name in ("forward", "backward"):
-                place = writer.row("", "i64", f"%{name}.own", "%reversed_at")
+                place = writer.row("", "i64", f"%{name}.own", f"%{name}_reversed")
                 writer.do(f"store i64 {in_reverse}, ptr {place}")
             for name in ("forward", "backward"):
                 writer.do(f"call void %{name}(i64 {row}, i64 {next_}, ptr %{name}.own)")

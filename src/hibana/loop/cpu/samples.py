@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.loop.backend import Kernels
-from hibana.loop.cpu.kernels import SHAPES, approximate, vector_functions
+from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
+from hibana.loop.cpu.kernels import SHAPES, approximate, residual_names, vector_functions
 from hibana.loop.cpu.product import padded, table_step
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
 from hibana.loop.cpu.source import Source
@@ -80,16 +80,9 @@ class SampleKernels(Kernels):
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in self.plan.stored]
 
-    def forward(
-        self,
-        inputs: Tensor,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        plan: Plan | None,
-        ends: bool = True,
-        may_offset: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ..., N]``, the last states but that if `ends`, and what `plan` keeps."""
+        inputs, first, parameters, plan, ends, _ = given
         shape, dtype = inputs.shape, self.dtype
         outputs = torch.empty(shape, dtype=dtype, device="cpu")
         last = [torch.empty(shape[1:], dtype=dtype, device="cpu") for _ in first[1:]] if ends else []
@@ -99,29 +92,17 @@ class SampleKernels(Kernels):
                 torch.empty(s, dtype=d, device="cpu") for s, d in self.residual_shapes(shape[0], shape[1:])
             ]
         names = self.step.states
-        given: dict[str, Any] = {"input": inputs, "input_step": inputs.stride(0), "outputs": outputs}
-        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
-        given |= {f"{name}_last": t for name, t in zip(names, last, strict=False)}
-        given |= self._residuals(residuals)
-        self._run(("forward", plan is not None, False), shape, parameters, given)
+        named: dict[str, Any] = {"input": inputs, "input_step": inputs.stride(0), "outputs": outputs}
+        named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        named |= {f"{name}_last": t for name, t in zip(names, last, strict=False)}
+        named |= self._residuals(residuals)
+        self._run(("forward", plan is not None, False), shape, parameters, named)
         return outputs, last, residuals
 
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-        constant: bool,
-        wants_first: bool,
-        may_offset: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, the sums over time, and outer products."""
+        plan, shape, inputs, first, parameters, residuals = given[:6]
+        grad_outputs = given.grad_outputs
         one, dtype, names = shape[1:], self.dtype, self.step.states
 
         def empty(size: Sequence[int]) -> Tensor:
@@ -129,29 +110,29 @@ class SampleKernels(Kernels):
 
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=dtype, device="cpu").expand(shape)
-        grad_input = empty(one if constant else shape) if wants_input else None
-        first_grads: list[Tensor | None] = [empty(one) if wants_first else None for _ in first]
+        grad_input = empty(one if given.constant else shape) if given.wants_input else None
+        first_grads: list[Tensor | None] = [empty(one) if given.wants_first else None for _ in first]
         sums = [empty(one) for _ in self.step.grad_sums]
-        arriving = {} if grad_input is None or constant else {self.step.grad_input: grad_input}
+        arriving = {} if grad_input is None or given.constant else {self.step.grad_input: grad_input}
         outer_rows = {}  # of each gradient that is not written anyway, by the first product that wants it
         for i, operand in enumerate(self.operands):
             if operand.gradient not in arriving:
                 arriving[operand.gradient] = outer_rows[f"outer{i}_all"] = empty(shape)
-        given: dict[str, Any] = {
+        named: dict[str, Any] = {
             "grad_outputs": grad_outputs,
             "grad_outputs_step": grad_outputs.stride(0),
             "grad_input": grad_input,
-            "wants_first": int(wants_first),
+            "wants_first": int(given.wants_first),
         }
         if inputs is not None:
-            given |= {"input": inputs, "input_step": inputs.stride(0)}
-        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
-        given |= {f"{name}_last_grad": t for name, t in zip(names, last_grads, strict=False)}
-        given |= {f"{name}_first_grad": t for name, t in zip(names, first_grads, strict=True)}
-        given |= {f"sum{i}_all": t for i, t in enumerate(sums)}
-        given |= outer_rows
-        given |= self._residuals(residuals)
-        self._run(("backward", wants_input, constant), shape, parameters, given)
+            named |= {"input": inputs, "input_step": inputs.stride(0)}
+        named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        named |= {f"{name}_last_grad": t for name, t in zip(names, given.last_grads, strict=False)}
+        named |= {f"{name}_first_grad": t for name, t in zip(names, first_grads, strict=True)}
+        named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
+        named |= outer_rows
+        named |= self._residuals(residuals)
+        self._run(("backward", given.wants_input, given.constant), shape, parameters, named)
         by_value = dict(zip(plan.stored, residuals, strict=True))
         outer = []
         for operand in self.operands:
@@ -163,8 +144,7 @@ class SampleKernels(Kernels):
 
     def _residuals(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
         """What is kept, by the names that passes have for it."""
-        places = [i for i, value in enumerate(self.plan.residuals) if value.op != "input"]
-        return {f"residual{i}_all": t for i, t in zip(places, residuals, strict=False)}
+        return dict(zip(residual_names(self.plan), residuals, strict=False))
 
     def _run(
         self,

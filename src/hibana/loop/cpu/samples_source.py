@@ -155,10 +155,14 @@ class _Schedule:
             "\n".join([head, *writer.lines, "}"]),
             *(libm_row(op, self.real) for op in sorted(used)),
         ]
-        return Source("\n\n".join(text) + "\n", tuple(arguments))
+        functions = {f"{op}_at": op for op in self._called()}
+        return Source("\n\n".join(text) + "\n", tuple(arguments), functions)
+
+    def _called(self) -> list[str]:
+        """The operations whose functions the kernel is given."""
+        return sorted({op for pass_ in self.passes for op in pass_.called} & self.calls)
 
     def _arguments(self) -> list[str]:
-        called = sorted({op for pass_ in self.passes for op in pass_.called} & self.calls)
         read = {name for pass_ in self.passes for name in pass_.leaves}
         moving = [row.base for row in self.parts.moving.values()]
         tables = sorted(
@@ -172,7 +176,7 @@ class _Schedule:
             *(f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & read),
             "constants",
             *tables,
-            *(f"{op}_at" for op in called),
+            *(f"{op}_at" for op in self._called()),
         ]
 
     def _workspace(self, piece: str) -> None:

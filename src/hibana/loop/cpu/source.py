@@ -48,10 +48,13 @@ REAL = {"float32": "float", "float64": "double"}
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel's source, and what its arguments are, in order."""
+    """A kernel's source, and what it declares."""
 
     text: str
     arguments: tuple[str, ...]
+    """Their names."""
+    calls: Mapping[str, str]
+    """Of the arguments that are addresses of functions: the operation that each computes."""
     row: int = 0
     """Neurons in a row at most, if they are done in rows."""
 
@@ -198,6 +201,8 @@ class _Walk:
         self.nontemporal = any(pass_.nontemporal for pass_ in passes)
         self.writer = Writer()
         self.arguments: list[str] = []
+        self.functions: dict[str, str] = {}
+        """Arguments that are addresses of functions, and the operations that these compute."""
         self.own: list[str] = []
         self.row = ROW
         """Neurons in a row at most."""
@@ -205,11 +210,12 @@ class _Walk:
     def begin(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
         called = sorted({op for pass_ in self.passes for op in pass_.called} & self.calls)
+        self.functions = {f"{op}_at": op for op in called}
         self.arguments = [
             *(name for names in arguments for name in names),
             *(f"p{i}_at" for i in range(step.parameters)),
             "constants",
-            *(f"{op}_at" for op in called),
+            *self.functions,
         ]
         writer = self.writer
         for i, name in enumerate(self.arguments):
@@ -386,7 +392,7 @@ class _Walk:
         ]
         if self.nontemporal:
             parts.append("!0 = !{i32 1}")
-        return Source("\n\n".join(parts) + "\n", tuple(self.arguments), self.row)
+        return Source("\n\n".join(parts) + "\n", tuple(self.arguments), self.functions, self.row)
 
 
 def _place(name: str, kind: str) -> str:
@@ -418,7 +424,8 @@ def _buffer(name: str) -> str:
 
 
 SIZES = ("steps", "neurons", "width", "row_bytes", "residual_step", "reversed")
-"""What a kernel's arguments begin with: see :class:`hibana.loop.cpu.walk.Walk`."""
+"""How many steps and neurons there are, how wide a row is, how far apart are steps of what is kept, in bytes
+of bits and in numbers, and how much of the last row is walked in reverse."""
 _NUMBERS = frozenset({*SIZES, "input_step", "grad_outputs_step"})
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

@@ -4,20 +4,33 @@ Also recomputation in tiles: a forward and a backward alternately, a row at a ti
 keeps for the second never leaves the cache.
 """
 
+import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
-from hibana.loop.cpu.recompute import recompute_source
+from hibana.loop.cpu.node import called
+from hibana.loop.cpu.recompute import ARGUMENTS, recompute_source
 from hibana.loop.cpu.source import PAGE, ROW
-from hibana.native import Kernel, Work, arguments, assemble, ready
+from hibana.native import Kernel, Work, assemble, ready
 
-__all__ = ["BUFFER_OFFSET", "Bound", "Recomputation", "Walk", "fits_tiles", "recompute", "row_bytes", "walk"]
+__all__ = [
+    "BACKWARD",
+    "BUFFER_OFFSET",
+    "Bound",
+    "Recomputation",
+    "Walk",
+    "fits_tiles",
+    "recompute",
+    "row_bytes",
+    "walk",
+]
 
 SHORTEST = 512
 """Neurons in a row at least."""
@@ -39,89 +52,88 @@ ROOM = 256 << 10
 BUFFER_OFFSET = 3200
 """How far after the gradients that are read, within a page, a buffer begins: as ``source.OUTPUT_OFFSET``."""
 
-Bound = tuple[Kernel, tuple[int, ...], int]
-"""A kernel, what its arguments end with, and how many neurons a row of it has at most."""
 
+class Bound(NamedTuple):
+    """A kernel, the arguments that it declares, those of them that no shape changes, and its longest row."""
 
-Call = tuple[int, int, int, tuple[int, ...], tuple[int, ...]]
-"""A kernel's address, its pieces of work and how many are not worth a thread, and what its arguments begin
-and end with."""
+    kernel: Kernel
+    arguments: tuple[str, ...]
+    fixed: dict[str, int]
+    """The addresses of the functions that it calls."""
+    row: int
+    """How many neurons a row of it has at most."""
 
 
 class Walk(NamedTuple):
     """How a kernel goes over sequences of one shape: all but where its tensors are."""
 
     work: Work
-    sizes: tuple[int, ...]
-    """What its arguments begin with: how many steps and neurons there are, how wide a row is, how far apart
-    are steps of what is kept, in bytes of bits and in numbers, and how much of the last row is walked in
-    reverse."""
+    binding: Binding
+    pack: Pack
 
-    tail: tuple[int, ...]
-    """What they end with: the functions that it calls."""
-
-    def call(self, constants: int) -> Call:
-        """It as ``node.cpp`` takes it, with the step's constants at `constants`."""
-        return (*self.work[:3], self.sizes, (constants, *self.tail))
-
-    def run(self, *between: int) -> None:
-        """Runs the kernel over all rows; `between` are its arguments between the sizes and the tail."""
-        self.work.go(arguments((*self.sizes, *between, *self.tail)))
+    def run(self, *given: int) -> None:
+        """Runs the kernel over all rows; it is given what :func:`walk` was told the names of."""
+        self.work.go(self.pack(given))
 
 
 class Recomputation(NamedTuple):
     """How a forward that keeps and the backward that reads it go alternately over rows of one shape."""
 
     work: Work
-    sizes: tuple[int, ...]
-    kernels: tuple[int, int]
-    tails: tuple[tuple[int, ...], tuple[int, ...]]
+    pack: Pack
+    """For :data:`ALTERNATELY`."""
+    bindings: tuple[Binding, Binding]
+    packs: tuple[Pack, Pack]
+    """For the forward and the backward."""
     tables: tuple["array[int]", "array[int]"]
     """Where in a buffer what is kept begins, and what it takes of a neuron and step."""
+    places: tuple["array[int]", "array[int]"]
+    """At which of the forward's arguments, and of the backward's, are the addresses of what is kept."""
+    known: Mapping[str, int]
+    """What is known of the kernel's arguments."""
     buffer: int
     """Bytes of all buffers, one for each thread."""
-    rest: tuple[int, ...]
-    """The last of ``recompute.ARGUMENTS``."""
 
-    def calls(self, constants: int) -> tuple[Call, tuple[Call, Call, list[int], list[int], int]]:
-        """It as ``node.cpp`` takes it: the backward, and what goes with it."""
-        forward, backward = (
-            (address, 0, 0, self.sizes, (constants, *tail))
-            for address, tail in zip(self.kernels, self.tails, strict=True)
-        )
-        starts, bits = (list(table) for table in self.tables)
-        return backward, ((*self.work[:3], (), self.rest), forward, starts, bits, self.buffer)
-
-    def run(self, forward: tuple[Sequence[int], ...], backward: tuple[Sequence[int], ...], read: int) -> None:
-        """Runs both, each with its arguments between the ends, before and after those for what is kept.
+    def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
+        """Runs both; each is given what :func:`recompute` was told the names of.
 
         `read` is where the gradients that they read are.
         """
-        starts, bits = self.tables
-        none = (0,) * len(bits)
-        given = [
-            array("q", (*self.sizes, *before, *none, *after, *tail))
-            for (before, after), tail in zip((forward, backward), self.tails, strict=True)
-        ]
+        arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
         buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-        values = (  # in the order of recompute.ARGUMENTS
-            *self.kernels,
-            *(each.buffer_info()[0] for each in given),
-            *(8 * len(each) for each in given),
-            *(len(self.sizes) + len(before) for before, _ in (forward, backward)),
-            *(len(bits), starts.buffer_info()[0], bits.buffer_info()[0]),
-            *(buffer.data_ptr() + shift, *self.rest),
-        )
-        self.work.go(arguments(values))
+        held = [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
+        self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
+
+    def called(self, given: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The backward, and what goes with it, as ``node.cpp`` takes them."""
+        forward, backward = self.bindings
+        none = Work(0, 0, 0, self.work.go)  # the kernel of the recomputation calls them
+        call = called(self.work, Binding(ARGUMENTS, self.known), {}, ALTERNATELY, {})
+        return {
+            "backward": called(none, backward, given, BACKWARD, groups),
+            "recomputation": {
+                "call": call,
+                "forward": called(none, forward, given, ("input", "input_step"), {}),
+                "buffer": self.buffer,
+                "tables": (self.tables, self.places),
+            },
+        }
 
 
-def walk(bound: Bound, steps: int, neurons: int, threads: int) -> Walk:
-    """A kernel over `steps` of `neurons`, split among `threads`."""
-    kernel, tail, longest = bound
-    count, width, grain = _rows(steps, neurons, threads, longest)
-    sizes = (steps, neurons, width, row_bytes(neurons), neurons, REVERSED)
-    return Walk(ready(kernel.address, count, grain), sizes, tail)
+BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
+"""What a backward is given at each launch, whatever the step."""
+ALTERNATELY = ("forward_args", "backward_args", "buffer")
+"""What the kernel of a recomputation is given at each launch."""
+
+
+def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: int) -> Walk:
+    """A kernel over `steps` of `neurons`, split among `threads`; at each launch it is given `names`."""
+    count, width, grain = _rows(steps, neurons, threads, bound.row)
+    sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
+    sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons}
+    binding = Binding(bound.arguments, bound.fixed | sizes)
+    return Walk(ready(bound.kernel.address, count, grain), binding, binding.pack_named(names))
 
 
 def row_bytes(neurons: int) -> int:
@@ -135,23 +147,52 @@ def fits_tiles(bits: Sequence[int], steps: int) -> bool:
 
 
 def recompute(
-    kernels: tuple[Bound, Bound], bits: Sequence[int], steps: int, neurons: int, threads: int
+    kernels: tuple[Bound, Bound],
+    names: tuple[Sequence[str], Sequence[str]],
+    residuals: Mapping[str, int],
+    steps: int,
+    neurons: int,
+    threads: int,
 ) -> Recomputation:
-    """A forward and a backward alternately over `steps` of `neurons`; `bits` are kept of each."""
-    (forward, forward_tail, _), (backward, backward_tail, _) = kernels
-    longest = min(_widest(bits, steps), *(row for _, _, row in kernels))
+    """A forward and a backward alternately over `steps` of `neurons`.
+
+    Args:
+        kernels: both.
+        names: what each is given at each launch.
+        residuals: the arguments of both that what is kept goes by, and its bits of each neuron and step.
+        steps: how many there are.
+        neurons: of a step.
+        threads: among which they are split.
+    """
+    bits = list(residuals.values())
+    longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
     rows, width, _ = _rows(steps, neurons, threads, longest)
     pieces = max(1, min(rows, threads))
-    sizes = (steps, neurons, width, width // 8, width, 0)
+    sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0}
+    sizes |= {"row_bytes": width // 8, "residual_step": width, **dict.fromkeys(residuals, 0)}
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
+    forward, backward = (Binding(bound.arguments, bound.fixed | sizes) for bound in kernels)
+    starts, each = array("q", ends[:-1]), array("q", bits)
+    at = [array("q", binding.places(list(residuals))) for binding in (forward, backward)]
+    known = {
+        **{"forward": kernels[0].kernel.address, "backward": kernels[1].kernel.address},
+        **{"forward_bytes": 8 * len(forward.arguments), "backward_bytes": 8 * len(backward.arguments)},
+        **{"forward_places": at[0].buffer_info()[0], "backward_places": at[1].buffer_info()[0]},
+        **{"residuals": len(bits), "offsets": starts.buffer_info()[0], "bits": each.buffer_info()[0]},
+        **{"buffer_bytes": ends[-1], "width": width, "rows": rows, "rows_each": -(-rows // pieces)},
+        "forward_reversed": forward.places(["reversed"])[0],
+        "backward_reversed": backward.places(["reversed"])[0],
+        "reversed": REVERSED,
+    }
     return Recomputation(
         ready(_recompute_kernel().address, pieces),
-        sizes,
-        (forward.address, backward.address),
-        (forward_tail, backward_tail),
-        (array("q", ends[:-1]), array("q", bits)),
+        Binding(ARGUMENTS, known).pack_named(ALTERNATELY),
+        (forward, backward),
+        (forward.pack_named(names[0]), backward.pack_named(names[1])),
+        (starts, each),
+        (at[0], at[1]),
+        known,
         pieces * ends[-1],
-        (ends[-1], width, rows, -(-rows // pieces), len(sizes) - 1, REVERSED),
     )
 
 

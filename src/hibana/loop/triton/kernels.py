@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.loop.backend import Kernels
+from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
@@ -109,19 +109,12 @@ class GpuKernels(Kernels):
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> None:
         """None: nothing runs without Python here."""
 
-    def forward(
-        self,
-        inputs: Tensor,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        plan: Plan | None,
-        ends: bool = True,
-        may_offset: bool = True,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, what `plan` keeps.
 
         Where the input is of half precision, the emitted state is one of the last states, in full.
         """
+        inputs, first, parameters, plan, ends, _ = given
         steps, *one = inputs.shape
         exact = _exact(inputs)
         outputs = inputs.new_empty(inputs.shape, dtype=exact.dtype)
@@ -133,32 +126,21 @@ class GpuKernels(Kernels):
             [inputs.new_empty(s, dtype=d) for s, d in self.residual_shapes(steps, one)] if plan else []
         )
         names = self.step.states
-        given = {"input": exact, "input_step": exact.stride(0), "outputs": outputs}
-        given |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
-        given |= {f"{name}_last": t for name, t in zip(names, last, strict=True)}
-        given |= self._stored(residuals)
-        self._launch("forward", plan is not None, inputs.shape, parameters, given)
+        named = {"input": exact, "input_step": exact.stride(0), "outputs": outputs}
+        named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
+        named |= {f"{name}_last": t for name, t in zip(names, last, strict=True)}
+        named |= self._stored(residuals)
+        self._launch("forward", plan is not None, inputs.shape, parameters, named)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-        constant: bool,
-        wants_first: bool,
-        may_offset: bool = True,
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, the sums over time, and outer products.
 
         With `constant`, the gradient of the input is summed over time.
         """
+        plan, shape, inputs, first, parameters, residuals = given[:6]
+        grad_outputs, last_grads = given.grad_outputs, given.last_grads
+        wants_input, constant = given.wants_input, given.constant
         one = shape[1:]
         like = residuals[0] if residuals else next(t for t in (grad_outputs, *last_grads) if t is not None)
         if grad_outputs is None:
@@ -169,20 +151,20 @@ class GpuKernels(Kernels):
         if wants_input:
             grad_input = like.new_empty(one if constant else shape, dtype=arriving.dtype)
         states, sums = self.step.states, self.step.grad_sums
-        first_grads = [like.new_empty(one, dtype=self.dtype) if wants_first else None for _ in states]
+        first_grads = [like.new_empty(one, dtype=self.dtype) if given.wants_first else None for _ in states]
         summed = [like.new_empty(one, dtype=self.dtype) for _ in sums]
-        given: dict[str, Any] = {} if read is None else {"input": read, "input_step": read.stride(0)}
-        given |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
-        given |= {f"{name}_first": t for name, t in zip(states, first, strict=True)}
-        given |= {f"{name}_last_grad": t for name, t in zip(states, last_grads, strict=False)}
-        given |= {f"{name}_first_grad": t for name, t in zip(states, first_grads, strict=True)}
-        given |= {f"sum{i}_all": t for i, t in enumerate(summed)}
-        given |= self._stored(residuals)
+        named: dict[str, Any] = {} if read is None else {"input": read, "input_step": read.stride(0)}
+        named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
+        named |= {f"{name}_first": t for name, t in zip(states, first, strict=True)}
+        named |= {f"{name}_last_grad": t for name, t in zip(states, last_grads, strict=False)}
+        named |= {f"{name}_first_grad": t for name, t in zip(states, first_grads, strict=True)}
+        named |= {f"sum{i}_all": t for i, t in enumerate(summed)}
+        named |= self._stored(residuals)
         at = {} if grad_input is None or constant else {self.step.grad_input: grad_input}
         for i, operand in enumerate(self.operands):
             if operand.gradient not in at:  # written once for all products that want it
-                at[operand.gradient] = given[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
-        self._launch("backward", (wants_input, constant), shape, parameters, given)
+                at[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
+        self._launch("backward", (wants_input, constant), shape, parameters, named)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
         by_value = dict(zip(plan.stored, residuals, strict=True))

@@ -1,0 +1,52 @@
+"""What a kernel is given, by name: declared by who writes it, filled in once a shape, packed at launch."""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+
+__all__ = ["Binding", "Pack"]
+
+Pack = Callable[[Sequence[int]], bytes]
+"""Values, as somebody named them once, to the arguments of a kernel."""
+
+
+class Binding:
+    """The `arguments` that a kernel declares, of which some are `known`.
+
+    What is known, or named, that the kernel does not declare is not given to it.
+
+    >>> pack = Binding(("steps", "input", "outputs"), {"steps": 3}).pack_named(("outputs", "input"))
+    >>> struct.unpack("3q", pack((8, 16)))
+    (3, 16, 8)
+    """
+
+    def __init__(self, arguments: Sequence[str], known: Mapping[str, int]) -> None:
+        self.arguments = tuple(arguments)
+        self.known = dict(known)
+
+    def pack_named(self, names: Sequence[str]) -> Pack:
+        """What packs the values that are called `names`, in their order.
+
+        Raises:
+            TypeError: if the kernel declares an argument that is neither known nor among them.
+        """
+        place = {name: i for i, name in enumerate((*self.known, *names))}
+        missing = [name for name in self.arguments if name not in place]
+        if missing:
+            raise TypeError(f"a kernel's arguments {missing} are neither known nor given")
+        known = tuple(self.known.values())
+        chosen = itemgetter(*(place[name] for name in self.arguments))
+        pack = struct.Struct(f"{len(self.arguments)}q").pack
+        return lambda values: pack(*chosen((*known, *values)))
+
+    def filled(self) -> list[int]:
+        """All arguments, those not known zero: what a launch writes the others into."""
+        return [self.known.get(name, 0) for name in self.arguments]
+
+    def places(self, names: Sequence[str]) -> list[int]:
+        """Where among the arguments those called `names` are.
+
+        Raises:
+            ValueError: if the kernel declares none of that name.
+        """
+        return [self.arguments.index(name) for name in names]
