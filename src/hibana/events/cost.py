@@ -25,6 +25,7 @@ from hibana.native import files
 from hibana.native.build import kept_in
 
 __all__ = [
+    "ALL",
     "DENSITIES",
     "Choice",
     "Costs",
@@ -119,9 +120,13 @@ class Choice(NamedTuple):
         return self.costs.input.ratio(density) < MARGIN
 
 
+ALL = Choice()
+"""Everything by events."""
+
+
 def choice(costs: Costs | None, density: float, planes: int, learns: bool) -> Choice:
     """:func:`chosen` where bits are there; everything by events where nothing is measured."""
-    return Choice() if costs is None else chosen(costs, density, planes, False, learns)
+    return ALL if costs is None else chosen(costs, density, planes, False, learns)
 
 
 def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: bool) -> Choice:

@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import kernels
 from hibana.events.convolution.few import input_gradient_of_few
-from hibana.events.cost import Choice
+from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes, joined
@@ -259,7 +259,7 @@ def convolution(
     input_: Planes,
     support: Support | None,
     geometry: Geometry,
-    choice: Choice,
+    choice: Choice = ALL,
 ) -> Tensor:
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``."""
     leaf = probe() if support is not None else None

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from hibana.events.bits import share_of
 from hibana.events.checks import dense_for_more
-from hibana.events.cost import Choice
+from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
@@ -54,7 +54,7 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(input_: Planes, outputs: int, choice: Choice) -> str:
+def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
     """What is done with so many spikes, and from where on something else would be."""
     limit, planes = crossover(outputs), len(input_.bits)
     how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
