@@ -229,15 +229,20 @@ def test_n_mnist_from_folders_and_archives(tmp_path, pack):
 def shd(folder):
     (folder / "SHD").mkdir()
     for part, count in (("train", 20), ("test", 3)):
-        with h5py.File(folder / "SHD" / f"shd_{part}.h5", "w") as file:
-            times = file.create_dataset("spikes/times", [count], dtype=h5py.vlen_dtype(np.float16))
-            units = file.create_dataset("spikes/units", [count], dtype=h5py.vlen_dtype(np.uint16))
-            for n in range(count):
-                times[n] = np.array([0.125, 0.625, 1.25], dtype=np.float16)
-                units[n] = np.array([n, 699, 5], dtype=np.uint16)
-            file["labels"] = np.arange(count, dtype=np.uint16) % 20
-            file["extra/keys"] = np.array([b"zero", b"null"])
-            file["extra/speaker"] = np.zeros(count, dtype=np.uint16)
+        recordings(folder / "SHD" / f"shd_{part}.h5", count, 20)
+
+
+def recordings(path, count, classes):
+    """Of an event cochlea, as zenkelab.org has them."""
+    with h5py.File(path, "w") as file:
+        times = file.create_dataset("spikes/times", [count], dtype=h5py.vlen_dtype(np.float16))
+        units = file.create_dataset("spikes/units", [count], dtype=h5py.vlen_dtype(np.uint16))
+        for n in range(count):
+            times[n] = np.array([0.125, 0.625, 1.25], dtype=np.float16)
+            units[n] = np.array([n, 699, 5], dtype=np.uint16)
+        file["labels"] = np.arange(count, dtype=np.uint16) % classes
+        file["extra/keys"] = np.array([b"zero", b"null"])
+        file["extra/speaker"] = np.zeros(count, dtype=np.uint16)
 
 
 def test_shd_from_its_file(tmp_path):
@@ -252,6 +257,34 @@ def test_shd_from_its_file(tmp_path):
     assert torch.equal(inputs, expected)
     assert labels.tolist() == [0, 1, 2]
     assert [label.item() for _, label in events.validation] == [9, 19]
+
+
+def test_recordings_are_kept_as_bits(tmp_path, monkeypatch):
+    shd(tmp_path)
+    fresh = data.SHD(root=tmp_path, steps=4)
+    kept = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
+    for _ in range(2):
+        for events in (fresh, kept):
+            events.setup()
+        for part in ("training", "validation", "test"):
+            wanted, found = (inputs_and_labels(getattr(events, part)) for events in (fresh, kept))
+            assert torch.equal(found[0], wanted[0])
+            assert found[1].tolist() == wanted[1].tolist()
+        monkeypatch.setattr("tonic.transforms.ToFrame.__call__", None)  # read no more
+        kept = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
+        fresh = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
+
+
+def test_ssc_in_its_three_parts(tmp_path):
+    (tmp_path / "SSC").mkdir()
+    for part, count in (("train", 3), ("valid", 2), ("test", 1)):
+        recordings(tmp_path / "SSC" / f"ssc_{part}.h5", count, 35)
+    events = data.load("ssc", root=tmp_path, steps=4)
+    events.setup()
+    assert [len(split) for split in (events.training, events.validation, events.test)] == [3, 2, 1]
+    inputs, labels = inputs_and_labels(events.validation)
+    assert inputs.nonzero().tolist() == [[0, 0, 0], [0, 2, 699], [1, 0, 1], [1, 2, 699]]
+    assert labels.tolist() == [0, 1]
 
 
 def gestures(folder):
@@ -286,7 +319,7 @@ def test_gestures_from_their_archives_held_out_by_user(tmp_path):
     assert held_out[:, 0].nonzero()[:, -1].tolist() == [21, 21]
 
 
-@pytest.mark.parametrize("kind", ["n-mnist", "shd", "dvs-gesture"])
+@pytest.mark.parametrize("kind", ["n-mnist", "shd", "ssc", "dvs-gesture"])
 def test_no_recordings_gets_a_sentence_and_no_download(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=f"root must hold .* looked in {tmp_path}.*or ask for"):
         data.load(kind, root=tmp_path).setup()

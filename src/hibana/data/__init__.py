@@ -12,18 +12,23 @@ from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.images import MNIST, Digits, FashionMNIST
-from hibana.data.recordings import NMNIST, SHD, DVSGesture
+from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
+from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
 from hibana.data.speech import SpokenDigits
 
 __all__ = [
     "DATA_SETS",
     "MNIST",
+    "MNIST1D",
     "NMNIST",
     "SHD",
+    "SSC",
     "DVSGesture",
     "DataSet",
     "Digits",
     "FashionMNIST",
+    "FashionPixels",
+    "FashionRows",
     "InMemory",
     "Samples",
     "SpokenDigits",
@@ -33,10 +38,14 @@ __all__ = [
 DATA_SETS: dict[str, type[DataSet]] = {
     "digits": Digits,
     "fashion-mnist": FashionMNIST,
+    "fashion-mnist-rows": FashionRows,
+    "fashion-mnist-pixels": FashionPixels,
     "mnist": MNIST,
+    "mnist-1d": MNIST1D,
     "spoken-digits": SpokenDigits,
     "n-mnist": NMNIST,
     "shd": SHD,
+    "ssc": SSC,
     "dvs-gesture": DVSGesture,
 }
 

@@ -1,0 +1,163 @@
+"""Sequences that are always at hand: MNIST-1D, and Fashion-MNIST row by row and pixel by pixel."""
+
+from abc import abstractmethod
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.data.base import DataSet, InMemory, Samples
+from hibana.data.images import FashionMNIST
+
+__all__ = ["MNIST1D", "FashionPixels", "FashionRows"]
+
+
+@final
+class MNIST1D(DataSet):
+    """MNIST-1D: ten shapes of 12 points, padded, moved, sheared and noisy, as 40 values one after another.
+
+    Made by its authors' package `mnist1d` from its default settings and seed; nothing is downloaded. The test
+    set is theirs, the last 1,000 of the 5,000; validation is the 400 before them; training the first 3,600.
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        steps: 40, or what the values are stretched to linearly.
+
+    Raises:
+        ModuleNotFoundError: on :meth:`setup`, if `mnist1d` is not installed.
+
+    Source: Greydanus & Kobak (2024), *Scaling down deep learning with MNIST-1D*.
+    """
+
+    shape = (1,)
+    classes = 10
+    sequential = True
+
+    def __init__(self, batch_size: int = 64, *, steps: int = 40, seed: int = 0, workers: int = 0) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        self.steps = _checked(steps, 2)
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        made = _mnist1d()
+        values, labels = (np.concatenate([made[key], made[f"{key}_test"]]) for key in ("x", "y"))
+        inputs = torch.from_numpy(values.astype(np.float32))[:, None]  # [N, 1, 40]
+        if self.steps != inputs.shape[2]:
+            inputs = functional.interpolate(inputs, size=self.steps, mode="linear", align_corners=True)
+        targets = torch.from_numpy(labels.astype(np.int64))
+        parts = (slice(0, 3600), slice(3600, 4000), slice(4000, None))
+        training, validation, test = (InMemory(inputs[part].transpose(1, 2), targets[part]) for part in parts)
+        return training, validation, test
+
+
+def _mnist1d() -> dict[str, Any]:
+    """The arrays that the package makes; the global random numbers are left as they were."""
+    try:
+        from mnist1d import data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "MNIST-1D is made by the package mnist1d, which is not installed: pip install mnist1d"
+        ) from error
+    import random
+
+    kept = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - it seeds them all
+    try:
+        made: dict[str, Any] = data.make_dataset(SimpleNamespace(**data.get_dataset_args(as_dict=True)))
+    finally:
+        np.random.set_state(kept[0])  # noqa: NPY002
+        random.setstate(kept[1])
+        torch.set_rng_state(kept[2])
+    return made
+
+
+class _FashionOverTime(DataSet):
+    """Fashion-MNIST as a sequence; its files, splits and arguments are those of :class:`FashionMNIST`."""
+
+    classes = 10
+    sequential = True
+    length: ClassVar[int]
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        *,
+        steps: int | None = None,
+        root: str | Path | None = None,
+        download: bool = False,
+        seed: int = 0,
+        workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        if steps not in (None, self.length):
+            raise ValueError(f"steps must be {self.length}, one for each of them, got {steps!r}")
+        self.images = FashionMNIST(batch_size, root=root, download=download)
+
+    def prepare_data(self) -> None:
+        """Downloads, if that was asked for and is needed; once on each machine."""
+        self.images.prepare_data()
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        training, validation, test = (self._over_time(split) for split in self.images.splits())
+        return training, validation, test
+
+    @staticmethod
+    @abstractmethod
+    def sequence(images: Tensor) -> Tensor:
+        """``[N, T, *shape]`` of images ``[N, 28, 28]``, bytes or numbers."""
+
+    def _over_time(self, images: Samples) -> InMemory:
+        assert isinstance(images, InMemory)
+        return InMemory(self.sequence(images.inputs), images.labels)
+
+
+@final
+class FashionRows(_FashionOverTime):
+    """Fashion-MNIST row by row: 28 steps of 28 grey values in [0, 1], without augmentation.
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        steps: 28.
+        root: as of :class:`FashionMNIST`.
+        download: as of :class:`FashionMNIST`.
+
+    Source: Xiao, Rasul & Vollgraf (2017), *Fashion-MNIST*; by rows after Le, Jaitly & Hinton (2015), *A
+    simple way to initialize recurrent networks of rectified linear units*, who went pixel by pixel.
+    """
+
+    shape = (28,)
+    length = 28
+
+    @staticmethod
+    def sequence(images: Tensor) -> Tensor:
+        return images
+
+
+@final
+class FashionPixels(_FashionOverTime):
+    """Fashion-MNIST pixel by pixel, each the mean of 2x2: 196 steps of one grey value in [0, 1].
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        steps: 196.
+        root: as of :class:`FashionMNIST`.
+        download: as of :class:`FashionMNIST`.
+
+    Source: as of :class:`FashionRows`.
+    """
+
+    shape = (1,)
+    length = 196
+
+    @staticmethod
+    def sequence(images: Tensor) -> Tensor:
+        small = functional.avg_pool2d(images[:, None].float() / 255, 2)  # [N, 1, 14, 14]
+        return small.flatten(1)[..., None]
+
+
+def _checked(steps: int, least: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
+        raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
+    return steps
