@@ -148,3 +148,17 @@ def test_a_flattening_that_copies_nothing_is_a_view_to_autograd_too():
         found.append((spikes.detach(), x.grad))
     for got, wanted in zip(*found, strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_what_a_linear_layer_gives_is_no_view_whose_hooks_a_write_takes_away():
+    layer = hb.Linear(6, 3)
+    layer.mode = "events"
+    x = (torch.rand(4, 2, 6) < 0.3).float().requires_grad_()
+    out = layer(x)
+    out.retain_grad()
+    other = out.view(-1)
+    with torch.no_grad():
+        other.mul_(0.5)
+    other.square().sum().backward()
+    assert layer.explain().startswith("events")
+    assert torch.equal(out.grad, 2 * out.detach())

@@ -1,6 +1,6 @@
 """Every public layer through every way of calling a module: the reference's numbers, or an error that helps.
 
-Layers are found, not listed: one that is new is tried in each way, at the arguments below or at its defaults.
+What takes a process is in `test_every_process.py`.
 """
 
 import copy
@@ -22,60 +22,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
+from conformance.suite import CELLS
+from every_layer import CASES, LAYERS, Above, made, near, reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 
-ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
-    "OverTime": lambda: hb.OverTime(hb.IFCell(surrogate=hb.surrogate.ATan())),
-    "EachStep": lambda: hb.EachStep(nn.Linear(4, 4)),
-    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=hb.surrogate.ATan()), 4),
-    "Linear": lambda: hb.Linear(4, 4),
-    "Conv2d": lambda: hb.Conv2d(2, 2, 3, padding=1),
-    "MaxPool2d": lambda: hb.events.MaxPool2d(2),
-    "Flatten": lambda: hb.events.Flatten(),
-}
 
-
-def found_layers() -> dict[str, type[nn.Module]]:
-    modules = (hb, hb.events)
-    public = {name: getattr(module, name) for module in modules for name in module.__all__}
-    return {
-        name: kind
-        for name, kind in public.items()
-        if isinstance(kind, type) and issubclass(kind, nn.Module) and not issubclass(kind, hb.cells.Cell)
-    }
-
-
-LAYERS = sorted(found_layers())
-
-
-def made(name: str) -> tuple[nn.Module, Tensor]:
-    """A layer, and an input for it."""
-    torch.manual_seed(0)
-    layer = ARGUMENTS.get(name, found_layers()[name])()
-    shape = (3, 2, 4, 4) if name in ("Conv2d", "MaxPool2d") else (3, 2, 4)
-    return layer, 2 * torch.rand(shape)
-
-
-def reference(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the loop, or torch's own layer, makes of `x`."""
-    if isinstance(layer, hb.OverTime):
-        return hb.unroll(layer.cell, x, backend="reference")[0]
-    if isinstance(layer, hb.Recurrent):
-        again = copy.copy(layer)
-        again.backend = "reference"
-        return again(x)
-    if isinstance(layer, hb.EachStep):
-        return torch.stack([layer.module(step) for step in x])
-    return getattr(nn, type(layer).__name__).forward(layer, x)
-
-
-def near(found: Tensor, wanted: Tensor) -> None:
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if found.dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(found, wanted, **tolerance)
-
-
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
     return made(request.param)
 
@@ -85,6 +38,20 @@ def test_gradient_modes(case: tuple[nn.Module, Tensor], mode: Callable[[], torch
     layer, x = case
     with mode():
         near(layer(x), reference(layer, x))
+
+
+def test_every_neuron_has_a_layer() -> None:
+    assert {kind.__name__.removesuffix("Cell") for kind in CELLS} <= set(LAYERS)
+
+
+ADDED = ("Linear", "Conv2d", "Window", "DelayedLinear")
+
+
+@pytest.mark.parametrize("name", [f"{kind} {how}" for kind in ADDED for how in ("of spikes", "above IF")])
+def test_what_is_of_spikes_is_added_per_spike(name: str) -> None:
+    layer, x = made(name)
+    layer(x.requires_grad_())
+    assert getattr(layer, "layer", layer).explain().startswith("events")
 
 
 def test_gradients(case: tuple[nn.Module, Tensor]) -> None:
@@ -154,7 +121,8 @@ def test_jit_trace(case: tuple[nn.Module, Tensor], frozen: bool, tmp_path: Path)
 def test_fx(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
-    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    parts = ["1.neurons", "1.layer"] if isinstance(layer, Above) else ["1"]
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", *parts]
     near(traced(x), reference(layer, x))
 
 
@@ -198,11 +166,23 @@ def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
         return torch.autograd.grad(grad.square().sum(), x)[0]
 
     wanted = twice(lambda x: reference(layer, x))
-    if isinstance(layer, hb.OverTime | hb.Recurrent):
-        with pytest.raises(RuntimeError, match='backend="reference"'):
+    parts = list(layer.modules())
+    if any(map(differentiated_once, parts)):
+        with pytest.raises(RuntimeError, match=r'backend = "reference"|mode = "dense"'):
             twice(layer)
-        layer.backend = "reference"
+    for part in parts:
+        if isinstance(part, hb.OverTime | hb.Recurrent):
+            part.backend = "reference"
+        elif isinstance(part, hb.events.MaxPool2d):
+            part.__class__ = nn.MaxPool2d
+        elif hasattr(part, "mode"):
+            part.mode = "dense"
     near(twice(layer), wanted)
+
+
+def differentiated_once(part: nn.Module) -> bool:
+    over_time = isinstance(part, hb.OverTime | hb.Recurrent)
+    return over_time or getattr(part, "mode", "") == "events" or getattr(part, "of_spikes", False)
 
 
 def test_a_second_derivative_is_never_left_out_in_silence() -> None:
@@ -295,9 +275,9 @@ def test_a_fall_back_is_said_once_with_its_reason() -> None:
 SCRIPT = """
 import sys, torch, hibana as hb
 sys.path.insert(0, {tests!r})
-from test_every_call import LAYERS, made, near, reference
+from every_layer import CASES, made, near, reference
 folder, process = sys.argv[1:]
-for name in LAYERS:
+for name in CASES:
     layer, x = made(name)
     path = f"{{folder}}/{{name}}.pt2"
     if process == "second":

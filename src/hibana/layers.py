@@ -71,11 +71,8 @@ class OverTime(Stateful):
         if return_state:
             return self.over_time(inputs, state)
         # a module takes longer to find its own module than most of what follows
-        cell = cast(cells.Cell, self._modules["cell"])
-        outputs = emitted(cell, inputs, state, backend=self.backend, ends=False)[0]
-        if outputs.ndim == 1:  # asked here, where it is known to be a tensor of the shape of the inputs
-            check_batch(inputs)
-        return outputs
+        cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment]
+        return emitted(cell, inputs, state, backend=self.backend, of_a_layer=True)[0]
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""

@@ -35,11 +35,10 @@ def compare(network: Network, counts: Counts) -> None:
         if isinstance(inner, hb.Linear | hb.Conv2d):
             inner.mode = network.mode
     for inner in dense.modules():
-        if isinstance(inner, hb.OverTime):
-            inner.forward = _by_reference(inner.cell)
-        if isinstance(inner, hb.Recurrent):
-            inner.cell = copy.deepcopy(inner.cell)
+        if isinstance(inner, hb.OverTime | hb.Recurrent):
+            inner.backend = "reference"
     x = inputs(network, images)
+    single = network.inputs != "double"
     if x.dtype == torch.float64:
         dense, sparse = dense.double(), sparse.double()
     outcomes = []
@@ -55,13 +54,19 @@ def compare(network: Network, counts: Counts) -> None:
     counts.compared += 1
     if isinstance(found, Exception):
         raise Different(f"{type(found).__name__}: {found}\n{network}") from found
+    rounded: dict[str, float] = {}
     for name, value in wanted.items():
         got = found[name]
         if name.startswith("output"):
-            tolerance = 0.0 if network.inputs != "double" and _exact(network) else 1e-5
-        else:
-            tolerance = 1e-10 if network.inputs == "double" else 2e-4
-        _assert_near(got, value, tolerance, name, network)
+            _assert_near(got, value, 0.0 if single and _exact(network) else 1e-5, name, network)
+            continue
+        try:
+            _assert_near(got, value, 2e-4 if single else 1e-10, name, network)
+        except Different:
+            rounded = rounded or (single and _rounded(dense, network, x, wanted)) or {}
+            if name not in rounded:
+                raise
+            _assert_near(got, value, 2e-4, name, network, 4 * rounded[name])
 
 
 def _exact(network: Network) -> bool:
@@ -74,16 +79,32 @@ def _exact(network: Network) -> bool:
     return True
 
 
-def _by_reference(cell: hb.Cell) -> Any:
-    def forward(x: Tensor, state: Any = None, *, return_state: bool = False) -> Any:
-        outputs, last = hb.unroll(cell, x, state, backend="reference")
-        return (outputs, last) if return_state else outputs
+def _rounded(
+    dense: nn.Sequential, network: Network, x: Tensor, wanted: dict[str, Tensor | None]
+) -> dict[str, float]:
+    """How far the dense network's own gradients are from what they are in float64: what rounding makes.
 
-    return forward
+    Of sums that mostly cancel that is more than a part of what they come to. Nothing, if float64 makes other
+    spikes.
+    """
+    exact = _run(copy.deepcopy(dense).double(), network, x.double())
+    if not torch.allclose(exact["output"].float(), wanted["output"], rtol=1e-4, atol=1e-5, equal_nan=True):
+        return {}
+    both = [(name, exact[name], value) for name, value in wanted.items() if value is not None]
+    return {
+        name: float((value - one).abs().max())
+        for name, one, value in both
+        if one is not None and one.shape == value.shape and one.numel()
+    }
 
 
 def _assert_near(
-    got: Tensor | None, wanted: Tensor | None, tolerance: float, name: str, network: Network
+    got: Tensor | None,
+    wanted: Tensor | None,
+    tolerance: float,
+    name: str,
+    network: Network,
+    rounding: float = 0.0,
 ) -> None:
     if wanted is None:
         if got is not None and got.any():
@@ -96,7 +117,7 @@ def _assert_near(
     if not wanted.numel():
         return
     scale = max(1e-30, wanted.abs().nan_to_num(0, 0, 0).max().item())
-    if not torch.allclose(got, wanted, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+    if not torch.allclose(got, wanted, rtol=tolerance, atol=tolerance * scale + rounding, equal_nan=True):
         off = (got - wanted).abs().max().item()
         raise Different(f"{name}: off by {off:.3g} where the largest is {scale:.3g}\n{network}")
 

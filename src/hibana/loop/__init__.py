@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from hibana.cells import Cell
 from hibana.cells.base import check_cell
@@ -36,6 +37,12 @@ __all__ = [
 
 State = tuple[Tensor, ...]
 _Runner = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
+
+# what each call of a layer asks, under names that take one look to find: they are a tenth of a small call
+_get_num_threads, _is_grad_enabled = torch.get_num_threads, torch.is_grad_enabled
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_modes, _jit_trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transform = torch._C._functorch.peek_interpreter_stack
 
 
 class _Operators(torch._ops._OpNamespace):
@@ -110,18 +117,21 @@ def unrolled_whole(
 
 
 def emitted(
-    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", ends: bool = True
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", of_a_layer: bool = False
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
 
-    Without `ends` the state that the run ends in may be missing altogether.
+    Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
     """
+    ends = not of_a_layer
     if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         spec = programs.known(cell, _call(backend, inputs, ends))
         if spec is not None and inputs.is_contiguous() and not inputs.is_neg():
             return autograd.go(spec, inputs, ())
     _check_inputs(cell, inputs)
+    if of_a_layer:
+        check_batch(inputs)
     if not _is_traced(inputs):
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     dtype = reference.carried(inputs.dtype)
@@ -201,10 +211,8 @@ def check_backend(backend: str) -> None:
 
 def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:
     """All that a run of one cell from rest depends on but the numbers in `inputs`."""
-    return (
-        *(backend, inputs.shape, inputs.dtype, inputs.device, ends),
-        *(autograd.wants_gradient(inputs), torch.get_num_threads()),
-    )
+    learns = inputs.requires_grad and _is_grad_enabled()
+    return backend, inputs.shape, inputs.dtype, inputs.device, ends, learns, _get_num_threads()
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:
@@ -242,12 +250,12 @@ def _is_transformed() -> bool:
 def _is_watched(inputs: Tensor) -> bool:
     """Whether more than autograd looks at a call on `inputs`: all of the above at once, at less cost."""
     return (
-        torch.compiler.is_dynamo_compiling()
-        or type(inputs) not in (Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
+        _is_dynamo_compiling()
+        or (type(inputs) is not Tensor and type(inputs) is not Parameter)
+        or _modes() > 0
         or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        or _transform() is not None
+        or _jit_trace() is not None
     )
 
 

@@ -165,7 +165,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
-        grad_outputs = grad_outputs.resolve_neg()
+        if grad_outputs.is_neg():
+            grad_outputs = grad_outputs.resolve_neg()
         if not steps_contiguous(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
     grads: Sequence[Tensor | None] = program.at_rest[1:]
@@ -231,7 +232,8 @@ def _of_what_is_there(
 
 
 _once = differentiated_once(
-    _backward, 'backend="reference", of hibana.unroll and of each layer, has derivatives of every order'
+    _backward,
+    'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
 )
 _apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
 """Without what ``Function.apply`` does for the transforms of ``torch.func``, whose calls never come here."""

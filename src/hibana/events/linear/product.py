@@ -1,29 +1,19 @@
 """The product of spikes and weights as an autograd node, and the kernels' calls."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hibana.events.bits import share_of
 from hibana.events.checks import dense_for_more
-from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support, probe
 
-__all__ = [
-    "explained",
-    "forward",
-    "input_gradient",
-    "linear",
-    "over_bits",
-    "packed",
-    "used_bits",
-    "weight_gradient",
-]
+__all__ = ["explained", "forward", "linear", "over_bits", "packed", "used_bits", "weight_gradient"]
 
 Scales = tuple[float, ...]
 """What each plane of bits is multiplied by."""
@@ -54,7 +44,7 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
+def explained(input_: Planes, outputs: int) -> str:
     """What is done with so many spikes, and from where on something else would be."""
     limit, planes = crossover(outputs), len(input_.bits)
     how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
@@ -62,10 +52,7 @@ def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
     if input_.scales != ONE:
         times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
         said = f"whole numbers to {(1 << planes) - 1}{times}, {input_.density:.0%} of their bits set"
-    said = f"events: {said}; {how} {limit:.0%}" if choice.forward else f"dense forward: {said}"
-    if choice.weights is False and choice.forward:
-        said += ", the weights' gradient densely"
-    return f"{said}; {choice.said}" if choice.said else said
+    return f"events: {said}; {how} {limit:.0%}"
 
 
 def _gradient_crossover() -> float:
@@ -89,27 +76,36 @@ def packed(weight: Tensor, row: Row) -> Tensor:
 
 
 def forward(
-    bits: Tensor, density: float, weight: Tensor, bias: Tensor | None, scales: Scales = ONE
+    bits: Tensor,
+    density: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Scales = ONE,
+    leading: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the packed weights."""
+    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the packed weights.
+
+    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    """
     outputs, inputs = weight.shape
     row = panel(outputs)
     own = table = packed(weight, row)
     if scales != ONE:
         table = torch.cat([own * scale for scale in scales], 1)
         inputs = table.shape[1]
-    out = torch.empty(bits.shape[0], outputs, dtype=torch.float32, device="cpu")
+    rows = bits.shape[0]
+    leading = (rows,) if leading is None else leading
+    out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
     if density > crossover(outputs):
-        kernels.forward_tables(out.shape[0], GRAIN, **given, row=row)
+        kernels.forward_tables(rows, GRAIN, **given, row=row)
     else:
         tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else 1024)
-        kernels.forward_lists(out.shape[0], GRAIN, **given, tile=tile, row=row)
+        kernels.forward_lists(rows, GRAIN, **given, tile=tile, row=row)
     return out, own
 
 
-def input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
-    """``grad @ weight``, ``[rows, inputs]``, where `bits` are set, and zeros; `table` are packed weights."""
+def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
     outputs = grad.shape[1]
     out = torch.empty(grad.shape[0], inputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "gradient": grad, "target": out}
@@ -177,33 +173,26 @@ class _Linear(torch.autograd.Function):
         leaf: Tensor | None,
         input_: Planes,
         support: Support | None,
-        choice: Choice,
+        leading: Sequence[int],
     ) -> Tensor:
         bits, ctx.density, ctx.scales = input_.together, input_.density, input_.scales
-        ctx.below, ctx.choice, ctx.table = support, choice, None
-        if choice.forward:
-            out, table = forward(bits, ctx.density, weight, bias, ctx.scales)
-            ctx.table = table if support is not None else None
-        else:
-            out = functional.linear(rows, weight, bias)
-        ctx.save_for_backward(bits, weight, None if choice.weights else rows)
+        out, table = forward(bits, ctx.density, weight, bias, ctx.scales, leading)
+        ctx.below, ctx.table = support, table if support is not None else None
+        ctx.save_for_backward(bits, weight)
         return out
 
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
-        bits, weight, numbers = ctx.saved_tensors
-        grad = grad.resolve_neg().contiguous()
-        inputs = weight.shape[1]
+        bits, weight = ctx.saved_tensors
+        outputs, inputs = weight.shape
+        grad = grad.resolve_neg().reshape(-1, outputs).contiguous()
         to_rows = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_rows = _restricted(ctx, bits, weight, grad)
+            to_rows = _restricted(ctx, bits, grad, inputs)
             if to_rows is None:
                 to_rows = grad @ weight
-        if ctx.needs_input_grad[1] and numbers is not None:
-            to_weight = grad.T @ numbers
-            to_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
-        elif ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1]:
             with_bias = ctx.needs_input_grad[2]
             to_weight, to_bias = weight_gradient(bits, ctx.density, grad, inputs, with_bias, ctx.scales)
         elif ctx.needs_input_grad[2]:
@@ -211,31 +200,19 @@ class _Linear(torch.autograd.Function):
         return to_rows, to_weight, to_bias, None, None, None, None
 
 
-def _restricted(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor) -> Tensor | None:
+def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
-    outputs, inputs = weight.shape
-    used = used_bits(ctx.below, bits, inputs, ctx.density, ctx.choice)
-    if used is None:
-        return None
-    table = packed(weight, panel(outputs)) if ctx.table is None else ctx.table
-    return input_gradient(used, table, grad, inputs)
+    used = used_bits(ctx.below, bits, inputs, ctx.density)
+    return None if used is None else _input_gradient(used, ctx.table, grad, inputs)
 
 
-def used_bits(
-    support: Support | None, bits: Tensor, length: int, density: float, choice: Choice
-) -> Tensor | None:
-    """Rows of bits of where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
-
-    `bits` are the spikes, of the `density`.
-    """
+def used_bits(support: Support | None, bits: Tensor, length: int, density: float) -> Tensor | None:
+    """Rows of bits of where the input's gradient is wanted, None if everywhere; `bits` are the spikes."""
     if support is None or not support.unseen():
         return None
-    if support.bits is None:
-        return bits if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
-    used = support.rows(support.bits, length)
-    if used is None or choice.costs is None:
-        return used
-    return used if choice.restricted(share_of(used, length)) else None
+    if support.bits is not None:
+        return support.rows(support.bits, length)
+    return bits if density <= GRADIENT_EVERYWHERE_FROM else None
 
 
 def linear(
@@ -244,10 +221,13 @@ def linear(
     bias: Tensor | None,
     input_: Planes,
     support: Support | None,
-    choice: Choice,
+    leading: Sequence[int],
 ) -> Tensor:
-    """``rows @ weight.T + bias`` for rows whose planes of bits are known."""
+    """``rows @ weight.T + bias`` for rows whose planes of bits are known, in as many dimensions as `leading`.
+
+    No view of such rows: a write to another view of them would make autograd forget hooks on this one.
+    """
     leaf = probe() if support is not None else None
     apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(rows, weight, bias, leaf, input_, support, choice)
+    out: Tensor = apply(rows, weight, bias, leaf, input_, support, leading)
     return out

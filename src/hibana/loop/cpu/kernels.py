@@ -327,6 +327,8 @@ def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
     """
     count, dtype = shape.numel(), read.dtype
     if count * dtype.itemsize < ALIASING_FROM:
+        if read.shape == shape and read.is_contiguous():
+            return torch.empty_like(read)  # sizes that come from Python take twice as long
         return torch.empty(shape, dtype=dtype, device=CPU)
     buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device=CPU)
     shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)

@@ -223,7 +223,7 @@ struct Run final : Node {
     // it hangs on the inputs too, so that whoever asks for a derivative through them is told
     auto error = make_node<torch::autograd::Error>(
         "twice differentiated, what can be differentiated once (once_differentiable): "
-        "backend=\"reference\", of hibana.unroll and of each layer, has derivatives of every order",
+        "layer.backend = \"reference\", or hibana.unroll(..., backend=\"reference\"), has derivatives of every order",
         std::move(edges));
     torch::autograd::set_history(found, error);
     return {found};

@@ -1,0 +1,106 @@
+"""Every public layer with an input, and what it must give: for tests of the ways of calling a module.
+
+Layers are found, not listed: one that is new is tried in each way, at the arguments below or at its defaults.
+Layers of events stand here twice more, on spikes: alone, and above the layer that made them.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+
+__all__ = ["CASES", "LAYERS", "Above", "made", "near", "reference"]
+
+smooth = hb.surrogate.ATan()
+
+ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
+    "OverTime": lambda: hb.OverTime(hb.IFCell(surrogate=smooth)),
+    "EachStep": lambda: hb.EachStep(nn.Linear(4, 4)),
+    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=smooth), 4),
+    "Delay": lambda: hb.Delay(torch.tensor([0.0, 1.0, 2.0, 1.0])),
+    "DelayedLinear": lambda: hb.DelayedLinear(4, 4, max_delay=2),
+    "Window": lambda: hb.Window(4, 4, 2),
+    "Linear": lambda: hb.Linear(4, 4),
+    "Conv2d": lambda: hb.Conv2d(2, 2, 3, padding=1),
+    "MaxPool2d": lambda: hb.events.MaxPool2d(2),
+    "Flatten": lambda: hb.events.Flatten(),
+}
+OF_EVENTS = ("Linear", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
+
+
+def found_layers() -> dict[str, type[nn.Module]]:
+    modules = (hb, hb.events)
+    public = {name: getattr(module, name) for module in modules for name in module.__all__}
+    return {
+        name: kind
+        for name, kind in public.items()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and not issubclass(kind, hb.cells.Cell)
+    }
+
+
+LAYERS = sorted(found_layers())
+CASES = [*LAYERS, *(f"{name} {how}" for name in OF_EVENTS for how in ("of spikes", "above IF"))]
+
+
+class Above(nn.Module):
+    """`layer` above neurons, whose bits and support it uses."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.neurons, self.layer = hb.IF(0.5, hb.surrogate.Box(), detach_reset=True), layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.neurons(x))  # type: ignore[no-any-return]
+
+
+def made(case: str) -> tuple[nn.Module, Tensor]:
+    """A layer, and an input for it."""
+    torch.manual_seed(0)
+    name, _, how = case.partition(" ")
+    layer = ARGUMENTS.get(name, found_layers()[name])()
+    images = name in ("Conv2d", "MaxPool2d") or (how and name == "Flatten")
+    x = 2 * torch.rand((3, 2, 4, 4) if images else (3, 2, 4))
+    if how:
+        x = x.to(memory_format=torch.channels_last) if images else x
+        x = (x > 1.2).float() if how == "of spikes" else x
+        if hasattr(layer, "mode"):
+            layer.mode = "events"
+        layer.of_spikes = name == "MaxPool2d"  # which has a gradient of its own then
+    return Above(layer) if how == "above IF" else layer, x
+
+
+def reference(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the loop, or torch's own layer, makes of `x`."""
+    if isinstance(layer, Above):
+        return reference(layer.layer, reference(layer.neurons, x))
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            x = reference(part, x)
+        return x
+    if isinstance(layer, hb.OverTime):
+        return hb.unroll(layer.cell, x, backend="reference")[0]
+    if isinstance(layer, hb.Recurrent):
+        again = copy.copy(layer)
+        again.backend = "reference"
+        return again(x)  # type: ignore[no-any-return]
+    if isinstance(layer, hb.EachStep):
+        return torch.stack([layer.module(step) for step in x])
+    if isinstance(layer, hb.Delay):
+        delays = layer.delay.long().tolist()
+        later = [nn.functional.pad(x[: len(x) - d, :, i], (0, 0, d, 0)) for i, d in enumerate(delays)]
+        return torch.stack(later, -1)
+    if isinstance(layer, hb.Window | hb.DelayedLinear):
+        weight = layer.weight if isinstance(layer, hb.Window) else layer.kernel()
+        before = nn.functional.pad(x.permute(1, 2, 0), (weight.shape[2] - 1, 0))
+        return nn.functional.conv1d(before, weight, layer.bias).permute(2, 0, 1)
+    if type(layer).__name__ in OF_EVENTS:
+        return getattr(nn, type(layer).__name__).forward(layer, x)  # type: ignore[no-any-return]
+    return layer(x)  # type: ignore[no-any-return]
+
+
+def near(found: Tensor, wanted: Tensor) -> None:
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if found.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(found, wanted, **tolerance)

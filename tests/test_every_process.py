@@ -1,0 +1,23 @@
+"""Every public layer in other processes: forked, sent to new ones, shared between two; several by Inductor.
+
+Processes take seconds to begin, so one takes all layers, one after the other.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("how", ["forked", "spawned", "compiled"])
+def test_layers_give_the_references_numbers(how: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("every_process.py")), how],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
