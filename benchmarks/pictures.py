@@ -217,7 +217,7 @@ def _recurrent(rows: list[Row]) -> Any:
 
 def _of_size(size: str) -> str:
     steps, batch, neurons = size.split("x")
-    return f"T = {steps}, batch {batch}, H = {neurons}"
+    return f"T = {steps}, batch {batch},\nH = {neurons}"
 
 
 def _scaling(rows: list[Row]) -> Any:
