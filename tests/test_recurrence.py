@@ -58,21 +58,54 @@ def test_the_gradient_stops_where_the_state_is_detached():
     assert early.grad.abs().sum() > 0
 
 
-def test_the_gradient_of_the_weights_is_autograds_through_the_written_loop():
+@pytest.mark.parametrize("scale", [0.0, 0.25, 1.0])
+def test_the_gradient_of_the_weights_is_autograds_through_the_written_loop(scale):
     torch.manual_seed(1)
     cell = hb.LIFCell(surrogate=hb.surrogate.ATan())
-    layer = hb.Recurrent(cell, 4).double()
+    layer = hb.Recurrent(cell, 4, gradient_scale=scale).double()
     x = torch.rand(8, 3, 4, dtype=torch.float64)
     layer(x).square().sum().backward()
     weight = layer.recurrent.weight.detach().clone().requires_grad_()
     v = s = torch.zeros(3, 4, dtype=torch.float64)
     total = 0.0
     for input_ in x:
-        v, s = cell(input_ + s @ weight.T, v, s)
+        fed_back = s @ weight.T
+        v, s = cell(input_ + scale * fed_back + (1 - scale) * fed_back.detach(), v, s)
         total = total + s.square().sum()
     total.backward()
     assert torch.allclose(layer.recurrent.weight.grad, weight.grad, rtol=0, atol=1e-10)
-    assert weight.grad.abs().sum() > 0
+    assert bool(weight.grad.abs().sum() > 0) is (scale > 0)
+
+
+@pytest.mark.parametrize("recurrent", [None, nn.Sequential(nn.Linear(8, 8))])
+def test_the_gradient_through_the_synapses_is_scaled_and_the_spikes_are_not(recurrent):
+    x = (2 * torch.rand(12, 3, 8)).requires_grad_()
+    layer = hb.Recurrent(hb.LIFCell(tau=20.0, surrogate="ATan"), 8, recurrent, gradient_scale=1.0)
+    for parameter in layer.recurrent.parameters():
+        nn.init.uniform_(parameter, 0.0, 0.2)  # so that what comes through them adds up
+    spikes, sizes = [], []
+    for scale in (1.0, 0.5, 0.0):
+        layer.gradient_scale = scale
+        spikes.append(layer(x))
+        sizes.append(torch.autograd.grad(spikes[-1][-1].sum(), x)[0][0].norm())
+    assert all(torch.equal(spikes[0], other) for other in spikes[1:])
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+def test_over_many_steps_the_default_gradient_grows_less_than_the_whole():
+    torch.manual_seed(0)
+    x = (0.3 * torch.rand(100, 8, 64)).requires_grad_()
+    growth = {}
+    for scale in (1.0, None):
+        options = {} if scale is None else {"gradient_scale": scale}
+        torch.manual_seed(0)
+        layer = hb.Recurrent(hb.LIFCell(tau=10.0, surrogate="ATan", detach_reset=True), 64, **options)
+        with torch.no_grad():
+            layer.recurrent.weight.mul_(3)  # as after some training
+        (gradient,) = torch.autograd.grad(layer(x)[-1].sum(), x)
+        growth[scale] = (gradient[0].norm() / gradient[-1].norm()).item()
+    assert growth[1.0] > 100
+    assert growth[None] < 1
 
 
 def test_half_precision_carries_its_state_in_float32():

@@ -151,11 +151,19 @@ _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 """Raise for a single sample in training, where they may not for its copies."""
 
 
+GRADIENT_SCALE = 0.5
+"""Of the gradient through a recurrent layer's synapses, chosen by measurement (``docs/results.md``)."""
+
+
 @final
 class Recurrent(Stateful):
     """`cell` over time with a weight matrix from what it emits back to its input: ``[T, B, F] -> [T, B, F]``.
 
         state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
+
+    Back through W the gradient is multiplied by `gradient_scale` at each step: over many steps it would
+    explode, where surrogate and weights make of each step more than they were given (see *When it does not
+    learn* in the documentation). What the layer computes is the same.
 
     A linear map is compiled with the cell as one step, and adds a row of weights per spike. Another module (a
     convolution, a network) is called at each step in a Python loop, with the cell alone compiled;
@@ -168,11 +176,14 @@ class Recurrent(Stateful):
         recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)`` with
             its own initialisation, if none is given. With another one, such as a convolution, the input may
             be ``[T, B, F, ...]``.
+        gradient_scale: of the gradient through `recurrent`, in [0, 1]; 1 is the whole derivative, 0 cuts the
+            path through the synapses off.
         backend: what runs it, as in :func:`hibana.unroll`.
 
     Raises:
         TypeError: if `cell` is not a cell.
-        ValueError: if the input is not ``[T, B, F, ...]``, or `recurrent` holds a layer over time.
+        ValueError: if `gradient_scale` is not in [0, 1], the input is not ``[T, B, F, ...]``, or `recurrent`
+            holds a layer over time.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -193,6 +204,7 @@ class Recurrent(Stateful):
         features: int,
         recurrent: nn.Module | None = None,
         *,
+        gradient_scale: float = GRADIENT_SCALE,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -200,6 +212,9 @@ class Recurrent(Stateful):
         self.cell = cell
         _choose(self, backend)
         self.features = features
+        if isinstance(gradient_scale, bool) or not 0 <= gradient_scale <= 1:
+            raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
+        self.gradient_scale = float(gradient_scale)
         if recurrent is not None:
             _check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
@@ -230,7 +245,7 @@ class Recurrent(Stateful):
             state = self.cell.initial_state(inputs[0])
         emitted = []
         for input_ in inputs:
-            fed_back = self.recurrent(state[-1].to(inputs.dtype))
+            fed_back = _damped(self.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
             outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state, backend=self.backend)
             emitted.append(outputs)
         return torch.cat(emitted), state
@@ -238,9 +253,10 @@ class Recurrent(Stateful):
     def step(self) -> cells.Cell:
         """The cell and what feeds its spikes back to it, as one step."""
         made: RecurrentCell | None = self.__dict__.get("_step")
-        if made is None or made.cell is not self.cell or made.recurrent is not self.recurrent:
+        if made is None or made.made_of() != (self.cell, self.recurrent, self.gradient_scale):
             # not as a module of this one, which has both already
-            made = self.__dict__["_step"] = RecurrentCell(self.cell, self.recurrent)
+            made = RecurrentCell(self.cell, self.recurrent, self.gradient_scale)
+            self.__dict__["_step"] = made
         return made
 
 
@@ -249,13 +265,18 @@ class RecurrentCell(cells.Cell):
 
     cell: cells.Cell
 
-    def __init__(self, cell: cells.Cell, recurrent: nn.Module) -> None:
+    def __init__(self, cell: cells.Cell, recurrent: nn.Module, gradient_scale: float) -> None:
         nn.Module.__init__(self)
-        self.cell, self.recurrent = cell, recurrent
+        self.cell, self.recurrent, self.gradient_scale = cell, recurrent, gradient_scale
         self._enter()
 
+    def made_of(self) -> tuple[cells.Cell, nn.Module, float]:
+        """What it was made with."""
+        return self.cell, self.recurrent, self.gradient_scale
+
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        return self.cell(input_ + self.recurrent(state[-1]), *state)  # type: ignore[no-any-return]
+        fed_back = _damped(self.recurrent(state[-1]), self.gradient_scale)
+        return self.cell(input_ + fed_back, *state)  # type: ignore[no-any-return]
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
         return self.cell.state_names()
@@ -265,6 +286,13 @@ class RecurrentCell(cells.Cell):
 
     def rests_at_zero(self) -> bool:
         return self.cell.rests_at_zero()
+
+
+def _damped(current: Tensor, scale: float) -> Tensor:
+    """`current`, whose gradient is multiplied by `scale`."""
+    if scale == 1:
+        return current
+    return current + (current - current.detach()) * (scale - 1)
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
