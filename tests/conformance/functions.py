@@ -63,7 +63,7 @@ TWO: dict[str, Function] = {
     **{
         f"torch.{name}": Function(getattr(torch, name), arguments=2) for name in ("add", "sub", "mul", "rsub")
     },
-    **{f"torch.{name}": Function(getattr(torch, name), 0.1, arguments=2) for name in ("div", "float_power")},
+    **{f"torch.{name}": Function(getattr(torch, name), 0.1, arguments=2) for name in ("div",)},
     **{
         f"torch.{name}": Function(getattr(torch, name), 0.1, arguments=2)
         for name in ("pow", "xlogy", "hypot")
@@ -74,6 +74,7 @@ TWO: dict[str, Function] = {
     },
     **{f"torch.{name}": Function(getattr(torch, name), 0.1, arguments=2) for name in ("fmod", "remainder")},
     **{f"torch.{name}": Function(getattr(torch, name), 0.1, arguments=2) for name in ("atan2", "logaddexp")},
+    "torch.float_power": Function(lambda x, y: torch.float_power(x, y).to(x.dtype), 0.1, arguments=2),
     "torch.remainder, negative": Function(lambda x, y: torch.remainder(x, -y), 0.1, arguments=2),
     "torch.fmin": Function(torch.fmin, arguments=2),
     "torch.copysign": Function(torch.copysign, 0.1, arguments=2),

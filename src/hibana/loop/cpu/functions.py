@@ -9,6 +9,7 @@ import ctypes
 import math
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 
 import torch
@@ -157,18 +158,22 @@ SMALL = -700.0
 """From which on downwards an exponential comes near the least number, which has few digits."""
 
 
-def _times_small(n: _Numbers, x: str, found: str) -> str:
-    """`found`, but `x` times its exponential where that is small."""
+def _times_small(n: _Numbers, x: str, found: str, of: str = "", left: str = "") -> str:
+    """`found`, but `x` times the exponential of itself, or of the sum `of` + `left`, where that is small."""
     if n.single:
         return found
-    near = n.choose("olt", x, n.number(-800), n.number(-800), x)
+    exponent = of or x
+    near = n.choose("olt", exponent, n.number(-800), n.number(-800), exponent)
     larger = n.exp(n.add(near, n.number(64)))
-    high = n.mul(near, larger)
-    low = n.fma(near, larger, n.neg(high))
+    factor = x if of else near
+    high = n.mul(factor, larger)
+    low = n.fma(factor, larger, n.neg(high))
+    if left:
+        low = n.fma(high, left, low)
     scale, scale_left = n.number(math.exp(-64)), n.number(-7.361325221284214e-45)
     small = n.fma(high, scale, n.fma(high, scale_left, n.mul(low, scale)))
     small = n.add(small, n.mul(found, n.number(0)))  # of minus infinity, NaN as PyTorch's
-    return n.choose("olt", x, n.number(SMALL), small, found)
+    return n.choose("olt", exponent, n.number(SMALL), small, found)
 
 
 def _silu(n: _Numbers, x: str) -> str:
@@ -231,7 +236,76 @@ def _gelu_far(n: _Numbers, x: str) -> str:
     return n.fma(part, scale, n.mul(part, scale_left))
 
 
+def _two_sum(n: _Numbers, x: str, y: str) -> tuple[str, str]:
+    """A sum, and what it lost to rounding: Knuth, *The Art of Computer Programming*, volume 2, 4.2.2."""
+    found = n.add(x, y)
+    part = n.sub(found, x)
+    return found, n.add(n.sub(x, n.sub(found, part)), n.sub(y, part))
+
+
+def _two_product(n: _Numbers, x: str, y: str) -> tuple[str, str]:
+    """A product, and what it lost to rounding."""
+    found = n.mul(x, y)
+    return found, n.fma(x, y, n.neg(found))
+
+
+Pair = tuple[str, str]
+"""A number as a sum of two, of 106 bits."""
+
+
+def _pair(n: _Numbers, value: Fraction) -> Pair:
+    high = float(value)
+    return n.number(high), n.number(float(value - Fraction(high)))
+
+
+def _pair_sum(n: _Numbers, x: Pair, y: Pair) -> Pair:
+    high, low = _two_sum(n, x[0], y[0])
+    return _two_sum(n, high, n.add(low, n.add(x[1], y[1])))
+
+
+def _pair_product(n: _Numbers, x: Pair, y: Pair) -> Pair:
+    high, low = _two_product(n, x[0], y[0])
+    return _two_sum(n, high, n.add(low, n.fma(x[0], y[1], n.mul(x[1], y[0]))))
+
+
+def _pair_expm1(n: _Numbers, x: str) -> Pair:
+    """The exponential less one, by its series, for `x` from -3 to 3."""
+    found = _pair(n, Fraction(1, math.factorial(TERMS)))
+    for order in range(TERMS - 1, 0, -1):
+        term = _pair(n, Fraction(1, math.factorial(order)))
+        found = _pair_sum(n, _pair_product(n, found, (x, n.number(0))), term)
+    return _pair_product(n, found, (x, n.number(0)))
+
+
+TERMS = 42
+"""Of the series: 3 to this power over its factorial is less than 2**-100."""
+
+GELU_ROOT = Fraction("1.59576912160573071175978423973752747390")
+"""2 sqrt(2 / pi)"""
+
+
+def _gelu_tanh_of_64(n: _Numbers, x: str) -> str:
+    """As :func:`_gelu_tanh`, its exponent as a pair: what that lacks counts as often as it is large."""
+    inside = n.choose("ogt", x, n.number(30), n.number(30), x)  # beyond, it is `x` or nothing
+    inside = n.choose("olt", inside, n.number(-30), n.number(-30), inside)
+    zero, one = n.number(0), n.number(1)
+    cube = _pair_product(n, _two_product(n, inside, inside), (inside, zero))
+    scaled = _pair_product(n, cube, _pair(n, Fraction("0.044715")))
+    twice, left = _pair_product(n, _pair_sum(n, (inside, zero), scaled), _pair(n, GELU_ROOT))
+    part = _decay(n, twice)
+    minus = n.choose("olt", twice, zero, left, n.neg(left))
+    part_left = n.mul(part, minus)
+    below = n.add(part, one)
+    below_left = n.add(n.sub(part, n.sub(below, one)), part_left)
+    above = n.choose("olt", twice, zero, part, one)
+    above_left = n.choose("olt", twice, zero, part_left, zero)
+    found = _product(n, x, *_quotient(n, above, below, above_left, below_left))
+    return _times_small(n, inside, found, twice, left)
+
+
 def _gelu_tanh(n: _Numbers, x: str) -> str:
+    if not n.single:
+        return _gelu_tanh_of_64(n, x)
     cube = n.mul(n.mul(x, x), n.mul(x, n.number(0.044715)))
     twice = n.mul(n.add(x, cube), n.number(2 * math.sqrt(2 / math.pi)))
     return n.mul(x, _sigmoid(n, twice))
@@ -249,9 +323,28 @@ def _logit(n: _Numbers, x: str) -> str:
 
 
 def _logaddexp(n: _Numbers, x: str, y: str) -> str:
+    """``log(exp(x) + exp(y))``; of 64 bits to two units in the last place where it is no less than 2**-45."""
     most = n.choose("ogt", x, y, x, y)
     apart = n.choose("oeq", x, y, n.number(0), n.sub(x, y))  # infinities, too
-    return n.add(most, n.log1p_of_part(_decay(n, apart)))
+    part = _decay(n, apart)
+    smooth = n.log1p_of_part(part)
+    if n.single:
+        return n.add(most, smooth)
+    rest = _two_sum(n, x, n.neg(y))[1]
+    rest = n.choose("olt", apart, n.number(0), rest, n.neg(rest))
+    rest = n.choose("olt", n.one("fabs", n.sub(x, y)), n.number(math.inf), rest, n.number(0))
+    found = n.add(most, n.add(smooth, n.div(n.mul(part, rest), n.add(part, n.number(1)))))
+    # where both are not far below zero, the sum nearly cancels: log(1 + (exp(most) - 1) + exp(least))
+    least = n.choose("ogt", x, y, y, x)
+    power = _pair_expm1(n, n.mul(least, n.number(1 / 256)))
+    power = _pair_sum(n, power, (n.number(1), n.number(0)))
+    for _ in range(8):
+        power = _pair_product(n, power, power)
+    whole, left = _pair_sum(n, _pair_expm1(n, most), power)
+    near = n.add(n.library("log1p", whole), n.div(left, n.add(whole, n.number(1))))
+    near = n.choose("olt", most, n.number(-2), found, near)
+    near = n.choose("ogt", most, n.number(0), found, near)
+    return n.choose("olt", least, n.number(SMALL), found, near)
 
 
 _OWN: dict[str, Callable[..., str]] = {
@@ -266,15 +359,13 @@ _OWN: dict[str, Callable[..., str]] = {
     "elu": lambda n, x: n.choose("olt", x, n.number(0), n.library("expm1", x), x),
     "xlogy": lambda n, x, y: n.mul(x, n.library("log", y)),
 }
-SINGLE_ONLY = frozenset({"gelu_tanh", "logaddexp"})
-"""Functions that are not had within two units in the last place of 64 bits, and are not served there."""
 
 
 @cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
     double = dtype == torch.float64
-    if name not in _OWN or (double and name in SINGLE_ONLY):
+    if name not in _OWN:
         return 0
     if double and name == "gelu" and not _named_symbol("hibana_erfc", "vmdErfc"):
         return 0

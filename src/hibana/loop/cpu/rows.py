@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from hibana.loop.cpu.body import LANES, Writer, body, named, splat
-from hibana.loop.graph.ops import CALLS, OPERATIONS
+from hibana.loop.graph.ops import CALLS, OPERATIONS, Written
 from hibana.loop.graph.passes import Stores, leaves, substitute
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
@@ -155,16 +155,16 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
 def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     """`stores` in operations that LLVM or a vector function knows, and that wait least for what was compared.
 
-    The logistic function is written out where no function of `calls` computes it. A factor that is a truth
-    value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit,
-    and that product waits for nothing.
+    What no function of `calls` computes is written out, as its row of the table says. A factor that is a
+    truth value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the
+    last bit, and that product waits for nothing.
     """
     new: dict[Value, Value] = {}
     zero = Value("number")
     for value in evaluated(stores.values(), ()):
         args = tuple(new[a] for a in value.args)
-        if value.op in _WRITTEN_OUT and value.op not in calls:
-            new[value] = _WRITTEN_OUT[value.op](*args)
+        if value.op not in calls and (row := OPERATIONS.get(value.op)) and row.written:
+            new[value] = _written(row.written, args)
         elif value.op == "sub" and _is_one(args[0]) and args[1].op == "to_float":
             new[value] = Value("to_float", (Value("not", args[1].args),))
         elif value.op == "mul" and any(a.op == "to_float" for a in args):
@@ -175,18 +175,17 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     return {name: new[value] for name, value in stores.items()}
 
 
-def _logistic(x: Value) -> Value:
-    one = Value("number", data=1)
-    return Value("div", (one, Value("add", (one, Value("exp", (Value("neg", (x,)),))))))
-
-
-_WRITTEN_OUT = {"sigmoid": _logistic}
-"""Operations in others; to more than two units in the last place, which gradients bear."""
+def _written(how: Written, args: tuple[Value, ...]) -> Value:
+    """What a row of the table has as `how` it is written, of `args`."""
+    if isinstance(how, tuple):
+        return Value(how[0], tuple(_written(part, args) for part in how[1:]))
+    return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
 
 
 def kernel_says(op: str) -> bool:
     """Whether a kernel computes `op` with no function given: it is written out, or the C library does."""
-    return op in _WRITTEN_OUT or bool(OPERATIONS[op].libm and OPERATIONS[op].arity == 1)
+    row = OPERATIONS[op]
+    return bool(row.written or (row.libm and row.arity == 1))
 
 
 def _is_one(value: Value) -> bool:

@@ -10,6 +10,7 @@ Everything is bounded from above and below, given that what a step reads and wha
 import math
 from collections.abc import Callable
 
+from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.plan import gradients, reachable
 from hibana.loop.graph.step import Step, Value
 
@@ -25,11 +26,6 @@ MOST = 80.0
 """Up to here ``exp`` is finite in float32."""
 LARGEST = 3.4028234663852886e38
 """What is larger is infinite in float32."""
-
-_WITHIN: dict[str, Bounds] = {
-    **dict.fromkeys(("tanh", "sin", "cos", "erf", "sign"), (-1.0, 1.0)),
-    **{"sigmoid": (0.0, 1.0), "erfc": (0.0, 2.0), "atan": (-2.0, 2.0)},
-}
 
 
 def takes_zeros(step: Step) -> bool:
@@ -115,8 +111,9 @@ class _Found:
         if value.op == "mul" and value.args[0] is value.args[1]:
             low, high = given[0]
             return (0.0 if low <= 0 <= high else min(low * low, high * high)), max(low * low, high * high)
-        if value.op in _WITHIN:
-            return _WITHIN[value.op]
+        row = OPERATIONS.get(value.op)
+        if row is not None and row.within is not None:
+            return row.within
         rule = _RULES.get(value.op)
         return rule(*given) if rule else None
 

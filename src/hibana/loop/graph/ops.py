@@ -7,12 +7,17 @@ doesn't say, which :class:`Unsupported` then names. What PyTorch's operations co
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 __all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "OPERATIONS", "Operation", "Unsupported", "row_of"]
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
     """A step, or a call, that a compiled backend can't serve, and why."""
+
+
+Written = str | tuple[Any, ...]
+"""A number, an argument, or the name of an operation and what it is of."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,11 @@ class Operation:
     """and that of the C library."""
     own: bool = False
     """Whether hibana has code of its own for it (:mod:`hibana.loop.cpu.functions`)."""
+    written: Written = ""
+    """How it is written in other operations where no function computes it: to more than two units in the last
+    place, which gradients bear. ``"{0}"`` is an argument, a digit a number."""
+    within: tuple[float, float] | None = None
+    """Between which numbers it surely lies, if it does whatever its arguments are."""
 
 
 _MASKED = "{M} {0}, {1}"
@@ -98,10 +108,13 @@ def _call(
     libm: str = "",
     own: bool = False,
     c: str = "",
+    triton: str = "",
+    written: Written = "",
+    within: tuple[float, float] | None = None,
 ) -> Operation:
     arguments = ", ".join(f"{{{i}}}" for i in range(arity))
     served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
-    triton = f"libdevice.{name}({arguments})" if served else ""
+    triton = triton or (f"libdevice.{name}({arguments})" if served else "")
     return Operation(
         name,
         arity,
@@ -114,6 +127,8 @@ def _call(
         sleef=sleef,
         libm=libm,
         own=own,
+        written=written,
+        within=within,
     )
 
 
@@ -177,6 +192,7 @@ OPERATIONS = MappingProxyType(
                 ),
                 "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
                 "(REAL)(({0} > 0) - ({0} < 0))",
+                within=(-1.0, 1.0),
             ),
             Operation(
                 "copysign",
@@ -205,17 +221,17 @@ OPERATIONS = MappingProxyType(
             _call("log", mkl="Ln", libm="log"),
             _call("log2", mkl="Log2", libm="log2"),
             _call("log10", mkl="Log10", libm="log10"),
-            _call("tanh", mkl="Tanh", libm="tanh"),
-            _call("sin", mkl="Sin", libm="sin"),
-            _call("cos", mkl="Cos", libm="cos"),
+            _call("tanh", mkl="Tanh", libm="tanh", within=(-1.0, 1.0)),
+            _call("sin", mkl="Sin", libm="sin", within=(-1.0, 1.0)),
+            _call("cos", mkl="Cos", libm="cos", within=(-1.0, 1.0)),
             _call("tan", mkl="Tan", libm="tan"),
             _call("asin", mkl="Asin", libm="asin"),
             _call("acos", mkl="Acos", libm="acos"),
-            _call("atan", mkl="Atan", libm="atan"),
-            _call("erf", mkl="Erf", libm="erf"),
-            _call("erfc", mkl="Erfc", libm="erfc"),
+            _call("atan", mkl="Atan", libm="atan", within=(-2.0, 2.0)),
+            _call("erf", mkl="Erf", libm="erf", within=(-1.0, 1.0)),
+            _call("erfc", mkl="Erfc", libm="erfc", within=(0.0, 2.0)),
             _call("erfinv", mkl="ErfInv"),
-            _call("sqrt", mkl="Sqrt", libm="sqrt"),
+            _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT"),
             _call("exp2", sleef="exp2", libm="exp2"),
             _call("expm1", sleef="expm1", libm="expm1"),
             _call("log1p", sleef="log1p", libm="log1p"),
@@ -227,7 +243,13 @@ OPERATIONS = MappingProxyType(
             _call("pow", 2, sleef="pow", libm="pow"),
             _call("atan2", 2, sleef="atan2", libm="atan2"),
             _call("hypot", 2, sleef="hypot", libm="hypot"),
-            _call("sigmoid", own=True, c="(1.0@ / (1.0@ + exp@(-{0})))"),
+            _call(
+                "sigmoid",
+                own=True,
+                c="(1.0@ / (1.0@ + exp@(-{0})))",
+                written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
+                within=(0.0, 1.0),
+            ),
             _call("silu", own=True, c="({0} / (1.0@ + exp@(-{0})))"),
             _call("softplus", own=True, c="log1p@(exp@({0}))"),
             _call("mish", own=True, c="({0} * tanh@(log1p@(exp@({0}))))"),

@@ -19,6 +19,7 @@ from hibana.loop.graph.part import Part, part_between
 from hibana.loop.graph.recorder import foreign
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.graph.values import Values, rounded
+from hibana.loop.graph.wide import Wide
 
 __all__ = ["Reading"]
 
@@ -65,6 +66,7 @@ class Reading:
         self.behind: set[fx.Node] = set()
         """Nodes that gradients are a part of."""
         self.blank = False
+        self.wide = Wide(graph, len(self.names), dtype)
 
     def step(self) -> Step:
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -239,14 +241,17 @@ class Reading:
             raise Unsupported(f"{node.target}: the step takes several from one operation")
         result = node.meta["val"]
         self._check_layout(node, node.all_input_nodes)
-        if result.dtype not in (self.dtype, torch.bool):
+        if result.dtype not in (self.dtype, torch.bool) and not self.wide.serves(node):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
         target, args = self._on_device(node)
         boolean = result.dtype == torch.bool
         if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
             # beside truth values alone, a number is one of the default dtype
             args = tuple(rounded(a, torch.get_default_dtype()) for a in args)
-        value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
+        if self.wide.is_power(node):
+            value = self.make("pow", *map(self._argument, args))
+        else:
+            value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
         self.blank = self.blank or (value.op == "number" and node in self.behind)
         if _writes(node):
             for other in self._shared_with(node):

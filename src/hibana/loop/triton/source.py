@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from hibana.loop.graph.emit import Dialect, statements
-from hibana.loop.graph.ops import OPERATIONS
+from hibana.loop.graph.ops import OPERATIONS, Written
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan, evaluated
 from hibana.loop.graph.step import Step, Value
@@ -58,11 +58,17 @@ class Language:
         if self.interpreted:
             operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
         else:
-            below = f"({self.number(1)} + libdevice.exp(-{{0}}))"
-            operations |= {"sqrt": root, "sigmoid": divided.format(self.number(1), below)}
+            written = {n: row.written for n, row in OPERATIONS.items() if row.written and not row.triton}
+            operations |= {name: self._template(how, operations) for name, how in written.items()}
         if self.by_samples:
             operations["product"] = _PRODUCT
         return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
+
+    def _template(self, how: Written, operations: Mapping[str, str]) -> str:
+        """How an operation is written in others, as one template."""
+        if isinstance(how, tuple):
+            return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))
+        return how if how.startswith("{") else self.number(how)
 
     def number(self, number: int | str) -> str:
         """A whole number, or one that lies in memory."""
