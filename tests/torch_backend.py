@@ -1,21 +1,12 @@
 """A backend of one's own, as docs/extending.md describes it: a step's graph, evaluated in PyTorch."""
 
-import operator
-
 import torch
 from torch.nn.functional import pad
 
 from hibana.loop.backend import Backend, Kernels
+from hibana.loop.eager import in_torch, unpacked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
-from hibana.loop.graph.plan import evaluated
-
-SAID = {op: getattr(operator, op) for op in ("add", "sub", "mul", "gt", "ge", "lt", "le", "eq", "ne")}
-SAID |= {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "not": operator.invert}
-SAID |= {"div": operator.truediv, "root": torch.sqrt, "to_bool": lambda x: x != 0, "where": torch.where}
-FUNCTIONS = ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc", "sign", "sigmoid", "exp", "log")
-FUNCTIONS += ("log2", "tanh", "sin", "cos", "erf", "erfc", "atan", "sqrt")
-SAID |= {name: getattr(torch, name) for name in FUNCTIONS}
 
 
 class TorchKernels(Kernels):
@@ -25,9 +16,6 @@ class TorchKernels(Kernels):
 
     def __init__(self, step, plan, dtype):
         self.step, self.plan, self.dtype = step, plan, dtype
-        for value in evaluated([*step.nexts, *step.grad_sums], ()):
-            if value.args and value.op not in (*SAID, "to_float"):
-                raise Unsupported(f"{value.op} is not said in PyTorch here")
 
     def source(self, direction, *, keep=True):
         return f"{direction}: see {__name__}"
@@ -60,7 +48,7 @@ class TorchKernels(Kernels):
         before = before_pass(self.step, plan)
         stores = backward_pass(self.step, plan, wants_input=given.wants_input, constant_input=constant)
         places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
-        residuals = [_unpacked(t, one) if t.dtype == torch.uint8 else t for t in given.residuals]
+        residuals = [self._read(t, one) if t.dtype == torch.uint8 else t for t in given.residuals]
         grads = {f"{n}_grad": g for n, g in zip(names, [*given.last_grads, None], strict=True)}
         left = {name: zeros if g is None else g for name, g in grads.items()}
         left |= {name: zeros for name in stores if name.startswith("sum") or (constant and name == "x_grad")}
@@ -85,22 +73,20 @@ class TorchKernels(Kernels):
         first_grads = [left[f"{n}_grad"] if given.wants_first else None for n in names]
         return (left["x_grad"] if constant else to_input) if given.wants_input else None, first_grads, sums
 
+    def _read(self, bits, one):
+        return unpacked(bits, one.numel()).view(-1, *one).bool()
+
     def _shared(self, parameters):
         constants = {f"c[{i}]": torch.tensor(c, dtype=self.dtype) for i, c in enumerate(self.step.constants)}
         return constants | {n: p for i, p in enumerate(parameters) for n in (f"p{i}", f"p{i}[0]")}
 
     def _values(self, stores, leaves, like):
-        done = {}
-        for value in evaluated(stores.values(), ()):
-            if value.op == "number":
-                done[value] = torch.full_like(like, value.data, dtype=self.dtype)
-            elif not value.args:
-                done[value] = leaves[value.data].expand(like.shape)
-            elif value.op == "to_float":
-                done[value] = done[value.args[0]].to(self.dtype)
-            else:
-                done[value] = SAID[value.op](*(done[a] for a in value.args))
-        return {name: done[value] for name, value in stores.items()}
+        def leaf(value):
+            number = value.op == "number"
+            found = torch.tensor(float(value.data), dtype=self.dtype) if number else leaves[value.data]
+            return found.expand(like.shape)
+
+        return dict(zip(stores, in_torch(list(stores.values()), {}, leaf, self.dtype), strict=True))
 
 
 def _packed(truths):
@@ -108,11 +94,6 @@ def _packed(truths):
     flat = truths.flatten()
     octets = pad(flat, (0, -flat.numel() % 8)).view(-1, 8).to(torch.uint8)
     return (octets << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def _unpacked(bits, one):
-    ones = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return ones.flatten(1)[:, : one.numel()].view(-1, *one).bool()
 
 
 def _kernels(products):

@@ -10,6 +10,7 @@ from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, Applied, refusals
 from conformance.suite import CPU
 from hibana.loop.cpu.kernels import approximate
+from hibana.loop.eager import function_of
 from hibana.loop.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.loop.graph.plan import reachable
 from hibana.loop.graph.trace import trace
@@ -84,6 +85,16 @@ def test_a_power_in_64_bits_is_within_two_units_in_32(exponent):
     inputs = 3 * torch.rand((4, 500), generator=torch.Generator().manual_seed(1)) + 0.1
     found, wanted = (run(Power(), inputs, None)[0] for run in (CPU, reference))
     assert ((found - wanted).abs() <= 2 * torch.finfo(torch.float32).eps * wanted.abs()).all()
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"to_bool", "to_float"}))
+def test_every_operation_can_be_evaluated_in_pytorch(name):
+    """Where gradients are absent, the last steps of a backward are."""
+    row = OPERATIONS[name]
+    kinds = [row.name in ("and", "or", "xor", "not") or (name == "where" and i == 0) for i in range(row.arity)]
+    found = function_of(name)(*(torch.rand(3) < 0.5 if truth else torch.rand(3) + 1 for truth in kinds))
+    assert found.shape == (3,)
+    assert (found.dtype == torch.bool) == row.boolean
 
 
 def test_a_gap_in_the_table_is_named():

@@ -288,7 +288,7 @@ class _Run:
         known = dict(zip(self.plan.stored, (value[t] for value in self.residuals), strict=True))
         one = self.shape[1:]
         for value, found in known.items():
-            known[value] = unpacked(found, one) if value.boolean else found
+            known[value] = unpacked(found, one.numel()).view(one).bool() if value.boolean else found
         for value in self.plan.residuals:
             if value.op == "input":
                 assert self.inputs is not None

@@ -1,20 +1,22 @@
 """A step's values computed by PyTorch, one operation at a time: for what is too little to be compiled."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
 
-__all__ = ["in_torch", "unpacked"]
+__all__ = ["function_of", "in_torch", "unpacked"]
 
 
-def unpacked(bits: Tensor, one: torch.Size) -> Tensor:
-    """Truth values of a step, eight to a byte, the lowest bit first."""
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first `count` of each row of bits as 0 and 1, eight to a byte, the lowest bit first."""
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits[:, None] >> places & 1).flatten()[: one.numel()].reshape(one).bool()
+    return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count]
 
 
 def in_torch(
@@ -33,7 +35,7 @@ def in_torch(
         elif value.op in ("maximum", "minimum"):
             made[value] = _extreme(value.op, *args)
         else:
-            made[value] = getattr(torch, _CALLED.get(value.op, value.op))(*args)
+            made[value] = function_of(value.op)(*args)
     return [made[root] for root in roots]
 
 
@@ -43,5 +45,17 @@ def _extreme(op: str, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(first | one.isnan(), one, other)
 
 
-_CALLED = {op: f"logical_{op}" for op in ("and", "or", "xor", "not")} | {"root": "sqrt"}
-"""Operations that PyTorch calls otherwise."""
+def function_of(op: str) -> Callable[..., Tensor]:
+    """PyTorch's function for an operation of the table."""
+    found = _FUNCTIONS.get(op) or getattr(torch, op, None) or getattr(functional, op)
+    assert callable(found)
+    return found
+
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    **{op: getattr(torch, f"logical_{op}") for op in ("and", "or", "xor", "not")},
+    "root": torch.sqrt,
+    "fma": lambda x, y, z: torch.addcmul(z, x, y),
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
+"""Those that PyTorch calls otherwise."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hibana.loop.eager import unpacked
 from hibana.loop.graph.synapses import Operand
 
 __all__ = ["over_time"]
@@ -46,17 +47,11 @@ def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     if rows.dtype == torch.float32 and rows.shape[0] and rows.device.type == "cpu":
         words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
         return by_bits(rows, words)
-    return rows.T @ _numbers(residual, neurons, rows.dtype)
-
-
-def _numbers(bits: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """Rows of bytes of bits as rows of 0 and 1."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :count].to(dtype)
+    return rows.T @ unpacked(residual, neurons).to(rows.dtype)
 
 
 def _densely(rows: Tensor, words: Tensor) -> Tensor:
-    return rows.T @ _numbers(words.view(torch.uint8), rows.shape[1], rows.dtype)
+    return rows.T @ unpacked(words.view(torch.uint8), rows.shape[1]).to(rows.dtype)
 
 
 by_bits: Callable[[Tensor, Tensor], Tensor] = _densely
