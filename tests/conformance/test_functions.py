@@ -91,7 +91,8 @@ def test_a_power_in_64_bits_is_within_two_units_in_32(exponent):
 def test_every_operation_can_be_evaluated_in_pytorch(name):
     """Where gradients are absent, the last steps of a backward are."""
     row = OPERATIONS[name]
-    kinds = [row.name in ("and", "or", "xor", "not") or (name == "where" and i == 0) for i in range(row.arity)]
+    logical = name in ("and", "or", "xor", "not")
+    kinds = [logical or (name == "where" and i == 0) for i in range(row.arity)]
     found = function_of(name)(*(torch.rand(3) < 0.5 if truth else torch.rand(3) + 1 for truth in kinds))
     assert found.shape == (3,)
     assert (found.dtype == torch.bool) == row.boolean
