@@ -3,11 +3,13 @@
 import warnings
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from fuzz import differ, networks, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
+from fuzz.variations import Variation
 from hibana.events import support
 from hibana.events.linear import layer
 from hibana.loop import autograd
@@ -71,6 +73,24 @@ def test_a_gradient_that_is_off_is_found(monkeypatch):
     monkeypatch.setattr(autograd, "_backward", lambda *args: _off(backward(*args)))
     with pytest.raises(Different, match="gradient of"):
         _compared(PLAIN, 40)
+
+
+def test_a_gradient_of_nan_is_found_where_all_is_finite(monkeypatch):
+    backward = autograd._backward
+    monkeypatch.setattr(autograd, "_backward", lambda *args: _nan(backward(*args)))
+    with pytest.raises(Different, match="gradient of"):
+        differ.compare(PLAIN, PLAIN.kind(), Variation(), Counts())
+
+
+def _nan(grads):
+    return tuple(None if grad is None else grad * torch.nan for grad in grads)
+
+
+def test_what_is_absent_beside_what_is_no_number_is_counted():
+    step, counts = Step(("n0 = s * s", "return n0, n0, self.surrogate(v - 0.4)")), Counts()
+    for state in ("uniform", "not a number"):
+        differ.compare(step, step.kind(), Variation((2, 1, 5), 1, state=state), counts)
+    assert (counts.compared, counts.beside_nan) == (2, 1)
 
 
 def _off(grads):

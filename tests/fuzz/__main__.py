@@ -52,12 +52,14 @@ def _run(options: argparse.Namespace) -> int:
             total.compared += counted["compared"]
             total.refused += counted["refused"]
             total.invalid += counted["invalid"]
+            total.beside_nan += counted["beside_nan"]
             for finding in found:
                 findings.append(finding)
                 print(f"\n{kind}, seed {number}: {finding}", flush=True)
         number += 1
     print(
-        f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared, "
+        f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared "
+        f"({total.beside_nan} but for absent gradients beside what is not finite), "
         f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch; "
         f"{len(findings)} findings"
     )

@@ -13,6 +13,7 @@ from conformance.compare import TOLERANCE, assert_close, assert_same
 from fuzz.steps import SETTINGS, Step
 from fuzz.variations import Variation, variations
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.programs import program
 
 __all__ = ["Counts", "Different", "compare", "compare_all"]
 
@@ -33,6 +34,9 @@ class Counts:
     """By a named error of the compiled backend; what ``"auto"`` gave was compared all the same."""
     invalid: int = 0
     """PyTorch itself raises, in the reference loop."""
+    beside_nan: int = 0
+    """Of those compared: an absent gradient is NaN where what is read or left is not finite (docs: numerics).
+    """
 
     @property
     def all(self) -> int:
@@ -95,7 +99,7 @@ def compare(
             assert_same(found.values[name], value, name)
             _assert_same_signs(found.values[name], value, name)
         if variation.dtype in TOLERANCE:
-            _assert_close(cell, variation, found, wanted)
+            counts.beside_nan += _assert_close(cell, variation, found, wanted)
     except AssertionError as error:
         raise _different(step, variation, str(error)) from error
 
@@ -161,13 +165,48 @@ def _assert_same_signs(found: Tensor, wanted: Tensor, what: str) -> None:
     assert not different.any(), f"{what}: {int(different.sum())} zeros of another sign"
 
 
-def _assert_close(cell: hb.Cell, variation: Variation, found: _Found, wanted: _Found) -> None:
+def _assert_close(cell: hb.Cell, variation: Variation, found: _Found, wanted: _Found) -> bool:
+    """Whether absent gradients that are NaN had to be left out, as they may be beside what is not finite."""
     tolerance = TOLERANCE[variation.dtype]
     try:
         _each_close(found, wanted, 1.0, tolerance)
     except AssertionError:
         flow = _largest_gradient(cell, variation)
-        _each_close(found, wanted, flow, tolerance)
+        try:
+            _each_close(found, wanted, flow, tolerance)
+        except AssertionError:
+            if _is_finite(variation, wanted) or not _takes_zeros(cell, variation):
+                raise
+            _each_close(_without_nan(found, wanted), wanted, flow, tolerance)
+            return True
+    return False
+
+
+def _is_finite(variation: Variation, wanted: _Found) -> bool:
+    """Whether what is read and what is left is finite."""
+    begun = variation.begun(3, torch.float64) or ()
+    return all(bool(t.isfinite().all()) for t in (variation.inputs(), *begun, *wanted.values.values()))
+
+
+def _takes_zeros(cell: hb.Cell, variation: Variation) -> bool:
+    """Whether zeros stand for gradients that are absent, as all derivatives of finite numbers are finite."""
+    carried = torch.float64 if variation.dtype == torch.float64 else torch.float32
+    try:
+        return program(cell, "cpu", torch.Size(variation.shape), carried).takes_zeros
+    except Unsupported:
+        return False
+
+
+def _without_nan(found: _Found, wanted: _Found) -> _Found:
+    """`found`, its gradients as wanted where they are NaN and those are not."""
+    grads: dict[str, Tensor | None] = {}
+    for name, grad in found.grads.items():
+        other = wanted.grads[name]
+        if grad is not None:
+            other = torch.zeros_like(grad) if other is None else other
+            grad = torch.where(grad.isnan() & ~other.isnan(), other, grad)
+        grads[name] = grad
+    return _Found(found.values, grads)
 
 
 def _each_close(found: _Found, wanted: _Found, scale: float, tolerance: float) -> None:
