@@ -52,6 +52,24 @@ def test_every_synapse_has_its_own_delay(sigma):
         assert layer.explain().startswith(mode)
     rounded = sum(later(x, k) @ (layer.weight * (layer.steps == k)).T for k in range(7)) + layer.bias
     torch.testing.assert_close(layer.eval()(x), rounded)
+    layer.mode = "events"
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), rounded)
+        assert "an addition for each synapse" in layer.explain()
+        first, state = layer(x[:4], return_state=True)
+        torch.testing.assert_close(torch.cat([first, layer(x[4:], state)]), rounded)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "bias"), [(70, 3, True), (64, 130, False), (1, 1, True)])
+def test_whole_delays_are_added_spike_by_spike(inputs, outputs, bias):
+    layer = hb.DelayedLinear(inputs, outputs, 9, bias).eval()
+    layer.mode = "events"
+    for density in (0.0, 0.05, 1.0):
+        x = (torch.rand(13, 5, inputs) < density).float()
+        wanted = layer(x)  # with a gradient: by the convolution
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+            assert "an addition for each synapse" in layer.explain()
 
 
 @given(cuts=st.lists(st.integers(1, 11), unique=True, max_size=5).map(sorted))

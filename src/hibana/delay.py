@@ -6,8 +6,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from hibana.events.checks import plain
 from hibana.events.convolution.causal import causal
-from hibana.events.layer import Mode
+from hibana.events.convolution.scattered import scattered
+from hibana.events.layer import Mode, binary_bits, learns
 from hibana.events.support import support_of
 from hibana.window import LooksBack
 
@@ -162,8 +164,9 @@ class DelayedLinear(Delayed):
         y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
 
     Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
-    (see `sigma`); in evaluation its delay is rounded to whole steps. For an input of spikes rows of weights
-    are added per spike, as in :class:`hibana.Window`. Its state in :func:`hibana.run` are the last
+    (see `sigma`), and for an input of spikes rows of weights are added per spike, as in
+    :class:`hibana.Window`; in evaluation its delay is rounded to whole steps, and without a gradient each
+    spike is one addition for each synapse. Its state in :func:`hibana.run` are the last
     `max_delay` steps of its input.
 
     Args:
@@ -236,10 +239,35 @@ class DelayedLinear(Delayed):
                 f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
                 f"got shape {tuple(inputs.shape)}"
             )
+        if not self.training and (found := self._one_by_one(inputs, history)) is not None:
+            return found
         known = inputs.requires_grad and not torch.compiler.is_compiling()
         below = support_of(inputs) if known else None
         out, self._reason = causal(inputs, self.kernel(), self.bias, 1, history, below, self.mode)
         return out
+
+    def _one_by_one(self, inputs: Tensor, history: Tensor | None) -> Tensor | None:
+        """What comes out with whole delays, by an addition for each spike and synapse.
+
+        None if a gradient is wanted, or the input is dense, or no spikes.
+        """
+        if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
+            return None
+        if self.mode == "dense" or learns(inputs, self.weight, self.bias):
+            return None
+        seen = inputs if history is None else torch.cat([history, inputs])
+        found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
+        lags = self.steps
+        if found is None or (self.mode == "auto" and found.density > ONE_BY_ONE_UP_TO):
+            return None
+        self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
+        bias = None if self.bias is None else self.bias.detach().contiguous()
+        skip = len(seen) - len(inputs)
+        return scattered(found.bits[0], self.weight.detach(), lags, bias, len(seen), skip)
+
+
+ONE_BY_ONE_UP_TO = 0.2
+"""Density of spikes up to which each synapse is added to by itself."""
 
 
 def narrow_delays(net: nn.Module, progress: float) -> None:
