@@ -5,6 +5,8 @@ A description is a row of layers, joined by ``-`` or ``,``:
 =========== ====================================================================================
 ``512``     a linear layer and 512 neurons
 ``128r``    a linear layer and 128 neurons with recurrent weights
+``64w5``    a causal convolution over 5 steps of time, and 64 neurons
+``64w5d2b`` the same over every second step, with batch normalisation (``64w5b`` without the first)
 ``32c3``    a convolution, 32 channels, 3x3, padded to keep the size, and its neurons
 ``32c3s2``  the same with stride 2
 ``32c3b``   the same with batch normalisation between convolution and neurons (``32c3s2b`` too)
@@ -26,6 +28,7 @@ from torch import nn
 
 from hibana import events, layers
 from hibana.cells import Cell
+from hibana.window import Window
 
 __all__ = ["build", "check", "check_trust"]
 
@@ -34,6 +37,7 @@ Shape = tuple[int, ...]
 _TOKEN = re.compile(
     r"(?P<channels>\d{1,8})c(?P<kernel>\d{1,8})(?:s(?P<stride>\d{1,8}))?(?P<norm>b)?"
     r"|(?P<pool>[pa])(?P<window>\d{1,8})"
+    r"|(?P<seen>\d{1,8})w(?P<taps>\d{1,4})(?:d(?P<dilation>\d{1,4}))?(?P<seen_norm>b)?"
     r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
 )
 _FUNCTION = re.compile(r"[\w.]+:\w+")
@@ -179,6 +183,10 @@ def _add(
             layers.Recurrent(neuron, int(size)) if recurrent else layers.OverTime(neuron)
         )
         return (int(size),)
+    if (seen := says["seen"]) is not None:
+        return _add_window(
+            stack, number, says, int(seen), _flat(stack, f"flatten{number}", shape), cell, spend
+        )
     if len(shape) != 3:
         raise ValueError(f"{part.word!r} needs [channels, height, width], but stands after a linear layer")
     channels, height, width = shape
@@ -202,6 +210,26 @@ def _add(
     stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
     out = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)]
     return made, out[0], out[1]
+
+
+def _add_window(
+    stack: OrderedDict[str, nn.Module],
+    number: int,
+    says: dict[str, str | None],
+    size: int,
+    features: int,
+    cell: Callable[[], Cell],
+    spend: Callable[[int], None],
+) -> Shape:
+    """Adds a convolution over time and its neurons."""
+    taps, dilation, norm = int(says["taps"] or 0), int(says["dilation"] or 1), says["seen_norm"] is not None
+    spend(size * features * taps)
+    stack[f"window{number}"] = Window(features, size, taps, dilation, bias=not norm)
+    if norm:
+        stack[f"norm{number}"] = layers.EachStep(nn.BatchNorm1d(size))
+    neuron = cell()
+    stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
+    return (size,)
 
 
 def _kind(cell: Cell) -> str:
