@@ -186,7 +186,7 @@ def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
     currents = 2 * torch.rand(shape)
     layer, dense = _pair(nn.Linear(shape[-1], 70))
     wanted = _above(currents, dense, sigma)
-    monkeypatch.setattr(linear_layer, "binary_bits", None)
+    monkeypatch.setattr(linear_layer, "numbers_as_bits", None)
     for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     density = hb.IF(1.0, sigma)(currents).mean()

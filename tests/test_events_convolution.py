@@ -131,6 +131,7 @@ def test_what_stands_below_is_known_through_pooling_and_flattening():
 def test_the_gradient_of_a_convolutions_input_is_computed_on_the_support_only(sigma):
     currents = torch.rand(4, 3, 9, 8, 16).mul(0.5).permute(0, 1, 4, 2, 3)
     cell, layer = hb.IFCell(1.0, sigma, detach_reset=True), hb.Conv2d(16, 8, 3, padding=1)
+    layer.mode = "events"
     spikes = hb.OverTime(cell)(currents.requires_grad_())
     seen = []
     spikes.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))  # unlike a tensor's, not known of
@@ -235,11 +236,12 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
         currents = currents.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     dense = nn.Conv2d(16, 8, 3, padding=1)
     layer = hb.events.adopt(copy.deepcopy(dense))
+    layer.mode = "events"
     scanned = []
     monkeypatch.setattr(
         convolution_layer,
-        "binary_bits",
-        lambda rows, scan=convolution_layer.binary_bits: scanned.append(1) or scan(rows),
+        "numbers_as_bits",
+        lambda rows, scan=convolution_layer.numbers_as_bits: scanned.append(1) or scan(rows),
     )
     found = []
     for conv in (layer, dense):
@@ -290,6 +292,7 @@ def test_other_poolings_are_torchs(layer):
 )
 def test_what_is_multiplied_densely_says_why(arguments, reason):
     layer = hb.Conv2d(2, 4, **{"kernel_size": 3, **arguments})
+    layer.mode = "events"
     x = _spikes(3, 2, 9, 9, density=0.3)
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
     assert layer.explain() == f"dense: {reason}"

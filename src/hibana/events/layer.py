@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.events.bits import bits_of, share_of
+from hibana.events.cost import Costs, chosen
 from hibana.events.planes import Planes, whole_numbers
 from hibana.events.support import Support
 from hibana.loop.leaf import as_leaf, is_name
@@ -13,23 +14,28 @@ from hibana.loop.leaf import as_leaf, is_name
 __all__ = [
     "NO_EVENTS",
     "SMALLEST_ROWS",
+    "SMALLEST_WORK",
+    "TINY",
     "BySpikes",
     "Mode",
-    "binary_bits",
     "check_mode",
     "known_bits",
     "learns",
+    "numbers_as_bits",
+    "too_dense",
     "usable",
-    "whole_numbers",
 ]
 
 Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_ROWS = 256
-"""Fewer rows than this do not pay for packing the weights."""
+"""Fewer rows than this do not pay for packing the weights, where nothing is measured."""
+SMALLEST_WORK = 1 << 24
+"""Of fewer multiplications torch has done all before events have begun."""
+TINY = "at these sizes torch is sooner done at any density"
 SAMPLE = 64
+"""Rows that are looked at before all are."""
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
-"""Why an input is multiplied densely."""
 
 
 class BySpikes(nn.Module):
@@ -39,7 +45,7 @@ class BySpikes(nn.Module):
     _reason = "not called yet"
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        self._reason = f"dense: {reason}"
+        self.__dict__["_reason"] = f"dense: {reason}"  # which a module does in a microsecond
         out: Tensor = super().forward(input)
         return out
 
@@ -70,13 +76,35 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     return None if rows is None else Planes(rows[None], share_of(rows, length))
 
 
-def binary_bits(rows: Tensor) -> Planes | None:
-    """The bits of contiguous `rows`; None if not all are 0 and 1."""
-    count = rows.shape[0]
-    if count > 2 * SAMPLE and bits_of(rows, count // SAMPLE)[1] is None:
+def numbers_as_bits(rows: Tensor) -> Planes | None:
+    """Contiguous `rows` of spikes or of small whole numbers as bits; None if they are neither."""
+    if _density(rows) is not None:
+        bits, density = bits_of(rows)
+        if density is not None:
+            return Planes(bits[None], density)
+    return whole_numbers(rows)
+
+
+def too_dense(costs: Costs, rows: Tensor, learning: bool) -> str | None:
+    """Why torch is sooner done with contiguous `rows` of the input; None if a sample does not say so.
+
+    Args:
+        costs: of the layer's sizes.
+        rows: all numbers of the input, in any order.
+        learning: whether the weights get a gradient.
+    """
+    if not costs.worth_looking(learning):
+        return TINY
+    density = _density(rows)
+    if density is None:
         return None
-    bits, density = bits_of(rows)
-    return None if density is None else Planes(bits[None], density)
+    choice = chosen(costs, density, 1, True, learning)
+    return None if choice.any else choice.refused(density)
+
+
+def _density(rows: Tensor) -> float | None:
+    """The density of ones in a sample of `rows`; None if not all are 0 and 1."""
+    return bits_of(rows, max(1, len(rows) // SAMPLE))[1]
 
 
 def learns(*tensors: Tensor | None) -> bool:

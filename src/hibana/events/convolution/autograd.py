@@ -1,21 +1,23 @@
 """The convolution of spikes as an autograd node: the product of the bits under the window and the weights."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv2d_input
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import kernels
 from hibana.events.convolution.few import input_gradient_of_few
+from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
 
-__all__ = ["Geometry", "convolution", "forward", "rows_of"]
+__all__ = ["Geometry", "convolution", "forward", "input_gradient", "rows_of", "windows_of"]
 
 Pair = tuple[int, int]
 
@@ -60,13 +62,21 @@ class Geometry(NamedTuple):
         return sizes
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """`images` channels last in memory, and with strides that say so where there is one channel only."""
+    if images.shape[1] > 1 and images.is_contiguous(memory_format=torch.channels_last):
+        return images
+    last = images.permute(0, 2, 3, 1)
+    return last.flatten().view(last.shape).permute(0, 3, 1, 2)
+
+
 def rows_of(images: Tensor) -> Tensor:
     """``[N * height, width * channels]`` of images ``[N, channels, height, width]``, channels last."""
     last = images.permute(0, 2, 3, 1).contiguous()
     return last.view(last.shape[0] * last.shape[1], last.shape[2] * last.shape[3])
 
 
-def _windows(planes: Tensor, geometry: Geometry) -> Tensor:
+def windows_of(planes: Tensor, geometry: Geometry) -> Tensor:
     """For each output pixel the bits under the window, ``[N * height * width, planes * words]``."""
     return joined([_plane_windows(bits, geometry) for bits in planes])
 
@@ -89,7 +99,7 @@ GRAIN = 4
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    return _under_windows(_windows(input_.bits, geometry), input_, weight, bias, geometry)
+    return _under_windows(windows_of(input_.bits, geometry), input_, weight, bias, geometry)
 
 
 def _under_windows(
@@ -100,7 +110,7 @@ def _under_windows(
     return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def _input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
     outputs = weight.shape[0]
     row = panel(outputs)
@@ -157,8 +167,13 @@ def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bo
 
 def _sampled(rows: Tensor) -> Tensor:
     """Some rows, all over: a step of their own would meet the same places of each image."""
-    steps = torch.arange(min(SAMPLE, len(rows)), dtype=torch.float64, device="cpu")
-    return rows[(steps * 0.6180339887 % 1 * len(rows)).long()]
+    return rows[_places(len(rows))]
+
+
+@lru_cache(maxsize=64)
+def _places(count: int) -> Tensor:
+    steps = torch.arange(min(SAMPLE, count), dtype=torch.float64, device="cpu")
+    return (steps * 0.6180339887 % 1 * count).long()
 
 
 def _lanes(outputs: int) -> int:
@@ -183,26 +198,33 @@ class _Convolution(torch.autograd.Function):
         input_: Planes,
         support: Support | None,
         geometry: Geometry,
+        choice: Choice,
     ) -> Tensor:
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
         ctx.geometry, ctx.shape = geometry, images.shape
-        windows = _windows(input_.bits, geometry)
-        kept = windows if windows.nbytes <= KEPT * images.nbytes else None
-        ctx.save_for_backward(input_.bits, weight, kept)
+        ctx.choice = choice
+        numbers = None if choice.weights else images
+        if not choice.forward:
+            ctx.save_for_backward(input_.bits, weight, None, numbers)
+            how = geometry.stride, geometry.padding, geometry.dilation
+            return functional.conv2d(channels_last(images), weight, bias, *how)
+        windows = windows_of(input_.bits, geometry)
+        kept = windows if windows.nbytes <= KEPT * images.nbytes and choice.weights else None
+        ctx.save_for_backward(input_.bits, weight, kept, numbers)
         # not as a view, which would have a node more
         return _under_windows(windows, input_, weight, bias, geometry).detach()
 
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
-        bits, weight, windows = ctx.saved_tensors
+        bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
         to_images = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             length = geometry.channels * geometry.image[1]
             used = (
-                product.used_bits(ctx.below, bits[0], length, ctx.density)
+                product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
                 if geometry.stride == (1, 1)
                 else None
             )
@@ -213,17 +235,21 @@ class _Convolution(torch.autograd.Function):
                 whole = geometry.whole(grad)
                 to_images = conv2d_input(ctx.shape, weight, whole, *how)  # type: ignore[no-untyped-call]
             else:
-                to_images = _input_gradient(used, weight, rows, geometry)
-        if ctx.needs_input_grad[1]:
+                to_images = input_gradient(used, weight, rows, geometry)
+        if ctx.needs_input_grad[1] and numbers is not None:
+            how = geometry.stride, geometry.padding, geometry.dilation
+            to_weight = conv2d_weight(numbers, weight.shape, grad, *how)  # type: ignore[no-untyped-call]
+            to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        elif ctx.needs_input_grad[1]:
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
             if windows is None:
-                windows = _windows(bits, geometry)
+                windows = windows_of(bits, geometry)
             with_bias = ctx.needs_input_grad[2]
             flat, to_bias = product.weight_gradient(windows, ctx.density, rows, inputs, with_bias, ctx.scales)
             to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
         elif ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
-        return to_images, to_weight, to_bias, None, None, None, None
+        return to_images, to_weight, to_bias, None, None, None, None, None
 
 
 def convolution(
@@ -233,9 +259,10 @@ def convolution(
     input_: Planes,
     support: Support | None,
     geometry: Geometry,
+    choice: Choice = ALL,
 ) -> Tensor:
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``."""
     leaf = probe() if support is not None else None
     apply: Any = _Convolution.apply  # torch leaves it without types
-    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry)
+    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry, choice)
     return out

@@ -10,12 +10,11 @@ from hibana.events.layer import (
     NO_EVENTS,
     SMALLEST_ROWS,
     Mode,
-    binary_bits,
     check_mode,
     known_bits,
     learns,
+    numbers_as_bits,
     usable,
-    whole_numbers,
 )
 from hibana.events.linear import product
 from hibana.events.support import Support
@@ -83,7 +82,7 @@ def _by_spikes(
     found = known_bits(below, length, in_order)
     if found is None:
         flat = inputs.detach().reshape(steps, length).contiguous()
-        found = binary_bits(flat) or whole_numbers(flat)
+        found = numbers_as_bits(flat)
     if found is None:
         return None
     height = steps + padding - (weight.shape[2] - 1) * dilation

@@ -3,18 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from hibana.events import cost
 from hibana.events.checks import misfit, pair, plain
-from hibana.events.convolution import autograd
+from hibana.events.convolution import autograd, measured
 from hibana.events.layer import (
     NO_EVENTS,
     SMALLEST_ROWS,
+    SMALLEST_WORK,
+    TINY,
     BySpikes,
-    binary_bits,
     check_mode,
     known_bits,
     learns,
+    numbers_as_bits,
+    too_dense,
     usable,
-    whole_numbers,
 )
 from hibana.events.linear import product
 from hibana.events.support import support_of
@@ -36,15 +39,24 @@ class Conv2d(BySpikes, nn.Conv2d):
     `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
 
     >>> import torch, hibana as hb
-    >>> layer = hb.Conv2d(2, 8, 3, padding=1)
-    >>> spikes = (torch.rand(4, 2, 16, 16) < 0.05).float()
+    >>> layer = hb.Conv2d(32, 64, 3, padding=1)
+    >>> spikes = (torch.rand(16, 32, 16, 16) < 0.05).float()
     >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: ...% of the input spiked; added one by one, as up to ...%'
+    'events: ...% of the input spiked; added one by one, as up to ...%...'
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Conv2d's name for it
+        if (
+            type(input) is Tensor
+            and input.ndim == 4
+            and input.numel() * self.weight.numel() < SMALLEST_WORK * max(1, input.shape[1])
+            and self.mode == "auto"
+            and input.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
+            return self._densely(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
         check_mode(self.mode)
@@ -55,27 +67,33 @@ class Conv2d(BySpikes, nn.Conv2d):
         count = input.shape[0] * geometry.output[0] * geometry.output[1]
         if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
             return self._densely(input, "nothing to add")
-        if self.mode == "auto" and count < SMALLEST_ROWS:
+        if self.mode == "auto" and count * weight.numel() < SMALLEST_WORK:
+            return self._densely(input, TINY)
+        costs = measured.costs(len(input), len(weight), geometry) if self.mode == "auto" else None
+        if self.mode == "auto" and costs is None and count < SMALLEST_ROWS:
             return self._densely(input, f"{count} output pixels do not pay for packing the weights")
+        learning = learns(weight)
+        if costs is not None and (reason := too_dense(costs, autograd.rows_of(input.detach()), learning)):
+            return self._densely(input, reason)
         below = support_of(input) if input.requires_grad else None
         length = geometry.channels * geometry.image[1]
         in_order = input.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(below, length, in_order)
-        if found is None:
-            rows = autograd.rows_of(input.detach())
-            found = binary_bits(rows) or whole_numbers(rows)
+        found = known_bits(below, length, in_order) or numbers_as_bits(autograd.rows_of(input.detach()))
         if found is None:
             return self._densely(input, NO_EVENTS)
-        self._reason = product.explained(found, len(weight))
+        choice = cost.choice(costs, found.density, len(found.bits), learning)
+        if not choice.any:
+            return self._densely(input, choice.refused(found.density))
+        self._reason = product.explained(found, len(weight), choice)
         if not learns(input, weight, bias):
             return autograd.forward(found, weight.detach(), bias, geometry)
         support = usable(below, length, in_order, found)
-        return autograd.convolution(input, weight, bias, found, support, geometry)
+        return autograd.convolution(input, weight, bias, found, support, geometry, choice)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided
         images = images and not torch.compiler.is_compiling()  # Inductor has layouts of its own
-        return super()._densely(_channels_last(input) if images else input, reason)
+        return super()._densely(autograd.channels_last(input) if images else input, reason)
 
     def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
         """Why this call is torch's, if it is whatever the input holds."""
@@ -111,9 +129,3 @@ class Conv2d(BySpikes, nn.Conv2d):
         return autograd.Geometry(
             channels, image, (kernel[0], kernel[1]), pair(self.stride), padding, dilation
         )
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    """`images` channels last in memory, and with strides that say so where there is one channel only."""
-    last = images.permute(0, 2, 3, 1)
-    return last.flatten().view(last.shape).permute(0, 3, 1, 2)

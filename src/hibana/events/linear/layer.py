@@ -2,20 +2,24 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from hibana.events import cost
 from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
     NO_EVENTS,
     SMALLEST_ROWS,
+    SMALLEST_WORK,
+    TINY,
     BySpikes,
-    binary_bits,
     check_mode,
     known_bits,
     learns,
+    numbers_as_bits,
+    too_dense,
     usable,
-    whole_numbers,
 )
-from hibana.events.linear import product
+from hibana.events.linear import measured, product
 from hibana.events.support import support_of
 
 __all__ = ["Linear"]
@@ -43,10 +47,19 @@ class Linear(BySpikes, nn.Linear):
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: ...% of the input spiked; added one by one, as up to ...%'
+    'events: ...% of the input spiked; added one by one, as up to ...%...'
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        if (
+            type(input) is Tensor
+            and self.mode == "auto"
+            and input.numel() * self.out_features < SMALLEST_WORK
+            and not (input.ndim > 1 and input.stride(0) == 0)
+            and not torch.compiler.is_compiling()
+        ):  # asked first, since all else would take longer than such a product
+            self.__dict__["_reason"] = f"dense: {TINY}"
+            return functional.linear(input, self.weight, self.bias)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
         if input.ndim > 1 and alike_each_step(input):
@@ -68,20 +81,25 @@ class Linear(BySpikes, nn.Linear):
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, "nothing to add")
-        if self.mode == "auto" and count < SMALLEST_ROWS:
+        costs = measured.costs(count, inputs, outputs) if self.mode == "auto" else None
+        if self.mode == "auto" and costs is None and count < SMALLEST_ROWS:
             return self._densely(input, f"{count} rows do not pay for packing the weights")
-        rows = input.reshape(count, inputs).contiguous()
+        rows, learning = input.reshape(count, inputs).contiguous(), learns(weight)
+        if costs is not None and (reason := too_dense(costs, rows.detach(), learning)):
+            return self._densely(input, reason)
         weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = known_bits(below, inputs, in_order)
-        found = found or binary_bits(rows.detach()) or whole_numbers(rows.detach())
+        found = known_bits(below, inputs, in_order) or numbers_as_bits(rows.detach())
         if found is None:
             return self._densely(input, NO_EVENTS)
-        self._reason = product.explained(found, outputs)
+        choice = cost.choice(costs, found.density, len(found.bits), learning)
+        if not choice.any:
+            return self._densely(input, choice.refused(found.density))
+        self._reason = product.explained(found, outputs, choice)
         leading = input.shape[:-1]
         if learns(rows, weight, bias):
             support = usable(below, inputs, in_order, found)
-            return product.linear(rows, weight, bias, found, support, leading)
+            return product.linear(rows, weight, bias, found, support, leading, choice)
         given = found.together, found.density, weight.detach(), bias, found.scales
         return product.forward(*given, leading)[0]

@@ -8,12 +8,22 @@ from torch import Tensor
 
 from hibana.events.bits import share_of
 from hibana.events.checks import dense_for_more
+from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support, probe
 
-__all__ = ["explained", "forward", "linear", "over_bits", "packed", "used_bits", "weight_gradient"]
+__all__ = [
+    "explained",
+    "forward",
+    "input_gradient",
+    "linear",
+    "over_bits",
+    "packed",
+    "used_bits",
+    "weight_gradient",
+]
 
 Scales = tuple[float, ...]
 """What each plane of bits is multiplied by."""
@@ -44,7 +54,7 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(input_: Planes, outputs: int) -> str:
+def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
     """What is done with so many spikes, and from where on something else would be."""
     limit, planes = crossover(outputs), len(input_.bits)
     how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
@@ -52,7 +62,10 @@ def explained(input_: Planes, outputs: int) -> str:
     if input_.scales != ONE:
         times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
         said = f"whole numbers to {(1 << planes) - 1}{times}, {input_.density:.0%} of their bits set"
-    return f"events: {said}; {how} {limit:.0%}"
+    said = f"events: {said}; {how} {limit:.0%}" if choice.forward else f"dense forward: {said}"
+    if choice.weights is False and choice.forward:
+        said += ", the weights' gradient densely"
+    return f"{said}; {choice.said}" if choice.said else said
 
 
 def _gradient_crossover() -> float:
@@ -105,7 +118,8 @@ def forward(
     return out, own
 
 
-def _input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
+def input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
+    """``grad @ weight``, ``[rows, inputs]``, where `bits` are set, and zeros; `table` are packed weights."""
     outputs = grad.shape[1]
     out = torch.empty(grad.shape[0], inputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "gradient": grad, "target": out}
@@ -174,45 +188,75 @@ class _Linear(torch.autograd.Function):
         input_: Planes,
         support: Support | None,
         leading: Sequence[int],
+        choice: Choice,
     ) -> Tensor:
         bits, ctx.density, ctx.scales = input_.together, input_.density, input_.scales
-        out, table = forward(bits, ctx.density, weight, bias, ctx.scales, leading)
-        ctx.below, ctx.table = support, table if support is not None else None
-        ctx.save_for_backward(bits, weight)
+        ctx.below, ctx.choice, ctx.table = support, choice, None
+        if choice.forward:
+            out, table = forward(bits, ctx.density, weight, bias, ctx.scales, leading)
+            ctx.table = table if support is not None else None
+        else:
+            out = _densely(rows, weight, bias, leading)
+        ctx.save_for_backward(bits, weight, None if choice.weights else rows)
         return out
 
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
-        bits, weight = ctx.saved_tensors
+        bits, weight, numbers = ctx.saved_tensors
         outputs, inputs = weight.shape
         grad = grad.resolve_neg().reshape(-1, outputs).contiguous()
         to_rows = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_rows = _restricted(ctx, bits, grad, inputs)
+            to_rows = _restricted(ctx, bits, weight, grad)
             if to_rows is None:
                 to_rows = grad @ weight
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and numbers is not None:
+            to_weight = grad.T @ numbers
+            to_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        elif ctx.needs_input_grad[1]:
             with_bias = ctx.needs_input_grad[2]
             to_weight, to_bias = weight_gradient(bits, ctx.density, grad, inputs, with_bias, ctx.scales)
         elif ctx.needs_input_grad[2]:
             to_bias = grad.sum(0)
-        return to_rows, to_weight, to_bias, None, None, None, None
+        return to_rows, to_weight, to_bias, None, None, None, None, None
 
 
-def _restricted(ctx: Any, bits: Tensor, grad: Tensor, inputs: int) -> Tensor | None:
+def _densely(rows: Tensor, weight: Tensor, bias: Tensor | None, leading: Sequence[int]) -> Tensor:
+    """``rows @ weight.T + bias`` by torch, no view of a matrix."""
+    out = torch.empty(*leading, len(weight), dtype=torch.float32, device="cpu")
+    if bias is None:
+        torch.mm(rows, weight.T, out=out.view(-1, len(weight)))
+    else:
+        torch.addmm(bias, rows, weight.T, out=out.view(-1, len(weight)))
+    return out
+
+
+def _restricted(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
-    used = used_bits(ctx.below, bits, inputs, ctx.density)
-    return None if used is None else _input_gradient(used, ctx.table, grad, inputs)
+    outputs, inputs = weight.shape
+    used = used_bits(ctx.below, bits, inputs, ctx.density, ctx.choice)
+    if used is None:
+        return None
+    table = packed(weight, panel(outputs)) if ctx.table is None else ctx.table
+    return input_gradient(used, table, grad, inputs)
 
 
-def used_bits(support: Support | None, bits: Tensor, length: int, density: float) -> Tensor | None:
-    """Rows of bits of where the input's gradient is wanted, None if everywhere; `bits` are the spikes."""
+def used_bits(
+    support: Support | None, bits: Tensor, length: int, density: float, choice: Choice
+) -> Tensor | None:
+    """Rows of bits of where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
+
+    `bits` are the spikes, of the `density`.
+    """
     if support is None or not support.unseen():
         return None
-    if support.bits is not None:
-        return support.rows(support.bits, length)
-    return bits if density <= GRADIENT_EVERYWHERE_FROM else None
+    if support.bits is None:
+        return bits if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
+    used = support.rows(support.bits, length)
+    if used is None or choice.costs is None:
+        return used
+    return used if choice.restricted(share_of(used, length)) else None
 
 
 def linear(
@@ -222,6 +266,7 @@ def linear(
     input_: Planes,
     support: Support | None,
     leading: Sequence[int],
+    choice: Choice,
 ) -> Tensor:
     """``rows @ weight.T + bias`` for rows whose planes of bits are known, in as many dimensions as `leading`.
 
@@ -229,5 +274,5 @@ def linear(
     """
     leaf = probe() if support is not None else None
     apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(rows, weight, bias, leaf, input_, support, leading)
+    out: Tensor = apply(rows, weight, bias, leaf, input_, support, leading, choice)
     return out
