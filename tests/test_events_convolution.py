@@ -60,9 +60,7 @@ def test_outputs_and_gradients_are_those_of_torch(
     weights = torch.randn(shape) * (torch.rand(shape) < values)  # the gradient of the output
     for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    one_side = padding == "same" and any((k - 1) % 2 for k in kernel) and dilation == 1
-    if not one_side and padding != "same":
-        assert layer.explain().startswith("events")
+    assert layer.explain().startswith("events")
     with torch.no_grad():
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
 
@@ -281,21 +279,43 @@ def test_other_poolings_are_torchs(layer):
         assert torch.equal(one, other)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        ({"groups": 2}, "groups"),
-        ({"padding": 1, "padding_mode": "reflect"}, "padding by reflect"),
-        ({"padding": "same", "kernel_size": 2}, "padding on one side only"),
-    ],
-)
-def test_what_is_multiplied_densely_says_why(arguments, reason):
-    layer = hb.Conv2d(2, 4, **{"kernel_size": 3, **arguments})
+def test_groups_are_multiplied_densely_and_say_why():
+    layer = hb.Conv2d(2, 4, 3, groups=2)
     layer.mode = "events"
     x = _spikes(3, 2, 9, 9, density=0.3)
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
-    assert layer.explain() == f"dense: {reason}"
+    assert layer.explain() == "dense: groups"
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": (2, 1), "padding_mode": "circular", "stride": 2},
+        {"padding": (0, 2), "padding_mode": "replicate", "dilation": 2},
+        {"padding": "same", "padding_mode": "circular", "kernel_size": (2, 5)},
+        {"padding": "same", "kernel_size": 2},
+        {"padding": "same", "kernel_size": (4, 3), "dilation": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_what_is_padded_otherwise_is_padded_before(arguments, dimensions):
+    shorter = {
+        name: value[-1] if dimensions == 1 and isinstance(value, tuple) else value
+        for name, value in {"kernel_size": 3, **arguments}.items()
+    }
+    ours, theirs = (hb.events.Conv1d, nn.Conv1d) if dimensions == 1 else (hb.Conv2d, nn.Conv2d)
+    layer, dense = ours(5, 8, **shorter), theirs(5, 8, **shorter)
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = "events"
+    x = _spikes(3, 5, 9, 8, density=0.3)
+    x = x[:, :, 0] if dimensions == 1 else x
+    weights = torch.randn(dense(x).shape)
+    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert layer.explain().startswith("events")
 
 
 def test_values_that_are_no_spikes_are_convolved_by_torch():
@@ -447,3 +467,86 @@ def test_fx_traces_through_every_layer():
     assert torch.equal(torch.fx.symbolic_trace(net)(x), net(x))
     net = nn.Sequential(*net[:2], hb.events.Flatten(1), hb.Linear(16, 3))
     assert torch.equal(hb.fold_batchnorm(net)(x), net(x))
+
+
+@settings(max_examples=20)
+@given(
+    channels=st.sampled_from([1, 3, 64]),
+    outputs=st.sampled_from([1, 17, 70]),
+    length=st.integers(5, 12),
+    kernel=st.integers(1, 5),
+    stride=st.sampled_from([1, 2]),
+    padding=st.sampled_from([0, 2, "valid"]),
+    dilation=st.sampled_from([1, 1, 2]),
+    density=st.sampled_from([0.0, 0.2, 1.0]),
+)
+def test_a_convolution_of_one_dimension_is_torchs(
+    channels, outputs, length, kernel, stride, padding, dilation, density
+):
+    assume(dilation * (kernel - 1) < length)
+    arguments = (channels, outputs, kernel, stride, padding, dilation)
+    layer, dense = hb.events.Conv1d(*arguments), nn.Conv1d(*arguments)
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = "events"
+    x = (torch.rand(3, channels, length) < density).float()
+    weights = torch.randn(dense(x).shape)
+    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert layer.explain().startswith("events")
+
+
+def test_a_convolution_of_one_dimension_leaves_to_torch_what_is_not_its():
+    layer = hb.events.Conv1d(2, 4, 3)
+    layer.mode = "events"
+    for x in (torch.rand(3, 2, 9), torch.ones(2, 9)):
+        assert torch.equal(layer(x), nn.Conv1d.forward(layer, x))
+        assert layer.explain().startswith("dense: ")
+    with pytest.raises(RuntimeError, match="channels"):
+        layer(torch.ones(3, 5, 9))
+
+
+def test_a_network_of_one_dimension_has_the_gradients_of_the_dense_one():
+    net = nn.Sequential(
+        hb.EachStep(nn.Conv1d(3, 64, 3, padding=1)),
+        hb.IF(0.5, detach_reset=True),
+        hb.EachStep(nn.Conv1d(64, 8, 5, padding=2)),
+    )
+    x = torch.rand(4, 2, 3, 12)
+    weights = torch.randn(4, 2, 8, 12)
+    found = []
+    for each in (_adopted(net), net):
+        for inner in each.modules():
+            if isinstance(inner, hb.events.Conv1d):
+                inner.mode = "events"
+        each(x).mul(weights).sum().backward()
+        found.append([p.grad for p in each.parameters()])
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+STAY = [
+    (nn.Conv3d(2, 3, 3), (1, 2, 4, 4, 4)),
+    (nn.ConvTranspose2d(2, 3, 3, stride=2), (1, 2, 4, 4)),
+    (nn.AvgPool2d(2), (1, 2, 4, 4)),
+    (nn.AdaptiveAvgPool2d(1), (1, 2, 4, 4)),
+    (nn.AdaptiveMaxPool2d(2), (1, 2, 4, 4)),
+    (nn.Upsample(scale_factor=2), (1, 2, 4, 4)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), STAY, ids=lambda value: type(value).__name__)
+def test_what_stays_torchs_says_so(layer, shape):
+    x = (torch.rand(shape) < 0.5).float()
+    adopted = hb.events.adopt(copy.deepcopy(layer))
+    assert torch.equal(adopted(x), layer(x))
+    assert adopted.explain().startswith("torch's: ")
+    assert torch.equal(torch.fx.symbolic_trace(nn.Sequential(adopted))(x), layer(x))
+
+
+def test_pooling_says_how_it_was_done():
+    spikes = _spikes(2, 16, 4, 4, density=0.5)
+    pool, other = hb.events.MaxPool2d(2), hb.events.MaxPool2d(3, 2)
+    pool(spikes)
+    other(spikes)
+    assert pool.explain().startswith("events: ")
+    assert other.explain().startswith("torch's: ")

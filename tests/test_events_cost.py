@@ -11,6 +11,7 @@ from hibana.events import cost
 from hibana.events import layer as shared_layer
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution import measured as of_convolutions
+from hibana.events.convolution.autograd import Geometry
 from hibana.events.linear import layer as linear_layer
 from hibana.events.linear import measured as of_linear
 from hibana.native import build
@@ -159,10 +160,13 @@ def test_nothing_is_measured_where_it_is_fixed_or_nothing_is_kept(folder, monkey
 
 @pytest.mark.parametrize("layer", [hb.Linear(70, 40), hb.Conv2d(3, 8, 3, stride=2, padding=1)], ids=repr)
 def test_what_is_measured_are_times(folder, layer):
-    x = torch.zeros(300, 70) if isinstance(layer, nn.Linear) else torch.zeros(9, 3, 40, 40)
     before = torch.get_rng_state()
     module = of_linear if isinstance(layer, nn.Linear) else of_convolutions
-    costs = module.costs(300, 70, 40) if module is of_linear else module.costs(9, 8, layer._geometry(x))
+    costs = (
+        module.costs(300, 70, 40)
+        if module is of_linear
+        else module.costs(9, 8, Geometry(3, (40, 40), (3, 3), (2, 2), (1, 1), (1, 1)))
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert len(list(folder.glob("*.cost"))) == 1
     for product in (costs.forward, costs.weights, costs.input):

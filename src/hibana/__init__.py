@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hibana import convert, encode, events, extras, foreign, lengths, loss, surrogate
+from hibana.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
 from hibana.cells import (
     AdLIFCell,
     ALIFCell,
@@ -61,13 +62,14 @@ if TYPE_CHECKING:
     from hibana import data as data
     from hibana import demo as demo
     from hibana import metrics as metrics
+    from hibana import models as models
     from hibana import nir as nir
     from hibana import plot as plot
     from hibana import train as train
 
 __version__ = "0.1.0"
 
-_LAZY = ("data", "demo", "metrics", "nir", "plot", "train")
+_LAZY = ("data", "demo", "metrics", "models", "nir", "plot", "train")
 
 __all__ = [
     "ALIF",
@@ -75,6 +77,7 @@ __all__ = [
     "AdLIF",
     "AdLIFCell",
     "Cell",
+    "Checkpointed",
     "Conv2d",
     "CubaLIF",
     "CubaLIFCell",
@@ -102,6 +105,8 @@ __all__ = [
     "RefractoryLIF",
     "RefractoryLIFCell",
     "SlowPathWarning",
+    "StepsDropout",
+    "ThresholdBatchNorm2d",
     "Window",
     "convert",
     "encode",

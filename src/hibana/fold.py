@@ -82,7 +82,7 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-_OURS = {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
+_OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
 def traced_layers(net: nn.Module) -> fx.GraphModule:

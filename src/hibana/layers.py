@@ -146,7 +146,8 @@ def _may_run_once(module: nn.Module, batch: int) -> bool:
 
 
 _PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
-_PURE |= {events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
+_PURE |= {events.AvgPool2d, events.Conv1d, events.Conv2d, events.Conv3d}
+_PURE |= {events.Flatten, events.Linear, events.MaxPool2d}
 _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 """Raise for a single sample in training, where they may not for its copies."""
 

@@ -5,13 +5,35 @@ when a kernel is built.
 """
 
 from hibana.events.adopt import adopt
-from hibana.events.convolution import Conv2d
+from hibana.events.convolution import Conv1d, Conv2d
 from hibana.events.flatten import Flatten
 from hibana.events.linear import Linear, product
 from hibana.events.pooling import MaxPool2d
 from hibana.events.sums import add
+from hibana.events.torchs import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool2d,
+    AvgPool2d,
+    Conv3d,
+    ConvTranspose2d,
+    Upsample,
+)
 from hibana.loop import outer
 
-__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "add", "adopt"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool2d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose2d",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "Upsample",
+    "add",
+    "adopt",
+]
 
 outer.by_bits = product.over_bits

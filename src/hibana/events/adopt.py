@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from hibana.events.convolution import Conv2d
+from hibana.events import torchs
+from hibana.events.convolution import Conv1d, Conv2d
 from hibana.events.flatten import Flatten
 from hibana.events.linear import Linear
 from hibana.events.pooling import MaxPool2d
@@ -11,17 +12,26 @@ __all__ = ["adopt"]
 
 _ADOPTED: dict[type, type] = {
     nn.Linear: Linear,
+    nn.Conv1d: Conv1d,
     nn.Conv2d: Conv2d,
     nn.MaxPool2d: MaxPool2d,
     nn.Flatten: Flatten,
+    nn.Conv3d: torchs.Conv3d,
+    nn.ConvTranspose2d: torchs.ConvTranspose2d,
+    nn.AvgPool2d: torchs.AvgPool2d,
+    nn.AdaptiveAvgPool2d: torchs.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d: torchs.AdaptiveMaxPool2d,
+    nn.Upsample: torchs.Upsample,
 }
 
 
 def adopt(module: nn.Module) -> nn.Module:
     """Makes every layer of ``torch.nn`` in `module` that has one the layer of this module, in place.
 
-    ``Linear``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; their subclasses are left alone. Parameters,
-    buffers and hooks stay the same objects. Returns `module`.
+    ``Linear``, ``Conv1d``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; ``Conv3d``, ``ConvTranspose2d``,
+    ``AvgPool2d``, ``AdaptiveAvgPool2d``, ``AdaptiveMaxPool2d`` and ``Upsample`` stay torch's, and say so to
+    :func:`hibana.explain`. Subclasses are left alone. Parameters, buffers and hooks stay the same objects.
+    Returns `module`.
 
     >>> import torch, hibana as hb
     >>> hb.events.adopt(torch.nn.Sequential(torch.nn.Linear(2, 3), hb.IF()))[0]

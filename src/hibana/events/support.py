@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hibana.events.bits import agree
 
-__all__ = ["Support", "announce", "announce_support", "probe", "support_of"]
+__all__ = ["Support", "announce", "announce_support", "fills_memory", "probe", "support_of"]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
@@ -78,7 +78,7 @@ def support_of(tensor: Tensor) -> Support | None:
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
-    if support is None or tensor.numel() != base.numel() or not (_dense(tensor) and _dense(base)):
+    if support is None or tensor.numel() != base.numel() or not (fills_memory(tensor) and fills_memory(base)):
         return None
     watched = _views_between(tensor, node)
     if watched is None:
@@ -133,7 +133,7 @@ def _views_between(tensor: Tensor, node: Any) -> Watched | None:
     return tuple(watched)
 
 
-def _dense(tensor: Tensor) -> bool:
+def fills_memory(tensor: Tensor) -> bool:
     """Whether `tensor` fills its memory without gaps, in whatever order of dimensions."""
     if tensor.is_contiguous():
         return True

@@ -193,7 +193,7 @@ def _add(
     if (window := says["window"]) is not None:
         if int(window) > min(height, width):
             raise ValueError(f"{part.word!r} must fit on {height}x{width}")
-        pool = events.MaxPool2d if says["pool"] == "p" else nn.AvgPool2d
+        pool = events.MaxPool2d if says["pool"] == "p" else events.AvgPool2d
         stack[f"pool{number}"] = layers.EachStep(pool(int(window)))
         return channels, height // int(window), width // int(window)
     made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)

@@ -157,7 +157,11 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.parameters(), self.settings.learning_rate, weight_decay=self.settings.weight_decay
+            self.parameters(),
+            self.settings.learning_rate,
+            weight_decay=self.settings.weight_decay,
+            fused=self.settings.precision
+            != "16-mixed",  # whose gradients it would scale back itself, unclipped
         )
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

@@ -23,6 +23,8 @@ class MaxPool2d(nn.MaxPool2d):
     torch.Size([1, 8, 3, 3])
     """
 
+    _reason = "not called yet"
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
@@ -43,6 +45,12 @@ class MaxPool2d(nn.MaxPool2d):
         ):
             pooled = max_pooled(input, window)
             if pooled is not None:
+                self.__dict__["_reason"] = "events: of each window the first spike"
                 return pooled
+        self.__dict__["_reason"] = "torch's: not spikes that lie channels last, under windows without overlap"
         out: Tensor = super().forward(input)
         return out
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason

@@ -1,0 +1,157 @@
+"""Parts of deep networks over time: one mask for all steps, normalisation to a threshold, less memory.
+
+Nothing here is faster than what torch has; each is what a network over time wants in its place.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hibana.events.kept import Kept
+from hibana.loop.leaf import as_leaf, is_name
+
+__all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]
+
+
+@final
+class StepsDropout(nn.Module):
+    """Dropout whose mask is one for all time steps: ``[T, batch, ...] -> [T, batch, ...]``.
+
+        y_t = x_t * m / (1 - p),   m_i = 0 with probability p, else 1
+
+    A neuron is left out for a whole sequence, instead of spike by spike. What is left of spikes are whole
+    numbers times one factor, for which :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights.
+
+    Args:
+        p: the probability, in [0, 1).
+
+    Raises:
+        ValueError: if `p` is not in [0, 1), or the input has no batch.
+
+    Source: Srivastava et al. (2014), *Dropout*; Gal & Ghahramani (2016), *A theoretically grounded
+    application of dropout in recurrent neural networks*, for one mask over time.
+
+    >>> dropped = StepsDropout(0.5)(torch.ones(7, 2, 100))
+    >>> torch.equal(dropped[0], dropped[6])
+    True
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be in [0, 1), got {p!r}")
+        self.p = p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.ndim < 2:
+            raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        if not self.training or self.p == 0:
+            return inputs
+        return inputs * functional.dropout(torch.ones_like(inputs[0]), self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+@final
+class ThresholdBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over time and batch to a neuron's threshold (tdBN), of ``[N, channels, H, W]``.
+
+        y = alpha * threshold * (x - mean) / sqrt(variance + eps)
+
+    to begin with: ``nn.BatchNorm2d`` whose weight starts there. In :class:`hibana.EachStep` the N are all
+    steps of the batch, so that mean and variance are over time too. It folds into the convolution before it
+    (:func:`hibana.fold_batchnorm`) as any other does.
+
+    Args:
+        features: channels.
+        threshold: of the neurons behind it.
+        alpha: 1, or ``1 / sqrt(n)`` where the outputs of n such layers are added.
+        eps, momentum: as of ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: if `threshold` or `alpha` is not positive.
+
+    Source: Zheng, Wu, Deng, Hu & Li (2021), *Going deeper with directly-trained larger spiking neural
+    networks*.
+
+    >>> ThresholdBatchNorm2d(3, threshold=0.5).weight.data
+    tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        threshold: float = 1.0,
+        alpha: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("alpha", alpha)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        self.threshold, self.alpha = threshold, alpha
+        super().__init__(features, eps, momentum)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.BatchNorm2d's name for it
+        return cast(Tensor, as_leaf(self, input) if is_name(input) else super().forward(input))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.weight, self.alpha * self.threshold)
+
+
+@final
+class Checkpointed(nn.Module):
+    """`module`, of which nothing is kept for the backward but what went in, as bits if that is spikes.
+
+    The backward runs it once more (``torch.utils.checkpoint``): a third more arithmetic, and the memory of
+    one block instead of all. Running statistics of batch normalisation are updated once, not twice. Spikes
+    and small whole numbers at its border take a bit instead of a float32 each.
+
+    >>> import hibana as hb
+    >>> block = Checkpointed(nn.Sequential(nn.Linear(4, 8), hb.IF()))
+    >>> block(torch.rand(3, 2, 4, requires_grad=True)).sum().backward()
+    >>> block.module[0].weight.grad.shape
+    torch.Size([8, 4])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the module makes of `inputs`."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return cast(Tensor, self.module(inputs))
+        with torch.autograd.graph.saved_tensors_hooks(Kept.of, Kept.numbers):
+            made: Any = checkpoint(
+                self.module,
+                inputs,
+                use_reentrant=False,
+                context_fn=lambda: (_as_it_is(self.module), _statistics_kept(self.module)),
+            )
+        return cast(Tensor, made)
+
+
+@contextmanager
+def _as_it_is(module: nn.Module) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Running statistics afterwards are those before: they have counted this batch."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)

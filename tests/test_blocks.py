@@ -1,0 +1,135 @@
+"""Parts of deep networks: dropout over time, normalisation to a threshold, blocks that keep their border."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.events.kept import Kept
+
+
+def test_a_neuron_is_dropped_for_all_steps_or_none():
+    dropped = hb.StepsDropout(0.25)(torch.ones(6, 50, 40))
+    assert torch.equal(dropped, dropped[:1].expand_as(dropped))
+    values, counts = dropped[0].unique(return_counts=True)
+    assert values.tolist() == pytest.approx([0, 1 / 0.75])
+    assert counts[0] / 2000 == pytest.approx(0.25, abs=0.04)
+    layer = hb.StepsDropout(0.25).eval()
+    x = torch.rand(3, 2, 4)
+    assert layer(x) is x
+
+
+def test_the_gradient_of_dropped_neurons_is_nothing():
+    x = torch.rand(4, 2, 30, requires_grad=True)
+    out = hb.StepsDropout(0.5)(x)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach() / x.detach())
+
+
+def test_dropped_spikes_are_events_to_the_layer_above():
+    spikes = (torch.rand(4, 80, 64) < 0.3).float()
+    layer = hb.Linear(64, 10)
+    layer.mode = "events"
+    dropped = hb.StepsDropout(0.3)(spikes)
+    wanted = nn.functional.linear(dropped, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(dropped), wanted, rtol=1e-4, atol=1e-5)
+    assert layer.explain().startswith("events")
+
+
+def test_normalisation_to_a_threshold_is_that_of_torch_with_another_weight():
+    ours, theirs = hb.ThresholdBatchNorm2d(5, threshold=0.5, alpha=0.7), nn.BatchNorm2d(5)
+    nn.init.constant_(theirs.weight, 0.35)
+    x = torch.randn(3, 4, 5, 6, 6)
+    for _ in range(2):
+        assert torch.equal(hb.EachStep(ours)(x), theirs(x.flatten(0, 1)).view(x.shape))
+    assert all(torch.equal(ours.state_dict()[name], value) for name, value in theirs.state_dict().items())
+    ours.reset_parameters()
+    assert torch.equal(ours.weight.data, torch.full((5,), 0.35))
+
+
+def test_normalisation_to_a_threshold_folds():
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(2, 5, 3)), hb.EachStep(hb.ThresholdBatchNorm2d(5)))
+    x = torch.randn(3, 4, 2, 6, 6)
+    net(x)
+    folded = hb.fold_batchnorm(net)
+    assert type(folded[1].module) is nn.Identity
+    torch.testing.assert_close(folded(x), net.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hb.StepsDropout(1.0), r"p must be in \[0, 1\), got 1.0"),
+        (lambda: hb.StepsDropout()(torch.ones(3)), r"inputs must be \[T, batch, \.\.\.\], got shape \(3,\)"),
+        (lambda: hb.ThresholdBatchNorm2d(3, threshold=0.0), "threshold must be positive, got 0.0"),
+        (lambda: hb.ThresholdBatchNorm2d(3, alpha=-1.0), "alpha must be positive, got -1.0"),
+    ],
+)
+def test_what_can_not_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def _blocks():
+    def block(inputs, outputs):
+        convolution = nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs))
+        return nn.Sequential(hb.EachStep(convolution), hb.IF(0.5, detach_reset=True))
+
+    return nn.Sequential(block(2, 16), block(16, 16), block(16, 8))
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_checkpointed_blocks_have_the_gradients_and_statistics_of_the_plain_ones(adopted):
+    plain = _blocks()
+    if adopted:
+        hb.events.adopt(plain)
+        for inner in plain.modules():
+            if isinstance(inner, hb.Conv2d):
+                inner.mode = "events"
+    checked = nn.Sequential(*(hb.Checkpointed(block) for block in copy.deepcopy(plain)))
+    x = torch.rand(4, 3, 2, 8, 8)
+    for _ in range(2):
+        found = []
+        for net in (plain, checked):
+            net.zero_grad()
+            out = net(x)
+            out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+            gradients = [p.grad for p in net.parameters()]
+            found.append([out.detach(), *gradients, *(b.clone() for b in net.buffers())])
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted)
+    assert torch.equal(plain.eval()(x), checked.eval()(x))
+
+
+def test_what_is_kept_at_a_border_are_bits():
+    kept, of = [], Kept.of
+    spikes = (torch.rand(4, 2, 16, 8, 8) < 0.2).float().requires_grad_()
+    block = hb.Checkpointed(_blocks()[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kept, "of", lambda tensor: kept.append(of(tensor)) or kept[-1])
+        block(spikes)
+    (border,) = (each for each in kept if isinstance(each, Kept))
+    assert border.shape == spikes.shape
+    assert border.bits.nbytes == spikes.nbytes / 32
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25, 1 / 0.7])
+@pytest.mark.parametrize("most", [1, 3, 15])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
+def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
+    x = (torch.randint(0, most + 1, (4, 16, 8, 10)) * factor).permute(order)
+    kept = Kept.of(x)
+    assert isinstance(kept, Kept)
+    back = Kept.numbers(kept)
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+
+
+@pytest.mark.parametrize(
+    "x", [torch.rand(80, 64), torch.ones(2, 64), torch.ones(80, 64)[:, ::2]], ids=range(3)
+)
+def test_what_bits_can_not_say_or_need_not_is_kept_as_it_is(x):
+    assert Kept.of(x) is x
+    assert Kept.numbers(x) is x
