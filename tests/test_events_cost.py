@@ -171,8 +171,8 @@ def test_what_is_measured_are_times(folder, layer):
     assert len(list(folder.glob("*.cost"))) == 1
     for product in (costs.forward, costs.weights, costs.input):
         assert product.dense > 0
-        assert all(0 < each < 1 for each in product.events)
-    assert 0 < costs.scan < 1
+        assert all(each >= 0 for each in product.events)
+    assert costs.scan > 0
 
 
 @pytest.mark.parametrize("inputs", [64, 70])
