@@ -18,6 +18,7 @@ __all__ = [
     "TINY",
     "BySpikes",
     "Mode",
+    "binary_bits",
     "check_mode",
     "known_bits",
     "learns",
@@ -78,11 +79,15 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
 
 def numbers_as_bits(rows: Tensor) -> Planes | None:
     """Contiguous `rows` of spikes or of small whole numbers as bits; None if they are neither."""
-    if _density(rows) is not None:
-        bits, density = bits_of(rows)
-        if density is not None:
-            return Planes(bits[None], density)
-    return whole_numbers(rows)
+    return binary_bits(rows) or whole_numbers(rows)
+
+
+def binary_bits(rows: Tensor) -> Planes | None:
+    """The bits of contiguous `rows`; None if not all are 0 and 1, which a sample mostly tells."""
+    if _density(rows) is None:
+        return None
+    bits, density = bits_of(rows)
+    return None if density is None else Planes(bits[None], density)
 
 
 def too_dense(costs: Costs, rows: Tensor, learning: bool) -> str | None:
