@@ -31,6 +31,7 @@ def test_a_network_is_trained_without_numba():
         "import sys; sys.modules['numba'] = None; import torch, hibana as hb;"
         "net = torch.nn.Sequential(hb.EachStep(hb.Conv2d(1, 16, 3)), hb.IF(),"
         "hb.EachStep(hb.events.MaxPool2d(2)), torch.nn.Flatten(2), hb.Linear(576, 20), hb.IF());"
+        "net[0].module.mode = net[4].mode = 'events';"
         "net((torch.rand(3, 100, 1, 14, 14) < 0.1).float()).sum().backward();"
         "print(net[0].module.explain()[:6], net[4].explain()[:6], net[0].module.weight.grad.shape)"
     )
