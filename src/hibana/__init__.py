@@ -9,7 +9,7 @@ Write one step; hibana runs it over time.
 torch.Size([25, 4, 3])
 
 What needs an extra, or takes a while to load, is loaded when it is first touched: ``hb.plot``, ``hb.data``,
-``hb.train``, ``hb.metrics``, ``hb.nir``.
+``hb.train``, ``hb.metrics``, ``hb.models``, ``hb.nir``.
 """
 
 import importlib

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-__all__ = ["MODULES", "answered", "no_argument"]
+__all__ = ["MODULES", "OPTIONS", "answered", "no_argument"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -61,6 +61,36 @@ MODULES = {
     **dict.fromkeys(("export_to_nir", "export_nir", "import_nir"), "nir"),
 }
 """What stands in hibana for names of other libraries' modules and layers."""
+
+OPTIONS = {
+    **dict.fromkeys(("lr", "max-lr", "learningrate"), "learning-rate"),
+    **dict.fromkeys(("bs", "batch"), "batch-size"),
+    **dict.fromkeys(("wd", "decay"), "weight-decay"),
+    **dict.fromkeys(("num-steps", "timesteps", "time-steps", "T", "t"), "steps"),
+    **dict.fromkeys(("num-epochs", "max-epochs", "n-epochs", "epoch"), "epochs"),
+    **dict.fromkeys(("hidden", "hidden-size", "units", "net", "model", "arch"), "layers"),
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda"), "accelerator"),
+    **dict.fromkeys(("dataset", "input", "file", "path"), "data"),
+    **dict.fromkeys(("target", "y", "class-column"), "label"),
+    **dict.fromkeys(("id", "id-column", "group-by"), "group"),
+    **dict.fromkeys(("output", "output-dir", "save", "folder"), "out"),
+    **dict.fromkeys(("config", "yaml"), "settings"),
+    **dict.fromkeys(("continue", "checkpoint", "ckpt", "from"), "resume"),
+    **dict.fromkeys(("encoding", "encode"), "coding"),
+    **dict.fromkeys(("neuron", "neurons"), "cell"),
+    **dict.fromkeys(("v-threshold", "thresh"), "threshold"),
+    **dict.fromkeys(("beta", "tau-mem"), "tau"),
+    **dict.fromkeys(("spike-grad", "surrogate-function"), "surrogate"),
+    **dict.fromkeys(("dropout", "l2", "reg"), "weight-decay"),
+    **dict.fromkeys(("early-stopping",), "patience"),
+    **dict.fromkeys(("random-seed", "random-state"), "seed"),
+    **dict.fromkeys(("image-size", "resolution"), "size"),
+    **dict.fromkeys(("amp", "fp16", "half", "dtype"), "precision"),
+    **dict.fromkeys(("augmentation",), "augment"),
+    **dict.fromkeys(("force", "replace"), "overwrite"),
+    **dict.fromkeys(("attached-reset",), "no-detach-reset"),
+}
+"""What options of ``hibana train`` are, by the names that other programs give them."""
 
 
 def no_argument(called: str, given: Iterable[str], known: Sequence[str]) -> TypeError | None:

@@ -16,7 +16,7 @@ count.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ __all__ = [
     "Count",
     "FirstSpike",
     "EveryStep",
+    "MeanSquaredError",
     "MembraneLast",
     "MembraneMax",
     "MembraneMean",
@@ -48,11 +49,19 @@ class Objective(ABC):
     Args:
         smoothing: the part of the wanted probability that is spread evenly over all classes, in [0, 1)
             (Szegedy et al. 2016, *Rethinking the inception architecture for computer vision*).
+        weights: what a sample of each class counts; 1 if ``None``.
     """
 
     smoothing: float = field(default=0.0, kw_only=True)
+    weights: tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
+    measure: ClassVar[str] = "accuracy"
+    """What :meth:`accuracy` is; the higher, the better."""
 
     def __post_init__(self) -> None:
+        if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
+            raise ValueError(
+                f"weights must be finite and at least 0, one for each class, got {self.weights!r}"
+            )
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing!r}")
 
@@ -82,6 +91,14 @@ class Objective(ABC):
         self._check(outputs, target)
         return self.right(outputs, target, *_given(lengths))
 
+    @final
+    def cross_entropy(self, scores: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        """``-w[target] log softmax(scores)[target]``; its mean is over samples by weight."""
+        weights = None if self.weights is None else scores.new_tensor(self.weights)
+        return functional.cross_entropy(
+            scores, target, weights, reduction=reduction, label_smoothing=self.smoothing
+        )
+
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What calling the objective gives, for arguments that have been checked."""
@@ -106,7 +123,7 @@ class _CrossEntropy(Objective):
     @final
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         scores = self.scores(outputs, *_given(lengths))
-        return functional.cross_entropy(scores, target, label_smoothing=self.smoothing)
+        return self.cross_entropy(scores, target)
 
 
 @final
@@ -233,11 +250,10 @@ class TET(Objective):
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         steps = outputs.shape[0]
         how = "mean" if lengths is None else "none"
-        each = functional.cross_entropy(
-            outputs.flatten(0, 1), target.repeat(steps), label_smoothing=self.smoothing, reduction=how
-        )
+        each = self.cross_entropy(outputs.flatten(0, 1), target.repeat(steps), how)
         if lengths is not None:
-            each = _mean(each.view(steps, -1), lengths).mean()
+            weight = 1.0 if self.weights is None else outputs.new_tensor(self.weights)[target].mean()
+            each = _mean(each.view(steps, -1), lengths).mean() / weight
         if self.weight == 0:
             return each
         drawn = _mean((outputs - self.potential).square(), lengths).mean()
@@ -262,9 +278,7 @@ class EveryStep(Objective):
         return outputs
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        each = functional.cross_entropy(
-            outputs.flatten(0, 1), target.flatten(), label_smoothing=self.smoothing, reduction="none"
-        )
+        each = self.cross_entropy(outputs.flatten(0, 1), target.flatten(), "none")
         asked = _asked(target, lengths)
         return ((each.view_as(target) * asked).sum(dim=0) / asked.sum(dim=0).clamp(min=1)).mean()
 
@@ -276,6 +290,40 @@ class EveryStep(Objective):
         _check(outputs, target, outputs.shape[:2], "one class index per step and sample")
 
 
+@final
+@dataclass(frozen=True)
+class MeanSquaredError(Objective):
+    """The squared difference between the score of one output and a quantity, ``(y - target)^2``.
+
+    What :meth:`accuracy` gives is ``1 - mean (y - target)^2``: of a quantity of deviation 1 the part of its
+    variance that is explained.
+
+    Args:
+        read: the objective whose scores are the quantity.
+    """
+
+    read: Objective = field(default_factory=MembraneMean)
+    measure: ClassVar[str] = "explained"
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.read.scores(outputs, *_given(lengths))
+
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return (self.scores(outputs, *_given(lengths))[:, 0] - target).square().mean()
+
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return 1 - self.loss(outputs, target, *_given(lengths))
+
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        if outputs.ndim != 3 or outputs.shape[2] != 1 or target.shape != outputs.shape[1:2]:
+            raise ValueError(
+                f"outputs must be [T, batch, 1] and target [batch], got shapes {tuple(outputs.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        if not target.is_floating_point():
+            raise TypeError(f"target must hold quantities, floating point, got {target.dtype}")
+
+
 _BY_NAME: dict[str, type[Objective]] = {
     "rate": Rate,
     "count": Count,
@@ -285,10 +333,12 @@ _BY_NAME: dict[str, type[Objective]] = {
     "first-spike": FirstSpike,
     "tet": TET,
 }
+NAMES = tuple(_BY_NAME)
+"""What :func:`named` knows."""
 
 
-def named(name: str, smoothing: float = 0.0) -> Objective:
-    """The objective called `name`, at its defaults but for `smoothing`.
+def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None = None) -> Objective:
+    """The objective called `name`, at its defaults but for `smoothing` and `weights`.
 
     >>> named("first-spike")
     FirstSpike(smoothing=0.0, tau=1.0)
@@ -298,7 +348,7 @@ def named(name: str, smoothing: float = 0.0) -> Objective:
     """
     if name not in _BY_NAME:
         raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
-    return _BY_NAME[name](smoothing=smoothing)
+    return _BY_NAME[name](smoothing=smoothing, weights=weights)
 
 
 def _mean(over_time: Tensor, lengths: Tensor | None) -> Tensor:

@@ -472,3 +472,5 @@ _BUILT_IN: tuple[type[Surrogate], ...] = (
     LeakyReLU,
     StraightThrough,
 )
+NAMES = tuple(surrogate.__name__ for surrogate in _BUILT_IN)
+"""What :func:`named` knows."""

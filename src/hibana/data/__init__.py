@@ -6,12 +6,16 @@ over time is not decided here. A data set is a subclass of :class:`DataSet` with
 
 Importing this module needs Lightning (``pip install hibana[train]``); torchvision and tonic are imported by
 the data sets that need them (``pip install hibana[data]``).
+
+Data of one's own are a :class:`Table`, :class:`Images`, :class:`Arrays`, :class:`Sequences` or
+:class:`Events`: a file, a folder, or what is in memory.
 """
 
 from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.images import MNIST, Digits, FashionMNIST
+from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Table
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
 from hibana.data.speech import SpokenDigits
@@ -23,15 +27,22 @@ __all__ = [
     "NMNIST",
     "SHD",
     "SSC",
+    "Arrays",
     "DVSGesture",
     "DataSet",
+    "Description",
     "Digits",
+    "Events",
     "FashionMNIST",
     "FashionPixels",
     "FashionRows",
+    "Images",
     "InMemory",
+    "Own",
     "Samples",
+    "Sequences",
     "SpokenDigits",
+    "Table",
     "load",
 ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["read"]
+__all__ = ["array", "read"]
 
 MOST_HEADER, MOST_AXES = 10_000, 16
 """Bytes of a header at most, and the axes that it says."""
@@ -27,21 +27,29 @@ def read(path: Path) -> Tensor:
         ValueError: if there is no such file, it does not hold what its header says, or that is no finite
             number.
     """
+    with np.errstate(over="ignore"):  # which is no finite number, and said so
+        numbers = torch.from_numpy(array(path).astype(np.float32))
+    if not bool(numbers.isfinite().all()):
+        raise ValueError(f"inputs must be finite numbers, {path} holds some that are not")
+    return numbers
+
+
+def array(path: Path) -> np.ndarray[Any, Any]:
+    """The numbers in a ``.npy`` file, as they are.
+
+    Raises:
+        ValueError: if there is no such file, or it does not hold what its header says.
+    """
     wanted = f"inputs must be a .npy file of numbers, {path} is none"
     try:
         # of a pipe that nobody writes to, Path.open waits for ever
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(opened, "rb") as file:  # noqa: PTH123
-            array = _array(file)
+            return _array(file)
     except OSError as error:
         raise ValueError(f"{wanted}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{wanted}: {error}") from error
-    with np.errstate(over="ignore"):  # which is no finite number, and said so
-        numbers = torch.from_numpy(array.astype(np.float32))
-    if not bool(numbers.isfinite().all()):
-        raise ValueError(f"inputs must be finite numbers, {path} holds some that are not")
-    return numbers
 
 
 def _array(file: BinaryIO) -> np.ndarray[Any, Any]:

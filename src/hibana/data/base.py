@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning
 import torch
@@ -20,7 +20,8 @@ class DataSet(lightning.LightningDataModule):
 
     A subclass says what one input is (`shape` of one step, number of `classes`, and whether it is
     `sequential`: ``[T, *shape]`` rather than ``shape``), what its training batches bear (`augmentation`, as
-    :func:`hibana.train.augment.augmented` knows it), and gives :meth:`splits`.
+    :func:`hibana.train.augment.augmented` knows it), how it is shown unless that is asked for otherwise
+    (`coding`, for `usual_steps`), and gives :meth:`splits`.
 
     The order of the training samples follows from `seed` and the epoch alone, so a run that goes on from a
     checkpoint sees what it would have seen; and the samples of one step are the same however many processes
@@ -32,10 +33,15 @@ class DataSet(lightning.LightningDataModule):
         workers: processes that load, for data sets that are not in memory.
     """
 
-    shape: ClassVar[tuple[int, ...]]
-    classes: ClassVar[int]
-    sequential: ClassVar[bool] = False
-    augmentation: ClassVar[str] = "none"
+    shape: tuple[int, ...]
+    classes: int
+    sequential: bool = False
+    augmentation: str = "none"
+    coding: str = ""
+    """How inputs are shown; "" is as currents: ``constant``, or ``none`` of what has a time axis."""
+    usual_steps: int = 8
+    unit: bool = False
+    """Whether inputs lie in [0, 1]."""
 
     def __init__(self, batch_size: int = 64, *, seed: int = 0, workers: int = 0) -> None:
         super().__init__()
@@ -47,6 +53,11 @@ class DataSet(lightning.LightningDataModule):
         self.training: Samples
         self.validation: Samples
         self.test: Samples
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called; their numbers unless the data say otherwise."""
+        return tuple(str(index) for index in range(self.classes))
 
     @abstractmethod
     def splits(self) -> tuple[Samples, Samples, Samples]:
@@ -109,8 +120,8 @@ def _as_is(batch: Any) -> Any:
 class InMemory(Dataset[tuple[Tensor, ...]]):
     """Inputs ``[N, ...]`` and labels ``[N]``, gathered a batch at a time.
 
-    Byte inputs are stored as they are and given as ``float32`` in [0, 1]. Both tensors are attributes,
-    `inputs` and `labels`.
+    Byte inputs are stored as they are and given as ``float32`` in [0, 1], truth values as 0 and 1. Both
+    tensors are attributes, `inputs` and `labels`.
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor) -> None:
@@ -130,4 +141,6 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
         inputs = self.inputs[chosen]
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
+        elif inputs.dtype == torch.bool:
+            inputs = inputs.float()
         return inputs, self.labels[chosen]

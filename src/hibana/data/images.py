@@ -38,6 +38,7 @@ class Digits(DataSet):
     shape = (8, 8)
     classes = 10
     augmentation = "shift"
+    unit = True
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         from sklearn.datasets import load_digits
@@ -68,6 +69,7 @@ class _IDX(DataSet):
 
     shape = (28, 28)
     classes = 10
+    unit = True
     folder: ClassVar[str]
 
     def __init__(

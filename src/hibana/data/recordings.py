@@ -36,6 +36,8 @@ class _Recordings(DataSet):
     """
 
     sequential = True
+    usual_steps = 25
+    unit = True
     duration: ClassVar[int]
     """What is used of a recording, in microseconds."""
     suffix: ClassVar[str]
@@ -47,7 +49,7 @@ class _Recordings(DataSet):
         self,
         batch_size: int = 64,
         *,
-        root: str | Path,
+        root: str | Path = "hibana-data",
         steps: int = 25,
         download: bool = False,
         seed: int = 0,
@@ -166,6 +168,7 @@ class SHD(_Recordings):
 
     shape = (700,)
     classes = 20
+    usual_steps = 100
     duration = 1_000_000
     suffix = ".h5"
 
@@ -185,6 +188,7 @@ class SSC(_Recordings):
 
     shape = (700,)
     classes = 35
+    usual_steps = 100
     duration = 1_000_000
     suffix = ".h5"
     parts = ({"split": "train"}, {"split": "valid"}, {"split": "test"})

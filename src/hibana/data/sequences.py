@@ -36,6 +36,7 @@ class MNIST1D(DataSet):
     shape = (1,)
     classes = 10
     sequential = True
+    usual_steps = 40
 
     def __init__(self, batch_size: int = 64, *, steps: int = 40, seed: int = 0, workers: int = 0) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
@@ -128,7 +129,8 @@ class FashionRows(_FashionOverTime):
     """
 
     shape = (28,)
-    length = 28
+    length = usual_steps = 28
+    unit = True
 
     @staticmethod
     def sequence(images: Tensor) -> Tensor:
@@ -149,7 +151,8 @@ class FashionPixels(_FashionOverTime):
     """
 
     shape = (1,)
-    length = 196
+    length = usual_steps = 196
+    unit = True
 
     @staticmethod
     def sequence(images: Tensor) -> Tensor:

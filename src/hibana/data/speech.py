@@ -39,6 +39,8 @@ class SpokenDigits(DataSet):
     shape = (13,)
     classes = 10
     sequential = True
+    coding = "delta"
+    usual_steps = 64
 
     def __init__(self, batch_size: int = 64, *, steps: int = 64, seed: int = 0, workers: int = 0) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)

@@ -32,9 +32,9 @@ def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
     """
     model, samples = _load(path, trust)
     settings = model.settings
-    surrogate, cell = settings.surrogate, settings.cell
+    neurons, time = f"{settings.cell} neurons · {settings.surrogate}", f"T = {settings.steps}"
     return {
-        "title": f"{settings.data} · {settings.layers} · {cell} neurons · {surrogate} · T = {settings.steps}",
+        "title": f"{settings.title} · {settings.layers} · {neurons} · {time}",
         "count": len(samples.test),  # type: ignore[arg-type] # all splits have a length
         "steps": settings.steps,
     }
@@ -47,7 +47,7 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
         ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if they are no
         pixels; ``layers``: of each spiking layer its name, number of neurons, firing rate and ``raster``,
         ``[rows, T]``, the share of its neurons that spike; ``potentials`` of the readout, ``[T, classes]``;
-        ``label`` and ``answer``.
+        ``label`` and ``answer``, and ``names``, what the classes are called.
 
     Raises:
         Trouble: as :func:`opened`, or if there is no such sample.
@@ -70,6 +70,7 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
         "potentials": potentials[:, 0].numpy(),
         "label": int(label),
         "answer": answer,
+        "names": list(samples.names),
     }
 
 
@@ -113,7 +114,7 @@ def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Classifi
         from hibana.train import load
 
         model = load(path, trust=trust)
-        samples = model.settings.samples()
+        samples = model.settings.samples(model.description)
         samples.setup()
     except ModuleNotFoundError as error:
         raise Trouble(
@@ -121,6 +122,8 @@ def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Classifi
         ) from error
     except (ValueError, FileNotFoundError) as error:
         raise Trouble(str(error)) from error
+    if model.is_regression:
+        raise Trouble("a network must name classes to be shown here; this one learned a quantity")
     return model, samples
 
 

@@ -43,7 +43,10 @@ def training(
     image: Tensor,
     spikes: Mapping[str, Tensor],
     potentials: Tensor,
-    label: int,
+    label: float,
+    *,
+    names: Sequence[str] = (),
+    measure: str = "accuracy",
 ) -> Figure:
     """A training at one look: its curves, and one sample on its way through the trained network.
 
@@ -53,15 +56,20 @@ def training(
         image: the sample, ``[height, width]``.
         spikes: of each layer, ``[T, neurons]``.
         potentials: of the output neurons, ``[T, classes]``.
-        label: the sample's class.
+        label: the sample's class, or its quantity where there is one output.
+        names: of the outputs; their numbers if there are none.
+        measure: what the second panel shows: ``accuracy``, or ``explained`` of a quantity's variance.
     """
     figure = new_figure(13, 7.5)
     panels = figure.subplot_mosaic(
         [["loss", "accuracy", "rate"], ["image", "raster", "output"]], width_ratios=[1, 1.25, 1.25]
     )
-    learning_curves(_of(history, "loss"), panels["loss"], ylabel="Cross-entropy", title="Loss")
+    quantity = measure == "explained"
+    learned = "Squared error" if quantity else "Cross-entropy"
+    learning_curves(_of(history, "loss"), panels["loss"], ylabel=learned, title="Loss")
     panels["loss"].set_yscale("log")
-    learning_curves(_of(history, "accuracy"), panels["accuracy"], ylabel="Accuracy", title="Accuracy")
+    shown_as = "Variance explained" if quantity else "Accuracy"
+    learning_curves(_of(history, measure), panels["accuracy"], ylabel=shown_as, title=shown_as)
     name, accuracy = reference
     panels["accuracy"].axhline(accuracy, color=GREY, linestyle="dashed", label=f"{name} (test)")
     panels["accuracy"].legend(frameon=False)
@@ -70,10 +78,11 @@ def training(
     panels["rate"].set_ylim(bottom=0)
     shown = panels["image"]
     shown.imshow(array("image", image, ("[height, width]",)), cmap=ramp(shown, foreground(shown)))
-    shown.set(title=f"A test sample: {label}", xticks=[], yticks=[])
+    classes = list(names) or [str(neuron) for neuron in range(potentials.shape[1])]
+    named = f"{label:.3g}" if quantity else classes[int(label)]
+    shown.set(title=f"A test sample: {named}", xticks=[], yticks=[])
     raster(spikes, panels["raster"])
-    classes = [str(neuron) for neuron in range(potentials.shape[1])]
-    output_potentials(potentials, label, classes, panels["output"])
+    output_potentials(potentials, 0 if quantity else int(label), classes, panels["output"])
     return figure
 
 

@@ -12,19 +12,26 @@ from typing import TYPE_CHECKING, Any
 from hibana.train.start import Activity, activity, scale_to_rate, spiking_layers
 
 if TYPE_CHECKING:
+    from hibana.train.baseline import Linear, linear, linear_accuracy
     from hibana.train.classifier import Classifier
-    from hibana.train.run import Outcome, fit, linear_accuracy, load, resumed
+    from hibana.train.predicting import Answers, predict
+    from hibana.train.run import Outcome, fit, load, made, resumed
     from hibana.train.settings import Settings, read
 
 __all__ = [
     "Activity",
+    "Answers",
     "Classifier",
+    "Linear",
     "Outcome",
     "Settings",
     "activity",
     "fit",
+    "linear",
     "linear_accuracy",
     "load",
+    "made",
+    "predict",
     "read",
     "resumed",
     "scale_to_rate",
@@ -33,7 +40,9 @@ __all__ = [
 
 _PLACES = {
     "classifier": ("Classifier",),
-    "run": ("Outcome", "fit", "linear_accuracy", "load", "resumed"),
+    "baseline": ("Linear", "linear", "linear_accuracy"),
+    "predicting": ("Answers", "predict"),
+    "run": ("Outcome", "fit", "load", "made", "resumed"),
     "settings": ("Settings", "read"),
 }
 

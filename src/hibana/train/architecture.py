@@ -67,10 +67,10 @@ def check(description: str) -> None:
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
-    """Refuses a function that a file names, and that nobody said to run.
+    """Refuses a function or class that a file names, and that nobody said to run.
 
     Args:
-        description: of layers, as it stands in the file.
+        description: of layers or data, as it stands in the file.
         trust: the functions that may be run, ``module:function``.
         where: what the file is, for the sentence.
 

@@ -6,9 +6,10 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassRecall
 
 from hibana import encode, loss, metrics
-from hibana.data import DATA_SETS
+from hibana.data import Description
 from hibana.train import architecture
 from hibana.train.augment import augmented
 from hibana.train.settings import Settings
@@ -31,10 +32,18 @@ class Classifier(lightning.LightningModule):
     """
 
     def __init__(
-        self, settings: Settings, shape: tuple[int, ...], classes: int, *, most_weights: int | None = None
+        self,
+        settings: Settings,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        description: Description | None = None,
+        most_weights: int | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.description = description
+        """Of data of one's own: how they are read, and what the classes are called."""
         self.save_hyperparameters({**asdict(settings), "shape": list(shape), "classes": classes})
         self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
         if settings.coding == "population":
@@ -47,8 +56,19 @@ class Classifier(lightning.LightningModule):
             readout_tau=settings.readout_tau,
             most_weights=most_weights,
         )
-        self.objective = loss.named(settings.loss, settings.smoothing)
+        self.objective = _objective(settings, description)
+        self.recall = None if self.is_regression else MulticlassRecall(max(2, classes), average=None)
         self.rates = nn.ModuleDict({_key(name): metrics.FiringRate() for name in spiking_layers(self.net)})
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a quantity is learned instead of classes."""
+        return self.description is not None and not self.description.target.classes
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the description of the data beside the weights."""
+        if self.description is not None:
+            checkpoint["description"] = self.description.said()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``."""
@@ -88,12 +108,12 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         inputs, labels = batch
-        how = self.settings.augment or DATA_SETS[self.settings.data].augmentation
+        how = self.settings.augment or self.settings.data_set.augmentation
         outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)))
         error = self.objective(outputs, labels)
         self._check("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
-        self._log("training/accuracy", self.objective.accuracy(outputs, labels), labels)
+        self._log(f"training/{self.objective.measure}", self.objective.accuracy(outputs, labels), labels)
         total = error
         if self.settings.rate_penalty > 0 and spikes:
             excess = [loss.rate_penalty(layer, self.settings.rate_target) for layer in spikes.values()]
@@ -138,14 +158,17 @@ class Classifier(lightning.LightningModule):
         inputs, labels = batch
         outputs, spikes = activity(self.net, self.encode(inputs))
         size = len(labels)
-        accuracy = self.objective.accuracy(outputs, labels)
+        measured = self.objective.accuracy(outputs, labels)
+        if part == "test" and self.recall is not None:
+            self.recall.update(self.objective.scores(outputs), labels)
         error = self.objective(outputs, labels)
         if not bool(error.isfinite()):
             raise FloatingPointError(
                 f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
             )
         self.log(f"{part}/loss", error, batch_size=size, sync_dist=True)
-        self.log(f"{part}/accuracy", accuracy, batch_size=size, prog_bar=True, sync_dist=True)
+        name = f"{part}/{self.objective.measure}"
+        self.log(name, measured, batch_size=size, prog_bar=True, sync_dist=True)
         for name, layer in spikes.items():
             rate = self.rates[_key(name)]
             assert isinstance(rate, metrics.FiringRate)
@@ -163,12 +186,29 @@ class Classifier(lightning.LightningModule):
             fused=self.settings.precision
             != "16-mixed",  # whose gradients it would scale back itself, unclipped
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
+        schedule = _Cycle(
             optimizer,
             self.settings.learning_rate,
             total_steps=int(self.trainer.estimated_stepping_batches),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
+    """One cycle over all steps of the run, also of one that goes on for longer than it was to."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        planned = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        super().load_state_dict({**state_dict, **planned})
+
+
+def _objective(settings: Settings, description: Description | None) -> loss.Objective:
+    """What is asked of the network: of a quantity, that it be near; of classes, in the settings' words."""
+    target = None if description is None else description.target
+    if target is not None and not target.classes:
+        return loss.MeanSquaredError(read=loss.named(settings.loss))
+    weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
+    return loss.named(settings.loss, settings.smoothing, weights)
 
 
 def _key(name: str) -> str:

@@ -26,10 +26,10 @@ fcntl: Any = None
 with contextlib.suppress(ImportError):  # on Windows there is none
     import fcntl
 
-__all__ = ["BEST", "LAST", "SETTINGS", "Folder", "identity", "own"]
+__all__ = ["BEST", "LAST", "RESULT", "SETTINGS", "Folder", "checkpoint_of", "identity", "own"]
 
 BEST, LAST, SETTINGS, LOCK = "best.ckpt", "checkpoint.ckpt", "settings.yaml", ".lock"
-PICTURE, LOGS = "training.png", "tensorboard"
+PICTURE, LOGS, RESULT = "training.png", "tensorboard", "result.json"
 
 
 class Folder(AbstractContextManager["Folder"]):
@@ -50,7 +50,7 @@ class Folder(AbstractContextManager["Folder"]):
         others = not _is_of(self.path, self.run)
         settings.write(self.path / SETTINGS, self.run)
         if others:
-            for name in (LAST, BEST, PICTURE):
+            for name in (LAST, BEST, PICTURE, RESULT):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / LOGS, ignore_errors=True)
 
@@ -97,6 +97,12 @@ def own(path: Path, *, run: str | None = None, overwrite: bool = False) -> Folde
             return Folder(candidate, run or secrets.token_hex(8), lock)
         os.close(lock)
     raise AssertionError("there is always a next number")
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Of a run's folder the checkpoint of its best epoch, or of its last; anything else as it is."""
+    kept = [path / name for name in (BEST, LAST) if path.is_dir() and (path / name).is_file()]
+    return kept[0] if kept else path
 
 
 def identity(path: Path) -> str | None:

@@ -1,5 +1,6 @@
 """What a run keeps while it goes: its curves, its checkpoints, and when to stop."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,13 @@ class Keeper(Checkpoint):
 
     Args:
         folder: where they are kept.
-        patience: epochs without a better validation accuracy after which training ends; 0 is never.
+        patience: epochs without a better validation after which training ends; 0 is never.
+        measure: what is better the higher it is, as :attr:`hibana.loss.Objective.measure` says.
     """
 
-    def __init__(self, folder: Path, patience: int) -> None:
-        self.folder, self.patience = folder, patience
-        self.best, self.waited = -1.0, 0
+    def __init__(self, folder: Path, patience: int, measure: str = "accuracy") -> None:
+        self.folder, self.patience, self.measure = folder, patience, measure
+        self.best, self.waited = -math.inf, 0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # the first process chose it
@@ -89,10 +91,10 @@ class Keeper(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         _check_finite(pl_module.state_dict().items(), trainer.current_epoch)
         if self.patience > 0:
-            accuracy = trainer.callback_metrics["validation/accuracy"].item()
+            measured = trainer.callback_metrics[f"validation/{self.measure}"].item()
             self.waited += 1
-            if accuracy > self.best:
-                self.best, self.waited = accuracy, 0
+            if measured > self.best:
+                self.best, self.waited = measured, 0
                 trainer.save_checkpoint(self.folder / BEST)
             self._judge(trainer)
         trainer.save_checkpoint(self.folder / LAST)

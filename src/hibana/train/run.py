@@ -7,27 +7,31 @@ A checkpoint holds plain data only: nothing in it is run.
 
 import importlib.util
 import logging
+import math
 import time
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.data import default_collate
 
 from hibana import data
+from hibana.data import own
 from hibana.train import architecture, checkpoint, record
+from hibana.train.baseline import first
 from hibana.train.classifier import Classifier
-from hibana.train.folder import BEST, LAST, SETTINGS, Folder, identity, own
+from hibana.train.folder import BEST, LAST, SETTINGS, Folder, checkpoint_of, identity
+from hibana.train.folder import own as owned
 from hibana.train.keeping import Files, History, Keeper
+from hibana.train.progress import Line
 from hibana.train.settings import Settings, read
 
-__all__ = ["Outcome", "fit", "linear_accuracy", "load", "resumed"]
+__all__ = ["Outcome", "fit", "load", "made", "resumed"]
 
 _WANTED = "checkpoint must be a file that `hibana train` wrote"
 _STATES: dict[str, type] = {
@@ -35,16 +39,16 @@ _STATES: dict[str, type] = {
     **{"optimizer_states": list, "lr_schedulers": list},
 }
 """What a run goes on from."""
-ENOUGH = 10_000
-"""Samples that a linear classifier is fitted to at most."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What came of a run.
 
-    `rates` are the layers' firing rates on the test set; `started` those before training; `history` has one
-    value per epoch and name.
+    `measure` is what `accuracy` is: the part that is right, or of a quantity the part of its variance that is
+    explained; `recalls` are, by class, the parts of its test samples that are named so. `rates` are the
+    layers' firing rates on the test set; `started` those before training; `history` has one value per epoch
+    and name.
     """
 
     settings: Settings
@@ -55,12 +59,21 @@ class Outcome:
     started: dict[str, float]
     seconds: float
     history: dict[str, list[float]]
+    measure: str = "accuracy"
+    recalls: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def balanced(self) -> float | None:
+        """The mean of the classes' recalls, of those that were tested."""
+        seen = [recall for recall in self.recalls.values() if not math.isnan(recall)]
+        return sum(seen) / len(seen) if seen else None
 
 
 def fit(
     settings: Settings,
-    folder: Path | Folder,
+    folder: str | Path | Folder,
     *,
+    samples: data.DataSet | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -74,6 +87,7 @@ def fit(
         settings: of the run; those in the checkpoint if it goes on from one.
         folder: for the settings, the checkpoints and, where TensorBoard is installed, its logs. Where it
             holds another run, the next number is taken: ``NAME-1``; the outcome says which.
+        samples: the data, if they are at hand already, or in memory; else those that the settings name.
         resume: a checkpoint to go on from.
         overwrite: replace the run that `folder` holds.
         progress: show a progress bar.
@@ -83,24 +97,29 @@ def fit(
         OSError: if a checkpoint can't be written. The one before is still there.
         ValueError: if `resume` is no checkpoint, or the folder is in use.
     """
-    if isinstance(folder, Path):
+    if not isinstance(folder, Folder):
         run = None if resume is None else identity(resume)
-        with own(folder, run=run, overwrite=overwrite) as owned:
-            return fit(settings, owned, resume=resume, progress=progress)
+        with owned(Path(folder), run=run, overwrite=overwrite) as held:
+            return fit(settings, held, samples=samples, resume=resume, progress=progress)
+    if isinstance(samples, data.Own) and settings.kind is None:  # they are in memory, and have no path
+        length = samples.steps if samples.sequential else settings.steps
+        named = replace(settings, data=samples.called, kind=samples.kind, steps=length, coding=None)  # type: ignore[arg-type]
+        settings = named if samples.sequential else replace(named, coding=settings.coding)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)
     folder.begin(settings)
-    samples = settings.samples()
+    samples = samples or settings.samples(None if resume is None else described(resume))
     samples.prepare_data()
     samples.setup()
-    model = Classifier(settings, samples.shape, samples.classes)
-    started = {} if resume else model.prepare(_first(samples))
-    history, keeper = History(), Keeper(folder.path, settings.patience)
+    model = made(settings, samples)
+    started = {} if resume else model.prepare(first(samples))
+    measure = model.objective.measure
+    history, keeper = History(), Keeper(folder.path, settings.patience, measure)
     callbacks: list[Callback] = [history, keeper]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
     if progress:
-        callbacks.append(RichProgressBar())
+        callbacks.append(Line())
     board = importlib.util.find_spec("tensorboard") is not None
     with warnings.catch_warnings():
         _quiet()
@@ -120,7 +139,7 @@ def fit(
             enable_model_summary=False,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the data set shares itself out
-            log_every_n_steps=10,
+            log_every_n_steps=1,  # nothing is logged but epochs; more would be warned of where they are short
         )
         begun = time.perf_counter()
         trainer.fit(model, samples, ckpt_path=resume, weights_only=True)
@@ -132,12 +151,46 @@ def fit(
         settings=settings,
         checkpoint=keeper.folder / (LAST if chosen is None else BEST),
         logs=keeper.folder / "tensorboard" if board else None,
-        accuracy=tested["test/accuracy"],
+        accuracy=tested[f"test/{measure}"],
+        measure=measure,
+        recalls=_recalls(model, samples),
         rates={name.removeprefix("test/rate/"): rate for name, rate in tested.items() if "/rate/" in name},
         started=started,
         seconds=seconds,
         history=learned,
     )
+
+
+def made(settings: Settings, samples: data.DataSet) -> Classifier:
+    """The network for `samples`, before any training.
+
+    Raises:
+        ValueError: if the layers do not fit, or nothing of a chosen coding is left of the samples.
+    """
+    description = samples.description if isinstance(samples, data.Own) else None
+    return Classifier(settings, samples.shape, samples.classes, description=description)
+
+
+def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
+    if model.recall is None:
+        return {}
+    recalls = model.recall.compute().tolist()
+    return dict(zip(samples.names, recalls, strict=False))
+
+
+def described(path: Path) -> data.Description | None:
+    """How data of one's own are read that the checkpoint at `path` was trained on, if it was on such."""
+    content = checkpoint.read(path)
+    return _description(path, content)
+
+
+def _description(path: Path, content: dict[str, Any]) -> data.Description | None:
+    if "description" not in content:
+        return None
+    try:
+        return own.described(content["description"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_WANTED}; {path} describes its inputs otherwise: {record.line(error)}") from error
 
 
 def _bring_best(source: Path, folder: Folder) -> None:
@@ -180,17 +233,18 @@ def load(path: Path, *, trust: Collection[str] = ()) -> Classifier:
     """The network that :func:`fit` kept at `path`.
 
     Args:
-        path: a checkpoint.
+        path: a checkpoint, or a run's folder.
         trust: functions that it may name as its layers, ``module:function``. They will be run.
 
     Raises:
         ValueError: if there is no checkpoint of hibana there, or only a part of one, or one that was changed
             since it was written, or it names a function that is not in `trust`.
     """
-    settings, shape, classes, weights = _opened(path, trust)
+    path = checkpoint_of(path)
+    settings, shape, classes, weights, description = _opened(path, trust)
     most = sum(weight.numel() for weight in weights.values())
     try:
-        model = Classifier(settings, shape, classes, most_weights=most)
+        model = Classifier(settings, shape, classes, description=description, most_weights=most)
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{_WANTED}; {path} holds something else: {record.line(error)}") from error
@@ -199,7 +253,7 @@ def load(path: Path, *, trust: Collection[str] = ()) -> Classifier:
 
 def _opened(
     path: Path, trust: Collection[str], *, whole: bool = False
-) -> tuple[Settings, tuple[int, ...], int, dict[str, torch.Tensor]]:
+) -> tuple[Settings, tuple[int, ...], int, dict[str, torch.Tensor], data.Description | None]:
     """What a checkpoint says of its network, in plain types; nothing is made of it yet.
 
     `whole` ones have what a run goes on from, too.
@@ -213,16 +267,25 @@ def _opened(
         raise ValueError(f"{_WANTED}; {path} holds something else")
     if whole and any(type(content.get(name)) is not kind for name, kind in _STATES.items()):
         raise ValueError(f"{_WANTED}; {path} holds a network, and nothing that a training goes on from")
+    for name in ("layers", "data"):
+        architecture.check_trust(hyper.get(name), trust, f"checkpoint {path}")
+    description = _description(path, content)
+    if hyper.get("kind") != (None if description is None else description.kind):
+        raise ValueError(f"{_WANTED}; {path} does not say how its inputs are read")
     try:
-        settings = Settings(**{name: value for name, value in hyper.items() if name in known})
+        chosen = {name: value for name, value in hyper.items() if name in known}
+        settings = Settings(**chosen)
     except ValueError as error:
         raise ValueError(f"{_WANTED}; {path} holds other settings: {error}") from error
-    architecture.check_trust(settings.layers, trust, f"checkpoint {path}")
-    made = data.DATA_SETS[settings.data]
+    if description is not None:
+        shape, classes = tuple(description.inputs.shape), description.target.outputs
+    else:
+        shape, classes = tuple(settings.data_set.shape), settings.data_set.classes
     given = hyper["shape"], hyper["classes"]
-    if given != (list(made.shape), made.classes):  # a function of the user's is called with these
+    # a function of the user's is called with these
+    if given != (list(shape), classes):
         raise ValueError(f"{_WANTED}; {path} is of other inputs than {settings.data}")
-    return settings, tuple(made.shape), made.classes, weights
+    return settings, shape, classes, weights, description
 
 
 def _is_state(weights: object) -> TypeGuard[dict[str, torch.Tensor]]:
@@ -230,35 +293,6 @@ def _is_state(weights: object) -> TypeGuard[dict[str, torch.Tensor]]:
     return isinstance(weights, dict) and all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     )
-
-
-@torch.no_grad()
-def linear_accuracy(model: Classifier, samples: data.DataSet) -> float:
-    """Test accuracy of logistic regression on the input, or of spikes on their counts, which have no timing.
-
-    Fitted to at most the first 10,000 training samples, without augmentation.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    samples.setup()
-    parts = []
-    for split, count in ((samples.training, ENOUGH), (samples.test, len(samples.test))):  # type: ignore[arg-type]
-        inputs, labels = _gathered(split, min(count, len(split)))  # type: ignore[arg-type]
-        if model.settings.coding in ("delta", "none"):
-            inputs = model.encode(inputs).sum(dim=0)
-        parts += [inputs.flatten(1).numpy(), labels.numpy()]
-    return float(LogisticRegression(max_iter=1000).fit(*parts[:2]).score(*parts[2:]))
-
-
-def _first(samples: data.DataSet) -> torch.Tensor:
-    """The first inputs of the training set: 512, or as many as there are."""
-    inputs, _ = _gathered(samples.training, min(512, len(samples.training)))  # type: ignore[arg-type]
-    return inputs
-
-
-def _gathered(split: data.Samples, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    inputs, labels = default_collate([split[index] for index in range(count)])
-    return inputs, labels
 
 
 def _quiet() -> None:

@@ -1,15 +1,17 @@
 """All that decides a run, in plain types, and the YAML file that it is written to."""
 
 import difflib
+import importlib
 import logging
 import math
+import re
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hibana import cells, loss, surrogate
-from hibana.data import DATA_SETS, DataSet
+from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.train import architecture, durable, record
 
 __all__ = ["CELLS", "CODINGS", "Settings", "read"]
@@ -27,7 +29,18 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
 CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 """Of still inputs the first four; of sequences ``delta``, or ``none`` where they are spikes already."""
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+UNIT = ("poisson", "latency", "population")
+"""Those that take values in [0, 1]."""
 AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
+CLASS_WEIGHTS = ("none", "balanced")
+OF_KINDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("kind", "test"), tuple(own.KINDS)),
+    **{"label": ("table", "arrays", "sequences"), "task": tuple(own.KINDS)},
+    **{"missing": ("table", "sequences"), "columns": ("table",), "group": ("sequences",)},
+    **{"lengths": ("sequences",), "bins": ("events",), "size": ("images", "events")},
+}
+"""The settings that are of data of one's own, and of what kinds."""
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,19 @@ class Settings:
     """All that decides a run.
 
     Args:
-        data: the data set's name.
+        data: the data set's name; or a file or folder of your own; or ``module:class`` of a DataSet of yours.
+        kind: what that file or folder is: table, images, arrays, sequences, events; seen from it if ``None``.
+        label: the column, or array, that is to be learned; seen from the data if ``None``.
+        columns: those of a table to learn from, by commas; all others if ``None``.
+        group: the column of a long table that says which sequence a row is of.
+        task: classification or regression; seen from the labels if ``None``.
+        test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
+        missing: what is done about missing values: filled with the ``median`` of the training part, their
+            samples left out (``drop``), or refused (``refuse``).
+        lengths: how sequences come to one length: ``stretch``, or ``pad`` with zeros and cut.
+        bins: what a bin of events holds: ``spikes``, 1 where one fell into it, or ``counts``.
+        size: pixels that pictures are brought to, or that a sensor has: ``32`` or ``28x34``, height first.
+        class_weights: ``balanced`` has all classes count alike, however many samples they have; ``none``.
         root: the folder of its files, where it needs one.
         download: fetch them into `root` if they are not there.
         layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``.
@@ -45,8 +70,8 @@ class Settings:
         threshold: of the hidden neurons.
         detach_reset: stop the gradient at the reset.
         readout_tau: time constant of the readout in steps; infinite sums its input.
-        steps: time steps T for which an input is shown.
-        coding: how inputs become spikes or currents.
+        steps: time steps T for which an input is shown; as the data usually are if ``None``.
+        coding: how inputs become spikes or currents; as the data usually are if ``None``.
         delta_threshold: of delta coding, in units of the signal.
         loss: the name of the objective.
         smoothing: of the labels, in [0, 1).
@@ -71,6 +96,17 @@ class Settings:
     """
 
     data: str = "digits"
+    kind: str | None = None
+    label: str | None = None
+    columns: str | None = None
+    group: str | None = None
+    task: str | None = None
+    test: str | None = None
+    missing: str = "median"
+    lengths: str = "stretch"
+    bins: str = "spikes"
+    size: str | None = None
+    class_weights: str = "none"
     root: str | None = None
     download: bool = False
     layers: str = "256,256"
@@ -80,8 +116,8 @@ class Settings:
     threshold: float = 1.0
     detach_reset: bool = True
     readout_tau: float = math.inf
-    steps: int = 8
-    coding: str = "constant"
+    steps: int = field(default=None)  # type: ignore[assignment] # the data's own, filled in below
+    coding: str = field(default=None)  # type: ignore[assignment] # likewise
     delta_threshold: float = 0.5
     loss: str = "membrane-mean"
     smoothing: float = 0.0
@@ -104,9 +140,13 @@ class Settings:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check_type(field.name, getattr(self, field.name), field.type)
-        _among("data", self.data, DATA_SETS)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None or each.name not in ("steps", "coding"):
+                _check_type(each.name, value, each.type)
+        self._fill_in()
+        self._check_own()
+        _among("class_weights", self.class_weights, CLASS_WEIGHTS)
         _among("cell", self.cell, CELLS)
         _among("coding", self.coding, CODINGS)
         if self.augment is not None:
@@ -133,15 +173,90 @@ class Settings:
         shared = self.batch_size % (self.devices * self.nodes) == 0
         _check("devices", self.devices, "such that devices times nodes divides batch_size", shared)
         sequential = self.coding in ("delta", "none")
-        if sequential != DATA_SETS[self.data].sequential:
-            right = CODINGS[4:] if DATA_SETS[self.data].sequential else CODINGS[:4]
+        if sequential != self.is_sequential:
+            right = CODINGS[4:] if self.is_sequential else CODINGS[:4]
             raise ValueError(f"coding of {self.data} must be one of {', '.join(right)}; got {self.coding!r}")
 
-    def samples(self) -> DataSet:
-        """The data set, in batches of this run."""
-        made = DATA_SETS[self.data]
+    def _fill_in(self) -> None:
+        """Puts what the data decide in the place of ``None``, looking at names of files and at no content."""
+        filled: dict[str, Any] = {}
+        if self.data not in DATA_SETS and not _CLASS.fullmatch(self.data):
+            path = Path(self.data).expanduser()
+            if self.kind is None:
+                if not path.exists() and path.parent == Path():
+                    near = difflib.get_close_matches(self.data, DATA_SETS, 1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise ValueError(
+                        f"data must be one of {', '.join(DATA_SETS)}, or a file or folder of yours; "
+                        f"got {record.shown(self.data)}{hint}"
+                    )
+                filled["kind"] = own.kind_of(path, grouped=self.group is not None)
+            filled["data"] = str(path.absolute())
+            if self.test is not None:
+                filled["test"] = str(Path(self.test).expanduser().absolute())
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+        if self.kind is not None:
+            _among("kind", self.kind, own.KINDS)
+        made = self.data_set
+        coding = made.coding or ("none" if self.is_sequential else "constant")
+        for name, usual in (("steps", made.usual_steps), ("coding", coding)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+
+    def _check_own(self) -> None:
+        defaults = {each.name: each.default for each in fields(self)}
+        for name, kinds in OF_KINDS.items():
+            if getattr(self, name) != defaults[name] and self.kind not in kinds:
+                raise ValueError(
+                    f"{name} is of data of your own ({', '.join(kinds)}); {self.data} is {self.what}"
+                )
+        for name, known in (("missing", own.MISSING), ("lengths", own.LENGTHS), ("bins", own.BINS)):
+            _among(name, getattr(self, name), known)
+        if self.task is not None:
+            _among("task", self.task, own.TASKS)
+        if self.size is not None and self._sides is None:
+            raise ValueError(
+                f"size must be pixels such as 32 or 28x34, at most 4096, got {record.shown(self.size)}"
+            )
+
+    @property
+    def what(self) -> str:
+        """What the data are, in a word."""
+        return self.kind or ("a class" if self.data not in DATA_SETS else "a data set by name")
+
+    @property
+    def title(self) -> str:
+        """What the data are called."""
+        return Path(self.data).stem if self.kind is not None else self.data.replace(":", ".")
+
+    @property
+    def data_set(self) -> type[DataSet]:
+        """The class of the data set; of ``module:class``, that module is imported."""
+        if self.data in DATA_SETS:
+            return DATA_SETS[self.data]
+        return own.KINDS[self.kind] if self.kind is not None else _imported(self.data)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether an input has a time axis of its own."""
+        return self.kind in ("sequences", "events") if self.kind else bool(self.data_set.sequential)
+
+    @property
+    def _sides(self) -> tuple[int, int] | None:
+        found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", self.size or "")
+        sides = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        return sides if min(sides) > 0 and max(sides) <= 4096 else None
+
+    def samples(self, description: Description | None = None) -> DataSet:
+        """The data set, in batches of this run, of one's own read again as `description` says."""
+        made = self.data_set
         options: dict[str, Any] = {"seed": self.seed}
-        if made.sequential:
+        if issubclass(made, Own):
+            return made(
+                self.data, batch_size=self.batch_size, description=description, **options, **self._own()
+            )
+        if self.is_sequential:
             options["steps"] = self.steps
         if self.root is not None:
             options["root"] = self.root
@@ -151,6 +266,21 @@ class Settings:
             return made(self.batch_size, **options)
         except TypeError as error:
             raise ValueError(f"data {self.data!r} can't be opened with these settings: {error}") from error
+
+    def _own(self) -> dict[str, Any]:
+        """The options of data of one's own."""
+        options: dict[str, Any] = {"label": self.label, "task": self.task, "test": self.test}
+        options |= {"missing": self.missing, "unit": self.coding in UNIT, "steps": self.steps}
+        match self.kind:
+            case "table" if self.columns is not None:
+                options["columns"] = [name.strip() for name in self.columns.split(",")]
+            case "sequences":
+                options |= {"group": self.group, "lengths": self.lengths}
+            case "images":
+                options["size"] = self._sides
+            case "events":
+                options |= {"size": self._sides, "bins": self.bins}
+        return options
 
     def make_cell(self) -> cells.Cell:
         """One hidden neuron's cell."""
@@ -183,27 +313,42 @@ def read(path: Path, *, trust: Collection[str] = (), **changes: Any) -> Settings
     said = record.read(path)
     if not said.unchanged:
         logging.getLogger(__name__).warning("settings %s were changed since a run wrote them", path)
-    names = [field.name for field in fields(Settings)]
+    names = [each.name for each in fields(Settings)]
     for name in said.content:
         if name not in names:
             near = difflib.get_close_matches(str(name)[:80], names, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"settings {path} has {record.shown(name)}, which is no setting{hint}")
     content = {name: _number(name, value) for name, value in said.content.items()}
-    if "layers" not in changes:
-        architecture.check_trust(content.get("layers"), trust, f"settings {path}")
+    for name in ("layers", "data"):
+        if name not in changes:
+            architecture.check_trust(content.get(name), trust, f"settings {path}")
     return Settings(**{**content, **changes})
 
 
 def _number(name: str, value: Any) -> Any:
     """`value`, which YAML 1.1 takes for text where it is a float without a point, such as 1e-3."""
-    wanted = {field.name: field.type for field in fields(Settings)}[name]
+    wanted = {each.name: each.type for each in fields(Settings)}[name]
     if wanted in (float, float | None) and isinstance(value, str):
         try:
             return float(value)
         except ValueError:
             return value
     return value
+
+
+def _imported(data: str) -> type[DataSet]:
+    """The class at ``module:class``."""
+    module, _, name = data.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"data {data!r} can't be found: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, DataSet)):
+        raise ValueError(  # noqa: TRY004 - it is a value of the settings
+            f"data {data!r} must be a class that derives from hibana.data.DataSet, got {found!r}"
+        )
+    return found
 
 
 def _check_type(name: str, value: object, wanted: Any) -> None:

@@ -220,7 +220,7 @@ class NetworkView:
         self._seen.axis.visible = axes is not None
         self._seen.xaxis.axis_label, self._seen.yaxis.axis_label = axes or (None, None)
         self._seen.match_aspect = axes is None
-        self._seen.title.text = f"Input: a {answer['label']}"
+        self._seen.title.text = f"Input: a {answer['names'][answer['label']]}"
 
     def _show_layers(self, layers: list[dict[str, Any]]) -> None:
         if [each.tags for each in self._rasters] != [
@@ -267,6 +267,7 @@ class NetworkView:
 
     def _show_readout(self, answer: Any) -> None:
         potentials, label_, said = answer["potentials"], answer["label"], answer["answer"]
+        names = answer["names"]
         steps, classes = potentials.shape
         colours = [BLUE if n == label_ else RED if n == said else GREY for n in range(classes)]
         bold = [n in (label_, said) for n in range(classes)]
@@ -280,11 +281,11 @@ class NetworkView:
         self._names.data = {
             "x": [steps - 1] * classes,
             "y": apart(potentials[-1], 0.045 * float(np.ptp(potentials))),
-            "name": [str(n) for n in range(classes)],
+            "name": names,
             "colour": colours,
         }
         right = "" if said == label_ else ", wrongly"
-        self._readout.title.text = f"Readout: shown a {label_}, answers {said}{right}"
+        self._readout.title.text = f"Readout: shown a {names[label_]}, answers {names[said]}{right}"
 
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble

@@ -1,0 +1,103 @@
+"""The command line: ``hibana COMMAND``.
+
+A command is one function: its name is the command's, its docstring the help, its parameters the options.
+Those of ``train`` are the settings themselves, :class:`hibana.train.Settings`. This module parses, calls and
+says what went wrong, in a sentence; it computes nothing, and imports what is heavy with the commands.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+from cyclopts.exceptions import CycloptsError, UnknownOptionError
+
+from hibana import __version__, extras, foreign
+from hibana.cli.saying import Failure, Refusal
+
+__all__ = ["Failure", "Refusal", "main"]
+
+_COMMANDS = {
+    "build": ("looking", "builds the C++ part, once a machine: a call of a layer then takes half the time"),
+    "convert": ("using", "takes a network to other platforms and back, and says what was lost"),
+    "demo": ("looking", "the article's two demos, printed and drawn"),
+    "explain": ("looking", "what a cell is compiled to: its equations, the backend and why, what is kept"),
+    "play": ("using", "moves a neuron, or a trained network, by hand: a page in the browser"),
+    "predict": ("using", "uses a trained network: on samples of your own, or on the test set of its data"),
+    "runs": ("training", "lists the runs in a folder: data, settings, accuracy, when"),
+    "train": ("training", "trains a spiking network, and says how it did beside a linear model"),
+}
+"""Each command, the module that it lies in, and what it does."""
+
+_APP = cyclopts.App(
+    name="hibana",
+    help="Integrate-and-fire spiking networks for PyTorch.",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=cyclopts.Parameter(negative_iterable=(), negative_none=()),
+)
+for _name, (_module, _help) in _COMMANDS.items():
+    _APP.command(f"hibana.cli.{_module}:{_name}", name=_name, help=_help)
+_APP.register_install_completion_command()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status.
+
+    That is 0; 1 where it could not finish, 2 where it refused to begin, 130 where it was interrupted.
+    """
+    tokens = [str(each) for each in (sys.argv[1:] if arguments is None else arguments)]
+    name = f"hibana {tokens[0]}" if tokens and tokens[0] in _COMMANDS else "hibana"
+    try:
+        _check_command(tokens)
+        run, bound, _ = _APP.parse_args(tokens, exit_on_error=False, print_error=False)
+        run(*bound.args, **bound.kwargs)
+    except CycloptsError as error:
+        return _said(name, _sentence(error), 2)
+    except Refusal as refusal:
+        return _said(name, str(refusal), 2)
+    except Failure as failure:
+        return _said(name, str(failure), 1)
+    except ModuleNotFoundError as error:
+        said = extras.missing(error)
+        if said is None:
+            raise
+        return _said(name, said, 2)
+    except KeyboardInterrupt as interruption:
+        return _said(name, f"interrupted{interruption}", 130)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        return _said(
+            name, "needs more memory than there is; fewer layers or a smaller batch_size need less", 1
+        )
+    return 0
+
+
+def _check_command(tokens: list[str]) -> None:
+    if not tokens:
+        raise Refusal(f"needs a command, one of {', '.join(_COMMANDS)}; hibana --help says what they do")
+    if tokens[0] not in _COMMANDS and not tokens[0].startswith("-"):
+        near = difflib.get_close_matches(tokens[0], _COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_COMMANDS)}"
+        raise Refusal(f"there is no command {tokens[0]!r}{hint}")
+
+
+def _said(name: str, sentence: str, status: int) -> int:
+    print(f"{name}: {sentence}", file=sys.stderr)
+    return status
+
+
+def _sentence(error: CycloptsError) -> str:
+    """What an option was mistaken in, on one line, and the near one, also where others call it so."""
+    if isinstance(error, UnknownOptionError):
+        given = error.token.keyword or error.token.value
+        called = given.partition("=")[0].lstrip("-").replace("_", "-")
+        collection = error.argument_collection
+        known = [name for each in collection or () for name in each.names if name.startswith("--")]
+        near = f"--{foreign.OPTIONS.get(called)}"
+        found = [near] if near in known else difflib.get_close_matches(f"--{called}", known, 1)
+        hint = f"did you mean {found[0]}?" if found else "--help lists them all"
+        return f"there is no option {given}; {hint}"
+    return " ".join(str(error).split())

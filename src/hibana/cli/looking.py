@@ -1,0 +1,104 @@
+"""Commands to look at neurons with: ``demo``, ``explain``, ``build``."""
+
+import importlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hibana.cli.saying import Refusal, doing, refusing, saved, writable
+
+if TYPE_CHECKING:
+    from hibana.cells import Cell
+
+
+def demo(*, out: Path = Path("hibana-demo"), seed: int = 0) -> None:
+    """The article's two demos, printed and drawn.
+
+    Args:
+        out: the folder where pictures go.
+        seed: of the input of demo 2.
+    """
+    folder = writable(out)
+    if not 0 <= seed < 2**32:
+        raise Refusal(f"seed must be in [0, 2^32), got {seed}")
+    with doing("loading Matplotlib"):
+        import torch
+
+        from hibana import demo, plot
+        from hibana import surrogate as surrogates
+
+    torch.manual_seed(seed)
+    print("Demo 1: forty neurons at one moment\n")
+    now = demo.one_step()
+    one = plot.current_step(now.potentials, now.spikes, now.gradient, now.threshold)
+
+    print("\nDemo 2: one neuron over time\n")
+    then = demo.over_time(timesteps=100)
+    times = then.spikes.nonzero().flatten().tolist()
+    print(f"{len(then.spikes)} steps, {len(times)} spikes, at {', '.join(map(str, times))}")
+    two = plot.membrane(then.potentials, then.spikes, then.threshold)
+    two.set_title("Simulation of IF model")
+
+    step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401, dtype=torch.float32, device="cpu"))
+    print("\nPictures")
+    for axes, name in ((step[0], "heaviside"), (one[0], "demo1"), (two, "demo2")):
+        print(f"  {saved(axes.figure, folder / f'{name}.png')}")
+
+
+def explain(cell: str, /, *, surrogate: str | None = None, detach_reset: bool = False) -> None:
+    """What a cell is compiled to: its equations, the backend and why, what is kept, and the source.
+
+    Args:
+        cell: a cell of hibana (IF, LIF, ...) or MODULE:CLASS of your own.
+        surrogate: what to call the derivative of the step; the cell's own if none is named.
+        detach_reset: stop the gradient at the reset.
+    """
+    import hibana
+    from hibana.surrogate import named
+
+    with refusing():
+        given: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
+        if detach_reset:
+            given["detach_reset"] = True
+        print(hibana.explain(_cell(cell)(**given)), end="")
+
+
+def build() -> None:
+    """Builds the C++ part, once a machine: a call of a layer then takes half the time."""
+    from hibana.loop.cpu import node
+
+    begun = time.perf_counter()
+    try:
+        with doing("compiling"):
+            path = node.build()
+    except RuntimeError as reason:
+        raise Refusal(str(reason)) from reason
+    print(f"built in {time.perf_counter() - begun:.0f} s: {path}")
+
+
+def _cells() -> list[str]:
+    """The names of hibana's own cells."""
+    from hibana import cells
+
+    return [name for name in cells.__all__ if name.endswith("Cell") and name != "Cell"]
+
+
+def _cell(name: str) -> "type[Cell]":
+    """The class of the cell called `name`, with or without its ending, or at ``module:class``."""
+    from hibana import cells
+
+    module, _, own = name.rpartition(":")
+    if module:
+        sys.path.insert(0, "")
+        try:
+            found = getattr(importlib.import_module(module), own, None)
+        except ModuleNotFoundError as error:
+            raise Refusal(f"cell must be a cell of hibana or MODULE:CLASS; {error}") from error
+    else:
+        known = {n.removesuffix("Cell").lower(): getattr(cells, n) for n in _cells()}
+        found = known.get(name.removesuffix("Cell").lower())
+    if not (isinstance(found, type) and issubclass(found, cells.Cell)):
+        names = ", ".join(n.removesuffix("Cell") for n in _cells())
+        raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
+    return found

@@ -1,0 +1,51 @@
+"""Options made of the settings: their names, types, defaults and meanings stand in ``Settings`` alone."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
+
+import cyclopts
+from docstring_parser import parse
+
+from hibana import loss, surrogate
+from hibana.data import own
+from hibana.train.settings import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, Settings
+
+__all__ = ["with_settings"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    **{"kind": tuple(own.KINDS), "task": own.TASKS, "missing": own.MISSING, "lengths": own.LENGTHS},
+    **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
+    **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
+}
+"""What may be said, where that is a few words; :class:`Settings` refuses others."""
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, whose parameter ``**given`` takes each of the settings as an option."""
+    signature = inspect.signature(command)
+    kept = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    told = {each.arg_name: each.description or "" for each in parse(Settings.__doc__ or "").params}
+    groups = {
+        False: cyclopts.Group("Settings", sort_key=1),
+        True: cyclopts.Group("Data of your own", sort_key=2),
+    }
+    for field in fields(Settings):
+        choices = CHOICES.get(field.name)
+        words = " ".join(told[field.name].replace("``", "").split())
+        option = cyclopts.Parameter(
+            help=words + (f" One of {', '.join(choices)}." if choices else ""),
+            group=groups[field.name in OF_KINDS],
+        )
+        default = None if field.default is MISSING else field.default
+        kind: Any = field.type
+        annotation = Annotated[kind, option]
+        kept.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+        )
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in kept} | {"return": None}
+    return command

@@ -1,0 +1,113 @@
+"""What commands print: tables that fit a narrow screen, and lines for other programs."""
+
+import csv
+import io
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hibana.train import Answers, Linear, Outcome
+
+__all__ = ["confusions", "report", "said"]
+
+
+def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], deviation: float) -> None:
+    """Prints what came of a run, beside a linear model; `deviation` is that of a quantity, for its units."""
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = outcome.settings
+    table = Table(title=f"{settings.title}, seed {settings.seed}", show_header=False, title_justify="left")
+    if outcome.measure == "accuracy":
+        table.add_row("test accuracy", f"[bold]{outcome.accuracy:.1%}[/bold]")
+        table.add_row(linear.name, f"{linear.accuracy:.1%}")
+        if outcome.balanced is not None and abs(outcome.balanced - outcome.accuracy) > 0.005:
+            table.add_row("balanced accuracy", f"{outcome.balanced:.1%}")
+            if linear.balanced is not None:
+                table.add_row(f"{linear.name}, balanced", f"{linear.balanced:.1%}")
+        if _is_uneven(outcome):
+            for name, recall in outcome.recalls.items():
+                table.add_row(f"recall, {name}", "none tested" if math.isnan(recall) else f"{recall:.1%}")
+    else:
+        unit = deviation**2
+        table.add_row("mean squared error", f"[bold]{(1 - outcome.accuracy) * unit:.4g}[/bold]")
+        table.add_row(linear.name, f"{(1 - linear.accuracy) * unit:.4g}")
+        table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
+    for name, rate in outcome.rates.items():
+        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _is_uneven(outcome: "Outcome") -> bool:
+    """Whether the classes of data of one's own are learned to different degrees."""
+    recalls = [each for each in outcome.recalls.values() if not math.isnan(each)]
+    own = outcome.settings.kind is not None
+    return own and len(recalls) <= 20 and max(recalls, default=0) - min(recalls, default=0) > 0.05
+
+
+def confusions(answers: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> None:
+    """Prints, by class, how many samples there are, are right, and are taken for what."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Test set", title_justify="left")
+    for heading in ("class", "samples", "right", "taken for"):
+        table.add_column(heading, justify="left" if heading == "taken for" else "right")
+    for label, name in enumerate(names):
+        given = answers[labels == label]
+        wrong = given[given != label].bincount(minlength=len(names))
+        mistakes = ", ".join(
+            f"{names[other]} ({wrong[other]})" for other in wrong.nonzero().flatten().tolist()
+        )
+        table.add_row(name, str(len(given)), str(int((given == label).sum())), mistakes)
+    table.add_section()
+    right = int((answers == labels).sum())
+    table.add_row("all", str(len(labels)), str(right), f"accuracy {right / len(labels):.1%}")
+    Console().print(table)
+
+
+def said(answers: "Answers", form: str) -> str:
+    """Answers as a ``table``, as ``csv`` or as ``json``."""
+    rows = _rows(answers)
+    if form == "json":
+        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    if form == "csv":
+        stream = io.StringIO()
+        flat = [{**row, **row.get("probabilities", {})} for row in rows]
+        names = [name for name in flat[0] if name not in ("probabilities", "right")]
+        writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(flat)
+        return stream.getvalue()
+    width = max(len(row["sample"]) for row in rows)
+    lines = [f"{row['sample']:<{width}}  {_answer(answers, row)}" for row in rows]
+    right = [row["right"] for row in rows if "right" in row]
+    if right:
+        lines.append(f"{sum(right)} of {len(right)} right, {sum(right) / len(right):.1%}")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(answers: "Answers") -> list[dict[str, Any]]:
+    rows = []
+    for index, name in enumerate(answers.names):
+        row: dict[str, Any] = {"sample": name, answers.label: answers.answers[index]}
+        if answers.classes:
+            scores = zip(answers.classes, answers.probabilities[index], strict=True)
+            row["probabilities"] = {each: round(score, 6) for each, score in scores}
+        if answers.labels is not None and answers.classes:
+            row["right"] = answers.labels[index] == answers.answers[index]
+        rows.append(row)
+    return rows
+
+
+def _answer(answers: "Answers", row: dict[str, Any]) -> str:
+    answer = row[answers.label]
+    if not answers.classes:
+        return f"{answer:.6g}"
+    ranked = sorted(row["probabilities"].items(), key=lambda each: -each[1])[:3]
+    return f"{answer}  " + "  ".join(f"{name} {score:.1%}" for name, score in ranked)

@@ -1,0 +1,219 @@
+"""Commands that train: ``train``, and ``runs``, which lists what was trained."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hibana import keep_memory
+from hibana.cli import tables
+from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritable
+
+with doing("loading PyTorch Lightning"):
+    from hibana.cli.options import with_settings
+    from hibana.train import Classifier, Outcome, Settings, fit, linear, made, read, results, resumed
+    from hibana.train.folder import Folder, identity, own
+    from hibana.train.threads import choose
+
+if TYPE_CHECKING:
+    from hibana.data import DataSet
+
+RUNS = Path("hibana-runs")
+
+
+@with_settings
+def train(  # noqa: D417 - the settings have docstrings of their own
+    *,
+    settings: Path | None = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+    overwrite: bool = False,
+    threads: int | None = None,
+    trust: tuple[str, ...] = (),
+    **given: Any,
+) -> None:
+    """Trains a spiking network, and says how it did beside a linear model; `given` are the settings.
+
+    Args:
+        settings: a run's settings.yaml to start from; options change single settings of it.
+        out: the folder where the run goes; hibana-runs/DATA-SEED if none is said.
+        resume: a run's folder or checkpoint to go on from; with more --epochs, further than it was to go.
+        overwrite: replace the run in that folder, if it holds one.
+        threads: of the processor to compute with; as many as the work is worth if not said.
+        trust: MODULE:FUNCTION of yours that a file may name, and that is then run; may be repeated.
+    """
+    import torch
+
+    keep_memory()
+    torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
+    with refusing():
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        chosen, checkpoint = _chosen(settings, resume, trust, given)
+        with doing(f"reading {chosen.title}"):
+            samples = _samples(chosen, checkpoint)
+        model = made(chosen, samples)  # refuses layers that do not fit
+        if chosen.accelerator not in ("cpu", "auto"):
+            _check_accelerator(chosen.accelerator)
+    where = out or RUNS / f"{chosen.title}-{chosen.seed}"
+    if resume is not None and out is None:
+        where = resume if resume.is_dir() else resume.parent
+    with _owned(where, resume, overwrite) as folder:
+        if folder.path != where:
+            print(f"{where} holds another run, which stays; this one goes to {folder.path}", flush=True)
+        if told := getattr(samples, "told", ""):
+            print(told, flush=True)
+        choose(model, samples, threads)
+        _trained(chosen, folder, samples, checkpoint)
+
+
+def _chosen(
+    begun: Path | None, resume: Path | None, trust: tuple[str, ...], given: dict[str, Any]
+) -> tuple[Settings, Path | None]:
+    """The settings of the run, and the checkpoint that it goes on from."""
+    if resume is None:
+        return (read(begun, trust=trust, **given) if begun else Settings(**given)), None
+    others = [name for name in given if name != "epochs"] + ["settings"] * (begun is not None)
+    if others:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
+        raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
+    settings, checkpoint = resumed(resume, trust=trust)
+    if "epochs" in given:
+        if given["epochs"] < settings.epochs:
+            raise ValueError(
+                f"--epochs must be at least the {settings.epochs} that the run was to have, "
+                f"got {given['epochs']}"
+            )
+        settings = replace(settings, epochs=given["epochs"])
+    return settings, checkpoint
+
+
+def _samples(settings: Settings, checkpoint: Path | None) -> "DataSet":
+    from hibana.train.run import described
+
+    samples = settings.samples(None if checkpoint is None else described(checkpoint))
+    samples.prepare_data()
+    samples.setup()
+    return samples
+
+
+def _check_accelerator(name: str) -> None:
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    known = ["auto", *AcceleratorRegistry]
+    wanted = {"gpu": "cuda"}.get(name, name)
+    if name != "gpu" and name not in known:
+        raise ValueError(f"accelerator must be one of cpu, gpu, {', '.join(known)}; got {name!r}")
+    if not AcceleratorRegistry[wanted]["accelerator"].is_available():
+        raise ValueError(
+            f"accelerator must be one that this machine has, it has no {name}; cpu is always there"
+        )
+
+
+def _owned(out: Path, resume: Path | None, overwrite: bool) -> Folder:
+    """The folder that a training goes to, and that nobody else writes to meanwhile."""
+    with refusing():
+        run = None if resume is None else identity(resume)
+        try:
+            return own(out, run=run, overwrite=overwrite)
+        except OSError as error:
+            raise unwritable(out, error) from error
+
+
+@contextmanager
+def _writers_quiet() -> Iterator[None]:
+    """TensorBoard's thread hands on what it can't write to the thread that trains, which says it once."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not isinstance(failed.exc_value, OSError):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint: Path | None) -> None:
+    begun = time.perf_counter()
+    kept = folder.path / "checkpoint.ckpt"
+    try:
+        with _writers_quiet():
+            model, outcome = fit(
+                settings, folder, samples=samples, resume=checkpoint, progress=sys.stdout.isatty()
+            )
+        if model.global_rank > 0:
+            return
+        with doing("fitting a linear model to compare with"):
+            beside = linear(model, samples)
+        results.write(folder.path, outcome, beside)
+        with doing("drawing"):
+            picture = _drawn(
+                model, outcome, samples, (beside.name, beside.accuracy), folder.path / "training.png"
+            )
+    except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+        hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
+        raise KeyboardInterrupt(hint) from stopped
+    except FloatingPointError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        held = f"; {kept} is the last whole epoch" if kept.exists() else ""
+        raise Failure(f"{folder.path} can't be written: {error.strerror or error}{held}") from error
+    rows = [("time", f"{time.perf_counter() - begun:.1f} s, {outcome.seconds:.1f} s of them training")]
+    rows += [("checkpoint", str(outcome.checkpoint)), ("picture", str(picture))]
+    if outcome.logs is not None:
+        rows.append(("TensorBoard", str(outcome.logs)))
+    deviation = 1.0 if model.description is None else model.description.target.deviation
+    tables.report(outcome, beside, rows, deviation)
+
+
+def _drawn(
+    model: Classifier, outcome: Outcome, samples: "DataSet", beside: tuple[str, float], path: Path
+) -> Path:
+    """The picture of a training, with the first test sample on its way through the network."""
+    import torch
+
+    from hibana import plot
+    from hibana.train import activity
+
+    shown, label = samples.test[0]
+    with torch.inference_mode():
+        outputs, spikes = activity(model.net, model.encode(shown[None]))
+    row = shown.reshape(1, -1) if shown.ndim == 1 else shown.reshape(-1, *shown.shape[-2:]).mean(0)
+    figure = plot.training(
+        outcome.history,
+        beside,
+        shown.T if shown.ndim == 2 and samples.sequential else row,
+        {name: layer[:, 0].flatten(1) for name, layer in spikes.items()},
+        outputs[:, 0],
+        float(label) if model.is_regression else int(label),
+        names=samples.names or ("answer",),
+        measure=outcome.measure,
+    )
+    return saved(figure, path)
+
+
+def runs(folder: Path = RUNS, /) -> None:
+    """Lists the runs in a folder: data, settings that are not the usual ones, accuracy, when.
+
+    Args:
+        folder: where the runs' folders are.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    found = results.found(folder)
+    if not found:
+        raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
+    table = Table(show_lines=False)
+    for heading in ("run", "data", "settings", "result", "when"):
+        table.add_column(heading, overflow="fold")
+    for run in found:
+        table.add_row(run.name, run.data, run.settings, run.result, run.when)
+    Console().print(table)

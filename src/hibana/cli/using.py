@@ -1,0 +1,237 @@
+"""Commands that use a trained network: ``predict``, ``play``, ``convert``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hibana.cli.saying import Refusal, doing, refusing
+from hibana.cli.tables import confusions, said
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hibana.train import Classifier
+
+
+def predict(
+    checkpoint: Path,
+    inputs: Path | None = None,
+    /,
+    *,
+    csv: bool = False,
+    json: bool = False,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Uses a trained network: on samples of your own, or on the test set of its data.
+
+    Args:
+        checkpoint: a checkpoint of hibana train, or a run's folder.
+        inputs: samples to name, a file or folder as those that were trained on; of a data set by name an
+            .npy file, [N, ...]. The test set if there are none.
+        csv: print a line a sample, values separated by commas.
+        json: print a list of samples.
+        trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
+    """
+    with doing("opening the network"), refusing():
+        from hibana.train import load
+        from hibana.train import predict as answer
+
+        model = load(checkpoint, trust=trust)
+    if inputs is None:
+        if csv or json:
+            raise Refusal("--csv and --json need samples to name")
+        _tested(model)
+        return
+    with doing(f"reading {inputs}"), refusing():
+        answers = answer(model, inputs)
+    if answers.warning:
+        print(f"hibana predict: the samples are unlike those trained on: {answers.warning}", file=sys.stderr)
+    print(said(answers, "csv" if csv else "json" if json else "table"), end="")
+
+
+def _tested(model: "Classifier") -> None:
+    """Prints what the network makes of the test set of its data."""
+    import torch
+
+    with doing(f"reading {model.settings.data}"), refusing():
+        samples = model.settings.samples(model.description)
+        samples.setup()
+    model.seed_evaluation()
+    with torch.inference_mode():
+        batches = [(model(inputs), labels) for inputs, labels in samples.test_dataloader()]
+    scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    if model.is_regression:
+        error = (scores[:, 0] - labels).square().mean().item()
+        assert model.description is not None
+        unit = model.description.target
+        print(
+            f"{unit.name}: {len(labels)} samples, mean squared error {error * unit.deviation**2:.4g}, "
+            f"{1 - error:.1%} of the variance explained"
+        )
+        return
+    confusions(scores.argmax(1), labels, samples.names)
+
+
+def play(
+    checkpoint: Path | None = None,
+    /,
+    *,
+    port: int = 0,
+    browser: bool = True,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Moves a neuron, or a trained network, by hand: a page in the browser, on this machine alone.
+
+    Args:
+        checkpoint: a network to open: a checkpoint of hibana train, or a run's folder.
+        port: on this machine; a free one if 0.
+        browser: open a browser; else the address is printed.
+        trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
+    """
+    import webbrowser
+
+    with doing("loading the page"), refusing():
+        from hibana.play.server import serve
+
+        opened = None if checkpoint is None else str(_kept(checkpoint))
+
+    def ready(address: str) -> None:
+        print(f"{address}\nCtrl-C ends it.", flush=True)
+        if browser:
+            webbrowser.open(address)
+
+    with refusing():
+        serve(opened, port, ready, trust=list(trust))
+
+
+def _kept(path: Path) -> Path:
+    """The checkpoint at `path`, or in that run's folder."""
+    from hibana.train.folder import checkpoint_of
+
+    found = checkpoint_of(path)
+    if not found.is_file():
+        raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
+    return found
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    dt: float | None = None,
+    steps: int | None = None,
+    ram: int | None = None,
+    flash: int | None = None,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Takes a network to other platforms and back, and says what was lost.
+
+    Args:
+        source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
+        target: a NIR file (.nir), C (.c), or a program for PyTorch alone (.pt2).
+        dt: time step in seconds; the source's own if there is none, else 1e-4.
+        steps: how many steps a program runs; as trained if there is none.
+        ram: refuse C that has more bytes that change.
+        flash: refuse C that has more bytes of constants.
+        trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
+    """
+    import warnings
+
+    with refusing(), warnings.catch_warnings(record=True) as lost:
+        warnings.simplefilter("always", UserWarning)
+        if not os.access(target.parent, os.W_OK):
+            raise ValueError(f"target must lie in a folder that can be written, got {target}")
+        if target.suffix not in (".c", ".nir", ".pt2"):
+            raise ValueError(f"target must end in .c, .nir or .pt2, got {target}")
+        with doing(f"reading {source}"):
+            net, shape, trained, model = _network(source, dt, trust)
+        if target.suffix == ".nir":
+            _write_nir(net, target, dt, shape)
+        elif target.suffix == ".pt2":
+            _write_program(net, target, shape, steps or trained)
+        else:
+            _write_c(net, model, target, shape, steps, (ram, flash))
+    for warning in lost:
+        print(f"lost: {warning.message}")
+    print(f"{target}  {target.stat().st_size:,} bytes")
+
+
+def _network(
+    source: Path, dt: float | None, trust: tuple[str, ...]
+) -> "tuple[Any, tuple[int, ...], int | None, Classifier | None]":
+    """The network in a file, the shape of one sample at a step, the steps as trained, and its training."""
+    if source.suffix == ".nir":
+        from hibana import nir
+
+        net = nir.read(source, dt=dt)
+        return net, net.meta["input_shape"], None, None
+    from hibana.train import load
+
+    model = load(source, trust=trust)
+    return model.net, model.shape, model.settings.steps, model
+
+
+_SCORES = {
+    **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
+    **{"membrane-max": "max", "first-spike": "first"},
+}
+"""What a program does with its outputs over time, by the name of the loss."""
+SHOWN = 64
+"""Samples of the training set that rates are counted on."""
+
+
+def _write_c(
+    net: Any,
+    model: "Classifier | None",
+    target: Path,
+    shape: tuple[int, ...],
+    steps: int | None,
+    most: tuple[int | None, int | None],
+) -> None:
+    import torch
+
+    from hibana.convert.files import write_c
+
+    if model is None:
+        print("rates seen are those of a silent input: a graph has no samples")
+        example = torch.zeros(steps or 1, 1, *shape, dtype=torch.float32, device="cpu")
+        scores = "sum"
+    else:
+        if model.settings.loss not in _SCORES:
+            raise ValueError(f"loss must be one of {', '.join(_SCORES)} for C, got {model.settings.loss}")
+        example, scores = _shown(model), _SCORES[model.settings.loss]
+    program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
+    print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
+    print(f"{target.with_suffix('.h')}  says what a step costs")
+
+
+def _shown(model: "Classifier") -> "Tensor":
+    """Samples of the training set, as the network is shown them."""
+    import torch
+
+    samples = model.settings.samples(model.description)
+    samples.prepare_data()
+    samples.setup()
+    count = min(SHOWN, len(samples.training))  # type: ignore[arg-type] # all splits have a length
+    model.seed_evaluation()
+    return model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
+
+
+def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...]) -> None:
+    from hibana import nir
+
+    nir.write(net, target, dt=dt, input_shape=shape)
+
+
+def _write_program(net: Any, target: Path, shape: tuple[int, ...], steps: int | None) -> None:
+    import torch
+
+    from hibana.convert import export
+
+    if steps is None or steps < 1:
+        raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")
+    inputs = torch.zeros(steps, 2, *shape, dtype=torch.float32, device="cpu")
+    torch.export.save(export(net, inputs, dynamic_batch=True), target)
+    print(f"takes [{steps}, batch, {', '.join(map(str, shape))}], currents or spikes at each step")

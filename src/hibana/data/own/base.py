@@ -1,0 +1,206 @@
+"""What data of one's own has in common: it is read, told apart, scaled on its training part, and described.
+
+A kind of data is a file beside this one: a subclass of :class:`Own` that reads a file into :class:`Raw`, and
+one of :class:`Inputs`, which says in plain values how what was read becomes what a network is shown. The
+description (:class:`Description`) travels in the checkpoint, and is all that is needed to read more.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hibana.data.base import DataSet, InMemory, Samples
+from hibana.data.own import plain, target
+from hibana.data.own.parts import Parts, drawn
+from hibana.data.own.target import Target, text_of
+
+__all__ = ["MISSING", "Description", "Inputs", "Own", "Raw", "listed"]
+
+MISSING = ("median", "drop", "refuse")
+"""What is done about missing values: filled with the training part's median, left out with their samples,
+refused.
+"""
+
+
+@dataclass
+class Raw:
+    """What was read from a file: `values` as the kind has them, and of each sample its label and its name.
+
+    `labels` are as they are written, or ``None`` where there are none, and called `label`; `parts` are those
+    that the file gives.
+    """
+
+    values: Any
+    labels: list[str] | None
+    names: list[str]
+    told: str = ""
+    parts: Parts | None = None
+    label: str = "class"
+
+    def only(self, kept: Sequence[int]) -> "Raw":
+        """Those samples alone, of `values` that are a list; given parts are then no more."""
+        labels = None if self.labels is None else [self.labels[index] for index in kept]
+        values, names = ([each[index] for index in kept] for each in (self.values, self.names))
+        return Raw(values, labels, names, self.told, None, self.label)
+
+
+class Inputs(ABC):
+    """How what was read becomes what a network is shown, in plain values: a frozen dataclass."""
+
+    sequential: ClassVar[bool] = False
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def read(self, source: Any) -> Raw:
+        """More of the kind, as :class:`Own` reads it; labels may be missing."""
+
+    @abstractmethod
+    def tensor(self, values: Any) -> Tensor:
+        """What was read, ``[N, *shape]`` or ``[N, T, *shape]``."""
+
+    @abstractmethod
+    def unlike(self, values: Any) -> str:
+        """In what this is not like what was trained on, in a sentence's part; empty if it is.
+
+        Raises:
+            ValueError: if it is of another shape.
+        """
+
+
+@dataclass(frozen=True)
+class Description:
+    """All that is needed to show a network more of its kind, and to say what it answers."""
+
+    kind: str
+    inputs: Inputs
+    target: Target
+
+    def said(self) -> dict[str, Any]:
+        """The description in plain values."""
+        return {"kind": self.kind, "inputs": plain.said(self.inputs), "target": plain.said(self.target)}
+
+
+class Own(DataSet):
+    """Data of one's own.
+
+    Args:
+        source: a file or folder, or what the kind takes in memory.
+        label: the name of what is to be learned, where there are several.
+        task: ``classification`` or ``regression``; seen from the labels if ``None``.
+        test: samples to test with, as `source`; a fifth of `source` if ``None``.
+        missing: what is done about missing values, one of :data:`MISSING`.
+        unit: scale to [0, 1] instead of mean 0 and deviation 1, as codings into spikes need it.
+        steps: length in time, of what has a time axis.
+        batch_size: samples in a batch, over all processes together.
+        seed: of the draw of the parts, and of the order of the training samples.
+        description: what was trained on, to read the same again.
+
+    Raises:
+        ValueError: on :meth:`setup`, saying what can't be read, and where.
+    """
+
+    kind: ClassVar[str]
+    trained: Description
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        label: str | None = None,
+        task: str | None = None,
+        test: Any = None,
+        missing: str = "median",
+        unit: bool = False,
+        steps: int = 64,
+        batch_size: int = 64,
+        seed: int = 0,
+        workers: int = 0,
+        description: Description | None = None,
+    ) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        if task is not None and task not in target.TASKS:
+            raise ValueError(f"task must be one of {', '.join(target.TASKS)}; got {task!r}")
+        if missing not in MISSING:
+            raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+        self.source = Path(source).expanduser() if isinstance(source, str | Path) else source
+        self.given_test = Path(test).expanduser() if isinstance(test, str | Path) else test
+        self.label, self.task, self.missing, self.unit, self.steps = label, task, missing, unit, steps
+        self.description = description
+        self.told = ""
+
+    @abstractmethod
+    def read(self, source: Any) -> Raw:
+        """What is in `source`."""
+
+    @abstractmethod
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        """How `raw` becomes inputs, with scales learned on the training part."""
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        raw = self.read(self.source)
+        if raw.labels is None:
+            raise ValueError(f"{self.called} must have labels to learn from; {raw.told or 'it has none'}")
+        held = None if self.given_test is None else self.read(self.given_test)
+        guessed = target.learned_from(raw.label, raw.labels, range(len(raw.labels)), self.task)
+        split = raw.parts or drawn(
+            raw.labels, self.seed, stratified=bool(guessed.classes), tested=held is None
+        )
+        if self.description is None:
+            learned = target.learned_from(raw.label, raw.labels, split[0], self.task)
+            self.description = Description(self.kind, self.learn(raw, split[0]), learned)
+        self.trained = self.description
+        made = self._samples(raw)
+        self.told = f"{self.called}: {raw.told}, {self.trained.target}"
+        test = _part(made, split[2]) if held is None else self._samples(held)
+        return _part(made, split[0]), _part(made, split[1]), test
+
+    def _samples(self, raw: Raw) -> InMemory:
+        if raw.labels is None:
+            raise ValueError(f"{self.called}: samples to test with must have labels")
+        inputs = self.trained.inputs.tensor(raw.values)
+        return InMemory(inputs, self.trained.target.encoded(raw.labels))
+
+    @property
+    def called(self) -> str:
+        """What to call the source in a sentence."""
+        return self.source.name if isinstance(self.source, Path) else type(self).__name__
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # known once it is read
+        """Of one step of one input."""
+        return self._known.inputs.shape
+
+    @property
+    def classes(self) -> int:  # type: ignore[override] # as above
+        """Numbers that a network is to put out."""
+        return self._known.target.outputs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._known.target.classes
+
+    @property
+    def sequential(self) -> bool:  # type: ignore[override] # as above
+        return self._known.inputs.sequential
+
+    @property
+    def _known(self) -> Description:
+        if self.description is None:
+            self.setup()
+        assert self.description is not None
+        return self.description
+
+
+def _part(samples: InMemory, indices: Sequence[int]) -> InMemory:
+    chosen = torch.tensor(indices, dtype=torch.int64, device="cpu")
+    return InMemory(samples.inputs[chosen], samples.labels[chosen])
+
+
+def listed(labels: Sequence[object] | None) -> list[str] | None:
+    """Labels as they are written."""
+    return None if labels is None else [text_of(label) for label in labels]

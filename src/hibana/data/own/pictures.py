@@ -1,0 +1,133 @@
+"""Pictures in folders by class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.data.own.base import Inputs, Own, Raw
+from hibana.data.own.folders import by_class
+
+__all__ = ["SUFFIXES", "Images", "ImageInputs"]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+SIDE = 32
+"""Pixels of the longer side that pictures are brought to, if they are not all alike and no larger."""
+
+
+@dataclass(frozen=True)
+class ImageInputs(Inputs):
+    """Pictures of one size: grey ``[height, width]`` or colour ``[3, height, width]``, in [0, 1]."""
+
+    height: int
+    width: int
+    colour: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+        """Of one picture."""
+        return (3, self.height, self.width) if self.colour else (self.height, self.width)
+
+    def read(self, source: Any) -> Raw:
+        found = by_class(Path(source), SUFFIXES, "pictures")
+        return Raw(found.files, found.labels, found.names)
+
+    def tensor(self, values: Sequence[Path]) -> Tensor:
+        pixels = [_pixels(path, self.height, self.width, self.colour) for path in values]
+        return torch.from_numpy(np.stack(pixels))
+
+    def unlike(self, values: Sequence[Path]) -> str:
+        if not self.colour:
+            for path in values:
+                with _open(path) as picture:
+                    if _is_colour(picture):
+                        return f"{path.name} is in colour; what was trained on is grey"
+        return ""
+
+
+@final
+class Images(Own):
+    """Pictures in a folder: ``class/name.png``, or ``train/class/name.png`` beside ``test`` (and ``val``).
+
+    Each is turned upright, what is transparent becomes white, and all are brought to one size; they are grey
+    if all of them are.
+
+    Args:
+        source: the folder.
+        size: height and width, or one for both; their own if they are alike and at most 32 pixels, else
+            the longer side of the usual picture becomes 32.
+        options: see :class:`Own`.
+    """
+
+    kind = "images"
+
+    def __init__(self, source: Any, *, size: int | tuple[int, int] | None = None, **options: Any) -> None:
+        super().__init__(source, **options)
+        self.size = (size, size) if isinstance(size, int) else size
+
+    def read(self, source: Any) -> Raw:
+        found = by_class(Path(source), SUFFIXES, "pictures")
+        return Raw(found.files, found.labels, found.names, f"{len(found.files):,} pictures", found.parts)
+
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        sizes, colour = set(), False
+        for path in raw.values:
+            with _open(path) as picture:
+                sizes.add((picture.height, picture.width))
+                colour = colour or _is_colour(picture)
+        height, width = self.size or _usual(sorted(sizes))
+        least, most = min(sizes), max(sizes)
+        came = f"{least[0]}x{least[1]}" + (f" to {most[0]}x{most[1]}" if least != most else "")
+        brought = "" if sizes == {(height, width)} else f" brought to {height}x{width}"
+        raw.told += f", {'colour' if colour else 'grey'}, {came} pixels{brought}"
+        return ImageInputs(height, width, colour)
+
+
+def _usual(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    height, width = sizes[len(sizes) // 2]
+    if len(sizes) == 1 and max(height, width) <= SIDE:
+        return height, width
+    factor = SIDE / max(height, width)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _open(path: Path) -> Any:
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        with path.open("rb") as file:
+            picture = PIL.Image.open(file)
+            picture.load()
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {path} can't be read: {' '.join(str(error).split())[:200]}") from error
+    return PIL.ImageOps.exif_transpose(picture)
+
+
+def _is_colour(picture: Any) -> bool:
+    if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+        return False
+    bands = np.asarray(picture.convert("RGB"))
+    return bool((bands[..., 0] != bands[..., 1]).any() or (bands[..., 1] != bands[..., 2]).any())
+
+
+def _pixels(path: Path, height: int, width: int, colour: bool) -> "np.ndarray[Any, Any]":
+    """A picture's bytes, ``[height, width]`` or ``[3, height, width]``."""
+    import PIL.Image
+
+    with _open(path) as opened:
+        picture = opened
+        if picture.mode.startswith("I"):  # 16 bits
+            picture = PIL.Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
+        if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+            white = PIL.Image.new("RGBA", picture.size, "white")
+            picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
+        picture = picture.convert("RGB" if colour else "L")
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
+        pixels = np.array(picture)
+    return pixels.transpose(2, 0, 1) if colour else pixels

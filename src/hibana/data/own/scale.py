@@ -1,0 +1,71 @@
+"""Numbers brought to a common scale, learned on the training part, which says what was trained on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Scale", "learned_from"]
+
+FAR, OFTEN = 1.0, 0.05
+"""Widths of the training range beyond it, and the share of values there, that make inputs unlike it."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A shift and a factor for each feature, the last axis; one for all where there is one.
+
+    Args:
+        shift: what is subtracted.
+        factor: what is multiplied with then.
+        low: the least value of the training part.
+        high: the largest.
+        clipped: whether what comes out is kept in [0, 1].
+    """
+
+    shift: tuple[float, ...]
+    factor: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    clipped: bool
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """`values`, ``[..., F]``, on this scale."""
+        shift, factor = (
+            torch.tensor(each, dtype=torch.float64, device="cpu") for each in (self.shift, self.factor)
+        )
+        scaled = ((values.double() - shift) * factor).float()
+        return scaled.clamp(0, 1) if self.clipped else scaled
+
+    def unlike(self, values: Tensor, names: Sequence[str]) -> str:
+        """In what `values`, ``[..., F]``, are not like those trained on; empty if they are.
+
+        `names` are those of the features, or one for all.
+        """
+        flat = values.reshape(-1, len(self.low)).double()
+        low, high = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (self.low, self.high))
+        width = (high - low).clamp(min=1e-12) * FAR
+        beyond = ((flat < low - width) | (flat > high + width)).double().mean(0)
+        for index in (beyond > OFTEN).nonzero().flatten().tolist():
+            name, column = names[index], flat[:, index]
+            return (
+                f"{name} goes from {column.min():.4g} to {column.max():.4g}; what was trained on goes "
+                f"from {self.low[index]:.4g} to {self.high[index]:.4g}"
+            )
+        return ""
+
+
+def learned_from(values: Tensor, *, unit: bool, together: bool = False) -> Scale:
+    """The scale on which `values`, ``[..., F]``, have mean 0 and deviation 1; with `unit`, reach from 0 to 1.
+
+    A feature that never changes becomes 0. `together` takes one scale for all features.
+    """
+    flat = values.reshape(-1, 1 if together else values.shape[-1]).double()
+    low, high = flat.amin(0), flat.amax(0)
+    deviation, mean = torch.std_mean(flat, dim=0, correction=0)
+    shift, width = (low, high - low) if unit else (mean, deviation)
+    constant = width <= 1e-12 * flat.abs().amax(0).clamp(min=1e-300)
+    factor = torch.where(constant, 0.0, 1 / width)
+    shifts, factors, lows, highs = (tuple(each.tolist()) for each in (shift, factor, low, high))
+    return Scale(shifts, factors, lows, highs, clipped=unit)

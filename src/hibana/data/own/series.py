@@ -1,0 +1,265 @@
+"""Sequences of unequal length: a folder of tables by class, a long table, or ``.ts`` files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.data.own import scale, ts
+from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.folders import by_class
+from hibana.data.own.table import LABELS, _is_number, _numbers, opened
+
+__all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
+LENGTHS = ("stretch", "pad")
+"""How sequences come to one length: stretched linearly, or cut, and filled with zeros after their end."""
+TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
+"""What columns that say the time are called."""
+
+Frames = list["np.ndarray[Any, Any]"]
+
+
+@dataclass(frozen=True)
+class SequenceInputs(Inputs):
+    """The features of a sequence, what fills the missing ones, their scale, and the length that all get."""
+
+    sequential = True
+    features: tuple[str, ...]
+    fill: tuple[float, ...]
+    scale: scale.Scale
+    steps: int
+    lengths: str
+    missing: str
+    group: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+        """The features."""
+        return (len(self.features),)
+
+    def read(self, source: Any) -> Raw:
+        raw, _ = _read(source, self.group, None, self.features)
+        _check(raw)
+        return raw
+
+    def tensor(self, values: Frames) -> Tensor:
+        return torch.stack([self._of_one_length(frames) for frames in values])
+
+    def _of_one_length(self, frames: "np.ndarray[Any, Any]") -> Tensor:
+        """A sequence ``[frames, F]`` as ``[steps, F]``, scaled."""
+        if frames.shape[1] != len(self.features):
+            raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
+        scaled = self.scale(torch.from_numpy(np.where(np.isnan(frames), np.array(self.fill), frames)))
+        if self.lengths == "pad":
+            return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
+        if len(scaled) == 1:
+            return scaled.expand(self.steps, -1)
+        return functional.interpolate(scaled.T[None], size=self.steps, mode="linear", align_corners=True)[0].T
+
+    def unlike(self, values: Frames) -> str:
+        names = [f"feature {name!r}" for name in self.features]
+        for frames in values:
+            if frames.shape[1] != len(names):
+                raise ValueError(f"sequences must have {len(names)} features, got {frames.shape[1]}")
+        if self.missing == "refuse" and any(np.isnan(frames).any() for frames in values):
+            raise ValueError("sequences must have no missing values")
+        joined = np.concatenate(values)
+        return self.scale.unlike(
+            torch.from_numpy(np.where(np.isnan(joined), np.array(self.fill), joined)), names
+        )
+
+
+@final
+class Sequences(Own):
+    """Time series of unequal length, ``[frames, F]`` each.
+
+    A folder of tables by class, ``class/name.csv``, a row a frame; a long table, whose column `group` says
+    which rows are of one sequence, and whose label is the same in all of them; a ``.ts`` file of aeon and
+    sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with); or arrays in memory. Columns
+    that say the time are left out; rows are taken in their order.
+
+    Args:
+        source: a folder, a file, or a list of arrays ``[frames, F]``.
+        labels: one for each, with arrays in memory.
+        group: the column of a long table that says which sequence a row is of.
+        lengths: ``stretch``: interpolated to `steps`; ``pad``: zeros after the end, and cut at `steps`.
+        options: see :class:`Own`; `steps` is the length in time that all get.
+
+    >>> samples = Sequences([np.ones([n, 2]) * n for n in range(4, 24)], labels=["a", "b"] * 10, steps=8)
+    >>> samples.setup()
+    >>> samples.training[0][0].shape
+    torch.Size([8, 2])
+    """
+
+    kind = "sequences"
+    usual_steps = 64
+
+    def __init__(
+        self,
+        source: Any,
+        labels: Any = None,
+        *,
+        group: str | None = None,
+        lengths: str = "stretch",
+        **options: Any,
+    ) -> None:
+        super().__init__(source, **options)
+        if lengths not in LENGTHS:
+            raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
+        self.labels, self.group, self.lengths = labels, group, lengths
+        if (
+            isinstance(self.source, Path)
+            and self.source.name.endswith("_TRAIN.ts")
+            and self.given_test is None
+        ):
+            beside = self.source.with_name(self.source.name.replace("_TRAIN.ts", "_TEST.ts"))
+            self.given_test = beside if beside.exists() else None
+
+    def read(self, source: Any) -> Raw:
+        if self.labels is not None:
+            raw = _in_memory(source)
+            raw.labels = listed(list(self.labels))
+            self._features: tuple[str, ...] = ()
+        else:
+            raw, self._features = _read(source, self.group, self.label, self._known_features())
+        _check(raw)
+        self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
+        gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
+        if any(gaps) and self.missing == "refuse":
+            raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
+        told = ""
+        if any(gaps) and self.missing == "drop":
+            kept = [index for index, gap in enumerate(gaps) if not gap]
+            raw = raw.only(kept)
+            told = f", {sum(gaps)} sequences with missing values left out"
+        elif any(gaps):
+            share = np.isnan(np.concatenate(raw.values)).mean()
+            told = f", {share:.1%} missing, filled with the median"
+        lengths = [len(frames) for frames in raw.values]
+        spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
+        how = "stretched" if self.lengths == "stretch" else "cut or padded"
+        count = len(self._features)
+        raw.told = (
+            f"{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
+            f"{spread} steps, {how} to {self.steps}{told}"
+        )
+        return raw
+
+    def _known_features(self) -> tuple[str, ...]:
+        known = None if self.description is None else self.description.inputs
+        return known.features if isinstance(known, SequenceInputs) else ()
+
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        part = np.concatenate([raw.values[index] for index in training])
+        known = [column[~np.isnan(column)] for column in part.T]
+        fill = np.array([np.median(column) if len(column) else 0.0 for column in known])
+        whole = torch.from_numpy(np.where(np.isnan(part), fill, part))
+        learned = scale.learned_from(whole, unit=False)
+        given = self.labels is not None
+        group = None if given else self.group
+        return SequenceInputs(
+            *(self._features, tuple(fill.tolist()), learned, self.steps, self.lengths, self.missing, group)
+        )
+
+
+def _in_memory(source: Any) -> Raw:
+    frames = [np.asarray(each, np.float64) for each in source]
+    names = [f"sequence {number}" for number in range(1, len(frames) + 1)]
+    return Raw([f[:, None] if f.ndim == 1 else f for f in frames], None, names)
+
+
+def _read(
+    source: Any, group: str | None, label: str | None, features: tuple[str, ...]
+) -> tuple[Raw, tuple[str, ...]]:
+    """Sequences, and the names of their features: `features`, unless there are none yet."""
+    if not isinstance(source, str | Path):
+        return _in_memory(source), features
+    path = Path(source)
+    if path.suffix == ".ts":
+        values, labels = ts.read(path)
+        return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)]), features
+    if path.is_file() and group is not None:
+        return _grouped(path, group, label, features)
+    found = by_class(path, SUFFIXES, "sequences")
+    values = []
+    for file in found.files:
+        table = opened(file)
+        features = features or _columns(table, ())
+        values.append(_frames(table, features, file.name))
+    return Raw(values, found.labels, found.names, "", found.parts), features
+
+
+def _grouped(
+    path: Path, group: str, label: str | None, features: tuple[str, ...]
+) -> tuple[Raw, tuple[str, ...]]:
+    """The sequences of a long table."""
+    table = opened(path)
+    names = [str(name) for name in table.columns]
+    for argument, name in (("group", group), ("label", label)):
+        if name is not None and name not in names and not (argument == "label" and features):
+            raise ValueError(f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}")
+    chosen = label or ""
+    if not chosen:  # the last one that is the same in all rows of a sequence, one that is called so first
+        others = [name for name in names if name != group and name not in features]
+        alike = [name for name in others if int(table.groupby(group)[name].nunique(dropna=False).max()) == 1]
+        chosen = min(alike[::-1], key=lambda name: name.lower() not in LABELS, default="")
+    if features and chosen not in names:
+        chosen = ""  # samples to name, which have no label
+    features = features or _columns(table, (group, chosen))
+    labels: list[str] = []
+    values, known = [], []
+    for value, rows in table.groupby(group, sort=False):
+        known.append(f"{group} {value}")
+        values.append(_frames(rows, features, known[-1]))
+        written = set(listed(rows[chosen].tolist()) or ()) if chosen else {""}
+        if len(written) != 1:
+            raise ValueError(
+                f"label {chosen!r} must be the same in all rows of a sequence, {known[-1]} has "
+                f"{', '.join(sorted(written)[:3])}"
+            )
+        labels += written
+    return Raw(values, labels if chosen else None, known, label=chosen or "class"), features
+
+
+def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:
+    kept = [
+        name
+        for name in table.columns
+        if name not in without and name.lower() not in TIMES and _is_number(table[name])
+    ]
+    if not kept:
+        raise ValueError(f"sequences must have columns of numbers, got {', '.join(table.columns)}")
+    return tuple(kept)
+
+
+def _frames(table: Any, features: Sequence[str], where: str) -> "np.ndarray[Any, Any]":
+    absent = [name for name in features if name not in table.columns]
+    if absent:
+        raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {absent[0]!r}")
+    try:
+        return np.stack([_numbers(name, table[name]) for name in features], axis=1)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check(raw: Raw) -> None:
+    for name, frames in zip(raw.names, raw.values, strict=True):
+        if frames.ndim != 2 or len(frames) == 0:
+            raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")
+        if frames.shape[1] != raw.values[0].shape[1]:
+            raise ValueError(
+                f"sequences must have the same features, {name} has {frames.shape[1]}, "
+                f"{raw.names[0]} {raw.values[0].shape[1]}"
+            )
+        if np.isinf(frames).any():
+            row, column = (int(axis[0]) for axis in np.nonzero(np.isinf(frames)))
+            raise ValueError(
+                f"sequences must be finite, {name} has inf in row {row + 1}, column {column + 1}"
+            )

@@ -1,0 +1,309 @@
+"""Tables: a row a sample, a column a number or a category, one of them to be learned."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.data.own import scale
+from hibana.data.own.base import Inputs, Own, Raw, listed
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["Column", "Table", "TableInputs", "opened"]
+
+LABELS = ("label", "labels", "target", "class", "classes", "y", "diagnosis", "species", "outcome")
+"""What columns that are to be learned are often called."""
+MOST_CATEGORIES = 100
+NAMES = ("id", "index", "unnamed: 0", "row", "no", "nr")
+"""What columns that number the rows are called."""
+PLAIN = "column "
+"""Before the number of a column in a table without a header."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: numbers, whose missing ones are `fill`; or `categories`, of which a row has one or none."""
+
+    name: str
+    categories: tuple[str, ...]
+    fill: float
+
+
+@dataclass(frozen=True)
+class TableInputs(Inputs):
+    """A table's columns, and the scale of their features: a number each, or one for each category."""
+
+    columns: tuple[Column, ...]
+    scale: scale.Scale
+    missing: str
+    label: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+        """The features, each a number or a category."""
+        return (sum(len(column.categories) or 1 for column in self.columns),)
+
+    def read(self, source: Any) -> Raw:
+        table = opened(source)
+        names = [column.name for column in self.columns]
+        if _unnamed(table) and len(table.columns) == len(names):
+            table.columns = names
+        absent = [name for name in names if name not in table.columns]
+        if absent:
+            raise ValueError(
+                f"table must have the {len(names)} columns that were trained on; it has "
+                f"{len(table.columns)}, and no {absent[0]!r}"
+            )
+        labels = listed(table[self.label].tolist()) if self.label in table.columns else None
+        rows = [f"row {row}" for row in range(1, len(table) + 1)]
+        return Raw(table[names], labels, rows)
+
+    def tensor(self, values: "DataFrame") -> Tensor:
+        return self.scale(self._features(values))
+
+    def _features(self, values: "DataFrame") -> Tensor:
+        """The features before scaling, ``[rows, F]``.
+
+        Raises:
+            ValueError: naming row and column of what is infinite, no number, or missing and refused.
+        """
+        made = []
+        for column in self.columns:
+            series = values[column.name]
+            if column.categories:
+                written = np.array(listed(series.tolist()))
+                made += [written == category for category in column.categories]
+                continue
+            numbers = _numbers(column.name, series)
+            absent = np.isnan(numbers)
+            if absent.any() and self.missing == "refuse":
+                row = int(absent.argmax()) + 1
+                raise ValueError(f"table must have no missing values, row {row} has none in {column.name!r}")
+            made.append(np.where(absent, column.fill, numbers))
+        return torch.from_numpy(np.stack(made, axis=1).astype(np.float64))
+
+    def unlike(self, values: "DataFrame") -> str:
+        names = [
+            f"column {column.name!r}" for column in self.columns for _ in range(len(column.categories) or 1)
+        ]
+        return self.scale.unlike(self._features(values), names)
+
+
+@final
+class Table(Own):
+    """A table: a CSV or Parquet file, or a ``pandas.DataFrame``.
+
+    Whether the file has a header, what separates its columns, which are numbers and which categories, and
+    which is to be learned is seen from it, and said in :attr:`told`. Numbers are brought to mean 0 and
+    deviation 1 by the training part; categories become one number each; a column of another text in each row,
+    or that numbers the rows, is left out. Rows without a label are left out.
+
+    Args:
+        source: a file, or a ``pandas.DataFrame``.
+        label: the column to be learned; one that is called so, or the last, if ``None``.
+        columns: those to learn from; all others if ``None``.
+        options: see :class:`Own`.
+
+    >>> import pandas
+    >>> frame = pandas.DataFrame({"size": range(20), "kind": ["a", "b"] * 10})
+    >>> table = Table(frame, label="kind")
+    >>> table.setup()
+    >>> print(table.told)
+    Table: 20 rows, 1 number, label `kind`: 2 classes (a 7, b 7)
+    """
+
+    kind = "table"
+
+    def __init__(self, source: Any, *, columns: Sequence[str] | None = None, **options: Any) -> None:
+        super().__init__(source, **options)
+        self.columns = None if columns is None else list(columns)
+
+    def read(self, source: Any) -> Raw:
+        if self.description is not None:
+            return self.description.inputs.read(source)
+        table = opened(source)
+        label = self._found(table)
+        absent = table[label].isna()
+        table = table[~absent].reset_index(drop=True)
+        if len(table) == 0:
+            raise ValueError(f"{self.called} must have rows with a label; {label!r} is empty in all")
+        inputs, left = self._inputs(table, label)
+        gaps = inputs.isna()
+        share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
+        told = [f"{len(table):,} rows", *_counted(inputs)]
+        if share and self.missing == "drop":
+            whole = ~gaps.any(axis=1)
+            inputs, table = inputs[whole].reset_index(drop=True), table[whole].reset_index(drop=True)
+            told.append(f"{int((~whole).sum()):,} rows with missing values left out")
+        elif share:
+            told.append(f"{share:.1%} missing, filled with the median")
+        if absent.any():
+            told.append(f"{int(absent.sum()):,} rows without a label left out")
+        if left:
+            told.append(f"left out: {', '.join(left)}")
+        labels = listed(table[label].tolist())
+        rows = [f"row {row}" for row in range(1, len(table) + 1)]
+        return Raw(inputs, labels, rows, ", ".join(told), label=label)
+
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        frame = raw.values
+        part = frame.iloc[list(training)]
+        columns = []
+        for name in frame.columns:
+            if _is_number(frame[name]):
+                known = _numbers(name, part[name])
+                known = known[~np.isnan(known)]
+                columns.append(Column(name, (), float(np.median(known)) if len(known) else 0.0))
+            else:
+                found = sorted(set(listed(part[name].dropna().tolist()) or []))
+                columns.append(Column(name, tuple(found), 0.0))
+        blank = scale.Scale((), (), (), (), clipped=False)
+        made = TableInputs(tuple(columns), blank, self.missing, raw.label)
+        learned = scale.learned_from(made._features(part), unit=self.unit)
+        return TableInputs(tuple(columns), learned, self.missing, raw.label)
+
+    def _found(self, table: "DataFrame") -> str:
+        """The column to be learned."""
+        names = [str(name) for name in table.columns]
+        if self.label is not None:
+            named = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
+            if named not in names:
+                raise ValueError(
+                    f"label must be a column of {self.called}: {', '.join(names)}; got {self.label!r}"
+                )
+            return named
+        for name in names:
+            if name.lower() in LABELS:
+                return name
+        few = [name for name in names if not _is_number(table[name]) and table[name].nunique() <= 50]
+        return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
+
+    def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
+        """The columns to learn from, and those that nothing can be learned from."""
+        if self.columns is not None:
+            absent = [name for name in self.columns if name not in table.columns]
+            if absent or label in self.columns:
+                raise ValueError(
+                    f"columns must be others than the label of {self.called}, got {absent or label}"
+                )
+            return table[self.columns], []
+        kept, left = [], []
+        for name in table.columns:
+            distinct = table[name].nunique()
+            numbers = _is_number(table[name])
+            numbering = str(name).lower() in NAMES and distinct == len(table)
+            if name == label:
+                continue
+            if (
+                distinct == 0
+                or numbering
+                or (not numbers and distinct > min(MOST_CATEGORIES, len(table) // 2))
+            ):
+                left.append(f"`{name}`")
+            else:
+                kept.append(name)
+        if not kept:
+            raise ValueError(f"{self.called} must have columns to learn from beside {label!r}")
+        return table[kept], left
+
+
+def opened(source: Any) -> "DataFrame":
+    """The table in a file, or `source` itself.
+
+    Raises:
+        ValueError: if it can't be read as one.
+    """
+    import pandas
+
+    if isinstance(source, pandas.DataFrame):
+        return source.rename(columns=str).reset_index(drop=True)
+    path = Path(source)
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            import pyarrow  # noqa: F401 - pandas says of its absence what is no ModuleNotFoundError
+
+            table = pandas.read_parquet(path)
+        else:
+            separator, header = _layout(path)
+            table = pandas.read_csv(
+                path,
+                sep=separator,
+                header=0 if header else None,
+                na_values=["?"],
+                skipinitialspace=True,
+                encoding="utf-8-sig",
+            )
+    except OSError as error:
+        raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"table {path} can't be read: {' '.join(str(error).split())[:200]}") from error
+    if len(table) == 0:
+        raise ValueError(f"table {path} must have rows, it has none")
+    if all(isinstance(name, int) for name in table.columns):
+        table.columns = [f"{PLAIN}{number}" for number in range(1, len(table.columns) + 1)]
+    return table.rename(columns=str)
+
+
+def _layout(path: Path) -> tuple[str, bool]:
+    """What separates the columns of a text file, and whether its first line names them."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        sample = file.read(1 << 16)
+    if not sample.strip():
+        raise ValueError("it is empty")
+    lines = [line for line in sample.splitlines() if line.strip()][:50]
+    separator = max(",;\t|", key=lambda each: min(line.count(each) for line in lines))
+    if not any(separator in line for line in lines):
+        separator = r"\s+" if len(lines[0].split()) > 1 else ","
+    cells = lines[0].split() if separator == r"\s+" else next(csv.reader(lines[:1], delimiter=separator))
+    return separator, not any(_is_numeral(cell) for cell in cells)
+
+
+def _is_numeral(cell: str) -> bool:
+    try:
+        return not math.isnan(float(cell))
+    except ValueError:
+        return False
+
+
+def _unnamed(table: "DataFrame") -> bool:
+    return str(table.columns[0]) == f"{PLAIN}1"
+
+
+def _is_number(series: Any) -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return bool(is_numeric_dtype(series) or is_bool_dtype(series))
+
+
+def _numbers(name: str, series: Any) -> "np.ndarray[Any, Any]":
+    """A column's numbers, missing ones NaN.
+
+    Raises:
+        ValueError: naming the row of what is infinite or no number.
+    """
+    import pandas
+
+    numbers: np.ndarray[Any, Any] = pandas.to_numeric(series, errors="coerce").to_numpy(
+        np.float64, na_value=np.nan
+    )
+    wrong = np.isinf(numbers) | (np.isnan(numbers) & ~series.isna().to_numpy())
+    if wrong.any():
+        row = int(wrong.argmax())
+        value = series.iloc[row]
+        got = repr(value) if isinstance(value, str) else str(value)
+        raise ValueError(f"column {name!r} must be finite numbers, row {row + 1} has {got}")
+    return numbers
+
+
+def _counted(table: "DataFrame") -> list[str]:
+    numbers = sum(_is_number(table[name]) for name in table.columns)
+    kinds = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
+    return [f"{count} {one if count == 1 else many}" for count, one, many in kinds if count]

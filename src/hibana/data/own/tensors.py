@@ -1,0 +1,221 @@
+"""Arrays of numbers: inputs and labels in ``.npz`` or ``.npy`` files, or in memory."""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hibana.data import arrays
+from hibana.data.own import scale
+from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.parts import Parts
+
+__all__ = ["ArrayInputs", "Arrays", "contents", "pair"]
+
+PAIRS = (
+    ("inputs", "labels"),
+    ("x", "y"),
+    ("X", "y"),
+    ("data", "target"),
+    ("images", "labels"),
+    ("data", "labels"),
+)
+"""What inputs and labels are called in a file."""
+TRAINING, VALIDATION, TEST = "_train", "_val", "_test"
+
+
+@dataclass(frozen=True)
+class ArrayInputs(Inputs):
+    """Inputs of one shape: each feature on a scale of its own, or all values on one; bytes as they are."""
+
+    shape: tuple[int, ...]
+    scale: scale.Scale | None
+
+    def read(self, source: Any) -> Raw:
+        found = contents(source)
+        if len(found) == 1:
+            (values,) = found.values()
+            flat = len(self.shape) == 1 and values.ndim == 2 and values.shape[1] == self.shape[0] + 1
+            inputs, labels = (values[:, :-1], values[:, -1]) if flat else (values, None)
+        else:
+            inputs, labels, _ = pair(found, None)
+        kept = None if labels is None else listed(labels.tolist())
+        return Raw(_checked(inputs), kept, [f"sample {row}" for row in range(1, len(inputs) + 1)])
+
+    def tensor(self, values: "np.ndarray[Any, Any]") -> Tensor:
+        if self.scale is None:
+            return torch.from_numpy(np.ascontiguousarray(values))
+        numbers = torch.from_numpy(values.astype(np.float64))
+        if len(self.scale.shift) == 1:
+            return self.scale(numbers[..., None])[..., 0]
+        return self.scale(numbers)
+
+    def unlike(self, values: "np.ndarray[Any, Any]") -> str:
+        if values.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise ValueError(f"inputs must have the shape [N, {wanted}], got {values.shape}")
+        if self.scale is None:
+            return "" if values.dtype == np.uint8 else f"it is {values.dtype}; what was trained on is bytes"
+        if values.dtype == np.uint8 and len(self.scale.low) == 1 and self.scale.high[0] <= 1:
+            return "it is bytes; what was trained on is not"
+        names = [f"feature {index}" for index in range(1, 1 + len(self.scale.low))]
+        return self.scale.unlike(
+            torch.from_numpy(values.astype(np.float64)), names if len(names) > 1 else ["it"]
+        )
+
+
+@final
+class Arrays(Own):
+    """Arrays: an ``.npz`` file or a folder of ``.npy`` files with inputs and labels, or two arrays.
+
+    In a file they are called ``inputs`` and ``labels``, ``x`` and ``y``, ``data`` and ``target``, or
+    ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``x_val``, ``y_val``); of a single
+    ``.npy``, ``[N, F + 1]``, the label is the last. Inputs ``[N, F]`` are brought to mean 0 and deviation 1,
+    feature by feature; pictures and others to [0, 1] all together; bytes are divided by 255.
+
+    Args:
+        source: a file, a folder, or the inputs, ``[N, ...]``.
+        labels: ``[N]``, with inputs in memory.
+        options: see :class:`Own`.
+
+    >>> samples = Arrays(torch.rand(20, 4), labels=[0, 1] * 10)
+    >>> samples.setup()
+    >>> len(samples.training), samples.shape, samples.classes
+    (14, (4,), 2)
+    """
+
+    kind = "arrays"
+
+    def __init__(self, source: Any, labels: Any = None, **options: Any) -> None:
+        super().__init__(source, **options)
+        self.labels = labels
+
+    def read(self, source: Any) -> Raw:
+        if self.labels is not None:
+            found = {"inputs": np.asarray(source), "labels": np.asarray(self.labels)}
+        else:
+            found = contents(source)
+        if len(found) == 1:
+            (values,) = found.values()
+            if values.ndim != 2 or values.shape[1] < 2:
+                raise ValueError(
+                    f"a single array must be [N, F + 1] with the label last, got {values.shape}; give "
+                    f"labels in an .npz file, or beside it in a folder"
+                )
+            inputs, labels, parts = values[:, :-1], values[:, -1], None
+        else:
+            inputs, labels, parts = pair(found, self.label)
+        inputs = _checked(inputs)
+        names = [f"sample {row}" for row in range(1, len(inputs) + 1)]
+        shown = "x".join(map(str, inputs.shape[1:]))
+        return Raw(
+            inputs,
+            listed(labels.tolist()),
+            names,
+            f"{len(inputs):,} arrays of {shown}",
+            parts,
+            self.label or "class",
+        )
+
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        values = raw.values
+        if values.dtype == np.uint8:
+            return ArrayInputs(values.shape[1:], None)
+        part = torch.from_numpy(values[list(training)].astype(np.float64))
+        flat = part.ndim == 2
+        learned = scale.learned_from(part, unit=self.unit or not flat, together=not flat)
+        return ArrayInputs(values.shape[1:], learned)
+
+
+def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
+    """The arrays in an ``.npz`` or ``.npy`` file or a folder of these, or `source` itself, by name.
+
+    Raises:
+        ValueError: if it can't be read.
+    """
+    if not isinstance(source, str | Path):
+        return {"inputs": np.asarray(source)}
+    path = Path(source)
+    if path.is_dir():
+        found = {each.stem: arrays.array(each) for each in sorted(path.glob("*.npy"))}
+        if not found:
+            raise ValueError(f"folder {path} must hold .npy files, it has none")
+        return found
+    if path.suffix == ".npy":
+        return {"inputs": arrays.array(path)}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ValueError(f"inputs must be an .npz file of numbers, {path} is none: {reason}") from error
+
+
+Arrays3 = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", Parts | None]
+
+
+def pair(found: dict[str, "np.ndarray[Any, Any]"], label: str | None) -> Arrays3:
+    """Inputs, labels and, where the file gives them, parts, of the arrays in a file.
+
+    Raises:
+        ValueError: if they are called otherwise, or their lengths differ.
+    """
+    pairs = [(x, label) for x, _ in PAIRS] if label else PAIRS
+    for inputs, labels in pairs:
+        if inputs in found and labels in found:
+            return _matched(found[inputs], found[labels], None)
+        if f"{inputs}{TRAINING}" in found and f"{labels}{TRAINING}" in found and f"{inputs}{TEST}" in found:
+            return _parted(found, inputs, labels)
+    wanted = "; ".join(f"{x} and {y}" for x, y in PAIRS)
+    raise ValueError(f"arrays must be called {wanted}; got {', '.join(found)}")
+
+
+def _parted(found: dict[str, "np.ndarray[Any, Any]"], inputs: str, labels: str) -> Arrays3:
+    kept: list[list[Any]] = [[], []]
+    parts: Parts = ([], [], [])
+    count = 0
+    for end, part in zip((TRAINING, VALIDATION, TEST), parts, strict=True):
+        if inputs + end not in found or labels + end not in found:
+            continue
+        x, y = found[inputs + end], found[labels + end]
+        part += range(count, count + len(x))
+        count += len(x)
+        kept[0].append(x)
+        kept[1].append(y)
+    if not parts[1]:
+        parts[1].extend(parts[0][9::10] or parts[0][-1:])
+        parts[0][:] = [index for index in parts[0] if index not in set(parts[1])]
+    return _matched(np.concatenate(kept[0]), np.concatenate(kept[1]), parts)
+
+
+def _matched(inputs: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]", parts: Parts | None) -> Arrays3:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels):
+        raise ValueError(
+            f"inputs must be [N, ...] and labels [N], got shapes {inputs.shape} and {labels.shape}"
+        )
+    return inputs, labels, parts
+
+
+def _checked(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """`values`, if each is a finite number.
+
+    Raises:
+        ValueError: naming the sample and the place of the first that is not.
+    """
+    if values.dtype == np.bool_:
+        return values.astype(np.float32)
+    if not (np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)):
+        raise ValueError(f"inputs must be numbers, got {values.dtype}")
+    if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+        row, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(values)))
+        raise ValueError(
+            f"inputs must be finite numbers, sample {row + 1} has {values[(row, *place)]} at {place or [0]}"
+        )
+    return values

@@ -1,0 +1,100 @@
+"""What a trained network answers to samples of one's own, by name."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hibana.data import arrays
+from hibana.train.classifier import Classifier
+from hibana.train.run import load
+
+__all__ = ["Answers", "predict"]
+
+AT_ONCE = 512
+"""Samples that are shown together."""
+
+
+class Answers(NamedTuple):
+    """What a network answers: of each sample its name, the class it is taken for, and all probabilities.
+
+    Of a quantity `classes` is empty and `answers` are numbers. `label` is what was learned; `warning` says in
+    what the samples are not like those trained on, and is empty if they are; `labels` are those that the
+    samples came with, as they are written.
+    """
+
+    label: str
+    names: list[str]
+    answers: list[str] | list[float]
+    classes: tuple[str, ...]
+    probabilities: list[list[float]]
+    labels: list[str] | None
+    warning: str
+
+
+@torch.inference_mode()
+def predict(model: Classifier | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
+    """What a network answers to samples.
+
+    Args:
+        model: a trained network, or its checkpoint.
+        source: of data of one's own, more of its kind: a file, a folder, or what is in memory, with labels or
+            without; of a data set by name an ``.npy`` file or an array, ``[N, ...]``.
+        trust: functions that the checkpoint may name as its layers.
+
+    Raises:
+        ValueError: if the samples can't be shown to the network: another shape, other columns, no numbers.
+    """
+    if not isinstance(model, Classifier):
+        model = load(Path(model), trust=trust)
+    model.eval()
+    description = model.description
+    if description is None:
+        inputs, warning = _plain(model, source)
+        labels, label = None, "class"
+        classes = tuple(map(str, range(int(model.hparams["classes"]))))
+        names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
+    else:
+        raw = description.inputs.read(source)
+        warning = description.inputs.unlike(raw.values)
+        inputs, labels, names = description.inputs.tensor(raw.values), raw.labels, raw.names
+        label, classes = description.target.name, description.target.classes
+    model.seed_evaluation()
+    scores = torch.cat([model(_numbers(part)) for part in torch.split(inputs, AT_ONCE)])
+    if not classes:
+        assert description is not None
+        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning)
+    chosen = [classes[index] for index in scores.argmax(1).tolist()]
+    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning)
+
+
+def _numbers(inputs: torch.Tensor) -> torch.Tensor:
+    """As a data set gives them, :class:`hibana.data.InMemory`."""
+    return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
+
+
+def _plain(model: Classifier, source: Any) -> tuple[torch.Tensor, str]:
+    """Inputs of a data set by name, and in what they are unlike its own.
+
+    Raises:
+        ValueError: if they are of another shape, or of another range.
+    """
+    settings = model.settings
+    if isinstance(source, str | Path):
+        inputs = arrays.read(Path(source))
+    else:
+        inputs = torch.from_numpy(np.asarray(source, dtype=np.float32))
+    made = settings.data_set
+    steps = (settings.steps,) if settings.is_sequential else ()
+    shape = (*steps, *tuple(model.hparams["shape"]))
+    if inputs.shape[1:] != shape or not len(inputs):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"inputs must have the shape [N, {wanted}], got {tuple(inputs.shape)}")
+    low, high = float(inputs.min()), float(inputs.max())
+    if made.unit and not (low >= -0.01 and high <= 1.01):
+        raise ValueError(
+            f"inputs must be in [0, 1], as those of {settings.data} are; these go from {low:g} to {high:g}"
+        )
+    return inputs, ""

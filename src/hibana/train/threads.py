@@ -1,0 +1,58 @@
+"""How many threads of the processor a training is worth.
+
+Threads that share a small network's work wait for one another most of the time, and beside another busy
+process for the one that does not get a processor: with two threads a training of the digits took ten times as
+long there as with one, and alone no less time.
+"""
+
+import os
+
+import torch
+from torch import nn
+
+from hibana.data import DataSet
+from hibana.train.baseline import first
+from hibana.train.classifier import Classifier
+
+__all__ = ["choose", "work"]
+
+WORTH = 2e8
+"""Multiplications in a forward pass, as if dense, from which on more than one thread is worth it."""
+
+
+def choose(model: Classifier, samples: DataSet, threads: int | None = None) -> int:
+    """Sets and returns torch's number of threads: `threads`, or one where the work is little.
+
+    What ``OMP_NUM_THREADS`` says is not changed.
+    """
+    if threads is None:
+        small = work(model, samples) < WORTH
+        threads = 1 if small and "OMP_NUM_THREADS" not in os.environ else torch.get_num_threads()
+    torch.set_num_threads(threads)
+    return threads
+
+
+@torch.no_grad()
+def work(model: Classifier, samples: DataSet) -> float:
+    """Multiplications of weights in the forward pass of a batch, as if no layer were sparse."""
+    counted = 0.0
+
+    def count(module: nn.Module, args: object, outputs: torch.Tensor) -> None:
+        nonlocal counted
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        counted += outputs.numel() * weight.numel() / len(weight)
+
+    hooks = [
+        module.register_forward_hook(count)
+        for module in model.net.modules()
+        if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim > 1
+    ]
+    shown = first(samples)[:1]
+    try:
+        outputs = model.net(model.encode(shown))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    del outputs
+    return counted * model.settings.batch_size

@@ -1,0 +1,186 @@
+"""What people get wrong on the command line: each mistake is answered by one sentence, and nothing else.
+
+Mistaken cells and arguments in Python stand in `test_at_hand`, hostile files in `test_strangers_files`.
+"""
+
+from pathlib import Path
+
+import numpy
+import pytest
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+pytest.importorskip("pandas", reason="the extra train is not installed")
+
+from PIL import Image
+
+from hibana import train
+from hibana.cli import main
+from hibana.train import checkpoint
+
+HEADER = "a,b,label\n"
+ROWS = "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(40))
+FILES = {
+    "empty.csv": "",
+    "header.csv": HEADER,
+    "good.csv": HEADER + ROWS,
+    "inf.csv": HEADER + ROWS + "inf,3,x\n",
+    "unlabelled.csv": "a,b,label\n1,2,\n3,4,\n",
+    "ragged.csv": HEADER + "1,2,x\n1,2,3,4,5,y\n",
+    "one-class.csv": HEADER + "".join(f"{i},1,x\n" for i in range(30)),
+    "names.csv": "name,label\n" + "".join(f"n{i},{'xy'[i % 2]}\n" for i in range(300)),
+    "gap.csv": HEADER + ROWS + ",3,x\n",
+    "few.csv": HEADER + "1,2,x\n3,4,y\n",
+    "words.csv": "a,label\n" + "".join(f"{i},w{i}\n" for i in range(50)),
+    "bytes.csv": "a,label\n1,\udcff\n",
+    "fewer.csv": "a\n1\n2\n",
+    "text.csv": "a,b\n1,one\n2,two\n",
+    "far.csv": "a,b\n" + "1e9,1e9\n" * 5,
+    "short.ts": "@data\n1,2\n3,4,5\n",
+    "bad.ts": "@classLabel true x y\n@data\n1,two:x\n",
+    "archive.zip": "PK",
+    "half.npz": "PK\x03\x04",
+    "theirs.yaml": "learnin_rate: 3\n",
+    "list.yaml": "- 1\n- 2\n",
+    "cell.py": "class NoCell: pass\n",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files that are wrong in one way each, and a network that nobody trained."""
+    where = tmp_path_factory.mktemp("mistakes")
+    for name, text in FILES.items():
+        (where / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    numpy.savez(where / "unnamed.npz", foo=numpy.zeros([9, 2]), bar=numpy.zeros(9))
+    numpy.savez(where / "lengths.npz", x=numpy.zeros([9, 2]), y=numpy.zeros(8))
+    numpy.savez(where / "nan.npz", x=numpy.full([9, 2], numpy.nan), y=numpy.arange(9) % 2)
+    numpy.save(where / "pixels.npy", numpy.full([2, 8, 8], 16.0))
+    numpy.save(where / "images.npy", numpy.zeros([9, 8, 8]))
+    for name in ("nothing/x/a.xyz", *(f"broken/{kind}/{name}.png" for kind in "xy" for name in "abcdef")):
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_bytes(b"\x89PNG not really")
+    (where / "blank").mkdir()
+    for number in range(4):
+        (where / "pictures" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (5, 4), number * 9).save(where / "pictures" / "xy"[number % 2] / f"{number}.png")
+        (where / "events" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (where / "events" / "xy"[number % 2] / f"{number}.txt").write_text("1 2 3\n")
+    for data, name in (("good.csv", "own"), ("digits", "digits")):
+        settings = train.Settings(data=data if data == "digits" else str(where / data), layers="4", steps=2)
+        samples = settings.samples()
+        samples.setup()
+        model = train.made(settings, samples)
+        described = {} if data == "digits" else {"description": model.description.said()}
+        content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **described}
+        checkpoint.write(content, where / f"{name}.ckpt")
+    return where
+
+
+MISTAKES = [
+    ("", "needs a command, one of build, convert"),
+    ("trian", "there is no command 'trian'; did you mean train?"),
+    ("train --lr 1", "there is no option --lr; did you mean --learning-rate?"),
+    ("train --epoch 1", "there is no option --epoch; did you mean --epochs?"),
+    ("train --num-steps 8", "there is no option --num-steps; did you mean --steps?"),
+    ("train --attached-reset", "did you mean --no-detach-reset?"),
+    ("train --learning-rat 1", "did you mean --learning-rate?"),
+    ("train --xyzzy 1", "there is no option --xyzzy; --help lists them all"),
+    ("train --epochs many", "--epochs: unable to convert"),
+    ("train --epochs", "--epochs"),
+    ("train extra", "extra"),
+    ("train --threads 0", "threads must be at least 1, got 0"),
+    ("train --cell Leaky", "cell must be one of IF, LIF"),
+    ("train --surrogate relu", "surrogate must be one of Step"),
+    ("train --loss mse", "loss must be one of rate, count"),
+    ("train --coding rate", "coding must be one of constant, poisson"),
+    ("train --precision fp16", "precision must be one of 32-true"),
+    ("train --class-weights yes", "class_weights must be one of none, balanced"),
+    ("train --layers 99999999", "needs more memory than there is"),
+    ("train --layers conv", "'conv' of 'conv' means nothing"),
+    ("train --layers p9", "'p9' must fit on 8x8"),
+    ("train --accelerator gpu", "accelerator must be one that this machine has"),
+    ("train --accelerator abacus", "accelerator must be one of cpu, gpu"),
+    ("train --data digit", "got 'digit'; did you mean digits?"),
+    ("train --data cifar", "data must be one of digits"),
+    ("train --data no/such.csv", "data must be a file or folder, there is no no/such.csv"),
+    ("train --data archive.zip", "ends in .zip"),
+    ("train --data blank", "data must be files by class"),
+    ("train --data nothing", "data must be files by class"),
+    ("train --data empty.csv", "can't be read: it is empty"),
+    ("train --data header.csv", "must have rows, it has none"),
+    ("train --data inf.csv", "column 'a' must be finite numbers, row 41 has inf"),
+    ("train --data ragged.csv", "ragged.csv can't be read: Error tokenizing"),
+    ("train --data bytes.csv", "bytes.csv can't be read: 'utf-8' codec"),
+    ("train --data unlabelled.csv", "must have rows with a label; 'label' is empty in all"),
+    ("train --data one-class.csv", "must have at least two classes, got x"),
+    ("train --data words.csv", "has 50 classes in 50 samples"),
+    ("train --data names.csv", "must have columns to learn from beside 'label'"),
+    ("train --data few.csv", "samples must be enough to train, validate and test on, got 2"),
+    ("train --data gap.csv --missing refuse", "row 41 has none in 'a'"),
+    ("train --data good.csv --missing zero", "missing must be one of median, drop, refuse"),
+    ("train --data good.csv --label c", "label must be a column of good.csv: a, b, label; got 'c'"),
+    ("train --data good.csv --columns a,c", "columns must be others than the label of good.csv, got ['c']"),
+    ("train --data good.csv --task regression", "label 'label' must be finite numbers, got 'x' in row 1"),
+    ("train --data good.csv --task learning", "task must be one of classification, regression"),
+    ("train --data good.csv --kind video", "kind must be one of table, images"),
+    ("train --data good.csv --group c", "group must be a column of good.csv: a, b, label; got 'c'"),
+    ("train --data good.csv --layers 8c3", "needs images"),
+    ("train --data good.csv --coding delta", "must be one of constant, poisson"),
+    ("train --data digits --label x", "label is of data of your own (table, arrays, sequences)"),
+    ("train --data pictures --size big", "size must be pixels such as 32 or 28x34"),
+    ("train --data broken", "broken/x/a.png can't be read"),
+    ("train --data events", "must hold events t, x, y, p"),
+    ("train --data short.ts", "must have labels to learn from"),
+    ("train --data bad.ts", "bad.ts, line 3: could not convert string to float: 'two'"),
+    ("train --data half.npz", "must be an .npz file of numbers"),
+    ("train --data unnamed.npz", "arrays must be called inputs and labels"),
+    ("train --data lengths.npz", "inputs must be [N, ...] and labels [N], got shapes (9, 2) and (8,)"),
+    ("train --data nan.npz", "inputs must be finite numbers, sample 1 has nan at [0]"),
+    ("train --data images.npy", "a single array must be [N, F + 1] with the label last"),
+    ("train --data mine:Data", "data 'mine:Data' can't be found"),
+    ("train --settings theirs.yaml", "which is no setting; did you mean learning_rate?"),
+    ("train --settings list.yaml", "must hold names and values, got list"),
+    ("train --resume nowhere", "checkpoint must be a file"),
+    ("train --resume own.ckpt --steps 3", "leave out --steps"),
+    ("runs", "folder must hold runs of hibana train, hibana-runs holds none"),
+    ("predict", "CHECKPOINT"),
+    ("predict good.csv", "checkpoint must be a file that `hibana train` wrote"),
+    ("predict own.ckpt fewer.csv", "it has 1, and no 'b'"),
+    ("predict own.ckpt text.csv", "column 'b' must be finite numbers, row 1 has 'one'"),
+    ("predict own.ckpt nowhere.csv", "table nowhere.csv can't be read: No such file"),
+    ("predict own.ckpt --json", "--csv and --json need samples to name"),
+    (
+        "predict digits.ckpt pixels.npy",
+        "inputs must be in [0, 1], as those of digits are; these go from 16 to 16",
+    ),
+    ("predict digits.ckpt good.csv", "inputs must be a .npy file of numbers"),
+    ("convert own.ckpt out.onnx", "target must end in .c, .nir or .pt2"),
+    ("play nothere.ckpt", "there is no nothere.ckpt"),
+    ("explain Leaky", "cell must be one of ALIF"),
+    ("explain cell:NoCell", "or MODULE:CLASS of your own"),
+    ("demo --seed -1", "seed must be in [0, 2^32), got -1"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line or "nothing" for line, _ in MISTAKES])
+def test_a_mistake_is_answered_by_one_sentence(line, words, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = set(Path().rglob("*"))
+    assert main(line.split()) in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("hibana")
+    assert err.count("\n") == 1
+    left = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
+    assert not {path for path in left if path.suffix in (".ckpt", ".yaml", ".png")}
+
+
+def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(["predict", "own.ckpt", "far.csv"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 5
+    assert (
+        "unlike those trained on: column 'a' goes from 1e+09 to 1e+09; what was trained on goes from" in err
+    )

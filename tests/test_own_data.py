@@ -1,0 +1,421 @@
+"""Data of one's own: read as people have them, told in a line, and used again from a checkpoint."""
+
+import csv
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+pytest.importorskip("pandas", reason="the extra train is not installed")
+
+import pandas
+from PIL import Image
+
+import hibana as hb
+from hibana import train
+from hibana.cli import main
+from hibana.data import own
+from hibana.train import checkpoint
+
+SMALL = ["--layers", "16", "--epochs", "3", "--steps", "4", "--batch-size", "8"]
+
+
+def table(path, rows=80, *, header=True, separator=",", gaps=False):
+    """Two kinds of plants, told apart by their height; a colour that says nothing; a number of the row."""
+    drawn = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=separator)
+        if header:
+            writer.writerow(["id", "height", "width", "colour", "kind"])
+        for row in range(rows):
+            kind = row % 4 == 0
+            height = "" if gaps and row % 10 == 5 else f"{drawn.normal(3 if kind else -3):.3f}"
+            colour = drawn.choice(["red", "blue"])
+            writer.writerow([row, height, f"{drawn.normal():.3f}", colour, "tree" if kind else "herb"])
+    return path
+
+
+def pictures(folder, count=24):
+    """Light and dark pictures of several sizes."""
+    drawn = np.random.default_rng(0)
+    for number in range(count):
+        kind = ("dark", "light")[number % 2]
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        size = 8 + number % 5
+        pixels = drawn.integers(0, 60, [size, size + 3]) + 190 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{number:02}.png")
+    return folder
+
+
+def waves(count=40):
+    """Slow and fast waves of unequal length, two features each, with their labels."""
+    drawn = np.random.default_rng(0)
+    kinds = ["slow" if number % 2 else "fast" for number in range(count)]
+    lengths = drawn.integers(10, 30, count)
+    frames = []
+    for kind, length in zip(kinds, lengths, strict=True):
+        time = np.arange(length) * (0.2 if kind == "slow" else 1.5)
+        frames.append(np.stack([np.sin(time), np.cos(time)], axis=1).round(4))
+    return frames, kinds
+
+
+def recordings(folder, count=24):
+    """Events that move up or down over 6x5 pixels, in four formats."""
+    drawn = np.random.default_rng(0)
+    for number in range(count):
+        kind = ("down", "up")[number % 2]
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        t = np.sort(drawn.integers(0, 1000, 60))
+        y = t // 200 if kind == "down" else 4 - t // 200
+        x, p = drawn.integers(0, 6, 60), drawn.integers(0, 2, 60)
+        path = folder / kind / f"{number:02}"
+        match number % 4:
+            case 0:
+                np.savetxt(f"{path}.txt", np.stack([t, x, y, p], 1), fmt="%d", header="t x y p", comments="")
+            case 1:
+                events = np.zeros(60, dtype=[("x", "i2"), ("y", "i2"), ("t", "i8"), ("p", "?")])
+                events["x"], events["y"], events["t"], events["p"] = x, y, t, p
+                np.save(f"{path}.npy", events)
+            case 2:
+                with h5py.File(f"{path}.h5", "w") as file:
+                    for name, values in {"t": t, "x": x, "y": y, "p": p}.items():
+                        file[f"events/{name}"] = values
+            case 3:
+                np.savez(f"{path}.npz", t=t, x=x, y=y, pol=2 * p - 1)
+    return folder
+
+
+def read(path, **options):
+    """The data set at `path`, read."""
+    made = own.KINDS[own.kind_of(path, grouped="group" in options)](path, **options)
+    made.setup()
+    return made
+
+
+def test_a_table_is_told_in_a_line(tmp_path):
+    made = read(table(tmp_path / "plants.csv", gaps=True))
+    assert made.told == (
+        "plants.csv: 80 rows, 2 numbers, 1 category, 3.3% missing, filled with the median, "
+        "left out: `id`, label `kind`: 2 classes (herb 42, tree 14)"
+    )
+    assert [len(part) for part in (made.training, made.validation, made.test)] == [56, 8, 16]
+    assert made.shape == (4,)  # two numbers, two colours
+
+
+def test_parts_hold_each_class_in_its_share_and_follow_from_the_seed():
+    labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 3
+    first = own.base.drawn(labels, 0, stratified=True)
+    assert sorted([*first[0], *first[1], *first[2]]) == list(range(93))
+    for part, counts in zip(first, ((42, 21, 1), (6, 3, 1), (12, 6, 1)), strict=True):
+        assert tuple([labels[index] for index in part].count(kind) for kind in "abc") == counts
+    assert first == own.base.drawn(labels, 0, stratified=True) != own.base.drawn(labels, 1, stratified=True)
+
+
+def test_scales_are_learned_on_the_training_part_alone(tmp_path):
+    made = read(table(tmp_path / "plants.csv"))
+    inputs = made.training.inputs
+    assert torch.allclose(inputs.mean(0), torch.zeros(4), atol=1e-6)
+    assert torch.allclose(inputs.std(0, correction=0), torch.ones(4), atol=1e-5)
+    assert not torch.allclose(made.test.inputs.mean(0), torch.zeros(4), atol=1e-3)
+    unit = read(tmp_path / "plants.csv", unit=True)
+    assert unit.training.inputs.min() == 0
+    assert unit.training.inputs.max() == 1
+    assert 0 <= unit.test.inputs.min() <= unit.test.inputs.max() <= 1
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header", [True, False])
+def test_layouts_of_tables_hold_the_same_numbers(tmp_path, separator, header):
+    plain = read(table(tmp_path / "plain.csv"), label="kind", columns=["height", "width"])
+    path = table(tmp_path / "other.txt", header=header, separator=separator)
+    names = ["height", "width"] if header else ["column 2", "column 3"]
+    other = read(path, label=None if header else "5", columns=names)
+    assert torch.equal(plain.training.inputs, other.training.inputs)
+    assert torch.equal(plain.test.labels, other.test.labels)
+
+
+def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
+    pytest.importorskip("pyarrow", reason="the extra data is not installed")
+    path = table(tmp_path / "plants.csv")
+    frame = pandas.read_csv(path)
+    frame.to_parquet(tmp_path / "plants.parquet")
+    wanted = read(path).test.inputs
+    assert torch.equal(read(tmp_path / "plants.parquet").test.inputs, wanted)
+    in_memory = hb.data.Table(frame)
+    in_memory.setup()
+    assert torch.equal(in_memory.test.inputs, wanted)
+
+
+def test_rows_with_missing_values_are_left_out_where_that_is_asked_for(tmp_path):
+    made = read(table(tmp_path / "plants.csv", gaps=True), missing="drop")
+    assert "8 rows with missing values left out" in made.told
+    assert sum(map(len, (made.training, made.validation, made.test))) == 72
+
+
+def test_pictures_of_several_sizes_become_one(tmp_path):
+    made = read(pictures(tmp_path / "tones"))
+    assert made.told.startswith(
+        "tones: 24 pictures, grey, 8x11 to 12x15 pixels brought to 25x32, label `class`"
+    )
+    assert made.shape == (25, 32)
+    shown, label = made.test[0]
+    assert 0 <= shown.min() < shown.max() <= 1
+    assert made.names[int(label)] == "dark"
+    assert read(tmp_path / "tones", size=6).shape == (6, 6)
+
+
+def test_colour_transparency_and_sixteen_bits(tmp_path):
+    for number in range(12):
+        kind = tmp_path / "mixed" / "ab"[number % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (255, 0, 0)).save(kind / f"{number}.png")
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(kind / "clear.png")
+    Image.fromarray(np.full([4, 4], 65535, np.uint16)).save(kind / "deep.png")
+    made = read(tmp_path / "mixed")
+    inputs = made.description.inputs
+    assert made.shape == (3, 4, 4)
+    pixels = inputs.tensor([kind / name for name in ("1.png", "clear.png", "deep.png")])
+    assert pixels[:, :, 0, 0].tolist() == [[255, 0, 0], [255, 255, 255], [255, 255, 255]]
+
+
+def test_parts_that_are_given_are_kept(tmp_path):
+    for part, count in (("train", 40), ("test", 6)):
+        pictures(tmp_path / "given" / part, count)
+    made = read(tmp_path / "given")
+    assert [len(part) for part in (made.training, made.validation, made.test)] == [36, 4, 6]
+    x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 2
+    np.savez(tmp_path / "given.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
+    arrays = read(tmp_path / "given.npz")
+    assert [len(part) for part in (arrays.training, arrays.validation, arrays.test)] == [18, 2, 10]
+
+
+def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp_path):
+    frames, kinds = waves()
+    long = [
+        (n, t, *row, kind)
+        for n, (f, kind) in enumerate(zip(frames, kinds, strict=True))
+        for t, row in enumerate(f)
+    ]
+    columns = ["case", "time", "x", "y", "speed"]
+    pandas.DataFrame(long, columns=columns).to_csv(tmp_path / "long.csv", index=False)
+    lines = [":".join([*(",".join(map(str, c)) for c in f.T), k]) for f, k in zip(frames, kinds, strict=True)]
+    (tmp_path / "waves.ts").write_text("@classLabel true slow fast\n@data\n" + "\n".join(lines) + "\n")
+    in_memory = hb.data.Sequences(frames, labels=kinds, steps=12)
+    in_memory.setup()
+    for made in (read(tmp_path / "long.csv", group="case", steps=12), read(tmp_path / "waves.ts", steps=12)):
+        assert "40 sequences of 2 features, 10 to 29 steps, stretched to 12" in made.told
+        assert torch.equal(made.training.inputs, in_memory.training.inputs)
+        assert torch.equal(made.test.labels, in_memory.test.labels)
+    assert read(tmp_path / "long.csv", group="case").description.target.name == "speed"
+    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
+        (tmp_path / "folder" / kind).mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame(each, columns=["x", "y"]).to_csv(
+            tmp_path / "folder" / kind / f"{number}.csv", index=False
+        )
+    folder = read(tmp_path / "folder", steps=12)
+    assert folder.training.inputs.shape == in_memory.training.inputs.shape
+
+
+def test_sequences_are_stretched_or_padded():
+    frames = [np.arange(float(n))[:, None] for n in (3, 5, *[4] * 20)]
+    for lengths, ends in (("stretch", (1.0, 1.0)), ("pad", (0.0, 1.0))):
+        made = hb.data.Sequences(frames, labels=[0, 1] * 11, steps=5, lengths=lengths)
+        made.setup()
+        shown = made.description.inputs.tensor(frames[:2])
+        scale = made.description.inputs.scale
+        last = [scale(torch.tensor([[2.0]])).item() * ends[0], scale(torch.tensor([[4.0]])).item() * ends[1]]
+        assert shown[:, -1, 0].tolist() == pytest.approx(last)
+
+
+def test_recordings_in_four_formats_are_binned_alike(tmp_path):
+    made = read(recordings(tmp_path / "moves"), steps=5)
+    assert made.told.startswith("moves: 24 recordings, 1,440 events on 5x6 pixels, 5 bins of")
+    assert made.shape == (2, 5, 6)
+    spikes, label = made.test[0]
+    assert set(spikes.unique().tolist()) == {0.0, 1.0}
+    rows = spikes.sum(dim=(1, 3)).argmax(1)  # the row in which most events fell, bin by bin
+    assert rows.tolist() == ([0, 1, 2, 3, 4] if made.names[int(label)] == "down" else [4, 3, 2, 1, 0])
+    counted = read(tmp_path / "moves", steps=5, bins="counts")
+    assert counted.test[0][0].sum() > spikes.sum()
+
+
+@pytest.mark.parametrize("kind", ["table", "images", "sequences", "events", "arrays"])
+def test_one_command_trains_and_the_checkpoint_names_samples_elsewhere(kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames, kinds = waves()
+    options, more = [], "mine"
+    match kind:
+        case "table":
+            source = more = table(tmp_path / "mine.csv")
+        case "images":
+            source, more = pictures(tmp_path / "mine"), tmp_path / "mine" / "light"
+        case "sequences":
+            rows = [(n, *row, kinds[n]) for n, f in enumerate(frames) for row in f]
+            source = more = tmp_path / "mine.csv"
+            pandas.DataFrame(rows, columns=["case", "x", "z", "speed"]).to_csv(source, index=False)
+            options = ["--group", "case"]
+        case "events":
+            source, more = recordings(tmp_path / "mine"), tmp_path / "mine" / "up"
+        case "arrays":
+            source = more = tmp_path / "mine.npz"
+            labels = np.array(["low", "high"])[np.arange(40) % 2]
+            np.savez(source, x=np.arange(40)[:, None] % 2 * 4.0 + np.eye(40)[:, :3], y=labels)
+    assert main(["train", "--data", source.name, *options, *SMALL]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{source.name}: ")
+    assert "linear classifier" in printed
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "hibana-runs" / "mine-0").rename(tmp_path / "elsewhere" / "run")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["predict", "run", str(more), "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    model = train.load(tmp_path / "elsewhere" / "run")
+    names = model.description.target.classes
+    label = model.description.target.name
+    assert len(answers) > 5
+    assert {answer[label] for answer in answers} <= set(names)
+    assert all(sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4) for answer in answers)
+    assert main(["predict", "run", str(more), "--csv"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"sample,{label},{names[0]},{names[1]}")
+    assert main(["predict", "run"]) == 0  # the data are where they were
+    assert "accuracy" in capsys.readouterr().out
+    assert main(["convert", "run", "net.pt2"]) == 0
+
+
+def test_a_quantity_is_learned_beside_a_ridge(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = np.random.default_rng(0)
+    x = drawn.normal(size=[120, 2])
+    np.savetxt("curve.csv", np.column_stack([x, 5 + np.abs(x[:, 0]) * 3]), delimiter=",", fmt="%.4f")
+    small = ["--layers", "16", "--epochs", "25", "--batch-size", "8"]
+    assert main(["train", "--data", "curve.csv", *small]) == 0
+    printed = capsys.readouterr().out
+    assert "label `column 3`: a quantity" in printed
+    assert "mean squared error" in printed
+    outcome = json.loads((tmp_path / "hibana-runs" / "curve-0" / "result.json").read_text())
+    assert outcome["value"] > 0.5 > outcome["linear"]["accuracy"]
+    answers = train.predict("hibana-runs/curve-0", "curve.csv")
+    assert np.corrcoef(answers.answers, [float(label) for label in answers.labels])[0, 1] > 0.7
+    assert main(["predict", "hibana-runs/curve-0"]) == 0
+    assert "of the variance explained" in capsys.readouterr().out
+
+
+def test_five_lines_of_python_do_the_same(tmp_path):
+    plants = hb.data.Table(pandas.read_csv(table(tmp_path / "plants.csv")), label="kind")
+    settings = hb.train.Settings(data=str(tmp_path / "plants.csv"), layers="16", epochs=3, batch_size=8)
+    model, outcome = hb.train.fit(settings, tmp_path / "run", samples=plants)
+    answers = hb.train.predict(model, pandas.read_csv(tmp_path / "plants.csv"))
+    assert set(answers.answers) <= {"herb", "tree"}
+    assert set(outcome.recalls) == {"herb", "tree"}
+    assert outcome.balanced == pytest.approx(sum(outcome.recalls.values()) / 2)
+
+
+def test_what_is_in_memory_is_trained_on_and_its_checkpoint_names_more(tmp_path):
+    frames, kinds = waves()
+    series = hb.data.Sequences(frames, labels=kinds, steps=10)
+    settings = hb.train.Settings(layers="16", epochs=3, batch_size=8)
+    _, outcome = hb.train.fit(settings, tmp_path / "run", samples=series)
+    assert (outcome.settings.kind, outcome.settings.steps, outcome.settings.coding) == (
+        "sequences",
+        10,
+        "none",
+    )
+    answers = hb.train.predict(outcome.checkpoint, frames[:3])
+    assert len(answers.answers) == 3
+    assert answers.classes == ("fast", "slow")
+
+
+def test_balanced_weights_have_a_rare_class_count_as_much():
+    target = own.target.learned_from("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
+    assert target.weights() == pytest.approx((2 / 3, 2.0))
+    objective = hb.loss.named("membrane-mean", weights=target.weights())
+    outputs, labels = torch.tensor([[[1.0, 0.0]] * 30 + [[0.0, 3.0]] * 10]), torch.tensor([0] * 30 + [1] * 10)
+    each = torch.nn.functional.cross_entropy(outputs[0], labels, reduction="none")
+    assert objective(outputs, labels) == pytest.approx((each[:30].mean() + each[30:].mean()).item() / 2)
+
+
+def test_what_is_described_comes_back_from_plain_values(tmp_path):
+    for made in (
+        read(table(tmp_path / "plants.csv", gaps=True)),
+        read(pictures(tmp_path / "tones")),
+        read(recordings(tmp_path / "moves"), steps=3),
+    ):
+        said = made.description.said()
+        assert own.described(json.loads(json.dumps(said))) == made.description
+        for broken in (
+            {**said, "kind": "os"},
+            {**said, "inputs": {}},
+            {**said, "inputs": {**said["inputs"], "more": 1}},
+            {**said, "target": {**said["target"], "mean": float("nan")}},
+            {**said, "target": {**said["target"], "classes": ["a"] * 3}},
+            {**said, "target": {**said["target"], "name": 3}},
+            [],
+        ):
+            with pytest.raises(ValueError, match="must"):
+                own.described(broken)
+
+
+def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_path):
+    settings = train.Settings(data=str(table(tmp_path / "plants.csv")), layers="4", steps=2)
+    samples = settings.samples()
+    samples.setup()
+    model = train.made(settings, samples)
+    whole = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    whole["description"] = model.description.said()
+    for broken in (
+        {name: value for name, value in whole.items() if name != "description"},
+        {**whole, "description": {**whole["description"], "kind": "images"}},
+        {**whole, "hyper_parameters": {**whole["hyper_parameters"], "shape": [5]}},
+        {**whole, "hyper_parameters": {**whole["hyper_parameters"], "kind": None}},
+    ):
+        checkpoint.write(broken, tmp_path / "broken.ckpt")
+        with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
+            train.load(tmp_path / "broken.ckpt")
+    checkpoint.write(whole, tmp_path / "whole.ckpt")
+    assert train.load(tmp_path / "whole.ckpt").description == samples.description
+
+
+def test_a_class_that_a_file_names_needs_consent(tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text(
+        "import hibana as hb\nclass Data(hb.data.DataSet):\n    shape, classes = (3,), 2\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs.yaml").write_text("data: stranger:Data\n")
+    with pytest.raises(ValueError, match="'stranger:Data'"):
+        train.read(tmp_path / "theirs.yaml")
+    assert train.read(tmp_path / "theirs.yaml", trust=["stranger:Data"]).data_set.classes == 2
+
+
+def test_runs_are_listed_with_what_is_not_usual(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", table(tmp_path / "plants.csv").name, *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for words in ("plants-0", "plants.csv", "layers 16", "epochs 3", "accuracy"):
+        assert words in printed
+    assert "learning_rate" not in printed
+
+
+def test_few_threads_for_little_work(tmp_path, monkeypatch):
+    from hibana.train import threads
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    chosen = []
+    try:
+        for layers in ("16", "4096,4096"):
+            settings = train.Settings(layers=layers)
+            samples = settings.samples()
+            samples.setup()
+            monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+            threads.choose(train.made(settings, samples), samples)
+        assert chosen == [1, 2]
+    finally:
+        monkeypatch.undo()
+        torch.set_num_threads(before)
