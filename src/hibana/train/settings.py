@@ -4,6 +4,7 @@ import difflib
 import importlib
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, fields
@@ -183,7 +184,7 @@ class Settings:
         if self.data not in DATA_SETS and not _CLASS.fullmatch(self.data):
             path = Path(self.data).expanduser()
             if self.kind is None:
-                if not path.exists() and path.parent == Path():
+                if not os.path.exists(path) and (path.parent == Path() or len(self.data) > 255):  # noqa: PTH110 - of names that are none Path raises
                     near = difflib.get_close_matches(self.data, DATA_SETS, 1)
                     hint = f"; did you mean {near[0]}?" if near else ""
                     raise ValueError(
