@@ -84,3 +84,53 @@ def test_a_layer_explains_its_last_call_whatever_it_was(kind):
         torch._dynamo.reset()
         torch.compile(layer, backend="eager", fullgraph=True)(x)
     assert layer.explain().startswith("dense: compiled, transformed, under autocast, or not float32")
+
+
+def line(text, begins):
+    (found,) = (one for one in text.splitlines() if one.startswith(begins))
+    return found.removeprefix(begins).strip()
+
+
+def test_what_is_not_pytorchs_bits_is_named():
+    class Gated(hb.Cell):
+        def forward(self, input_, v_previous):
+            return (torch.sigmoid(v_previous) * input_ + torch.tanh(v_previous),)
+
+    assert line(hb.explain(Gated()), "numerics") == "sigmoid: within 2 ulp, not PyTorch's own bits"
+    assert "\nnumerics" not in hb.explain(hb.IFCell())
+
+
+def test_where_what_is_emitted_can_matter_is_said():
+    assert line(hb.explain(hb.IFCell()), "gradient ") == "of what is emitted matters only where s is 1"
+    smooth = hb.explain(hb.IFCell(surrogate=hb.surrogate.ATan()))
+    assert line(smooth, "gradient ") == "of what is emitted can matter everywhere"
+
+
+class Doubled(hb.Cell):
+    """The gradient of its input needs the input."""
+
+    def forward(self, input_, v_previous):
+        return (0.5 * v_previous + input_ * input_,)
+
+
+def test_that_the_input_is_kept_is_said():
+    assert kept(Doubled()) == ["the input itself"]
+
+
+def test_equations_have_the_numbers_that_the_cell_has():
+    report = hb.explain(hb.LIFCell(tau=4.0, threshold=0.7))
+    assert "s' = [(v' - 0.7) > 0]" in report
+    assert "0.75" in report
+    assert "d_emitted" in report
+
+
+def test_the_matrix_of_a_step_says_how_many_neurons_it_has():
+    layer = hb.Recurrent(hb.IFCell(), 5)
+    report = hb.explain(layer)
+    assert "one native kernel" in report
+    assert report.count("backend ") == 1  # of the cell within it nothing is told again
+
+
+def test_a_module_without_anything_of_hibana_is_refused():
+    with pytest.raises(ValueError, match="must hold a cell or an event-driven layer, got Linear"):
+        hb.explain(torch.nn.Linear(2, 2))

@@ -1,13 +1,16 @@
 """`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
 
+import copy
 import threading
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable import checkpoint as composable
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
+from hibana.loop import ambient
 
 
 def network():
@@ -104,6 +107,82 @@ def test_a_checkpoint_that_torch_keeps_otherwise_is_refused(monkeypatch):
 def _other_forward(context, function, preserve, *args):
     context.again = function
     return function(*args)
+
+
+def test_a_checkpoint_that_torch_calls_otherwise_is_refused(monkeypatch):
+    net = Checkpointed(network(), True)
+    calls_it = staticmethod(lambda function, preserve, *args: function(*args))
+    monkeypatch.setattr("torch.utils.checkpoint.CheckpointFunction.apply", calls_it)
+    with pytest.raises(RuntimeError, match=r"call hibana\.run within the checkpointed function"):
+        hb.run(net, torch.rand(4, 2, 3, requires_grad=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_without_gradients_is_a_call_like_any(use_reentrant):
+    net, x = network(), 4 * torch.rand(9, 2, 3)
+    _, state = hb.run(net, x)
+    within = {f"net.{name}": values for name, values in state.items()}
+    with torch.no_grad():
+        found, _ = hb.run(Checkpointed(net, use_reentrant), x, within)
+    assert torch.equal(found, hb.run(net, x, state)[0])
+
+
+def test_a_checkpoint_of_torch_distributed_begins_at_its_state_again():
+    net, x = network(), (4 * torch.rand(9, 2, 3)).requires_grad_()
+    _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
+    state = {name: tuple(v.detach() for v in values) for name, values in state.items()}
+    found = []
+    for kept in (net, copy.deepcopy(net)):
+        if kept is not net:
+            for part in kept:
+                composable(part)
+        outputs, _ = hb.run(kept, x, state)
+        found.append(torch.autograd.grad(outputs.square().sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+class Twice(nn.Module):
+    """Calls its layer before a checkpoint and in it."""
+
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.layer, self.how = hb.LIF(tau=3.0, threshold=0.2, surrogate=hb.surrogate.ATan()), use_reentrant
+
+    def forward(self, x):
+        first = self.layer(x)
+        if self.how is None:
+            return self.layer(0.5 * first + x)
+        return checkpoint(self.layer, 0.5 * first + x, use_reentrant=self.how)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_after_other_calls_of_its_layer_begins_after_them_each_time(use_reentrant):
+    x = (4 * torch.rand(9, 2, 3)).requires_grad_()
+    _, state = hb.run(Twice(None), 4 * torch.rand(5, 2, 3))
+    state = {name: tuple(v.detach() for v in values) for name, values in state.items()}
+    assert state.keys() == {"layer", "layer#1"}
+    found = []
+    for how in (None, use_reentrant):
+        x.grad = None
+        loss = hb.run(Twice(how), x, state)[0].square().sum()
+        loss.backward(retain_graph=True)  # each backward computes the checkpoint again
+        loss.backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_layer_calls_by_itself_is_within_no_run():
+    def averaged(net, x):
+        return hb.unroll(hb.LICell(), x[None])[0][0]
+
+    layer, x = hb.Recurrent(hb.IFCell(), 3, Calls(averaged)), torch.rand(6, 2, 3)
+    assert torch.equal(hb.run(layer, x)[0], layer(x))
+
+
+def test_after_a_run_no_layer_asks_for_one():
+    hb.run(network(), torch.rand(4, 2, 3))
+    assert not ambient.active
 
 
 def test_a_run_and_plain_calls_of_one_network_in_threads_are_independent():
