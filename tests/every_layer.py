@@ -24,11 +24,21 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "DelayedLinear": lambda: hb.DelayedLinear(4, 4, max_delay=2),
     "Window": lambda: hb.Window(4, 4, 2),
     "Linear": lambda: hb.Linear(4, 4),
+    "Conv1d": lambda: hb.events.Conv1d(2, 2, 3, padding=1),
     "Conv2d": lambda: hb.Conv2d(2, 2, 3, padding=1),
+    "Conv3d": lambda: hb.events.Conv3d(2, 2, 3, padding=1),
+    "ConvTranspose2d": lambda: hb.events.ConvTranspose2d(2, 2, 2, stride=2),
+    "AvgPool2d": lambda: hb.events.AvgPool2d(2),
+    "AdaptiveAvgPool2d": lambda: hb.events.AdaptiveAvgPool2d(2),
+    "AdaptiveMaxPool2d": lambda: hb.events.AdaptiveMaxPool2d(2),
+    "Upsample": lambda: hb.events.Upsample(scale_factor=2),
+    "StepsDropout": lambda: hb.StepsDropout().eval(),  # in training no two calls are alike
+    "ThresholdBatchNorm2d": lambda: hb.ThresholdBatchNorm2d(2).eval(),  # torch.func takes no training of it
+    "Checkpointed": lambda: hb.Checkpointed(nn.Linear(4, 4)),
     "MaxPool2d": lambda: hb.events.MaxPool2d(2),
     "Flatten": lambda: hb.events.Flatten(),
 }
-OF_EVENTS = ("Linear", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
+OF_EVENTS = ("Linear", "Conv1d", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
 
 
 def found_layers() -> dict[str, type[nn.Module]]:
@@ -61,8 +71,8 @@ def made(case: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     name, _, how = case.partition(" ")
     layer = ARGUMENTS.get(name, found_layers()[name])()
-    images = name in ("Conv2d", "MaxPool2d") or (how and name == "Flatten")
-    x = 2 * torch.rand((3, 2, 4, 4) if images else (3, 2, 4))
+    images = name.endswith("2d") or name == "Upsample" or (how and name == "Flatten")
+    x = 2 * torch.rand((3, 2, 4, 4, 4) if name == "Conv3d" else (3, 2, 4, 4) if images else (3, 2, 4))
     if how:
         x = x.to(memory_format=torch.channels_last) if images else x
         x = (x > 1.2).float() if how == "of spikes" else x

@@ -3,8 +3,7 @@
 Nothing here is faster than what torch has; each is what a network over time wants in its place.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, cast, final
 
 import torch
@@ -48,6 +47,8 @@ class StepsDropout(nn.Module):
         self.p = p
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
         if inputs.ndim < 2:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if not self.training or self.p == 0:
@@ -127,31 +128,40 @@ class Checkpointed(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the module makes of `inputs`."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
             return cast(Tensor, self.module(inputs))
         with torch.autograd.graph.saved_tensors_hooks(Kept.of, Kept.numbers):
             made: Any = checkpoint(
                 self.module,
                 inputs,
                 use_reentrant=False,
-                context_fn=lambda: (_as_it_is(self.module), _statistics_kept(self.module)),
+                context_fn=lambda: (nullcontext(), _StatisticsKept(self.module)),
             )
         return cast(Tensor, made)
 
 
-@contextmanager
-def _as_it_is(module: nn.Module) -> Iterator[None]:
-    yield
+def _watched() -> bool:
+    """Whether transforms, forward-mode derivatives or a trace are about, which know no checkpoints."""
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+class _StatisticsKept:
     """Running statistics afterwards are those before: they have counted this batch."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
-    try:
-        yield
-    finally:
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
+
+    def __enter__(self) -> None:
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def __exit__(self, *raised: object) -> None:
         with torch.no_grad():
-            for buffer, value in before:
+            for buffer, value in zip(self.buffers, self.before, strict=True):
                 buffer.copy_(value)

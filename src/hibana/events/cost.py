@@ -40,7 +40,7 @@ __all__ = [
 
 DENSITIES = (1 / 64, 1 / 16, 1 / 4, 1 / 2)
 """Of bits that are set, at which events are timed."""
-MARGIN = 0.9
+MARGIN = 0.75
 """Events are chosen where they should take less than this part of the dense product's time."""
 LOOK = 8e-4
 """Seconds of torch's beside which it does not count that an input is looked at."""
@@ -67,6 +67,8 @@ class Product:
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)
         taken = self.events[right - 1] * (1 - part) + self.events[right] * part
+        if density > high:  # looking up takes what it took, adding more
+            taken = max(taken, self.events[right])
         return (max(0.0, taken) * planes + OVERHEAD) / self.dense
 
 

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import kernels
@@ -64,7 +63,8 @@ class Geometry(NamedTuple):
 
 def channels_last(images: Tensor) -> Tensor:
     """`images` channels last in memory, and with strides that say so where there is one channel only."""
-    if images.shape[1] > 1 and images.is_contiguous(memory_format=torch.channels_last):
+    _, channels, height, width = images.shape
+    if channels > 1 and images.stride() == (height * width * channels, 1, width * channels, channels):
         return images
     last = images.permute(0, 2, 3, 1)
     return last.flatten().view(last.shape).permute(0, 3, 1, 2)
@@ -124,6 +124,25 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
     given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
     kernels.input_gradient(len(support), GRAIN, **given, **geometry.sizes, row=row)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
+
+
+def _dense_gradients(
+    shape: torch.Size,
+    numbers: Tensor | None,
+    weight: Tensor,
+    rows: Tensor,
+    geometry: Geometry,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Torch's gradients of images and weights, as `wanted`; without their `numbers` of the images alone."""
+    grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
+    if numbers is None:  # nothing of the images is read but in which order they lie
+        numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+    how = geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], 1, [*wanted, False]
+    of_images, of_weights, _ = torch.ops.aten.convolution_backward(
+        geometry.whole(grad), channels_last(numbers), weight, None, *how
+    )
+    return of_images, of_weights
 
 
 KEPT = 0.5
@@ -220,34 +239,27 @@ class _Convolution(torch.autograd.Function):
         bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
-        to_images = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
+        to_images = to_weight = to_bias = used = None
+        to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
+        by_values = False
+        if to_inputs and geometry.stride == (1, 1):
             length = geometry.channels * geometry.image[1]
-            used = (
-                product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
-                if geometry.stride == (1, 1)
-                else None
-            )
-            if geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry):
-                to_images = _input_gradient_of_few(weight, rows, geometry)
-            elif used is None:
-                how = geometry.stride, geometry.padding, geometry.dilation
-                whole = geometry.whole(grad)
-                to_images = conv2d_input(ctx.shape, weight, whole, *how)  # type: ignore[no-untyped-call]
-            else:
-                to_images = input_gradient(used, weight, rows, geometry)
-        if ctx.needs_input_grad[1] and numbers is not None:
-            how = geometry.stride, geometry.padding, geometry.dilation
-            to_weight = conv2d_weight(numbers, weight.shape, grad, *how)  # type: ignore[no-untyped-call]
-            to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        elif ctx.needs_input_grad[1]:
+            used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
+            by_values = _pays_by_values(rows, used, geometry)
+        densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
+        if any(densely):
+            to_images, to_weight = _dense_gradients(ctx.shape, numbers, weight, rows, geometry, densely)
+        if by_values:
+            to_images = _input_gradient_of_few(weight, rows, geometry)
+        elif used is not None:
+            to_images = input_gradient(used, weight, rows, geometry)
+        if to_weights and numbers is None:
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
             if windows is None:
                 windows = windows_of(bits, geometry)
-            with_bias = ctx.needs_input_grad[2]
-            flat, to_bias = product.weight_gradient(windows, ctx.density, rows, inputs, with_bias, ctx.scales)
+            flat, to_bias = product.weight_gradient(windows, ctx.density, rows, inputs, to_biases, ctx.scales)
             to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
-        elif ctx.needs_input_grad[2]:
+        elif to_biases:
             to_bias = rows.sum(0)
         return to_images, to_weight, to_bias, None, None, None, None, None
 
