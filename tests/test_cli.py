@@ -299,3 +299,14 @@ def test_convert_writes_c_with_its_header_or_nothing(trained, tmp_path, capsys):
     assert "name must be letters" in refused(capsys, "convert", checkpoint, tmp_path / "2.c")
     assert "checkpoint must be" in refused(capsys, "convert", tmp_path / "digits.c", target)
     assert not list(tmp_path.glob("*small*"))
+
+
+def test_convert_writes_c_in_whole_numbers(trained, tmp_path, capsys):
+    checkpoint = trained[0] / "checkpoint.ckpt"
+    assert main(["convert", str(checkpoint), str(tmp_path / "small.c"), "--bits", "8"]) == 0
+    assert "weights changed" in capsys.readouterr().out
+    header = (tmp_path / "small.h").read_text()
+    assert "void small_step(small_state *net, const uint8_t input[SMALL_INPUTS]);" in header
+    assert "No number overflows within 4 steps" in header
+    assert "bits must be" in refused(capsys, "convert", checkpoint, tmp_path / "no.c", "--bits", "9")
+    assert not (tmp_path / "no.c").exists()

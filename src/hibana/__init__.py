@@ -32,7 +32,7 @@ from hibana.cells import (
     RefractoryLIFCell,
     log_uniform,
 )
-from hibana.convert import from_ann
+from hibana.convert import from_ann, quantize
 from hibana.delay import Delay, DelayedLinear, narrow_delays
 from hibana.events import Conv2d, Linear
 from hibana.fold import fold_batchnorm
@@ -119,6 +119,7 @@ __all__ = [
     "lengths",
     "log_uniform",
     "narrow_delays",
+    "quantize",
     "record",
     "run",
     "surrogate",

@@ -122,6 +122,7 @@ def convert(
     *,
     dt: float | None = None,
     steps: int | None = None,
+    bits: int | None = None,
     ram: int | None = None,
     flash: int | None = None,
     trust: tuple[str, ...] = (),
@@ -133,6 +134,7 @@ def convert(
         target: a NIR file (.nir), C (.c), or a program for PyTorch alone (.pt2).
         dt: time step in seconds; the source's own if there is none, else 1e-4.
         steps: how many steps a program runs; as trained if there is none.
+        bits: C in whole numbers, with weights of 2 to 8 bits; in floats if there is none.
         ram: refuse C that has more bytes that change.
         flash: refuse C that has more bytes of constants.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
@@ -152,7 +154,7 @@ def convert(
         elif target.suffix == ".pt2":
             _write_program(net, target, shape, steps or trained)
         else:
-            _write_c(net, model, target, shape, steps, (ram, flash))
+            _write_c(net, model, target, shape, steps, bits, (ram, flash))
     for warning in lost:
         print(f"lost: {warning.message}")
     print(f"{target}  {target.stat().st_size:,} bytes")
@@ -188,10 +190,12 @@ def _write_c(
     target: Path,
     shape: tuple[int, ...],
     steps: int | None,
+    bits: int | None,
     most: tuple[int | None, int | None],
 ) -> None:
     import torch
 
+    from hibana.convert import quantize
     from hibana.convert.files import write_c
 
     if model is None:
@@ -202,6 +206,11 @@ def _write_c(
         if model.settings.loss not in _SCORES:
             raise ValueError(f"loss must be one of {', '.join(_SCORES)} for C, got {model.settings.loss}")
         example, scores = _shown(model), _SCORES[model.settings.loss]
+    if bits is not None:
+        if model is None:
+            raise ValueError("--bits needs samples to see the range of inputs, which a graph has none of")
+        net, report = quantize(net, example, bits)
+        print(report)
     program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")

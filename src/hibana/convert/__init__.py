@@ -8,15 +8,21 @@ Nothing is trained here.
 from hibana.convert.ann import from_ann
 from hibana.convert.c import CProgram, in_order, to_c
 from hibana.convert.program import export
+from hibana.convert.quantized import Quantization, quantization_aware, quantize
 from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
+from hibana.convert.whole import Quantized
 
 __all__ = [
     "CProgram",
     "Conversion",
     "LayerReport",
+    "Quantization",
+    "Quantized",
     "accuracy_over_time",
     "export",
     "from_ann",
     "in_order",
+    "quantization_aware",
+    "quantize",
     "to_c",
 ]

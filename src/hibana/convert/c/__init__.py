@@ -3,6 +3,6 @@
 What a step comes to in C is :mod:`hibana.loop.c`; here are layers, memory and the file.
 """
 
-from hibana.convert.c.program import Cost, CProgram, in_order, to_c
+from hibana.convert.c.program import Cost, CProgram, in_order, proved, to_c
 
-__all__ = ["CProgram", "Cost", "in_order", "to_c"]
+__all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.convert.c.layers import Active, numbers
+from hibana.convert.c.layers import Active, numbers, whole_image
 from hibana.convert.c.memory import Held, Memory
 from hibana.convert.c.numbers import Numbers
 from hibana.convert.c.text import array, block, each
@@ -31,7 +31,7 @@ class Layer:
     begun: tuple[Tensor, ...]
     """The states at rest, in the order in which neurons lie."""
     parameters: tuple[Tensor, ...]
-    """Numbers, or a number for each neuron, in that order."""
+    """Numbers, or a number for each neuron in that order, or one for each channel."""
     matrices: tuple[Tensor, ...]
     """``[from, to]``, in that order."""
     known: Truths
@@ -52,6 +52,24 @@ class Layer:
     def state(self, at: int) -> str:
         """The name of a state in the struct."""
         return f"{self.step.states[at].removesuffix('_state')}_{self.index}"
+
+    def standing(self, name: str, leaf: Value) -> str | float:
+        """What stands for a leaf of the step: a name, or its number if it is one for all neurons."""
+        if leaf.op != "scalar":
+            return name
+        if name[0] == "c":
+            return self.step.constants[int(name[2:-1])]
+        return float(self.parameters[int(name[1 : name.index("[")])])
+
+    def place(self, name: str) -> str:
+        """Where the number of neuron j lies in a parameter."""
+        count = len(self.parameters[int(name[1:])])
+        return "j" if count == self.node.size else f"j % {count}"
+
+    def weights(self, product: Product) -> Tensor:
+        """The matrix of a product, ``[from, to]``."""
+        values = self.matrices[product.matrix]
+        return values.T.contiguous() if product.turned else values
 
     def reads_spikes(self) -> bool:
         """Whether a product reads the list of the spikes of the step before."""
@@ -79,7 +97,17 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     with torch.no_grad():
         begun = tuple(lying(state) for state in cell.initial_state(one))
         given = step.prologue(*tensors_of(cell).values())
-    parameters = tuple(p.detach().flatten() if p.numel() == 1 else lying(p) for p in given[: step.parameters])
+    channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, whole_image(node.shape)) else 0
+
+    def kept(values: Tensor) -> Tensor:
+        of_channels = (
+            channels and values.numel() == channels == values.shape[-min(values.ndim, len(node.shape))]
+        )
+        if values.numel() == 1 or of_channels:
+            return values.detach().to(dtype).flatten()
+        return lying(values)
+
+    parameters = tuple(kept(values) for values in given[: step.parameters])
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
     start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
     known = truths(step, start)
@@ -115,11 +143,11 @@ class Writer:
         """What stands for neuron j's number: a literal if all are the same, else an array's element."""
         if bool((values == values[0]).all()):
             return self.numbers.literal(float(values[0]), kind)
-        return f"{self.array(name, kind, values)}[j]"
+        return f"{self.array(name, values)}[j]"
 
-    def array(self, name: str, kind: str, values: Tensor) -> str:
+    def array(self, name: str, values: Tensor) -> str:
         """A constant array; gives its name."""
-        whole = f"{self.prefix}_{name}"
+        whole, kind = f"{self.prefix}_{name}", self.numbers.of(self.made.node.name, values)
         self.constants += array(whole, kind, values)
         self.constant_bytes += self.numbers.bytes(kind) * values.numel()
         return whole
@@ -132,7 +160,7 @@ class Writer:
             name: value.args[0] if j in made.known and value.op == "to_float" else value
             for j, (name, value) in enumerate(made.stores.items())
         }
-        body, results = self.numbers.statements(made, stores, self._standing)
+        body, results = self.numbers.statements(made, stores, made.standing)
         for j, name in enumerate(made.step.states):
             truth = j in made.known and not stores[name].boolean
             body.append(f"{self.states[j]}[j] = {f'({results[name]}) != 0' if truth else results[name]};")
@@ -154,26 +182,17 @@ class Writer:
                 lines.append(f"const {kind} {name} = net->{name}_{self.made.index}[j];")
             elif leaf.op == "row":
                 array = f"{self.prefix}_{name}_{self.made.index}"
-                lines.append(f"const {kind} {name} = {array}[j];")
+                lines.append(f"const {kind} {name} = {array}[{self.made.place(name)}];")
         return lines
-
-    def _standing(self, name: str, leaf: Value) -> str:
-        """What stands for a leaf of a step: a name, or a number for all neurons."""
-        if leaf.op == "scalar":
-            at = int(name[name.index("[") + 1 : -1]) if name[0] == "c" else int(name[1 : name.index("[")])
-            number = self.made.step.constants[at] if name[0] == "c" else float(self.made.parameters[at])
-            return self.numbers.literal(number, self.numbers.kind)
-        return name
 
     def prepare(self) -> None:
         """The parameters that are a number for each neuron, the matrices, and what its products need."""
         for i, values in enumerate(self.made.parameters):
             if values.numel() > 1:
-                self.array(f"p{i}_{self.made.index}", self.numbers.kind, values)
-        for matrix, turned in sorted({(p.matrix, p.turned) for p in self.made.products}):
-            values = self.made.matrices[matrix]
-            name = f"m{matrix}{'t' * turned}_{self.made.index}"
-            self.array(name, self.numbers.weight, values.T.contiguous() if turned else values)
+                self.array(f"p{i}_{self.made.index}", values)
+        for product in {(p.matrix, p.turned): p for p in self.made.products}.values():
+            name = f"m{product.matrix}{'t' * product.turned}_{self.made.index}"
+            self.array(name, self.made.weights(product))
         size, kind = self.made.node.size, self.numbers.kind
         for i, product in enumerate(self.made.products):
             self.memory.lasting(f"product{i}_{self.made.index}", kind, size)
@@ -188,7 +207,7 @@ class Writer:
         lines: list[str] = []
         if product.state is None:
             name = f"operand{i}_{made.index}"
-            body, results = self.numbers.statements(made, {"operand": product.operand}, self._standing)
+            body, results = self.numbers.statements(made, {"operand": product.operand}, made.standing)
             value = f"({results['operand']}) != 0" if product.truth else results["operand"]
             operand = f"net->{name}"
             lines += each(

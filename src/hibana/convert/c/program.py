@@ -1,5 +1,6 @@
 """A network as one file of C99 and a header."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from hibana.convert.c import layers
 from hibana.convert.c.memory import FOREVER, Held, Memory
 from hibana.convert.c.neurons import Layer, Writer, layer
-from hibana.convert.c.numbers import Floating, Numbers
+from hibana.convert.c.numbers import Floating, Numbers, Whole
 from hibana.convert.c.ordered import ordered
 from hibana.convert.c.text import array, block, each
 from hibana.convert.graph import Network, Node, read
+from hibana.convert.whole import Quantized
 from hibana.loop.c.source import functions
 from hibana.loop.graph.ops import Unsupported
 
-__all__ = ["CProgram", "Cost", "in_order", "to_c"]
+__all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]
 
 SCORES = ("sum", "max", "last", "first")
 
@@ -105,8 +107,31 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
     if scores not in SCORES:
         raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
-    network = read(net, example)
-    return _Program(network, Floating(network.dtype), name, scores, len(example), str(net)).written()
+    return _program(net, example, name, scores).written()
+
+
+def proved(net: Quantized, example: Tensor) -> torch.dtype:
+    """The dtype that holds all numbers of `net` exactly, for as many steps as `example` has.
+
+    Raises:
+        Unsupported: naming the layer, if a number may not fit in 32 bits, or is no whole one.
+    """
+    program = _program(net, example, "net", "sum")
+    program.written()
+    assert isinstance(program.numbers, Whole)
+    if program.numbers.largest >= 2**53:
+        raise Unsupported("net computes with numbers that no dtype of PyTorch holds exactly")
+    return torch.float32 if program.numbers.largest < 2**24 else torch.float64
+
+
+def _program(net: nn.Module, example: Tensor, name: str, scores: str) -> "_Program":
+    if isinstance(net, Quantized):
+        network = read(net.net, net.whole_input(example))
+        numbers: Numbers = Whole(net.input_range, len(example), net.input_scale, net.output_scale)
+    else:
+        network = read(net, example)
+        numbers = Floating(network.dtype)
+    return _Program(network, numbers, name, scores, len(example), str(net))
 
 
 def in_order(net: nn.Module, example: Tensor) -> nn.Module:
@@ -228,6 +253,7 @@ class _Program:
             if not torch.equal(reads[0].places, reads[1].places):
                 raise Unsupported(f"layer {node.name!r} adds numbers that lie in two orders")
             self._cost(node, node.size, False)
+            self.numbers.passed(node, 1)
             return layers.added_up(node, reads[0], reads[1], written.numbers, kind)
         if node.kind == "scale":
             self._cost(node, node.size, False)
@@ -235,7 +261,9 @@ class _Program:
             return layers.scaled(node, reads[0], written.numbers, kind, factor)
         channels = layers.image_of(node.shape)[0]
         self._cost(node, layers.window_of(node).taps * channels, False)
-        if node.kind == "average":
+        average = node.kind == "average"
+        self.numbers.passed(node, math.prod(layers.window_of(node).kernel) if average else 1)
+        if average:
             return layers.average(node, reads[0], written.numbers, kind)
         lines = layers.maximum(node, reads[0], written.numbers, written.kind, self.numbers.lowest)
         return [*lines, *self._listed(written)]
@@ -277,11 +305,10 @@ class _Program:
         again = any(cost.name == node.name for cost in self.costs)
         over = over or layers.active(read, self.numbers.kind if not read.kind else read.kind)
         if not again:
-            for values in (weights, *([] if bias is None else [bias.detach()])):
-                self.numbers.check(node.name, values)
-            self._constant(names[0], self.numbers.weight, weights)
+            self._constant(names[0], self.numbers.of(node.name, weights), weights)
             if bias is not None:
-                self._constant(names[1], self.numbers.kind, bias)
+                self._constant(names[1], self.numbers.of(node.name, bias), bias)
+            self.numbers.added(node, node.inputs[0], weights, bias)
             if node.kind == "linear":
                 products = read.node.size * node.size
             else:
@@ -298,6 +325,7 @@ class _Program:
     def _neurons(self, node: Node) -> list[str]:
         read = self.held[node.inputs[0]]
         made = layer(node, self.at[node], read.places, self.network.dtype)
+        self.numbers.settle(made)
         writer = Writer(made, read, self.numbers, self.memory, self.name)
         held = self.held[node] = Held(node, read.places, self.numbers.kind, writer.states[-1])
         if made.emits_spikes:
@@ -328,6 +356,7 @@ class _Program:
         """Adds what the network put out to the scores."""
         size, out = self.network.output.size, self._out("i")
         scores = self.memory.lasting("scores", self.numbers.kind, size)
+        self.numbers.summed(self.network.output, self.steps if self.scores == "sum" else 1)
         lowest = self.numbers.lowest if self.scores == "max" else "0"
         self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
@@ -465,6 +494,8 @@ class _Program:
 
     def _remarks(self) -> list[str]:
         lines = []
+        if self.numbers.remarks:
+            lines += ["", *(f"   {_comment(remark)}" for remark in self.numbers.remarks)]
         if self.still and len(self.still) > 1:
             names = ", ".join(_comment(node.name) for node in self.network.still[1:])
             lines += ["", f"   An input that stays the same (0 given) costs nothing again in {names}."]
