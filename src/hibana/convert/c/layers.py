@@ -158,7 +158,7 @@ def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: s
     to = f"pixels[{_output('ty', window.stride[0])}][{_output('tx', window.stride[1])}][{group}][o]"
     added = each("o", of_group, [f"{to} += {times}{weights}[c][ky][kx][o];"])
     sides = f"[{width}][{module.groups}][{of_group}]"
-    lines.append(f"{real} (*const pixels){sides} = ({real}(*){sides}){out};")
+    lines.append(f"{real} (*const pixels){sides} = ({real} (*){sides}){out};")
     lines += block(over.head, [*over.begins, *_place(held, node), *_taps(window, added)])
     if bias:
         inside = each("o", outputs, [f"{out}[p + o] += {bias}[o];"])
@@ -260,7 +260,7 @@ def _view(held: Held, node: Node, shape: Sequence[int], name: str, kind: str, vi
     last = held.channels_last(node.seen[0])
     sides = f"[{width}][{channels}]" if last else f"[{height}][{width}]"
     const = "const " if view == "image" else ""
-    declared = f"{const}{kind} (*const {view}){sides} = ({const}{kind}(*){sides}){name};"
+    declared = f"{const}{kind} (*const {view}){sides} = ({const}{kind} (*){sides}){name};"
     return declared, lambda y, x: f"{view}[{y}][{x}][c]" if last else f"{view}[c][{y}][{x}]"
 
 

@@ -216,7 +216,6 @@ def _ends(values: Tensor) -> Bounds:
 
 _GUARDS = (
     "#include <float.h>",
-    "#include <math.h>",
     "",
     "/* A product and a sum rounded once would give other spikes than PyTorch's. */",
     "#if defined(__FAST_MATH__)",

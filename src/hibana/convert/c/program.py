@@ -383,7 +383,10 @@ class _Program:
     def _source(self, first: list[str], events: list[str], still: list[str], go: list[str]) -> list[str]:
         name, state, kind = self.name, f"{self.name}_state *net", self.numbers.kind
         inputs, outputs = f"{name.upper()}_INPUTS", f"{name.upper()}_OUTPUTS"
-        lines = [*self._comment(), "", f'#include "{name}.h"', *self.numbers.guards, "", *self.constants, ""]
+        body = [*self.constants, *first, *events, *still, *go, *self.resets]
+        library = ["#include <math.h>"] if any(_OF_MATH.search(line) for line in body) else []
+        included = [f'#include "{name}.h"', *library, *self.numbers.guards]
+        lines = [*self._comment(), "", *included, "", *self.constants, ""]
         if still:
             lines += [*block(f"static void {name}_still({state})", still), ""]
             first, events = [*first, f"{name}_still(net);"], [*events, f"{name}_still(net);"]
@@ -508,6 +511,8 @@ class _Program:
         return lines
 
 
+_OF_MATH = re.compile(r"\b(?:INFINITY|NAN|[a-z]+[a-z0-9]*\()")
+"""What of a line math.h has: its numbers, and all calls but those of the program's own."""
 _SCORED = {
     "sum": "The sum of what was put out",
     "max": "The most that was put out",
