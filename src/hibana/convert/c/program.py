@@ -41,6 +41,21 @@ class Cost:
     """Whether each of the additions is of a product."""
     dense: int
     """Products of the dense layer of this shape."""
+    source: str
+    """The layer whose numbers it goes over: the neurons below, or itself if they are recurrent."""
+    size: int
+    """How many numbers that has."""
+
+
+@dataclass(frozen=True)
+class Spiking:
+    """A layer of neurons that spike, as it can be looked at after a step."""
+
+    name: str
+    what: str
+    neurons: int
+    array: str
+    """The array of a byte for each neuron, 1 where it spiked, in the order in which they lie."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,14 @@ class CProgram:
     """C's type of potentials,"""
     input: str
     """and of what goes in."""
+    inputs: int
+    outputs: int
     constant_bytes: int
     """Of weights and other constants."""
     changing_bytes: int
     """Of the struct: states, and what is needed between two layers."""
     costs: tuple[Cost, ...]
+    spiking: tuple[Spiking, ...]
     functions: tuple[str, ...]
     """Functions of math.h whose last bit may be another than PyTorch's."""
 
@@ -171,6 +189,7 @@ class _Program:
         self.constants: list[str] = []
         self.constant_bytes = 0
         self.costs: list[Cost] = []
+        self.spiking: list[Spiking] = []
         self.functions: set[str] = set()
         self.resets: list[str] = []
 
@@ -199,9 +218,12 @@ class _Program:
             "\n".join(self._header(fields)) + "\n",
             self.numbers.kind,
             self.numbers.input,
+            self.network.input.size,
+            self.network.output.size,
             self.constant_bytes,
             self.memory.bytes(),
             tuple(self.costs),
+            tuple(self.spiking),
             tuple(sorted(self.functions)),
         )
 
@@ -330,6 +352,7 @@ class _Program:
         held = self.held[node] = Held(node, read.places, self.numbers.kind, writer.states[-1])
         if made.emits_spikes:
             held.kind = "uint8_t"
+            self.spiking.append(Spiking(node.name, _what(node), node.size, held.numbers))
             self._list(held, made.reads_spikes())
         writer.prepare()
         self.resets += writer.reset()
@@ -343,13 +366,33 @@ class _Program:
         rate = node.density if made.emits_spikes else 1.0
         own = made.operations * node.size
         self.costs.append(
-            Cost(node.name, _what(node), node.size, own + products, own + rate * products, False, products)
+            Cost(
+                node.name,
+                _what(node),
+                node.size,
+                own + products,
+                own + rate * products,
+                False,
+                products,
+                node.name,
+                node.size,
+            )
         )
         return lines
 
     def _cost(self, node: Node, additions: int, valued: bool, density: float = 1.0, dense: int = 0) -> None:
         self.costs.append(
-            Cost(node.name, _what(node), node.size, additions, density * additions, valued, dense)
+            Cost(
+                node.name,
+                _what(node),
+                node.size,
+                additions,
+                density * additions,
+                valued,
+                dense,
+                _neurons_below(node).name,
+                node.inputs[0].size,
+            )
         )
 
     def _scored(self) -> list[str]:
@@ -519,6 +562,12 @@ _SCORED = {
     "last": "What was put out last",
     "first": "Minus the steps before the first spike",
 }
+
+
+def _neurons_below(node: Node) -> Node:
+    """The nearest neurons, or the input, that `node` reads."""
+    below = node.inputs[0]
+    return below if below.kind in ("neurons", "input") else _neurons_below(below)
 
 
 def _what(node: Node) -> str:

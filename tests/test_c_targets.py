@@ -1,0 +1,47 @@
+"""The same spikes on every target."""
+
+import torch
+from torch import nn
+
+import hibana as hb
+from c_targets import in_qemu, in_wasmtime, needs_qemu, needs_wasmtime, needs_zig
+from hibana.convert import in_order, to_c
+
+
+def network():
+    return nn.Sequential(
+        nn.Linear(7, 9), hb.LIF(tau=3.0, threshold=0.3), nn.Unflatten(2, (1, 9)),
+        hb.EachStep(nn.Conv1d(1, 3, 3)), hb.IF(0.1), nn.Flatten(2), nn.Linear(21, 4), hb.LI(),
+    ).eval()  # fmt: skip
+
+
+def wanted(net, inputs):
+    """The program, what it is given, and what it has to put out, in floats and in whole numbers."""
+    small, _ = hb.quantize(net, inputs)
+    whole = small.whole_input(inputs)
+    with torch.no_grad():
+        yield to_c(net, inputs), inputs, in_order(net, inputs)(inputs).double()
+        yield to_c(small, inputs), whole, small.net(whole).double()
+
+
+@needs_zig
+@needs_wasmtime
+def test_webassembly_spikes_as_pytorch(tmp_path):
+    for program, given, outputs in wanted(network(), torch.rand(6, 3, 7)):
+        assert torch.equal(in_wasmtime(program, tmp_path, given), outputs)
+        assert outputs.count_nonzero() > 0
+
+
+@needs_zig
+@needs_qemu
+def test_a_cortex_m4_spikes_as_pytorch(tmp_path):
+    for program, given, outputs in wanted(network(), torch.rand(6, 3, 7)):
+        assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m4"), outputs)
+
+
+@needs_zig
+@needs_qemu
+def test_a_cortex_m0_adds_and_compares_without_a_library(tmp_path):
+    net = nn.Sequential(nn.Linear(7, 9), hb.IF(0.3), nn.Linear(9, 4), hb.LI())
+    _, (program, given, outputs) = wanted(net, torch.rand(6, 3, 7))
+    assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m0", "eabi"), outputs)
