@@ -36,7 +36,7 @@ def test_webassembly_spikes_as_pytorch(tmp_path):
 @needs_qemu
 def test_a_cortex_m4_spikes_as_pytorch(tmp_path):
     for program, given, outputs in wanted(network(), torch.rand(6, 3, 7)):
-        assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m4"), outputs)
+        assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m4+vfp4d16sp"), outputs)
 
 
 @needs_zig

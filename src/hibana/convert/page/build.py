@@ -54,7 +54,7 @@ def to_page(
 ) -> str:
     """The text of a page that runs `net`, of still images, in the browser: one draws, and watches it spike.
 
-    The network runs in whole numbers (:func:`hibana.quantize`), as WebAssembly that stands in the page. It loads
+    The network runs in whole numbers (:func:`hibana.quantize`), as WebAssembly in the page. It loads
     nothing, and opens from a file.
 
     Args:
