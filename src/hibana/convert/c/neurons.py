@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.cells import Cell
 from hibana.convert.c.layers import Active, numbers, whole_image
 from hibana.convert.c.memory import Held, Memory
 from hibana.convert.c.numbers import Numbers
 from hibana.convert.c.text import array, block, each
 from hibana.convert.graph import Node
-from hibana.layers import OverTime, Recurrent
+from hibana.layers import OverTime, Recurrent, RecurrentCell
 from hibana.loop.c.source import Product, Truths, operations, staged, truths
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import Stores, leaves
@@ -84,7 +83,9 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     """
     module = node.module
     assert isinstance(module, OverTime | Recurrent)
-    cell: Cell = module.step() if isinstance(module, Recurrent) else module.cell
+    cell = module.cell
+    if isinstance(module, Recurrent):
+        cell = RecurrentCell(cell, module.recurrent, 1.0)  # which scales no gradient, for there is none
     one = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
     try:
         step = trace(cell, one.shape, dtype)
