@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
+from benchmarks import grid_report
 from benchmarks.tables import Row
 
 __all__ = ["CASE_TITLES", "NETWORK_TITLES", "PEERS", "TITLES", "draw"]
@@ -272,4 +273,10 @@ def _entries(panels: Any) -> tuple[list[Any], list[str]]:
     return [found[title] for title in ordered], ordered
 
 
-_PICTURES = {"layers": _layers, "networks": _networks, "recurrent": _recurrent, "scaling": _scaling}
+_PICTURES = {
+    "layers": _layers,
+    "networks": _networks,
+    "recurrent": _recurrent,
+    "scaling": _scaling,
+    "grid": grid_report.picture,
+}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pictures, promises, recurrent_report
+from benchmarks import grid_report, pictures, promises, recurrent_report
 from benchmarks.pictures import TITLES
 from benchmarks.tables import Row, bold, grouped, number, table
 
@@ -77,6 +77,7 @@ def _page(
         "recurrent": ("Recurrent", recurrent_report.section),
         "recurrent/memory": ("Memory of a training step of a recurrent network", _memory),
         "scaling": ("Scaling", _scaling),
+        "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),
         "training/recurrent": ("Recurrent networks, trained compiled and by the reference loop", _each_way),
@@ -131,7 +132,9 @@ def _measured_on(abouts: list[Row]) -> str:
 
 def _where(row: Row) -> str:
     return ", ".join(
-        str(row[key]) for key in ("size", "shape", "case", "network", "rate", "contender") if key in row
+        str(row[key])
+        for key in ("size", "batch", "shape", "case", "network", "rate", "density", "contender")
+        if key in row
     )
 
 

@@ -19,8 +19,8 @@ from benchmarks import environment
 
 __all__ = ["main", "wanted"]
 
-PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "training", "gpu")
-_ASKED_FOR = ("training", "gpu")
+PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "grid", "training", "gpu")
+_ASKED_FOR = ("grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[part for part in PARTS if part not in _ASKED_FOR],
         metavar="PART",
-        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; all but training and gpu",
+        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; "
+        f"all but {', '.join(_ASKED_FOR)}",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run at all")
     parser.add_argument("--list", action="store_true", help="name the jobs that would run")
@@ -74,6 +75,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     from benchmarks import (
         compiling,
         gpu,
+        grid,
         layers,
         networks,
         recurrent,
@@ -82,7 +84,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         training,
     )
 
-    parts = (layers, networks, recurrent, scaling, compiling, training, recurrent_training, gpu)
+    parts = (layers, networks, recurrent, scaling, compiling, grid, training, recurrent_training, gpu)
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 

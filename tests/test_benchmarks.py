@@ -113,6 +113,33 @@ def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_pa
     assert "**Not timed:** 16x65536, box, hibana: s differ" in page
 
 
+def test_the_grid_counts_what_is_slower_than_torch(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    cell = {"size": "linear 64", "batch": 1, "said": "dense: why"}
+    times = {("forward", 0.1): 0.5, ("forward", 1.0): 1.04, ("training", 0.1): 1.06, ("training", 1.0): 2.0}
+    rows = [
+        {**cell, "pass": kind, "density": density, "contender": who, "ms": ms}
+        for (kind, density), ratio in times.items()
+        for who, ms in (("torch", 2.0), ("hibana", 2.0 * ratio))
+    ]
+    _written(tmp_path, {"grid/linear/64": rows})
+    page = report.write(tmp_path)
+    assert "| forward | 2 | 0 (0%) | 0.50 |" in page
+    assert "| training | 2 | 2 (100%) | 1.06 |" in page
+    assert "| linear 64 | 1 | 100% | training | 2.00 | dense: why |" in page
+    assert (tmp_path / "benchmarks" / "grid.png").stat().st_size > 1000
+
+
+def test_a_cell_of_the_grid_times_both_layers():
+    grid = pytest.importorskip("benchmarks.grid")
+    rows = grid.jobs(quick=True)["grid/linear/64"]()
+    assert [(row["pass"], row["contender"]) for row in rows[:4]] == [
+        (kind, who) for kind in ("forward", "training") for who in ("torch", "hibana")
+    ]
+    assert {row["density"] for row in rows} == {0.01, 1.0}
+    assert all(row["ms"] > 0 for row in rows)
+
+
 def test_pages_of_several_machines_lie_side_by_side_and_name_each_other(tmp_path: Path):
     report = pytest.importorskip("benchmarks.report")
     row = {"what": "import hibana, after import torch", "s": 0.1}

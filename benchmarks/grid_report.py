@@ -1,0 +1,73 @@
+"""The part of the report about the grid of layers: how many cells are slower than torch, and a picture."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.colors import LogNorm
+
+from benchmarks.grid import SLOWER
+from benchmarks.tables import Row, grouped, number, table
+
+__all__ = ["picture", "section"]
+
+_PASSES = ("forward", "training")
+_SHOWN = 12
+"""Of the slowest cells."""
+
+
+def section(rows: list[Row]) -> Iterable[str]:
+    """How many cells of each pass are slower, by how much, and the slowest of them."""
+    yield (
+        'Spikes into a layer of torch and into hibana\'s in mode `"auto"`, four steps of each batch joined; '
+        "the least of at least seven calls in turn. Below 1, red in the picture, hibana is faster. What "
+        "takes torch less than a millisecond is left to it, and then differs by what a call costs.\n"
+    )
+    ratios = _ratios(rows)
+    lines = []
+    for kind in _PASSES:
+        of = [ratio for (*_, which), (ratio, _) in ratios.items() if which == kind]
+        slower = sum(ratio > SLOWER for ratio in of)
+        shares = [number(float(q)) for q in np.quantile(of, (0.0, 0.25, 0.5, 0.75, 1.0))] if of else []
+        lines.append([kind, str(len(of)), f"{slower} ({slower / max(1, len(of)):.0%})", *shares])
+    yield from table(["pass", "cells", "slower than torch by 5%", "least", "", "median", "", "most"], lines)
+    worst = sorted(ratios.items(), key=lambda item: -item[1][0])[:_SHOWN]
+    lines = [
+        [size, str(batch), f"{density:.0%}", kind, number(ratio), said]
+        for (size, batch, density, kind), (ratio, said) in worst
+    ]
+    yield "The slowest cells, and what was chosen:\n"
+    yield from table(["layer", "batch", "density", "pass", "to torch", "said"], lines)
+
+
+def picture(rows: list[Row]) -> Any:
+    """Each cell's ratio to torch's time as a colour: a panel a pass, a line a layer and batch."""
+    ratios = _ratios(rows)
+    densities = sorted({density for _, _, density, _ in ratios})
+    lines = list(dict.fromkeys((size, batch) for size, batch, _, _ in ratios))
+    figure, panels = plt.subplots(1, 2, figsize=(8, 0.6 + 0.14 * len(lines)), sharey=True, squeeze=False)
+    for panel, kind in zip(panels[0], _PASSES, strict=True):
+        values = np.full((len(lines), len(densities)), np.nan)
+        for (size, batch, density, which), (ratio, _) in ratios.items():
+            if which == kind:
+                values[lines.index((size, batch)), densities.index(density)] = ratio
+        drawn = panel.imshow(values, aspect="auto", cmap="RdBu", norm=LogNorm(1 / 8, 8))
+        panel.set_title(kind)
+        panel.set_xticks(range(len(densities)), [f"{density:.0%}" for density in densities])
+        panel.set_xlabel("spikes")
+    panels[0][0].set_yticks(
+        range(len(lines)), [f"{size}, batch {batch}" for size, batch in lines], fontsize=5
+    )
+    figure.colorbar(drawn, ax=panels[0].tolist(), label="time to torch's", shrink=0.5)
+    return figure
+
+
+def _ratios(rows: list[Row]) -> dict[tuple[str, int, float, str], tuple[float, str]]:
+    """Hibana's time to torch's, and what was chosen, by layer, batch, density and pass."""
+    groups = grouped([row for row in rows if "ms" in row], "size", "batch", "density", "pass")
+    return {
+        (size, batch, density, kind): (group["hibana"]["ms"] / group["torch"]["ms"], group["hibana"]["said"])
+        for (size, batch, density, kind), group in groups.items()
+        if {"hibana", "torch"} <= group.keys()
+    }
