@@ -272,7 +272,7 @@ def test_convert_goes_to_nir_and_on_to_a_program(trained, tmp_path, capsys):
 def test_convert_refuses(trained, tmp_path, capsys):
     pytest.importorskip("nir", reason="the extra nir is not installed")
     checkpoint = trained[0] / "checkpoint.ckpt"
-    assert "must end in .c, .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
+    assert ".c, .html, .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
     assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
     assert "no file" in refused(capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2")
     assert "dt must be positive" in refused(capsys, "convert", checkpoint, tmp_path / "x.nir", "--dt", "-1")
@@ -310,3 +310,10 @@ def test_convert_writes_c_in_whole_numbers(trained, tmp_path, capsys):
     assert "No number overflows within 4 steps" in header
     assert "bits must be" in refused(capsys, "convert", checkpoint, tmp_path / "no.c", "--bits", "9")
     assert not (tmp_path / "no.c").exists()
+
+
+def test_convert_writes_a_page(trained, tmp_path, capsys):
+    pytest.importorskip("ziglang", reason="the extra page is not installed")
+    target = tmp_path / "page.html"
+    assert main(["convert", str(trained[0] / "checkpoint.ckpt"), str(target)]) == 0
+    assert "<title>hibana: digits</title>" in target.read_text(encoding="utf-8")

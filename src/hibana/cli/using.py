@@ -131,7 +131,8 @@ def convert(
 
     Args:
         source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
-        target: a NIR file (.nir), C (.c), or a program for PyTorch alone (.pt2).
+        target: a NIR file (.nir), C (.c), a page that one draws to (.html), or a program for PyTorch alone
+            (.pt2).
         dt: time step in seconds; the source's own if there is none, else 1e-4.
         steps: how many steps a program runs; as trained if there is none.
         bits: C in whole numbers, with weights of 2 to 8 bits; in floats if there is none.
@@ -145,14 +146,16 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):
             raise ValueError(f"target must lie in a folder that can be written, got {target}")
-        if target.suffix not in (".c", ".nir", ".pt2"):
-            raise ValueError(f"target must end in .c, .nir or .pt2, got {target}")
+        if target.suffix not in (".c", ".html", ".nir", ".pt2"):
+            raise ValueError(f"target must end in .c, .html, .nir or .pt2, got {target}")
         with doing(f"reading {source}"):
             net, shape, trained, model = _network(source, dt, trust)
         if target.suffix == ".nir":
             _write_nir(net, target, dt, shape)
         elif target.suffix == ".pt2":
             _write_program(net, target, shape, steps or trained)
+        elif target.suffix == ".html":
+            _write_page(model, target, bits)
         else:
             _write_c(net, model, target, shape, steps, bits, (ram, flash))
     for warning in lost:
@@ -214,6 +217,17 @@ def _write_c(
     program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")
+
+
+def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> None:
+    from hibana.convert.files import write_whole
+    from hibana.convert.page import to_page
+
+    if model is None:
+        raise ValueError("a page needs samples to show, which a graph has none of; take a checkpoint")
+    title, scores = f"hibana: {model.settings.data}", _SCORES.get(model.settings.loss, "sum")
+    page = to_page(model.net, _shown(model), title=title, scores=scores, bits=8 if bits is None else bits)
+    write_whole({target: page})
 
 
 def _shown(model: "Classifier") -> "Tensor":

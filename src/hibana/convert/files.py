@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.convert.c import CProgram, to_c
 
-__all__ = ["check_budget", "write_c"]
+__all__ = ["check_budget", "write_c", "write_whole"]
 
 
 def write_c(
@@ -35,11 +35,15 @@ def write_c(
     """
     program = to_c(net, example, name=target.stem, scores=scores)
     check_budget(program, ram, flash)
-    files = {target: program.source, target.with_suffix(".h"): program.header}
+    write_whole({target: program.source, target.with_suffix(".h"): program.header})
+    return program
+
+
+def write_whole(files: dict[Path, str]) -> None:
+    """Writes texts to their paths, each whole; none before all of them are on the disk."""
     parts = [(_beside(path, text), path) for path, text in files.items()]
     for part, path in parts:
         part.replace(path)
-    return program
 
 
 def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
@@ -61,7 +65,7 @@ def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
 def _beside(path: Path, text: str) -> Path:
     """A file with `text` in the folder of `path`, to be put in its place."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     part = Path(name)
     part.chmod(0o666 & ~_umask())

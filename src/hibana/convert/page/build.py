@@ -108,7 +108,6 @@ def _described(program: CProgram, net: Quantized, example: Tensor, same: float) 
         "layers": [
             {
                 "name": layer.name,
-                "what": layer.what,
                 "neurons": layer.neurons,
                 "columns": _columns(layer.neurons),
             }
@@ -125,7 +124,7 @@ def _described(program: CProgram, net: Quantized, example: Tensor, same: float) 
 
 def _columns(neurons: int) -> int:
     """How many neurons stand in a row of the picture of a layer."""
-    return max(8, math.ceil(math.sqrt(neurons * 2)))
+    return max(8, math.ceil(math.sqrt(neurons * 4)))
 
 
 def webassembly(program: CProgram) -> bytes:
