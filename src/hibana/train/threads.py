@@ -48,7 +48,7 @@ def work(model: Classifier, samples: DataSet) -> float:
         for module in model.net.modules()
         if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim > 1
     ]
-    shown = first(samples)[:1]
+    shown = first(samples)[0][:1]
     try:
         outputs = model.net(model.encode(shown))
     finally:
