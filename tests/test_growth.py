@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.loop import programs
+from hibana.loop import compiling, programs
 from hibana.loop.cpu import kernels as cpu
 from hibana.loop.shared import Bounded
 
@@ -54,7 +54,7 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
     def never(*arguments, **named):
         raise AssertionError("planned or written again")
 
-    monkeypatch.setattr(programs, "make_plan", never)
+    monkeypatch.setattr(compiling, "make_plan", never)
     monkeypatch.setattr(cpu, "forward_source", never)
     monkeypatch.setattr(cpu, "backward_source", never)
     for tau in (3.0, 4.5):
@@ -70,7 +70,7 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
 
 def test_what_is_let_go_still_serves_a_backward_that_is_to_come(monkeypatch):
     monkeypatch.setattr(programs, "_SHARED", Bounded(2))
-    monkeypatch.setattr(programs, "_BY_STRUCTURE", Bounded(1))
+    monkeypatch.setattr(compiling, "_BY_STRUCTURE", Bounded(1))
     monkeypatch.setattr(programs, "CALLS", 1)
     monkeypatch.setattr(cpu, "SHAPES", 1)
     cells = [hb.IFCell(0.4), hb.LIFCell(3.0, threshold=0.3), hb.ALIFCell(), hb.IFCell(0.7), hb.QIFCell()]

@@ -1,4 +1,4 @@
-"""Every Python block of every Markdown page runs, in order, in one namespace a page.
+"""Every Python block of every Markdown page runs, in order, in one namespace a page; it prints what is shown.
 
 A page that begins with ``<!-- needs: MODULE -->`` is left out where the module is not installed. In an
 environment with the other libraries that ``docs/coming-from/`` compares with:
@@ -9,8 +9,11 @@ environment with the other libraries that ``docs/coming-from/`` compares with:
 """
 
 import ast
+import contextlib
 import doctest
 import importlib.util
+import io
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 NEEDS = re.compile(r"<!-- needs: (?P<module>\w+) -->\n")
+MEASURED = "<!-- measured -->"
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -50,14 +54,58 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 def run(page):
     namespace = {"__name__": "__main__"}
-    for code, line in blocks(page, "python"):
+    for code, line, shown in examples(page):
         if code.lstrip().startswith(">>>"):
-            examples = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
+            examples_ = doctest.DocTestParser().get_doctest(code, namespace, page.name, str(page), line)
             runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-            assert runner.run(examples, clear_globs=False).failed == 0
-            namespace.update(examples.globs)
-        else:
+            assert runner.run(examples_, clear_globs=False).failed == 0
+            namespace.update(examples_.globs)
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
+        if shown is not None:
+            text, measured = shown
+            compare(printed.getvalue(), text, f"{page}:{line}", measured)
+
+
+def examples(page):
+    """Each block of Python, its line, and the text right below it, if any, and whether it was measured."""
+    text = page.read_text(encoding="utf-8")
+    fences = list(FENCE.finditer(text))
+    for fence, below in itertools.zip_longest(fences, fences[1:]):
+        if fence["language"] == "python":
+            between = text[fence.end() : below.start()].strip() if below else None
+            joined = between in ("", MEASURED) and below["language"] == "text"
+            shown = (below["code"], between == MEASURED) if joined else None
+            yield fence["code"], text.count("\n", 0, fence.start("code")), shown
+
+
+def compare(printed, shown, where, measured=False):
+    """Holds what a block printed against what is shown below it, where ``...`` is anything.
+
+    Of what was `measured` on another machine all but the numbers are compared.
+    """
+    if measured:
+        printed, shown = (re.sub(r"\d[\d.]*", "0", text) for text in (printed, shown))
+    checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if not checker.check_output(shown, printed, options):
+        wanted = doctest.Example("", shown)
+        raise AssertionError(f"{where}: {checker.output_difference(wanted, printed, options)}")
+
+
+def test_a_block_that_shows_something_else_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
+    with pytest.raises(AssertionError, match=r"(?s)Expected:.*3.*Got:.*2"):
+        run(page)
+    page.write_text("```python\nprint(1 + 1, 0.25)\n```\n\n```text\n2 ...\n```\n")
+    run(page)
+    page.write_text(f"```python\nprint('2.5 ms')\n```\n\n{MEASURED}\n```text\n31 ms\n```\n")
+    run(page)
+    page.write_text(f"```python\nprint('2.5 ms')\n```\n\n{MEASURED}\n```text\n31 s\n```\n")
+    with pytest.raises(AssertionError, match=r"(?s)Expected:.*0 s.*Got:.*0 ms"):
+        run(page)
 
 
 @pytest.mark.parametrize("name", ["README", "docs/start"])

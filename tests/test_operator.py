@@ -16,7 +16,7 @@ import hibana as hb
 import hibana.loop.operator  # what a traced call would load
 from hibana.loop import programs
 from hibana.loop.graph import serial
-from hibana.loop.graph.trace import tensors_of
+from hibana.loop.tensors import tensors_of
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function

@@ -4,9 +4,10 @@ import torch
 from torch.nn.functional import pad
 
 from hibana.loop.backend import Backend, Kernels
-from hibana.loop.eager import in_torch, unpacked
+from hibana.loop.eager import in_torch
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
+from hibana.loop.packed import unpacked
 
 
 class TorchKernels(Kernels):

@@ -5,12 +5,17 @@ This module rewrites networks that others trained: :func:`from_ann` puts neurons
 Nothing is trained here.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hibana.convert.ann import from_ann
-from hibana.convert.c import CProgram, in_order, to_c
 from hibana.convert.program import export
 from hibana.convert.quantized import Quantization, quantization_aware, quantize
 from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
 from hibana.convert.whole import Quantized
+
+if TYPE_CHECKING:
+    from hibana.convert.c import CProgram, in_order, to_c
 
 __all__ = [
     "CProgram",
@@ -26,3 +31,12 @@ __all__ = [
     "quantize",
     "to_c",
 ]
+
+_IN_C = ("CProgram", "in_order", "to_c")
+"""What is loaded when it is first touched."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _IN_C:
+        return getattr(importlib.import_module("hibana.convert.c"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,9 +15,9 @@ from hibana.loop import ambient, autograd, backends, programs, reference
 from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.explain import explain
 from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.trace import tensors_of
 from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
+from hibana.loop.tensors import tensors_of
 
 __all__ = [
     "SlowPathWarning",

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import BackwardArguments
-from hibana.loop.eager import in_torch, unpacked
+from hibana.loop.eager import in_torch
 from hibana.loop.graph.part import Part, filled, places_in
 from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step, Value
+from hibana.loop.packed import unpacked
 
 __all__ = ["Absences", "Found", "without"]
 

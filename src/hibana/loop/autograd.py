@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +10,18 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import differentiated_once
-from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.trace import tensors_of
-from hibana.loop.programs import Program
 from hibana.loop.strides import in_callers_order, inverse, memory_order, step_back, step_in, steps_contiguous
+from hibana.loop.tensors import tensors_of
+
+if TYPE_CHECKING:
+    from hibana.loop.compiling import Program
+    from hibana.loop.graph.plan import Plan
 
 __all__ = ["RunSpecification", "from_rest", "go", "run", "wants_gradient"]
 
 
 def run(
-    program: Program, cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
+    program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
 
@@ -44,8 +46,8 @@ def run(
 class RunSpecification(NamedTuple):
     """All about a run but its tensors; by default, a run over contiguous inputs from rest."""
 
-    program: Program
-    plan: Plan
+    program: "Program"
+    plan: "Plan"
     """What is kept, if a gradient is wanted."""
     shape: torch.Size
     """Of the inputs, in the order in which they lie in memory."""
@@ -60,7 +62,7 @@ class RunSpecification(NamedTuple):
     """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
 
 
-def from_rest(program: Program, inputs: Tensor, ends: bool) -> RunSpecification:
+def from_rest(program: "Program", inputs: Tensor, ends: bool) -> RunSpecification:
     """How contiguous `inputs` are run from rest, for a cell without tensors."""
     shape = inputs.shape
     plan = program.kernels.plan_for(shape)

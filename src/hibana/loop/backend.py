@@ -9,13 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from hibana.loop.graph.plan import Plan
-from hibana.loop.graph.step import Step
+if TYPE_CHECKING:
+    from hibana.loop.graph.plan import Plan
+    from hibana.loop.graph.step import Step
 
 __all__ = [
     "Backend",
@@ -44,7 +45,7 @@ class ForwardArguments(NamedTuple):
     """The states begun with; None for zeros."""
     parameters: Sequence[Tensor]
     """Of the step: a number, or one per neuron; then its matrices."""
-    plan: Plan | None
+    plan: "Plan | None"
     """Whose residuals are kept, if it is given."""
     ends: bool = True
     """Whether the last states are wanted."""
@@ -55,7 +56,7 @@ class ForwardArguments(NamedTuple):
 class BackwardArguments(NamedTuple):
     """What a backward is given."""
 
-    plan: Plan
+    plan: "Plan"
     shape: torch.Size
     """Of the sequences, ``[T, ...]``."""
     inputs: Tensor | None
@@ -88,14 +89,14 @@ class Kernels(ABC):
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     approximate: tuple[str, ...] = ()
     """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
-    step: Step
-    plan: Plan
-    recomputing: Plan | None = None
+    step: "Step"
+    plan: "Plan"
+    recomputing: "Plan | None" = None
     """The plan for sequences so long that the backward recomputes them, in tiles; None if there is none."""
     dtype: torch.dtype
 
     @abstractmethod
-    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+    def __init__(self, step: "Step", plan: "Plan", dtype: torch.dtype) -> None:
         """Raises ``Unsupported`` if the step computes what can't be had here."""
 
     @staticmethod
@@ -103,7 +104,7 @@ class Kernels(ABC):
         """The kind of device whose PyTorch the numbers equal."""
         return "cpu"
 
-    def alike(self, step: Step) -> Self:
+    def alike(self, step: "Step") -> Self:
         """The kernels of `step`, which is this one's but for its constants: the same code."""
         kernels = copy(self)
         kernels.step = step
@@ -128,11 +129,11 @@ class Kernels(ABC):
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
         """Raises ``Unsupported`` if steps of `shape` can't be served."""
 
-    def plan_for(self, shape: torch.Size) -> Plan:
+    def plan_for(self, shape: torch.Size) -> "Plan":
         """The plan for sequences of `shape`."""
         return self.plan
 
-    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+    def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:
         """What runs sequences of `shape` from rest without Python; None if there is nothing that does.
 
         It keeps what `plan` says for the gradient, which it gives.

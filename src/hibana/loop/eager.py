@@ -10,13 +10,7 @@ from torch.nn import functional
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
 
-__all__ = ["function_of", "in_torch", "unpacked"]
-
-
-def unpacked(bits: Tensor, count: int) -> Tensor:
-    """The first `count` of each row of bits as 0 and 1, eight to a byte, the lowest bit first."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count]
+__all__ = ["function_of", "in_torch"]
 
 
 def in_torch(

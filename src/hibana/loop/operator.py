@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
+from hibana.loop.compiling import Program, program_of
 from hibana.loop.graph import serial
 from hibana.loop.graph.fingerprint import NOT_HYPER
 from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.trace import tensors_of
-from hibana.loop.programs import Program, program, program_of
+from hibana.loop.programs import program
 from hibana.loop.slow import said_once
 from hibana.loop.strides import steps_contiguous
+from hibana.loop.tensors import tensors_of
 
 __all__ = ["serving"]
 

@@ -6,18 +6,21 @@ product with bits is what :mod:`hibana.events` does sooner than a dense one: it 
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hibana.loop.eager import unpacked
-from hibana.loop.graph.synapses import Operand
+from hibana.loop.packed import unpacked
+
+if TYPE_CHECKING:
+    from hibana.loop.graph.synapses import Operand
 
 __all__ = ["over_time"]
 
 
-def over_time(operand: Operand, residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
+def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
     """``left^T right`` of the pair that `operand` is of, over samples and time.
 
     Args:

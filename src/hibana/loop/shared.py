@@ -1,16 +1,12 @@
-"""What programs are shared by, and the caches they are kept in, which are bounded and serve many threads.
+"""The caches that what is shared is kept in, which are bounded and serve many threads.
 
 Nothing that a cache lets go is lost to who runs it: programs hold their kernels, and these their code.
 """
 
-from collections.abc import Iterable
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from hibana.loop.graph.plan import reachable
-from hibana.loop.graph.step import Step, Value
-
-__all__ = ["Bounded", "structure"]
+__all__ = ["Bounded"]
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
@@ -33,18 +29,3 @@ class Bounded(dict[Key, Entry]):
             super().__setitem__(key, entry)
             while len(self) > self.size:
                 del self[next(iter(self))]
-
-
-def structure(step: Step) -> tuple[Any, ...]:
-    """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
-    sides = [side for pair in step.outer for side in pair]
-    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *sides)
-    values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
-    place = {value: i for i, value in enumerate(values)}
-
-    def places(of: Iterable[Value | None]) -> tuple[int | None, ...]:
-        return tuple(None if value is None else place[value] for value in of)
-
-    said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
-    counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
-    return step.states, said, places(step.nexts), places(gradients), counts

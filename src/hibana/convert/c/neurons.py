@@ -15,7 +15,8 @@ from hibana.loop.c.source import Product, Truths, operations, staged, truths
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.passes import Stores, leaves
 from hibana.loop.graph.step import Step, Value
-from hibana.loop.graph.trace import tensors_of, trace
+from hibana.loop.graph.trace import trace
+from hibana.loop.tensors import tensors_of
 
 __all__ = ["Layer", "layer"]
 

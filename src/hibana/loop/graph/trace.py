@@ -19,8 +19,9 @@ from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.reading import Reading
 from hibana.loop.graph.recorder import joint_graph
 from hibana.loop.graph.step import Step
+from hibana.loop.tensors import shape_class, tensors_of
 
-__all__ = ["shape_class", "tensors_of", "trace"]
+__all__ = ["trace"]
 
 
 def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
@@ -72,33 +73,3 @@ def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
 def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
     """`shape` with each dimension replaced by `size` that no tensor of the cell has a say in."""
     return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))
-
-
-def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
-    """`shape` with -1 for each dimension that no tensor of the cell has a say in.
-
-    A tensor that does not broadcast to a step is a matrix, or a part of one: the last dimension alone, that
-    of the neurons, is its matter.
-    """
-    fixed = [-1] * len(shape)
-    for tensor in tensors.values():
-        if not _broadcasts(tensor.shape, shape):
-            fixed[-1:] = shape[-1:]
-            continue
-        for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
-            if size > 1:
-                fixed[dimension] = shape[dimension]
-    return tuple(fixed)
-
-
-def _broadcasts(one: torch.Size, shape: torch.Size) -> bool:
-    return len(one) <= len(shape) and all(
-        a in (1, b) for a, b in zip(reversed(one), reversed(shape), strict=False)
-    )
-
-
-def tensors_of(cell: Cell) -> dict[str, Tensor]:
-    """The parameters and buffers of `cell`, by name."""
-    if not (cell._parameters or cell._buffers or cell._modules):
-        return {}
-    return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}

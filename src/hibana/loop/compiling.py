@@ -1,0 +1,108 @@
+"""One step compiled: traced, planned, and given a backend's kernels.
+
+It is loaded with the first step that is compiled, for it takes a while.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.loop.absent import Absences
+from hibana.loop.backend import Kernels, kernels_of
+from hibana.loop.graph.bounds import takes_zeros
+from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.plan import Plan, make_plan, reachable
+from hibana.loop.graph.step import Step, Value
+from hibana.loop.graph.synapses import needed
+from hibana.loop.graph.trace import trace
+from hibana.loop.shared import Bounded
+from hibana.loop.strides import inverse, step_in
+
+__all__ = ["Program", "compiled", "program_of", "structure"]
+
+STRUCTURES = 256
+_BY_STRUCTURE: Bounded[object, tuple[Step, Kernels]] = Bounded(STRUCTURES)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One step, compiled for one shape, dtype and device."""
+
+    step: Step
+    plan: Plan
+    kernels: Kernels
+    at_rest: tuple[None, ...]
+    """The state begun with, where it is zeros that need not be written out."""
+    absences: Absences
+    takes_zeros: bool = True
+    """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
+
+    def parameters(
+        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
+    ) -> list[Tensor]:
+        """What the kernels take for the cell's tensors: a number, or one per neuron; then the matrices.
+
+        `inputs` are given in the `order` in which they lie in memory.
+        """
+        if not (self.step.parameters or self.step.matrices):
+            return []
+        one = inputs.shape[1:]
+        shape = one if order is None else [one[d - 1] for d in inverse(order)[1:]]
+        with torch.no_grad():
+            values = self.step.prologue(*cell_tensors)
+        dtype, count = self.kernels.dtype, self.step.parameters
+        return [
+            value.to(dtype).resolve_neg()
+            if value.numel() == 1
+            else step_in(order, value.expand(shape).to(dtype))
+            for value in values[:count]
+        ] + [matrix.detach().resolve_neg() for matrix in values[count:]]
+
+
+def program_of(step: Step, kernels: Kernels) -> Program:
+    """The program of `step` with its `kernels`."""
+    zeros = takes_zeros(step)
+    if not zeros:
+        kernels = kernels.alike(step)
+        kernels.recomputing = None  # what a step keeps must be at hand
+    return Program(step, kernels.plan, kernels, (None,) * len(step.states), Absences(step, kernels), zeros)
+
+
+def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
+    """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
+    step = trace(cell, shape, dtype, kernels_of(backend).device())
+    if (step.matrices or step.blank) and not takes_zeros(step):
+        other = "a product" if step.matrices else "an operation without a slope"
+        raise Unsupported(f"a derivative of the step may be infinite, beside {other}")
+    alike = (backend, dtype, structure(step))
+    found = _BY_STRUCTURE.get(alike)
+    if found is None:
+        make = kernels_of(backend, bool(step.matrices))
+        kernels = make(step, make_plan(step, needed(step)), dtype)
+        kernels.check(shape)
+        _BY_STRUCTURE[alike] = step, kernels
+        return step, kernels
+    first, kernels = found  # whose plan speaks of the values of the first step
+    kernels.check(shape)
+    own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
+    step = replace(first, **own)
+    return step, kernels.alike(step)
+
+
+def structure(step: Step) -> tuple[Any, ...]:
+    """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
+    sides = [side for pair in step.outer for side in pair]
+    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *sides)
+    values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
+    place = {value: i for i, value in enumerate(values)}
+
+    def places(of: Iterable[Value | None]) -> tuple[int | None, ...]:
+        return tuple(None if value is None else place[value] for value in of)
+
+    said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
+    counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
+    return step.states, said, places(step.nexts), places(gradients), counts

@@ -1,0 +1,147 @@
+"""What one cell is compiled to, for people: its equations as traced, the backend and why, what is kept."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from hibana.cells import Cell
+from hibana.loop import programs
+from hibana.loop.backend import refusal
+from hibana.loop.explain import REFERENCE
+from hibana.loop.graph.emit import Dialect, statements
+from hibana.loop.graph.ops import OPERATIONS, Unsupported
+from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
+from hibana.loop.graph.plan import Plan, cost_in_bits
+from hibana.loop.graph.step import Step, Value
+from hibana.loop.reference import carried
+from hibana.loop.tensors import tensors_of
+
+__all__ = ["explain_cell"]
+
+MATHEMATICS = Dialect(
+    "mathematics",
+    {**{name: row.said for name, row in OPERATIONS.items()}, "product": "({0} @ {matrix})"},
+    number="{0}",
+)
+
+
+def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu") -> str:
+    """The report on `cell` over steps of `shape`."""
+    name = type(cell).__name__
+    dtype = carried(dtype)  # what kernels compute in
+    if shape is None:
+        shape = _fitting(cell)
+    unserved = f"{name}\n{REFERENCE}"
+    if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
+        return f"{unserved}{reason}\n"
+    try:
+        made = programs.program(cell, backend, torch.Size(shape), dtype)
+    except Unsupported as refused:
+        return f"{unserved}{refused}\n"
+    step, plan = made.step, made.plan
+    bits = plan.bits(torch.finfo(dtype).bits)
+    lines = [
+        f"{name}   state ({', '.join(cell.states)}), emits {cell.states[-1]}",
+        f"backend    {made.kernels.about}",
+        *(
+            [f"numerics   {', '.join(made.kernels.approximate)}: within 2 ulp, not PyTorch's own bits"]
+            if made.kernels.approximate
+            else []
+        ),
+        f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
+        *(
+            f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
+            for v in plan.residuals
+        ),
+        *(
+            ["long       of sequences of 4 MB and more the input instead: the backward recomputes, in tiles"]
+            if made.kernels.recomputing
+            else []
+        ),
+        f"gradient   {_support(step, plan)}",
+        "",
+        "one step ([...] is 1 where true, else 0)",
+        *_equations(step, forward_pass(step, None)),
+        "",
+        "its gradient, from after the step to before it",
+        *_equations(step, backward_pass(step, plan, wants_input=True, constant_input=False)),
+        "",
+        "source, forward",
+        _indented(made.kernels.source("forward")),
+        "source, backward",
+        _indented(made.kernels.source("backward")),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _fitting(cell: Cell) -> tuple[int, ...]:
+    """The shape of a step that the tensors of `cell` go with, as far as they tell."""
+    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
+    if not sizes:
+        return (8,)
+    try:
+        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
+    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
+        return (max(size for shape in sizes for size in shape),)
+
+
+def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
+    standing = {name: _spoken(name, step) for name in leaves(stores)}
+    lines, results = statements(stores, standing, MATHEMATICS)
+    said = [line.replace("_new", "'").replace("_state", "") for line in lines]
+    named = {line.partition(" = ")[0] for line in said}
+    rest = [
+        f"{store}' = {result}".replace("_new", "'").replace("_state", "") for store, result in results.items()
+    ]
+    return [
+        f"  {_readable(line)}" for line in [*said, *(r for r in rest if r.partition(" = ")[0] not in named)]
+    ]
+
+
+def _spoken(name: str, step: Step) -> str:
+    if name.startswith("c["):
+        return f"{step.constants[int(name[2:-1])]:.7g}"
+    return (
+        step.states[-1].removesuffix("_state") if name == "emitted_before" else name.replace("_state", "", 1)
+    )
+
+
+def _readable(line: str) -> str:
+    target, _, value = line.partition(" = ")
+    value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
+    return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
+
+
+def _kept(step: Step, value: Value) -> str:
+    for name, next_ in zip(step.states, step.nexts, strict=True):
+        name = name.removesuffix("_state")  # as the cell calls it
+        if value is next_:
+            return f"{name} after the step"
+        if next_.op == "to_float" and value is next_.args[0]:
+            return f"whether {name} is 1"
+    if value.op == "input":
+        return "the input itself"
+    stores = forward_pass(step, Plan((value,), (), (), None, None))
+    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
+    text = results["residual0"]
+    for line in reversed(lines):  # what has a name of its own is written out, but for the next states
+        name, _, said = line.partition(" = ")
+        if name.removesuffix("_new") not in step.states:
+            text = said if text == name else re.sub(rf"\b{name}\b", f"({said})", text)
+    text = text.replace("_new", "'").replace("_state", "")
+    return "whether " + text if value.boolean else text
+
+
+def _support(step: Step, plan: Plan) -> str:
+    if plan.support is None:
+        return "of what is emitted can matter everywhere"
+    return f"of what is emitted matters only where {_kept(step, plan.support).removeprefix('whether ')}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"
