@@ -9,7 +9,7 @@ from conformance.accuracy import EXTENDED, TRUTH, distance, sample, served_by
 from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, Applied, refusals
 from conformance.suite import CPU
-from hibana.loop.cpu.kernels import approximate
+from hibana.loop.cpu.libraries import approximate
 from hibana.loop.eager import function_of
 from hibana.loop.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.loop.graph.plan import reachable

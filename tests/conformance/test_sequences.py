@@ -10,6 +10,7 @@ from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
 from hibana.loop import programs
 from hibana.loop.cpu import kernels as cpu
+from hibana.loop.cpu import libraries
 from hibana.loop.cpu import walk as cpu_walk
 from hibana.surrogate import ATan
 
@@ -77,7 +78,7 @@ def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
     "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__
 )
 def test_the_c_library_stands_in_for_vector_functions(kind, shape, monkeypatch):
-    monkeypatch.setattr(cpu, "_vector_function", lambda op, dtype: 0)
+    monkeypatch.setattr(libraries, "_vector_function", lambda op, dtype: 0)
     monkeypatch.setattr(programs, "_SHARED", {})
     cell = hb.IFCell(1.0, kind())
     assert_conforms(CPU, cell, drive(cell, shape), uses=["outputs and states"])

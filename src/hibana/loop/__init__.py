@@ -10,9 +10,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from hibana.cells import Cell
-from hibana.cells.base import check_cell
 from hibana.loop import ambient, autograd, backends, programs, reference
 from hibana.loop.backend import names, of_device, refusal
+from hibana.loop.checks import check_batch, check_inputs, checked_state
 from hibana.loop.explain import explain
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.slow import SlowPathWarning, said_once
@@ -108,7 +108,7 @@ def unrolled_whole(
     cell: Cell, inputs: Tensor, state: State | None, *, backend: str
 ) -> tuple[Tensor, State] | None:
     """:func:`unrolled`, or None where only the reference loop would serve, of which nothing is said then."""
-    _check_inputs(cell, inputs)
+    check_inputs(cell, inputs)
     chosen = of_device(inputs.device.type) if backend == "auto" else backend
     try:
         return None if backend == "reference" else unrolled(cell, inputs, state, backend=chosen)
@@ -129,14 +129,14 @@ def emitted(
         spec = programs.known(cell, _call(backend, inputs, ends))
         if spec is not None and inputs.is_contiguous() and not inputs.is_neg():
             return autograd.go(spec, inputs, ())
-    _check_inputs(cell, inputs)
+    check_inputs(cell, inputs)
     if of_a_layer:
         check_batch(inputs)
     if not _is_traced(inputs):
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     dtype = reference.carried(inputs.dtype)
     if state is not None:
-        state = _checked_state(cell, inputs, state)
+        state = checked_state(cell, inputs, state)
     served = _serving(cell, inputs, dtype, backend, ends)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
@@ -268,7 +268,7 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     """
     if ambient.active:
         _refuse_within_a_run("record")
-    _check_inputs(cell, inputs)
+    check_inputs(cell, inputs)
     names = cell.state_names()
     state = cell.initial_state(_one_step(inputs))
     steps = []
@@ -288,47 +288,3 @@ def _refuse_within_a_run(name: str) -> None:
 
 def _one_step(inputs: Tensor) -> Tensor:
     return inputs[0].detach().to(reference.carried(inputs.dtype))
-
-
-def _check_inputs(cell: Cell, inputs: Tensor) -> None:
-    check_cell(cell)
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a tensor [T, ...], got {type(inputs).__name__}")
-    if not inputs.is_floating_point():
-        raise TypeError(f"inputs must be floating point, got {inputs.dtype}; use inputs.float()")
-    if inputs.ndim == 0:
-        raise ValueError("inputs must have time first, [T, ...], got a tensor without dimensions")
-    if inputs.shape[0] == 0:
-        raise ValueError(f"inputs must have at least one time step, got shape {tuple(inputs.shape)}")
-
-
-def check_batch(inputs: Tensor) -> None:
-    """Raises ``ValueError`` for what a layer, unlike a cell, takes for one step that lost its time."""
-    if isinstance(inputs, Tensor) and inputs.ndim == 1:
-        raise ValueError(
-            f"inputs of a layer must be [T, batch, ...], time first, got shape {tuple(inputs.shape)}; "
-            "a single neuron over time is [T, 1]"
-        )
-
-
-def _checked_state(cell: Cell, inputs: Tensor, state: State) -> State:
-    names = cell.states
-    if not isinstance(state, tuple | list) or len(state) != len(names):
-        got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
-        raise ValueError(
-            f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}"
-        )
-    shape, dtype = inputs.shape[1:], reference.carried(inputs.dtype)
-    for name, value in zip(names, state, strict=True):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"state {name} must be a tensor, got {type(value).__name__}")
-        if value.shape != shape:
-            raise ValueError(
-                f"state {name} must have the shape of one step of inputs, {tuple(shape)}, "
-                f"got {tuple(value.shape)}"
-            )
-        if value.device != inputs.device:
-            raise ValueError(f"state {name} must be on {inputs.device} like inputs, got {value.device}")
-        if not value.is_floating_point():
-            raise TypeError(f"state {name} must be floating point, got {value.dtype}")
-    return tuple(value.to(dtype).resolve_neg() for value in state)

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import BackwardArguments
-from hibana.loop.eager import in_torch
 from hibana.loop.graph.part import Part, filled, places_in
 from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step, Value
-from hibana.loop.packed import unpacked
+from hibana.loop.stepwise import Left, Run, sum_of
 
 __all__ = ["Absences", "Found", "without"]
 
@@ -39,15 +38,7 @@ class Found(NamedTuple):
     """Over time, as :attr:`hibana.loop.graph.step.Step.grad_sums` has them."""
 
 
-class _Left(NamedTuple):
-    """What is left of a step's backward where some gradients are absent."""
-
-    step: Step
-    sums: tuple[Value | None, ...]
-    """Those of the step, which has zeros for what is absent."""
-
-
-def without(step: Step, given: Given) -> _Left:
+def without(step: Step, given: Given) -> Left:
     """`step`, whose backward is given the gradients of the states `given` alone.
 
     What is made of an absent gradient is absent, and a sum is what is there of it.
@@ -74,7 +65,7 @@ def without(step: Step, given: Given) -> _Left:
     states = tuple(None if value is None else left[value] for value in step.grad_states)
     input_ = None if step.grad_input is None else left[step.grad_input]
     summed = tuple(value or zero for value in sums)
-    return _Left(replace(step, grad_input=input_, grad_states=states, grad_sums=summed), sums)
+    return Left(replace(step, grad_input=input_, grad_states=states, grad_sums=summed), sums)
 
 
 def _has_gradient(values: Sequence[Value]) -> bool:
@@ -88,7 +79,7 @@ class Absences:
     step: Step
     kernels: Any
     """The step's own, which serve where all gradients are there."""
-    _left: dict[Given, _Left] = field(default_factory=dict)
+    _left: dict[Given, Left] = field(default_factory=dict)
     _kernels: dict[Given, Any] = field(default_factory=dict)
     _sums: dict[tuple[Given, bool, int], frozenset[int]] = field(default_factory=dict)
 
@@ -109,7 +100,7 @@ class Absences:
         `last_grads` has the emitted state as its last; `plan` keeps what :attr:`kernels` keeps.
         """
         grads = [*last_grads, *[None] * (len(self.step.states) - len(last_grads))]
-        run = _Run(
+        run = Run(
             self.step, plan, shape, inputs, first, parameters, residuals, grad_outputs, self.kernels.dtype
         )
         sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
@@ -132,7 +123,7 @@ class Absences:
                 t -= 1
                 one, grads, more = run.back(t, left, arrived)
                 last.append(one)
-            sums = [_sum(a, b) for a, b in zip(sums, more, strict=True)]
+            sums = [sum_of(a, b) for a, b in zip(sums, more, strict=True)]
         return Found(run.joined(begin, last) if wants_input else None, grads, sums)
 
     def there(self, sums: Sequence[Tensor], given: Given, emits: bool, steps: int) -> list[Tensor | None]:
@@ -166,7 +157,7 @@ class Absences:
         assert isinstance(self.step.epilogue, Part)
         return _of_what_is_there(self.step.epilogue, [*cell_tensors, *sums])
 
-    def _without(self, given: Given) -> _Left:
+    def _without(self, given: Given) -> Left:
         if given not in self._left:
             self._left[given] = without(self.step, given)
         return self._left[given]
@@ -181,7 +172,7 @@ class Absences:
         return self._kernels[given]
 
     def _rest(
-        self, run: "_Run", steps: int, given: Given, grads: list[Tensor | None], wants_input: bool
+        self, run: Run, steps: int, given: Given, grads: list[Tensor | None], wants_input: bool
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
         """All steps before `steps`, by one kernel."""
         left = self._without(given)
@@ -206,115 +197,6 @@ class Absences:
             [None if value is None else grad for grad, value in there],
             [None if value is None else grad for grad, value in summed],
         )
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a run left for its backward."""
-
-    step: Step
-    plan: Plan
-    shape: torch.Size
-    inputs: Tensor | None
-    first: Sequence[Tensor | None]
-    parameters: Sequence[Tensor]
-    residuals: Sequence[Tensor]
-    grad_outputs: Tensor | None
-    dtype: torch.dtype
-
-    def arrived(self, t: int, grads: list[Tensor | None]) -> list[Tensor | None]:
-        """All gradients after step `t`: those fed back to it, and that of what it emitted."""
-        if self.grad_outputs is None:
-            return grads
-        return [*grads[:-1], _sum(grads[-1], self.grad_outputs[t].to(self.dtype))]
-
-    def arriving(self, steps: int, fed_back: Tensor | None) -> Tensor | None:
-        """The gradients of what is emitted at the first `steps`, and what is fed back to the last of them."""
-        given = None if self.grad_outputs is None else self.grad_outputs[:steps]
-        if fed_back is None:
-            return given
-        shape = (steps, *self.shape[1:])
-        arriving = (
-            fed_back.new_zeros(shape) if given is None else given.to(self.dtype, copy=True).contiguous()
-        )
-        arriving[-1] += fed_back
-        return arriving
-
-    def back(
-        self, t: int, left: _Left, grads: list[Tensor | None]
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-        """Step `t` back, in PyTorch: the gradients of its input and of the states before it, and its sums."""
-        known = self._at(t)
-        if t:
-            before = [self.step.nexts[i] for i in self.plan.before]
-            states = in_torch(before, self._at(t - 1), self._leaf, self.dtype)
-        else:
-            zero = torch.zeros((), dtype=self.dtype, device=_like(grads).device)
-            firsts = [self.first[i] for i in self.plan.before]
-            states = [zero if value is None else value for value in firsts]
-        previous = dict(zip(self.plan.before, states, strict=True))
-
-        def leaf(value: Value) -> Tensor:
-            if value.op not in ("previous", "gradient"):
-                return self._leaf(value)
-            found = (previous if value.op == "previous" else grads)[int(value.data)]
-            assert isinstance(found, Tensor)
-            return found
-
-        wanted = [left.step.grad_input, *left.step.grad_states, *left.sums]
-        there = [value for value in wanted if value is not None]
-        made = dict(zip(there, in_torch(there, known, leaf, self.dtype), strict=True))
-        found = [None if v is None else made[v].expand(self.shape[1:]).contiguous() for v in wanted]
-        count = 1 + len(grads)
-        return found[0], found[1:count], found[count:]
-
-    def joined(self, begin: Tensor | None, last: list[Tensor | None]) -> Tensor | None:
-        """The gradient of the input, of that at its first steps and at its `last`; zero in between."""
-        found = [one for one in (begin, *last) if one is not None]
-        if not found:
-            return None
-        dtype = self.dtype if self.grad_outputs is None else self.grad_outputs.dtype
-        if begin is not None and len(begin) == self.shape[0]:
-            return begin.to(dtype)
-        grad = torch.zeros(self.shape, dtype=dtype, device=found[0].device)
-        if begin is not None:
-            grad[: len(begin)] = begin
-        for i, one in enumerate(last):
-            if one is not None:
-                grad[self.shape[0] - 1 - i] = one
-        return grad
-
-    def _at(self, t: int) -> dict[Value, Tensor]:
-        """What is at hand of step `t`."""
-        known = dict(zip(self.plan.stored, (value[t] for value in self.residuals), strict=True))
-        one = self.shape[1:]
-        for value, found in known.items():
-            known[value] = unpacked(found, one.numel()).view(one).bool() if value.boolean else found
-        for value in self.plan.residuals:
-            if value.op == "input":
-                assert self.inputs is not None
-                known[value] = self.inputs[t].to(self.dtype)
-        return known
-
-    def _leaf(self, value: Value) -> Tensor:
-        """A leaf that is the same at every step."""
-        device = _like([*self.residuals, self.grad_outputs, *self.parameters]).device
-        if value.op == "parameter":
-            found = self.parameters[int(value.data)]
-            return found.reshape(()) if found.numel() == 1 else found
-        number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
-        return torch.tensor(float(number), dtype=self.dtype, device=device)
-
-
-def _like(tensors: Sequence[Tensor | None]) -> Tensor:
-    return next(
-        (tensor for tensor in tensors if tensor is not None),
-        torch.empty(0, dtype=torch.float32, device="cpu"),
-    )
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
 
 
 def _before(step: Step, emits: bool) -> Given:

@@ -8,7 +8,6 @@ import torch
 from hibana.cells import Cell
 from hibana.loop import programs
 from hibana.loop.backend import refusal
-from hibana.loop.explain import REFERENCE
 from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
@@ -17,7 +16,9 @@ from hibana.loop.graph.step import Step, Value
 from hibana.loop.reference import carried
 from hibana.loop.tensors import tensors_of
 
-__all__ = ["explain_cell"]
+__all__ = ["REFERENCE", "explain_cell"]
+
+REFERENCE = "backend    reference loop, because "
 
 MATHEMATICS = Dialect(
     "mathematics",

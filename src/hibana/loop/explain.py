@@ -7,8 +7,6 @@ from hibana.cells import Cell
 
 __all__ = ["explain"]
 
-REFERENCE = "backend    reference loop, because "
-
 
 def explain(
     module: nn.Module,
@@ -42,7 +40,7 @@ def explain(
       s' = [(v' - 1) > 0]
     ...
     """
-    from hibana.loop.equations import explain_cell
+    from hibana.loop.equations import REFERENCE, explain_cell
 
     reports = []
     told: set[nn.Module] = set()

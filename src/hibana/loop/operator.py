@@ -12,14 +12,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
 from hibana.loop.compiling import Program, program_of
 from hibana.loop.graph import serial
-from hibana.loop.graph.fingerprint import NOT_HYPER
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.guards import guard, settings
 from hibana.loop.programs import program
 from hibana.loop.slow import said_once
 from hibana.loop.strides import steps_contiguous
@@ -38,7 +38,7 @@ def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: 
     if reason:
         return str(reason)
     if dynamo:
-        _guard(cell, inputs[0].to(dtype))
+        guard(cell, inputs[0].to(dtype))
     return partial(_unroll, cell, text, backend)
 
 
@@ -64,7 +64,7 @@ def _written(
     try:
         made = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
         if dynamo:
-            _settings(cell)
+            settings(cell)
         if made is not None and made.step.any_size:
             if made.takes_zeros or not keeps:
                 return serial.write(made.step, made.plan, dtype), ""
@@ -89,68 +89,6 @@ def _any_size(cell: Cell, ndim: int) -> torch.Size:
         for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
             sizes[dimension] = max(sizes[dimension], size)
     return torch.Size(sizes)
-
-
-def _guard(cell: Cell, one: Tensor) -> None:
-    """Has Dynamo take notice of all that the step reads, so that it compiles anew when that changes.
-
-    It follows the step once, on `one` step of input, and throws the result away; the graph is cleared of
-    it. A number may become an input of its graph that way, which then follows each change, but what is
-    written down holds its value: so each number is compared besides.
-    """
-    cell(one, *cell.initial_state(one))
-    for path, number in _settings(cell):
-        found: Any = cell
-        for how, name in path:
-            found = getattr(found, name) if how == "attribute" else found[name]
-        if found != number:
-            raise RuntimeError("a setting of the cell changed while its step was read")
-
-
-_Step = tuple[str, Any]
-_Path = tuple[_Step, ...]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def _settings(cell: Cell) -> tuple[tuple[_Path, float], ...]:
-    """Each number that the step can read of `cell`, and the attributes and items that lead to it.
-
-    Raises:
-        Unsupported: if a function has one enclosed, where Dynamo does not look.
-    """
-    found: list[tuple[_Path, float]] = []
-    _collect(cell, (), found, set())
-    return tuple(found)
-
-
-def _collect(value: Any, path: _Path, found: list[tuple[_Path, float]], seen: set[int]) -> None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        found.append((path, value))
-    if isinstance(value, int | float | str | Tensor | type | torch.dtype) or id(value) in seen:
-        return
-    seen.add(id(value))
-    inner: list[tuple[_Step, Any]]
-    if isinstance(value, tuple | list):
-        inner = [(("item", i), part) for i, part in enumerate(value)]
-    elif isinstance(value, dict):
-        inner = [(("item", key), part) for key, part in value.items() if isinstance(key, str | int)]
-    elif isinstance(value, nn.Module):
-        own = {name: part for name, part in vars(value).copy().items() if name not in NOT_HYPER}
-        inner = [(("attribute", name), part) for name, part in {**own, **value._modules}.items()]
-    elif callable(value) and getattr(value, "__closure__", None):
-        enclosed: list[tuple[_Path, float]] = []
-        for cell in value.__closure__:
-            _collect(cell.cell_contents, (), enclosed, seen)
-        if enclosed:
-            raise Unsupported(
-                f"{value.__qualname__} encloses numbers, whose change torch.compile would not see; "
-                "make them attributes"
-            )
-        return
-    else:
-        inner = [(("attribute", name), part) for name, part in getattr(value, "__dict__", {}).items()]
-    for step, part in inner:
-        _collect(part, (*path, step), found, seen)
 
 
 def _unroll(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
-from hibana.loop.cpu.kernels import SHAPES, approximate, residual_names, vector_functions
+from hibana.loop.cpu.kernels import SHAPES, residual_names
+from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.product import padded, table_step
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
 from hibana.loop.cpu.source import Source

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from itertools import groupby
 
 from hibana.loop.cpu.body import SIZE, Writer, libm_row, named
+from hibana.loop.cpu.parts import Moving, Parts
 from hibana.loop.cpu.product import product_functions
-from hibana.loop.cpu.rows import Call, Moving, Parts, Pass, plain
+from hibana.loop.cpu.rows import Call, Pass, plain
 from hibana.loop.cpu.source import ACCURATE, REAL, Source
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from hibana.loop.cpu.body import LANES, LINE, SIZE, Writer, libm_row, named
-from hibana.loop.cpu.rows import AT_ONCE, Moving, Parts, Pass, plain
+from hibana.loop.cpu.parts import AT_ONCE, Moving, Parts
+from hibana.loop.cpu.rows import Pass, plain
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan

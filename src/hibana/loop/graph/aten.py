@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from hibana.loop.graph.activations import ACTIVATIONS
+from hibana.loop.graph.arithmetic import ARITHMETIC
 from hibana.loop.graph.ops import CALLS, COMPARISONS, Unsupported
-from hibana.loop.graph.rules import POINTWISE
 
 __all__ = ["translate"]
 
@@ -180,7 +181,8 @@ _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "no
 _RULES: dict[str, Make] = {
     **{op: _operation(op) for op in (*COMPARISONS, *CALLS)},
     **{op: _operation(op) for op in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
-    **POINTWISE,
+    **ACTIVATIONS,
+    **ARITHMETIC,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
     "zeros_like": _constant(0),

@@ -1,32 +1,25 @@
-"""Rules for the pointwise functions that come to several operations, and for their gradients.
+"""Rules for the activation functions of ``torch.nn.functional``, and for their gradients.
 
 Each does what PyTorch's kernel does (ATen/native/cpu), in its order, so that what IEEE determines is the same
 to the last bit. ``make(operation, *values)`` makes a value, ``value`` gives that of an argument.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.choices import Make, times, where
 
-__all__ = ["POINTWISE"]
-
-Make = Callable[..., Any]
-
-
-def _where(make: Make, condition: Any, then: Any, other: Any) -> Any:
-    return make("where", condition, make("to_float", then), make("to_float", other))
+__all__ = ["ACTIVATIONS"]
 
 
 def _leaky_relu(make: Make, value: Make, x: Any, slope: Any = 0.01) -> Any:
     x = value(x)
-    return _where(make, make("gt", x, value(0)), x, make("mul", x, value(slope)))
+    return where(make, make("gt", x, value(0)), x, make("mul", x, value(slope)))
 
 
 def _leaky_relu_backward(make: Make, value: Make, grad: Any, x: Any, slope: Any, is_result: Any) -> Any:
     grad = value(grad)
-    return _where(make, make("gt", value(x), value(0)), grad, make("mul", grad, value(slope)))
+    return where(make, make("gt", value(x), value(0)), grad, make("mul", grad, value(slope)))
 
 
 def _prelu(make: Make, value: Make, x: Any, slope: Any) -> Any:
@@ -40,36 +33,32 @@ def _hardtanh(make: Make, value: Make, x: Any, low: Any = -1, high: Any = 1) -> 
 def _hardtanh_backward(make: Make, value: Make, grad: Any, x: Any, low: Any, high: Any) -> Any:
     x = value(x)
     outside = make("or", make("le", x, value(low)), make("ge", x, value(high)))
-    return _where(make, outside, value(0), value(grad))
+    return where(make, outside, value(0), value(grad))
 
 
 def _threshold(make: Make, value: Make, x: Any, threshold: Any, other: Any) -> Any:
     x = value(x)
-    return _where(make, make("le", x, value(threshold)), value(other), x)
+    return where(make, make("le", x, value(threshold)), value(other), x)
 
 
 def _elu(make: Make, value: Make, x: Any, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Any:
     x = value(x)
-    negative = make("elu", _times(make, value, x, input_scale))
-    below = _times(make, value, negative, alpha * scale)
-    return _where(make, make("lt", x, value(0)), below, _times(make, value, x, scale))
+    negative = make("elu", times(make, value, x, input_scale))
+    below = times(make, value, negative, alpha * scale)
+    return where(make, make("lt", x, value(0)), below, times(make, value, x, scale))
 
 
 def _elu_backward(
     make: Make, value: Make, grad: Any, alpha: Any, scale: Any, input_scale: Any, is_result: Any, x: Any
 ) -> Any:
     grad, x = value(grad), value(x)
-    below = _times(make, value, grad, input_scale)
+    below = times(make, value, grad, input_scale)
     if is_result:
         below = make("mul", below, make("add", x, value(float(alpha * scale))))
     else:
-        power = make("exp", _times(make, value, x, input_scale))
-        below = make("mul", below, _times(make, value, power, alpha * scale))
-    return _where(make, make("le", x, value(0)), below, _times(make, value, grad, scale))
-
-
-def _times(make: Make, value: Make, x: Any, factor: Any) -> Any:
-    return x if factor == 1 else make("mul", x, value(float(factor)))
+        power = make("exp", times(make, value, x, input_scale))
+        below = make("mul", below, times(make, value, power, alpha * scale))
+    return where(make, make("le", x, value(0)), below, times(make, value, grad, scale))
 
 
 def _celu(make: Make, value: Make, x: Any, alpha: Any = 1.0) -> Any:
@@ -85,7 +74,7 @@ def _hardsigmoid_backward(make: Make, value: Make, grad: Any, x: Any) -> Any:
     x = value(x)
     inside = make("and", make("gt", x, value(-3)), make("lt", x, value(3)))
     sixth = value(0.1666666716337204)  # one of 32 bits, in PyTorch, whatever the dtype
-    return _where(make, inside, make("mul", value(grad), sixth), value(0))
+    return where(make, inside, make("mul", value(grad), sixth), value(0))
 
 
 def _hardswish(make: Make, value: Make, x: Any) -> Any:
@@ -96,24 +85,24 @@ def _hardswish(make: Make, value: Make, x: Any) -> Any:
 def _hardswish_backward(make: Make, value: Make, grad: Any, x: Any) -> Any:
     grad, x = value(grad), value(x)
     slope = make("add", make("div", x, value(3)), value(0.5))
-    inside = _where(make, make("ge", x, value(3)), grad, make("mul", grad, slope))
-    return _where(make, make("le", x, value(-3)), value(0), inside)
+    inside = where(make, make("ge", x, value(3)), grad, make("mul", grad, slope))
+    return where(make, make("le", x, value(-3)), value(0), inside)
 
 
 def _hardshrink(make: Make, value: Make, x: Any, within: Any = 0.5) -> Any:
     x = value(x)
-    return _where(make, _within(make, value, x, within), value(0), x)
+    return where(make, _within(make, value, x, within), value(0), x)
 
 
 def _softshrink(make: Make, value: Make, x: Any, within: Any = 0.5) -> Any:
     x = value(x)
     above, below = make("sub", x, value(within)), make("add", x, value(within))
-    shrunk = _where(make, make("lt", x, make("neg", value(within))), below, make("mul", x, value(0)))
-    return _where(make, make("gt", x, value(within)), above, shrunk)
+    shrunk = where(make, make("lt", x, make("neg", value(within))), below, make("mul", x, value(0)))
+    return where(make, make("gt", x, value(within)), above, shrunk)
 
 
 def _shrink_backward(make: Make, value: Make, grad: Any, x: Any, within: Any) -> Any:
-    return _where(make, _within(make, value, value(x), within), value(0), value(grad))
+    return where(make, _within(make, value, value(x), within), value(0), value(grad))
 
 
 def _within(make: Make, value: Make, x: Any, bound: Any) -> Any:
@@ -122,16 +111,16 @@ def _within(make: Make, value: Make, x: Any, bound: Any) -> Any:
 
 def _softplus(make: Make, value: Make, x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     x = value(x)
-    scaled = _times(make, value, x, beta)
+    scaled = times(make, value, x, beta)
     smooth = make("softplus", scaled)
     smooth = smooth if beta == 1 else make("div", smooth, value(float(beta)))
-    return _where(make, make("gt", scaled, value(threshold)), x, smooth)
+    return where(make, make("gt", scaled, value(threshold)), x, smooth)
 
 
 def _softplus_backward(make: Make, value: Make, grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
-    grad, scaled = value(grad), _times(make, value, value(x), beta)
+    grad, scaled = value(grad), times(make, value, value(x), beta)
     smooth = make("mul", grad, make("sigmoid", scaled))
-    return _where(make, make("gt", scaled, value(threshold)), grad, smooth)
+    return where(make, make("gt", scaled, value(threshold)), grad, smooth)
 
 
 def _log_sigmoid(make: Make, value: Make, x: Any) -> Any:
@@ -190,7 +179,7 @@ def _logit(make: Make, value: Make, x: Any, eps: Any = None) -> Any:
     x = value(x)
     if eps is not None:
         low, high = value(float(eps)), make("sub", value(1), value(float(eps)))
-        x = _where(make, make("lt", x, low), low, _where(make, make("gt", x, high), high, x))
+        x = where(make, make("lt", x, low), low, where(make, make("gt", x, high), high, x))
     return make("logit", x)
 
 
@@ -201,123 +190,10 @@ def _logit_backward(make: Make, value: Make, grad: Any, x: Any, eps: Any = None)
     outside = make("or", make("lt", x, low), make("gt", x, high))
     inside = make("div", value(grad), make("mul", x, make("sub", value(1), x)))
     beyond = value(0) if eps is not None else make("div", make("mul", x, value(0)), make("mul", x, value(0)))
-    return _where(make, outside, beyond, inside)
+    return where(make, outside, beyond, inside)
 
 
-def _div(make: Make, value: Make, x: Any, y: Any, rounding_mode: Any = None) -> Any:
-    x, y = value(x), value(y)
-    quotient = make("div", x, y)
-    if rounding_mode is None:
-        return quotient
-    if rounding_mode == "trunc":
-        return make("trunc", quotient)
-    rest = make("fmod", x, y)
-    whole = make("div", make("sub", x, rest), y)
-    less = make("and", make("ne", rest, value(0)), _signs_differ(make, value, rest, y))
-    whole = _where(make, less, make("sub", whole, value(1)), whole)
-    floor = make("floor", whole)
-    floor = _where(
-        make, make("gt", make("sub", whole, floor), value(0.5)), make("add", floor, value(1)), floor
-    )
-    found = _where(make, make("ne", whole, value(0)), floor, make("copysign", value(0), quotient))
-    return _where(make, make("eq", y, value(0)), quotient, found)
-
-
-def _signs_differ(make: Make, value: Make, x: Any, y: Any) -> Any:
-    return make("xor", make("lt", x, value(0)), make("lt", y, value(0)))
-
-
-def _remainder(make: Make, value: Make, x: Any, y: Any) -> Any:
-    y = value(y)
-    rest = make("fmod", value(x), y)
-    other = make("and", make("ne", rest, value(0)), _signs_differ(make, value, rest, y))
-    return _where(make, other, make("add", rest, y), rest)
-
-
-def _round(make: Make, value: Make, x: Any, decimals: Any = 0) -> Any:
-    if decimals:
-        raise Unsupported(f"round with decimals={decimals}")
-    return make("round", value(x))
-
-
-def _frac(make: Make, value: Make, x: Any) -> Any:
-    return make("sub", value(x), make("trunc", value(x)))
-
-
-def _heaviside(make: Make, value: Make, x: Any, at_zero: Any) -> Any:
-    x = value(x)
-    above = make("to_float", make("gt", x, value(0)))
-    return _where(make, make("eq", x, value(0)), value(at_zero), above)
-
-
-def _nan_to_num(make: Make, value: Make, x: Any, nan: Any, high: Any, low: Any) -> Any:
-    x = value(x)
-    result = _where(make, make("ne", x, x), value(nan), x)
-    result = _where(make, make("eq", x, value(math.inf)), value(high), result)
-    return _where(make, make("eq", x, value(-math.inf)), value(low), result)
-
-
-def _isnan(make: Make, value: Make, x: Any) -> Any:
-    return make("ne", value(x), value(x))
-
-
-def _isinf(make: Make, value: Make, x: Any) -> Any:
-    return make("eq", make("abs", value(x)), value(math.inf))
-
-
-def _signbit(make: Make, value: Make, x: Any) -> Any:
-    return make("lt", make("copysign", value(1), value(x)), value(0))
-
-
-def _fmax(make: Make, value: Make, x: Any, y: Any) -> Any:
-    return _passing_numbers(make, value(x), value(y), "gt")
-
-
-def _fmin(make: Make, value: Make, x: Any, y: Any) -> Any:
-    return _passing_numbers(make, value(x), value(y), "lt")
-
-
-def _passing_numbers(make: Make, x: Any, y: Any, order: str) -> Any:
-    first = make("or", make(order, x, y), make("ne", y, y))
-    return _where(make, first, x, y)
-
-
-def _xlogy(make: Make, value: Make, x: Any, y: Any) -> Any:
-    x, y = value(x), value(y)
-    found = _where(make, make("eq", x, value(0)), value(0), make("xlogy", x, y))
-    return _where(make, make("ne", y, y), y, found)
-
-
-def _lerp(make: Make, value: Make, start: Any, end: Any, weight: Any) -> Any:
-    start, end, weight = value(start), value(end), value(weight)
-    apart = make("sub", end, start)
-    near = make("lt", make("abs", weight), value(0.5))
-    other = make("sub", weight, value(1))
-    return make("fma", _where(make, near, weight, other), apart, _where(make, near, start, end))
-
-
-def _addcmul(make: Make, value: Make, x: Any, y: Any, z: Any, *, value_: Any = 1) -> Any:
-    return make("fma", _times(make, value, value(y), value_), value(z), value(x))  # as it is compiled
-
-
-def _addcdiv(make: Make, value: Make, x: Any, y: Any, z: Any, *, value_: Any = 1) -> Any:
-    return make("add", value(x), make("div", _times(make, value, value(y), value_), value(z)))
-
-
-def _factor(rule: Make) -> Make:
-    """`rule`, whose ``value_`` PyTorch calls ``value``."""
-
-    def named(make: Make, of: Make, *args: Any, **kwargs: Any) -> Any:
-        return rule(make, of, *args, **{f"{name}_": said for name, said in kwargs.items()})
-
-    return named
-
-
-def _of(operation: str) -> Make:
-    return lambda make, value, *args: make(operation, *(value(a) for a in args))
-
-
-POINTWISE: dict[str, Make] = {
+ACTIVATIONS: dict[str, Make] = {
     "leaky_relu": _leaky_relu,
     "leaky_relu_backward": _leaky_relu_backward,
     "_prelu_kernel": _prelu,
@@ -347,21 +223,4 @@ POINTWISE: dict[str, Make] = {
     "gelu_backward": _gelu_backward,
     "logit": _logit,
     "logit_backward": _logit_backward,
-    "div": _div,
-    "fmod": _of("fmod"),
-    "remainder": _remainder,
-    "round": _round,
-    "frac": _frac,
-    "copysign": _of("copysign"),
-    "heaviside": _heaviside,
-    "nan_to_num": _nan_to_num,
-    "isnan": _isnan,
-    "isinf": _isinf,
-    "signbit": _signbit,
-    "fmax": _fmax,
-    "fmin": _fmin,
-    "xlogy": _xlogy,
-    "lerp": _lerp,
-    "addcmul": _factor(_addcmul),
-    "addcdiv": _factor(_addcdiv),
 }

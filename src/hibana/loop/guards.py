@@ -1,0 +1,74 @@
+"""What ``torch.compile`` must notice of a cell, so that it compiles anew when that changes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana.cells import Cell
+from hibana.loop.graph.fingerprint import NOT_HYPER
+from hibana.loop.graph.ops import Unsupported
+
+__all__ = ["guard", "settings"]
+
+
+def guard(cell: Cell, one: Tensor) -> None:
+    """Has Dynamo take notice of all that the step reads, so that it compiles anew when that changes.
+
+    It follows the step once, on `one` step of input, and throws the result away; the graph is cleared of
+    it. A number may become an input of its graph that way, which then follows each change, but what is
+    written down holds its value: so each number is compared besides.
+    """
+    cell(one, *cell.initial_state(one))
+    for path, number in settings(cell):
+        found: Any = cell
+        for how, name in path:
+            found = getattr(found, name) if how == "attribute" else found[name]
+        if found != number:
+            raise RuntimeError("a setting of the cell changed while its step was read")
+
+
+Step = tuple[str, Any]
+Path = tuple[Step, ...]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
+def settings(cell: Cell) -> tuple[tuple[Path, float], ...]:
+    """Each number that the step can read of `cell`, and the attributes and items that lead to it.
+
+    Raises:
+        Unsupported: if a function has one enclosed, where Dynamo does not look.
+    """
+    found: list[tuple[Path, float]] = []
+    _collect(cell, (), found, set())
+    return tuple(found)
+
+
+def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[int]) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found.append((path, value))
+    if isinstance(value, int | float | str | Tensor | type | torch.dtype) or id(value) in seen:
+        return
+    seen.add(id(value))
+    inner: list[tuple[Step, Any]]
+    if isinstance(value, tuple | list):
+        inner = [(("item", i), part) for i, part in enumerate(value)]
+    elif isinstance(value, dict):
+        inner = [(("item", key), part) for key, part in value.items() if isinstance(key, str | int)]
+    elif isinstance(value, nn.Module):
+        own = {name: part for name, part in vars(value).copy().items() if name not in NOT_HYPER}
+        inner = [(("attribute", name), part) for name, part in {**own, **value._modules}.items()]
+    elif callable(value) and getattr(value, "__closure__", None):
+        enclosed: list[tuple[Path, float]] = []
+        for cell in value.__closure__:
+            _collect(cell.cell_contents, (), enclosed, seen)
+        if enclosed:
+            raise Unsupported(
+                f"{value.__qualname__} encloses numbers, whose change torch.compile would not see; "
+                "make them attributes"
+            )
+        return
+    else:
+        inner = [(("attribute", name), part) for name, part in getattr(value, "__dict__", {}).items()]
+    for step, part in inner:
+        _collect(part, (*path, step), found, seen)
