@@ -32,7 +32,7 @@ from hibana.cells import (
     RefractoryLIFCell,
     log_uniform,
 )
-from hibana.convert import from_ann, quantize
+from hibana.convert import from_ann
 from hibana.delay import Delay, DelayedLinear, narrow_delays
 from hibana.events import Conv2d, Linear
 from hibana.fold import fold_batchnorm
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from hibana import nir as nir
     from hibana import plot as plot
     from hibana import train as train
+    from hibana.convert import quantize as quantize
 
 __version__ = "0.1.0"
 
@@ -132,11 +133,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """A module of hibana, loaded now.
+    """A module of hibana, or a function that needs one, loaded now.
 
     Raises:
         AttributeError: if there is none of that name, or what it needs is not installed; it says which.
     """
+    if name == "quantize":
+        return convert.quantize
     if name not in _LAZY:
         hint = f"; its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
         raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")

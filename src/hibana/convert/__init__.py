@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from hibana.convert.ann import from_ann
 from hibana.convert.program import export
-from hibana.convert.quantized import Quantization, quantization_aware, quantize
 from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
-from hibana.convert.whole import Quantized
 
 if TYPE_CHECKING:
     from hibana.convert.c import CProgram, in_order, to_c
+    from hibana.convert.quantized import Quantization, quantization_aware, quantize
+    from hibana.convert.whole import Quantized
 
 __all__ = [
     "CProgram",
@@ -32,11 +32,15 @@ __all__ = [
     "to_c",
 ]
 
-_IN_C = ("CProgram", "in_order", "to_c")
-"""What is loaded when it is first touched."""
+_LAZY = {
+    **dict.fromkeys(("CProgram", "in_order", "to_c"), "c"),
+    **dict.fromkeys(("Quantization", "quantization_aware", "quantize"), "quantized"),
+    "Quantized": "whole",
+}
+"""What is loaded when it is first touched, and where it is: for programs of C."""
 
 
 def __getattr__(name: str) -> Any:
-    if name in _IN_C:
-        return getattr(importlib.import_module("hibana.convert.c"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"hibana.convert.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
