@@ -34,6 +34,8 @@ class Numbers(ABC):
     """Less than any number."""
     guards: tuple[str, ...]
     """What has to hold where the program is compiled, in the preprocessor's words."""
+    runs: str = "that it was made with; it runs any number"
+    """For how many steps it may run."""
     remarks: tuple[str, ...] = ()
     """What is to be said of the numbers."""
 
@@ -112,6 +114,7 @@ class Whole(Numbers):
 
     def __init__(self, range_: Bounds, steps: int, input_scale: float, output_scale: float) -> None:
         self.range, self.steps = range_, steps
+        self.runs = "at most, from a reset on: a number may overflow beyond"
         self.remarks = (
             f"Whole numbers: an input is x / {input_scale:.9g}, rounded, from {range_[0]} to {range_[1]};",
             f"an output times {output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",

@@ -484,7 +484,7 @@ class _Program:
             "",
             f"#define {inputs} {self.network.input.size}",
             f"#define {outputs} {self.network.output.size}",
-            f"#define {upper}_STEPS {self.steps} /* that it was made with; it runs any number */",
+            f"#define {upper}_STEPS {self.steps} /* {self.numbers.runs} */",
             "",
             *block("typedef struct", fields)[:-1],
             f"}} {state};",
