@@ -145,7 +145,10 @@ def test_the_first_steps_start_at_the_rate(tmp_path):
         ({"data": "cifar"}, "data must be one of digits"),
         ({"cell": "HH"}, "cell must be one of IF, LIF.* got 'HH'"),
         ({"coding": "delta"}, "coding of digits must be one of constant, poisson, latency, population"),
-        ({"data": "spoken-digits"}, "coding of spoken-digits must be one of delta, none"),
+        (
+            {"data": "spoken-digits", "coding": "constant"},
+            "coding of spoken-digits must be one of delta, none",
+        ),
         ({"surrogate": "Bell"}, "surrogate must be one of"),
         ({"loss": "hinge"}, "loss must be one of"),
         ({"layers": "12-x"}, "'x' of '12-x' means nothing"),

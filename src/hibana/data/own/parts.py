@@ -30,7 +30,7 @@ def drawn(labels: Sequence[str], seed: int, *, stratified: bool, tested: bool = 
     parts: Parts = ([], [], [])
     for name in sorted(groups):
         members = groups[name]
-        order = torch.randperm(len(members), generator=generator).tolist()
+        order = torch.randperm(len(members), generator=generator, dtype=torch.int64, device="cpu").tolist()
         test = _share(len(members), TEST) if tested else 0
         held = test + _share(len(members), VALIDATION)
         for place, position in enumerate(order):
