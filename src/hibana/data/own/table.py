@@ -108,9 +108,8 @@ class Table(Own):
 
     Args:
         source: a file, or a ``pandas.DataFrame``.
-        label: the column to be learned; one that is called so, or the last, if ``None``.
         columns: those to learn from; all others if ``None``.
-        options: see :class:`Own`.
+        options: see :class:`Own`; `label` is the column to be learned, one that is called so, or the last.
 
     >>> import pandas
     >>> frame = pandas.DataFrame({"size": range(20), "kind": ["a", "b"] * 10})
