@@ -153,7 +153,7 @@ _NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 
 
 GRADIENT_SCALE = 0.5
-"""Of the gradient through a recurrent layer's synapses, chosen by measurement (``docs/results.md``)."""
+"""Of the gradient through a recurrent layer's synapses, chosen by measurement (``docs/how/synapses.md``)."""
 
 
 @final
