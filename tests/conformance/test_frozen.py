@@ -124,6 +124,24 @@ def test_a_write_through_an_alias_is_compiled(name):
     assert torch.equal(CPU(Step(ALIASES[name]), inputs, None)[0], expected)
 
 
+def put_in_its_place(which):
+    def operation(x, v, s):
+        w = x * 1
+        (w if which == "made" else v).data = 2 * x + v
+        return 0.5 * w + v
+
+    return operation
+
+
+@pytest.mark.parametrize("which", ["made", "a state"])
+def test_a_tensor_whose_data_is_set_is_refused(which):
+    cell, inputs = Step(put_in_its_place(which)), torch.rand(5, 7)
+    with pytest.raises(Unsupported, match=r"by `\.data =`"):
+        hb.unroll(cell, inputs, backend="cpu")
+    expected = hb.unroll(cell, inputs, backend="reference")[0]
+    assert torch.equal(hb.unroll(cell, inputs)[0], expected)
+
+
 def test_what_was_taken_without_a_gradient_by_data_is_no_constant():
     assert_conforms(CPU, Step(lambda x, v, s: 0.5 * v + x * v.data), torch.rand(5, 7))
 

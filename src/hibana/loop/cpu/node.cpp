@@ -145,7 +145,7 @@ Forwarded forward(const Launch& launch, const Tensor& inputs) {
 
 // A gradient as kernels walk it: each step contiguous, whatever the stride over time, signs as in memory.
 Tensor steps_contiguous(Tensor grad) {
-  grad = grad.resolve_neg();
+  if (grad.is_neg()) grad = grad.resolve_neg();
   return grad.is_contiguous() || grad.select(0, 0).is_contiguous() ? grad : grad.contiguous();
 }
 
@@ -212,8 +212,11 @@ struct Run final : Node {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {Tensor()};
     const bool again = at::GradMode::is_enabled();
-    auto edges = torch::autograd::collect_next_edges(grads);
-    edges.push_back(next_edge(0));
+    torch::autograd::edge_list edges;
+    if (again) {
+      edges = torch::autograd::collect_next_edges(grads);
+      edges.push_back(next_edge(0));
+    }
     Tensor found;
     {
       const at::NoGradGuard no_grad;

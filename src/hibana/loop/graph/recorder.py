@@ -89,6 +89,7 @@ _LAYOUT = {
     Tensor.untyped_storage,
 }
 _LAYOUT |= {getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
+_SET_DATA = _OF_TENSORS.data.__set__
 
 
 class _Looking(TorchFunctionMode):
@@ -105,6 +106,8 @@ class _Looking(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SIZES:
             self.at_sizes = True
+        elif func == _SET_DATA:  # which no operation of ATen tells of
+            raise Unsupported("the step puts another tensor in the place of one, by `.data =`")
         elif func in _LAYOUT:
             name = getattr(getattr(func, "__self__", func), "__name__", func)
             raise Unsupported(f"the step looks at {name} of a tensor")
