@@ -35,12 +35,12 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         if (
-            type(input) is Tensor
+            not torch.compiler.is_compiling()
+            and type(input) is Tensor
             and input.ndim == self.dimensions + 2
-            and input.numel() * self.weight.numel() < SMALLEST_WORK * max(1, input.shape[1])
             and self.mode == "auto"
             and input.device.type == "cpu"
-            and not torch.compiler.is_compiling()
+            and input.numel() * self.weight.numel() < SMALLEST_WORK * max(1, input.shape[1])
         ):
             return self._densely(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):

@@ -52,11 +52,11 @@ class Linear(BySpikes, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if (
-            type(input) is Tensor
+            not torch.compiler.is_compiling()
+            and type(input) is Tensor
             and self.mode == "auto"
             and input.numel() * self.out_features < SMALLEST_WORK
             and not (input.ndim > 1 and input.stride(0) == 0)
-            and not torch.compiler.is_compiling()
         ):  # asked first, since all else would take longer than such a product
             self.__dict__["_reason"] = f"dense: {TINY}"
             return functional.linear(input, self.weight, self.bias)
