@@ -15,6 +15,7 @@ from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
 if TYPE_CHECKING:
     from hibana.convert.c import CProgram, in_order, to_c
     from hibana.convert.quantized import Quantization, quantization_aware, quantize
+    from hibana.convert.scan import to_onnx
     from hibana.convert.whole import Quantized
 
 __all__ = [
@@ -30,12 +31,14 @@ __all__ = [
     "quantization_aware",
     "quantize",
     "to_c",
+    "to_onnx",
 ]
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "in_order", "to_c"), "c"),
     **dict.fromkeys(("Quantization", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "whole",
+    "to_onnx": "scan",
 }
 """What is loaded when it is first touched, and where it is: for programs of C."""
 

@@ -47,6 +47,12 @@ class Operation:
     """that of Sleef,"""
     libm: str = ""
     """and that of the C library."""
+
+    @property
+    def onnx(self) -> str:
+        """ONNX's operator for it, if there is one."""
+        return _IN_ONNX.get(self.name, "")
+
     own: bool = False
     """Whether hibana has code of its own for it (:mod:`hibana.loop.cpu.functions`)."""
     written: Written = ""
@@ -262,6 +268,14 @@ OPERATIONS = MappingProxyType(
         )
     }
 )
+_IN_ONNX = {
+    **{"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"},
+    **{"root": "Sqrt", "maximum": "Max", "minimum": "Min"},
+    **{n: n.capitalize() for n in ("and", "or", "xor", "not", "add", "sub", "mul", "div", "neg", "abs")},
+    **{n: n.capitalize() for n in ("floor", "ceil", "round", "sign", "where", "exp", "log", "sqrt", "tanh")},
+    **{n: n.capitalize() for n in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh")},
+    **{n: n.capitalize() for n in ("acosh", "atanh", "erf", "sigmoid", "softplus", "pow")},
+}
 COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 BOOLEAN = frozenset({name for name, row in OPERATIONS.items() if row.boolean} | {"bits"})
 CALLS = frozenset(name for name, row in OPERATIONS.items() if row.call)

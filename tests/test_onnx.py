@@ -1,0 +1,75 @@
+"""A network as ONNX: the loop over time in it, and the same spikes where sums are exact."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.convert import to_onnx
+from hibana.loop.graph.ops import Unsupported
+
+pytest.importorskip("onnx", reason="onnx is not installed")
+
+
+def outputs_of(model, inputs):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0])
+
+
+NETWORKS = {
+    "cells": (
+        lambda: nn.Sequential(
+            nn.Linear(6, 9), hb.LIF(tau=4.0, threshold=0.3), hb.Linear(9, 9), hb.Recurrent(hb.IFCell(0.3), 9),
+            nn.Linear(9, 9), hb.RefractoryLIF(threshold=0.2), nn.Linear(9, 3), hb.LI(),
+        ),
+        (6,),
+    ),
+    "images": (
+        lambda: nn.Sequential(
+            hb.EachStep(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))), hb.IF(0.4),
+            hb.EachStep(nn.MaxPool2d(2)), hb.EachStep(nn.Conv2d(4, 6, 3, padding="same", groups=2)),
+            hb.EachStep(nn.AvgPool2d(2)), hb.LIF(tau=2.0, threshold=0.2),
+            nn.Flatten(2), nn.Linear(24, 3), hb.LI(),
+        ),
+        (1, 8, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_whole_numbers_are_the_same_in_onnxruntime_for_any_time_and_batch(name):
+    make, shape = NETWORKS[name]
+    inputs = torch.rand(7, 3, *shape)
+    small, _ = hb.quantize(make().eval(), inputs)
+    model = to_onnx(small, inputs[:2, :1])
+    for given in (inputs, inputs[:4, :2]):
+        whole = small.whole_input(given)
+        with torch.no_grad():
+            wanted = small.net(whole)
+        assert wanted.count_nonzero() > 0
+        assert torch.equal(outputs_of(model, whole), wanted)
+
+
+def test_a_network_in_floats_is_the_same_to_rounding():
+    net = nn.Sequential(nn.Linear(5, 4), hb.LI(3.0)).eval()
+    inputs = torch.rand(6, 2, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(outputs_of(to_onnx(net, inputs), inputs), net(inputs))
+
+
+def test_its_size_does_not_grow_with_time():
+    net = nn.Sequential(nn.Linear(5, 4), hb.CubaLIF(), nn.Linear(4, 2), hb.LI())
+    short, long = (to_onnx(net, torch.rand(steps, 1, 5)).ByteSize() for steps in (1, 300))
+    assert short == long
+
+
+def test_what_onnx_does_not_say_is_refused_by_name():
+    class Strange(hb.Cell):
+        def forward(self, input_, v_previous):
+            return (torch.log1p(v_previous.abs()) + input_,)
+
+    with pytest.raises(Unsupported, match="layer '0': log1p is nothing that hibana says in ONNX"):
+        to_onnx(nn.Sequential(hb.OverTime(Strange())), torch.rand(2, 1, 3))
