@@ -12,7 +12,8 @@ from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import forward_pass, leaves
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Step, Value
-from hibana.loop.graph.trace import tensors_of, trace
+from hibana.loop.graph. import tensors_of
+from hibana.loop.graph.trace import trace
 
 __all__ = ["to_onnx"]
 
