@@ -12,8 +12,8 @@ from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import forward_pass, leaves
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Step, Value
-from hibana.loop.graph. import tensors_of
 from hibana.loop.graph.trace import trace
+from hibana.loop.tensors import tensors_of
 
 __all__ = ["to_onnx"]
 
