@@ -129,7 +129,7 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *__all__, *_LAZY})
 
 
 def __getattr__(name: str) -> Any:
