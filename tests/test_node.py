@@ -16,7 +16,7 @@ from hibana.cli import main
 from hibana.loop import emitted, programs
 from hibana.loop.cpu import kernels as cpu
 from hibana.loop.cpu import node
-from hibana.loop.cpu.source import OUTPUT_OFFSET, PAGE
+from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 

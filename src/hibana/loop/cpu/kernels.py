@@ -17,7 +17,8 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels, La
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.node import built, called
-from hibana.loop.cpu.source import OUTPUT_OFFSET, PAGE, Source, backward_source, forward_source
+from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE, Source
+from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.walk import (
     BACKWARD,
     BUFFER_OFFSET,
@@ -320,7 +321,7 @@ def residual_names(plan: Plan) -> list[str]:
 def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
     """A new tensor of `shape`, offset within a page so that stores to it and loads from `read` do not alias.
 
-    See :data:`hibana.loop.cpu.source.OUTPUT_OFFSET`. A small one begins where its memory does.
+    See :data:`hibana.loop.cpu.row_walk.OUTPUT_OFFSET`. A small one begins where its memory does.
     """
     count, dtype = shape.numel(), read.dtype
     if count * dtype.itemsize < ALIASING_FROM:

@@ -3,7 +3,7 @@
 import math
 import struct
 
-from hibana.loop.cpu.source import ACCURATE
+from hibana.loop.cpu.row_walk import ACCURATE
 from hibana.native import Writer
 
 __all__ = ["LANES", "VECTOR", "Numbers"]

@@ -17,8 +17,8 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.loop.cpu.kernels import SHAPES, residual_names
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.product import padded, table_step
+from hibana.loop.cpu.row_walk import Source
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
-from hibana.loop.cpu.source import Source
 from hibana.loop.cpu.walk import row_bytes
 from hibana.loop.graph import synapses
 from hibana.loop.graph.plan import Plan

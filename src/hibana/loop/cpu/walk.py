@@ -17,7 +17,7 @@ from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import called
 from hibana.loop.cpu.recompute import ARGUMENTS, recompute_source
-from hibana.loop.cpu.source import PAGE, ROW
+from hibana.loop.cpu.row_walk import PAGE, ROW
 from hibana.native import Kernel, Work, assemble, ready
 
 __all__ = [
@@ -50,7 +50,7 @@ ROOM = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
 BUFFER_OFFSET = 3200
-"""How far after the gradients that are read, within a page, a buffer begins: as ``source.OUTPUT_OFFSET``."""
+"""How far after the gradients that are read, within a page, buffers begin: as ``row_walk.OUTPUT_OFFSET``."""
 
 
 class Bound(NamedTuple):
