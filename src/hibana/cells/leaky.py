@@ -166,8 +166,9 @@ class PLIFCell(Spiking):
             self.w.copy_(torch.tensor(self.start, device=self.w.device))
 
     def _k(self) -> Tensor:
-        k = torch.sigmoid(self.w)
-        return k.reshape(()) if k.numel() == 1 else k
+        k = torch.sigmoid(self.w)  # whose size no step may ask for, or it is one for that size
+        alone = not isinstance(self.start, list) or len(self.start) == 1
+        return k.reshape(()) if alone else k
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:
