@@ -55,12 +55,14 @@ def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
 
 
 def test_controls_follow_the_signature():
-    (tau, threshold, step, detach, reset) = controls.of_cell(hb.LIFCell)
+    (tau, threshold, step, detach, reset, *_) = controls.of_cell(hb.LIFCell)
     assert (tau.low, tau.value, tau.high) == (1.0, 2.0, 20.0)
     assert threshold.low > 0
     assert step == controls.Choice("surrogate", "Step")
     assert detach == controls.Switch("detach_reset", False)
     assert reset.words == ("subtract",)
+    (coupling,) = [c for c in controls.of_cell(hb.AdLIFCell) if c.name == "coupling"]
+    assert coupling.high == 1.0
     (period,) = [c for c in controls.of_cell(hb.RefractoryLIFCell) if c.name == "period"]
     assert (period.low, period.step) == (0.0, 1.0)
 

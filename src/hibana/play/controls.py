@@ -54,7 +54,7 @@ def of_cell(made_of: type[Cell]) -> list[Control]:
 
     >>> from hibana.cells import LIFCell
     >>> [control.name for control in of_cell(LIFCell)]
-    ['tau', 'threshold', 'surrogate', 'detach_reset', 'reset']
+    ['tau', 'threshold', 'surrogate', 'detach_reset', 'reset', 'rest', 'decay_input', 'leak_first']
     >>> of_cell(LIFCell)[0]
     Number(name='tau', value=2.0, low=1.0, high=20.0, step=0.05, words=())
 
@@ -108,10 +108,19 @@ def made(made_of: type[Cell], values: dict[str, Any]) -> Cell:
             name: type(surrogate.named(value[0]))(**value[1]) if isinstance(value, tuple | list) else value
             for name, value in values.items()
         }
-        return made_of(**given)
+        return made_of(**_whole(made_of, given))
     except BaseException as error:  # a pasted cell may raise anything
         plain = isinstance(error, ValueError | TypeError) and made_of.__module__.startswith("hibana.")
         raise Trouble(str(error) if plain else said(error)) from error
+
+
+def _whole(made_of: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values`, those that must be whole numbers as such: a slider gives floats."""
+    wanted = inspect.signature(made_of).parameters
+    return {
+        name: int(value) if wanted[name].annotation is int and float(value).is_integer() else value
+        for name, value in values.items()
+    }
 
 
 def _control(made_of: type[Cell], name: str, default: Any, words: tuple[str, ...]) -> Control | None:
@@ -120,7 +129,8 @@ def _control(made_of: type[Cell], name: str, default: Any, words: tuple[str, ...
     if isinstance(default, surrogate.Surrogate):
         return Choice(name, type(default).__name__)
     if isinstance(default, int | float):
-        return _number(made_of, name, float(default), words)
+        number = _number(lambda **given: made_of(**_whole(made_of, given)), name, float(default), words)
+        return number if number.low < number.high else None  # others depend on a further argument
     return None
 
 
@@ -151,6 +161,8 @@ def _number(make: Callable[..., Any], name: str, value: float, words: tuple[str,
         low = -high if value == 0 else 0.0
     if not accepts(low):
         low = _least(accepts, size, step)
+    if not accepts(high):
+        high = _most(accepts, value, high, step)
     return Number(name, value, low, high, step, words)
 
 
@@ -164,6 +176,14 @@ def _least(accepts: Callable[[float], bool], right: float, step: float) -> float
     while not accepts(round(count * step, 9)) and count * step < right:
         count += 1
     return round(count * step, 9)
+
+
+def _most(accepts: Callable[[float], bool], right: float, wrong: float, step: float) -> float:
+    """The largest number of steps above `right` that is accepted; `wrong` is not."""
+    count = math.floor((wrong - right) / step)
+    while count > 0 and not accepts(round(right + count * step, 9)):
+        count -= 1
+    return round(right + count * step, 9)
 
 
 def _round(step: float) -> float:
