@@ -272,7 +272,7 @@ def test_convert_goes_to_nir_and_on_to_a_program(trained, tmp_path, capsys):
 def test_convert_refuses(trained, tmp_path, capsys):
     pytest.importorskip("nir", reason="the extra nir is not installed")
     checkpoint = trained[0] / "checkpoint.ckpt"
-    assert ".c, .html, .nir or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.onnx")
+    assert ".c, .html, .nir, .onnx or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.tflite")
     assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
     assert "no file" in refused(capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2")
     assert "dt must be positive" in refused(capsys, "convert", checkpoint, tmp_path / "x.nir", "--dt", "-1")
@@ -318,3 +318,11 @@ def test_convert_writes_a_page(trained, tmp_path, capsys):
     target = tmp_path / "page.html"
     assert main(["convert", str(trained[0] / "checkpoint.ckpt"), str(target)]) == 0
     assert "<title>hibana: digits</title>" in target.read_text(encoding="utf-8")
+
+
+def test_convert_writes_onnx(trained, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    target = tmp_path / "net.onnx"
+    assert main(["convert", str(trained[0] / "checkpoint.ckpt"), str(target)]) == 0
+    assert "[T, batch, 8, 8]" in capsys.readouterr().out
+    assert [node.op_type for node in onnx.load(target).graph.node].count("Scan") == 1

@@ -131,8 +131,8 @@ def convert(
 
     Args:
         source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
-        target: a NIR file (.nir), C (.c), a page that one draws to (.html), or a program for PyTorch alone
-            (.pt2).
+        target: a NIR file (.nir), C (.c), a page that one draws to (.html), ONNX (.onnx), or a program for
+            PyTorch alone (.pt2).
         dt: time step in seconds; the source's own if there is none, else 1e-4.
         steps: how many steps a program runs; as trained if there is none.
         bits: C in whole numbers, with weights of 2 to 8 bits; in floats if there is none.
@@ -146,14 +146,16 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):
             raise ValueError(f"target must lie in a folder that can be written, got {target}")
-        if target.suffix not in (".c", ".html", ".nir", ".pt2"):
-            raise ValueError(f"target must end in .c, .html, .nir or .pt2, got {target}")
+        if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
+            raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
         with doing(f"reading {source}"):
             net, shape, trained, model = _network(source, dt, trust)
         if target.suffix == ".nir":
             _write_nir(net, target, dt, shape)
         elif target.suffix == ".pt2":
             _write_program(net, target, shape, steps or trained)
+        elif target.suffix == ".onnx":
+            _write_onnx(net, target, shape)
         elif target.suffix == ".html":
             _write_page(model, target, bits)
         else:
@@ -217,6 +219,16 @@ def _write_c(
     program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")
+
+
+def _write_onnx(net: Any, target: Path, shape: tuple[int, ...]) -> None:
+    import torch
+
+    from hibana.convert import to_onnx
+
+    example = torch.zeros(1, 1, *shape, dtype=torch.float32, device="cpu")
+    target.write_bytes(to_onnx(net, example).SerializeToString())
+    print(f"takes [T, batch, {', '.join(map(str, shape))}], currents or spikes at each step")
 
 
 def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> None:
