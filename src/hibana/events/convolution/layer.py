@@ -1,5 +1,7 @@
 """``hb.Conv2d`` and ``hb.events.Conv1d``."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +42,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.ndim == self.dimensions + 2
             and self.mode == "auto"
             and input.device.type == "cpu"
-            and input.numel() * self.weight.numel() < SMALLEST_WORK * max(1, input.shape[1])
+            and input.numel() * self.weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
         ):
             return self._densely(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
