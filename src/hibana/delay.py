@@ -126,7 +126,7 @@ class Delay(Delayed):
         learn: bool = False,
         sigma: float = 0.5,
     ) -> None:
-        begun = torch.as_tensor(delay, dtype=torch.get_default_dtype()).clone()
+        begun = torch.as_tensor(delay, dtype=torch.get_default_dtype(), device=None).clone()
         most = math.ceil(float(begun.max())) if max_delay is None and begun.numel() else max_delay
         right = bool(((begun >= 0) & begun.isfinite()).all()) and (
             most is None or bool((begun <= most).all())
@@ -153,7 +153,9 @@ class Delay(Delayed):
             return mixed[0].permute(1, 2, 0).reshape(inputs.shape)
         chosen = self.steps.expand(sample).reshape(-1)  # [neurons]
         flat = padded.flatten(2)
-        at = torch.arange(steps, device=inputs.device)[:, None] + (self.max_delay - chosen)  # [T, neurons]
+        at = torch.arange(steps, dtype=torch.int64, device=inputs.device)[:, None] + (
+            self.max_delay - chosen
+        )  # [T, neurons]
         return flat.gather(0, at[:, None].expand(steps, *flat.shape[1:])).view(inputs.shape)
 
 
@@ -206,10 +208,22 @@ class DelayedLinear(Delayed):
         for name, value in {"in_features": in_features, "out_features": out_features}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        super().__init__(torch.empty(out_features, in_features), max_delay, True, sigma)
+        super().__init__(
+            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None),
+            max_delay,
+            True,
+            sigma,
+        )
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None)
+        )
+        self.register_parameter(
+            "bias",
+            nn.Parameter(torch.empty(out_features, dtype=torch.get_default_dtype(), device=None))
+            if bias
+            else None,
+        )
         self._reason = "not called yet"
         self.reset_parameters()
 

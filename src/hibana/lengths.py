@@ -63,7 +63,7 @@ def within(lengths: Tensor, over_time: Tensor) -> Tensor:
             [0, 1]], dtype=torch.int32)
     """
     lengths = checked(lengths, over_time)
-    steps = torch.arange(over_time.shape[0], device=over_time.device)
+    steps = torch.arange(over_time.shape[0], dtype=torch.int64, device=over_time.device)
     inside = steps[:, None] < lengths
     return inside.view(*inside.shape, *[1] * (over_time.ndim - 2))
 
@@ -78,4 +78,4 @@ def last(outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
     if lengths is None:
         return outputs[-1]
     lengths = checked(lengths, outputs)
-    return outputs[lengths - 1, torch.arange(outputs.shape[1], device=outputs.device)]
+    return outputs[lengths - 1, torch.arange(outputs.shape[1], dtype=torch.int64, device=outputs.device)]

@@ -280,13 +280,13 @@ def _reached_later(
 ) -> Tensor:
     """How many outputs each value of ``[T, batch, channels, ...]`` reaches before its sample ends, summed."""
     steps, batch = inputs.shape[:2]
-    left = torch.arange(steps, 0, -1, device=inputs.device)[:, None].expand(steps, batch)
+    left = torch.arange(steps, 0, -1, dtype=torch.int64, device=inputs.device)[:, None].expand(steps, batch)
     if lengths is not None:
         left = (left - steps + padding.checked(lengths, inputs)).clamp(min=0)
     if isinstance(layer, DelayedLinear):
         lags = layer.steps  # [outputs, channels]
     else:
-        each = torch.arange(layer.weight.shape[2], device=inputs.device) * layer.dilation
+        each = torch.arange(layer.weight.shape[2], dtype=torch.int64, device=inputs.device) * layer.dilation
         taps = each.repeat(layer.weight.shape[0] // layer.groups)
         lags = taps[:, None].expand(-1, inputs.shape[2])  # [outputs * K, channels]
     reached = torch.stack([(lags < n).sum(0) for n in range(steps + 1)])[left]  # [T, batch, channels]

@@ -121,8 +121,17 @@ class Window(LooksBack):
             raise ValueError(f"groups must divide in_channels and out_channels, got {groups}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.dilation, self.groups = kernel_size, dilation, groups
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
+        self.weight = nn.Parameter(
+            torch.empty(
+                out_channels, in_channels // groups, kernel_size, dtype=torch.get_default_dtype(), device=None
+            )
+        )
+        self.register_parameter(
+            "bias",
+            nn.Parameter(torch.empty(out_channels, dtype=torch.get_default_dtype(), device=None))
+            if bias
+            else None,
+        )
         self._reason = "not called yet"
         self.reset_parameters()
 

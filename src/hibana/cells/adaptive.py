@@ -137,8 +137,8 @@ class AdLIFCell(Spiking):
         taus = {"tau": (least, most), "tau_adaptation": (6 * least, 5 * most)}
         values: dict[str, Any] = {name: log_uniform(*ends, *shape) for name, ends in taus.items()}
         values |= {
-            "coupling": torch.rand(shape).clamp(0.01, 0.99),
-            "jump": 2 * torch.rand(shape).clamp(0.01, 0.99),
+            "coupling": torch.rand(shape, dtype=torch.get_default_dtype(), device=None).clamp(0.01, 0.99),
+            "jump": 2 * torch.rand(shape, dtype=torch.get_default_dtype(), device=None).clamp(0.01, 0.99),
         }
         return cls(**{**values, "learn": (*values,), **options})
 

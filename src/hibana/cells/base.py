@@ -220,7 +220,9 @@ class AtLeast:
         Raises:
             ValueError: if it is infinite, or not above the bound.
         """
-        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype()).detach()
+        value = torch.as_tensor(
+            getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None
+        ).detach()
         if not bool((value.isfinite() & (value > self.least)).all()):
             raise ValueError(
                 f"{self.name} must be finite and above {self.least} to be learned, got {value!r}"
@@ -278,7 +280,9 @@ class Between:
         Raises:
             ValueError: if it is not within the bounds.
         """
-        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype()).detach()
+        value = torch.as_tensor(
+            getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None
+        ).detach()
         part = (value - self.least) / (self.most - self.least)
         if not bool(((part > 0) & (part < 1)).all()):
             within = f"between {self.least} and {self.most}"

@@ -163,7 +163,7 @@ class PLIFCell(Spiking):
     def reset_parameters(self) -> None:
         """Sets `w` to what it was made with; for parameters that were made without memory."""
         with torch.no_grad():
-            self.w.copy_(torch.tensor(self.start, device=self.w.device))
+            self.w.copy_(torch.tensor(self.start, dtype=self.w.dtype, device=self.w.device))
 
     def _k(self) -> Tensor:
         k = torch.sigmoid(self.w)  # whose size no step may ask for, or it is one for that size

@@ -229,7 +229,7 @@ class _Reading:
             return shape
         _, *arguments = line.args
         named: dict[str, Any] = dict(line.kwargs)
-        blank = torch.empty(1, 1, *shape, device="meta")
+        blank = torch.empty(1, 1, *shape, dtype=torch.float32, device="meta")
         within = line.target not in (torch.flatten, "flatten")
         if within or any(isinstance(a, fx.Node) for a in arguments):
             raise Unsupported(f"{line.name!r}: use nn.Flatten(2), which says what of time and batch stays")

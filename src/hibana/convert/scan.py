@@ -1,5 +1,7 @@
 """A network as ONNX, with the loop over time in it: a graph whose size does not grow with T."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,7 +54,9 @@ class _Model:
         import onnx
 
         self.onnx, self.network = onnx, network
-        self.kind = onnx.helper.np_dtype_to_tensor_dtype(torch.empty(0, dtype=network.dtype).numpy().dtype)
+        self.kind = onnx.helper.np_dtype_to_tensor_dtype(
+            torch.empty(0, dtype=network.dtype, device="cpu").numpy().dtype
+        )
         self.body: list[Any] = []
         self.outer: list[Any] = []
         self.constants: list[Any] = []
@@ -99,7 +103,7 @@ class _Model:
         return name
 
     def _number(self, number: float) -> str:
-        return self._constant(torch.tensor(number, dtype=self.network.dtype))
+        return self._constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
 
     def _op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
         self.count += 1
@@ -110,7 +114,7 @@ class _Model:
     def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
         if shape == seen:
             return value
-        return self._op("Reshape", [value, self._constant(torch.tensor([-1, *seen]))])
+        return self._op("Reshape", [value, self._constant(_whole([-1, *seen]))])
 
     def _layer(self, node: Node, at: int, given: list[str]) -> str:
         module: Any = node.module
@@ -142,7 +146,7 @@ class _Model:
         divisor = getattr(module, "divisor_override", None)
         if divisor is None:
             return mean
-        area = float(torch.tensor(named["kernel_shape"]).prod()) / divisor
+        area = math.prod(named["kernel_shape"]) / divisor
         return self._op("Mul", [mean, self._number(area)])
 
     def _neurons(self, node: Node, at: int, given: str) -> str:
@@ -151,7 +155,7 @@ class _Model:
         cell = module.cell
         if isinstance(module, Recurrent):
             cell = RecurrentCell(cell, module.recurrent, 1.0)
-        one = torch.zeros(1, *node.shape, dtype=self.network.dtype)
+        one = torch.zeros(1, *node.shape, dtype=self.network.dtype, device="cpu")
         try:
             step = trace(cell, one.shape, self.network.dtype)
             return self._step(step, at, given, cell, one)
@@ -205,15 +209,19 @@ class _Model:
         """The states at rest, for as many samples as there are."""
         if not self.states:
             return []
-        one = self._constant(torch.tensor([1]))
+        one = self._constant(_whole([1]))
         whole = self._op("Shape", ["input"], outer=True)
-        batch = self._op("Slice", [whole, one, self._constant(torch.tensor([2]))], outer=True)
+        batch = self._op("Slice", [whole, one, self._constant(_whole([2]))], outer=True)
         firsts = []
         for before, _, shape in self.states:
-            sizes = self._op("Concat", [batch, self._constant(torch.tensor(shape))], outer=True, axis=0)
+            sizes = self._op("Concat", [batch, self._constant(_whole(shape))], outer=True, axis=0)
             firsts.append(self._op("Expand", [f"{before}_first", sizes], outer=True))
         return firsts
 
 
 def _each(sizes: int | tuple[int, ...], rank: int) -> list[int]:
     return [sizes] * rank if isinstance(sizes, int) else list(sizes)
+
+
+def _whole(numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -109,9 +109,11 @@ def _bands(sound: Tensor, steps: int) -> Tensor:
     """``[steps, 40]``: the logarithm of the energy in each band, standardised."""
     size = 512
     window = torch.hann_window(WINDOW, device="cpu")
-    starts = torch.linspace(0, RATE - 1, steps, device="cpu").long()
+    starts = torch.linspace(0, RATE - 1, steps, dtype=torch.float32, device="cpu").long()
     padded = torch.nn.functional.pad(sound, (WINDOW // 2, WINDOW))
-    cut = padded[starts[:, None] + torch.arange(WINDOW, device="cpu")] * window  # [steps, 400]
+    cut = (
+        padded[starts[:, None] + torch.arange(WINDOW, dtype=torch.int64, device="cpu")] * window
+    )  # [steps, 400]
     energy = torch.fft.rfft(cut, size).abs().square() @ _filters(size).T
     logarithm = (energy + 1e-6).log()
     bands: Tensor = (logarithm - logarithm.mean()) / logarithm.std().clamp(min=1e-3)
@@ -124,8 +126,8 @@ def _filters(size: int) -> Tensor:
     Source: Stevens, Volkmann & Newman (1937) for the scale, ``2595 log10(1 + f/700)``.
     """
     most = 2595 * math.log10(1 + RATE / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, most, BANDS + 2, device="cpu") / 2595) - 1)
-    heard = torch.linspace(0, RATE / 2, size // 2 + 1, device="cpu")
+    edges = 700 * (10 ** (torch.linspace(0, most, BANDS + 2, dtype=torch.float32, device="cpu") / 2595) - 1)
+    heard = torch.linspace(0, RATE / 2, size // 2 + 1, dtype=torch.float32, device="cpu")
     rising = (heard - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - heard) / (edges[2:] - edges[1:-1])[:, None]
     return torch.minimum(rising, falling).clamp(min=0)

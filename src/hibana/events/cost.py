@@ -14,9 +14,9 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -250,9 +250,9 @@ def random_bits(rows: int, inputs: int, density: float, generator: torch.Generat
     """``[rows, words]`` bits of which `density`, a power of a half, are set; none beyond the inputs."""
     words, rest = -(-inputs // 64), inputs % 64
     bits = torch.full((rows, words), -1, dtype=torch.int64, device="cpu")
-    given: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.int64}
+    made = partial(torch.randint, generator=generator, dtype=torch.int64, device="cpu")
     while density < 1:
-        bits &= torch.randint(-(1 << 63), (1 << 63) - 1, bits.shape, **given)
+        bits &= made(-(1 << 63), (1 << 63) - 1, bits.shape)
         density *= 2
     if rest:
         bits[:, -1] &= (1 << rest) - 1

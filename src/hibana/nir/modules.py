@@ -205,7 +205,7 @@ def _steps(node: Node, name: str, dt: float | None) -> float | Tensor:
 
 def _whole(steps: float | Tensor) -> float | Tensor:
     """A delay in steps, if it is whole to rounding."""
-    value = torch.as_tensor(steps, dtype=torch.float64)
+    value = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
     whole = value.round()
     if bool(((value - whole).abs() > ROUNDING * whole.clamp(min=1)).any()) or bool((value < 0).any()):
         raise ValueError(f"delay must be whole steps of dt, 0 or more, got {steps!r} steps; give another dt")
@@ -308,7 +308,7 @@ def _sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, d
         source, name = "input", f"weight{lag}"
         if lag:
             source = f"delay{lag}"
-            nodes[source] = _delay_node(torch.tensor(lag, device="cpu"), shape, dt)
+            nodes[source] = _delay_node(torch.tensor(lag, dtype=torch.int64, device="cpu"), shape, dt)
             edges.append(("input", source))
         nodes[name] = _linear_node(weight, bias if lag == last else None)
         edges += [(source, name), (name, "output")]

@@ -73,7 +73,7 @@ def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
 def whole_image(shape: Sequence[int]) -> Tensor:
     """Which number of PyTorch's lies where, in an image that lies channels last."""
     channels, height, width = image_of(shape)
-    order = torch.arange(channels * height * width, dtype=torch.int64)
+    order = torch.arange(channels * height * width, dtype=torch.int64, device="cpu")
     return order.view(channels, height, width).permute(1, 2, 0).flatten()
 
 

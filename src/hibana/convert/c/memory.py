@@ -41,7 +41,7 @@ class Held:
         Raises:
             ValueError: if it lies in neither way.
         """
-        order = torch.arange(self.node.size, dtype=torch.int64)
+        order = torch.arange(self.node.size, dtype=torch.int64, device="cpu")
         last = order.view(shape[0], -1).T.flatten()
         if torch.equal(self.places, last):
             return True

@@ -197,7 +197,11 @@ class Whole(Numbers):
             # a convolution in groups: rows are those of a group
             flat = flat.view(len(bias) // flat.shape[1], -1, flat.shape[1]).transpose(0, 1).flatten(1)
         more, less = flat.clamp(min=0).sum(0), flat.clamp(max=0).sum(0)
-        one = torch.zeros(flat.shape[1]) if bias is None else bias.detach().double()
+        one = (
+            torch.zeros(flat.shape[1], dtype=torch.float32, device="cpu")
+            if bias is None
+            else bias.detach().double()
+        )
         most = (more * high + less * low + one).max()
         least = (more * low + less * high + one).min()
         self.largest = max(self.largest, int(((more - less) * max(-low, high) + one.abs()).max()))

@@ -234,7 +234,9 @@ class _Program:
         return not (node.users and weighted) or node is self.network.output
 
     def _input(self, node: Node) -> tuple[list[str], list[str]]:
-        held = self.held[node] = Held(node, torch.arange(node.size), self.numbers.input, "input")
+        held = self.held[node] = Held(
+            node, torch.arange(node.size, dtype=torch.int64, device="cpu"), self.numbers.input, "input"
+        )
         if not self._keeps_input():
             return [], []
         held.numbers = self.memory.lasting("input", self.numbers.input, node.size)
@@ -294,7 +296,7 @@ class _Program:
         """Where a layer without state writes."""
         spikes = node.kind == "maximum" and bool(reads[0].spikes)
         kind = "uint8_t" if spikes else self.numbers.kind
-        places = torch.arange(node.size)
+        places = torch.arange(node.size, dtype=torch.int64, device="cpu")
         if node.kind in ("sum", "scale"):
             places = reads[0].places
         elif node.kind == "convolution" or (node.kind != "linear" and reads[0].channels_last(node.seen[0])):
@@ -414,7 +416,7 @@ class _Program:
     def _out(self, place: str) -> str:
         """The number that the network put out at a place of PyTorch's."""
         held = self.held[self.network.output]
-        order = torch.arange(held.node.size)
+        order = torch.arange(held.node.size, dtype=torch.int64, device="cpu")
         if not torch.equal(held.places, order):
             name = f"{self.name}_order"
             if not any(line.startswith(f"static const {self.index} {name}[") for line in self.constants):

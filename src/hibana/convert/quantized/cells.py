@@ -186,15 +186,19 @@ def whole_cell(name: str, cell: Cell, scale: Scale) -> Cell:
 
 def _one(name: str, value: Any) -> float:
     """A hyper-parameter that has to be one number for all neurons."""
-    tensor = torch.as_tensor(value).detach()
+    tensor = _doubles(value)
     if tensor.numel() > 1 and not bool((tensor == tensor.flatten()[0]).all()):
         raise ValueError(f"{name} differs from neuron to neuron, which a leak in whole numbers can't")
     return float(tensor.flatten()[0])
 
 
+def _doubles(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+
+
 def _in(scale: Scale, value: Any, rounded: Callable[[Tensor], Tensor] = torch.round) -> Scale:
     """`value` in units of `scale`."""
-    whole = rounded(torch.as_tensor(value).detach().double() / torch.as_tensor(scale).double())
+    whole = rounded(_doubles(value) / _doubles(scale))
     return float(whole) if whole.ndim == 0 else whole
 
 
@@ -217,7 +221,7 @@ def _lif(cell: Any, scale: Scale) -> Cell:
 
 def _plif(cell: Any, scale: Scale) -> Cell:
     tau = _one("tau", cell.tau)
-    return _lif(LIFCell(tau, cell.threshold, reset=cell.reset), torch.as_tensor(scale) / tau)
+    return _lif(LIFCell(tau, cell.threshold, reset=cell.reset), _doubles(scale) / tau)
 
 
 def _cuba(cell: Any, scale: Scale) -> Cell:

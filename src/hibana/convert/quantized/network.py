@@ -187,7 +187,7 @@ class _Quantizing:
             back = module.recurrent
             if not isinstance(back, nn.Linear):
                 raise Unsupported(f"layer {node.name!r}: {type(back).__name__} has no form in whole numbers")
-            by = torch.as_tensor(scale).double().reshape(-1)
+            by = torch.as_tensor(scale, dtype=torch.float64, device="cpu").reshape(-1)
             weight = back.weight.detach().double()
             back.weight = nn.Parameter((weight / by[:, None]).round(), requires_grad=False)
             if back.bias is not None:
@@ -202,7 +202,9 @@ class _Quantizing:
         if node.kind == "neurons" and self.scales[node] == 1.0:
             agreement = float((was == now).double().mean())
         else:
-            agreement = _correlation(was, now * torch.as_tensor(self.scales[node]))
+            agreement = _correlation(
+                was, now * torch.as_tensor(self.scales[node], dtype=now.dtype, device="cpu")
+            )
         what = type(getattr(node.module, "cell", node.module)).__name__
         return LayerChange(
             node.name,

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -30,11 +29,11 @@ def _measured(images: int, outputs: int, geometry: autograd.Geometry) -> cost.Co
     inputs = channels * kernel[0] * kernel[1]
     timed = min(images, max(1, WORK // (down * across * inputs * outputs)))
     generator = torch.Generator("cpu").manual_seed(0)
-    given: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+    made = partial(torch.randn, generator=generator, dtype=torch.float32, device="cpu")
     last = {"memory_format": torch.channels_last}
-    numbers = torch.randn(timed, channels, height, width, **given).contiguous(**last)
-    gradient = torch.randn(timed, outputs, down, across, **given).contiguous(**last)
-    weight = torch.randn(outputs, channels, *kernel, **given)
+    numbers = made(timed, channels, height, width).contiguous(**last)
+    gradient = made(timed, outputs, down, across).contiguous(**last)
+    weight = made(outputs, channels, *kernel)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)
     lines = autograd.rows_of(numbers)
     planes = [

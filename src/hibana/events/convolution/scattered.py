@@ -24,7 +24,9 @@ def scattered(
     """
     outputs, inputs = weight.shape
     rows, columns = bits.shape[0] // steps, steps + int(lags.max())
-    places = torch.arange(outputs, device="cpu")[:, None] * columns + lags  # [outputs, inputs]
+    places = (
+        torch.arange(outputs, dtype=torch.int64, device="cpu")[:, None] * columns + lags
+    )  # [outputs, inputs]
     out = torch.empty(steps - skip, rows, outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "places": places.T.to(torch.int32).contiguous(), "table": weight.T.contiguous()}
     sizes = {"steps": steps, "rows": rows, "inputs": inputs, "outputs": outputs, "columns": columns}

@@ -1,7 +1,6 @@
 """What the products of a linear layer take on this machine."""
 
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -33,9 +32,9 @@ def about(count: int) -> int:
 def _measured(rows: int, inputs: int, outputs: int) -> cost.Costs:
     generator = torch.Generator("cpu").manual_seed(0)
     timed = min(rows, max(FEWEST, WORK // (inputs * outputs)))
-    given: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
-    weight, gradient = torch.randn(outputs, inputs, **given), torch.randn(timed, outputs, **given)
-    numbers = torch.randn(timed, inputs, **given)
+    made = partial(torch.randn, generator=generator, dtype=torch.float32, device="cpu")
+    weight, gradient = made(outputs, inputs), made(timed, outputs)
+    numbers = made(timed, inputs)
     bits = {density: cost.random_bits(timed, inputs, density, generator) for density in cost.DENSITIES}
     pack = partial(product.packed, weight, panel(outputs))
     table = pack()
