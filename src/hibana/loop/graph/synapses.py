@@ -117,7 +117,7 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
         if product.op == "product" and product not in forward:
             gates = set(_matters(product, step, users, of_state))
             gate, state = gates.pop() if len(gates) == 1 else (None, None)
-            if gate is not None and gate in forward:
+            if gate is not None and not has_gradient(gate):
                 found[product] = gate, state
     return found
 
