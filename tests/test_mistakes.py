@@ -184,3 +184,9 @@ def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys
     assert (
         "unlike those trained on: column 'a' goes from 1e+09 to 1e+09; what was trained on goes from" in err
     )
+
+
+def test_options_are_read_alike_where_pydantic_is_loaded(folder, capsys):
+    pytest.importorskip("pydantic")
+    assert main(["train", "--lr", "1"]) == 2
+    assert "did you mean --learning-rate?" in capsys.readouterr().err

@@ -202,8 +202,8 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
         def __getattr__(self, attribute):
             return getattr(self.objective, attribute)
 
-        def __call__(self, outputs, labels):
-            error = self.objective(outputs, labels)
+        def __call__(self, outputs, labels, *lengths):
+            error = self.objective(outputs, labels, *lengths)
             if name == "objective" and len(steps) == 2:
                 return error * value
             return Poisoned.apply(error) if name == "gradient" and len(steps) == 2 else error
@@ -215,9 +215,9 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
         steps.append(how)
         return augmented(inputs, how)
 
-    def penalised(spikes, target):
+    def penalised(spikes, target, *lengths):
         spoilt = name == "penalty" and len(steps) == 2
-        return penalty(spikes, target) + (value if spoilt else 0)
+        return penalty(spikes, target, *lengths) + (value if spoilt else 0)
 
     def spoiling(self):
         self.objective = Spoilt(self.objective)

@@ -40,6 +40,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         )
         default = None if field.default is MISSING else field.default
         kind: Any = field.type
+        if default is None:
+            kind = kind | None  # a default is held against its type, where pydantic is loaded
         annotation = Annotated[kind, option]
         kept.append(
             inspect.Parameter(
