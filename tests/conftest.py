@@ -15,7 +15,6 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatabl
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks for on CUDA
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ["HIBANA_COSTS"] = "fixed"  # what is chosen must not depend on how busy the machine is
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
 

@@ -1,9 +1,9 @@
 """What the products of a layer take on this machine, densely and by events: measured once, and remembered.
 
-A layer in mode ``"auto"`` asks here. Sizes that are met for the first time on a machine are measured, for
-some tens of milliseconds, on random bits; what is found stays in the cache beside the kernels. Without a
-cache, or with ``HIBANA_COSTS=fixed``, nothing is measured, and layers keep to a rule that knows no machine.
-Nothing here knows a layer.
+A layer in mode ``"auto"`` asks here. With ``HIBANA_COSTS=measured``, sizes that are met for the first time on
+a machine are measured, for some tens of milliseconds, on random bits; what is found stays in the cache beside
+the kernels. Without that, or without a cache, layers keep to a rule that knows no machine. Nothing here knows
+a layer.
 """
 
 import hashlib
@@ -165,7 +165,7 @@ def costs_of(key: tuple[Hashable, ...], measured: Callable[[], Costs]) -> Costs 
 
 def measures() -> bool:
     """Whether sizes are measured at all."""
-    return os.environ.get("HIBANA_COSTS") != "fixed" and kept_in() is not None
+    return os.environ.get("HIBANA_COSTS") == "measured" and kept_in() is not None
 
 
 def _found(key: tuple[Hashable, ...], measured: Callable[[], Costs]) -> Costs | None:

@@ -31,7 +31,7 @@ Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_ROWS = 256
 """Fewer rows than this do not pay for packing the weights, where nothing is measured."""
-SMALLEST_WORK = 1 << 24
+SMALLEST_WORK = 12_000_000
 """Of fewer multiplications torch has done all before events have begun."""
 TINY = "at these sizes torch is sooner done at any density"
 SAMPLE = 64
