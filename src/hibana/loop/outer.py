@@ -5,7 +5,7 @@ product with bits is what :mod:`hibana.events` does sooner than a dense one: it 
 :data:`by_bits`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,9 +15,35 @@ from torch.nn.functional import pad
 from hibana.loop.packed import unpacked
 
 if TYPE_CHECKING:
+    from hibana.loop.graph.step import Value
     from hibana.loop.graph.synapses import Operand
 
-__all__ = ["over_time"]
+__all__ = ["outer_products", "over_time"]
+
+
+def outer_products(
+    operands: "Sequence[Operand]",
+    residuals: "Mapping[Value, Tensor]",
+    inputs: Tensor | None,
+    first: Sequence[Tensor | None],
+    gradients: "Mapping[Value | None, Tensor]",
+) -> list[Tensor]:
+    """:func:`over_time` for each of a step's `operands`.
+
+    Args:
+        operands: of the step's products.
+        residuals: what was kept, by the value that it is of.
+        inputs: of the run, if the step reads them in its backward.
+        first: the states that the run began with, None for zeros.
+        gradients: what arrived at the products, by its value.
+    """
+    found = []
+    for operand in operands:
+        residual = inputs if operand.residual.op == "input" else residuals[operand.residual]
+        assert residual is not None
+        begun = None if operand.state is None else first[operand.state]
+        found.append(over_time(operand, residual, begun, gradients[operand.gradient]))
+    return found
 
 
 def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from hibana.loop.cpu.walk import row_bytes
 from hibana.loop.graph import synapses
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step
-from hibana.loop.outer import over_time
+from hibana.loop.outer import outer_products
 from hibana.native import Kernel, Work, arguments, assemble, ready
 
 __all__ = ["SampleKernels"]
@@ -134,13 +134,9 @@ class SampleKernels(Kernels):
         named |= outer_rows
         named |= self._residuals(residuals)
         self._run(("backward", given.wants_input, given.constant), shape, parameters, named)
-        by_value = dict(zip(plan.stored, residuals, strict=True))
-        outer = []
-        for operand in self.operands:
-            residual = inputs if operand.residual.op == "input" else by_value[operand.residual]
-            assert residual is not None
-            begun = None if operand.state is None else first[operand.state]
-            outer.append(over_time(operand, residual, begun, arriving[operand.gradient]))
+        outer = outer_products(
+            self.operands, dict(zip(plan.stored, residuals, strict=True)), inputs, first, arriving
+        )
         return grad_input, first_grads, [*sums, *outer]
 
     def _residuals(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
 from hibana.loop.graph.synapses import operands
-from hibana.loop.outer import over_time
+from hibana.loop.outer import outer_products
 from hibana.loop.triton.source import (
     ANY_SIZE,
     Language,
@@ -167,13 +167,9 @@ class GpuKernels(Kernels):
         self._launch("backward", (wants_input, constant), shape, parameters, named)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
-        by_value = dict(zip(plan.stored, residuals, strict=True))
-        outer = []
-        for operand in self.operands:
-            residual = inputs if operand.residual.op == "input" else by_value[operand.residual]
-            assert residual is not None
-            begun = None if operand.state is None else first[operand.state]
-            outer.append(over_time(operand, residual, begun, at[operand.gradient]))
+        outer = outer_products(
+            self.operands, dict(zip(plan.stored, residuals, strict=True)), inputs, first, at
+        )
         return grad_input, first_grads, [*summed, *outer]
 
     def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
