@@ -127,9 +127,8 @@ def test_bounds_hold_on_the_worst_input():
 def _bounds(small, inputs):
     from hibana.convert.c import program
 
-    made = program._program(small, inputs, "net", "sum")
-    made.written()
-    return next(iter(made.numbers.states.values()))
+    written = program._written(small, inputs, "net", "sum")
+    return next(iter(written.numbers.states.values()))
 
 
 def test_a_leak_bounds_the_potential_for_any_number_of_steps():

@@ -14,6 +14,7 @@ from torch import Tensor
 from hibana.convert.c.memory import Held
 from hibana.convert.c.text import block, each
 from hibana.convert.graph import Node
+from hibana.convert.sliding import Sliding, image_of, sliding_of
 
 __all__ = [
     "Active",
@@ -22,17 +23,12 @@ __all__ = [
     "affine",
     "average",
     "events",
-    "image_of",
     "maximum",
     "numbers",
     "scaled",
     "weights_of",
     "whole_image",
-    "window_of",
 ]
-
-
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -64,68 +60,11 @@ def events(size: int) -> Active:
     return Active("for (size_t k = 0; k < count; k++)", begins, False)
 
 
-def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels, height and width of an image, or of a sequence as one of height 1."""
-    channels, *sides = shape
-    return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
-
-
 def whole_image(shape: Sequence[int]) -> Tensor:
     """Which number of PyTorch's lies where, in an image that lies channels last."""
     channels, height, width = image_of(shape)
     order = torch.arange(channels * height * width, dtype=torch.int64, device="cpu")
     return order.view(channels, height, width).permute(1, 2, 0).flatten()
-
-
-def pair(size: Any, sequence: bool) -> tuple[int, int]:
-    """What torch has for both dimensions, or of one of a sequence, which is an image of height 1."""
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    if sequence:
-        return (1, sizes[0])
-    return (sizes[0], sizes[-1])
-
-
-@dataclass(frozen=True)
-class Window:
-    """What a convolution or a pooling slides over an image, rows first."""
-
-    kernel: Pair
-    padding: Pair
-    stride: Pair
-    dilation: Pair
-    image: Pair
-    outputs: Pair
-
-    @property
-    def taps(self) -> int:
-        """How many taps lie within the image, over all output pixels of a channel."""
-        count = 1
-        for axis in (0, 1):
-            begins = range(
-                -self.padding[axis],
-                self.outputs[axis] * self.stride[axis] - self.padding[axis],
-                self.stride[axis],
-            )
-            reach = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
-            count *= sum(0 <= begin + tap < self.image[axis] for begin in begins for tap in reach)
-        return count
-
-
-def window_of(node: Node) -> Window:
-    """That of `node`."""
-    module: Any = node.module
-    (seen,) = node.seen
-    sequence = len(seen) == 2
-    dilation = pair(getattr(module, "dilation", 1), sequence)
-    kernel = pair(module.kernel_size, sequence)
-    stride = pair(module.stride if module.stride is not None else module.kernel_size, sequence)
-    if module.padding == "same":
-        first, second = (d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        padding = first, second
-    else:
-        padding = pair(0 if module.padding == "valid" else module.padding, sequence)
-    padding = (0 if sequence else padding[0], padding[1])
-    return Window(kernel, padding, stride, dilation, image_of(seen)[1:], image_of(node.shape)[1:])
 
 
 def weights_of(node: Node, held: Held) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +91,7 @@ def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: s
         return lines + (each("o", node.size, [f"{out}[o] += {bias}[o];"]) if bias else [])
     module: Any = node.module
     outputs, _, width = image_of(node.shape)
-    window = window_of(node)
+    window = sliding_of(node)
     of_group = outputs // module.groups
     group = f"c / {module.in_channels // module.groups}" if module.groups > 1 else "0"
     to = f"pixels[{_output('ty', window.stride[0])}][{_output('tx', window.stride[1])}][{group}][o]"
@@ -168,7 +107,7 @@ def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: s
 
 def maximum(node: Node, held: Held, out: str, kind: str, lowest: str) -> list[str]:
     """The largest number under each window of `node`; of spikes, whether any is under it."""
-    window = window_of(node)
+    window = sliding_of(node)
     if held.spikes:
         view, pixel = _view(held, node, node.shape, out, "uint8_t", "pixels")
         to = pixel(_output("ty", window.stride[0]), _output("tx", window.stride[1]))
@@ -186,7 +125,7 @@ def maximum(node: Node, held: Held, out: str, kind: str, lowest: str) -> list[st
 def average(node: Node, held: Held, out: str, kind: str) -> list[str]:
     """The mean under each window of `node`, as torch divides it."""
     module: Any = node.module
-    window = window_of(node)
+    window = sliding_of(node)
     area = getattr(module, "divisor_override", None) or window.kernel[0] * window.kernel[1]
     counted = not (getattr(module, "divisor_override", None) or module.count_include_pad) and any(
         window.padding
@@ -237,7 +176,7 @@ def _place(held: Held, node: Node) -> list[str]:
     return [f"const size_t c = {c};", f"const int row = (int)({row}), column = (int)({column});"]
 
 
-def _taps(window: Window, inside: list[str]) -> list[str]:
+def _taps(window: Sliding, inside: list[str]) -> list[str]:
     """`inside` for each tap ``ky, kx`` and offset ``ty, tx`` at which a pixel at `row`, `column` is seen."""
 
     def along(offset: str, index: str, begin: str, axis: int, lines: list[str]) -> list[str]:
@@ -265,7 +204,7 @@ def _view(held: Held, node: Node, shape: Sequence[int], name: str, kind: str, vi
 
 
 def _windows(
-    node: Node, held: Held, out: str, kind: str, window: Window, begins: str, found: list[str], given: str
+    node: Node, held: Held, out: str, kind: str, window: Sliding, begins: str, found: list[str], given: str
 ) -> list[str]:
     """For each output pixel, what is found over the pixels ``there`` under its window."""
     (seen,) = node.seen
@@ -287,7 +226,7 @@ def _windows(
     return [read, written, *each("c", image_of(seen)[0], pixels)]
 
 
-def _leaves(window: Window, axis: int) -> bool:
+def _leaves(window: Sliding, axis: int) -> bool:
     """Whether a window may reach beyond the image."""
     last = (window.outputs[axis] - 1) * window.stride[axis] - window.padding[axis] + window.kernel[axis]
     return window.padding[axis] > 0 or last > window.image[axis]

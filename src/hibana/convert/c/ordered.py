@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.convert.c.layers import image_of, window_of
 from hibana.convert.c.memory import Held
 from hibana.convert.graph import Node
+from hibana.convert.sliding import image_of, sliding_of
 from hibana.layers import OverTime, Recurrent
 
 __all__ = ["ordered"]
@@ -36,7 +36,7 @@ class OrderedConvolution(nn.Module):
         super().__init__()
         assert node.module is not None
         self.layer: Any = node.module
-        self.window, self.channels_last = window_of(node), channels_last
+        self.window, self.channels_last = sliding_of(node), channels_last
 
     def forward(self, inputs: Tensor) -> Tensor:
         window, sequence = self.window, inputs.ndim == 3

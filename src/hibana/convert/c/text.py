@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.loop.c.source import literal
 
-__all__ = ["array", "block", "each", "number_text"]
+__all__ = ["array", "block", "commented", "each", "number_text"]
 
 
 def block(head: str, lines: Iterable[str]) -> list[str]:
@@ -18,6 +18,12 @@ def block(head: str, lines: Iterable[str]) -> list[str]:
 def each(index: str, count: int | str, lines: Iterable[str]) -> list[str]:
     """`lines` for each `index` from 0 to below `count`."""
     return block(f"for (size_t {index} = 0; {index} < {count}; {index}++)", lines)
+
+
+def commented(text: str) -> str:
+    """`text` as it may stand in a comment."""
+    plain = text.encode("ascii", "replace").decode()
+    return plain.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
 
 
 def number_text(values: Tensor, kind: str) -> list[str]:

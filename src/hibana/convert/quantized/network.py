@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.convert.c import proved
-from hibana.convert.c.layers import window_of
 from hibana.convert.graph import Network, Node, read
 from hibana.convert.quantized.cells import Scale, whole_cell
 from hibana.convert.quantized.rounding import without_rounding
+from hibana.convert.sliding import sliding_of
 from hibana.convert.whole import Quantized
 from hibana.layers import OverTime, Recurrent
 from hibana.loop import emits_spikes
@@ -161,12 +161,12 @@ class _Quantizing:
     def _average(self, node: Node, scale: Scale) -> Scale:
         module: Any = node.module
         if not isinstance(module, nn.AvgPool2d) or (
-            any(window_of(node).padding) and not module.count_include_pad
+            any(sliding_of(node).padding) and not module.count_include_pad
         ):
             raise Unsupported(
                 f"layer {node.name!r}: only nn.AvgPool2d that counts its padding is a whole sum"
             )
-        area = module.divisor_override or window_of(node).kernel[0] * window_of(node).kernel[1]
+        area = module.divisor_override or sliding_of(node).kernel[0] * sliding_of(node).kernel[1]
         module.divisor_override = 1
         return scale / area
 
