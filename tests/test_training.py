@@ -13,9 +13,14 @@ import torch
 from hibana import train
 
 SCRIPT = """
+import atexit
+import os
 import sys
 from pathlib import Path
+from torch import distributed
 from hibana import train
+
+atexit.register(lambda: distributed.is_initialized() and os._exit(3))  # called last: nobody left the group
 
 if __name__ == "__main__":
     folder, resume = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None

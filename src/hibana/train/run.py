@@ -5,6 +5,7 @@ finished epoch, from which it goes on; with early stopping ``best.ckpt`` of the 
 A checkpoint holds plain data only: nothing in it is run.
 """
 
+import atexit
 import importlib.util
 import logging
 import math
@@ -149,6 +150,8 @@ def fit(
         learned = {name: list(values) for name, values in history.values.items()}
         chosen = keeper.folder / BEST if settings.patience > 0 else None
         (tested,) = trainer.test(model, samples, ckpt_path=chosen, verbose=False, weights_only=True)
+    if trainer.world_size > 1:
+        atexit.register(_leave)  # not after a failure: an exchange under way would be waited for
     return model, Outcome(
         settings=settings,
         checkpoint=keeper.folder / (LAST if chosen is None else BEST),
@@ -176,6 +179,16 @@ def made(settings: Settings, samples: data.DataSet) -> Classifier:
     """
     description = samples.description if isinstance(samples, data.Own) else None
     return Classifier(settings, samples.shape, samples.classes, description=description)
+
+
+def _leave() -> None:
+    """Leaves the group of processes while Python is whole.
+
+    Gloo's threads still hold tensors of the last exchange; one that gives them up while the interpreter ends
+    aborts the process. Lightning does the same for NCCL.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
