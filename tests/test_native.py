@@ -1,23 +1,32 @@
 """Kernels written in Python: what each word of the builder does, and how a kernel is launched by name."""
 
+import ctypes
+from fractions import Fraction
+
 import pytest
 import torch
 
 from hibana.native import (
     BIT,
     BYTE,
+    DOUBLE,
     FLOAT,
     INT,
     LONG,
     SHORT,
     Bytes,
     Code,
+    Doubles,
     Floats,
+    Function,
     Group,
     Ints,
     Longs,
+    Pointer,
     Shorts,
     Value,
+    declared,
+    function,
     kernel,
 )
 
@@ -226,3 +235,85 @@ def test_a_kernel_is_split_among_threads_and_each_piece_is_done_once():
     out = torch.zeros(1000, dtype=torch.int32)
     counted(1000, 10, out=out)
     assert torch.equal(out, torch.arange(1000, dtype=torch.int32))
+
+
+@kernel
+def of_doubles(code: Code, begin: Value, end: Value, *, x: Doubles, out: Doubles, wholes: Longs) -> None:
+    a, b = x[0], x[1]
+    for i, value in enumerate([a / b, 1 / a, -a, abs(-a), a.fma(b, 0.1), a.to(FLOAT).to(DOUBLE)]):
+        out[i] = value
+    out[6] = a.whole().number()
+    for i in range(5):
+        wholes[i] = x[i].whole()
+
+
+def test_doubles_are_computed_as_python_does():
+    a, b = 2.7, -3.3
+    x = torch.tensor([a, b, 1e300, -1e300, float("nan")], dtype=torch.float64)
+    out, wholes = torch.empty(7, dtype=torch.float64), torch.empty(5, dtype=torch.int64)
+    of_doubles(1, x=x, out=out, wholes=wholes)
+    assert out[:4].tolist() == [a / b, 1 / a, -a, a]
+    exact = Fraction(a) * Fraction(b) + Fraction(0.1)
+    assert out[4:].tolist() == [float(exact), torch.tensor(a).item(), 2 * 5e-324]
+    assert wholes.tolist() == [2, -3, 2**63 - 1, -(2**63), 0]
+
+
+def _norm(code: Code, x: Doubles, y: Value) -> Value:
+    return declared("sqrt", DOUBLE, DOUBLE)(code, x[0] * x[0] + y * y)
+
+
+def _doubled(code: Code, x: Doubles) -> None:
+    x[0] = x[0] + x[0]
+
+
+NORM = function("norm", _norm, x=Doubles, y=DOUBLE)
+DOUBLED = function("doubled", _doubled, x=Doubles)
+
+
+@kernel
+def calling(code: Code, begin: Value, end: Value, *, out: Doubles, negated: Value) -> None:
+    own = code.array(Doubles, 3)
+    own.store(code.constant(3.0, DOUBLE.of(3)))
+    vector = own.load(3)
+    out[0] = NORM(code, own, code.constant(4.0, DOUBLE))
+    out[1] = NORM(code, out, code.constant(12.0, DOUBLE))
+    DOUBLED.do(code, out)
+    DOUBLED.do(code, own)
+    Function.at(Pointer.at(negated), Doubles).do(code, own + 1)
+    (out + 2).store(vector.with_lane(1, own[0]))
+    (out + 5).store(own.load(3))
+
+
+def test_functions_are_called_by_name_and_by_address():
+    @ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_double))
+    def negated(place):
+        place[0] = -place[0]
+
+    address = ctypes.cast(negated, ctypes.c_void_p).value
+    out = torch.empty(8, dtype=torch.float64)
+    calling(1, out=out, negated=address)
+    assert out.tolist() == [10, 13, 3, 6, 3, 6, -3, 3]
+    assert calling.source().count("declare double @sqrt(double)") == 1
+
+
+def test_a_function_is_given_what_it_takes():
+    code = Code()
+    with pytest.raises(TypeError, match=r"@norm takes \['ptr', 'double'\], got \['ptr', 'i64'\]"):
+        NORM(code, code.array(Doubles, 1), code.constant(1))
+    with pytest.raises(TypeError, match="@doubled gives nothing"):
+        DOUBLED(code, code.array(Doubles, 1))
+
+
+@kernel
+def listed(code: Code, begin: Value, end: Value, *, words: Longs, out: Longs) -> None:
+    n = code.variable(0)
+    with code.loop(begin, end) as i, code.each_bit(words[i]) as bit:
+        out[n.value] = bit
+        n.value += 1
+    out[n.value] = -1
+
+
+def test_each_bit_that_is_set_is_met_once_from_the_lowest():
+    words, out = torch.tensor([0, 0b1001, -(2**63), 0]), torch.empty(9, dtype=torch.int64)
+    listed(4, 8, words=words, out=out)
+    assert out[:4].tolist() == [0, 3, 63, -1]

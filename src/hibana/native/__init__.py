@@ -8,26 +8,31 @@ loads neither LLVM nor torch's extensions; building does.
 
 from hibana.native.build import COMPILING, Kernel, assemble, kept_in
 from hibana.native.code import Code, Variable
+from hibana.native.functions import Function, declared, function, source
 from hibana.native.launcher import Launcher, kernel
-from hibana.native.pointers import Bytes, Floats, Ints, Longs, Pointer, Shorts
+from hibana.native.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
-from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Group, Type, Value
+from hibana.native.values import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Group, Type, Value
 from hibana.native.writer import Writer, named
 
 __all__ = [
     "BIT",
     "BYTE",
     "COMPILING",
+    "DOUBLE",
     "FLOAT",
     "INT",
     "LONG",
     "SHORT",
     "Bytes",
     "Code",
+    "Doubles",
     "Floats",
+    "Function",
     "Group",
     "Ints",
     "Kernel",
+    "Kind",
     "Launcher",
     "Longs",
     "Pointer",
@@ -39,9 +44,12 @@ __all__ = [
     "Writer",
     "arguments",
     "assemble",
+    "declared",
+    "function",
     "kept_in",
     "kernel",
     "named",
     "ready",
     "run",
+    "source",
 ]

@@ -1,16 +1,19 @@
 """A function that is being written: its variables, its loops, and the memory that it takes for itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
-from hibana.native.pointers import Bytes, Pointer
-from hibana.native.values import LONG, Operand, Type, Value, constant, counted
+from hibana.native.pointers import Bytes, Kind, Pointer, taken
+from hibana.native.values import BIT, LONG, Operand, Type, Value, constant, counted
 from hibana.native.writer import Writer
 
 __all__ = ["Code", "Variable"]
 
 LINE = 64
 """Bytes of a line of a cache."""
+
+_Pointer = TypeVar("_Pointer", bound=Pointer)
 
 
 class Variable:
@@ -41,12 +44,24 @@ class Code:
 
     def __init__(self) -> None:
         self.writer = Writer()
+        self.texts: dict[str, None] = {}
+        """What defines or declares the functions that it calls."""
         self._variables: list[str] = []
         self._named = 0
 
-    def text(self, head: str) -> str:
-        """The whole function, which begins with `head`."""
-        return "\n".join([f"{head} {{", *self._variables, *self.writer.lines, "  ret void", "}"])
+    def text(self, head: str, result: Value | None = None) -> str:
+        """The whole function, which begins with `head` and gives the `result`."""
+        end = f"  ret {'void' if result is None else result}"
+        return "\n".join([f"{head} {{", *self._variables, *self.writer.lines, end, "}"])
+
+    def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+        """What a kernel is given at ``%args``, by name: addresses and integers of 64 bits."""
+        found = {}
+        for i, (name, kind) in enumerate(kinds.items()):
+            place = self.writer.row("", "i64", "%args", str(i))
+            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place}")
+            found[name] = taken(self.writer, kind, text)
+        return found
 
     def constant(self, number: float, type_: Type = LONG) -> Value:
         """A `number`, in each lane of `type_`."""
@@ -66,6 +81,12 @@ class Code:
         made.value = value
         return made
 
+    def array(self, kind: type[_Pointer], count: int) -> _Pointer:
+        """Memory for `count` elements on the stack, from a line of the cache on."""
+        name = f"%{self._name('m')}"
+        self._variables.append(f"  {name} = alloca [{count} x {kind.element}], align {LINE}")
+        return kind(self.writer, name)
+
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
         """What is written meanwhile, for each number from `start` up, as long as it is less than `stop`."""
@@ -78,6 +99,20 @@ class Code:
         """What is written meanwhile, if the `condition` holds."""
         with self.writer.when(self._name("w"), condition.text):
             yield
+
+    @contextmanager
+    def each_bit(self, word: Value) -> Iterator[Value]:
+        """What is written meanwhile, for the position of each bit of `word` that is set, from the lowest."""
+        left, name = self.variable(word), self._name("b")
+        self.writer.do(f"br label %{name}.test")
+        self.writer.label(f"{name}.test")
+        bits = left.value
+        self.writer.do(f"br i1 {bits.differs(0).text}, label %{name}.body, label %{name}.done")
+        self.writer.label(f"{name}.body")
+        yield bits.call("cttz", constant(self.writer, BIT, 1))
+        left.value = bits & (bits - 1)
+        self.writer.do(f"br label %{name}.test")
+        self.writer.label(f"{name}.done")
 
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hibana.native.build import Kernel, assemble
 from hibana.native.code import Code
+from hibana.native.functions import source
 from hibana.native.pointers import Pointer
 from hibana.native.threads import run
 from hibana.native.values import LONG, Group, Value
@@ -26,8 +27,6 @@ __all__ = ["Launcher", "kernel"]
 SHAPES = 512
 """How many shapes of a kernel are remembered."""
 _OWN = ("code", "begin", "end")
-_HEAD = "declare ptr @malloc(i64)\ndeclare void @free(ptr)\n"
-_TAIL = "!0 = !{i32 1}\n"
 
 
 class Arguments:
@@ -96,20 +95,14 @@ class Launcher:
 
     def source(self, **options: Hashable) -> str:
         """The kernel in LLVM's language."""
-        code = Code()
-        write = code.writer
-        taken: dict[str, Any] = {}
-        for i, name in enumerate([*self.arguments.addresses, *self.arguments.numbers]):
-            kind = self.arguments.addresses.get(name)
-            place = write.row("", "i64", "%args", str(i))
-            text = write.let(name, f"load {'i64' if kind is None else 'ptr'}, ptr {place}")
-            taken[name] = Value(write, LONG, text) if kind is None else kind(write, text)
+        code, kinds = Code(), dict.fromkeys(self.arguments.numbers, LONG)
+        taken = code.arguments({**self.arguments.addresses, **kinds})
         for name, group in self.arguments.groups.items():
             taken[name] = group(**{number: taken.pop(number) for number in group.__annotations__})
-        begin, end = (Value(write, LONG, text) for text in ("%begin", "%end"))
+        begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
         self.body(code, begin, end, **taken, **options)
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-        return "\n".join([_HEAD, code.text(head), _TAIL])
+        return source([*code.texts, code.text(head)])
 
     def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
         """The address of the kernel for these options and numbers, and its arguments after the addresses."""

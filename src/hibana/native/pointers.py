@@ -1,11 +1,11 @@
 """Addresses in a kernel that is being written: typed, so that an index counts elements."""
 
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
-from hibana.native.values import BIT, BYTE, FLOAT, INT, LONG, SHORT, Operand, Type, Value, constant
+from hibana.native.values import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Operand, Type, Value, constant
 from hibana.native.writer import Writer
 
-__all__ = ["Bytes", "Floats", "Ints", "Longs", "Pointer", "Shorts"]
+__all__ = ["Bytes", "Doubles", "Floats", "Ints", "Kind", "Longs", "Pointer", "Shorts", "taken"]
 
 
 class Pointer:
@@ -25,7 +25,7 @@ class Pointer:
         """The address `count` bytes further."""
         return self._moved("i8", count)
 
-    def of(self, kind: "type[Kind]") -> "Kind":
+    def of(self, kind: "type[_Pointer]") -> "_Pointer":
         """The same address, as one of what `kind` points at."""
         return kind(self.writer, self.text)
 
@@ -35,13 +35,13 @@ class Pointer:
     def __setitem__(self, index: Operand, value: Operand) -> None:
         (self + index).store(value)
 
-    def load(self, lanes: int = 1, there: Value | None = None, align: int = 0) -> Value:
-        """The element here, or the vector of those from here on; zeros where it is not `there`."""
+    def load(self, lanes: int = 1, there: Value | None = None, align: int = 0, absent: float = 0) -> Value:
+        """The element here, or the vector of those from here on; `absent` where it is not `there`."""
         type_ = self.element.of(lanes)
         align = align or self.element.size
         if there is None:
             return Value(self.writer, type_, self._let(f"load {type_}, ptr {self.text}, align {align}"))
-        rest = f"i32 {align}, {there}, {constant(self.writer, type_, 0)}"
+        rest = f"i32 {align}, {there}, {constant(self.writer, type_, absent)}"
         call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {rest})"
         return Value(self.writer, type_, self._let(call))
 
@@ -103,7 +103,14 @@ class Pointer:
         return self.writer.let("", said)
 
 
-Kind = TypeVar("Kind", bound=Pointer)
+_Pointer = TypeVar("_Pointer", bound=Pointer)
+Kind = Type | type[Pointer]
+"""What a function takes: a value of a type, or an address."""
+
+
+def taken(writer: Writer, kind: Kind, text: str) -> Any:
+    """What is called `text`, a value or an address as `kind` says."""
+    return Value(writer, kind, text) if isinstance(kind, Type) else kind(writer, text)
 
 
 class Bytes(Pointer):
@@ -134,3 +141,9 @@ class Floats(Pointer):
     """Of single-precision numbers."""
 
     element = FLOAT
+
+
+class Doubles(Pointer):
+    """Of double-precision numbers."""
+
+    element = DOUBLE

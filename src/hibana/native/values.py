@@ -14,6 +14,7 @@ from hibana.native.writer import Writer
 __all__ = [
     "BIT",
     "BYTE",
+    "DOUBLE",
     "FLOAT",
     "INT",
     "LONG",
@@ -62,7 +63,7 @@ class Type:
 
 
 BIT, BYTE, SHORT, INT, LONG = (Type(f"i{bits}", bits) for bits in (1, 8, 16, 32, 64))
-FLOAT = Type("float", 32)
+FLOAT, DOUBLE = Type("float", 32), Type("double", 64)
 
 
 class Group:
@@ -100,6 +101,18 @@ class Value:
         return self._computed("mul", other)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, other: "Operand") -> "Value":
+        return self._computed("div", other)
+
+    def __rtruediv__(self, other: "Operand") -> "Value":
+        return self.lift(other) / self
+
+    def __neg__(self) -> "Value":
+        return self.new(self.type, f"fneg {self}")
+
+    def __abs__(self) -> "Value":
+        return self.call("fabs")
 
     def __floordiv__(self, other: "Operand") -> "Value":
         return self._computed("udiv", other)
@@ -155,34 +168,39 @@ class Value:
 
     def smaller(self, other: "Operand") -> "Value":
         """The smaller of two integers."""
-        return self.call("smin", self, self.lift(other))
+        return self.call("smin", self.lift(other))
 
     def larger(self, other: "Operand") -> "Value":
         """The larger of two integers."""
-        return self.call("smax", self, self.lift(other))
+        return self.call("smax", self.lift(other))
 
     def ones(self) -> "Value":
         """How many bits of each element are set."""
-        return self.call("ctpop", self)
+        return self.call("ctpop")
 
     def lowest(self) -> "Value":
         """The position of the lowest bit that is set; the number of bits if none is."""
-        return self.call("cttz", self, self.constant(BIT, 0))
+        return self.call("cttz", self.constant(BIT, 0))
 
     def fused(self, factor: "Value", term: "Value") -> "Value":
         """``self * factor + term``, rounded once where the processor has an instruction for it."""
-        return self.call("fmuladd", self, factor, term)
+        return self.call("fmuladd", factor, term)
+
+    def fma(self, factor: "Operand", term: "Operand") -> "Value":
+        """``self * factor + term``, rounded once on every processor."""
+        return self.call("fma", self.lift(factor), self.lift(term))
 
     def compressed(self, mask: "Value") -> "Value":
         """The elements where `mask` holds, together at the front; what follows them is undefined."""
-        return self.call("experimental.vector.compress", self, mask, self.undefined(self.type))
+        return self.call("experimental.vector.compress", mask, self.undefined(self.type))
 
     def to(self, type_: Type) -> "Value":
-        """This integer with more bits (zeros) or fewer."""
+        """This integer with more bits (zeros) or fewer, or this number in more digits or rounded to fewer."""
         target = type_.of(self.type.lanes)
         if target.bits == self.type.bits:
             return self
-        return self.new(target, f"{'zext' if target.bits > self.type.bits else 'trunc'} {self} to {target}")
+        more, fewer = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
+        return self.new(target, f"{more if target.bits > self.type.bits else fewer} {self} to {target}")
 
     def signed_to(self, type_: Type) -> "Value":
         """This integer, which may be negative, with more bits."""
@@ -193,6 +211,17 @@ class Value:
         """The bits of each number, as an integer."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
         return self.new(type_, f"bitcast {self} to {type_}")
+
+    def number(self) -> "Value":
+        """The number that the bits of each integer are."""
+        type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.lanes)
+        return self.new(type_, f"bitcast {self} to {type_}")
+
+    def whole(self) -> "Value":
+        """Each number without its fraction, as an integer of as many bits; the nearest that there is."""
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
+        return self.new(type_, f"call {type_} @{name}({self})")
 
     def word(self) -> "Value":
         """The bits of this vector of truth values, the first lowest, as one integer."""
@@ -225,14 +254,18 @@ class Value:
         """One element of this vector."""
         return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
 
+    def with_lane(self, lane: int, value: "Value") -> "Value":
+        """This vector, but for one element."""
+        return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
+
     def total(self) -> "Value":
         """The sum of this vector of integers."""
         one = self.type.of(1)
         return self.new(one, f"call {one} @llvm.vector.reduce.add.{self.type.mangled}({self})")
 
     def call(self, intrinsic: str, *arguments: "Value") -> "Value":
-        """What LLVM's `intrinsic` for this type computes, of this type too."""
-        given = ", ".join(map(str, arguments))
+        """What LLVM's `intrinsic` for this type computes of this and of `arguments`, of this type too."""
+        given = ", ".join(map(str, (self, *arguments)))
         return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({given})")
 
     def lift(self, other: "Operand") -> "Value":
@@ -272,13 +305,14 @@ Operand = Value | int | float
 
 def constant(writer: Writer, type_: Type, number: float) -> Value:
     """A `number` of `type_`, in each lane."""
-    text = str(int(number))
     if type_.real:
         if type_.bits == 32:
             (number,) = struct.unpack("<f", struct.pack("<f", number))
         text = f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
     elif type_.bits == 1:
         text = "true" if number else "false"
+    else:
+        text = str(int(number))
     return Value(writer, type_, text if type_.lanes == 1 else f"splat ({type_.element} {text})")
 
 

@@ -7,13 +7,41 @@ contracted or reassociated: an instruction without flags does what IEEE says.
 
 from collections.abc import Mapping
 
+import torch
+
+from hibana.loop.graph import step as graph
 from hibana.loop.graph.ops import row_of
 from hibana.loop.graph.passes import Stores, leaves
 from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.step import Value
-from hibana.native import Writer, named
+from hibana.native import (
+    FLOAT,
+    INT,
+    LONG,
+    Code,
+    Doubles,
+    Floats,
+    Function,
+    Pointer,
+    Type,
+    Value,
+    Writer,
+    declared,
+    function,
+    named,
+)
 
-__all__ = ["LANES", "LINE", "SIZE", "Writer", "body", "libm_row", "named"]
+__all__ = [
+    "LANES",
+    "LINE",
+    "NUMBERS",
+    "SIZE",
+    "Writer",
+    "body",
+    "libm_function",
+    "libm_row",
+    "named",
+    "splat",
+]
 
 LANES = 32
 """Neurons in one value: two registers of AVX-512. A multiple of 8, so that their bits are whole bytes."""
@@ -59,7 +87,7 @@ class _Block:
             self.places[name] = self.writer.row("", kind, named(name), at)
         return self.places[name]
 
-    def read(self, leaf: Value) -> str:
+    def read(self, leaf: graph.Value) -> str:
         name = str(leaf.data)
         place = self.place(name, bits=leaf.op == "bits")
         if leaf.op == "bits":
@@ -89,7 +117,7 @@ class _Block:
             later = self.writer.row("", "i8", place, str(line))
             self.writer.do(f"call void @llvm.prefetch.p0(ptr {later}, i32 {int(to_write)}, i32 3, i32 1)")
 
-    def store(self, name: str, value: Value, said: str, *, nontemporal: bool) -> None:
+    def store(self, name: str, value: graph.Value, said: str, *, nontemporal: bool) -> None:
         place = self.place(name, bits=value.boolean)
         if value.boolean:
             bits = f"<{LANES // 8} x i8>"
@@ -114,7 +142,7 @@ class _Block:
         else:
             self.writer.do(f"store {self.vector} {said}, ptr {place}, align {SIZE[self.real]}")
 
-    def compute(self, value: Value, arguments: list[str], name: str) -> str:
+    def compute(self, value: graph.Value, arguments: list[str], name: str) -> str:
         op = value.op
         if op == "number":
             return f"splat ({self.real} {float(value.data)})"
@@ -160,13 +188,13 @@ def body(
         ahead: the rows that come from memory: what follows the block is asked for.
     """
     block = _Block(writer, real, at, masked)
-    text: dict[Value, str] = {}
+    text: dict[graph.Value, str] = {}
     read: dict[str, str] = dict(scalars)
-    names: dict[Value, str] = {}
+    names: dict[graph.Value, str] = {}
     for name, value in stores.items():
         names.setdefault(value, f"{name}.new.{at[1:]}")
 
-    def computed(value: Value) -> str:
+    def computed(value: graph.Value) -> str:
         for one in evaluated([value], text):
             if one.op in ("row", "bits", "scalar"):
                 name = str(one.data)
@@ -191,17 +219,24 @@ def body(
             block.store(name, value, text[value], nontemporal=name in nontemporal)
 
 
+NUMBERS: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.float64: Doubles}
+"""Of each dtype that kernels compute in, addresses of such numbers."""
+
+
+def libm_function(op: str, number: Type) -> Function:
+    """The C library's function of a number for `op`."""
+    row = row_of(op, "libm")
+    return declared(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
+
+
 def libm_row(op: str, real: str) -> str:
     """A function that applies the C library's `op` to a row: what stands in for a vector function."""
-    function = f"@{row_of(op, 'libm').libm}{'f' if real == 'float' else ''}"
-    writer = Writer()
-    writer.let("n", "sext i32 %count to i64")
-    with writer.loop("j", "0", "%n") as j:
-        source = writer.row("", real, "%source", j)
-        target = writer.row("", real, "%target", j)
-        value = writer.let("", f"load {real}, ptr {source}")
-        result = writer.let("", f"call {real} {function}({real} {value})")
-        writer.do(f"store {real} {result}, ptr {target}")
-    writer.do("ret void")
-    head = f"define internal void @{op}_row(i32 %count, ptr %source, ptr %target, i64 %mode) {{"
-    return "\n".join([f"declare {real} {function}({real})", "", head, *writer.lines, "}"])
+    kind = {"float": Floats, "double": Doubles}[real]
+    one = libm_function(op, kind.element)
+
+    def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
+        with code.loop(0, count.signed_to(LONG)) as j:
+            target[j] = one(code, source[j])
+
+    row = function(f"{op}_row", body, count=INT, source=kind, target=kind, mode=LONG)
+    return "\n\n".join(row.texts)

@@ -11,11 +11,23 @@ from functools import cache
 
 import torch
 
-from hibana.loop.cpu.body import SIZE, splat
-from hibana.loop.cpu.numbers import LANES, VECTOR, Numbers
+from hibana.loop.cpu.body import NUMBERS, libm_function
+from hibana.loop.cpu.numbers import LANES, Numbers, lane_by_lane
 from hibana.loop.cpu.own import OWN
 from hibana.loop.graph.ops import OPERATIONS
-from hibana.native import Writer, assemble
+from hibana.native import (
+    DOUBLE,
+    INT,
+    LONG,
+    Code,
+    Kind,
+    Pointer,
+    Value,
+    assemble,
+    declared,
+    function,
+    source,
+)
 from hibana.native.threads import libtorch
 
 __all__ = ["library_function", "own_function", "sleef_function"]
@@ -24,24 +36,15 @@ __all__ = ["library_function", "own_function", "sleef_function"]
 @cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
-    double = dtype == torch.float64
-    if name not in OWN:
+    single = dtype != torch.float64
+    if name not in OWN or (name == "gelu" and not single and not _named_symbol("hibana_erfc", "vmdErfc")):
         return 0
-    if double and name == "gelu" and not _named_symbol("hibana_erfc", "vmdErfc"):
-        return 0
-    writer = Writer()
-    writer.let("buffer", f"alloca {VECTOR}, align 64")
-    numbers = Numbers(writer, single=not double)
-    arity = OPERATIONS[name].arity
 
-    def computed(*given: str) -> str:
-        wide = given if double else [numbers.do(f"fpext <{LANES} x float> {x} to {VECTOR}") for x in given]
-        found = OWN[name](numbers, *wide)
-        return found if double else numbers.do(f"fptrunc {VECTOR} {found} to <{LANES} x float>")
+    def computed(code: Code, *given: Value) -> Value:
+        numbers = Numbers(code, single=single)
+        return OWN[name](numbers, *[x.to(DOUBLE) for x in given]).to(given[0].type)
 
-    return _row(
-        name, "double" if double else "float", arity, LANES, writer, computed, numbers.declared, own=True
-    )
+    return _row(name, dtype, LANES, computed)
 
 
 @cache
@@ -50,22 +53,8 @@ def library_function(name: str, dtype: torch.dtype) -> int:
     libm = OPERATIONS[name].libm
     if not libm:
         return 0
-    double = dtype == torch.float64
-    real = "double" if double else "float"
-    writer = Writer()
-    function = libm if double else f"{libm}f"
-
-    def computed(*given: str) -> str:
-        result = "poison"
-        for lane in range(LANES):
-            ones = [writer.let("", f"extractelement <{LANES} x {real}> {x}, i64 {lane}") for x in given]
-            found = writer.let("", f"call {real} @{function}({', '.join(f'{real} {x}' for x in ones)})")
-            result = writer.let("", f"insertelement <{LANES} x {real}> {result}, {real} {found}, i64 {lane}")
-        return result
-
-    return _row(
-        name, real, OPERATIONS[name].arity, LANES, writer, computed, {function: OPERATIONS[name].arity}
-    )
+    function = libm_function(name, NUMBERS[dtype].element)
+    return _row(name, dtype, LANES, lambda code, *given: lane_by_lane(code, function, given))
 
 
 def _named_symbol(name: str, symbol: str) -> bool:
@@ -85,70 +74,34 @@ _WIDTHS = {"AVX512": 64, "AVX2": 32}
 @cache
 def sleef_function(name: str, dtype: torch.dtype) -> int:
     """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
-    width = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0)
-    real = "double" if dtype == torch.float64 else "float"
-    lanes = width // SIZE[real]
+    kind = NUMBERS[dtype].element
+    lanes = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
-    symbol = f"Sleef_{OPERATIONS[name].sleef}{real[0]}{lanes}_{accuracy}"
+    symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{lanes}_{accuracy}"
     if not (lanes and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
         return 0
-    writer = Writer()
-    vector = f"<{lanes} x {real}>"
-
-    def computed(*given: str) -> str:
-        return writer.let("", f"call {vector} @{symbol}({', '.join(f'{vector} {x}' for x in given)})")
-
-    return _row(name, real, OPERATIONS[name].arity, lanes, writer, computed, {symbol: 0})
+    vector = kind.of(lanes)
+    function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
+    return _row(name, dtype, lanes, function)
 
 
 _ROWS: list[object] = []
 """Kernels whose addresses were given away: they stay."""
 
 
-def _row(
-    name: str,
-    real: str,
-    arity: int,
-    lanes: int,
-    writer: Writer,
-    computed: Callable[..., str],
-    declared: dict[str, int],
-    *,
-    own: bool = False,
-) -> int:
+def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Value]) -> int:
     """The address of a function of rows that computes `lanes` numbers at a time by `computed`."""
-    vector, mask = f"<{lanes} x {real}>", f"<{lanes} x i1>"
-    kind = f"v{lanes}f{8 * SIZE[real]}"
-    sources = ["source", "second"][:arity]
-    writer.let("n", "sext i32 %count to i64")
-    with writer.loop("j", "0", "%n", lanes) as j:
-        left = writer.let("", f"sub i64 %n, {j}")
-        places = ", ".join(f"i64 {i}" for i in range(lanes))
-        there = writer.let("", f"icmp slt <{lanes} x i64> <{places}>, {splat(writer, 'i64', left, lanes)}")
-        ones = f"{vector} splat ({real} 0.5)"  # where there is nothing; of no matter
-        given = [
-            writer.let(
-                "",
-                f"call {vector} @llvm.masked.load.{kind}.p0(ptr {writer.row('', real, f'%{source}', j)}, "
-                f"i32 {SIZE[real]}, {mask} {there}, {ones})",
-            )
-            for source in sources
-        ]
-        found = computed(*given)
-        writer.do(
-            f"call void @llvm.masked.store.{kind}.p0({vector} {found}, "
-            f"ptr {writer.row('', real, '%target', j)}, i32 {SIZE[real]}, {mask} {there})"
-        )
-    writer.do("ret void")
-    heads = []
-    for function, count in declared.items():
-        if count < 0:
-            heads.append(f"declare void @{function}(i32, ptr, ptr, i64)")
-        else:
-            kind = ("double" if own else real) if count else vector
-            heads.append(f"declare {kind} @{function}({', '.join([kind] * (count or arity))})")
-    arguments = ", ".join(f"ptr %{row}" for row in (*sources, "target"))
-    head = f"define void @{name}_row(i32 %count, {arguments}, i64 %mode) {{"
-    (kernel,) = assemble("\n".join([*heads, "", head, *writer.lines, "}", ""]), (f"{name}_row",))
+    real, sources = NUMBERS[dtype], ("source", "second")[: OPERATIONS[name].arity]
+
+    def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:
+        n = count.signed_to(LONG)
+        with code.loop(0, n, lanes) as j:
+            there = code.counted(LONG.of(lanes)) < (n - j).spread(lanes)
+            ones = [(given[one] + j).load(lanes, there, absent=0.5) for one in sources]  # of no matter
+            (target + j).store(computed(code, *ones), there)
+
+    kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}
+    row = function(f"{name}_row", body, exported=True, **kinds)
+    (kernel,) = assemble(source(row.texts), (f"{name}_row",))
     _ROWS.append(kernel)
     return kernel.address

@@ -6,7 +6,8 @@ where most are not, goes through the whole table for several samples at a time; 
 is one dot product with a row of the table each. Sums are in another order than PyTorch's.
 """
 
-from hibana.loop.cpu.body import LINE, SIZE, Writer
+from hibana.loop.cpu.body import LINE, SIZE
+from hibana.native import Writer
 
 __all__ = ["PANEL", "padded", "product_functions", "table_step"]
 

@@ -5,7 +5,7 @@ backward wants and that backward; what is kept of a row goes to a buffer that th
 in here depends on the cell.
 """
 
-from hibana.loop.cpu.body import Writer
+from hibana.native import Writer
 
 __all__ = ["ARGUMENTS", "recompute_source"]
 

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hibana.loop.cpu.body import LANES, LINE, SIZE, Writer, libm_row, named
+from hibana.loop.cpu.body import LANES, LINE, SIZE, libm_row
 from hibana.loop.cpu.parts import AT_ONCE, Moving, Parts
 from hibana.loop.cpu.rows import Pass, plain
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.step import Step
+from hibana.native import Writer, named
 
 __all__ = ["ACCURATE", "OUTPUT_OFFSET", "PAGE", "REAL", "ROW", "SIZES", "RowWalk", "Source", "own"]
 

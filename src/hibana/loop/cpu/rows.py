@@ -8,11 +8,12 @@ one function, and what a step leaves to the next stays in registers.
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
-from hibana.loop.cpu.body import LANES, Writer, body, named, splat
+from hibana.loop.cpu.body import LANES, body, splat
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Written
 from hibana.loop.graph.passes import Stores, leaves, substitute
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
+from hibana.native import Writer, named
 
 __all__ = ["Call", "Pass", "is_long", "kernel_says", "plain"]
 

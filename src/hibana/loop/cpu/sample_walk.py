@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
-from hibana.loop.cpu.body import SIZE, Writer, libm_row, named
+from hibana.loop.cpu.body import SIZE, libm_row
 from hibana.loop.cpu.parts import Moving, Parts
 from hibana.loop.cpu.product import product_functions
 from hibana.loop.cpu.row_walk import ACCURATE, Source, own
 from hibana.loop.cpu.rows import Call, Pass, plain
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.step import Step
+from hibana.native import Writer, named
 
 __all__ = ["SampleWalk"]
 
