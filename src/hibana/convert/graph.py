@@ -14,14 +14,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from hibana.delay import Delay, DelayedLinear
 from hibana.fold import fold_batchnorm, traced_layers
 from hibana.layers import EachStep, OverTime, Recurrent
 from hibana.loop.graph.ops import Unsupported
 from hibana.running import Stateful
+from hibana.window import Window
 
-__all__ = ["Kind", "Network", "Node", "read"]
+__all__ = ["OVER_TIME", "WEIGHTED", "Kind", "Network", "Node", "read"]
 
-Kind = Literal["input", "linear", "convolution", "maximum", "average", "neurons", "sum", "scale"]
+Kind = Literal[
+    "input", "linear", "convolution", "maximum", "average", "sum", "scale",
+    "neurons", "window", "delay", "delayed",
+]  # fmt: skip
+OVER_TIME = ("neurons", "window", "delay", "delayed")
+"""Layers whose output depends on the steps before, as well as on their input."""
+WEIGHTED = ("linear", "convolution", "window", "delayed")
+"""Layers that add rows of weights."""
 
 _KINDS: tuple[tuple[Any, Kind], ...] = (
     (nn.Linear, "linear"),
@@ -29,6 +38,9 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     ((nn.MaxPool1d, nn.MaxPool2d), "maximum"),
     ((nn.AvgPool1d, nn.AvgPool2d), "average"),
     ((OverTime, Recurrent), "neurons"),
+    (Window, "window"),
+    (Delay, "delay"),
+    (DelayedLinear, "delayed"),
 )
 _MOVES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _RESHAPED: tuple[Any, ...] = (torch.flatten, "flatten", "reshape", "view", torch.reshape, functional.dropout)
@@ -87,10 +99,10 @@ class Network:
 
     @property
     def still(self) -> tuple[Node, ...]:
-        """The nodes before the first neurons: what a constant input need not have computed twice."""
+        """The nodes before the first that look back: what a constant input need not have computed twice."""
         moving: set[Node] = set()
         for node in self.nodes:
-            if node.kind == "neurons" or any(other in moving for other in node.inputs):
+            if node.kind in OVER_TIME or any(other in moving for other in node.inputs):
                 moving.add(node)
         return tuple(node for node in self.nodes if node not in moving)
 
@@ -185,7 +197,7 @@ class _Reading:
         kind = next((kind for of, kind in _KINDS if isinstance(module, of)), None)
         if kind is None:
             raise Unsupported(f"layer {name!r}: {type(module).__name__} is no layer that can be written")
-        if kind == "neurons" and shown.calls > 1:
+        if kind in OVER_TIME and shown.calls > 1:
             raise Unsupported(f"layer {name!r} is called {shown.calls} times, with a state for each")
         self._check(name, kind, module, seen)
         self._add(line, Node(name, kind, module, (source,), (seen,), shape), shown.outputs)

@@ -127,6 +127,10 @@ class _Model:
         if node.kind == "linear":
             bias = [] if module.bias is None else [self._constant(module.bias)]
             return self._op("Gemm", [given[0], self._constant(module.weight), *bias], transB=1)
+        if node.kind in ("window", "delay", "delayed"):
+            raise Unsupported(
+                f"layer {node.name!r}: {type(module).__name__} is nothing that hibana says in ONNX"
+            )
         rank = len(node.shape) - 1
         names = ("kernel_size", "stride", "dilation")
         sizes = {n: _each(getattr(module, n), rank) for n in names if hasattr(module, n)}

@@ -1,12 +1,16 @@
 """What a convolution or a pooling slides over an image: kernel, padding, stride, and what comes out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hibana.convert.graph import Node
 
-__all__ = ["Sliding", "image_of", "sliding_of"]
+__all__ = ["Sliding", "channels_last", "image_of", "sliding_of"]
 
 Pair = tuple[int, int]
 
@@ -66,3 +70,9 @@ def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
     """Channels, height and width of an image, or of a sequence as one of height 1."""
     channels, *sides = shape
     return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
+
+
+def channels_last(shape: Sequence[int]) -> Tensor:
+    """Which number of PyTorch's lies where, in channels, or an image of them, that lie channels last."""
+    size = math.prod(shape)
+    return torch.arange(size, dtype=torch.int64, device="cpu").view(shape[0], -1).T.flatten()

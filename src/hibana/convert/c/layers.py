@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hibana.convert.c.memory import Held
@@ -25,9 +24,9 @@ __all__ = [
     "events",
     "maximum",
     "numbers",
+    "products_of",
     "scaled",
     "weights_of",
-    "whole_image",
 ]
 
 
@@ -60,25 +59,29 @@ def events(size: int) -> Active:
     return Active("for (size_t k = 0; k < count; k++)", begins, False)
 
 
-def whole_image(shape: Sequence[int]) -> Tensor:
-    """Which number of PyTorch's lies where, in an image that lies channels last."""
-    channels, height, width = image_of(shape)
-    order = torch.arange(channels * height * width, dtype=torch.int64, device="cpu")
-    return order.view(channels, height, width).permute(1, 2, 0).flatten()
-
-
 def weights_of(node: Node, held: Held) -> tuple[Tensor, Tensor | None]:
     """The weights of a layer as they are added, ``[inputs, ..., outputs]``, and its bias."""
     module: Any = node.module
     weight = module.weight.detach()
-    if node.kind == "linear":
+    if node.kind in ("linear", "delayed"):
         return weight.T[held.places].contiguous(), module.bias
-    if weight.ndim == 3:
+    if node.kind == "convolution" and weight.ndim == 3:
         weight = weight[:, :, None]
     outputs, inner, *kernel = weight.shape
     groups = module.groups
-    grouped = weight.view(groups, outputs // groups, inner, *kernel)  # [G, O, C, K, L]
-    return grouped.permute(0, 2, 3, 4, 1).reshape(groups * inner, *kernel, outputs // groups), module.bias
+    grouped = weight.view(groups, outputs // groups, inner, *kernel)  # [G, O, C, ...]
+    return grouped.movedim(1, -1).reshape(groups * inner, *kernel, outputs // groups), module.bias
+
+
+def products_of(node: Node) -> int:
+    """How many products the dense layer takes for a step."""
+    module: Any = node.module
+    (source,) = node.inputs
+    if node.kind in ("linear", "delayed"):
+        return source.size * node.size
+    if node.kind == "window":
+        return source.size * int(module.kernel_size * module.out_channels // module.groups)
+    return sliding_of(node).taps * int(module.in_channels // module.groups * module.out_channels)
 
 
 def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: str, real: str) -> list[str]:

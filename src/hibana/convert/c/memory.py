@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hibana.convert.graph import Node
+from hibana.convert.sliding import channels_last
 
-__all__ = ["SIZES", "Held", "Memory"]
+__all__ = ["SIZES", "Held", "Memory", "index_kind"]
 
 SIZES = {
     **{"double": 8, "int64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4},
@@ -17,6 +18,11 @@ SIZES = {
 """Bytes of C's types, which are their alignment too."""
 
 FOREVER = 1 << 30
+
+
+def index_kind(count: int) -> str:
+    """C's smallest type that holds the numbers below `count`."""
+    return next(kind for kind in ("uint8_t", "uint16_t", "uint32_t") if count <= 1 << 8 * SIZES[kind])
 
 
 @dataclass
@@ -34,6 +40,8 @@ class Held:
     """The array of the places that spiked, in rising order; empty if they are no spikes."""
     count: str = ""
     """How many spiked."""
+    truths: bool = False
+    """Whether they are all 0 or 1."""
 
     def channels_last(self, shape: tuple[int, ...]) -> bool:
         """Whether an image of `shape` lies so, rather than channel by channel.
@@ -41,11 +49,9 @@ class Held:
         Raises:
             ValueError: if it lies in neither way.
         """
-        order = torch.arange(self.node.size, dtype=torch.int64, device="cpu")
-        last = order.view(shape[0], -1).T.flatten()
-        if torch.equal(self.places, last):
+        if torch.equal(self.places, channels_last(shape)):
             return True
-        if torch.equal(self.places, order):
+        if torch.equal(self.places, torch.arange(self.node.size, dtype=torch.int64, device="cpu")):
             return False
         raise ValueError(f"the numbers of layer {self.node.name!r} lie in no order that an image does")
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.convert.c.layers import Active, numbers, whole_image
+from hibana.convert.c.layers import Active, numbers
 from hibana.convert.c.memory import Held, Memory
 from hibana.convert.c.numbers import Numbers
 from hibana.convert.c.text import array, block, each
 from hibana.convert.graph import Node
+from hibana.convert.sliding import channels_last
 from hibana.layers import OverTime, Recurrent, RecurrentCell
 from hibana.loop.c.source import Product, Truths, operations, staged, truths
 from hibana.loop.graph.ops import Unsupported
@@ -99,7 +100,7 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     with torch.no_grad():
         begun = tuple(lying(state) for state in cell.initial_state(one))
         given = step.prologue(*tensors_of(cell).values())
-    channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, whole_image(node.shape)) else 0
+    channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, channels_last(node.shape)) else 0
 
     def kept(values: Tensor) -> Tensor:
         of_channels = (

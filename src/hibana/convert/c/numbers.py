@@ -173,13 +173,16 @@ class Whole(Numbers):
         self.bounds[made.node] = bounds["emitted_before"]
 
     def added(self, node: Node, source: Node, weights: Tensor, bias: Tensor | None) -> None:
-        self.bounds[node] = self._sum(weights, bias, self._of(source))
+        groups = getattr(node.module, "groups", 1)
+        self._check(node, "a sum", self._sum(weights, None, self._of(source), groups))
+        self.bounds[node] = self._sum(weights, bias, self._of(source), groups)
         self._check(node, "a sum", self.bounds[node])
 
     def passed(self, node: Node, taps: int) -> None:
         ends = [self._of(source) for source in node.inputs]
         low, high = (sum(end[i] for end in ends) * taps for i in (0, 1))
-        self.bounds[node] = (min(0, low), max(0, high)) if taps > 1 else (low, high)
+        none = taps > 1 or node.kind == "delay"  # pixels beyond the image, steps before the first
+        self.bounds[node] = (min(0, low), max(0, high)) if none else (low, high)
         self._check(node, "a sum", self.bounds[node])
 
     def summed(self, node: Node, steps: int) -> None:
@@ -189,19 +192,15 @@ class Whole(Numbers):
     def _of(self, node: Node) -> Bounds:
         return self.range if node.kind == "input" else self.bounds[node]
 
-    def _sum(self, weights: Tensor, bias: Tensor | None, of: Bounds) -> Bounds:
-        """The bounds of sums of numbers, of which some may be left out, times weights ``[..., outputs]``."""
+    def _sum(self, weights: Tensor, bias: Tensor | None, of: Bounds, groups: int = 1) -> Bounds:
+        """The bounds of sums of numbers, of which some may be left out, times weights ``[..., outputs]``.
+
+        The outputs are those of a group, and rows stand group by group.
+        """
         low, high = min(0, of[0]), max(0, of[1])
-        flat = weights.detach().double().reshape(-1, weights.shape[-1])
-        if weights.ndim > 2 and bias is not None and len(bias) != flat.shape[1]:
-            # a convolution in groups: rows are those of a group
-            flat = flat.view(len(bias) // flat.shape[1], -1, flat.shape[1]).transpose(0, 1).flatten(1)
-        more, less = flat.clamp(min=0).sum(0), flat.clamp(max=0).sum(0)
-        one = (
-            torch.zeros(flat.shape[1], dtype=torch.float32, device="cpu")
-            if bias is None
-            else bias.detach().double()
-        )
+        rows = weights.detach().double().reshape(groups, -1, weights.shape[-1])
+        more, less = rows.clamp(min=0).sum(1).flatten(), rows.clamp(max=0).sum(1).flatten()
+        one = torch.zeros_like(more) if bias is None else bias.detach().double()
         most = (more * high + less * low + one).max()
         least = (more * low + less * high + one).min()
         self.largest = max(self.largest, int(((more - less) * max(-low, high) + one.abs()).max()))

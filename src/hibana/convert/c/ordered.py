@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.convert.c.memory import Held
 from hibana.convert.graph import Node
 from hibana.convert.sliding import image_of, sliding_of
+from hibana.delay import DelayedLinear
 from hibana.layers import OverTime, Recurrent
+from hibana.window import Window
 
 __all__ = ["ordered"]
 
@@ -68,6 +71,41 @@ class OrderedConvolution(nn.Module):
         return [(c, ky, kx) for c in range(channels) for ky, kx in kernel]
 
 
+class OrderedWindow(nn.Module):
+    """A convolution over time, or delayed synapses: what arrives from the earliest step first, bias last.
+
+    Of one step the inputs add one after the other, in the order `places`.
+    """
+
+    def __init__(self, layer: Window | DelayedLinear, places: Tensor) -> None:
+        super().__init__()
+        self.layer, self.places = layer, places
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layer = self.layer
+        kernel, dilation = layer.kernel() if isinstance(layer, DelayedLinear) else layer.weight, 1
+        groups = 1
+        if isinstance(layer, Window):
+            dilation, groups = layer.dilation, layer.groups
+        outputs, inner, taps = kernel.shape
+        rows = inputs.movedim(2, -1)  # [T, batch, ..., channels]
+        total = rows.new_zeros(*rows.shape[:-1], outputs)
+        of_group = outputs // groups
+        features = inputs.ndim == 3
+        order = self.places.tolist() if features else range(rows.shape[-1])
+        for k in range(taps):
+            lag = (taps - 1 - k) * dilation
+            if lag >= len(rows):
+                continue
+            seen = torch.cat([rows.new_zeros(lag, *rows.shape[1:]), rows[: len(rows) - lag]])
+            for c in order:
+                group = c // inner
+                to = slice(group * of_group, (group + 1) * of_group)
+                total[..., to] = total[..., to] + seen[..., c, None] * kernel[to, c % inner, k]
+        total = total if layer.bias is None else total + layer.bias
+        return total.movedim(-1, 2)
+
+
 def ordered(net: nn.Module, held: dict[Node, Held]) -> nn.Module:
     """`net`, of which the nodes of `held` are layers, with sums in their order; it is changed."""
     for node in held:
@@ -79,6 +117,8 @@ def ordered(net: nn.Module, held: dict[Node, Held]) -> nn.Module:
         elif node.kind == "convolution":
             last = read.channels_last(node.seen[0]) and image_of(node.seen[0])[0] > 1
             net.set_submodule(node.name, OrderedConvolution(node, last))
+        elif isinstance(node.module, Window | DelayedLinear):
+            net.set_submodule(node.name, OrderedWindow(node.module, read.places))
         elif isinstance(node.module, OverTime | Recurrent):
             node.module.backend = "reference"
             for name, inner in list(node.module.named_modules()):

@@ -66,7 +66,8 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
-            normalisation after a linear layer or convolution, sums, and neurons; it is left as it is.
+            normalisation after a linear layer or convolution, sums, windows, delays, and neurons; it is left
+            as it is.
         example: inputs ``[T, batch, ...]``, on which firing rates are counted; its dtype is the program's.
         name: what the program's functions begin with.
         scores: what becomes of the outputs over time: their ``"sum"``, the ``"max"``, the ``"last"``, or
@@ -135,7 +136,7 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
 
         y_o = ((w_o1 x_1 + w_o2 x_2) + w_o3 x_3) + ... + b_o
 
-    One input after the other: slow, for comparisons. Linear layers and convolutions are followed, in a cell
+    One input after the other, over time that of the earliest step first: slow, for comparisons. Linear layers and convolutions are followed, in a cell
     too; a product that a cell writes itself (``x @ w``) is not. `example` and what is raised are as in
     :func:`to_c`.
 

@@ -1,19 +1,18 @@
 """A network layer by layer: the constants, the struct and the lines of C that each layer comes to."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hibana.convert.c import layers
+from hibana.convert.c import delays, layers
 from hibana.convert.c.costs import Cost, Spiking, neurons_below, what
-from hibana.convert.c.memory import FOREVER, Held, Memory
+from hibana.convert.c.memory import FOREVER, Held, Memory, index_kind
 from hibana.convert.c.neurons import Writer, layer
 from hibana.convert.c.numbers import Numbers
 from hibana.convert.c.text import array, block, commented, each
-from hibana.convert.graph import Network, Node
-from hibana.convert.sliding import image_of, sliding_of
+from hibana.convert.graph import WEIGHTED, Network, Node
+from hibana.convert.sliding import channels_last, image_of, sliding_of
 from hibana.loop.c.source import functions
 from hibana.loop.graph.ops import Unsupported
 
@@ -107,8 +106,8 @@ class Writing:
         if written is None:
             written = self.held[node] = self._blank(node, reads)
         kind = self.numbers.kind
-        if node.kind in ("linear", "convolution"):
-            return self._affine(node, reads[0], written, over)
+        if node.kind in WEIGHTED:
+            return self._weighted(node, reads[0], written, over)
         if node.kind == "sum":
             if not torch.equal(reads[0].places, reads[1].places):
                 raise Unsupported(f"layer {node.name!r} adds numbers that lie in two orders")
@@ -119,6 +118,8 @@ class Writing:
             self._cost(node, node.size, False)
             factor = self.numbers.literal(node.factor, kind)
             return layers.scaled(node, reads[0], written.numbers, kind, factor)
+        if node.kind == "delay":
+            return self._delay(node, reads[0], written)
         channels = image_of(node.shape)[0]
         self._cost(node, sliding_of(node).taps * channels, False)
         average = node.kind == "average"
@@ -130,14 +131,18 @@ class Writing:
 
     def _blank(self, node: Node, reads: list[Held]) -> Held:
         """Where a layer without state writes."""
-        spikes = node.kind == "maximum" and bool(reads[0].spikes)
-        kind = "uint8_t" if spikes else self.numbers.kind
+        read = reads[0]
+        spikes = (node.kind == "maximum" and bool(read.spikes)) or (node.kind == "delay" and read.truths)
+        kind = "uint8_t" if spikes else read.kind if node.kind == "delay" else self.numbers.kind
         places = torch.arange(node.size, dtype=torch.int64, device="cpu")
-        if node.kind in ("sum", "scale"):
-            places = reads[0].places
-        elif node.kind == "convolution" or (node.kind != "linear" and reads[0].channels_last(node.seen[0])):
-            places = layers.whole_image(node.shape)
-        held = Held(node, places, kind, self._array(node, "flags" if spikes else "current", kind, node.size))
+        if node.kind in ("sum", "scale", "delay"):
+            places = read.places
+        elif node.kind in ("convolution", "window") or (
+            node.kind in ("maximum", "average") and read.channels_last(node.seen[0])
+        ):
+            places = channels_last(node.shape)
+        array = self._array(node, "flags" if spikes else "current", kind, node.size)
+        held = Held(node, places, kind, array, truths=spikes)
         if spikes:
             self._list(held)
         return held
@@ -148,7 +153,7 @@ class Writing:
         if always:
             held.spikes = self.memory.lasting(f"spikes{self.at[node]}", self.index, node.size)
             held.count = self.memory.counter(f"count{self.at[node]}", self.index)
-        elif any(user.kind in ("linear", "convolution", "maximum") for user in node.users):
+        elif any(user.kind in (*WEIGHTED, "maximum") for user in node.users):
             held.spikes = self._array(node, "spikes", self.index, node.size)
             held.count = self.memory.counter(f"count{self.at[node]}", self.index)
 
@@ -159,7 +164,7 @@ class Writing:
         kept = [f"if ({held.numbers}[j])", f"    {held.spikes}[{held.count}++] = ({self.index})j;"]
         return [f"{held.count} = 0;", *each("j", held.node.size, kept)]
 
-    def _affine(self, node: Node, read: Held, written: Held, over: layers.Active | None) -> list[str]:
+    def _weighted(self, node: Node, read: Held, written: Held, over: layers.Active | None) -> list[str]:
         weights, bias = layers.weights_of(node, read)
         names = f"{self.name}_w{self.at[node]}", "" if bias is None else f"{self.name}_b{self.at[node]}"
         again = any(cost.name == node.name for cost in self.costs)
@@ -169,14 +174,52 @@ class Writing:
             if bias is not None:
                 self._constant(names[1], self.numbers.of(node.name, bias), bias)
             self.numbers.added(node, node.inputs[0], weights, bias)
-            if node.kind == "linear":
-                products = read.node.size * node.size
-            else:
-                module: Any = node.module
-                inner = module.in_channels // module.groups
-                products = sliding_of(node).taps * inner * module.out_channels
+            products = layers.products_of(node)
             self._cost(node, products, over.valued, node.inputs[0].density, products)
+        if node.kind == "window":
+            ring, order = (
+                self._ring(node, delays.reach_of(node) + 1, self.numbers.kind),
+                self._order(node, read),
+            )
+            return delays.window(node, read, over, ring, written.numbers, *names, order)
+        if node.kind == "delayed":
+            late, ring = self._delays(node, read, self.numbers.kind)
+            return delays.delayed(node, over, ring, written.numbers, names[0], late, names[1])
         return layers.affine(node, read, over, written.numbers, *names, self.numbers.kind)
+
+    def _delay(self, node: Node, read: Held, written: Held) -> list[str]:
+        """Numbers as they were some steps ago."""
+        self.numbers.passed(node, 1)
+        late, ring = self._delays(node, read, written.kind)
+        return [*delays.late(read, ring, written.numbers, late), *self._listed(written)]
+
+    def _delays(self, node: Node, read: Held, kind: str) -> tuple[str, delays.Ring]:
+        """What stands for the delay of number i, or of synapse i, o; and a ring for the longest."""
+        steps = delays.delays_of(node, read)
+        longest = int(steps.max())
+        name = f"{self.name}_d{self.at[node]}"
+        if node.kind == "delay" and bool((steps == longest).all()):
+            name = str(longest)
+        else:
+            self._constant(name, index_kind(longest + 1), steps)
+            name += "[i]" if node.kind == "delay" else ""
+        return name, self._ring(node, longest + 1, kind)
+
+    def _ring(self, node: Node, steps: int, kind: str) -> delays.Ring:
+        at, now_kind = self.at[node], index_kind(steps)
+        array = self.memory.lasting(f"ring{at}", kind, steps * node.size)
+        ring = delays.Ring(array, steps, node.size, self.memory.counter(f"now{at}", now_kind), now_kind)
+        self.resets += ring.resets()
+        return ring
+
+    def _order(self, node: Node, read: Held) -> str:
+        """An array of the channel at each place, if what a window reads lies in another order."""
+        order = torch.arange(read.node.size, dtype=torch.int64, device="cpu")
+        if len(node.seen[0]) > 1 or torch.equal(read.places, order):
+            return ""
+        name = f"{self.name}_c{self.at[node]}"
+        self._constant(name, self.index, read.places)
+        return name
 
     def _constant(self, name: str, kind: str, values: Tensor) -> None:
         self.constants += array(name, kind, values)
@@ -189,7 +232,7 @@ class Writing:
         writer = Writer(made, read, self.numbers, self.memory, self.name)
         held = self.held[node] = Held(node, read.places, self.numbers.kind, writer.states[-1])
         if made.emits_spikes:
-            held.kind = "uint8_t"
+            held.kind, held.truths = "uint8_t", True
             self.spiking.append(Spiking(node.name, what(node), node.size, held.numbers))
             self._list(held, made.reads_spikes())
         writer.prepare()

@@ -153,9 +153,12 @@ class _Quantizing:
             return float(whole[0])
         return whole.view([-1] + [1] * (len(node.shape) - 1))
 
-    _convolution = _linear
+    _convolution = _window = _delayed = _linear
 
     def _maximum(self, node: Node, scale: Scale) -> Scale:
+        return scale
+
+    def _delay(self, node: Node, scale: Scale) -> Scale:
         return scale
 
     def _average(self, node: Node, scale: Scale) -> Scale:
@@ -220,7 +223,7 @@ def reaches_spikes(node: Node, output: Node) -> bool:
     """Whether what `node` gives goes to neurons that spike, and nowhere else."""
 
     def below(user: Node) -> bool:
-        if user.kind in ("maximum", "average"):
+        if user.kind in ("maximum", "average", "delay"):
             return reaches_spikes(user, output)
         cell = getattr(user.module, "cell", None)
         return user.kind == "neurons" and cell is not None and emits_spikes(cell)

@@ -5,7 +5,7 @@ import copy
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hibana.convert.graph import read
+from hibana.convert.graph import WEIGHTED, read
 from hibana.convert.quantized.network import check_bits, reaches_spikes
 from hibana.convert.quantized.rounding import Rounded
 
@@ -38,7 +38,7 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> nn
     network = read(net, calibration)
     aware = copy.deepcopy(net)
     for node in network.nodes:
-        if node.kind in ("linear", "convolution"):
+        if node.kind in WEIGHTED:
             module = aware.get_submodule(node.name)
             parametrize.register_parametrization(
                 module, "weight", Rounded(limit, reaches_spikes(node, network.output)), unsafe=True
