@@ -136,9 +136,9 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
 
         y_o = ((w_o1 x_1 + w_o2 x_2) + w_o3 x_3) + ... + b_o
 
-    One input after the other, over time that of the earliest step first: slow, for comparisons. Linear layers and convolutions are followed, in a cell
-    too; a product that a cell writes itself (``x @ w``) is not. `example` and what is raised are as in
-    :func:`to_c`.
+    One input after the other, over time what the earliest step gave first: slow, for comparisons. Linear
+    layers, convolutions, windows and delayed synapses are followed, in a cell too; a product that a cell
+    writes itself (``x @ w``) is not. `example` and what is raised are as in :func:`to_c`.
 
     >>> import torch, hibana as hb
     >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF()), torch.rand(8, 2, 4)
