@@ -266,8 +266,8 @@ def _doubled(code: Code, x: Doubles) -> None:
     x[0] = x[0] + x[0]
 
 
-NORM = function("norm", _norm, x=Doubles, y=DOUBLE)
-DOUBLED = function("doubled", _doubled, x=Doubles)
+NORM = function("norm", _norm, {"x": Doubles, "y": DOUBLE})
+DOUBLED = function("doubled", _doubled, {"x": Doubles})
 
 
 @kernel

@@ -1,6 +1,6 @@
 """Functions that call one another in what is compiled together, and the source that they make."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hibana.native.code import Code
@@ -50,7 +50,7 @@ class Function:
 
 
 def function(
-    name: str, body: Callable[..., Value | None], /, *, exported: bool = False, **kinds: Kind
+    name: str, body: Callable[..., Value | None], kinds: Mapping[str, Kind], *, exported: bool = False
 ) -> Function:
     """The function that `body(code, **arguments)` writes, and which gives what that returns, if anything.
 

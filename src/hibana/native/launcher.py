@@ -50,7 +50,9 @@ class Arguments:
                 self.numbers += kind.__annotations__
             else:
                 self.options.append(name)
-        self.names = frozenset([*self.addresses, *self.numbers, *self.options])
+        self.order = (*self.addresses, *self.numbers)
+        """As they lie in memory; eight bytes each."""
+        self.names = frozenset([*self.order, *self.options])
         self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
         self.pack = struct.Struct(f"{len(self.addresses)}q").pack
 
@@ -104,15 +106,20 @@ class Launcher:
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
         return source([*code.texts, code.text(head)])
 
-    def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
-        """The address of the kernel for these options and numbers, and its arguments after the addresses."""
-        options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
+    def built(self, *options: Hashable) -> Kernel:
+        """The kernel itself, for these values of its options."""
         if options not in self._built:
             text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
             (self._built[options],) = assemble(text, (self.name,))
+        return self._built[options]
+
+    def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
+        """The address of the kernel for these options and numbers, and its arguments after the addresses."""
+        options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
+        address = self.built(*options).address
         if len(self._ready) >= SHAPES:
             self._ready.clear()
-        self._ready[fixed] = self._built[options].address, struct.pack(f"{len(numbers)}q", *numbers)
+        self._ready[fixed] = address, struct.pack(f"{len(numbers)}q", *numbers)
         return self._ready[fixed]
 
     def _refusal(self, given: Mapping[str, object]) -> TypeError:

@@ -259,9 +259,11 @@ class Value:
         return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
 
     def total(self) -> "Value":
-        """The sum of this vector of integers."""
+        """The sum of this vector; of numbers, in any order."""
         one = self.type.of(1)
-        return self.new(one, f"call {one} @llvm.vector.reduce.add.{self.type.mangled}({self})")
+        how, start = ("reassoc", f"{one} -0.0, ") if self.type.real else ("", "")
+        name = f"llvm.vector.reduce.{'fadd' if self.type.real else 'add'}.{self.type.mangled}"
+        return self.new(one, f"call {how} {one} @{name}({start}{self})")
 
     def call(self, intrinsic: str, *arguments: "Value") -> "Value":
         """What LLVM's `intrinsic` for this type computes of this and of `arguments`, of this type too."""

@@ -238,5 +238,5 @@ def libm_row(op: str, real: str) -> str:
         with code.loop(0, count.signed_to(LONG)) as j:
             target[j] = one(code, source[j])
 
-    row = function(f"{op}_row", body, count=INT, source=kind, target=kind, mode=LONG)
+    row = function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})
     return "\n\n".join(row.texts)

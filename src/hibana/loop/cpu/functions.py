@@ -101,7 +101,7 @@ def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Valu
             (target + j).store(computed(code, *ones), there)
 
     kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}
-    row = function(f"{name}_row", body, exported=True, **kinds)
+    row = function(f"{name}_row", body, kinds, exported=True)
     (kernel,) = assemble(source(row.texts), (f"{name}_row",))
     _ROWS.append(kernel)
     return kernel.address

@@ -12,17 +12,18 @@ from itertools import groupby
 
 from hibana.loop.cpu.body import SIZE, libm_row
 from hibana.loop.cpu.parts import Moving, Parts
-from hibana.loop.cpu.product import product_functions
+from hibana.loop.cpu.product import product, product_at
 from hibana.loop.cpu.row_walk import ACCURATE, Source, own
 from hibana.loop.cpu.rows import Call, Pass, plain
 from hibana.loop.graph.ops import CALLS
 from hibana.loop.graph.step import Step
-from hibana.native import Writer, named
+from hibana.native import Doubles, Floats, Pointer, Writer, named
 
 __all__ = ["SampleWalk"]
 
 _SIZES = ("steps", "samples", "neurons", "padded", "together", "blocks", "blocks_each", "workspace_bytes")
 _STRIDES = ("input_step", "grad_outputs_step", "row_bytes", "sample_bytes", "wants_first")
+_KINDS: dict[str, type[Pointer]] = {"float": Floats, "double": Doubles}
 _NUMBERS = frozenset((*_SIZES, *_STRIDES))
 
 
@@ -87,7 +88,7 @@ class SampleWalk:
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr %args) {{"
         text = [
             *(function for pass_ in self.passes for function in pass_.functions),
-            *product_functions(self.real),
+            *(text for made in (product, product_at) for text in made(_KINDS[self.real]).texts),
             "\n".join([head, *writer.lines, "}"]),
             *(libm_row(op, self.real) for op in sorted(used)),
         ]
@@ -188,8 +189,8 @@ class SampleWalk:
 
     def _do(self, pass_: Pass, t: str, *, edge: bool) -> None:
         """The calls of a pass at step `t`: sample by sample, and products for all samples at once."""
-        for product, calls in groupby(pass_.does, key=lambda call: call.function == "product"):
-            if product:
+        for products, calls in groupby(pass_.does, key=lambda call: call.function == "product"):
+            if products:
                 for call in calls:
                     self._product(call, t, edge=edge)
                 continue

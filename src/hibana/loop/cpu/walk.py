@@ -7,7 +7,6 @@ keeps for the second never leaves the cache.
 import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,9 +15,9 @@ import torch
 from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import called
-from hibana.loop.cpu.recompute import ARGUMENTS, recompute_source
+from hibana.loop.cpu.recompute import recompute as recompute_kernel
 from hibana.loop.cpu.row_walk import PAGE, ROW
-from hibana.native import Kernel, Work, assemble, ready
+from hibana.native import Kernel, Work, ready
 
 __all__ = [
     "BACKWARD",
@@ -109,7 +108,7 @@ class Recomputation(NamedTuple):
         """The backward, and what goes with it, as ``node.cpp`` takes them."""
         forward, backward = self.bindings
         none = Work(0, 0, 0, self.work.go)  # the kernel of the recomputation calls them
-        call = called(self.work, Binding(ARGUMENTS, self.known), {}, ALTERNATELY, {})
+        call = called(self.work, Binding(recompute_kernel.arguments.order, self.known), {}, ALTERNATELY, {})
         return {
             "backward": called(none, backward, given, BACKWARD, groups),
             "recomputation": {
@@ -176,17 +175,17 @@ def recompute(
     at = [array("q", binding.places(list(residuals))) for binding in (forward, backward)]
     known = {
         **{"forward": kernels[0].kernel.address, "backward": kernels[1].kernel.address},
-        **{"forward_bytes": 8 * len(forward.arguments), "backward_bytes": 8 * len(backward.arguments)},
+        **{"forward_count": len(forward.arguments), "backward_count": len(backward.arguments)},
         **{"forward_places": at[0].buffer_info()[0], "backward_places": at[1].buffer_info()[0]},
         **{"residuals": len(bits), "offsets": starts.buffer_info()[0], "bits": each.buffer_info()[0]},
         **{"buffer_bytes": ends[-1], "width": width, "rows": rows, "rows_each": -(-rows // pieces)},
         "forward_reversed": forward.places(["reversed"])[0],
         "backward_reversed": backward.places(["reversed"])[0],
-        "reversed": REVERSED,
+        "reversed_": REVERSED,
     }
     return Recomputation(
-        ready(_recompute_kernel().address, pieces),
-        Binding(ARGUMENTS, known).pack_named(ALTERNATELY),
+        ready(recompute_kernel.built().address, pieces),
+        Binding(recompute_kernel.arguments.order, known).pack_named(ALTERNATELY),
         (forward, backward),
         (forward.pack_named(names[0]), backward.pack_named(names[1])),
         (starts, each),
@@ -209,9 +208,3 @@ def _rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, in
 def _widest(bits: Sequence[int], steps: int) -> int:
     """How wide a row is at most, a multiple of 64 neurons, of which `bits` fit a buffer."""
     return min(ROW, 8 * ROOM // (sum(bits) * steps) // 64 * 64)
-
-
-@cache
-def _recompute_kernel() -> Kernel:
-    (kernel,) = assemble(recompute_source(), ("recompute",))
-    return kernel
