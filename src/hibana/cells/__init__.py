@@ -12,11 +12,12 @@ or knows a device. A neuron of your own is a subclass of :class:`Cell` with one 
 """
 
 from hibana.cells.adaptive import AdLIFCell, ALIFCell
-from hibana.cells.base import AtLeast, Between, Cell
+from hibana.cells.base import Cell
 from hibana.cells.integrate_and_fire import IFCell
 from hibana.cells.izhikevich import IzhikevichCell
 from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
 from hibana.cells.nonlinear import EIFCell, QIFCell
+from hibana.cells.ranges import AtLeast, Between
 from hibana.cells.values import Learn, Reset, Value, log_uniform
 
 __all__ = [

@@ -5,7 +5,7 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import AtLeast, Between
+from hibana.cells.ranges import AtLeast, Between
 from hibana.cells.spiking import Spiking, decay
 from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
 from hibana.surrogate import Step, Surrogate

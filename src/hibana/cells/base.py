@@ -1,7 +1,6 @@
-"""What every neuron is: one step as a module, and values that are learnt without leaving their range."""
+"""What every neuron is: one step as a module."""
 
 import inspect
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Self
@@ -9,9 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hibana.cells.ranges import Range
 from hibana.foreign import no_argument
 
-__all__ = ["AtLeast", "Between", "BuiltIn", "Cell", "check_cell", "check_states"]
+__all__ = ["BuiltIn", "Cell", "check_cell", "check_states"]
 
 
 class Cell(nn.Module):
@@ -100,7 +100,7 @@ class BuiltIn(Cell):
             name: value
             for kind in type(self).__mro__
             for name, value in vars(kind).items()
-            if _is_range(value)
+            if isinstance(value, Range)
         }
         for name in [names] if isinstance(names, str) else names:
             if name not in ranges:
@@ -163,176 +163,3 @@ def _wanted(cell: Cell) -> str:
     names = cell.state_names()
     listed = ", ".join(names) + "," * (len(names) == 1)
     return f"forward of {type(cell).__name__} must return its states, ({listed}), each like the input"
-
-
-class AtLeast:
-    """A hyper-parameter that stays at `least` or above, whatever an optimiser makes of its parameter.
-
-    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
-    for an ``nn.Parameter`` ``p``, which an optimiser can take anywhere,
-
-        value = p              where p >= least
-                2 * least - p  elsewhere
-
-    In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
-    gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
-
-    A value that a cell was asked to learn (``learn="tau"``) is ``least + exp(q)``, which no `q` takes out of
-    the range, and which an optimiser changes in proportion; `q` is the parameter ``log_tau``, of one element
-    or of as many as the value.
-
-    Args:
-        least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
-            positive can't be zero.
-
-    >>> import torch
-    >>> from torch import nn
-    >>> class Leaky(Cell):
-    ...     tau = AtLeast(1.0)
-    ...     def __init__(self, tau):
-    ...         super().__init__()
-    ...         self.tau = tau
-    ...     def forward(self, input_, v_previous):
-    ...         return (v_previous * (1 - 1 / self.tau) + input_,)
-    >>> cell = Leaky(nn.Parameter(torch.tensor(2.0)))
-    >>> with torch.no_grad():
-    ...     _ = next(cell.parameters()).fill_(0.75)
-    >>> cell.tau
-    tensor(1.2500, grad_fn=<AddBackward0>)
-    """
-
-    def __init__(self, least: float) -> None:
-        self.least = least
-        self.name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-        self.__doc__ = f"`{name}`, which stays at {self.least} or above while it is learned."
-
-    @property
-    def learned(self) -> str:
-        """The name of the parameter that stands for a value that is learned."""
-        return f"log_{self.name}"
-
-    def learn(self, cell: Cell) -> None:
-        """Makes a parameter of the value that `cell` has.
-
-        Raises:
-            ValueError: if it is infinite, or not above the bound.
-        """
-        value = torch.as_tensor(
-            getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None
-        ).detach()
-        if not bool((value.isfinite() & (value > self.least)).all()):
-            raise ValueError(
-                f"{self.name} must be finite and above {self.least} to be learned, got {value!r}"
-            )
-        one = value.reshape(1) if value.ndim == 0 else value  # what shards parameters takes no scalars
-        delattr(cell, self.name)
-        setattr(cell, self.learned, nn.Parameter((one - self.least).log()))
-
-    def __get__(self, cell: Cell | None, owner: type) -> Any:
-        # a float lies in the instance, where Python finds it before it comes here
-        if cell is None:
-            return self
-        own = vars(cell)
-        if self.name in own.get("_buffers", ()):
-            return own["_buffers"][self.name]
-        if (learned := own.get("_parameters", {}).get(self.learned)) is not None:
-            return learned if _is_sharded(learned) else learned.exp() + self.least
-        if self.name not in own.get("_parameters", ()):
-            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
-        parameter = own["_parameters"][self.name]
-        if _is_sharded(parameter):
-            return parameter  # fully_shard keeps it so between calls, and reads it to keep it
-        least = max(self.least, torch.finfo(parameter.dtype).tiny)
-        if _can_branch_on(parameter) and bool((parameter >= least).all()):
-            return parameter
-        inside = (parameter >= least).to(parameter.dtype)
-        # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
-        return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
-
-
-class Between:
-    """A hyper-parameter that stays in [`least`, `most`], whatever an optimiser makes of its parameter.
-
-    As :class:`AtLeast`, with two bounds: an ``nn.Parameter`` counts inwards from the bound that it is beyond,
-    and a value that a cell was asked to learn is ``least + (most - least) * sigmoid(q)`` with the parameter
-    ``logit_NAME``.
-    """
-
-    def __init__(self, least: float, most: float) -> None:
-        self.least, self.most = least, most
-        self.name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-        self.__doc__ = f"`{name}`, which stays in [{self.least}, {self.most}] while it is learned."
-
-    @property
-    def learned(self) -> str:
-        """The name of the parameter that stands for a value that is learned."""
-        return f"logit_{self.name}"
-
-    def learn(self, cell: Cell) -> None:
-        """Makes a parameter of the value that `cell` has.
-
-        Raises:
-            ValueError: if it is not within the bounds.
-        """
-        value = torch.as_tensor(
-            getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None
-        ).detach()
-        part = (value - self.least) / (self.most - self.least)
-        if not bool(((part > 0) & (part < 1)).all()):
-            within = f"between {self.least} and {self.most}"
-            raise ValueError(f"{self.name} must lie {within} to be learned, got {value!r}")
-        one = part.reshape(1) if part.ndim == 0 else part
-        delattr(cell, self.name)
-        setattr(cell, self.learned, nn.Parameter(one.logit()))
-
-    def __get__(self, cell: Cell | None, owner: type) -> Any:
-        if cell is None:
-            return self
-        own = vars(cell)
-        if self.name in own.get("_buffers", ()):
-            return own["_buffers"][self.name]
-        if (learned := own.get("_parameters", {}).get(self.learned)) is not None:
-            if _is_sharded(learned):
-                return learned
-            return torch.sigmoid(learned) * (self.most - self.least) + self.least
-        if self.name not in own.get("_parameters", ()):
-            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
-        parameter = own["_parameters"][self.name]
-        if _is_sharded(parameter):
-            return parameter
-        above = (parameter >= self.least).to(parameter.dtype)
-        value = parameter * (2 * above - 1) + (1 - above) * (2 * self.least)
-        below = (value <= self.most).to(parameter.dtype)
-        return value * (2 * below - 1) + (1 - below) * (2 * self.most)
-
-
-def _is_range(value: object) -> bool:
-    return isinstance(value, AtLeast | Between)
-
-
-def _is_sharded(parameter: Tensor) -> bool:
-    """Whether this process holds a part of `parameter`; no step runs on such a one."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
-    return distributed is not None and isinstance(parameter, distributed.DTensor)
-
-
-def _can_branch_on(parameter: Tensor) -> bool:
-    """Whether what `parameter` holds now may decide what is computed: not what is written down for later.
-
-    What writes one down (a trace of the step, :func:`torch.func.functional_call`, fake tensors) puts other
-    tensors in the parameters' place, is a mode, or says so.
-    """
-    return (
-        type(parameter) is nn.Parameter
-        and not parameter.is_meta
-        and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None  # of torch.jit.trace
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
-    )

@@ -5,7 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import AtLeast, BuiltIn
+from hibana.cells.base import BuiltIn
+from hibana.cells.ranges import AtLeast
 from hibana.cells.values import Learn, Value, checked_surrogate, positive
 from hibana.surrogate import Step, Surrogate
 

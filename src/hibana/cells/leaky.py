@@ -6,7 +6,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana.cells.base import AtLeast, BuiltIn
+from hibana.cells.base import BuiltIn
+from hibana.cells.ranges import AtLeast
 from hibana.cells.spiking import Spiking, decay
 from hibana.cells.values import Learn, Reset, Value, finite, time_constant
 from hibana.surrogate import Step, Surrogate

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import AtLeast
+from hibana.cells.ranges import AtLeast
 from hibana.cells.spiking import Spiking
 from hibana.cells.values import Learn, Reset, Value, positive, time_constant
 from hibana.surrogate import Step, Surrogate

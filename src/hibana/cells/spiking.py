@@ -4,7 +4,8 @@ import inspect
 
 from torch import Tensor
 
-from hibana.cells.base import AtLeast, BuiltIn
+from hibana.cells.base import BuiltIn
+from hibana.cells.ranges import AtLeast
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
 from hibana.surrogate import Surrogate
 

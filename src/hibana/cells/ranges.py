@@ -1,0 +1,203 @@
+"""Values that are learned without leaving their range: what a cell's class declares of them."""
+
+import sys
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AtLeast", "Between", "Range"]
+
+
+class Range(ABC):
+    """A hyper-parameter whose value stays in a range, whatever an optimiser makes of its parameter.
+
+    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
+    of an ``nn.Parameter`` what :meth:`_kept` makes of it. ``named_parameters()`` and ``state_dict()`` hold
+    the parameter under its name. Of a value that the cell was asked to learn, the parameter is `learned`.
+    """
+
+    prefix: str
+    """What the name of a parameter that stands for a learned value begins with."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}`, which stays {self} while it is learned."
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The range, in words."""
+
+    @abstractmethod
+    def _kept(self, parameter: Tensor) -> Tensor:
+        """`parameter` where it lies in the range, and what counts from the bound inwards elsewhere."""
+
+    @abstractmethod
+    def _inverse(self, value: Tensor) -> Tensor:
+        """The parameter that stands for `value`.
+
+        Raises:
+            ValueError: if none does.
+        """
+
+    @abstractmethod
+    def _value(self, learned: Tensor) -> Tensor:
+        """What a parameter stands for."""
+
+    @property
+    def learned(self) -> str:
+        """The name of the parameter that stands for a value that is learned."""
+        return f"{self.prefix}_{self.name}"
+
+    def learn(self, cell: nn.Module) -> None:
+        """Makes a parameter of the value that `cell` has.
+
+        Raises:
+            ValueError: if it does not lie inside the range.
+        """
+        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None)
+        learned = self._inverse(value.detach())
+        delattr(cell, self.name)
+        one = learned.reshape(1) if learned.ndim == 0 else learned  # what shards parameters takes no scalars
+        setattr(cell, self.learned, nn.Parameter(one))
+
+    def __get__(self, cell: nn.Module | None, owner: type) -> Any:
+        # a float lies in the instance, where Python finds it before it comes here
+        if cell is None:
+            return self
+        own = vars(cell)
+        if self.name in own.get("_buffers", ()):
+            return own["_buffers"][self.name]
+        parameters = own.get("_parameters", {})
+        if (learned := parameters.get(self.learned)) is not None:
+            return learned if _is_sharded(learned) else self._value(learned)
+        if self.name not in parameters:
+            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
+        parameter = parameters[self.name]
+        # fully_shard keeps it so between calls, and reads it to keep it
+        return parameter if _is_sharded(parameter) else self._kept(parameter)
+
+
+class AtLeast(Range):
+    """A hyper-parameter that stays at `least` or above, whatever an optimiser makes of its parameter.
+
+    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
+    for an ``nn.Parameter`` ``p``, which an optimiser can take anywhere,
+
+        value = p              where p >= least
+                2 * least - p  elsewhere
+
+    In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
+    gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
+
+    A value that a cell was asked to learn (``learn="tau"``) is ``least + exp(q)``, which no `q` takes out of
+    the range, and which an optimiser changes in proportion; `q` is the parameter ``log_tau``, of one element
+    or of as many as the value.
+
+    Args:
+        least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
+            positive can't be zero.
+
+    >>> import torch
+    >>> import hibana as hb
+    >>> from torch import nn
+    >>> class Leaky(hb.Cell):
+    ...     tau = AtLeast(1.0)
+    ...     def __init__(self, tau):
+    ...         super().__init__()
+    ...         self.tau = tau
+    ...     def forward(self, input_, v_previous):
+    ...         return (v_previous * (1 - 1 / self.tau) + input_,)
+    >>> cell = Leaky(nn.Parameter(torch.tensor(2.0)))
+    >>> with torch.no_grad():
+    ...     _ = next(cell.parameters()).fill_(0.75)
+    >>> cell.tau
+    tensor(1.2500, grad_fn=<AddBackward0>)
+    """
+
+    prefix = "log"
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least = least
+
+    def __str__(self) -> str:
+        return f"at {self.least} or above"
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        least = max(self.least, torch.finfo(parameter.dtype).tiny)
+        if _can_branch_on(parameter) and bool((parameter >= least).all()):
+            return parameter
+        inside = (parameter >= least).to(parameter.dtype)
+        # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
+        return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
+
+    def _inverse(self, value: Tensor) -> Tensor:
+        if not bool((value.isfinite() & (value > self.least)).all()):
+            raise ValueError(
+                f"{self.name} must be finite and above {self.least} to be learned, got {value!r}"
+            )
+        return (value - self.least).log()
+
+    def _value(self, learned: Tensor) -> Tensor:
+        return learned.exp() + self.least
+
+
+class Between(Range):
+    """A hyper-parameter that stays in [`least`, `most`], whatever an optimiser makes of its parameter.
+
+    As :class:`AtLeast`, with two bounds: an ``nn.Parameter`` counts inwards from the bound that it is beyond,
+    and a value that a cell was asked to learn is ``least + (most - least) * sigmoid(q)`` with the parameter
+    ``logit_NAME``.
+    """
+
+    prefix = "logit"
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__()
+        self.least, self.most = least, most
+
+    def __str__(self) -> str:
+        return f"in [{self.least}, {self.most}]"
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        above = (parameter >= self.least).to(parameter.dtype)
+        value = parameter * (2 * above - 1) + (1 - above) * (2 * self.least)
+        below = (value <= self.most).to(parameter.dtype)
+        return value * (2 * below - 1) + (1 - below) * (2 * self.most)
+
+    def _inverse(self, value: Tensor) -> Tensor:
+        part = (value - self.least) / (self.most - self.least)
+        if not bool(((part > 0) & (part < 1)).all()):
+            within = f"between {self.least} and {self.most}"
+            raise ValueError(f"{self.name} must lie {within} to be learned, got {value!r}")
+        return part.logit()
+
+    def _value(self, learned: Tensor) -> Tensor:
+        return torch.sigmoid(learned) * (self.most - self.least) + self.least
+
+
+def _is_sharded(parameter: Tensor) -> bool:
+    """Whether this process holds a part of `parameter`; no step runs on such a one."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
+    return distributed is not None and isinstance(parameter, distributed.DTensor)
+
+
+def _can_branch_on(parameter: Tensor) -> bool:
+    """Whether what `parameter` holds now may decide what is computed: not what is written down for later.
+
+    What writes one down (a trace of the step, :func:`torch.func.functional_call`, fake tensors) puts other
+    tensors in the parameters' place, is a mode, or says so.
+    """
+    return (
+        type(parameter) is nn.Parameter
+        and not parameter.is_meta
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None  # of torch.jit.trace
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
