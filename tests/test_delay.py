@@ -66,10 +66,69 @@ def test_whole_delays_are_added_spike_by_spike(inputs, outputs, bias):
     layer.mode = "events"
     for density in (0.0, 0.05, 1.0):
         x = (torch.rand(13, 5, inputs) < density).float()
-        wanted = layer(x)  # with a gradient: by the convolution
+        layer.mode = "dense"
+        wanted = layer(x)
+        layer.mode = "events"
         with torch.no_grad():
             torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
             assert "an addition for each synapse" in layer.explain()
+
+
+def gradients(layer, mode, x, training, below=None):
+    """Of a layer's parameters, and of what `below` made of `x`, if it is one."""
+    layer.mode = mode
+    layer.train(training).zero_grad()
+    current = x.clone().requires_grad_()
+    out = layer(x if below is None else below(current))
+    torch.manual_seed(3)
+    (out * torch.randn(out.shape)).sum().backward()
+    assert layer.explain().startswith(mode)
+    assert mode == "dense" or "an addition for each synapse" in layer.explain()
+    found = [out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+    return found if below is None else [*found, current.grad]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "bias"), [(70, 3, True), (64, 130, False), (1, 1, True)])
+@pytest.mark.parametrize("training", [True, False])
+def test_between_two_steps_each_synapse_is_added_to_with_its_gradient(inputs, outputs, bias, training):
+    torch.manual_seed(0)
+    layer = hb.DelayedLinear(inputs, outputs, 9, bias, sigma=0.0)
+    with torch.no_grad():
+        layer.delay[0, 0] = 9.0  # the longest
+    for density in (0.0, 0.05, 1.0):
+        x = (torch.rand(13, 5, inputs) < density).float()
+        by_events, densely = (gradients(layer, mode, x, training) for mode in ("events", "dense"))
+        for found, wanted in zip(by_events, densely, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_gradient_passes_delayed_synapses_where_the_layer_below_takes_one(training):
+    torch.manual_seed(0)
+    layer = hb.DelayedLinear(64, 10, 9, sigma=0.0)
+    current = torch.randn(13, 5, 64) * 0.6
+    for below in (hb.LIF(surrogate=hb.surrogate.Box(width=0.1)), hb.LIF(surrogate="Step")):
+        by_events, densely = (
+            gradients(layer, mode, current, training, below) for mode in ("events", "dense")
+        )
+        assert by_events[-1].any()
+        for found, wanted in zip(by_events, densely, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gradient_that_is_looked_at_is_everywhere_with_delayed_synapses():
+    torch.manual_seed(0)
+    layer = hb.DelayedLinear(64, 10, 9, sigma=0.0)
+    neurons = hb.LIF(surrogate=hb.surrogate.Box(width=0.1))
+    found = []
+    for layer.mode in ("events", "dense"):
+        torch.manual_seed(1)
+        spikes = neurons((torch.randn(13, 5, 64) * 0.6).requires_grad_())
+        spikes.retain_grad()
+        layer(spikes).square().sum().backward()
+        assert layer.explain().startswith(layer.mode)
+        found.append(spikes.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 @given(cuts=st.lists(st.integers(1, 11), unique=True, max_size=5).map(sorted))

@@ -33,7 +33,8 @@ from hibana.cells import (
     log_uniform,
 )
 from hibana.convert import from_ann
-from hibana.delay import Delay, DelayedLinear, narrow_delays
+from hibana.delay import Delay, narrow_delays
+from hibana.delayed_linear import DelayedLinear
 from hibana.events import Conv2d, Linear
 from hibana.fold import fold_batchnorm
 from hibana.layers import (

@@ -6,14 +6,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hibana.events.checks import plain
-from hibana.events.convolution.causal import causal
-from hibana.events.convolution.scattered import scattered
-from hibana.events.layer import Mode, binary_bits, learns
-from hibana.events.support import support_of
 from hibana.window import LooksBack
 
-__all__ = ["Delay", "DelayedLinear", "narrow_delays"]
+__all__ = ["Delay", "Delayed", "narrow_delays"]
 
 
 class Delayed(LooksBack):
@@ -71,6 +66,15 @@ class Delayed(LooksBack):
         most = float(self.max_delay)
         return torch.where(above <= most, above, 2 * most - above).clamp(0.0, most)
 
+    def _between(self) -> tuple[Tensor, Tensor]:
+        """The whole steps before the delays, and the part of a step that they are after those.
+
+        The longest delay is one whole step after the one before it, so that there is a step on either side.
+        """
+        inside = self._inside()
+        before = inside.detach().floor().clamp(max=max(0, self.max_delay - 1))
+        return before.long(), inside - before
+
     def _kernel(self) -> Tensor:
         """``[..., max_delay + 1]``, κ for each delay; the last is for the step itself."""
         back = torch.arange(
@@ -81,7 +85,10 @@ class Delayed(LooksBack):
         distance = back - self._inside()[..., None]
         _check_sigma(self.sigma)
         if self.sigma == 0:
-            return (1 - distance.abs()).clamp(min=0.0)
+            step, later = self._between()
+            return torch.where(back == step[..., None], 1 - later[..., None], 0.0) + torch.where(
+                back == step[..., None] + 1, later[..., None], 0.0
+            )
         return torch.softmax(distance.square() / (-2 * self.sigma**2), dim=-1)
 
 
@@ -159,138 +166,13 @@ class Delay(Delayed):
         return flat.gather(0, at[:, None].expand(steps, *flat.shape[1:])).view(inputs.shape)
 
 
-@final
-class DelayedLinear(Delayed):
-    """A linear layer with a delay for each synapse: ``[T, batch, in_features] -> [T, batch, out_features]``.
-
-        y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
-
-    Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
-    (see `sigma`), and for an input of spikes rows of weights are added per spike, as in
-    :class:`hibana.Window`; in evaluation its delay is rounded to whole steps, and without a gradient each
-    spike is one addition for each synapse. Its state in :func:`hibana.run` are the last
-    `max_delay` steps of its input.
-
-    Args:
-        in_features: neurons before the synapses.
-        out_features: neurons after them.
-        max_delay: the longest delay, in steps; delays start spread evenly over [0, `max_delay`].
-        bias: whether there is one.
-        sigma: width of the kernel in steps: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear interpolation
-            between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a whole
-            network, narrows it over a training; without, what is trained and what is rounded stay apart.
-
-    Raises:
-        ValueError: if the input is not ``[T, batch, in_features]``.
-
-    Source: Hammouamri, Khalfaoui-Hassani & Masquelier (2023), *Learning delays in spiking neural networks
-    using dilated convolutions with learnable spacings*.
-
-    >>> import torch, hibana as hb
-    >>> layer = hb.DelayedLinear(3, 2, max_delay=10)
-    >>> layer(torch.rand(30, 4, 3)).shape
-    torch.Size([30, 4, 2])
-    """
-
-    mode: Mode = "auto"
-    """As of :class:`hibana.Linear`."""
-    bias: Tensor | None
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        max_delay: int,
-        bias: bool = True,
-        *,
-        sigma: float = 0.5,
-    ) -> None:
-        for name, value in {"in_features": in_features, "out_features": out_features}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        super().__init__(
-            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None),
-            max_delay,
-            True,
-            sigma,
-        )
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None)
-        )
-        self.register_parameter(
-            "bias",
-            nn.Parameter(torch.empty(out_features, dtype=torch.get_default_dtype(), device=None))
-            if bias
-            else None,
-        )
-        self._reason = "not called yet"
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws weight and bias as ``torch.nn.Linear`` does, and delays evenly from [0, max_delay]."""
-        bound = 1 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
-        nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
-
-    def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
-
-    def extra_repr(self) -> str:
-        sizes = f"{self.in_features}, {self.out_features}, max_delay={self.max_delay}"
-        return f"{sizes}{', bias=False' * (self.bias is None)}"
-
-    def kernel(self) -> Tensor:
-        """``[out_features, in_features, max_delay + 1]``: the weights over time, the present last."""
-        return self.weight[..., None] * self._kernel()
-
-    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
-        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
-            raise ValueError(
-                f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
-                f"got shape {tuple(inputs.shape)}"
-            )
-        if not self.training and (found := self._one_by_one(inputs, history)) is not None:
-            return found
-        known = inputs.requires_grad and not torch.compiler.is_compiling()
-        below = support_of(inputs) if known else None
-        out, self._reason = causal(inputs, self.kernel(), self.bias, 1, history, below, self.mode)
-        return out
-
-    def _one_by_one(self, inputs: Tensor, history: Tensor | None) -> Tensor | None:
-        """What comes out with whole delays, by an addition for each spike and synapse.
-
-        None if a gradient is wanted, or the input is dense, or no spikes.
-        """
-        if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
-            return None
-        if self.mode == "dense" or learns(inputs, self.weight, self.bias):
-            return None
-        seen = inputs if history is None else torch.cat([history, inputs])
-        found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
-        lags = self.steps
-        if found is None or (self.mode == "auto" and found.density > ONE_BY_ONE_UP_TO):
-            return None
-        self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
-        bias = None if self.bias is None else self.bias.detach().contiguous()
-        skip = len(seen) - len(inputs)
-        return scattered(found.bits[0], self.weight.detach(), lags, bias, len(seen), skip)
-
-
-ONE_BY_ONE_UP_TO = 0.2
-"""Density of spikes up to which each synapse is added to by itself."""
-
-
 def narrow_delays(net: nn.Module, progress: float) -> None:
     """:meth:`Delayed.narrow` for all delays of `net`: call it each epoch, with the part that is over.
 
     The kernels are wide at first, so that a delay finds what is far from it, and narrow at last, so that
     rounding it changes little.
 
-    >>> net = nn.Sequential(DelayedLinear(3, 4, max_delay=20))
+    >>> net = nn.Sequential(Delay(torch.rand(3) * 20, 20, learn=True))
     >>> for epoch in range(10):
     ...     narrow_delays(net, epoch / 9)
     >>> net[0].sigma

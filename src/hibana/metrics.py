@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from hibana import lengths as padding
-from hibana.delay import DelayedLinear
+from hibana.delayed_linear import DelayedLinear
 from hibana.window import LooksBack, Window
 
 __all__ = [

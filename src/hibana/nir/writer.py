@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from hibana.delay import DelayedLinear
+from hibana.delayed_linear import DelayedLinear
 from hibana.fold import fold_batchnorm
 from hibana.layers import EachStep
 from hibana.nir.modules import lost_in_training, to_node

@@ -1,0 +1,195 @@
+"""Sequences by a spiking network, a GRU and a causal convolutional ReLU network: one recipe for all.
+
+    python examples/sequences.py --task mnist-1d --network spiking gru relu --seed 0 1 2 --record runs.jsonl
+    python examples/sequences.py --table runs.jsonl
+
+The spiking network is three convolutions over five steps each (`hb.Window`), batch normalisation and LIF
+neurons; its dilations are 1, d and d², d the largest with which the three see no more steps than the sequence
+has. Nothing but width, steps and epochs differs from task to task. The ReLU network is the same with ReLUs,
+the GRU is torch's with a linear readout. All are trained alike: inputs as they are, one value of time a step;
+the epoch that validates best is tested, once.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import Tensor, nn
+from training import Batch, accuracy, train
+
+import hibana as hb
+from hibana import data
+from hibana.train import scale_to_rate
+
+
+@dataclass(frozen=True)
+class Task:
+    """What differs from task to task."""
+
+    steps: int
+    epochs: int
+    width: int = 96
+
+
+TASKS = {
+    "mnist-1d": Task(40, 40),
+    "spoken-digits": Task(40, 30),
+    "fashion-mnist-rows": Task(28, 8),
+    "fashion-mnist-pixels": Task(196, 3),
+}
+NETWORKS = ("spiking", "gru", "relu")
+
+
+class GRU(nn.Module):
+    """torch's GRU, and a linear readout of what it holds in the last step: ``[1, batch, classes]``."""
+
+    def __init__(self, features: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.gru, self.readout = nn.GRU(features, width), nn.Linear(width, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The scores, ``[1, batch, classes]``."""
+        return self.readout(self.gru(inputs)[0][-1:])
+
+
+def dilation(steps: int) -> int:
+    """The largest d for which windows of five steps, dilated by 1, d and d², see at most `steps` steps."""
+    return max(d for d in range(1, steps) if d == 1 or 4 * (1 + d + d * d) <= steps)
+
+
+def network(kind: str, features: int, width: int, classes: int, steps: int) -> nn.Module:
+    """``[T, batch, features] -> [T, batch, classes]``; of the GRU one step."""
+    if kind == "gru":
+        return GRU(features, width, classes)
+    layers: list[nn.Module] = []
+    for number in range(3):
+        window = hb.Window(features if number == 0 else width, width, 5, dilation(steps) ** number, bias=False)
+        neurons = hb.LIF(tau=4.0, surrogate="ATan", detach_reset=True) if kind == "spiking" else nn.ReLU()
+        layers += [window, hb.EachStep(nn.BatchNorm1d(width)), neurons]
+    return nn.Sequential(*layers, hb.Linear(width, classes), hb.LI(tau=20.0))
+
+
+def batches(split: data.InMemory, size: int, order: Tensor) -> Iterator[Batch]:
+    """`split` in this order, ``[T, batch, features]``."""
+    for chosen in order.split(size):
+        inputs, labels = split.__getitems__(chosen.tolist())
+        yield inputs.transpose(0, 1).contiguous(), labels
+
+
+def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, root: str | None) -> dict:
+    """Trains once, and says what came of it."""
+    task = TASKS[name]
+    epochs, width = epochs or task.epochs, width or task.width
+    options = {"root": root} if name.startswith("fashion") else {}
+    samples = data.load(name, steps=task.steps, **options)
+    samples.setup()
+    training, validation, test = samples.training, samples.validation, samples.test
+    torch.manual_seed(seed)
+    net = network(kind, *samples.shape, width, samples.classes, task.steps)
+    if kind == "spiking":
+        scale_to_rate(net, next(batches(training, 512, torch.arange(len(training))))[0], 0.15)
+    objective = hb.loss.MembraneMean(smoothing=0.1)
+    best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})
+    spent, begun = 0.0, time.process_time()
+    history: list[float] = []
+
+    def validate(epoch: int) -> None:
+        nonlocal best, spent, begun
+        spent += time.process_time() - begun
+        found, rates = accuracy(net, batches(validation, 500, torch.arange(len(validation))), objective)
+        history.append(round(found, 4))
+        if found > best[0]:
+            best = found, epoch, copy.deepcopy(net.state_dict())
+        print(f"epoch {epoch}: {found:.1%} {[f'{rate:.1%}' for rate in rates.values()]}", flush=True)
+        begun = time.process_time()
+
+    shuffled = torch.Generator().manual_seed(seed)
+    train(
+        net,
+        lambda _: batches(training, 64, torch.randperm(len(training), generator=shuffled)),
+        -(-len(training) // 64),
+        objective,
+        epochs=epochs,
+        learning_rate=3e-3,
+        weight_decay=0.1,
+        most_rate=0.15,
+        each_epoch=validate,
+    )
+    net.load_state_dict(best[2])
+    tested, rates = accuracy(net, batches(test, 500, torch.arange(len(test))), objective)
+    return {
+        "task": name,
+        "network": kind,
+        "seed": seed,
+        "width": width,
+        "steps": task.steps,
+        "epochs": epochs,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "test": round(tested, 4),
+        "validation": round(best[0], 4),
+        "best epoch": best[1],
+        "rates": [round(rate, 4) for rate in rates.values()],
+        "processor seconds per epoch": round(spent / epochs, 2),
+        "history": history,
+    }
+
+
+def table(path: Path) -> str:
+    """What was recorded, as Markdown: the mean of the seeds, and each of them."""
+    runs = defaultdict(list)
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        runs[row["task"], row["network"], row["width"], row["epochs"]].append(row)
+    lines = [
+        "| task | network | parameters | epochs | test, mean | seeds: test (validation) | firing rates, mean "
+        "| processor time per epoch |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (task, kind, width, epochs), rows in runs.items():
+        each = ", ".join(
+            f"{row['seed']}: {row['test']:.1%} ({row['validation']:.1%})"
+            for row in sorted(rows, key=lambda row: row["seed"])
+        )
+        rates = [f"{mean(layer):.1%}" for layer in zip(*(row["rates"] for row in rows), strict=True)]
+        lines.append(
+            f"| `{task}` | {kind}, {width} | {rows[0]['parameters']:,} | {epochs} "
+            f"| {mean(row['test'] for row in rows):.1%} | {each} | {', '.join(rates)} "
+            f"| {mean(row['processor seconds per epoch'] for row in rows):.1f} s |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--task", choices=tuple(TASKS), default="mnist-1d")
+    options.add_argument("--network", choices=NETWORKS, nargs="+", default=["spiking"])
+    options.add_argument("--seed", type=int, nargs="+", default=[0])
+    options.add_argument("--epochs", type=int)
+    options.add_argument("--width", type=int)
+    options.add_argument("--root", help="of the files of Fashion-MNIST")
+    options.add_argument("--record", type=Path, help="a file that a line is added to")
+    options.add_argument("--table", type=Path, help="print what such a file holds, and train nothing")
+    asked = options.parse_args()
+    if asked.table is not None:
+        print(table(asked.table))
+        return
+    hb.keep_memory()
+    torch.set_flush_denormal(True)
+    for kind, seed in product(asked.network, asked.seed):
+        row = run(asked.task, kind, seed, asked.epochs, asked.width, asked.root)
+        print(json.dumps(row), flush=True)
+        if asked.record is not None:
+            with asked.record.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

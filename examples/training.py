@@ -1,0 +1,83 @@
+"""The loop that the examples of sequences share: a loss, a penalty above a firing rate, AdamW, one cycle."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+from hibana.train import activity, spiking_layers
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs ``[T, batch, features]`` and labels ``[batch]``."""
+
+
+def train(
+    net: nn.Module,
+    batches: Callable[[int], Iterable[Batch]],
+    count: int,
+    objective: hb.loss.Objective,
+    *,
+    epochs: int,
+    learning_rate: float = 1e-2,
+    weight_decay: float = 1e-2,
+    most_rate: float = 0.1,
+    delay_rate: float = 1e-1,
+    each_step: Callable[[float], None] | None = None,
+    each_epoch: Callable[[int], None] | None = None,
+) -> None:
+    """Trains `net` on `batches` of each epoch.
+
+    Args:
+        net: spiking or not.
+        batches: those of an epoch, by its number.
+        count: how many they are.
+        objective: of what `net` puts out.
+        epochs: passes.
+        learning_rate: the peak of the one cycle.
+        weight_decay: of AdamW, for all but delays.
+        most_rate: spikes per neuron and step, above which a layer pays.
+        delay_rate: the peak learning rate of delays, which are numbers of steps.
+        each_step: called with the part of the training that is over.
+        each_epoch: called after each epoch, with its number.
+    """
+    delays = [p for name, p in net.named_parameters() if name.endswith("delay")]
+    others = [p for name, p in net.named_parameters() if not name.endswith("delay")]
+    groups = [{"params": others, "lr": learning_rate, "weight_decay": weight_decay}]
+    if delays:
+        groups.append({"params": delays, "lr": delay_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, epochs * count)
+    spiking = bool(spiking_layers(net))
+    for epoch in range(epochs):
+        net.train()
+        for step, (inputs, labels) in enumerate(batches(epoch)):
+            if each_step is not None:
+                each_step((epoch * count + step) / (epochs * count))
+            outputs, spikes = activity(net, inputs) if spiking else (net(inputs), {})
+            loss = objective(outputs, labels)
+            loss = loss + 0.1 * sum(hb.loss.rate_penalty(layer, most_rate) for layer in spikes.values())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        if each_epoch is not None:
+            each_epoch(epoch)
+
+
+@torch.no_grad()
+def accuracy(
+    net: nn.Module, batches: Iterable[Batch], objective: hb.loss.Objective
+) -> tuple[float, dict[str, float]]:
+    """The part of `batches` that `net` names, in evaluation, and the firing rate of each spiking layer."""
+    net.eval()
+    spiking, right, seen, rates = bool(spiking_layers(net)), 0.0, 0, {}
+    for inputs, labels in batches:
+        outputs, spikes = activity(net, inputs) if spiking else (net(inputs), None)
+        right += float(objective.accuracy(outputs, labels)) * len(labels)
+        seen += len(labels)
+        for name, rate in ({} if spikes is None else spikes.rates()).items():
+            rates[name] = rates.get(name, 0.0) + rate * len(labels)
+    return right / seen, {name: rate / seen for name, rate in rates.items()}

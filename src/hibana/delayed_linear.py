@@ -1,0 +1,165 @@
+"""A linear layer with a delay for each synapse, all of them learned."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from hibana.delay import Delayed
+from hibana.events.bits import share_of
+from hibana.events.checks import plain
+from hibana.events.convolution.causal import causal
+from hibana.events.convolution.scattered import delayed, scattered
+from hibana.events.layer import Mode, binary_bits, learns
+from hibana.events.support import Support, support_of
+
+__all__ = ["DelayedLinear"]
+
+
+@final
+class DelayedLinear(Delayed):
+    """A linear layer with a delay for each synapse: ``[T, batch, in_features] -> [T, batch, out_features]``.
+
+        y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
+
+    Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
+    (see `sigma`), and for an input of spikes rows of weights are added per spike, as in
+    :class:`hibana.Window`; in evaluation its delay is rounded to whole steps. Between two steps (`sigma` of
+    0) and at whole ones each spike is two additions for each synapse, or one, forward and backward, however
+    long the delays. Its state in :func:`hibana.run` are the last `max_delay` steps of its input.
+
+    Args:
+        in_features: neurons before the synapses.
+        out_features: neurons after them.
+        max_delay: the longest delay, in steps; delays start spread evenly over [0, `max_delay`].
+        bias: whether there is one.
+        sigma: width of the kernel in steps: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear interpolation
+            between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a whole
+            network, narrows it over a training; without, what is trained and what is rounded stay apart.
+
+    Raises:
+        ValueError: if the input is not ``[T, batch, in_features]``.
+
+    Source: Hammouamri, Khalfaoui-Hassani & Masquelier (2023), *Learning delays in spiking neural networks
+    using dilated convolutions with learnable spacings*.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.DelayedLinear(3, 2, max_delay=10)
+    >>> layer(torch.rand(30, 4, 3)).shape
+    torch.Size([30, 4, 2])
+    """
+
+    mode: Mode = "auto"
+    """As of :class:`hibana.Linear`."""
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        max_delay: int,
+        bias: bool = True,
+        *,
+        sigma: float = 0.5,
+    ) -> None:
+        for name, value in {"in_features": in_features, "out_features": out_features}.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        super().__init__(
+            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None),
+            max_delay,
+            True,
+            sigma,
+        )
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None)
+        )
+        self.register_parameter(
+            "bias",
+            nn.Parameter(torch.empty(out_features, dtype=torch.get_default_dtype(), device=None))
+            if bias
+            else None,
+        )
+        self._reason = "not called yet"
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias as ``torch.nn.Linear`` does, and delays evenly from [0, max_delay]."""
+        bound = 1 / math.sqrt(self.in_features)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_features}, {self.out_features}, max_delay={self.max_delay}"
+        return f"{sizes}{', bias=False' * (self.bias is None)}"
+
+    def kernel(self) -> Tensor:
+        """``[out_features, in_features, max_delay + 1]``: the weights over time, the present last."""
+        return self.weight[..., None] * self._kernel()
+
+    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
+            raise ValueError(
+                f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        known = inputs.requires_grad and not torch.compiler.is_compiling()
+        below = support_of(inputs) if known else None
+        if (found := self._one_by_one(inputs, history, below)) is not None:
+            return found
+        out, self._reason = causal(inputs, self.kernel(), self.bias, 1, history, below, self.mode)
+        return out
+
+    def _one_by_one(self, inputs: Tensor, history: Tensor | None, below: Support | None) -> Tensor | None:
+        """What comes out by an addition for each spike and synapse, at one step, or at two between them.
+
+        None if the kernels are wider, the gradient of the input is wanted at many places, or the input is
+        dense, or no spikes.
+        """
+        if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
+            return None
+        between = self.training and isinstance(self.delay, nn.Parameter) and self.delay.requires_grad
+        short = self.mode == "auto" and self.max_delay + 1 < SHORT * (2 if between else 1)
+        if self.mode == "dense" or short or (between and self.sigma > 0):
+            return None
+        seen = inputs if history is None else torch.cat([history, inputs])
+        if inputs.requires_grad and not (history is None and _at_few_places(inputs, below)):
+            return None
+        found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
+        if found is None or (self.mode == "auto" and found.density > ONE_BY_ONE_UP_TO):
+            return None
+        self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
+        skip = len(seen) - len(inputs)
+        if between:
+            lags, later = self._between()
+            taps = torch.stack([self.weight * (1 - later), self.weight * later])
+        else:
+            lags, taps = self.steps, self.weight[None]
+        if learns(inputs, taps, self.bias):
+            return delayed(seen, found.bits[0], taps, lags, self.bias, skip, below)
+        bias = None if self.bias is None else self.bias.detach().contiguous()
+        return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
+
+
+def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
+    """Whether the gradient of `inputs`, ``[T, batch, features]``, is wanted where few of their bits are."""
+    batch, features = inputs.shape[1:]
+    if below is None or not inputs.is_contiguous() or features % 64:
+        return False
+    wanted = below.spikes if below.bits is None else below.bits
+    rows = None if wanted is None else below.rows(wanted, batch * features)
+    return rows is not None and share_of(rows, batch * features) <= ONE_BY_ONE_UP_TO
+
+
+ONE_BY_ONE_UP_TO = 0.2
+"""Density of spikes up to which each synapse is added to by itself."""
+SHORT = 4
+"""Steps of all synapses, which lie in rows, that take as long as one of each, which lie apart."""
