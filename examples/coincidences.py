@@ -10,11 +10,12 @@ import argparse
 
 import torch
 from torch import nn
+from training import accuracy, train
 
 import hibana as hb
-from hibana.train import activity, scale_to_rate
+from hibana.train import scale_to_rate
 
-LAGS, STEPS, RATE, HIDDEN, LONGEST = (3, 7, 12, 17), 100, 0.1, 64, 20
+LAGS, STEPS, RATE, HIDDEN, LONGEST, BATCHES = (3, 7, 12, 17), 100, 0.1, 64, 20, 31
 
 
 def sequences(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,33 +42,19 @@ def main() -> None:
     objective = hb.loss.MembraneMean()
     hb.narrow_delays(net, 1.0)  # as spikes will arrive in the end, together or not
     scale_to_rate(net, sequences(256, generator)[0], 0.05)
-    batches = 2000 // 64
-    delays = [p for name, p in net.named_parameters() if name.endswith("delay")]
-    others = [p for name, p in net.named_parameters() if not name.endswith("delay")]
-    groups = [{"params": others, "lr": 1e-2}, {"params": delays, "lr": 1e-1, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups if delays else groups[:1])
-    rates = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, asked.epochs * batches)
-    for step in range(asked.epochs * batches):
-        hb.narrow_delays(net, min(1.0, 1.25 * step / (asked.epochs * batches)))
-        inputs, labels = sequences(64, generator)
-        outputs, spikes = activity(net, inputs)
-        excess = sum(hb.loss.rate_penalty(layer, 0.1) for layer in spikes.values())
-        loss = objective(outputs, labels) + 0.1 * excess
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        inputs, labels = sequences(2000, torch.Generator().manual_seed(asked.seed + 10_000))
-        outputs, spikes = activity(net.eval(), inputs)
-    (rate,) = spikes.rates().values()
-    kind = "delays that are learned" if asked.delays else "no delays"
-    print(
-        f"{kind}, seed {asked.seed}: {objective.accuracy(outputs, labels):.1%} at {rate:.1%} firing "
-        f"(chance {1 / len(LAGS):.1%})"
+    train(
+        net,
+        lambda _: (sequences(64, generator) for _ in range(BATCHES)),
+        BATCHES,
+        objective,
+        epochs=asked.epochs,
+        each_step=lambda over: hb.narrow_delays(net, min(1.0, 1.25 * over)),
     )
+    tested = sequences(2000, torch.Generator().manual_seed(asked.seed + 10_000))
+    right, rates = accuracy(net, [tested], objective)
+    (rate,) = rates.values()
+    kind = "delays that are learned" if asked.delays else "no delays"
+    print(f"{kind}, seed {asked.seed}: {right:.1%} at {rate:.1%} firing (chance {1 / len(LAGS):.1%})")
 
 
 if __name__ == "__main__":

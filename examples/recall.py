@@ -11,11 +11,12 @@ import argparse
 
 import torch
 from torch import nn
+from training import accuracy, train
 
 import hibana as hb
-from hibana.train import activity, scale_to_rate
+from hibana.train import scale_to_rate
 
-SYMBOLS, SHOWN, HIDDEN = 8, 5, 64
+SYMBOLS, SHOWN, HIDDEN, BATCHES = 8, 5, 64, 31
 
 
 def sequences(count: int, delay: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,26 +57,19 @@ def main() -> None:
     )
     objective = hb.loss.MembraneLast()
     scale_to_rate(net, sequences(256, asked.delay, generator)[0], 0.05)
-    batches = 2000 // 64
-    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, asked.epochs * batches)
-    for _ in range(asked.epochs * batches):
-        inputs, labels = sequences(64, asked.delay, generator)
-        outputs, spikes = activity(net, inputs)
-        excess = sum(hb.loss.rate_penalty(layer, 0.1) for layer in spikes.values())
-        loss = objective(outputs, labels) + 0.1 * excess
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        inputs, labels = sequences(2000, asked.delay, torch.Generator().manual_seed(asked.seed + 10_000))
-        outputs, spikes = activity(net.eval(), inputs)
-    (rate,) = spikes.rates().values()
+    train(
+        net,
+        lambda _: (sequences(64, asked.delay, generator) for _ in range(BATCHES)),
+        BATCHES,
+        objective,
+        epochs=asked.epochs,
+    )
+    tested = sequences(2000, asked.delay, torch.Generator().manual_seed(asked.seed + 10_000))
+    right, rates = accuracy(net, [tested], objective)
+    (rate,) = rates.values()
     print(
         f"{asked.neuron}, {asked.delay} steps, seed {asked.seed}: "
-        f"{objective.accuracy(outputs, labels):.1%} at {rate:.1%} firing (chance {1 / SYMBOLS:.1%})"
+        f"{right:.1%} at {rate:.1%} firing (chance {1 / SYMBOLS:.1%})"
     )
 
 

@@ -71,7 +71,9 @@ def network(kind: str, features: int, width: int, classes: int, steps: int) -> n
         return GRU(features, width, classes)
     layers: list[nn.Module] = []
     for number in range(3):
-        window = hb.Window(features if number == 0 else width, width, 5, dilation(steps) ** number, bias=False)
+        window = hb.Window(
+            features if number == 0 else width, width, 5, dilation(steps) ** number, bias=False
+        )
         neurons = hb.LIF(tau=4.0, surrogate="ATan", detach_reset=True) if kind == "spiking" else nn.ReLU()
         layers += [window, hb.EachStep(nn.BatchNorm1d(width)), neurons]
     return nn.Sequential(*layers, hb.Linear(width, classes), hb.LI(tau=20.0))
