@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from hibana.delay import Delay, DelayedLinear
+from hibana.delay import Delay
+from hibana.delayed_linear import DelayedLinear
 from hibana.fold import fold_batchnorm, traced_layers
 from hibana.layers import EachStep, OverTime, Recurrent
 from hibana.loop.graph.ops import Unsupported

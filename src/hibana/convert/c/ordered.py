@@ -9,7 +9,7 @@ from torch.nn import functional
 from hibana.convert.c.memory import Held
 from hibana.convert.graph import Node
 from hibana.convert.sliding import image_of, sliding_of
-from hibana.delay import DelayedLinear
+from hibana.delayed_linear import DelayedLinear
 from hibana.layers import OverTime, Recurrent
 from hibana.window import Window
 
