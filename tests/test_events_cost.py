@@ -7,17 +7,16 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.events import cost
+from hibana.events import cost, speeds
 from hibana.events import layer as shared_layer
 from hibana.events.convolution import layer as convolution_layer
-from hibana.events.convolution import measured as of_convolutions
-from hibana.events.convolution.autograd import Geometry
+from hibana.events.convolution import reckoned as of_convolutions
+from hibana.events.convolution.geometry import Geometry
 from hibana.events.linear import layer as linear_layer
-from hibana.events.linear import measured as of_linear
-from hibana.native import build
+from hibana.events.linear import reckoned as of_linear
 
-CHEAP = cost.Product(1.0, (0.1, 0.1, 0.1, 0.1))
-DEAR = cost.Product(1.0, (0.1, 2.0, 2.0, 2.0))
+CHEAP = cost.Product(1.0, (0.1,) * 5)
+DEAR = cost.Product(1.0, (0.1, 2.0, 2.0, 2.0, 2.0))
 """Pays at a density that no test here has, so that the input is looked at."""
 
 
@@ -29,7 +28,6 @@ def _costs(forward, weights, input_, scan=0.0):
 def costs(monkeypatch):
     """Has layers told these costs, whatever their sizes."""
     told = {}
-    monkeypatch.setenv("HIBANA_COSTS", "measured")
     for module in (of_linear, of_convolutions):
         monkeypatch.setattr(module, "costs", lambda *sizes: told["costs"])
     for module in (linear_layer, convolution_layer):
@@ -98,35 +96,40 @@ def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
     assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
 
 
-def test_time_lies_on_lines_between_what_was_measured():
+def test_time_lies_on_lines_between_what_was_reckoned():
     product = cost.Product(2.0, tuple(density * 8 for density in cost.DENSITIES))
-    for density in (0.0, 0.01, 1 / 16, 0.1, 0.3, 0.5, 0.9):
+    for density in (0.0, 0.01, 1 / 16, 0.1, 0.3, 0.5, 0.9, 1.0):
         assert product.ratio(density) == pytest.approx(4 * density + cost.OVERHEAD / 2)
     assert product.ratio(0.1, planes=3) == pytest.approx(1.2 + cost.OVERHEAD / 2)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("HIBANA_COSTS", "measured")
-    monkeypatch.setattr(cost, "kept_in", lambda: tmp_path)
-    monkeypatch.setattr(cost, "_KNOWN", {})
+    """Where speeds are kept, and none is known."""
+    monkeypatch.delenv("HIBANA_COSTS", raising=False)
+    monkeypatch.setattr(speeds, "kept_in", lambda: tmp_path)
+    monkeypatch.setattr(speeds, "_KNOWN", {})
     return tmp_path
 
 
-def test_costs_are_measured_once_and_kept(folder):
-    calls = []
+@pytest.fixture
+def seconds(monkeypatch):
+    """Pieces of work that were measured, each of which took twice as long as reckoned."""
+    pieces = []
+    monkeypatch.setattr(speeds, "_least", lambda piece: pieces.append(piece) or 2.0)
+    return pieces
 
-    def measured():
-        calls.append(1)
-        return _costs(True, False, True, 0.25)
 
-    first = cost.costs_of(("a", 3), measured)
-    assert cost.costs_of(("a", 3), measured) is first
-    cost._KNOWN.clear()
-    assert cost.costs_of(("a", 3), measured) == first
-    assert len(calls) == 1
-    cost.costs_of(("a", 4), measured)
-    assert len(calls) == 2
+WAY = speeds.Way("a", 1.0, lambda: "a piece")
+
+
+def test_a_speed_is_measured_once_and_kept(folder, seconds):
+    assert [speeds.speed(WAY), speeds.speed(WAY)] == [2.0, 2.0]
+    speeds._KNOWN.clear()
+    assert speeds.speed(WAY) == 2.0
+    assert seconds == ["a piece"]
+    assert speeds.speed(WAY._replace(name="b")) == 2.0
+    assert len(seconds) == 2
 
 
 @pytest.mark.parametrize(
@@ -136,48 +139,74 @@ def test_costs_are_measured_once_and_kept(folder):
         lambda said: b"{}",
         lambda said: b"[]",
         lambda said: json.dumps({**said, "of": "another"}).encode(),
-        lambda said: json.dumps({**said, "scan": "long"}).encode(),
-        lambda said: json.dumps({**said, "forward": {"dense": 0.0, "events": [1, 1, 1, 1]}}).encode(),
-        lambda said: json.dumps({**said, "forward": {"dense": 1.0, "events": [1]}}).encode(),
+        lambda said: json.dumps({**said, "times": "long"}).encode(),
+        lambda said: json.dumps({**said, "times": -1.0}).encode(),
+        lambda said: json.dumps({**said, "times": float("nan")}).encode(),
     ],
 )
-def test_a_file_that_can_not_be_believed_is_measured_anew(folder, spoil):
-    wanted = cost.costs_of(("a",), lambda: _costs(True, True, True))
-    (path,) = folder.glob("*.cost")
+def test_a_file_that_can_not_be_believed_is_measured_anew(folder, seconds, spoil):
+    speeds.speed(WAY)
+    (path,) = folder.glob("*.speed")
     path.write_bytes(spoil(json.loads(path.read_text())))
-    cost._KNOWN.clear()
-    assert cost.costs_of(("a",), lambda: _costs(True, True, True)) == wanted
-    assert json.loads(path.read_text())["of"]
+    speeds._KNOWN.clear()
+    assert speeds.speed(WAY) == 2.0
+    assert len(seconds) == 2
+    assert json.loads(path.read_text())["times"] == 2.0
 
 
-def test_nothing_is_measured_where_it_is_fixed_or_nothing_is_kept(folder, monkeypatch):
-    monkeypatch.setattr(cost, "kept_in", lambda: None)
-    assert cost.costs_of(("a",), None) is None
-    monkeypatch.setattr(cost, "kept_in", build.kept_in)
+def test_nothing_is_measured_where_it_is_fixed_or_nothing_is_kept(folder, seconds, monkeypatch):
+    monkeypatch.setattr(speeds, "kept_in", lambda: None)
+    assert speeds.speed(WAY) == 1.0
+    monkeypatch.setattr(speeds, "kept_in", lambda: folder)
     monkeypatch.setenv("HIBANA_COSTS", "fixed")
-    assert cost.costs_of(("b",), None) is None
+    assert speeds.speed(WAY) == 1.0
+    assert not seconds
+
+
+def _reckoned(layer):
+    if isinstance(layer, nn.Linear):
+        return of_linear.costs(300, 70, 40)
+    return of_convolutions.costs(9, 8, Geometry(3, (40, 40), (3, 3), (2, 2), (1, 1), (1, 1)))
 
 
 @pytest.mark.parametrize("layer", [hb.Linear(70, 40), hb.Conv2d(3, 8, 3, stride=2, padding=1)], ids=repr)
-def test_what_is_measured_are_times(folder, layer):
-    before = torch.get_rng_state()
-    module = of_linear if isinstance(layer, nn.Linear) else of_convolutions
-    costs = (
-        module.costs(300, 70, 40)
-        if module is of_linear
-        else module.costs(9, 8, Geometry(3, (40, 40), (3, 3), (2, 2), (1, 1), (1, 1)))
+def test_what_is_measured_are_times_and_changes_nothing_else(folder, layer):
+    before = torch.get_rng_state(), torch.get_num_threads()
+    of_linear._costs.cache_clear()
+    of_convolutions._costs.cache_clear()
+    costs = _reckoned(layer)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert torch.get_num_threads() == before[1]
+    assert {json.loads(path.read_text())["times"] for path in folder.glob("*.speed")} == set(
+        speeds._KNOWN.values()
     )
-    assert torch.equal(torch.get_rng_state(), before)
-    assert len(list(folder.glob("*.cost"))) == 1
     for product in (costs.forward, costs.weights, costs.input):
         assert product.dense > 0
-        assert all(each >= 0 for each in product.events)
+        assert all(each > 0 for each in product.events)
     assert costs.scan > 0
+
+
+@pytest.mark.parametrize("layer", [hb.Linear(70, 40), hb.Conv2d(3, 8, 3, stride=2, padding=1)], ids=repr)
+def test_twice_as_slow_a_machine_takes_twice_as_long(folder, seconds, layer, monkeypatch):
+    monkeypatch.setattr(of_convolutions, "CALL", 0.0)
+    products = []
+    for times in (1.0, 2.0):
+        for module in (of_linear, of_convolutions):
+            module._costs.cache_clear()
+            monkeypatch.setattr(module, "speed", lambda way, times=times: times)
+        costs = _reckoned(layer)
+        products.append(
+            [s for p in (costs.forward, costs.weights, costs.input) for s in (p.dense, *p.events)]
+        )
+        products[-1].append(costs.scan)
+    for module in (of_linear, of_convolutions):
+        module._costs.cache_clear()
+    assert products[1] == pytest.approx([2 * s for s in products[0]])
 
 
 @pytest.mark.parametrize("inputs", [64, 70])
 def test_random_bits_have_the_density_and_nothing_beyond_the_inputs(inputs):
-    bits = cost.random_bits(400, inputs, 1 / 8, torch.Generator().manual_seed(0))
+    bits = speeds.random_bits(400, inputs, 1 / 8)
     ones = ((bits[..., None] >> torch.arange(64)) & 1).flatten(1)
     assert not ones[:, inputs:].any()
     assert ones[:, :inputs].float().mean() == pytest.approx(1 / 8, abs=0.01)
@@ -189,7 +218,7 @@ def test_numbers_of_rows_are_told_apart_by_an_eighth():
 
 
 def test_sizes_at_which_nothing_can_pay_are_not_looked_at(costs, monkeypatch):
-    never = cost.Product(1.0, (2.0, 2.0, 2.0, 2.0))
+    never = cost.Product(1.0, (2.0,) * 5)
     layer = hb.Linear(128, 70)
     looked = []
     monkeypatch.setattr(shared_layer, "bits_of", lambda *_: looked.append(1) or (None, None))
@@ -198,3 +227,44 @@ def test_sizes_at_which_nothing_can_pay_are_not_looked_at(costs, monkeypatch):
         assert not looked
         assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
         layer.requires_grad_(False)
+
+
+def test_what_pays_at_every_density_is_looked_at_however_short_it_takes(costs):
+    short = cost.Product(2e-4, (2e-5,) * 5)
+    costs["costs"] = cost.Costs(short, short, short, 0.0)
+    layer = hb.Linear(128, 70)
+    layer((torch.rand(300, 128) < 0.1).float())
+    assert layer.explain().startswith("events")
+
+
+def test_small_calls_take_parameters_wherever_they_are():
+    parametrized = nn.utils.parametrizations.weight_norm(hb.Linear(8, 4))
+    x = torch.rand(2, 8)
+    for layer in (parametrized, hb.Linear(8, 4, bias=False), hb.Linear(8, 4)):
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
+
+
+@pytest.mark.parametrize("mode", ["auto", "dense", "events"])
+@pytest.mark.parametrize("grad", [True, False], ids=["learns", "frozen"])
+@pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
+@pytest.mark.parametrize("stride", [2, (2, 3)])
+def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode, grad, last, stride):
+    """Torch's own, of as many channels that lie last, writes beyond its memory."""
+    layer, dense = hb.Conv2d(8, 8, 1, stride), nn.Conv2d(8, 8, 1, stride)
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = mode
+    layer.weight.requires_grad_(grad)
+    x = (torch.rand(4, 8, 64, 64) < 0.3).float()
+    mine = x.contiguous(memory_format=torch.channels_last) if last else x.clone()
+    factors = torch.randn(dense(x).shape)
+    for _ in range(20):  # what is written beyond is seen when it is freed
+        mine, x = mine.detach().requires_grad_(), x.detach().requires_grad_()
+        layer.zero_grad()
+        (layer(mine) * factors).sum().backward()
+    dense(x).mul(factors).sum().backward()
+    torch.testing.assert_close(layer(mine), dense(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.grad, x.grad, rtol=1e-4, atol=1e-4)
+    if grad:
+        torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-3)
+    assert layer(mine).is_contiguous(memory_format=torch.channels_last)

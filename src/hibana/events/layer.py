@@ -13,7 +13,6 @@ from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = [
     "NO_EVENTS",
-    "SMALLEST_ROWS",
     "SMALLEST_WORK",
     "TINY",
     "BySpikes",
@@ -29,11 +28,10 @@ __all__ = [
 
 Mode = Literal["auto", "dense", "events"]
 
-SMALLEST_ROWS = 256
-"""Fewer rows than this do not pay for packing the weights, where nothing is measured."""
 SMALLEST_WORK = 12_000_000
 """Of fewer multiplications torch has done all before events have begun."""
 TINY = "at these sizes torch is sooner done at any density"
+_LEFT = f"dense: {TINY}"
 SAMPLE = 64
 """Rows that are looked at before all are."""
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
@@ -46,9 +44,19 @@ class BySpikes(nn.Module):
     _reason = "not called yet"
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        self.__dict__["_reason"] = f"dense: {reason}"  # which a module does in a microsecond
+        self.__dict__["_reason"] = f"dense: {reason}"
         out: Tensor = super().forward(input)
         return out
+
+    def _at_once(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias for a call so small that looking them up as a module does would tell."""
+        self.__dict__["_reason"] = _LEFT  # which a module does in a microsecond
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # parametrized, or made of others
+            return cast(Tensor, self.weight), cast(Tensor | None, self.bias)
+        assert weight is not None
+        return weight, bias
 
     def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
         if is_name(input):

@@ -1,73 +1,23 @@
 """The convolution of spikes as an autograd node: the product of the bits under the window and the weights."""
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hibana.events.checks import dense_for_more
-from hibana.events.convolution import kernels
+from hibana.events.convolution import dense, kernels
 from hibana.events.convolution.few import input_gradient_of_few
+from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
 
-__all__ = ["Geometry", "convolution", "forward", "input_gradient", "rows_of", "windows_of"]
-
-Pair = tuple[int, int]
-
-
-class Geometry(NamedTuple):
-    """Sizes of a convolution, (down, across)."""
-
-    channels: int
-    image: Pair
-    kernel: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    height: int | None = None
-    """Of the output, where rows at its lower end are left out."""
-
-    @property
-    def output(self) -> Pair:
-        """Height and width of the output."""
-        down, across = (
-            (self.image[d] + 2 * self.padding[d] - self.dilation[d] * (self.kernel[d] - 1) - 1)
-            // self.stride[d]
-            + 1
-            for d in (0, 1)
-        )
-        return down if self.height is None else self.height, across
-
-    def whole(self, grad: Tensor) -> Tensor:
-        """`grad` of the output, with zeros for the rows that were left out."""
-        missing = self._replace(height=None).output[0] - self.output[0]
-        return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """What the kernels take."""
-        pairs = {"kernel": self.kernel, "out": self.output}
-        sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}
-        for name, (height, width) in pairs.items():
-            sizes |= {f"{name}_height": height, f"{name}_width": width}
-        for name, (down, across) in {"padding": self.padding, "dilation": self.dilation}.items():
-            sizes |= {f"{name}_down": down, f"{name}_across": across}
-        return sizes
-
-
-def channels_last(images: Tensor) -> Tensor:
-    """`images` channels last in memory, and with strides that say so where there is one channel only."""
-    _, channels, height, width = images.shape
-    if channels > 1 and images.stride() == (height * width * channels, 1, width * channels, channels):
-        return images
-    last = images.permute(0, 2, 3, 1)
-    return last.flatten().view(last.shape).permute(0, 3, 1, 2)
+__all__ = ["convolution", "forward", "input_gradient", "rows_of", "windows_of"]
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -124,25 +74,6 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
     given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
     kernels.input_gradient(len(support), GRAIN, **given, **geometry.sizes, row=row)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
-
-
-def _dense_gradients(
-    shape: torch.Size,
-    numbers: Tensor | None,
-    weight: Tensor,
-    rows: Tensor,
-    geometry: Geometry,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Torch's gradients of images and weights, as `wanted`; without their `numbers` of the images alone."""
-    grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
-    if numbers is None:  # nothing of the images is read but in which order they lie
-        numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
-    how = geometry.stride, geometry.padding, geometry.dilation, False, [0, 0], 1, [*wanted, False]
-    of_images, of_weights, _ = torch.ops.aten.convolution_backward(
-        geometry.whole(grad), channels_last(numbers), weight, None, *how
-    )
-    return of_images, of_weights
 
 
 KEPT = 0.5
@@ -225,8 +156,7 @@ class _Convolution(torch.autograd.Function):
         numbers = None if choice.weights else images
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
-            how = geometry.stride, geometry.padding, geometry.dilation
-            return functional.conv2d(channels_last(images), weight, bias, *how)
+            return dense.convolution(images, weight, bias, geometry)
         windows = windows_of(input_.bits, geometry)
         kept = windows if windows.nbytes <= KEPT * images.nbytes and choice.weights else None
         ctx.save_for_backward(input_.bits, weight, kept, numbers)
@@ -248,7 +178,7 @@ class _Convolution(torch.autograd.Function):
             by_values = _pays_by_values(rows, used, geometry)
         densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
         if any(densely):
-            to_images, to_weight = _dense_gradients(ctx.shape, numbers, weight, rows, geometry, densely)
+            to_images, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
         if by_values:
             to_images = _input_gradient_of_few(weight, rows, geometry)
         elif used is not None:

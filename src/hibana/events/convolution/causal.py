@@ -6,9 +6,9 @@ from torch.nn import functional
 
 from hibana.events.checks import plain
 from hibana.events.convolution import autograd
+from hibana.events.convolution.geometry import Geometry
 from hibana.events.layer import (
     NO_EVENTS,
-    SMALLEST_ROWS,
     Mode,
     check_mode,
     known_bits,
@@ -20,6 +20,9 @@ from hibana.events.linear import product
 from hibana.events.support import Support
 
 __all__ = ["causal"]
+
+SMALLEST_ROWS = 256
+"""Fewer rows than this do not pay for packing the weights."""
 
 
 def causal(
@@ -86,7 +89,7 @@ def _by_spikes(
     if found is None:
         return None
     height = steps + padding - (weight.shape[2] - 1) * dilation
-    geometry = autograd.Geometry(
+    geometry = Geometry(
         channels, (steps, rows), (weight.shape[2], 1), (1, 1), (padding, 0), (dilation, 1), height
     )
     images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.events.checks import misfit, pair, plain
-from hibana.events.convolution import autograd, measured
+from hibana.events.convolution import autograd, dense, reckoned
+from hibana.events.convolution.geometry import Geometry, Pair
 from hibana.events.cost import choice
 from hibana.events.layer import (
     NO_EVENTS,
-    SMALLEST_ROWS,
     SMALLEST_WORK,
     TINY,
     BySpikes,
@@ -27,8 +27,6 @@ from hibana.events.support import support_of
 
 __all__ = ["Conv1d", "Conv2d"]
 
-Pair = tuple[int, int]
-
 
 class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     """What convolutions share; one of one dimension is of images one pixel high."""
@@ -41,9 +39,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and type(input) is Tensor
             and input.ndim == self.dimensions + 2
             and self.mode == "auto"
-            and input.device.type == "cpu"
+            and input.is_cpu
             and input.numel() * self.weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
         ):
+            if dense.lies_last(input) and not self._skips():
+                return self._conv_forward(input, *self._at_once())
             return self._densely(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
@@ -65,23 +65,24 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         channels, down, across = weight.shape[1:]
         image = images.shape[2], images.shape[3]
         stride, dilation = self._pair(self.stride, 1), self._pair(self.dilation, 1)
-        geometry = autograd.Geometry(channels, image, (down, across), stride, padding, dilation)
+        geometry = Geometry(channels, image, (down, across), stride, padding, dilation)
         bias = self.bias if self.bias is None else self.bias.contiguous()
         count = images.shape[0] * geometry.output[0] * geometry.output[1]
         if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
             return "nothing to add"
         if self.mode == "auto" and count * weight.numel() < SMALLEST_WORK:
             return TINY
-        costs = measured.costs(len(images), len(weight), geometry) if self.mode == "auto" else None
-        if self.mode == "auto" and costs is None and count < SMALLEST_ROWS:
-            return f"{count} output pixels do not pay for packing the weights"
+        costs = reckoned.costs(len(images), len(weight), geometry) if self.mode == "auto" else None
         learning = learns(weight)
-        if costs is not None and (reason := too_dense(costs, autograd.rows_of(images.detach()), learning)):
-            return reason
         below = support_of(images) if images.requires_grad else None
         length = channels * image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(below, length, in_order) or numbers_as_bits(autograd.rows_of(images.detach()))
+        found = known_bits(below, length, in_order)
+        if found is None:
+            rows = autograd.rows_of(images.detach())
+            if costs is not None and (reason := too_dense(costs, rows, learning)):
+                return reason
+            found = numbers_as_bits(rows)
         if found is None:
             return NO_EVENTS
         chosen = choice(costs, found.density, len(found.bits), learning)
@@ -92,6 +93,16 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return autograd.forward(found, weight.detach(), bias, geometry)
         support = usable(below, length, in_order, found)
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
+
+    def _skips(self) -> bool:
+        """Whether pixels are left out that no window of one pixel meets."""
+        return (
+            self.stride != (1, 1)
+            and self.dimensions == 2
+            and max(self._pair(self.stride, 1)) > 1
+            and self.padding in ((0, 0), "valid")
+            and self.weight.shape[2:] == (1, 1)
+        )
 
     def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
         """Why this call is torch's, if it is whatever the input holds."""
@@ -162,8 +173,13 @@ class Conv2d(_ByWindows, nn.Conv2d):
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided
-        images = images and not torch.compiler.is_compiling()  # Inductor has layouts of its own
-        return super()._densely(autograd.channels_last(input) if images else input, reason)
+        if not images or torch.compiler.is_compiling():  # Inductor has layouts of its own
+            return super()._densely(input, reason)
+        if self._skips():
+            self._reason = f"dense: {reason}"
+            met = dense.met(input, self._pair(self.stride, 1))
+            return functional.conv2d(met, self.weight, self.bias, groups=self.groups)
+        return super()._densely(dense.channels_last(input), reason)
 
 
 class Conv1d(_ByWindows, nn.Conv1d):

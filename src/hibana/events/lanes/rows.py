@@ -22,6 +22,7 @@ __all__ = [
     "panel",
     "sums_of_four",
     "transposed",
+    "vectors",
 ]
 
 LANES = 16
@@ -75,7 +76,12 @@ class Row(NamedTuple):
 
 def panel(outputs: int) -> Row:
     """The row of packed weights for a layer of so many outputs."""
-    return Row(1 if outputs <= 16 else 2 if outputs <= 32 else 4, compresses())
+    return Row(vectors(outputs), compresses())
+
+
+def vectors(outputs: int) -> int:
+    """Of that row."""
+    return 1 if outputs <= 16 else 2 if outputs <= 32 else 4
 
 
 def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:

@@ -8,9 +8,7 @@ from hibana.events import cost
 from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
     NO_EVENTS,
-    SMALLEST_ROWS,
     SMALLEST_WORK,
-    TINY,
     BySpikes,
     check_mode,
     known_bits,
@@ -19,7 +17,7 @@ from hibana.events.layer import (
     too_dense,
     usable,
 )
-from hibana.events.linear import measured, product
+from hibana.events.linear import product, reckoned
 from hibana.events.support import support_of
 
 __all__ = ["Linear"]
@@ -58,8 +56,7 @@ class Linear(BySpikes, nn.Linear):
             and input.numel() * self.out_features < SMALLEST_WORK
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # asked first, since all else would take longer than such a product
-            self.__dict__["_reason"] = f"dense: {TINY}"
-            return functional.linear(input, self.weight, self.bias)
+            return functional.linear(input, *self._at_once())
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
         if input.ndim > 1 and alike_each_step(input):
@@ -81,16 +78,15 @@ class Linear(BySpikes, nn.Linear):
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, "nothing to add")
-        costs = measured.costs(count, inputs, outputs) if self.mode == "auto" else None
-        if self.mode == "auto" and costs is None and count < SMALLEST_ROWS:
-            return self._densely(input, f"{count} rows do not pay for packing the weights")
+        costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
         rows, learning = input.reshape(count, inputs).contiguous(), learns(weight)
-        if costs is not None and (reason := too_dense(costs, rows.detach(), learning)):
-            return self._densely(input, reason)
-        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = known_bits(below, inputs, in_order) or numbers_as_bits(rows.detach())
+        found = known_bits(below, inputs, in_order)
+        if found is None and costs is not None and (reason := too_dense(costs, rows.detach(), learning)):
+            return self._densely(input, reason)
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+        found = found or numbers_as_bits(rows.detach())
         if found is None:
             return self._densely(input, NO_EVENTS)
         choice = cost.choice(costs, found.density, len(found.bits), learning)

@@ -1,7 +1,7 @@
 """The product of spikes and weights as an autograd node, and the kernels' calls."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support, probe
 
 __all__ = [
+    "Parts",
+    "crossover",
     "explained",
     "forward",
+    "gradient_crossover",
     "input_gradient",
     "linear",
     "over_bits",
     "packed",
+    "parts",
     "used_bits",
     "weight_gradient",
 ]
@@ -68,8 +72,8 @@ def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
     return f"{said}; {choice.said}" if choice.said else said
 
 
-def _gradient_crossover() -> float:
-    """The same for rows of a gradient, of which there are many for each listing."""
+def gradient_crossover() -> float:
+    """:func:`crossover` for rows of a gradient, of which there are many for each listing."""
     return 0.25 if compresses() else 0.18
 
 
@@ -143,14 +147,11 @@ def _bits_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     rows, outputs = grad.shape
     row = panel(outputs)
-    threads, panels, words = torch.get_num_threads(), _up(outputs, row.floats), bits.shape[1]
-    parts = PARTS if rows >= PARTS * LONG and panels * words <= FEW_SUMS else 1
-    across = min(threads, panels) if parts == 1 else 1
-    down = min(_up(threads, across), words) if parts == 1 else 1
-    out = torch.empty(parts, outputs, inputs, dtype=torch.float32, device="cpu")
-    summed = out.new_empty(parts, outputs) if bias else None
+    split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
+    out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
+    summed = out.new_empty(split.rows, outputs) if bias else None
     weights.weight_gradient(
-        parts * across * down,
+        split.number,
         bits=bits,
         gradient=grad,
         targets=out,
@@ -158,15 +159,37 @@ def _bits_gradient(
         total=rows,
         inputs=inputs,
         outputs=outputs,
-        by_table=density > _gradient_crossover(),
-        parts_across=across,
-        parts_down=down,
-        per_part=_up(rows, parts),
+        by_table=density > gradient_crossover(),
+        parts_across=split.across,
+        parts_down=split.down,
+        per_part=_up(rows, split.rows),
         row=row,
     )
-    if parts == 1:
+    if split.rows == 1:
         return out[0], None if summed is None else summed[0]
     return out.sum(0), None if summed is None else summed.sum(0)
+
+
+class Parts(NamedTuple):
+    """How a weights' gradient is divided: its sums over all rows, or rows of which each part has all sums."""
+
+    rows: int
+    across: int
+    down: int
+
+    @property
+    def number(self) -> int:
+        """Parts that threads can take."""
+        return self.rows * self.across * self.down
+
+
+def parts(rows: int, outputs: int, words: int, threads: int) -> Parts:
+    """The parts of a gradient of `words` of inputs."""
+    panels = _up(outputs, panel(outputs).floats)
+    if rows >= PARTS * LONG and panels * words <= FEW_SUMS:
+        return Parts(PARTS, 1, 1)
+    across = min(threads, panels)
+    return Parts(1, across, min(_up(threads, across), words))
 
 
 def over_bits(rows: Tensor, bits: Tensor) -> Tensor:

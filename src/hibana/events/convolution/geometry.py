@@ -1,0 +1,55 @@
+"""Sizes of a convolution."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = ["Geometry", "Pair"]
+
+Pair = tuple[int, int]
+
+
+class Geometry(NamedTuple):
+    """Sizes of a convolution, (down, across)."""
+
+    channels: int
+    image: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    height: int | None = None
+    """Of the output, where rows at its lower end are left out."""
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of the output."""
+        down, across = (
+            (self.image[d] + 2 * self.padding[d] - self.dilation[d] * (self.kernel[d] - 1) - 1)
+            // self.stride[d]
+            + 1
+            for d in (0, 1)
+        )
+        return down if self.height is None else self.height, across
+
+    def whole(self, grad: Tensor) -> Tensor:
+        """`grad` of the output, with zeros for the rows that were left out."""
+        missing = self._replace(height=None).output[0] - self.output[0]
+        return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
+
+    @property
+    def skips(self) -> bool:
+        """Whether pixels are left out that no window of one pixel meets."""
+        return self.kernel == (1, 1) and self.padding == (0, 0) and self.stride != (1, 1)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the kernels take."""
+        pairs = {"kernel": self.kernel, "out": self.output}
+        sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}
+        for name, (height, width) in pairs.items():
+            sizes |= {f"{name}_height": height, f"{name}_width": width}
+        for name, (down, across) in {"padding": self.padding, "dilation": self.dilation}.items():
+            sizes |= {f"{name}_down": down, f"{name}_across": across}
+        return sizes

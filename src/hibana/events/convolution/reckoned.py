@@ -1,0 +1,136 @@
+"""What the products of a convolution should take: those of a linear layer, the windows, and torch's own.
+
+Constants are nanoseconds of one thread, fitted as those of :mod:`hibana.events.linear.reckoned`, to 54
+convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2.
+"""
+
+from functools import lru_cache, partial
+
+import torch
+from torch.nn import functional
+
+from hibana.events import cost
+from hibana.events.convolution import autograd
+from hibana.events.convolution.dense import channels_last
+from hibana.events.convolution.geometry import Geometry
+from hibana.events.lanes.rows import LANES, vectors
+from hibana.events.linear.reckoned import HELD, NANO, SCANNED, SCANNED_NUMBERS, about
+from hibana.events.linear.reckoned import forward as sums
+from hibana.events.linear.reckoned import weights as weights_sums
+from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
+
+__all__ = ["costs"]
+
+CALL = 4e-5
+"""Seconds that a convolution by events takes before and after its kernels, more than a linear layer."""
+
+
+def costs(images: int, outputs: int, geometry: Geometry) -> cost.Costs:
+    """Of so many images, to so many channels."""
+    return _costs(about(images), outputs, geometry, torch.get_num_threads(), fixed())
+
+
+@lru_cache(maxsize=256)
+def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formula: bool) -> cost.Costs:
+    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    rows = images * geometry.output[0] * geometry.output[1]
+    pixels = images * geometry.image[0] * geometry.image[1]
+    sizes = images, outputs, geometry
+    windows = _windows(images, geometry) * speed(_WINDOWS) + CALL
+    family = _family(outputs, geometry)
+    dense = _dense(*sizes) * speed(_FORWARD[family])
+    learned = _dense(*sizes, 1.1) * speed(_WEIGHTS[family])
+    forward = (windows + sums(rows, inputs, outputs, d) for d in cost.DENSITIES)
+    of_weights = (windows + weights_sums(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)
+    input_ = (_input(*sizes, d) * speed(_INPUT) for d in cost.DENSITIES)
+    return cost.Costs(
+        cost.Product(dense, tuple(forward)),
+        cost.Product(learned, tuple(of_weights)),
+        cost.Product(dense, tuple(input_)),
+        SCANNED.reckoned / SCANNED_NUMBERS * pixels * geometry.channels * speed(SCANNED),
+    )
+
+
+def _windows(images: int, geometry: Geometry) -> float:
+    rows = images * geometry.output[0] * geometry.output[1]
+    down, across = geometry.kernel
+    words = -(-geometry.channels * down * across // 64)
+    pieces = down if geometry.dilation[1] == 1 else down * across
+    return NANO * (10_000 + rows * (0.8 * pieces + 1.4 * words))
+
+
+def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -> float:
+    """Of torch's convolution, or `factor` times as many multiplications."""
+    lanes = -(-outputs // LANES) * LANES
+    rows = images * geometry.output[0] * geometry.output[1]
+    pixels = images * geometry.image[0] * geometry.image[1]
+    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    touched = 4 * (pixels * geometry.channels + rows * outputs)
+    strided = 1.2 if max(geometry.stride) > 1 and outputs >= LANES else 1.0
+    return NANO * (20_000 + 0.009 * factor * strided * rows * inputs * lanes + 0.027 * touched)
+
+
+def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    """Where bits of the support are set."""
+    each = vectors(outputs)
+    wide = -(-outputs // (each * LANES)) * each
+    pixels = images * geometry.image[0] * geometry.image[1]
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    some = pixels * (1 - (1 - density) ** geometry.channels)
+    wanted = pixels * geometry.channels * density
+    listed = pixels * (8.6 * -(-geometry.channels // 64) + 0.12 * (geometry.channels + outputs))
+    multiplied = 0.38 if taps * geometry.channels * outputs <= HELD[1] else 0.6
+    return NANO * (12_000 + listed + taps * wide * (2.8 * some + multiplied * wanted))
+
+
+_FAMILIES = {"narrow": (8, 3, 8), "of one pixel": (64, 1, 4), "wide": (32, 3, 2)}
+"""Channels, size of the kernel, and images of 16 x 16 pixels of what is measured."""
+
+
+def _family(outputs: int, geometry: Geometry) -> str:
+    if outputs < LANES:
+        return "narrow"
+    return "of one pixel" if geometry.kernel == (1, 1) else "wide"
+
+
+def _measured(family: str) -> tuple[int, int, Geometry]:
+    channels, size, images = _FAMILIES[family]
+    one = 1, 1
+    return images, channels, Geometry(channels, (16, 16), (size, size), one, (size // 2, size // 2), one)
+
+
+def _torchs(family: str, weights: bool) -> Call:
+    images, channels, geometry = _measured(family)
+    shape = images, channels, *geometry.image
+    last = channels_last(numbers(*shape))
+    weight = numbers(channels, channels, *geometry.kernel)
+    how = geometry.stride, geometry.padding, geometry.dilation
+    if not weights:
+        return partial(functional.conv2d, last, weight, None, *how)
+    given = last, last, weight, None, *how, False, [0, 0], 1, [False, True, False]
+    return partial(torch.ops.aten.convolution_backward, *given)
+
+
+def _windows_of() -> Call:
+    images, channels, geometry = _measured("wide")
+    bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
+    return partial(autograd.windows_of, bits[None], geometry)
+
+
+def _input_of() -> Call:
+    images, channels, geometry = _measured("wide")
+    bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
+    rows = numbers(images * geometry.image[0] * geometry.image[1], channels)
+    return partial(autograd.input_gradient, bits, numbers(channels, channels, 3, 3), rows, geometry)
+
+
+_FORWARD = {
+    family: Way(f"convolution, {family}", _dense(*_measured(family)), partial(_torchs, family, False))
+    for family in _FAMILIES
+}
+_WEIGHTS = {
+    family: Way(f"its weights, {family}", _dense(*_measured(family), 1.1), partial(_torchs, family, True))
+    for family in _FAMILIES
+}
+_WINDOWS = Way("windows", _windows(_measured("wide")[0], _measured("wide")[2]), _windows_of)
+_INPUT = Way("input of windows", _input(*_measured("wide"), 1 / 4), _input_of)

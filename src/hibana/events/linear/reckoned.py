@@ -1,0 +1,163 @@
+"""What the products of a linear layer should take: formulas of their work, and how fast this machine does it.
+
+Constants are nanoseconds of one thread, fitted to 440 products of 64 to 4096 neurons and of convolutions (AMD
+EPYC, Zen 5; nine tenths of them within 30%). A *vector* is 16 outputs, a *word* 64 inputs.
+"""
+
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+
+from hibana.events import cost
+from hibana.events.bits import bits_of
+from hibana.events.lanes.rows import LANES, panel, vectors
+from hibana.events.linear import product
+from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
+
+__all__ = ["MULTIPLIED", "SCANNED", "about", "costs", "forward", "weights"]
+
+NANO = 1e-9
+LARGE = 8e6
+"""Weights beyond which nothing of them is near."""
+NEAR = 2.5e5
+"""Weights that the second cache holds."""
+HELD = (5e4, 3e5, 4e6, float("inf"))
+"""Weights that lie ever farther away from an input's gradient."""
+MULTIPLIED = 0.019
+"""For one multiplication of a dense product."""
+_TOUCHED = 0.03
+"""For a byte of a dense product's input and output."""
+_ROWS, _INPUTS, _OUTPUTS = 512, 256, 128
+"""Of what is measured."""
+
+
+def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
+    """Of so many rows times ``[outputs, inputs]`` weights."""
+    return _costs(about(rows), inputs, outputs, torch.get_num_threads(), fixed())
+
+
+@lru_cache(maxsize=256)
+def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
+    dense = _dense(rows, inputs, outputs) * speed(_MULTIPLIED)
+    return cost.Costs(
+        cost.Product(dense, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES)),
+        cost.Product(dense, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)),
+        cost.Product(
+            dense,
+            tuple(_input(rows, inputs, outputs, d) * speed(_INPUT) for d in cost.DENSITIES),
+        ),
+        SCANNED.reckoned / SCANNED_NUMBERS * rows * inputs * speed(SCANNED),
+    )
+
+
+def about(count: int) -> int:
+    """`count`, rounded down to an eighth of a power of two."""
+    step = max(1, 1 << count.bit_length() >> 4)
+    return count // step * step
+
+
+def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
+    """Seconds of the sums for rows of bits, packing the weights included."""
+    if density > product.crossover(outputs):
+        return _looked_up(rows, inputs, outputs) * speed(_LOOKED_UP)
+    return _listed(rows, inputs, outputs, density) * speed(_LISTED)
+
+
+def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) -> float:
+    """Seconds of the weights' gradient, of which few sums keep few threads busy."""
+    parts = product.parts(rows, outputs, -(-inputs // 64), threads)
+    idle = threads / min(threads, parts.number)
+    if density > product.gradient_crossover():
+        return _weights_looked_up(rows, inputs, outputs) * speed(_WEIGHTS_LOOKED_UP) * idle
+    return _weights_listed(rows, inputs, outputs, density) * speed(_WEIGHTS_LISTED) * idle
+
+
+def _sizes(rows: int, inputs: int, outputs: int) -> tuple[int, int, int]:
+    """Vectors of a row of outputs, words of one of inputs, and what of the weights is far."""
+    each = vectors(outputs)
+    return -(-outputs // (each * LANES)) * each, -(-inputs // 64), max(0, inputs * outputs - int(LARGE))
+
+
+def _dense(rows: int, inputs: int, outputs: int) -> float:
+    lanes = -(-outputs // LANES) * LANES
+    bytes_ = 4 * rows * (inputs + outputs)
+    return NANO * (1700 + MULTIPLIED * rows * inputs * lanes + _TOUCHED * bytes_ + 0.09 * inputs * outputs)
+
+
+def _listed(rows: int, inputs: int, outputs: int, density: float) -> float:
+    wide, words, far = _sizes(rows, inputs, outputs)
+    spikes = rows * inputs * density
+    added = 0.2 if density > product.NEAR_FROM or inputs * outputs <= NEAR else 0.33
+    packing = 0.11 * inputs * outputs + 0.77 * far
+    per_row = rows * (1.5 * wide + 2.5 * words)
+    return NANO * (8600 + packing + per_row + spikes * (0.035 + added * wide))
+
+
+def _looked_up(rows: int, inputs: int, outputs: int) -> float:
+    wide, _, far = _sizes(rows, inputs, outputs)
+    fours, blocks = -(-inputs // 4), -(-rows // 256)
+    packing = 0.1 * inputs * outputs + 1.4 * far
+    return NANO * (8200 + packing + wide * (rows * (2.2 + 0.22 * fours) + blocks * 6.2 * fours))
+
+
+def _weights_listed(rows: int, inputs: int, outputs: int, density: float) -> float:
+    wide, words, far = _sizes(rows, inputs, outputs)
+    spikes, blocks = rows * inputs * density, -(-rows // 256)
+    written = 0.13 * inputs * outputs + 1.3 * far
+    per_row = rows * (wide + 2.2 * words)
+    sums = blocks * words * 118 * wide
+    return NANO * (5500 + written + per_row + sums + spikes * (0.11 + 0.18 * wide))
+
+
+def _weights_looked_up(rows: int, inputs: int, outputs: int) -> float:
+    wide, words, far = _sizes(rows, inputs, outputs)
+    written = 0.2 * inputs * outputs + far
+    per_row = rows * (2.2 * wide + 1.3 * words)
+    return NANO * (5700 + written + per_row + -(-rows // 32) * words * 108 * wide)
+
+
+def _input(rows: int, inputs: int, outputs: int, density: float) -> float:
+    """Where bits of the support are set, from weights that are packed."""
+    wide, words, _ = _sizes(rows, inputs, outputs)
+    held = next(i for i, most in enumerate(HELD) if inputs * outputs <= most)
+    multiplied = 0.2 + (0.36, 0.5, 0.6, 0.85)[held] * wide
+    return NANO * (4400 + rows * (4.7 * words + inputs * density * multiplied))
+
+
+def _bits(density: float) -> Tensor:
+    return random_bits(_ROWS, _INPUTS, density)
+
+
+def _forward_of(density: float) -> Call:
+    return partial(product.forward, _bits(density), density, numbers(_OUTPUTS, _INPUTS), None)
+
+
+def _weights_of(density: float) -> Call:
+    given = _bits(density), density, numbers(_ROWS, _OUTPUTS), _INPUTS
+    return partial(product.weight_gradient, *given, False)
+
+
+def _input_of(density: float) -> Call:
+    table = product.packed(numbers(_OUTPUTS, _INPUTS), panel(_OUTPUTS))
+    return partial(product.input_gradient, _bits(density), table, numbers(_ROWS, _OUTPUTS), _INPUTS)
+
+
+_SIZES = _ROWS, _INPUTS, _OUTPUTS
+_LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), lambda: _forward_of(1 / 16))
+_LOOKED_UP = Way("sums, looked up", _looked_up(*_SIZES), lambda: _forward_of(1 / 2))
+_WEIGHTS_LISTED = Way("weights, listed", _weights_listed(*_SIZES, 1 / 16), lambda: _weights_of(1 / 16))
+_WEIGHTS_LOOKED_UP = Way("weights, looked up", _weights_looked_up(*_SIZES), lambda: _weights_of(1 / 2))
+_INPUT = Way("input", _input(*_SIZES, 1 / 4), lambda: _input_of(1 / 4))
+_MULTIPLIED = Way(
+    "multiplied",
+    _dense(*_SIZES),
+    lambda: partial(torch.mm, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS).T),
+)
+SCANNED_NUMBERS = 1 << 19
+SCANNED = Way(
+    "scanned",
+    NANO * 0.06 * SCANNED_NUMBERS,
+    lambda: partial(bits_of, numbers(SCANNED_NUMBERS // 1024, 1024)),
+)
+"""Bits made of so many numbers."""

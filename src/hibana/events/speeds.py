@@ -1,0 +1,131 @@
+"""How fast this machine goes each way that a product can go.
+
+A :class:`Way` knows how many seconds it takes by a formula, whose constants were fitted on one machine (AMD
+EPYC, Zen 5). Another one takes so many times as long: that factor is measured with one small call, the first
+time that it is asked for, and stays in the cache beside the kernels. ``HIBANA_COSTS=fixed``, or no cache,
+leaves it 1. It is of processor time of one thread, which others at work on the machine disturb little; that
+more threads speed all ways up alike is an assumption. Nothing here knows a product.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.native import files
+from hibana.native.build import kept_in
+
+__all__ = ["Call", "Way", "fixed", "numbers", "random_bits", "speed"]
+
+RUNS = 6
+"""Of which the first does not count."""
+LEAST, MOST = 1 / 64, 64.0
+"""Factors that a way can have; what is beyond was not measured well."""
+
+
+Call = Callable[[], object]
+
+
+class Way(NamedTuple):
+    """One way to compute, and a small piece of work by which it is measured."""
+
+    name: str
+    reckoned: float
+    """Seconds that the piece should take."""
+    piece: Callable[[], Call]
+    """Makes the call that does it."""
+
+
+_KNOWN: dict[str, float] = {}
+_MEASURING = threading.Lock()
+
+
+def speed(way: Way) -> float:
+    """How many times as long as reckoned this machine takes `way`."""
+    if fixed():
+        return 1.0
+    if way.name not in _KNOWN:
+        with _MEASURING:  # two at once would slow one another
+            if way.name not in _KNOWN:
+                _KNOWN[way.name] = _found(way)
+    return _KNOWN[way.name]
+
+
+def fixed() -> bool:
+    """Whether nothing is measured."""
+    return os.environ.get("HIBANA_COSTS") == "fixed" or kept_in() is None
+
+
+def _found(way: Way) -> float:
+    folder = kept_in()
+    if folder is None:
+        return 1.0
+    name = f"{way.name}, {way.reckoned!r} s"
+    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.speed"
+    data = files.read(path)
+    found = None if data is None else _unpacked(data, name)
+    if found is None:
+        with torch.no_grad():
+            found = min(max(_least(way.piece()) / way.reckoned, LEAST), MOST)
+        _write(path, name, found)
+    return found
+
+
+def _unpacked(data: bytes, name: str) -> float | None:
+    """What a file says; None if it is damaged, or of something else."""
+    try:
+        said = json.loads(data)
+        found = float(said["times"])
+        return found if said["of"] == name and LEAST <= found <= MOST else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, name: str, found: float) -> None:
+    try:
+        files.write(path, json.dumps({"of": name, "times": found}).encode())
+    except OSError:
+        return  # said where kernels can't be kept; the next process measures again
+
+
+def _least(call: Call) -> float:
+    """The least seconds that `call` takes in one thread."""
+    threads, best = torch.get_num_threads(), float("inf")
+    torch.set_num_threads(1)
+    try:
+        for run in range(RUNS):
+            began = time.thread_time()
+            call()
+            if run:
+                best = min(best, time.thread_time() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
+
+def numbers(*shape: int) -> Tensor:
+    """Some numbers, of `shape`: always the same."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def random_bits(rows: int, inputs: int, density: float) -> Tensor:
+    """``[rows, words]`` bits of which `density`, a power of a half, are set; none beyond the inputs."""
+    words, rest = -(-inputs // 64), inputs % 64
+    bits = torch.full((rows, words), -1, dtype=torch.int64, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(0)
+    made = partial(torch.randint, generator=generator, dtype=torch.int64, device="cpu")
+    while density < 1:
+        bits &= made(-(1 << 63), (1 << 63) - 1, bits.shape)
+        density *= 2
+    if rest:
+        bits[:, -1] &= (1 << rest) - 1
+    return bits
