@@ -13,6 +13,7 @@ import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import events
 from hibana.convert import in_order, to_c
+from hibana.convert.files import write_whole
 from hibana.loop.c.source import dialect
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 
@@ -303,3 +304,11 @@ def test_the_table_says_in_c_all_but_a_few_functions():
         *("erfinv", "gelu_tanh", "logit", "logaddexp", "xlogy"),
     }
     assert all("REAL" not in words and "@" not in words for words in said.values())
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_whole({tmp_path / "net.c": "int x;", tmp_path / "nowhere" / "net.h": b"int x;"})
+    assert not list(tmp_path.iterdir())
+    write_whole({tmp_path / "net.c": "int x;", tmp_path / "net.h": b"int y;"})
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["int x;", "int y;"]

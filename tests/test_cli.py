@@ -326,3 +326,27 @@ def test_convert_writes_onnx(trained, tmp_path, capsys):
     assert main(["convert", str(trained[0] / "checkpoint.ckpt"), str(target)]) == 0
     assert "[T, batch, 8, 8]" in capsys.readouterr().out
     assert [node.op_type for node in onnx.load(target).graph.node].count("Scan") == 1
+
+
+def test_convert_writes_onnx_in_whole_numbers(trained, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    checkpoint, target = trained[0] / "checkpoint.ckpt", tmp_path / "net.onnx"
+    assert main(["convert", str(checkpoint), str(target), "--bits", "8"]) == 0
+    assert "x / 0.00392156863, rounded, from 0 to 255, as float32" in capsys.readouterr().out
+    constants = [onnx.numpy_helper.to_array(held) for held in onnx.load(target).graph.initializer]
+    assert all((held == held.round()).all() for held in constants)
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "says"),
+    [
+        ("net.onnx", ["--ram", "9000"], "--ram is for C, and changes nothing from"),
+        ("net.html", ["--flash", "9000"], "--flash is for C, and changes nothing from"),
+        ("net.nir", ["--bits", "8"], "--bits is for C, pages and ONNX, and changes nothing from"),
+        ("net.c", ["--steps", "9"], "--steps is for programs"),
+        ("net.pt2", ["--dt", "0.1"], "--dt is for files of NIR, and"),
+    ],
+)
+def test_convert_refuses_options_that_change_nothing(trained, target, option, says, tmp_path, capsys):
+    assert says in refused(capsys, "convert", trained[0] / "checkpoint.ckpt", tmp_path / target, *option)
+    assert not list(tmp_path.iterdir())

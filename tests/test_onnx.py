@@ -11,12 +11,20 @@ from hibana.loop.graph.ops import Unsupported
 pytest.importorskip("onnx", reason="onnx is not installed")
 
 
-def outputs_of(model, inputs):
+def in_onnxruntime(model, inputs):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {"input": inputs.numpy()})[0])
+
+
+def in_openvino(model, inputs):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    core = openvino.Core()
+    read = core.read_model(model.SerializeToString())
+    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return torch.from_numpy(compiled([inputs.numpy()])[0])
 
 
 NETWORKS = {
@@ -39,8 +47,9 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("outputs_of", [in_onnxruntime, in_openvino])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_whole_numbers_are_the_same_in_onnxruntime_for_any_time_and_batch(name):
+def test_whole_numbers_are_the_same_elsewhere_for_any_time_and_batch(name, outputs_of):
     make, shape = NETWORKS[name]
     inputs = torch.rand(7, 3, *shape)
     small, _ = hb.quantize(make().eval(), inputs)
@@ -57,7 +66,7 @@ def test_a_network_in_floats_is_the_same_to_rounding():
     net = nn.Sequential(nn.Linear(5, 4), hb.LI(3.0)).eval()
     inputs = torch.rand(6, 2, 5)
     with torch.no_grad():
-        torch.testing.assert_close(outputs_of(to_onnx(net, inputs), inputs), net(inputs))
+        torch.testing.assert_close(in_onnxruntime(to_onnx(net, inputs), inputs), net(inputs))
 
 
 def test_its_size_does_not_grow_with_time():

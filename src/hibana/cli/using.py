@@ -135,7 +135,8 @@ def convert(
             PyTorch alone (.pt2).
         dt: time step in seconds; the source's own if there is none, else 1e-4.
         steps: how many steps a program runs; as trained if there is none.
-        bits: C in whole numbers, with weights of 2 to 8 bits; in floats if there is none.
+        bits: C or ONNX in whole numbers, with weights of 2 to 8 bits, in floats if there is none; of a page,
+            8 if there is none.
         ram: refuse C that has more bytes that change.
         flash: refuse C that has more bytes of constants.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
@@ -148,6 +149,7 @@ def convert(
             raise ValueError(f"target must lie in a folder that can be written, got {target}")
         if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
+        _check_serving(source, target, {"dt": dt, "steps": steps, "bits": bits, "ram": ram, "flash": flash})
         with doing(f"reading {source}"):
             net, shape, trained, model = _network(source, dt, trust)
         if target.suffix == ".nir":
@@ -155,7 +157,7 @@ def convert(
         elif target.suffix == ".pt2":
             _write_program(net, target, shape, steps or trained)
         elif target.suffix == ".onnx":
-            _write_onnx(net, target, shape)
+            _write_onnx(net, model, target, shape, bits)
         elif target.suffix == ".html":
             _write_page(model, target, bits)
         else:
@@ -163,6 +165,22 @@ def convert(
     for warning in lost:
         print(f"lost: {warning.message}")
     print(f"{target}  {target.stat().st_size:,} bytes")
+
+
+def _check_serving(source: Path, target: Path, given: dict[str, float | None]) -> None:
+    """Refuses options that would change nothing."""
+    graph = source.suffix == ".nir"
+    serving = {
+        "dt": (graph or target.suffix == ".nir", "files of NIR"),
+        "steps": (target.suffix == ".pt2" or (graph and target.suffix == ".c"), "programs (.pt2)"),
+        "bits": (target.suffix in (".c", ".html", ".onnx"), "C, pages and ONNX"),
+        "ram": (target.suffix == ".c", "C"),
+        "flash": (target.suffix == ".c", "C"),
+    }
+    for option, value in given.items():
+        serves, what = serving[option]
+        if value is not None and not serves:
+            raise ValueError(f"--{option} is for {what}, and changes nothing from {source} to {target}")
 
 
 def _network(
@@ -200,7 +218,6 @@ def _write_c(
 ) -> None:
     import torch
 
-    from hibana.convert import quantize
     from hibana.convert.files import write_c
 
     if model is None:
@@ -212,23 +229,40 @@ def _write_c(
             raise ValueError(f"loss must be one of {', '.join(_SCORES)} for C, got {model.settings.loss}")
         example, scores = _shown(model), _SCORES[model.settings.loss]
     if bits is not None:
-        if model is None:
-            raise ValueError("--bits needs samples to see the range of inputs, which a graph has none of")
-        net, report = quantize(net, example, bits)
-        print(report)
+        net = _in_whole_numbers(net, model, bits)
     program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")
 
 
-def _write_onnx(net: Any, target: Path, shape: tuple[int, ...]) -> None:
+def _in_whole_numbers(net: Any, model: "Classifier | None", bits: int) -> Any:
+    from hibana.convert import quantize
+
+    if model is None:
+        raise ValueError("--bits needs samples to see the range of inputs, which a graph has none of")
+    small, report = quantize(net, _shown(model), bits)
+    print(report)
+    return small
+
+
+def _write_onnx(
+    net: Any, model: "Classifier | None", target: Path, shape: tuple[int, ...], bits: int | None
+) -> None:
     import torch
 
     from hibana.convert import to_onnx
+    from hibana.convert.files import write_whole
 
     example = torch.zeros(1, 1, *shape, dtype=torch.float32, device="cpu")
-    target.write_bytes(to_onnx(net, example).SerializeToString())
-    print(f"takes [T, batch, {', '.join(map(str, shape))}], currents or spikes at each step")
+    takes = "currents or spikes at each step"
+    if bits is not None:
+        net = _in_whole_numbers(net, model, bits)
+        low, high = net.input_range
+        takes = f"x / {net.input_scale:.9g}, rounded, from {low} to {high}, as {str(net.dtype)[6:]}"
+    write_whole({target: to_onnx(net, example).SerializeToString()})
+    print(f"takes [T, batch, {', '.join(map(str, shape))}]: {takes}")
+    if bits is not None:
+        print(f"an output times {net.output_scale:.9g} is the network's")
 
 
 def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -39,11 +41,12 @@ def write_c(
     return program
 
 
-def write_whole(files: dict[Path, str]) -> None:
-    """Writes texts to their paths, each whole; none before all of them are on the disk."""
-    parts = [(_beside(path, text), path) for path, text in files.items()]
-    for part, path in parts:
-        part.replace(path)
+def write_whole(files: Mapping[Path, str | bytes]) -> None:
+    """Writes texts or bytes to their paths, each whole; none before all of them are on the disk."""
+    with ExitStack() as unfinished:
+        parts = [(_beside(path, content, unfinished), path) for path, content in files.items()]
+        for part, path in parts:
+            part.replace(path)
 
 
 def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
@@ -62,12 +65,13 @@ def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
             raise ValueError(f"--{option} is {most:,}, and the network takes {needed:,} {what}")
 
 
-def _beside(path: Path, text: str) -> Path:
-    """A file with `text` in the folder of `path`, to be put in its place."""
+def _beside(path: Path, content: str | bytes, unfinished: ExitStack) -> Path:
+    """A file with `content` in the folder of `path`, to be put in its place; `unfinished` takes it away."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
     part = Path(name)
+    unfinished.callback(part.unlink, missing_ok=True)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     part.chmod(0o666 & ~_umask())
     return part
 
