@@ -100,6 +100,10 @@ class Code:
         with self.writer.when(self._name("w"), condition.text):
             yield
 
+    def fence(self) -> None:
+        """Has all that was written before be seen before all that is written after."""
+        self.writer.do("fence seq_cst")
+
     @contextmanager
     def each_bit(self, word: Value) -> Iterator[Value]:
         """What is written meanwhile, for the position of each bit of `word` that is set, from the lowest."""
@@ -147,6 +151,7 @@ class Code:
 
         Each part begins with a line of the cache.
         """
+        self.texts |= {"declare ptr @malloc(i64)": None, "declare void @free(ptr)": None}
         begins, end = list[Value](), self.constant(0)
         for kind, count in parts:
             begins.append(end)

@@ -10,7 +10,6 @@ from hibana.native.writer import named
 
 __all__ = ["Function", "declared", "function", "source"]
 
-_HEAD = "declare ptr @malloc(i64)\ndeclare void @free(ptr)"
 _TAIL = "!0 = !{i32 1}"
 
 
@@ -72,7 +71,7 @@ def declared(name: str, result: Type | None, *kinds: Kind) -> Function:
 
 def source(texts: Iterable[str]) -> str:
     """The source that the `texts` of functions make, each once."""
-    return "\n\n".join([_HEAD, *dict.fromkeys(texts), _TAIL]) + "\n"
+    return "\n\n".join([*dict.fromkeys(texts), _TAIL]) + "\n"
 
 
 def _said(kind: Kind) -> str:

@@ -59,10 +59,14 @@ class Pointer:
         hint = ", !nontemporal !0" if nontemporal else ""
         self.writer.do(f"store {value}, ptr {self.text}, align {align}{hint}")
 
-    def clear(self, count: Operand) -> None:
-        """Writes zeros to `count` elements."""
+    def clear(self, count: Operand, byte: int = 0) -> None:
+        """Writes zeros, or another `byte`, to all of `count` elements."""
         size = self._size(count)
-        self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 0, {size}, i1 false)")
+        self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 {byte}, {size}, i1 false)")
+
+    def fetch(self, *, to_write: bool) -> None:
+        """Has the line of the cache that this lies in be fetched."""
+        self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
 
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Writes `count` elements of `source`, which must not overlap."""

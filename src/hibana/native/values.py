@@ -224,9 +224,15 @@ class Value:
         return self.new(type_, f"call {type_} @{name}({self})")
 
     def word(self) -> "Value":
-        """The bits of this vector of truth values, the first lowest, as one integer."""
-        word = Type(f"i{self.type.lanes}", self.type.lanes)
+        """The bits of this vector, the first element's lowest, as one integer."""
+        bits = self.type.lanes * self.type.bits
+        word = Type(f"i{bits}", bits)
         return self.new(word, f"bitcast {self} to {word}")
+
+    def octets(self) -> "Value":
+        """The bytes of this integer, the lowest first."""
+        type_ = BYTE.of(self.type.size)
+        return self.new(type_, f"bitcast {self} to {type_}")
 
     def mask(self, lanes: int) -> "Value":
         """The `lanes` lowest bits of this integer as truth values."""
@@ -242,9 +248,9 @@ class Value:
 
     def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
         """The chosen lanes of this vector and, counted on, of the `other`."""
-        chosen = ", ".join(f"i32 {lane}" for lane in lanes)
+        chosen = f"<{', '.join([f'i32 {lane}' for lane in lanes])}>" if any(lanes) else "zeroinitializer"
         type_ = self.type.of(len(lanes))
-        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> <{chosen}>")
+        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> {chosen}")
 
     def lanes(self, first: int, count: int) -> "Value":
         """The vector of `count` lanes of this one from the `first` on."""
@@ -310,7 +316,8 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
     if type_.real:
         if type_.bits == 32:
             (number,) = struct.unpack("<f", struct.pack("<f", number))
-        text = f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+        exact = abs(number) < 1 << 24 and number == int(number)
+        text = f"{number:.1f}" if exact else f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
     elif type_.bits == 1:
         text = "true" if number else "false"
     else:

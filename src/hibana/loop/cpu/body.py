@@ -1,4 +1,4 @@
-"""The operations of a step as LLVM's instructions, and the few statements that a kernel is written with.
+"""The operations of a step as LLVM's instructions: functions of a row of neurons, block by block.
 
 LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
 value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
@@ -6,45 +6,37 @@ contracted or reassociated: an instruction without flags does what IEEE says.
 """
 
 from collections.abc import Mapping
-
-import torch
+from functools import partial
+from typing import Any
 
 from hibana.loop.graph import step as graph
 from hibana.loop.graph.ops import row_of
 from hibana.loop.graph.passes import Stores, leaves
 from hibana.loop.graph.plan import evaluated
 from hibana.native import (
-    FLOAT,
-    INT,
+    BIT,
     LONG,
+    Bytes,
     Code,
     Doubles,
     Floats,
     Function,
+    Ints,
+    Kind,
     Pointer,
-    Type,
     Value,
-    Writer,
-    declared,
     function,
-    named,
 )
 
-__all__ = [
-    "LANES",
-    "LINE",
-    "NUMBERS",
-    "SIZE",
-    "Writer",
-    "body",
-    "libm_function",
-    "libm_row",
-    "named",
-    "splat",
-]
+__all__ = ["LANES", "LINE", "NUMBERS", "Rows", "row_function"]
 
 LANES = 32
-"""Neurons in one value: two registers of AVX-512. A multiple of 8, so that their bits are whole bytes."""
+"""Neurons in one value: two registers of AVX-512, and their truth values one integer."""
+
+MASK = BIT.of(LANES)
+
+OCTETS = LANES // 8
+"""Bytes of their truth values."""
 
 LINE = 64
 """Bytes of a line of a cache."""
@@ -52,160 +44,162 @@ LINE = 64
 AHEAD = 512
 """Bytes ahead of a block from which memory is fetched: the processor's own guesses end at every few rows."""
 
-SIZE = {"float": 4, "double": 8}
-"""Bytes of a number."""
+NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
+"""Of each dtype that kernels compute in: addresses of such numbers."""
 
-_MASK = f"<{LANES} x i1>"
+Rows = Mapping[str, Pointer]
+"""Where rows begin, of numbers or, as bytes, of bits."""
 
 
 class _Block:
     """One block of neurons: every leaf read once, each value computed once, then everything stored."""
 
-    def __init__(self, writer: Writer, real: str, at: str, masked: str = "") -> None:
-        self.writer = writer
-        self.real = real
-        self.vector = f"<{LANES} x {real}>"
+    def __init__(self, code: Code, rows: Rows, number: type[Pointer], at: Value, count: Value | None) -> None:
+        self.code = code
+        self.rows = rows
+        self.vector = number.element.of(LANES)
         self.at = at
-        self.masked = masked
-        """How many neurons there are, where they are fewer than a block."""
-        self.places: dict[str, str] = {}
-        if masked:
-            self._masks(masked)
+        self.octet = at >> 3
+        self.there = self.octets_there = None
+        if count is not None:
+            self.there = code.counted(LONG.of(LANES)) < count.spread(LANES)
+            self.octets_there = code.counted(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+        self.places: dict[str, Pointer] = {}
+        vector = self.vector
+        self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
 
-    def _masks(self, count: str) -> None:
-        lanes = ", ".join(f"i64 {i}" for i in range(LANES))
-        all_ = splat(self.writer, "i64", count, LANES)
-        self.there = self.writer.let("there", f"icmp slt <{LANES} x i64> <{lanes}>, {all_}")
-        octets = ", ".join(f"i64 {i}" for i in range(0, LANES, 8))
-        some = splat(self.writer, "i64", count, LANES // 8)
-        self.bytes_there = self.writer.let("bytes_there", f"icmp slt <{LANES // 8} x i64> <{octets}>, {some}")
-
-    def place(self, name: str, *, bits: bool = False) -> str:
+    def place(self, name: str) -> Pointer:
         """The address of the block in the row `name`."""
         if name not in self.places:
-            kind, at = ("i8", f"{self.at}.octet") if bits else (self.real, self.at)
-            self.places[name] = self.writer.row("", kind, named(name), at)
+            row = self.rows[name]
+            self.places[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
         return self.places[name]
 
-    def read(self, leaf: graph.Value) -> str:
-        name = str(leaf.data)
-        place = self.place(name, bits=leaf.op == "bits")
-        if leaf.op == "bits":
-            bits = f"<{LANES // 8} x i8>"
-            if self.masked:
-                call = (
-                    f"call {bits} @llvm.masked.load.v{LANES // 8}i8.p0(ptr {place}, i32 1, "
-                    f"<{LANES // 8} x i1> {self.bytes_there}, {bits} zeroinitializer)"
-                )
-                return self.writer.let("", f"bitcast {bits} {self.writer.let('', call)} to {_MASK}")
-            word = self.writer.let("", f"load i{LANES}, ptr {place}, align 1")
-            return self.writer.let("", f"bitcast i{LANES} {word} to {_MASK}")
-        if self.masked:
-            return self.writer.let(
-                f"{name}.{self.at[1:]}",
-                f"call {self.vector} @llvm.masked.load.{self._kind()}.p0(ptr {place}, i32 {SIZE[self.real]}, "
-                f"{_MASK} {self.there}, {self.vector} zeroinitializer)",
-            )
-        return self.writer.let(
-            f"{name}.{self.at[1:]}", f"load {self.vector}, ptr {place}, align {SIZE[self.real]}"
-        )
+    def read(self, name: str) -> Value:
+        place = self.place(name)
+        if not isinstance(place, Bytes):
+            return place.load(LANES, self.there)
+        if self.octets_there is None:
+            return place.of(Ints).load(align=1).mask(LANES)
+        return place.load(OCTETS, self.octets_there).word().mask(LANES)
 
     def fetch(self, name: str, *, to_write: bool) -> None:
         """Asks for the lines of a block that comes later in the row `name`."""
+        for line in range(AHEAD, AHEAD + LANES * self.vector.size, LINE):
+            self.place(name).bytes(line).fetch(to_write=to_write)
+
+    def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
         place = self.place(name)
-        for line in range(AHEAD, AHEAD + LANES * SIZE[self.real], LINE):
-            later = self.writer.row("", "i8", place, str(line))
-            self.writer.do(f"call void @llvm.prefetch.p0(ptr {later}, i32 {int(to_write)}, i32 3, i32 1)")
-
-    def store(self, name: str, value: graph.Value, said: str, *, nontemporal: bool) -> None:
-        place = self.place(name, bits=value.boolean)
-        if value.boolean:
-            bits = f"<{LANES // 8} x i8>"
-            if self.masked:
-                mine = self.writer.let("", f"and {_MASK} {said}, {self.there}")
-                word = self.writer.let("", f"bitcast {_MASK} {mine} to {bits}")
-                self.writer.do(
-                    f"call void @llvm.masked.store.v{LANES // 8}i8.p0({bits} {word}, ptr {place}, i32 1, "
-                    f"<{LANES // 8} x i1> {self.bytes_there})"
-                )
-            else:
-                word = self.writer.let("", f"bitcast {_MASK} {said} to i{LANES}")
-                self.writer.do(f"store i{LANES} {word}, ptr {place}, align 1")
-            return
-        if self.masked:
-            self.writer.do(
-                f"call void @llvm.masked.store.{self._kind()}.p0({self.vector} {said}, "
-                f"ptr {place}, i32 {SIZE[self.real]}, {_MASK} {self.there})"
-            )
-        elif nontemporal:
-            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {LINE}, !nontemporal !0")
+        if not isinstance(place, Bytes):
+            place.store(value, self.there, LINE if nontemporal else 0, nontemporal=nontemporal)
+        elif self.there is None:
+            place.of(Ints).store(value.word(), align=1)
         else:
-            self.writer.do(f"store {self.vector} {said}, ptr {place}, align {SIZE[self.real]}")
+            place.store((value & self.there).word().octets(), self.octets_there)
 
-    def compute(self, value: graph.Value, arguments: list[str], name: str) -> str:
-        op = value.op
-        if op == "number":
-            return f"splat ({self.real} {float(value.data)})"
-        *before, last = row_of(op, "llvm").llvm
-        types = {"V": self.vector, "T": self.real, "M": _MASK, "K": self._kind()}
+    def compute(self, value: graph.Value, arguments: list[Value], name: str) -> Value:
+        if value.op == "number":
+            return self.code.constant(float(value.data), self.vector)
+        *before, last = row_of(value.op, "llvm").llvm
+        texts, types, writer = [argument.text for argument in arguments], dict(self.types), self.code.writer
         for i, instruction in enumerate(before):
-            types[f"t{i}"] = self.writer.let("", instruction.format(*arguments, **types))
-        return self.writer.let(name, last.format(*arguments, **types))
-
-    def _kind(self) -> str:
-        return f"v{LANES}f{32 if self.real == 'float' else 64}"
+            types[f"t{i}"] = writer.let("", instruction.format(*texts, **types))
+        text = writer.let(name, last.format(*texts, **types))
+        return Value(writer, MASK if value.boolean else self.vector, text)
 
 
-def splat(writer: Writer, kind: str, value: str, lanes: int) -> str:
-    """A vector whose `lanes` are all `value`."""
-    one = writer.let("", f"insertelement <{lanes} x {kind}> poison, {kind} {value}, i64 0")
-    return writer.let(
-        "",
-        f"shufflevector <{lanes} x {kind}> {one}, <{lanes} x {kind}> poison, <{lanes} x i32> zeroinitializer",
-    )
-
-
-def body(
-    writer: Writer,
-    real: str,
+def row_function(
+    name: str,
     stores: Stores,
-    scalars: Mapping[str, str],
-    at: str,
-    masked: str = "",
+    number: type[Pointer],
+    *,
+    short: bool,
+    nontemporal: frozenset[str],
+    ahead: frozenset[str],
+) -> tuple[Function, list[str], list[str]]:
+    """A function that computes `stores` for `n` neurons, the last `in_reverse` last to first; what it takes.
+
+    If it is to be `short`, each block is done as if it were a part of one: in a third of the code.
+    """
+    read = leaves(stores)
+    scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
+    rows: dict[str, type[Pointer]] = {
+        name: Bytes if value.boolean else number
+        for name, value in (read | stores).items()
+        if name not in scalars
+    }
+
+    def write(code: Code, n: Value, in_reverse: Value, **given: Any) -> None:
+        standing = {s: given[_plain(s)].spread(LANES) for s in scalars}
+        block = partial(_block, code, stores, given, standing, number)
+        if short:
+            with code.loop(0, n, LANES) as at:
+                block(at, n - at)
+            return
+        whole = n & -LANES
+        turn = (whole - in_reverse).larger(0)
+        with code.loop(0, turn, LANES) as at:
+            block(at, nontemporal=nontemporal, ahead=ahead)
+        with code.loop(0, whole - turn, LANES) as back:
+            block(whole - LANES - back, nontemporal=nontemporal)
+        left = n - whole
+        with code.when(left.differs(0)):
+            block(whole, left)
+
+    kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_plain, scalars), number.element)}
+    kinds |= {"n": LONG, "in_reverse": LONG}
+    return function(name, write, kinds), list(rows), scalars
+
+
+def _plain(scalar: str) -> str:
+    """``c[0]`` as a name."""
+    return scalar.replace("[", ".").replace("]", "")
+
+
+def _block(
+    code: Code,
+    stores: Stores,
+    rows: Rows,
+    scalars: Mapping[str, Value],
+    number: type[Pointer],
+    at: Value,
+    count: Value | None = None,
+    *,
     nontemporal: frozenset[str] = frozenset(),
     ahead: frozenset[str] = frozenset(),
 ) -> None:
-    """The lines that compute `stores` for the block of neurons at index `at`.
+    """Computes `stores` for the block of neurons at index `at`.
 
     Args:
-        writer: where they go.
-        real: LLVM's name of the number's type.
+        code: the function that does.
         stores: the rows to write, and their values.
+        rows: where they begin, and those that are read.
         scalars: the vectors that stand for scalar leaves.
-        at: the index of the block's first neuron; ``{at}.octet`` is that of its byte among the bits.
-        masked: how many neurons the block has, if it is not a whole one.
+        number: addresses of what is computed with.
+        at: the index of the block's first neuron.
+        count: how many neurons the block has, if it is not a whole one.
         nontemporal: the rows that are written by non-temporal stores; they lie on whole lines of a cache.
         ahead: the rows that come from memory: what follows the block is asked for.
     """
-    block = _Block(writer, real, at, masked)
-    text: dict[graph.Value, str] = {}
-    read: dict[str, str] = dict(scalars)
+    block = _Block(code, rows, number, at, count)
+    done: dict[graph.Value, Value] = {}
+    read = dict(scalars)
     names: dict[graph.Value, str] = {}
     for name, value in stores.items():
-        names.setdefault(value, f"{name}.new.{at[1:]}")
+        names.setdefault(value, f"{name}.{at.text[1:]}")
 
-    def computed(value: graph.Value) -> str:
-        for one in evaluated([value], text):
+    def computed(value: graph.Value) -> Value:
+        for one in evaluated([value], done):
             if one.op in ("row", "bits", "scalar"):
                 name = str(one.data)
                 if name not in read:
                     if name in ahead and one.op == "row":
                         block.fetch(name, to_write=False)
-                    read[name] = block.read(one)
-                text[one] = read[name]
+                    read[name] = block.read(name)
+                done[one] = read[name]
             else:
-                text[one] = block.compute(one, [text[a] for a in one.args], names.get(one, ""))
-        return text[value]
+                done[one] = block.compute(one, [done[a] for a in one.args], names.get(one, ""))
+        return done[value]
 
     rewritten = leaves(stores)
     for name, value in stores.items():
@@ -213,30 +207,7 @@ def body(
         if name not in rewritten:
             if name in ahead - nontemporal and not value.boolean:
                 block.fetch(name, to_write=True)
-            block.store(name, value, said, nontemporal=name in nontemporal)
+            block.store(name, said, nontemporal=name in nontemporal)
     for name, value in stores.items():
         if name in rewritten:
-            block.store(name, value, text[value], nontemporal=name in nontemporal)
-
-
-NUMBERS: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.float64: Doubles}
-"""Of each dtype that kernels compute in, addresses of such numbers."""
-
-
-def libm_function(op: str, number: Type) -> Function:
-    """The C library's function of a number for `op`."""
-    row = row_of(op, "libm")
-    return declared(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
-
-
-def libm_row(op: str, real: str) -> str:
-    """A function that applies the C library's `op` to a row: what stands in for a vector function."""
-    kind = {"float": Floats, "double": Doubles}[real]
-    one = libm_function(op, kind.element)
-
-    def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
-        with code.loop(0, count.signed_to(LONG)) as j:
-            target[j] = one(code, source[j])
-
-    row = function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})
-    return "\n\n".join(row.texts)
+            block.store(name, done[value], nontemporal=name in nontemporal)

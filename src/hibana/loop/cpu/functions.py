@@ -11,15 +11,17 @@ from functools import cache
 
 import torch
 
-from hibana.loop.cpu.body import NUMBERS, libm_function
 from hibana.loop.cpu.numbers import LANES, Numbers, lane_by_lane
 from hibana.loop.cpu.own import OWN
+from hibana.loop.cpu.schedule import libm_function
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.native import (
     DOUBLE,
     INT,
     LONG,
     Code,
+    Doubles,
+    Floats,
     Kind,
     Pointer,
     Value,
@@ -53,8 +55,12 @@ def library_function(name: str, dtype: torch.dtype) -> int:
     libm = OPERATIONS[name].libm
     if not libm:
         return 0
-    function = libm_function(name, NUMBERS[dtype].element)
+    function = libm_function(name, _numbers(dtype).element)
     return _row(name, dtype, LANES, lambda code, *given: lane_by_lane(code, function, given))
+
+
+def _numbers(dtype: torch.dtype) -> type[Pointer]:
+    return Doubles if dtype == torch.float64 else Floats
 
 
 def _named_symbol(name: str, symbol: str) -> bool:
@@ -74,7 +80,7 @@ _WIDTHS = {"AVX512": 64, "AVX2": 32}
 @cache
 def sleef_function(name: str, dtype: torch.dtype) -> int:
     """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
-    kind = NUMBERS[dtype].element
+    kind = _numbers(dtype).element
     lanes = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
     symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{lanes}_{accuracy}"
@@ -91,7 +97,7 @@ _ROWS: list[object] = []
 
 def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Value]) -> int:
     """The address of a function of rows that computes `lanes` numbers at a time by `computed`."""
-    real, sources = NUMBERS[dtype], ("source", "second")[: OPERATIONS[name].arity]
+    real, sources = _numbers(dtype), ("source", "second")[: OPERATIONS[name].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:
         n = count.signed_to(LONG)

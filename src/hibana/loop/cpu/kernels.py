@@ -17,7 +17,8 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels, La
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.node import built, called
-from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE, Source
+from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
+from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.walk import (
     BACKWARD,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hibana.loop.cpu.functions import library_function, own_function, sleef_function
-from hibana.loop.cpu.row_walk import ACCURATE
 from hibana.loop.cpu.rows import kernel_says
+from hibana.loop.cpu.schedule import ACCURATE
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.loop.graph.plan import gradients, reachable
 from hibana.loop.graph.step import Step

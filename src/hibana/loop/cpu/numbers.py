@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from hibana.loop.cpu.row_walk import ACCURATE
+from hibana.loop.cpu.schedule import ACCURATE
 from hibana.native import DOUBLE, INT, LONG, Code, Doubles, Function, Value, declared
 
 __all__ = ["LANES", "Numbers", "lane_by_lane"]

@@ -8,6 +8,7 @@ from hibana.loop.cpu.rows import Pass, is_long
 from hibana.loop.graph.passes import Stores, leaves, substitute
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
+from hibana.native import Pointer
 
 __all__ = ["AT_ONCE", "Moving", "Parts"]
 
@@ -39,7 +40,7 @@ class Parts:
     """For a row that one step leaves to the next, the store that it is."""
     inner: Stores
     """For each leaf that is another one at the edge, what it is inside."""
-    real: str
+    number: type[Pointer]
     calls: frozenset[str]
     nontemporal: bool
     earlier: int
@@ -50,9 +51,8 @@ class Parts:
         """For a long step, a pass for what is another at the edge, where the step is then the same."""
         if not self.inner or not is_long(self._together(1, edge=False)):
             return None
-        made = Pass(
-            f"{self.name}_before", _replaced(self.inner, {}, self._standing(0, {}, {})), self.real, self.calls
-        )
+        inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
+        made = Pass(f"{self.name}_before", inner, self.number, self.calls)
         made.scratch += self.inner
         return made
 
@@ -92,7 +92,7 @@ class Parts:
         stores = self._together(count, edge=edge)
         ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
         nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
-        return Pass(f"{self.name}_{name}", stores, self.real, self.calls, nontemporal, ahead)
+        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, ahead)
 
     def _together(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.

@@ -8,14 +8,14 @@ one function, and what a step leaves to the next stays in registers.
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 
-from hibana.loop.cpu.body import LANES, body, splat
+from hibana.loop.cpu.body import row_function
 from hibana.loop.graph.ops import CALLS, OPERATIONS, Written
 from hibana.loop.graph.passes import Stores, leaves, substitute
 from hibana.loop.graph.plan import evaluated
 from hibana.loop.graph.step import Value
-from hibana.native import Writer, named
+from hibana.native import Function, Pointer
 
-__all__ = ["Call", "Pass", "is_long", "kernel_says", "plain"]
+__all__ = ["Call", "Pass", "is_long", "kernel_says"]
 
 LONG = 256
 """Values from which on a pass is written so that it compiles soon: what one part computed, the next reads,
@@ -31,14 +31,15 @@ class Pass:
 
     name: str
     stores: Stores
-    real: str
+    number: type[Pointer]
     calls: frozenset[str]
     """Operations whose vector functions the kernel is given; the C library stands in for the others."""
     nontemporal: frozenset[str] = frozenset()
     """The rows that are written by non-temporal stores."""
     ahead: frozenset[str] = frozenset()
     """The rows that come from memory, and of which what follows is asked for."""
-    functions: list[str] = field(default_factory=list)
+    functions: int = 0
+    """How many there are."""
     does: list["Call"] = field(default_factory=list)
     """What to call, in this order."""
     scratch: list[str] = field(default_factory=list)
@@ -94,23 +95,23 @@ class Pass:
     def _function(self, stores: Stores) -> None:
         if not stores:
             return
-        read = leaves(stores)
-        rows = list(dict.fromkeys([*(n for n, leaf in read.items() if leaf.op != "scalar"), *stores]))
-        scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
-        name = f"{self.name}{len(self.functions) or ''}"
-        if self.long:
-            function = _short_function(name, self.real, stores, rows, scalars)
-        else:
-            function = _row_function(name, self.real, stores, rows, scalars, self.nontemporal, self.ahead)
-        self.functions.append(function)
-        self.does.append(Call(f"@{name}", rows, scalars))
+        made = row_function(
+            f"{self.name}{self.functions or ''}",
+            stores,
+            self.number,
+            short=self.long,
+            nontemporal=self.nontemporal,
+            ahead=self.ahead,
+        )
+        self.functions += 1
+        self.does.append(Call(*made))
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is done to rows: a function of the pass's own (``@name``), a vector function, or ``product``."""
+    """What is done to rows: a function of the pass's own, the name of a vector function, or ``product``."""
 
-    function: str
+    function: Function | str
     rows: list[str]
     """A product's are its operand, the bits of where it matters if it doesn't everywhere, and its result."""
     scalars: list[str] = field(default_factory=list)
@@ -204,63 +205,3 @@ def _ready(stores: Stores) -> list[Value]:
 def _is_read(value: Value) -> bool:
     """Whether a product's operand is a row that need not be written first."""
     return value.op == "product" and len(value.args) == 1 and value.args[0].op == "row"
-
-
-def _short_function(name: str, real: str, stores: Stores, rows: list[str], scalars: list[str]) -> str:
-    """As :func:`_row_function`, in a third of the code: each block is done as if it were a part of one."""
-    writer = Writer()
-    standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
-    with writer.loop("j", "0", "%n", LANES) as j:
-        writer.let("j.octet", f"lshr i64 {j}, 3")
-        writer.let("left", f"sub i64 %n, {j}")
-        body(writer, real, stores, standing, j, masked="%left")
-    writer.do("ret void")
-    return _defined(name, real, rows, scalars, writer)
-
-
-def _row_function(
-    name: str,
-    real: str,
-    stores: Stores,
-    rows: list[str],
-    scalars: list[str],
-    nontemporal: frozenset[str],
-    ahead: frozenset[str],
-) -> str:
-    """A function that computes `stores` for `n` neurons of a row, the last `in_reverse` last to first."""
-    writer = Writer()
-    standing = {s: splat(writer, real, f"%{plain(s)}", LANES) for s in scalars}
-    writer.let("whole", f"and i64 %n, {-LANES}")
-    forth = writer.let("", "sub i64 %whole, %in_reverse")
-    writer.let("turn", f"call i64 @llvm.smax.i64(i64 {forth}, i64 0)")
-    with writer.loop("j", "0", "%turn", LANES) as j:
-        writer.let("j.octet", f"lshr i64 {j}, 3")
-        body(writer, real, stores, standing, j, nontemporal=nontemporal, ahead=ahead)
-    writer.let("end", f"sub i64 %whole, {LANES}")
-    writer.let("length", "sub i64 %whole, %turn")
-    with writer.loop("i", "0", "%length", LANES) as i:
-        j = writer.let("back.j", f"sub i64 %end, {i}")
-        writer.let("back.j.octet", f"lshr i64 {j}, 3")
-        body(writer, real, stores, standing, j, nontemporal=nontemporal)
-    writer.let("left", "sub i64 %n, %whole")
-    writer.let("whole.octet", "lshr i64 %whole, 3")
-    writer.let("some", "icmp ne i64 %left, 0")
-    with writer.when("tail", "%some"):
-        body(writer, real, stores, standing, "%whole", masked="%left")
-    writer.do("ret void")
-    return _defined(name, real, rows, scalars, writer)
-
-
-def _defined(name: str, real: str, rows: list[str], scalars: list[str], writer: Writer) -> str:
-    arguments = [
-        *(f"ptr {named(row)}" for row in rows),
-        *(f"{real} %{plain(s)}" for s in scalars),
-        "i64 %n",
-        "i64 %in_reverse",
-    ]
-    return "\n".join([f"define internal void @{name}({', '.join(arguments)}) {{", *writer.lines, "}"])
-
-
-def plain(scalar: str) -> str:
-    """``c[0]`` as a name."""
-    return scalar.replace("[", ".").replace("]", "")

@@ -17,8 +17,8 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.loop.cpu.kernels import SHAPES, residual_names
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.product import padded, table_step
-from hibana.loop.cpu.row_walk import Source
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
+from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.walk import row_bytes
 from hibana.loop.graph import synapses
 from hibana.loop.graph.plan import Plan
@@ -70,7 +70,7 @@ class SampleKernels(Kernels):
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
-        return self._source(direction, keep, False)[0].text
+        return self._source(direction, keep, False).text
 
     def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of each tensor that a forward keeps."""
@@ -167,11 +167,11 @@ class SampleKernels(Kernels):
         schedule.work.go(arguments(packed))
 
     def _make_kernel(self, direction: str, a: bool, b: bool) -> "_Bound":
-        source, rows = self._source(direction, a, b)
+        source = self._source(direction, a, b)
         (kernel,) = assemble(source.text, (direction,))
-        return _Bound(kernel, source.arguments, rows)
+        return _Bound(kernel, source.arguments, source.rows)
 
-    def _source(self, direction: str, a: bool, b: bool) -> tuple[Source, int]:
+    def _source(self, direction: str, a: bool, b: bool) -> Source:
         calls = frozenset(self.functions)
         if direction == "forward":
             return forward_source(self.step, self.plan if a else None, self.real, calls)

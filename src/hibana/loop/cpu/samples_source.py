@@ -1,8 +1,9 @@
 """The source of the kernels over samples: a step's passes, forward and backward, in the walk around them."""
 
+from hibana.loop.cpu.body import NUMBERS
 from hibana.loop.cpu.parts import Moving, Parts
-from hibana.loop.cpu.row_walk import REAL, Source
 from hibana.loop.cpu.sample_walk import SampleWalk
+from hibana.loop.cpu.schedule import Source
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
@@ -17,8 +18,8 @@ def workspace(rows: int, padded: int, together: int, size: int) -> int:
     return (rows * together + 1) * padded * size + lists + padded // 4
 
 
-def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> tuple[Source, int]:
-    """The kernel that runs `step` over time and keeps what `plan` says, and how many rows are its own."""
+def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:
+    """The kernel that runs `step` over time and keeps what `plan` says."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
     residuals = {name: once[name].boolean for name in once if name not in step.states}
@@ -27,11 +28,11 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
     inner: Stores = {}
     if "emitted_before" in leaves(once):
         inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-    parts = Parts("forward", once, moving, {}, inner, REAL[real], calls, nontemporal=False, earlier=-1)
+    parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, nontemporal=False, earlier=-1)
     schedule = SampleWalk("forward", step, parts, calls, [*carried], {"emitted_before": f"{emitted}_first"})
     schedule.begun = {name: f"{name}_first" for name in carried}
     schedule.ends = {name: f"{name}_last" for name in carried}
-    return schedule.source(), schedule.rows
+    return schedule.made()
 
 
 def backward_source(
@@ -42,8 +43,8 @@ def backward_source(
     *,
     wants_input: bool,
     constant_input: bool,
-) -> tuple[Source, int]:
-    """The kernel that runs the gradient of `step` back over time, and how many rows are its own."""
+) -> Source:
+    """The kernel that runs the gradient of `step` back over time."""
     step, gates = gated(step)
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
@@ -61,13 +62,13 @@ def backward_source(
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()
     }
-    parts = Parts("backward", once, moving, {}, inner, REAL[real], calls, nontemporal=False, earlier=1)
+    parts = Parts("backward", once, moving, {}, inner, NUMBERS[real], calls, nontemporal=False, earlier=1)
     grads = [f"{name}_grad" for name in step.states]
     begun = {name: f"{name.removesuffix('_before')}_first" for name in before}
     schedule = SampleWalk("backward", step, parts, calls, [*grads, *sums], begun)
     schedule.begun = {f"{name}_grad": f"{name}_last_grad" for name in carried}
     schedule.ends = {f"{name}_grad": f"{name}_first_grad" for name in step.states} | sums
-    return schedule.source(), schedule.rows
+    return schedule.made()
 
 
 def _sequence(name: str, boolean: bool) -> Moving:

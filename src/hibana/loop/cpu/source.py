@@ -1,7 +1,9 @@
 """The source of the kernels over rows: a step's passes, forward and backward, in the walk around them."""
 
+from hibana.loop.cpu.body import NUMBERS
 from hibana.loop.cpu.parts import Moving, Parts
-from hibana.loop.cpu.row_walk import REAL, SIZES, RowWalk, Source, own
+from hibana.loop.cpu.row_walk import SIZES, RowWalk
+from hibana.loop.cpu.schedule import Source, own
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
@@ -44,10 +46,10 @@ def forward_source(
         del once[emitted], moving[emitted]
         left["fired"] = "fired"
     parts = Parts(
-        "forward", once, moving, left, inner, REAL[real], calls, nontemporal=nontemporal, earlier=-1
+        "forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal=nontemporal, earlier=-1
     )
-    walk = RowWalk("forward", REAL[real], parts.all(), calls, moving, "add")
-    walk.begin(
+    walk = RowWalk("forward", NUMBERS[real], parts.all(), calls, moving, forwards=True)
+    walk.read(
         step,
         [*map(own, carried), *(["fired"] if "fired" in once else [])],
         SIZES,
@@ -56,12 +58,12 @@ def forward_source(
         [f"{name}_last" for name in carried],
         [f"{name}_all" for name in residuals],
     )
-    with walk.rows():
+    with walk.each_row():
         for name in carried:
             walk.carried(name, f"{name}_last", f"{name}_first")
         walk.parameters(step)
-        walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first", "zeros")})
-    return walk.source()
+        walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first")})
+    return walk.made()
 
 
 def backward_source(
@@ -99,10 +101,10 @@ def backward_source(
     carried_rows = [*(f"{name}_grad" for name in step.states), *sums]
     left = dict(zip(carried_rows, carried_rows, strict=True))
     parts = Parts(
-        "backward", once, moving, left, before, REAL[real], calls, nontemporal=nontemporal, earlier=1
+        "backward", once, moving, left, before, NUMBERS[real], calls, nontemporal=nontemporal, earlier=1
     )
-    walk = RowWalk("backward", REAL[real], parts.all(), calls, moving, "sub")
-    walk.begin(
+    walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
+    walk.read(
         step,
         map(own, carried_rows),
         SIZES,
@@ -113,16 +115,16 @@ def backward_source(
         [f"{name}_all" for name in residuals],
         [f"sum{i}_all" for i in range(len(step.grad_sums))],
     )
-    with walk.rows():
+    with walk.each_row():
         for name in carried:
             walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
         walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
         for name, base in sums.items():
             walk.carried(name, base)
         walk.parameters(step)
-        begun = {name: walk.either(f"{name.removesuffix('_before')}_first", "zeros") for name in before}
+        begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
         walk.steps(parts, begun)
-    return walk.source()
+    return walk.made()
 
 
 def _sequence(name: str, boolean: bool) -> Moving:
