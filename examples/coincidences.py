@@ -1,16 +1,18 @@
 """Which lag is it? A task that only delays solve.
 
-    python examples/coincidences.py --delays --seed 0
+    python examples/coincidences.py --delays --seed 0 1 2
 
 Two channels fire at random, the second as the first did some steps before: 3, 7, 12 or 17 of them, the class.
 The neurons forget everything at each step (``tau=1``), so that a network without delays sees no lag at all.
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from training import accuracy, train
+from training import accuracy, keep, train
 
 import hibana as hb
 from hibana.train import scale_to_rate
@@ -28,15 +30,19 @@ def sequences(count: int, generator: torch.Generator) -> tuple[torch.Tensor, tor
     return torch.stack([first[LONGEST:], second], 2), labels
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--delays", action="store_true", help="hb.DelayedLinear in the place of hb.Linear")
-    options.add_argument("--epochs", type=int, default=90)
-    options.add_argument("--seed", type=int, default=0)
-    asked = options.parse_args()
-    torch.manual_seed(asked.seed)
-    generator = torch.Generator().manual_seed(asked.seed)
-    synapses = hb.DelayedLinear(2, HIDDEN, LONGEST) if asked.delays else hb.Linear(2, HIDDEN)
+def settle(net: nn.Module, over: float) -> None:
+    """Narrows the delays over the first half of the training, and fixes them then at whole steps."""
+    if over < 0.5:
+        hb.narrow_delays(net, min(1.0, 2.2 * over))
+    else:
+        hb.fix_delays(net)
+
+
+def run(delays: bool, epochs: int, seed: int) -> dict[str, Any]:
+    """Trains once, and says what came of it."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    synapses = hb.DelayedLinear(2, HIDDEN, LONGEST) if delays else hb.Linear(2, HIDDEN)
     neurons = hb.LIF(tau=1.0, surrogate="ATan", detach_reset=True)
     net = nn.Sequential(synapses, neurons, hb.Linear(HIDDEN, len(LAGS)), hb.LI(tau=50.0))
     objective = hb.loss.MembraneMean()
@@ -47,14 +53,37 @@ def main() -> None:
         lambda _: (sequences(64, generator) for _ in range(BATCHES)),
         BATCHES,
         objective,
-        epochs=asked.epochs,
-        each_step=lambda over: hb.narrow_delays(net, min(1.0, 1.25 * over)),
+        epochs=epochs,
+        each_step=lambda over: settle(net, over),
     )
-    tested = sequences(2000, torch.Generator().manual_seed(asked.seed + 10_000))
+    tested = sequences(2000, torch.Generator().manual_seed(seed + 10_000))
     right, rates = accuracy(net, [tested], objective)
-    (rate,) = rates.values()
-    kind = "delays that are learned" if asked.delays else "no delays"
-    print(f"{kind}, seed {asked.seed}: {right:.1%} at {rate:.1%} firing (chance {1 / len(LAGS):.1%})")
+    return {
+        "task": "coincidences",
+        "network": "delays" if delays else "no delays",
+        "steps": STEPS,
+        "epochs": epochs,
+        "seed": seed,
+        "test": round(right, 4),
+        "rates": [round(rate, 4) for rate in rates.values()],
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--delays", action="store_true", help="hb.DelayedLinear in the place of hb.Linear")
+    options.add_argument("--epochs", type=int, default=60)
+    options.add_argument("--seed", type=int, nargs="+", default=[0])
+    options.add_argument("--record", type=Path, help="a file that a line is added to for each seed")
+    asked = options.parse_args()
+    for seed in asked.seed:
+        row = run(asked.delays, asked.epochs, seed)
+        print(
+            f"{row['network']}, seed {seed}: {row['test']:.1%} at {row['rates'][0]:.1%} firing "
+            f"(chance {1 / len(LAGS):.1%})",
+            flush=True,
+        )
+        keep(asked.record, row)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from statistics import mean
 
 import torch
 from torch import Tensor, nn
-from training import Batch, accuracy, train
+from training import Batch, accuracy, keep, train
 
 import hibana as hb
 from hibana import data
@@ -188,9 +188,7 @@ def main() -> None:
     for kind, seed in product(asked.network, asked.seed):
         row = run(asked.task, kind, seed, asked.epochs, asked.width, asked.root)
         print(json.dumps(row), flush=True)
-        if asked.record is not None:
-            with asked.record.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        keep(asked.record, row)
 
 
 if __name__ == "__main__":

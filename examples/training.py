@@ -1,6 +1,9 @@
 """The loop that the examples of sequences share: a loss, a penalty above a firing rate, AdamW, one cycle."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,3 +84,10 @@ def accuracy(
         for name, rate in ({} if spikes is None else spikes.rates()).items():
             rates[name] = rates.get(name, 0.0) + rate * len(labels)
     return right / seen, {name: rate / seen for name, rate in rates.items()}
+
+
+def keep(path: Path | None, row: dict[str, Any]) -> None:
+    """Adds a line to the file of what runs came to, if there is one."""
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

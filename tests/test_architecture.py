@@ -116,3 +116,31 @@ def test_a_constant_current_costs_the_first_layer_one_product():
     assert torch.allclose(current, moving)
     current.sum().backward()
     assert torch.allclose(net[1].bias.grad, torch.full([6], 35.0))
+
+
+def test_neurons_of_unlike_time_constants_are_driven_alike():
+    torch.manual_seed(0)
+    tau = torch.tensor([1.0, 2.0, 8.0, 60.0])
+    net = nn.Sequential(nn.Linear(10, 4), hb.OverTime(hb.AdLIFCell(tau, coupling=0.001)))
+    inputs = (torch.rand(200, 30, 10) < 0.2).float()
+    assert scale_to_rate(net, inputs, 0.1, each_neuron=True)["1"] == pytest.approx(0.1, abs=0.01)
+    free = hb.AdLIFCell(tau, coupling=0.001, threshold=1e9)
+    deviation = hb.record(free, net[0](inputs))["v"].flatten(0, 1).std(0)
+    torch.testing.assert_close(deviation, deviation.mean().expand(4), rtol=1e-3, atol=0)
+
+
+def test_each_neuron_needs_a_potential_and_weights_of_its_own():
+    class Nameless(hb.Cell):
+        def forward(self, input_, s_previous):
+            return ((input_ > 0.5).float(),)
+
+    with pytest.raises(ValueError, match="each_neuron needs cells with a potential v and a threshold, '1'"):
+        scale_to_rate(
+            nn.Sequential(nn.Linear(3, 2), hb.OverTime(Nameless())),
+            torch.rand(5, 2, 3),
+            0.1,
+            each_neuron=True,
+        )
+    across = nn.Sequential(hb.EachStep(nn.ConvTranspose2d(2, 3, 1)), hb.IF())
+    with pytest.raises(ValueError, match="each_neuron needs weights for each of 3 neurons"):
+        scale_to_rate(across, torch.rand(5, 2, 2, 4, 4), 0.1, each_neuron=True)

@@ -167,6 +167,23 @@ def test_a_delay_that_an_optimiser_takes_beyond_its_range_is_turned_back():
     assert layer.delay.grad.all()
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [lambda: hb.Delay(torch.rand(3) * 4, 4, learn=True), lambda: hb.DelayedLinear(3, 2, 9)],
+    ids=["Delay", "DelayedLinear"],
+)
+def test_delays_that_are_fixed_are_whole_in_training_too(layer):
+    torch.manual_seed(0)
+    layer = layer()
+    x = (torch.rand(12, 40, 3) < 0.3).float()
+    assert not torch.allclose(layer(x), layer.eval()(x))
+    hb.fix_delays(nn.Sequential(layer))
+    evaluated = layer.eval()(x)
+    assert torch.equal(layer.train()(x), evaluated)
+    assert torch.equal(layer.delay, layer.steps.to(layer.delay.dtype))
+    assert not layer.delay.requires_grad
+
+
 def test_a_lag_is_found():
     torch.manual_seed(0)
     x = (torch.rand(100, 8, 4) < 0.1).float()

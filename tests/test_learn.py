@@ -144,3 +144,13 @@ def test_a_parameter_between_two_bounds_counts_inwards():
     torch.testing.assert_close(cell.coupling, torch.tensor([0.25, 0.5, 0.75]))
     (gradient,) = torch.autograd.grad(cell.coupling.sum(), cell._parameters["coupling"])
     assert gradient.tolist() == [-1.0, 1.0, -1.0]
+
+
+def test_adlif_remembers_a_spike_for_hundreds_of_steps():
+    torch.manual_seed(0)
+    cell = hb.AdLIFCell.spread(200)
+    x = torch.zeros(300, 1, 200)
+    x[0] = 100.0
+    w = hb.record(cell, x)["w"][:, 0].detach()
+    left = w[250] / w[20]
+    assert (left > 0.3).float().mean() > 0.2

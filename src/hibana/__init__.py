@@ -33,7 +33,7 @@ from hibana.cells import (
     log_uniform,
 )
 from hibana.convert import from_ann
-from hibana.delay import Delay, narrow_delays
+from hibana.delay import Delay, fix_delays, narrow_delays
 from hibana.delayed_linear import DelayedLinear
 from hibana.events import Conv2d, Linear
 from hibana.fold import fold_batchnorm
@@ -121,6 +121,7 @@ __all__ = [
     "keep_memory",
     "lengths",
     "log_uniform",
+    "fix_delays",
     "narrow_delays",
     "quantize",
     "record",

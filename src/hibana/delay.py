@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.window import LooksBack
 
-__all__ = ["Delay", "Delayed", "narrow_delays"]
+__all__ = ["Delay", "Delayed", "fix_delays", "narrow_delays"]
 
 
 class Delayed(LooksBack):
@@ -19,7 +19,7 @@ class Delayed(LooksBack):
         κ_k = exp(-(k - d)^2 / (2 sigma^2)) / Z,   sum_k κ_k = 1,   k = 0 ... max_delay
 
     or, for a `sigma` of 0, the two steps nearest to d by linear interpolation, ``max(0, 1 - |k - d|)``. In
-    evaluation it is rounded to whole steps, so that spikes stay spikes.
+    evaluation, and once its delays are fixed, it is rounded to whole steps, so that spikes stay spikes.
     """
 
     delay: Tensor
@@ -58,6 +58,20 @@ class Delayed(LooksBack):
             raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
         self.sigma = 0.5 * max(1.0, self.max_delay) ** (1 - progress)
 
+    def fix(self) -> None:
+        """Makes whole steps of the delays, which are learned no more: ``delay.requires_grad_(False)``.
+
+        What is trained from then on is what is evaluated.
+        """
+        with torch.no_grad():
+            self.delay.copy_(self.steps)
+        self.delay.requires_grad_(False)
+
+    @property
+    def interpolates(self) -> bool:
+        """Whether delays are kernels over time now: in training, while they are learned."""
+        return self.training and self.delay.requires_grad
+
     def _inside(self) -> Tensor:
         """The delays, counted from either bound inwards beyond it, so that the gradient turns them back."""
         if not isinstance(self.delay, nn.Parameter):
@@ -80,7 +94,7 @@ class Delayed(LooksBack):
         back = torch.arange(
             self.max_delay, -1, -1, dtype=self.delay.dtype, device=self.delay.device
         )  # steps back in time
-        if not (self.training and isinstance(self.delay, nn.Parameter)):
+        if not self.interpolates:
             return (back == self.steps[..., None]).to(self.delay.dtype)
         distance = back - self._inside()[..., None]
         _check_sigma(self.sigma)
@@ -152,7 +166,7 @@ class Delay(Delayed):
         sample, steps = inputs.shape[2:], len(inputs)
         before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
         padded = torch.cat([before, inputs])
-        if self.training and isinstance(self.delay, nn.Parameter):
+        if self.interpolates:
             kernel = self._kernel().to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
             weight = kernel.reshape(-1, 1, self.max_delay + 1, 1)
             images = padded.flatten(2).permute(2, 0, 1)[None]  # [1, neurons, steps, batch]
@@ -181,6 +195,22 @@ def narrow_delays(net: nn.Module, progress: float) -> None:
     for layer in net.modules():
         if isinstance(layer, Delayed):
             layer.narrow(progress)
+
+
+def fix_delays(net: nn.Module) -> None:
+    """:meth:`Delayed.fix` for all delays of `net`: call it when half of the training is over.
+
+    Delays between two steps are rounded in evaluation. Rounded before, the weights learn what to make of it.
+
+    >>> net = nn.Sequential(Delay(torch.tensor([0.4, 2.7]), 20, learn=True))
+    >>> fix_delays(net)
+    >>> net[0].delay
+    Parameter containing:
+    tensor([0., 3.])
+    """
+    for layer in net.modules():
+        if isinstance(layer, Delayed):
+            layer.fix()
 
 
 def _check_sigma(sigma: float) -> None:

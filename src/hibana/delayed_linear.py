@@ -36,7 +36,8 @@ class DelayedLinear(Delayed):
         bias: whether there is one.
         sigma: width of the kernel in steps: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear interpolation
             between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a whole
-            network, narrows it over a training; without, what is trained and what is rounded stay apart.
+            network, narrows it over a training, and :func:`hibana.fix_delays` makes whole steps of delays;
+            without, what is trained and what is rounded stay apart.
 
     Raises:
         ValueError: if the input is not ``[T, batch, in_features]``.
@@ -126,7 +127,7 @@ class DelayedLinear(Delayed):
         """
         if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
             return None
-        between = self.training and isinstance(self.delay, nn.Parameter) and self.delay.requires_grad
+        between = self.interpolates
         short = self.mode == "auto" and self.max_delay + 1 < SHORT * (2 if between else 1)
         if self.mode == "dense" or short or (between and self.sigma > 0):
             return None

@@ -125,8 +125,12 @@ class AdLIFCell(Spiking):
     def spread(cls, *shape: int, least: float = 5.0, most: float = 25.0, **options: Any) -> Self:
         """A cell whose neurons differ, and learn all that they differ in.
 
-        `tau` is spread evenly in its logarithm over [least, most], `tau_adaptation` over [6 least, 5 most]
-        (by default the ranges of the paper), `coupling` and `jump` evenly over their ranges.
+        `tau` is spread evenly in its logarithm over [least, most] (by default the range of the paper),
+        `tau_adaptation` over [6 least, 24 most], `coupling` over [0.0001, 0.01], `jump` evenly over its own.
+
+        What a spike leaves in `w` is gone after ``1/(1/tau_adaptation + coupling)`` steps, since `w` pushes
+        the potential down, and that pulls `w` down: a `coupling` drawn from all of [0, 1] forgets within few
+        steps, and neurons that should remember hundreds of them need one below 0.01.
 
         Args:
             shape: of the neurons, such as 128.
@@ -134,12 +138,10 @@ class AdLIFCell(Spiking):
             most: the longest one.
             options: of the cell.
         """
-        taus = {"tau": (least, most), "tau_adaptation": (6 * least, 5 * most)}
-        values: dict[str, Any] = {name: log_uniform(*ends, *shape) for name, ends in taus.items()}
-        values |= {
-            "coupling": torch.rand(shape, dtype=torch.get_default_dtype(), device=None).clamp(0.01, 0.99),
-            "jump": 2 * torch.rand(shape, dtype=torch.get_default_dtype(), device=None).clamp(0.01, 0.99),
-        }
+        spread = {"tau": (least, most), "tau_adaptation": (6 * least, 24 * most), "coupling": (1e-4, 1e-2)}
+        values: dict[str, Any] = {name: log_uniform(*ends, *shape) for name, ends in spread.items()}
+        jump = torch.rand(shape, dtype=torch.get_default_dtype(), device=None)
+        values["jump"] = 2 * jump.clamp(0.01, 0.99)
         return cls(**{**values, "learn": (*values,), **options})
 
     def forward(  # type: ignore[override]

@@ -4,6 +4,7 @@ A spiking layer that starts silent gets no gradient, and one that starts far abo
 below it by the penalty; both are avoided by starting on it.
 """
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from hibana import cells, layers
 from hibana import lengths as padding
-from hibana.loop import emits_spikes
+from hibana.loop import emits_spikes, record
 from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["Activity", "activity", "scale_to_rate", "spiking_layers"]
@@ -105,7 +106,12 @@ def _spikes(name: str, layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def scale_to_rate(
-    net: nn.Module, inputs: Tensor, rate: float, lengths: Tensor | None = None
+    net: nn.Module,
+    inputs: Tensor,
+    rate: float,
+    lengths: Tensor | None = None,
+    *,
+    each_neuron: bool = False,
 ) -> dict[str, float]:
     """Scales the weights below each spiking layer so that it fires at `rate` on `inputs`, first to last.
 
@@ -118,6 +124,9 @@ def scale_to_rate(
         inputs: ``[T, batch, ...]``, a batch of the training set.
         rate: spikes per neuron and step, in (0, 1).
         lengths: of samples that are padded to T, ``[batch]``: rates are those of their own steps.
+        each_neuron: first even out what drives the neurons of a layer: scale the weights of each so that its
+            potential ``v``, were there no threshold, deviates as much over time and samples as its
+            neighbours'. Of neurons whose time constants are spread, the slow ones are hardly driven else.
 
     Returns:
         The rate that each spiking layer starts at, by name. A layer whose current is nowhere positive
@@ -128,9 +137,12 @@ def scale_to_rate(
             potentials are far apart, and their cross-entropy begins far above that of guessing.
 
     Raises:
-        ValueError: if `rate` is not in (0, 1).
+        ValueError: if `rate` is not in (0, 1); or, with `each_neuron`, if a layer's cell has no potential
+            ``v`` and threshold, or its weights are not one set for each neuron.
 
-    Source: Mishkin & Matas (2016), *All you need is a good init*, for variances; here for rates.
+    Source: Mishkin & Matas (2016), *All you need is a good init*, for variances; here for rates. For
+    `each_neuron` Rossbroich, Gygax & Zenke (2022), *Fluctuation-driven initialization for spiking neural
+    network training*, here from the data.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(nn.Linear(50, 200), hb.IF(), nn.Linear(200, 200), hb.IF())
@@ -145,6 +157,8 @@ def scale_to_rate(
     started = {}
     for name, layer in _spiking_or_warned(net, "rate can be set").items():
         current, below = _reaching(net, layer, inputs)
+        if each_neuron:
+            current = _evened(name, layer, current, below)
         factor = _factor(layer, current, rate, lengths)
         for parameter in () if below is None else below.parameters(recurse=False):
             parameter.mul_(factor)
@@ -197,6 +211,29 @@ def _factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor | No
         else:
             high = middle
     return float(2.0**high)
+
+
+NO_THRESHOLD = 1e30
+
+
+def _evened(name: str, layer: nn.Module, current: Tensor, below: nn.Module | None) -> Tensor:
+    """`current`, and the weights `below`, scaled for each neuron as :func:`scale_to_rate` says."""
+    cell = copy.deepcopy(layer.cell)
+    if not (isinstance(cell, cells.Cell) and "v" in cell.states and hasattr(cell, "threshold")):
+        raise ValueError(f"each_neuron needs cells with a potential v and a threshold, {name!r} has none")
+    cell.threshold = NO_THRESHOLD
+    potential = record(cell, current)["v"].transpose(0, 2).flatten(1)  # [neurons, ...]
+    deviation = potential.std(dim=1)
+    driven = deviation > 0
+    factor = torch.where(driven, deviation[driven].mean() / deviation, 1.0)
+    for parameter in () if below is None else below.parameters(recurse=False):
+        if len(parameter) != len(factor):
+            raise ValueError(
+                f"each_neuron needs weights for each of {len(factor)} neurons of {name!r}, "
+                f"got {tuple(parameter.shape)}"
+            )
+        parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))
+    return current * factor.view(-1, *[1] * (current.ndim - 3))
 
 
 def _reaching(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, nn.Module | None]:
