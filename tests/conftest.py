@@ -1,5 +1,6 @@
 """What every test runs under: uninitialised memory is NaN, and properties are checked repeatably."""
 
+import gc
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one thread each, or they wait for one another
@@ -9,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
@@ -18,6 +19,16 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
+
+
+def pytest_configure(config):
+    """With workers, what has a group runs in one of them, which sets up once what the group shares."""
+    if getattr(config.option, "dist", "no") == "load":  # as -n alone has it
+        config.option.dist = "loadgroup"
+
+
+def pytest_collection_finish():
+    gc.freeze()  # the tests and what they loaded stay: not gone through again whenever memory is looked for
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import hibana as hb
 from every_layer import CASES, made, near, reference
+from hibana.metrics import FiringRate, SynOps
 
 PROCESSES = 2
 Case = tuple[str, nn.Module, Tensor]
@@ -99,10 +100,26 @@ def joined(rank: int, where: str, given: list[Case]) -> None:
                     grad = parameter.grad
                     whole = grad.full_tensor() if isinstance(grad, distributed.tensor.DTensor) else grad
                     told(f"{name}, {of}, {how}", whole, other)
+        counted_together(rank)
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # the other process would be waited for
     distributed.destroy_process_group()
+
+
+def counted_together(rank: int) -> None:
+    """Metrics of two processes with unequal shares are those of one with all samples."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 5), hb.IF(0.1), nn.Linear(5, 2))
+    inputs = torch.rand(4, 5, 6)
+    rate, count = FiringRate(), SynOps()
+    whole = SynOps(distributed_available_fn=lambda: False)
+    for counted, some in ((count, inputs[:, :1] if rank == 0 else inputs[:, 1:]), (whole, inputs)):
+        with counted.watch(net):
+            net(some)
+    rate.update(net[:2](inputs[:, :1] if rank == 0 else inputs[:, 1:]))
+    assert count.compute() == whole.compute()
+    told("firing rate", rate.compute(), net[:2](inputs).mean())
 
 
 def averaged(net: nn.Module, batches: list[Tensor]) -> list[Tensor]:

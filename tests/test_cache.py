@@ -259,13 +259,13 @@ def test_two_processes_that_compile_at_once(folder):
         subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(3)
+        for _ in range(2)
     ]
     for process in started:
         process.stdin.write("x")
         process.stdin.flush()
-    assert [process.communicate()[0].strip() for process in started] == ["3.0"] * 3
-    assert [process.returncode for process in started] == [0, 0, 0]
+    assert [process.communicate()[0].strip() for process in started] == ["3.0"] * 2
+    assert [process.returncode for process in started] == [0, 0]
     files = _files(folder)
     assert files
     assert all(module._Object.unpacked(path.read_bytes()) for path in files)
@@ -382,6 +382,6 @@ def test_every_process_writes_the_same_source():
             capture_output=True,
             text=True,
         ).stdout
-        for seed in ("1", "2", "3")
+        for seed in ("1", "2")
     }
     assert len(told) == 1

@@ -114,33 +114,44 @@ DEFAULTS = {
     "float64": "torch.set_default_dtype(torch.float64)",
 }
 
-CHILD = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
+CHILDREN = """
+import multiprocessing, sys, torch
+tests, folder = sys.argv[1:]
+sys.path.insert(0, tests)
 import test_defaults
-torch.manual_seed(0)
-made = test_defaults._networks()
-{default}
-results = test_defaults._results(made)
-torch.save(results, sys.argv[2])
+
+def child(name, default):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    made = test_defaults._networks()
+    exec(default)
+    torch.save(test_defaults._results(made), f"{folder}/{name}.pt")
+
+for name, default in {"plain": "", **test_defaults.DEFAULTS}.items():
+    forked = multiprocessing.get_context("fork").Process(target=child, args=(name, default))
+    forked.start()
+    forked.join()
 """
+"""Nothing was computed before a fork: each child compiles with its own default."""
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return _in_a_process("", tmp_path_factory.mktemp("plain") / "results.pt")
-
-
-def _in_a_process(default, target):
-    command = [sys.executable, "-c", CHILD.format(default=default), str(Path(__file__).parent), str(target)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600)
+def results(tmp_path_factory):
+    """The file of each default's results, where there are any, and what the processes said of errors."""
+    folder = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-W", "ignore", "-c", CHILDREN, str(Path(__file__).parent), str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return torch.load(target)
+    return folder, ended.stderr
 
 
+@pytest.mark.xdist_group("defaults")
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no forks")
 @pytest.mark.parametrize("default", DEFAULTS)
-def test_no_global_default_changes_what_a_layer_computes(default, plain, tmp_path):
-    found = _in_a_process(DEFAULTS[default], tmp_path / "results.pt")
+def test_no_global_default_changes_what_a_layer_computes(default, results):
+    folder, said = results
+    assert (folder / f"{default}.pt").is_file(), said[-3000:]
+    plain, found = (torch.load(folder / f"{name}.pt") for name in ("plain", default))
     assert found.keys() == plain.keys()
     for name, wanted in plain.items():
         for one, other in zip(found[name], wanted, strict=True):

@@ -45,7 +45,8 @@ def test_no_optimiser_takes_a_learned_value_out_of_its_range(kind, name):
 
 @each
 def test_a_learned_value_does_what_the_value_does_and_has_a_gradient(kind, name):
-    for size in (None, 5):
+    first = next(n for k, n in LEARNABLE if k is kind)
+    for size in (None, 5) if name == first else (5,):  # one for the layer is broadcast, whichever it is
         cell = made(kind, name, size)
         fixed = kind(**{"surrogate": cell.surrogate} if hasattr(cell, "surrogate") else {})
         setattr(fixed, name, getattr(cell, name).detach())

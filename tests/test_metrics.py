@@ -1,10 +1,9 @@
-"""Counts of activity against counts made another way, in one process and in two."""
+"""Counts of activity against counts made another way; of two processes: `test_every_process.py`."""
 
 import math
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 import hibana as hb
@@ -161,27 +160,3 @@ def test_a_layer_that_is_not_counted_is_an_error():
         operations(nn.ReLU(), torch.ones(1))
     with pytest.raises(ValueError, match="padding_mode"):
         operations(nn.Conv2d(1, 1, 3, padding_mode="circular"), torch.ones(1, 1, 4, 4))
-
-
-def one_of_two(rank, meeting, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    net, rate, count = network(), FiringRate(), SynOps()
-    inputs = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(3))
-    mine = inputs[:, :1] if rank == 0 else inputs[:, 1:]
-    with count.watch(net):
-        net(mine)
-    rate.update(net[:2](mine))
-    torch.save((rate.compute(), count.compute()), f"{results}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_processes_with_unequal_shares_agree_with_one(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, (tmp_path / "meeting", tmp_path), nprocs=2)
-    net, whole = network(), SynOps()
-    inputs = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(3))
-    with whole.watch(net):
-        net(inputs)
-    for rank in range(2):
-        rate, count = torch.load(tmp_path / f"{rank}.pt")
-        assert rate.item() == pytest.approx(net[:2](inputs).mean().item())
-        assert count == whole.compute()

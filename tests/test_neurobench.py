@@ -191,6 +191,8 @@ def test_the_example_runs_its_two_tasks_over_files(tmp_path, monkeypatch, capsys
     for _ in range(1600):
         series.append(series[-1] + 0.2 * series[-18] / (1 + series[-18] ** 10) - 0.1 * series[-1])
     np.save(tmp_path / "series.npy", np.array(series[18:]))
-    found = example(monkeypatch, capsys, "mackey-glass", tmp_path / "series.npy", "--epochs", 60, "--times", 1)
+    found = example(
+        monkeypatch, capsys, "mackey-glass", tmp_path / "series.npy", "--epochs", 60, "--times", 1
+    )
     assert 0 < found["SMAPE"] < 200
     assert 0 < found["ActivationSparsity"] < 1

@@ -186,7 +186,8 @@ def test_whatever_a_loss_uses_its_gradients_are_those_of_the_reference(kind, dty
     inputs = numbers(dtype)
     count = len(cell.state_names())
     begun = tuple((inputs[i] * 0.5).clone() for i in range(count))
-    losses = chain.from_iterable(combinations(range(1 + count), size) for size in range(1, 2 + count))
+    sizes = range(1, 2 + count) if run is CPU else {1, count, 1 + count}  # it has the CPU's plan and passes
+    losses = chain.from_iterable(combinations(range(1 + count), size) for size in sizes)
     for used in losses:
         for state in (None, begun):
             what = f"{kind.__name__}, a loss of {used}, {'at rest' if state is None else 'from a state'}"

@@ -107,8 +107,16 @@ class TwoLayers(Spiking):
 FORMS = [Spiking, WithBias, FromTheRight, Masked, LowRank, Added, FromTheLeft, Summed, BothWays]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", [*FORMS, OfTheInput, TwoLayers], ids=lambda kind: kind.__name__)
+ALL = [*FORMS, OfTheInput, TwoLayers]
+RANKS = [(9, 33, 63), (4, 2, 3, 20), (7, 130)]
+"""A form is told from another by its rank; sizes are the kernel's, which is all forms' own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [(kind, shape) for kind in ALL for shape in (SHAPES if kind in (Spiking, TwoLayers) else RANKS)],
+    ids=lambda of: getattr(of, "__name__", str(of)),
+)
 def test_a_step_with_products_conforms(kind, shape):
     torch.manual_seed(1)
     assert_conforms(CPU, kind(shape[-1]), inputs(shape), uses=("outputs and states",))
@@ -116,7 +124,7 @@ def test_a_step_with_products_conforms(kind, shape):
 
 @interpreted
 @pytest.mark.parametrize("shape", [(3, 18, 19), (2, 2, 3, 8)], ids=str)
-@pytest.mark.parametrize("kind", [*FORMS, OfTheInput, TwoLayers], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
 def test_a_step_with_products_conforms_in_triton(kind, shape):
     torch.manual_seed(1)
     assert_conforms(TRITON, kind(shape[-1]), inputs(shape), uses=("outputs and states",))
