@@ -87,3 +87,117 @@ def test_optuna_chooses_settings():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(objective, n_trials=5)
     assert study.best_params["tau"] == min(tried, key=lambda settings: abs(settings.tau - 7)).tau
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("linear", [nn.Linear, hb.Linear])
+def test_peft_adds_low_rank_matrices_that_are_trained_alone(linear):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    whole, x = BatchFirst(network(linear)), torch.rand(5, 4)
+    wanted = whole(x).detach()
+    adapted = peft.get_peft_model(whole, peft.LoraConfig(r=2, target_modules=["net.0", "net.2"]))
+    torch.testing.assert_close(adapted(x), wanted)  # the second of each two matrices begins at zero
+    adapted(x).square().sum().backward()
+    trained = {name.rsplit(".", 3)[1] for name, p in adapted.named_parameters() if p.grad is not None}
+    assert trained == {"lora_A", "lora_B"}
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    changed = adapted(x)
+    merged = adapted.merge_and_unload()
+    assert type(merged.net[0]) is linear
+    torch.testing.assert_close(merged(x), changed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hugging_faces_trainer_trains_and_from_pretrained_loads(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+    class Config(transformers.PretrainedConfig):
+        model_type = "spiking"
+
+    class Model(transformers.PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.spiking = BatchFirst()
+            self.post_init()
+
+        def forward(self, inputs, labels=None):
+            logits = self.spiking(inputs)
+            return {
+                "loss": None if labels is None else nn.functional.cross_entropy(logits, labels),
+                "logits": logits,
+            }
+
+    x = torch.randn(64, 4)
+    data = [{"inputs": one, "labels": (one[0] > 0).long()} for one in x]
+    how = transformers.TrainingArguments(
+        str(tmp_path), num_train_epochs=20, learning_rate=0.05, per_device_train_batch_size=16, use_cpu=True,
+        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = transformers.Trainer(Model(Config()), how, train_dataset=data)
+    trainer.train()
+    model = trainer.model.eval()
+    assert (model(x)["logits"].argmax(1) == (x[:, 0] > 0)).float().mean() > 0.9
+    model.save_pretrained(tmp_path / "kept")
+    assert torch.equal(Model.from_pretrained(tmp_path / "kept").eval()(x)["logits"], model(x)["logits"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accelerate_prepares_a_network_and_saves_it(tmp_path):
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from safetensors.torch import load_file
+
+    accelerator, x = accelerate.Accelerator(cpu=True), torch.randn(64, 4)
+    batches = torch.utils.data.DataLoader([(one, (one[0] > 0).long()) for one in x], 16)
+    plain = BatchFirst()
+    net, optimizer, batches = accelerator.prepare(plain, torch.optim.Adam(plain.parameters(), 0.05), batches)
+    for _ in range(20):
+        for inputs, labels in batches:
+            optimizer.zero_grad()
+            accelerator.backward(nn.functional.cross_entropy(net(inputs), labels))
+            optimizer.step()
+    assert (net(x).argmax(1) == (x[:, 0] > 0)).float().mean() > 0.9
+    accelerator.save_model(net, str(tmp_path))
+    other = BatchFirst()
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(other(x), plain(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("linear", [nn.Linear, hb.Linear])
+def test_torchao_quantises_weights(linear):
+    torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    layer, x = nn.Sequential(linear(64, 48)).eval(), (torch.rand(6, 50, 64) < 0.1).float()
+    wanted = layer(x).detach()
+    torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
+    assert "Int8" in type(layer[0].weight).__name__
+    assert (layer(x) - wanted).abs().max() < 0.02
+    net = nn.Sequential(layer, hb.IF(0.1))
+    assert 0 < net(x).mean() < 1
+
+
+def test_fully_shard_takes_a_network(tmp_path):
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("this build of torch has no gloo")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        net, x = network(hb.Linear), torch.rand(6, 5, 4)
+        wanted = net(x).detach()
+        net(x).square().sum().backward()
+        gradient = net[0].weight.grad.clone()
+        net.zero_grad()
+        sharded = fully_shard(net, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (1,)))
+        assert isinstance(sharded, FSDPModule)
+        outputs = sharded(x)
+        torch.testing.assert_close(outputs, wanted)
+        outputs.square().sum().backward()
+        torch.testing.assert_close(net[0].weight.grad.full_tensor(), gradient)
+    finally:
+        torch.distributed.destroy_process_group()
