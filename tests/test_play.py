@@ -368,3 +368,42 @@ def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
         finally:
             playing.kill()
     assert (playing.returncode, errors) == (130, "hibana play: interrupted\n")
+
+
+def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = network.opened("digits")
+    assert "64,64" in told["title"]
+    shown = [network.sample("digits", index) for index in range(0, told["count"], 6)]
+    assert sum(each["answer"] == each["label"] for each in shown) >= 0.9 * len(shown)
+    assert network.SHIPPED.stat().st_size < 60_000
+    (tmp_path / "digits").write_text("a file of that name is the user's")
+    with pytest.raises(Trouble, match="checkpoint must be a file that `hibana train` wrote"):
+        network.opened("digits")
+
+
+def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(checkpoint):
+    pytest.importorskip("bokeh", reason="the extra play is not installed")
+    from bokeh.document import Document
+
+    from hibana.play.view.look import Look
+    from hibana.play.view.network import NetworkView
+
+    asked = {}
+
+    class Asks:
+        def ask(self, name, then, **about):
+            asked[name] = then, about
+
+    def answered(name):
+        then, about = asked[name]
+        then(getattr(network, name.partition(".")[2])(**about))
+
+    view = NetworkView(Document(), Look(), Asks(), str(checkpoint), [])
+    answered("network.opened")
+    view._index.value = "nonsense"
+    answered("network.sample")
+    assert view._trouble.text.startswith("number must be in 0 to 359")
+    view._index.value = "3"
+    answered("network.sample")
+    assert view._trouble.text == ""

@@ -84,7 +84,8 @@ def play(
     """Moves a neuron, or a trained network, by hand: a page in the browser, on this machine alone.
 
     Args:
-        checkpoint: a network to open: a checkpoint of hibana train, or a run's folder.
+        checkpoint: a network to open: a checkpoint of hibana train, or a run's folder; digits is one that
+            comes with hibana.
         port: on this machine; a free one if 0.
         browser: open a browser; else the address is printed.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
@@ -92,9 +93,11 @@ def play(
     import webbrowser
 
     with doing("loading the page"), refusing():
+        from hibana.play.network import DIGITS
         from hibana.play.server import serve
 
-        opened = None if checkpoint is None else str(_kept(checkpoint))
+        shipped = checkpoint == Path(DIGITS) and not checkpoint.exists()
+        opened = None if checkpoint is None else DIGITS if shipped else str(_kept(checkpoint))
 
     def ready(address: str) -> None:
         print(f"{address}\nCtrl-C ends it.", flush=True)

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Classifier
 
-__all__ = ["mistake", "opened", "sample"]
+__all__ = ["DIGITS", "SHIPPED", "mistake", "opened", "sample"]
+
+DIGITS = "digits"
+"""In the place of a path: the network that comes with hibana, if nothing else is there under that name."""
+SHIPPED = Path(__file__).with_name("digits.ckpt")
+"""That network: ``python -m benchmarks.shipped`` trained it."""
 
 ROWS = 512
 """Rows of a raster at most; of more neurons, those that lie together share one."""
@@ -104,6 +109,8 @@ def _encoded(model: "Classifier", shown: Tensor, index: int) -> Tensor:
 
 def _load(path: str, trust: Collection[str]) -> tuple["Classifier", "DataSet"]:
     where = Path(path).expanduser()
+    if path == DIGITS and not where.exists():
+        where = SHIPPED
     changed = where.stat().st_mtime_ns if where.is_file() else 0
     return _loaded(where, changed, tuple(trust))
 

@@ -20,6 +20,7 @@ from bokeh.models import (
     Toggle,
 )
 
+from hibana.play.network import DIGITS
 from hibana.play.pump import Pump
 from hibana.play.source import Trouble
 from hibana.play.view.drawn import GREYS, MOVE, PLAY, apart, coloured
@@ -38,7 +39,7 @@ class NetworkView:
         self._document, self._look, self._pump, self._trust = document, look, pump, trust
         self._path, self._count, self._shown = "", 0, -1
         self._rasters: list[Figure] = []
-        self._make_controls(checkpoint or "")
+        self._make_controls(checkpoint or DIGITS)
         self._make_figures()
         if checkpoint:
             self._open()
@@ -208,7 +209,8 @@ class NetworkView:
         if isinstance(answer, Trouble):
             self._tell(str(answer))
             return
-        self._tell("")
+        if "wrong" not in self._index.css_classes:  # of what was typed while this was computed
+            self._tell("")
         self._show_picture(answer)
         self._show_layers(answer["layers"])
         self._show_readout(answer)
