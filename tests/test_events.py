@@ -10,6 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
+from hibana.events.bits import bits_of
 from hibana.events.linear import layer as linear_layer
 
 
@@ -22,6 +23,21 @@ def _gradients(layer, x, weights):
     out = layer(x)
     out.mul(weights).sum().backward()
     return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("inputs", [1, 10, 16, 63, 64, 65, 100, 130])
+@pytest.mark.parametrize("rows", [1, 63, 64, 131])
+def test_rows_of_any_length_become_bits(rows, inputs):
+    spikes = _spikes(rows, inputs, density=0.3)
+    found, density = bits_of(spikes)
+    seen = found.view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    wanted = torch.nn.functional.pad(spikes, (0, -inputs % 64)).to(torch.uint8)
+    assert torch.equal(seen.reshape(rows, -1), wanted)
+    assert density == pytest.approx(spikes.mean().item())
+    for place in (0, rows * inputs - 1):
+        other = spikes.clone()
+        other.view(-1)[place] = 0.5
+        assert bits_of(other)[1] is None
 
 
 @settings(max_examples=25)

@@ -197,3 +197,45 @@ def test_a_product_gives_its_gradient_only_where_the_surrogate_lets_it_through(s
     values = reachable(gradients(gated(step)[0]))
     back = [value for value in values if value.op == "product" and has_gradient(value.args[0])]
     assert [len(value.args) - 1 for value in back] == [gates]
+
+
+class AddedLast(hb.Cell):
+    """A leaky neuron, whose code no other test has."""
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * 0.5 * (1 - s_previous) + input_
+        return v, Box()(v - 1)
+
+
+class AddedFirst(hb.Cell):
+    """The same neuron by another step, which is compiled anew."""
+
+    def forward(self, input_, v_previous, s_previous):
+        v = input_ + v_previous * 0.5 * (1 - s_previous)
+        return v, Box()(v - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.24, 1.0])
+@pytest.mark.parametrize("kind", [AddedLast, AddedFirst])
+def test_spikes_are_listed_alike_by_one_instruction_and_one_by_one(kind, density, dtype, monkeypatch):
+    from hibana.loop.cpu import product
+
+    if kind is AddedFirst:
+        monkeypatch.setattr(product, "compresses", lambda: False)
+    generator = torch.Generator().manual_seed(2)
+    driven = (torch.rand(5, 3, 70, generator=generator) < density).to(dtype)
+    weights = torch.randint(-8, 9, (70, 70), generator=generator).to(dtype) / 64  # whose sums are exact
+    found = []
+    for backend in ("cpu", "reference"):
+        layer = hb.Recurrent(kind(), 70, backend=backend).to(dtype)
+        with torch.no_grad():
+            layer.recurrent.weight.copy_(weights)
+        x = (2 * driven).requires_grad_()
+        spikes = layer(x)
+        spikes.square().sum().backward()
+        found.append((spikes.detach(), x.grad, layer.recurrent.weight.grad))
+    (spikes, *grads), (wanted, *right) = found
+    assert torch.equal(spikes, wanted)
+    assert bool(wanted.any()) == (density > 0)
+    torch.testing.assert_close(grads, right)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.lists import WORD, bits_from, first_bits
 from hibana.events.lanes.rows import LANES
 from hibana.native import FLOAT, INT, LONG, Code, Floats, Longs, Pointer, Value, kernel
 
@@ -70,32 +70,54 @@ def _scan(
 ) -> None:
     """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
 
-    Without floats the bits are known, and their ones are counted.
+    Without floats the bits are known, and their ones are counted. Rows that lie together, but not each on
+    lines of the cache, are read as one, and their bits cut out: a vector across two lines takes two loads.
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = (inputs + (WORD - 1)) // WORD
-    with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
+    cut = source.given() & ((inputs & (LANES - 1)) > 0) & step.equals(1)
+    with (
+        code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, together),
+        code.loop(begin, end) as part,
+    ):
         tail.clear(WORD)
         spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
         one = code.constant(1.0, FLOAT.of(LANES)).integer()
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
-        def seen(values: Value, target: Pointer) -> None:
+        def seen(values: Value) -> Value:
             fired = values.differs(0.0)
             for lane in range(0, WORD, LANES):
                 some, lanes = values.lanes(lane, LANES), fired.lanes(lane, LANES)
                 strange.value |= lanes.select(some.integer() ^ one, 0)
-            word = fired.word()
-            spikes.value += word.ones()
-            target.store(word)
+            return fired.word()
 
-        with code.when(source.given()), code.loop(first, last) as row:
+        def put(target: Pointer, word: Value) -> None:
+            target.store(word)
+            spikes.value += word.ones()
+
+        with code.when(cut), code.loop(first, last, WORD) as top:
+            block = (last - top).smaller(WORD)
+            position, stop = top * inputs, (top + block) * inputs
+            from_word, full = position // WORD, stop // WORD
+            with code.loop(from_word, full) as w:
+                together[w - from_word] = seen((source + WORD * w).load(WORD))
+            with code.when(stop > full * WORD):
+                tail.copy(source + full * WORD, stop - full * WORD)
+                together[full - from_word] = seen(tail.load(WORD))
+            with code.loop(0, block) as i:
+                begun, out = position + inputs * i - from_word * WORD, bits + words * (top + i)
+                with code.loop(0, whole) as w:
+                    put(out + w, bits_from(together, begun + WORD * w))
+                with code.when(rest > 0):
+                    put(out + whole, bits_from(together, begun + WORD * whole) & first_bits(code, rest))
+        with code.when(source.given() & ~cut), code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, whole) as w:
-                seen((at + WORD * w).load(WORD), out + w)
+                put(out + w, seen((at + WORD * w).load(WORD)))
             with code.when(rest > 0):
                 tail.copy(at + WORD * whole, rest)
-                seen(tail.load(WORD), out + whole)
+                put(out + whole, seen(tail.load(WORD)))
         with code.when(~source.given()):
             total = code.variable(0, LONG.of(8))
             for word, there in code.vectors(words * (last - first).larger(0), 8):

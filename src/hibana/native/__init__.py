@@ -6,7 +6,7 @@ keeps them on disk, `threads` runs them, and `launcher` binds their arguments by
 loads neither LLVM nor torch's extensions; building does.
 """
 
-from hibana.native.build import COMPILING, Kernel, assemble, kept_in
+from hibana.native.build import COMPILING, Kernel, assemble, compresses, kept_in
 from hibana.native.code import Code, Variable
 from hibana.native.functions import Function, declared, function, source
 from hibana.native.launcher import Launcher, kernel
@@ -44,6 +44,7 @@ __all__ = [
     "Writer",
     "arguments",
     "assemble",
+    "compresses",
     "declared",
     "function",
     "kept_in",

@@ -25,7 +25,7 @@ from typing import Any
 
 from hibana.native import files
 
-__all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "kept_in"]
+__all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "compresses", "kept_in"]
 
 COMPILING = threading.RLock()
 """Held by the one thread that compiles, links or loads native code."""
@@ -173,6 +173,17 @@ def _linked(found: _Object) -> _Code:
     engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
     engine.finalize_object()
     return _Code({name: engine.get_function_address(name) for name in found.names}, engine)
+
+
+@cache
+def compresses() -> bool:
+    """Whether one instruction of this processor puts chosen elements of a vector together.
+
+    With it, listing spikes costs little, and adding them one by one pays up to a higher density of them.
+    """
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
 
 
 def cache_folder() -> Path | None:

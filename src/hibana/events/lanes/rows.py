@@ -5,10 +5,9 @@ last.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
-from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value
+from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
 
 __all__ = [
     "LANES",
@@ -27,17 +26,6 @@ __all__ = [
 
 LANES = 16
 """Floats of a vector."""
-
-
-@cache
-def compresses() -> bool:
-    """Whether one instruction of this CPU puts chosen elements of a vector together.
-
-    With it, listing spikes costs little, and adding them one by one pays up to a higher density of them.
-    """
-    import llvmlite.binding as llvm
-
-    return bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
 
 
 class Row(NamedTuple):

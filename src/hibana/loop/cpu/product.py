@@ -10,7 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hibana.loop.cpu.body import LINE
-from hibana.native import LONG, Bytes, Code, Function, Kind, Longs, Pointer, Value, Variable, function
+from hibana.native import (
+    INT,
+    LONG,
+    Bytes,
+    Code,
+    Function,
+    Ints,
+    Kind,
+    Longs,
+    Pointer,
+    Value,
+    Variable,
+    compresses,
+    function,
+)
 
 __all__ = ["PANEL", "padded", "product", "product_at", "table_step"]
 
@@ -43,17 +57,18 @@ def padded(count: int) -> int:
 def product(number: type[Pointer]) -> Function:
     """For each sample, ``y = x M``.
 
-    ``x_step`` and ``y_step`` are numbers between samples; `y` has whole panels, `offsets`, `values` and
-    `counts` are memory of its own, for the lists of all samples.
+    ``x_step`` and ``y_step`` are numbers between samples; `y` has whole panels, `places`, `values` and
+    `counts` are memory of its own, for the lists of all samples, the first two with a line to spare.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
-    return function("product", _product, {**kinds, "offsets": Longs, "values": number, "counts": Longs})
+    return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
 
 
 def product_at(number: type[Pointer]) -> Function:
     """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere.
 
-    The table is that of M; ``g`` has whole panels that end in zeros.
+    The table is that of M; ``g`` has whole panels that end in zeros; `indices` are memory of its own, with a
+    line to spare.
     """
     kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
     kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
@@ -76,7 +91,7 @@ class _Product:
     samples: Value
     inputs: Value
     outputs: Value
-    offsets: Longs
+    places: Ints
     values: Pointer
     counts: Longs
 
@@ -109,12 +124,12 @@ def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Val
 def _product(code: Code, **given: Pointer | Value) -> None:
     p = _Product(code, **given)  # type: ignore[arg-type] # by name, as `product` has them
     number = type(p.x)
-    kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "table_step": LONG}
-    listed = function("listed", _listed, {**kinds, "offsets": Longs, "values": number})
+    kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
+    listed = function("listed", _listed_at_once if compresses() else _listed, kinds)
     total = code.variable(0)
     with code.loop(0, p.samples) as s:
         at = s * p.inputs
-        n = listed(code, p.x + s * p.x_step, p.inputs, p.table_step, p.offsets + at, p.values + at)
+        n = listed(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
         p.counts[s] = n
         total.value += n
     few = total.value * DENSE_FROM < p.samples * p.inputs
@@ -128,21 +143,29 @@ def _product(code: Code, **given: Pointer | Value) -> None:
         _through(p, panel, 1, whole, p.samples)
 
 
-def _listed(
-    code: Code, x: Pointer, inputs: Value, table_step: Value, offsets: Longs, values: Pointer
-) -> Value:
-    """The numbers of `x` that are not zero, and how far into the table, in bytes, the row of each begins.
-
-    It returns how many there are.
-    """
+def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
+    """The numbers of `x` that are not zero, and their places in it; it returns how many there are."""
     n = code.variable(0)
     for at, there in code.vectors(inputs, LINE // x.element.size):
         some = (x + at).load(LINE // x.element.size, there).differs(0)
         with code.each_bit(some.word()) as bit:
-            index = at + bit.to(LONG)
-            values[n.value] = x[index]
-            offsets[n.value] = index * table_step
+            place = at + bit.to(LONG)
+            values[n.value] = x[place]
+            places[n.value] = place.to(INT)
             n.value += 1
+    return n.value
+
+
+def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
+    """The same by the instruction that puts elements together; it writes up to a line beyond the lists."""
+    n, lanes = code.variable(0), LINE // x.element.size
+    here = code.counted(INT.of(lanes))
+    for at, there in code.vectors(inputs, lanes):
+        vector = (x + at).load(lanes, there)
+        some = vector.differs(0)
+        (values + n.value).store(vector.compressed(some))
+        (places + n.value).store((at.to(INT).spread(lanes) + here).compressed(some))
+        n.value += some.word().ones().to(LONG)
     return n.value
 
 
@@ -151,9 +174,9 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
         at, table, sums = s * p.inputs, p.table + panel, p.sums(panels)
-        offsets, values = p.offsets + at, p.values + at
+        places, values = p.places + at, p.values + at
         with code.loop(0, p.counts[s]) as e:
-            row = p.row(table.bytes(offsets[e]), len(sums))
+            row = p.row(table.bytes(places[e].to(LONG) * p.table_step), len(sums))
             _add_products(sums, values[e].spread(p.lanes), row)
         p.write(sums, s, panel)
 
@@ -193,7 +216,8 @@ def _product_at(
     outputs: Value,
     indices: Longs,
 ) -> None:
-    bits_listed = function("bits_listed", _bits_listed, {"bits": Bytes, "inputs": LONG, "indices": Longs})
+    kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
+    bits_listed = function("bits_listed", _bits_listed_at_once if compresses() else _bits_listed, kinds)
     row = _bytes_of_a_row(table, outputs)
     tile = ((code.constant(NEAR) // row) & -64).larger(64)
     with code.loop(0, (inputs + tile) // tile) as i, code.loop(0, samples) as s:
@@ -239,6 +263,16 @@ def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Valu
     with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
         indices[n.value] = i + bit.to(LONG)
         n.value += 1
+    return n.value
+
+
+def _bits_listed_at_once(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
+    """The same by the instruction that puts elements together; it writes up to a line beyond the list."""
+    n, here = code.variable(0), code.counted(LONG.of(8))
+    with code.loop(0, inputs, 8) as i:
+        octet = bits[i >> 3]
+        (indices + n.value).store((i.spread(8) + here).compressed(octet.mask(8)))
+        n.value += octet.ones().to(LONG)
     return n.value
 
 

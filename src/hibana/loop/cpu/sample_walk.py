@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
+from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.parts import Moving, Parts
 from hibana.loop.cpu.product import product, product_at
 from hibana.loop.cpu.rows import Call, Pass
 from hibana.loop.cpu.schedule import Schedule, Source
 from hibana.loop.graph.step import Step
-from hibana.native import Bytes, Longs, Pointer, Value
+from hibana.native import Bytes, Ints, Longs, Pointer, Value
 
 __all__ = ["SampleWalk"]
 
@@ -108,10 +109,11 @@ class SampleWalk(Schedule):
             return found
 
         self.rows = {name: taken(self.number, numbers) for name in self.own}
-        self.zeros, self.values = taken(self.number, padded), taken(self.number, numbers)
-        self.offsets, self.counts = taken(Longs, numbers), taken(Longs, together)
-        self.indices = taken(Longs, padded)
+        self.zeros = taken(self.number, padded)
         self.all_bits, self.no_bits = taken(Bytes, octets), taken(Bytes, octets)
+        lists = (self.number, numbers), (Ints, numbers), (Longs, padded)
+        self.values, self.places, self.indices = [taken(k, n + LINE // k.element.size) for k, n in lists]
+        self.counts = taken(Longs, together)
         self.all_bits.clear(octets, 0xFF)
 
     @contextmanager
@@ -188,7 +190,7 @@ class SampleWalk(Schedule):
         table, y = self.at[_table(call)], self.rows[result]
         sizes = size["padded"], self.count, size["neurons"], size["padded"]
         if not where:
-            lists = self.offsets, self.values, self.counts
+            lists = self.places, self.values, self.counts
             self.by_matrix.do(code, x, x_step, table, y, *sizes, *lists)
             return
         bits, bits_step = self._bits(where[0], t, edge=edge)

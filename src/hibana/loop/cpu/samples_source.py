@@ -1,6 +1,6 @@
 """The source of the kernels over samples: a step's passes, forward and backward, in the walk around them."""
 
-from hibana.loop.cpu.body import NUMBERS
+from hibana.loop.cpu.body import LINE, NUMBERS
 from hibana.loop.cpu.parts import Moving, Parts
 from hibana.loop.cpu.sample_walk import SampleWalk
 from hibana.loop.cpu.schedule import Source
@@ -14,7 +14,7 @@ __all__ = ["backward_source", "forward_source", "workspace"]
 
 def workspace(rows: int, padded: int, together: int, size: int) -> int:
     """Bytes of a thread's own memory, for `rows` rows of each of `together` samples."""
-    lists = together * padded * (8 + size) + 8 * together + 8 * padded
+    lists = together * padded * (4 + size) + 3 * LINE + 8 * together + 8 * padded
     return (rows * together + 1) * padded * size + lists + padded // 4
 
 
