@@ -12,6 +12,7 @@ from hibana.events import layer as shared_layer
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution import reckoned as of_convolutions
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.linear import dense as dense_product
 from hibana.events.linear import layer as linear_layer
 from hibana.events.linear import reckoned as of_linear
 
@@ -235,6 +236,56 @@ def test_what_pays_at_every_density_is_looked_at_however_short_it_takes(costs):
     layer = hb.Linear(128, 70)
     layer((torch.rand(300, 128) < 0.1).float())
     assert layer.explain().startswith("events")
+
+
+@pytest.mark.parametrize("layer", list(_layers()), ids=lambda layers: type(layers[0]).__name__)
+def test_sizes_that_were_left_to_torch_are_not_asked_about_again(costs, monkeypatch, layer):
+    ours, dense, shape = layer
+    never = cost.Product(1.0, (2.0,) * 5)
+    costs["costs"] = cost.Costs(never, never, never, 0.0)
+    ours(torch.ones(shape))
+    asked = []
+    monkeypatch.setattr(cost.Costs, "worth_looking", lambda *_: asked.append(1) or True)
+    torch.testing.assert_close(ours(torch.ones(shape)), dense(torch.ones(shape)))
+    assert not asked
+    ours(torch.ones(shape[0] + 1, *shape[1:]))
+    assert asked
+
+
+def test_one_product_alone_by_events_has_to_save_more():
+    near = cost.Product(1e-3, (6e-4,) * 5)
+    far = cost.Product(1e-3, (2e-3,) * 5)
+    assert cost.chosen(cost.Costs(near, near, near, 0.0), 0.1, 1, False, True)[:2] == (True, True)
+    assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)
+    assert cost.chosen(cost.Costs(far, near, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)
+    assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, False)[:2] == (True, False)
+
+
+@pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(300, 128), (3, 100, 128), (128,)])
+def test_the_product_by_onednn_has_torchs_outputs_and_gradients(monkeypatch, bias, shape):
+    monkeypatch.setattr(of_linear, "by_onednn", lambda: True)
+    monkeypatch.setattr(linear_layer, "SMALLEST_WORK", 0)
+    monkeypatch.setattr(linear_layer, "BY_ONEDNN", 0)
+    layer, dense = hb.Linear(128, 70, bias=bias), nn.Linear(128, 70, bias=bias)
+    layer.load_state_dict(dense.state_dict())
+    x, factors = torch.randn(shape), torch.randn(*shape[:-1], 70)
+    for _ in range(2):  # asked about, and remembered
+        results = []
+        for net in (layer, dense):
+            net.zero_grad()
+            inputs = x.clone().requires_grad_()
+            out = net(inputs)
+            (first,) = torch.autograd.grad((out.tanh() * factors).sum(), inputs, create_graph=True)
+            (first.square().sum() + (out * factors).sum()).backward()
+            results.append([out, first, inputs.grad, *(p.grad for p in net.parameters())])
+        for got, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+    assert layer(x.clone().requires_grad_())._base is None
+    assert layer.explain().endswith("by oneDNN")
 
 
 def test_small_calls_take_parameters_wherever_they_are():

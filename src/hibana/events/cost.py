@@ -17,8 +17,10 @@ MARGIN = 0.75
 """Events are chosen where they should take less than this part of the dense product's time."""
 ELSEWHERE_ZERO = 0.8
 """The same for an input's gradient computed on the support."""
-LOOK = 8e-4
+LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
+APART = 2e-4
+"""Seconds more that it takes to go forward one way and the other for the weights' gradient."""
 OVERHEAD = 4e-5
 """Seconds that a product by events takes before and after its kernel, more than torch's."""
 
@@ -121,4 +123,8 @@ def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: boo
     said = f"forward {forward:.2f}"
     if learns:
         said += f" and weights' gradient {weights:.2f}"
-    return Choice(forward < MARGIN, learns and weights < MARGIN, costs, f"{said} of the dense time")
+    alone = forward + APART / costs.forward.dense < MARGIN, weights + APART / costs.weights.dense < MARGIN
+    pays = forward < MARGIN, learns and weights < MARGIN
+    if learns and pays[0] != pays[1]:
+        pays = pays[0] and alone[0], pays[1] and alone[1]
+    return Choice(*pays, costs, f"{said} of the dense time")

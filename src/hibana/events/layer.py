@@ -58,6 +58,15 @@ class BySpikes(nn.Module):
         assert weight is not None
         return weight, bias
 
+    def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
+        """Remembers sizes at which no density pays, so that the next such call asks nothing."""
+        if reason == TINY:
+            self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
+
+    def _is_left(self, input: Tensor) -> bool:  # noqa: A002
+        """Whether an `input` of these sizes was left to torch; one whose bits a layer below kept may pay."""
+        return self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled()) and input.grad_fn is None
+
     def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))

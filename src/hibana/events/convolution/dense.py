@@ -1,8 +1,8 @@
 """Torch's own convolution of images that lie channels last, and its gradients.
 
 A window of one pixel at a stride meets some of the pixels, and these are convolved by themselves: with all of
-them torch 2.13 (oneDNN) writes beyond its memory in the backward of up to 12 channels, and takes several
-times as long for more.
+them torch 2.13 (oneDNN) writes beyond its memory in the backward of up to 12 channels, and takes up to seven
+times as long for many.
 """
 
 import torch
@@ -15,6 +15,8 @@ __all__ = ["channels_last", "convolution", "gradients", "lies_last", "met"]
 
 How = tuple[Pair, Pair, Pair]
 """Stride, padding and dilation."""
+SAFE = 16
+"""From so many channels on torch keeps within its memory."""
 CLOSE: How = ((1, 1), (0, 0), (1, 1))
 
 

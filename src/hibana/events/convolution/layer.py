@@ -40,9 +40,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.ndim == self.dimensions + 2
             and self.mode == "auto"
             and input.is_cpu
-            and input.numel() * self.weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
+            and (self._is_left(input) or self._is_small(input))
         ):
-            if dense.lies_last(input) and not self._skips():
+            if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input)):
                 return self._conv_forward(input, *self._at_once())
             return self._densely(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
@@ -57,8 +57,16 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
         found = self._by_windows(padded, weight, padding)
         if isinstance(found, str):
+            self._leave(input, found)
             return self._densely(input, found)
         return found.squeeze(2) if self.dimensions == 1 else found
+
+    def _is_small(self, input: Tensor) -> bool:  # noqa: A002
+        """Whether torch has done all before events have begun, which is remembered."""
+        small = input.numel() * self.weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
+        if small:
+            self._leave(input, TINY)
+        return small
 
     def _by_windows(self, images: Tensor, weight: Tensor, padding: Pair) -> Tensor | str:
         """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's."""
@@ -94,14 +102,16 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         support = usable(below, length, in_order, found)
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
 
-    def _skips(self) -> bool:
-        """Whether pixels are left out that no window of one pixel meets."""
+    def _skips(self, input: Tensor) -> bool:  # noqa: A002
+        """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
         return (
-            self.stride != (1, 1)
+            torch.is_grad_enabled()
             and self.dimensions == 2
+            and input.shape[1] < dense.SAFE
             and max(self._pair(self.stride, 1)) > 1
             and self.padding in ((0, 0), "valid")
             and self.weight.shape[2:] == (1, 1)
+            and learns(input, self.weight, self.bias)
         )
 
     def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
@@ -175,7 +185,7 @@ class Conv2d(_ByWindows, nn.Conv2d):
         images = input.ndim == 4 and input.layout == torch.strided
         if not images or torch.compiler.is_compiling():  # Inductor has layouts of its own
             return super()._densely(input, reason)
-        if self._skips():
+        if self._skips(input):
             self._reason = f"dense: {reason}"
             met = dense.met(input, self._pair(self.stride, 1))
             return functional.conv2d(met, self.weight, self.bias, groups=self.groups)

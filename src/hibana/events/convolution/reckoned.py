@@ -66,8 +66,9 @@ def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -
     pixels = images * geometry.image[0] * geometry.image[1]
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     touched = 4 * (pixels * geometry.channels + rows * outputs)
-    strided = 1.2 if max(geometry.stride) > 1 and outputs >= LANES else 1.0
-    return NANO * (20_000 + 0.009 * factor * strided * rows * inputs * lanes + 0.027 * touched)
+    strided = 1.0 if max(geometry.stride) == 1 else 1.2 if outputs >= LANES else 0.85
+    byte = 0.012 if geometry.kernel == (1, 1) and factor == 1 else 0.027
+    return NANO * (15_000 + 0.009 * factor * strided * rows * inputs * lanes + byte * touched)
 
 
 def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:
@@ -83,7 +84,7 @@ def _input(images: int, outputs: int, geometry: Geometry, density: float) -> flo
     return NANO * (12_000 + listed + taps * wide * (2.8 * some + multiplied * wanted))
 
 
-_FAMILIES = {"narrow": (8, 3, 8), "of one pixel": (64, 1, 4), "wide": (32, 3, 2)}
+_FAMILIES = {"narrow": (8, 3, 8), "of one pixel": (32, 1, 32), "wide": (32, 3, 2)}
 """Channels, size of the kernel, and images of 16 x 16 pixels of what is measured."""
 
 

@@ -9,6 +9,7 @@ from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
     NO_EVENTS,
     SMALLEST_WORK,
+    TINY,
     BySpikes,
     check_mode,
     known_bits,
@@ -17,10 +18,13 @@ from hibana.events.layer import (
     too_dense,
     usable,
 )
-from hibana.events.linear import product, reckoned
+from hibana.events.linear import dense, product, reckoned
 from hibana.events.support import support_of
 
 __all__ = ["Linear"]
+
+BY_ONEDNN = 4_000_000
+"""Multiplications from which on it matters which library does them."""
 
 
 class Linear(BySpikes, nn.Linear):
@@ -53,10 +57,12 @@ class Linear(BySpikes, nn.Linear):
             not torch.compiler.is_compiling()
             and type(input) is Tensor
             and self.mode == "auto"
-            and input.numel() * self.out_features < SMALLEST_WORK
+            and input.numel() * self.out_features < SMALLEST_WORK // 2
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # asked first, since all else would take longer than such a product
             return functional.linear(input, *self._at_once())
+        if self.mode == "auto" and self._is_left(input) and plain(input, self.weight, self.bias):
+            return self._multiplied(input, TINY)
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
         if input.ndim > 1 and alike_each_step(input):
@@ -84,14 +90,15 @@ class Linear(BySpikes, nn.Linear):
         in_order = input.is_contiguous()
         found = known_bits(below, inputs, in_order)
         if found is None and costs is not None and (reason := too_dense(costs, rows.detach(), learning)):
-            return self._densely(input, reason)
+            self._leave(input, reason)
+            return self._multiplied(input, reason)
         weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         found = found or numbers_as_bits(rows.detach())
         if found is None:
-            return self._densely(input, NO_EVENTS)
+            return self._multiplied(input, NO_EVENTS)
         choice = cost.choice(costs, found.density, len(found.bits), learning)
         if not choice.any:
-            return self._densely(input, choice.refused(found.density))
+            return self._multiplied(input, choice.refused(found.density))
         self._reason = product.explained(found, outputs, choice)
         leading = input.shape[:-1]
         if learns(rows, weight, bias):
@@ -99,3 +106,10 @@ class Linear(BySpikes, nn.Linear):
             return product.linear(rows, weight, bias, found, support, leading, choice)
         given = found.together, found.density, weight.detach(), bias, found.scales
         return product.forward(*given, leading)[0]
+
+    def _multiplied(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+        """The dense product of float32 numbers on the CPU that fit, the sooner way."""
+        if self.mode == "auto" and input.numel() * self.out_features >= BY_ONEDNN and reckoned.by_onednn():
+            self.__dict__["_reason"] = f"dense: {reason}; by oneDNN"
+            return dense.linear(input, self.weight, self.bias)
+        return self._densely(input, reason)

@@ -12,10 +12,10 @@ from torch import Tensor
 from hibana.events import cost
 from hibana.events.bits import bits_of
 from hibana.events.lanes.rows import LANES, panel, vectors
-from hibana.events.linear import product
+from hibana.events.linear import dense, product
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
-__all__ = ["MULTIPLIED", "SCANNED", "about", "costs", "forward", "weights"]
+__all__ = ["MULTIPLIED", "SCANNED", "about", "by_onednn", "costs", "forward", "weights"]
 
 NANO = 1e-9
 LARGE = 8e6
@@ -24,6 +24,8 @@ NEAR = 2.5e5
 """Weights that the second cache holds."""
 HELD = (5e4, 3e5, 4e6, float("inf"))
 """Weights that lie ever farther away from an input's gradient."""
+SOONER = 0.85
+"""Of two ways to the same dense product another one than torch's own takes at most this part."""
 MULTIPLIED = 0.019
 """For one multiplication of a dense product."""
 _TOUCHED = 0.03
@@ -39,16 +41,21 @@ def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
 
 @lru_cache(maxsize=256)
 def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
-    dense = _dense(rows, inputs, outputs) * speed(_MULTIPLIED)
+    seconds = _dense(rows, inputs, outputs) * speed(_BY_ONEDNN if by_onednn() else _MULTIPLIED)
     return cost.Costs(
-        cost.Product(dense, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES)),
-        cost.Product(dense, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)),
+        cost.Product(seconds, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES)),
+        cost.Product(seconds, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)),
         cost.Product(
-            dense,
+            seconds,
             tuple(_input(rows, inputs, outputs, d) * speed(_INPUT) for d in cost.DENSITIES),
         ),
         SCANNED.reckoned / SCANNED_NUMBERS * rows * inputs * speed(SCANNED),
     )
+
+
+def by_onednn() -> bool:
+    """Whether this machine multiplies sooner by oneDNN than by torch's BLAS; no, if nothing is measured."""
+    return not fixed() and dense.there() and speed(_BY_ONEDNN) < SOONER * speed(_MULTIPLIED)
 
 
 def about(count: int) -> int:
@@ -90,7 +97,7 @@ def _listed(rows: int, inputs: int, outputs: int, density: float) -> float:
     spikes = rows * inputs * density
     added = 0.2 if density > product.NEAR_FROM or inputs * outputs <= NEAR else 0.33
     packing = 0.11 * inputs * outputs + 0.77 * far
-    per_row = rows * (1.5 * wide + 2.5 * words)
+    per_row = rows * (1.5 * wide + 2.5 * words + 0.1 * outputs)
     return NANO * (8600 + packing + per_row + spikes * (0.035 + added * wide))
 
 
@@ -153,6 +160,11 @@ _MULTIPLIED = Way(
     "multiplied",
     _dense(*_SIZES),
     lambda: partial(torch.mm, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS).T),
+)
+_BY_ONEDNN = Way(
+    "multiplied by oneDNN",
+    _dense(*_SIZES),
+    lambda: partial(dense.linear, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS), None),
 )
 SCANNED_NUMBERS = 1 << 19
 SCANNED = Way(
