@@ -24,40 +24,42 @@ def rounds(
     at_least: int = 5,
     at_most: int = 40,
     stretch_s: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds that each call of each contender takes, measured in turn, round after round.
 
     A contender's turn is an untimed call, so that it finds its data where its own calls leave them, and
     then timed calls for about `stretch_s`; a slow one has one call a turn. Each round starts with another
-    contender. Rounds go on until `budget_s` is spent, at least `at_least` and at most `at_most`.
+    contender. Rounds go on until `budget_s` is spent, at least `at_least` and at most `at_most`. Seconds are
+    those of `clock`.
     """
-    calls = {name: _calls_in(stretch_s, call) for name, call in contenders.items()}
+    calls = {name: _calls_in(stretch_s, call, clock) for name, call in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
-    began = time.perf_counter()
+    began = clock()
     for turn in range(at_most):
-        if turn >= at_least and time.perf_counter() - began > budget_s:
+        if turn >= at_least and clock() - began > budget_s:
             break
         first = turn % len(order)
         for name in order[first:] + order[:first]:
             if calls[name] > 1:
                 contenders[name]()
-            seconds[name] += [_seconds(contenders[name]) for _ in range(calls[name])]
+            seconds[name] += [_seconds(contenders[name], clock) for _ in range(calls[name])]
     return seconds
 
 
-def _calls_in(stretch_s: float, call: Callable[[], object]) -> int:
+def _calls_in(stretch_s: float, call: Callable[[], object], clock: Callable[[], float]) -> int:
     """How many calls fit into `stretch_s`, seen from the second one: the first may compile."""
     call()
-    return max(1, min(20, int(stretch_s / max(_seconds(call), 1e-9))))
+    return max(1, min(20, int(stretch_s / max(_seconds(call, clock), 1e-9))))
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     gc.disable()
     try:
-        began = time.perf_counter()
+        began = clock()
         call()
-        return time.perf_counter() - began
+        return clock() - began
     finally:
         gc.enable()
 

@@ -63,15 +63,15 @@ class Costs:
 
     @cached_property
     def _worth(self) -> tuple[bool, bool]:
-        scan = self.scan / self.forward.dense
-        forward = [self.forward.ratio(density) + scan < MARGIN for density in DENSITIES]
-        weights = [self.weights.ratio(density) < MARGIN for density in DENSITIES]
         seconds = self.forward.dense, self.forward.dense + self.weights.dense
-        either = any(forward) or any(weights)
-        return (
-            any(forward) and (all(forward) or seconds[0] > LOOK),
-            either and (all(forward) or all(weights) or seconds[1] > LOOK),
+        pays = [
+            [chosen(self, density, 1, True, learning).any for density in DENSITIES]
+            for learning in (False, True)
+        ]
+        without, learned = (
+            all(each) or (any(each) and s > LOOK) for each, s in zip(pays, seconds, strict=True)
         )
+        return without, learned
 
 
 class Choice(NamedTuple):
