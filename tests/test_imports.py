@@ -26,6 +26,18 @@ def test_import_hibana_loads_no_extra_and_no_compiler():
     assert run.stdout.strip() == "[]"
 
 
+def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():
+    later = ("hibana.convert", "hibana.events", "hibana.loss", "hibana.native", "hibana.loop.cpu")
+    code = (
+        "import sys, hibana;"
+        f"print([name for name in {later} if name in sys.modules]);"
+        "print([name for name in hibana.__all__ if getattr(hibana, name, None) is None]);"
+        "print(hibana.Linear is hibana.events.Linear, 'Linear' in dir(hibana))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["[]", "[]", "True", "True"]
+
+
 def test_a_network_is_trained_without_numba():
     code = (
         "import sys; sys.modules['numba'] = None; import torch, hibana as hb;"

@@ -8,15 +8,13 @@ Write one step; hibana runs it over time.
 >>> potentials.shape
 torch.Size([25, 4, 3])
 
-What needs an extra, or takes a while to load, is loaded when it is first touched: ``hb.plot``, ``hb.data``,
-``hb.train``, ``hb.metrics``, ``hb.models``, ``hb.nir``, ``hb.neurobench``.
+Beside cells, their layers and the loop, all is loaded when it is first touched.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hibana import convert, encode, events, extras, foreign, lengths, loss, surrogate
-from hibana.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
+from hibana import extras, foreign, surrogate
 from hibana.cells import (
     AdLIFCell,
     ALIFCell,
@@ -32,11 +30,6 @@ from hibana.cells import (
     RefractoryLIFCell,
     log_uniform,
 )
-from hibana.convert import from_ann
-from hibana.delay import Delay, fix_delays, narrow_delays
-from hibana.delayed_linear import DelayedLinear
-from hibana.events import Conv2d, Linear
-from hibana.fold import fold_batchnorm
 from hibana.layers import (
     ALIF,
     EIF,
@@ -47,7 +40,6 @@ from hibana.layers import (
     QIF,
     AdLIF,
     CubaLIF,
-    EachStep,
     Izhikevich,
     OverTime,
     Recurrent,
@@ -55,24 +47,51 @@ from hibana.layers import (
     run,
 )
 from hibana.loop import SlowPathWarning, explain, record, unroll
-from hibana.native.heap import keep_memory
 from hibana.surrogate import Heaviside
-from hibana.window import Window
 
 if TYPE_CHECKING:
+    from hibana import convert as convert
     from hibana import data as data
     from hibana import demo as demo
+    from hibana import encode as encode
+    from hibana import events as events
+    from hibana import lengths as lengths
+    from hibana import loss as loss
     from hibana import metrics as metrics
     from hibana import models as models
     from hibana import neurobench as neurobench
     from hibana import nir as nir
     from hibana import plot as plot
     from hibana import train as train
-    from hibana.convert import quantize as quantize
+    from hibana.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
+    from hibana.convert import from_ann, quantize
+    from hibana.delay import Delay, fix_delays, narrow_delays
+    from hibana.delayed_linear import DelayedLinear
+    from hibana.each_step import EachStep
+    from hibana.events import Conv2d, Linear
+    from hibana.fold import fold_batchnorm
+    from hibana.native.heap import keep_memory
+    from hibana.window import Window
 
 __version__ = "0.1.0"
 
-_LAZY = ("data", "demo", "metrics", "models", "neurobench", "nir", "plot", "train")
+_LAZY = (
+    *("convert", "data", "demo", "encode", "events", "lengths", "loss", "metrics", "models", "neurobench"),
+    *("nir", "plot", "train"),
+)
+_MODULES = {
+    "blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
+    "convert": ("from_ann", "quantize"),
+    "delay": ("Delay", "fix_delays", "narrow_delays"),
+    "delayed_linear": ("DelayedLinear",),
+    "each_step": ("EachStep",),
+    "events": ("Conv2d", "Linear"),
+    "fold": ("fold_batchnorm",),
+    "native.heap": ("keep_memory",),
+    "window": ("Window",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+"""Of each name that is loaded when it is first touched, the module that it is in."""
 
 __all__ = [
     "ALIF",
@@ -141,8 +160,9 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: if there is none of that name, or what it needs is not installed; it says which.
     """
-    if name == "quantize":
-        return convert.quantize
+    if name in _MODULE_OF:
+        found = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
+        return globals().setdefault(name, found)
     if name not in _LAZY:
         hint = f"; its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
         raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")

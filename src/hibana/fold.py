@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana import events
-from hibana.layers import EachStep
+from hibana.each_step import EachStep
 from hibana.running import Stateful
 from hibana.window import Window
 

@@ -11,13 +11,11 @@ from typing import Any, ParamSpec, cast, final
 import torch
 from torch import Tensor, nn
 
-from hibana import cells, events, running
+from hibana import cells, running
 from hibana.cells.base import check_cell
-from hibana.events.checks import alike_each_step
-from hibana.events.support import announce
 from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
-from hibana.running import Stateful, run
+from hibana.running import Stateful, check_knows_no_time, run
 
 __all__ = [
     "ALIF",
@@ -29,7 +27,6 @@ __all__ = [
     "PLIF",
     "QIF",
     "CubaLIF",
-    "EachStep",
     "Izhikevich",
     "OverTime",
     "Recurrent",
@@ -88,68 +85,6 @@ def _choose(layer: "OverTime | Recurrent", backend: str) -> None:
     check_backend(backend)
     if backend != "auto":
         layer.backend = backend
-
-
-class EachStep(nn.Module):
-    """`module`, which knows no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
-
-    Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
-    ``torch.nn`` sees the rank it expects. An input that does not change over time (expanded: zero stride)
-    costs one call instead of T, in evaluation and, for linear layers, convolutions, pooling and batch
-    normalisation, in training. (T copies of a batch have its mean and variance; the running variance counts
-    the batch, not its copies, as its samples.)
-
-    Raises:
-        ValueError: if the input has fewer than three dimensions, or `module` holds a layer over time, which
-            would take time and batch for time.
-
-    >>> import torch, hibana as hb
-    >>> layer = hb.EachStep(torch.nn.Conv2d(1, 4, 3))
-    >>> layer(torch.rand(5, 2, 1, 8, 8)).shape
-    torch.Size([5, 2, 4, 6, 6])
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        _check_knows_no_time("module", module)
-        self.module = module
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
-        if is_name(inputs):
-            return cast(Tensor, as_leaf(self, inputs))
-        if inputs.ndim < 3:
-            raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
-        if self.module._modules or isinstance(self.module, Stateful):
-            _check_knows_no_time("module", self.module)  # it may have got another since
-        steps, batch = inputs.shape[:2]
-        if alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch)):
-            once: Tensor = self.module(inputs[0])
-            return once.expand(steps, *once.shape)
-        outputs: Tensor = self.module(inputs.flatten(0, 1))
-        return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
-
-
-def _check_knows_no_time(argument: str, module: nn.Module) -> None:
-    over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
-    for name, inner in over_time:
-        raise ValueError(
-            f"{argument} must hold no layer over time: {name or argument!r} is {type(inner).__name__}, "
-            "which would take what it is given, one step or all with the batch, for its sequence; "
-            "put it beside, as in nn.Sequential(hibana.EachStep(nn.Conv2d(...)), hibana.IF())"
-        )
-
-
-def _may_run_once(module: nn.Module, batch: int) -> bool:
-    """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
-    return all(type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules())
-
-
-_PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
-_PURE |= {events.AvgPool2d, events.Conv1d, events.Conv2d, events.Conv3d}
-_PURE |= {events.Flatten, events.Linear, events.MaxPool2d}
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
-"""Raise for a single sample in training, where they may not for its copies."""
 
 
 GRADIENT_SCALE = 0.5
@@ -217,7 +152,7 @@ class Recurrent(Stateful):
             raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
         self.gradient_scale = float(gradient_scale)
         if recurrent is not None:
-            _check_knows_no_time("recurrent", recurrent)
+            check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # made here, since a graph that is being compiled can make no module
 

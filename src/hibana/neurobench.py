@@ -29,8 +29,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hibana import encode
 from hibana.cells import Cell
 from hibana.delayed_linear import DelayedLinear
+from hibana.each_step import EachStep
 from hibana.events.checks import alike_each_step
-from hibana.layers import EachStep, OverTime, Recurrent
+from hibana.layers import OverTime, Recurrent
 from hibana.loop import emits_spikes, record
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.plan import reachable

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hibana.loop import State, ambient
 from hibana.recomputation import Checkpoint, around
 
-__all__ = ["Stateful", "run"]
+__all__ = ["Stateful", "check_knows_no_time", "run"]
 
 
 class Stateful(nn.Module):
@@ -177,3 +177,14 @@ def _without_gradient(tensor: Tensor) -> Tensor:
     error: Any = torch._C._functions.DelayedError(message.encode(), 1)
     refused: Tensor = error(tensor.detach().requires_grad_())
     return refused
+
+
+def check_knows_no_time(argument: str, module: nn.Module) -> None:
+    """Raises a ValueError if `module`, given as `argument`, holds a layer over time."""
+    over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
+    for name, inner in over_time:
+        raise ValueError(
+            f"{argument} must hold no layer over time: {name or argument!r} is {type(inner).__name__}, "
+            "which would take what it is given, one step or all with the batch, for its sequence; "
+            "put it beside, as in nn.Sequential(hibana.EachStep(nn.Conv2d(...)), hibana.IF())"
+        )

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from hibana.cells import Cell
 from hibana.convert.report import Batch, Conversion, Watch, batches_of, report
+from hibana.each_step import EachStep
 from hibana.fold import fold_batchnorm
-from hibana.layers import IF, LI, EachStep, OverTime
+from hibana.layers import IF, LI, OverTime
 
 __all__ = ["from_ann"]
 

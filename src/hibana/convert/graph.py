@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from hibana.delay import Delay
 from hibana.delayed_linear import DelayedLinear
+from hibana.each_step import EachStep
 from hibana.fold import fold_batchnorm, traced_layers
-from hibana.layers import EachStep, OverTime, Recurrent
+from hibana.layers import OverTime, Recurrent
 from hibana.loop.graph.ops import Unsupported
 from hibana.running import Stateful
 from hibana.window import Window

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hibana import cells, events, layers, surrogate
+from hibana.each_step import EachStep
 
 __all__ = ["MakeCell", "convolved", "image", "neuron", "read_out"]
 
@@ -33,7 +34,7 @@ def convolved(inputs: int, outputs: int, kernel: int, stride: int, make_cell: Ma
     """Convolution, batch normalisation over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
     convolution = events.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(
-        layers.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs))), layers.OverTime(make_cell())
+        EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs))), layers.OverTime(make_cell())
     )
 
 

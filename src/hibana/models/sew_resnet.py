@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from hibana import events, layers
+from hibana import events
+from hibana.each_step import EachStep
 from hibana.models.parts import MakeCell, convolved, image, neuron, read_out
 
 __all__ = ["sew_resnet"]
@@ -62,7 +63,7 @@ def sew_resnet(
     if min(height, across) < SMALL:
         stack.append(convolved(channels, width, 3, 1, make_cell))
     else:
-        stack += [convolved(channels, width, 7, 2, make_cell), layers.EachStep(nn.MaxPool2d(3, 2, 1))]
+        stack += [convolved(channels, width, 7, 2, make_cell), EachStep(nn.MaxPool2d(3, 2, 1))]
     inputs = width
     for stage, blocks in enumerate(BLOCKS[depth]):
         for block in range(blocks):

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana import events, layers
+from hibana.each_step import EachStep
 from hibana.models.parts import MakeCell, convolved, image, neuron, read_out
 
 __all__ = ["spikformer"]
@@ -65,7 +66,7 @@ def spikformer(
         stack.append(convolved(channels, outputs, 3, 1, make_cell))
         channels = outputs
         if stage >= 4 - poolings and side >= 2 * SMALLEST:
-            stack.append(layers.EachStep(events.MaxPool2d(2)))
+            stack.append(EachStep(events.MaxPool2d(2)))
             side //= 2
     stack.append(_Added(convolved(width, width, 3, 1, make_cell)))
     for _ in range(depth):

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from hibana import events, layers
+from hibana import events
+from hibana.each_step import EachStep
 from hibana.models.parts import MakeCell, convolved, image, neuron, read_out
 
 __all__ = ["spiking_vgg"]
@@ -63,6 +64,6 @@ def spiking_vgg(
             stack.append(convolved(channels, outputs, 3, 1, make_cell))
             channels = outputs
         if side > 1:
-            stack.append(layers.EachStep(events.MaxPool2d(2)))
+            stack.append(EachStep(events.MaxPool2d(2)))
             side //= 2
     return nn.Sequential(*stack, read_out(channels, classes))

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.delay import Delay
 from hibana.delayed_linear import DelayedLinear
-from hibana.layers import IF, LI, LIF, CubaLIF, EachStep, OverTime, Recurrent
+from hibana.each_step import EachStep
+from hibana.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 from hibana.nir.nodes import Node, Scale, Shape, output_shape, pair
 from hibana.surrogate import Step
 from hibana.window import Window

@@ -28,6 +28,7 @@ from torch import nn
 
 from hibana import events, layers
 from hibana.cells import Cell
+from hibana.each_step import EachStep
 from hibana.window import Window
 
 __all__ = ["build", "check", "check_trust"]
@@ -194,7 +195,7 @@ def _add(
         if int(window) > min(height, width):
             raise ValueError(f"{part.word!r} must fit on {height}x{width}")
         pool = events.MaxPool2d if says["pool"] == "p" else events.AvgPool2d
-        stack[f"pool{number}"] = layers.EachStep(pool(int(window)))
+        stack[f"pool{number}"] = EachStep(pool(int(window)))
         return channels, height // int(window), width // int(window)
     made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)
     if kernel > min(height, width) + 2 * (kernel // 2):
@@ -205,7 +206,7 @@ def _add(
     )
     if says["norm"] is not None:
         convolution = nn.Sequential(convolution, nn.BatchNorm2d(made))
-    stack[f"conv{number}"] = layers.EachStep(convolution)
+    stack[f"conv{number}"] = EachStep(convolution)
     neuron = cell()
     stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
     out = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)]
@@ -226,7 +227,7 @@ def _add_window(
     spend(size * features * taps)
     stack[f"window{number}"] = Window(features, size, taps, dilation, bias=not norm)
     if norm:
-        stack[f"norm{number}"] = layers.EachStep(nn.BatchNorm1d(size))
+        stack[f"norm{number}"] = EachStep(nn.BatchNorm1d(size))
     neuron = cell()
     stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
     return (size,)
