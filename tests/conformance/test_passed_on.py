@@ -116,4 +116,4 @@ def test_a_state_that_is_passed_on_over_one_step_and_several_rows(kind, shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_that_is_passed_on_is_explained(kind):
-    assert "kept " in hb.explain(kind(), (6,))
+    assert "residuals " in hb.explain(kind(), (6,))

@@ -54,7 +54,7 @@ def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
 def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
     monkeypatch.setattr(programs, "_SHARED", {})
     monkeypatch.setattr(cpu, "RECOMPUTED_FROM", 0)
-    monkeypatch.setattr(cpu_walk, "ROOM", 8 * 4 * 1024 * shape[0])  # several rows of the longest
+    monkeypatch.setattr(cpu_walk, "BUFFER", 8 * 4 * 1024 * shape[0])  # several rows of the longest
     cell = kind()
     inputs = drive(cell, shape)
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states", "states only"])

@@ -50,7 +50,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
             if made.kernels.approximate
             else []
         ),
-        f"kept       {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
+        f"residuals  {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
         *(
             f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
             for v in plan.residuals

@@ -34,7 +34,7 @@ def explain(
     >>> print(hb.explain(hb.IFCell(detach_reset=True)).partition("source")[0])  # doctest: +ELLIPSIS
     IFCell   state (v, s), emits s
     backend    cpu: one native kernel forward and one back, on torch's threads
-    kept       1 bit per neuron and step for the backward, nothing for inference
+    residuals  1 bit per neuron and step for the backward, nothing for inference
     ...
       v' = (v * (1 - s)) + x
       s' = [(v' - 1) > 0]

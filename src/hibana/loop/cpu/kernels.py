@@ -35,7 +35,7 @@ from hibana.loop.graph.plan import Plan, cost_in_bits, recomputing
 from hibana.loop.graph.step import Step
 from hibana.native import assemble
 
-__all__ = ["CpuKernels", "residual_names"]
+__all__ = ["CpuKernels"]
 
 CPU = torch.device("cpu")
 
@@ -189,7 +189,7 @@ class CpuKernels(Kernels):
             *(f"p{i}_at" for i in range(self.step.parameters)),
             *(f"{name}_first" for name in states),
             *(f"{name}_last" for name in carried),
-            *(residual_names(plan) if plan else ()),
+            *(plan.names if plan else ()),
         ]
 
     def _backward_names(self) -> list[str]:
@@ -213,7 +213,7 @@ class CpuKernels(Kernels):
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
         node, given = built(), {"constants": self.constants_at}
         *carried, _ = self.step.states
-        kept = residual_names(plan) if plan else []
+        kept = plan.names if plan else []
         forward = self._forward(shape, plan, True, threads)
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
         singles = ("input", "input_step", "outputs")
@@ -258,7 +258,7 @@ class CpuKernels(Kernels):
         self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
     ) -> Walk:
         bound = self._backward_kernel(shape, wants_input, constant, aligned)
-        return walk(bound, [*self._backward_names(), *residual_names(self.plan)], *_sizes(shape), threads)
+        return walk(bound, [*self._backward_names(), *self.plan.names], *_sizes(shape), threads)
 
     def _make_recomputing(
         self,
@@ -274,7 +274,7 @@ class CpuKernels(Kernels):
             self._backward_kernel(shape, wants_input, constant, aligned),
         )
         names = (self._forward_names(None), self._backward_names())
-        bits = dict(zip(residual_names(recomputed), self._residual_bits(recomputed), strict=True))
+        bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
         return recompute(kernels, names, bits, *_sizes(shape), threads)
 
     def _backward_kernel(self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool) -> Bound:
@@ -312,11 +312,6 @@ class CpuKernels(Kernels):
             constant_input=constant,
             nontemporal=nontemporal,
         )
-
-
-def residual_names(plan: Plan) -> list[str]:
-    """The arguments that the residuals of `plan` go by, the input's aside."""
-    return [f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.op != "input"]
 
 
 def unaliased(read: Tensor, shape: torch.Size) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
-from hibana.loop.cpu.kernels import SHAPES, residual_names
+from hibana.loop.cpu.kernels import SHAPES
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.product import padded, table_step
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
@@ -141,7 +141,7 @@ class SampleKernels(Kernels):
 
     def _residuals(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
         """What is kept, by the names that passes have for it."""
-        return dict(zip(residual_names(self.plan), residuals, strict=False))
+        return dict(zip(self.plan.names, residuals, strict=False))
 
     def _run(
         self,

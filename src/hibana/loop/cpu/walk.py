@@ -45,7 +45,7 @@ REVERSED = 512
 prefetcher fetches goes on past the end of a row, and there it would take lines from the thread that writes
 them, at each step; from a row of the same thread it fetches what comes next."""
 
-ROOM = 256 << 10
+BUFFER = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
 
 BUFFER_OFFSET = 3200
@@ -207,4 +207,4 @@ def _rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, in
 
 def _widest(bits: Sequence[int], steps: int) -> int:
     """How wide a row is at most, a multiple of 64 neurons, of which `bits` fit a buffer."""
-    return min(ROW, 8 * ROOM // (sum(bits) * steps) // 64 * 64)
+    return min(ROW, 8 * BUFFER // (sum(bits) * steps) // 64 * 64)

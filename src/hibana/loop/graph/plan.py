@@ -55,6 +55,11 @@ class Plan:
         return tuple(value for value in self.residuals if value.op != "input")
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What kernels call the arguments that `stored` are."""
+        return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if value.op != "input")
+
+    @cached_property
     def support_at(self) -> int | None:
         """Which of `stored` the support is."""
         return None if self.support is None else self.stored.index(self.support)

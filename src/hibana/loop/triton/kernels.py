@@ -129,7 +129,7 @@ class GpuKernels(Kernels):
         named = {"input": exact, "input_step": exact.stride(0), "outputs": outputs}
         named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
         named |= {f"{name}_last": t for name, t in zip(names, last, strict=True)}
-        named |= self._stored(residuals)
+        named |= dict(zip(self.plan.names, residuals, strict=False))
         self._launch("forward", plan is not None, inputs.shape, parameters, named)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
@@ -159,7 +159,7 @@ class GpuKernels(Kernels):
         named |= {f"{name}_last_grad": t for name, t in zip(states, last_grads, strict=False)}
         named |= {f"{name}_first_grad": t for name, t in zip(states, first_grads, strict=True)}
         named |= {f"sum{i}_all": t for i, t in enumerate(summed)}
-        named |= self._stored(residuals)
+        named |= dict(zip(self.plan.names, residuals, strict=False))
         at = {} if grad_input is None or constant else {self.step.grad_input: grad_input}
         for i, operand in enumerate(self.operands):
             if operand.gradient not in at:  # written once for all products that want it
@@ -188,11 +188,6 @@ class GpuKernels(Kernels):
         return backward_source(
             self.step, self.plan, self.language, wants_input=wants_input, constant_input=constant
         )
-
-    def _stored(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What is kept, by the names that kernels have for it."""
-        places = [i for i, value in enumerate(self.plan.residuals) if value.op != "input"]
-        return {f"residual{i}_all": t for i, t in zip(places, residuals, strict=False)}
 
     def _launch(
         self,
