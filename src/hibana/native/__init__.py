@@ -12,8 +12,8 @@ from hibana.native.functions import Function, declared, function, source
 from hibana.native.launcher import Launcher, kernel
 from hibana.native.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
-from hibana.native.values import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Group, Type, Value
-from hibana.native.writer import Writer, named
+from hibana.native.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
+from hibana.native.values import Group, Value
 
 __all__ = [
     "BIT",
@@ -41,7 +41,6 @@ __all__ = [
     "Value",
     "Variable",
     "Work",
-    "Writer",
     "arguments",
     "assemble",
     "compresses",
@@ -49,7 +48,6 @@ __all__ = [
     "function",
     "kept_in",
     "kernel",
-    "named",
     "ready",
     "run",
     "source",

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from hibana.native.pointers import Bytes, Kind, Pointer, taken
-from hibana.native.values import BIT, LONG, Operand, Type, Value, constant, counted
+from hibana.native.pointers import Bytes, Kind, Longs, Pointer, taken
+from hibana.native.types import BIT, LONG, Type
+from hibana.native.values import Operand, Value, constant, counted
 from hibana.native.writer import Writer
 
 __all__ = ["Code", "Variable"]
@@ -58,8 +59,8 @@ class Code:
         """What a kernel is given at ``%args``, by name: addresses and integers of 64 bits."""
         found = {}
         for i, (name, kind) in enumerate(kinds.items()):
-            place = self.writer.row("", "i64", "%args", str(i))
-            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place}")
+            place = Longs(self.writer, "%args") + i
+            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place.text}")
             found[name] = taken(self.writer, kind, text)
         return found
 
@@ -91,14 +92,26 @@ class Code:
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
         """What is written meanwhile, for each number from `start` up, as long as it is less than `stop`."""
         first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
-        with self.writer.loop(self._name("i"), first, last, by) as i:
-            yield Value(self.writer, LONG, i)
+        name = self._name("i")
+        self._begin(f"{name}.enter")
+        self._begin(f"{name}.test")
+        i = Value(self.writer, LONG, f"%{name}")
+        self.writer.do(f"{i.text} = phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]")
+        self.writer.let(f"{name}.more", f"icmp slt {i}, {last}")
+        with self._inside(name, f"%{name}.more"):
+            yield i
+        self._begin(f"{name}.again")
+        self.writer.let(f"{name}.next", f"add {i}, {by}")
+        self.writer.do(f"br label %{name}.test")
+        self.writer.label(f"{name}.done")
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """What is written meanwhile, if the `condition` holds."""
-        with self.writer.when(self._name("w"), condition.text):
+        name = self._name("w")
+        with self._inside(name, condition.text):
             yield
+        self._begin(f"{name}.done")
 
     def fence(self) -> None:
         """Has all that was written before be seen before all that is written after."""
@@ -108,13 +121,11 @@ class Code:
     def each_bit(self, word: Value) -> Iterator[Value]:
         """What is written meanwhile, for the position of each bit of `word` that is set, from the lowest."""
         left, name = self.variable(word), self._name("b")
-        self.writer.do(f"br label %{name}.test")
-        self.writer.label(f"{name}.test")
+        self._begin(f"{name}.test")
         bits = left.value
-        self.writer.do(f"br i1 {bits.differs(0).text}, label %{name}.body, label %{name}.done")
-        self.writer.label(f"{name}.body")
-        yield bits.call("cttz", constant(self.writer, BIT, 1))
-        left.value = bits & (bits - 1)
+        with self._inside(name, bits.differs(0).text):
+            yield bits.call("cttz", constant(self.writer, BIT, 1))
+            left.value = bits & (bits - 1)
         self.writer.do(f"br label %{name}.test")
         self.writer.label(f"{name}.done")
 
@@ -122,8 +133,7 @@ class Code:
     def repeat(self) -> Iterator[Callable[[Value], None]]:
         """What is written meanwhile, again and again while the condition given to what this yields holds."""
         name, conditions = self._name("r"), list[Value]()
-        self.writer.do(f"br label %{name}.body")
-        self.writer.label(f"{name}.body")
+        self._begin(f"{name}.body")
         yield conditions.append
         (condition,) = conditions
         self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
@@ -161,6 +171,20 @@ class Code:
         block = whole + ((0 - whole.address()) & (LINE - 1))
         yield tuple((block + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
         self.writer.do(f"call void @free(ptr {whole.text})")
+
+    def _begin(self, block: str) -> None:
+        """Goes on in a block of this name."""
+        self.writer.do(f"br label %{block}")
+        self.writer.label(block)
+
+    @contextmanager
+    def _inside(self, name: str, condition: str) -> Iterator[None]:
+        """What is written meanwhile is a block that is entered if the `condition` holds; else ``.done``."""
+        self.writer.do(f"br i1 {condition}, label %{name}.body, label %{name}.done")
+        self.writer.label(f"{name}.body")
+        self.writer.depth += 1
+        yield
+        self.writer.depth -= 1
 
     def _name(self, kind: str) -> str:
         self._named += 1

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from hibana.native.code import Code
 from hibana.native.pointers import Kind, Pointer, taken
-from hibana.native.values import Type, Value
+from hibana.native.types import Type
+from hibana.native.values import Value
 from hibana.native.writer import named
 
 __all__ = ["Function", "declared", "function", "source"]

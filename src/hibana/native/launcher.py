@@ -20,7 +20,8 @@ from hibana.native.code import Code
 from hibana.native.functions import source
 from hibana.native.pointers import Pointer
 from hibana.native.threads import run
-from hibana.native.values import LONG, Group, Value
+from hibana.native.types import LONG
+from hibana.native.values import Group, Value
 
 __all__ = ["Launcher", "kernel"]
 

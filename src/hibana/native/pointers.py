@@ -2,7 +2,8 @@
 
 from typing import Any, ClassVar, Self, TypeVar
 
-from hibana.native.values import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Operand, Type, Value, constant
+from hibana.native.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
+from hibana.native.values import Operand, Value, constant
 from hibana.native.writer import Writer
 
 __all__ = ["Bytes", "Doubles", "Floats", "Ints", "Kind", "Longs", "Pointer", "Shorts", "taken"]
