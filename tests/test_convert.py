@@ -290,6 +290,59 @@ def test_a_program_runs_where_hibana_is_not(tmp_path):
     assert run.stdout.strip() == "4 equal", run.stderr
 
 
+class Several(nn.Module):
+    """Layers beside one another, each on as much of the input as makes it spike."""
+
+    def __init__(self):
+        super().__init__()
+        cells = hb.IF, hb.LIF, hb.PLIF, hb.CubaLIF, hb.ALIF, hb.AdLIF, hb.RefractoryLIF, hb.EIF, hb.QIF
+        self.layers = nn.ModuleList([cell() for cell in cells] + [hb.Izhikevich()])
+        self.windows = nn.Sequential(
+            hb.Delay(torch.rand(9) * 3), hb.Window(9, 9, 3), hb.DelayedLinear(9, 9, 4)
+        )
+
+    def forward(self, x):
+        gains = [2.0] * 5 + [30.0] + [2.0] * 3 + [60.0]
+        spikes = [layer(gain * x) for gain, layer in zip(gains, self.layers, strict=True)]
+        return torch.stack([*spikes, self.windows(x)])
+
+
+def test_every_layer_in_a_program_of_any_time_gives_what_it_does():
+    net = Several().eval()
+    program = export(net, torch.rand(5, 2, 9), dynamic_time=True, dynamic_batch=True).module()
+    for steps, batch in ((1, 1), (40, 3)):
+        x = torch.rand(steps, batch, 9)
+        with torch.no_grad():
+            outputs = net(x)
+            assert torch.equal(program(x)[:-1], outputs[:-1])
+            torch.testing.assert_close(program(x)[-1], outputs[-1])
+    for spikes in outputs[:-1]:
+        assert 0 < spikes.mean() < 1
+
+
+def test_a_program_of_any_time_runs_where_hibana_is_not(tmp_path):
+    net, sizes = spiking().eval(), ((6, 3), (25, 2), (1, 1))
+    program = export(net, torch.rand(6, 3, 1, 8, 8), dynamic_time=True, dynamic_batch=True)
+    torch.export.save(program, tmp_path / "net.pt2")
+    inputs = [torch.rand(*size, 1, 8, 8) for size in sizes]
+    with torch.no_grad():
+        torch.save({str(tmp_path / "net.pt2"): (inputs, [net(x) for x in inputs])}, tmp_path / "cases.pt")
+    command = [sys.executable, "-c", WITHOUT_HIBANA, tmp_path / "cases.pt"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "1 equal", run.stderr
+
+
+def test_a_program_of_any_time_does_not_grow_with_it():
+    net = nn.Sequential(nn.Linear(6, 9), hb.IF(), nn.Linear(9, 3), hb.LI())
+    counts = [
+        sum(len(part.graph.nodes) for part in program.graph_module.modules() if hasattr(part, "graph"))
+        for program in (export(net, torch.rand(steps, 2, 6), dynamic_time=True) for steps in (2, 60))
+    ]
+    assert counts[0] == counts[1]
+    with pytest.raises(ValueError, match="two steps and samples where any are taken"):
+        export(net, torch.rand(1, 2, 6), dynamic_time=True)
+
+
 def test_exporting_leaves_the_network_as_it_is():
     net = spiking().train()
     layers = [type(m) for m in net.modules()]

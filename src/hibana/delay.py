@@ -163,7 +163,7 @@ class Delay(Delayed):
     def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         if inputs.ndim < 3 or inputs.shape[0] == 0:
             raise ValueError(f"inputs must be [T, batch, ...] with T at least 1, got {tuple(inputs.shape)}")
-        sample, steps = inputs.shape[2:], len(inputs)
+        sample, steps = inputs.shape[2:], inputs.shape[0]  # which an export keeps open
         before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
         padded = torch.cat([before, inputs])
         if self.interpolates:

@@ -12,26 +12,40 @@ from hibana.loop import reference
 __all__ = ["export"]
 
 
-def export(net: nn.Module, example: Tensor, *, dynamic_batch: bool = False) -> torch.export.ExportedProgram:
-    """`net` for inference in a process without hibana: the loop over T written out in plain operations.
+def export(
+    net: nn.Module, example: Tensor, *, dynamic_batch: bool = False, dynamic_time: bool = False
+) -> torch.export.ExportedProgram:
+    """`net` for inference in a process without hibana: the loop over T in plain operations.
 
     The program is saved with ``torch.export.save`` and run with ``torch.export.load(path).module()(inputs)``.
-    It computes what the reference loop does, for as many steps as `example` has, and starts at rest.
+    It computes what the reference loop does, and starts at rest. The loop is written out, for as many steps
+    as `example` has, or stays a loop.
 
     Args:
         net: a network over ``[T, batch, ...]``; it is left as it is.
         example: an input, ``[T, batch, ...]``.
         dynamic_batch: whether the program takes any number of samples, or as many as `example` has.
+        dynamic_time: whether it takes any number of steps, and does not grow with them: the loop of each
+            layer is torch's ``scan``. It runs a step at a time, as the loop that is written out does.
 
     Raises:
-        ValueError: if `net` holds something of hibana's that has no plain form.
+        ValueError: if `net` holds something of hibana's that has no plain form; or `example` has one step or
+            one sample where any number is to be taken, from which torch would conclude that it is always one.
     """
-    plain = _plain(copy.deepcopy(net).eval())
-    batch = {1: torch.export.Dim.AUTO} if dynamic_batch else None
+    plain = _plain(copy.deepcopy(net).eval(), _Scan if dynamic_time else _Loop)
+    moving = [axis for axis, moves in enumerate((dynamic_time, dynamic_batch)) if moves]
+    if dynamic_time and any(example.shape[axis] < 2 for axis in moving):
+        raise ValueError(f"example must have two steps and samples where any are taken, got {example.shape}")
+    shapes = (dict.fromkeys(moving, torch.export.Dim.AUTO),) if moving else None
     with torch.no_grad():
-        shapes = None if batch is None else (batch,)
         program: torch.export.ExportedProgram = torch.export.export(plain, (example,), dynamic_shapes=shapes)
-    operations = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    operations = {
+        str(node.target)
+        for module in program.graph_module.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+        if node.op == "call_function"
+    }
     if own := sorted(name for name in operations if name.startswith("hibana")):
         raise ValueError(f"net holds operations without a plain form: {', '.join(own)}")
     return program
@@ -56,15 +70,40 @@ class _Loop(nn.Module):
         return torch.cat(emitted)
 
 
-def _plain(module: nn.Module) -> nn.Module:
+class _Scan(nn.Module):
+    """`cell` over time as a loop that an export keeps; with a way back, if there is one."""
+
+    def __init__(self, cell: Cell, recurrent: nn.Module | None = None) -> None:
+        super().__init__()
+        self.cell, self.recurrent = cell, recurrent
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        from torch._higher_order_ops.scan import scan
+
+        carried = reference.carried(inputs.dtype)
+
+        def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            if self.recurrent is not None:
+                input_ = input_ + self.recurrent(state[-1].to(inputs.dtype))
+            after = self.cell(input_.to(carried), *state)
+            # what goes on and what comes out must not be one tensor
+            return tuple(part.clone() for part in after), after[-1].to(inputs.dtype).clone()
+
+        begun = tuple(part.clone() for part in self.cell.initial_state(inputs[0].to(carried)))
+        _, outputs = scan(step, begun, inputs)
+        emitted: Tensor = outputs
+        return emitted
+
+
+def _plain(module: nn.Module, loop: type[_Loop | _Scan]) -> nn.Module:
     """`module` with each layer of hibana in it replaced by one that runs PyTorch's own operations."""
     if isinstance(module, OverTime):
-        return _Loop(module.cell)
+        return loop(module.cell)
     if isinstance(module, Recurrent):
-        return _Loop(module.cell, _plain(module.recurrent))
+        return loop(module.cell, _plain(module.recurrent, loop))
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(module, kind) and type(module).__module__.startswith("hibana."):
             module.__class__ = kind  # the same parameters, multiplied densely
     for name, child in module.named_children():
-        setattr(module, name, _plain(child))
+        setattr(module, name, _plain(child, loop))
     return module
