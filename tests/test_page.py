@@ -1,10 +1,13 @@
 """The page of a network: one file, opened from disk in headless Chromium, drawn to."""
 
+import http.server
 import json
 import math
 import re
 import shutil
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,40 @@ def test_the_page_fits_and_speaks_both_languages(width, browser):
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
     assert sum("スパイキング" in each for each in said) == 1
     assert page.get_log("browser") == []
+
+
+@pytest.fixture
+def served(tmp_path):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    shutil.copy(SHIPPED, tmp_path)
+    (tmp_path / "index.html").write_text(
+        '<iframe src="digits.html" style="width: 100%; height: 9rem"></iframe>'
+    )
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_frame_is_as_high_as_what_it_shows(browser, served):
+    inside = "const d = document.querySelector('iframe').contentDocument; return d && d.body && "
+    for width in (1280, 390, 1280):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get(served)
+        until = time.monotonic() + 60
+        while browser.execute_script(f"{inside}d.body.dataset.ready") != "yes":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.2)
+        shown, frame = browser.execute_script(
+            f"{inside}[d.documentElement.scrollHeight, document.querySelector('iframe').clientHeight]"
+        )
+        assert frame <= shown <= frame + 1
+        assert browser.execute_script(f"{inside}d.body.offsetHeight") >= frame - 1
 
 
 def test_the_page_loads_nothing():
