@@ -345,8 +345,12 @@ def test_convert_writes_onnx_in_whole_numbers(trained, tmp_path, capsys):
         ("net.nir", ["--bits", "8"], "--bits is for C, pages and ONNX, and changes nothing from"),
         ("net.c", ["--steps", "9"], "--steps is for programs"),
         ("net.pt2", ["--dt", "0.1"], "--dt is for files of NIR, and"),
+        ("net.pt2", ["--steps", "0"], "--steps must be given, at least 1"),
+        ("net.c", ["--bits", "8.5"], "--bits: it must be a whole number, got 8.5"),
+        ("net.c", ["--ram", "1e5"], "--ram: it must be a whole number, got 1e5"),
+        ("", [], "target must be a file, and"),
     ],
 )
-def test_convert_refuses_options_that_change_nothing(trained, target, option, says, tmp_path, capsys):
+def test_convert_refuses_what_it_would_not_follow(trained, target, option, says, tmp_path, capsys):
     assert says in refused(capsys, "convert", trained[0] / "checkpoint.ckpt", tmp_path / target, *option)
     assert not list(tmp_path.iterdir())

@@ -3,15 +3,31 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
 
 from hibana.cli.saying import Refusal, doing, refusing
 from hibana.cli.tables import confusions, said
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from hibana.train import Classifier
+
+
+def _whole(kind: type, tokens: "Sequence[cyclopts.Token]") -> int:
+    """A whole number; one with a fraction would be rounded in silence."""
+    (given,) = (token.value for token in tokens)
+    try:
+        return int(given)
+    except ValueError:
+        raise ValueError(f"it must be a whole number, got {given}") from None
+
+
+Whole = Annotated[int, cyclopts.Parameter(converter=_whole)]
 
 
 def predict(
@@ -124,10 +140,10 @@ def convert(
     /,
     *,
     dt: float | None = None,
-    steps: int | None = None,
-    bits: int | None = None,
-    ram: int | None = None,
-    flash: int | None = None,
+    steps: Whole | None = None,
+    bits: Whole | None = None,
+    ram: Whole | None = None,
+    flash: Whole | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Takes a network to other platforms and back, and says what was lost.
@@ -150,6 +166,8 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):
             raise ValueError(f"target must lie in a folder that can be written, got {target}")
+        if target.is_dir():
+            raise ValueError(f"target must be a file, and {target} is a folder")
         if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
         _check_serving(source, target, {"dt": dt, "steps": steps, "bits": bits, "ram": ram, "flash": flash})
@@ -158,7 +176,7 @@ def convert(
         if target.suffix == ".nir":
             _write_nir(net, target, dt, shape)
         elif target.suffix == ".pt2":
-            _write_program(net, target, shape, steps or trained)
+            _write_program(net, target, shape, trained if steps is None else steps)
         elif target.suffix == ".onnx":
             _write_onnx(net, model, target, shape, bits)
         elif target.suffix == ".html":
