@@ -285,6 +285,21 @@ def test_functions_whose_last_bit_no_standard_says_are_named():
     assert to_c(nn.Sequential(hb.OverTime(Own())), torch.rand(2, 1, 3)).functions == ()
 
 
+@needs_cc
+def test_the_spikes_of_an_exponential_neuron_are_pytorchs_but_for_rounding(tmp_path):
+    net = nn.Sequential(nn.Linear(6, 9), hb.EIF(threshold=0.5), nn.Linear(9, 9), hb.EIF()).eval()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight *= 3
+    inputs = torch.rand(30, 8, 6)
+    program = to_c(net, inputs)
+    outputs, *_ = outputs_of(compiled(program, tmp_path, 30), program, inputs)
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    assert 0.02 < wanted.mean() < 0.98
+    assert (outputs.float() == wanted).float().mean() > 0.99
+
+
 def test_nothing_that_a_network_is_called_ends_the_comment():
     class Evil(hb.Cell):
         def extra_repr(self):

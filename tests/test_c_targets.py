@@ -11,7 +11,8 @@ from hibana.convert import in_order, to_c
 def network():
     return nn.Sequential(
         nn.Linear(7, 9), hb.LIF(tau=3.0, threshold=0.3), nn.Unflatten(2, (1, 9)),
-        hb.EachStep(nn.Conv1d(1, 3, 3)), hb.IF(0.1), nn.Flatten(2), nn.Linear(21, 4), hb.LI(),
+        hb.EachStep(nn.Conv1d(1, 3, 3)), hb.IF(0.1), nn.Flatten(2), hb.Delay(torch.arange(21) % 3.0),
+        hb.Window(21, 9, 2, groups=3), hb.IF(0.1), hb.DelayedLinear(9, 4, 3), hb.LI(),
     ).eval()  # fmt: skip
 
 
