@@ -128,10 +128,7 @@ class _Quantizing:
         self.scales[node] = made(node, *scales)
 
     def _input(self, node: Node) -> float:
-        low, high = node.extremes
-        if node.binary or low == high == 0:
-            return 1.0
-        self.input = (high / 255, (0, 255)) if low >= 0 else (max(-low, high) / 127, (-127, 127))
+        self.input = input_range(node)
         return self.input[0]
 
     def _linear(self, node: Node, scale: Scale) -> Scale:
@@ -169,7 +166,7 @@ class _Quantizing:
             raise Unsupported(
                 f"layer {node.name!r}: only nn.AvgPool2d that counts its padding is a whole sum"
             )
-        area = module.divisor_override or sliding_of(node).kernel[0] * sliding_of(node).kernel[1]
+        area = area_of(node)
         module.divisor_override = 1
         return scale / area
 
@@ -217,6 +214,20 @@ class _Quantizing:
             _not_zero(now),
             agreement,
         )
+
+
+def input_range(node: Node) -> tuple[float, tuple[int, int]]:
+    """What a unit of the input stands for, and the least and the largest that it may be."""
+    low, high = node.extremes
+    if node.binary or low == high == 0:
+        return 1.0, (0, 1)
+    return (high / 255, (0, 255)) if low >= 0 else (max(-low, high) / 127, (-127, 127))
+
+
+def area_of(node: Node) -> int:
+    """What an average divides by."""
+    kernel = sliding_of(node).kernel
+    return int(getattr(node.module, "divisor_override", None) or kernel[0] * kernel[1])
 
 
 def reaches_spikes(node: Node, output: Node) -> bool:
