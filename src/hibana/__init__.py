@@ -46,10 +46,12 @@ from hibana.layers import (
     RefractoryLIF,
     run,
 )
-from hibana.loop import SlowPathWarning, explain, record, unroll
+from hibana.loop import SlowPathWarning, explain, outer, record, unroll
 from hibana.surrogate import Heaviside
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from hibana import convert as convert
     from hibana import data as data
     from hibana import demo as demo
@@ -148,6 +150,15 @@ __all__ = [
     "surrogate",
     "unroll",
 ]
+
+
+def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
+    """What :mod:`hibana.events`, loaded now, puts in the place of this."""
+    importlib.import_module("hibana.events")
+    return outer.by_bits(rows, words)
+
+
+outer.by_bits = _by_bits
 
 
 def __dir__() -> list[str]:
