@@ -19,7 +19,7 @@ from test_play import untrained
 pytest.importorskip("bokeh", reason="the extra play is not installed")
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
-PATIENCE = 60
+PATIENCE = 600
 """Seconds for what a loaded machine may take; nothing here says how long anything should."""
 FLAGS = (
     "--headless",
@@ -137,6 +137,24 @@ class Page:
             time.sleep(0.1)
         raise AssertionError(f"{code} gave {seen!r}, not {wanted!r}")
 
+    def settled(self):
+        """Waits until nothing was painted for half a second, of the browser's own time."""
+        self.driver.execute_async_script(
+            """
+            const done = arguments[0]
+            const views = Bokeh.index.query((view) => "repainted" in view)
+            let last = performance.now()
+            const painted = () => { last = performance.now() }
+            for (const view of views) view.repainted.connect(painted)
+            const look = () => {
+              if (performance.now() - last < 500) return setTimeout(look, 50)
+              for (const view of views) view.repainted.disconnect(painted)
+              done()
+            }
+            look()
+            """
+        )
+
     def answered(self, code):
         """Does `code`, and waits for what the neuron then answers."""
         self.run("window.before = root('neuron_potential').tags; " + code)
@@ -203,7 +221,7 @@ def test_a_dragged_slider_and_a_typed_number_are_answered(page):
 def test_an_answer_is_painted_in_one_frame_and_only_where_it_changed(page):
     page.answered("put('select-cell', 'ALIF', 'select')")
     page.until("root('neuron_others').visible")
-    time.sleep(1)  # until that is painted
+    page.settled()
     page.run(
         """
         window.painted = {}, window.frame = 0
@@ -224,7 +242,7 @@ def test_an_answer_is_painted_in_one_frame_and_only_where_it_changed(page):
 
 
 def test_a_paint_writes_no_style_sheets(page):
-    time.sleep(1)  # until the page is painted
+    page.settled()
     page.run(
         """
         window.written = 0, window.repainted = false
@@ -242,7 +260,7 @@ def test_a_paint_writes_no_style_sheets(page):
 def test_an_answer_tells_the_server_nothing_and_lays_nothing_out_that_had_room(page):
     for strength in ("0.35", "0.2"):
         page.answered(f"put('text-input-strength', '{strength}')")
-        time.sleep(1)  # until that is painted
+        page.settled()
     page.run(
         """
         window.sent = 0, window.laid = 0, window.repainted = false
@@ -261,7 +279,7 @@ def test_an_answer_tells_the_server_nothing_and_lays_nothing_out_that_had_room(p
     )
     page.answered("put('text-input-strength', '0.35')")
     page.until("repainted")
-    time.sleep(1)
+    page.settled()
     assert page.run("return [sent, laid]") == [0, 0]
 
 
@@ -338,6 +356,43 @@ def test_dark_paints_page_and_figures(page):
     assert page.run("return document.documentElement.classList.contains('dark')")
     page.run("deep('button').find((each) => each.textContent == 'Dark').click()")
     page.until(colour, light)
+
+
+BOXES = """
+const seen = [...document.querySelectorAll("main:not([hidden]) :is(aside, .panel)")]
+const boxes = seen.map((each) => each.getBoundingClientRect())
+const meet = (a, b, from, to) => a[from] < b[to] - 1 && b[from] < a[to] - 1
+const over = (a, b) => meet(a, b, "left", "right") && meet(a, b, "top", "bottom")
+const covered = boxes.some((a, i) => boxes.some((b, k) => i < k && over(a, b)))
+const figures = deep(".bk-Figure").map((each) => each.getBoundingClientRect()).filter((each) => each.width)
+const keys = [...document.querySelectorAll("main:not([hidden]) .key")]
+const legends = keys.map((each) => each.getBoundingClientRect())
+return {
+  wide: document.documentElement.scrollWidth, covered, panels: boxes.length,
+  flat: figures.filter((each) => each.height < 80).length,
+  beyond: figures.filter((each) => each.right > innerWidth + 1).length,
+  legends: legends.filter((key) => figures.some((figure) => over(key, figure))).length,
+}
+"""
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("view", ["neuron", "network"])
+def test_nothing_is_cut_or_covered_at_any_width(page, browser, width, view):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.run(f"show('{view}')")
+        page.until("root('network_layers').children.length", 2)
+        page.settled()
+        found = page.run(BOXES)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert found["wide"] <= width
+    assert found["panels"] == 4
+    assert not found["covered"]
+    assert (found["beyond"], found["flat"]) == (0, 0)
+    assert width > 1000 or found["legends"] == 0
 
 
 def get(address, path=None, **headers):
