@@ -92,7 +92,7 @@ def in_qemu(program, folder, inputs, processor, system="eabihf"):
     flags = [*target, *WARNINGS[1:-1], "-std=gnu99", "-Wl,-e,_start"]
     binary = _built(program, folder, SYSTEM % {"steps": len(inputs)}, flags)
     given = b"".join(_packed(program.input, step) for sample in inputs.transpose(0, 1) for step in sample)
-    run = subprocess.run(["qemu-arm", binary], input=given, capture_output=True, check=False, timeout=30)
+    run = subprocess.run(["qemu-arm", binary], input=given, capture_output=True, check=False, timeout=600)
     assert run.returncode == 0, run.stderr
     return _unpacked(program.kind, run.stdout).view(inputs.shape[1], len(inputs), -1).transpose(0, 1)
 

@@ -79,7 +79,7 @@ def runs():
         yield kind, ATan if takes(kind, "surrogate") else None, torch.float64
     for surrogate in SURROGATES:
         if surrogate not in (Step, Box, ATan):
-            yield hb.LIFCell, surrogate, torch.float32
+            yield hb.IFCell, surrogate, torch.float32
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def browser():
 
 def opened(browser, path):
     browser.get(path.as_uri())
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while browser.execute_script("return document.body.dataset.ready") != "yes":
         assert time.monotonic() < until
         time.sleep(0.05)

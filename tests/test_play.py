@@ -364,7 +364,7 @@ def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
         time.sleep(after)
         os.killpg(playing.pid, signal.SIGINT)  # as a terminal does: its worker gets it too
         try:
-            _, errors = playing.communicate(timeout=60)
+            _, errors = playing.communicate(timeout=600)
         finally:
             playing.kill()
     assert (playing.returncode, errors) == (130, "hibana play: interrupted\n")

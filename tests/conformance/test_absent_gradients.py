@@ -186,7 +186,8 @@ def test_whatever_a_loss_uses_its_gradients_are_those_of_the_reference(kind, dty
     inputs = numbers(dtype)
     count = len(cell.state_names())
     begun = tuple((inputs[i] * 0.5).clone() for i in range(count))
-    sizes = range(1, 2 + count) if run is CPU else {1, count, 1 + count}  # it has the CPU's plan and passes
+    all_of_them = run is CPU and dtype == torch.float32  # the plan and its passes are those of the others too
+    sizes = range(1, 2 + count) if all_of_them else {1, count, 1 + count}
     losses = chain.from_iterable(combinations(range(1 + count), size) for size in sizes)
     for used in losses:
         for state in (None, begun):
