@@ -21,7 +21,7 @@ from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = ["costs"]
 
-CALL = 4e-5
+CALL = 7e-5
 """Seconds that a convolution by events takes before and after its kernels, more than a linear layer."""
 
 
