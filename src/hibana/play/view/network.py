@@ -232,7 +232,7 @@ class NetworkView:
         for number, (made, layer) in enumerate(zip(self._rasters, layers, strict=True)):
             made.renderers[0].data_source.data = coloured(layer, LAYERS[number % len(LAYERS)])
             made.title.text = (
-                f"{layer['name']}: {layer['neurons']:,} neurons, {layer['rate']:.1%} of them spike at a step"
+                f"{layer['name']}: {layer['neurons']:,} neurons, {layer['rate']:.1%} spike a step"
             )
 
     def _make_rasters(self, layers: list[dict[str, Any]]) -> None:
