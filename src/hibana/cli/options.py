@@ -9,6 +9,7 @@ import cyclopts
 from docstring_parser import parse
 
 from hibana import loss, surrogate
+from hibana.cli.numbers import Whole
 from hibana.data import own
 from hibana.train.settings import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, Settings
 
@@ -39,7 +40,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             group=groups[field.name in OF_KINDS],
         )
         default = None if field.default is MISSING else field.default
-        kind: Any = field.type
+        kind: Any = Whole if field.type is int else field.type
         if default is None:
             kind = kind | None  # a default is held against its type, where pydantic is loaded
         annotation = Annotated[kind, option]

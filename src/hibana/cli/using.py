@@ -3,31 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import cyclopts
-
+from hibana.cli.numbers import Whole
 from hibana.cli.saying import Refusal, doing, refusing
 from hibana.cli.tables import confusions, said
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from hibana.train import Classifier
-
-
-def _whole(kind: type, tokens: "Sequence[cyclopts.Token]") -> int:
-    """A whole number; one with a fraction would be rounded in silence."""
-    (given,) = (token.value for token in tokens)
-    try:
-        return int(given)
-    except ValueError:
-        raise ValueError(f"it must be a whole number, got {given}") from None
-
-
-Whole = Annotated[int, cyclopts.Parameter(converter=_whole)]
 
 
 def predict(
