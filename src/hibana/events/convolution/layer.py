@@ -175,8 +175,8 @@ class Conv2d(_ByWindows, nn.Conv2d):
     >>> spikes = (torch.rand(16, 32, 16, 16) < 0.05).float()
     >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
     True
-    >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: ...% of the input spiked; added one by one, as up to ...%...'
+    >>> print(layer.explain())  # doctest: +ELLIPSIS
+    events: ...% of the input spiked; added one by one, as up to ...%...
     """
 
     dimensions = 2

@@ -48,8 +48,8 @@ class Linear(BySpikes, nn.Linear):
     >>> spikes = (torch.rand(25, 128, 784) < 0.05).float()
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
-    >>> layer.explain()  # doctest: +ELLIPSIS
-    'events: ...% of the input spiked; added one by one, as up to ...%...'
+    >>> print(layer.explain())  # doctest: +ELLIPSIS
+    events: ...% of the input spiked; added one by one, as up to ...%...
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
