@@ -18,12 +18,15 @@ HEAVY = [
 ]
 
 
+def printed(code, *options):
+    """What a process of its own prints, started with `options` of Python."""
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def test_import_hibana_loads_no_extra_and_no_compiler():
     code = f"import sys, hibana; print([name for name in {HEAVY} if name in sys.modules])"
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "[]"
+    assert printed(code, "-W", "error").strip() == "[]"
 
 
 def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():
@@ -34,8 +37,7 @@ def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():
         "print([name for name in hibana.__all__ if getattr(hibana, name, None) is None]);"
         "print(hibana.Linear is hibana.events.Linear, 'Linear' in dir(hibana))"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["[]", "[]", "True", "True"]
+    assert printed(code).split() == ["[]", "[]", "True", "True"]
 
 
 def test_the_gradient_of_a_matrix_in_a_step_is_added_up_per_spike_though_no_event_layer_was_touched():
@@ -45,8 +47,7 @@ def test_the_gradient_of_a_matrix_in_a_step_is_added_up_per_spike_though_no_even
         "layer(2 * torch.rand(5, 4, 70)).sum().backward();"
         "print(hb.loop.outer.by_bits.__module__)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "hibana.events.linear.product"
+    assert printed(code).strip() == "hibana.events.linear.product"
 
 
 def test_a_network_is_trained_without_numba():
@@ -58,5 +59,4 @@ def test_a_network_is_trained_without_numba():
         "net((torch.rand(3, 100, 1, 14, 14) < 0.1).float()).sum().backward();"
         "print(net[0].module.explain()[:6], net[4].explain()[:6], net[0].module.weight.grad.shape)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "events events torch.Size([16, 1, 3, 3])"
+    assert printed(code).strip() == "events events torch.Size([16, 1, 3, 3])"

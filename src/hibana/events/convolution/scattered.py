@@ -273,12 +273,12 @@ def _each_spike(
 ) -> None:
     """What `write` writes for a step and an input, for each spike of a row."""
     words = (inputs + (WORD - 1)) // WORD
-    with code.loop(0, steps) as step, code.loop(0, words) as word:
-        left = code.variable(bits[(step * rows + row) * words + word])
-        with code.when(left.value.differs(0)), code.repeat() as again:
-            write(step, word * WORD + left.value.lowest())
-            left.value &= left.value - 1
-            again(left.value.differs(0))
+    with (
+        code.loop(0, steps) as step,
+        code.loop(0, words) as word,
+        code.each_bit(bits[(step * rows + row) * words + word]) as bit,
+    ):
+        write(step, word * WORD + bit)
 
 
 def _turn(

@@ -58,12 +58,10 @@ def values_together(code: Code, row: Row, target: Pointer, source: Pointer, word
             target.store((source + 16 * part).load(16).compressed(bits.mask(16)))
             target = target + (bits & 0xFFFF).ones()
         return
-    left, n = code.variable(word), code.variable(0)
-    with code.when(word.differs(0)), code.repeat() as again:
-        target[n.value] = source[left.value.lowest()]
+    n = code.variable(0)
+    with code.each_bit(word) as bit:
+        target[n.value] = source[bit]
         n.value += 1
-        left.value &= left.value - 1
-        again(left.value.differs(0))
 
 
 def transposed_bits(code: Code, words: Pointer) -> None:
