@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
@@ -95,7 +96,7 @@ MISTAKES = [
     ("train --coding rate", "coding must be one of constant, poisson"),
     ("train --precision fp16", "precision must be one of 32-true"),
     ("train --class-weights yes", "class_weights must be one of none, balanced"),
-    ("train --layers 99999999", "needs more memory than there is"),
+    ("train --layers 99999999", "weights together, got 6,399,999,936 and more"),
     ("train --layers conv", "'conv' of 'conv' means nothing"),
     ("train --layers p9", "'p9' must fit on 8x8"),
     ("train --accelerator gpu", "accelerator must be one that this machine has"),
@@ -175,6 +176,17 @@ def test_a_mistake_is_answered_by_one_sentence(line, words, folder, capsys, monk
     assert err.count("\n") == 1
     left = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
     assert not {path for path in left if path.suffix in (".ckpt", ".yaml", ".png")}
+
+
+def test_memory_that_there_is_not_is_one_sentence(capsys, monkeypatch):
+    def asks_for_too_much(*_, **__):
+        torch.empty(1 << 60, dtype=torch.uint8, device="cpu")
+
+    monkeypatch.setattr("hibana.cli.training.made", asks_for_too_much)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == (
+        "hibana train: needs more memory than there is; fewer layers or a smaller batch_size need less\n"
+    )
 
 
 def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys, monkeypatch):

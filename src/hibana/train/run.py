@@ -9,6 +9,7 @@ import atexit
 import importlib.util
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Collection
@@ -175,10 +176,23 @@ def made(settings: Settings, samples: data.DataSet) -> Classifier:
     """The network for `samples`, before any training.
 
     Raises:
-        ValueError: if the layers do not fit, or nothing of a chosen coding is left of the samples.
+        ValueError: if the layers do not fit, or have more weights than this machine can train or a
+            checkpoint can hold, or nothing of a chosen coding is left of the samples.
     """
     description = samples.description if isinstance(samples, data.Own) else None
-    return Classifier(settings, samples.shape, samples.classes, description=description)
+    most = min(checkpoint.MOST_BYTES // 12, _memory() // 16)  # with AdamW's two averages, and gradients
+    return Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, used or not; where it does not say, more than any has.
+
+    Systems that give out more than they have end a process that fills it, and whoever else is in the way.
+    """
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
 
 
 def _leave() -> None:
