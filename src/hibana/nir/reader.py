@@ -10,7 +10,7 @@ import numpy as np
 from torch import fx, nn
 
 from hibana.nir.file import load
-from hibana.nir.modules import to_layer
+from hibana.nir.layer_of import to_layer
 from hibana.nir.nodes import LINEAR, NEURONS, Node, Shape, output_shape
 
 __all__ = ["read"]

@@ -16,7 +16,7 @@ from torch import fx, nn
 from hibana.delayed_linear import DelayedLinear
 from hibana.each_step import EachStep
 from hibana.fold import fold_batchnorm
-from hibana.nir.modules import lost_in_training, to_node
+from hibana.nir.node_of import lost_in_training, to_node
 from hibana.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.running import Stateful
 
