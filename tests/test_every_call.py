@@ -66,6 +66,29 @@ def test_gradients(case: tuple[nn.Module, Tensor]) -> None:
         near(found, wanted)
 
 
+OF_IMAGES = (
+    "Conv1d",
+    "Conv2d",
+    "MaxPool2d",
+    "Flatten",
+)  # their batch is the first axis, that of neurons the second
+ONE_BATCH = [case for case in CASES if case not in {f"{name} above IF" for name in OF_IMAGES}]
+
+
+@pytest.mark.parametrize("name", ONE_BATCH)
+def test_a_batch_of_none(name: str) -> None:
+    layer, x = made(name)
+    of_images = x.ndim > 3 or name.startswith("Conv1d")  # whose first axis is the batch
+    none = (x[:0] if of_images else x[:, :0]).requires_grad_()
+    outputs, wanted = layer(none), list(layer(x).shape)
+    wanted[not of_images] = 0
+    assert list(outputs.shape) == wanted
+    learned = [none, *(p for p in layer.parameters())]
+    found = torch.autograd.grad(outputs.sum(), learned)
+    assert [grad.shape for grad in found] == [p.shape for p in learned]
+    assert not any(grad.any() for grad in found)
+
+
 def test_autocast(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     with torch.autocast("cpu", torch.bfloat16):

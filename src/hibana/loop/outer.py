@@ -5,6 +5,7 @@ product with bits is what :mod:`hibana.events` does sooner than a dense one: it 
 :data:`by_bits`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,9 @@ def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradie
         gradient: what arrived, ``[T, ..., N]``.
     """
     steps, neurons = gradient.shape[0], gradient.shape[-1]
-    arriving = gradient.view(steps, -1, neurons)
-    residual = residual.reshape(steps, arriving.shape[1], -1)
+    arriving = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
+    columns = -(-neurons // 8) if operand.residual.boolean else neurons
+    residual = residual.reshape(*arriving.shape[:2], columns)
     if operand.state is None:
         found = _product(arriving, residual, operand.residual.boolean)
     else:

@@ -106,7 +106,10 @@ def _densely(
 ) -> Tensor:
     steps, reach = inputs.shape[0], (weight.shape[2] - 1) * dilation
     before = inputs.new_zeros(reach, *inputs.shape[1:]) if history is None else history.to(inputs.dtype)
-    images = torch.cat([before, inputs]).permute(2, 0, 1)[None]  # [1, channels, T, rows], channels last
     groups = inputs.shape[2] // weight.shape[1]
+    if inputs.shape[1] == 0:  # an image without width is refused, a batch without sequences is not
+        none = torch.cat([before, inputs]).permute(1, 2, 0)
+        return functional.conv1d(none, weight, bias, dilation=dilation, groups=groups).permute(2, 0, 1)
+    images = torch.cat([before, inputs]).permute(2, 0, 1)[None]  # [1, channels, T, rows], channels last
     out = functional.conv2d(images, weight[..., None], bias, dilation=(dilation, 1), groups=groups)
     return out[0].permute(1, 2, 0)[:steps]
