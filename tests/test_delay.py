@@ -222,3 +222,26 @@ def test_a_lag_is_found():
 def test_what_makes_no_sense_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(("one_by_one", "kernels"), [(1.0, 2.0), (2.0, 1.0)])
+def test_additions_for_each_synapse_are_chosen_where_they_should_take_less(monkeypatch, one_by_one, kernels):
+    layer, dense = (hb.DelayedLinear(64, 32, 9, sigma=0.0) for _ in range(2))
+    dense.load_state_dict(layer.state_dict())
+    dense.mode = "dense"
+    layer._reckoned = lambda *_: (one_by_one, kernels)
+    x = (torch.rand(40, 32, 64) < 0.1).float()
+    torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+    said = "an addition for each synapse, later; 0.50 of the time of kernels over time"
+    assert layer.explain().endswith(said) == (one_by_one < kernels)
+
+
+def test_long_delays_and_few_spikes_are_reckoned_for_additions_and_short_ones_and_many_are_not(monkeypatch):
+    monkeypatch.setenv("HIBANA_COSTS", "fixed")
+
+    def part(longest, density):
+        layer = hb.DelayedLinear(128, 128, longest, sigma=0.0)
+        one_by_one, kernels = layer._reckoned(torch.zeros(100, 64, 128), density, True)
+        return one_by_one / kernels
+
+    assert part(50, 0.02) < part(25, 0.03) < 1 < part(2, 0.3)

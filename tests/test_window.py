@@ -72,6 +72,7 @@ def test_values_that_are_no_spikes_and_depthwise_ones_are_torchs(groups, dtype):
 @pytest.mark.parametrize("last", [False, True])
 def test_at_each_pixel_of_images_stands_the_same_convolution(last):
     layer = hb.Window(4, 5, 3)
+    layer.mode = "events"
     neurons = hb.IF()
     x = 2 * torch.rand(7, 3, 4, 6, 8)
     if last:
@@ -122,6 +123,7 @@ def test_in_pieces_it_is_what_it_is_at_once(cuts):
 
 def test_many_spikes_in_pieces_are_added_one_by_one():
     layer = hb.Window(20, 8, 3)
+    layer.mode = "events"
     x = (torch.rand(30, 50, 20) < 0.1).float()
     first, state = hb.run(layer, x[:12])
     second, _ = hb.run(layer, x[12:], state)
@@ -135,7 +137,7 @@ def test_the_gradient_is_left_out_only_where_the_surrogate_would_lose_it(sigma):
         nn.Linear(5, 64), hb.IF(1.0, sigma), hb.Window(64, 32, 3), hb.IF(1.0, sigma), nn.Linear(32, 2)
     )
     dense = copy.deepcopy(net)
-    dense[2].mode = "dense"
+    net[2].mode, dense[2].mode = "events", "dense"
     x = 3 * torch.rand(20, 16, 5)
     for each in (net, dense):
         each(x).square().sum().backward()

@@ -1,6 +1,5 @@
 """A linear layer with a delay for each synapse, all of them learned."""
 
-import math
 from typing import final
 
 import torch
@@ -9,16 +8,18 @@ from torch import Tensor, nn
 from hibana.delay import Delayed
 from hibana.events.bits import share_of
 from hibana.events.checks import plain
-from hibana.events.convolution.causal import causal
+from hibana.events.convolution import reckoned
+from hibana.events.convolution.causal import causal, window
 from hibana.events.convolution.scattered import delayed, scattered
-from hibana.events.layer import Mode, binary_bits, learns
+from hibana.events.layer import binary_bits, learns
 from hibana.events.support import Support, support_of
+from hibana.window import Weighted, check_sizes
 
 __all__ = ["DelayedLinear"]
 
 
 @final
-class DelayedLinear(Delayed):
+class DelayedLinear(Weighted, Delayed):
     """A linear layer with a delay for each synapse: ``[T, batch, in_features] -> [T, batch, out_features]``.
 
         y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
@@ -51,10 +52,6 @@ class DelayedLinear(Delayed):
     torch.Size([30, 4, 2])
     """
 
-    mode: Mode = "auto"
-    """As of :class:`hibana.Linear`."""
-    bias: Tensor | None
-
     def __init__(
         self,
         in_features: int,
@@ -64,9 +61,7 @@ class DelayedLinear(Delayed):
         *,
         sigma: float = 0.5,
     ) -> None:
-        for name, value in {"in_features": in_features, "out_features": out_features}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(
             torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None),
             max_delay,
@@ -74,29 +69,13 @@ class DelayedLinear(Delayed):
             sigma,
         )
         self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(
-            torch.empty(out_features, in_features, dtype=torch.get_default_dtype(), device=None)
-        )
-        self.register_parameter(
-            "bias",
-            nn.Parameter(torch.empty(out_features, dtype=torch.get_default_dtype(), device=None))
-            if bias
-            else None,
-        )
-        self._reason = "not called yet"
+        self._hold((out_features, in_features), bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws weight and bias as ``torch.nn.Linear`` does, and delays evenly from [0, max_delay]."""
-        bound = 1 / math.sqrt(self.in_features)
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -bound, bound)
+        self._draw()
         nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
-
-    def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
 
     def extra_repr(self) -> str:
         sizes = f"{self.in_features}, {self.out_features}, max_delay={self.max_delay}"
@@ -128,16 +107,20 @@ class DelayedLinear(Delayed):
         if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
             return None
         between = self.interpolates
-        short = self.mode == "auto" and self.max_delay + 1 < SHORT * (2 if between else 1)
-        if self.mode == "dense" or short or (between and self.sigma > 0):
+        if self.mode == "dense" or (between and self.sigma > 0):
             return None
         seen = inputs if history is None else torch.cat([history, inputs])
         if inputs.requires_grad and not (history is None and _at_few_places(inputs, below)):
             return None
         found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
-        if found is None or (self.mode == "auto" and found.density > ONE_BY_ONE_UP_TO):
+        if found is None:
             return None
         self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
+        if self.mode == "auto":
+            one_by_one, kernels = self._reckoned(seen, found.density, learns(self.weight))
+            if one_by_one >= kernels:
+                return None
+            self._reason += f"; {one_by_one / kernels:.2f} of the time of kernels over time"
         skip = len(seen) - len(inputs)
         if between:
             lags, later = self._between()
@@ -148,6 +131,16 @@ class DelayedLinear(Delayed):
             return delayed(seen, found.bits[0], taps, lags, self.bias, skip, below)
         bias = None if self.bias is None else self.bias.detach().contiguous()
         return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
+
+    def _reckoned(self, seen: Tensor, density: float, learning: bool) -> tuple[float, float]:
+        """Seconds that additions for each synapse should take, and those of kernels over time."""
+        steps, rows, inputs = seen.shape
+        taps = 2 if self.interpolates else 1
+        sizes = steps, rows, inputs, self.out_features, self.max_delay, taps
+        kernels = reckoned.costs(
+            1, self.out_features, window(*sizes[:3], self.max_delay + 1, 1, self.max_delay)
+        )
+        return reckoned.one_by_one(*sizes, density, learning), kernels.sooner(density, learning)
 
 
 def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
@@ -161,6 +154,4 @@ def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
 
 
 ONE_BY_ONE_UP_TO = 0.2
-"""Density of spikes up to which each synapse is added to by itself."""
-SHORT = 4
-"""Steps of all synapses, which lie in rows, that take as long as one of each, which lie apart."""
+"""Part of the inputs up to which their gradient is computed place by place."""

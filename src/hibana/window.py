@@ -15,7 +15,7 @@ from hibana.loop import State, ambient
 from hibana.loop.leaf import as_leaf, is_name
 from hibana.running import Stateful
 
-__all__ = ["LooksBack", "Window"]
+__all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
 
 
 class LooksBack(Stateful):
@@ -63,8 +63,43 @@ class LooksBack(Stateful):
         return state[0].to(inputs.dtype)
 
 
+class Weighted(nn.Module):
+    """What layers of weights over time share: weight and bias, how they are drawn, what is said of a call."""
+
+    mode: Mode = "auto"
+    """As of :class:`hibana.Linear`."""
+    weight: Tensor
+    bias: Tensor | None
+
+    def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
+        """Makes parameters `weight`, of `shape`, and `bias`, ``[shape[0]]``, if there is one."""
+        dtype = torch.get_default_dtype()
+        self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=None))
+        held = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=None)) if bias else None
+        self.register_parameter("bias", held)
+        self._reason = "not called yet"
+
+    def _draw(self) -> None:
+        """Draws weight and bias evenly from ``±1 / sqrt(inputs)``, as torch does."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def explain(self) -> str:
+        """How the last call was computed, and why."""
+        return self._reason
+
+
+def check_sizes(**sizes: object) -> None:
+    """Raises ValueError for a size that is no whole number of at least 1."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
 @final
-class Window(LooksBack):
+class Window(Weighted, LooksBack):
     """A causal convolution over time: ``[T, batch, channels, ...] -> [T, batch, outputs, ...]``.
 
         y_t = bias + sum_(k < K) W[:, :, k] x_(t - (K - 1 - k) dilation),   x_t = 0 for t < 0
@@ -99,10 +134,6 @@ class Window(LooksBack):
     True
     """
 
-    mode: Mode = "auto"
-    """As of :class:`hibana.Linear`."""
-    bias: Tensor | None
-
     def __init__(
         self,
         in_channels: int,
@@ -113,26 +144,13 @@ class Window(LooksBack):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        sizes = {"in_channels": in_channels, "out_channels": out_channels, "kernel_size": kernel_size}
-        for name, value in {**sizes, "dilation": dilation, "groups": groups}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        check_sizes(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        check_sizes(dilation=dilation, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"groups must divide in_channels and out_channels, got {groups}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.dilation, self.groups = kernel_size, dilation, groups
-        self.weight = nn.Parameter(
-            torch.empty(
-                out_channels, in_channels // groups, kernel_size, dtype=torch.get_default_dtype(), device=None
-            )
-        )
-        self.register_parameter(
-            "bias",
-            nn.Parameter(torch.empty(out_channels, dtype=torch.get_default_dtype(), device=None))
-            if bias
-            else None,
-        )
-        self._reason = "not called yet"
+        self._hold((out_channels, in_channels // groups, kernel_size), bias)
         self.reset_parameters()
 
     @property
@@ -142,13 +160,7 @@ class Window(LooksBack):
 
     def reset_parameters(self) -> None:
         """Draws weight and bias evenly from ``±1 / sqrt(in_channels / groups * K)``, as torch does."""
-        bound = 1 / math.sqrt(self.weight[0].numel())
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
+        self._draw()
 
     def extra_repr(self) -> str:
         return (

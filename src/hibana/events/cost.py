@@ -34,12 +34,16 @@ class Product:
     """At each of :data:`DENSITIES`."""
 
     def ratio(self, density: float, planes: int = 1) -> float:
-        """Time of events to the dense product's at this `density`, on lines between those reckoned."""
+        """Time of events to the dense product's at this `density`."""
+        return self.seconds(density, planes) / self.dense
+
+    def seconds(self, density: float, planes: int = 1) -> float:
+        """Of events at this `density`, on lines between those reckoned."""
         right = min(max(1, bisect_left(DENSITIES, density)), len(DENSITIES) - 1)
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)
         taken = self.events[right - 1] * (1 - part) + self.events[right] * part
-        return (max(0.0, taken) * planes + OVERHEAD) / self.dense
+        return max(0.0, taken) * planes + OVERHEAD
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Costs:
     """The gradient of the input, over the density of the support."""
     scan: float
     """Seconds to make bits of numbers."""
+
+    def sooner(self, density: float, learning: bool) -> float:
+        """Seconds of the sooner way, with the weights' gradient if they are `learning`."""
+        products = (self.forward, self.weights) if learning else (self.forward,)
+        return sum(min(product.dense, product.seconds(density)) for product in products)
 
     def worth_looking(self, learning: bool) -> bool:
         """Whether events can pay at some density, and looking at the input costs little beside torch.

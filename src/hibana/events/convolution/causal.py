@@ -5,24 +5,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.events.checks import plain
-from hibana.events.convolution import autograd
+from hibana.events.convolution import autograd, reckoned
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.cost import choice
 from hibana.events.layer import (
     NO_EVENTS,
+    SMALLEST_WORK,
+    TINY,
     Mode,
     check_mode,
     known_bits,
     learns,
     numbers_as_bits,
+    too_dense,
     usable,
 )
 from hibana.events.linear import product
 from hibana.events.support import Support
 
-__all__ = ["causal"]
-
-SMALLEST_ROWS = 256
-"""Fewer rows than this do not pay for packing the weights."""
+__all__ = ["causal", "window"]
 
 
 def causal(
@@ -52,10 +53,10 @@ def causal(
         if history is not None and reach:
             inputs, below = torch.cat([history.to(inputs.dtype), inputs]), None
         padding = 0 if history is not None else reach
-        found = _by_spikes(inputs, weight, bias, dilation, padding, below)
-        if found is not None:
+        found = _by_spikes(inputs, weight, bias, dilation, padding, below, mode)
+        if not isinstance(found, str):
             return found
-        reason = NO_EVENTS
+        reason = found
         history = None if history is None else inputs[:reach]
         inputs = inputs[reach:] if history is not None else inputs
     return _densely(inputs, weight, bias, dilation, history), f"dense: {reason}"
@@ -70,35 +71,49 @@ def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -
         return "groups"
     if 0 in (*inputs.shape, *weight.shape):
         return "nothing to add"
-    count = inputs.shape[0] * inputs.shape[1]
-    if mode == "auto" and count < SMALLEST_ROWS:
-        return f"{count} rows do not pay for packing the weights"
+    if mode == "auto" and inputs.shape[0] * inputs.shape[1] * weight.numel() < SMALLEST_WORK:
+        return TINY
     return None
 
 
 def _by_spikes(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: int, below: Support | None
-) -> tuple[Tensor, str] | None:
-    """The sums of rows of weights; None if `inputs` are neither spikes nor small whole numbers."""
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    padding: int,
+    below: Support | None,
+    mode: Mode,
+) -> tuple[Tensor, str] | str:
+    """The sums of rows of weights, and how; or why they would be no sooner, or can't be."""
     steps, rows, channels = inputs.shape
-    in_order, length = inputs.is_contiguous(), rows * channels
+    in_order, length, learning = inputs.is_contiguous(), rows * channels, learns(weight)
+    geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
+    costs = reckoned.costs(1, len(weight), geometry) if mode == "auto" else None
     found = known_bits(below, length, in_order)
     if found is None:
         flat = inputs.detach().reshape(steps, length).contiguous()
+        if costs is not None and (reason := too_dense(costs, flat.view(-1, channels), learning)):
+            return reason
         found = numbers_as_bits(flat)
     if found is None:
-        return None
-    height = steps + padding - (weight.shape[2] - 1) * dilation
-    geometry = Geometry(
-        channels, (steps, rows), (weight.shape[2], 1), (1, 1), (padding, 0), (dilation, 1), height
-    )
+        return NO_EVENTS
+    chosen = choice(costs, found.density, len(found.bits), learning)
+    if not chosen.any:
+        return chosen.refused(found.density)
     images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if learns(inputs, weight, bias):
         support = usable(below, length, in_order, found)
-        out = autograd.convolution(images, kernel, bias, found, support, geometry)
+        out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)
     else:
         out = autograd.forward(found, kernel.detach(), bias, geometry)
-    return out[0].permute(1, 2, 0), product.explained(found, len(weight))
+    return out[0].permute(1, 2, 0), product.explained(found, len(weight), chosen)
+
+
+def window(steps: int, rows: int, channels: int, size: int, dilation: int, padding: int) -> Geometry:
+    """Of an image of `steps` by `rows`, with `padding` steps of zeros before it and nothing after it."""
+    height = steps + padding - (size - 1) * dilation
+    return Geometry(channels, (steps, rows), (size, 1), (1, 1), (padding, 0), (dilation, 1), height)
 
 
 def _densely(

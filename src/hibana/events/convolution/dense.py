@@ -46,7 +46,7 @@ def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
     if geometry.skips:
         return functional.conv2d(met(images, geometry.stride), weight, bias)
     how = geometry.stride, geometry.padding, geometry.dilation
-    return functional.conv2d(channels_last(images), weight, bias, *how)
+    return functional.conv2d(channels_last(images), weight, bias, *how)[:, :, : geometry.output[0]]
 
 
 def gradients(
