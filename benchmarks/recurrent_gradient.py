@@ -5,7 +5,9 @@
 1-128-10, LIF with recurrent weights, trained on 3,600 sequences for 12 epochs; prints the accuracy on the 400
 that validate, the firing rate, and the norm of the gradient before it is clipped to 1. ``--spread`` gives
 each neuron a time constant of its own, spread over 2 to 50 steps and learned; ``--width`` draws recurrent
-weights from a normal distribution of ``width / sqrt(128)`` instead of torch's even one (0.58).
+weights from a normal distribution of ``width / sqrt(128)`` instead of torch's even one (0.58); ``--part``
+draws them so that they make this part of the potential's variance, the threshold ``--xi`` deviations above
+its mean.
 """
 
 import argparse
@@ -16,9 +18,11 @@ from torch import nn
 
 import hibana as hb
 from hibana.data import MNIST1D
-from hibana.train import activity, scale_to_rate
+from hibana.train import activity, fluctuation_driven_, scale_to_rate
 
 NEURONS, EPOCHS, BATCH, RATE = 128, 12, 64, 3e-3
+START = 0.1
+"""Spikes per neuron and step before training."""
 
 
 def network(asked: argparse.Namespace) -> nn.Module:
@@ -31,6 +35,8 @@ def network(asked: argparse.Namespace) -> nn.Module:
     recurrent = hb.Recurrent(cell, NEURONS, gradient_scale=asked.scale)
     if asked.width is not None:
         nn.init.normal_(recurrent.recurrent.weight, 0.0, asked.width / math.sqrt(NEURONS))
+    if asked.part is not None:
+        fluctuation_driven_(recurrent.recurrent.weight, cell, START, xi=asked.xi, part=asked.part)
     return nn.Sequential(nn.Linear(1, NEURONS), recurrent, hb.Linear(NEURONS, 10), hb.LI(tau=20.0))
 
 
@@ -40,6 +46,8 @@ def main() -> None:
     options.add_argument("--surrogate", default="ATan")
     options.add_argument("--spread", action="store_true")
     options.add_argument("--width", type=float)
+    options.add_argument("--part", type=float)
+    options.add_argument("--xi", type=float, default=2.0)
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
     torch.set_flush_denormal(True)
@@ -48,7 +56,7 @@ def main() -> None:
     samples.setup()
     inputs, labels = samples.training.inputs.transpose(0, 1).contiguous(), samples.training.labels
     net, objective = network(asked), hb.loss.MembraneMean()
-    scale_to_rate(net, inputs[:, :256], 0.1)
+    scale_to_rate(net, inputs[:, :256], START)
     optimizer = torch.optim.AdamW(net.parameters(), RATE)
     steps = EPOCHS * -(-len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)

@@ -2,13 +2,15 @@
 
 Nothing here draws, prints or knows the command line.
 
-What a training loop of one's own uses (`activity`, `scale_to_rate`, `spiking_layers`) needs PyTorch alone;
-all else is loaded when it is first touched, and needs Lightning (``pip install hibana[train]``).
+What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `spiking_layers`)
+needs PyTorch alone; all else is loaded when it is first touched, and needs Lightning
+(``pip install hibana[train]``).
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hibana.train.fluctuations import fluctuation_driven_
 from hibana.train.start import Activity, activity, scale_to_rate, spiking_layers
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ __all__ = [
     "Settings",
     "activity",
     "fit",
+    "fluctuation_driven_",
     "linear",
     "linear_accuracy",
     "load",
