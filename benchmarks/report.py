@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import grid_report, pictures, promises, recurrent_report
+from benchmarks import deep, grid_report, pictures, promises, recurrent_report
 from benchmarks.pictures import TITLES
 from benchmarks.tables import Row, bold, grouped, number, table
 
@@ -77,6 +77,7 @@ def _page(
         "recurrent": ("Recurrent", recurrent_report.section),
         "recurrent/memory": ("Memory of a training step of a recurrent network", _memory),
         "scaling": ("Scaling", _scaling),
+        "deep": ("Deep convolutional networks", deep.section),
         "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),

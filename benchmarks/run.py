@@ -19,8 +19,8 @@ from benchmarks import environment
 
 __all__ = ["main", "wanted"]
 
-PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "grid", "training", "gpu")
-_ASKED_FOR = ("grid", "training", "gpu")
+PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "deep", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     from benchmarks import (
         compiling,
+        deep,
         gpu,
         grid,
         layers,
@@ -84,7 +85,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         training,
     )
 
-    parts = (layers, networks, recurrent, scaling, compiling, grid, training, recurrent_training, gpu)
+    parts = (layers, networks, recurrent, scaling, compiling, deep, grid, training, recurrent_training, gpu)
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 

@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, gpu, measure, recurrent, recurrent_spyx, run
+from benchmarks import agreement, deep, gpu, measure, recurrent, recurrent_spyx, run
 
 
 @pytest.fixture
@@ -128,6 +129,31 @@ def test_the_grid_counts_what_is_slower_than_torch(tmp_path: Path):
     assert "| training | 2 | 2 (100%) | 1.06 |" in page
     assert "| linear 64 | 1 | 100% | training | 2.00 | dense: why |" in page
     assert (tmp_path / "benchmarks" / "grid.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", deep.NETWORKS)
+def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
+    image, _ = deep.sample()
+    weights, rates = deep.tuned(name, "hibana", image[:2], 0.16)
+    assert all(abs(rate - 0.16) < 0.01 for rate in rates)
+    net = deep.build(name, "hibana", weights)
+    seen = []
+    for part in net.modules():
+        if isinstance(part, deep.Neurons):
+            part.register_forward_hook(lambda part, given, out: seen.append(float(out.mean())))
+    for training in (True, False):
+        with torch.no_grad():
+            net.train(training)(image[:2])
+    assert len(seen) == 2 * len(rates)
+    assert all(abs(rate - 0.16) < 0.03 for rate in seen)
+
+
+def test_a_deep_network_is_timed_beside_relu():
+    found = deep.measured("vgg", ["relu", "hibana"], 1, time.process_time)
+    assert {(row["pass"], row["contender"]) for row in found} == {
+        (kind, who) for kind in ("training step", "inference") for who in ("relu", "hibana")
+    }
+    assert "| hibana |" in "\n".join(deep.section(found))
 
 
 def test_a_cell_of_the_grid_times_both_layers():

@@ -10,7 +10,10 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
+from hibana.events.bits import bits_of
+from hibana.events.convolution import autograd
 from hibana.events.convolution import layer as convolution_layer
+from hibana.events.convolution.geometry import Geometry
 from hibana.events.pooling import kernels as pooling_kernels
 from hibana.events.support import support_of
 
@@ -417,6 +420,36 @@ def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
     layer.weight.data[-1] = float("inf")  # see above: nothing but the sum of values leaves it out
     out.backward(grad)
     torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "image", "kernel", "padding", "dilation"),
+    [
+        (64, 70, (33, 40), (3, 3), (1, 1), (1, 1)),  # tiles of 3 rows by 20 pixels, and what is left
+        (3, 5, (7, 9), (3, 3), (1, 1), (1, 1)),  # one tile, nothing whole
+        (70, 130, (5, 65), (5, 3), (2, 0), (1, 2)),
+        (65, 33, (12, 11), (3, 3), (0, 2), (2, 1)),  # a dilation downwards: a row at a time
+        (5, 7, (30, 1), (3, 1), (2, 0), (3, 1)),
+        (16, 16, (6, 70), (3, 7), (4, 5), (2, 3)),
+        (130, 20, (12, 11), (1, 1), (0, 0), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
+def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
+    channels, outputs, image, kernel, padding, dilation, density
+):
+    torch.manual_seed(0)
+    geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
+    weight, support = torch.randn(outputs, channels, *kernel), torch.rand(2, *image, channels) < density
+    grad = torch.randn(2, *geometry.output, outputs)
+    wanted = torch.nn.grad.conv2d_input(
+        (2, channels, *image), weight, grad.permute(0, 3, 1, 2), 1, padding, dilation
+    )
+    wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0)
+    bits, _ = bits_of(support.float().view(2 * image[0], -1))
+    got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
+    assert not got[wanted == 0].any()
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])

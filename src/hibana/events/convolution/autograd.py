@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import dense, kernels
@@ -64,15 +63,13 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
     """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
     outputs = weight.shape[0]
     row = panel(outputs)
-    taps = functional.pad(weight.permute(2, 3, 0, 1), (0, 0, 0, -outputs % row.floats)).reshape(
-        -1, geometry.channels
-    )
-    out = torch.empty(
-        support.shape[0], geometry.image[1], geometry.channels, dtype=torch.float32, device="cpu"
-    )
-    table = product.packed(taps, row)
+    height, width = geometry.image
+    out = torch.empty(support.shape[0], width, geometry.channels, dtype=torch.float32, device="cpu")
+    table = product.packed(weight.reshape(outputs, -1), row)
+    deep, wide = geometry.tile
+    pieces = len(support) // height * -(-height // deep) * -(-width // wide)
     given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
-    kernels.input_gradient(len(support), GRAIN, **given, **geometry.sizes, row=row)
+    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, deep=deep, wide=wide, row=row)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
 
 
@@ -80,7 +77,7 @@ KEPT = 0.5
 """Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
 FEW = 0.5
 """Up to this density a gradient that is gone through value by value beats the dense product."""
-DOTS = 1.9
+DOTS = 0.9
 """How much longer a weight takes in a product computed where the support is than in a sum of few values."""
 DEEP = 8
 """Rows of an image that are gone through at a time, at most."""

@@ -8,6 +8,10 @@ from torch.nn import functional
 __all__ = ["Geometry", "Pair"]
 
 Pair = tuple[int, int]
+TILE = 64
+"""Pixels that are gone through at a time, a bit each."""
+WIDE = 32
+"""Of them, in a row, so that what lies around them is near."""
 
 
 class Geometry(NamedTuple):
@@ -32,6 +36,13 @@ class Geometry(NamedTuple):
             for d in (0, 1)
         )
         return down if self.height is None else self.height, across
+
+    @property
+    def tile(self) -> Pair:
+        """Pixels of the image that are done together, :data:`TILE` at most; a row if dilated downwards."""
+        across = -(-self.image[1] // WIDE)
+        wide = -(-self.image[1] // across)
+        return (min(TILE // wide, self.image[0]) if self.dilation[0] == 1 else 1), wide
 
     def whole(self, grad: Tensor) -> Tensor:
         """`grad` of the output, with zeros for the rows that were left out."""

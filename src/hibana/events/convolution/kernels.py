@@ -3,9 +3,17 @@
 Images lie channels last, ``[images, height, width, channels]``, a row of pixels as one row of bits.
 """
 
-from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, put_bits
-from hibana.events.lanes.rows import Row, dots
-from hibana.native import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
+from hibana.events.lanes.lists import (
+    SLACK,
+    WORD,
+    bits_from,
+    first_bits,
+    listed,
+    put_bits,
+    transposed_bits,
+)
+from hibana.events.lanes.rows import LANES, Row, folded
+from hibana.native import FLOAT, LONG, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["Sizes", "input_gradient", "windows"]
 
@@ -110,68 +118,130 @@ def input_gradient(
     target: Floats,
     sizes: Sizes,
     outputs: Value,
+    deep: Value,
+    wide: Value,
     row: Row,
 ) -> None:
     """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
 
-    One piece of work is a row of input pixels; the table holds, for each channel of the input, its weights
-    ``[kernel height][kernel width][outputs]``, the outputs padded with zeros to panels.
+    One piece of work is a tile of `deep` x `wide` pixels of the input, 64 at most. A panel of the output's
+    gradient around them is brought near, zeros beyond its border, and each channel goes through the pixels
+    where it is wanted: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
+    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1.
     """
     channels, width = sizes.channels, sizes.width
-    words, table_words = (width * channels + (WORD - 1)) // WORD, (channels + (WORD - 1)) // WORD
+    words, blocks = (width * channels + (WORD - 1)) // WORD, (channels + (WORD - 1)) // WORD
     panels = (outputs + (row.floats - 1)) // row.floats
-    padded = panels * row.floats
     taps = sizes.kernel_height * sizes.kernel_width
-    pieces = taps * panels
-    copies = outputs < padded
+    panel_floats = (channels * taps + (WORD - 1)) // WORD * (WORD * row.floats)
+    reach_down, reach_across = sizes.kernel_height - 1, (sizes.kernel_width - 1) * sizes.dilation_across
+    pitch = (wide + reach_across) * row.floats
+    tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
     with code.scratch(
-        (Floats, padded),
-        (Floats, copies.select(padded * taps, 0)),
-        (Longs, pieces),
-        (Shorts, table_words * WORD + SLACK),
+        (Floats, (deep + reach_down) * pitch),
+        (Longs, blocks * WORD),
         (Longs, words + 1),
-    ) as (nothing, near, places, index, pixels):
-        nothing.clear(padded)
-        near.clear(copies.select(padded * taps, 0))
+        (Longs, WORD),
+        (Longs, WORD),
+        (Shorts, WORD + SLACK),
+    ) as (near, wanted, pixels, places, into, index):
         pixels[words] = 0
+        with code.loop(0, deep) as down, code.loop(0, wide) as across:
+            places[down * wide + across] = down * pitch + across * row.floats
+            into[down * wide + across] = (down * width + across) * channels
         with code.loop(begin, end) as item:
-            image, y = item // sizes.height, item % sizes.height
-            (target + item * width * channels).clear(width * channels)
-            pixels.copy(bits + words * item, words)
-            with code.loop(0, width) as x:
-                n = code.variable(0)
-                with code.loop(0, channels, WORD) as base:
-                    count = (channels - base).smaller(WORD)
-                    here = bits_from(pixels, x * channels + base) & first_bits(code, count)
-                    with code.when(here.differs(0)):
-                        n.value = listed(code, row, here, base, index, n.value)
-                with code.when(n.value > 0):
-                    with (
-                        code.loop(0, sizes.kernel_height) as i,
-                        code.loop(0, sizes.kernel_width) as j,
-                    ):
-                        down = y + sizes.padding_down - i * sizes.dilation_down
-                        across = x + sizes.padding_across - j * sizes.dilation_across
-                        tap = i * sizes.kernel_width + j
-                        inside = (down >= 0) & (down < sizes.out_height)
-                        inside &= (across >= 0) & (across < sizes.out_width)
-                        pixel = (image * sizes.out_height + down) * sizes.out_width + across
-                        at: Pointer = gradient + outputs * pixel
-                        copy = near + padded * tap
-                        with code.when(inside & copies):
-                            copy.copy(at, outputs)
-                        at = nothing.instead(inside, at.instead(copies, copy))
-                        with code.loop(0, panels) as piece:
-                            places[tap * panels + piece] = (at + row.floats * piece).address()
-                    out = target + (item * width + x) * channels
-                    dots(
-                        code,
-                        row,
-                        out,
-                        places,
-                        table,
-                        pieces,
-                        table_words * (WORD * row.floats),
-                        index,
-                        n.value,
-                    )
+            image, tile = item // (tiles_down * tiles_across), item % (tiles_down * tiles_across)
+            top, left = tile // tiles_across * deep, tile % tiles_across * wide
+            height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
+            out = target + ((image * sizes.height + top) * width + left) * channels
+            wanted.clear(blocks * WORD)
+            with code.loop(0, height) as y:
+                (out + y * width * channels).clear(across * channels)
+                pixels.copy(bits + words * (image * sizes.height + top + y), words)
+                with code.loop(0, blocks) as block, code.loop(0, across) as x:
+                    here = bits_from(pixels, (left + x) * channels + block * WORD)
+                    here &= first_bits(code, (channels - block * WORD).smaller(WORD))
+                    wanted[block * WORD + y * wide + x] = here
+            with code.loop(0, blocks) as block:
+                transposed_bits(code, wanted + block * WORD)
+            with code.loop(0, panels) as panel:
+                upper = top + sizes.padding_down - reach_down * sizes.dilation_down
+                with code.loop(0, height + reach_down) as y:
+                    down = upper + y * sizes.dilation_down
+                    inside = (down >= 0) & (down < sizes.out_height)
+                    line = gradient + (image * sizes.out_height + down) * sizes.out_width * outputs
+                    begun = left + sizes.padding_across - reach_across
+                    to, seen = near + y * pitch, across + reach_across
+                    with code.when(~inside):
+                        to.clear(seen * row.floats)
+                    with code.when(inside):
+                        at = line + panel * row.floats
+                        _brought_near(code, row, to, at, begun, seen, panel, sizes, outputs)
+                tables = table + panel * panel_floats
+                with code.loop(0, channels) as channel:
+                    word = wanted[channel]
+                    with code.when(word.differs(0)):
+                        count = listed(code, row, word, code.constant(0), index, code.constant(0))
+                        (index + count).store(index[count - 1].spread(8))
+                        given = out + channel, into, near, places, tables + channel * taps * row.floats
+                        with code.loop(0, count - 4, 8) as i:
+                            _of_some(code, row, 8, *given, index + i, pitch, sizes)
+                        eights = (count + 3) & -8
+                        with code.when(eights < count):
+                            _of_some(code, row, 4, *given, index + eights, pitch, sizes)
+
+
+def _brought_near(
+    code: Code,
+    row: Row,
+    target: Pointer,
+    line: Pointer,
+    begin: Value,
+    count: Value,
+    panel: Value,
+    sizes: Sizes,
+    outputs: Value,
+) -> None:
+    """A panel of `count` pixels of a gradient's `line` from `begin` on; zeros if there are none."""
+    first = (0 - begin).larger(0).smaller(count)
+    stop = (sizes.out_width - begin).smaller(count).larger(first)
+    target.clear(first * row.floats)
+    (target + stop * row.floats).clear((count - stop) * row.floats)
+    wide = (outputs - panel * row.floats).smaller(row.floats)
+    for there in row.whole_or_part(code, wide):
+        with code.loop(first, stop) as x:
+            at, to = line + (begin + x) * outputs, target + x * row.floats
+            for v, lanes in enumerate(there):
+                (to + LANES * v).store((at + LANES * v).load(LANES, lanes))
+
+
+def _of_some(
+    code: Code,
+    row: Row,
+    entries: int,
+    out: Pointer,
+    into: Pointer,
+    near: Pointer,
+    places: Pointer,
+    weights: Pointer,
+    index: Pointer,
+    pitch: Value,
+    sizes: Sizes,
+) -> None:
+    """Adds a panel's part to one channel of the first `entries` pixels of `index`, the last repeated."""
+    which = [index[e].to(LONG) for e in range(entries)]
+    pixels = [near + places[k] for k in which]
+    sums = [code.variable(0.0, FLOAT.of(LANES)) for _ in which]
+    with code.loop(0, sizes.kernel_height) as i, code.loop(0, sizes.kernel_width) as j:
+        down, across = sizes.kernel_height - 1 - i, (sizes.kernel_width - 1 - j) * sizes.dilation_across
+        offset = down * pitch + across * row.floats
+        factors = row.load(weights + (i * sizes.kernel_width + j) * row.floats)
+        beside = [at + offset for at in pixels]
+        for v, factor in enumerate(factors):
+            for total, at in zip(sums, beside, strict=True):
+                total.value = factor.fused((at + LANES * v).load(LANES), total.value)
+    totals = folded([total.value for total in sums])
+    targets = [out + into[k] for k in which]
+    found = [at.load() + totals.lane(e * LANES // entries) for e, at in enumerate(targets)]
+    for at, value in zip(targets, found, strict=True):
+        at.store(value)

@@ -5,6 +5,7 @@ convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2.
 """
 
 from functools import lru_cache, partial
+from math import exp
 
 import torch
 from torch.nn import functional
@@ -14,7 +15,7 @@ from hibana.events.convolution import autograd, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, vectors
-from hibana.events.linear.reckoned import HELD, NANO, SCANNED, SCANNED_NUMBERS, about
+from hibana.events.linear.reckoned import NANO, SCANNED, SCANNED_NUMBERS, about
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
@@ -99,16 +100,20 @@ def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -
 
 
 def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:
-    """Where bits of the support are set."""
+    """Where bits of the support are set: what is brought near for tiles, and sums of products."""
     each = vectors(outputs)
-    wide = -(-outputs // (each * LANES)) * each
+    panels = -(-outputs // (each * LANES))
+    deep, wide = geometry.tile
     pixels = images * geometry.image[0] * geometry.image[1]
-    taps = geometry.kernel[0] * geometry.kernel[1]
-    some = pixels * (1 - (1 - density) ** geometry.channels)
-    wanted = pixels * geometry.channels * density
-    listed = pixels * (8.6 * -(-geometry.channels // 64) + 0.12 * (geometry.channels + outputs))
-    multiplied = 0.38 if taps * geometry.channels * outputs <= HELD[1] else 0.6
-    return NANO * (12_000 + listed + taps * wide * (2.8 * some + multiplied * wanted))
+    tiles = pixels / (deep * wide)
+    near = (deep + geometry.kernel[0] - 1) * (wide + (geometry.kernel[1] - 1) * geometry.dilation[1])
+    floats = tiles * near * panels * each * LANES + pixels * geometry.channels
+    products = geometry.kernel[0] * geometry.kernel[1] * each
+    lists = tiles * geometry.channels * panels
+    some = 1 - exp(-deep * wide * density)  # of the lists are not empty, and filled up to fours
+    found = lists * (deep * wide * density + 2 * some)
+    listed = lists * some * (3 + 0.66 * products)
+    return NANO * (12_000 + 0.087 * floats + listed + found * (1 + 0.165 * products))
 
 
 _FAMILIES = {"narrow": (8, 3, 8), "of one pixel": (32, 1, 32), "wide": (32, 3, 2)}

@@ -18,6 +18,7 @@ __all__ = [
     "begin_with",
     "compresses",
     "dots",
+    "folded",
     "panel",
     "sums_of_four",
     "transposed",
@@ -200,12 +201,12 @@ def _some_dots(
         for v, factor in enumerate(row.load(piece)):
             for total, at in zip(sums, beside, strict=True):
                 total.value = factor.fused((at + LANES * v).load(LANES), total.value)
-    totals = _folded([total.value for total in sums])
+    totals = folded([total.value for total in sums])
     for e, k in enumerate(which):
         out[k] = totals.lane(e * LANES // entries)
 
 
-def _folded(vectors: list[Value]) -> Value:
+def folded(vectors: list[Value]) -> Value:
     """One vector of the sums over each of 2, 4 or 8 vectors, in order, repeated to 16 lanes."""
     width = LANES // 2
     while len(vectors) > 1:
