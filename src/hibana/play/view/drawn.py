@@ -4,10 +4,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["GREYS", "MOVE", "PLAY", "apart", "coloured"]
+__all__ = ["MOVE", "PLAY", "apart", "coloured", "room", "short"]
 
-GREYS = [f"#{level:02x}{level:02x}{level:02x}" for level in range(255, -1, -1)]
-"""From white to black."""
 PLAY = """
 clearInterval(window.playing)
 if (cb_obj.active) {
@@ -44,3 +42,14 @@ def apart(ends: np.ndarray[Any, Any], distance: float) -> list[float]:
     for index in ends.argsort():
         height = places[index] = max(height + distance, places[index])
     return [float(place) for place in places]
+
+
+def room(steps: int, names: list[str]) -> float:
+    """How many steps wide the names beside the ends of `steps` steps are, in a figure 250 pixels wide."""
+    wide = min(0.5, (12 + 7 * max(map(len, names))) / 250)
+    return max(0.0, (wide * steps - 0.5) / (1 - wide))
+
+
+def short(name: str) -> str:
+    """A name that fits beside a line."""
+    return name if len(name) <= 16 else f"{name[:15]}…"

@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bokeh.models import ColumnDataSource, CustomJSTickFormatter, Legend, LegendItem, Plot
+from bokeh.models import (
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    Legend,
+    LegendItem,
+    LinearColorMapper,
+    Plot,
+)
 from bokeh.plotting import figure
 
 __all__ = ["BLUE", "GREEN", "GREY", "LAYERS", "ORANGE", "RED", "WIDGET", "Figure", "Look", "legend"]
@@ -19,6 +26,11 @@ FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', sans-s
 TEXT, LINES = ("#1d2430", "#e6e9ef"), ("#e3e6eb", "#2d3440")
 """In light, in dark."""
 FAINT = ("#5d6675", "#a4adbb")
+GREYS = tuple(
+    [f"#{level:02x}{level:02x}{level:02x}" for level in levels]
+    for levels in (range(255, -1, -1), range(24, 256))
+)
+"""From the ground of a page to what stands on it: black on white, or white on nearly black."""
 
 TICK = r"""
 const size = Math.abs(tick)
@@ -43,6 +55,11 @@ input[type="text"] { text-align: right; font-variant-numeric: tabular-nums; }
 :host(.faint) { color: var(--faint); }
 :host(.left) input[type="text"] { text-align: left; }
 :host(.wrong) input { border-color: #e0403f; box-shadow: 0 0 0 1px #e0403f; }
+select.bk-input:not([multiple]) {
+  background-image: linear-gradient(45deg, transparent 50%, var(--faint) 50%),
+    linear-gradient(-45deg, transparent 50%, var(--faint) 50%);
+  background-position: right 14px center, right 9px center; background-size: 5px 5px;
+}
 textarea { font-family: ui-monospace, 'DejaVu Sans Mono', monospace; font-size: 12px; white-space: pre; }
 .noUi-target { height: 6px; border: none; background: var(--edge); box-shadow: none; border-radius: 3px; }
 .noUi-connects { border-radius: 3px; }
@@ -64,6 +81,7 @@ class Look:
 
     def __init__(self) -> None:
         self._figures: list[Figure] = []
+        self._mappers: list[LinearColorMapper] = []
         self.dark = False
 
     def figure(self, title: str, x: str = "", y: str = "", **settings: Any) -> Figure:
@@ -101,6 +119,12 @@ class Look:
         self._paint(made)
         return made
 
+    def greys(self) -> LinearColorMapper:
+        """What maps the values of a picture to greys."""
+        made = LinearColorMapper(GREYS[self.dark])
+        self._mappers.append(made)
+        return made
+
     def forget(self, figures: Sequence[Figure]) -> None:
         """These figures are no longer shown."""
         self._figures = [each for each in self._figures if each not in figures]
@@ -110,6 +134,8 @@ class Look:
         self.dark = dark
         for each in self._figures:
             self._paint(each)
+        for mapper in self._mappers:
+            mapper.palette = GREYS[dark]
 
     def _paint(self, each: Figure) -> None:
         text, faint, lines = (pair[self.dark] for pair in (TEXT, FAINT, LINES))

@@ -12,7 +12,6 @@ from bokeh.models import (
     CustomJS,
     DataRange1d,
     Div,
-    LinearColorMapper,
     Row,
     Slider,
     Span,
@@ -23,7 +22,7 @@ from bokeh.models import (
 from hibana.play.network import DIGITS
 from hibana.play.pump import Pump
 from hibana.play.source import Trouble
-from hibana.play.view.drawn import GREYS, MOVE, PLAY, apart, coloured
+from hibana.play.view.drawn import MOVE, PLAY, apart, coloured, room, short
 from hibana.play.view.fields import WIDTH, label
 from hibana.play.view.look import BLUE, GREY, LAYERS, RED, WIDGET, Figure, Look, empty
 
@@ -132,8 +131,7 @@ class NetworkView:
         seen = self._look.figure(
             "Input", x_range=DataRange1d(range_padding=0), y_range=DataRange1d(range_padding=0, flipped=True)
         )
-        mapper = LinearColorMapper(GREYS)
-        seen.image("image", "x", "y", "dw", "dh", source=self._picture, color_mapper=mapper)
+        seen.image("image", "x", "y", "dw", "dh", source=self._picture, color_mapper=self._look.greys())
         seen.grid.visible = False
         self._seen = seen
 
@@ -220,9 +218,10 @@ class NetworkView:
         height, width = picture.shape
         self._picture.data = {"image": [picture], "x": [0], "y": [0], "dw": [width], "dh": [height]}
         self._seen.axis.visible = axes is not None
+        self._seen.yaxis.visible = axes is not None and height > 1
         self._seen.xaxis.axis_label, self._seen.yaxis.axis_label = axes or (None, None)
         self._seen.match_aspect = axes is None
-        self._seen.title.text = f"Input: a {answer['names'][answer['label']]}"
+        self._seen.title.text = f"Input: {short(answer['names'][answer['label']])}"
 
     def _show_layers(self, layers: list[dict[str, Any]]) -> None:
         if [each.tags for each in self._rasters] != [
@@ -260,7 +259,6 @@ class NetworkView:
             made.styles = {"flex": "1 1 0", "min-height": "0"}
             self._rasters.append(made)
         self.layers.children = list(self._rasters)
-        self._readout.x_range.update(start=-0.5, end=steps - 0.5 + 0.09 * steps)
         self._step.js_property_callbacks = {}
         self._step.js_on_change("value", CustomJS(args={"later": later, "now": self._now}, code=MOVE))
         self._step.end = max(steps - 1, 1)
@@ -269,7 +267,7 @@ class NetworkView:
 
     def _show_readout(self, answer: Any) -> None:
         potentials, label_, said = answer["potentials"], answer["label"], answer["answer"]
-        names = answer["names"]
+        names = [short(name) for name in answer["names"]]
         steps, classes = potentials.shape
         colours = [BLUE if n == label_ else RED if n == said else GREY for n in range(classes)]
         bold = [n in (label_, said) for n in range(classes)]
@@ -282,12 +280,15 @@ class NetworkView:
         }
         self._names.data = {
             "x": [steps - 1] * classes,
-            "y": apart(potentials[-1], 0.045 * float(np.ptp(potentials))),
+            "y": apart(potentials[-1], min(0.06, 0.9 / classes) * float(np.ptp(potentials))),
             "name": names,
             "colour": colours,
         }
-        right = "" if said == label_ else ", wrongly"
-        self._readout.title.text = f"Readout: shown a {names[label_]}, answers {names[said]}{right}"
+        wrong = "" if said == label_ else f", label {names[label_]}"
+        self._readout.title.text = f"Readout: {names[said]}{wrong}"
+        self._readout.x_range.update(start=-0.5, end=steps - 0.5 + room(steps, names))
+        for each in (self._readout.xaxis, self._readout.xgrid):
+            each.bounds = (-0.5, steps - 0.5)
 
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble

@@ -1,5 +1,6 @@
 """One neuron: its controls, and its potential, input, gradient, F-I curve and surrogate side by side."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Figure, Loo
 __all__ = ["NeuronView"]
 
 OWN = "your own…"
+OPENING = {"tau": 15.0, "input strength": 0.08, "input noise": 0.06}
+"""What the first cell is shown at: spikes so far apart that each reset is seen."""
 
 
 class NeuronView:
@@ -25,6 +28,7 @@ class NeuronView:
     def __init__(self, document: Document, look: Look, pump: Pump) -> None:
         self._document, self._pump = document, pump
         self._cell, self._top = "LIF", 1.0
+        self._opening = OPENING
         self._source: str | None = None
         self._fields: list[Field] = []
         self._input: dict[str, NumberField] = {}
@@ -178,12 +182,13 @@ class NeuronView:
             return
         self._cell, self._source, self._top = cell, code, answer["top"]
         self._summary.text = answer["summary"]
-        self._fields = [field(each, self._ask) for each in answer["controls"]]
+        opening, self._opening = self._opening, {}
+        self._fields = [field(_at(each, opening), self._ask) for each in answer["controls"]]
         self._numbers.children = [each.element for each in self._fields]
         top = answer["top"]
         strength = controls.Number("input strength", answer["strength"], 0.0, top, top / 500)
         noise = controls.Number("input noise", 0.0, 0.0, top / 2, top / 500)
-        self._input = {each.name: NumberField(each, self._ask) for each in (strength, noise)}
+        self._input = {each.name: NumberField(_at(each, opening), self._ask) for each in (strength, noise)}
         self._currents.children = [each.element for each in self._input.values()]
         self._ask()
 
@@ -230,6 +235,11 @@ class NeuronView:
     def _tell(self, trouble: str) -> None:
         self._trouble.text = trouble
         self._trouble.visible = bool(trouble)
+
+
+def _at(control: Any, values: dict[str, float]) -> Any:
+    """A control that begins at the value of its name, if there is one."""
+    return replace(control, value=values[control.name]) if control.name in values else control
 
 
 def _heading(text: str) -> Div:

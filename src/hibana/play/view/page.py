@@ -47,7 +47,7 @@ def page(
         margin=0,
         stylesheets=[WIDGET],
     )
-    dark = Toggle(label="Dark", name="dark", margin=0, width=70, stylesheets=[WIDGET])
+    dark = Toggle(label="Dark", name="dark", margin=0, width=58, stylesheets=[WIDGET])
     look = Look()
     dark.on_change("active", lambda attribute, old, new: look.paint(new))
     dark.js_on_change("active", CustomJS(code=PAINT))
