@@ -18,11 +18,12 @@ from hibana.data.commands import SpeechCommands
 from hibana.data.images import MNIST, Digits, FashionMNIST
 from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Table
 from hibana.data.ragged import Ragged, padded
-from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
+from hibana.data.recordings import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
 from hibana.data.speech import PaddedSpokenDigits, SpokenDigits
 
 __all__ = [
+    "CIFAR10DVS",
     "DATA_SETS",
     "MNIST",
     "MNIST1D",
@@ -66,6 +67,7 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "shd": SHD,
     "ssc": SSC,
     "dvs-gesture": DVSGesture,
+    "cifar10-dvs": CIFAR10DVS,
 }
 
 
