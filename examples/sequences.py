@@ -5,9 +5,10 @@
 
 The spiking network is three convolutions over five steps each (`hb.Window`), batch normalisation and LIF
 neurons; its dilations are 1, d and d², d the largest with which the three see no more steps than the sequence
-has. Nothing but width, steps and epochs differs from task to task. The ReLU network is the same with ReLUs,
-the GRU is torch's with a linear readout. All are trained alike: inputs as they are, one value of time a step;
-the epoch that validates best is tested, once.
+has: what ``hibana train`` takes for sequences. Nothing but width, steps and epochs differs from task to task.
+The ReLU network is the same with ReLUs, the GRU is torch's with a linear readout. All are trained alike:
+inputs as they are, one value of time a step; asked in the last step; the epoch that validates best is tested,
+once.
 """
 
 import argparse
@@ -46,6 +47,7 @@ TASKS = {
     "fashion-mnist-pixels": Task(196, 3),
 }
 NETWORKS = ("spiking", "gru", "relu")
+OBJECTIVE = hb.loss.MembraneLast(smoothing=0.1)
 
 
 class GRU(nn.Module):
@@ -74,7 +76,7 @@ def network(kind: str, features: int, width: int, classes: int, steps: int) -> n
         window = hb.Window(
             features if number == 0 else width, width, 5, dilation(steps) ** number, bias=False
         )
-        neurons = hb.LIF(tau=4.0, surrogate="ATan", detach_reset=True) if kind == "spiking" else nn.ReLU()
+        neurons = hb.LIF(surrogate="ATan", detach_reset=True) if kind == "spiking" else nn.ReLU()
         layers += [window, hb.EachStep(nn.BatchNorm1d(width)), neurons]
     return nn.Sequential(*layers, hb.Linear(width, classes), hb.LI(tau=20.0))
 
@@ -98,7 +100,7 @@ def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, 
     net = network(kind, *samples.shape, width, samples.classes, task.steps)
     if kind == "spiking":
         scale_to_rate(net, next(batches(training, 512, torch.arange(len(training))))[0], 0.15)
-    objective = hb.loss.MembraneMean(smoothing=0.1)
+    objective = OBJECTIVE
     best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})
     spent, begun = 0.0, time.process_time()
     history: list[float] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
-from hibana.train import activity, spiking_layers
+from hibana.train import activity, decayed, spiking_layers
 
 Batch = tuple[Tensor, Tensor]
 """Inputs ``[T, batch, features]`` and labels ``[batch]``."""
@@ -38,15 +38,18 @@ def train(
         objective: of what `net` puts out.
         epochs: passes.
         learning_rate: the peak of the one cycle.
-        weight_decay: of AdamW, for all but delays.
+        weight_decay: of AdamW, for weights alone.
         most_rate: spikes per neuron and step, above which a layer pays.
         delay_rate: the peak learning rate of delays, which are numbers of steps.
         each_step: called with the part of the training that is over.
         each_epoch: called after each epoch, with its number.
     """
     delays = [p for name, p in net.named_parameters() if name.endswith("delay")]
-    others = [p for name, p in net.named_parameters() if not name.endswith("delay")]
-    groups = [{"params": others, "lr": learning_rate, "weight_decay": weight_decay}]
+    known = {id(p) for p in delays}
+    groups = [
+        {**group, "params": [p for p in group["params"] if id(p) not in known], "lr": learning_rate}
+        for group in decayed(net, weight_decay)
+    ]
     if delays:
         groups.append({"params": delays, "lr": delay_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, fused=True)

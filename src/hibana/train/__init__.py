@@ -2,8 +2,8 @@
 
 Nothing here draws, prints or knows the command line.
 
-What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `spiking_layers`)
-needs PyTorch alone; all else is loaded when it is first touched, and needs Lightning
+What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `decayed`,
+`spiking_layers`) needs PyTorch alone; all else is loaded when it is first touched, and needs Lightning
 (``pip install hibana[train]``).
 """
 
@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hibana.train.fluctuations import fluctuation_driven_
-from hibana.train.start import Activity, activity, scale_to_rate, spiking_layers
+from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiking_layers
 
 if TYPE_CHECKING:
     from hibana.train.baseline import Linear, linear, linear_accuracy
@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "Settings",
     "activity",
+    "decayed",
     "fit",
     "fluctuation_driven_",
     "linear",

@@ -13,7 +13,7 @@ from hibana.data import Description
 from hibana.train import architecture
 from hibana.train.augment import augmented
 from hibana.train.settings import Settings
-from hibana.train.start import activity, scale_to_rate, spiking_layers
+from hibana.train.start import activity, decayed, scale_to_rate, spiking_layers
 
 __all__ = ["Classifier"]
 
@@ -188,9 +188,8 @@ class Classifier(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
-            self.parameters(),
+            decayed(self, self.settings.weight_decay),
             self.settings.learning_rate,
-            weight_decay=self.settings.weight_decay,
             fused=self.settings.precision
             != "16-mixed",  # whose gradients it would scale back itself, unclipped
         )

@@ -5,13 +5,15 @@ import math
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hibana.data import DATA_SETS
 from hibana.train import durable, record
 from hibana.train.baseline import Linear
 from hibana.train.folder import LAST, RESULT, SETTINGS
 from hibana.train.run import Outcome
-from hibana.train.settings import Settings
+from hibana.train.settings import Settings, is_of_numbers
+from hibana.train.usual import usual
 
 __all__ = ["Run", "found", "write"]
 
@@ -60,7 +62,7 @@ def _run(path: Path) -> Run:
         content = record.read(path / SETTINGS).content
     except ValueError as error:
         return Run(path.name, "", record.line(error)[:60], "", when)
-    usual = {**asdict(Settings()), "steps": None, "coding": None}
+    usual = {**asdict(Settings()), **_usual(content)}
     known = {each.name for each in fields(Settings)}
     differing = [
         f"{name} {record.shown(value).strip(chr(39))}"
@@ -68,6 +70,13 @@ def _run(path: Path) -> Run:
         if name in known and name not in ("data", "kind", "steps", "coding") and value != usual[name]
     ]
     return Run(path.name, Path(str(content.get("data"))).name, ", ".join(differing), _result(path), when)
+
+
+def _usual(content: dict[str, Any]) -> dict[str, Any]:
+    """What settings with this `content` are where nothing was said; a class of the user's is not loaded."""
+    made, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")
+    sequence = is_of_numbers(content.get("kind"), made)
+    return usual(sequence, steps if isinstance(steps, int) else 1)
 
 
 def _result(path: Path) -> str:

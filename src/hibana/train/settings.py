@@ -14,8 +14,9 @@ from typing import Any
 from hibana import cells, loss, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.train import architecture, durable, record
+from hibana.train.usual import NAMES, usual
 
-__all__ = ["CELLS", "CODINGS", "Settings", "read"]
+__all__ = ["CELLS", "CODINGS", "Settings", "is_of_numbers", "read"]
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     "IF": cells.IFCell,
@@ -48,6 +49,9 @@ _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
 class Settings:
     """All that decides a run.
 
+    What is not said is as usual for such data. "Of sequences" is of sequences of numbers: three windows, each
+    over five steps, together over as much of the sequence as they reach, one recipe for all.
+
     Args:
         data: the data set's name; or a file or folder of your own; or ``module:class`` of a DataSet of yours.
         kind: what that file or folder is: table, images, arrays, sequences, events; seen from it if ``None``.
@@ -64,28 +68,30 @@ class Settings:
         class_weights: ``balanced`` has all classes count alike, however many samples they have; ``none``.
         root: the folder of its files, where it needs one.
         download: fetch them into `root` if they are not there.
-        layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``.
-        cell: the hidden neurons.
+        layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``; 256,256 if
+            not said, of sequences ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
+        cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
-        surrogate: the name of what to call the derivative of the step.
+        surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
         threshold: of the hidden neurons.
         detach_reset: stop the gradient at the reset.
-        readout_tau: time constant of the readout in steps; infinite sums its input.
+        readout_tau: time constant of the readout in steps; infinite, which sums its input, of sequences 20.
         steps: time steps T for which an input is shown; as the data usually are if ``None``.
         coding: how inputs become spikes or currents; as the data usually are if ``None``.
         delta_threshold: of delta coding, in units of the signal.
-        loss: the name of the objective.
-        smoothing: of the labels, in [0, 1).
+        loss: the name of the objective; membrane-mean, of sequences membrane-last.
+        smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
         epochs: passes over the training set.
         patience: epochs without a better validation accuracy after which training ends; 0 is never.
         batch_size: samples in a batch, over all processes together.
-        learning_rate: the peak of the one-cycle schedule.
-        weight_decay: of AdamW.
+        learning_rate: the peak of the one-cycle schedule; 0.005, of sequences 0.003.
+        weight_decay: of AdamW, of weights alone; 0.01, of sequences 0.1.
         clip: the largest norm of a gradient.
         start_rate: spikes per neuron and step that the layers are scaled to before training; 0 leaves them.
-        rate_target: spikes per neuron and step above which a layer is penalised.
+            0.2, of sequences 0.15.
+        rate_target: spikes per neuron and step above which a layer is penalised; 0.07, of sequences 0.15.
         rate_penalty: weight of that penalty; 0 is none.
         least_rate: spikes per neuron and step below which a neuron is penalised as silent.
         silence_penalty: weight of that penalty; 0 is none.
@@ -110,27 +116,27 @@ class Settings:
     class_weights: str = "none"
     root: str | None = None
     download: bool = False
-    layers: str = "256,256"
-    cell: str = "IF"
+    layers: str = field(default=None)  # type: ignore[assignment] # of the data's kind, filled in below
+    cell: str = field(default=None)  # type: ignore[assignment] # likewise
     tau: float | None = None
-    surrogate: str = "Step"
+    surrogate: str = field(default=None)  # type: ignore[assignment] # likewise
     threshold: float = 1.0
     detach_reset: bool = True
-    readout_tau: float = math.inf
-    steps: int = field(default=None)  # type: ignore[assignment] # the data's own, filled in below
+    readout_tau: float = field(default=None)  # type: ignore[assignment] # likewise
+    steps: int = field(default=None)  # type: ignore[assignment] # likewise
     coding: str = field(default=None)  # type: ignore[assignment] # likewise
     delta_threshold: float = 0.5
-    loss: str = "membrane-mean"
-    smoothing: float = 0.0
+    loss: str = field(default=None)  # type: ignore[assignment] # likewise
+    smoothing: float = field(default=None)  # type: ignore[assignment] # likewise
     augment: str | None = None
     epochs: int = 40
     patience: int = 0
     batch_size: int = 64
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-2
+    learning_rate: float = field(default=None)  # type: ignore[assignment] # likewise
+    weight_decay: float = field(default=None)  # type: ignore[assignment] # likewise
     clip: float = 1.0
-    start_rate: float = 0.2
-    rate_target: float = 0.07
+    start_rate: float = field(default=None)  # type: ignore[assignment] # likewise
+    rate_target: float = field(default=None)  # type: ignore[assignment] # likewise
     rate_penalty: float = 0.1
     least_rate: float = 0.01
     silence_penalty: float = 0.0
@@ -143,7 +149,7 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is not None or each.name not in ("steps", "coding"):
+            if value is not None or each.name not in ("steps", "coding", *NAMES):
                 _check_type(each.name, value, each.type)
         self._fill_in()
         self._check_own()
@@ -201,9 +207,14 @@ class Settings:
             _among("kind", self.kind, own.KINDS)
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
-        for name, usual in (("steps", made.usual_steps), ("coding", coding)):
+        self._fill({"steps": made.usual_steps, "coding": coding})
+        self._fill(usual(is_of_numbers(self.kind, made), self.steps))
+
+    def _fill(self, values: dict[str, Any]) -> None:
+        """Puts `values` where nothing was said."""
+        for name, value in values.items():
             if getattr(self, name) is None:
-                object.__setattr__(self, name, usual)
+                object.__setattr__(self, name, value)
 
     def _check_own(self) -> None:
         defaults = {each.name: each.default for each in fields(self)}
@@ -297,6 +308,14 @@ class Settings:
     def write(self, path: Path, run: str | None = None) -> None:
         """Writes a YAML file from which :func:`read` gives an equal object; `run` is who writes it."""
         durable.replace(path, record.text(asdict(self), run).encode())
+
+
+def is_of_numbers(kind: str | None, made: type[DataSet] | None) -> bool:
+    """Whether data of this `kind`, or of the class that they are `made` by, are rows of numbers over time."""
+    if kind is not None or made is None:
+        return kind == "sequences"
+    shape = vars(made).get("shape")
+    return bool(made.sequential) and isinstance(shape, tuple) and len(shape) == 1
 
 
 def read(path: Path, *, trust: Collection[str] = (), **changes: Any) -> Settings:

@@ -17,7 +17,7 @@ from hibana import lengths as padding
 from hibana.loop import emits_spikes, record
 from hibana.loop.graph.ops import Unsupported
 
-__all__ = ["Activity", "activity", "scale_to_rate", "spiking_layers"]
+__all__ = ["Activity", "activity", "decayed", "scale_to_rate", "spiking_layers"]
 
 
 class Activity(dict[str, Tensor]):
@@ -166,6 +166,24 @@ def scale_to_rate(
     _warn_of_far_potentials(net, net(inputs), lengths)
     net.train(training)
     return started
+
+
+def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimiser such as AdamW: weights decay, all else does not.
+
+    What has one axis (biases, gains of a normalisation, time constants, thresholds) and delays are not
+    weights: a gain that decays has its layer fall silent, and a time constant that does forgets.
+
+    >>> import hibana as hb
+    >>> net = nn.Sequential(hb.Linear(4, 8), hb.PLIF(), hb.DelayedLinear(8, 2, max_delay=5))
+    >>> [(len(group["params"]), group["weight_decay"]) for group in decayed(net, 0.1)]
+    [(2, 0.1), (4, 0.0)]
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in net.named_parameters():
+        groups[parameter.ndim > 1 and name.rpartition(".")[2] != "delay"].append(parameter)
+    decays = {True: weight_decay, False: 0.0}
+    return [{"params": held, "weight_decay": decays[is_]} for is_, held in groups.items() if held]
 
 
 FAR = 5.0

@@ -1,0 +1,49 @@
+"""The settings of a run that nobody chose: of still inputs the article's, of sequences one recipe for all."""
+
+import math
+from typing import Any
+
+__all__ = ["NAMES", "usual"]
+
+_STILL: dict[str, Any] = {
+    "layers": "256,256",
+    "cell": "IF",
+    "surrogate": "Step",
+    "readout_tau": math.inf,
+    "loss": "membrane-mean",
+    "smoothing": 0.0,
+    "learning_rate": 5e-3,
+    "weight_decay": 1e-2,
+    "start_rate": 0.2,
+    "rate_target": 0.07,
+}
+_SEQUENCES: dict[str, Any] = {
+    "cell": "LIF",
+    "surrogate": "ATan",
+    "readout_tau": 20.0,
+    "loss": "membrane-last",
+    "smoothing": 0.1,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.1,
+    "start_rate": 0.15,
+    "rate_target": 0.15,
+}
+NAMES = tuple(_STILL)
+"""Of the settings that are decided here where they are not said."""
+SIZE, WIDTH = 5, 96
+"""Steps under a window, and neurons above it."""
+FARTHEST = 99
+"""Of d, whose square a description can say."""
+
+
+def usual(sequence: bool, steps: int) -> dict[str, Any]:
+    """What each of :data:`NAMES` is, of a `sequence` of numbers that is so many `steps` long."""
+    return {**_SEQUENCES, "layers": _windows(steps)} if sequence else _STILL
+
+
+def _windows(steps: int) -> str:
+    """Three windows, dilated by 1, d and d^2, d the largest with which they see no more than all `steps`."""
+    whole = (4 * steps) // (SIZE - 1) - 3  # (SIZE - 1) (1 + d + d^2) <= steps, times 4, as a square
+    d = min(max(1, (math.isqrt(max(0, whole)) - 1) // 2), FARTHEST)
+    dilated = (f"d{each}" if each > 1 else "" for each in (1, d, d * d))
+    return "-".join(f"{WIDTH}w{SIZE}{each}b" for each in dilated)

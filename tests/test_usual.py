@@ -1,0 +1,113 @@
+"""What a run is of which little was said: of sequences one recipe, whatever their length."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from hibana import data, loss
+from hibana.data import DATA_SETS
+from hibana.train import Classifier, Settings, architecture, results
+from hibana.train.usual import NAMES
+
+SEQUENCES = ["mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels", "spoken-digits", "shd", "ssc"]
+OTHERS = ["digits", "fashion-mnist", "n-mnist", "dvs-gesture", "cifar10-dvs"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "layers"])
+def test_sequences_of_numbers_share_what_is_not_said_and_nothing_else_has_it(name):
+    (found,) = {getattr(Settings(data=each), name) for each in SEQUENCES}
+    assert found not in {getattr(Settings(data=each), name) for each in OTHERS}
+
+
+def test_what_was_said_stays():
+    said = {"layers": "8r", "loss": "rate", "smoothing": 0.0, "start_rate": 0.0, "readout_tau": 3.0}
+    settings = Settings(data="mnist-1d", cell="ALIF", **said)
+    assert {name: getattr(settings, name) for name in said} == said
+    assert settings.cell == "ALIF"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 11, 12, 27, 28, 40, 83, 84, 196, 1000])
+def test_windows_reach_over_as_much_of_a_sequence_as_they_can(steps):
+    net = architecture.build(
+        Settings(data="shd", steps=steps).layers, (1,), 2, Settings(data="shd").make_cell
+    )
+    windows = [layer for layer in net if hasattr(layer, "reach")]
+    first, second, third = (window.dilation for window in windows)
+    assert (first, third) == (1, second**2)
+    reach = [4 * (1 + d + d * d) for d in (second, second + 1)]
+    assert reach[0] <= max(12, steps) < max(13, reach[1])
+
+
+def test_data_of_ones_own_are_sequences_by_their_kind(tmp_path):
+    for kind, cell in (("sequences", "LIF"), ("arrays", "IF")):
+        assert Settings(data=str(tmp_path), kind=kind).cell == cell
+
+
+def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):
+    class Mine(data.DataSet):
+        shape, classes, sequential = (3,), 2, True
+
+    class Frames(data.DataSet):
+        shape, classes, sequential = (2, 8, 8), 2, True
+
+    module = types.ModuleType("mine")
+    module.Mine, module.Frames = Mine, Frames
+    monkeypatch.setitem(sys.modules, "mine", module)
+    assert Settings(data="mine:Mine").cell == "LIF"
+    assert Settings(data="mine:Frames").cell == "IF"
+
+
+def test_every_data_set_has_settings():
+    for name in DATA_SETS:
+        settings = Settings(data=name)
+        assert all(getattr(settings, each) is not None for each in NAMES)
+
+
+def test_the_example_of_sequences_trains_what_hibana_train_does():
+    """Parameter for parameter, by the same objective."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    try:
+        import sequences
+    finally:
+        sys.path.pop(0)
+    for name in ("mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels"):
+        settings = Settings(data=name)
+        made = data.load(name, steps=settings.steps)
+        usual = architecture.build(
+            settings.layers, made.shape, 10, settings.make_cell, readout_tau=settings.readout_tau
+        )
+        ours = sequences.network("spiking", *made.shape, 96, 10, settings.steps)
+        ours.load_state_dict(dict(zip(ours.state_dict(), usual.state_dict().values(), strict=True)))
+        inputs = torch.rand(settings.steps, 3, *made.shape)
+        assert torch.equal(ours.eval()(inputs), usual.eval()(inputs))
+        assert loss.named(settings.loss, settings.smoothing) == sequences.OBJECTIVE
+
+
+def test_a_run_is_listed_with_what_is_not_usual_for_its_data(tmp_path):
+    for number, (name, said) in enumerate(
+        [("mnist-1d", {}), ("shd", {"cell": "ALIF"}), ("digits", {"tau": 3.0})]
+    ):
+        (tmp_path / str(number)).mkdir()
+        Settings(data=name, **said).write(tmp_path / str(number) / "settings.yaml")
+    assert {run.data: run.settings for run in results.found(tmp_path)} == {
+        "mnist-1d": "",
+        "shd": "cell ALIF",
+        "digits": "tau 3.0",
+    }
+
+
+def test_weights_decay_and_gains_and_time_constants_do_not():
+    settings = Settings(data="mnist-1d", weight_decay=0.1, cell="PLIF")
+    model = Classifier(settings, (1,), 10)
+    model._trainer = types.SimpleNamespace(estimated_stepping_batches=5)
+    optimizer = model.configure_optimizers()["optimizer"]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name, p in before.items() if p.ndim > 1}
+    assert len(changed) == 4
