@@ -14,13 +14,11 @@ __all__ = [
     "Row",
     "add_rows",
     "add_scaled_rows",
-    "add_subsets",
     "begin_with",
     "compresses",
     "dots",
     "folded",
     "panel",
-    "sums_of_four",
     "transposed",
     "vectors",
 ]
@@ -131,28 +129,6 @@ def add_scaled_rows(
     with code.loop(whole, count) as i:
         add(i, 0)
     row.store([total.value for total in sums[0]], target)
-
-
-def sums_of_four(code: Code, row: Row, target: Pointer, source: Pointer) -> None:
-    """The 16 sums of the subsets of four rows at `source`, subset ``b`` as row ``b`` of `target`."""
-    zero = code.constant(0.0, FLOAT.of(LANES))
-    for v in range(row.vectors):
-        sums = [zero]
-        for i in range(4):
-            value = (source + (row.floats * i + LANES * v)).load(LANES)
-            sums += [total + value if n else value for n, total in enumerate(sums)]
-        for subset, value in enumerate(sums):
-            (target + (row.floats * subset + LANES * v)).store(value)
-
-
-def add_subsets(row: Row, target: Pointer, start: Pointer, tables: Pointer, word: Value) -> None:
-    """``target = start + sum over the 8 half-bytes b of word of row b of table``; 16 rows a table."""
-    sums = row.load(start)
-    for group in range(8):
-        subset = (word >> 4 * group) & 15
-        values = row.load(tables + subset * row.floats + 16 * row.floats * group)
-        sums = [total + value for total, value in zip(sums, values, strict=True)]
-    row.store(sums, target)
 
 
 def dots(

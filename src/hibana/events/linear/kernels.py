@@ -3,19 +3,14 @@
 Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
 """
 
-from hibana.events.lanes.lists import SLACK, WORD, listed
-from hibana.events.lanes.rows import (
-    Row,
-    add_rows,
-    add_subsets,
-    begin_with,
-    dots,
-    sums_of_four,
-    transposed,
-)
-from hibana.native import LONG, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
+from collections.abc import Iterator
 
-__all__ = ["forward_lists", "forward_tables", "input_gradient", "pack"]
+from hibana.events.lanes.lists import SLACK, WORD, listed
+from hibana.events.lanes.rows import Row, add_rows, begin_with, dots, transposed
+from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
+from hibana.native import Code, Floats, Longs, Shorts, Value, kernel
+
+__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack"]
 
 TILE = 8
 """Words of inputs whose weights are kept near for an input's gradient."""
@@ -23,8 +18,8 @@ BLOCK = 256
 """Rows of bits, and of support, that are gone through at a time."""
 LISTED = 64
 """Rows of bits that are listed at a time."""
-GROUPS = 8
-"""Groups of four inputs whose sums are looked up at a time."""
+LOOKED_UP = 512
+"""Rows of bits that are looked up in the same tables."""
 
 
 @kernel
@@ -120,31 +115,29 @@ def forward_tables(
 ) -> None:
     """Rows of outputs: for each four inputs, the sum of those that spiked is looked up."""
     words = (inputs + (WORD - 1)) // WORD
+    room = code.constant(LOOKED_UP * row.floats)
     with (
         code.scratch(
-            (Floats, GROUPS * 16 * row.floats), (Floats, BLOCK * row.floats), (Floats, row.floats)
+            (Floats, TABLES), (Floats, (outputs % row.floats).equals(0).select(0, room)), (Floats, row.floats)
         ) as (tables, block, begun),
-        code.loop(begin, end, BLOCK) as top,
+        code.loop(begin, end, LOOKED_UP) as top,
         code.loop(0, (outputs + (row.floats - 1)) // row.floats) as panel,
     ):
-        rows = (end - top).smaller(BLOCK)
+        rows = (end - top).smaller(LOOKED_UP)
         begin_with(code, row, begun, bias, panel, outputs)
         wide = (outputs - panel * row.floats).smaller(row.floats)
-        with code.loop(0, (inputs + 31) // 32) as half:
-            tabulated(code, row, tables, table + (words * panel * WORD + half * 32) * row.floats)
+        narrow = wide < row.floats
+        into = target + (outputs * top + panel * row.floats)
+        out, pitch = into.instead(narrow, block), narrow.select(row.floats, outputs)
+
+        def sums(word: Value) -> Iterator[Sum]:
             with code.loop(0, rows) as i:
-                fired = (bits + words * (top + i)).of(Ints)[half].to(LONG)
-                at = block + row.floats * i
-                add_subsets(row, at, begun.instead(half > 0, at), tables, fired)
-        with code.loop(0, rows) as i:
-            into = target + (outputs * (top + i) + panel * row.floats)
-            into.copy(block + row.floats * i, wide)
+                into_row = out + pitch * i
+                yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
 
-
-def tabulated(code: Code, row: Row, tables: Pointer, rows: Pointer) -> None:
-    """For each four of the 32 `rows`, the sums of their subsets."""
-    with code.loop(0, GROUPS) as group:
-        sums_of_four(code, row, tables + group * (16 * row.floats), rows + group * (4 * row.floats))
+        add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
+        with code.when(narrow), code.loop(0, rows) as i:
+            (into + outputs * i).copy(block + row.floats * i, wide)
 
 
 @kernel

@@ -12,7 +12,7 @@ from torch import Tensor
 from hibana.events import cost
 from hibana.events.bits import bits_of
 from hibana.events.lanes.rows import LANES, panel, vectors
-from hibana.events.linear import dense, product
+from hibana.events.linear import dense, kernels, product
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = ["MULTIPLIED", "SCANNED", "about", "by_onednn", "costs", "forward", "weights"]
@@ -103,9 +103,9 @@ def _listed(rows: int, inputs: int, outputs: int, density: float) -> float:
 
 def _looked_up(rows: int, inputs: int, outputs: int) -> float:
     wide, _, far = _sizes(rows, inputs, outputs)
-    fours, blocks = -(-inputs // 4), -(-rows // 256)
+    fours, blocks = -(-inputs // 4), -(-rows // kernels.LOOKED_UP)
     packing = 0.1 * inputs * outputs + 1.4 * far
-    return NANO * (8200 + packing + wide * (rows * (2.2 + 0.22 * fours) + blocks * 6.2 * fours))
+    return NANO * (8200 + packing + wide * (rows * (0.9 + 0.18 * fours) + blocks * 6.2 * fours))
 
 
 def _weights_listed(rows: int, inputs: int, outputs: int, density: float) -> float:

@@ -1,11 +1,12 @@
 """The gradient of a linear layer's weights, from bits: an input's is the sum of the rows where it spiked."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hibana.events.lanes.lists import SLACK, WORD, listed, transposed_bits
-from hibana.events.lanes.rows import LANES, Row, add_rows, add_subsets, transposed
-from hibana.events.linear.kernels import GROUPS, tabulated
-from hibana.native import LONG, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
+from hibana.events.lanes.rows import LANES, Row, add_rows, transposed
+from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
+from hibana.native import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["weight_gradient"]
 
@@ -44,7 +45,7 @@ def weight_gradient(
     most_deep = (words + parts_down - 1) // parts_down
     with (
         code.scratch(
-            (Floats, GROUPS * 16 * row.floats),
+            (Floats, TABLES),
             (Floats, most_wide * most_deep * (WORD * row.floats)),
             (Floats, most_wide * (GRADIENTS * row.floats)),
             (Floats, most_wide * row.floats),
@@ -115,13 +116,14 @@ def _look_up(block: _Block, tables: Pointer) -> None:
     """Adds to each input's sum the rows where it spiked, in fours looked up."""
     code, row = block.code, block.row
     with code.loop(0, block.wide) as panel:
-        rows_at = block.near + panel * (GRADIENTS * row.floats)
-        with code.loop(0, (block.rows + 31) // 32) as half:
-            tabulated(code, row, tables, rows_at + half * (32 * row.floats))
+
+        def sums(word: Value) -> Iterator[Sum]:
             with code.loop(0, block.deep * WORD) as k:
                 at = block.sums + (panel * block.deep * WORD + k) * row.floats
-                fired = (block.turned + k * LENGTH).of(Ints)[half].to(LONG)
-                add_subsets(row, at, at, tables, fired)
+                yield (block.turned + k * LENGTH)[word], at, at
+
+        rows_at = block.near + panel * (GRADIENTS * row.floats)
+        add_subsets(code, row, tables, rows_at, block.rows, sums)
 
 
 def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
