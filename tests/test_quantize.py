@@ -1,5 +1,6 @@
 """Whole numbers: the same spikes in PyTorch and in C, bit for bit; no product, no overflow."""
 
+import copy
 import itertools
 import math
 import re
@@ -12,8 +13,9 @@ from torch import nn
 
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
+from hibana.cells import AtLeast
 from hibana.convert import to_c
-from hibana.convert.quantized.cells import Leak
+from hibana.convert.quantized.leak import Leak
 from hibana.loop.graph.ops import Unsupported
 
 CELLS = {
@@ -24,8 +26,27 @@ CELLS = {
     "CubaLIF": lambda: hb.CubaLIF(tau_synapse=2.0, tau=5.0, threshold=0.4),
     "ALIF": lambda: hb.ALIF(threshold=0.2, tau_adaptation=20.0),
     "RefractoryLIF": lambda: hb.RefractoryLIF(threshold=0.2),
+    "AdLIF": lambda: hb.AdLIF(tau=4.0, threshold=0.1),
+    "EIF": lambda: hb.EIF(threshold=0.4, rheobase=0.2),
+    "QIF": lambda: hb.QIF(threshold=0.4, critical=0.2),
+    "Izhikevich": lambda: hb.Izhikevich(dt=0.5),
+    "LIF with its options": lambda: hb.LIF(3.0, 0.2, rest=-0.1, decay_input=True, lower_bound=-0.3),
+    "LIF, leak first": lambda: hb.LIF(3.0, 0.3, leak_first=True, reset="subtract"),
     "Recurrent": lambda: hb.Recurrent(hb.LIFCell(threshold=0.3), 9, nn.Linear(9, 9)),
 }
+
+
+class Own(hb.Cell):
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * 0.5 + input_
+        return v, hb.Heaviside.apply(v - 1)
+
+
+def with_cell(cell):
+    net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI()).eval()
+    if cell == "Izhikevich":
+        net[0].weight.data *= 60
+    return net
 
 
 def images():
@@ -55,7 +76,7 @@ def check(net, inputs, folder, **how):
 @needs_cc
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_in_whole_numbers_is_the_same_in_c(cell, tmp_path):
-    net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI()).eval()
+    net = with_cell(cell)
     _, report, program = check(net, torch.rand(12, 3, 6), tmp_path)
     assert report.layers[1].agreement > 0.95
     assert report.layers[1].after > 0
@@ -163,8 +184,14 @@ def test_readouts_have_one_scale_and_what_spikes_a_scale_a_channel():
 
 def test_what_has_no_form_in_whole_numbers_is_refused_by_name():
     x = torch.rand(2, 1, 3)
-    with pytest.raises(Unsupported, match="layer '1': EIFCell has no form in whole numbers; IF, LIF"):
-        hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.EIF()), x)
+    for cell, says in (
+        (hb.EIF(reset="subtract"), "reset='subtract' leaves an upstroke above its threshold"),
+        (hb.QIF(curvature=-1.0), "curvature must be positive"),
+        (hb.LIF(reset="subtract", most_spikes=3), "most_spikes=3 gives counts of spikes"),
+        (hb.OverTime(Own()), "Own has no form in whole numbers, which hibana's own cells have"),
+    ):
+        with pytest.raises(Unsupported, match=f"layer '1': {re.escape(says)}"):
+            hb.quantize(nn.Sequential(nn.Linear(3, 2), cell), x)
     with pytest.raises(Unsupported, match="layer '1': tau differs from neuron to neuron"):
         hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.LIF(tau=torch.tensor([2.0, 3.0]))), x)
     with pytest.raises(ValueError, match="bits must be a whole number from 2 to 8, got 16"):
@@ -184,22 +211,159 @@ def test_the_report_says_what_changed():
     assert all(layer.name in str(fine) for layer in fine.layers)
 
 
-def test_a_network_trained_with_rounded_weights_changes_no_more_when_it_is_quantised():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(20, 30), hb.IF(0.5), hb.Linear(30, 4), hb.LI())
-    x, y = (torch.rand(4, 64, 20) < 0.3).float(), torch.randint(4, (64,))
-    aware = hb.convert.quantization_aware(net, x, bits=3)
-    optimizer = torch.optim.Adam(aware.parameters(), 1e-2)
+def states(net, inputs):
+    """Every state of every layer of neurons, and what comes out."""
+    with torch.no_grad():
+        outputs, held = hb.run(net, inputs)
+    return [outputs, *(part for parts in held.values() for part in parts)]
+
+
+def trained(aware, x, y, steps=30, rate=1e-2):
+    optimizer = torch.optim.Adam(aware.parameters(), rate)
     losses = []
-    for _ in range(30):
+    for _ in range(steps):
         optimizer.zero_grad()
         losses.append(nn.functional.cross_entropy(aware(x).mean(0), y))
         losses[-1].backward()
         optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("learns", [False, True], ids=["", "learning its values"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bit(cell, learns):
+    torch.manual_seed(0)
+    net, x, y = with_cell(cell).train(), torch.rand(12, 20, 6), torch.randint(3, (20,))
+    for layer in net.modules():
+        if learns and hasattr(layer, "threshold"):
+            tau = ["tau"] if isinstance(vars(type(layer)).get("tau"), AtLeast) else []
+            layer._learn(["threshold", *tau])
+    aware = hb.convert.quantization_aware(net, x, bits=4)
+    trained(aware, x, y, steps=3)
+    seen = []
+    hooks = [layer.register_forward_hook(lambda m, a, o: seen.append(o)) for layer in aware.net]
+    outputs = aware(x)
+    for hook in hooks:
+        hook.remove()
+    in_training = hb.run(aware.net, aware.whole_input(x))[1]
+    assert outputs.requires_grad
+    assert any(cell_.unit is not None for cell_ in aware.net.modules() if hasattr(cell_, "unit"))
+    small, report = hb.quantize(aware, x)
+    given, layers = small.whole_input(x), []
+    with torch.no_grad():
+        for layer in small.net:
+            given = layer(given)
+            layers.append(given)
+    for whole, computed in zip(layers, seen, strict=True):
+        assert torch.equal(whole.double(), computed.detach().double())
+    for name, states in hb.run(small.net, small.whole_input(x))[1].items():
+        for whole, computed in zip(states, in_training[name], strict=True):
+            assert torch.equal(whole.double(), computed.detach().double())
+            assert torch.equal(whole, whole.round())
+    assert 0 < layers[1].double().mean() < 1
+    assert torch.equal(small(x), outputs.detach())
+    assert report.layers[1].agreement == 1
+    if learns:
+        learned = [p for name, p in aware.named_parameters() if ".cell." in name and p.requires_grad]
+        assert learned
+        assert all(p.grad.abs().sum() > 0 for p in learned)
+
+
+def test_training_computes_in_what_holds_every_product():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 40), hb.LIF(3.0, 30.0), nn.Linear(40, 2), hb.LI())
+    x = torch.rand(30, 200, 6)
+    aware = hb.convert.quantization_aware(net, x)
+    assert aware.dtype == torch.float64
+    aware(x)
+    in_training = hb.run(aware.net, aware.whole_input(x))[1]["1"][0]
+    small, _ = hb.quantize(aware, x)
+    assert torch.equal(hb.run(small.net, small.whole_input(x))[1]["1"][0], in_training.detach())
+    on_spikes = nn.Sequential(nn.Linear(6, 40), hb.LIF(4.0), nn.Linear(40, 2), hb.LI())
+    assert hb.convert.quantization_aware(on_spikes, x.round()).dtype == torch.float32
+    on_spikes[1] = hb.LIF(4.0, learn="tau")
+    assert hb.convert.quantization_aware(on_spikes, x.round()).dtype == torch.float64
+
+
+def test_potentials_in_training_are_those_in_whole_numbers_times_their_scale():
+    torch.manual_seed(0)
+    x = torch.rand(9, 5, 6)
+    net = nn.Sequential(
+        nn.Linear(6, 7), hb.LIF(5.0, 0.3), hb.Recurrent(hb.LIFCell(4.0, 0.3), 7), nn.Linear(7, 2)
+    )
+    aware = hb.convert.quantization_aware(net, x, bits=3)
+    trained(aware, x, torch.randint(2, (5,)), steps=5)
+    small, _ = hb.quantize(aware, x)
+    in_training = states(aware.net, aware.whole_input(x))
+    for whole, computed in zip(states(small.net, small.whole_input(x)), in_training, strict=True):
+        assert torch.equal(whole.double(), computed.double())
+    weight, unit = small.net[0].weight.double(), aware.units["0"][:, None]
+    first = hb.run(aware.net, aware.whole_input(x[:1]))[1]["1"][0]
+    wanted = small.whole_input(x[:1])[0].double() * aware.input_scale @ (weight * unit).T
+    bias = small.net[0].bias.double() * unit[:, 0] * aware.input_scale
+    assert torch.allclose(first.double() * aware.scales[1], wanted + bias, rtol=1e-9)
+    assert (weight * unit - aware.plain[0].weight).abs().max() <= unit.max() / 2 * 1.001
+
+
+def test_gradients_in_training_are_those_of_the_network_in_its_own_units():
+    """Where rounding changes nothing: weights, thresholds and inputs that are multiples of their scales."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 7), hb.IF(2.0, "ATan"), nn.Linear(7, 2), hb.LI()).double()
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight.copy_(torch.randint(-6, 7, layer.weight.shape) / 4)
+            layer.weight[:, 0] = 7 / 4
+            layer.bias.copy_(torch.randint(-2, 3, layer.bias.shape) / 4)
+    x = (torch.rand(9, 5, 6) < 0.4).double()
+    aware = hb.convert.quantization_aware(net, x, bits=4)
+    assert torch.allclose(aware(x), net(x), atol=1e-9)
+    (aware(x) ** 2).sum().backward()
+    (net(x) ** 2).sum().backward()
+    for name, values in net.named_parameters():
+        assert torch.allclose(aware.plain.get_parameter(name).grad, values.grad, rtol=1e-5, atol=1e-5), name
+
+
+def test_training_in_whole_numbers_learns_and_is_quantised_as_it_is():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), hb.LIF(3.0, 0.5), hb.Linear(30, 4), hb.LI())
+    x, y = (torch.rand(4, 64, 20) < 0.3).float(), torch.randint(4, (64,))
+    aware = hb.convert.quantization_aware(net, x, bits=3)
+    losses = trained(aware, x, y)
     assert losses[-1] < losses[0] - 0.2
-    assert aware[0].bias.abs().max() > 0.01
-    small, report = hb.quantize(aware, x, bits=3)
-    assert all(layer.weight_error < 1e-6 for layer in report.layers)
-    assert report.layers[1].agreement > 0.999
-    assert torch.allclose(small(x), aware(x), atol=1e-4)
+    assert aware.plain[0].bias.abs().max() > 0.01
+    small, report = hb.quantize(aware, x)
+    assert small.bits == 3
+    assert all(layer.weight_error == 0 and layer.agreement > 1 - 1e-9 for layer in report.layers)
+    assert torch.equal(small(x), aware(x).detach())
     assert hb.quantize(net, x, bits=3)[1].layers[0].weight_error > 0.05
+    with pytest.raises(ValueError, match="bits must be 3, which the network was trained with, got 8"):
+        hb.quantize(aware, x, bits=8)
+
+
+def test_a_network_in_training_is_copied_saved_and_goes_on(tmp_path):
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Linear(5, 9), hb.PLIF(3.0, 0.2), nn.Linear(9, 2), hb.LI())  # noqa: E731
+    x, y = torch.rand(4, 8, 5), torch.randint(2, (8,))
+    aware = hb.convert.quantization_aware(make(), x)
+    trained(aware, x, y, steps=2)
+    torch.save(aware.state_dict(), tmp_path / "state.pt")
+    again = hb.convert.quantization_aware(make(), x)
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    copied = copy.deepcopy(aware)
+    for other in (again, copied):
+        assert torch.equal(other(x), aware(x))
+    trained(copied, x, y, steps=2)
+    assert not torch.equal(copied(x), aware(x))
+
+
+def test_batch_normalisation_is_folded_and_dropout_stays_before_training_in_whole_numbers():
+    torch.manual_seed(0)
+    net = images()
+    net.insert(7, nn.Dropout(0.5))
+    x = torch.rand(5, 4, 1, 8, 8)
+    aware = hb.convert.quantization_aware(net.train(), x)
+    assert aware.training
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in aware.modules())
+    assert not torch.equal(aware(x), aware(x))
+    small, _ = hb.quantize(aware, x)
+    assert torch.equal(small(x), aware.eval()(x).detach())

@@ -9,7 +9,7 @@ from hibana.cells.ranges import AtLeast
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
 from hibana.surrogate import Surrogate
 
-__all__ = ["Spiking", "decay"]
+__all__ = ["Spiking", "after_reset", "decay"]
 
 
 class Spiking(BuiltIn):
@@ -29,7 +29,7 @@ class Spiking(BuiltIn):
         self.detach_reset = detach_reset
 
     def _rested(self, v_previous: Tensor, s_previous: Tensor) -> Tensor:
-        return _after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
+        return after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
 
     def extra_repr(self) -> str:
         """The hyper-parameters that are not parameters, as they were given; rare ones if they were."""
@@ -40,7 +40,7 @@ class Spiking(BuiltIn):
         return ", ".join(f"{name}={shown[name]!r}" for name in names)
 
 
-def _after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detach: bool) -> Tensor:
+def after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detach: bool) -> Tensor:
     """The potential at the start of a step: reset where the neuron spiked in the step before."""
     if detach:
         spikes = spikes.detach()

@@ -14,7 +14,12 @@ from hibana.convert.report import Conversion, LayerReport, accuracy_over_time
 
 if TYPE_CHECKING:
     from hibana.convert.c import CProgram, in_order, to_c
-    from hibana.convert.quantized import Quantization, quantization_aware, quantize
+    from hibana.convert.quantized import (
+        Quantization,
+        QuantizationAware,
+        quantization_aware,
+        quantize,
+    )
     from hibana.convert.scan import to_onnx
     from hibana.convert.whole import Quantized
 
@@ -23,6 +28,7 @@ __all__ = [
     "Conversion",
     "LayerReport",
     "Quantization",
+    "QuantizationAware",
     "Quantized",
     "accuracy_over_time",
     "export",
@@ -36,7 +42,7 @@ __all__ = [
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "in_order", "to_c"), "c"),
-    **dict.fromkeys(("Quantization", "quantization_aware", "quantize"), "quantized"),
+    **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "whole",
     "to_onnx": "scan",
 }
