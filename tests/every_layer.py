@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=smooth), 4),
     "Delay": lambda: hb.Delay(torch.tensor([0.0, 1.0, 2.0, 1.0])),
     "DelayedLinear": lambda: hb.DelayedLinear(4, 4, max_delay=2),
+    "DelayedRecurrent": lambda: hb.DelayedRecurrent(hb.LIFCell(surrogate=smooth), 4, 2),
     "Window": lambda: hb.Window(4, 4, 2),
     "Linear": lambda: hb.Linear(4, 4),
     "Conv1d": lambda: hb.events.Conv1d(2, 2, 3, padding=1),
@@ -92,7 +93,7 @@ def reference(layer: nn.Module, x: Tensor) -> Tensor:
         return x
     if isinstance(layer, hb.OverTime):
         return hb.unroll(layer.cell, x, backend="reference")[0]
-    if isinstance(layer, hb.Recurrent):
+    if isinstance(layer, hb.Recurrent | hb.DelayedRecurrent):
         again = copy.copy(layer)
         again.backend = "reference"
         return again(x)  # type: ignore[no-any-return]

@@ -100,10 +100,10 @@ def test_autocast(case: tuple[nn.Module, Tensor]) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(case: tuple[nn.Module, Tensor], dtype: torch.dtype) -> None:
     layer, x = case
-    is_loop = isinstance(layer, hb.OverTime | hb.Recurrent)
+    is_loop = isinstance(layer, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent)
     if not is_loop or dtype == torch.float64:
         layer = layer.to(dtype)
-    elif isinstance(layer, hb.Recurrent):
+    elif isinstance(layer, hb.Recurrent | hb.DelayedRecurrent):
         layer.recurrent.to(dtype)
     near(layer(x.to(dtype)), reference(layer, x.to(dtype)))
 
@@ -194,7 +194,7 @@ def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
         with pytest.raises(RuntimeError, match=r'backend = "reference"|mode = "dense"'):
             twice(layer)
     for part in parts:
-        if isinstance(part, hb.OverTime | hb.Recurrent):
+        if isinstance(part, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent):
             part.backend = "reference"
         elif isinstance(part, hb.events.MaxPool2d):
             part.__class__ = nn.MaxPool2d
@@ -204,7 +204,7 @@ def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
 
 
 def differentiated_once(part: nn.Module) -> bool:
-    over_time = isinstance(part, hb.OverTime | hb.Recurrent)
+    over_time = isinstance(part, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent)
     return over_time or getattr(part, "mode", "") == "events" or getattr(part, "of_spikes", False)
 
 

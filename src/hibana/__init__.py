@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from hibana.convert import from_ann, quantize
     from hibana.delay import Delay, fix_delays, narrow_delays
     from hibana.delayed_linear import DelayedLinear
+    from hibana.delayed_recurrent import DelayedRecurrent
     from hibana.each_step import EachStep
     from hibana.events import Conv2d, Linear
     from hibana.fold import fold_batchnorm
@@ -86,6 +87,7 @@ _MODULES = {
     "convert": ("from_ann", "quantize"),
     "delay": ("Delay", "fix_delays", "narrow_delays"),
     "delayed_linear": ("DelayedLinear",),
+    "delayed_recurrent": ("DelayedRecurrent",),
     "each_step": ("EachStep",),
     "events": ("Conv2d", "Linear"),
     "fold": ("fold_batchnorm",),
@@ -107,6 +109,7 @@ __all__ = [
     "CubaLIFCell",
     "Delay",
     "DelayedLinear",
+    "DelayedRecurrent",
     "EIF",
     "EIFCell",
     "EachStep",

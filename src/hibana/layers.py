@@ -31,6 +31,7 @@ __all__ = [
     "OverTime",
     "Recurrent",
     "RefractoryLIF",
+    "damped",
     "run",
 ]
 
@@ -181,7 +182,7 @@ class Recurrent(Stateful):
             state = self.cell.initial_state(inputs[0])
         emitted = []
         for input_ in inputs:
-            fed_back = _damped(self.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
+            fed_back = damped(self.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
             outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state, backend=self.backend)
             emitted.append(outputs)
         return torch.cat(emitted), state
@@ -211,7 +212,7 @@ class RecurrentCell(cells.Cell):
         return self.cell, self.recurrent, self.gradient_scale
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        fed_back = _damped(self.recurrent(state[-1]), self.gradient_scale)
+        fed_back = damped(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + fed_back, *state)  # type: ignore[no-any-return]
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
@@ -224,7 +225,7 @@ class RecurrentCell(cells.Cell):
         return self.cell.rests_at_zero()
 
 
-def _damped(current: Tensor, scale: float) -> Tensor:
+def damped(current: Tensor, scale: float) -> Tensor:
     """`current`, whose gradient is multiplied by `scale`."""
     if scale == 1:
         return current

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hibana import cells, layers
 from hibana import lengths as padding
+from hibana.delayed_recurrent import DelayedRecurrent
 from hibana.loop import emits_spikes, record
 from hibana.loop.graph.ops import Unsupported
 
@@ -96,7 +97,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
 
 
 def _spikes(name: str, layer: nn.Module) -> bool:
-    if not isinstance(layer, layers.OverTime | layers.Recurrent):
+    if not isinstance(layer, layers.OverTime | layers.Recurrent | DelayedRecurrent):
         return False
     try:
         return emits_spikes(layer.cell)

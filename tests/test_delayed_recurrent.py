@@ -1,0 +1,124 @@
+"""`hb.DelayedRecurrent`: its equation and gradients, in pieces, its delays learned, and who refuses it."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.train import activity, scale_to_rate
+
+NEURONS, LONGEST = 5, 4
+
+
+def written(layer, inputs):
+    """The equation, a step and a delay at a time."""
+    kernel, scale = (
+        layer.recurrent.kernel(),
+        layer.gradient_scale,
+    )  # [outputs, inputs, steps], the present last
+    state, spikes = layer.cell.initial_state(inputs[0]), [torch.zeros_like(inputs[0])]
+    for input_ in inputs:
+        fed_back = sum(
+            spikes[-1 - delay] @ kernel[..., -1 - delay].T
+            for delay in range(min(layer.recurrent.max_delay + 1, len(spikes)))
+        )
+        fed_back = fed_back * scale + (fed_back * (1 - scale)).detach()
+        emitted, state = hb.unroll(layer.cell, (input_ + fed_back)[None], state, backend="reference")
+        spikes.append(emitted[0])
+    return torch.stack(spikes[1:])
+
+
+def made(longest=LONGEST, **options):
+    torch.manual_seed(0)
+    cell = hb.LIFCell(tau=3.0, surrogate="ATan", detach_reset=True)
+    layer = hb.DelayedRecurrent(cell, NEURONS, longest, **options)
+    with torch.no_grad():
+        layer.recurrent.weight.mul_(3)
+    return layer
+
+
+@pytest.mark.parametrize("longest", [0, 1, LONGEST, 20])
+@pytest.mark.parametrize("training", [True, False])
+def test_each_spike_comes_back_after_its_delay_and_gradients_are_those_of_the_equation(longest, training):
+    layer = made(longest).train(training).double()
+    inputs = torch.rand(12, 3, NEURONS, dtype=torch.float64)
+    found, wanted = layer(inputs), written(layer, inputs)
+    assert torch.equal(found, wanted)
+    assert 0.1 < found.mean() < 0.9
+    learned = [layer.recurrent.weight, *([layer.recurrent.delay] if training and longest else [])]
+    factors = torch.randn_like(found)
+    for got, expected in zip(
+        *(torch.autograd.grad((each * factors).sum(), learned) for each in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+        assert got.abs().sum() > 0
+
+
+def test_without_delays_it_is_the_recurrent_layer():
+    layer, plain = made(0), hb.Recurrent(made().cell, NEURONS)
+    with torch.no_grad():
+        plain.recurrent.weight.copy_(layer.recurrent.weight)
+    inputs = torch.rand(12, 3, NEURONS)
+    torch.testing.assert_close(layer(inputs), plain(inputs))
+
+
+def test_a_spike_comes_back_after_one_step_and_its_delay():
+    layer = hb.DelayedRecurrent(hb.IFCell(), 2, 5).eval()
+    with torch.no_grad():
+        layer.recurrent.weight.copy_(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+        layer.recurrent.delay.fill_(3.0)
+    inputs = torch.zeros(8, 1, 2)
+    inputs[1, 0, 0] = 2.0
+    assert layer(inputs)[:, 0].nonzero().tolist() == [[1, 0], [5, 1]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_in_pieces_it_is_what_it_is_at_once(size):
+    net = nn.Sequential(made().eval(), nn.Linear(NEURONS, 2), hb.LI())
+    inputs = torch.rand(12, 3, NEURONS)
+    whole, ended = hb.run(net, inputs)
+    state, parts = None, []
+    for piece in inputs.split(size):
+        outputs, state = hb.run(net, piece, state)
+        parts.append(outputs)
+    torch.testing.assert_close(torch.cat(parts), whole)
+    for name in ended:
+        for one, other in zip(ended[name], state[name], strict=True):
+            torch.testing.assert_close(one, other)
+    assert state["0"][-1].shape == (LONGEST, 3, NEURONS)
+
+
+def test_it_is_a_spiking_layer_whose_delays_are_narrowed_and_fixed():
+    net = nn.Sequential(hb.Linear(3, NEURONS), made())
+    inputs = torch.rand(10, 4, 3)
+    assert scale_to_rate(net, inputs, 0.2)["1"] == pytest.approx(0.2, abs=0.03)
+    assert list(activity(net, inputs)[1]) == ["1"]
+    hb.narrow_delays(net, 0.0)
+    assert net[1].recurrent.sigma == LONGEST / 2
+    hb.fix_delays(net)
+    assert torch.equal(net.train()(inputs), net.eval()(inputs))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hb.DelayedRecurrent(hb.IFCell(), 3, 2, gradient_scale=2.0), "gradient_scale must lie"),
+        (lambda: hb.DelayedRecurrent(hb.IFCell(), 3, -1), "max_delay must be"),
+        (lambda: hb.DelayedRecurrent(hb.IFCell(), 0, 2), "must be a whole number"),
+        (lambda: hb.DelayedRecurrent(hb.IFCell(), 3, 2)(torch.rand(4, 2, 5)), r"inputs must be \[T, B, 3\]"),
+        (
+            lambda: hb.DelayedRecurrent(hb.IFCell(), 3, 2)(torch.rand(4, 1, 3), (*[torch.zeros(1, 3)] * 2,)),
+            "state must end in",
+        ),
+    ],
+)
+def test_what_can_not_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_nir_refuses_it_by_name():
+    pytest.importorskip("nir", reason="the extra nir is not installed")
+    net = nn.Sequential(nn.Linear(3, NEURONS), made())
+    with pytest.raises(ValueError, match="no node for DelayedRecurrent"):
+        hb.nir.write(net)
