@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import torch
 
+from workers import pytest_configure  # noqa: F401 - a hook
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -19,12 +21,6 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
-
-
-def pytest_configure(config):
-    """With workers, what has a group runs in one of them, which sets up once what the group shares."""
-    if getattr(config.option, "dist", "no") == "load":  # as -n alone has it
-        config.option.dist = "loadgroup"
 
 
 def pytest_collection_finish():

@@ -1,0 +1,41 @@
+"""A worker that dies, killed as by a machine short of memory, ends the run with an error."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+if sys.platform == "win32":
+    pytest.skip("there is no SIGKILL", allow_module_level=True)
+
+TESTS = """
+import os, signal, time
+import pytest
+
+@pytest.mark.parametrize("number", range(60))
+def test_passes(number):
+    time.sleep(0.01)
+    if number == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):
+    shutil.copy(Path(__file__).with_name("workers.py"), tmp_path / "conftest.py")
+    (tmp_path / "test_killed.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"},
+        capture_output=True,
+        text=True,
+        timeout=600,  # replaced, it would never end
+    )
+    assert ended.returncode == 1, ended.stdout + ended.stderr
+    assert "crashed while running 'test_killed.py::test_passes[20]'" in ended.stdout
