@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 import torch
 
-from workers import pytest_configure  # noqa: F401 - a hook
+import workers
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
@@ -21,6 +21,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism 
 os.environ.setdefault("MPLBACKEND", "Agg")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
+
+
+def pytest_configure(config):
+    workers.pytest_configure(config)
+    # Many tests compare steps that only the reference loop runs. Not in pyproject.toml: pytest would load
+    # hibana for it, and torch with all its threads, before this file.
+    config.addinivalue_line("filterwarnings", "ignore::hibana.SlowPathWarning")
 
 
 def pytest_collection_finish():

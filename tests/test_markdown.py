@@ -1,7 +1,7 @@
 """Every Python block of every Markdown page runs, in order, in one namespace a page; it prints what is shown.
 
-A translation shows the code of its page, letter for letter but for the comments, and is not run again. Trainings
-that pages show are `SHORTER` here: that they run, and go on to what follows, is what is tried.
+A translation shows the code of its page, letter for letter but for the comments, and is not run again.
+Trainings that pages show are `SHORTER` here: that they run, and go on to what follows, is what is tried.
 
 A page that begins with ``<!-- needs: MODULE -->`` is left out where the module is not installed. In an
 environment with the other libraries that ``docs/coming-from/`` compares with:

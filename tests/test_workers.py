@@ -1,4 +1,4 @@
-"""A worker that dies, killed as by a machine short of memory, ends the run with an error."""
+"""Workers that share the tests: each computes with one thread; one that dies ends the run with an error."""
 
 import os
 import shutil
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
 if sys.platform == "win32":
@@ -39,3 +40,8 @@ def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):
     )
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "crashed while running 'test_killed.py::test_passes[20]'" in ended.stdout
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="it is about workers")
+def test_a_worker_computes_with_as_many_threads_as_it_is_told():
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
