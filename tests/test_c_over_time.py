@@ -10,8 +10,7 @@ from torch import nn
 
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
-from hibana.convert import in_order, quantize, to_c, to_onnx
-from hibana.loop.graph.ops import Unsupported
+from hibana.convert import in_order, quantize, to_c
 from hibana.train import activity
 
 
@@ -169,12 +168,3 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     window = next(node for node in numbers.bounds if node.kind == "window")
     low, high = numbers.bounds[window]
     assert -3 * 127 <= low < high <= 3 * 127
-
-
-def test_onnx_refuses_what_looks_back_by_name():
-    x = torch.rand(2, 1, 3)
-    for layer in (hb.Window(3, 2, 2), hb.Delay(1.0), hb.DelayedLinear(3, 2, 4)):
-        with pytest.raises(
-            Unsupported, match=f"layer '0': {type(layer).__name__} is nothing that hibana says"
-        ):
-            to_onnx(nn.Sequential(layer, hb.IF()), x)

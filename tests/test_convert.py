@@ -343,6 +343,24 @@ def test_a_program_of_any_time_does_not_grow_with_it():
         export(net, torch.rand(1, 2, 6), dynamic_time=True)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_windows_and_delays_are_exported_for_any_time(dynamic):
+    net = nn.Sequential(
+        hb.Window(3, 8, 3, dilation=2), hb.IF(0.2), hb.Delay(torch.arange(8) % 3.0),
+        hb.DelayedLinear(8, 5, 4), hb.IF(0.1), hb.Window(5, 5, 2, groups=5), hb.LIF(threshold=0.1),
+    ).eval()  # fmt: skip
+    counts = []
+    for steps in (5, 40):
+        program = export(net, torch.rand(steps, 2, 3), dynamic_time=dynamic, dynamic_batch=dynamic)
+        x = torch.rand(steps + 4, 3, 3) if dynamic else torch.rand(steps, 2, 3)
+        with torch.no_grad():
+            assert torch.equal(program.module()(x), net(x))
+            assert 0 < net(x).mean() < 1
+        parts = [part for part in program.graph_module.modules() if hasattr(part, "graph")]
+        counts.append(sum(len(part.graph.nodes) for part in parts))
+    assert (counts[0] == counts[1]) == dynamic
+
+
 def test_exporting_leaves_the_network_as_it_is():
     net = spiking().train()
     layers = [type(m) for m in net.modules()]

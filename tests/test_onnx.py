@@ -27,6 +27,11 @@ def in_openvino(model, inputs):
     return torch.from_numpy(compiled([inputs.numpy()])[0])
 
 
+def larger(layer, by):
+    layer.weight.data *= by
+    return layer
+
+
 NETWORKS = {
     "cells": (
         lambda: nn.Sequential(
@@ -44,6 +49,32 @@ NETWORKS = {
         ),
         (1, 8, 8),
     ),
+    "all other cells": (
+        lambda: nn.Sequential(
+            larger(nn.Linear(6, 9), 200), hb.Izhikevich(dt=0.5), nn.Linear(9, 9),
+            hb.AdLIF(3.0, threshold=0.03), nn.Linear(9, 9), hb.EIF(threshold=0.2, rheobase=0.1),
+            nn.Linear(9, 9), hb.QIF(threshold=0.2, critical=0.1), nn.Linear(9, 9), hb.ALIF(threshold=0.1),
+            nn.Linear(9, 9), hb.LIF(3.0, 0.1, rest=0.02, lower_bound=-0.3), nn.Linear(9, 3), hb.LI(),
+        ),
+        (6,),
+    ),
+    "windows and delays": (
+        lambda: nn.Sequential(
+            hb.Window(6, 8, 3, dilation=2), hb.IF(0.2), hb.Delay(torch.rand(8) * 3),
+            hb.Window(8, 8, 2, groups=2), hb.LIF(tau=2.0, threshold=0.2), hb.Window(8, 6, 1), hb.IF(0.2),
+            hb.DelayedLinear(6, 5, 4), hb.IF(0.1), hb.Delay(0.0), hb.DelayedLinear(5, 3, 3, bias=False),
+            hb.LI(),
+        ),
+        (6,),
+    ),
+    "windows and delays of images": (
+        lambda: nn.Sequential(
+            hb.Window(1, 4, 3), hb.IF(0.2), hb.Delay(torch.tensor([0.0, 1, 2, 1]).view(4, 1, 1)),
+            hb.EachStep(nn.MaxPool2d(2)), hb.Window(4, 6, 2, dilation=3, groups=2),
+            hb.LIF(tau=2.0, threshold=0.1), nn.Flatten(2), nn.Linear(96, 3), hb.LI(),
+        ),
+        (1, 8, 8),
+    ),
 }  # fmt: skip
 
 
@@ -51,6 +82,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_numbers_are_the_same_elsewhere_for_any_time_and_batch(name, outputs_of):
     make, shape = NETWORKS[name]
+    torch.manual_seed(0)
     inputs = torch.rand(7, 3, *shape)
     small, _ = hb.quantize(make().eval(), inputs)
     model = to_onnx(small, inputs[:2, :1])
@@ -70,9 +102,19 @@ def test_a_network_in_floats_is_the_same_to_rounding():
 
 
 def test_its_size_does_not_grow_with_time():
-    net = nn.Sequential(nn.Linear(5, 4), hb.CubaLIF(), nn.Linear(4, 2), hb.LI())
+    net = nn.Sequential(hb.Window(5, 4, 3), hb.CubaLIF(), hb.Delay(2.0), hb.DelayedLinear(4, 2, 2), hb.LI())
     short, long = (to_onnx(net, torch.rand(steps, 1, 5)).ByteSize() for steps in (1, 300))
     assert short == long
+
+
+@pytest.mark.parametrize("name", ["windows and delays", "windows and delays of images"])
+def test_windows_and_delays_in_floats_are_the_same_to_rounding(name):
+    make, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    net, inputs = make().eval()[:1], torch.rand(9, 2, *shape)
+    for layer in (net, nn.Sequential(hb.DelayedLinear(6, 5, 4)).eval())[: 1 + (shape == (6,))]:
+        with torch.no_grad():
+            torch.testing.assert_close(in_onnxruntime(to_onnx(layer, inputs[:2]), inputs), layer(inputs))
 
 
 def test_what_onnx_does_not_say_is_refused_by_name():

@@ -1,13 +1,14 @@
 """A network as ONNX, with the loop over time in it: a graph whose size does not grow with T."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hibana.convert.graph import Network, Node, read
+from hibana.convert.scan_past import Body, looking_back
+from hibana.convert.sliding import whole
 from hibana.convert.whole import Quantized
 from hibana.layers import OverTime, Recurrent, RecurrentCell
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
@@ -47,7 +48,7 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
         return _Model(read(net, example)).written()
 
 
-class _Model:
+class _Model(Body):
     """The writing of one model."""
 
     def __init__(self, network: Network) -> None:
@@ -74,7 +75,7 @@ class _Model:
             ]
             values[node] = self._layer(node, at, given)
         out = self._shaped(values[self.network.output], self.network.output.shape, self.network.outputs)
-        self._op("Identity", [out], name="y")
+        self.op("Identity", [out], name="y")
         befores = [self._info(before, shape) for before, _, shape in self.states]
         afters = [self._info(after, shape) for _, after, shape in self.states]
         into, out_of = self._info("x", self.network.input.shape), self._info("y", self.network.outputs)
@@ -97,40 +98,45 @@ class _Model:
         sides: list[str | int] = ["batch", *shape]
         return self.onnx.helper.make_tensor_value_info(name, self.kind, ["T", *sides] if over_time else sides)
 
-    def _constant(self, values: Tensor) -> str:
+    def constant(self, values: Tensor) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name))
         return name
 
     def _number(self, number: float) -> str:
-        return self._constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
+        return self.constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
 
-    def _op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
+    def op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
         self.count += 1
         name = name or f"v{self.count}"
         (self.outer if outer else self.body).append(self.onnx.helper.make_node(op, given, [name], **settings))
         return name
 
+    def state(self, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
+        before, after = f"{name}_before", name
+        self.states.append((before, after, shape))
+        zero = torch.zeros((1, *(1 for _ in shape)), dtype=self.network.dtype, device="cpu")
+        self.constants.append(self.onnx.numpy_helper.from_array(zero.numpy(), f"{before}_first"))
+        return before, after
+
     def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
         if shape == seen:
             return value
-        return self._op("Reshape", [value, self._constant(_whole([-1, *seen]))])
+        return self.op("Reshape", [value, self.constant(whole([-1, *seen]))])
 
     def _layer(self, node: Node, at: int, given: list[str]) -> str:
         module: Any = node.module
         if node.kind == "neurons":
             return self._neurons(node, at, given[0])
         if node.kind == "sum":
-            return self._op("Add", given)
+            return self.op("Add", given)
         if node.kind == "scale":
-            return self._op("Mul", [given[0], self._number(node.factor)])
+            return self.op("Mul", [given[0], self._number(node.factor)])
         if node.kind == "linear":
-            bias = [] if module.bias is None else [self._constant(module.bias)]
-            return self._op("Gemm", [given[0], self._constant(module.weight), *bias], transB=1)
+            bias = [] if module.bias is None else [self.constant(module.bias)]
+            return self.op("Gemm", [given[0], self.constant(module.weight), *bias], transB=1)
         if node.kind in ("window", "delay", "delayed"):
-            raise Unsupported(
-                f"layer {node.name!r}: {type(module).__name__} is nothing that hibana says in ONNX"
-            )
+            return looking_back(self, node, at, given[0])
         rank = len(node.shape) - 1
         names = ("kernel_size", "stride", "dilation")
         sizes = {n: _each(getattr(module, n), rank) for n in names if hasattr(module, n)}
@@ -141,17 +147,17 @@ class _Model:
         else:
             named["pads"] = _each(0 if module.padding == "valid" else module.padding, rank) * 2
         if node.kind == "convolution":
-            bias = [] if module.bias is None else [self._constant(module.bias)]
+            bias = [] if module.bias is None else [self.constant(module.bias)]
             named |= {"dilations": sizes["dilation"], "group": module.groups}
-            return self._op("Conv", [given[0], self._constant(module.weight), *bias], **named)
+            return self.op("Conv", [given[0], self.constant(module.weight), *bias], **named)
         if node.kind == "maximum":
-            return self._op("MaxPool", given, **named)
-        mean = self._op("AveragePool", given, count_include_pad=int(module.count_include_pad), **named)
+            return self.op("MaxPool", given, **named)
+        mean = self.op("AveragePool", given, count_include_pad=int(module.count_include_pad), **named)
         divisor = getattr(module, "divisor_override", None)
         if divisor is None:
             return mean
         area = math.prod(named["kernel_shape"]) / divisor
-        return self._op("Mul", [mean, self._number(area)])
+        return self.op("Mul", [mean, self._number(area)])
 
     def _neurons(self, node: Node, at: int, given: str) -> str:
         module = node.module
@@ -174,19 +180,19 @@ class _Model:
             before = f"{state}{at}_before"
             names["emitted_before" if i == len(step.states) - 1 else state] = before
             self.states.append((before, f"{state}{at}", tuple(one.shape[1:])))
-            whole = first.detach().expand_as(one).contiguous().numpy()
-            self.constants.append(self.onnx.numpy_helper.from_array(whole, f"{before}_first"))
+            begun_at = first.detach().expand_as(one).contiguous().numpy()
+            self.constants.append(self.onnx.numpy_helper.from_array(begun_at, f"{before}_first"))
         stores = forward_pass(step, None)
         for name, leaf in leaves(stores).items():
             if leaf.op == "scalar" and name[0] == "c":
                 names[name] = self._number(step.constants[int(name[2:-1])])
             elif name[0] == "p" and name not in names:
-                names[name] = self._constant(held[int(name[1:].partition("[")[0])].to(self.network.dtype))
+                names[name] = self.constant(held[int(name[1:].partition("[")[0])].to(self.network.dtype))
         done: dict[Value, str] = {}
         for value in evaluated(stores.values(), ()):
             done[value] = self._value(value, [done[a] for a in value.args], names, held[step.parameters :])
         for name, value in stores.items():
-            self._op("Identity", [done[value]], name=f"{name}{at}")
+            self.op("Identity", [done[value]], name=f"{name}{at}")
         return f"{step.states[-1]}{at}"
 
     def _value(self, value: Value, args: list[str], names: dict[str, str], matrices: Any) -> str:
@@ -197,35 +203,31 @@ class _Model:
         if value.op == "product":
             index, turned = divmod(int(value.data), 2)
             matrix = matrices[index].reshape(matrices[index].shape[-2:])
-            return self._op("MatMul", [args[0], self._constant(matrix.T if turned else matrix)])
+            return self.op("MatMul", [args[0], self.constant(matrix.T if turned else matrix)])
         if value.op == "ne":
-            return self._op("Not", [self._op("Equal", args)])
+            return self.op("Not", [self.op("Equal", args)])
         if value.op == "to_float":
-            return self._op("Cast", args, to=self.kind)
+            return self.op("Cast", args, to=self.kind)
         if value.op == "to_bool":
-            return self._op("Cast", args, to=self.onnx.TensorProto.BOOL)
+            return self.op("Cast", args, to=self.onnx.TensorProto.BOOL)
         op = OPERATIONS[value.op].onnx
         if not op:
             raise Unsupported(f"{value.op} is nothing that hibana says in ONNX")
-        return self._op(op, args)
+        return self.op(op, args)
 
     def _at_rest(self) -> list[str]:
         """The states at rest, for as many samples as there are."""
         if not self.states:
             return []
-        one = self._constant(_whole([1]))
-        whole = self._op("Shape", ["input"], outer=True)
-        batch = self._op("Slice", [whole, one, self._constant(_whole([2]))], outer=True)
+        one = self.constant(whole([1]))
+        sides = self.op("Shape", ["input"], outer=True)
+        batch = self.op("Slice", [sides, one, self.constant(whole([2]))], outer=True)
         firsts = []
         for before, _, shape in self.states:
-            sizes = self._op("Concat", [batch, self._constant(_whole(shape))], outer=True, axis=0)
-            firsts.append(self._op("Expand", [f"{before}_first", sizes], outer=True))
+            sizes = self.op("Concat", [batch, self.constant(whole(shape))], outer=True, axis=0)
+            firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
         return firsts
 
 
 def _each(sizes: int | tuple[int, ...], rank: int) -> list[int]:
     return [sizes] * rank if isinstance(sizes, int) else list(sizes)
-
-
-def _whole(numbers: Sequence[int]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64, device="cpu")

@@ -1,7 +1,7 @@
 """What a convolution or a pooling slides over an image: kernel, padding, stride, and what comes out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hibana.convert.graph import Node
 
-__all__ = ["Sliding", "channels_last", "image_of", "sliding_of"]
+__all__ = ["Sliding", "channels_last", "image_of", "sliding_of", "whole"]
 
 Pair = tuple[int, int]
 
@@ -76,3 +76,8 @@ def channels_last(shape: Sequence[int]) -> Tensor:
     """Which number of PyTorch's lies where, in channels, or an image of them, that lie channels last."""
     size = math.prod(shape)
     return torch.arange(size, dtype=torch.int64, device="cpu").view(shape[0], -1).T.flatten()
+
+
+def whole(numbers: Iterable[int]) -> Tensor:
+    """Numbers as a tensor of them: shapes and places."""
+    return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")
