@@ -1,5 +1,6 @@
-"""What :func:`hibana.keep_memory` does to a process, seen in one of its own."""
+"""What becomes of a process's memory, seen in one of its own."""
 
+import os
 import subprocess
 import sys
 
@@ -30,3 +31,38 @@ def test_freed_memory_is_found_again_without_the_kernel():
         pytest.skip("the C library is not glibc")
     assert int(before) > 1000  # or there is nothing to be seen here
     assert int(after) < int(before) / 10
+
+
+PEAK = """
+import sys, torch, hibana as hb
+from torch import nn
+from hibana.models.parts import convolved, neuron
+
+def mark():
+    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+torch.set_num_threads(1)
+blocks = [convolved(32, 32, 3, 1, neuron) for _ in range(10)]
+if sys.argv[1] == "checkpointed":
+    blocks = [hb.Checkpointed(block) for block in blocks]
+net = nn.Sequential(convolved(3, 32, 3, 1, neuron), *blocks)
+net(torch.rand(2, 2, 3, 8, 8)).sum().backward()  # torch loads its compiler at a first checkpoint: 140 MB
+open("/proc/self/clear_refs", "w").write("5")
+before = mark()
+net(torch.rand(4, 16, 3, 32, 32)).sum().backward()
+print(mark() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read on Linux")
+def test_checkpointed_blocks_take_less_than_half_the_memory():
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what is freed goes back at once
+    megabytes = []
+    for kind in ("plain", "checkpointed"):
+        given = [sys.executable, "-W", "ignore", "-c", PEAK, kind]
+        done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
+        megabytes.append(float(done.stdout))
+    plain, checkpointed = megabytes
+    assert plain > 100
+    assert checkpointed < 0.4 * plain
