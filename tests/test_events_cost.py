@@ -16,6 +16,7 @@ from hibana.events.convolution.geometry import Geometry
 from hibana.events.linear import dense as dense_product
 from hibana.events.linear import layer as linear_layer
 from hibana.events.linear import reckoned as of_linear
+from hibana.events.linear.few import weight_gradient_of_few
 
 CHEAP = cost.Product(1.0, (0.1,) * 5)
 DEAR = cost.Product(1.0, (0.1, 2.0, 2.0, 2.0, 2.0))
@@ -290,6 +291,34 @@ def test_the_product_by_onednn_has_torchs_outputs_and_gradients(monkeypatch, bia
             torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
     assert layer(x.clone().requires_grad_())._base is None
     assert layer.explain().endswith("by oneDNN")
+
+
+@pytest.mark.parametrize("density", [0.0, 0.1, 0.3, 1.0])
+@pytest.mark.parametrize("size", [(256, 512, 784), (1, 1, 1), (600, 17, 70), (65, 33, 16)])
+def test_a_weights_gradient_is_the_sum_over_values_that_are_not_zero(size, density):
+    rows, outputs, inputs = size
+    torch.manual_seed(0)
+    grads = torch.randn(rows, outputs) * (torch.rand(rows, outputs) < density)
+    numbers = torch.randn(rows, inputs)
+    wanted = (grads.double().T @ numbers.double()).float()
+    torch.testing.assert_close(weight_gradient_of_few(grads, numbers), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("few", [True, False])
+def test_a_dense_layer_goes_through_the_values_of_a_gradient_that_are_few(monkeypatch, few):
+    monkeypatch.setattr(of_linear, "by_onednn", lambda: True)
+    layer = hb.Linear(300, 70)
+    numbers = torch.randn(300, 300)
+    numbers[0] = float("inf")  # of a row whose gradient is zero everywhere
+    grad = torch.randn(300, 70) * (torch.rand(300, 70) < (0.1 if few else 1.0))
+    grad[0] = 0.0
+    layer(numbers).backward(grad)
+    assert layer.explain().endswith("by oneDNN")
+    assert layer.weight.grad.isfinite().all() == few  # a product, unlike a sum, has zero times infinity
+    if few:
+        torch.testing.assert_close(layer.weight.grad, grad[1:].T @ numbers[1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.bias.grad, grad.sum(0), rtol=1e-4, atol=1e-4)
 
 
 def test_small_calls_take_parameters_wherever_they_are():

@@ -1,6 +1,5 @@
 """The convolution of spikes as an autograd node: the product of the bits under the window and the weights."""
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
+from hibana.events.linear.few import sampled
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
 
@@ -100,27 +100,16 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
 
 def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bool:
     """Whether the gradient `rows` has so few values that going through them is the least work."""
-    values = _sampled(rows)
+    values = sampled(rows, SAMPLE)
     density = float(values.count_nonzero()) / max(1, values.numel())
     if density > FEW or geometry.output[1] * rows.shape[1] >= 1 << 23:  # offsets have 31 bits
         return False
     if used is None:
         return True
     channels, outputs = geometry.channels, rows.shape[1]
-    wanted = _sampled(used).view(torch.uint8)
+    wanted = sampled(used, SAMPLE).view(torch.uint8)
     there = float(_ONES[wanted.int()].sum()) / max(1, len(wanted) * geometry.image[1])
     return density * outputs * _lanes(channels) < DOTS * there * _lanes(outputs)
-
-
-def _sampled(rows: Tensor) -> Tensor:
-    """Some rows, all over: a step of their own would meet the same places of each image."""
-    return rows[_places(len(rows))]
-
-
-@lru_cache(maxsize=64)
-def _places(count: int) -> Tensor:
-    steps = torch.arange(min(SAMPLE, count), dtype=torch.float64, device="cpu")
-    return (steps * 0.6180339887 % 1 * count).long()
 
 
 def _lanes(outputs: int) -> int:

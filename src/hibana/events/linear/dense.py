@@ -3,12 +3,15 @@
     y = x W^T + b,   dL/dx = G W,   dL/dW = G^T x,   dL/db = sum of the rows of G
 
 On an AMD EPYC (Zen 5) it takes half as long as MKL's, whose kernels are Intel's. Sums are in another order.
+Where few values of G are not zero, dL/dW is summed over these.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hibana.events.linear.few import are_few, weight_gradient_of_few
 
 __all__ = ["linear", "there"]
 
@@ -29,6 +32,13 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``left right^T + bias``."""
     out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return out
+
+
+def _weight_gradient(grads: Tensor, rows: Tensor) -> Tensor:
+    """``grads.T @ rows`` of contiguous matrices."""
+    if are_few(grads):
+        return weight_gradient_of_few(grads, rows)
+    return _product(grads.T, rows.T)
 
 
 class _Linear(torch.autograd.Function):
@@ -52,6 +62,6 @@ class _Linear(torch.autograd.Function):
         else:
             grads = grads.resolve_neg().contiguous()
             to_input = _product(grads, weight.contiguous().T) if wanted[0] else None
-            to_weight = _product(grads.T, rows.contiguous().T) if wanted[1] else None
+            to_weight = _weight_gradient(grads, rows.contiguous()) if wanted[1] else None
         to_bias = grads.sum(0) if wanted[2] else None
         return None if to_input is None else to_input.view(input_.shape), to_weight, to_bias
