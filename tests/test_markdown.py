@@ -134,8 +134,35 @@ def test_a_translation_shows_the_same_code_and_commands_and_what_they_print(page
     original = page.with_name(page.name.replace(".ja.md", ".md"))
     theirs, own = ([(meant(code), shown) for code, _, shown in examples(p)] for p in (original, page))
     assert own == theirs
-    theirs, own = ([text for text, _ in blocks(p, "sh")] for p in (original, page))
-    assert own == theirs
+    for language in ("sh", "console", "c"):
+        theirs, own = ([text for text, _ in blocks(p, language)] for p in (original, page))
+        assert own == theirs
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=name)
+def test_a_translation_has_the_same_pictures_headings_rows_and_links(page):
+    original = page.with_name(page.name.replace(".ja.md", ".md"))
+    assert outline(page) == outline(original)
+    assert f"[日本語]({page.name})" in original.read_text(encoding="utf-8").split("\n\n")[1]
+    assert f"[English]({original.name})" in page.read_text(encoding="utf-8").split("\n\n")[1]
+
+
+def outline(page):
+    """What a page has in either language: pictures, levels of headings, rows of tables, and links."""
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    links = {place.replace(".ja.md", ".md") for place in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", prose)}
+    return {
+        "pictures": re.findall(r"!\[[^\]]+\]\(([^)]+)\)", prose),
+        "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
+        "rows": len(re.findall(r"^\|", prose, re.MULTILINE)),
+        "links": links,
+    }
+
+
+def test_every_tutorial_is_there_in_japanese():
+    tutorials = {page for page in PAGES if page.parent.name == "tutorials"}
+    translated = {page.with_name(page.name.replace(".ja.md", ".md")) for page in tutorials & {*TRANSLATED}}
+    assert translated == tutorials - {*TRANSLATED}
 
 
 def meant(code):
