@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import hibana as hb
-from conformance.accuracy import EXTENDED, TRUTH, distance, sample, served_by
+from conformance.accuracy import EXTENDED, TRUTH, Alone, distance, sample, served_by
 from conformance.compare import USES, assert_conforms, reference
-from conformance.functions import FUNCTIONS, Applied, refusals
+from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
 from hibana.loop.cpu.libraries import approximate
 from hibana.loop.eager import function_of
@@ -186,3 +186,21 @@ def test_half_precision_with_tensors_of_its_own_compiles(half, batch):
     assert [g.dtype for g in found[0]] == [half] * 3
     for ours, theirs in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.03)
+
+
+EXTREMES = (0.0, 0.1, 0.5, 1.0, 3.0, 6.0, 20.0, 88.0, 100.0, 1e38, 3e38, 1e-40, 1e-45, torch.inf, torch.nan)
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_a_function_alone_in_a_step_is_pytorchs_at_the_ends_of_the_numbers_too(name):
+    """Each number fills vectors of PyTorch's, whose tails have other gradients of NaN."""
+    of = ONE[name].of
+    beyond = (torch.inf, 3e38) if name == "functional.gelu" else ()  # of which PyTorch's are NaN and infinite
+    numbers = [n for number in EXTREMES for n in (number, -number) if n not in beyond]
+    found = []
+    for run in (lambda x: hb.unroll(Alone(of), x[None], backend="cpu")[0][0], of):
+        x = torch.tensor(numbers).repeat_interleave(64).requires_grad_()
+        y = run(x)
+        found.append((y, *torch.autograd.grad(y.sum(), x)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6, equal_nan=True)

@@ -1,7 +1,8 @@
 """Rules for the activation functions of ``torch.nn.functional``, and for their gradients.
 
 Each does what PyTorch's kernel does (ATen/native/cpu), in its order, so that what IEEE determines is the same
-to the last bit. ``make(operation, *values)`` makes a value, ``value`` gives that of an argument.
+to the last bit; of NaN what its vectors do, which the tails of its tensors don't always. ``make(operation,
+*values)`` makes a value, ``value`` gives that of an argument.
 """
 
 import math
@@ -32,8 +33,8 @@ def _hardtanh(make: Make, value: Make, x: Any, low: Any = -1, high: Any = 1) -> 
 
 def _hardtanh_backward(make: Make, value: Make, grad: Any, x: Any, low: Any, high: Any) -> Any:
     x = value(x)
-    outside = make("or", make("le", x, value(low)), make("ge", x, value(high)))
-    return where(make, outside, value(0), value(grad))
+    inside = make("and", make("gt", x, value(low)), make("lt", x, value(high)))
+    return where(make, inside, value(grad), value(0))
 
 
 def _threshold(make: Make, value: Make, x: Any, threshold: Any, other: Any) -> Any:
@@ -58,7 +59,7 @@ def _elu_backward(
     else:
         power = make("exp", times(make, value, x, input_scale))
         below = make("mul", below, times(make, value, power, alpha * scale))
-    return where(make, make("le", x, value(0)), below, times(make, value, grad, scale))
+    return where(make, make("gt", x, value(0)), times(make, value, grad, scale), below)  # of NaN, NaN
 
 
 def _celu(make: Make, value: Make, x: Any, alpha: Any = 1.0) -> Any:
@@ -102,7 +103,9 @@ def _softshrink(make: Make, value: Make, x: Any, within: Any = 0.5) -> Any:
 
 
 def _shrink_backward(make: Make, value: Make, grad: Any, x: Any, within: Any) -> Any:
-    return where(make, _within(make, value, value(x), within), value(0), value(grad))
+    x = value(x)
+    outside = make("or", make("lt", x, make("neg", value(within))), make("gt", x, value(within)))
+    return where(make, outside, value(grad), value(0))
 
 
 def _within(make: Make, value: Make, x: Any, bound: Any) -> Any:
