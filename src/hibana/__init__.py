@@ -156,9 +156,10 @@ __all__ = [
 
 
 def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
-    """What :mod:`hibana.events`, loaded now, puts in the place of this."""
-    importlib.import_module("hibana.events")
-    return outer.by_bits(rows, words)
+    """``rows^T B``, as :mod:`hibana.events` has it, which is loaded at the first of them."""
+    from hibana.events.linear import product
+
+    return product.over_bits(rows, words)
 
 
 outer.by_bits = _by_bits

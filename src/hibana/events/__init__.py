@@ -7,7 +7,7 @@ when a kernel is built.
 from hibana.events.adopt import adopt
 from hibana.events.convolution import Conv1d, Conv2d
 from hibana.events.flatten import Flatten
-from hibana.events.linear import Linear, product
+from hibana.events.linear import Linear
 from hibana.events.pooling import MaxPool2d
 from hibana.events.sums import add
 from hibana.events.torchs import (
@@ -18,7 +18,6 @@ from hibana.events.torchs import (
     ConvTranspose2d,
     Upsample,
 )
-from hibana.loop import outer
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -35,5 +34,3 @@ __all__ = [
     "add",
     "adopt",
 ]
-
-outer.by_bits = product.over_bits

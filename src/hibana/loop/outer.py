@@ -1,8 +1,8 @@
 """The gradient of a matrix that a step multiplies by: outer products, summed over samples and time.
 
 The matrix product of all that arrived with all that was multiplied. Of spikes only bits were kept, and a
-product with bits is what :mod:`hibana.events` does sooner than a dense one: it puts its own in
-:data:`by_bits`.
+product with bits is what :mod:`hibana.events` does sooner than a dense one: :data:`by_bits`, for nothing here
+knows of events.
 """
 
 import math
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from hibana.loop.graph.synapses import Operand
 
 __all__ = ["outer_products", "over_time"]
+
+by_bits: Callable[[Tensor, Tensor], Tensor] | None = None
+"""``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
 
 
 def outer_products(
@@ -75,15 +78,7 @@ def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     residual = residual.flatten(0, 1)
     if not is_bits:
         return rows.T @ residual
-    if rows.dtype == torch.float32 and rows.shape[0] and rows.device.type == "cpu":
+    if by_bits is not None and rows.dtype == torch.float32 and len(rows) and rows.device.type == "cpu":
         words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
         return by_bits(rows, words)
     return rows.T @ unpacked(residual, neurons).to(rows.dtype)
-
-
-def _densely(rows: Tensor, words: Tensor) -> Tensor:
-    return rows.T @ unpacked(words.view(torch.uint8), rows.shape[1]).to(rows.dtype)
-
-
-by_bits: Callable[[Tensor, Tensor], Tensor] = _densely
-"""``rows^T B`` for rows of float32 and the rows B of as many bits each, in whole words of 64."""
