@@ -8,6 +8,7 @@ from hibana import events
 from hibana.events.checks import alike_each_step
 from hibana.events.support import announce
 from hibana.loop.leaf import as_leaf, is_name
+from hibana.loop.strides import repeated
 from hibana.running import Stateful, check_knows_no_time
 
 __all__ = ["EachStep"]
@@ -48,7 +49,7 @@ class EachStep(nn.Module):
         steps, batch = inputs.shape[:2]
         if alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch)):
             once: Tensor = self.module(inputs[0])
-            return once.expand(steps, *once.shape)
+            return repeated(once, steps)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
         return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
 

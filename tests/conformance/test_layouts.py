@@ -7,6 +7,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import on_its_device, reference
 from conformance.suite import each_backend
+from hibana.loop.strides import repeated
 
 SHAPE = (5, 2, 3, 4, 6)
 
@@ -76,3 +77,41 @@ def test_a_constant_current_in_channels_last(run):
     got, current.grad = current.grad, None
     reference(cell, current.expand(SHAPE), None)[0].sum().backward()
     torch.testing.assert_close(got, current.grad)
+
+
+@each_backend
+@pytest.mark.parametrize("look", ["", "retain_grad", "hook", "grad"])
+def test_what_is_repeated_in_the_order_of_its_memory(run, look):
+    once = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
+    cell, (once,) = on_its_device(run, hb.IFCell(surrogate=hb.surrogate.Box()), once)
+    seen = []
+    for call in (run, reference):
+        begun = once.detach().requires_grad_()
+        inputs = repeated(begun, 6)
+        assert torch.equal(inputs, begun.expand(6, 2, 8, 3, 5))
+        assert inputs.stride() == (0, *once.stride())
+        kept = []
+        if look == "retain_grad":
+            inputs.retain_grad()
+        if look == "hook":
+            inputs.register_hook(kept.append)
+        outputs, _ = call(cell, inputs, None)
+        weighted = outputs * torch.linspace(-1, 1, 6, device=outputs.device).view(6, 1, 1, 1, 1)
+        if look == "grad":
+            kept.append(torch.autograd.grad(weighted.sum(), inputs)[0])
+        else:
+            weighted.sum().backward()
+            kept.append(inputs.grad if look == "retain_grad" else begun.grad)
+        seen.append(kept)
+    for got, wanted in zip(*seen, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_the_gradient_of_what_is_repeated_lies_as_it_does():
+    once = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+    middle = once * 1
+    middle.register_hook(lambda grad: seen.append(grad.stride()))
+    spikes = hb.OverTime(hb.IFCell(detach_reset=True))(repeated(middle, 6))
+    spikes.sum().backward()
+    assert seen == [once.stride()]

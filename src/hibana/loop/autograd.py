@@ -10,7 +10,15 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import differentiated_once
-from hibana.loop.strides import in_callers_order, inverse, memory_order, step_back, step_in, steps_contiguous
+from hibana.loop.strides import (
+    expansion,
+    in_callers_order,
+    inverse,
+    memory_order,
+    step_back,
+    step_in,
+    steps_contiguous,
+)
 from hibana.loop.tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -248,10 +256,9 @@ def _only_summed(inputs: Tensor) -> bool:
     ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
     it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
     """
-    node = inputs.grad_fn
+    node = expansion(inputs)
     return (
         node is not None
-        and node.name() == "ExpandBackward0"
         and not inputs.retains_grad
         and not inputs._backward_hooks
         and any(_is_reached(n) for n, _ in node.next_functions if n is not None)

@@ -1,10 +1,21 @@
 """How a sequence lies in memory, whatever the order of its dimensions."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["in_callers_order", "inverse", "memory_order", "step_back", "step_in", "steps_contiguous"]
+__all__ = [
+    "expansion",
+    "in_callers_order",
+    "inverse",
+    "memory_order",
+    "repeated",
+    "step_back",
+    "step_in",
+    "steps_contiguous",
+]
 
 
 def steps_contiguous(tensor: Tensor) -> bool:
@@ -46,3 +57,31 @@ def memory_order(inputs: Tensor) -> list[int] | None:
     rest = sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension])
     order = [0, *rest]
     return order if inputs.permute(order)[0].is_contiguous() else None
+
+
+def repeated(once: Tensor, steps: int) -> Tensor:
+    """`once` at each of so many steps, ``[T, ...]``, expanded in the order in which it lies in memory.
+
+    The sum of its gradient over time, which is torch's, goes through memory in order and lies as `once` does;
+    of channels last torch makes another order, and takes ten times as long.
+    """
+    order = memory_order(once[None])
+    if order is None or torch.compiler.is_compiling():
+        return once.expand(steps, *once.shape)
+    lying = once.permute([d - 1 for d in order[1:]])
+    out = lying.expand(steps, *lying.shape).permute(inverse(order))
+    node: Any = out.grad_fn
+    if node is not None:
+        node.metadata[_REPEATED] = True
+    return out
+
+
+def expansion(inputs: Tensor) -> Any:
+    """The node that expanded to `inputs` what is the same at each step, nothing between seen; or None."""
+    node: Any = inputs.grad_fn
+    if node is not None and node.name() == "PermuteBackward0" and _REPEATED in node.metadata:
+        node = node.next_functions[0][0]
+    return node if node is not None and node.name() == "ExpandBackward0" else None
+
+
+_REPEATED = "hibana: of an expansion over time, in order"
