@@ -96,6 +96,32 @@ def test_the_gradient_through_the_synapses_is_scaled_and_the_spikes_are_not(recu
     assert sizes[0] > sizes[1] > sizes[2] > 0
 
 
+class Endless(nn.Module):
+    """Sends an infinite current back from each spike."""
+
+    def forward(self, spikes):
+        return torch.where(spikes > 0, torch.inf, 0.0)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_an_infinite_current_through_the_synapses_is_infinite(backend):
+    layer = hb.Recurrent(hb.IFCell(), 4, Endless(), backend=backend)
+    x = torch.full((2, 2, 4), 1.5).requires_grad_()
+    outputs, (potential, _) = layer(x, return_state=True)
+    assert (outputs == 1).all()
+    assert (potential == torch.inf).all()
+
+
+def test_a_scaled_gradient_is_no_operation_of_the_step():
+    plain, scaled = (
+        hb.explain(hb.Recurrent(hb.LIFCell(), 4, gradient_scale=scale).step()).split("source")[0]
+        for scale in (1.0, 0.5)
+    )
+    forward = [text.partition("its gradient")[0].partition("one step")[2] for text in (plain, scaled)]
+    assert forward[0] == forward[1]
+    assert plain != scaled
+
+
 def test_over_many_steps_the_default_gradient_grows_less_than_the_whole():
     torch.manual_seed(0)
     x = (0.3 * torch.rand(100, 8, 64)).requires_grad_()

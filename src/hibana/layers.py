@@ -16,6 +16,7 @@ from hibana.cells.base import check_cell
 from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
 from hibana.running import Stateful, check_knows_no_time, run
+from hibana.surrogate import forwards
 
 __all__ = [
     "ALIF",
@@ -229,7 +230,23 @@ def damped(current: Tensor, scale: float) -> Tensor:
     """`current`, whose gradient is multiplied by `scale`."""
     if scale == 1:
         return current
-    return current + (current - current.detach()) * (scale - 1)
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or forwards():
+        return current + (current - current.detach()) * (scale - 1)  # NaN, of an infinite one
+    scaled: Tensor = _Damped.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
+    return scaled
+
+
+class _Damped(torch.autograd.Function):
+    """Nothing, to a step; its gradient's product with a number. Saved and transformed code writes it out."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return current.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad * ctx.scale, None
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:

@@ -42,6 +42,7 @@ __all__ = [
     "StraightThrough",
     "Surrogate",
     "Triangle",
+    "forwards",
     "named",
 ]
 
@@ -424,9 +425,14 @@ class Heaviside(_Once):
         if not torch.compiler.is_dynamo_compiling():
             if torch._C._get_tracing_state() is not None:
                 return _written_out(*args, **kwargs)
-            if forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None:
+            if forwards():
                 return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
         return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # as above
+
+
+def forwards() -> bool:
+    """Whether derivatives are taken forwards, or by ``torch.func``."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _written_out(x: Tensor, surrogate: Surrogate = Step()) -> Tensor:
