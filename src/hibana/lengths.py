@@ -1,4 +1,4 @@
-"""Sequences of unequal length in one batch: padded at their ends, and known by how many steps are theirs.
+"""Sequences of variable length in one batch: padded at their ends, and known by how many steps are theirs.
 
 What hibana computes over time is causal: what stands after the end of a sample changes nothing before it. So
 a padded batch goes through a network as it is, and whatever sums over time is told the lengths.
