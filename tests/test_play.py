@@ -407,3 +407,21 @@ def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(ch
     view._index.value = "3"
     answered("network.sample")
     assert view._trouble.text == ""
+
+
+@pytest.mark.parametrize("steps", [1, 8, 100])
+@pytest.mark.parametrize(
+    "names", [["0", "9"], ["benign", "malignant"], ["Cabernet Sauvignon from Médoc", "Barolo"]]
+)
+def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, names):
+    pytest.importorskip("bokeh", reason="the extra play is not installed")
+    from hibana.play.view.drawn import apart, room, short
+
+    shown = [short(name) for name in names]
+    assert all(len(name) <= 16 and name[:15] == whole[:15] for name, whole in zip(shown, names, strict=True))
+    end = steps - 0.5 + room(steps, shown)
+    pixels = 250 * (end - (steps - 1)) / (end + 0.5)  # from the last step to the edge of the narrowest figure
+    assert pixels >= min(6 + 7 * max(map(len, shown)), 125)
+    ends = numpy.array([0.0, 0.01, -0.01, 1.0, 0.02])
+    places = numpy.sort(apart(ends, 0.06))
+    assert numpy.diff(places).min() >= 0.06 - 1e-12
