@@ -1,6 +1,7 @@
 """What is chosen between events and the dense product, and what it is chosen by."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -120,20 +121,40 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """Pieces of work that were measured, each of which took twice as long as reckoned."""
-    pieces = []
-    monkeypatch.setattr(speeds, "_least", lambda piece: pieces.append(piece) or 2.0)
-    return pieces
+    """The ways that were measured, each of which took twice as long as reckoned."""
+    ways = []
+    monkeypatch.setattr(speeds, "_least", lambda way: ways.append(way) or 2.0)
+    return ways
 
 
 WAY = speeds.Way("a", 1.0, lambda: "a piece")
+
+
+def test_other_threads_compute_as_ever_while_one_is_measured(folder):
+    """torch's number of threads is the process's: one that first computes meanwhile would keep to it."""
+    seen, own = [], []
+
+    def call():
+        own.append(torch.get_num_threads())
+        beside = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        beside.start()
+        beside.join()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        speeds.speed(speeds.Way("seen", 1e-3, lambda: call))
+    finally:
+        torch.set_num_threads(threads)
+    assert set(own) == {1}
+    assert set(seen) == {2}
 
 
 def test_a_speed_is_measured_once_and_kept(folder, seconds):
     assert [speeds.speed(WAY), speeds.speed(WAY)] == [2.0, 2.0]
     speeds._KNOWN.clear()
     assert speeds.speed(WAY) == 2.0
-    assert seconds == ["a piece"]
+    assert seconds == [WAY]
     assert speeds.speed(WAY._replace(name="b")) == 2.0
     assert len(seconds) == 2
 

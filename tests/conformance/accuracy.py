@@ -136,10 +136,10 @@ def distance(name: str, *given: Tensor) -> float:
     found = applied(address, *given).numpy()
     with np.errstate(all="ignore"):
         exact = TRUTH[name](*(x.numpy().astype(wide) for x in given))
-        (other,) = np.nonzero(found != exact.astype(found.dtype))
-        found, exact = found[other], exact[other]
-        error = np.abs(found.astype(wide) - exact) / _unit(exact.astype(found.dtype), wide)
-        error = np.where(np.isnan(found) & np.isnan(exact), 0, error)
+        rounded = exact.astype(found.dtype)
+        same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
+        found, exact, rounded = found[~same], exact[~same], rounded[~same]
+        error = np.abs(found.astype(wide) - exact) / _unit(rounded, wide)
     return float(np.where(np.isnan(error), np.inf, error).max(initial=0))
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hibana.native import files
 from hibana.native.build import kept_in
+from hibana.native.threads import alone
 
 __all__ = ["Call", "Way", "fixed", "numbers", "random_bits", "speed"]
 
@@ -73,8 +74,7 @@ def _found(way: Way) -> float:
     data = files.read(path)
     found = None if data is None else _unpacked(data, name)
     if found is None:
-        with torch.no_grad():
-            found = min(max(_least(way.piece()) / way.reckoned, LEAST), MOST)
+        found = min(max(alone(lambda: _least(way)) / way.reckoned, LEAST), MOST)
         _write(path, name, found)
     return found
 
@@ -96,19 +96,15 @@ def _write(path: Path, name: str, found: float) -> None:
         return  # said where kernels can't be kept; the next process measures again
 
 
-def _least(call: Call) -> float:
-    """The least seconds that `call` takes in one thread."""
-    threads, best = torch.get_num_threads(), float("inf")
-    torch.set_num_threads(1)
-    try:
-        for run in range(RUNS):
-            began = time.thread_time()
-            call()
-            if run:
-                best = min(best, time.thread_time() - began)
-    finally:
-        torch.set_num_threads(threads)
-    return best
+@torch.no_grad()
+def _least(way: Way) -> float:
+    """The least seconds that the piece of `way` takes this thread."""
+    call, times = way.piece(), []
+    for _ in range(RUNS):
+        began = time.thread_time()
+        call()
+        times.append(time.thread_time() - began)
+    return min(times[1:])
 
 
 def numbers(*shape: int) -> Tensor:

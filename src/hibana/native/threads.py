@@ -9,13 +9,16 @@ import ctypes
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Work", "arguments", "libtorch", "ready", "run"]
+__all__ = ["Work", "alone", "arguments", "libtorch", "ready", "run"]
+
+Result = TypeVar("Result")
 
 
 @cache
@@ -87,3 +90,21 @@ def ready(address: int, count: int, grain: int = 1) -> Work:
             raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
 
     return Work(address, count, grain, go)
+
+
+def alone(work: Callable[[], Result]) -> Result:
+    """What `work` gives, done by a thread of its own that has no others to help it.
+
+    ``torch.set_num_threads`` is of the whole process: a thread that first computes meanwhile would keep that
+    number. OpenMP's and MKL's are of the thread that sets them; where libtorch has neither, others help.
+    """
+
+    def told() -> Result:
+        torch.get_num_threads()  # the first time that a thread asks, torch sets both
+        for name in ("omp_set_num_threads", "MKL_Set_Num_Threads_Local"):
+            if hasattr(libtorch(), name):
+                getattr(libtorch(), name)(1)
+        return work()
+
+    with ThreadPoolExecutor(1) as own:
+        return own.submit(told).result()
