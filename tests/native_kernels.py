@@ -19,7 +19,8 @@ from hibana.loop.graph.plan import make_plan, reachable
 from hibana.loop.graph.synapses import needed
 from hibana.loop.graph.trace import trace
 from hibana.loop.triton import kernels as gpu
-from hibana.loop.triton.source import Language, backward_source, forward_source, function_source
+from hibana.loop.triton.language import Language
+from hibana.loop.triton.source import backward_source, forward_source, function_source
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}

@@ -20,6 +20,7 @@ from hibana.loop.cpu.node import built, called
 from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
+from hibana.loop.cpu.unaliased import ALIASING_FROM, unaliased
 from hibana.loop.cpu.walk import (
     BACKWARD,
     BUFFER_OFFSET,
@@ -45,9 +46,6 @@ somebody reads it."""
 
 RECOMPUTED_FROM = 4 << 20
 """Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
-
-ALIASING_FROM = 256 << 10
-"""Bytes from which on 4K aliasing matters; a page more is little then."""
 
 SHAPES = 256
 """Shapes of sequences that a step's kernels are kept ready for."""
@@ -312,24 +310,6 @@ class CpuKernels(Kernels):
             constant_input=constant,
             nontemporal=nontemporal,
         )
-
-
-def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
-    """A new tensor of `shape`, offset within a page so that stores to it and loads from `read` do not alias.
-
-    See :data:`hibana.loop.cpu.row_walk.OUTPUT_OFFSET`. A small one begins where its memory does.
-    """
-    count, dtype = shape.numel(), read.dtype
-    if count * dtype.itemsize < ALIASING_FROM:
-        if read.shape == shape and read.is_contiguous():
-            return torch.empty_like(read)  # sizes that come from Python take twice as long
-        return torch.empty(shape, dtype=dtype, device=CPU)
-    buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device=CPU)
-    shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-    placed = torch.empty(0, dtype=dtype, device=CPU).set_(
-        buffer.untyped_storage(), shift // dtype.itemsize, shape, ()
-    )
-    return placed.data  # to which nothing was written yet, as others may ask of its version
 
 
 class _Ready(NamedTuple):

@@ -26,14 +26,8 @@ from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
 from hibana.loop.graph.synapses import operands
 from hibana.loop.outer import outer_products
-from hibana.loop.triton.source import (
-    ANY_SIZE,
-    Language,
-    backward_source,
-    forward_source,
-    function_source,
-    interpreted,
-)
+from hibana.loop.triton.language import Language, interpreted
+from hibana.loop.triton.source import ANY_SIZE, backward_source, forward_source, function_source
 
 __all__ = ["GpuKernels", "refusal"]
 
