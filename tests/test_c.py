@@ -12,7 +12,7 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import events
-from hibana.convert import in_order, to_c
+from hibana.convert import in_order, quantize, to_c
 from hibana.convert.files import write_whole
 from hibana.loop.c.source import dialect
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
@@ -174,6 +174,26 @@ def test_networks_of_all_sorts_spike_in_c_as_in_pytorch(tmp_path_factory, data):
     layers += [nn.Linear(5, 3), hb.LI(data.draw(st.sampled_from((math.inf, 3.0))))]
     inputs = (torch.rand(4, 2, channels, side, side) < 0.5).float()
     check(nn.Sequential(*layers), inputs, tmp_path_factory.mktemp("c"), events=data.draw(st.booleans()))
+
+
+@needs_cc
+@pytest.mark.parametrize("whole", [False, True], ids=["floats", "whole numbers"])
+def test_rows_are_added_together_whatever_their_number(whole, tmp_path):
+    net = nn.Sequential(nn.Linear(11, 11), hb.IF(0.5), nn.Linear(11, 16), hb.LI()).eval()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(11) + 0.01 * torch.rand(11, 11))
+    active = torch.arange(12)[:, None] > torch.arange(11)  # sample n has n inputs, and so many spikes
+    inputs = (active * (0.7 + 0.3 * torch.rand(12, 11))).expand(1, 12, 11)
+    twin = in_order(net, inputs)
+    if whole:
+        net, _ = quantize(net, inputs)
+        inputs, twin = net.whole_input(inputs), net.net
+    with torch.no_grad():
+        assert twin[:2](inputs).sum(-1).flatten().tolist() == list(range(12))
+        wanted = twin(inputs).double()
+    program = to_c(net, inputs if not whole else inputs.float() * net.input_scale)
+    outputs, *_ = outputs_of(compiled(program, tmp_path, 1), program, inputs)
+    assert torch.equal(outputs, wanted)
 
 
 @needs_cc

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hibana.convert.c.layers import Active
 from hibana.convert.c.memory import Held
+from hibana.convert.c.rows import Active
 from hibana.convert.c.text import block, each
 from hibana.convert.graph import Node
 

@@ -5,23 +5,23 @@ channels last. Sums are taken in the order that the numbers lie in, the bias add
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from hibana.convert.c.memory import Held
+from hibana.convert.c.rows import Active, Rows
 from hibana.convert.c.text import block, each
 from hibana.convert.graph import Node
 from hibana.convert.sliding import Sliding, image_of, sliding_of
 
 __all__ = [
-    "Active",
     "active",
     "added_up",
-    "affine",
     "average",
+    "convolution",
     "events",
+    "linear",
     "maximum",
     "numbers",
     "products_of",
@@ -30,27 +30,18 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Active:
-    """A loop over the places ``i`` of what is not zero, with its value ``x`` where it is not 1."""
-
-    head: str
-    begins: tuple[str, ...]
-    valued: bool
-
-
 def active(held: Held, real: str) -> Active:
     """Over what a layer reads."""
     if held.spikes:
         head = f"for (size_t k = 0; k < {held.count}; k++)"
-        return Active(head, (f"const size_t i = {held.spikes}[k];",), False)
+        return Active(head, (f"const size_t i = {held.spikes}[k];",), False, held.spikes, held.count)
     return numbers(held.numbers, held.node.size, real)
 
 
 def numbers(array: str, size: int, real: str) -> Active:
     """Over an array of numbers."""
     begins = (f"const {real} x = {array}[i];", "if (x == 0)", "    continue;")
-    return Active(f"for (size_t i = 0; i < {size}; i++)", begins, True)
+    return Active(f"for (size_t i = 0; i < {size}; i++)", begins, True, array, str(size), real)
 
 
 def events(size: int) -> Active:
@@ -84,14 +75,20 @@ def products_of(node: Node) -> int:
     return sliding_of(node).taps * int(module.in_channels // module.groups * module.out_channels)
 
 
-def affine(node: Node, held: Held, over: Active, out: str, weights: str, bias: str, real: str) -> list[str]:
-    """A linear layer or a convolution of `node`, into the array `out`."""
+def linear(rows: Rows, over: Active, bias: str) -> list[str]:
+    """A linear layer."""
+    if bias and rows.whole:
+        return [*each("o", rows.size, [f"{rows.out}[o] = {bias}[o];"]), *rows.lines(over)]
+    lines = [*each("o", rows.size, [f"{rows.out}[o] = 0;"]), *rows.lines(over)]
+    return lines + (each("o", rows.size, [f"{rows.out}[o] += {bias}[o];"]) if bias else [])
+
+
+def convolution(
+    node: Node, held: Held, over: Active, out: str, weights: str, bias: str, real: str
+) -> list[str]:
+    """A convolution, into the array `out`."""
     lines = each("o", node.size, [f"{out}[o] = 0;"])
     times = "x * " if over.valued else ""
-    if node.kind == "linear":
-        added = each("o", node.size, [f"{out}[o] += {times}{weights}[i][o];"])
-        lines += block(over.head, [*over.begins, *added])
-        return lines + (each("o", node.size, [f"{out}[o] += {bias}[o];"]) if bias else [])
     module: Any = node.module
     outputs, _, width = image_of(node.shape)
     window = sliding_of(node)

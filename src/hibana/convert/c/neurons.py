@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.convert.c.layers import Active, numbers
+from hibana.convert.c.layers import numbers
 from hibana.convert.c.memory import Held, Memory
 from hibana.convert.c.numbers import Numbers
+from hibana.convert.c.rows import Active
 from hibana.convert.c.text import array, block, each
 from hibana.convert.graph import Node
 from hibana.convert.sliding import channels_last

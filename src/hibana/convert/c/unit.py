@@ -21,15 +21,15 @@ class Unit:
         first, events, still, go = written.first, written.events, written.still_lines, written.go
         name, state, kind = self.name, f"{self.name}_state *net", self.numbers.kind
         inputs, outputs = f"{name.upper()}_INPUTS", f"{name.upper()}_OUTPUTS"
-        body = [*self.written.constants, *first, *events, *still, *go, *self.written.resets]
+        body = [*self.written.parts.constants, *first, *events, *still, *go, *self.written.parts.resets]
         library = ["#include <math.h>"] if any(_OF_MATH.search(line) for line in body) else []
         included = [f'#include "{name}.h"', *library, *self.numbers.guards]
-        lines = [*self._comment(), "", *included, "", *self.written.constants, ""]
+        lines = [*self._comment(), "", *included, "", *self.written.parts.constants, "", *self._helpers()]
         if still:
             lines += [*block(f"static void {name}_still({state})", still), ""]
             first, events = [*first, f"{name}_still(net);"], [*events, f"{name}_still(net);"]
         read_events = (
-            f"static void {name}_read_events({state}, const {self.written.index} *events, size_t count)"
+            f"static void {name}_read_events({state}, const {self.written.parts.index} *events, size_t count)"
         )
         best = [
             "size_t best = 0;",
@@ -41,7 +41,9 @@ class Unit:
             "",
             *block(f"static void {name}_go({state})", go),
             "",
-            *block(f"void {name}_reset({state})", [*self.written.resets, f"{name}_read_events(net, 0, 0);"]),
+            *block(
+                f"void {name}_reset({state})", [*self.written.parts.resets, f"{name}_read_events(net, 0, 0);"]
+            ),
             "",
             *block(
                 f"void {name}_step({state}, const {self.numbers.input} input[{inputs}])",
@@ -49,7 +51,7 @@ class Unit:
             ),
             "",
             *block(
-                f"void {name}_step_events({state}, const {self.written.index} *events, size_t count)",
+                f"void {name}_step_events({state}, const {self.written.parts.index} *events, size_t count)",
                 [f"{name}_read_events(net, events, count);", f"{name}_go(net);"],
             ),
             "",
@@ -65,6 +67,9 @@ class Unit:
             "",
             *block(f"size_t {name}_class(const {state})", [*best, "return best;"]),
         ]
+
+    def _helpers(self) -> list[str]:
+        return [*self.written.parts.helpers, ""] if self.written.parts.helpers else []
 
     def header(self) -> list[str]:
         """The lines of the header."""
@@ -84,7 +89,7 @@ class Unit:
             f"#define {outputs} {self.network.output.size}",
             f"#define {upper}_STEPS {self.written.steps} /* {self.numbers.runs} */",
             "",
-            *block("typedef struct", self.written.memory.fields())[:-1],
+            *block("typedef struct", self.written.parts.memory.fields())[:-1],
             f"}} {state};",
             "",
             "#ifdef __cplusplus",
@@ -97,7 +102,7 @@ class Unit:
             f"void {name}_step({state} *net, const {self.numbers.input} input[{inputs}]);",
             "/* One step on the inputs that are 1, as a list of their places. In rising order sums are the",
             "   same to the last bit; places beyond the inputs are left out. */",
-            f"void {name}_step_events({state} *net, const {self.written.index} *events, size_t count);",
+            f"void {name}_step_events({state} *net, const {self.written.parts.index} *events, size_t count);",
             "/* What the network put out in the last step. */",
             f"void {name}_output(const {state} *net, {kind} output[{outputs}]);",
             f"/* {scores} since the reset, and the place of the largest. */",
@@ -122,7 +127,7 @@ class Unit:
             sum(c.additions for c in self.written.costs),
             round(sum(c.seen for c in self.written.costs)),
         )
-        constant, changing = self.written.constant_bytes, self.written.memory.bytes()
+        constant, changing = self.written.parts.constant_bytes, self.written.parts.memory.bytes()
         return [
             f"/* {self.name}: a spiking network as hibana writes it, one sample, one step at a time.",
             "",

@@ -3,14 +3,15 @@
 import math
 
 import torch
-from torch import Tensor
 
 from hibana.convert.c import delays, layers
 from hibana.convert.c.costs import Cost, Spiking, neurons_below, what
-from hibana.convert.c.memory import FOREVER, Held, Memory, index_kind
+from hibana.convert.c.memory import Held
 from hibana.convert.c.neurons import Writer, layer
 from hibana.convert.c.numbers import Numbers
-from hibana.convert.c.text import array, block, commented, each
+from hibana.convert.c.parts import Parts
+from hibana.convert.c.rows import Active, Rows
+from hibana.convert.c.text import block, commented, each
 from hibana.convert.graph import WEIGHTED, Network, Node
 from hibana.convert.sliding import channels_last, image_of, sliding_of
 from hibana.loop.c.source import functions
@@ -24,13 +25,8 @@ class Writing:
 
     def __init__(self, network: Network, numbers: Numbers, name: str, scores: str, steps: int) -> None:
         self.network, self.numbers, self.name, self.scores, self.steps = network, numbers, name, scores, steps
-        self.index = "uint16_t" if all(node.size < 1 << 16 for node in network.nodes) else "uint32_t"
-        self.at = {node: k for k, node in enumerate(network.nodes)}
-        self.still = set(network.still)
+        self.parts = Parts(network, numbers, name)
         self.held: dict[Node, Held] = {}
-        self.memory = Memory()
-        self.constants: list[str] = []
-        self.constant_bytes = 0
         self.costs: list[Cost] = []
         self.spiking: list[Spiking] = []
         self.functions: set[str] = set()
@@ -42,7 +38,6 @@ class Writing:
         """what only a new input has computed again;"""
         self.go: list[str] = []
         """and what every step does."""
-        self.resets: list[str] = []
         for node in network.nodes:
             self._node(node)
         self.go += self._scored()
@@ -50,12 +45,12 @@ class Writing:
     def _node(self, node: Node) -> None:
         if node.kind == "input":
             numbers, events = self._input(node)
-        elif node in self.still and self.network.input in node.inputs and not self._keeps_input():
+        elif node in self.parts.still and self.network.input in node.inputs and not self._keeps_input():
             over = layers.numbers("input", self.network.input.size, self.numbers.input)
             numbers = self._titled(node, self._layer(node, over))
             events = self._titled(node, self._layer(node, layers.events(self.network.input.size)))
         else:
-            (self.still_lines if node in self.still else self.go).extend(
+            (self.still_lines if node in self.parts.still else self.go).extend(
                 self._titled(node, self._layer(node))
             )
             return
@@ -65,7 +60,7 @@ class Writing:
     def _keeps_input(self) -> bool:
         """Whether the input must lie in the struct: something else than weights reads it."""
         node = self.network.input
-        weighted = all(u.kind in ("linear", "convolution") and u in self.still for u in node.users)
+        weighted = all(u.kind in ("linear", "convolution") and u in self.parts.still for u in node.users)
         return not (node.users and weighted) or node is self.network.output
 
     def _input(self, node: Node) -> tuple[list[str], list[str]]:
@@ -74,7 +69,7 @@ class Writing:
         )
         if not self._keeps_input():
             return [], []
-        held.numbers = self.memory.lasting("input", self.numbers.input, node.size)
+        held.numbers = self.parts.memory.lasting("input", self.numbers.input, node.size)
         copied = each("i", node.size, [f"{held.numbers}[i] = input[i];"])
         over = layers.events(node.size)
         cleared = each("i", node.size, [f"{held.numbers}[i] = 0;"])
@@ -84,20 +79,7 @@ class Writing:
         sides = "x".join(map(str, node.shape))
         return [*block("", [f"/* {commented(node.name)}: {what(node)}, gives {sides} */", *lines])]
 
-    def _last(self, node: Node) -> int:
-        """The last node of a step that reads `node`."""
-        later = any(user not in self.still for user in node.users)
-        if node is self.network.output or (node in self.still and later):
-            return FOREVER
-        return max((self.at[user] for user in node.users), default=self.at[node])
-
-    def _array(self, node: Node, name: str, kind: str, size: int) -> str:
-        last = self._last(node)
-        if last == FOREVER:
-            return self.memory.lasting(f"{name}{self.at[node]}", kind, size)
-        return self.memory.between(f"{name}{self.at[node]}", kind, size, self.at[node], last)
-
-    def _layer(self, node: Node, over: layers.Active | None = None) -> list[str]:
+    def _layer(self, node: Node, over: Active | None = None) -> list[str]:
         """One layer; `over` is what it goes over, if that lies not in the struct."""
         if node.kind == "neurons":
             return self._neurons(node)
@@ -141,7 +123,7 @@ class Writing:
             node.kind in ("maximum", "average") and read.channels_last(node.seen[0])
         ):
             places = channels_last(node.shape)
-        array = self._array(node, "flags" if spikes else "current", kind, node.size)
+        array = self.parts.array(node, "flags" if spikes else "current", kind, node.size)
         held = Held(node, places, kind, array, truths=spikes)
         if spikes:
             self._list(held)
@@ -151,97 +133,83 @@ class Writing:
         """Gives `held` a list of its spikes, if a layer reads one."""
         node = held.node
         if always:
-            held.spikes = self.memory.lasting(f"spikes{self.at[node]}", self.index, node.size)
-            held.count = self.memory.counter(f"count{self.at[node]}", self.index)
+            held.spikes = self.parts.memory.lasting(
+                f"spikes{self.parts.at[node]}", self.parts.index, node.size
+            )
+            held.count = self.parts.memory.counter(f"count{self.parts.at[node]}", self.parts.index)
         elif any(user.kind in (*WEIGHTED, "maximum") for user in node.users):
-            held.spikes = self._array(node, "spikes", self.index, node.size)
-            held.count = self.memory.counter(f"count{self.at[node]}", self.index)
+            held.spikes = self.parts.array(node, "spikes", self.parts.index, node.size)
+            held.count = self.parts.memory.counter(f"count{self.parts.at[node]}", self.parts.index)
 
     def _listed(self, held: Held) -> list[str]:
         """Makes the list of the spikes whose flags are set."""
         if not held.spikes:
             return []
-        kept = [f"if ({held.numbers}[j])", f"    {held.spikes}[{held.count}++] = ({self.index})j;"]
-        return [f"{held.count} = 0;", *each("j", held.node.size, kept)]
+        kept = [f"{held.spikes}[count] = ({self.parts.index})j;", f"count += {held.numbers}[j];"]
+        each_one = each("j", held.node.size, kept)  # without a branch, which spikes make a guess of
+        return ["size_t count = 0;", *each_one, f"{held.count} = ({self.parts.index})count;"]
 
-    def _weighted(self, node: Node, read: Held, written: Held, over: layers.Active | None) -> list[str]:
+    def _weighted(self, node: Node, read: Held, written: Held, over: Active | None) -> list[str]:
         weights, bias = layers.weights_of(node, read)
-        names = f"{self.name}_w{self.at[node]}", "" if bias is None else f"{self.name}_b{self.at[node]}"
+        names = (
+            f"{self.name}_w{self.parts.at[node]}",
+            "" if bias is None else f"{self.name}_b{self.parts.at[node]}",
+        )
         again = any(cost.name == node.name for cost in self.costs)
         over = over or layers.active(read, self.numbers.kind if not read.kind else read.kind)
         if not again:
-            self._constant(names[0], self.numbers.of(node.name, weights), weights)
+            self.parts.constant(names[0], self.numbers.of(node.name, weights), weights)
             if bias is not None:
-                self._constant(names[1], self.numbers.of(node.name, bias), bias)
+                self.parts.constant(names[1], self.numbers.of(node.name, bias), bias)
             self.numbers.added(node, node.inputs[0], weights, bias)
             products = layers.products_of(node)
             self._cost(node, products, over.valued, node.inputs[0].density, products)
         if node.kind == "window":
             ring, order = (
-                self._ring(node, delays.reach_of(node) + 1, self.numbers.kind),
-                self._order(node, read),
+                self.parts.ring(node, delays.reach_of(node) + 1, self.numbers.kind),
+                self.parts.order(node, read),
             )
             return delays.window(node, read, over, ring, written.numbers, *names, order)
         if node.kind == "delayed":
-            late, ring = self._delays(node, read, self.numbers.kind)
+            late, ring = self.parts.delays(node, read, self.numbers.kind)
             return delays.delayed(node, over, ring, written.numbers, names[0], late, names[1])
-        return layers.affine(node, read, over, written.numbers, *names, self.numbers.kind)
+        if node.kind == "linear":
+            of = self.numbers.of(node.name, weights)
+            rows = Rows(
+                f"{self.name}_add{self.parts.at[node]}",
+                names[0],
+                of,
+                self.numbers.kind,
+                node.size,
+                written.numbers,
+            )
+            self.parts.helpers += [] if again else rows.function(over)
+            return layers.linear(rows, over, names[1])
+        return layers.convolution(node, read, over, written.numbers, *names, self.numbers.kind)
 
     def _delay(self, node: Node, read: Held, written: Held) -> list[str]:
         """Numbers as they were some steps ago."""
         self.numbers.passed(node, 1)
-        late, ring = self._delays(node, read, written.kind)
+        late, ring = self.parts.delays(node, read, written.kind)
         return [*delays.late(read, ring, written.numbers, late), *self._listed(written)]
-
-    def _delays(self, node: Node, read: Held, kind: str) -> tuple[str, delays.Ring]:
-        """What stands for the delay of number i, or of synapse i, o; and a ring for the longest."""
-        steps = delays.delays_of(node, read)
-        longest = int(steps.max())
-        name = f"{self.name}_d{self.at[node]}"
-        if node.kind == "delay" and bool((steps == longest).all()):
-            name = str(longest)
-        else:
-            self._constant(name, index_kind(longest + 1), steps)
-            name += "[i]" if node.kind == "delay" else ""
-        return name, self._ring(node, longest + 1, kind)
-
-    def _ring(self, node: Node, steps: int, kind: str) -> delays.Ring:
-        at, now_kind = self.at[node], index_kind(steps)
-        array = self.memory.lasting(f"ring{at}", kind, steps * node.size)
-        ring = delays.Ring(array, steps, node.size, self.memory.counter(f"now{at}", now_kind), now_kind)
-        self.resets += ring.resets()
-        return ring
-
-    def _order(self, node: Node, read: Held) -> str:
-        """An array of the channel at each place, if what a window reads lies in another order."""
-        order = torch.arange(read.node.size, dtype=torch.int64, device="cpu")
-        if len(node.seen[0]) > 1 or torch.equal(read.places, order):
-            return ""
-        name = f"{self.name}_c{self.at[node]}"
-        self._constant(name, self.index, read.places)
-        return name
-
-    def _constant(self, name: str, kind: str, values: Tensor) -> None:
-        self.constants += array(name, kind, values)
-        self.constant_bytes += self.numbers.bytes(kind) * values.numel()
 
     def _neurons(self, node: Node) -> list[str]:
         read = self.held[node.inputs[0]]
-        made = layer(node, self.at[node], read.places, self.network.dtype)
+        made = layer(node, self.parts.at[node], read.places, self.network.dtype)
         self.numbers.settle(made)
-        writer = Writer(made, read, self.numbers, self.memory, self.name)
+        writer = Writer(made, read, self.numbers, self.parts.memory, self.name)
         held = self.held[node] = Held(node, read.places, self.numbers.kind, writer.states[-1])
         if made.emits_spikes:
             held.kind, held.truths = "uint8_t", True
             self.spiking.append(Spiking(node.name, what(node), node.size, held.numbers))
             self._list(held, made.reads_spikes())
         writer.prepare()
-        self.resets += writer.reset()
+        self.parts.resets += writer.reset()
         if made.reads_spikes():
-            self.resets.append(f"{held.count} = 0;")
+            self.parts.resets.append(f"{held.count} = 0;")
         lines = [*writer.step(), *self._listed(held)]
-        self.constants += writer.constants
-        self.constant_bytes += writer.constant_bytes
+        self.parts.constants += writer.constants
+        self.parts.constant_bytes += writer.constant_bytes
         self.functions |= functions(made.stores)
         products = len(made.products) * node.size * node.size
         rate = node.density if made.emits_spikes else 1.0
@@ -279,13 +247,13 @@ class Writing:
     def _scored(self) -> list[str]:
         """Adds what the network put out to the scores."""
         size, out = self.network.output.size, self.out("i")
-        scores = self.memory.lasting("scores", self.numbers.kind, size)
+        scores = self.parts.memory.lasting("scores", self.numbers.kind, size)
         self.numbers.summed(self.network.output, self.steps if self.scores == "sum" else 1)
         lowest = self.numbers.lowest if self.scores == "max" else "0"
-        self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
+        self.parts.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
-            seen = self.memory.lasting("seen", "uint8_t", size)
-            self.resets += each("i", size, [f"{seen}[i] = 0;"])
+            seen = self.parts.memory.lasting("seen", "uint8_t", size)
+            self.parts.resets += each("i", size, [f"{seen}[i] = 0;"])
             later = [f"if ({out} != 0)", f"    {seen}[i] = 1;", f"if (!{seen}[i])", f"    {scores}[i] -= 1;"]
             return each("i", size, later)
         if self.scores == "max":
@@ -298,8 +266,10 @@ class Writing:
         order = torch.arange(held.node.size, dtype=torch.int64, device="cpu")
         if not torch.equal(held.places, order):
             name = f"{self.name}_order"
-            if not any(line.startswith(f"static const {self.index} {name}[") for line in self.constants):
-                self._constant(name, self.index, torch.argsort(held.places))
+            if not any(
+                line.startswith(f"static const {self.parts.index} {name}[") for line in self.parts.constants
+            ):
+                self.parts.constant(name, self.parts.index, torch.argsort(held.places))
             place = f"{name}[{place}]"
         number = f"{held.numbers}[{place}]"
         return number if held.kind == self.numbers.kind else f"({self.numbers.kind}){number}"
