@@ -65,8 +65,8 @@ def repeated(once: Tensor, steps: int) -> Tensor:
     The sum of its gradient over time, which is torch's, goes through memory in order and lies as `once` does;
     of channels last torch makes another order, and takes ten times as long.
     """
-    order = memory_order(once[None])
-    if order is None or torch.compiler.is_compiling():
+    order = None if torch.compiler.is_compiling() else memory_order(once[None])
+    if order is None:
         return once.expand(steps, *once.shape)
     lying = once.permute([d - 1 for d in order[1:]])
     out = lying.expand(steps, *lying.shape).permute(inverse(order))
