@@ -7,17 +7,19 @@ that validate, the firing rate, and the norm of the gradient before it is clippe
 each neuron a time constant of its own, spread over 2 to 50 steps and learned; ``--width`` draws recurrent
 weights from a normal distribution of ``width / sqrt(128)`` instead of torch's even one (0.58); ``--part``
 draws them so that they make this part of the potential's variance, the threshold ``--xi`` deviations above
-its mean.
+its mean. ``--spikes`` takes spoken digits instead, delta-coded, and with ``--part`` draws the weights below
+so that they make the rest, where they are scaled to a firing rate otherwise.
 """
 
 import argparse
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hibana as hb
-from hibana.data import MNIST1D
+from hibana.data import MNIST1D, SpokenDigits
+from hibana.encode import delta
 from hibana.train import activity, fluctuation_driven_, scale_to_rate
 
 NEURONS, EPOCHS, BATCH, RATE = 128, 12, 64, 3e-3
@@ -37,7 +39,9 @@ def network(asked: argparse.Namespace) -> nn.Module:
         nn.init.normal_(recurrent.recurrent.weight, 0.0, asked.width / math.sqrt(NEURONS))
     if asked.part is not None:
         fluctuation_driven_(recurrent.recurrent.weight, cell, START, xi=asked.xi, part=asked.part)
-    return nn.Sequential(nn.Linear(1, NEURONS), recurrent, hb.Linear(NEURONS, 10), hb.LI(tau=20.0))
+    return nn.Sequential(
+        nn.Linear(26 if asked.spikes else 1, NEURONS), recurrent, hb.Linear(NEURONS, 10), hb.LI(tau=20.0)
+    )
 
 
 def main() -> None:
@@ -48,15 +52,27 @@ def main() -> None:
     options.add_argument("--width", type=float)
     options.add_argument("--part", type=float)
     options.add_argument("--xi", type=float, default=2.0)
+    options.add_argument("--spikes", action="store_true")
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
     torch.set_flush_denormal(True)
     torch.manual_seed(asked.seed)
-    samples = MNIST1D()
+    samples = SpokenDigits(steps=40) if asked.spikes else MNIST1D()
     samples.setup()
-    inputs, labels = samples.training.inputs.transpose(0, 1).contiguous(), samples.training.labels
+
+    def coded(values: Tensor) -> Tensor:
+        sequence = values.transpose(0, 1).contiguous()
+        return delta(sequence, 0.25) if asked.spikes else sequence
+
+    inputs, labels = coded(samples.training.inputs).flatten(2), samples.training.labels
     net, objective = network(asked), hb.loss.MembraneMean()
-    scale_to_rate(net, inputs[:, :256], START)
+    if asked.spikes and asked.part is not None:
+        given = {"rate": inputs.mean().item(), "xi": asked.xi, "part": 1 - asked.part}
+        fluctuation_driven_(net[0].weight, net[1].cell, **given)
+        nn.init.zeros_(net[0].bias)
+    else:
+        scale_to_rate(net, inputs[:, :256], START)
+    _, begun = activity(net, inputs[:, :256])
     optimizer = torch.optim.AdamW(net.parameters(), RATE)
     steps = EPOCHS * -(-len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)
@@ -73,10 +89,11 @@ def main() -> None:
             schedule.step()
     with torch.no_grad():
         held = samples.validation
-        outputs, spikes = activity(net.eval(), held.inputs.transpose(0, 1).contiguous())
+        outputs, spikes = activity(net.eval(), coded(held.inputs).flatten(2))
     found, (rate,) = torch.tensor(norms), spikes.rates().values()
     print(
-        f"{objective.accuracy(outputs, held.labels):.1%} at {rate:.1%} firing; "
+        f"{objective.accuracy(outputs, held.labels):.1%} at {rate:.1%} firing, "
+        f"{begun.rates()['1']:.1%} before training; "
         f"gradient norm {found.median():.1f}, {found.quantile(0.99):.0f} in the worst hundredth, "
         f"{found.max():.0f} at most"
     )
