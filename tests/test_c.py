@@ -274,8 +274,20 @@ def test_what_c_does_not_say_is_refused_by_name():
         to_c(Mean(), x)
     with pytest.raises(Unsupported, match=r"layer '0\.module': padding by reflect"):
         to_c(nn.Sequential(each(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])
+    keyword = Keyword()
+    with pytest.raises(ValueError, match=r"Keyword has a layer named by a word of Python's own: .*for"):
+        to_c(keyword, x)
     with pytest.raises(Unsupported, match=r"float16 are nothing that C has"):
         to_c(nn.Sequential(hb.IF()), x.half())
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.add_module("for", nn.Linear(3, 2))
+
+    def forward(self, x):
+        return getattr(self, "for")(x)
 
 
 class Mean(nn.Module):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
-from c_programs import compiled, needs_cc, outputs_of
+from c_programs import WARNINGS, compiled, needs_cc, outputs_of
 from hibana.cells import AtLeast
 from hibana.convert import to_c
 from hibana.convert.quantized.leak import Leak
@@ -81,6 +81,16 @@ def test_every_cell_in_whole_numbers_is_the_same_in_c(cell, tmp_path):
     assert report.layers[1].agreement > 0.95
     assert report.layers[1].after > 0
     assert "float" not in re.sub(r"/\*.*?\*/", "", program.source, flags=re.DOTALL)
+
+
+@needs_cc
+@pytest.mark.parametrize("inputs", [1, 2, 3, 4])
+def test_layers_of_few_inputs_are_programs_without_warnings(inputs, tmp_path):
+    net = nn.Sequential(nn.Linear(inputs, inputs), hb.IF(0.05), nn.Linear(inputs, 1, bias=False)).eval()
+    nn.init.constant_(net[0].weight, 0.2)
+    for flags in (*WARNINGS, "-O2"), (*WARNINGS, "-O3"):
+        check(net, torch.rand(1, 2, inputs) + 0.5, tmp_path, flags=flags)
+        check(net, torch.ones(1, 2, inputs), tmp_path, events=True, flags=flags)
 
 
 @needs_cc

@@ -95,6 +95,11 @@ def traced_layers(net: nn.Module) -> fx.GraphModule:
         return fx.GraphModule(net, _Tracer().trace(net))
     except (fx.proxy.TraceError, TypeError) as error:
         raise ValueError(f"{type(net).__name__}.forward cannot be traced: {error}") from error
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise ValueError(
+            f"{type(net).__name__} has a layer named by a word of Python's own: {line}"
+        ) from error
 
 
 def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:

@@ -40,10 +40,11 @@ class Rows:
     """And of a sum."""
     size: int
     out: str
+    inputs: int
 
     def function(self, over: Active) -> list[str]:
-        """A function that adds several rows at once; none for a list that may hold what is no place."""
-        if not over.array:
+        """A function that adds several rows at once, if they are."""
+        if not self._together(over):
             return []
         rows = "ab" if over.valued else "abcd"
         times = f"{self._factor(over)} x, {self._factor(over)} y, " if over.valued else ""
@@ -60,10 +61,14 @@ class Rows:
 
     def lines(self, over: Active) -> list[str]:
         """What adds a row for each of `over` to the sums."""
-        if over.array:
+        if self._together(over):
             return self._pairs(over) if over.valued else self._fours(over)
         times = "x * " if over.valued else ""
         return block(over.head, [*over.begins, *self._row(f"{times}{self.weights}[i][o]")])
+
+    def _together(self, over: Active) -> bool:
+        """Whether rows are added together: where there are as many, and a list holds nothing but places."""
+        return bool(over.array) and self.inputs >= (2 if over.valued else 4)
 
     def _fours(self, over: Active) -> list[str]:
         rows = [f"{self.weights}[{over.array}[{at}]]" for at in ("k", "k + 1", "k + 2", "k + 3")]

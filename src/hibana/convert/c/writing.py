@@ -182,6 +182,7 @@ class Writing:
                 self.numbers.kind,
                 node.size,
                 written.numbers,
+                read.node.size,
             )
             self.parts.helpers += [] if again else rows.function(over)
             return layers.linear(rows, over, names[1])

@@ -142,7 +142,9 @@ class QuantizationAware(nn.Module):
 
     def _sum(self, line: _Line, one: Scale, two: Scale) -> Scale:
         if _one(line, one) != _one(line, two):
-            raise Unsupported(f"layer {line.name!r} adds numbers of different scales")
+            raise Unsupported(
+                f"layer {line.name!r} adds numbers of different scales, and only spikes have one"
+            )
         return one
 
     def _scale(self, line: _Line, scale: Scale) -> Scale:
