@@ -107,8 +107,12 @@ class Kernels(ABC):
     def alike(self, step: "Step") -> Self:
         """The kernels of `step`, which is this one's but for its constants: the same code."""
         kernels = copy(self)
-        kernels.step = step
+        kernels._take(step)
         return kernels
+
+    def _take(self, step: "Step") -> None:
+        """Takes the constants of `step`."""
+        self.step = step
 
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:

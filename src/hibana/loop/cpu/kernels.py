@@ -6,9 +6,8 @@ over time; a stride of zero is an input that stays the same and is never written
 
 import ctypes
 from collections.abc import Sequence
-from copy import copy
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,15 +60,8 @@ class CpuKernels(Kernels):
     """
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
-    takes_half: ClassVar = False
-
-    @staticmethod
-    def device() -> str:
-        """The kind of device whose PyTorch the numbers equal."""
-        return "cpu"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        self.step = step
         self.plan = plan
         self.recomputing = recomputing(step, plan)
         self.dtype = dtype
@@ -84,15 +76,8 @@ class CpuKernels(Kernels):
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
         self._take(step)
 
-    def alike(self, step: Step) -> Self:
-        """The kernels of `step`, which is this one's but for its constants: the same code."""
-        kernels = copy(self)
-        kernels._take(step)
-        return kernels
-
     def _take(self, step: Step) -> None:
-        """Takes the constants of `step`."""
-        self.step = step
+        super()._take(step)
         number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)

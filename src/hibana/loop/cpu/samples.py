@@ -6,9 +6,8 @@ which don't. Gradients of matrices are one product over the whole sequence, afte
 
 import ctypes
 from collections.abc import Sequence
-from copy import copy
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,15 +55,8 @@ class SampleKernels(Kernels):
         self._schedule = lru_cache(SHAPES)(self._make_schedule)
         self._take(step)
 
-    def alike(self, step: Step) -> Self:
-        """The kernels of `step`, which is this one's but for its constants: the same code."""
-        kernels = copy(self)
-        kernels._take(step)
-        return kernels
-
     def _take(self, step: Step) -> None:
-        """Takes the constants of `step`."""
-        self.step = step
+        super()._take(step)
         number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
 

@@ -9,12 +9,11 @@ import linecache
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from copy import copy
 from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,9 +63,7 @@ class GpuKernels(Kernels):
     takes_half: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        self.step = step
         self.plan = plan
-        self.recomputing: Plan | None = None
         self.dtype = dtype
         self.operands = operands(step)
         self.language = Language(str(dtype).removeprefix("torch."), _interpreted(), bool(step.matrices))
@@ -79,13 +76,12 @@ class GpuKernels(Kernels):
             if not _agrees(op, replace(self.language, by_samples=False)):
                 raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
-        self._constants: dict[torch.device, Tensor] = {}
+        self._take(step)
 
-    def alike(self, step: Step) -> Self:
-        """The kernels of `step`, which is this one's but for its constants: the same code."""
-        kernels = copy(self)
-        kernels.step, kernels._constants = step, {}
-        return kernels
+    def _take(self, step: Step) -> None:
+        """Takes the constants of `step`."""
+        super()._take(step)
+        self._constants: dict[torch.device, Tensor] = {}
 
     @staticmethod
     def device() -> str:
@@ -95,13 +91,6 @@ class GpuKernels(Kernels):
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return self._source(direction, keep if direction == "forward" else (True, False))
-
-    def plan_for(self, shape: torch.Size) -> Plan:
-        """The plan for sequences of `shape`: the one."""
-        return self.plan
-
-    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> None:
-        """None: nothing runs without Python here."""
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]`` in the input's dtype, the last states if `ends`, what `plan` keeps.
