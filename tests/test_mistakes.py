@@ -15,7 +15,8 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 from PIL import Image
 
 from hibana import train
-from hibana.cli import main
+from hibana.cli import _APP, _COMMANDS, main
+from hibana.cli.numbers import _whole
 from hibana.train import checkpoint
 
 HEADER = "a,b,label\n"
@@ -90,6 +91,13 @@ MISTAKES = [
     ("train --epochs", "--epochs"),
     ("train extra", "extra"),
     ("train --threads 0", "threads must be at least 1, got 0"),
+    ("train --threads 1.5", "--threads: it must be a whole number, got 1.5"),
+    ("train --threads 99999999999999999999", "threads must be at most"),
+    ("train --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),
+    ("train --out=", "--out must not be empty"),
+    ("train --download 8.5", "8.5 belongs to no option"),
+    ("train --data good.csv --root folder", "root is of data sets by name; "),
+    ("train --data good.csv --download", "download is of data sets by name; "),
     ("train --cell Leaky", "cell must be one of IF, LIF"),
     ("train --surrogate relu", "surrogate must be one of Step"),
     ("train --loss mse", "loss must be one of rate, count"),
@@ -158,9 +166,14 @@ MISTAKES = [
     ("predict digits.ckpt good.csv", "inputs must be a .npy file of numbers"),
     ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx or .pt2"),
     ("play nothere.ckpt", "there is no nothere.ckpt"),
+    ("play --port 70000.5", "--port: it must be a whole number, got 70000.5"),
+    ("play --port 70000", "port must be in 0 to 65535, got 70000"),
+    ("play --port 70000 --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),
+    ("predict own.ckpt good.csv --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),
     ("explain Leaky", "cell must be one of ALIF"),
     ("explain cell:NoCell", "or MODULE:CLASS of your own"),
     ("demo --seed -1", "seed must be in [0, 2^32), got -1"),
+    ("demo --seed 8.5", "--seed: it must be a whole number, got 8.5"),
 ]
 
 
@@ -187,6 +200,23 @@ def test_memory_that_there_is_not_is_one_sentence(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "hibana train: needs more memory than there is; fewer layers or a smaller batch_size need less\n"
     )
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_no_command_rounds_a_number(command):
+    for argument in _APP[command].assemble_argument_collection():
+        if argument.hint is int:
+            assert argument.parameter.converter is _whole, argument.name
+
+
+@pytest.mark.parametrize(
+    "line", [["train", "--out", ""], ["predict", "own.ckpt", ""], ["convert", "", "net.c"]]
+)
+def test_what_is_empty_is_refused(line, folder, capsys, monkeypatch):
+    """As where a variable of the shell is not set."""
+    monkeypatch.chdir(folder)
+    assert main(line) == 2
+    assert "must not be empty" in capsys.readouterr().err
 
 
 def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys, monkeypatch):

@@ -6,12 +6,13 @@ says what went wrong, in a sentence; it computes nothing, and imports what is he
 """
 
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Sequence
 
 import cyclopts
-from cyclopts.exceptions import CycloptsError, UnknownOptionError
+from cyclopts.exceptions import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
 from hibana import __version__, extras, foreign
 from hibana.cli.saying import Failure, Refusal
@@ -82,6 +83,10 @@ def _check_command(tokens: list[str]) -> None:
         near = difflib.get_close_matches(tokens[0], _COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_COMMANDS)}"
         raise Refusal(f"there is no command {tokens[0]!r}{hint}")
+    for option, given in itertools.pairwise(tokens):
+        if not given or (given.startswith("--") and given.endswith("=")):
+            named = (given[:-1] if given else option).split("=")[0]
+            raise Refusal(f"{named if named.startswith('--') else 'an argument'} must not be empty")
 
 
 def _said(name: str, sentence: str, status: int) -> int:
@@ -100,4 +105,6 @@ def _sentence(error: CycloptsError) -> str:
         found = [near] if near in known else difflib.get_close_matches(f"--{called}", known, 1)
         hint = f"did you mean {found[0]}?" if found else "--help lists them all"
         return f"there is no option {given}; {hint}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())} belongs to no option; --help lists them all"
     return " ".join(str(error).split())

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hibana.cli.numbers import Whole
 from hibana.cli.saying import Refusal, doing, refusing, saved, writable
 
 if TYPE_CHECKING:
     from hibana.cells import Cell
 
 
-def demo(*, out: Path = Path("hibana-demo"), seed: int = 0) -> None:
+def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
     """The article's two demos, printed and drawn.
 
     Args:

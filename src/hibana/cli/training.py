@@ -14,9 +14,12 @@ from hibana.cli import tables
 from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritable
 
 with doing("loading PyTorch Lightning"):
+    from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
     from hibana.train import Classifier, Outcome, Settings, fit, linear, made, read, results, resumed
+    from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
+    from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     out: Path | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    threads: int | None = None,
+    threads: Whole | None = None,
     trust: tuple[str, ...] = (),
     **given: Any,
 ) -> None:
@@ -51,8 +54,9 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
     with refusing():
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+        if threads is not None:
+            check_threads(threads)
+        check_trust(None, trust, "the command")
         chosen, checkpoint = _chosen(settings, resume, trust, given)
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)

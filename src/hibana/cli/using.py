@@ -78,7 +78,7 @@ def play(
     checkpoint: Path | None = None,
     /,
     *,
-    port: int = 0,
+    port: Whole = 0,
     browser: bool = True,
     trust: tuple[str, ...] = (),
 ) -> None:
@@ -96,7 +96,9 @@ def play(
     with doing("loading the page"), refusing():
         from hibana.play.network import DIGITS
         from hibana.play.server import serve
+        from hibana.train.architecture import check_trust
 
+        check_trust(None, trust, "the command")
         shipped = checkpoint == Path(DIGITS) and not checkpoint.exists()
         opened = None if checkpoint is None else DIGITS if shipped else str(_kept(checkpoint))
 

@@ -223,6 +223,9 @@ class Settings:
                 raise ValueError(
                     f"{name} is of data of your own ({', '.join(kinds)}); {self.data} is {self.what}"
                 )
+        if self.kind is not None and (self.root is not None or self.download):
+            name = "download" if self.root is None else "root"
+            raise ValueError(f"{name} is of data sets by name; {self.data} is {self.what} of your own")
         for name, known in (("missing", own.MISSING), ("lengths", own.LENGTHS), ("bins", own.BINS)):
             _among(name, getattr(self, name), known)
         if self.task is not None:

@@ -14,10 +14,23 @@ from hibana.data import DataSet
 from hibana.train.baseline import first
 from hibana.train.classifier import Classifier
 
-__all__ = ["choose", "work"]
+__all__ = ["check", "choose", "work"]
 
 WORTH = 2e8
 """Multiplications in a forward pass, as if dense, from which on more than one thread is worth it."""
+
+
+def check(threads: int) -> None:
+    """Refuses a number of threads that no machine is helped by.
+
+    Raises:
+        ValueError: if `threads` is below 1, or above four for each processor.
+    """
+    most = 4 * (os.cpu_count() or 1)
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    if threads > most:
+        raise ValueError(f"threads must be at most {most}, four for each processor here, got {threads}")
 
 
 def choose(model: Classifier, samples: DataSet, threads: int | None = None) -> int:
