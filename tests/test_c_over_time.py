@@ -1,6 +1,7 @@
 """Windows and delays as C: rings of steps that give what PyTorch does, bit for bit."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import nn
 
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
+from hibana import loss
+from hibana.cli import main, using
 from hibana.convert import in_order, quantize, to_c
-from hibana.train import activity
+from hibana.train import activity, load
 
 
 def each(module):
@@ -133,10 +136,10 @@ def test_the_header_counts_rings(tmp_path):
     net = nn.Sequential(hb.DelayedLinear(5, 9, 300), hb.IF(), hb.Delay(torch.rand(9) * 5), hb.Window(9, 2, 3))
     program = to_c(net, torch.rand(2, 1, 5))
     program.write(tmp_path / "net.c")
-    main = (
+    whole = (
         '#include "net.h"\n#include <stdio.h>\nint main(void) { printf("%zu", sizeof(net_state)); return 0; }'
     )
-    (tmp_path / "size.c").write_text(main)
+    (tmp_path / "size.c").write_text(whole)
     subprocess.run(["cc", "-std=c99", "-o", tmp_path / "size", tmp_path / "size.c"], check=True)
     said = subprocess.run([tmp_path / "size"], capture_output=True, text=True, check=True).stdout
     assert int(said) == program.changing_bytes
@@ -168,3 +171,29 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     window = next(node for node in numbers.bounds if node.kind == "window")
     low, high = numbers.bounds[window]
     assert -3 * 127 <= low < high <= 3 * 127
+
+
+@needs_cc
+def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tmp_path):
+    target = tmp_path / "net.c"
+    assert main(["train", "--data", "mnist-1d", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    assert main(["convert", str(tmp_path / "checkpoint.ckpt"), str(target)]) == 0
+    model = load(tmp_path / "checkpoint.ckpt").eval()
+    assert model.settings.loss == "membrane-last"
+    samples = model.settings.samples(None)
+    samples.setup()
+    inputs = model.encode(torch.stack([samples.test[k][0] for k in range(50)]))
+    program = replace(
+        to_c(model.net, inputs), source=target.read_text(), header=target.with_suffix(".h").read_text()
+    )
+    binary = compiled(program, tmp_path, len(inputs), flags=("-O1",))
+    _, scores, classes = outputs_of(binary, program, inputs)
+    with torch.no_grad():
+        wanted = model.objective.scores(in_order(model.net, inputs)(inputs))
+        assert torch.equal(scores.float(), wanted)
+        assert classes == model.objective.scores(model.net(inputs)).argmax(1).tolist()
+    assert len(set(classes)) > 3
+
+
+def test_c_decides_as_every_loss_that_a_command_can_name():
+    assert set(using._SCORES) == set(loss.NAMES)

@@ -208,9 +208,9 @@ def _network(
 
 _SCORES = {
     **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
-    **{"membrane-max": "max", "first-spike": "first"},
+    **{"membrane-max": "max", "membrane-last": "last", "first-spike": "first"},
 }
-"""What a program does with its outputs over time, by the name of the loss."""
+"""What a program does with its outputs over time to decide as the loss of that name does."""
 SHOWN = 64
 """Samples of the training set that rates are counted on."""
 
@@ -233,8 +233,6 @@ def _write_c(
         example = torch.zeros(steps or 1, 1, *shape, dtype=torch.float32, device="cpu")
         scores = "sum"
     else:
-        if model.settings.loss not in _SCORES:
-            raise ValueError(f"loss must be one of {', '.join(_SCORES)} for C, got {model.settings.loss}")
         example, scores = _shown(model), _SCORES[model.settings.loss]
     if bits is not None:
         net = _in_whole_numbers(net, model, bits)
@@ -279,7 +277,7 @@ def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> N
 
     if model is None:
         raise ValueError("a page needs samples to show, which a graph has none of; take a checkpoint")
-    title, scores = f"hibana: {model.settings.data}", _SCORES.get(model.settings.loss, "sum")
+    title, scores = f"hibana: {model.settings.data}", _SCORES[model.settings.loss]
     page = to_page(model.net, _shown(model), title=title, scores=scores, bits=8 if bits is None else bits)
     write_whole({target: page})
 
