@@ -343,6 +343,16 @@ def test_a_program_of_any_time_does_not_grow_with_it():
         export(net, torch.rand(1, 2, 6), dynamic_time=True)
 
 
+def test_any_number_of_samples_is_any_after_a_program_of_as_many_as_the_example():
+    net = nn.Sequential(nn.Linear(6, 9), hb.IF()).eval()
+    export(net, torch.rand(4, 2, 6), dynamic_time=True)
+    program = export(net, torch.rand(4, 2, 6), dynamic_time=True, dynamic_batch=True).module()
+    x = torch.rand(7, 3, 6)
+    assert torch.equal(program(x), net(x))
+    with pytest.raises(ValueError, match="two steps and samples where any are taken"):
+        export(net, torch.rand(4, 1, 6), dynamic_batch=True)
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_windows_and_delays_are_exported_for_any_time(dynamic):
     net = nn.Sequential(

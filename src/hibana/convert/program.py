@@ -26,7 +26,8 @@ def export(
         example: an input, ``[T, batch, ...]``.
         dynamic_batch: whether the program takes any number of samples, or as many as `example` has.
         dynamic_time: whether it takes any number of steps, and does not grow with them: the loop of each
-            layer is torch's ``scan``. It runs a step at a time, as the loop that is written out does.
+            layer is torch's ``scan``. It runs a step at a time, as the loop that is written out does. What
+            ``torch.compile`` compiled before is compiled anew after it.
 
     Raises:
         ValueError: if `net` holds something of hibana's that has no plain form; or `example` has one step or
@@ -34,9 +35,11 @@ def export(
     """
     plain = _plain(copy.deepcopy(net).eval(), _Scan if dynamic_time else _Loop)
     moving = [axis for axis, moves in enumerate((dynamic_time, dynamic_batch)) if moves]
-    if dynamic_time and any(example.shape[axis] < 2 for axis in moving):
+    if any(example.shape[axis] < 2 for axis in moving):
         raise ValueError(f"example must have two steps and samples where any are taken, got {example.shape}")
-    shapes = (dict.fromkeys(moving, torch.export.Dim.AUTO),) if moving else None
+    shapes = (dict.fromkeys(moving, torch.export.Dim.DYNAMIC),) if moving else None
+    if dynamic_time:  # else torch asks what its compiler kept of an earlier scan, and fixes sizes in asking
+        torch.compiler.reset()
     with torch.no_grad():
         program: torch.export.ExportedProgram = torch.export.export(plain, (example,), dynamic_shapes=shapes)
     operations = {
