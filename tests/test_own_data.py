@@ -137,6 +137,51 @@ def test_layouts_of_tables_hold_the_same_numbers(tmp_path, separator, header):
     assert torch.equal(plain.test.labels, other.test.labels)
 
 
+FRUIT = "größe;süße;klasse\n" + "".join(
+    f"{k % 7 - 3},{k % 10};{k},5;{('apfel', 'kürbis')[k % 2]}\n" for k in range(40)
+)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [("utf-8", ""), ("utf-8-sig", ""), ("utf-16", ""), ("latin-1", "not UTF-8, read as cp1252, ")],
+)
+@pytest.mark.parametrize("decimal", [",", "."])
+@pytest.mark.parametrize("header", [True, False])
+def test_encodings_and_decimal_marks_hold_the_same_numbers(tmp_path, encoding, said, decimal, header):
+    path = tmp_path / "fruit.csv"
+    text = FRUIT.replace(",", decimal)
+    path.write_bytes((text if header else text.partition("\n")[2]).encode(encoding))
+    made = read(path)
+    comma = "numbers with a decimal comma, " if decimal == "," else ""
+    assert made.told.startswith(f"fruit.csv: {said}{comma}40 rows, 2 numbers, label `")
+    assert made.names == ("apfel", "kürbis")
+    columns = made.description.inputs.columns
+    assert [column.name for column in columns] == (["größe", "süße"] if header else ["column 1", "column 2"])
+    raw = made.read(path).values.to_numpy()
+    assert raw.tolist() == [[float(f"{k % 7 - 3}.{k % 10}"), k + 0.5] for k in range(40)]
+
+
+def test_a_mark_after_the_first_block_is_no_utf_8_either(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_bytes(("a,label\n" + "1,x\n2,y\n" * 20_000 + "1,é\n2,é\n1,é\n").encode("latin-1"))
+    made = read(path)
+    assert made.told.startswith("long.csv: not UTF-8, read as cp1252, 40,003 rows")
+    assert "é" in made.names
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
+    for k in range(20):
+        path = tmp_path / "waves" / "ab"[k % 2] / f"{k}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes("\n".join(["é;e", *(f"{t},5;1" for t in range(5 + k % 2))]).encode(encoding))
+    said = "" if encoding == "utf-8" else "not UTF-8, read as cp1252, "
+    assert read(tmp_path / "waves").told.startswith(
+        f"waves: {said}numbers with a decimal comma, 20 sequences of 2 features"
+    )
+
+
 def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
     pytest.importorskip("pyarrow", reason="the extra data is not installed")
     path = table(tmp_path / "plants.csv")

@@ -13,7 +13,8 @@ from torch.nn import functional
 from hibana.data.own import scale, ts
 from hibana.data.own.base import Inputs, Own, Raw, listed
 from hibana.data.own.folders import by_class
-from hibana.data.own.table import LABELS, _is_number, _numbers, opened
+from hibana.data.own.opening import opened
+from hibana.data.own.table import LABELS, _is_number, _numbers
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 
@@ -134,7 +135,7 @@ class Sequences(Own):
         gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
         if any(gaps) and self.missing == "refuse":
             raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
-        told = ""
+        begins, told = f"{raw.told}, " if raw.told else "", ""
         if any(gaps) and self.missing == "drop":
             kept = [index for index, gap in enumerate(gaps) if not gap]
             raw = raw.only(kept)
@@ -147,7 +148,7 @@ class Sequences(Own):
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         count = len(self._features)
         raw.told = (
-            f"{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
+            f"{begins}{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
             f"{spread} steps, {how} to {self.steps}{told}"
         )
         return raw
@@ -188,19 +189,20 @@ def _read(
     if path.is_file() and group is not None:
         return _grouped(path, group, label, features)
     found = by_class(path, SUFFIXES, "sequences")
-    values = []
+    values, told = [], list[str]()
     for file in found.files:
-        table = opened(file)
+        table, how = opened(file)
+        told += (each for each in how if each not in told)
         features = features or _columns(table, ())
         values.append(_frames(table, features, file.name))
-    return Raw(values, found.labels, found.names, "", found.parts), features
+    return Raw(values, found.labels, found.names, ", ".join(told), found.parts), features
 
 
 def _grouped(
     path: Path, group: str, label: str | None, features: tuple[str, ...]
 ) -> tuple[Raw, tuple[str, ...]]:
     """The sequences of a long table."""
-    table = opened(path)
+    table, told = opened(path)
     names = [str(name) for name in table.columns]
     for argument, name in (("group", group), ("label", label)):
         if name is not None and name not in names and not (argument == "label" and features):
@@ -225,7 +227,7 @@ def _grouped(
                 f"{', '.join(sorted(written)[:3])}"
             )
         labels += written
-    return Raw(values, labels if chosen else None, known, label=chosen or "class"), features
+    return Raw(values, labels if chosen else None, known, ", ".join(told), label=chosen or "class"), features
 
 
 def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:

@@ -1,10 +1,7 @@
 """Tables: a row a sample, a column a number or a category, one of them to be learned."""
 
-import csv
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -13,19 +10,18 @@ from torch import Tensor
 
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.opening import PLAIN, opened
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Column", "Table", "TableInputs", "opened"]
+__all__ = ["Column", "Table", "TableInputs"]
 
 LABELS = ("label", "labels", "target", "class", "classes", "y", "diagnosis", "species", "outcome")
 """What columns that are to be learned are often called."""
 MOST_CATEGORIES = 100
 NAMES = ("id", "index", "unnamed: 0", "row", "no", "nr")
 """What columns that number the rows are called."""
-PLAIN = "column "
-"""Before the number of a column in a table without a header."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class TableInputs(Inputs):
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
     def read(self, source: Any) -> Raw:
-        table = opened(source)
+        table, told = opened(source)
         names = [column.name for column in self.columns]
         if _unnamed(table) and len(table.columns) == len(names):
             table.columns = names
@@ -64,7 +60,7 @@ class TableInputs(Inputs):
             )
         labels = listed(table[self.label].tolist()) if self.label in table.columns else None
         rows = [f"row {row}" for row in range(1, len(table) + 1)]
-        return Raw(table[names], labels, rows)
+        return Raw(table[names], labels, rows, ", ".join(told))
 
     def tensor(self, values: "DataFrame") -> Tensor:
         return self.scale(self._features(values))
@@ -128,7 +124,7 @@ class Table(Own):
     def read(self, source: Any) -> Raw:
         if self.description is not None:
             return self.description.inputs.read(source)
-        table = opened(source)
+        table, how = opened(source)
         label = self._found(table)
         absent = table[label].isna()
         table = table[~absent].reset_index(drop=True)
@@ -137,7 +133,7 @@ class Table(Own):
         inputs, left = self._inputs(table, label)
         gaps = inputs.isna()
         share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
-        told = [f"{len(table):,} rows", *_counted(inputs)]
+        told = [*how, f"{len(table):,} rows", *_counted(inputs)]
         if share and self.missing == "drop":
             whole = ~gaps.any(axis=1)
             inputs, table = inputs[whole].reset_index(drop=True), table[whole].reset_index(drop=True)
@@ -212,64 +208,6 @@ class Table(Own):
         if not kept:
             raise ValueError(f"{self.called} must have columns to learn from beside {label!r}")
         return table[kept], left
-
-
-def opened(source: Any) -> "DataFrame":
-    """The table in a file, or `source` itself.
-
-    Raises:
-        ValueError: if it can't be read as one.
-    """
-    import pandas
-
-    if isinstance(source, pandas.DataFrame):
-        return source.rename(columns=str).reset_index(drop=True)
-    path = Path(source)
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            import pyarrow  # noqa: F401 - pandas says of its absence what is no ModuleNotFoundError
-
-            table = pandas.read_parquet(path)
-        else:
-            separator, header = _layout(path)
-            table = pandas.read_csv(
-                path,
-                sep=separator,
-                header=0 if header else None,
-                na_values=["?"],
-                skipinitialspace=True,
-                encoding="utf-8-sig",
-            )
-    except OSError as error:
-        raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"table {path} can't be read: {' '.join(str(error).split())[:200]}") from error
-    if len(table) == 0:
-        raise ValueError(f"table {path} must have rows, it has none")
-    if all(isinstance(name, int) for name in table.columns):
-        table.columns = [f"{PLAIN}{number}" for number in range(1, len(table.columns) + 1)]
-    return table.rename(columns=str)
-
-
-def _layout(path: Path) -> tuple[str, bool]:
-    """What separates the columns of a text file, and whether its first line names them."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        sample = file.read(1 << 16)
-    if not sample.strip():
-        raise ValueError("it is empty")
-    lines = [line for line in sample.splitlines() if line.strip()][:50]
-    separator = max(",;\t|", key=lambda each: min(line.count(each) for line in lines))
-    if not any(separator in line for line in lines):
-        separator = r"\s+" if len(lines[0].split()) > 1 else ","
-    cells = lines[0].split() if separator == r"\s+" else next(csv.reader(lines[:1], delimiter=separator))
-    return separator, not any(_is_numeral(cell) for cell in cells)
-
-
-def _is_numeral(cell: str) -> bool:
-    try:
-        return not math.isnan(float(cell))
-    except ValueError:
-        return False
 
 
 def _unnamed(table: "DataFrame") -> bool:
