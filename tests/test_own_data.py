@@ -264,6 +264,39 @@ def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp
     assert folder.training.inputs.shape == in_memory.training.inputs.shape
 
 
+@pytest.mark.parametrize(
+    ("columns", "label", "group"),
+    [
+        ("id,time,value,class", "class", "id"),
+        ("id,time,x,y,class", "class", "id"),
+        ("Subject_ID,t,x,y,z,kind", "kind", "Subject_ID"),
+        ("frame,y,case", "y", "case"),
+        ("time,kind,value", "value", None),  # rows of their own
+        ("id,kind,value", "value", None),  # without a time
+        ("row,time,x,y", "y", None),  # a number of each row
+    ],
+)
+def test_a_long_table_without_group_says_what_it_may_be_and_learns_what_is_named(
+    tmp_path, columns, label, group
+):
+    names = columns.split(",")
+    rows = ["time", "t", "frame"]
+    lines = [columns]
+    for number in range(200):
+        cells = dict.fromkeys(names, f"{number * 37 % 101 / 10}")
+        cells |= dict.fromkeys(("class", "kind"), "ab"[number // 10 % 2]) | {"row": f"{number}"}
+        cells |= dict.fromkeys(("id", "Subject_ID", "case"), f"{number // 10}")
+        cells |= dict.fromkeys(rows, f"{number % 10}")
+        lines.append(",".join(cells[name] for name in names))
+    path = tmp_path / "long.csv"
+    path.write_text("\n".join(lines))
+    told = read(path).told
+    assert f"label `{label}`: " in told
+    hint = f"rows of one `{group}` may be the steps of a sequence (--group {group})"
+    assert (hint in told) is (group is not None)
+    assert ("--group" in told) is (group is not None)
+
+
 def test_sequences_are_stretched_or_padded():
     frames = [np.arange(float(n))[:, None] for n in (3, 5, *[4] * 20)]
     for lengths, ends in (("stretch", (1.0, 1.0)), ("pad", (0.0, 1.0))):

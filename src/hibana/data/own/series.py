@@ -14,15 +14,13 @@ from hibana.data.own import scale, ts
 from hibana.data.own.base import Inputs, Own, Raw, listed
 from hibana.data.own.folders import by_class
 from hibana.data.own.opening import opened
-from hibana.data.own.table import LABELS, _is_number, _numbers
+from hibana.data.own.table import TIMES, _is_number, _numbers, named_label
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 LENGTHS = ("stretch", "pad")
 """How sequences come to one length: stretched linearly, or cut, and filled with zeros after their end."""
-TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
-"""What columns that say the time are called."""
 
 Frames = list["np.ndarray[Any, Any]"]
 
@@ -211,7 +209,7 @@ def _grouped(
     if not chosen:  # the last one that is the same in all rows of a sequence, one that is called so first
         others = [name for name in names if name != group and name not in features]
         alike = [name for name in others if int(table.groupby(group)[name].nunique(dropna=False).max()) == 1]
-        chosen = min(alike[::-1], key=lambda name: name.lower() not in LABELS, default="")
+        chosen = named_label(alike) or (alike[-1] if alike else "")
     if features and chosen not in names:
         chosen = ""  # samples to name, which have no label
     features = features or _columns(table, (group, chosen))

@@ -17,8 +17,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Column", "Table", "TableInputs"]
 
-LABELS = ("label", "labels", "target", "class", "classes", "y", "diagnosis", "species", "outcome")
-"""What columns that are to be learned are often called."""
+LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species", "outcome", "y")
+"""What columns that are to be learned are often called, the surest first."""
+TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
+"""What columns that say the time are called,"""
+GROUPS = (
+    "case",
+    "group",
+    "sequence",
+    "series",
+    "subject",
+    "patient",
+    "trial",
+    "sample",
+    "recording",
+    "session",
+)
+"""and what may stand before ``id`` in the name of one that says which sequence a row is of."""
 MOST_CATEGORIES = 100
 NAMES = ("id", "index", "unnamed: 0", "row", "no", "nr")
 """What columns that number the rows are called."""
@@ -144,6 +159,7 @@ class Table(Own):
             told.append(f"{int(absent.sum()):,} rows without a label left out")
         if left:
             told.append(f"left out: {', '.join(left)}")
+        told += _grouping(table)
         labels = listed(table[label].tolist())
         rows = [f"row {row}" for row in range(1, len(table) + 1)]
         return Raw(inputs, labels, rows, ", ".join(told), label=label)
@@ -175,9 +191,9 @@ class Table(Own):
                     f"label must be a column of {self.called}: {', '.join(names)}; got {self.label!r}"
                 )
             return named
-        for name in names:
-            if name.lower() in LABELS:
-                return name
+        called = named_label(names)
+        if called is not None:
+            return called
         few = [name for name in names if not _is_number(table[name]) and table[name].nunique() <= 50]
         return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
 
@@ -208,6 +224,25 @@ class Table(Own):
         if not kept:
             raise ValueError(f"{self.called} must have columns to learn from beside {label!r}")
         return table[kept], left
+
+
+def named_label(names: Sequence[str]) -> str | None:
+    """The column whose name says that it is to be learned; ``y`` beside ``z`` is a place's."""
+    lower = [name.lower() for name in names]
+    known = [label for label in LABELS if label in lower and not (label == "y" and "z" in lower)]
+    return names[lower.index(known[0])] if known else None
+
+
+def _grouping(table: "DataFrame") -> list[str]:
+    """What to say where rows look like steps of sequences: there is a time, and an id that comes again."""
+    names = [str(name) for name in table.columns]
+    if not any(name.lower() in TIMES for name in names):
+        return []
+    for name in names:
+        before = name.lower().removesuffix("id").rstrip("_ -")
+        if before in ("", *GROUPS) and 1 < table[name].nunique() <= len(table) // 2:
+            return [f"rows of one `{name}` may be the steps of a sequence (--group {name})"]
+    return []
 
 
 def _unnamed(table: "DataFrame") -> bool:
