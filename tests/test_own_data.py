@@ -320,6 +320,51 @@ def test_recordings_in_four_formats_are_binned_alike(tmp_path):
     assert counted.test[0][0].sum() > spikes.sum()
 
 
+@pytest.mark.parametrize(
+    ("header", "order"),
+    [
+        ("x,y,polarity,timestamp", "xypt"), ("t,x,y,p", "txyp"), ("TIME;pol;y;x", "tpyx"),
+        ("x y p ts", "xypt"), ('"x","y","t","p"', "xytp"), ("# p x y t", "pxyt"),
+    ],
+)  # fmt: skip
+def test_recordings_in_csv_are_known_by_the_names_of_their_columns_in_any_order(tmp_path, header, order):
+    mark = next((each for each in ",;" if each in header), " ")
+    for folder, names, columns, between in (("as", header, order, mark), ("txyp", "t,x,y,p", "txyp", ",")):
+        drawn = np.random.default_rng(0)
+        for number in range(20):
+            path = tmp_path / folder / "ab"[number % 2] / f"{number}.csv"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            events = {
+                "t": np.sort(drawn.integers(0, 1000, 50)), "x": drawn.integers(0, 7, 50),
+                "y": drawn.integers(0, 4, 50), "p": drawn.integers(0, 2, 50),
+            }  # fmt: skip
+            rows = zip(*(events[column] for column in columns), strict=True)
+            path.write_text("\n".join([names, *(between.join(map(str, row)) for row in rows)]))
+    made, plain = read(tmp_path / "as"), read(tmp_path / "txyp")
+    assert made.told.startswith(
+        "as: 20 recordings, 1,000 events by the names of their columns (--kind sequences if they are none)"
+    )
+    assert made.shape == (2, 4, 7)
+    assert torch.equal(made.training.inputs, plain.training.inputs)
+    assert isinstance(own.Sequences(tmp_path / "txyp").splits()[0].inputs, torch.Tensor)
+
+
+@pytest.mark.parametrize("first", ["x,y,p,t\n0.5,1,0,0", "x,y,p\n1,2,3", "x,y,p,t,q\n1,2,0,3,4", "x,y,p,t"])
+def test_a_csv_by_class_that_names_no_events_is_a_sequence(tmp_path, first):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.csv").write_text(first)
+    assert own.kind_of(tmp_path) == "sequences"
+
+
+def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_left_out(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one.txt").write_text("x y p when\n1 2 0 3\n")
+    with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
+        read(tmp_path)
+    (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
+    assert own.events.recording(tmp_path / "a" / "one.txt").tolist() == [[5, 1, 2, 0], [6, 3, 2, 1]]
+
+
 @pytest.mark.parametrize("kind", ["table", "images", "sequences", "events", "arrays"])
 def test_one_command_trains_and_the_checkpoint_names_samples_elsewhere(kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)

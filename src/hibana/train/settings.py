@@ -185,7 +185,7 @@ class Settings:
             raise ValueError(f"coding of {self.data} must be one of {', '.join(right)}; got {self.coding!r}")
 
     def _fill_in(self) -> None:
-        """Puts what the data decide in the place of ``None``, looking at names of files and at no content."""
+        """Puts what the data decide in the place of ``None``, looking at names of files and of columns."""
         filled: dict[str, Any] = {}
         if self.data not in DATA_SETS and not _CLASS.fullmatch(self.data):
             path = Path(self.data).expanduser()

@@ -5,7 +5,7 @@ from typing import Any
 
 from hibana.data.own import plain
 from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
-from hibana.data.own.events import BINS, EventInputs, Events
+from hibana.data.own.events import BINS, EventInputs, Events, is_headed
 from hibana.data.own.events import SUFFIXES as RECORDINGS
 from hibana.data.own.folders import TEST, TRAINING
 from hibana.data.own.pictures import SUFFIXES as PICTURES
@@ -70,7 +70,7 @@ def described(given: Any) -> Description:
 
 
 def kind_of(path: Path, *, grouped: bool = False) -> str:
-    """What kind of data lies at `path`, by the names of its files.
+    """What kind of data lies at `path`, by the names of its files, and of the columns of a CSV by class.
 
     Args:
         path: a file or folder.
@@ -101,7 +101,7 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
             if ends in PICTURES:
                 return "images"
             if ends in (".csv", ".tsv", ".parquet"):
-                return "sequences"
+                return "events" if ends == ".csv" and is_headed(each) else "sequences"
             if ends in RECORDINGS:
                 return "events"
     if any(each.suffix == ".npy" for each in path.iterdir()):

@@ -12,7 +12,7 @@ from torch import Tensor
 from hibana.data.own.base import Inputs, Own, Raw
 from hibana.data.own.folders import by_class
 
-__all__ = ["BINS", "SUFFIXES", "EventInputs", "Events", "recording"]
+__all__ = ["BINS", "SUFFIXES", "EventInputs", "Events", "is_headed", "recording"]
 
 SUFFIXES = (".npy", ".npz", ".aedat4", ".h5", ".hdf5", ".txt", ".csv")
 BINS = ("spikes", "counts")
@@ -73,7 +73,9 @@ class EventInputs(Inputs):
 
 @final
 class Events(Own):
-    """Recordings of an event camera: ``class/name`` as ``.npy``, ``.aedat4``, ``.h5`` or text ``t x y p``.
+    """Recordings of an event camera: ``class/name`` as ``.npy``, ``.aedat4``, ``.h5`` or text.
+
+    The columns of text are as its first line names them, or ``t x y p``.
 
     Each begins at its first event and lasts as long as nine tenths of the training part do; that time is cut
     into `steps` bins of equal width. The sensor is as large as the largest coordinate says.
@@ -100,10 +102,10 @@ class Events(Own):
     def read(self, source: Any) -> Raw:
         found = by_class(Path(source), SUFFIXES, "recordings")
         values = [recording(path) for path in found.files]
-        count = sum(map(len, values))
-        return Raw(
-            values, found.labels, found.names, f"{len(values):,} recordings, {count:,} events", found.parts
-        )
+        told = f"{len(values):,} recordings, {sum(map(len, values)):,} events"
+        if found.files[0].suffix.lower() == ".csv" and is_headed(found.files[0]):
+            told += " by the names of their columns (--kind sequences if they are none)"
+        return Raw(values, found.labels, found.names, told, found.parts)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         lengths = sorted(float(np.ptp(raw.values[index][:, 0])) for index in training)
@@ -145,6 +147,35 @@ def recording(path: Path) -> "np.ndarray[Any, Any]":
     return ordered
 
 
+def is_headed(path: Path) -> bool:
+    """Whether the first line of a text file names the four columns of a recording, and no others.
+
+    In the line below, place and polarity must be whole numbers: ``x``, ``y`` and ``p`` name other things too.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            first, second = (_cells(file.readline(1 << 10)) for _ in range(2))
+    except OSError:  # whoever reads the file next says so
+        return False
+    names = [name.lower() for name in first]
+    if not len(names) == len(second) == 4 or not all(set(called) & set(names) for called in NAMES.values()):
+        return False
+    of_time = next(place for place, name in enumerate(names) if name in NAMES["t"])
+    return all(_is_whole(cell) for place, cell in enumerate(second) if place != of_time)
+
+
+def _is_whole(cell: str) -> bool:
+    try:
+        return float(cell).is_integer()
+    except ValueError:
+        return False
+
+
+def _cells(line: str) -> list[str]:
+    """What stands between commas, semicolons, tabs and spaces; a remark's sign is left out."""
+    return line.lstrip("#% ").replace(",", " ").replace(";", " ").replace('"', " ").split()
+
+
 def _joined(columns: Any) -> list[str]:
     """What the four columns of something that has them by name are called."""
     names = {str(name).lower(): name for name in columns}
@@ -168,10 +199,15 @@ def _of_npy(path: Path) -> "np.ndarray[Any, Any]":
 
 
 def _of_text(path: Path) -> "np.ndarray[Any, Any]":
-    text = path.read_text(encoding="utf-8-sig")
-    lines = text.replace(",", " ").splitlines()
-    header = 1 if lines and any(character.isalpha() for character in lines[0].replace("e", "")) else 0
-    return np.loadtxt(lines[header:], dtype=np.float64, ndmin=2)
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    first = _cells(lines[0]) if lines else []
+    header = any(character.isalpha() for character in "".join(first).replace("e", ""))
+    rows = [line.replace(",", " ").replace(";", " ") for line in lines[header:]]
+    read = np.loadtxt(rows, dtype=np.float64, ndmin=2)
+    if not header or (lines[0].startswith(("#", "%")) and not is_headed(path)):
+        return read
+    places = [first.index(name) for name in _joined(first)]
+    return read[:, places]
 
 
 def _of_hdf5(path: Path) -> "np.ndarray[Any, Any]":
