@@ -14,6 +14,9 @@ Beside cells, their layers and the loop, all is loaded when it is first touched.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hibana import waiting as waiting  # first: it must be there before torch
+
+# isort: split
 from hibana import extras, foreign, surrogate
 from hibana.cells import (
     AdLIFCell,

@@ -36,7 +36,8 @@ def check(threads: int) -> None:
 def choose(model: Classifier, samples: DataSet, threads: int | None = None) -> int:
     """Sets and returns torch's number of threads: `threads`, or one where the work is little.
 
-    What ``OMP_NUM_THREADS`` says is not changed.
+    What ``OMP_NUM_THREADS`` says is not changed. The number is of the whole process, which is why the command
+    calls this and :func:`hibana.train.fit` does not: a program's threads are the program's to choose.
     """
     if threads is None:
         small = work(model, samples) < WORTH
