@@ -18,6 +18,8 @@ SPINS = 3000
 On two processors, a training step of 784-512-512-10 at 8 steps and batch 64 took about 4 ms alone whether
 threads spun 3,000 turns or 300,000, 4.7 with 1,000 and 6 with none, longer than with one thread (5); beside a
 busy process it took 10.5 with 3,000, 14 to 19 with 300,000 and 8 to 10 with 1,000.
+Three epochs of mnist-1d, whose operations are
+shorter, took 2.6 s alone with 3,000 and 2.1 with 10,000 or 300,000; beside a busy process 4.7, 5.7 and 7.7.
 """
 
 _THEIRS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
