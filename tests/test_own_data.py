@@ -503,14 +503,14 @@ def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_pat
 
 
 def test_a_class_that_a_file_names_needs_consent(tmp_path, monkeypatch):
-    (tmp_path / "stranger.py").write_text(
+    (tmp_path / "newcomer.py").write_text(
         "import hibana as hb\nclass Data(hb.data.DataSet):\n    shape, classes = (3,), 2\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "theirs.yaml").write_text("data: stranger:Data\n")
-    with pytest.raises(ValueError, match="'stranger:Data'"):
+    (tmp_path / "theirs.yaml").write_text("data: newcomer:Data\n")
+    with pytest.raises(ValueError, match="'newcomer:Data'"):
         train.read(tmp_path / "theirs.yaml")
-    assert train.read(tmp_path / "theirs.yaml", trust=["stranger:Data"]).data_set.classes == 2
+    assert train.read(tmp_path / "theirs.yaml", trust=["newcomer:Data"]).data_set.classes == 2
 
 
 def test_runs_are_listed_with_what_is_not_usual(tmp_path, capsys, monkeypatch):

@@ -42,7 +42,6 @@ __all__ = [
     "StraightThrough",
     "Surrogate",
     "Triangle",
-    "forwards",
     "named",
 ]
 

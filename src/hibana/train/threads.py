@@ -16,7 +16,7 @@ from hibana.train.classifier import Classifier
 
 __all__ = ["check", "choose", "work"]
 
-WORTH = 2e8
+WORTH = 3e8
 """Multiplications in a forward pass, as if dense, from which on more than one thread is worth it."""
 
 

@@ -205,8 +205,8 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
     >>> x = torch.rand(4, 1, 2)
     >>> aware = hb.convert.quantization_aware(net, x, bits=2)
     >>> _ = aware(x).sum().backward()
-    >>> aware.plain[2].weight.grad.shape, aware.net[2].weight.unique().tolist()
-    (torch.Size([3, 8]), [-1.0, 0.0, 1.0])
+    >>> aware.plain[2].weight.grad.shape, aware.net[2].weight.int().unique().tolist()
+    (torch.Size([3, 8]), [-1, 0, 1])
     """
     with torch.no_grad():
         check_bits(bits)
