@@ -60,7 +60,7 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         chosen, checkpoint = _chosen(settings, resume, trust, given)
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)
-        model = made(chosen, samples)  # refuses layers that do not fit
+        model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
         if chosen.accelerator not in ("cpu", "auto"):
             _check_accelerator(chosen.accelerator)
     where = out or RUNS / f"{chosen.title}-{chosen.seed}"

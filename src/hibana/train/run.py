@@ -32,6 +32,7 @@ from hibana.train.folder import own as owned
 from hibana.train.keeping import Files, History, Keeper
 from hibana.train.progress import Line
 from hibana.train.settings import Settings, read
+from hibana.train.start import decayed
 
 __all__ = ["Outcome", "fit", "load", "made", "resumed"]
 
@@ -115,7 +116,7 @@ def fit(
     samples = samples or settings.samples(None if resume is None else described(resume))
     samples.prepare_data()
     samples.setup()
-    model = made(settings, samples)
+    model = made(settings, samples, resume)
     started = {} if resume else model.prepare(*first(samples))
     measure = model.objective.measure
     history, keeper = History(), Keeper(folder.path, settings.patience, measure)
@@ -172,16 +173,34 @@ def fit(
     )
 
 
-def made(settings: Settings, samples: data.DataSet) -> Classifier:
-    """The network for `samples`, before any training.
+def made(settings: Settings, samples: data.DataSet, resume: Path | None = None) -> Classifier:
+    """The network for `samples`, before any training, or before it goes on from a checkpoint.
 
     Raises:
         ValueError: if the layers do not fit, or have more weights than this machine can train or a
-            checkpoint can hold, or nothing of a chosen coding is left of the samples.
+            checkpoint can hold, or nothing of a chosen coding is left of the samples, or the checkpoint's
+            training let other parameters decay, as versions before this one did.
     """
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, _memory() // 16)  # with AdamW's two averages, and gradients
-    return Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+    model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+    if resume is not None:
+        _check_groups(model, resume)
+    return model
+
+
+def _check_groups(model: Classifier, path: Path) -> None:
+    """Refuses to go on with a training whose optimizer held the parameters in other groups."""
+    try:
+        (state,) = checkpoint.read(path)["optimizer_states"]
+        kept = [len(group["params"]) for group in state["param_groups"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{_WANTED}; {path} holds an optimizer otherwise: {record.line(error)}") from error
+    if kept != [len(group["params"]) for group in decayed(model, model.settings.weight_decay)]:
+        raise ValueError(
+            f"{path} can't be gone on with: its training was begun by another version of hibana, "
+            f"by which other parameters decayed; the network can be used"
+        )
 
 
 def _memory() -> int:
