@@ -21,12 +21,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import hibana as hb
+from benchmarks.steps import inference, training_step
 from benchmarks.tables import grouped, number, table
 
-__all__ = ["NETWORKS", "build", "inference", "jobs", "sample", "section", "training_step", "tuned"]
+__all__ = ["NETWORKS", "build", "jobs", "sample", "section", "tuned"]
 
 Row = dict[str, Any]
 STEPS, BATCH, CLASSES = 4, 16, 10
@@ -178,30 +178,6 @@ def tuned(name: str, contender: str, image: Tensor, rate: float) -> tuple[dict[s
     return net.net.state_dict(), reached
 
 
-def training_step(net: nn.Module, image: Tensor, targets: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy of the mean output, backward and an update at a rate of 0: the weights stay."""
-    net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-
-    def call() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(net(image).mean(0), targets).backward()
-        optimizer.step()
-
-    return call
-
-
-def inference(net: nn.Module, image: Tensor) -> Callable[[], None]:
-    """The mean output where no gradient is wanted, with running statistics."""
-    net.eval()
-
-    def call() -> None:
-        with torch.inference_mode():
-            net(image).mean(0)
-
-    return call
-
-
 def measured(name: str, contenders: list[str], rounds: int, clock: Callable[[], float]) -> list[Row]:
     """Seconds of each contender in turn, round after round, and its ratio to ReLU's in the same round."""
     hb.keep_memory()
@@ -210,7 +186,7 @@ def measured(name: str, contenders: list[str], rounds: int, clock: Callable[[], 
     weights, firing = tuned(name, "hibana", image, RATE)
     rows = []
     for kind in ("training step", "inference"):
-        nets = {who: build(name, who, weights) for who in contenders}
+        nets = {who: build(name, who, weights).train(kind == "training step") for who in contenders}
         call = partial(training_step, targets=targets) if kind == "training step" else inference
         calls = {who: call(net, image) for who, net in nets.items()}
         seconds: dict[str, list[float]] = {who: [] for who in calls}

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import hibana as hb
 from benchmarks import agreement, measure, peers
+from benchmarks.steps import inference, training_step
 
 __all__ = ["EVENTS", "NETWORKS", "NO_EVENTS", "Network", "jobs"]
 
@@ -147,28 +148,6 @@ def tuned(network: Network, rate: float, inputs: Tensor) -> tuple[Weights, list[
             bias = inner.bias if isinstance(inner, nn.Linear | nn.Conv2d) else bias
             inputs = layer(inputs)
     return {name: value.clone() for name, value in net.state_dict().items()}, rates
-
-
-def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy of the mean output, backward and an update at a rate of 0: the weights stay."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-
-    def call() -> None:
-        optimizer.zero_grad()
-        functional.cross_entropy(net(inputs).mean(0), targets).backward()
-        optimizer.step()
-
-    return call
-
-
-def inference(net: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """The mean output where no gradient is wanted."""
-
-    def call() -> None:
-        with torch.inference_mode():
-            net(inputs).mean(0)
-
-    return call
 
 
 def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Tensor) -> str | None:

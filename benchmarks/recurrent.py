@@ -18,6 +18,7 @@ from torch.nn import functional
 import hibana as hb
 from benchmarks import agreement, measure, peers, recurrent_peers, recurrent_spyx
 from benchmarks.recurrent_peers import TAU, Weights
+from benchmarks.steps import inference
 
 __all__ = ["OURS", "RATE", "SIZES", "Size", "jobs"]
 
@@ -137,16 +138,6 @@ def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[
     def call() -> None:
         net.zero_grad()
         functional.cross_entropy(net(inputs).mean(0), targets).backward()
-
-    return call
-
-
-def inference(net: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """The mean over time where no gradient is wanted."""
-
-    def call() -> None:
-        with torch.inference_mode():
-            net(inputs).mean(0)
 
     return call
 
