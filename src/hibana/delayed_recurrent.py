@@ -1,16 +1,15 @@
 """A layer whose spikes come back to it, each synapse after its own delay."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from hibana import cells, running
+from hibana import cells
 from hibana.cells.base import check_cell
 from hibana.delayed_linear import DelayedLinear
-from hibana.layers import GRADIENT_SCALE, damped
-from hibana.loop import State, ambient, check_backend, unrolled
-from hibana.loop.leaf import as_leaf, is_name
+from hibana.layers import GRADIENT_SCALE, checked_gradient_scale, damped
+from hibana.loop import State, check_backend, unrolled
 from hibana.running import Stateful
 
 __all__ = ["DelayedRecurrent"]
@@ -63,20 +62,9 @@ class DelayedRecurrent(Stateful):
         super().__init__()
         check_cell(cell)
         check_backend(backend)
-        if isinstance(gradient_scale, bool) or not 0 <= gradient_scale <= 1:
-            raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
         self.cell, self.features, self.backend = cell, features, backend
-        self.gradient_scale = float(gradient_scale)
+        self.gradient_scale = checked_gradient_scale(gradient_scale)
         self.recurrent = DelayedLinear(features, features, max_delay, bias=False, sigma=sigma)
-
-    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
-        if is_name(inputs):
-            return as_leaf(self, inputs, state, return_state=return_state)
-        if ambient.active:
-            return running.served(self, inputs, state, return_state)
-        outputs, ended = self.over_time(inputs, state)
-        return (outputs, ended) if return_state else outputs
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""

@@ -32,6 +32,7 @@ __all__ = [
     "OverTime",
     "Recurrent",
     "RefractoryLIF",
+    "checked_gradient_scale",
     "damped",
     "run",
 ]
@@ -150,22 +151,11 @@ class Recurrent(Stateful):
         self.cell = cell
         _choose(self, backend)
         self.features = features
-        if isinstance(gradient_scale, bool) or not 0 <= gradient_scale <= 1:
-            raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
-        self.gradient_scale = float(gradient_scale)
+        self.gradient_scale = checked_gradient_scale(gradient_scale)
         if recurrent is not None:
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # made here, since a graph that is being compiled can make no module
-
-    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """What the cell emits over `inputs`, ``[T, B, F]``; with `return_state` also its last state."""
-        if is_name(inputs):
-            return as_leaf(self, inputs, state, return_state=return_state)
-        if ambient.active:
-            return running.served(self, inputs, state, return_state)
-        outputs, ended = self.over_time(inputs, state)
-        return (outputs, ended) if return_state else outputs
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
@@ -224,6 +214,13 @@ class RecurrentCell(cells.Cell):
 
     def rests_at_zero(self) -> bool:
         return self.cell.rests_at_zero()
+
+
+def checked_gradient_scale(scale: float) -> float:
+    """`scale`, of the gradient through the synapses, if it lies in [0, 1]; else raises ValueError."""
+    if isinstance(scale, bool) or not 0 <= scale <= 1:
+        raise ValueError(f"gradient_scale must lie in [0, 1], got {scale!r}")
+    return float(scale)
 
 
 def damped(current: Tensor, scale: float) -> Tensor:

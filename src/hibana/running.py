@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.loop import State, ambient
+from hibana.loop.leaf import as_leaf, is_name
 from hibana.recomputation import Checkpoint, around
 
 __all__ = ["Stateful", "check_knows_no_time", "run"]
@@ -20,6 +21,15 @@ __all__ = ["Stateful", "check_knows_no_time", "run"]
 
 class Stateful(nn.Module):
     """A layer over time: what a run carries the state of."""
+
+    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
+        """What it emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        if is_name(inputs):
+            return as_leaf(self, inputs, state, return_state=return_state)
+        if ambient.active:
+            return served(self, inputs, state, return_state)
+        outputs, ended = self.over_time(inputs, state)
+        return (outputs, ended) if return_state else outputs
 
     @abstractmethod
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:

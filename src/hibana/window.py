@@ -7,12 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana import running
 from hibana.events.convolution.causal import causal
 from hibana.events.layer import Mode
 from hibana.events.support import support_of
 from hibana.loop import State, ambient
-from hibana.loop.leaf import as_leaf, is_name
+from hibana.loop.leaf import is_name
 from hibana.running import Stateful
 
 __all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
@@ -36,14 +35,9 @@ class LooksBack(Stateful):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What it makes of `inputs`, ``[T, batch, ...]``; with `return_state` also the state it ends in."""
-        if is_name(inputs):
-            return as_leaf(self, inputs, state, return_state=return_state)
-        if ambient.active:
-            return running.served(self, inputs, state, return_state)
-        if not return_state and state is None:
+        if state is None and not (return_state or ambient.active or is_name(inputs)):
             return self.after(None, inputs)
-        outputs, ended = self.over_time(inputs, state)
-        return (outputs, ended) if return_state else outputs
+        return super().forward(inputs, state, return_state=return_state)
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What it makes of `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast
-from hibana.cells.spiking import Spiking, decay
+from hibana.cells.spiking import Spiking, bounded_below, decay
 from hibana.cells.values import Learn, Reset, Value, finite, time_constant
 from hibana.surrogate import Step, Surrogate
 
@@ -86,7 +86,7 @@ class LIFCell(Spiking):
         if self.leak_first:
             v = self._rested(self._leaked(v_previous) + drive, s_previous)
         else:
-            v = self._leaked(self._bounded(self._rested(v_previous, s_previous))) + drive
+            v = self._leaked(bounded_below(self._rested(v_previous, s_previous), self.lower_bound)) + drive
         spikes = self.surrogate(v - self.threshold)
         for count in range(2, self.most_spikes + 1):
             spikes = spikes + self.surrogate(v - self.threshold * count)
@@ -104,13 +104,6 @@ class LIFCell(Spiking):
         if not isinstance(self.rest, Tensor) and self.rest == 0:
             return v * decay(self.tau)
         return (v - self.rest) * decay(self.tau) + self.rest
-
-    def _bounded(self, v: Tensor) -> Tensor:
-        if self.lower_bound is None:
-            return v
-        if isinstance(self.lower_bound, Tensor):
-            return torch.maximum(v, self.lower_bound)
-        return torch.clamp(v, min=self.lower_bound)
 
 
 @final

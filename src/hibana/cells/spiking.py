@@ -2,6 +2,7 @@
 
 import inspect
 
+import torch
 from torch import Tensor
 
 from hibana.cells.base import BuiltIn
@@ -9,7 +10,7 @@ from hibana.cells.ranges import AtLeast
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
 from hibana.surrogate import Surrogate
 
-__all__ = ["Spiking", "after_reset", "decay"]
+__all__ = ["Spiking", "after_reset", "bounded_below", "decay"]
 
 
 class Spiking(BuiltIn):
@@ -49,6 +50,15 @@ def after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detac
     if not isinstance(reset, Tensor) and reset == 0:
         return v * (1 - spikes)
     return v * (1 - spikes) + spikes * reset
+
+
+def bounded_below(v: Tensor, bound: Value | None) -> Tensor:
+    """The potential, which does not fall below `bound`, where there is one."""
+    if bound is None:
+        return v
+    if isinstance(bound, Tensor):
+        return torch.maximum(v, bound)
+    return torch.clamp(v, min=bound)
 
 
 def decay(tau: Value) -> Value:

@@ -36,11 +36,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(real: Tensor, whole: Tensor) -> Tensor:
-    """`whole`, whose gradient goes to `real` as if it were `real`.
-
-    Source: Bengio, Léonard & Courville (2013), *Estimating or propagating gradients through stochastic
-    neurons for conditional computation*: the straight-through estimator.
-    """
+    """`whole`, whose gradient goes to `real` as if it were `real`."""
     if not real.requires_grad:
         return whole
     through: Tensor = _StraightThrough.apply(real, whole)  # type: ignore[no-untyped-call] # torch leaves it so

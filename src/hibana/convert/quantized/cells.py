@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.cells.spiking import after_reset
+from hibana.cells.spiking import after_reset, bounded_below
 from hibana.convert.quantized.leak import Leak
 from hibana.convert.straight import rounded_down
 from hibana.surrogate import Heaviside, Surrogate
@@ -98,7 +98,7 @@ class WholeLIFCell(WholeCell):
         if self.leak_first:
             v = self._rested(self._leaked(v_previous) + input_, s_previous)
         else:
-            v = self._leaked(self._bounded(self._rested(v_previous, s_previous))) + input_
+            v = self._leaked(bounded_below(self._rested(v_previous, s_previous), self.lower_bound)) + input_
         return v, self._spikes(v - self.threshold)
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
@@ -115,13 +115,6 @@ class WholeLIFCell(WholeCell):
         else:
             left = self.leak(v - self.rest) + self.rest
         return left
-
-    def _bounded(self, v: Tensor) -> Tensor:
-        if self.lower_bound is None:
-            return v
-        if isinstance(self.lower_bound, Tensor):
-            return torch.maximum(v, self.lower_bound)
-        return torch.clamp(v, min=self.lower_bound)
 
 
 @final

@@ -164,7 +164,7 @@ def _eif(cell: Any, units: _Units) -> Cell:
 
     top = _number(_one("threshold", cell.threshold))
     low = min(_number(rheobase - 6 * sharpness), top - _number(sharpness))
-    return WholeUpstrokeCell(units.spikes(cell), _lines(curve, low, top, units), -math.inf, units.whole(top))
+    return WholeUpstrokeCell(units.spikes(cell), _lines(curve, low, top, units), None, units.whole(top))
 
 
 def _qif(cell: Any, units: _Units) -> Cell:

@@ -5,13 +5,13 @@ curve bends upwards alone, it is the largest of its lines to within what lies be
 are products with numbers of few bits that are rounded: the same everywhere, without a table.
 """
 
-import math
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
+from hibana.cells.spiking import bounded_below
 from hibana.convert.quantized.cells import HELD, Scale, Spikes, WholeCell
 from hibana.convert.quantized.leak import Leak
 from hibana.convert.straight import rounded_down
@@ -25,7 +25,7 @@ Lines = Sequence[tuple[Scale, Scale]]
 class _Curved(WholeCell):
     """A cell whose potential follows the largest of lines ``floor(slope v + 1/2) + offset``."""
 
-    def __init__(self, spikes: Spikes, lines: Lines, low: Scale, top: Scale) -> None:
+    def __init__(self, spikes: Spikes, lines: Lines, low: Scale | None, top: Scale) -> None:
         super().__init__(spikes)
         self.low, self.top, self.count = low, top, len(lines)
         for k, (slope, offset) in enumerate(lines):
@@ -42,13 +42,7 @@ class _Curved(WholeCell):
 
     def _held(self, v: Tensor) -> Tensor:
         """`v` within the curve, of which both ends are known to be reached only by what is put in."""
-        return _most(_least(v, self.low), self.top)
-
-
-def _least(v: Tensor, bound: Scale) -> Tensor:
-    if isinstance(bound, Tensor):
-        return torch.maximum(v, bound)
-    return v if math.isinf(bound) else torch.clamp(v, min=bound)
+        return _most(bounded_below(v, self.low), self.top)
 
 
 def _most(v: Tensor, bound: Scale) -> Tensor:
