@@ -14,6 +14,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/utils/pythoncapi_compat.h>
 
 #include <algorithm>
 #include <iterator>
@@ -31,14 +32,15 @@ using torch::autograd::Node;
 using torch::autograd::variable_list;
 using Numbers = std::vector<int64_t>;
 
-// Python's objects are let go under Python's lock, whichever thread a node ends in.
+// Python's objects are let go under Python's lock, whichever thread a node ends in; not while Python ends, which
+// stops a thread where it waits for the lock, and a thread that is stopped in a destructor aborts the process.
 struct Held {
   PyObject* object;
   explicit Held(PyObject* given) : object(given) { Py_INCREF(object); }
   Held(const Held&) = delete;
   Held& operator=(const Held&) = delete;
   ~Held() {
-    if (!Py_IsInitialized()) return;
+    if (!Py_IsInitialized() || Py_IsFinalizing()) return;
     const auto lock = PyGILState_Ensure();
     Py_DECREF(object);
     PyGILState_Release(lock);
