@@ -182,6 +182,77 @@ def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
     )
 
 
+def test_whoever_reads_a_text_says_how_in_the_same_words(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fruit", "more", "plain"):
+        encoding = "utf-8" if name == "plain" else "latin-1"
+        (tmp_path / f"{name}.csv").write_bytes(FRUIT.encode(encoding))
+    how = "not UTF-8, read as cp1252, numbers with a decimal comma"
+    assert main(["train", "--data", "fruit.csv", "--test", "more.csv", "--out", "run", *SMALL]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"fruit.csv: {how}, 40 rows, 2 numbers, label `klasse`")
+    assert second == f"more.csv: {how}, 40 rows, 2 numbers"
+    for form in ([], ["--csv"], ["--json"]):
+        assert main(["predict", "run", "more.csv", *form]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"more.csv: {how}\n"
+        assert "cp1252" not in out
+    assert main(["predict", "run", "plain.csv"]) == 0
+    assert capsys.readouterr().err == "plain.csv: numbers with a decimal comma\n"
+
+
+@pytest.mark.parametrize("missing", ["median", "drop"])
+def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path, missing):
+    path = table(tmp_path / "plants.csv", gaps=True)
+    frame = pandas.read_csv(path)
+    frame.loc[::9, "kind"] = None
+    first = hb.data.Table(frame, missing=missing)
+    first.setup()
+    again = hb.data.Table(frame, missing=missing, description=first.description)
+    again.setup()
+    assert len(first.test) < 16
+    assert "9 rows without a label left out" in again.told
+    for part in ("training", "validation", "test"):
+        assert torch.equal(getattr(first, part).inputs, getattr(again, part).inputs)
+        assert torch.equal(getattr(first, part).labels, getattr(again, part).labels)
+
+
+def test_a_table_to_test_with_has_the_columns_of_the_training_part_in_any_order(tmp_path):
+    frame = pandas.read_csv(table(tmp_path / "plants.csv"))
+    other = frame[["kind", "width", "colour", "id", "height"]]
+    made = [hb.data.Table(frame, test=test) for test in (frame, other)]
+    for each in made:
+        each.setup()
+    assert torch.equal(made[0].test.inputs, made[1].test.inputs)
+    assert torch.equal(made[0].test.labels, made[1].test.labels)
+    with pytest.raises(ValueError, match="must have a column 'kind', the label that was trained on"):
+        hb.data.Table(frame, test=frame.rename(columns={"kind": "sort"})).setup()
+
+
+def test_samples_without_a_label_are_named_and_neither_right_nor_wrong(tmp_path, capsys):
+    path = table(tmp_path / "plants.csv")
+    assert main(["train", "--data", str(path), "--out", str(tmp_path / "run"), *SMALL]) == 0
+    frame = pandas.read_csv(path)
+    frame.loc[::2, "kind"] = None
+    frame.to_csv(tmp_path / "half.csv", index=False)
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "half.csv")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 81
+    assert "of 40 right" in lines[-1]
+
+
+def test_a_long_table_is_held_against_the_label_that_was_trained_on(tmp_path):
+    rows = [(n, "ab"[n % 2], step * (n % 2), n % 3) for n in range(30) for step in range(5)]
+    frame = pandas.DataFrame(rows, columns=["case", "sort", "value", "group"])
+    frame["group"] = frame["group"].map({0: "x", 1: "y", 2: "z"})
+    frame.to_csv(tmp_path / "long.csv", index=False)
+    made = read(tmp_path / "long.csv", group="case", label="sort", steps=5)
+    assert made.description.read(tmp_path / "long.csv").labels == ["a", "b"] * 15
+    frame.drop(columns="sort").to_csv(tmp_path / "new.csv", index=False)
+    assert made.description.read(tmp_path / "new.csv").labels is None
+
+
 def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
     pytest.importorskip("pyarrow", reason="the extra data is not installed")
     path = table(tmp_path / "plants.csv")

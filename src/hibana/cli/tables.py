@@ -101,7 +101,7 @@ def _rows(answers: "Answers") -> list[dict[str, Any]]:
         if answers.classes:
             scores = zip(answers.classes, answers.probabilities[index], strict=True)
             row["probabilities"] = {each: round(score, 6) for each, score in scores}
-        if answers.labels is not None and answers.classes:
+        if answers.labels is not None and answers.classes and answers.labels[index]:
             row["right"] = answers.labels[index] == answers.answers[index]
         rows.append(row)
     return rows

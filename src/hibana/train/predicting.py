@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hibana.data import arrays
+from hibana.data.own.base import called
 from hibana.train.classifier import Classifier
 from hibana.train.run import load
 
@@ -22,7 +23,8 @@ class Answers(NamedTuple):
 
     Of a quantity `classes` is empty and `answers` are numbers. `label` is what was learned; `warning` says in
     what the samples are not like those trained on, and is empty if they are; `labels` are those that the
-    samples came with, as they are written.
+    samples came with, as they are written, empty where one is missing. `told` says how their text was read,
+    where that is not as usual.
     """
 
     label: str
@@ -32,6 +34,7 @@ class Answers(NamedTuple):
     probabilities: list[list[float]]
     labels: list[str] | None
     warning: str
+    told: str = ""
 
 
 @torch.inference_mode()
@@ -50,14 +53,19 @@ def predict(model: Classifier | str | Path, source: Any, *, trust: Collection[st
     if not isinstance(model, Classifier):
         model = load(Path(model), trust=trust)
     model.eval()
-    description = model.description
+    description, told = model.description, ""
     if description is None:
         inputs, warning = _plain(model, source)
         labels, label = None, "class"
         classes = tuple(map(str, range(int(model.hparams["classes"]))))
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
     else:
-        raw = description.inputs.read(source)
+        raw = description.read(source)
+        told = (
+            raw.said(called(Path(source) if isinstance(source, str) else source, "samples"))
+            if raw.how
+            else ""
+        )
         warning = description.inputs.unlike(raw.values)
         inputs, labels, names = description.inputs.tensor(raw.values), raw.labels, raw.names
         label, classes = description.target.name, description.target.classes
@@ -65,9 +73,9 @@ def predict(model: Classifier | str | Path, source: Any, *, trust: Collection[st
     scores = torch.cat([model(_numbers(part)) for part in torch.split(inputs, AT_ONCE)])
     if not classes:
         assert description is not None
-        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning)
+        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning, told)
     chosen = [classes[index] for index in scores.argmax(1).tolist()]
-    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning)
+    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning, told)
 
 
 def _numbers(inputs: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from hibana.data.own import plain, target
 from hibana.data.own.parts import Parts, drawn
 from hibana.data.own.target import Target, text_of
 
-__all__ = ["MISSING", "Description", "Inputs", "Own", "Raw", "listed"]
+__all__ = ["MISSING", "Description", "Inputs", "Own", "Raw", "called", "listed"]
 
 MISSING = ("median", "drop", "refuse")
 """What is done about missing values: filled with the training part's median, left out with their samples,
@@ -32,7 +32,7 @@ class Raw:
     """What was read from a file: `values` as the kind has them, and of each sample its label and its name.
 
     `labels` are as they are written, or ``None`` where there are none, and called `label`; `parts` are those
-    that the file gives.
+    that the file gives; `how` is what to say of how its text was read, where that is not as usual.
     """
 
     values: Any
@@ -41,12 +41,17 @@ class Raw:
     told: str = ""
     parts: Parts | None = None
     label: str = "class"
+    how: Sequence[str] = ()
+
+    def said(self, name: str) -> str:
+        """What the file called `name` holds, and before it how it was read."""
+        return f"{name}: {', '.join([*self.how, *([self.told] if self.told else [])])}"
 
     def only(self, kept: Sequence[int]) -> "Raw":
         """Those samples alone, of `values` that are a list; given parts are then no more."""
         labels = None if self.labels is None else [self.labels[index] for index in kept]
         values, names = ([each[index] for index in kept] for each in (self.values, self.names))
-        return Raw(values, labels, names, self.told, None, self.label)
+        return Raw(values, labels, names, self.told, None, self.label, self.how)
 
 
 class Inputs(ABC):
@@ -56,8 +61,8 @@ class Inputs(ABC):
     shape: tuple[int, ...]
 
     @abstractmethod
-    def read(self, source: Any) -> Raw:
-        """More of the kind, as :class:`Own` reads it; labels may be missing."""
+    def read(self, source: Any, label: str | None = None) -> Raw:
+        """More of the kind, as :class:`Own` reads it; labels, which are called `label`, may be missing."""
 
     @abstractmethod
     def tensor(self, values: Any) -> Tensor:
@@ -79,6 +84,10 @@ class Description:
     kind: str
     inputs: Inputs
     target: Target
+
+    def read(self, source: Any) -> Raw:
+        """More of the kind that was trained on, whose labels may be missing."""
+        return self.inputs.read(source, self.target.name)
 
     def said(self) -> dict[str, Any]:
         """The description in plain values."""
@@ -145,19 +154,21 @@ class Own(DataSet):
         raw = self.read(self.source)
         if raw.labels is None:
             raise ValueError(f"{self.called} must have labels to learn from; {raw.told or 'it has none'}")
-        held = None if self.given_test is None else self.read(self.given_test)
         guessed = target.learned_from(raw.label, raw.labels, range(len(raw.labels)), self.task)
         split = raw.parts or drawn(
-            raw.labels, self.seed, stratified=bool(guessed.classes), tested=held is None
+            raw.labels, self.seed, stratified=bool(guessed.classes), tested=self.given_test is None
         )
         if self.description is None:
             learned = target.learned_from(raw.label, raw.labels, split[0], self.task)
             self.description = Description(self.kind, self.learn(raw, split[0]), learned)
         self.trained = self.description
         made = self._samples(raw)
-        self.told = f"{self.called}: {raw.told}, {self.trained.target}"
-        test = _part(made, split[2]) if held is None else self._samples(held)
-        return _part(made, split[0]), _part(made, split[1]), test
+        self.told = f"{raw.said(self.called)}, {self.trained.target}"
+        if self.given_test is None:
+            return _part(made, split[0]), _part(made, split[1]), _part(made, split[2])
+        held = self.read(self.given_test)  # as the training part was described
+        self.told += f"\n{held.said(called(self.given_test, 'test'))}"
+        return _part(made, split[0]), _part(made, split[1]), self._samples(held)
 
     def _samples(self, raw: Raw) -> InMemory:
         if raw.labels is None:
@@ -168,7 +179,7 @@ class Own(DataSet):
     @property
     def called(self) -> str:
         """What to call the source in a sentence."""
-        return self.source.name if isinstance(self.source, Path) else type(self).__name__
+        return called(self.source, type(self).__name__)
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # known once it is read
@@ -194,6 +205,11 @@ class Own(DataSet):
             self.setup()
         assert self.description is not None
         return self.description
+
+
+def called(source: Any, otherwise: str) -> str:
+    """A file's name, or `otherwise` of what is in memory."""
+    return source.name if isinstance(source, Path) else otherwise
 
 
 def _part(samples: InMemory, indices: Sequence[int]) -> InMemory:

@@ -38,7 +38,7 @@ class EventInputs(Inputs):
         """Of one bin."""
         return (self.polarities, self.height, self.width)
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any, label: str | None = None) -> Raw:
         found = by_class(Path(source), SUFFIXES, "recordings")
         return Raw([recording(path) for path in found.files], found.labels, found.names)
 

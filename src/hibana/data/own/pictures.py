@@ -32,7 +32,7 @@ class ImageInputs(Inputs):
         """Of one picture."""
         return (3, self.height, self.width) if self.colour else (self.height, self.width)
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any, label: str | None = None) -> Raw:
         found = by_class(Path(source), SUFFIXES, "pictures")
         return Raw(found.files, found.labels, found.names)
 

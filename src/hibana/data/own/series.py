@@ -43,8 +43,8 @@ class SequenceInputs(Inputs):
         """The features."""
         return (len(self.features),)
 
-    def read(self, source: Any) -> Raw:
-        raw, _ = _read(source, self.group, None, self.features)
+    def read(self, source: Any, label: str | None = None) -> Raw:
+        raw, _ = _read(source, self.group, label, self.features)
         _check(raw)
         return raw
 
@@ -127,13 +127,14 @@ class Sequences(Own):
             raw.labels = listed(list(self.labels))
             self._features: tuple[str, ...] = ()
         else:
-            raw, self._features = _read(source, self.group, self.label, self._known_features())
+            learned = None if self.description is None else self.description.target.name
+            raw, self._features = _read(source, self.group, self.label or learned, self._known_features())
         _check(raw)
         self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
         gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
         if any(gaps) and self.missing == "refuse":
             raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
-        begins, told = f"{raw.told}, " if raw.told else "", ""
+        told = ""
         if any(gaps) and self.missing == "drop":
             kept = [index for index, gap in enumerate(gaps) if not gap]
             raw = raw.only(kept)
@@ -146,7 +147,7 @@ class Sequences(Own):
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         count = len(self._features)
         raw.told = (
-            f"{begins}{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
+            f"{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
             f"{spread} steps, {how} to {self.steps}{told}"
         )
         return raw
@@ -187,20 +188,20 @@ def _read(
     if path.is_file() and group is not None:
         return _grouped(path, group, label, features)
     found = by_class(path, SUFFIXES, "sequences")
-    values, told = [], list[str]()
+    values, how = [], list[str]()
     for file in found.files:
-        table, how = opened(file)
-        told += (each for each in how if each not in told)
+        table, of_file = opened(file)
+        how += (each for each in of_file if each not in how)
         features = features or _columns(table, ())
         values.append(_frames(table, features, file.name))
-    return Raw(values, found.labels, found.names, ", ".join(told), found.parts), features
+    return Raw(values, found.labels, found.names, parts=found.parts, how=how), features
 
 
 def _grouped(
     path: Path, group: str, label: str | None, features: tuple[str, ...]
 ) -> tuple[Raw, tuple[str, ...]]:
     """The sequences of a long table."""
-    table, told = opened(path)
+    table, how = opened(path)
     names = [str(name) for name in table.columns]
     for argument, name in (("group", group), ("label", label)):
         if name is not None and name not in names and not (argument == "label" and features):
@@ -225,7 +226,7 @@ def _grouped(
                 f"{', '.join(sorted(written)[:3])}"
             )
         labels += written
-    return Raw(values, labels if chosen else None, known, ", ".join(told), label=chosen or "class"), features
+    return Raw(values, labels if chosen else None, known, label=chosen or "class", how=how), features
 
 
 def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:

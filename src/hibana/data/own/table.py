@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.own import scale
-from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.base import Inputs, Own, Raw, called, listed
 from hibana.data.own.opening import PLAIN, opened
 
 if TYPE_CHECKING:
@@ -62,8 +62,21 @@ class TableInputs(Inputs):
         """The features, each a number or a category."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
-    def read(self, source: Any) -> Raw:
-        table, told = opened(source)
+    def read(self, source: Any, label: str | None = None) -> Raw:
+        table, how = opened(source)
+        inputs = self.chosen(table)
+        labels = None
+        if self.label in table.columns:
+            written = table[self.label]
+            labels = listed(written.astype(object).where(written.notna(), "").tolist())
+        return Raw(inputs, labels, _rows(table), label=self.label, how=how)
+
+    def chosen(self, table: "DataFrame") -> "DataFrame":
+        """The columns that were trained on; of a `table` without names that has these alone, all, in order.
+
+        Raises:
+            ValueError: if one is not there.
+        """
         names = [column.name for column in self.columns]
         if _unnamed(table) and len(table.columns) == len(names):
             table.columns = names
@@ -73,9 +86,7 @@ class TableInputs(Inputs):
                 f"table must have the {len(names)} columns that were trained on; it has "
                 f"{len(table.columns)}, and no {absent[0]!r}"
             )
-        labels = listed(table[self.label].tolist()) if self.label in table.columns else None
-        rows = [f"row {row}" for row in range(1, len(table) + 1)]
-        return Raw(table[names], labels, rows, ", ".join(told))
+        return table[names]
 
     def tensor(self, values: "DataFrame") -> Tensor:
         return self.scale(self._features(values))
@@ -137,18 +148,21 @@ class Table(Own):
         self.columns = None if columns is None else list(columns)
 
     def read(self, source: Any) -> Raw:
-        if self.description is not None:
-            return self.description.inputs.read(source)
         table, how = opened(source)
-        label = self._found(table)
+        known = None if self.description is None else self.description.inputs
+        assert known is None or isinstance(known, TableInputs)
+        label = self._found(table) if known is None else known.label
+        name = called(source, type(self).__name__)
+        if label not in table.columns:
+            raise ValueError(f"{name} must have a column {label!r}, the label that was trained on")
         absent = table[label].isna()
         table = table[~absent].reset_index(drop=True)
         if len(table) == 0:
-            raise ValueError(f"{self.called} must have rows with a label; {label!r} is empty in all")
-        inputs, left = self._inputs(table, label)
+            raise ValueError(f"{name} must have rows with a label; {label!r} is empty in all")
+        inputs, left = self._inputs(table, label) if known is None else (known.chosen(table), [])
         gaps = inputs.isna()
         share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
-        told = [*how, f"{len(table):,} rows", *_counted(inputs)]
+        told = [f"{len(table):,} rows", *_counted(inputs)]
         if share and self.missing == "drop":
             whole = ~gaps.any(axis=1)
             inputs, table = inputs[whole].reset_index(drop=True), table[whole].reset_index(drop=True)
@@ -161,8 +175,7 @@ class Table(Own):
             told.append(f"left out: {', '.join(left)}")
         told += _grouping(table)
         labels = listed(table[label].tolist())
-        rows = [f"row {row}" for row in range(1, len(table) + 1)]
-        return Raw(inputs, labels, rows, ", ".join(told), label=label)
+        return Raw(inputs, labels, _rows(table), ", ".join(told), label=label, how=how)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         frame = raw.values
@@ -224,6 +237,10 @@ class Table(Own):
         if not kept:
             raise ValueError(f"{self.called} must have columns to learn from beside {label!r}")
         return table[kept], left
+
+
+def _rows(table: "DataFrame") -> list[str]:
+    return [f"row {row}" for row in range(1, len(table) + 1)]
 
 
 def named_label(names: Sequence[str]) -> str | None:

@@ -36,7 +36,7 @@ class ArrayInputs(Inputs):
     shape: tuple[int, ...]
     scale: scale.Scale | None
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any, label: str | None = None) -> Raw:
         found = contents(source)
         if len(found) == 1:
             (values,) = found.values()
