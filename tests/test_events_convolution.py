@@ -11,9 +11,11 @@ from torch import nn
 import hibana as hb
 from hibana import surrogate
 from hibana.events.bits import bits_of
-from hibana.events.convolution import autograd
+from hibana.events.convolution import autograd, pixels
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.linear import product
+from hibana.events.planes import Planes
 from hibana.events.pooling import kernels as pooling_kernels
 from hibana.events.support import support_of
 
@@ -583,3 +585,48 @@ def test_pooling_says_how_it_was_done():
     other(spikes)
     assert pool.explain().startswith("events: ")
     assert other.explain().startswith("torch's: ")
+
+
+@settings(max_examples=60)
+@given(
+    images=st.integers(1, 11),
+    channels=st.sampled_from([1, 8, 33, 64, 65, 130]),
+    outputs=st.sampled_from([1, 16, 33, 70]),
+    image=st.tuples(st.integers(1, 7), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    planes=st.integers(1, 3),
+    density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
+    near=st.sampled_from([16, 1000, pixels.NEAR]),
+    threads=st.integers(1, 3),
+)
+def test_what_is_listed_by_pixels_gives_what_windows_give(
+    images, channels, outputs, image, kernel, padding, dilation, planes, density, near, threads
+):
+    geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
+    assume(min(geometry.output) > 0)
+    rows = torch.rand(planes, images * image[0], image[1] * channels) < density
+    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), density)
+    weight = torch.randn(outputs, channels, *kernel)
+    gradient = torch.randn(images * geometry.output[0] * geometry.output[1], outputs)
+    inputs = channels * kernel[0] * kernel[1]
+    windows = autograd.windows_of(input_.bits, geometry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(pixels, "PIXELS", near)
+        patch.setattr(pixels, "NEAR", near)
+        patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
+        found = pixels.forward(input_, weight, weight[:, 0, 0, 0], geometry)
+        of_weights = pixels.weight_gradient(input_, gradient, geometry)
+        patch.setattr(product, "LONG", 1 << 40)
+        flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
+    flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
+    torch.testing.assert_close(of_weights, flat, rtol=1e-4, atol=1e-4)
+    wanted, _ = product.forward(
+        windows, 0.1, weight.permute(0, 2, 3, 1).reshape(outputs, -1), weight[:, 0, 0, 0], input_.scales
+    )
+    wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    if channels <= 64:  # the same order of sums
+        assert torch.equal(found, wanted)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.checks import dense_for_more
-from hibana.events.convolution import dense, kernels
+from hibana.events.convolution import dense, kernels, pixels
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
@@ -48,6 +48,8 @@ GRAIN = 4
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
+    if pixels.pay(geometry, len(weight), input_.density):
+        return pixels.forward(input_, weight, bias, geometry)
     return _under_windows(windows_of(input_.bits, geometry), input_, weight, bias, geometry)
 
 
@@ -143,11 +145,16 @@ class _Convolution(torch.autograd.Function):
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, weight, bias, geometry)
-        windows = windows_of(input_.bits, geometry)
-        kept = windows if windows.nbytes <= KEPT * images.nbytes and choice.weights else None
+        kept = None
+        if pixels.pay(geometry, len(weight), input_.density):
+            out = pixels.forward(input_, weight, bias, geometry)
+        else:
+            windows = windows_of(input_.bits, geometry)
+            out = _under_windows(windows, input_, weight, bias, geometry)
+            used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
+            kept = windows if used and windows.nbytes <= KEPT * images.nbytes else None
         ctx.save_for_backward(input_.bits, weight, kept, numbers)
-        # not as a view, which would have a node more
-        return _under_windows(windows, input_, weight, bias, geometry).detach()
+        return out.detach()  # not as a view, which would have a node more
 
     @staticmethod
     @dense_for_more
@@ -169,7 +176,10 @@ class _Convolution(torch.autograd.Function):
             to_images = _input_gradient_of_few(weight, rows, geometry)
         elif used is not None:
             to_images = input_gradient(used, weight, rows, geometry)
-        if to_weights and numbers is None:
+        if to_weights and numbers is None and pixels.pay_for_weights(geometry, ctx.density):
+            to_weight = pixels.weight_gradient(Planes(bits, ctx.density, ctx.scales[0]), rows, geometry)
+            to_bias = rows.sum(0) if to_biases else None
+        elif to_weights and numbers is None:
             inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
             if windows is None:
                 windows = windows_of(bits, geometry)

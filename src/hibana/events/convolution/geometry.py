@@ -38,6 +38,12 @@ class Geometry(NamedTuple):
         return down if self.height is None else self.height, across
 
     @property
+    def reach(self) -> Pair:
+        """From the first to the last pixel of a window."""
+        down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+        return down, across
+
+    @property
     def tile(self) -> Pair:
         """Pixels of the image that are done together, :data:`TILE` at most; a row if dilated downwards."""
         across = -(-self.image[1] // WIDE)

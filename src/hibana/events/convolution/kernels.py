@@ -15,7 +15,7 @@ from hibana.events.lanes.lists import (
 from hibana.events.lanes.rows import LANES, Row, folded
 from hibana.native import FLOAT, LONG, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["Sizes", "input_gradient", "windows"]
+__all__ = ["Sizes", "brought_near", "input_gradient", "windows"]
 
 
 class Sizes(Group):
@@ -176,7 +176,7 @@ def input_gradient(
                         to.clear(seen * row.floats)
                     with code.when(inside):
                         at = line + panel * row.floats
-                        _brought_near(code, row, to, at, begun, seen, panel, sizes, outputs)
+                        brought_near(code, row, to, at, begun, seen, panel, sizes, outputs)
                 tables = table + panel * panel_floats
                 with code.loop(0, channels) as channel:
                     word = wanted[channel]
@@ -191,7 +191,7 @@ def input_gradient(
                             _of_some(code, row, 4, *given, index + eights, pitch, sizes)
 
 
-def _brought_near(
+def brought_near(
     code: Code,
     row: Row,
     target: Pointer,

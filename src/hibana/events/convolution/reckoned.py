@@ -1,7 +1,7 @@
 """What the products of a convolution should take: those of a linear layer, the windows, and torch's own.
 
 Constants are nanoseconds of one thread, fitted as those of :mod:`hibana.events.linear.reckoned`, to 54
-convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2.
+convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is listed by pixels to 70 others.
 """
 
 from functools import lru_cache, partial
@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional
 
 from hibana.events import cost
-from hibana.events.convolution import autograd, scattered
+from hibana.events.convolution import autograd, pixels, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
-from hibana.events.lanes.rows import LANES, vectors
-from hibana.events.linear.reckoned import NANO, SCANNED, SCANNED_NUMBERS, about
+from hibana.events.lanes.rows import LANES, panel, vectors
+from hibana.events.linear.reckoned import LISTED, NANO, SCANNED, SCANNED_NUMBERS, WEIGHTS_LISTED, about
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
@@ -33,23 +33,61 @@ def costs(images: int, outputs: int, geometry: Geometry) -> cost.Costs:
 
 @lru_cache(maxsize=256)
 def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formula: bool) -> cost.Costs:
-    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
-    rows = images * geometry.output[0] * geometry.output[1]
-    pixels = images * geometry.image[0] * geometry.image[1]
+    scanned = images * geometry.image[0] * geometry.image[1] * geometry.channels
     sizes = images, outputs, geometry
-    windows = _windows(images, geometry) * speed(_WINDOWS) + CALL
     family = _family(outputs, geometry)
     dense = _dense(*sizes) * speed(_FORWARD[family])
     learned = _dense(*sizes, 1.1) * speed(_WEIGHTS[family])
-    forward = (windows + sums(rows, inputs, outputs, d) for d in cost.DENSITIES)
-    of_weights = (windows + weights_sums(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)
+    forward = (CALL + _forward(*sizes, d) for d in cost.DENSITIES)
+    of_weights = (CALL + _weights(*sizes, d, threads) for d in cost.DENSITIES)
     input_ = (_input(*sizes, d) * speed(_INPUT) for d in cost.DENSITIES)
     return cost.Costs(
         cost.Product(dense, tuple(forward)),
         cost.Product(learned, tuple(of_weights)),
         cost.Product(dense, tuple(input_)),
-        SCANNED.reckoned / SCANNED_NUMBERS * pixels * geometry.channels * speed(SCANNED),
+        SCANNED.reckoned / SCANNED_NUMBERS * scanned * speed(SCANNED),
     )
+
+
+def _forward(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    """Seconds of the sums, from spikes listed for each pixel or for each window."""
+    rows, inputs = _sizes(images, geometry)
+    if not pixels.pay(geometry, outputs, density):
+        return _windows(images, geometry) * speed(_WINDOWS) + sums(rows, inputs, outputs, density)
+    wide, panels, words = _units(outputs, geometry)
+    packing = 0.62 * inputs * outputs
+    per_row = rows * (0.24 * wide + 1.2 * words + 3.6 * geometry.kernel[0] * words * panels)
+    added = rows * inputs * density * (0.05 + 0.175 * wide)
+    return NANO * (14_000 + packing + per_row + added) * speed(LISTED)
+
+
+def _weights(images: int, outputs: int, geometry: Geometry, density: float, threads: int) -> float:
+    """:func:`_forward` for the weights' gradient, of which few sums keep few threads busy."""
+    rows, inputs = _sizes(images, geometry)
+    if not pixels.pay_for_weights(geometry, density):
+        windows = _windows(images, geometry) * speed(_WINDOWS)
+        return windows + weights_sums(rows, inputs, outputs, density, threads)
+    wide, panels, words = _units(outputs, geometry)
+    blocks = -(-rows // (pixels.near(density) // panel(outputs).floats))
+    per_row = rows * (1.8 * wide + 2.3 * words)
+    summed = blocks * inputs * (4.9 * panels + 0.73 * wide)
+    added = rows * inputs * density * (0.12 + 0.16 * wide)
+    idle = threads / min(threads, pixels.parts(rows, outputs, 1, geometry, threads).number)
+    written = 0.2 * inputs * outputs
+    return NANO * (19_000 + written + per_row + summed + added) * speed(WEIGHTS_LISTED) * idle
+
+
+def _sizes(images: int, geometry: Geometry) -> tuple[int, int]:
+    """Output pixels, and inputs under the window of one."""
+    rows = images * geometry.output[0] * geometry.output[1]
+    return rows, geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+
+
+def _units(outputs: int, geometry: Geometry) -> tuple[int, int, int]:
+    """Vectors and panels of a row of outputs, and words of a pixel."""
+    row = panel(outputs)
+    panels = -(-outputs // row.floats)
+    return panels * row.vectors, panels, -(-geometry.channels // 64)
 
 
 def one_by_one(

@@ -183,10 +183,10 @@ class Parts(NamedTuple):
         return self.rows * self.across * self.down
 
 
-def parts(rows: int, outputs: int, words: int, threads: int) -> Parts:
-    """The parts of a gradient of `words` of inputs."""
+def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
+    """The parts of a gradient of `words` of inputs, whose rows can be divided into `most`."""
     panels = _up(outputs, panel(outputs).floats)
-    if rows >= PARTS * LONG and panels * words <= FEW_SUMS:
+    if rows >= PARTS * LONG and panels * words <= FEW_SUMS and most >= PARTS:
         return Parts(PARTS, 1, 1)
     across = min(threads, panels)
     return Parts(1, across, min(_up(threads, across), words))

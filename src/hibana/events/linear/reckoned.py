@@ -15,7 +15,17 @@ from hibana.events.lanes.rows import LANES, panel, vectors
 from hibana.events.linear import dense, kernels, product
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
-__all__ = ["MULTIPLIED", "SCANNED", "about", "by_onednn", "costs", "forward", "weights"]
+__all__ = [
+    "LISTED",
+    "MULTIPLIED",
+    "SCANNED",
+    "WEIGHTS_LISTED",
+    "about",
+    "by_onednn",
+    "costs",
+    "forward",
+    "weights",
+]
 
 NANO = 1e-9
 LARGE = 8e6
@@ -68,7 +78,7 @@ def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
     """Seconds of the sums for rows of bits, packing the weights included."""
     if density > product.crossover(outputs):
         return _looked_up(rows, inputs, outputs) * speed(_LOOKED_UP)
-    return _listed(rows, inputs, outputs, density) * speed(_LISTED)
+    return _listed(rows, inputs, outputs, density) * speed(LISTED)
 
 
 def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) -> float:
@@ -77,7 +87,7 @@ def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) 
     idle = threads / min(threads, parts.number)
     if density > product.gradient_crossover():
         return _weights_looked_up(rows, inputs, outputs) * speed(_WEIGHTS_LOOKED_UP) * idle
-    return _weights_listed(rows, inputs, outputs, density) * speed(_WEIGHTS_LISTED) * idle
+    return _weights_listed(rows, inputs, outputs, density) * speed(WEIGHTS_LISTED) * idle
 
 
 def _sizes(rows: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -151,9 +161,9 @@ def _input_of(density: float) -> Call:
 
 
 _SIZES = _ROWS, _INPUTS, _OUTPUTS
-_LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), lambda: _forward_of(1 / 16))
+LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), lambda: _forward_of(1 / 16))
 _LOOKED_UP = Way("sums, looked up", _looked_up(*_SIZES), lambda: _forward_of(1 / 2))
-_WEIGHTS_LISTED = Way("weights, listed", _weights_listed(*_SIZES, 1 / 16), lambda: _weights_of(1 / 16))
+WEIGHTS_LISTED = Way("weights, listed", _weights_listed(*_SIZES, 1 / 16), lambda: _weights_of(1 / 16))
 _WEIGHTS_LOOKED_UP = Way("weights, looked up", _weights_looked_up(*_SIZES), lambda: _weights_of(1 / 2))
 _INPUT = Way("input", _input(*_SIZES, 1 / 4), lambda: _input_of(1 / 4))
 _MULTIPLIED = Way(

@@ -1,0 +1,123 @@
+"""Sums and weights' gradients of a convolution whose spikes are listed once for each pixel."""
+
+import torch
+from torch import Tensor
+
+from hibana.events.convolution import pixel_kernels as kernels
+from hibana.events.convolution.geometry import Geometry
+from hibana.events.lanes.rows import panel
+from hibana.events.linear import product
+from hibana.events.planes import ONE, Planes
+
+__all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "weight_gradient"]
+
+CHANNELS = 32
+"""Of fewer a row of a window has too few spikes to be summed by itself."""
+FEWEST = 8
+"""Of fewer a word holds the channels of a whole window."""
+WASTED = 1.2
+"""Pixels of an image to those of the output."""
+PIXELS = 256
+"""Output pixels that are gone through at a time."""
+NEAR = 1 << 14
+"""Floats that are kept near at a time."""
+MOST = 1 << 18
+"""Channels, 64 at least, of the rows of pixels that a window reaches over."""
+
+
+def pay(geometry: Geometry, outputs: int, density: float) -> bool:
+    """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
+    in_one = geometry.dilation[1] == 1 and geometry.channels >= CHANNELS
+    return density <= product.crossover(outputs) and in_one and _overlap(geometry)
+
+
+def pay_for_weights(geometry: Geometry, density: float) -> bool:
+    """:func:`pay` for the weights' gradient, to which each pixel adds, under a whole window or not."""
+    (height, width), (down, across) = geometry.image, geometry.output
+    most = height * width <= WASTED * down * across and geometry.channels >= FEWEST
+    return density <= product.gradient_crossover() and most and _overlap(geometry)
+
+
+def _overlap(geometry: Geometry) -> bool:
+    """Whether windows overlap in a row, at stride 1, and the rows that one reaches over are few and short."""
+    down, across = geometry.reach
+    rows = (down + 1) * (geometry.image[1] + across) * max(64, geometry.channels)
+    return geometry.stride == (1, 1) and geometry.kernel[1] > 1 and rows < MOST
+
+
+def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """``[N, outputs, height, width]``, channels last."""
+    outputs = len(weight)
+    row = panel(outputs)
+    table = product.packed(weight.permute(0, 2, 3, 1).reshape(outputs, -1), row)
+    if input_.scales != ONE:
+        table = torch.cat([table * scale for scale in input_.scales], 1)
+    height, width = geometry.output
+    images = input_.bits.shape[1] // geometry.image[0]
+    out = torch.empty(images, height, width, outputs, dtype=torch.float32, device="cpu")
+    parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
+    deep = -(-height // parts)
+    kernels.forward(
+        images * parts,
+        bits=input_.bits,
+        table=table,
+        bias=bias,
+        target=out,
+        images=images,
+        planes=len(input_.bits),
+        **geometry.sizes,
+        outputs=outputs,
+        deep=deep,
+        row=row,
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def near(density: float) -> int:
+    """Floats of a gradient that are kept near at a time, so many of whose rows are taken."""
+    return NEAR if density > product.NEAR_FROM else 2 * NEAR
+
+
+def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int) -> product.Parts:
+    """The parts of :func:`weight_gradient`, which are of rows of the kernel."""
+    units = planes * -(-geometry.channels // 64) * geometry.kernel[0]
+    images = rows // (geometry.output[0] * geometry.output[1])
+    split = product.parts(rows, outputs, units * geometry.kernel[1], threads, images)
+    return split._replace(down=min(split.down, units))
+
+
+def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient ``[outputs, channels, *kernel]`` at stride 1, from that of the output, a row a pixel."""
+    outputs, planes = rows.shape[1], len(input_.bits)
+    row = panel(outputs)
+    images = input_.bits.shape[1] // geometry.image[0]
+    down, across = geometry.reach
+    pitch = geometry.image[1] + across
+    places = near(input_.density) // row.floats
+    pieces = -(-geometry.image[0] // max(1, places // pitch))
+    deep = -(-geometry.image[0] // pieces)
+    together = max(1, places // (pitch * (deep + down))) if pieces == 1 else 1
+    split = parts(len(rows), outputs, planes, geometry, torch.get_num_threads())
+    inputs = planes * geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
+    kernels.weight_gradient(
+        split.number,
+        bits=input_.bits,
+        gradient=rows,
+        targets=out,
+        images=images,
+        planes=planes,
+        **geometry.sizes,
+        outputs=outputs,
+        deep=deep,
+        together=together,
+        parts_across=split.across,
+        parts_down=split.down,
+        per_part=-(-images // split.rows),
+        row=row,
+    )
+    flat = out[0] if split.rows == 1 else out.sum(0)
+    if input_.scales != ONE:
+        of_planes = flat.view(outputs, planes, -1)
+        flat = torch.stack([of_planes[:, k] * scale for k, scale in enumerate(input_.scales)]).sum(0)
+    return flat.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
