@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hibana.loop.backend import BackwardArguments
 from hibana.loop.graph.part import Part, filled, places_in
-from hibana.loop.graph.plan import Plan, gradients, reachable
+from hibana.loop.graph.plan import gradients, reachable
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.stepwise import Left, Run, sum_of
 
@@ -83,48 +83,35 @@ class Absences:
     _kernels: dict[Given, Any] = field(default_factory=dict)
     _sums: dict[tuple[Given, bool, int], frozenset[int]] = field(default_factory=dict)
 
-    def backward(
-        self,
-        plan: Plan,
-        shape: torch.Size,
-        inputs: Tensor | None,
-        first: Sequence[Tensor | None],
-        parameters: Sequence[Tensor],
-        residuals: Sequence[Tensor],
-        grad_outputs: Tensor | None,
-        last_grads: Sequence[Tensor | None],
-        wants_input: bool,
-    ) -> Found:
+    def backward(self, given: BackwardArguments) -> Found:
         """The gradients of a run: as :meth:`hibana.loop.backend.Kernels.backward`, but for what is absent.
 
-        `last_grads` has the emitted state as its last; `plan` keeps what :attr:`kernels` keeps.
+        Its `last_grads` may have the emitted state as its last; its plan keeps what :attr:`kernels` keeps.
         """
-        grads = [*last_grads, *[None] * (len(self.step.states) - len(last_grads))]
-        run = Run(
-            self.step, plan, shape, inputs, first, parameters, residuals, grad_outputs, self.kernels.dtype
-        )
+        grads = [*given.last_grads, *[None] * (len(self.step.states) - len(given.last_grads))]
+        run = Run(self.step, given, self.kernels.dtype)
         sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
         last: list[Tensor | None] = []
         """Gradients of the input at the steps that PyTorch computes, the last step first."""
         begin: Tensor | None = None
         """Those at all steps before them."""
-        t = shape[0]
+        t = given.shape[0]
         while t:
             arrived = run.arrived(t - 1, grads)
-            given = frozenset(i for i, grad in enumerate(arrived) if grad is not None)
-            if not given:
+            there = frozenset(i for i, grad in enumerate(arrived) if grad is not None)
+            if not there:
                 grads = arrived
                 break
-            left = self._without(given)
-            if _before(left.step, grad_outputs is not None) == given:
-                begin, grads, more = self._rest(run, t, given, grads, wants_input)
+            left = self._without(there)
+            if _before(left.step, given.grad_outputs is not None) == there:
+                begin, grads, more = self._rest(run, t, there, grads)
                 t = 0
             else:
                 t -= 1
                 one, grads, more = run.back(t, left, arrived)
                 last.append(one)
             sums = [sum_of(a, b) for a, b in zip(sums, more, strict=True)]
-        return Found(run.joined(begin, last) if wants_input else None, grads, sums)
+        return Found(run.joined(begin, last) if given.wants_input else None, grads, sums)
 
     def there(self, sums: Sequence[Tensor], given: Given, emits: bool, steps: int) -> list[Tensor | None]:
         """`sums` over `steps`, None for those that autograd would not have.
@@ -172,29 +159,24 @@ class Absences:
         return self._kernels[given]
 
     def _rest(
-        self, run: Run, steps: int, given: Given, grads: list[Tensor | None], wants_input: bool
+        self, run: Run, steps: int, there: Given, grads: list[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
         """All steps before `steps`, by one kernel."""
-        left = self._without(given)
-        arguments = BackwardArguments(
-            run.plan,
-            torch.Size((steps, *run.shape[1:])),
-            None if run.inputs is None else run.inputs[:steps],
-            run.first,
-            run.parameters,
-            [value[:steps] for value in run.residuals],
-            run.arriving(steps, grads[-1]),
-            grads[:-1],
-            wants_input=wants_input,
-            constant=False,
+        left, given = self._without(there), run.given
+        arguments = given._replace(
+            shape=torch.Size((steps, *given.shape[1:])),
+            inputs=None if given.inputs is None else given.inputs[:steps],
+            residuals=[value[:steps] for value in given.residuals],
+            grad_outputs=run.arriving(steps, grads[-1]),
+            last_grads=grads[:-1],
             wants_first=True,
         )
-        found, first, sums = self._kernels_of(given).backward(arguments)
-        there = zip(first, left.step.grad_states, strict=True)
+        found, first, sums = self._kernels_of(there).backward(arguments)
+        before = zip(first, left.step.grad_states, strict=True)
         summed = zip(sums, left.sums, strict=True)
         return (
             None if left.step.grad_input is None else found,
-            [None if value is None else grad for grad, value in there],
+            [None if value is None else grad for grad, value in before],
             [None if value is None else grad for grad, value in summed],
         )
 

@@ -182,10 +182,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
-    if not program.takes_zeros:
-        read = (inputs[0] if inputs else None, first, parameters, residuals)
-        return _of_what_is_there(ctx, read, cell_tensors, grad_outputs, grads)
-    constant = constant and wanted[0] and _only_summed(ctx.inputs)
+    constant = program.takes_zeros and constant and wanted[0] and _only_summed(ctx.inputs)
     given = BackwardArguments(
         plan,
         shape,
@@ -199,44 +196,24 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         constant=constant,
         wants_first=any(wanted[1 : 1 + begun]),
     )
-    grad_input, first_grads, sums = program.kernels.backward(given)
+    backward = program.kernels.backward if program.takes_zeros else program.absences.backward
+    grad_input, first_grads, sums = backward(given)
     if constant and grad_input is not None:
         grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = inverse(order)
         grad_input = None if grad_input is None else grad_input.permute(back)
-        first_grads = [None if g is None else step_back(back, g) for g in first_grads]
-        sums = [step_back(back, value) for value in sums]
+        first_grads, sums = (
+            [None if g is None else step_back(back, g) for g in some] for some in (first_grads, sums)
+        )
     if len(wanted) == 1:
         return None, grad_input
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
     to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
     if any(wanted[1 + begun :]):
-        last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
-        there = program.absences.there(sums, last, grad_outputs is not None, shape[0])
-        to_cell_tensors = program.absences.epilogue(cell_tensors, there)
-    return None, grad_input, *to_state, *to_cell_tensors
-
-
-def _of_what_is_there(
-    ctx: Any,
-    read: tuple[Tensor | None, Sequence[Tensor | None], Sequence[Tensor], Sequence[Tensor]],
-    cell_tensors: Sequence[Tensor],
-    grad_outputs: Tensor | None,
-    grads: Sequence[Tensor | None],
-) -> Any:
-    """:func:`_backward` where absent gradients can't be taken for zeros."""
-    program, plan, shape, _, order, begun, _, _ = ctx.specification
-    wanted = ctx.needs_input_grad[1:]
-    found = program.absences.backward(plan, shape, *read, grad_outputs, grads, wanted[0])
-    grad_input, first, sums = found
-    if order is not None:
-        back = inverse(order)
-        grad_input = None if grad_input is None else grad_input.permute(back)
-        first, sums = ([None if g is None else step_back(back, g) for g in some] for some in (first, sums))
-    to_state = (g if need else None for g, need in zip(first, wanted[1 : 1 + begun], strict=False))
-    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
-    if any(wanted[1 + begun :]):
+        if program.takes_zeros:
+            last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
+            sums = program.absences.there(sums, last, grad_outputs is not None, shape[0])
         to_cell_tensors = program.absences.epilogue(cell_tensors, sums)
     return None, grad_input, *to_state, *to_cell_tensors
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hibana.loop.backend import BackwardArguments
 from hibana.loop.eager import in_torch
-from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.packed import unpacked
 
@@ -25,30 +25,24 @@ class Left(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left for its backward."""
+    """What a run left for its backward, and what arrives there."""
 
     step: Step
-    plan: Plan
-    shape: torch.Size
-    inputs: Tensor | None
-    first: Sequence[Tensor | None]
-    parameters: Sequence[Tensor]
-    residuals: Sequence[Tensor]
-    grad_outputs: Tensor | None
+    given: BackwardArguments
     dtype: torch.dtype
 
     def arrived(self, t: int, grads: list[Tensor | None]) -> list[Tensor | None]:
         """All gradients after step `t`: those fed back to it, and that of what it emitted."""
-        if self.grad_outputs is None:
+        if self.given.grad_outputs is None:
             return grads
-        return [*grads[:-1], sum_of(grads[-1], self.grad_outputs[t].to(self.dtype))]
+        return [*grads[:-1], sum_of(grads[-1], self.given.grad_outputs[t].to(self.dtype))]
 
     def arriving(self, steps: int, fed_back: Tensor | None) -> Tensor | None:
         """The gradients of what is emitted at the first `steps`, and what is fed back to the last of them."""
-        given = None if self.grad_outputs is None else self.grad_outputs[:steps]
+        given = None if self.given.grad_outputs is None else self.given.grad_outputs[:steps]
         if fed_back is None:
             return given
-        shape = (steps, *self.shape[1:])
+        shape = (steps, *self.given.shape[1:])
         arriving = (
             fed_back.new_zeros(shape) if given is None else given.to(self.dtype, copy=True).contiguous()
         )
@@ -61,13 +55,13 @@ class Run:
         """Step `t` back, in PyTorch: the gradients of its input and of the states before it, and its sums."""
         known = self._at(t)
         if t:
-            before = [self.step.nexts[i] for i in self.plan.before]
+            before = [self.step.nexts[i] for i in self.given.plan.before]
             states = in_torch(before, self._at(t - 1), self._leaf, self.dtype)
         else:
             zero = torch.zeros((), dtype=self.dtype, device=_like(grads).device)
-            firsts = [self.first[i] for i in self.plan.before]
+            firsts = [self.given.first[i] for i in self.given.plan.before]
             states = [zero if value is None else value for value in firsts]
-        previous = dict(zip(self.plan.before, states, strict=True))
+        previous = dict(zip(self.given.plan.before, states, strict=True))
 
         def leaf(value: Value) -> Tensor:
             if value.op not in ("previous", "gradient"):
@@ -79,7 +73,7 @@ class Run:
         wanted = [left.step.grad_input, *left.step.grad_states, *left.sums]
         there = [value for value in wanted if value is not None]
         made = dict(zip(there, in_torch(there, known, leaf, self.dtype), strict=True))
-        found = [None if v is None else made[v].expand(self.shape[1:]).contiguous() for v in wanted]
+        found = [None if v is None else made[v].expand(self.given.shape[1:]).contiguous() for v in wanted]
         count = 1 + len(grads)
         return found[0], found[1:count], found[count:]
 
@@ -88,34 +82,34 @@ class Run:
         found = [one for one in (begin, *last) if one is not None]
         if not found:
             return None
-        dtype = self.dtype if self.grad_outputs is None else self.grad_outputs.dtype
-        if begin is not None and len(begin) == self.shape[0]:
+        dtype = self.dtype if self.given.grad_outputs is None else self.given.grad_outputs.dtype
+        if begin is not None and len(begin) == self.given.shape[0]:
             return begin.to(dtype)
-        grad = torch.zeros(self.shape, dtype=dtype, device=found[0].device)
+        grad = torch.zeros(self.given.shape, dtype=dtype, device=found[0].device)
         if begin is not None:
             grad[: len(begin)] = begin
         for i, one in enumerate(last):
             if one is not None:
-                grad[self.shape[0] - 1 - i] = one
+                grad[self.given.shape[0] - 1 - i] = one
         return grad
 
     def _at(self, t: int) -> dict[Value, Tensor]:
         """What is at hand of step `t`."""
-        known = dict(zip(self.plan.stored, (value[t] for value in self.residuals), strict=True))
-        one = self.shape[1:]
+        known = dict(zip(self.given.plan.stored, (value[t] for value in self.given.residuals), strict=True))
+        one = self.given.shape[1:]
         for value, found in known.items():
             known[value] = unpacked(found, one.numel()).view(one).bool() if value.boolean else found
-        for value in self.plan.residuals:
+        for value in self.given.plan.residuals:
             if value.op == "input":
-                assert self.inputs is not None
-                known[value] = self.inputs[t].to(self.dtype)
+                assert self.given.inputs is not None
+                known[value] = self.given.inputs[t].to(self.dtype)
         return known
 
     def _leaf(self, value: Value) -> Tensor:
         """A leaf that is the same at every step."""
-        device = _like([*self.residuals, self.grad_outputs, *self.parameters]).device
+        device = _like([*self.given.residuals, self.given.grad_outputs, *self.given.parameters]).device
         if value.op == "parameter":
-            found = self.parameters[int(value.data)]
+            found = self.given.parameters[int(value.data)]
             return found.reshape(()) if found.numel() == 1 else found
         number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
         return torch.tensor(float(number), dtype=self.dtype, device=device)
