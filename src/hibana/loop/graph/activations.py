@@ -23,10 +23,6 @@ def _leaky_relu_backward(make: Make, value: Make, grad: Any, x: Any, slope: Any,
     return where(make, make("gt", value(x), value(0)), grad, make("mul", grad, value(slope)))
 
 
-def _prelu(make: Make, value: Make, x: Any, slope: Any) -> Any:
-    return _leaky_relu(make, value, x, slope)
-
-
 def _hardtanh(make: Make, value: Make, x: Any, low: Any = -1, high: Any = 1) -> Any:
     return make("minimum", value(high), make("maximum", value(low), value(x)))
 
@@ -199,7 +195,7 @@ def _logit_backward(make: Make, value: Make, grad: Any, x: Any, eps: Any = None)
 ACTIVATIONS: dict[str, Make] = {
     "leaky_relu": _leaky_relu,
     "leaky_relu_backward": _leaky_relu_backward,
-    "_prelu_kernel": _prelu,
+    "_prelu_kernel": _leaky_relu,
     "hardtanh": _hardtanh,
     "hardtanh_backward": _hardtanh_backward,
     "relu6": lambda make, value, x: _hardtanh(make, value, x, 0, 6),

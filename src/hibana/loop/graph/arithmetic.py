@@ -122,17 +122,11 @@ def _factor(rule: Make) -> Make:
     return named
 
 
-def _of(operation: str) -> Make:
-    return lambda make, value, *args: make(operation, *(value(a) for a in args))
-
-
 ARITHMETIC: dict[str, Make] = {
     "div": _div,
-    "fmod": _of("fmod"),
     "remainder": _remainder,
     "round": _round,
     "frac": _frac,
-    "copysign": _of("copysign"),
     "heaviside": _heaviside,
     "nan_to_num": _nan_to_num,
     "isnan": _isnan,

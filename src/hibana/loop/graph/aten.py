@@ -11,12 +11,10 @@ import torch
 
 from hibana.loop.graph.activations import ACTIVATIONS
 from hibana.loop.graph.arithmetic import ARITHMETIC
+from hibana.loop.graph.choices import Make
 from hibana.loop.graph.ops import CALLS, COMPARISONS, Unsupported
 
 __all__ = ["translate"]
-
-
-Make = Callable[..., Any]
 
 
 def translate(
@@ -128,10 +126,6 @@ def _bounded(make: Make, value: Make, op: str, x: Any, bound: Any) -> Any:
     return make(op, x, value(bound)) if isinstance(bound, torch.fx.Node) else make(op, value(bound), x)
 
 
-def _to_copy(make: Make, value: Make, x: Any) -> Any:
-    return value(x)  # a change of dtype shows in the result's dtype, by which it becomes a truth value or not
-
-
 def _where(make: Make, value: Make, condition: Any, x: Any, y: Any) -> Any:
     gate, one, other = make("to_bool", value(condition)), value(x), value(y)
     if one.boolean and other.boolean:
@@ -160,10 +154,6 @@ def _reciprocal(make: Make, value: Make, x: Any) -> Any:
     return make("div", value(1), value(x))
 
 
-def _relu(make: Make, value: Make, x: Any) -> Any:
-    return _clamp(make, value, x, 0)
-
-
 def _square(make: Make, value: Make, x: Any) -> Any:
     return make("mul", value(x), value(x))
 
@@ -180,7 +170,8 @@ _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "no
 
 _RULES: dict[str, Make] = {
     **{op: _operation(op) for op in (*COMPARISONS, *CALLS)},
-    **{op: _operation(op) for op in ("neg", "abs", "maximum", "minimum", "floor", "ceil", "trunc")},
+    **{op: _operation(op) for op in ("neg", "abs", "mul", "maximum", "minimum", "floor", "ceil", "trunc")},
+    **{op: _operation(op) for op in ("sign", "copysign", "fmod")},
     **ACTIVATIONS,
     **ARITHMETIC,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
@@ -193,14 +184,12 @@ _RULES: dict[str, Make] = {
     "add": _plain("add"),
     "sub": _plain("sub"),
     "rsub": _reversed_sub,
-    "mul": _operation("mul"),
     "sgn": _operation("sign"),
-    "sign": _operation("sign"),
     "square": _square,
     "reciprocal": _reciprocal,
     "pow": _power,
     "rsqrt": lambda make, value, x: _power(make, value, x, -0.5),
-    "relu": _relu,
+    "relu": lambda make, value, x: _clamp(make, value, x, 0),
     "clamp": _clamp,
     "clamp_min": _clamp,
     "clamp_max": _clamp_max,
@@ -214,7 +203,7 @@ _RULES: dict[str, Make] = {
     "bitwise_or": _logical("or"),
     "bitwise_xor": _logical("xor"),
     "bitwise_not": _logical("not"),
-    "_to_copy": _to_copy,
+    "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
     "threshold_backward": _threshold_backward,
     "tanh_backward": _tanh_backward,
 }
@@ -224,13 +213,9 @@ _ARITHMETIC = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}
 _BOOLEAN_RULES = frozenset(
     {
         *COMPARISONS,
-        "isnan",
-        "isinf",
-        "isfinite",
-        "signbit",
+        *("isnan", "isinf", "signbit", "zeros_like", "ones_like", "full_like", "where", "masked_fill"),
+        *(name for name, rule in _RULES.items() if rule is _same),
         *(name for name in _RULES if name.startswith(("logical_", "bitwise_"))),
     }
-    | {"detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "view", "_unsafe_view", "expand"}
-    | {"reshape", "contiguous", "zeros_like", "ones_like", "full_like", "where", "masked_fill", "_to_copy"}
 )
 """What can give a truth value, and has a rule that does."""

@@ -21,7 +21,7 @@ names lie in memory is each backend's business.
 ======================  ========================================================================
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from hibana.loop.graph.plan import Plan, evaluated, has_gradient
 from hibana.loop.graph.step import Step, Value
@@ -139,7 +139,7 @@ def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
     """`stores` with each value for which `leaf` gives another replaced; the same leaf is one object."""
     done: dict[Value, Value] = {}
     known: dict[tuple[str, int | str], Value] = {}
-    for value in _until(stores.values(), leaf):
+    for value in evaluated(stores.values(), ()):
         found = leaf(value)
         if found is None:
             done[value] = Value(value.op, tuple(done[a] for a in value.args), value.data, value.scalar)
@@ -148,22 +148,3 @@ def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
         else:
             done[value] = found
     return {name: done[value] for name, value in stores.items()}
-
-
-def _until(roots: Iterable[Value], leaf: Leaf) -> list[Value]:
-    """Every value that `roots` are made of, each after its arguments; none behind what `leaf` replaces."""
-    order: dict[Value, None] = {}
-    for root in roots:
-        waiting = [root]
-        while waiting:
-            value = waiting[-1]
-            missing = [] if value in order or leaf(value) is not None else _missing(value, order)
-            waiting += reversed(missing)
-            if not missing:
-                order[value] = None
-                waiting.pop()
-    return list(order)
-
-
-def _missing(value: Value, order: Container[Value]) -> list[Value]:
-    return [argument for argument in value.args if argument not in order]
