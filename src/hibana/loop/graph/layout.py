@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MOVES", "PRODUCTS", "columns", "is_step", "moved", "rows", "step_layout"]
+__all__ = ["MOVES", "PRODUCTS", "columns", "is_step", "moved", "rows", "same", "step_layout"]
 
 MOVES = frozenset(
     {"t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten"}
@@ -31,6 +31,11 @@ def moved(layout: Tensor, operation: Callable[..., Any], args: tuple[Any, ...], 
     result = operation(layout.clone(), *args, **{k: v for k, v in kwargs.items() if k == "implicit"})
     assert isinstance(result, Tensor)
     return result.clone()
+
+
+def same(layout: Tensor, other: Tensor, shape: torch.Size) -> bool:
+    """Whether both are one layout, of `shape`."""
+    return layout.shape == shape and (layout is other or torch.equal(layout, other))
 
 
 def is_step(layout: Tensor, shape: torch.Size) -> bool:

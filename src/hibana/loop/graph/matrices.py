@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import fx
 
-__all__ = ["Matrices", "name_of"]
+from hibana.loop.graph.nodes import name_of
 
-
-def name_of(target: Any) -> str:
-    """An ATen operation's name, whatever its overload."""
-    return str(getattr(target, "_opname", ""))
+__all__ = ["Matrices"]
 
 
 class Matrices:

@@ -5,6 +5,7 @@ numbered constants, so that changing one changes no structure.
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, fx
 
 from hibana.cells import Cell
 from hibana.loop.graph.aten import translate
-from hibana.loop.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, step_layout
-from hibana.loop.graph.matrices import Matrices, name_of
+from hibana.loop.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, same, step_layout
+from hibana.loop.graph.matrices import Matrices
+from hibana.loop.graph.nodes import as_computed, name_of, sharing_memory, writes
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.part import Part, part_between
 from hibana.loop.graph.recorder import foreign
@@ -22,12 +24,6 @@ from hibana.loop.graph.values import Values, rounded
 from hibana.loop.graph.wide import Wide
 
 __all__ = ["Reading"]
-
-_QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
-
-
-def _same(layout: Tensor, other: Tensor, shape: torch.Size) -> bool:
-    return layout.shape == shape and (layout is other or torch.equal(layout, other))
 
 
 class Reading:
@@ -79,9 +75,9 @@ class Reading:
         assert isinstance(outputs, tuple)
         count = len(self.names)
         nexts = tuple(self._value(node) for node in outputs[:count])
-        grads = [None if node is None else node for node in outputs[count:]]
-        grad_input, *grad_states = (None if g is None else self._value(g) for g in grads[: count + 1])
-        ends = self._ends(grads[count + 1 :])
+        grads, learned = outputs[count : 2 * count + 1], outputs[2 * count + 1 :]
+        grad_input, *grad_states = (None if g is None else self._value(g) for g in grads)
+        ends = self._ends(learned)
         return Step(
             states=tuple(f"{name}_state" for name in self.names),  # no name of a pass's own ends so
             nexts=nexts,
@@ -97,7 +93,7 @@ class Reading:
             blank=self.blank,
         )
 
-    def _ends(self, learned: list[Any]) -> list[fx.Node | None]:
+    def _ends(self, learned: Sequence[Any]) -> list[fx.Node | None]:
         """The node of each tensor's gradient, None where it has none; a sum where it is per neuron."""
         found = iter(learned)
         ends = [next(found) if tensor.requires_grad else None for tensor in self.tensors.values()]
@@ -148,19 +144,20 @@ class Reading:
         if name in MOVES and used[0] in self.values:
             self._move(node, used[0])
             return
+        varies = any(other in self.values and other not in self.once for other in used)
         if any(other in self.after for other in used):
-            if any(other in self.values and other not in self.once for other in used):
+            if varies:
                 raise Unsupported(f"{target} mixes neurons with a sum over neurons")
             self.after.add(node)
         elif self._is_narrowed(node):
             self.after.add(node)  # after the sum over time, as PyTorch does after one over neurons
             self._sum(used[0])
-        elif any(other in self.values and other not in self.once for other in used):
+        elif varies:
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self.number(node.args[-1])
         else:
-            if _writes(node) and len({id(n.meta["val"]) for n in self._shared_with(node)}) > 1:
+            if writes(node) and len({id(n.meta["val"]) for n in sharing_memory(node)}) > 1:
                 raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
 
@@ -226,7 +223,7 @@ class Reading:
         shape = node.meta["val"].shape
         layouts = [self.layouts[other] for other in used if other in self.layouts]
         layouts += [self.layouts[node]] if node in self.layouts else []
-        if any(not _same(layout, layouts[0], shape) for layout in layouts):
+        if any(not same(layout, layouts[0], shape) for layout in layouts):
             raise Unsupported(f"{node.target} changes the shape from {self.shape} to {tuple(shape)}")
         if shape != self.shape:
             others = (other.meta["val"] for other in used if other not in self.layouts)
@@ -243,7 +240,7 @@ class Reading:
         self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool) and not self.wide.serves(node):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
-        target, args = self._on_device(node)
+        target, args = as_computed(node, self.dtype, self.device)
         boolean = result.dtype == torch.bool
         if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
             # beside truth values alone, a number is one of the default dtype
@@ -253,44 +250,12 @@ class Reading:
         else:
             value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
         self.blank = self.blank or (value.op == "number" and node in self.behind)
-        if _writes(node):
-            for other in self._shared_with(node):
+        if writes(node):
+            for other in sharing_memory(node):
                 if other in self.once or other.meta["val"].shape != self.shape:
                     raise Unsupported(f"{target} writes into a part of a tensor, or one with another name")
                 self.values[other] = value
         self.values[node] = value
-
-    def _shared_with(self, node: fx.Node) -> list[fx.Node]:
-        """All that was read before and shares the memory that `node` writes into."""
-        changed = node.all_input_nodes[0]
-        memory = changed.meta["val"].untyped_storage()._cdata
-        found = []
-        for other in self.graph.nodes:
-            if other is node:
-                break
-            if other.meta["val"].untyped_storage()._cdata == memory:
-                if other.op == "placeholder" or other.target is foreign:
-                    raise Unsupported(f"{node.target} writes into an argument of the step")
-                found.append(other)
-        return found
-
-    def _on_device(self, node: fx.Node) -> tuple[Any, tuple[Any, ...]]:
-        """The operation of `node` and its arguments, with what PyTorch fills in for the dtype or the device.
-
-        On CUDA, a quotient by a number is a product with its reciprocal (BinaryDivTrueKernel.cu).
-        """
-        if name_of(node.target) == "nan_to_num":
-            x, *given = (*node.args, None, None, None)
-            numbers = torch.finfo(self.dtype)
-            usual = (0.0, numbers.max, numbers.min)
-            return node.target, (x, *(u if g is None else g for u, g in zip(usual, given, strict=False)))
-        if self.device != "cuda" or node.target not in _QUOTIENTS or isinstance(node.args[1], fx.Node):
-            return node.target, node.args
-        dividend, divisor = node.args
-        return torch.ops.aten.mul.Tensor, (
-            dividend,
-            float(1 / torch.tensor(divisor, dtype=self.dtype, device="cpu")),
-        )
 
     def _argument(self, argument: Any) -> Value:
         if isinstance(argument, fx.Node):
@@ -332,9 +297,3 @@ class Reading:
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
         moved = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
         return part_between(self.graph, inputs, outputs, moved, self.device)
-
-
-def _writes(node: fx.Node) -> bool:
-    """Whether `node` is an operation in place."""
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")

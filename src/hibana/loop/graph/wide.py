@@ -8,7 +8,7 @@ of in 64 bits is refused: it would have another last bit.
 import torch
 from torch import fx
 
-from hibana.loop.graph.matrices import name_of
+from hibana.loop.graph.nodes import name_of
 
 __all__ = ["Wide"]
 
