@@ -21,11 +21,6 @@ class TorchKernels(Kernels):
     def source(self, direction, *, keep=True):
         return f"{direction}: see {__name__}"
 
-    def residual_shapes(self, steps, one):
-        neurons = torch.Size(one).numel()
-        kinds = {True: ((steps, -(-neurons // 8)), torch.uint8), False: ((steps, *one), self.dtype)}
-        return [kinds[value.boolean] for value in self.plan.stored]
-
     def forward(self, given):
         inputs, first, parameters, plan, ends, _ = given
         names, zeros = self.step.states, torch.zeros_like(inputs[0])

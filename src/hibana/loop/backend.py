@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from hibana.loop.packed import row_bytes
 
 if TYPE_CHECKING:
     from hibana.loop.graph.plan import Plan
@@ -123,12 +126,18 @@ class Kernels(ABC):
         """The gradients of the input and of the states begun with, and the sums over time."""
 
     @abstractmethod
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps: bits ``[T, ceil(N/8)]``, or numbers."""
-
-    @abstractmethod
     def source(self, direction: str, *, keep: bool = True) -> str:
         """What ``explain`` shows of the ``"forward"`` or ``"backward"``."""
+
+    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward keeps: bits ``[T, ceil(N/8)]``, or numbers.
+
+        Of a step with products, the bits of each sample are whole bytes.
+        """
+        *samples, neurons = one if self.step.matrices else (prod(one),)
+        bits = ((steps, prod(samples) * row_bytes(neurons)), torch.uint8)
+        reals = ((steps, *one), self.dtype)
+        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
         """Raises ``Unsupported`` if steps of `shape` can't be served."""

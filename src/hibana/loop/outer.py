@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hibana.loop.packed import unpacked
+from hibana.loop.packed import row_bytes, unpacked
 
 if TYPE_CHECKING:
     from hibana.loop.graph.step import Value
@@ -61,7 +61,7 @@ def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradie
     """
     steps, neurons = gradient.shape[0], gradient.shape[-1]
     arriving = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
-    columns = -(-neurons // 8) if operand.residual.boolean else neurons
+    columns = row_bytes(neurons) if operand.residual.boolean else neurons
     residual = residual.reshape(*arriving.shape[:2], columns)
     if operand.state is None:
         found = _product(arriving, residual, operand.residual.boolean)

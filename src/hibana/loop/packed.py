@@ -3,7 +3,12 @@
 import torch
 from torch import Tensor
 
-__all__ = ["unpacked"]
+__all__ = ["row_bytes", "unpacked"]
+
+
+def row_bytes(count: int) -> int:
+    """Bytes of a row of `count` bits."""
+    return (count + 7) // 8
 
 
 def unpacked(bits: Tensor, count: int) -> Tensor:

@@ -4,35 +4,32 @@ Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are con
 over time; a stride of zero is an input that stays the same and is never written out.
 """
 
-import ctypes
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels, Launch
+from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
+from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.body import LINE
-from hibana.loop.cpu.libraries import approximate, vector_functions
-from hibana.loop.cpu.node import built, called
-from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
+from hibana.loop.cpu.node import built, called, launch
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
-from hibana.loop.cpu.unaliased import ALIASING_FROM, unaliased
+from hibana.loop.cpu.unaliased import unaliased
 from hibana.loop.cpu.walk import (
     BACKWARD,
-    BUFFER_OFFSET,
+    FORWARD,
     Bound,
     Recomputation,
     Walk,
     fits_tiles,
     recompute,
-    row_bytes,
     walk,
 )
 from hibana.loop.graph.plan import Plan, cost_in_bits, recomputing
 from hibana.loop.graph.step import Step
+from hibana.loop.packed import row_bytes
 from hibana.native import assemble
 
 __all__ = ["CpuKernels"]
@@ -52,35 +49,21 @@ LAUNCHES = 64
 """As many with a step's own constants."""
 
 
-class CpuKernels(Kernels):
-    """The kernels of one step in one dtype.
-
-    Raises:
-        Unsupported: if the step computes a function that can't be had here within 2 ulp.
-    """
+class CpuKernels(NativeKernels):
+    """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        self.plan = plan
+        super().__init__(step, plan, dtype)
         self.recomputing = recomputing(step, plan)
-        self.dtype = dtype
-        self.real = str(dtype).removeprefix("torch.")
-        self.size = dtype.itemsize
-        self.functions = vector_functions(step, dtype)
-        self.calls = frozenset(self.functions)
-        self.approximate = approximate(step, dtype)
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
-        self._take(step)
 
     def _take(self, step: Step) -> None:
         super()._take(step)
-        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
-        self.constants = (number * len(step.constants))(*step.constants)
-        self.constants_at = ctypes.addressof(self.constants)
         self._launch = lru_cache(LAUNCHES)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
@@ -194,13 +177,11 @@ class CpuKernels(Kernels):
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        node, given = built(), {"constants": self.constants_at}
+        given, kept = {"constants": self.constants_at}, plan.names if plan else ()
         *carried, _ = self.step.states
-        kept = plan.names if plan else []
         forward = self._forward(shape, plan, True, threads)
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
-        singles = ("input", "input_step", "outputs")
-        calls = {"forward": called(forward.walk.work, forward.walk.binding, given, singles, groups)}
+        calls = {"forward": called(forward.walk.work, forward.walk.binding, given, FORWARD, groups)}
         if plan is not None:
             variant = (shape, True, False, True, threads)
             groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
@@ -209,26 +190,9 @@ class CpuKernels(Kernels):
                 calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
             else:
                 calls |= self._recomputing(plan.recomputed, *variant).called(given, groups)
-        facts = {
-            **{"ends": ends, "keeps": plan is not None, "states": len(self.step.states)},
-            "reads_input": plan is not None and plan.reads_input,
-            "nontemporal": self._nontemporal(*_sizes(shape)),
-            "support_at": -1 if plan is None or plan.support_at is None else plan.support_at,
-            "spikes_at": -1 if plan is None or plan.spikes_at is None else plan.spikes_at,
-            **{"aliasing_from": ALIASING_FROM, "output_offset": OUTPUT_OFFSET},
-            **{"buffer_offset": BUFFER_OFFSET, "page": PAGE, "line": LINE},
-            **{"bits": forward.bits, "booleans": forward.booleans},
-        }
-        return partial(node.run, node.launch(facts | calls))
-
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps."""
-        neurons = 1
-        for size in one:
-            neurons = neurons * size
-        bits = ((steps, row_bytes(neurons)), torch.uint8)
-        reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.stored]
+        facts = {"ends": ends, "states": len(self.step.states), "bits": forward.bits}
+        facts |= {"booleans": forward.booleans, "nontemporal": self._nontemporal(*_sizes(shape))}
+        return launch(built(), plan, calls | facts)
 
     def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> "_Ready":
         steps, neurons = _sizes(shape)

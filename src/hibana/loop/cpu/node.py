@@ -13,16 +13,21 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
+from hibana.loop.backend import Launch
 from hibana.loop.cpu.binding import Binding
+from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.row_walk import BUFFER_OFFSET, OUTPUT_OFFSET, PAGE
+from hibana.loop.cpu.unaliased import ALIASING_FROM
+from hibana.loop.graph.plan import Plan
 from hibana.native import COMPILING, Work, files, kept_in
 
-__all__ = ["build", "built", "called"]
+__all__ = ["build", "built", "called", "launch"]
 
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "hibana_node"
@@ -71,6 +76,26 @@ def called(
         "arguments": arguments,
         "at": at,
     }
+
+
+def launch(node: Any, plan: Plan | None, facts: Mapping[str, Any]) -> Launch:
+    """What runs sequences by `node`, the module that ``node.cpp`` is.
+
+    Args:
+        node: that module.
+        plan: what is kept for the gradient, if anything.
+        facts: what it is to know besides.
+    """
+    marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
+    support_at, spikes_at = (-1 if at is None else at for at in marks)
+    known = {
+        **facts,
+        **{"keeps": plan is not None, "reads_input": plan is not None and plan.reads_input},
+        **{"support_at": support_at, "spikes_at": spikes_at},
+        **{"aliasing_from": ALIASING_FROM, "output_offset": OUTPUT_OFFSET},
+        **{"buffer_offset": BUFFER_OFFSET, "page": PAGE, "line": LINE},
+    }
+    return partial(node.run, node.launch(known))
 
 
 def build() -> Path:

@@ -16,7 +16,7 @@ from hibana.loop.cpu.schedule import Schedule, Source, own
 from hibana.loop.graph.step import Step
 from hibana.native import Bytes, Pointer, Value
 
-__all__ = ["OUTPUT_OFFSET", "PAGE", "ROW", "SIZES", "RowWalk"]
+__all__ = ["BUFFER_OFFSET", "OUTPUT_OFFSET", "PAGE", "ROW", "SIZES", "RowWalk"]
 
 ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
@@ -38,6 +38,9 @@ OUTPUT_OFFSET = 2816
 on their way at a time, so what is loaded must not come so soon after what is stored. With a third of a page
 from what is read to the kernel's own rows, and one more to what is written, it doesn't, even where steps
 begin in either half of a page."""
+
+BUFFER_OFFSET = 3200
+"""How far after the gradients that are read, within a page, buffers of a recomputation begin."""
 
 ROW_SPACING = 448
 """How far after it, within a page, the next of the kernel's own rows begins."""

@@ -4,7 +4,6 @@ Sequences are ``[T, ..., N]`` whose single steps are contiguous: N neurons that 
 which don't. Gradients of matrices are one product over the whole sequence, after the loop.
 """
 
-import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
@@ -12,17 +11,17 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.loop.backend import BackwardArguments, ForwardArguments, Kernels
+from hibana.loop.backend import BackwardArguments, ForwardArguments
+from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.kernels import SHAPES
-from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.cpu.product import padded, table_step
 from hibana.loop.cpu.samples_source import backward_source, forward_source, workspace
 from hibana.loop.cpu.schedule import Source
-from hibana.loop.cpu.walk import row_bytes
 from hibana.loop.graph import synapses
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step
 from hibana.loop.outer import outer_products
+from hibana.loop.packed import row_bytes
 from hibana.native import Kernel, Work, arguments, assemble, ready
 
 __all__ = ["SampleKernels"]
@@ -34,44 +33,20 @@ MOST = 16
 """Samples that a thread works on at a time, at most; the more, the seldomer it goes through the weights."""
 
 
-class SampleKernels(Kernels):
-    """The kernels of one step with products, in one dtype.
-
-    Raises:
-        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
-    """
+class SampleKernels(NativeKernels):
+    """The kernels of one step with products, in one dtype; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        self.plan = plan
-        self.dtype = dtype
-        self.real = str(dtype).removeprefix("torch.")
-        self.size = dtype.itemsize
-        self.functions = vector_functions(step, dtype)
-        self.approximate = approximate(step, dtype)
+        super().__init__(step, plan, dtype)
         self.operands = synapses.operands(step)
         self._kernel = lru_cache(maxsize=64)(self._make_kernel)
         self._schedule = lru_cache(SHAPES)(self._make_schedule)
-        self._take(step)
-
-    def _take(self, step: Step) -> None:
-        super()._take(step)
-        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
-        self.constants = (number * len(step.constants))(*step.constants)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
         return self._source(direction, keep, False).text
-
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps."""
-        samples = 1
-        for size in one[:-1]:
-            samples = samples * size
-        bits = ((steps, samples * row_bytes(one[-1])), torch.uint8)
-        reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ..., N]``, the last states but that if `ends`, and what `plan` keeps."""
@@ -145,7 +120,7 @@ class SampleKernels(Kernels):
         kernel = self._kernel(*which)
         schedule = self._schedule(which, shape, torch.get_num_threads())
         memory = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
-        given |= {"workspace": memory, "constants": ctypes.addressof(self.constants)}
+        given |= {"workspace": memory, "constants": self.constants_at}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
         given |= {f"{op}_at": address for op, address in self.functions.items()}
         matrices = parameters[self.step.parameters :]
@@ -164,10 +139,9 @@ class SampleKernels(Kernels):
         return _Bound(kernel, source.arguments, source.rows)
 
     def _source(self, direction: str, a: bool, b: bool) -> Source:
-        calls = frozenset(self.functions)
         if direction == "forward":
-            return forward_source(self.step, self.plan if a else None, self.real, calls)
-        return backward_source(self.step, self.plan, self.real, calls, wants_input=a, constant_input=b)
+            return forward_source(self.step, self.plan if a else None, self.real, self.calls)
+        return backward_source(self.step, self.plan, self.real, self.calls, wants_input=a, constant_input=b)
 
     def _make_schedule(self, which: tuple[str, bool, bool], shape: torch.Size, threads: int) -> "_Schedule":
         kernel = self._kernel(*which)

@@ -16,18 +16,18 @@ from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import called
 from hibana.loop.cpu.recompute import recompute as recompute_kernel
-from hibana.loop.cpu.row_walk import PAGE, ROW
+from hibana.loop.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
+from hibana.loop.packed import row_bytes
 from hibana.native import Kernel, Work, ready
 
 __all__ = [
     "BACKWARD",
-    "BUFFER_OFFSET",
+    "FORWARD",
     "Bound",
     "Recomputation",
     "Walk",
     "fits_tiles",
     "recompute",
-    "row_bytes",
     "walk",
 ]
 
@@ -47,9 +47,6 @@ them, at each step; from a row of the same thread it fetches what comes next."""
 
 BUFFER = 256 << 10
 """Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
-
-BUFFER_OFFSET = 3200
-"""How far after the gradients that are read, within a page, buffers begin: as ``row_walk.OUTPUT_OFFSET``."""
 
 
 class Bound(NamedTuple):
@@ -120,8 +117,10 @@ class Recomputation(NamedTuple):
         }
 
 
+FORWARD = ("input", "input_step", "outputs")
+"""What a forward is given at each launch, whatever the step."""
 BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
-"""What a backward is given at each launch, whatever the step."""
+"""And a backward."""
 ALTERNATELY = ("forward_args", "backward_args", "buffer")
 """What the kernel of a recomputation is given at each launch."""
 
@@ -133,11 +132,6 @@ def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: 
     sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons}
     binding = Binding(bound.arguments, bound.fixed | sizes)
     return Walk(ready(bound.kernel.address, count, grain), binding, binding.pack_named(names))
-
-
-def row_bytes(neurons: int) -> int:
-    """Bytes of the bits of a step's `neurons`."""
-    return (neurons + 7) // 8
 
 
 def fits_tiles(bits: Sequence[int], steps: int) -> bool:

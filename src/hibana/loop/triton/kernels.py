@@ -25,6 +25,7 @@ from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
 from hibana.loop.graph.synapses import operands
 from hibana.loop.outer import outer_products
+from hibana.loop.packed import row_bytes
 from hibana.loop.triton.language import Language, interpreted
 from hibana.loop.triton.source import ANY_SIZE, backward_source, forward_source, function_source
 
@@ -155,15 +156,6 @@ class GpuKernels(Kernels):
         )
         return grad_input, first_grads, [*summed, *outer]
 
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps."""
-        neurons = 1
-        for size in one:
-            neurons = neurons * size
-        bits = ((steps, (neurons + 7) // 8), torch.uint8)
-        reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.stored]
-
     def _source(self, direction: str, variant: bool | tuple[bool, bool]) -> str:
         if isinstance(variant, bool):
             return forward_source(self.step, self.plan if variant else None, self.language)
@@ -226,7 +218,7 @@ def _run(
     """Runs `kernel` over all blocks of neurons."""
     if not neurons:
         return
-    sizes = {"steps": steps, "neurons": neurons, "row_bytes": (neurons + 7) // 8}
+    sizes = {"steps": steps, "neurons": neurons, "row_bytes": row_bytes(neurons)}
     sizes["size"] = neurons.bit_length()
     if interpreted:
         sizes["BLOCK"] = INTERPRETED_BLOCK

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.packed import row_bytes
 from hibana.loop.triton.kernels import GpuKernels, started
 
 __all__ = ["SampleKernels"]
@@ -42,12 +43,6 @@ class SampleKernels(GpuKernels):
                 "that one program holds on a GPU"
             )
 
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps: of bits, whole bytes for each sample."""
-        bits = ((steps, torch.Size(one[:-1]).numel() * _bytes(one[-1])), torch.uint8)
-        reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.stored]
-
     def _run(
         self,
         kernel: Any,
@@ -62,9 +57,9 @@ class SampleKernels(GpuKernels):
         given |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
         given |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
         wide = max(INNER, 1 << (features - 1).bit_length())
-        given |= {"steps": steps, "neurons": samples * features, "row_bytes": samples * _bytes(features)}
+        given |= {"steps": steps, "neurons": samples * features, "row_bytes": samples * row_bytes(features)}
         given |= {"size": wide.bit_length(), "samples": samples, "features": features}
-        given |= {"sample_bytes": _bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
+        given |= {"sample_bytes": row_bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
         given["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
         options = {} if self.language.interpreted else {"num_warps": _warps(wide)}
         started(kernel, (-(-samples // SAMPLES),), given, device, self.language.interpreted, **options)
@@ -72,10 +67,6 @@ class SampleKernels(GpuKernels):
 
 def _warps(neurons: int) -> int:
     return 4 if neurons <= 128 else 8 if neurons <= 512 else 16
-
-
-def _bytes(neurons: int) -> int:
-    return -(-neurons // 8)
 
 
 def _plain(matrix: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""What a step's kernels have in common, whether they go over rows of neurons or over samples."""
+
+import ctypes
+
+import torch
+
+from hibana.loop.backend import Kernels
+from hibana.loop.cpu.libraries import approximate, vector_functions
+from hibana.loop.graph.plan import Plan
+from hibana.loop.graph.step import Step
+
+__all__ = ["NativeKernels"]
+
+
+class NativeKernels(Kernels):
+    """The kernels of one step in one dtype, with the functions that they call and the step's constants.
+
+    Raises:
+        Unsupported: if the step computes a function that can't be had here within 2 ulp.
+    """
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.dtype = dtype
+        self.real = str(dtype).removeprefix("torch.")
+        self.size = dtype.itemsize
+        self.functions = vector_functions(step, dtype)
+        self.calls = frozenset(self.functions)
+        self.approximate = approximate(step, dtype)
+        self._take(step)
+
+    def _take(self, step: Step) -> None:
+        super()._take(step)
+        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
+        self.constants = (number * len(step.constants))(*step.constants)
+        self.constants_at = ctypes.addressof(self.constants)
