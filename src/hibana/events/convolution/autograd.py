@@ -68,10 +68,12 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
     height, width = geometry.image
     out = torch.empty(support.shape[0], width, geometry.channels, dtype=torch.float32, device="cpu")
     table = product.packed(weight.reshape(outputs, -1), row)
-    deep, wide = geometry.tile
-    pieces = len(support) // height * -(-height // deep) * -(-width // wide)
+    together, deep, wide = geometry.tile(kernels.TILE)
+    images = len(support) // height
+    pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
     given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
-    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, deep=deep, wide=wide, row=row)
+    tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
+    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, **tiles, row=row)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
 
 

@@ -8,8 +8,6 @@ from torch.nn import functional
 __all__ = ["Geometry", "Pair"]
 
 Pair = tuple[int, int]
-TILE = 64
-"""Pixels that are gone through at a time, a bit each."""
 WIDE = 32
 """Of them, in a row, so that what lies around them is near."""
 
@@ -43,12 +41,14 @@ class Geometry(NamedTuple):
         down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
         return down, across
 
-    @property
-    def tile(self) -> Pair:
-        """Pixels of the image that are done together, :data:`TILE` at most; a row if dilated downwards."""
-        across = -(-self.image[1] // WIDE)
-        wide = -(-self.image[1] // across)
-        return (min(TILE // wide, self.image[0]) if self.dilation[0] == 1 else 1), wide
+    def tile(self, most: int) -> tuple[int, int, int]:
+        """Images that are done together, of `most` pixels at most, and pixels of one, down and across.
+
+        A row if dilated downwards.
+        """
+        wide = -(-self.image[1] // -(-self.image[1] // WIDE))
+        deep = min(most // wide, self.image[0]) if self.dilation[0] == 1 else 1
+        return (most // (deep * wide) if (deep, wide) == self.image else 1), deep, wide
 
     def whole(self, grad: Tensor) -> Tensor:
         """`grad` of the output, with zeros for the rows that were left out."""

@@ -18,6 +18,10 @@ from hibana.native import FLOAT, LONG, Code, Floats, Group, Longs, Pointer, Shor
 __all__ = ["Sizes", "brought_near", "input_gradient", "windows"]
 
 
+TILE = 128
+"""Pixels of which an input's gradient is computed together; a multiple of 64."""
+
+
 class Sizes(Group):
     """Of the images, of the convolution, and of what comes out."""
 
@@ -117,17 +121,20 @@ def input_gradient(
     gradient: Floats,
     target: Floats,
     sizes: Sizes,
+    images: Value,
     outputs: Value,
+    together: Value,
     deep: Value,
     wide: Value,
     row: Row,
 ) -> None:
     """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
 
-    One piece of work is a tile of `deep` x `wide` pixels of the input, 64 at most. A panel of the output's
-    gradient around them is brought near, zeros beyond its border, and each channel goes through the pixels
-    where it is wanted: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
-    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1.
+    One piece of work is a tile of `deep` x `wide` pixels of the input, or that many of each of `together`
+    images that it covers; TILE pixels at most. A panel of the output's gradient around them is brought near,
+    zeros beyond its border, and each channel goes through the pixels where it is wanted: its weights meet
+    eight pixels at a time. The table holds, for each panel of outputs, ``[channels][kernel height]
+    [kernel width][panel]``. With a dilation downwards, `deep` is 1.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = (width * channels + (WORD - 1)) // WORD, (channels + (WORD - 1)) // WORD
@@ -136,58 +143,66 @@ def input_gradient(
     panel_floats = (channels * taps + (WORD - 1)) // WORD * (WORD * row.floats)
     reach_down, reach_across = sizes.kernel_height - 1, (sizes.kernel_width - 1) * sizes.dilation_across
     pitch = (wide + reach_across) * row.floats
+    tall = deep + reach_down
     tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
     with code.scratch(
-        (Floats, (deep + reach_down) * pitch),
-        (Longs, blocks * WORD),
+        (Floats, together * tall * pitch),
+        (Longs, blocks * TILE),
         (Longs, words + 1),
-        (Longs, WORD),
-        (Longs, WORD),
-        (Shorts, WORD + SLACK),
+        (Longs, TILE),
+        (Longs, TILE),
+        (Shorts, TILE + SLACK),
     ) as (near, wanted, pixels, places, into, index):
         pixels[words] = 0
-        with code.loop(0, deep) as down, code.loop(0, wide) as across:
-            places[down * wide + across] = down * pitch + across * row.floats
-            into[down * wide + across] = (down * width + across) * channels
+        with code.loop(0, together) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
+            pixel = (k * deep + down) * wide + across
+            places[pixel] = (k * tall + down) * pitch + across * row.floats
+            into[pixel] = ((k * sizes.height + down) * width + across) * channels
         with code.loop(begin, end) as item:
-            image, tile = item // (tiles_down * tiles_across), item % (tiles_down * tiles_across)
+            image, tile = item // (tiles_down * tiles_across) * together, item % (tiles_down * tiles_across)
+            count = (images - image).smaller(together)
             top, left = tile // tiles_across * deep, tile % tiles_across * wide
             height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
             out = target + ((image * sizes.height + top) * width + left) * channels
-            wanted.clear(blocks * WORD)
-            with code.loop(0, height) as y:
-                (out + y * width * channels).clear(across * channels)
-                pixels.copy(bits + words * (image * sizes.height + top + y), words)
+            wanted.clear(blocks * TILE)
+            with code.loop(0, count) as k, code.loop(0, height) as y:
+                (out + (k * sizes.height + y) * width * channels).clear(across * channels)
+                line = (image + k) * sizes.height + top + y
+                pixels.copy(bits + words * line, words)
                 with code.loop(0, blocks) as block, code.loop(0, across) as x:
                     here = bits_from(pixels, (left + x) * channels + block * WORD)
                     here &= first_bits(code, (channels - block * WORD).smaller(WORD))
-                    wanted[block * WORD + y * wide + x] = here
-            with code.loop(0, blocks) as block:
-                transposed_bits(code, wanted + block * WORD)
+                    wanted[block * TILE + (k * deep + y) * wide + x] = here
+            with code.loop(0, blocks * (TILE // WORD)) as square:
+                transposed_bits(code, wanted + square * WORD)
             with code.loop(0, panels) as panel:
                 upper = top + sizes.padding_down - reach_down * sizes.dilation_down
-                with code.loop(0, height + reach_down) as y:
+                with code.loop(0, count) as k, code.loop(0, height + reach_down) as y:
                     down = upper + y * sizes.dilation_down
                     inside = (down >= 0) & (down < sizes.out_height)
-                    line = gradient + (image * sizes.out_height + down) * sizes.out_width * outputs
+                    line = (image + k) * sizes.out_height + down
                     begun = left + sizes.padding_across - reach_across
-                    to, seen = near + y * pitch, across + reach_across
+                    to, seen = near + (k * tall + y) * pitch, across + reach_across
                     with code.when(~inside):
                         to.clear(seen * row.floats)
                     with code.when(inside):
-                        at = line + panel * row.floats
+                        at = gradient + line * sizes.out_width * outputs + panel * row.floats
                         brought_near(code, row, to, at, begun, seen, panel, sizes, outputs)
                 tables = table + panel * panel_floats
                 with code.loop(0, channels) as channel:
-                    word = wanted[channel]
-                    with code.when(word.differs(0)):
-                        count = listed(code, row, word, code.constant(0), index, code.constant(0))
-                        (index + count).store(index[count - 1].spread(8))
+                    of_channel = wanted + (channel // WORD * TILE + channel % WORD)
+                    found = code.variable(0)
+                    for part in range(0, TILE, WORD):
+                        word, base = of_channel[part], code.constant(part)
+                        found.value = listed(code, row, word, base, index, found.value)
+                    count_ = found.value
+                    with code.when(count_ > 0):
+                        (index + count_).store(index[count_ - 1].spread(8))
                         given = out + channel, into, near, places, tables + channel * taps * row.floats
-                        with code.loop(0, count - 4, 8) as i:
+                        with code.loop(0, count_ - 4, 8) as i:
                             _of_some(code, row, 8, *given, index + i, pitch, sizes)
-                        eights = (count + 3) & -8
-                        with code.when(eights < count):
+                        eights = (count_ + 3) & -8
+                        with code.when(eights < count_):
                             _of_some(code, row, 4, *given, index + eights, pitch, sizes)
 
 

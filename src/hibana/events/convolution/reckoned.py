@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hibana.events import cost
-from hibana.events.convolution import autograd, pixels, scattered
+from hibana.events.convolution import autograd, kernels, pixels, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
@@ -139,17 +139,20 @@ def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -
 
 def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:
     """Where bits of the support are set: what is brought near for tiles, and sums of products."""
-    each = vectors(outputs)
-    panels = -(-outputs // (each * LANES))
-    deep, wide = geometry.tile
+    row = vectors(outputs)
+    panels = -(-outputs // (row * LANES))
+    together, deep, wide = geometry.tile(kernels.TILE)
     pixels = images * geometry.image[0] * geometry.image[1]
-    tiles = pixels / (deep * wide)
-    near = (deep + geometry.kernel[0] - 1) * (wide + (geometry.kernel[1] - 1) * geometry.dilation[1])
-    floats = tiles * near * panels * each * LANES + pixels * geometry.channels
-    products = geometry.kernel[0] * geometry.kernel[1] * each
+    each = together * deep * wide
+    tiles = pixels / each
+    near = (
+        together * (deep + geometry.kernel[0] - 1) * (wide + (geometry.kernel[1] - 1) * geometry.dilation[1])
+    )
+    floats = tiles * near * panels * row * LANES + pixels * geometry.channels
+    products = geometry.kernel[0] * geometry.kernel[1] * row
     lists = tiles * geometry.channels * panels
-    some = 1 - exp(-deep * wide * density)  # of the lists are not empty, and filled up to fours
-    found = lists * (deep * wide * density + 2 * some)
+    some = 1 - exp(-each * density)  # of the lists are not empty, and filled up to fours
+    found = lists * (each * density + 2 * some)
     listed = lists * some * (3 + 0.66 * products)
     return NANO * (12_000 + 0.087 * floats + listed + found * (1 + 0.165 * products))
 
