@@ -18,8 +18,8 @@ from hibana.loop.graph.ops import CALLS, OPERATIONS
 from hibana.loop.graph.plan import make_plan, reachable
 from hibana.loop.graph.synapses import needed
 from hibana.loop.graph.trace import trace
-from hibana.loop.triton import kernels as gpu
 from hibana.loop.triton.language import Language
+from hibana.loop.triton.running import kernel_of
 from hibana.loop.triton.source import backward_source, forward_source, function_source
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -37,7 +37,7 @@ def arithmetic(text: str, name: str, language: Language, bits: set[str], sequenc
 
     `sequences` is what the input and the output are made of, if they are of half precision.
     """
-    kernel = gpu._kernel(text, name, language)
+    kernel = kernel_of(text, name, language)
     function = kernel if language.by_samples else kernel.fn
     arguments = function.arg_names
     pointer = {"float32": "*fp32", "float64": "*fp64"}[language.real]

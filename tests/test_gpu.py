@@ -98,23 +98,23 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
 
 @interpreted
 def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hibana.loop.triton import kernels as gpu
+    from hibana.loop.triton import agreement, running
 
     class Grows(hb.Cell):  # which no other test has had a kernel made for
         def forward(self, input_, v):
             return (torch.exp(v) * 0.1 + input_,)
 
-    gpu._compared.cache_clear()
-    gpu._kernel.cache_clear()
-    library = gpu._pytorchs_library()
+    agreement._compared.cache_clear()
+    running.kernel_of.cache_clear()
+    library = running._pytorchs_library()
     monkeypatch.setattr(library, "exp", library.tanh)
     try:
         cell = Grows()
         with pytest.raises(RuntimeError, match="exp can't be had here to the last bit of PyTorch's own"):
             TRITON(cell, torch.rand(3, 5), None)
     finally:
-        gpu._compared.cache_clear()
-        gpu._kernel.cache_clear()
+        agreement._compared.cache_clear()
+        running.kernel_of.cache_clear()
 
 
 @interpreted

@@ -1,21 +1,13 @@
 """A step's kernels on a GPU, in Triton: built when first asked for, run over tensors.
 
-Triton's interpreter runs the same kernels on tensors of the CPU, slowly, where ``TRITON_INTERPRET=1`` was
-set before Triton was loaded. What is computed equals PyTorch on that very device: on a GPU a function is
-had from the device's library only if it gives PyTorch's own bits there.
+What is computed equals PyTorch on that very device: on a GPU a function is had from the device's library only
+if it gives PyTorch's own bits there.
 """
 
-import linecache
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cache
-from hashlib import sha256
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,17 +17,12 @@ from hibana.loop.graph.plan import Plan, gradients, reachable
 from hibana.loop.graph.step import Step
 from hibana.loop.graph.synapses import operands
 from hibana.loop.outer import outer_products
-from hibana.loop.packed import row_bytes
-from hibana.loop.triton.language import Language, interpreted
-from hibana.loop.triton.source import ANY_SIZE, backward_source, forward_source, function_source
+from hibana.loop.triton.agreement import agrees
+from hibana.loop.triton.language import Language
+from hibana.loop.triton.running import exact, is_interpreted, kernel_of, over_neurons
+from hibana.loop.triton.source import backward_source, forward_source
 
 __all__ = ["GpuKernels", "refusal"]
-
-BLOCKS = ((256, 4), (512, 4), (1024, 4), (1024, 8))
-"""Neurons in a block and warps that run it: what is tried on a GPU when a kernel meets a new size."""
-INTERPRETED_BLOCK = 64
-FUNCTION_OF = {"root": "rsqrt"}
-"""What PyTorch has a function for, where it is called otherwise."""
 
 
 def refusal(device: str) -> str:
@@ -67,14 +54,14 @@ class GpuKernels(Kernels):
         self.plan = plan
         self.dtype = dtype
         self.operands = operands(step)
-        self.language = Language(str(dtype).removeprefix("torch."), _interpreted(), bool(step.matrices))
+        self.language = Language(str(dtype).removeprefix("torch."), is_interpreted(), bool(step.matrices))
         said = self.language.dialect.operations
         roots = [*step.nexts, *gradients(step)]
         missing = [v.op for v in reachable(roots) if v.op in OPERATIONS and v.op not in said]
         if missing:
             raise Unsupported(f"{missing[0]} is nothing that hibana says in Triton")
         for op in sorted({value.op for value in reachable(step.nexts)} & {*CALLS, "root"}):
-            if not _agrees(op, replace(self.language, by_samples=False)):
+            if not agrees(op, replace(self.language, by_samples=False)):
                 raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
         self._take(step)
@@ -87,7 +74,7 @@ class GpuKernels(Kernels):
     @staticmethod
     def device() -> str:
         """The kind of device whose PyTorch the numbers equal."""
-        return "cpu" if _interpreted() else "cuda"
+        return "cpu" if is_interpreted() else "cuda"
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         """The source of the ``"forward"`` or ``"backward"`` kernel."""
@@ -100,8 +87,8 @@ class GpuKernels(Kernels):
         """
         inputs, first, parameters, plan, ends, _ = given
         steps, *one = inputs.shape
-        exact = _exact(inputs)
-        outputs = inputs.new_empty(inputs.shape, dtype=exact.dtype)
+        read = exact(inputs)
+        outputs = inputs.new_empty(inputs.shape, dtype=read.dtype)
         half = inputs.dtype != self.dtype
         # the emitted state is the last of the outputs, unless those are rounded
         written = [ends] * (len(self.step.states) - 1) + [ends and half]
@@ -110,7 +97,7 @@ class GpuKernels(Kernels):
             [inputs.new_empty(s, dtype=d) for s, d in self.residual_shapes(steps, one)] if plan else []
         )
         names = self.step.states
-        named = {"input": exact, "input_step": exact.stride(0), "outputs": outputs}
+        named = {"input": read, "input_step": read.stride(0), "outputs": outputs}
         named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
         named |= {f"{name}_last": t for name, t in zip(names, last, strict=True)}
         named |= dict(zip(self.plan.names, residuals, strict=False))
@@ -129,8 +116,8 @@ class GpuKernels(Kernels):
         like = residuals[0] if residuals else next(t for t in (grad_outputs, *last_grads) if t is not None)
         if grad_outputs is None:
             grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
-        arriving = _exact(grad_outputs)
-        read = None if inputs is None else _exact(inputs)
+        arriving = exact(grad_outputs)
+        read = None if inputs is None else exact(inputs)
         grad_input = None
         if wants_input:
             grad_input = like.new_empty(one if constant else shape, dtype=arriving.dtype)
@@ -176,7 +163,7 @@ class GpuKernels(Kernels):
         key = (direction, variant)
         if key not in self._built:
             text = self._source(direction, variant)
-            self._built[key] = _kernel(text, direction, self.language)
+            self._built[key] = kernel_of(text, direction, self.language)
         device = next(v.device for v in given.values() if isinstance(v, Tensor))
         given |= {"constants": self._numbers(device)}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
@@ -191,7 +178,7 @@ class GpuKernels(Kernels):
         device: torch.device,
     ) -> None:
         """Runs `kernel`, over all blocks of neurons; a step without products has no `matrices`."""
-        _run(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)
+        over_neurons(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)
 
     def _numbers(self, device: torch.device) -> Tensor:
         """The step's constants."""
@@ -199,115 +186,3 @@ class GpuKernels(Kernels):
             numbers = self.step.constants or (0.0,)
             self._constants[device] = torch.tensor(numbers, dtype=self.dtype, device=device)
         return self._constants[device]
-
-
-def _interpreted() -> bool:
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """`tensor` as a kernel can round to its dtype: the interpreter does not round bfloat16 as IEEE has it."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 and _interpreted() else tensor
-
-
-def _run(
-    kernel: Any, given: dict[str, Any], steps: int, neurons: int, device: torch.device, interpreted: bool
-) -> None:
-    """Runs `kernel` over all blocks of neurons."""
-    if not neurons:
-        return
-    sizes = {"steps": steps, "neurons": neurons, "row_bytes": row_bytes(neurons)}
-    sizes["size"] = neurons.bit_length()
-    if interpreted:
-        sizes["BLOCK"] = INTERPRETED_BLOCK
-    started(kernel, lambda chosen: (-(-neurons // chosen["BLOCK"]),), given | sizes, device, interpreted)
-
-
-def started(
-    kernel: Any,
-    grid: Any,
-    given: dict[str, Any],
-    device: torch.device,
-    interpreted: bool,
-    **options: object,
-) -> None:
-    """Runs `kernel` over the programs of `grid` on what is `given`, by name; all else is None."""
-    here: AbstractContextManager[object] = np.errstate(all="ignore")
-    if not interpreted:
-        options |= {"enable_fp_fusion": False, "enable_reflect_ftz": False}
-        here = torch.cuda.device(device)
-    chosen = () if interpreted else ("BLOCK",)  # by what is tried when it meets a new size
-    values = {name: given.get(name) for name in kernel.arg_names if name in given or name not in chosen}
-    with here:
-        kernel[grid](**values, **options)
-
-
-@cache
-def _kernel(text: str, name: str, language: Language) -> Any:
-    """The kernel called `name` that `text` defines."""
-    import triton
-    import triton.language as tl
-    from triton.language.extra import libdevice
-
-    module = f"hibana_triton_{sha256(text.encode()).hexdigest()[:12]}"
-    filename = f"<{module}>"
-    linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
-    namespace = {
-        "__name__": module,
-        "tl": tl,
-        "libdevice": _pytorchs_library() if language.interpreted else libdevice,
-    }
-    exec(compile(text, filename, "exec"), namespace)  # noqa: S102 # the source is our own
-    if language.by_samples:
-        namespace["multiplied"] = triton.jit(namespace["multiplied"])
-    kernel = triton.jit(namespace[name], do_not_specialize=ANY_SIZE)
-    if language.interpreted or language.by_samples:
-        return kernel
-    tried = [triton.Config({"BLOCK": block}, num_warps=warps) for block, warps in BLOCKS]
-    return triton.autotune(tried, key=["size"])(kernel)
-
-
-@cache
-def _pytorchs_library() -> SimpleNamespace:
-    """What the interpreter computes functions by: PyTorch itself."""
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
-
-    def of_block(op: str) -> Callable[[Any], Any]:
-        function = getattr(torch, op)
-
-        def computed(x: Any) -> Any:
-            found = function(torch.from_numpy(x.handle.data.copy())).numpy()
-            return tl.tensor(TensorHandle(found, x.handle.dtype), x.type)
-
-        return computed
-
-    return SimpleNamespace(**{op: of_block(op) for op in interpreted()})
-
-
-def _agrees(op: str, language: Language) -> bool:
-    """Whether `op` of a sample, as kernels have it on the current device, is PyTorch's to the last bit."""
-    device = "cpu" if language.interpreted else f"cuda:{torch.cuda.current_device()}"
-    return _compared(op, language, device)
-
-
-@cache
-def _compared(op: str, language: Language, device: str) -> bool:
-    with ThreadPoolExecutor(1) as clean:  # a thread has no modes: these tensors are real
-        return clean.submit(_sampled, op, language, device).result()
-
-
-def _sampled(op: str, language: Language, device: str) -> bool:
-    dtype = getattr(torch, language.real)
-    sizes = torch.logspace(-45, 38, 500, dtype=torch.float64, device="cpu")
-    even = torch.linspace(-20, 20, 4097, dtype=torch.float32, device="cpu")
-    ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device="cpu")
-    sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
-    found = torch.empty_like(sample)
-    kernel = _kernel(function_source(language, op), "function", language)
-    given = {"input": sample, "outputs": found}
-    _run(kernel, given, 1, sample.numel(), sample.device, language.interpreted)
-    wanted = getattr(torch, FUNCTION_OF.get(op, op))(sample)
-    return bool(((found == wanted) | (found.isnan() & wanted.isnan())).all())

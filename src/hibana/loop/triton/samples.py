@@ -13,7 +13,8 @@ from torch import Tensor
 
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.packed import row_bytes
-from hibana.loop.triton.kernels import GpuKernels, started
+from hibana.loop.triton.kernels import GpuKernels
+from hibana.loop.triton.running import started
 
 __all__ = ["SampleKernels"]
 

@@ -7,14 +7,15 @@ kernel begins. Sequences advance by adding their stride to a pointer; no product
 pointer that is None is nothing, and its branch is left out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hibana.loop.graph.emit import statements
 from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan, evaluated
 from hibana.loop.graph.step import Step, Value
-from hibana.loop.triton.language import MULTIPLIED, Language
+from hibana.loop.triton.language import Language
+from hibana.loop.triton.program import block, program
 
 __all__ = ["ANY_SIZE", "backward_source", "forward_source", "function_source"]
 
@@ -29,7 +30,7 @@ def function_source(language: Language, op: str) -> str:
         value = Value("div", (Value("number", data=1), value))
     lines, results = statements({"y": value}, {"x": "x"}, language.dialect)
     body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results['y']}, there)"]
-    return _kernel("function", ("input", "outputs"), ("input", "outputs"), (), body, language)
+    return program("function", ("input", "outputs"), ("input", "outputs"), (), body, language)
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
@@ -53,7 +54,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
         *_spread(read, language),
         *(_begun(name, f"{name}_first", language) for name in step.states),
         "for _ in range(steps):",
-        _block(
+        block(
             [
                 *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
                 *lines,
@@ -71,7 +72,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
         ),
         *(_given_back(f"{name}_last", name) for name in step.states),
     ]
-    return _kernel("forward", arguments, rows, bits, body, language)
+    return program("forward", arguments, rows, bits, body, language)
 
 
 def backward_source(
@@ -118,7 +119,7 @@ def backward_source(
         *(f"{s.base} += last * {s.stride}" for s in streams),
         *(f"{s.name} = {s.loaded('there', language)}" for s in both),
         "for back in range(steps):",
-        _block(
+        block(
             [
                 f"emitted_grad = {language.cast('tl.load(grad_outputs + j, there)')} + arriving",
                 f"arriving = {language.number(0)}",
@@ -147,7 +148,7 @@ def backward_source(
         *([_given_back("grad_input", "x_grad")] if wants_input and constant_input else []),
     ]
     rows += _parameter_rows({**then, **now})
-    return _kernel("backward", arguments, rows, bits, body, language)
+    return program("backward", arguments, rows, bits, body, language)
 
 
 @dataclass(frozen=True)
@@ -230,75 +231,3 @@ def _stored(name: str, value: Value, result: str, language: Language) -> list[st
         f"even, odd = tl.split(tl.reshape(even | (odd << 2), {eighth}))",
         f"tl.store({name}_all + eighth, (even | (odd << 4)).to(tl.uint8), there_eighth)",
     ]
-
-
-def _kernel(
-    name: str,
-    arguments: Iterable[str],
-    rows: Iterable[str],
-    bits: Iterable[str],
-    body: Iterable[str],
-    language: Language,
-) -> str:
-    """A kernel over blocks.
-
-    Args:
-        name: of the kernel.
-        arguments: before those that every kernel has.
-        rows: the arguments that point to a number per neuron.
-        bits: the arguments that point to a bit per neuron.
-        body: what it does for one block.
-        language: what it is written in.
-    """
-    by_samples = language.by_samples
-    row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")
-    moved = {**dict.fromkeys(rows, row), **dict.fromkeys(bits, octets)}
-    lines = [
-        *(_OF_SAMPLES if by_samples else _OF_NEURONS),
-        *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in moved.items()),
-        *(["workspace += lo * features"] if by_samples else []),
-        *body,
-    ]
-    shared = ["steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr"]
-    if by_samples:
-        sizes = ("SAMPLES", "NEURONS", "INNER")
-        shared[-1:] = [
-            "workspace",
-            "samples",
-            "features",
-            "sample_bytes",
-            *(f"{n}: tl.constexpr" for n in sizes),
-        ]
-    text = f"def {name}({', '.join([*arguments, *shared])}):\n{_block(lines)}\n"
-    return f"{MULTIPLIED}\n\n{text}" if by_samples else text
-
-
-_OF_NEURONS = (
-    "lo = tl.program_id(0).to(tl.int64) * BLOCK",
-    "j = tl.arange(0, BLOCK)",
-    "there = j < neurons - lo",
-    "octet = j // 8",
-    "bit = j % 8",
-    "eighth = tl.arange(0, BLOCK // 8)",
-    "there_eighth = eighth < row_bytes - lo // 8",
-)
-"""Which block it is, for programs of some neurons each."""
-
-_OF_SAMPLES = (
-    "lo = tl.program_id(0).to(tl.int64) * SAMPLES",
-    "sample = tl.arange(0, SAMPLES)[:, None]",
-    "neuron = tl.arange(0, NEURONS)[None, :]",
-    "here = sample < samples - lo",
-    "j = sample * features + neuron",
-    "there = here & (neuron < features)",
-    "octet = sample * sample_bytes + neuron // 8",
-    "bit = neuron % 8",
-    "byte = tl.arange(0, NEURONS // 8)[None, :]",
-    "eighth = sample * sample_bytes + byte",
-    "there_eighth = here & (byte < sample_bytes)",
-)
-"""Which block it is, for programs of some samples each."""
-
-
-def _block(lines: Iterable[str]) -> str:
-    return "\n".join(f"    {line}" for text in lines for line in text.split("\n"))
