@@ -97,7 +97,7 @@ def _chosen(
 
 
 def _samples(settings: Settings, checkpoint: Path | None) -> "DataSet":
-    from hibana.train.run import described
+    from hibana.train.restoring import described
 
     samples = settings.samples(None if checkpoint is None else described(checkpoint))
     samples.prepare_data()

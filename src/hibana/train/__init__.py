@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from hibana.train.baseline import Linear, linear, linear_accuracy
     from hibana.train.classifier import Classifier
     from hibana.train.predicting import Answers, predict
-    from hibana.train.run import Outcome, fit, load, made, resumed
+    from hibana.train.restoring import load, resumed
+    from hibana.train.run import Outcome, fit, made
     from hibana.train.settings import Settings, read
 
 __all__ = [
@@ -46,7 +47,8 @@ _PLACES = {
     "classifier": ("Classifier",),
     "baseline": ("Linear", "linear", "linear_accuracy"),
     "predicting": ("Answers", "predict"),
-    "run": ("Outcome", "fit", "load", "made", "resumed"),
+    "restoring": ("load", "resumed"),
+    "run": ("Outcome", "fit", "made"),
     "settings": ("Settings", "read"),
 }
 

@@ -10,7 +10,7 @@ import torch
 from hibana.data import arrays
 from hibana.data.own.base import called
 from hibana.train.classifier import Classifier
-from hibana.train.run import load
+from hibana.train.restoring import load
 
 __all__ = ["Answers", "predict"]
 

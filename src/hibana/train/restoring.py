@@ -1,0 +1,143 @@
+"""What a run is gone on from, and a network read back from: a checkpoint that another process wrote."""
+
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from hibana import data
+from hibana.data import own
+from hibana.train import architecture, checkpoint, record
+from hibana.train.classifier import Classifier
+from hibana.train.folder import LAST, SETTINGS, checkpoint_of, identity
+from hibana.train.settings import Settings, read
+from hibana.train.start import decayed
+
+__all__ = ["check_groups", "described", "load", "resumed"]
+
+_WANTED = "checkpoint must be a file that `hibana train` wrote"
+_STATES: dict[str, type] = {
+    **{"epoch": int, "global_step": int, "loops": dict, "callbacks": dict},
+    **{"optimizer_states": list, "lr_schedulers": list},
+}
+"""What a run goes on from."""
+
+
+def resumed(path: Path, *, trust: Collection[str] = ()) -> tuple[Settings, Path | None]:
+    """The settings of a run to go on with, and the checkpoint to go on from, if there is one yet.
+
+    Args:
+        path: a checkpoint, or a run's folder; a run that was stopped before its first epoch ended has no
+            checkpoint, and going on with it is starting again. Another run's, left there, is none of its.
+        trust: functions that the file may name as its layers, ``module:function``. They will be run.
+
+    Raises:
+        ValueError: if there is neither, or it names a function that is not in `trust`.
+    """
+    if not path.is_dir():
+        return _opened(path, trust, whole=True)[0], path
+    kept = path / LAST
+    if kept.exists() and identity(kept) == identity(path):
+        return _opened(kept, trust, whole=True)[0], kept
+    if not record.read(path / SETTINGS).unchanged:
+        raise ValueError(
+            f"{path / SETTINGS} was changed since the run began, and there is no epoch to go on from; "
+            f"`hibana train --settings {path / SETTINGS}` begins a run from it"
+        )
+    return read(path / SETTINGS, trust=trust), None
+
+
+def load(path: Path, *, trust: Collection[str] = ()) -> Classifier:
+    """The network that :func:`hibana.train.fit` kept at `path`.
+
+    Args:
+        path: a checkpoint, or a run's folder.
+        trust: functions that it may name as its layers, ``module:function``. They will be run.
+
+    Raises:
+        ValueError: if there is no checkpoint of hibana there, or only a part of one, or one that was changed
+            since it was written, or it names a function that is not in `trust`.
+    """
+    path = checkpoint_of(path)
+    settings, shape, classes, weights, description = _opened(path, trust)
+    most = sum(weight.numel() for weight in weights.values())
+    try:
+        model = Classifier(settings, shape, classes, description=description, most_weights=most)
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{_WANTED}; {path} holds something else: {record.line(error)}") from error
+    return model.eval()
+
+
+def _opened(
+    path: Path, trust: Collection[str], *, whole: bool = False
+) -> tuple[Settings, tuple[int, ...], int, dict[str, torch.Tensor], data.Description | None]:
+    """What a checkpoint says of its network, in plain types; nothing is made of it yet.
+
+    `whole` ones have what a run goes on from, too.
+    """
+    content = checkpoint.read(path)
+    hyper, weights = content.get("hyper_parameters"), content.get("state_dict")
+    known = {field.name for field in fields(Settings)}
+    if not (isinstance(hyper, dict) and {"shape", "classes"} <= set(hyper) <= known | {"shape", "classes"}):
+        raise ValueError(f"{_WANTED}; {path} holds something else")
+    if not _is_state(weights):
+        raise ValueError(f"{_WANTED}; {path} holds something else")
+    if whole and any(type(content.get(name)) is not kind for name, kind in _STATES.items()):
+        raise ValueError(f"{_WANTED}; {path} holds a network, and nothing that a training goes on from")
+    for name in ("layers", "data"):
+        architecture.check_trust(hyper.get(name), trust, f"checkpoint {path}")
+    description = _description(path, content)
+    if hyper.get("kind") != (None if description is None else description.kind):
+        raise ValueError(f"{_WANTED}; {path} does not say how its inputs are read")
+    try:
+        chosen = {name: value for name, value in hyper.items() if name in known}
+        settings = Settings(**chosen)
+    except ValueError as error:
+        raise ValueError(f"{_WANTED}; {path} holds other settings: {error}") from error
+    if description is not None:
+        shape, classes = tuple(description.inputs.shape), description.target.outputs
+    else:
+        shape, classes = tuple(settings.data_set.shape), settings.data_set.classes
+    given = hyper["shape"], hyper["classes"]
+    # a function of the user's is called with these
+    if given != (list(shape), classes):
+        raise ValueError(f"{_WANTED}; {path} is of other inputs than {settings.data}")
+    return settings, shape, classes, weights, description
+
+
+def _is_state(weights: object) -> TypeGuard[dict[str, torch.Tensor]]:
+    """Whether `weights` are parameters by name."""
+    return isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
+    )
+
+
+def described(path: Path) -> data.Description | None:
+    """How data of one's own are read that the checkpoint at `path` was trained on, if it was on such."""
+    return _description(path, checkpoint.read(path))
+
+
+def _description(path: Path, content: dict[str, Any]) -> data.Description | None:
+    if "description" not in content:
+        return None
+    try:
+        return own.described(content["description"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_WANTED}; {path} describes its inputs otherwise: {record.line(error)}") from error
+
+
+def check_groups(model: Classifier, path: Path) -> None:
+    """Refuses to go on with a training whose optimizer held the parameters in other groups."""
+    try:
+        (state,) = checkpoint.read(path)["optimizer_states"]
+        kept = [len(group["params"]) for group in state["param_groups"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{_WANTED}; {path} holds an optimizer otherwise: {record.line(error)}") from error
+    if kept != [len(group["params"]) for group in decayed(model, model.settings.weight_decay)]:
+        raise ValueError(
+            f"{path} can't be gone on with: its training was begun by another version of hibana, "
+            f"by which other parameters decayed; the network can be used"
+        )
