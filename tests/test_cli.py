@@ -114,9 +114,9 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
         (["--layers", "p9"], "'p9' must fit on 8x8"),
         (["--layers", "absent:net"], "layers 'absent:net' can't be found"),
         (["--cell", "HH"], "cell must be one of IF, LIF"),
-        (["--tau", "3"], "cell IF can't be made with these settings"),
+        (["--tau", "3"], "tau is of cells with a time constant (LIF, PLIF, CubaLIF"),
         (["--coding", "delta"], "coding of digits must be one of constant, poisson"),
-        (["--root", "somewhere"], "data 'digits' can't be opened with these settings"),
+        (["--root", "somewhere"], "root is of data sets that lie in files; digits is none"),
         (["--data", "mnist", "--root", "nowhere"], "root must hold MNIST's four idx files"),
         (["--data", "shd"], "root must hold SHD unpacked or as shd_train.h5.zip"),
         (["--devices", "5"], "devices must be such that devices times nodes divides batch_size, got 5"),
@@ -127,6 +127,31 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
 def test_train_refuses_bad_settings(options, words, capsys, tmp_path):
     assert words in refused(capsys, "train", *options, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_module_of_the_folder_that_one_is_in_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_here.py").write_text(
+        "from hibana.train import architecture\n"
+        "def net(shape, classes, cell): return architecture.build('4', shape, classes, cell)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each not in ("", str(tmp_path))])
+    options = ["--epochs", "1", "--steps", "2", "--out", "run"]
+    assert main(["train", "--threads", "1", *options[:-1], "plain"]) == 0
+    assert "" not in sys.path
+    assert main(["train", "--layers", "mine_here:net", *options]) == 0
+    sys.modules.pop("mine_here")
+    sys.path.remove("")
+    assert main(["predict", "run", "--trust", "mine_here:net"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_a_network_that_has_no_spiking_layer_is_trained_and_drawn(tmp_path, capsys):
+    plain = ["train", "--layers", "p2", "--epochs", "1", "--steps", "2", "--out", str(tmp_path / "run")]
+    with pytest.warns(UserWarning, match="net has no spiking layer"):
+        assert main(plain) == 0
+    assert "firing rate" not in capsys.readouterr().out
+    assert (tmp_path / "run" / "training.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("command", ["demo", "train"])

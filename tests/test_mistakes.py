@@ -44,7 +44,11 @@ FILES = {
     "half.npz": "PK\x03\x04",
     "theirs.yaml": "learnin_rate: 3\n",
     "list.yaml": "- 1\n- 2\n",
-    "cell.py": "class NoCell: pass\n",
+    "slope.csv": "a,b\n" + "".join(f"{i / 3},{i / 7}\n" for i in range(40)),
+    "cell.py": "from hibana.train import architecture\n"
+    "class NoCell: pass\n"
+    "def net(shape, classes, cell): return architecture.build('4', shape, classes, IFCell)\n"
+    "from hibana.cells import IFCell\n",
 }
 
 
@@ -139,6 +143,26 @@ MISTAKES = [
     ("train --data good.csv --layers 8c3", "needs images"),
     ("train --data good.csv --coding delta", "must be one of constant, poisson"),
     ("train --data digits --label x", "label is of data of your own (table, arrays, sequences)"),
+    ("train --delta-threshold 0.5", "delta_threshold is of delta coding; coding is constant"),
+    ("train --missing median", "missing is of data of your own (table, sequences); digits is a data set"),
+    ("train --download", "download is of data sets that can be fetched; digits is none"),
+    ("train --class-weights balanced", "class_weights is of data of your own; digits is a data set by name"),
+    ("train --data slope.csv --class-weights balanced", "class_weights is of classes; what is to be learned"),
+    (
+        "train --data slope.csv --smoothing 0.1",
+        "smoothing is of classes; what is to be learned of slope",
+    ),
+    ("train --data good.csv --augment flip", "augment is of images; "),
+    ("train --rate-penalty 0 --rate-target 0.07", "rate_target is of a rate_penalty above 0; it is 0"),
+    ("train --least-rate 0.02", "least_rate is of a silence_penalty above 0; it is 0"),
+    ("train --layers p2 --silence-penalty 1", "silence_penalty is of layers that spike; layers p2 has none"),
+    (
+        "train --layers p2 --cell IF",
+        "cell is of neurons that are made as the settings say; layers p2",
+    ),
+    ("train --layers cell:net --threshold 2", "threshold is of neurons that are made as the settings say"),
+    ("train --layers cell:net --readout-tau 20", "cell:net brings a readout of its own"),
+    ("predict own.ckpt good.csv --csv --json", "--csv and --json are two forms; say one of them"),
     ("train --data pictures --size big", "size must be pixels such as 32 or 28x34"),
     ("train --data broken", "broken/x/a.png can't be read"),
     ("train --data events", "must hold events t, x, y, p"),

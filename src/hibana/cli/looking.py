@@ -1,11 +1,11 @@
 """Commands to look at neurons with: ``demo``, ``explain``, ``build``."""
 
 import importlib
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hibana.cli.code import reachable
 from hibana.cli.numbers import Whole
 from hibana.cli.saying import Refusal, doing, refusing, saved, writable
 
@@ -91,7 +91,7 @@ def _cell(name: str) -> "type[Cell]":
 
     module, _, own = name.rpartition(":")
     if module:
-        sys.path.insert(0, "")
+        reachable([name])
         try:
             found = getattr(importlib.import_module(module), own, None)
         except ModuleNotFoundError as error:

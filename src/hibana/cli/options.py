@@ -11,7 +11,8 @@ from docstring_parser import parse
 from hibana import loss, surrogate
 from hibana.cli.numbers import Whole
 from hibana.data import own
-from hibana.train.settings import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, Settings
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS
+from hibana.train.settings import Settings
 
 __all__ = ["with_settings"]
 

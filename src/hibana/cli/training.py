@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hibana import keep_memory
 from hibana.cli import tables
+from hibana.cli.code import reachable
 from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritable
 
 with doing("loading PyTorch Lightning"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
-    from hibana.train import Classifier, Outcome, Settings, fit, linear, made, read, results, resumed
+    from hibana.train import Classifier, Outcome, Settings, fit, linear, made, read, results, resumed, serving
     from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
     from hibana.train.threads import check as check_threads
@@ -51,6 +52,7 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     """
     import torch
 
+    reachable([given.get("layers"), given.get("data"), *trust])
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
     with refusing():
@@ -61,6 +63,8 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
+        if resume is None:
+            serving.check(chosen, given, model)
         if chosen.accelerator not in ("cpu", "auto"):
             _check_accelerator(chosen.accelerator)
     where = out or RUNS / f"{chosen.title}-{chosen.seed}"
@@ -80,7 +84,9 @@ def _chosen(
 ) -> tuple[Settings, Path | None]:
     """The settings of the run, and the checkpoint that it goes on from."""
     if resume is None:
-        return (read(begun, trust=trust, **given) if begun else Settings(**given)), None
+        settings = read(begun, trust=trust, **given) if begun else Settings(**given)
+        serving.check(settings, given)  # before the data are read, which may take long
+        return settings, None
     others = [name for name in given if name != "epochs"] + ["settings"] * (begun is not None)
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)

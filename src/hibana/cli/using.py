@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hibana.cli.code import reachable
 from hibana.cli.numbers import Whole
 from hibana.cli.saying import Refusal, doing, refusing
 from hibana.cli.tables import confusions, said
@@ -34,6 +35,9 @@ def predict(
         json: print a list of samples.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
     """
+    reachable(trust)
+    if csv and json:
+        raise Refusal("--csv and --json are two forms; say one of them")
     with doing("opening the network"), refusing():
         from hibana.train import load
         from hibana.train import predict as answer
@@ -95,6 +99,7 @@ def play(
     """
     import webbrowser
 
+    reachable(trust)
     with doing("loading the page"), refusing():
         from hibana.play.network import DIGITS
         from hibana.play.server import serve
@@ -151,6 +156,7 @@ def convert(
     """
     import warnings
 
+    reachable(trust)
     with refusing(), warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):

@@ -54,7 +54,7 @@ def training(
         history: values per epoch, by the names that training logs.
         reference: name and test accuracy of the classifier to compare with.
         image: the sample, ``[height, width]``.
-        spikes: of each layer, ``[T, neurons]``.
+        spikes: of each layer, ``[T, neurons]``; of a network without such layers their panels stay empty.
         potentials: of the output neurons, ``[T, classes]``.
         label: the sample's class, or its quantity where there is one output.
         names: of the outputs; their numbers if there are none.
@@ -70,18 +70,22 @@ def training(
     panels["loss"].set_yscale("log")
     shown_as = "Variance explained" if quantity else "Accuracy"
     learning_curves(_of(history, measure), panels["accuracy"], ylabel=shown_as, title=shown_as)
-    name, accuracy = reference
-    panels["accuracy"].axhline(accuracy, color=GREY, linestyle="dashed", label=f"{name} (test)")
+    called, accuracy = reference
+    panels["accuracy"].axhline(accuracy, color=GREY, linestyle="dashed", label=f"{called} (test)")
     panels["accuracy"].legend(frameon=False)
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
-    learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
-    panels["rate"].set_ylim(bottom=0)
+    if spikes:
+        learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
+        panels["rate"].set_ylim(bottom=0)
+        raster(spikes, panels["raster"])
+    else:
+        for name in ("rate", "raster"):
+            panels[name].set_axis_off()
     shown = panels["image"]
     shown.imshow(array("image", image, ("[height, width]",)), cmap=ramp(shown, foreground(shown)))
     classes = list(names) or [str(neuron) for neuron in range(potentials.shape[1])]
     named = f"{label:.3g}" if quantity else classes[int(label)]
     shown.set(title=f"A test sample: {named}", xticks=[], yticks=[])
-    raster(spikes, panels["raster"])
     output_potentials(potentials, 0 if quantity else int(label), classes, panels["output"])
     return figure
 

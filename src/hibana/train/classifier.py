@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassRecall
 
 from hibana import encode, loss, metrics
+from hibana.cells import Cell
 from hibana.data import Description
 from hibana.train import architecture
 from hibana.train.augment import augmented
@@ -48,11 +49,18 @@ class Classifier(lightning.LightningModule):
         self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
         if settings.coding == "population":
             self.shape = (*self.shape, 8)
-        self.net = architecture.build(
+        self.takes_cells: bool = False
+        """Whether some neurons are made as the settings say; a function of one's own may have others."""
+
+        def cell() -> Cell:
+            self.takes_cells = True
+            return settings.make_cell()
+
+        self.net: nn.Module = architecture.build(
             settings.layers,
             self.shape,
             classes,
-            settings.make_cell,
+            cell,
             readout_tau=settings.readout_tau,
             most_weights=most_weights,
         )

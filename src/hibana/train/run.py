@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from hibana import data
-from hibana.train import checkpoint
+from hibana.train import checkpoint, serving
 from hibana.train.baseline import first
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
@@ -166,14 +166,17 @@ def made(settings: Settings, samples: data.DataSet, resume: Path | None = None) 
     """The network for `samples`, before any training, or before it goes on from a checkpoint.
 
     Raises:
-        ValueError: if the layers do not fit, or have more weights than this machine can train or a
-            checkpoint can hold, or nothing of a chosen coding is left of the samples, or the checkpoint's
-            training let other parameters decay, as versions before this one did.
+        ValueError: if a setting was changed on which nothing depends, or the layers do not fit, or have more
+            weights than this machine can train or a checkpoint can hold, or nothing of a chosen coding is
+            left of the samples, or the checkpoint's training let other parameters decay, as versions before
+            this one did.
     """
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, _memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
-    if resume is not None:
+    if resume is None:
+        serving.check(settings, serving.changed(settings), model)
+    else:
         check_groups(model, resume)
     return model
 

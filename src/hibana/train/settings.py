@@ -6,42 +6,19 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hibana import cells, loss, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
-from hibana.train import architecture, durable, record
+from hibana.train import architecture, durable, record, serving
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
 from hibana.train.usual import NAMES, usual
 
-__all__ = ["CELLS", "CODINGS", "Settings", "is_of_numbers", "read"]
+__all__ = ["Settings", "is_of_numbers", "read"]
 
-CELLS: dict[str, Callable[..., cells.Cell]] = {
-    "IF": cells.IFCell,
-    "LIF": cells.LIFCell,
-    "PLIF": cells.PLIFCell,
-    "CubaLIF": cells.CubaLIFCell,
-    "ALIF": cells.ALIFCell,
-    "AdLIF": cells.AdLIFCell,
-    "RefractoryLIF": cells.RefractoryLIFCell,
-}
-"""The cells that spike, with a threshold, a surrogate and a reset, by the names of their layers."""
-CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
-"""Of still inputs the first four; of sequences ``delta``, or ``none`` where they are spikes already."""
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-UNIT = ("poisson", "latency", "population")
-"""Those that take values in [0, 1]."""
-AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
-CLASS_WEIGHTS = ("none", "balanced")
-OF_KINDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("kind", "test"), tuple(own.KINDS)),
-    **{"label": ("table", "arrays", "sequences"), "task": tuple(own.KINDS)},
-    **{"missing": ("table", "sequences"), "columns": ("table",), "group": ("sequences",)},
-    **{"lengths": ("sequences",), "bins": ("events",), "size": ("images", "events")},
-}
-"""The settings that are of data of one's own, and of what kinds."""
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
 
@@ -217,15 +194,7 @@ class Settings:
                 object.__setattr__(self, name, value)
 
     def _check_own(self) -> None:
-        defaults = {each.name: each.default for each in fields(self)}
-        for name, kinds in OF_KINDS.items():
-            if getattr(self, name) != defaults[name] and self.kind not in kinds:
-                raise ValueError(
-                    f"{name} is of data of your own ({', '.join(kinds)}); {self.data} is {self.what}"
-                )
-        if self.kind is not None and (self.root is not None or self.download):
-            name = "download" if self.root is None else "root"
-            raise ValueError(f"{name} is of data sets by name; {self.data} is {self.what} of your own")
+        serving.check_data(self)
         for name, known in (("missing", own.MISSING), ("lengths", own.LENGTHS), ("bins", own.BINS)):
             _among(name, getattr(self, name), known)
         if self.task is not None:
