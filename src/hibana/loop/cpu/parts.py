@@ -6,11 +6,11 @@ from functools import cached_property
 
 from hibana.loop.cpu.rows import Pass, is_long
 from hibana.loop.graph.passes import Stores, leaves, substitute
-from hibana.loop.graph.plan import evaluated
-from hibana.loop.graph.step import Value
+from hibana.loop.graph.plan import Plan, evaluated
+from hibana.loop.graph.step import Step, Value
 from hibana.native import Pointer
 
-__all__ = ["AT_ONCE", "Moving", "Parts"]
+__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward"]
 
 AT_ONCE = 4
 """Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
@@ -23,6 +23,32 @@ class Moving:
     base: str
     stride: str
     bits: bool = False
+
+
+def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
+    """What moves where `once` is stored; steps of what is emitted are `whole` apart, of numbers kept `kept`."""
+    moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
+    return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
+
+
+def moving_back(
+    step: Step, plan: Plan, once: Stores, *, constant_input: bool, whole: str, kept: str
+) -> tuple[dict[str, Moving], dict[str, str]]:
+    """The same of a step back, and by name the arguments that sums over time end in."""
+    moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
+    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
+    moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
+    moving |= {name: Moving(f"{name}_all", whole) for name in once if name.startswith("outer")}
+    sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
+    if "x_grad" in once and constant_input:
+        sums["x_grad"] = "grad_input"
+    elif "x_grad" in once:
+        moving["x_grad"] = Moving("grad_input", whole)
+    return moving, sums
+
+
+def _residual(name: str, boolean: bool, kept: str) -> Moving:
+    return Moving(f"{name}_all", "row_bytes" if boolean else kept, boolean)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The source of the kernels over samples: a step's passes, forward and backward, in the walk around them."""
 
 from hibana.loop.cpu.body import LINE, NUMBERS
-from hibana.loop.cpu.parts import Moving, Parts
+from hibana.loop.cpu.parts import Parts, moving_back, moving_forward
 from hibana.loop.cpu.sample_walk import SampleWalk
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
@@ -22,9 +22,7 @@ def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[st
     """The kernel that runs `step` over time and keeps what `plan` says."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    residuals = {name: once[name].boolean for name in once if name not in step.states}
-    moving = {"x": Moving("input", "input_step"), emitted: Moving("outputs", "step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
+    moving = moving_forward(step, once, whole="step", kept="step")
     inner: Stores = {}
     if "emitted_before" in leaves(once):
         inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
@@ -49,15 +47,7 @@ def backward_source(
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     *carried, _ = step.states
-    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
-    moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
-    moving |= {name: Moving(f"{name}_all", "step") for name in once if name.startswith("outer")}
-    sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
-    if wants_input and constant_input:
-        sums["x_grad"] = "grad_input"
-    elif wants_input:
-        moving["x_grad"] = Moving("grad_input", "step")
+    moving, sums = moving_back(step, plan, once, constant_input=constant_input, whole="step", kept="step")
     inner = before | {
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()
@@ -69,7 +59,3 @@ def backward_source(
     schedule.begun = {f"{name}_grad": f"{name}_last_grad" for name in carried}
     schedule.ends = {f"{name}_grad": f"{name}_first_grad" for name in step.states} | sums
     return schedule.made()
-
-
-def _sequence(name: str, boolean: bool) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else "step", boolean)

@@ -1,7 +1,7 @@
 """The source of the kernels over rows: a step's passes, forward and backward, in the walk around them."""
 
 from hibana.loop.cpu.body import NUMBERS
-from hibana.loop.cpu.parts import Moving, Parts
+from hibana.loop.cpu.parts import Parts, moving_back, moving_forward
 from hibana.loop.cpu.row_walk import SIZES, RowWalk
 from hibana.loop.cpu.schedule import Source, own
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
@@ -32,9 +32,7 @@ def forward_source(
     """
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    residuals = [name for name in once if name not in step.states]
-    moving = {"x": Moving("input", "input_step"), emitted: Moving("outputs", "neurons")}
-    moving |= {name: _sequence(name, once[name].boolean) for name in residuals}
+    moving = moving_forward(step, once, whole="neurons", kept="residual_step")
     left = {**{name: name for name in carried}, "emitted_before": emitted}
     inner: Stores = {}
     if "emitted_before" in leaves(once):
@@ -56,7 +54,7 @@ def forward_source(
         ["input", "input_step", "outputs"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
-        [f"{name}_all" for name in residuals],
+        plan.names if plan else (),
     )
     with walk.each_row():
         for name in carried:
@@ -90,14 +88,9 @@ def backward_source(
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
-    moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    moving |= {name: _sequence(name, boolean) for name, boolean in residuals.items()}
-    sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
-    if wants_input and constant_input:
-        sums["x_grad"] = "grad_input"
-    elif wants_input:
-        moving["x_grad"] = Moving("grad_input", "neurons")
+    moving, sums = moving_back(
+        step, plan, once, constant_input=constant_input, whole="neurons", kept="residual_step"
+    )
     carried_rows = [*(f"{name}_grad" for name in step.states), *sums]
     left = dict(zip(carried_rows, carried_rows, strict=True))
     parts = Parts(
@@ -112,7 +105,7 @@ def backward_source(
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
         [f"{name}_first_grad" for name in step.states],
-        [f"{name}_all" for name in residuals],
+        plan.names,
         [f"sum{i}_all" for i in range(len(step.grad_sums))],
     )
     with walk.each_row():
@@ -125,7 +118,3 @@ def backward_source(
         begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
         walk.steps(parts, begun)
     return walk.made()
-
-
-def _sequence(name: str, boolean: bool) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else "residual_step", boolean)
