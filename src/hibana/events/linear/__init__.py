@@ -1,4 +1,4 @@
-"""A linear layer of spikes: layer, product and kernels."""
+"""A linear layer of spikes: layer, autograd's node, product and kernels."""
 
 from hibana.events.linear.layer import Linear
 

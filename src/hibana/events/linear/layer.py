@@ -18,7 +18,7 @@ from hibana.events.layer import (
     too_dense,
     usable,
 )
-from hibana.events.linear import dense, product, reckoned
+from hibana.events.linear import autograd, dense, product, reckoned
 from hibana.events.support import support_of
 
 __all__ = ["Linear"]
@@ -103,7 +103,7 @@ class Linear(BySpikes, nn.Linear):
         leading = input.shape[:-1]
         if learns(rows, weight, bias):
             support = usable(below, inputs, in_order, found)
-            return product.linear(rows, weight, bias, found, support, leading, choice)
+            return autograd.linear(rows, weight, bias, found, support, leading, choice)
         given = found.together, found.density, weight.detach(), bias, found.scales
         return product.forward(*given, leading)[0]
 

@@ -26,7 +26,7 @@ class Moving:
 
 
 def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
-    """What moves where `once` is stored; steps of what is emitted are `whole` apart, of numbers kept `kept`."""
+    """What moves where `once` is stored; steps of outputs are `whole` apart, those of numbers kept `kept`."""
     moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
     return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
 
