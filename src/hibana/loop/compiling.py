@@ -95,8 +95,7 @@ def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
 
 def structure(step: Step) -> tuple[Any, ...]:
     """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
-    sides = [side for pair in step.outer for side in pair]
-    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *sides)
+    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *step.sides)
     values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
     place = {value: i for i, value in enumerate(values)}
 

@@ -81,12 +81,12 @@ def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
+@dataclass(eq=False)
 class _Code:
     """Native code in this process, which goes when nobody holds it any more."""
 
-    def __init__(self, addresses: dict[str, int], engine: Any) -> None:
-        self.addresses = addresses
-        self.engine = engine
+    addresses: dict[str, int]
+    engine: Any
 
 
 _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()

@@ -117,8 +117,12 @@ def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
     if value.op in ("previous", "row"):
         return names.get(str(value.data)) in known
     rest = value.args[1:] if value.op == "where" else value.args
-    one = value.op == "sub" and value.args[0].op == "number" and value.args[0].data == 1
-    if one or value.op in ("mul", "where", "maximum", "minimum"):
+    if (value.op == "sub" and value.args[0].is_number(1)) or value.op in (
+        "mul",
+        "where",
+        "maximum",
+        "minimum",
+    ):
         return all(is_truth(argument, known, names) for argument in rest)
     return False
 

@@ -95,9 +95,9 @@ class _Writing:
             one, two = _aligned(*args)
             return Said(f"({one.text} {_COMPARED[op]} {two.text})", 0, 0, 1, True)
         if op in _LOGIC:
-            return Said(f"({_true(args[0])} {_LOGIC[op]} {_true(args[1])})", 0, 0, 1, True)
+            return Said(f"({args[0].text} {_LOGIC[op]} {args[1].text})", 0, 0, 1, True)
         if op == "not":
-            return Said(f"(!{_true(args[0])})", 0, 0, 1, True)
+            return Said(f"(!{args[0].text})", 0, 0, 1, True)
         if op == "to_bool":
             return Said(f"({args[0].text} != 0)", 0, 0, 1, True)
         if op == "to_float":
@@ -146,13 +146,13 @@ class _Writing:
         one, two = _aligned(one, two)
         low, high = one.low - two.high, one.high - two.low
         if two.truth and (one.low, one.high) == (1, 1):
-            return Said(f"(!{_true(two)})", 0, 0, 1, True)
+            return Said(f"(!{two.text})", 0, 0, 1, True)
         return Said(_wide(one, "-", two, low, high), one.exponent, low, high)
 
     def _mul(self, one: Said, two: Said) -> Said:
         for truth, other in ((one, two), (two, one)):
             if truth.truth:
-                chosen = f"({_true(truth)} ? {other.text} : 0)"
+                chosen = f"({truth.text} ? {other.text} : 0)"
                 low, high = min(0, other.low), max(0, other.high)
                 return Said(chosen, other.exponent, low, high, other.truth)
         exponent = one.exponent + two.exponent
@@ -187,7 +187,7 @@ class _Writing:
 
     def _where(self, condition: Said, one: Said, two: Said) -> Said:
         one, two = _aligned(one, two)
-        text = f"({_true(condition)} ? {one.text} : {two.text})"
+        text = f"({condition.text} ? {one.text} : {two.text})"
         low, high = min(one.low, two.low), max(one.high, two.high)
         return Said(text, one.exponent, low, high, one.truth and two.truth)
 
@@ -210,11 +210,6 @@ def _number(number: float) -> Said:
     whole = exact.numerator
     text = f"{whole}" if whole >= 0 else f"({whole})"
     return Said(text, exponent, whole, whole, exponent == 0 and whole in (0, 1))
-
-
-def _true(said: Said) -> str:
-    """A truth value as a condition."""
-    return said.text
 
 
 def _aligned(one: Said, two: Said) -> tuple[Said, Said]:

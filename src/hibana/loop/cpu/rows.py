@@ -153,7 +153,7 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
         args = tuple(new[a] for a in value.args)
         if value.op not in calls and (row := OPERATIONS.get(value.op)) and row.written:
             new[value] = _written(row.written, args)
-        elif value.op == "sub" and _is_one(args[0]) and args[1].op == "to_float":
+        elif value.op == "sub" and args[0].is_number(1) and args[1].op == "to_float":
             new[value] = Value("to_float", (Value("not", args[1].args),))
         elif value.op == "mul" and any(a.op == "to_float" for a in args):
             gate, other = args if args[0].op == "to_float" else args[::-1]
@@ -174,10 +174,6 @@ def kernel_says(op: str) -> bool:
     """Whether a kernel computes `op` with no function given: it is written out, or the C library does."""
     row = OPERATIONS[op]
     return bool(row.written or (row.libm and row.arity == 1))
-
-
-def _is_one(value: Value) -> bool:
-    return value.op == "number" and value.data == 1
 
 
 def _operands(value: Value) -> tuple[Value, ...]:

@@ -63,7 +63,7 @@ class SampleKernels(NativeKernels):
         named: dict[str, Any] = {"input": inputs, "input_step": inputs.stride(0), "outputs": outputs}
         named |= {f"{name}_first": t for name, t in zip(names, first, strict=True)}
         named |= {f"{name}_last": t for name, t in zip(names, last, strict=False)}
-        named |= self._residuals(residuals)
+        named |= dict(zip(self.plan.names, residuals, strict=False))
         self._run(("forward", plan is not None, False), shape, parameters, named)
         return outputs, last, residuals
 
@@ -99,16 +99,12 @@ class SampleKernels(NativeKernels):
         named |= {f"{name}_first_grad": t for name, t in zip(names, first_grads, strict=True)}
         named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
         named |= outer_rows
-        named |= self._residuals(residuals)
+        named |= dict(zip(self.plan.names, residuals, strict=False))
         self._run(("backward", given.wants_input, given.constant), shape, parameters, named)
         outer = outer_products(
             self.operands, dict(zip(plan.stored, residuals, strict=True)), inputs, first, arriving
         )
         return grad_input, first_grads, [*sums, *outer]
-
-    def _residuals(self, residuals: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What is kept, by the names that passes have for it."""
-        return dict(zip(self.plan.names, residuals, strict=False))
 
     def _run(
         self,

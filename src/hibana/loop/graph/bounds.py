@@ -37,8 +37,8 @@ def takes_zeros(step: Step) -> bool:
     behind: set[Value] = set()
     for value in reachable(gradients(step)):
         mine = [argument for argument in value.args if argument in behind]
-        begins = value.op == "gradient" or (step.blank and _is_zero(value))
-        if not begins and (not mine or (value.op not in _LINEAR and all(map(_is_zero, mine)))):
+        begins = value.op == "gradient" or (step.blank and value.is_number(0))
+        if not begins and (not mine or (value.op not in _LINEAR and all(v.is_number(0) for v in mine))):
             continue
         behind.add(value)
         if value.op == "mul" and len(mine) == 1:
@@ -53,16 +53,11 @@ def takes_zeros(step: Step) -> bool:
                 return False
         elif not begins and value.op not in ("add", "sub", "neg", "product"):
             return False
-    others = (side for pair in step.outer for side in pair if side not in behind)
-    return all(found.of(side) is not None for side in others)
+    return all(found.of(side) is not None for side in step.sides if side not in behind)
 
 
 _LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
 """What gradients are taken by."""
-
-
-def _is_zero(value: Value) -> bool:
-    return value.op == "number" and value.data == 0
 
 
 class _Found:

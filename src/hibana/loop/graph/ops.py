@@ -47,12 +47,6 @@ class Operation:
     """that of Sleef,"""
     libm: str = ""
     """and that of the C library."""
-
-    @property
-    def onnx(self) -> str:
-        """ONNX's operator for it, if there is one."""
-        return _IN_ONNX.get(self.name, "")
-
     own: bool = False
     """Whether hibana has code of its own for it (:mod:`hibana.loop.cpu.functions`)."""
     written: Written = ""
@@ -60,6 +54,11 @@ class Operation:
     place, which gradients bear. ``"{0}"`` is an argument, a digit a number."""
     within: tuple[float, float] | None = None
     """Between which numbers it surely lies, if it does whatever its arguments are."""
+
+    @property
+    def onnx(self) -> str:
+        """ONNX's operator for it, if there is one."""
+        return _IN_ONNX.get(self.name, "")
 
 
 _MASKED = "{M} {0}, {1}"

@@ -23,6 +23,7 @@ __all__ = [
     "make_plan",
     "reachable",
     "recomputing",
+    "users_of",
     "zero_outside",
 ]
 
@@ -84,7 +85,7 @@ def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
     elif support is not None and support not in residuals:
         residuals = (*residuals, support)
     before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.op == "previous"}))
-    multiplied = {int(side.data) for pair in step.outer for side in pair if side.op == "previous"}
+    multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, residuals))
 
 
@@ -114,12 +115,21 @@ def reachable(roots: Iterable[Value]) -> list[Value]:
 def gradients(step: Step) -> list[Value]:
     """All that the backward of `step` computes; of a pair of ``outer``, the other side is kept."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    return grads + [side for pair in step.outer for side in pair if has_gradient(side)]
+    return grads + [side for side in step.sides if has_gradient(side)]
 
 
 def has_gradient(value: Value) -> bool:
     """Whether a gradient is part of `value`."""
     return any(other.op == "gradient" for other in reachable([value]))
+
+
+def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:
+    """For each argument of `values`, those that take it."""
+    users: dict[Value, list[Value]] = {}
+    for value in values:
+        for argument in value.args:
+            users.setdefault(argument, []).append(value)
+    return users
 
 
 def _spikes(step: Step, residuals: Container[Value]) -> Value | None:
@@ -132,10 +142,7 @@ def gate_of(step: Step, state: int) -> Value | None:
     """The truth value that gates the gradient of a state after the step wherever it goes, if any does."""
     roots = gradients(step)
     order = reachable(roots)
-    users: dict[Value, list[Value]] = {}
-    for value in order:
-        for argument in value.args:
-            users.setdefault(argument, []).append(value)
+    users = users_of(order)
     gate: dict[Value, Value | None] = {}
     """For each value, what gates it wherever it is used; None if it is a result, or is used without."""
     for value in reversed(order):
@@ -152,7 +159,7 @@ def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
     if user.op == "mul" and user.args[0] is not user.args[1]:
         (other,) = (a for a in user.args if a is not value)
         return zero_outside(other)
-    if user.op == "where" and user.args[1] is value and _is_zero(user.args[2]):
+    if user.op == "where" and user.args[1] is value and user.args[2].is_number(0):
         return user.args[0]
     return None
 
@@ -162,12 +169,8 @@ def zero_outside(factor: Value) -> Value | None:
     waiting = [factor]
     while waiting:
         value = waiting.pop()
-        if value.op == "to_float" or (value.op == "where" and _is_zero(value.args[2])):
+        if value.op == "to_float" or (value.op == "where" and value.args[2].is_number(0)):
             return value.args[0]
         if value.op == "mul":
             waiting += reversed(value.args)
     return None
-
-
-def _is_zero(value: Value) -> bool:
-    return value.op == "number" and value.data == 0

@@ -35,8 +35,7 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
     Raises:
         Unsupported: if it computes with something that no text holds; the reason is its message.
     """
-    sides = [side for pair in step.outer for side in pair]
-    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *sides, *plan.residuals)
+    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *step.sides, *plan.residuals)
     values = reachable(value for value in wanted if value is not None)
     place = {value: i for i, value in enumerate(values)}
 
@@ -59,7 +58,7 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
             "constants": step.constants,
             "parameters": step.parameters,
             "matrices": step.matrices,
-            "outer": places(sides),
+            "outer": places(step.sides),
             "prologue": _written(step.prologue),
             "epilogue": _written(step.epilogue),
             "residuals": places(plan.residuals),

@@ -32,6 +32,10 @@ class Value:
         """A truth value rather than a number."""
         return self.op in BOOLEAN
 
+    def is_number(self, number: int) -> bool:
+        """Whether it is this whole number, wherever it is read."""
+        return self.op == "number" and self.data == number
+
 
 @dataclass(frozen=True)
 class Step:
@@ -61,3 +65,8 @@ class Step:
     """Whether a gradient is zero whatever it is made of, as that of ``floor``: it does not say of what."""
     any_size: bool = False
     """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
+
+    @property
+    def sides(self) -> list[Value]:
+        """Both of each pair of :attr:`outer`."""
+        return [side for pair in self.outer for side in pair]

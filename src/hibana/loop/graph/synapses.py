@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.plan import gate_of, gradients, has_gradient, reachable, zero_outside
+from hibana.loop.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
 from hibana.loop.graph.step import Step, Value
 
 __all__ = ["Operand", "gated", "needed", "operands"]
@@ -106,10 +106,7 @@ def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> 
 def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
     """For each product of a gradient that matters in places only: the truth value, and whose it is."""
     roots = gradients(step)
-    users: dict[Value, list[Value]] = {}
-    for value in reachable(roots):
-        for argument in value.args:
-            users.setdefault(argument, []).append(value)
+    users = users_of(reachable(roots))
     of_state = {i: gate_of(step, i) for i in range(len(step.nexts))}
     forward = set(reachable(step.nexts))
     found = {}
