@@ -1,5 +1,7 @@
 """`hb.DelayedRecurrent`: its equation and gradients, in pieces, its delays learned, and who refuses it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -122,3 +124,56 @@ def test_nir_refuses_it_by_name():
     net = nn.Sequential(nn.Linear(3, NEURONS), made())
     with pytest.raises(ValueError, match="no node for DelayedRecurrent"):
         hb.nir.write(net)
+
+
+@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("longest", [0, 3])
+def test_an_exported_program_computes_what_it_does(moving, longest):
+    net = nn.Sequential(nn.Linear(3, NEURONS), made(longest)).eval()
+    hb.fix_delays(net)
+    x = torch.rand(9, 4, 3) * 3
+    program = hb.convert.export(net, x, dynamic_batch=moving, dynamic_time=moving).module()
+    for inputs in (x, torch.rand(5, 7, 3) * 3) if moving else (x,):
+        assert net(inputs).any()
+        torch.testing.assert_close(program(inputs), net(inputs))
+
+
+def test_it_is_copied_kept_and_compiled(tmp_path):
+    net = nn.Sequential(nn.Linear(3, NEURONS), made()).eval()
+    x = torch.rand(9, 4, 3) * 3
+    wanted = net(x)
+    other = nn.Sequential(nn.Linear(3, NEURONS), made()).eval()
+    other.load_state_dict(net.state_dict())
+    torch.save(net, tmp_path / "net.pt")
+    kept = torch.load(tmp_path / "net.pt", weights_only=False)
+    for each in (other, kept, copy.deepcopy(net), torch.compile(net, backend="eager", fullgraph=True)):
+        assert torch.equal(each(x), wanted)
+
+
+def test_its_synapses_are_counted_as_those_of_the_recurrent_layer():
+    weights = torch.randn(NEURONS, NEURONS)
+    counted = []
+    for layer in (made(0), hb.Recurrent(made().cell, NEURONS)):
+        layer.recurrent.weight.data[:] = weights
+        count = hb.metrics.SynOps()
+        net = nn.Sequential(layer.eval())
+        torch.manual_seed(0)
+        with count.watch(net):
+            net(torch.rand(9, 4, NEURONS) * 3)
+        counted.append(count.compute())
+    assert counted[0] == counted[1]
+    assert counted[0]["acs"] > 0
+
+
+def refusing():
+    net, x = nn.Sequential(nn.Linear(3, NEURONS), made()).eval(), torch.rand(4, 2, 3)
+    yield lambda: hb.convert.to_c(net, x)
+    yield lambda: hb.quantize(net, x)
+    yield lambda: hb.convert.quantization_aware(net, x)
+    yield lambda: hb.convert.to_onnx(net, x)
+
+
+@pytest.mark.parametrize("call", list(refusing()), ids=["c", "quantize", "aware", "onnx"])
+def test_what_has_no_words_for_it_refuses_it_by_name(call):
+    with pytest.raises(Exception, match="layer '1': DelayedRecurrent is no layer that can be written"):
+        call()

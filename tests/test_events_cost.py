@@ -96,6 +96,19 @@ def test_bits_that_have_to_be_made_cost_their_making(costs):
         assert layer.explain().startswith(said)
 
 
+@pytest.mark.parametrize("learning", [True, False])
+def test_bits_that_are_known_are_left_where_the_dense_product_is_sooner(costs, learning):
+    costs["costs"] = _costs(forward=False, weights=False, input_=False)
+    linear, convolution, window, _ = _layers()  # fixed delays have costs of their own
+    for layer, dense, shape in (linear, convolution, window):
+        for each in (layer, dense):
+            each.requires_grad_(learning)
+        spikes = hb.IF(0.5)(torch.rand(shape if len(shape) == 3 else (2, *shape), requires_grad=learning))
+        x = spikes if len(shape) == 3 or isinstance(layer, nn.Linear) else spikes.flatten(0, 1)
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+        assert layer.explain().startswith("dense: ")
+
+
 def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
     layer = hb.Linear(64, 64)
     monkeypatch.setattr(layer, "_of_spikes", None)

@@ -16,6 +16,7 @@ from torchmetrics import Metric
 
 from hibana import lengths as padding
 from hibana.delayed_linear import DelayedLinear
+from hibana.delayed_recurrent import DelayedRecurrent
 from hibana.window import LooksBack, Window
 
 __all__ = [
@@ -192,8 +193,14 @@ class SynOps(Metric):
                 kind, count = operations(module, _own(args[0], called_with[0].shape[:2], lengths))
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
+        def fed_back(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
+            assert isinstance(module, DelayedRecurrent)
+            late = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
+            multiplied(module.recurrent, (late,))
+
         hooks = [net.register_forward_pre_hook(called)]
         hooks += [m.register_forward_pre_hook(multiplied) for m in net.modules() if isinstance(m, Weighted)]
+        hooks += [m.register_forward_hook(fed_back) for m in net.modules() if isinstance(m, DelayedRecurrent)]
         try:
             yield
         finally:

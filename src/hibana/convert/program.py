@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.delayed_recurrent import DelayedRecurrent
 from hibana.layers import OverTime, Recurrent
 from hibana.loop import reference
 
@@ -98,12 +99,35 @@ class _Scan(nn.Module):
         return emitted
 
 
+class _FedBackLater(Cell):
+    """One step of a :class:`hibana.DelayedRecurrent`, whose first state is the spikes before the last."""
+
+    def __init__(self, layer: DelayedRecurrent) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.longest = layer.cell, layer.recurrent.max_delay
+        self.weights = nn.Buffer(layer.recurrent.kernel().detach().permute(2, 1, 0).flatten(0, 1).clone())
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell it has
+        return "before", *self.cell.state_names()
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        return input_.new_zeros(self.longest, *input_.shape), *self.cell.initial_state(input_)
+
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        before, *state = states
+        seen = torch.cat([before, state[-1][None]])
+        fed_back = seen.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
+        return seen[1:], *self.cell(input_ + fed_back, *state)
+
+
 def _plain(module: nn.Module, loop: type[_Loop | _Scan]) -> nn.Module:
     """`module` with each layer of hibana in it replaced by one that runs PyTorch's own operations."""
     if isinstance(module, OverTime):
         return loop(module.cell)
     if isinstance(module, Recurrent):
         return loop(module.cell, _plain(module.recurrent, loop))
+    if isinstance(module, DelayedRecurrent):
+        return loop(_FedBackLater(module))
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(module, kind) and type(module).__module__.startswith("hibana."):
             module.__class__ = kind  # the same parameters, multiplied densely
