@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.delay import Delayed
-from hibana.events.bits import share_of
+from hibana.events.bits import density_of
 from hibana.events.checks import plain
 from hibana.events.convolution import reckoned
 from hibana.events.convolution.causal import causal, window
@@ -150,7 +150,7 @@ def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
         return False
     wanted = below.spikes if below.bits is None else below.bits
     rows = None if wanted is None else below.rows(wanted, batch * features)
-    return rows is not None and share_of(rows, batch * features) <= ONE_BY_ONE_UP_TO
+    return rows is not None and density_of(rows, batch * features) <= ONE_BY_ONE_UP_TO
 
 
 ONE_BY_ONE_UP_TO = 0.2

@@ -7,7 +7,7 @@ from hibana.events.lanes.lists import WORD, bits_from, first_bits
 from hibana.events.lanes.rows import LANES
 from hibana.native import FLOAT, INT, LONG, Code, Floats, Longs, Pointer, Value, kernel
 
-__all__ = ["agree", "bits_of", "share_of"]
+__all__ = ["agree", "bits_of", "density_of"]
 
 SAMPLE = 256
 """Words of 64 numbers that are compared with the bits kept of them."""
@@ -21,7 +21,7 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
 
 
-def share_of(bits: Tensor, inputs: int) -> float:
+def density_of(bits: Tensor, inputs: int) -> float:
     """The density of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
     return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
 

@@ -5,7 +5,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.events.bits import bits_of, share_of
+from hibana.events.bits import bits_of, density_of
 from hibana.events.cost import Costs, chosen
 from hibana.events.planes import Planes, whole_numbers
 from hibana.events.support import Support
@@ -91,7 +91,7 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     if below is None or below.spikes is None or not in_order:
         return None
     rows = below.rows(below.spikes, length)
-    return None if rows is None else Planes(rows[None], share_of(rows, length))
+    return None if rows is None else Planes(rows[None], density_of(rows, length))
 
 
 def numbers_as_bits(rows: Tensor) -> Planes | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hibana.loop.compiling import Program
     from hibana.loop.graph.plan import Plan
 
-__all__ = ["RunSpecification", "from_rest", "go", "run", "wants_gradient"]
+__all__ = ["RunSpecification", "from_rest", "go", "run"]
 
 
 def run(
@@ -76,13 +76,9 @@ def from_rest(program: "Program", inputs: Tensor, ends: bool) -> RunSpecificatio
     plan = program.kernels.plan_for(shape)
     launch = None
     if program.takes_zeros:
-        launch = program.kernels.launch(plan if wants_gradient(inputs) else None, shape, ends)
+        keeps = torch.is_grad_enabled() and inputs.requires_grad
+        launch = program.kernels.launch(plan if keeps else None, shape, ends)
     return RunSpecification(program, plan, shape, ends, launch=launch)
-
-
-def wants_gradient(inputs: Tensor) -> bool:
-    """Whether a gradient may come back to `inputs`."""
-    return torch.is_grad_enabled() and inputs.requires_grad
 
 
 def go(

@@ -1,4 +1,4 @@
-"""What one cell is compiled to, for people: its equations as traced, the backend and why, what is kept."""
+"""The report on one cell, which :func:`hibana.explain` makes of each that it finds."""
 
 import re
 from collections.abc import Mapping
@@ -50,9 +50,9 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
             if made.kernels.approximate
             else []
         ),
-        f"residuals  {_plural(bits, 'bit')} per neuron and step for the backward, nothing for inference",
+        f"residuals  {_bits(bits)} per neuron and step for the backward, nothing for inference",
         *(
-            f"           {_plural(cost_in_bits(v, torch.finfo(dtype).bits), 'bit')}: {_kept(step, v)}"
+            f"           {_bits(cost_in_bits(v, torch.finfo(dtype).bits))}: {_kept(step, v)}"
             for v in plan.residuals
         ),
         *(
@@ -90,14 +90,16 @@ def _fitting(cell: Cell) -> tuple[int, ...]:
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
     standing = {name: _spoken(name, step) for name in leaves(stores)}
     lines, results = statements(stores, standing, MATHEMATICS)
-    said = [line.replace("_new", "'").replace("_state", "") for line in lines]
+    said = [_as_written(line) for line in lines]
     named = {line.partition(" = ")[0] for line in said}
-    rest = [
-        f"{store}' = {result}".replace("_new", "'").replace("_state", "") for store, result in results.items()
-    ]
-    return [
-        f"  {_readable(line)}" for line in [*said, *(r for r in rest if r.partition(" = ")[0] not in named)]
-    ]
+    rest = [_as_written(f"{store}' = {result}") for store, result in results.items()]
+    said += [line for line in rest if line.partition(" = ")[0] not in named]
+    return [f"  {_readable(line)}" for line in said]
+
+
+def _as_written(text: str) -> str:
+    """`text` with the names that the cell has for its states, primed after the step."""
+    return text.replace("_new", "'").replace("_state", "")
 
 
 def _spoken(name: str, step: Step) -> str:
@@ -130,8 +132,7 @@ def _kept(step: Step, value: Value) -> str:
         name, _, said = line.partition(" = ")
         if name.removesuffix("_new") not in step.states:
             text = said if text == name else re.sub(rf"\b{name}\b", f"({said})", text)
-    text = text.replace("_new", "'").replace("_state", "")
-    return "whether " + text if value.boolean else text
+    return f"whether {_as_written(text)}" if value.boolean else _as_written(text)
 
 
 def _support(step: Step, plan: Plan) -> str:
@@ -140,8 +141,8 @@ def _support(step: Step, plan: Plan) -> str:
     return f"of what is emitted matters only where {_kept(step, plan.support).removeprefix('whether ')}"
 
 
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _bits(count: int) -> str:
+    return f"{count} bit{'' if count == 1 else 's'}"
 
 
 def _indented(text: str) -> str:

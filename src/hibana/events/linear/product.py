@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.bits import share_of
+from hibana.events.bits import density_of
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
@@ -193,7 +193,7 @@ def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) 
 def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
-    return _bits_gradient(bits, share_of(bits, neurons), rows, neurons, bias=False)[0]
+    return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
 def used_bits(
@@ -210,4 +210,4 @@ def used_bits(
     used = support.rows(support.bits, length)
     if used is None or choice.costs is None:
         return used
-    return used if choice.restricted(share_of(used, length)) else None
+    return used if choice.restricted(density_of(used, length)) else None

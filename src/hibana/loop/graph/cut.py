@@ -22,13 +22,12 @@ class Network:
         self.left: list[int] = []
         """The capacity that flow has left of each edge."""
 
-    def add(self, start: int, end: int, capacity: int) -> int:
-        """An edge; returns its number."""
+    def add(self, start: int, end: int, capacity: int) -> None:
+        """Adds an edge."""
         self.edges[start].append(len(self.ends))
         self.edges[end].append(len(self.ends) + 1)
         self.ends += [end, start]
         self.left += [capacity, 0]
-        return len(self.ends) - 2
 
     def source_side(self, source: int, sink: int) -> list[bool]:
         """For each node, whether the cheapest cut between `source` and `sink` leaves it with `source`.
