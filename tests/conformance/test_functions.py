@@ -62,6 +62,15 @@ def test_a_sum_of_exponentials_that_nearly_cancels_is_within_two_units():
     assert distance("logaddexp", x, y) <= 2
 
 
+def test_a_sum_of_exponentials_whose_greater_one_is_little_above_one_is_within_two_units():
+    given = [torch.tensor([x], dtype=torch.float64) for x in (9.422479768228716e-07, -1.2902011765558568)]
+    assert distance("logaddexp", *given) <= 2
+
+
+def test_a_gelu_next_to_nothing_is_within_two_units():
+    assert distance("gelu", torch.tensor([-37.579306683908975], dtype=torch.float64)) <= 2
+
+
 def test_what_is_computed_in_64_bits_besides_powers_is_refused_by_name():
     class Wide(hb.Cell):
         def forward(self, x, v):

@@ -107,7 +107,17 @@ def _gelu(n: Numbers, x: Value) -> Value:
     lost = x.fma(-root, -over) - x * -left
     slope = n.exp(-(over * over)) * (-2 / math.sqrt(math.pi))
     found = _product(n, half, tail, slope * lost)
+    found = (abs(x) < 0.5).select(half.fma(_error_function_near_zero(x), half), found)
     return (x < -37).select(_gelu_far(n, (x < -40).select(-40, x)), found)
+
+
+def _error_function_near_zero(x: Value) -> Value:
+    """``erf(x / sqrt 2)`` for `x` from -1/2 to 1/2, by its series."""
+    over = x * x * -0.5
+    series = x.lift(0)
+    for order in range(11, -1, -1):
+        series = series.fma(over, x.lift(1 / (math.factorial(order) * (2 * order + 1))))
+    return x * math.sqrt(2 / math.pi) * series
 
 
 def _gelu_far(n: Numbers, x: Value) -> Value:
@@ -119,9 +129,9 @@ def _gelu_far(n: Numbers, x: Value) -> Value:
     for odd in range(15, 0, -2):  # 1 - series = 1 - 1/x**2 (1 - 3/x**2 (1 - 5/x**2 ...))
         series = over * odd * (1 - series)
     larger = n.exp(64 - square)
-    part = (-larger).fma(series + lost, larger)
+    part = (series + lost) * -larger
     scale, scale_left = -6.398279740081261e-29, -1.276958596889294e-45  # - exp(-64) / sqrt(2 pi)
-    return part.fma(scale, part * scale_left)
+    return larger.fma(scale, part.fma(scale, larger * scale_left))
 
 
 GELU_ROOT = Fraction("1.59576912160573071175978423973752747390")
@@ -176,7 +186,7 @@ def _logaddexp(n: Numbers, x: Value, y: Value) -> Value:
     rest = (apart < 0).select(rest, -rest)
     rest = (abs(x - y) < math.inf).select(rest, 0)
     found = most + (smooth + part * rest / (part + 1))
-    # where both are not far below zero, the sum nearly cancels: log(1 + (exp(most) - 1) + exp(least))
+    # near zero the sum cancels, or its second part is most of it: log(1 + (exp(most) - 1) + exp(least))
     least = (x > y).select(y, x)
     power = pair_sum(pair_expm1(least * (1 / 256)), (x.lift(1), x.lift(0)))
     for _ in range(8):
@@ -184,7 +194,7 @@ def _logaddexp(n: Numbers, x: Value, y: Value) -> Value:
     whole, left = pair_sum(pair_expm1(most), power)
     near = n.library("log1p", whole) + left / (whole + 1)
     near = (most < -2).select(found, near)
-    near = (most > 0).select(found, near)
+    near = (most > 1 / 4).select(found, near)
     return (least < SMALL).select(found, near)
 
 
