@@ -608,7 +608,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     assume(min(geometry.output) > 0)
     rows = torch.rand(planes, images * image[0], image[1] * channels) < density
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), density)
-    weight = torch.randn(outputs, channels, *kernel)
+    weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
     gradient = torch.randn(images * geometry.output[0] * geometry.output[1], outputs)
     inputs = channels * kernel[0] * kernel[1]
     windows = autograd.windows_of(input_.bits, geometry)
@@ -617,14 +617,14 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         patch.setattr(pixels, "PIXELS", near)
         patch.setattr(pixels, "NEAR", near)
         patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
-        found = pixels.forward(input_, weight, weight[:, 0, 0, 0], geometry)
+        found = pixels.forward(input_, weight, bias, geometry)
         of_weights = pixels.weight_gradient(input_, gradient, geometry)
         patch.setattr(product, "LONG", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
     flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
     torch.testing.assert_close(of_weights, flat, rtol=1e-4, atol=1e-4)
     wanted, _ = product.forward(
-        windows, 0.1, weight.permute(0, 2, 3, 1).reshape(outputs, -1), weight[:, 0, 0, 0], input_.scales
+        windows, 0.1, weight.permute(0, 2, 3, 1).reshape(outputs, -1), bias, input_.scales
     )
     wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
