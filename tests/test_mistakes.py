@@ -130,7 +130,7 @@ MISTAKES = [
     ("train --data unlabelled.csv", "must have rows with a label; 'label' is empty in all"),
     ("train --data one-class.csv", "must have at least two classes, got x"),
     ("train --data words.csv", "has 50 classes in 50 samples"),
-    ("train --data names.csv", "must have columns to learn from beside 'label'"),
+    ("train --data names.csv", "or text that differs from row to row: `name`"),
     ("train --data few.csv", "samples must be enough to train, validate and test on, got 2"),
     ("train --data gap.csv --missing refuse", "row 41 has none in 'a'"),
     ("train --data good.csv --missing zero", "missing must be one of median, drop, refuse"),

@@ -595,6 +595,27 @@ def test_runs_are_listed_with_what_is_not_usual(tmp_path, capsys, monkeypatch):
     assert "learning_rate" not in printed
 
 
+def test_a_class_of_which_nothing_is_tested_has_no_recall_and_no_share_in_the_balanced_accuracy(tmp_path):
+    drawn = np.random.default_rng(0)
+    labels = ["common"] * 60 + ["rare"] * 10 + ["single"]
+    frame = pandas.DataFrame({"a": drawn.normal(size=71), "label": labels})
+    settings = hb.train.Settings(layers="8", epochs=1, steps=2)
+    _, outcome = hb.train.fit(settings, tmp_path / "run", samples=hb.data.Table(frame))
+    assert np.isnan(outcome.recalls["single"])
+    tested = [outcome.recalls[name] for name in ("common", "rare")]
+    assert not np.isnan(tested).any()
+    assert outcome.balanced == pytest.approx(sum(tested) / 2)
+
+
+def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
+    for number in range(6):
+        kind = tmp_path / "maps" / "ab"[number % 2]
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full([4, 4], 0.5, np.float32)).save(kind / f"{number}.tif")
+    with pytest.raises(ValueError, match=r"picture .*0\.tif can't be read: its numbers are floating-point"):
+        read(tmp_path / "maps")
+
+
 def test_few_threads_for_little_work(tmp_path, monkeypatch):
     from hibana.train import threads
 

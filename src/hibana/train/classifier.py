@@ -6,7 +6,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassRecall
+from torchmetrics.classification import MulticlassStatScores
 
 from hibana import encode, loss, metrics
 from hibana.cells import Cell
@@ -65,7 +65,7 @@ class Classifier(lightning.LightningModule):
             most_weights=most_weights,
         )
         self.objective = _objective(settings, description)
-        self.recall = None if self.is_regression else MulticlassRecall(max(2, classes), average=None)
+        self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})

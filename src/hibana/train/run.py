@@ -205,7 +205,8 @@ def _leave() -> None:
 def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
     if model.recall is None:
         return {}
-    recalls = model.recall.compute().tolist()
+    right, _, _, _, tested = model.recall.compute().unbind(dim=1)
+    recalls = (right / tested).tolist()  # NaN of a class of which no sample is there
     return dict(zip(samples.names, recalls, strict=False))
 
 

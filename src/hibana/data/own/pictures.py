@@ -105,6 +105,11 @@ def _open(path: Path) -> Any:
             picture.load()
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"picture {path} can't be read: {' '.join(str(error).split())[:200]}") from error
+    if picture.mode == "F":
+        raise ValueError(
+            f"picture {path} can't be read: its numbers are floating-point, of which none is known to be "
+            f"white; save it with 8 or 16 bits"
+        )
     return PIL.ImageOps.exif_transpose(picture)
 
 

@@ -235,7 +235,9 @@ class Table(Own):
             else:
                 kept.append(name)
         if not kept:
-            raise ValueError(f"{self.called} must have columns to learn from beside {label!r}")
+            why = "; left out, as empty, numbers of rows or text that differs from row to row: "
+            shown = why + ", ".join(left) if left else ""
+            raise ValueError(f"{self.called} must have columns to learn from beside {label!r}{shown}")
         return table[kept], left
 
 
