@@ -159,6 +159,12 @@ class Table(Own):
         table = table[~absent].reset_index(drop=True)
         if len(table) == 0:
             raise ValueError(f"{name} must have rows with a label; {label!r} is empty in all")
+        if absent.any() and table[label].nunique() == 1:
+            raise ValueError(
+                f"label {label!r} must have at least two classes, got {table[label].iloc[0]}; "
+                f"{int(absent.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
+                f"read so"
+            )
         inputs, left = self._inputs(table, label) if known is None else (known.chosen(table), [])
         gaps = inputs.isna()
         share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
