@@ -1,11 +1,12 @@
 """Sizes of a convolution."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Geometry", "Pair"]
+__all__ = ["Geometry", "Pair", "meets"]
 
 Pair = tuple[int, int]
 WIDE = 32
@@ -70,3 +71,14 @@ class Geometry(NamedTuple):
         for name, (down, across) in {"padding": self.padding, "dilation": self.dilation}.items():
             sizes |= {f"{name}_down": down, f"{name}_across": across}
         return sizes
+
+
+@lru_cache(maxsize=256)
+def meets(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether some window meets one of `size` pixels in a row, and not the padding alone."""
+    last = size + 2 * padding - dilation * (kernel - 1)
+    return any(
+        padding <= begin + tap * dilation < padding + size
+        for begin in range(0, last, stride)
+        for tap in range(kernel)
+    )

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from hibana.events.checks import misfit, pair, plain
 from hibana.events.convolution import autograd, dense, reckoned
-from hibana.events.convolution.geometry import Geometry, Pair
+from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
     NO_EVENTS,
@@ -34,6 +34,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        if max(self.dilation) > 1 and self._meets_padding_alone(input):
+            return self._of_padding(input)
         if (
             not torch.compiler.is_compiling()
             and type(input) is Tensor
@@ -60,6 +62,24 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             self._leave(input, found)
             return self._densely(input, found)
         return found.squeeze(2) if self.dimensions == 1 else found
+
+    def _meets_padding_alone(self, input: Tensor) -> bool:  # noqa: A002
+        """Whether no window of those that there are meets the image."""
+        if torch.compiler.is_compiling() or type(input) is not Tensor or input.ndim != self.dimensions + 2:
+            return False
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        sizes = input.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation
+        return not all(meets(*each) for each in zip(*sizes, strict=True))
+
+    def _of_padding(self, input: Tensor) -> Tensor:  # noqa: A002
+        """The bias: zeros are put around first, for torch (2.13) ends the process as it does so."""
+        self._reason = "dense: no window meets the image"
+        assert not isinstance(self.padding, str)
+        around = functional.pad(input, [side for side in self.padding[::-1] for _ in range(2)])
+        convolved = functional.conv1d if self.dimensions == 1 else functional.conv2d
+        out: Tensor = convolved(around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return out
 
     def _is_small(self, input: Tensor) -> bool:  # noqa: A002
         """Whether torch has done all before events have begun, which is remembered."""
