@@ -156,6 +156,7 @@ MISTAKES = [
     ),
     ("train --data good.csv --augment flip", "augment is of images; "),
     ("train --rate-penalty 0 --rate-target 0.07", "rate_target is of a rate_penalty above 0; it is 0"),
+    ("train --loss first-spike", "loss is of outputs that spike; layers"),
     ("train --least-rate 0.02", "least_rate is of a silence_penalty above 0; it is 0"),
     ("train --layers p2 --silence-penalty 1", "silence_penalty is of layers that spike; layers p2 has none"),
     (

@@ -335,6 +335,41 @@ def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp
     assert folder.training.inputs.shape == in_memory.training.inputs.shape
 
 
+def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
+    frames, kinds = waves()
+    rows = [
+        (n, t, *row, kind)
+        for n, (f, kind) in enumerate(zip(frames, kinds, strict=True))
+        for t, row in enumerate(f)
+    ]
+    table = pandas.DataFrame(rows, columns=["case", "time", "x", "y", "speed"])
+    table.to_csv(tmp_path / "long.csv", index=False)
+    wanted = read(tmp_path / "long.csv", group="case", steps=12)
+    assert "in the order" not in wanted.told
+    within = [part.sample(frac=1, random_state=1) for _, part in table.groupby("case")]
+    pandas.concat(within).to_csv(tmp_path / "long.csv", index=False)
+    found = read(tmp_path / "long.csv", group="case", steps=12)
+    assert "rows put in the order of 'time'" in found.told
+    assert torch.equal(found.training.inputs, wanted.training.inputs)
+    again = table.assign(time=table["time"] // 2 * -1)  # a time stands twice
+    again.to_csv(tmp_path / "long.csv", index=False)
+    assert "in the order" not in read(tmp_path / "long.csv", group="case", steps=12).told
+
+
+def test_a_column_is_not_named_where_there_are_none(tmp_path):
+    frames, kinds = waves()
+    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
+        (tmp_path / "folder" / kind).mkdir(parents=True, exist_ok=True)
+        file = tmp_path / "folder" / kind / f"{number}.csv"
+        pandas.DataFrame(each, columns=["x", "y"]).to_csv(file, index=False)
+    for name in ("label", "group"):
+        with pytest.raises(ValueError, match=f"{name} is a column of a long table"):
+            read(tmp_path / "folder", **{name: "x"})
+    np.save(tmp_path / "single.npy", np.arange(60.0).reshape(20, 3))
+    with pytest.raises(ValueError, match="the last column is the label"):
+        read(tmp_path / "single.npy", label="x")
+
+
 @pytest.mark.parametrize(
     ("columns", "label", "group"),
     [

@@ -102,6 +102,12 @@ _RULES = (
     _Rule(
         ("least_rate",), "a silence_penalty above 0", _is_above_0("silence_penalty"), lambda run: "it is 0"
     ),
+    _Rule(
+        ("loss",),
+        "outputs that spike",
+        lambda run: run.settings.loss != "first-spike" or ":" in run.settings.layers,
+        lambda run: f"layers {run.settings.layers} end in potentials, which have no first spike",
+    ),
     _Rule(("class_weights",), "data of your own", lambda run: run.settings.kind is not None, _data),
     _Rule(
         ("class_weights", "smoothing"),

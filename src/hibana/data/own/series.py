@@ -82,7 +82,7 @@ class Sequences(Own):
     A folder of tables by class, ``class/name.csv``, a row a frame; a long table, whose column `group` says
     which rows are of one sequence, and whose label is the same in all of them; a ``.ts`` file of aeon and
     sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with); or arrays in memory. Columns
-    that say the time are left out; rows are taken in their order.
+    that say the time are left out; rows are put in its order where it says one, and taken in theirs else.
 
     Args:
         source: a folder, a file, or a list of arrays ``[frames, F]``.
@@ -127,6 +127,7 @@ class Sequences(Own):
             raw.labels = listed(list(self.labels))
             self._features: tuple[str, ...] = ()
         else:
+            self._check_columns(source)
             learned = None if self.description is None else self.description.target.name
             raw, self._features = _read(source, self.group, self.label or learned, self._known_features())
         _check(raw)
@@ -152,6 +153,15 @@ class Sequences(Own):
         )
         return raw
 
+    def _check_columns(self, source: Any) -> None:
+        """Refuses a column to be named where classes and sequences are told apart otherwise."""
+        named = [name for name in ("label", "group") if getattr(self, name) is not None]
+        if named and not _is_long(source, self.group):
+            raise ValueError(
+                f"{named[0]} is a column of a long table, a file in which `group` says which rows are of one "
+                f"sequence; leave it out: {self.called} has them one by one, with their classes"
+            )
+
     def _known_features(self) -> tuple[str, ...]:
         known = None if self.description is None else self.description.inputs
         return known.features if isinstance(known, SequenceInputs) else ()
@@ -175,6 +185,12 @@ def _in_memory(source: Any) -> Raw:
     return Raw([f[:, None] if f.ndim == 1 else f for f in frames], None, names)
 
 
+def _is_long(source: Any, group: str | None) -> bool:
+    """Whether `source` is one table of many sequences."""
+    path = Path(source) if isinstance(source, str | Path) else None
+    return path is not None and path.suffix != ".ts" and path.is_file() and group is not None
+
+
 def _read(
     source: Any, group: str | None, label: str | None, features: tuple[str, ...]
 ) -> tuple[Raw, tuple[str, ...]]:
@@ -185,13 +201,14 @@ def _read(
     if path.suffix == ".ts":
         values, labels = ts.read(path)
         return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)]), features
-    if path.is_file() and group is not None:
+    if group is not None and _is_long(path, group):
         return _grouped(path, group, label, features)
     found = by_class(path, SUFFIXES, "sequences")
     values, how = [], list[str]()
     for file in found.files:
         table, of_file = opened(file)
-        how += (each for each in of_file if each not in how)
+        table, order = _in_time(table)
+        how += (each for each in (*of_file, *order) if each not in how)
         features = features or _columns(table, ())
         values.append(_frames(table, features, file.name))
     return Raw(values, found.labels, found.names, parts=found.parts, how=how), features
@@ -218,6 +235,8 @@ def _grouped(
     values, known = [], []
     for value, rows in table.groupby(group, sort=False):
         known.append(f"{group} {value}")
+        rows, order = _in_time(rows)
+        how = [*how, *(each for each in order if each not in how)]
         values.append(_frames(rows, features, known[-1]))
         written = set(listed(rows[chosen].tolist()) or ()) if chosen else {""}
         if len(written) != 1:
@@ -227,6 +246,20 @@ def _grouped(
             )
         labels += written
     return Raw(values, labels if chosen else None, known, label=chosen or "class", how=how), features
+
+
+def _in_time(table: Any) -> tuple[Any, list[str]]:
+    """The rows of a sequence, in the order of the numbers in a column that says their time; and what to say.
+
+    Left as they are where no time is before the one above, or one stands twice.
+    """
+    for name in table.columns:
+        if name.lower() in TIMES and _is_number(table[name]):
+            times = table[name]
+            if times.is_monotonic_increasing or not times.is_unique or times.isna().any():
+                return table, []
+            return table.sort_values(name, kind="stable"), [f"rows put in the order of {name!r}"]
+    return table, []
 
 
 def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:

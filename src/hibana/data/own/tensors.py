@@ -102,6 +102,11 @@ class Arrays(Own):
             found = contents(source)
         if len(found) == 1:
             (values,) = found.values()
+            if self.label is not None:
+                raise ValueError(
+                    f"label is the name of an array in a file of several; of a single one the last column is "
+                    f"the label: leave it out, got {self.label!r}"
+                )
             if values.ndim != 2 or values.shape[1] < 2:
                 raise ValueError(
                     f"a single array must be [N, F + 1] with the label last, got {values.shape}; give "
