@@ -115,7 +115,8 @@ def _looked_up(rows: int, inputs: int, outputs: int) -> float:
     wide, _, far = _sizes(rows, inputs, outputs)
     fours, blocks = -(-inputs // 4), -(-rows // kernels.LOOKED_UP)
     packing = 0.1 * inputs * outputs + 1.4 * far
-    return NANO * (8200 + packing + wide * (rows * (0.9 + 0.18 * fours) + blocks * 6.2 * fours))
+    narrow = 3.5 * rows if outputs % (LANES * vectors(outputs)) else 0.0  # written by way of a block
+    return NANO * (8200 + packing + narrow + wide * (rows * (0.9 + 0.18 * fours) + blocks * 6.2 * fours))
 
 
 def _weights_listed(rows: int, inputs: int, outputs: int, density: float) -> float:
