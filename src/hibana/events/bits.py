@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hibana.events.lanes.lists import WORD, bits_from, first_bits
+from hibana.events.lanes.lists import WORD, bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES
 from hibana.native import FLOAT, INT, LONG, Code, Floats, Longs, Pointer, Value, kernel
 
@@ -74,7 +74,7 @@ def _scan(
     lines of the cache, are read as one, and their bits cut out: a vector across two lines takes two loads.
     """
     whole, rest = inputs // WORD, inputs % WORD
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     cut = source.given() & ((inputs & (LANES - 1)) > 0) & step.equals(1)
     with (
         code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, together),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.lists import WORD, words_of
 from hibana.events.lanes.rows import LANES
 from hibana.native import INT, Code, Floats, Ints, Longs, Pointer, Value, kernel
 
@@ -116,7 +116,7 @@ def _scan(
     bit beyond the planes, if it is none.
     """
     whole, rest = inputs // WORD, inputs % WORD
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     factor, inverse = (unit[i].spread(WORD) for i in range(2))
     strange = code.constant(_ODD, INT.of(LANES))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:

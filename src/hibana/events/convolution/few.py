@@ -1,7 +1,7 @@
 """The gradient of a convolution's input, from the values of a gradient that is mostly zero."""
 
 from hibana.events.convolution.kernels import Sizes
-from hibana.events.lanes.lists import SLACK, WORD, listed, values_together
+from hibana.events.lanes.lists import SLACK, WORD, listed, values_together, words_of
 from hibana.events.lanes.rows import LANES, Row, add_scaled_rows
 from hibana.native import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Shorts, Value, kernel
 
@@ -34,7 +34,7 @@ def input_gradient_of_few(
     weights of a kernel's row are one stretch of the list.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
-    table_rows = (sizes.kernel_height * sizes.kernel_width * outputs + (WORD - 1)) // WORD * WORD
+    table_rows = words_of(sizes.kernel_height * sizes.kernel_width * outputs) * WORD
     parts = (sizes.height + deep - 1) // deep
     fits = sizes.kernel_width * outputs * (row.floats * FLOAT.size) <= NEAR
     together = sizes.dilation_across.equals(1) & fits
@@ -74,7 +74,7 @@ def input_gradient_of_few(
                     )
                     pixel.value += 1
             first[pixel.value] = n.value
-            with code.loop(0, (channels + (row.floats - 1)) // row.floats) as panel:
+            with code.loop(0, row.panels(channels)) as panel:
                 wide = (channels - panel * row.floats).smaller(row.floats)
                 narrow = wide < row.floats
                 into = target + (channels * (image * sizes.height + upper) * width + panel * row.floats)

@@ -11,6 +11,7 @@ from hibana.events.lanes.lists import (
     listed,
     put_bits,
     transposed_bits,
+    words_of,
 )
 from hibana.events.lanes.rows import LANES, Row, folded
 from hibana.native import FLOAT, LONG, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
@@ -55,10 +56,10 @@ def windows(
     One piece of work is a row of output pixels.
     """
     channels, out_width = sizes.channels, sizes.out_width
-    words = (sizes.width * channels + (WORD - 1)) // WORD
-    pitch = ((sizes.width + sizes.padding_across * 2) * channels + (WORD - 1)) // WORD + 2
+    words = words_of(sizes.width * channels)
+    pitch = words_of((sizes.width + sizes.padding_across * 2) * channels) + 2
     wide = sizes.kernel_width * channels
-    window = (sizes.kernel_height * wide + (WORD - 1)) // WORD
+    window = words_of(sizes.kernel_height * wide)
     joined = sizes.dilation_across.equals(1)
     in_a_word = window.equals(1) & joined
     with (
@@ -137,10 +138,10 @@ def input_gradient(
     [kernel width][panel]``. With a dilation downwards, `deep` is 1.
     """
     channels, width = sizes.channels, sizes.width
-    words, blocks = (width * channels + (WORD - 1)) // WORD, (channels + (WORD - 1)) // WORD
-    panels = (outputs + (row.floats - 1)) // row.floats
+    words, blocks = words_of(width * channels), words_of(channels)
+    panels = row.panels(outputs)
     taps = sizes.kernel_height * sizes.kernel_width
-    panel_floats = (channels * taps + (WORD - 1)) // WORD * (WORD * row.floats)
+    panel_floats = words_of(channels * taps) * (WORD * row.floats)
     reach_down, reach_across = sizes.kernel_height - 1, (sizes.kernel_width - 1) * sizes.dilation_across
     pitch = (wide + reach_across) * row.floats
     tall = deep + reach_down

@@ -9,7 +9,7 @@ the gradient's rows from one list too, each time from another place on.
 from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
-from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, transposed_bits
+from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, transposed_bits, words_of
 from hibana.events.lanes.rows import Row, add_rows, begin_with, transposed
 from hibana.native import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
@@ -51,11 +51,6 @@ class _Words(NamedTuple):
         channels = self.sizes.channels
         there = first_bits(code, (channels - word * WORD).smaller(WORD))
         return bits_from(self.pixels, x * channels + word * WORD) & there
-
-
-def words_of(bits: Value) -> Value:
-    """Words that so many bits fill."""
-    return (bits + (WORD - 1)) // WORD
 
 
 @kernel
@@ -111,7 +106,7 @@ def forward(
                 place.value += 1
         first[place.value] = n.value
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
-        with code.loop(0, panels_of(row, outputs)) as panel:
+        with code.loop(0, row.panels(outputs)) as panel:
             begin_with(code, row, begun, bias, panel, outputs)
             wide = (outputs - panel * row.floats).smaller(row.floats)
             narrow = wide < row.floats
@@ -138,11 +133,6 @@ def forward(
                     add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
             with code.when(narrow), code.loop(0, (lower - upper) * out_width) as k:
                 (into + outputs * k).copy(block + row.floats * k, wide)
-
-
-def panels_of(row: Row, outputs: Value) -> Value:
-    """Panels of so many outputs."""
-    return (outputs + (row.floats - 1)) // row.floats
 
 
 @kernel
@@ -177,7 +167,7 @@ def weight_gradient(
     reach_across = (sizes.kernel_width - 1) * sizes.dilation_across
     pitch, tall = width + reach_across, deep + reach_down
     blocks = words_of(together * tall * pitch)
-    lists, panels = input_.planes * words_of(channels), panels_of(row, outputs)
+    lists, panels = input_.planes * words_of(channels), row.panels(outputs)
     units = lists * sizes.kernel_height
     most_wide = (panels + parts_across - 1) // parts_across
     most_units = (units + parts_down - 1) // parts_down

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.checks import dense_for_more
-from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.lists import WORD, words_of
 from hibana.events.lanes.rows import LANES, transposed
 from hibana.events.support import Support, probe
 from hibana.native import FLOAT, LONG, Code, Floats, Ints, Longs, Pointer, Value, kernel
@@ -272,7 +272,7 @@ def _each_spike(
     write: Callable[[Value, Value], None],
 ) -> None:
     """What `write` writes for a step and an input, for each spike of a row."""
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     with (
         code.loop(0, steps) as step,
         code.loop(0, words) as word,

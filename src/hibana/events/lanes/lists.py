@@ -12,6 +12,7 @@ __all__ = [
     "put_bits",
     "transposed_bits",
     "values_together",
+    "words_of",
 ]
 
 WORD = 64
@@ -19,6 +20,11 @@ WORD = 64
 SLACK = 64
 """Entries of a list that are written beyond its end."""
 ALL = (1 << WORD) - 1
+
+
+def words_of(bits: Value) -> Value:
+    """Words that so many bits fill."""
+    return (bits + (WORD - 1)) // WORD
 
 
 def listed(code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value) -> Value:

@@ -39,6 +39,10 @@ class Row(NamedTuple):
         """Outputs that a row holds the weights of."""
         return LANES * self.vectors
 
+    def panels(self, outputs: Value) -> Value:
+        """Panels of so many outputs, each of one row."""
+        return (outputs + (self.floats - 1)) // self.floats
+
     def load(self, at: Pointer) -> list[Value]:
         """The vectors of the row at `at`."""
         return [(at + LANES * v).load(LANES) for v in range(self.vectors)]

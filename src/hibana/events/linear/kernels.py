@@ -5,7 +5,7 @@ Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what
 
 from collections.abc import Iterator
 
-from hibana.events.lanes.lists import SLACK, WORD, listed
+from hibana.events.lanes.lists import SLACK, WORD, listed, words_of
 from hibana.events.lanes.rows import Row, add_rows, begin_with, dots, transposed
 from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
 from hibana.native import Code, Floats, Longs, Shorts, Value, kernel
@@ -35,7 +35,7 @@ def pack(
     row: Row,
 ) -> None:
     """Blocks of 64 inputs of ``[outputs, inputs]`` weights to ``[panels][words * 64][panel]``, then zeros."""
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     with code.loop(begin, end) as item:
         panel, word = item // words, item % words
         out = target + row.floats * WORD * item
@@ -63,7 +63,7 @@ def forward_lists(
     row: Row,
 ) -> None:
     """Rows of outputs: for each spike of a row, its row of weights is added."""
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     tiles = (words + tile - 1) // tile
     with (
         code.scratch(
@@ -82,7 +82,7 @@ def forward_lists(
             with code.loop(t * tile, ((t + 1) * tile).smaller(words)) as w:
                 n.value = listed(code, row, at[w], (w - t * tile) * WORD, index, n.value)
         first[tiles * rows] = n.value
-        with code.loop(0, (outputs + (row.floats - 1)) // row.floats) as panel:
+        with code.loop(0, row.panels(outputs)) as panel:
             begin_with(code, row, begun, bias, panel, outputs)
             wide = (outputs - panel * row.floats).smaller(row.floats)
             narrow = wide < row.floats
@@ -114,14 +114,14 @@ def forward_tables(
     row: Row,
 ) -> None:
     """Rows of outputs: for each four inputs, the sum of those that spiked is looked up."""
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     room = code.constant(LOOKED_UP * row.floats)
     with (
         code.scratch(
             (Floats, TABLES), (Floats, (outputs % row.floats).equals(0).select(0, room)), (Floats, row.floats)
         ) as (tables, block, begun),
         code.loop(begin, end, LOOKED_UP) as top,
-        code.loop(0, (outputs + (row.floats - 1)) // row.floats) as panel,
+        code.loop(0, row.panels(outputs)) as panel,
     ):
         rows = (end - top).smaller(LOOKED_UP)
         begin_with(code, row, begun, bias, panel, outputs)
@@ -155,9 +155,9 @@ def input_gradient(
     row: Row,
 ) -> None:
     """Rows of the input's gradient, computed where the support's bits are set and zero elsewhere."""
-    words = (inputs + (WORD - 1)) // WORD
+    words = words_of(inputs)
     tile = words.smaller(TILE)
-    panels = (outputs + (row.floats - 1)) // row.floats
+    panels = row.panels(outputs)
     with code.scratch((Floats, panels * row.floats), (Longs, panels), (Shorts, tile * WORD + SLACK)) as parts:
         padded, places, index = parts
         padded.clear(panels * row.floats)

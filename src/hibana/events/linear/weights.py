@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from hibana.events.lanes.lists import SLACK, WORD, listed, transposed_bits
+from hibana.events.lanes.lists import SLACK, WORD, listed, transposed_bits, words_of
 from hibana.events.lanes.rows import LANES, Row, add_rows, transposed
 from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
 from hibana.native import Code, Floats, Longs, Pointer, Shorts, Value, kernel
@@ -40,7 +40,7 @@ def weight_gradient(
     For each block of rows near at hand: an input's sum takes the gradient rows where it spiked, one by
     one from a list, or (`by_table`) in fours looked up. Each part of the rows has sums of its own.
     """
-    words, panels = (inputs + (WORD - 1)) // WORD, (outputs + (row.floats - 1)) // row.floats
+    words, panels = words_of(inputs), row.panels(outputs)
     most_wide = (panels + parts_across - 1) // parts_across
     most_deep = (words + parts_down - 1) // parts_down
     with (
@@ -133,7 +133,7 @@ def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
         n = code.variable(0)
         with code.loop(0, WORD) as k:
             first[k] = n.value
-            with code.loop(0, (block.rows + (WORD - 1)) // WORD) as w:
+            with code.loop(0, words_of(block.rows)) as w:
                 word = block.turned[(d * WORD + k) * LENGTH + w]
                 n.value = listed(code, row, word, w * WORD, index, n.value)
         first[WORD] = n.value
@@ -167,7 +167,7 @@ def _brought_near(
 
 def _columns(code: Code, bits: Pointer, words: Value, rows: Value, out: Pointer, square: Pointer) -> None:
     """The bits of 64 inputs over up to GRADIENTS rows, input by input: ``[64][LENGTH]``."""
-    with code.loop(0, (rows + (WORD - 1)) // WORD) as part:
+    with code.loop(0, words_of(rows)) as part:
         there = (rows - part * WORD).smaller(WORD)
         with code.loop(0, there) as i:
             square[i] = bits[words * (part * WORD + i)]
