@@ -308,15 +308,26 @@ def test_parts_that_are_given_are_kept(tmp_path):
     assert [len(part) for part in (arrays.training, arrays.validation, arrays.test)] == [18, 2, 10]
 
 
-def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp_path):
-    frames, kinds = waves()
-    long = [
+def long_table(frames, kinds):
+    """A row a step, of the sequences that `case` tells apart."""
+    rows = [
         (n, t, *row, kind)
         for n, (f, kind) in enumerate(zip(frames, kinds, strict=True))
         for t, row in enumerate(f)
     ]
-    columns = ["case", "time", "x", "y", "speed"]
-    pandas.DataFrame(long, columns=columns).to_csv(tmp_path / "long.csv", index=False)
+    return pandas.DataFrame(rows, columns=["case", "time", "x", "y", "speed"])
+
+
+def folder_by_class(folder, frames, kinds):
+    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        pandas.DataFrame(each, columns=["x", "y"]).to_csv(folder / kind / f"{number}.csv", index=False)
+    return folder
+
+
+def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp_path):
+    frames, kinds = waves()
+    long_table(frames, kinds).to_csv(tmp_path / "long.csv", index=False)
     lines = [":".join([*(",".join(map(str, c)) for c in f.T), k]) for f, k in zip(frames, kinds, strict=True)]
     (tmp_path / "waves.ts").write_text("@classLabel true slow fast\n@data\n" + "\n".join(lines) + "\n")
     in_memory = hb.data.Sequences(frames, labels=kinds, steps=12)
@@ -326,23 +337,12 @@ def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp
         assert torch.equal(made.training.inputs, in_memory.training.inputs)
         assert torch.equal(made.test.labels, in_memory.test.labels)
     assert read(tmp_path / "long.csv", group="case").description.target.name == "speed"
-    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
-        (tmp_path / "folder" / kind).mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(each, columns=["x", "y"]).to_csv(
-            tmp_path / "folder" / kind / f"{number}.csv", index=False
-        )
-    folder = read(tmp_path / "folder", steps=12)
+    folder = read(folder_by_class(tmp_path / "folder", frames, kinds), steps=12)
     assert folder.training.inputs.shape == in_memory.training.inputs.shape
 
 
 def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
-    frames, kinds = waves()
-    rows = [
-        (n, t, *row, kind)
-        for n, (f, kind) in enumerate(zip(frames, kinds, strict=True))
-        for t, row in enumerate(f)
-    ]
-    table = pandas.DataFrame(rows, columns=["case", "time", "x", "y", "speed"])
+    table = long_table(*waves())
     table.to_csv(tmp_path / "long.csv", index=False)
     wanted = read(tmp_path / "long.csv", group="case", steps=12)
     assert "in the order" not in wanted.told
@@ -357,11 +357,7 @@ def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
 
 
 def test_a_column_is_not_named_where_there_are_none(tmp_path):
-    frames, kinds = waves()
-    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
-        (tmp_path / "folder" / kind).mkdir(parents=True, exist_ok=True)
-        file = tmp_path / "folder" / kind / f"{number}.csv"
-        pandas.DataFrame(each, columns=["x", "y"]).to_csv(file, index=False)
+    folder_by_class(tmp_path / "folder", *waves())
     for name in ("label", "group"):
         with pytest.raises(ValueError, match=f"{name} is a column of a long table"):
             read(tmp_path / "folder", **{name: "x"})

@@ -48,9 +48,17 @@ GRAIN = 4
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
+    return _sums(input_, weight, bias, geometry)[0]
+
+
+def _sums(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> tuple[Tensor, Tensor | None]:
+    """The same, and the bits under each window, if they were gathered for it."""
     if pixels.pay(geometry, len(weight), input_.density):
-        return pixels.forward(input_, weight, bias, geometry)
-    return _under_windows(windows_of(input_.bits, geometry), input_, weight, bias, geometry)
+        return pixels.forward(input_, weight, bias, geometry), None
+    windows = windows_of(input_.bits, geometry)
+    return _under_windows(windows, input_, weight, bias, geometry), windows
 
 
 def _under_windows(
@@ -147,15 +155,11 @@ class _Convolution(torch.autograd.Function):
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, weight, bias, geometry)
-        kept = None
-        if pixels.pay(geometry, len(weight), input_.density):
-            out = pixels.forward(input_, weight, bias, geometry)
-        else:
-            windows = windows_of(input_.bits, geometry)
-            out = _under_windows(windows, input_, weight, bias, geometry)
-            used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
-            kept = windows if used and windows.nbytes <= KEPT * images.nbytes else None
-        ctx.save_for_backward(input_.bits, weight, kept, numbers)
+        out, windows = _sums(input_, weight, bias, geometry)
+        used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
+        if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
+            windows = None
+        ctx.save_for_backward(input_.bits, weight, windows, numbers)
         return out.detach()  # not as a view, which would have a node more
 
     @staticmethod

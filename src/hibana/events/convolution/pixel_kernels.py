@@ -231,11 +231,9 @@ def weight_gradient(
                     rows_at = near + (lags_down * pitch + lags_across) * row.floats
                     list_ = unit // sizes.kernel_height
                     there = (channels - list_ % words.each * WORD).smaller(WORD)
+                    into = done + (unit - unit_begin) * row_floats + j * (WORD * row.floats)
                     with code.loop(0, there) as channel:
-                        at = (
-                            done
-                            + (((unit - unit_begin) * sizes.kernel_width + j) * WORD + channel) * row.floats
-                        )
+                        at = into + channel * row.floats
                         place = first + (list_ * WORD + channel)
                         add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0])
         with (

@@ -50,8 +50,7 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     outputs = len(weight)
     row = panel(outputs)
     table = product.packed(weight.permute(0, 2, 3, 1).reshape(outputs, -1), row)
-    if input_.scales != ONE:
-        table = torch.cat([table * scale for scale in input_.scales], 1)
+    table = product.for_planes(table, input_.scales)
     height, width = geometry.output
     images = input_.bits.shape[1] // geometry.image[0]
     out = torch.empty(images, height, width, outputs, dtype=torch.float32, device="cpu")
@@ -118,6 +117,5 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
     )
     flat = out[0] if split.rows == 1 else out.sum(0)
     if input_.scales != ONE:
-        of_planes = flat.view(outputs, planes, -1)
-        flat = torch.stack([of_planes[:, k] * scale for k, scale in enumerate(input_.scales)]).sum(0)
+        flat = product.of_numbers(flat.view(outputs, planes, -1), input_.scales)
     return flat.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)

@@ -17,9 +17,11 @@ __all__ = [
     "Parts",
     "crossover",
     "explained",
+    "for_planes",
     "forward",
     "gradient_crossover",
     "input_gradient",
+    "of_numbers",
     "over_bits",
     "packed",
     "parts",
@@ -90,6 +92,11 @@ def packed(weight: Tensor, row: Row) -> Tensor:
     return table
 
 
+def for_planes(table: Tensor, scales: Scales) -> Tensor:
+    """Packed weights for each plane, one after the other."""
+    return table if scales == ONE else torch.cat([table * scale for scale in scales], 1)
+
+
 def forward(
     bits: Tensor,
     density: float,
@@ -104,9 +111,9 @@ def forward(
     """
     outputs, inputs = weight.shape
     row = panel(outputs)
-    own = table = packed(weight, row)
+    own = packed(weight, row)
+    table = for_planes(own, scales)
     if scales != ONE:
-        table = torch.cat([own * scale for scale in scales], 1)
         inputs = table.shape[1]
     rows = bits.shape[0]
     leading = (rows,) if leading is None else leading
@@ -136,8 +143,12 @@ def weight_gradient(
     if scales == ONE:
         return _bits_gradient(bits, density, grad, inputs, bias)
     of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
-    parts = of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs]
-    return torch.stack([parts[:, k] * scale for k, scale in enumerate(scales)]).sum(0), summed
+    return of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+
+
+def of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
+    """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
+    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
 
 
 def _bits_gradient(
