@@ -25,6 +25,7 @@ from hibana.native import (
     Pointer,
     Shorts,
     Value,
+    build,
     declared,
     function,
     kernel,
@@ -317,3 +318,44 @@ def test_each_bit_that_is_set_is_met_once_from_the_lowest():
     words, out = torch.tensor([0, 0b1001, -(2**63), 0]), torch.empty(9, dtype=torch.int64)
     listed(4, 8, words=words, out=out)
     assert out[:4].tolist() == [0, 3, 63, -1]
+
+
+LOOP = """
+define i64 @sum(ptr %from, i64 %count) {
+begin:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %begin ], [ %next, %loop ]
+  %sum = phi i64 [ 0, %begin ], [ %added, %loop ]
+  %first = mul i64 %i, 40
+  %second = add i64 %first, 80000
+  %a = getelementptr i8, ptr %from, i64 %first
+  %b = getelementptr i8, ptr %from, i64 %second
+  %x = load i64, ptr %a
+  %y = load volatile i64, ptr %b
+  %both = add i64 %x, %y
+  %added = add i64 %sum, %both
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %count
+  br i1 %more, label %loop, label %end
+end:
+  ret i64 %added
+}
+"""
+
+
+def test_what_others_compile_in_this_process_is_as_before() -> None:
+    """A kernel may be compiled without one pass, which LLVM is told for the whole process."""
+    import llvmlite.binding as llvm
+
+    def others() -> bytes:
+        _, machine = build._llvm()
+        return bytes(machine.emit_object(llvm.parse_assembly(LOOP)))
+
+    before = others()
+    ours = build._compiled(LOOP, ("sum",), False)
+    assert others() == before
+    assert ours.code != build._compiled(LOOP, ("sum",), True).code
+    with pytest.raises(RuntimeError):
+        build._compiled("nonsense", ("sum",), False)
+    assert others() == before

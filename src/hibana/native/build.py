@@ -71,13 +71,20 @@ class _Object:
         return cls(body[end:], tuple(head["names"]), head["key"])
 
 
-def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
+def assemble(source: str, names: tuple[str, ...], *, strength_reduction: bool = True) -> tuple[Kernel, ...]:
     """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
+
+    Args:
+        source: the module.
+        names: of the functions in it that are called from outside.
+        strength_reduction: whether LLVM's pass of that name looks for the cheapest way to count through the
+            addresses of a loop. Where many rows are walked side by side, each from its own pointer, it takes
+            half of the time to compile and finds nothing.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    code = _linked_source(source, names)
+    code = _linked_source(source, names, strength_reduction)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
@@ -92,16 +99,17 @@ class _Code:
 _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 
-def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
+def _linked_source(source: str, names: tuple[str, ...], strength_reduction: bool) -> _Code:
     """The code of `source`, one in the process however many threads ask for it."""
-    key = hashlib.sha256("\0".join((source, *names)).encode()).hexdigest()
+    text = "\n".join((*names, f"; strength reduction: {strength_reduction}", source))
+    key = hashlib.sha256(text.encode()).hexdigest()
     with COMPILING:
         code = _LINKED.get(key)
         if code is None:
-            path = _file("\n".join((*names, source)))
+            path = _file(text)
             found = None if path is None else _read(path)
             if found is None:
-                found = _compiled(source, names)
+                found = _compiled(source, names, strength_reduction)
                 if path is not None:
                     _write(path, found.packed(_key(path)))
             code = _LINKED[key] = _linked(found)
@@ -142,7 +150,7 @@ def _say_not_kept(reason: str) -> None:
 _said_once = cache(_say_not_kept)
 
 
-def _compiled(source: str, names: tuple[str, ...]) -> _Object:
+def _compiled(source: str, names: tuple[str, ...], strength_reduction: bool) -> _Object:
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
     module.verify()
@@ -150,7 +158,13 @@ def _compiled(source: str, names: tuple[str, ...]) -> _Object:
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
-    return _Object(machine.emit_object(module), names)
+    if strength_reduction:
+        return _Object(machine.emit_object(module), names)
+    llvm.set_option("", "-disable-lsr=true")
+    try:
+        return _Object(machine.emit_object(module), names)
+    finally:
+        llvm.set_option("", "-disable-lsr=false")  # it holds for the process, in which others compile too
 
 
 def _llvm() -> tuple[Any, Any]:
