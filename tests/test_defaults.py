@@ -145,7 +145,6 @@ def results(tmp_path_factory):
     return folder, ended.stderr
 
 
-@pytest.mark.xdist_group("defaults")
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no forks")
 @pytest.mark.parametrize("default", DEFAULTS)
 def test_no_global_default_changes_what_a_layer_computes(default, results):

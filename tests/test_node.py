@@ -20,10 +20,7 @@ from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.loop.cpu.unaliased import ALIASING_FROM
 from hibana.surrogate import ATan, Box, Step
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
-    pytest.mark.xdist_group("node"),  # one process builds it
-]
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
 
 
 @functools.cache

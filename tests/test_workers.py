@@ -1,4 +1,5 @@
-"""Workers that share the tests: each computes with one thread; one that dies ends the run with an error."""
+"""Workers that share the tests: each computes with one thread, a file that sets up for long is run by one,
+and if one dies the run ends with an error."""
 
 import os
 import shutil
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import workers
 
 pytest.importorskip("xdist", reason="pytest-xdist is not installed")
 if sys.platform == "win32":
@@ -25,19 +28,48 @@ def test_passes(number):
 """
 
 
-def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):
-    shutil.copy(Path(__file__).with_name("workers.py"), tmp_path / "conftest.py")
-    (tmp_path / "test_killed.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+WHO = """
+import os, time
+import pytest
+
+@pytest.mark.parametrize("number", range(30))
+def test_passes(number):
+    time.sleep(0.02)
+    with open(__file__ + ".workers", "a") as file:
+        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
+"""
+
+
+def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str]:
+    """What came of `tests`, by file, with two workers that share them as ours do."""
+    shutil.copy(Path(__file__).with_name("workers.py"), folder / "conftest.py")
+    for name, text in tests.items():
+        (folder / f"{name}.py").write_text(text)
+    (folder / "pytest.ini").write_text("[pytest]\n")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
+        cwd=folder,
         env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"},
         capture_output=True,
         text=True,
         timeout=600,  # replaced, it would never end
     )
+
+
+def test_the_files_that_set_up_for_long_are_each_run_by_one_worker(tmp_path):
+    together = [Path(name).stem for name in workers.TOGETHER]
+    assert all(Path(__file__).with_name(name).is_file() for name in workers.TOGETHER)
+    ended = shared_by_two(tmp_path, **dict.fromkeys([*together, "test_another", "test_one_more"], WHO))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ran = {path.name.partition(".")[0]: path.read_text().split() for path in tmp_path.glob("*.workers")}
+    assert {name: len(by) for name, by in ran.items()} == dict.fromkeys(ran, 30)
+    assert [len(set(ran[name])) for name in together] == [1] * len(together)
+    assert len({*ran["test_another"], *ran["test_one_more"]}) == 2
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):
+    ended = shared_by_two(tmp_path, test_killed=TESTS)
     assert ended.returncode == 1, ended.stdout + ended.stderr
     assert "crashed while running 'test_killed.py::test_passes[20]'" in ended.stdout
 
