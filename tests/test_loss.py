@@ -96,6 +96,21 @@ def test_the_rate_penalty_acts_above_its_target_only():
     assert loss.rate_penalty(spikes, 0.2).item() == 0.0
 
 
+@pytest.mark.parametrize("penalty", [loss.rate_penalty, loss.silence_penalty])
+def test_the_gradient_of_a_penalty_is_that_of_a_mean_and_takes_no_memory_for_each_spike(penalty):
+    spikes = (torch.rand(5, 3, 4, 2) < 0.3).float().requires_grad_()
+    level = 0.1 if penalty is loss.rate_penalty else 0.9
+    (found,) = torch.autograd.grad(penalty(spikes, level), spikes)
+    if penalty is loss.rate_penalty:
+        wanted = (spikes.mean() / level - 1).square()
+    else:
+        wanted = (1 - spikes.mean((0, 1)) / level).clamp(min=0).square().mean()
+    assert torch.equal(penalty(spikes, level), wanted)
+    assert torch.equal(found, torch.autograd.grad(wanted, spikes)[0])
+    assert found.any()
+    assert found.stride()[:2] == (0, 0)
+
+
 def test_the_silence_penalty_looks_at_single_neurons():
     spikes = torch.zeros(10, 1, 4)
     spikes[0, :, 0] = 1.0  # rates 0.1, 0, 0, 0

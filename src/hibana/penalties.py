@@ -29,7 +29,7 @@ def rate_penalty(spikes: Tensor, target: float, lengths: Tensor | None = None) -
     tensor(1.)
     """
     _check_rate("target", target)
-    mean = _over_processes(spikes.mean(), None) if lengths is None else _rate(spikes, lengths).mean()
+    mean = _over_processes(_mean(spikes), None) if lengths is None else _mean(_rate(spikes, lengths))
     return functional.relu(mean / target - 1).square()
 
 
@@ -56,9 +56,15 @@ def silence_penalty(spikes: Tensor, least: float, lengths: Tensor | None = None)
 def _rate(spikes: Tensor, lengths: Tensor | None) -> Tensor:
     """Each neuron's mean over time and batch, over the batches of all processes."""
     if lengths is None:
-        return _over_processes(spikes.flatten(0, 1).mean(dim=0), None)
+        return _over_processes(_mean(spikes, dim=(0, 1)), None)
     steps = padding.checked(lengths, spikes).sum()
     return _over_processes(padding.masked(spikes, lengths).sum(dim=(0, 1)) / steps, steps)
+
+
+def _mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """``values.mean(dim)``, to the bit, whose gradient is one number expanded and not one for each value."""
+    total = values.sum() if dim is None else values.sum(dim)
+    return total / (values.numel() / total.numel())
 
 
 def _over_processes(mean: Tensor, weight: Tensor | None) -> Tensor:
