@@ -2,6 +2,7 @@
 
 import random
 
+import numpy
 import pytest
 import torch
 
@@ -81,7 +82,12 @@ class Draws(hb.Cell):
         return (0.5 * v + (input_ if random.random() < 0.999 else 2 * input_),)
 
 
-@pytest.mark.parametrize("kind", [Counts, Appends, CountsGlobally, Draws])
+class DrawsByNumPy(hb.Cell):
+    def forward(self, input_, v):
+        return (0.5 * v + (input_ if numpy.random.random_sample() < 0.999 else 2 * input_),)  # noqa: NPY002 - which all share
+
+
+@pytest.mark.parametrize("kind", [Counts, Appends, CountsGlobally, Draws, DrawsByNumPy])
 def test_a_step_that_changes_something_else_is_refused(kind):
     with pytest.raises(Unsupported, match=r"changes what it holds|draws random"):
         hb.unroll(kind(), torch.ones(9, 4), backend="cpu")

@@ -164,8 +164,10 @@ def _brief(value: Any) -> Hashable:
 
 def random_state() -> Hashable:
     """The state of the generators of random numbers that Python and NumPy share among all."""
-    numpy = sys.modules.get("numpy")
-    drawn = numpy.random.get_state()[1:3] if numpy else ((), 0)
+    numbers = sys.modules.get(
+        "numpy.random"
+    )  # which NumPy loads when it is first touched, and takes its time
+    drawn = numbers.get_state()[1:3] if numbers else ((), 0)
     return random.getstate(), tuple(drawn[0]), drawn[1]
 
 
