@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def folder(tmp_path, monkeypatch):
 def seconds(monkeypatch):
     """The ways that were measured, each of which took twice as long as reckoned."""
     ways = []
-    monkeypatch.setattr(speeds, "_least", lambda way: ways.append(way) or 2.0)
+    monkeypatch.setattr(speeds, "_measured", lambda way: ways.append(way) or 2.0)
     return ways
 
 
@@ -170,6 +171,23 @@ def test_a_speed_is_measured_once_and_kept(folder, seconds):
     assert seconds == [WAY]
     assert speeds.speed(WAY._replace(name="b")) == 2.0
     assert len(seconds) == 2
+
+
+def test_a_processor_that_is_slow_for_a_while_changes_no_speed(folder, monkeypatch):
+    now, pace = 0.0, 1.0
+
+    def takes(seconds):
+        def call():
+            nonlocal now
+            now += seconds * pace
+
+        return lambda: call
+
+    monkeypatch.setattr(time, "thread_time", lambda: now)
+    monkeypatch.setattr(speeds, "YARDSTICK", speeds.Way("yardstick", 1.0, takes(3.0)))
+    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
+    pace = 2.0
+    assert speeds.speed(speeds.Way("another", 1.0, takes(5.0))) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize(

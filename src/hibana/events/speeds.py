@@ -3,8 +3,11 @@
 A :class:`Way` knows how many seconds it takes by a formula, whose constants were fitted on one machine (AMD
 EPYC, Zen 5). Another one takes so many times as long: that factor is measured with one small call, the first
 time that it is asked for, and stays in the cache beside the kernels. ``HIBANA_COSTS=fixed``, or no cache,
-leaves it 1. It is of processor time of one thread, which others at work on the machine disturb little; that
-more threads speed all ways up alike is an assumption. Nothing here knows a product.
+leaves it 1. It is of processor time of one thread; that more threads speed all ways up alike is assumed.
+
+Ways are compared with one another, and a processor whose neighbours are at work is half as fast for a while
+as before: each is measured in turn with one product of matrices, :data:`YARDSTICK`, and takes as many times
+as long as that. Nothing else here knows a product.
 """
 
 import hashlib
@@ -24,9 +27,9 @@ from hibana.native import files
 from hibana.native.build import kept_in
 from hibana.native.threads import alone
 
-__all__ = ["Call", "Way", "fixed", "numbers", "random_bits", "speed"]
+__all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed"]
 
-RUNS = 6
+RUNS = 30
 """Of which the first does not count."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""
@@ -46,7 +49,7 @@ class Way(NamedTuple):
 
 
 _KNOWN: dict[str, float] = {}
-_MEASURING = threading.Lock()
+_MEASURING = threading.RLock()
 
 
 def speed(way: Way) -> float:
@@ -74,7 +77,7 @@ def _found(way: Way) -> float:
     data = files.read(path)
     found = None if data is None else _unpacked(data, name)
     if found is None:
-        found = min(max(alone(lambda: _least(way)) / way.reckoned, LEAST), MOST)
+        found = min(max(_measured(way) / way.reckoned, LEAST), MOST)
         _write(path, name, found)
     return found
 
@@ -96,15 +99,29 @@ def _write(path: Path, name: str, found: float) -> None:
         return  # said where kernels can't be kept; the next process measures again
 
 
+def _measured(way: Way) -> float:
+    """Seconds that the piece of `way` takes one thread, while nothing else slows it."""
+    if way is YARDSTICK:
+        return alone(lambda: min(_seconds(way.piece())))
+    return alone(lambda: _beside(way)) * YARDSTICK.reckoned * speed(YARDSTICK)
+
+
+def _beside(way: Way) -> float:
+    """How many times as long as the yardstick the piece of `way` takes this thread."""
+    taken = _seconds(way.piece(), YARDSTICK.piece())
+    return min(taken[::2]) / min(taken[1::2])
+
+
 @torch.no_grad()
-def _least(way: Way) -> float:
-    """The least seconds that the piece of `way` takes this thread."""
-    call, times = way.piece(), []
+def _seconds(*calls: Call) -> list[float]:
+    """Of each call in turn, again and again."""
+    times = []
     for _ in range(RUNS):
-        began = time.thread_time()
-        call()
-        times.append(time.thread_time() - began)
-    return min(times[1:])
+        for call in calls:
+            began = time.thread_time()
+            call()
+            times.append(time.thread_time() - began)
+    return times[len(calls) :]
 
 
 def numbers(*shape: int) -> Tensor:
@@ -125,3 +142,7 @@ def random_bits(rows: int, inputs: int, density: float) -> Tensor:
     if rest:
         bits[:, -1] &= (1 << rest) - 1
     return bits
+
+
+YARDSTICK = Way("yardstick", 1e-4, lambda: partial(torch.mm, numbers(256, 256), numbers(256, 256)))
+"""What all others are measured beside."""
