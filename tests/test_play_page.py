@@ -377,6 +377,7 @@ def test_the_page_is_as_light_as_the_system_is(page, browser):
         browser.refresh()  # a page that is opened in the dark
         page.until("!!(window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle)")
         page.run(HELPERS)
+        page.until("root('network_layers').children.length", 2)
         page.until(f"{ground} + {colours}[0]", "rgb(23, 27, 33)#e6e9ef")
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -29,7 +29,7 @@ from hibana.native.threads import alone
 
 __all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed"]
 
-RUNS = 30
+RUNS = 12
 """Of which the first does not count."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""
