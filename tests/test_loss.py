@@ -111,6 +111,25 @@ def test_the_gradient_of_a_penalty_is_that_of_a_mean_and_takes_no_memory_for_eac
     assert found.stride()[:2] == (0, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("penalty", [loss.rate_penalty, loss.silence_penalty])
+def test_more_spikes_than_a_half_number_counts_are_no_infinity(penalty, dtype):
+    spikes = torch.ones(700, 100, 2, dtype=dtype).requires_grad_()
+    means = spikes.mean() if penalty is loss.rate_penalty else spikes.mean((0, 1))
+    assert torch.equal(means, torch.ones_like(means))
+    found = penalty(spikes, 0.5)
+    assert found.dtype == dtype
+    assert found == (1.0 if penalty is loss.rate_penalty else 0.0)
+    (grad,) = torch.autograd.grad(found, spikes)
+    wanted = torch.autograd.grad((means / 0.5 - 1).relu().square(), spikes) if means.ndim == 0 else [0 * grad]
+    assert torch.equal(grad, wanted[0])
+
+
+def test_of_no_neurons_the_penalties_are_no_number_as_a_mean_of_none_is():
+    assert loss.rate_penalty(torch.ones(3, 2, 0), 0.5).isnan()
+    assert loss.silence_penalty(torch.ones(3, 2, 0), 0.5).isnan()
+
+
 def test_the_silence_penalty_looks_at_single_neurons():
     spikes = torch.zeros(10, 1, 4)
     spikes[0, :, 0] = 1.0  # rates 0.1, 0, 0, 0

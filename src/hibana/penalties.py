@@ -1,5 +1,8 @@
 """What too much and too little activity cost: functions of one layer's spikes, whatever emitted them."""
 
+import math
+
+import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
@@ -63,8 +66,10 @@ def _rate(spikes: Tensor, lengths: Tensor | None) -> Tensor:
 
 def _mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """``values.mean(dim)``, to the bit, whose gradient is one number expanded and not one for each value."""
-    total = values.sum() if dim is None else values.sum(dim)
-    return total / (values.numel() / total.numel())
+    count = values.numel() if dim is None else math.prod(values.shape[d] for d in dim)
+    if values.dtype in (torch.float16, torch.bfloat16):  # which do not count so far
+        return (values.sum(dim, dtype=torch.float32) / count).to(values.dtype)
+    return values.sum(dim) / count
 
 
 def _over_processes(mean: Tensor, weight: Tensor | None) -> Tensor:
