@@ -71,15 +71,15 @@ class _Object:
         return cls(body[end:], tuple(head["names"]), head["key"])
 
 
-def assemble(source: str, names: tuple[str, ...], *, strength_reduction: bool = True) -> tuple[Kernel, ...]:
+def assemble(source: str, names: tuple[str, ...], *, strength_reduction: bool = False) -> tuple[Kernel, ...]:
     """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
 
     Args:
         source: the module.
         names: of the functions in it that are called from outside.
         strength_reduction: whether LLVM's pass of that name looks for the cheapest way to count through the
-            addresses of a loop. Where many rows are walked side by side, each from its own pointer, it takes
-            half of the time to compile and finds nothing.
+            addresses of a loop. Where rows are walked side by side, each from its own pointer, as the loop's
+            are, it takes half of the time to compile and finds nothing.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.

@@ -108,6 +108,6 @@ def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Valu
 
     kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}
     row = function(f"{name}_row", body, kinds, exported=True)
-    (kernel,) = assemble(source(row.texts), (f"{name}_row",), strength_reduction=False)
+    (kernel,) = assemble(source(row.texts), (f"{name}_row",))
     _ROWS.append(kernel)
     return kernel.address

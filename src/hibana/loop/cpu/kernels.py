@@ -240,7 +240,7 @@ class CpuKernels(NativeKernels):
         if found is None:
             made = self._forward_source if direction == "forward" else self._backward_source
             source = made(*variant)
-            (kernel,) = assemble(source.text, (direction,), strength_reduction=False)
+            (kernel,) = assemble(source.text, (direction,))
             calls = {name: self.functions[op] for name, op in source.calls.items()}
             # a thread that was here first may run its own by now, which must stay
             found = self._built.setdefault(key, Bound(kernel, source.arguments, calls, source.row))

@@ -164,9 +164,8 @@ def _brief(value: Any) -> Hashable:
 
 def random_state() -> Hashable:
     """The state of the generators of random numbers that Python and NumPy share among all."""
-    numbers = sys.modules.get(
-        "numpy.random"
-    )  # which NumPy loads when it is first touched, and takes its time
+    # NumPy loads them when they are first touched: until then nobody has drawn any.
+    numbers = sys.modules.get("numpy.random")
     drawn = numbers.get_state()[1:3] if numbers else ((), 0)
     return random.getstate(), tuple(drawn[0]), drawn[1]
 
