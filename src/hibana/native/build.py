@@ -71,20 +71,20 @@ class _Object:
         return cls(body[end:], tuple(head["names"]), head["key"])
 
 
-def assemble(source: str, names: tuple[str, ...], *, strength_reduction: bool = False) -> tuple[Kernel, ...]:
+def assemble(source: str, names: tuple[str, ...], *, optimized: bool = False) -> tuple[Kernel, ...]:
     """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
 
     Args:
         source: the module.
         names: of the functions in it that are called from outside.
-        strength_reduction: whether LLVM's pass of that name looks for the cheapest way to count through the
-            addresses of a loop. Where rows are walked side by side, each from its own pointer, as the loop's
-            are, it takes half of the time to compile and finds nothing.
+        optimized: whether all of LLVM's passes of its level 2 see the module, for loops within loops. What
+            goes once along rows, each value computed where it is needed, as the loop's kernels do, is
+            tidied only: they would take most of the time to compile, and find nothing.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    code = _linked_source(source, names, strength_reduction)
+    code = _linked_source(source, names, optimized)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
@@ -99,9 +99,9 @@ class _Code:
 _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 
-def _linked_source(source: str, names: tuple[str, ...], strength_reduction: bool) -> _Code:
+def _linked_source(source: str, names: tuple[str, ...], optimized: bool) -> _Code:
     """The code of `source`, one in the process however many threads ask for it."""
-    text = "\n".join((*names, f"; strength reduction: {strength_reduction}", source))
+    text = "\n".join((*names, f"; optimized: {optimized}", source))
     key = hashlib.sha256(text.encode()).hexdigest()
     with COMPILING:
         code = _LINKED.get(key)
@@ -109,7 +109,7 @@ def _linked_source(source: str, names: tuple[str, ...], strength_reduction: bool
             path = _file(text)
             found = None if path is None else _read(path)
             if found is None:
-                found = _compiled(source, names, strength_reduction)
+                found = _compiled(source, names, optimized)
                 if path is not None:
                     _write(path, found.packed(_key(path)))
             code = _LINKED[key] = _linked(found)
@@ -150,17 +150,22 @@ def _say_not_kept(reason: str) -> None:
 _said_once = cache(_say_not_kept)
 
 
-def _compiled(source: str, names: tuple[str, ...], strength_reduction: bool) -> _Object:
+def _compiled(source: str, names: tuple[str, ...], optimized: bool) -> _Object:
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=2)
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    if strength_reduction:
+    if optimized:
+        builder.getModulePassManager().run(module, builder)
         return _Object(machine.emit_object(module), names)
-    llvm.set_option("", "-disable-lsr=true")
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_simplify_cfg_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_simplify_cfg_pass()
+    passes.run(module, builder)
+    llvm.set_option("", "-disable-lsr=true")  # no search for the cheapest way to count through addresses
     try:
         return _Object(machine.emit_object(module), names)
     finally:

@@ -111,7 +111,7 @@ class Launcher:
         """The kernel itself, for these values of its options."""
         if options not in self._built:
             text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
-            (self._built[options],) = assemble(text, (self.name,), strength_reduction=True)
+            (self._built[options],) = assemble(text, (self.name,), optimized=True)
         return self._built[options]
 
     def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
