@@ -35,6 +35,9 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "Upsample": lambda: hb.events.Upsample(scale_factor=2),
     "StepsDropout": lambda: hb.StepsDropout().eval(),  # in training no two calls are alike
     "ThresholdBatchNorm2d": lambda: hb.ThresholdBatchNorm2d(2).eval(),  # torch.func takes no training of it
+    "Normalized": lambda: hb.Normalized(
+        hb.EachStep(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), hb.IF(surrogate=smooth)
+    ).eval(),  # as above
     "Checkpointed": lambda: hb.Checkpointed(nn.Linear(4, 4)),
     "MaxPool2d": lambda: hb.events.MaxPool2d(2),
     "Flatten": lambda: hb.events.Flatten(),

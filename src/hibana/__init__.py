@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from hibana.events import Conv2d, Linear
     from hibana.fold import fold_batchnorm
     from hibana.native.heap import keep_memory
+    from hibana.normalized import Normalized
     from hibana.window import Window
 
 __version__ = "0.1.0"
@@ -95,6 +96,7 @@ _MODULES = {
     "events": ("Conv2d", "Linear"),
     "fold": ("fold_batchnorm",),
     "native.heap": ("keep_memory",),
+    "normalized": ("Normalized",),
     "window": ("Window",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -126,6 +128,7 @@ __all__ = [
     "LIF",
     "LIFCell",
     "Linear",
+    "Normalized",
     "OverTime",
     "PLIF",
     "PLIFCell",

@@ -47,11 +47,16 @@ class EachStep(nn.Module):
         if self.module._modules or isinstance(self.module, Stateful):
             check_knows_no_time("module", self.module)  # it may have got another since
         steps, batch = inputs.shape[:2]
-        if alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch)):
+        if self.runs_once(inputs):
             once: Tensor = self.module(inputs[0])
             return repeated(once, steps)
         outputs: Tensor = self.module(inputs.flatten(0, 1))
         return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
+
+    def runs_once(self, inputs: Tensor) -> bool:
+        """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""
+        batch = inputs.shape[1]
+        return alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch))
 
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:

@@ -191,6 +191,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         wants_input=wanted[0],
         constant=constant,
         wants_first=any(wanted[1 : 1 + begun]),
+        folds=program.folds(order, len(shape) - 1) if program.step.grad_sums and program.takes_zeros else (),
     )
     backward = program.kernels.backward if program.takes_zeros else program.absences.backward
     grad_input, first_grads, sums = backward(given)

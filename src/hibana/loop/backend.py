@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -47,7 +47,8 @@ class ForwardArguments(NamedTuple):
     first: Sequence[Tensor | None]
     """The states begun with; None for zeros."""
     parameters: Sequence[Tensor]
-    """Of the step: a number, or one per neuron; then its matrices."""
+    """Of the step: a number, or one per neuron; then its matrices. Contiguous; of `patterns_from` neurons on,
+    what comes again and again in memory may be given once."""
     plan: "Plan | None"
     """Whose residuals are kept, if it is given."""
     ends: bool = True
@@ -79,6 +80,9 @@ class BackwardArguments(NamedTuple):
     """Whether it is then summed over time."""
     wants_first: bool
     """Whether the gradients of the states begun with are wanted."""
+    folds: Sequence[int] = ()
+    """For each of the sums over time, over how many of the first dimensions of a step it may be summed too,
+    which then have the size 1; none, if there is nothing here."""
     may_offset: bool = True
     """Whether the gradient of the input may begin later than its memory does."""
 
@@ -90,6 +94,8 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
+    patterns_from: ClassVar[float] = inf
+    """How many neurons there are at least where a parameter may be given as what comes again and again."""
     approximate: tuple[str, ...] = ()
     """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"

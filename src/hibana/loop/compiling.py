@@ -5,6 +5,7 @@ It is loaded with the first step that is compiled, for it takes a while.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hibana.loop.absent import Absences
 from hibana.loop.backend import Kernels, kernels_of
 from hibana.loop.graph.bounds import takes_zeros
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.part import Part, places_in
 from hibana.loop.graph.plan import Plan, make_plan, reachable
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.graph.synapses import needed
@@ -41,12 +43,29 @@ class Program:
     takes_zeros: bool = True
     """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
 
+    @cached_property
+    def summed(self) -> tuple[frozenset[int], ...]:
+        """For each of the sums over time: the dimensions of a step over which it is summed before all."""
+        epilogue = self.step.epilogue
+        if not isinstance(epilogue, Part):
+            return (frozenset(),) * len(self.step.grad_sums)
+        first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
+        return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
+
+    def folds(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
+        """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
+        lying = list(range(ndim)) if order is None else [d - 1 for d in order[1:]]
+        return tuple(
+            next((i for i, d in enumerate(lying) if d not in summed), ndim) for summed in self.summed
+        )
+
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
     ) -> list[Tensor]:
         """What the kernels take for the cell's tensors: a number, or one per neuron; then the matrices.
 
-        `inputs` are given in the `order` in which they lie in memory.
+        `inputs` are given in the `order` in which they lie in memory. What is the same over the first
+        dimensions in memory, of samples or pixels, is given once if the kernels take that.
         """
         if not (self.step.parameters or self.step.matrices):
             return []
@@ -55,12 +74,42 @@ class Program:
         with torch.no_grad():
             values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
-        return [
-            value.to(dtype).resolve_neg()
-            if value.numel() == 1
-            else step_in(order, value.expand(shape).to(dtype))
-            for value in values[:count]
-        ] + [matrix.detach().resolve_neg() for matrix in values[count:]]
+        found = []
+        for value in values[:count]:
+            value = value.to(dtype).resolve_neg()
+            if value.numel() > 1:
+                if one.numel() >= self.kernels.patterns_from:
+                    value = _once(value.expand(shape), value.numel(), order)
+                else:
+                    value = step_in(order, value.expand(shape))
+            found.append(value)
+        return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+
+
+def _once(value: Tensor, count: int, order: list[int] | None) -> Tensor:
+    """What `value`, expanded from `count` numbers, has over and over in memory, in one dimension; or all."""
+    lying = value if order is None else value.permute([d - 1 for d in order[1:]])
+    first = 0
+    while lying.stride(first) == 0 or lying.shape[first] == 1:
+        first += 1
+    row = lying[(0,) * first]
+    return row.reshape(-1) if row.numel() == count else lying.contiguous()
+
+
+def _summed(part: Part, at: int) -> frozenset[int]:
+    """The dimensions of the value at a place that `part` sums over first, whatever it does with it."""
+    found: list[frozenset[int]] = []
+    for function, args, kwargs in part.calls:
+        for place in places_in([args, kwargs]):
+            if place.at != at:
+                continue
+            kept = len(args) > 2 and args[2] is True and not kwargs
+            found.append(frozenset(args[1]) if function is _SUM and kept else frozenset())
+    found += [frozenset() for end in part.ends if end == at]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+_SUM = torch.ops.aten.sum.dim_IntList
 
 
 def program_of(step: Step, kernels: Kernels) -> Program:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from hibana import cells, events, layers, surrogate
 from hibana.each_step import EachStep
+from hibana.normalized import Normalized
 
 __all__ = ["MakeCell", "convolved", "image", "neuron", "read_out"]
 
@@ -33,9 +34,8 @@ def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def convolved(inputs: int, outputs: int, kernel: int, stride: int, make_cell: MakeCell) -> nn.Sequential:
     """Convolution, batch normalisation over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
     convolution = events.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(
-        EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs))), layers.OverTime(make_cell())
-    )
+    below = EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs)))
+    return Normalized(below, layers.OverTime(make_cell()))
 
 
 def read_out(features: int, classes: int) -> nn.Sequential:

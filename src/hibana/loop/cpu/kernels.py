@@ -4,6 +4,7 @@ Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are con
 over time; a stride of zero is an input that stays the same and is never written out.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +25,7 @@ from hibana.loop.cpu.walk import (
     Recomputation,
     Walk,
     fits_tiles,
+    folded,
     recompute,
     walk,
 )
@@ -43,6 +45,10 @@ somebody reads it."""
 RECOMPUTED_FROM = 4 << 20
 """Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
 
+REPEATED_FROM = 1 << 17
+"""Neurons from which on what many share is not written out for each, nor is its gradient: fewer numbers stay
+in a second-level cache, and are as soon read."""
+
 SHAPES = 256
 """Shapes of sequences that a step's kernels are kept ready for."""
 LAUNCHES = 64
@@ -53,6 +59,7 @@ class CpuKernels(NativeKernels):
     """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
+    patterns_from: ClassVar = REPEATED_FROM
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
@@ -94,7 +101,10 @@ class CpuKernels(NativeKernels):
         shape, dtype = inputs.shape, self.dtype
         outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
         place = outputs.data_ptr()
-        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
+        patterns = _patterns(parameters, shape[1:].numel()) if parameters else ()
+        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
+        if any(patterns):
+            parameters = _laid(parameters, patterns, shape[1:].numel(), ready.walk.repeated)
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
         residuals = [
             torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
@@ -110,7 +120,7 @@ class CpuKernels(NativeKernels):
         """The gradients of the input and of the states begun with, and the sums over time.
 
         With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
-        than its memory does.
+        than its memory does. Sums are folded, each row of neurons by itself, where rows fit what they end in.
         """
         plan, shape, inputs, first, parameters, residuals = given[:6]
         grad_outputs, wants_input, constant = given.grad_outputs, given.wants_input, given.constant
@@ -129,22 +139,38 @@ class CpuKernels(NativeKernels):
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
-        sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
-        variant = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads())
+        patterns: tuple[int, ...] = ()
+        folds: tuple[int, ...] = ()
+        if parameters:
+            patterns = _patterns(parameters, one.numel())
+            if given.folds and one.numel() >= self.patterns_from:
+                folds = tuple([folded(one[over:].numel()) for over in given.folds])
+        variant = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads(), patterns, folds)
+        again = plan.recomputed
+        back = self._backward(*variant) if again is None else self._recomputing(again, *variant)
+        if any(patterns):
+            parameters = _laid(parameters, patterns, one.numel(), back.repeated)
+        sums = [torch.empty(back.rows, length, dtype=dtype, device=CPU) for length in back.folds]
+        if not sums:
+            sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads, *sums),
         ]
-        if plan.recomputed is None:
-            self._backward(*variant).run(*values, *_addresses(*residuals))
+        if isinstance(back, Walk):
+            back.run(*values, *_addresses(*residuals))
         else:
             forward = [  # as self._forward_names has them
                 *(self.constants_at, *read, 0),
                 *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
             ]
-            recomputation = self._recomputing(plan.recomputed, *variant)
-            recomputation.run(forward, values, grad_outputs.data_ptr())
+            back.run(forward, values, grad_outputs.data_ptr())
+        if back.folds:
+            sums = [
+                rows.view(-1, one[over:].numel()).sum(0).view((1,) * over + one[over:])
+                for rows, over in zip(sums, given.folds, strict=True)
+            ]
         return grad_input, first_grads, sums
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
@@ -179,11 +205,11 @@ class CpuKernels(NativeKernels):
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
         given, kept = {"constants": self.constants_at}, plan.names if plan else ()
         *carried, _ = self.step.states
-        forward = self._forward(shape, plan, True, threads)
+        forward = self._forward(shape, plan, True, threads, ())
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
         calls = {"forward": called(forward.walk.work, forward.walk.binding, given, FORWARD, groups)}
         if plan is not None:
-            variant = (shape, True, False, True, threads)
+            variant = (shape, True, False, True, threads, (), ())
             groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
             if plan.recomputed is None:
                 backward = self._backward(*variant)
@@ -194,18 +220,33 @@ class CpuKernels(NativeKernels):
         facts |= {"booleans": forward.booleans, "nontemporal": self._nontemporal(*_sizes(shape))}
         return launch(built(), plan, calls | facts)
 
-    def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> "_Ready":
+    def _make_forward(
+        self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int, patterns: tuple[int, ...]
+    ) -> "_Ready":
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
         booleans = tuple(value.boolean for value in plan.stored) if plan else ()
         names = self._forward_names(plan)
-        return _Ready(walk(bound, names, steps, neurons, threads), (steps, row_bytes(neurons)), booleans)
+        ready = walk(bound, names, steps, neurons, threads, patterns)
+        return _Ready(ready, (steps, row_bytes(neurons)), booleans)
 
     def _make_backward(
-        self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, threads: int
+        self,
+        shape: torch.Size,
+        wants_input: bool,
+        constant: bool,
+        aligned: bool,
+        threads: int,
+        patterns: tuple[int, ...],
+        folds: tuple[int, ...],
     ) -> Walk:
-        bound = self._backward_kernel(shape, wants_input, constant, aligned)
-        return walk(bound, [*self._backward_names(), *self.plan.names], *_sizes(shape), threads)
+        names = [*self._backward_names(), *self.plan.names]
+        for fitting in (folds, ()):
+            bound = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
+            made = walk(bound, names, *_sizes(shape), threads, patterns, fitting)
+            if made.folds == fitting:
+                break
+        return made
 
     def _make_recomputing(
         self,
@@ -215,18 +256,25 @@ class CpuKernels(NativeKernels):
         constant: bool,
         aligned: bool,
         threads: int,
+        patterns: tuple[int, ...],
+        folds: tuple[int, ...],
     ) -> Recomputation:
-        kernels = (
-            self._kernel("forward", recomputed, False, False),
-            self._backward_kernel(shape, wants_input, constant, aligned),
-        )
+        forward = self._kernel("forward", recomputed, False, False)
         names = (self._forward_names(None), self._backward_names())
         bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
-        return recompute(kernels, names, bits, *_sizes(shape), threads)
+        for fitting in (folds, ()):
+            backward = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
+            both = (forward, backward)
+            made = recompute(both, names, bits, *_sizes(shape), threads, patterns, fitting)
+            if made.folds == fitting:
+                break
+        return made
 
-    def _backward_kernel(self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool) -> Bound:
+    def _backward_kernel(
+        self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, folds: bool
+    ) -> Bound:
         nontemporal = wants_input and not constant and aligned and self._nontemporal(*_sizes(shape))
-        return self._kernel("backward", wants_input, constant, nontemporal)
+        return self._kernel("backward", wants_input, constant, nontemporal, folds)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for a cache, and each step can begin where a line does."""
@@ -249,7 +297,9 @@ class CpuKernels(NativeKernels):
     def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
         return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
 
-    def _backward_source(self, wants_input: bool, constant: bool, nontemporal: bool = False) -> Source:
+    def _backward_source(
+        self, wants_input: bool, constant: bool, nontemporal: bool = False, folds: bool = False
+    ) -> Source:
         return backward_source(
             self.step,
             self.plan,
@@ -258,6 +308,7 @@ class CpuKernels(NativeKernels):
             wants_input=wants_input,
             constant_input=constant,
             nontemporal=nontemporal,
+            folded=folds,
         )
 
 
@@ -269,6 +320,20 @@ class _Ready(NamedTuple):
     """The shape of the bits of a sequence."""
     booleans: tuple[bool, ...]
     """Whether each of what it keeps is bits."""
+
+
+def _patterns(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
+    """How many neurons each is given for, over and over; 0, if for each or as one number."""
+    counts = [parameter.numel() for parameter in parameters]
+    return tuple([0 if count in (1, neurons) else count for count in counts])
+
+
+def _laid(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int, width: int) -> list[Tensor]:
+    """`parameters` as a kernel reads them: what repeats, for a row of `width` or, if it is 0, for all."""
+    return [
+        parameter.expand((width or neurons) // length, length).reshape(-1) if length else parameter
+        for parameter, length in zip(parameters, patterns, strict=True)
+    ]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

@@ -16,11 +16,14 @@ from hibana.loop.cpu.schedule import Schedule, Source, own
 from hibana.loop.graph.step import Step
 from hibana.native import Bytes, Pointer, Value
 
-__all__ = ["BUFFER_OFFSET", "OUTPUT_OFFSET", "PAGE", "ROW", "SIZES", "RowWalk"]
+__all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "ROW", "SIZES", "RowWalk"]
 
 ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
 enough for what fetches memory ahead."""
+
+FOLDED = 16
+"""Neurons that are summed side by side where a row is folded."""
 
 MANY = 32
 """Rows of a pass's own from which on rows are made narrower, so that all of them lie on a thread's stack."""
@@ -53,6 +56,8 @@ of bits and in numbers, and how much of the last row is walked in reverse."""
 class RowWalk(Schedule):
     """A kernel over rows as it is written: the rows of its range, and the steps of each."""
 
+    row_at: Value
+    """The row at hand."""
     lo: Value
     """The first neuron of the row at hand."""
     n: Value
@@ -83,15 +88,22 @@ class RowWalk(Schedule):
     def read(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
         names = [name for names in arguments for name in names]
-        names += [*(f"p{i}_at" for i in range(step.parameters)), "constants"]
+        apart = [f"p{i}_step" for i in range(step.parameters)]
+        names += [*(f"p{i}_at" for i in range(step.parameters)), *apart, "constants"]
         bits = [row.base for row in self.moving.values() if row.bits]
-        self.take(names, (*SIZES, "input_step", "grad_outputs_step"), bits)
+        folds = [name for name in names if name.endswith("_fold")]
+        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *apart, *folds), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
         if len(scratch) > MANY:  # a stack is small
             self.row = max(64, ROW * MANY // len(scratch) // 64 * 64)
         for name in scratch:
             self.rows[name] = self.code.array(self.number, ROW + page if self.row == ROW else self.row)
+        self.patterns = {
+            f"p{i}": self.code.array(self.number, ROW + page)
+            for i in range(step.parameters)
+            if f"p{i}" in self.leaves
+        }
         self.own = list(own)
         self.buffers = {name: self.code.array(self.number, ROW + page) for name in [*self.own, "zeros"]}
         self.buffers["zeros"].clear(ROW)
@@ -100,7 +112,9 @@ class RowWalk(Schedule):
     def each_row(self) -> Iterator[None]:
         """What is written meanwhile is done for each row."""
         size = self.size
+        self._place_patterns()
         with self.code.loop(self.begin, self.end) as row:
+            self.row_at = row
             self.lo = row * size["width"]
             self.n = size["width"].smaller(size["neurons"] - self.lo)
             self.in_reverse = (row + 1).equals(self.end).select(size["reversed"], 0)
@@ -108,6 +122,17 @@ class RowWalk(Schedule):
             yield
         if any(pass_.nontemporal for pass_ in self.passes):
             self.code.fence()  # non-temporal stores are otherwise not ordered before others'
+
+    def _place_patterns(self) -> None:
+        """Copies parameters that are one row for all to where, in a page, what is read begins."""
+        read = (
+            self.at["input" if self.forwards else "grad_outputs"] + self.begin * self.size["width"]
+        ).address()
+        for name, buffer in self.patterns.items():
+            place = (buffer.of(Bytes) + ((read - buffer.address()) & (PAGE - LINE))).of(self.number)
+            with self.code.when(self.size[f"{name}_step"].equals(0)):
+                place.copy(self.at[f"{name}_at"], self.size["width"])
+            self.patterns[name] = place
 
     def _place_own(self) -> None:
         """Puts the kernel's own rows where no load of a block aliases a store that is still on its way."""
@@ -123,16 +148,30 @@ class RowWalk(Schedule):
         return (given + self.lo).instead(~given.given(), other or self.buffers["zeros"])
 
     def carried(self, name: str, base: str, first: str = "") -> None:
-        """A row that one step leaves to the next, kept at `base`; it begins as `first`, or as zeros."""
+        """A row that one step leaves to the next, kept at `base` if it is given.
+
+        It begins as `first`, or as zeros.
+        """
         begun = self.either(first) if first else self.buffers["zeros"]
-        self.rows[name] = self.either(base, self.rows[own(name)])
+        self.rows[name] = self.either(base, self.rows[own(name)]) if base else self.rows[own(name)]
         self.rows[name].copy(begun, self.n)
 
-    def parameters(self, step: Step) -> None:
-        """The rows of the parameters that differ from neuron to neuron."""
-        for i in range(step.parameters):
-            if f"p{i}" in self.leaves:
-                self.rows[f"p{i}"] = self.at[f"p{i}_at"] + self.lo
+    def fold(self, name: str, base: str, length: str) -> None:
+        """Has the row `name`, of which so many neurons come again and again, summed into one such stretch."""
+        again, row = self.size[length], self.rows[name]
+        there = self.at[base] + self.row_at * again
+        (row + self.n).clear((again - self.n % again) % again)
+        for at, present in self.code.vectors(again, FOLDED):
+            total = self.code.variable(0.0, self.number.element.of(FOLDED))
+            with self.code.loop(at, self.n, again) as i:
+                total.value += (row + i).load(FOLDED, present)
+            (there + at).store(total.value, present)
+
+    def parameters(self) -> None:
+        """The rows of the parameters that differ from neuron to neuron: each row's own, or one for all."""
+        for name, pattern in self.patterns.items():
+            one = self.size[f"{name}_step"].equals(0)
+            self.rows[name] = (self.at[f"{name}_at"] + self.lo).instead(one, pattern)
 
     def steps(self, parts: Parts, begun: Mapping[str, Pointer]) -> None:
         """All steps of a row, several at once where it is whole; `begun` is read at the edge only."""

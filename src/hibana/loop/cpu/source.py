@@ -59,7 +59,7 @@ def forward_source(
     with walk.each_row():
         for name in carried:
             walk.carried(name, f"{name}_last", f"{name}_first")
-        walk.parameters(step)
+        walk.parameters()
         walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first")})
     return walk.made()
 
@@ -73,6 +73,7 @@ def backward_source(
     wants_input: bool,
     constant_input: bool,
     nontemporal: bool = False,
+    folded: bool = False,
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time.
 
@@ -83,6 +84,7 @@ def backward_source(
         calls: the operations computed by vector functions.
         wants_input: whether the gradient of the input is asked for.
         constant_input: whether that gradient is a sum over time.
+        folded: whether sums over time are of a few neurons each, which follow one another in a row.
         nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
     """
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
@@ -97,10 +99,11 @@ def backward_source(
         "backward", once, moving, left, before, NUMBERS[real], calls, nontemporal=nontemporal, earlier=1
     )
     walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
+    folds = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
     walk.read(
         step,
         map(own, carried_rows),
-        SIZES,
+        [*SIZES, *folds.values()],
         ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
@@ -113,8 +116,10 @@ def backward_source(
             walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
         walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
         for name, base in sums.items():
-            walk.carried(name, base)
-        walk.parameters(step)
+            walk.carried(name, "" if name in folds else base)
+        walk.parameters()
         begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
         walk.steps(parts, begun)
+        for name, fold in folds.items():
+            walk.fold(name, sums[name], fold)
     return walk.made()

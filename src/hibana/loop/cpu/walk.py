@@ -8,6 +8,7 @@ import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from math import lcm
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import called
 from hibana.loop.cpu.recompute import recompute as recompute_kernel
-from hibana.loop.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
+from hibana.loop.cpu.row_walk import BUFFER_OFFSET, FOLDED, PAGE, ROW
 from hibana.loop.packed import row_bytes
 from hibana.native import Kernel, Work, ready
 
@@ -27,6 +28,7 @@ __all__ = [
     "Recomputation",
     "Walk",
     "fits_tiles",
+    "folded",
     "recompute",
     "walk",
 ]
@@ -36,6 +38,12 @@ SHORTEST = 512
 
 ROW_BEGINS = 128
 """Neurons that could be done in the time in which a row's memory begins to arrive."""
+
+LANES_OF_ROWS = 64
+"""What a row is a multiple of: the bits of as many are a whole number of words."""
+
+LONGER = 1.1
+"""How much longer a thread may take so that patterns fit rows, and need not be written out."""
 
 SMALLEST_SHARE = 1 << 15
 """Neuron-steps that are worth a thread of their own."""
@@ -66,6 +74,12 @@ class Walk(NamedTuple):
     work: Work
     binding: Binding
     pack: Pack
+    repeated: int
+    """How wide a row is, if parameters that repeat are given as one; else 0, and they are written out."""
+    rows: int
+    """How many rows there are."""
+    folds: tuple[int, ...]
+    """How many neurons each sum over time ends in, of each row; none, if they are not folded."""
 
     def run(self, *given: int) -> None:
         """Runs the kernel over all rows; it is given what :func:`walk` was told the names of."""
@@ -89,6 +103,10 @@ class Recomputation(NamedTuple):
     """What is known of the kernel's arguments."""
     buffer: int
     """Bytes of all buffers, one for each thread."""
+    repeated: int
+    """This and what follows: as of a :class:`Walk`."""
+    rows: int
+    folds: tuple[int, ...]
 
     def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
         """Runs both; each is given what :func:`recompute` was told the names of.
@@ -125,13 +143,32 @@ ALTERNATELY = ("forward_args", "backward_args", "buffer")
 """What the kernel of a recomputation is given at each launch."""
 
 
-def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: int) -> Walk:
-    """A kernel over `steps` of `neurons`, split among `threads`; at each launch it is given `names`."""
-    count, width, grain = _rows(steps, neurons, threads, bound.row)
+def walk(
+    bound: Bound,
+    names: Sequence[str],
+    steps: int,
+    neurons: int,
+    threads: int,
+    patterns: Sequence[int] = (),
+    folds: Sequence[int] = (),
+) -> Walk:
+    """A kernel over `steps` of `neurons`, split among `threads`; at each launch it is given `names`.
+
+    `patterns` are how many neurons a parameter is given for, over and over; 0, if for each. `folds` are how
+    many each sum over time ends in.
+    """
+    count, width, grain, repeated = _rows(steps, neurons, threads, bound.row, [*patterns, *folds])
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
-    sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons}
+    sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons} | _apart(patterns, folds, repeated)
     binding = Binding(bound.arguments, bound.fixed | sizes)
-    return Walk(ready(bound.kernel.address, count, grain), binding, binding.pack_named(names))
+    work = ready(bound.kernel.address, count, grain)
+    repeating = (width, count, tuple(folds)) if repeated else (0, count, ())
+    return Walk(work, binding, binding.pack_named(names), *repeating)
+
+
+def folded(length: int) -> int:
+    """How many neurons a sum is folded to that is wanted of `length`: as many, or a few more of them."""
+    return length if length >= FOLDED else lcm(length, FOLDED)
 
 
 def fits_tiles(bits: Sequence[int], steps: int) -> bool:
@@ -146,6 +183,8 @@ def recompute(
     steps: int,
     neurons: int,
     threads: int,
+    patterns: Sequence[int] = (),
+    folds: Sequence[int] = (),
 ) -> Recomputation:
     """A forward and a backward alternately over `steps` of `neurons`.
 
@@ -156,13 +195,16 @@ def recompute(
         steps: how many there are.
         neurons: of a step.
         threads: among which they are split.
+        patterns: how many neurons a parameter is given for, over and over; 0, if for each.
+        folds: how many neurons each sum over time ends in.
     """
     bits = list(residuals.values())
     longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
-    rows, width, _ = _rows(steps, neurons, threads, longest)
+    rows, width, _, repeated = _rows(steps, neurons, threads, longest, [*patterns, *folds])
     pieces = max(1, min(rows, threads))
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0}
     sizes |= {"row_bytes": width // 8, "residual_step": width, **dict.fromkeys(residuals, 0)}
+    sizes |= _apart(patterns, folds, repeated)
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
     forward, backward = (Binding(bound.arguments, bound.fixed | sizes) for bound in kernels)
     starts, each = array("q", ends[:-1]), array("q", bits)
@@ -186,17 +228,40 @@ def recompute(
         (at[0], at[1]),
         known,
         pieces * ends[-1],
+        *((width, rows, tuple(folds)) if repeated else (0, rows, ())),
     )
 
 
-def _rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, int, int]:
-    """How many rows, how wide, and how many are not worth a thread: as even a split as can be had.
+def _rows(
+    steps: int, neurons: int, threads: int, longest: int, patterns: Sequence[int]
+) -> tuple[int, int, int, bool]:
+    """How many rows, how wide, how many are not worth a thread, and whether all `patterns` fit each.
 
-    A row is counted :data:`ROW_BEGINS` neurons longer than it is.
+    As even a split as can be had. A row is counted :data:`ROW_BEGINS` neurons longer than it is.
     """
-    widths = range(min(SHORTEST, longest), longest + 1, 64)
-    width = min(widths, key=lambda w: (-(-neurons // (w * threads)) * (w + ROW_BEGINS), -w))
-    return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
+
+    def takes(width: int) -> int:
+        return -(-neurons // (width * threads)) * (width + ROW_BEGINS)
+
+    widths: Sequence[int] = range(min(SHORTEST, longest), longest + 1, LANES_OF_ROWS)
+    width = min(widths, key=lambda w: (takes(w), -w))
+    unit = lcm(LANES_OF_ROWS, *filter(None, patterns))
+    fitting = range(unit, longest + 1, unit)
+    repeated = any(patterns) and len(fitting) > 0
+    if repeated:
+        of_patterns = min(fitting, key=lambda w: (takes(w), -w))
+        repeated = takes(of_patterns) <= LONGER * takes(width)
+        width = of_patterns if repeated else width
+    return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width)), repeated
+
+
+def _apart(patterns: Sequence[int], folds: Sequence[int], repeated: bool) -> dict[str, int]:
+    """By the argument of a kernel: whether a parameter goes on with each row, 1, or is one row for all, 0.
+
+    And how many neurons a sum ends in.
+    """
+    apart = {f"p{i}_step": int(not (repeated and length)) for i, length in enumerate(patterns)}
+    return apart | {f"sum{i}_fold": length for i, length in enumerate(folds)}
 
 
 def _widest(bits: Sequence[int], steps: int) -> int:

@@ -128,8 +128,9 @@ class _Split:
         return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
 
     def bits(self, kept: Iterable[Value]) -> int:
-        """What keeping `kept` costs besides what is needed anyway."""
-        return sum(cost_in_bits(value) for value in kept if value not in self.needed)
+        """What keeping `kept` costs besides what is needed anyway; the input is there, and not written."""
+        price = sum(cost_in_bits(value) for value in kept if value not in self.needed)
+        return price - any(value.op == "input" and value not in self.needed for value in kept)
 
     def small_set(self) -> tuple[Value, ...] | None:
         """The cheapest set of at most :data:`SMALL` values, if trying them all finds one."""

@@ -1,0 +1,116 @@
+"""The moments of a batch, and the node of autograd at which the gradient through them is added."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.loop.derivatives import differentiated_once
+from hibana.normalized import kernels
+
+__all__ = ["Moments", "moments", "standardised"]
+
+BLOCK = 16384
+"""Numbers of a block, which are still in a second-level cache when they are read again."""
+LONGEST = 512
+"""Pixels of a block at most: they are summed one after the other, in float32."""
+
+
+class Moments(NamedTuple):
+    """Of each channel."""
+
+    mean: Tensor
+    variance: Tensor
+    """The mean of the squares of what differs from the mean."""
+    numbers: int
+    """How many they are of."""
+
+
+def moments(rows: Tensor) -> Moments:
+    """Of ``[pixels, channels]``, contiguous: two passes over each block; blocks are put together in float64.
+
+    Source: Chan, Golub & LeVeque (1983), *Algorithms for computing the sample variance*: the corrected
+    two-pass algorithm.
+    """
+    pixels, channels = rows.shape
+    sizes, blocks = _blocks(rows)
+    means, drifts, squares = rows.new_empty(3, blocks, channels)
+    counts = rows.new_full((blocks, 1), sizes["each"])
+    counts[-1] = pixels - (blocks - 1) * sizes["each"]
+    kernels.moments(blocks, source=rows, counts=counts, means=means, drifts=drifts, squares=squares, **sizes)
+    drift = drifts.double()
+    exact = means + drift / counts
+    mean = (exact * counts).sum(0) / pixels
+    within = squares - drift.square() / counts
+    variance = (within + (exact - mean).square() * counts).sum(0) / pixels
+    return Moments(mean.to(rows.dtype), variance.to(rows.dtype), pixels)
+
+
+def standardised(
+    rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: Moments
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rows`, and for each channel the scale and the shift by which they are normalised.
+
+        y = (x - mean) * scale + shift,   scale = weight / sqrt(variance + eps),   shift = bias
+
+    What of the gradient goes through mean and variance is added at the rows that come back:
+
+        dx = dx' - scale * (d_shift + (x - mean) * d_scale / (variance + eps)) / count
+
+    with dx', d_scale and d_shift those of what this gives.
+
+    Args:
+        rows: ``[pixels, channels]``, contiguous.
+        weight: of the normalisation; None for one.
+        bias: of the normalisation; None for zero.
+        eps: of the normalisation.
+        found: the moments of `rows`.
+    """
+    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(rows, weight, bias, found, eps)  # type: ignore[no-untyped-call] # torch leaves it so
+    return made
+
+
+class _Standardised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, found: Moments, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inverse = (found.variance + eps).sqrt().reciprocal()
+        scale = inverse.clone() if weight is None else inverse * weight
+        shift = torch.zeros_like(found.mean) if bias is None else bias.clone()
+        ctx.save_for_backward(rows, found.mean, inverse, scale)
+        return rows.detach(), scale, shift
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
+
+
+def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) -> Any:
+    rows, mean, inverse, scale = ctx.saved_tensors
+    to_rows, to_weight, to_bias = ctx.needs_input_grad[:3]
+    if to_rows:
+        slopes = -scale * inverse.square() * of_scale / len(rows)
+        shifts = -scale * of_shift / len(rows) - slopes * mean
+        gradient = gradient.contiguous()  # the loop's own, of which nobody else has heard
+        sizes, blocks = _blocks(rows)
+        kernels.through_moments(blocks, gradient=gradient, source=rows, slopes=slopes, shifts=shifts, **sizes)
+    return (
+        gradient if to_rows else None,
+        inverse * of_scale if to_weight else None,
+        of_shift if to_bias else None,
+        None,
+        None,
+    )
+
+
+_once = differentiated_once(
+    _backward, "torch.nn.Sequential in the place of hb.Normalized has further derivatives"
+)
+
+
+def _blocks(rows: Tensor) -> tuple[dict[str, int], int]:
+    """The sizes that kernels take, and how many blocks there are."""
+    pixels, channels = rows.shape
+    each = max(1, min(LONGEST, BLOCK // channels))
+    return {"channels": channels, "pixels": pixels, "each": each}, -(-pixels // each)

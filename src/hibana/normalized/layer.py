@@ -1,0 +1,259 @@
+"""A layer of a deep network: a module that ends in batch normalisation, and the neurons behind it."""
+
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from hibana import cells
+from hibana.blocks import ThresholdBatchNorm2d
+from hibana.each_step import EachStep
+from hibana.events.checks import plain
+from hibana.layers import OverTime
+from hibana.loop import ambient, emitted
+from hibana.loop.graph.fingerprint import hooked
+from hibana.loop.graph.ops import Unsupported
+from hibana.loop.leaf import is_name
+from hibana.loop.strides import repeated
+from hibana.normalized.autograd import Moments, moments, standardised
+from hibana.running import check_knows_no_time
+
+__all__ = ["Normalized"]
+
+WORTH = 1 << 17
+"""Neurons from which on passes over memory take longer than what is asked before one is saved."""
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ThresholdBatchNorm2d)
+
+
+@final
+class Normalized(nn.Sequential):
+    """``nn.Sequential(each, neurons)``, the normalisation at its middle computed in the neurons' own pass.
+
+        y_t = neurons((x_t - mean) / sqrt(variance + eps) * weight + bias),   x_t of each step
+
+    with mean and variance over time and batch in training, and the running ones in evaluation. What is
+    normalised is never written to memory, nor is its gradient: forward that saves the passes in which it is
+    written and read again, and back the one in which the gradient is read for its sums. Mean and variance are
+    taken in one pass. The numbers are those of ``nn.BatchNorm2d`` on the joined batch (and of
+    ThresholdBatchNorm2d), running statistics included: in evaluation to the bit, in training up to the last
+    digits of mean and variance. Names of parameters and buffers are those of ``nn.Sequential``, and it folds
+    likewise (:func:`hibana.fold_batchnorm`).
+
+    It is done so on the CPU, in float32, for 131,072 neurons and more whose channels come last in memory, as
+    :class:`hibana.Conv2d` gives them, and for neurons that are compiled; else the two are called one after
+    the other. :func:`hibana.explain` says which it was, and why.
+
+    Args:
+        each: whose module is a batch normalisation, or an ``nn.Sequential`` that ends in one.
+        neurons: the neurons behind it.
+
+    Raises:
+        TypeError: if `each` is no :class:`hibana.EachStep` that ends in a batch normalisation, or `neurons`
+            no layer of a cell.
+
+    Source: Ioffe & Szegedy (2015), *Batch normalization*; Zheng, Wu, Deng, Hu & Li (2021), *Going deeper with
+    directly-trained larger spiking neural networks*, for the statistics over time.
+
+    >>> import torch, hibana as hb
+    >>> below = hb.EachStep(nn.Sequential(hb.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)))
+    >>> layer = hb.Normalized(below, hb.IF())
+    >>> layer(torch.rand(5, 2, 1, 8, 8)).shape
+    torch.Size([5, 2, 4, 8, 8])
+    """
+
+    _reason = "not called yet"
+
+    def __init__(self, each: EachStep, neurons: OverTime) -> None:
+        if not isinstance(each, EachStep) or _parts(each) is None:
+            found = type(each.module if isinstance(each, EachStep) else each).__name__
+            raise TypeError(
+                f"each must be an EachStep that ends in a batch normalisation of torch.nn, got {found}"
+            )
+        if not isinstance(neurons, OverTime):
+            raise TypeError(f"neurons must be a layer of a cell, as hb.IF(), got {type(neurons).__name__}")
+        super().__init__(each, neurons)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Sequential's name for it
+        """What the neurons emit over `input`, ``[T, batch, ...]``."""
+        if is_name(input):
+            return self._apart(input, "the call is traced")
+        if reason := self._elsewhere(input):
+            return self._apart(input, reason)
+        each, neurons = cast(tuple[EachStep, OverTime], tuple(self))
+        norm, before = cast(tuple[Norm, list[nn.Module]], _parts(each))
+        check_knows_no_time("each", each.module)  # it may have got another since
+        steps = len(input)
+        once = each.runs_once(input)
+        currents = input[0] if once else input.flatten(0, 1)
+        for module in before:
+            currents = module(currents)
+        rows = currents.movedim(1, -1)
+        reason = _unfit(norm, currents, rows, steps)
+        outputs = None
+        if not reason:
+            outputs, reason = _emitted(norm, neurons, rows, steps, once)
+        self.__dict__["_reason"] = reason
+        if outputs is None:
+            outputs = neurons(_over_time(norm(currents), steps, once))
+        return outputs
+
+    def explain(self) -> str:
+        """How the last call was computed."""
+        how = f"apart: {self._reason}" if self._reason else "in the neurons' own pass"
+        return f"normalised {how}"
+
+    def _apart(self, input_: Tensor, reason: str) -> Tensor:
+        self.__dict__["_reason"] = reason
+        return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
+
+    def _elsewhere(self, inputs: Tensor) -> str:
+        """Why the modules are to be called one after the other, or ``""``."""
+        if len(self) != 2 or not isinstance(self[0], EachStep) or not isinstance(self[1], OverTime):
+            return "other modules have taken the place of those that it was made of"
+        each, neurons = self[0], self[1]
+        found = _parts(each)
+        if found is None:
+            return "there is no batch normalisation of torch.nn any more"
+        if torch.compiler.is_compiling() or ambient.active:
+            return "the call is compiled, or within hibana.run"
+        if inputs.ndim < 3 or not plain(inputs, found[0].weight, found[0].running_mean):
+            return "the input is not float32 on the CPU, or something watches the call"
+        inner = (each, each.module, found[0], neurons, neurons.cell)
+        if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
+            return "hooks are to run between"
+        if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
+            return f"the neurons are served by {neurons.backend!r}"
+        return ""
+
+
+def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
+    """The batch normalisation in which the module of `each` ends, and what is called before it."""
+    module = each.module
+    modules = list(module) if type(module) is nn.Sequential else [module]
+    if not modules or type(modules[-1]) not in _NORMS:
+        return None
+    return cast(Norm, modules[-1]), modules[:-1]
+
+
+def _unfit(norm: Norm, currents: Tensor, rows: Tensor, steps: int) -> str:
+    """Why `currents` are not normalised in the neurons' pass, or ``""``; `rows` are they, channels last."""
+    dimensions = {nn.BatchNorm1d: (2, 3), nn.BatchNorm3d: (5,)}.get(type(norm), (4,))
+    if currents.ndim not in dimensions or currents.shape[1] != norm.num_features or not plain(currents):
+        return _MISFIT
+    if norm.training and rows[..., 0].numel() < 2:
+        return _MISFIT
+    if not rows.is_contiguous():
+        return "channels do not come last in memory"
+    neurons = currents.numel() // steps
+    if neurons < WORTH:
+        return f"{neurons} neurons are too few for it to pay"
+    return ""
+
+
+_MISFIT = "what is to be normalised does not fit, as torch says"
+
+
+def _emitted(
+    norm: Norm, neurons: OverTime, rows: Tensor, steps: int, once: bool
+) -> tuple[Tensor | None, str]:
+    """What `neurons` emit over `rows` normalised, ``[..., channels]``; or None, and why they can't be run."""
+    flat = rows.flatten(0, -2)
+    found = None
+    if norm.training or norm.running_mean is None:
+        found = moments(flat.detach())
+        flat, scale, shift = standardised(flat, norm.weight, norm.bias, norm.eps, found)
+        numbers = [found.mean, scale, shift]
+    else:
+        numbers = _running(norm)
+    again = _over_time(flat.view(rows.shape).movedim(-1, 1), steps, once)
+    numbers = [number.view(-1, *[1] * (again.ndim - 3)) for number in numbers]
+    cell = Scaled(neurons.cell, *numbers) if found is None else Standardised(neurons.cell, *numbers)
+    try:
+        outputs, _ = emitted(cell, again, backend="cpu", of_a_layer=True)
+    except Unsupported as refused:
+        return None, str(refused)
+    if found is not None:
+        _count(norm, found)
+    return outputs, ""
+
+
+def _over_time(values: Tensor, steps: int, once: bool) -> Tensor:
+    return repeated(values, steps) if once else values.reshape(steps, -1, *values.shape[1:])
+
+
+class _Wrapped(cells.Cell):
+    """One step of `cell` on its input, of which each channel is normalised."""
+
+    cell: cells.Cell
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, cell: cells.Cell, scale: Tensor, shift: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.cell = cell
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self._enter()
+
+    def forward(self, input_: Tensor, *state: Tensor) -> Any:
+        return self.cell(self.normalised(input_), *state)
+
+    def normalised(self, input_: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
+        return self.cell.state_names()
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        return self.cell.initial_state(self.normalised(input_))
+
+    def rests_at_zero(self) -> bool:
+        return self.cell.rests_at_zero()
+
+
+class Standardised(_Wrapped):
+    """``(input - mean) * scale + shift``, which is exact where the mean is large."""
+
+    mean: Tensor
+
+    def __init__(self, cell: cells.Cell, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+        super().__init__(cell, scale, shift)
+        self.register_buffer("mean", mean)
+
+    def normalised(self, input_: Tensor) -> Tensor:
+        return (input_ - self.mean) * self.scale + self.shift
+
+
+class Scaled(_Wrapped):
+    """``input * scale + shift``, as torch computes it from running statistics."""
+
+    def normalised(self, input_: Tensor) -> Tensor:
+        return input_ * self.scale + self.shift
+
+
+def _running(norm: Norm) -> list[Tensor]:
+    """Scale and shift of each channel, from running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = 1 / torch.sqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean * scale
+    return [scale, shift if norm.bias is None else norm.bias + shift]
+
+
+@torch.no_grad()
+def _count(norm: Norm, found: Moments) -> None:
+    """Has `norm` count a batch among its running statistics, as it does itself."""
+    if not norm.training or not norm.track_running_stats:
+        return
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    unbiased = found.variance * (found.numbers / (found.numbers - 1))
+    for running, new in ((norm.running_mean, found.mean), (norm.running_var, unbiased)):
+        running.mul_(1 - share).add_(new * share)

@@ -1,0 +1,235 @@
+"""Batch normalisation within the neurons' pass: what `nn.Sequential` of the same modules gives, and when."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.normalized import layer as normalized
+from hibana.normalized.autograd import moments
+
+STEPS, BATCH = 4, 3
+
+
+@pytest.fixture
+def _however_few(monkeypatch):
+    monkeypatch.setattr(normalized, "WORTH", 0)
+
+
+def twins(below, neurons):
+    """A layer, and the same modules one after the other."""
+    each = hb.EachStep(below)
+    return hb.Normalized(each, neurons), nn.Sequential(copy.deepcopy(each), copy.deepcopy(neurons))
+
+
+def images(channels=8, size=9, batch=BATCH):
+    return (torch.rand(STEPS, batch, channels, size, size) < 0.3).float()
+
+
+def below(outputs, inputs=8, **options):
+    norm = nn.BatchNorm2d(outputs, **options)
+    if norm.affine:
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+        nn.init.normal_(norm.bias)
+    convolution = hb.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    convolution.mode = "events"
+    return nn.Sequential(convolution, norm)
+
+
+def gradients(net, x, double=False):
+    """What comes out, and the gradients of the input and all parameters for one of what comes out."""
+    net = copy.deepcopy(net).double() if double else net
+    x = (x.double() if double else x).clone().requires_grad_()
+    out = net(x)
+    seen = torch.sin(torch.arange(out.numel(), dtype=out.dtype)).view(out.shape)
+    found = torch.autograd.grad((out * seen).sum(), [x, *net.parameters()])
+    return out.detach(), *found
+
+
+def check_close(found, wanted, rtol=2e-5):
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * float(b.abs().max()))
+
+
+def check_as_near(found, other, exact):
+    """`found` lies about as near to `exact` as the `other`, which is of the same precision."""
+    for a, b, c in zip(found, other, exact, strict=True):
+        ours, theirs = (float((value - c).abs().max() / c.abs().max()) for value in (a, b))
+        assert ours <= 4 * theirs + 2e-6, (ours, theirs)
+
+
+SHAPES = {
+    "of a few channels": lambda: (below(5), images()),
+    "of 64": lambda: (below(64), images()),
+    "of 100": lambda: (below(100), images(size=7)),
+    "without weight and bias": lambda: (below(16, affine=False), images()),
+    "without running statistics": lambda: (below(16, track_running_stats=False), images()),
+    "alone": lambda: (
+        nn.BatchNorm2d(8),
+        images().flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (STEPS, BATCH)),
+    ),
+    "of rows": lambda: (nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10)), torch.randn(STEPS, BATCH, 6)),
+    "of an average over batches": lambda: (below(16, momentum=None), images()),
+    "to a threshold": lambda: (nn.Sequential(below(16)[0], hb.ThresholdBatchNorm2d(16, 0.5)), images()),
+    "large enough": lambda: (below(64, inputs=2), images(2, 32, 2)),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.usefixtures("_however_few")
+def test_training_gives_what_the_modules_give_one_after_the_other(case):
+    made, x = SHAPES[case]()
+    ours, theirs = twins(made, hb.LI())
+    for _ in range(2):  # running statistics count each
+        check_as_near(gradients(ours, x), gradients(theirs, x), gradients(theirs, x, double=True))
+        ours(x), theirs(x)
+    assert ours.explain() == "normalised in the neurons' own pass"
+    for (name, a), (other, b) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+        assert name == other
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", sorted(SHAPES.keys() - {"without running statistics"}))
+@pytest.mark.usefixtures("_however_few")
+def test_evaluation_gives_it_to_the_bit(case):
+    made, x = SHAPES[case]()
+    ours, theirs = twins(made, hb.IF(0.7))
+    theirs(x)
+    ours.load_state_dict(theirs.state_dict())
+    ours.eval(), theirs.eval()
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.explain() == "normalised in the neurons' own pass"
+    check_close(gradients(ours, x)[1:], gradients(theirs, x)[1:])
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_neurons_spike_alike_and_their_gradients_too():
+    x = images()
+    ours, theirs = twins(below(64), hb.IF(1.0, hb.surrogate.ATan()))
+    found, wanted = gradients(ours, x), gradients(theirs, x)
+    assert 0.05 < found[0].mean() < 0.5
+    assert torch.equal(found[0], wanted[0])
+    check_close(found, wanted)
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_an_image_shown_at_each_step_is_normalised_once():
+    image = torch.randn(BATCH, 8, 9, 9)
+    ours, theirs = twins(below(64), hb.IF(1.0, hb.surrogate.ATan()))
+    ours[0].module[0].mode = theirs[0].module[0].mode = "dense"
+    seen = torch.randn(STEPS, BATCH, 64, 9, 9)
+    found = []
+    for net in (ours, theirs):
+        x = image.clone().requires_grad_()
+        out = net(x.expand(STEPS, *x.shape))
+        found.append((out.detach(), *torch.autograd.grad((out * seen).sum(), [x, *net.parameters()])))
+    assert torch.equal(found[0][0], found[1][0])
+    check_close(*found)
+    for a, b in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (1, 5), (1000, 64), (257, 100), (3, 20000), (5000, 1)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_moments_are_those_in_float64(shape, offset):
+    rows = torch.randn(shape) + offset
+    found, exact = moments(rows), rows.double()
+    torch.testing.assert_close(found.mean.double(), exact.mean(0), rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found.variance.double(), exact.var(0, correction=0), rtol=2e-6, atol=1e-12)
+    assert found.numbers == len(rows)
+
+
+def test_parameters_and_buffers_have_the_names_of_a_sequence_and_fold():
+    ours, theirs = twins(below(16), hb.IF())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x = images()
+    theirs(x)
+    ours.load_state_dict(theirs.state_dict())
+    folded = hb.fold_batchnorm(ours)
+    assert type(folded[0].module[1]) is nn.Identity
+    assert folded(x).ne(hb.fold_batchnorm(theirs)(x)).sum() == 0
+    assert "there is no batch normalisation of torch.nn any more" in folded.explain()
+
+
+def _hooked(net):
+    net[0].module[1].register_forward_hook(lambda module, given, out: out + 1)
+
+
+def _swapped(net):
+    net[1] = nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda net: None, "972 neurons are too few for it to pay"),
+        (_hooked, "hooks are to run between"),
+        (lambda net: setattr(net[1], "backend", "reference"), "the neurons are served by 'reference'"),
+        (_swapped, "other modules have taken the place of those that it was made of"),
+        (lambda net: net.double(), "the input is not float32 on the CPU, or something watches the call"),
+    ],
+)
+def test_where_it_is_not_done_so_the_modules_are_called_and_it_says_why(change, reason):
+    ours, theirs = twins(below(4), hb.IF())
+    change(ours), change(theirs)
+    x = images().to(next(ours.parameters()).dtype)
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.explain() == f"normalised apart: {reason}"
+    assert reason in hb.explain(ours)
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_channels_first_and_cells_that_are_not_compiled_are_normalised_apart():
+    class Sorted(hb.Cell):
+        def forward(self, input_, v_previous, s_previous):
+            v = v_previous + input_.sort(-1)[0]
+            return v, hb.Heaviside.apply(v - 1)
+
+    x = images()
+    for made, neurons, reason in (
+        (
+            nn.Sequential(nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)),
+            hb.IF(),
+            "channels do not come last in memory",
+        ),
+        (below(4), hb.OverTime(Sorted()), "sort"),
+    ):
+        ours, theirs = twins(made, neurons)
+        assert torch.equal(ours(x), theirs(x))
+        assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), theirs.buffers(), strict=True))
+        assert reason in ours.explain()
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_a_run_in_chunks_is_the_whole():
+    ours, _ = twins(below(4), hb.IF())
+    x = images()
+    ours(x)
+    ours.eval()
+    whole = ours(x)
+    first, state = hb.run(ours, x[:2])
+    rest, _ = hb.run(ours, x[2:], state)
+    assert torch.equal(torch.cat([first, rest]), whole)
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_a_second_derivative_is_refused():
+    ours, _ = twins(nn.BatchNorm1d(6), hb.LI())
+    x = torch.randn(STEPS, BATCH, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"torch\.nn\.Sequential in the place of hb\.Normalized"):
+        torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)[0].sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("each", "neurons", "message"),
+    [
+        (nn.BatchNorm2d(3), hb.IF(), "each must be an EachStep that ends in a batch .*, got BatchNorm2d"),
+        (hb.EachStep(nn.Conv2d(3, 3, 1)), hb.IF(), "each must be an EachStep that ends in .*, got Conv2d"),
+        (hb.EachStep(nn.BatchNorm2d(3)), nn.ReLU(), r"neurons must be a layer of a cell, as .*, got ReLU"),
+    ],
+)
+def test_what_can_not_be_is_refused(each, neurons, message):
+    with pytest.raises(TypeError, match=message):
+        hb.Normalized(each, neurons)

@@ -1,0 +1,71 @@
+"""Parameters that many neurons share, one for each channel or position: read once, their gradient summed."""
+
+import pytest
+import torch
+
+import hibana as hb
+from hibana.loop.cpu.kernels import REPEATED_FROM
+
+LAST = (0, 1, 3, 4, 2)
+"""Channels last, as a permutation of ``[T, batch, channels, height, width]``."""
+
+CASES = {  # the shape of a sequence, how it lies in memory, the shape of the parameters
+    "a number": ((3, 40, 50, 70), None, ()),
+    "each neuron": ((3, 300, 512), None, (512,)),
+    "as many as fit no row": ((3, 200, 1000), None, (1000,)),
+    "a number that is no multiple of anything": ((3, 1401, 100), None, (100,)),
+    "each channel, which are last": ((3, 6, 64, 19, 19), LAST, (64, 1, 1)),
+    "few channels, which are last": ((3, 10, 3, 67, 67), LAST, (3, 1, 1)),
+    "channels that fit no row": ((3, 10, 513, 6, 6), LAST, (513, 1, 1)),
+    "each channel, which are first": ((3, 6, 64, 19, 19), None, (64, 1, 1)),
+    "each row of an image": ((3, 500, 30, 10), None, (30, 1)),
+    "each pixel": ((3, 500, 30, 10), None, (30, 10)),
+    "each sample": ((3, 500, 300), None, (500, 1)),
+    "so long that the backward runs forward again": ((40, 300, 512), None, (512,)),
+    "fewer neurons": ((3, 8, 64), None, (64,)),
+}
+
+
+def run(backend, case, surrogate):
+    shape, order, of = CASES[case]
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(size):
+        return torch.rand(size, generator=generator)
+
+    tau, threshold = (torch.nn.Parameter(5 * drawn(of) + 1.5), torch.nn.Parameter(drawn(of) + 0.5))
+    x = 1.5 * drawn(shape)
+    if order is not None:
+        x = x.permute(order).contiguous().permute(sorted(range(5), key=order.__getitem__))
+    x = x.requires_grad_()
+    layer = hb.OverTime(hb.LIFCell(tau=tau, threshold=threshold, surrogate=surrogate), backend=backend)
+    out = layer(x)
+    out.backward(torch.sin(torch.arange(out.numel())).view(shape))
+    return out.detach(), x.grad, tau.grad, threshold.grad
+
+
+@pytest.mark.parametrize("surrogate", [hb.surrogate.Box(), hb.surrogate.ATan()], ids=["Box", "ATan"])
+@pytest.mark.parametrize("case", CASES)
+def test_shared_by(case, surrogate):
+    neurons = torch.Size(CASES[case][0][1:]).numel()
+    assert (neurons < REPEATED_FROM) == (case == "fewer neurons")
+    found, wanted = (run(backend, case, surrogate) for backend in ("cpu", "reference"))
+    assert 0.05 < found[0].mean() < 0.8
+    assert torch.equal(found[0], wanted[0])
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+def test_one_parameter_for_each_sample_beside_one_for_each_neuron():
+    """Of which neither is what comes again and again for both."""
+    tau, threshold = torch.rand(512) + 2, torch.rand(300, 1) + 0.5
+    x = 1.5 * torch.rand(3, 300, 512)
+    found = []
+    for backend in ("cpu", "reference"):
+        both = [torch.nn.Parameter(value.clone()) for value in (tau, threshold)]
+        out = hb.OverTime(hb.LIFCell(tau=both[0], threshold=both[1]), backend=backend)(x)
+        out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
+        found.append((out.detach(), *(value.grad for value in both)))
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
