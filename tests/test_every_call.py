@@ -144,8 +144,8 @@ def test_jit_trace(case: tuple[nn.Module, Tensor], frozen: bool, tmp_path: Path)
 def test_fx(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
-    inner = {Above: ["1.neurons", "1.layer"], hb.Normalized: ["1.0", "1.1"]}  # a module of one's own, a sequence
-    parts = inner.get(type(layer), ["1"])
+    seen_through = {Above: ["1.neurons", "1.layer"], hb.Normalized: ["1.0", "1.1"]}
+    parts = seen_through.get(type(layer), ["1"])
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", *parts]
     near(traced(x), reference(layer, x))
 
