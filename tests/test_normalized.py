@@ -164,7 +164,7 @@ def _swapped(net):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda net: None, "972 neurons are too few for it to pay"),
+        (lambda net: None, "3888 numbers are too few for it to pay"),
         (_hooked, "hooks are to run between"),
         (lambda net: setattr(net[1], "backend", "reference"), "the neurons are served by 'reference'"),
         (_swapped, "other modules have taken the place of those that it was made of"),

@@ -155,6 +155,11 @@ class Value:
         target = type_.of(self.type.lanes)
         return self.new(target, f"sext {self} to {target}")
 
+    def real(self, type_: Type) -> "Value":
+        """This integer, which may be negative, as the nearest number."""
+        target = type_.of(self.type.lanes)
+        return self.new(target, f"sitofp {self} to {target}")
+
     def integer(self) -> "Value":
         """The bits of each number, as an integer."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)

@@ -34,16 +34,12 @@ def moments(rows: Tensor) -> Moments:
     """
     pixels, channels = rows.shape
     sizes, blocks = _blocks(rows)
-    means, drifts, squares = rows.new_empty(3, blocks, channels)
-    counts = rows.new_full((blocks, 1), sizes["each"])
-    counts[-1] = pixels - (blocks - 1) * sizes["each"]
-    kernels.moments(blocks, source=rows, counts=counts, means=means, drifts=drifts, squares=squares, **sizes)
-    drift = drifts.double()
-    exact = means + drift / counts
-    mean = (exact * counts).sum(0) / pixels
-    within = squares - drift.square() / counts
-    variance = (within + (exact - mean).square() * counts).sum(0) / pixels
-    return Moments(mean.to(rows.dtype), variance.to(rows.dtype), pixels)
+    names = ("means", "drifts", "squares")
+    parts = dict(zip(names, rows.new_empty(3, blocks, channels).unbind(), strict=True))
+    kernels.moments_of_blocks(blocks, source=rows, **parts, **sizes)
+    mean, variance = rows.new_empty(2, channels).unbind()
+    kernels.moments(1, **parts, mean=mean, variance=variance, **sizes)
+    return Moments(mean, variance, pixels)
 
 
 def standardised(
@@ -90,11 +86,19 @@ def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) ->
     rows, mean, inverse, scale = ctx.saved_tensors
     to_rows, to_weight, to_bias = ctx.needs_input_grad[:3]
     if to_rows:
-        slopes = -scale * inverse.square() * of_scale / len(rows)
-        shifts = -scale * of_shift / len(rows) - slopes * mean
         gradient = gradient.contiguous()  # the loop's own, of which nobody else has heard
         sizes, blocks = _blocks(rows)
-        kernels.through_moments(blocks, gradient=gradient, source=rows, slopes=slopes, shifts=shifts, **sizes)
+        kernels.through_moments(
+            blocks,
+            gradient=gradient,
+            source=rows,
+            mean=mean,
+            inverse=inverse,
+            scale=scale,
+            of_scale=of_scale.contiguous(),
+            of_shift=of_shift.contiguous(),
+            **sizes,
+        )
     return (
         gradient if to_rows else None,
         inverse * of_scale if to_weight else None,

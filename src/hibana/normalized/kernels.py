@@ -1,21 +1,22 @@
 """Batch normalisation, channels last: moments of each channel, and the gradient that goes through them."""
 
-from hibana.native import FLOAT, Code, Floats, Value, kernel
+from hibana.native import DOUBLE, FLOAT, Code, Floats, Value, kernel
 
-__all__ = ["moments", "through_moments"]
+__all__ = ["moments", "moments_of_blocks", "through_moments"]
 
 LANES = 64
 """Channels that are gone through at a time."""
+WIDE = 16
+"""And in float64."""
 
 
 @kernel
-def moments(
+def moments_of_blocks(
     code: Code,
     begin: Value,
     end: Value,
     *,
     source: Floats,
-    counts: Floats,
     means: Floats,
     drifts: Floats,
     squares: Floats,
@@ -23,20 +24,19 @@ def moments(
     pixels: Value,
     each: Value,
 ) -> None:
-    """Of blocks of `each` pixels, which are `counts`: about the mean, and the sums of what differs from it.
+    """Of blocks of `each` pixels: about the mean, and the sums of what differs from it and of its squares.
 
-    Sums of that, which would be zero but for what was rounded, and of its squares.
+    The first of the sums would be zero, but for what was rounded.
     """
     with code.loop(begin, end) as block:
         first = block * each
         last = (first + each).smaller(pixels)
-        count = counts[block].spread(LANES)
+        count = (last - first).real(FLOAT).spread(LANES)
         for channel, there in code.vectors(channels, LANES):
-            total = code.variable(0.0, FLOAT.of(LANES))
+            total, drift, square = (code.variable(0.0, FLOAT.of(LANES)) for _ in range(3))
             with code.loop(first, last) as pixel:
                 total.value += (source + (pixel * channels + channel)).load(LANES, there)
             mean = total.value / count
-            drift, square = (code.variable(0.0, FLOAT.of(LANES)) for _ in range(2))
             with code.loop(first, last) as pixel:
                 apart = (source + (pixel * channels + channel)).load(LANES, there) - mean
                 drift.value += apart
@@ -48,6 +48,46 @@ def moments(
 
 
 @kernel
+def moments(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    means: Floats,
+    drifts: Floats,
+    squares: Floats,
+    mean: Floats,
+    variance: Floats,
+    channels: Value,
+    pixels: Value,
+    each: Value,
+) -> None:
+    """Mean and variance of all blocks of :func:`moments_of_blocks`, in float64: one piece of work."""
+    blocks, all_ = (pixels + each - 1) // each, pixels.real(DOUBLE).spread(WIDE)
+    with code.loop(begin, end):
+        for channel, there in code.vectors(channels, WIDE):
+            centre, spread = (code.variable(0.0, DOUBLE.of(WIDE)) for _ in range(2))
+            for second in (False, True):
+                with code.loop(0, blocks) as block:
+                    count = (pixels - block * each).smaller(each).real(DOUBLE).spread(WIDE)
+                    found = (
+                        (part + (block * channels + channel)).load(WIDE, there).to(DOUBLE)
+                        for part in (means, drifts, squares)
+                    )
+                    about, drift, square = found
+                    exact = about + drift / count
+                    if second:
+                        apart = exact - centre.value
+                        spread.value += square - drift * drift / count + apart * apart * count
+                    else:
+                        centre.value += exact * count
+                if not second:
+                    centre.value = centre.value / all_
+            (mean + channel).store(centre.value.to(FLOAT), there)
+            (variance + channel).store((spread.value / all_).to(FLOAT), there)
+
+
+@kernel
 def through_moments(
     code: Code,
     begin: Value,
@@ -55,16 +95,29 @@ def through_moments(
     *,
     gradient: Floats,
     source: Floats,
-    slopes: Floats,
-    shifts: Floats,
+    mean: Floats,
+    inverse: Floats,
+    scale: Floats,
+    of_scale: Floats,
+    of_shift: Floats,
     channels: Value,
     pixels: Value,
     each: Value,
 ) -> None:
-    """Adds ``slope * source + shift``, each one number a channel, to the gradient of blocks of pixels."""
-    with code.loop(begin, end) as block:
-        last = (block * each + each).smaller(pixels)
-        with code.loop(block * each, last) as pixel:
+    """Adds to the gradient of blocks of `each` pixels what goes through mean and variance.
+
+    -scale * (of_shift + (source - mean) * inverse^2 * of_scale) / pixels
+    """
+    count = pixels.real(FLOAT).spread(LANES)
+    with code.scratch((Floats, channels), (Floats, channels)) as (slopes, shifts):
+        for channel, there in code.vectors(channels, LANES):
+            rows = (mean, inverse, scale, of_scale, of_shift)
+            about, root, factor, to_scale, to_shift = ((row + channel).load(LANES, there) for row in rows)
+            share = -factor / count
+            slope = share * root * root * to_scale
+            (slopes + channel).store(slope, there)
+            (shifts + channel).store(share * to_shift - slope * about, there)
+        with code.loop(begin * each, (end * each).smaller(pixels)) as pixel:
             for channel, there in code.vectors(channels, LANES):
                 at = pixel * channels + channel
                 slope, shift = ((row + channel).load(LANES, there) for row in (slopes, shifts))

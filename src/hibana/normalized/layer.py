@@ -20,8 +20,9 @@ from hibana.running import check_knows_no_time
 
 __all__ = ["Normalized"]
 
-WORTH = 1 << 17
-"""Neurons from which on passes over memory take longer than what is asked before one is saved."""
+WORTH = 1 << 20
+"""Numbers of a sequence from which on the passes that are saved take longer than a call does before them; in
+evaluation, where they are fewer, twice as many."""
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ThresholdBatchNorm2d)
@@ -41,9 +42,9 @@ class Normalized(nn.Sequential):
     digits of mean and variance. Names of parameters and buffers are those of ``nn.Sequential``, and it folds
     likewise (:func:`hibana.fold_batchnorm`).
 
-    It is done so on the CPU, in float32, for 131,072 neurons and more whose channels come last in memory, as
-    :class:`hibana.Conv2d` gives them, and for neurons that are compiled; else the two are called one after
-    the other. :func:`hibana.explain` says which it was, and why.
+    It is done so on the CPU, in float32, for a million numbers and more over all steps (in evaluation two)
+    whose channels come last in memory, as :class:`hibana.Conv2d` gives them, and for neurons that are
+    compiled; else the two are called one after the other. :func:`hibana.explain` says which it was, and why.
 
     Args:
         each: whose module is a batch normalisation, or an ``nn.Sequential`` that ends in one.
@@ -90,7 +91,7 @@ class Normalized(nn.Sequential):
         for module in before:
             currents = module(currents)
         rows = currents.movedim(1, -1)
-        reason = _unfit(norm, currents, rows, steps)
+        reason = _unfit(norm, currents, rows, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
             outputs, reason = _emitted(norm, neurons, rows, steps, once)
@@ -137,8 +138,11 @@ def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     return cast(Norm, modules[-1]), modules[:-1]
 
 
-def _unfit(norm: Norm, currents: Tensor, rows: Tensor, steps: int) -> str:
-    """Why `currents` are not normalised in the neurons' pass, or ``""``; `rows` are they, channels last."""
+def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
+    """Why `currents` are not normalised in the neurons' pass, or ``""``.
+
+    `rows` are they, channels last, and `numbers` how many there are over all steps.
+    """
     dimensions = {nn.BatchNorm1d: (2, 3), nn.BatchNorm3d: (5,)}.get(type(norm), (4,))
     if currents.ndim not in dimensions or currents.shape[1] != norm.num_features or not plain(currents):
         return _MISFIT
@@ -146,9 +150,8 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, steps: int) -> str:
         return _MISFIT
     if not rows.is_contiguous():
         return "channels do not come last in memory"
-    neurons = currents.numel() // steps
-    if neurons < WORTH:
-        return f"{neurons} neurons are too few for it to pay"
+    if numbers < (WORTH if norm.training else 2 * WORTH):
+        return f"{numbers} numbers are too few for it to pay"
     return ""
 
 
@@ -195,7 +198,7 @@ class _Wrapped(cells.Cell):
         self.cell = cell
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
-        self._enter()
+        self.states = cell.states
 
     def forward(self, input_: Tensor, *state: Tensor) -> Any:
         return self.cell(self.normalised(input_), *state)
@@ -255,5 +258,5 @@ def _count(norm: Norm, found: Moments) -> None:
     norm.num_batches_tracked.add_(1)
     share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     unbiased = found.variance * (found.numbers / (found.numbers - 1))
-    for running, new in ((norm.running_mean, found.mean), (norm.running_var, unbiased)):
-        running.mul_(1 - share).add_(new * share)
+    norm.running_mean.lerp_(found.mean, share)
+    norm.running_var.lerp_(unbiased, share)
