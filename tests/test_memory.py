@@ -64,5 +64,5 @@ def test_checkpointed_blocks_take_less_than_half_the_memory():
         done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
         megabytes.append(float(done.stdout))
     plain, checkpointed = megabytes
-    assert plain > 100
-    assert checkpointed < 0.4 * plain
+    assert plain > 90
+    assert checkpointed < 0.5 * plain

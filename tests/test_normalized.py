@@ -233,3 +233,57 @@ def test_a_second_derivative_is_refused():
 def test_what_can_not_be_is_refused(each, neurons, message):
     with pytest.raises(TypeError, match=message):
         hb.Normalized(each, neurons)
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_losses_of_a_training_are_those_of_the_modules_one_after_the_other():
+    smooth = hb.surrogate.ATan()
+    first, second = (hb.EachStep(below(16, inputs)) for inputs in (8, 16))
+    layers = [
+        first,
+        hb.IF(surrogate=smooth),
+        second,
+        hb.IF(surrogate=smooth),
+        nn.Flatten(2),
+        nn.Linear(1296, 3),
+    ]
+    theirs = nn.Sequential(*copy.deepcopy(layers))
+    ours = nn.Sequential(hb.Normalized(*layers[:2]), hb.Normalized(*layers[2:4]), *layers[4:])
+    x, classes = images(), torch.arange(BATCH)
+    losses = []
+    for net in (ours, theirs):
+        optimizer = torch.optim.SGD(net.parameters(), 0.01)
+        losses.append([])
+        for _ in range(4):
+            loss = nn.functional.cross_entropy(net(x).mean(0), classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.usefixtures("_however_few")
+def test_a_checkpointed_layer_has_the_same_gradients_and_counts_a_batch_once():
+    ours, _ = twins(below(16), hb.IF(surrogate=hb.surrogate.ATan()))
+    kept = hb.Checkpointed(copy.deepcopy(ours))
+    x = images()
+    check_close(gradients(kept, x), gradients(ours, x))
+    kept(x.requires_grad_()).sum().backward()
+    ours(x).sum().backward()
+    for a, b in zip(kept.buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert kept.module.explain() == "normalised in the neurons' own pass"
+
+
+@pytest.mark.parametrize("name", ["LIF", "PLIF", "CubaLIF", "ALIF", "AdLIF", "Izhikevich", "RefractoryLIF"])
+@pytest.mark.usefixtures("_however_few")
+def test_every_kind_of_neuron_may_be_behind_it(name):
+    kind = getattr(hb, name)
+    ours, theirs = twins(below(16), kind(surrogate=hb.surrogate.ATan()))
+    x = images()
+    found, wanted = gradients(ours, x), gradients(theirs, x)
+    assert ours.explain() == "normalised in the neurons' own pass"
+    assert torch.equal(found[0], wanted[0])
+    check_close(found, wanted, 1e-4)

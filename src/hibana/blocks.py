@@ -118,7 +118,7 @@ class Checkpointed(nn.Module):
     What is freed goes back to the system, or to what comes next, as the C library sees fit: glibc takes large
     tensors from one heap after a while, where bits that are kept between them hold holes open
     (``MALLOC_MMAP_THRESHOLD_=1000000`` in the environment has each go back at once; the peak of ten blocks at
-    [T=4, batch 16, 32x32x32] is then 67 MB instead of 224). The first checkpoint of a process loads torch's
+    [T=4, batch 16, 32x32x32] is then 51 MB instead of 113). The first checkpoint of a process loads torch's
     compiler, 140 MB, whatever is checkpointed.
 
     >>> import hibana as hb

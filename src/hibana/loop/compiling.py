@@ -79,21 +79,21 @@ class Program:
             value = value.to(dtype).resolve_neg()
             if value.numel() > 1:
                 if one.numel() >= self.kernels.patterns_from:
-                    value = _once(value.expand(shape), value.numel(), order)
+                    value = _once(value.expand(shape), order)
                 else:
                     value = step_in(order, value.expand(shape))
             found.append(value)
         return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
-def _once(value: Tensor, count: int, order: list[int] | None) -> Tensor:
-    """What `value`, expanded from `count` numbers, has over and over in memory, in one dimension; or all."""
+def _once(value: Tensor, order: list[int] | None) -> Tensor:
+    """What `value`, expanded, has over and over in memory, in one dimension; else all of it."""
     lying = value if order is None else value.permute([d - 1 for d in order[1:]])
     first = 0
-    while lying.stride(first) == 0 or lying.shape[first] == 1:
+    while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
         first += 1
     row = lying[(0,) * first]
-    return row.reshape(-1) if row.numel() == count else lying.contiguous()
+    return row.reshape(-1) if row.is_contiguous() and row.numel() > 1 else lying.contiguous()
 
 
 def _summed(part: Part, at: int) -> frozenset[int]:
