@@ -69,3 +69,28 @@ def test_one_parameter_for_each_sample_beside_one_for_each_neuron():
     assert torch.equal(found[0][0], found[1][0])
     for a, b in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+class Expanding(hb.Cell):
+    """Its state is a parameter that the step itself expands to all neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = torch.nn.Parameter(torch.tensor(0.9))
+        self.each = torch.nn.Parameter(torch.linspace(0.5, 1, 512))
+
+    def forward(self, input_, a_previous, b_previous, s_previous):
+        a, b = self.one.expand_as(input_), self.each.expand_as(input_)
+        return a, b, hb.Heaviside.apply(input_ * a_previous + b_previous - 1)
+
+
+def test_a_parameter_that_a_step_expands_itself():
+    found = []
+    for backend in ("cpu", "reference"):
+        cell, x = Expanding(), torch.linspace(0, 3, 3 * 300 * 512).view(3, 300, 512)
+        out = hb.OverTime(cell, backend=backend)(x)
+        out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
+        found.append((out.detach(), cell.one.grad, cell.each.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
