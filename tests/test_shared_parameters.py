@@ -94,3 +94,29 @@ def test_a_parameter_that_a_step_expands_itself():
     assert torch.equal(found[0][0], found[1][0])
     for a, b in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+class Many(hb.Cell):
+    """More parameters than can be one row for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.gains = torch.nn.ParameterList(torch.linspace(0.8, 1.2, 512) for _ in range(20))
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous) + input_
+        for gain in self.gains:
+            v = v * gain
+        return v, hb.Heaviside.apply(v - 1)
+
+
+def test_more_parameters_than_fit():
+    x, found = torch.linspace(0, 2, 3 * 300 * 512).view(3, 300, 512), []
+    for backend in ("cpu", "reference"):
+        cell = Many()
+        out = hb.OverTime(cell, backend=backend)(x)
+        out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
+        found.append((out.detach(), *(gain.grad for gain in cell.gains)))
+    assert torch.equal(found[0][0], found[1][0])
+    for a, b in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))

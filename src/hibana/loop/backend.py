@@ -94,7 +94,7 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
-    patterns_from: ClassVar[float] = inf
+    patterns_from: float = inf
     """How many neurons there are at least where a parameter may be given as what comes again and again."""
     approximate: tuple[str, ...] = ()
     """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""

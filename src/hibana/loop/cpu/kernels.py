@@ -6,6 +6,7 @@ over time; a stride of zero is an input that stays the same and is never written
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import inf
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import built, called, launch
+from hibana.loop.cpu.row_walk import PATTERNS
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.unaliased import unaliased
@@ -59,11 +61,11 @@ class CpuKernels(NativeKernels):
     """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
-    patterns_from: ClassVar = REPEATED_FROM
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
         self.recomputing = recomputing(step, plan)
+        self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)

@@ -16,7 +16,7 @@ from hibana.loop.cpu.schedule import Schedule, Source, own
 from hibana.loop.graph.step import Step
 from hibana.native import Bytes, Pointer, Value
 
-__all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "ROW", "SIZES", "RowWalk"]
+__all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "PATTERNS", "ROW", "SIZES", "RowWalk"]
 
 ROW = 4096
 """Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
@@ -24,6 +24,9 @@ enough for what fetches memory ahead."""
 
 FOLDED = 16
 """Neurons that are summed side by side where a row is folded."""
+
+PATTERNS = 16
+"""Parameters at most that may be one row for all: copies of them lie on a thread's stack."""
 
 MANY = 32
 """Rows of a pass's own from which on rows are made narrower, so that all of them lie on a thread's stack."""
@@ -102,7 +105,7 @@ class RowWalk(Schedule):
         self.patterns = {
             f"p{i}": self.code.array(self.number, ROW + page)
             for i in range(step.parameters)
-            if f"p{i}" in self.leaves
+            if f"p{i}" in self.leaves and step.parameters <= PATTERNS
         }
         self.own = list(own)
         self.buffers = {name: self.code.array(self.number, ROW + page) for name in [*self.own, "zeros"]}
@@ -167,11 +170,14 @@ class RowWalk(Schedule):
                 total.value += (row + i).load(FOLDED, present)
             (there + at).store(total.value, present)
 
-    def parameters(self) -> None:
+    def parameters(self, step: Step) -> None:
         """The rows of the parameters that differ from neuron to neuron: each row's own, or one for all."""
-        for name, pattern in self.patterns.items():
-            one = self.size[f"{name}_step"].equals(0)
-            self.rows[name] = (self.at[f"{name}_at"] + self.lo).instead(one, pattern)
+        for name in (f"p{i}" for i in range(step.parameters)):
+            if name in self.leaves:
+                self.rows[name] = self.at[f"{name}_at"] + self.lo
+            if name in self.patterns:
+                one = self.size[f"{name}_step"].equals(0)
+                self.rows[name] = self.rows[name].instead(one, self.patterns[name])
 
     def steps(self, parts: Parts, begun: Mapping[str, Pointer]) -> None:
         """All steps of a row, several at once where it is whole; `begun` is read at the edge only."""

@@ -59,7 +59,7 @@ def forward_source(
     with walk.each_row():
         for name in carried:
             walk.carried(name, f"{name}_last", f"{name}_first")
-        walk.parameters()
+        walk.parameters(step)
         walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first")})
     return walk.made()
 
@@ -117,7 +117,7 @@ def backward_source(
         walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
         for name, base in sums.items():
             walk.carried(name, "" if name in folds else base)
-        walk.parameters()
+        walk.parameters(step)
         begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
         walk.steps(parts, begun)
         for name, fold in folds.items():

@@ -39,7 +39,7 @@ SHORTEST = 512
 ROW_BEGINS = 128
 """Neurons that could be done in the time in which a row's memory begins to arrive."""
 
-LANES_OF_ROWS = 64
+MULTIPLE = 64
 """What a row is a multiple of: the bits of as many are a whole number of words."""
 
 LONGER = 1.1
@@ -243,9 +243,9 @@ def _rows(
     def takes(width: int) -> int:
         return -(-neurons // (width * threads)) * (width + ROW_BEGINS)
 
-    widths: Sequence[int] = range(min(SHORTEST, longest), longest + 1, LANES_OF_ROWS)
+    widths: Sequence[int] = range(min(SHORTEST, longest), longest + 1, MULTIPLE)
     width = min(widths, key=lambda w: (takes(w), -w))
-    unit = lcm(LANES_OF_ROWS, *filter(None, patterns))
+    unit = lcm(MULTIPLE, *filter(None, patterns))
     fitting = range(unit, longest + 1, unit)
     repeated = any(patterns) and len(fitting) > 0
     if repeated:
