@@ -4,7 +4,6 @@ import gzip
 import io
 import struct
 import tarfile
-import types
 import zipfile
 from pathlib import Path
 
@@ -42,7 +41,7 @@ def test_processes_share_every_batch_and_test_no_sample_twice(processes):
     trained, tested = [], []
     for rank in range(processes):
         digits = data.Digits(60)
-        digits.trainer = types.SimpleNamespace(world_size=processes, global_rank=rank)
+        digits.processes, digits.rank = processes, rank
         digits.setup()
         trained.append([set(indices) for indices in digits.train_dataloader().batch_sampler])
         tested += list(digits.test_dataloader().sampler)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = [
     "bokeh",
     "lightning",
@@ -27,6 +29,18 @@ def printed(code, *options):
 def test_import_hibana_loads_no_extra_and_no_compiler():
     code = f"import sys, hibana; print([name for name in {HEAVY} if name in sys.modules])"
     assert printed(code, "-W", "error").strip() == "[]"
+
+
+@pytest.mark.parametrize("line", [["train", "--help"], ["train", "--learnin-rate", "1"], ["runs", "nowhere"]])
+def test_a_command_that_does_not_train_loads_no_lightning(line):
+    pytest.importorskip("lightning", reason="the extra train is not installed")
+    code = (
+        "import sys, hibana.cli, hibana.data\n"
+        f"try: hibana.cli.main({line})\n"
+        "except SystemExit: pass\n"
+        "print(); print([name for name in ('lightning', 'torchmetrics', 'scipy') if name in sys.modules])"
+    )
+    assert printed(code).splitlines()[-1] == "[]"
 
 
 def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():

@@ -224,7 +224,7 @@ def test_memory_that_there_is_not_is_one_sentence(capsys, monkeypatch):
     def asks_for_too_much(*_, **__):
         torch.empty(1 << 60, dtype=torch.uint8, device="cpu")
 
-    monkeypatch.setattr("hibana.cli.training.made", asks_for_too_much)
+    monkeypatch.setattr("hibana.train.run.made", asks_for_too_much)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == (
         "hibana train: needs more memory than there is; fewer layers or a smaller batch_size need less\n"

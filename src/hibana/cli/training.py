@@ -14,10 +14,10 @@ from hibana.cli import tables
 from hibana.cli.code import reachable
 from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritable
 
-with doing("loading PyTorch Lightning"):
+with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
-    from hibana.train import Classifier, Outcome, Settings, fit, linear, made, read, results, resumed, serving
+    from hibana.train import Settings, read, results, serving
     from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
     from hibana.train.threads import check as check_threads
@@ -25,6 +25,7 @@ with doing("loading PyTorch Lightning"):
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
+    from hibana.train import Classifier, Outcome
 
 RUNS = Path("hibana-runs")
 
@@ -60,6 +61,8 @@ def train(  # noqa: D417 - the settings have docstrings of their own
             check_threads(threads)
         check_trust(None, trust, "the command")
         chosen, checkpoint = _chosen(settings, resume, trust, given)
+        with doing("loading PyTorch Lightning"):
+            from hibana.train import made
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
@@ -91,6 +94,8 @@ def _chosen(
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
+    with doing("loading PyTorch Lightning"):
+        from hibana.train import resumed
     settings, checkpoint = resumed(resume, trust=trust)
     if "epochs" in given:
         if given["epochs"] < settings.epochs:
@@ -151,6 +156,8 @@ def _writers_quiet() -> Iterator[None]:
 
 
 def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint: Path | None) -> None:
+    from hibana.train import fit, linear
+
     begun = time.perf_counter()
     kept = folder.path / "checkpoint.ckpt"
     try:
@@ -184,7 +191,7 @@ def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint:
 
 
 def _drawn(
-    model: Classifier, outcome: Outcome, samples: "DataSet", beside: tuple[str, float], path: Path
+    model: "Classifier", outcome: "Outcome", samples: "DataSet", beside: tuple[str, float], path: Path
 ) -> Path:
     """The picture of a training, with the first test sample on its way through the network."""
     import torch

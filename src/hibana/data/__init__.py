@@ -1,11 +1,11 @@
-"""Data sets, as Lightning data modules whose splits are fixed and stated.
+"""Data sets whose splits are fixed and stated.
 
-A data module gives batches of ``(input, label)``, input first axis the batch; how an input becomes spikes
+A data set gives batches of ``(input, label)``, input first axis the batch; how an input becomes spikes
 over time is not decided here. A data set is a subclass of :class:`DataSet` with an entry in
 :data:`DATA_SETS`. Nothing is downloaded unless that is asked for, and nobody tunes on a test set.
 
-Importing this module needs Lightning (``pip install hibana[train]``); torchvision and tonic are imported by
-the data sets that need them (``pip install hibana[data]``).
+Importing this module needs PyTorch alone; scikit-learn, torchvision and tonic are imported by the data sets
+that need them (``pip install hibana[train]``, ``hibana[data]``).
 
 Data of one's own are a :class:`Table`, :class:`Images`, :class:`Arrays`, :class:`Sequences` or
 :class:`Events`: a file, a folder, or what is in memory.

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
@@ -17,7 +16,7 @@ Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
 
 
-class DataSet(lightning.LightningDataModule):
+class DataSet:
     """A data set in three fixed splits, of which tuning sees two.
 
     A subclass says what one input is (`shape` of one step, number of `classes`, and whether it is
@@ -44,9 +43,12 @@ class DataSet(lightning.LightningDataModule):
     usual_steps: int = 8
     unit: bool = False
     """Whether inputs lie in [0, 1]."""
+    processes: int = 1
+    """How many share the samples of each step."""
+    rank: int = 0
+    """Which of them this is."""
 
     def __init__(self, batch_size: int = 64, *, seed: int = 0, workers: int = 0) -> None:
-        super().__init__()
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
@@ -65,7 +67,11 @@ class DataSet(lightning.LightningDataModule):
     def splits(self) -> tuple[Samples, Samples, Samples]:
         """Training, validation and test."""
 
-    def setup(self, stage: str | None = None) -> None:
+    def prepare_data(self) -> None:
+        """Fetches what is not there yet; one process of a machine calls it."""
+
+    def setup(self) -> None:
+        """Makes the splits, unless they are there."""
         if not hasattr(self, "test"):
             self.training, self.validation, self.test = self.splits()
 
@@ -79,9 +85,7 @@ class DataSet(lightning.LightningDataModule):
         return self._loader(self.test, 512, shuffle=False)
 
     def _loader(self, samples: Samples, batch: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
-        processes, rank = (
-            (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        )
+        processes, rank = self.processes, self.rank
         if batch % processes and shuffle:
             raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch}")
         sampler: Sampler[int]

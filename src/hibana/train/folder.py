@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from hibana.train import checkpoint, record
 from hibana.train.durable import PARTIAL
 from hibana.train.settings import Settings
@@ -78,6 +76,8 @@ def own(path: Path, *, run: str | None = None, overwrite: bool = False) -> Folde
         ValueError: if another process is at work in the very folder that is wanted.
         OSError: if it can't be written.
     """
+    from lightning.pytorch.utilities import rank_zero_only
+
     if getattr(rank_zero_only, "rank", 0) != 0:
         return Folder(path, None)
     for number in count():

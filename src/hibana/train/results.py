@@ -5,15 +5,17 @@ import math
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.train import durable, record
-from hibana.train.baseline import Linear
 from hibana.train.folder import LAST, RESULT, SETTINGS
-from hibana.train.run import Outcome
 from hibana.train.settings import Settings, is_of_numbers
 from hibana.train.usual import usual
+
+if TYPE_CHECKING:
+    from hibana.train.baseline import Linear
+    from hibana.train.run import Outcome
 
 __all__ = ["Run", "found", "write"]
 
@@ -30,7 +32,7 @@ class Run(NamedTuple):
     when: str
 
 
-def write(folder: Path, outcome: Outcome, linear: Linear) -> None:
+def write(folder: Path, outcome: "Outcome", linear: "Linear") -> None:
     """Keeps what a run came to."""
     content = {
         "measure": outcome.measure,

@@ -14,6 +14,7 @@ import time
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -136,11 +137,12 @@ def fit(
             log_every_n_steps=1,  # nothing is logged but epochs; more would be warned of where they are short
         )
         begun = time.perf_counter()
-        trainer.fit(model, samples, ckpt_path=resume, weights_only=True)
+        batches = _Batches(samples)
+        trainer.fit(model, batches, ckpt_path=resume, weights_only=True)
         seconds = time.perf_counter() - begun
         learned = {name: list(values) for name, values in history.values.items()}
         chosen = keeper.folder / BEST if settings.patience > 0 else None
-        (tested,) = trainer.test(model, samples, ckpt_path=chosen, verbose=False, weights_only=True)
+        (tested,) = trainer.test(model, batches, ckpt_path=chosen, verbose=False, weights_only=True)
     if trainer.world_size > 1:
         atexit.register(_leave)  # not after a failure: an exchange under way would be waited for
     return model, Outcome(
@@ -160,6 +162,27 @@ def fit(
         seconds=seconds,
         history=learned,
     )
+
+
+class _Batches(lightning.LightningDataModule):
+    """A data set as Lightning asks for one, shared among the processes of its trainer."""
+
+    def __init__(self, samples: data.DataSet) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def setup(self, stage: str) -> None:
+        if self.trainer is not None:
+            self.samples.processes, self.samples.rank = self.trainer.world_size, self.trainer.global_rank
+
+    def train_dataloader(self) -> Any:
+        return self.samples.train_dataloader()
+
+    def val_dataloader(self) -> Any:
+        return self.samples.val_dataloader()
+
+    def test_dataloader(self) -> Any:
+        return self.samples.test_dataloader()
 
 
 def made(settings: Settings, samples: data.DataSet, resume: Path | None = None) -> Classifier:
