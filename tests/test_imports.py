@@ -43,6 +43,20 @@ def test_a_command_that_does_not_train_loads_no_lightning(line):
     assert printed(code).splitlines()[-1] == "[]"
 
 
+def test_a_trained_network_is_opened_and_used_without_lightning(tmp_path):
+    pytest.importorskip("lightning", reason="the extra train is not installed")
+    from test_play import untrained
+
+    path = untrained(tmp_path / "checkpoint.ckpt")
+    code = (
+        "import sys, torch; from pathlib import Path; from hibana.train import load, predict\n"
+        f"model = load(Path({str(path)!r}))\n"
+        "print(tuple(model(torch.rand(2, *model.hyper['shape'])).shape))\n"
+        "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
+    )
+    assert printed(code).splitlines() == ["(2, 10)", "[]"]
+
+
 def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():
     later = ("hibana.convert", "hibana.events", "hibana.loss", "hibana.native", "hibana.loop.cpu")
     code = (

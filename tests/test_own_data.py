@@ -589,7 +589,7 @@ def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_pat
     samples = settings.samples()
     samples.setup()
     model = train.made(settings, samples)
-    whole = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}
+    whole = {"hyper_parameters": dict(model.hyper), "state_dict": model.state_dict()}
     whole["description"] = model.description.said()
     for broken in (
         {name: value for name, value in whole.items() if name != "description"},

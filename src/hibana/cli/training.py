@@ -17,7 +17,7 @@ from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritab
 with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
-    from hibana.train import Settings, read, results, serving
+    from hibana.train import Settings, read, results, resumed, serving
     from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
     from hibana.train.threads import check as check_threads
@@ -94,8 +94,6 @@ def _chosen(
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
         raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
-    with doing("loading PyTorch Lightning"):
-        from hibana.train import resumed
     settings, checkpoint = resumed(resume, trust=trust)
     if "epochs" in given:
         if given["epochs"] < settings.epochs:

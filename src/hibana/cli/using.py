@@ -13,7 +13,7 @@ from hibana.cli.tables import confusions, said
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hibana.train import Classifier
+    from hibana.train import Network
 
 
 def predict(
@@ -57,7 +57,7 @@ def predict(
     print(said(answers, "csv" if csv else "json" if json else "table"), end="")
 
 
-def _tested(model: "Classifier") -> None:
+def _tested(model: "Network") -> None:
     """Prints what the network makes of the test set of its data."""
     import torch
 
@@ -201,7 +201,7 @@ def _check_serving(source: Path, target: Path, given: dict[str, float | None]) -
 
 def _network(
     source: Path, dt: float | None, trust: tuple[str, ...]
-) -> "tuple[Any, tuple[int, ...], int | None, Classifier | None]":
+) -> "tuple[Any, tuple[int, ...], int | None, Network | None]":
     """The network in a file, the shape of one sample at a step, the steps as trained, and its training."""
     if source.suffix == ".nir":
         from hibana import nir
@@ -225,7 +225,7 @@ SHOWN = 64
 
 def _write_c(
     net: Any,
-    model: "Classifier | None",
+    model: "Network | None",
     target: Path,
     shape: tuple[int, ...],
     steps: int | None,
@@ -249,7 +249,7 @@ def _write_c(
     print(f"{target.with_suffix('.h')}  says what a step costs")
 
 
-def _in_whole_numbers(net: Any, model: "Classifier | None", bits: int) -> Any:
+def _in_whole_numbers(net: Any, model: "Network | None", bits: int) -> Any:
     from hibana.convert import quantize
 
     if model is None:
@@ -260,7 +260,7 @@ def _in_whole_numbers(net: Any, model: "Classifier | None", bits: int) -> Any:
 
 
 def _write_onnx(
-    net: Any, model: "Classifier | None", target: Path, shape: tuple[int, ...], bits: int | None
+    net: Any, model: "Network | None", target: Path, shape: tuple[int, ...], bits: int | None
 ) -> None:
     import torch
 
@@ -279,7 +279,7 @@ def _write_onnx(
         print(f"an output times {net.output_scale:.9g} is the network's")
 
 
-def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> None:
+def _write_page(model: "Network | None", target: Path, bits: int | None) -> None:
     from hibana.convert.files import write_whole
     from hibana.convert.page import to_page
 
@@ -290,7 +290,7 @@ def _write_page(model: "Classifier | None", target: Path, bits: int | None) -> N
     write_whole({target: page})
 
 
-def _shown(model: "Classifier") -> "Tensor":
+def _shown(model: "Network") -> "Tensor":
     """Samples of the training set, as the network is shown them."""
     import torch
 

@@ -13,7 +13,7 @@ from hibana.play.source import Trouble
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
-    from hibana.train import Classifier
+    from hibana.train import Network
 
 __all__ = ["DIGITS", "SHIPPED", "mistake", "opened", "sample"]
 
@@ -101,13 +101,13 @@ def mistake(path: str, after: int, trust: Collection[str] = ()) -> int:
     raise Trouble("the network takes no test sample for another class")
 
 
-def _encoded(model: "Classifier", shown: Tensor, index: int) -> Tensor:
+def _encoded(model: "Network", shown: Tensor, index: int) -> Tensor:
     """Test sample `index` over time, ``[T, 1, ...]``; of codings that draw, the same each time."""
     torch.manual_seed(index)
     return model.encode(shown[None])
 
 
-def _load(path: str, trust: Collection[str]) -> tuple["Classifier", "DataSet"]:
+def _load(path: str, trust: Collection[str]) -> tuple["Network", "DataSet"]:
     where = Path(path).expanduser()
     if path == DIGITS and not where.exists():
         where = SHIPPED
@@ -116,7 +116,7 @@ def _load(path: str, trust: Collection[str]) -> tuple["Classifier", "DataSet"]:
 
 
 @lru_cache(maxsize=2)
-def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Classifier", "DataSet"]:
+def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network", "DataSet"]:
     try:
         from hibana.train import load
 

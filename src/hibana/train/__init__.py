@@ -3,8 +3,9 @@
 Nothing here draws, prints or knows the command line.
 
 What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `decayed`,
-`spiking_layers`) needs PyTorch alone; all else is loaded when it is first touched, and needs Lightning
-(``pip install hibana[train]``).
+`spiking_layers`) needs PyTorch alone; all else is loaded when it is first touched, and needs
+``pip install hibana[train]``: what trains (`fit`, `made`, `Classifier`) needs Lightning, what opens a network
+that was trained (`load`, `predict`, `Network`) does not.
 """
 
 import importlib
@@ -16,6 +17,7 @@ from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiki
 if TYPE_CHECKING:
     from hibana.train.baseline import Linear, linear, linear_accuracy
     from hibana.train.classifier import Classifier
+    from hibana.train.network import Network
     from hibana.train.predicting import Answers, predict
     from hibana.train.restoring import load, resumed
     from hibana.train.run import Outcome, fit, made
@@ -26,6 +28,7 @@ __all__ = [
     "Answers",
     "Classifier",
     "Linear",
+    "Network",
     "Outcome",
     "Settings",
     "activity",
@@ -45,6 +48,7 @@ __all__ = [
 
 _PLACES = {
     "classifier": ("Classifier",),
+    "network": ("Network",),
     "baseline": ("Linear", "linear", "linear_accuracy"),
     "predicting": ("Answers", "predict"),
     "restoring": ("load", "resumed"),

@@ -9,7 +9,7 @@ from hibana import data
 from hibana import lengths as padding
 
 if TYPE_CHECKING:
-    from hibana.train.classifier import Classifier
+    from hibana.train.network import Network
 
 __all__ = ["Linear", "first", "linear", "linear_accuracy"]
 
@@ -29,7 +29,7 @@ class Linear(NamedTuple):
 
 
 @torch.no_grad()
-def linear(model: "Classifier", samples: data.DataSet) -> Linear:
+def linear(model: "Network", samples: data.DataSet) -> Linear:
     """Logistic regression, or of a quantity a ridge, on the input; of spikes on their counts, without timing.
 
     Fitted to at most the first 10,000 training samples, without augmentation.
@@ -57,7 +57,7 @@ def linear(model: "Classifier", samples: data.DataSet) -> Linear:
     return Linear("linear classifier", float(right.mean()), float(sum(recalls) / len(recalls)))
 
 
-def linear_accuracy(model: "Classifier", samples: data.DataSet) -> float:
+def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
     """The accuracy of :func:`linear`."""
     return linear(model, samples).accuracy
 

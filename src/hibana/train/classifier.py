@@ -1,6 +1,5 @@
-"""The module that Lightning trains: a spiking network shown inputs over time, and what it is asked for."""
+"""The module that Lightning trains: a network, what is asked of it, and what is counted meanwhile."""
 
-from dataclasses import asdict
 from typing import Any
 
 import lightning
@@ -8,19 +7,18 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassStatScores
 
-from hibana import encode, loss, metrics
-from hibana.cells import Cell
+from hibana import loss, metrics
 from hibana.data import Description
-from hibana.train import architecture
 from hibana.train.augment import augmented
+from hibana.train.network import Network, told
 from hibana.train.settings import Settings
-from hibana.train.start import activity, decayed, scale_to_rate, spiking_layers
+from hibana.train.start import activity, decayed, spiking_layers
 
 __all__ = ["Classifier"]
 
 
-class Classifier(lightning.LightningModule):
-    """A spiking network that is trained to name the class of what it is shown.
+class Classifier(Network, lightning.LightningModule):
+    """A :class:`Network` that is trained to name the class of what it is shown.
 
         L = objective(outputs, labels) + rate_penalty * sum_layers max(0, r/target - 1)^2
                                        + silence_penalty * sum_layers mean_n max(0, 1 - r_n/least)^2
@@ -41,64 +39,17 @@ class Classifier(lightning.LightningModule):
         description: Description | None = None,
         most_weights: int | None = None,
     ) -> None:
-        super().__init__()
-        self.settings = settings
-        self.description = description
-        """Of data of one's own: how they are read, and what the classes are called."""
-        self.save_hyperparameters({**asdict(settings), "shape": list(shape), "classes": classes})
-        self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
-        if settings.coding == "population":
-            self.shape = (*self.shape, 8)
-        self.takes_cells: bool = False
-        """Whether some neurons are made as the settings say; a function of one's own may have others."""
-
-        def cell() -> Cell:
-            self.takes_cells = True
-            return settings.make_cell()
-
-        self.net: nn.Module = architecture.build(
-            settings.layers,
-            self.shape,
-            classes,
-            cell,
-            readout_tau=settings.readout_tau,
-            most_weights=most_weights,
-        )
-        self.objective = _objective(settings, description)
+        super().__init__(settings, shape, classes, description=description, most_weights=most_weights)
+        self.save_hyperparameters(self.hyper)
         self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
 
-    @property
-    def is_regression(self) -> bool:
-        """Whether a quantity is learned instead of classes."""
-        return self.description is not None and not self.description.target.classes
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
         if self.description is not None:
             checkpoint["description"] = self.description.said()
-
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
-        return self.objective.scores(self.net(self.encode(inputs)), *_told(lengths))
-
-    def encode(self, inputs: Tensor) -> Tensor:
-        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``."""
-        match self.settings.coding:
-            case "none":
-                return inputs.transpose(0, 1)
-            case "delta":
-                return encode.delta(inputs.transpose(0, 1), self.settings.delta_threshold)
-            case name:
-                return encode.named(name)(inputs, self.settings.steps)
-
-    def prepare(self, inputs: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
-        """Scales the weights for `inputs`, and says at what rate each layer starts; nothing if it is 0."""
-        if self.settings.start_rate == 0:
-            return {}
-        return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
 
     def on_train_epoch_start(self) -> None:
         """Starts the random numbers of this epoch and process."""
@@ -111,21 +62,22 @@ class Classifier(lightning.LightningModule):
     def on_test_epoch_start(self) -> None:
         self.seed_evaluation()
 
-    def seed_evaluation(self) -> None:
-        """Starts the random numbers of codings that draw, so that one network gives one accuracy."""
-        rank = 0 if self._trainer is None else self.trainer.global_rank
-        torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
+    def seed_evaluation(self, rank: int | None = None) -> None:
+        mine = 0 if self._trainer is None else self.trainer.global_rank
+        super().seed_evaluation(mine if rank is None else rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, labels, lengths = _parts(batch)
         how = self.settings.augment or self.settings.data_set.augmentation
         outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)), lengths)
-        told = _told(lengths)
-        error = self.objective(outputs, labels, *told)
+        extra = told(lengths)
+        error = self.objective(outputs, labels, *extra)
         self._check("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
         self._log(
-            f"training/{self.objective.measure}", self.objective.accuracy(outputs, labels, *told), labels
+            f"training/{self.objective.measure}",
+            self.objective.accuracy(outputs, labels, *extra),
+            labels,
         )
         total = error
         if self.settings.rate_penalty > 0 and spikes:
@@ -172,11 +124,11 @@ class Classifier(lightning.LightningModule):
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
         inputs, labels, lengths = _parts(batch)
         outputs, spikes = activity(self.net, self.encode(inputs), lengths)
-        size, told = len(labels), _told(lengths)
-        measured = self.objective.accuracy(outputs, labels, *told)
+        size, extra = len(labels), told(lengths)
+        measured = self.objective.accuracy(outputs, labels, *extra)
         if part == "test" and self.recall is not None:
-            self.recall.update(self.objective.scores(outputs, *told), labels)
-        error = self.objective(outputs, labels, *told)
+            self.recall.update(self.objective.scores(outputs, *extra), labels)
+        error = self.objective(outputs, labels, *extra)
         if not bool(error.isfinite()):
             raise FloatingPointError(
                 f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
@@ -217,24 +169,10 @@ class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
         super().load_state_dict({**state_dict, **planned})
 
 
-def _objective(settings: Settings, description: Description | None) -> loss.Objective:
-    """What is asked of the network: of a quantity, that it be near; of classes, in the settings' words."""
-    target = None if description is None else description.target
-    if target is not None and not target.classes:
-        return loss.MeanSquaredError(read=loss.named(settings.loss))
-    weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
-    return loss.named(settings.loss, settings.smoothing, weights)
-
-
 def _parts(batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Inputs, labels, and the lengths of samples that are padded."""
     inputs, labels, *lengths = batch
     return inputs, labels, lengths[0] if lengths else None
-
-
-def _told(lengths: Tensor | None) -> tuple[Tensor, ...]:
-    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
-    return () if lengths is None else (lengths,)
 
 
 def _key(name: str) -> str:

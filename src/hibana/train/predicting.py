@@ -9,7 +9,7 @@ import torch
 
 from hibana.data import arrays
 from hibana.data.own.base import called
-from hibana.train.classifier import Classifier
+from hibana.train.network import Network
 from hibana.train.restoring import load
 
 __all__ = ["Answers", "predict"]
@@ -38,7 +38,7 @@ class Answers(NamedTuple):
 
 
 @torch.inference_mode()
-def predict(model: Classifier | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
+def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
     """What a network answers to samples.
 
     Args:
@@ -50,14 +50,14 @@ def predict(model: Classifier | str | Path, source: Any, *, trust: Collection[st
     Raises:
         ValueError: if the samples can't be shown to the network: another shape, other columns, no numbers.
     """
-    if not isinstance(model, Classifier):
+    if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
     description, told = model.description, ""
     if description is None:
         inputs, warning = _plain(model, source)
         labels, label = None, "class"
-        classes = tuple(map(str, range(int(model.hparams["classes"]))))
+        classes = tuple(map(str, range(int(model.hyper["classes"]))))
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
     else:
         raw = description.read(source)
@@ -83,7 +83,7 @@ def _numbers(inputs: torch.Tensor) -> torch.Tensor:
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
 
 
-def _plain(model: Classifier, source: Any) -> tuple[torch.Tensor, str]:
+def _plain(model: Network, source: Any) -> tuple[torch.Tensor, str]:
     """Inputs of a data set by name, and in what they are unlike its own.
 
     Raises:
@@ -96,7 +96,7 @@ def _plain(model: Classifier, source: Any) -> tuple[torch.Tensor, str]:
         inputs = torch.from_numpy(np.asarray(source, dtype=np.float32))
     made = settings.data_set
     steps = (settings.steps,) if settings.is_sequential else ()
-    shape = (*steps, *tuple(model.hparams["shape"]))
+    shape = (*steps, *tuple(model.hyper["shape"]))
     if inputs.shape[1:] != shape or not len(inputs):
         wanted = ", ".join(map(str, shape))
         raise ValueError(f"inputs must have the shape [N, {wanted}], got {tuple(inputs.shape)}")

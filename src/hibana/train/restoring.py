@@ -10,8 +10,8 @@ import torch
 from hibana import data
 from hibana.data import own
 from hibana.train import architecture, checkpoint, record
-from hibana.train.classifier import Classifier
 from hibana.train.folder import LAST, SETTINGS, checkpoint_of, identity
+from hibana.train.network import Network
 from hibana.train.settings import Settings, read
 from hibana.train.start import decayed
 
@@ -49,7 +49,7 @@ def resumed(path: Path, *, trust: Collection[str] = ()) -> tuple[Settings, Path 
     return read(path / SETTINGS, trust=trust), None
 
 
-def load(path: Path, *, trust: Collection[str] = ()) -> Classifier:
+def load(path: Path, *, trust: Collection[str] = ()) -> Network:
     """The network that :func:`hibana.train.fit` kept at `path`.
 
     Args:
@@ -64,7 +64,7 @@ def load(path: Path, *, trust: Collection[str] = ()) -> Classifier:
     settings, shape, classes, weights, description = _opened(path, trust)
     most = sum(weight.numel() for weight in weights.values())
     try:
-        model = Classifier(settings, shape, classes, description=description, most_weights=most)
+        model = Network(settings, shape, classes, description=description, most_weights=most)
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{_WANTED}; {path} holds something else: {record.line(error)}") from error
@@ -129,7 +129,7 @@ def _description(path: Path, content: dict[str, Any]) -> data.Description | None
         raise ValueError(f"{_WANTED}; {path} describes its inputs otherwise: {record.line(error)}") from error
 
 
-def check_groups(model: Classifier, path: Path) -> None:
+def check_groups(model: Network, path: Path) -> None:
     """Refuses to go on with a training whose optimizer held the parameters in other groups."""
     try:
         (state,) = checkpoint.read(path)["optimizer_states"]

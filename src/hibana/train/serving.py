@@ -10,7 +10,7 @@ from hibana.train.start import spiking_layers
 from hibana.train.usual import usual
 
 if TYPE_CHECKING:
-    from hibana.train.classifier import Classifier
+    from hibana.train.network import Network
     from hibana.train.settings import Settings
 
 __all__ = ["changed", "check", "check_data"]
@@ -20,7 +20,7 @@ class _Known(NamedTuple):
     """What a run is known by: its settings, and the network for its data, once that is made."""
 
     settings: "Settings"
-    model: "Classifier | None"
+    model: "Network | None"
 
 
 class _Rule(NamedTuple):
@@ -118,7 +118,7 @@ _RULES = (
     _Rule(
         ("augment",),
         "images",
-        lambda run: run.model is None or len(run.model.hparams["shape"]) > 1,
+        lambda run: run.model is None or len(run.model.hyper["shape"]) > 1,
         lambda run: f"{run.settings.data} has none",
     ),
     _Rule(
@@ -142,7 +142,7 @@ _NOTHING: dict[str, Any] = {
 """Values by which nothing is asked for."""
 
 
-def check(settings: "Settings", given: Collection[str], model: "Classifier | None" = None) -> None:
+def check(settings: "Settings", given: Collection[str], model: "Network | None" = None) -> None:
     """Refuses settings that would change nothing.
 
     Args:
@@ -172,7 +172,7 @@ def changed(settings: "Settings") -> list[str]:
 
 
 def _check(
-    rules: Collection[_Rule], settings: "Settings", given: Collection[str], model: "Classifier | None"
+    rules: Collection[_Rule], settings: "Settings", given: Collection[str], model: "Network | None"
 ) -> None:
     run = _Known(settings, model)
     for rule in rules:

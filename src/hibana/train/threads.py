@@ -15,7 +15,7 @@ from hibana.data import DataSet
 from hibana.train.baseline import first
 
 if TYPE_CHECKING:
-    from hibana.train.classifier import Classifier
+    from hibana.train.network import Network
 
 __all__ = ["check", "choose", "work"]
 
@@ -36,7 +36,7 @@ def check(threads: int) -> None:
         raise ValueError(f"threads must be at most {most}, four for each processor here, got {threads}")
 
 
-def choose(model: "Classifier", samples: DataSet, threads: int | None = None) -> int:
+def choose(model: "Network", samples: DataSet, threads: int | None = None) -> int:
     """Sets and returns torch's number of threads: `threads`, or one where the work is little.
 
     What ``OMP_NUM_THREADS`` says is not changed. The number is of the whole process, which is why the command
@@ -50,7 +50,7 @@ def choose(model: "Classifier", samples: DataSet, threads: int | None = None) ->
 
 
 @torch.no_grad()
-def work(model: "Classifier", samples: DataSet) -> float:
+def work(model: "Network", samples: DataSet) -> float:
     """Multiplications of weights in the forward pass of a batch, as if no layer were sparse."""
     counted = 0.0
 

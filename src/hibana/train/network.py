@@ -1,0 +1,109 @@
+"""The network of a run: what it is shown, how inputs become currents or spikes, and what its answers are."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana import encode, loss
+from hibana.cells import Cell
+from hibana.data import Description
+from hibana.train import architecture
+from hibana.train.settings import Settings
+from hibana.train.start import scale_to_rate
+
+__all__ = ["Network", "told"]
+
+
+class Network(nn.Module):
+    """A spiking network that names the class of what it is shown, or a quantity.
+
+    It is what :func:`hibana.train.load` opens, and needs PyTorch alone. One that is trained is a
+    :class:`hibana.train.Classifier`.
+
+    Args:
+        settings: of its run.
+        shape: of one step of input.
+        classes: how many there are to name; 1 for a quantity.
+        description: of data of one's own: how they are read, and what the classes are called.
+        most_weights: more are refused.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shape: tuple[int, ...],
+        classes: int,
+        *,
+        description: Description | None = None,
+        most_weights: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.description = description
+        """Of data of one's own: how they are read, and what the classes are called."""
+        self.hyper: dict[str, Any] = {**asdict(settings), "shape": list(shape), "classes": classes}
+        """What a checkpoint says of it besides its weights."""
+        self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
+        if settings.coding == "population":
+            self.shape = (*self.shape, 8)
+        self.takes_cells: bool = False
+        """Whether some neurons are made as the settings say; a function of one's own may have others."""
+
+        def cell() -> Cell:
+            self.takes_cells = True
+            return settings.make_cell()
+
+        self.net: nn.Module = architecture.build(
+            settings.layers,
+            self.shape,
+            classes,
+            cell,
+            readout_tau=settings.readout_tau,
+            most_weights=most_weights,
+        )
+        self.objective = _objective(settings, description)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether a quantity is learned instead of classes."""
+        return self.description is not None and not self.description.target.classes
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
+        return self.objective.scores(self.net(self.encode(inputs)), *told(lengths))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``."""
+        match self.settings.coding:
+            case "none":
+                return inputs.transpose(0, 1)
+            case "delta":
+                return encode.delta(inputs.transpose(0, 1), self.settings.delta_threshold)
+            case name:
+                return encode.named(name)(inputs, self.settings.steps)
+
+    def prepare(self, inputs: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
+        """Scales the weights for `inputs`, and says at what rate each layer starts; nothing if it is 0."""
+        if self.settings.start_rate == 0:
+            return {}
+        return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
+
+    def seed_evaluation(self, rank: int = 0) -> None:
+        """Starts the random numbers of codings that draw, so that one network gives one accuracy."""
+        torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
+
+
+def _objective(settings: Settings, description: Description | None) -> loss.Objective:
+    """What is asked of the network: of a quantity, that it be near; of classes, in the settings' words."""
+    target = None if description is None else description.target
+    if target is not None and not target.classes:
+        return loss.MeanSquaredError(read=loss.named(settings.loss))
+    weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
+    return loss.named(settings.loss, settings.smoothing, weights)
+
+
+def told(lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
+    return () if lengths is None else (lengths,)
