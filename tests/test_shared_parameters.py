@@ -44,6 +44,13 @@ def run(backend, case, surrogate):
     return out.detach(), x.grad, tau.grad, threshold.grad
 
 
+def check_alike(found, wanted):
+    """Spikes to the bit, gradients to their tolerance."""
+    assert torch.equal(found[0], wanted[0])
+    for a, b in zip(found[1:], wanted[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
 @pytest.mark.parametrize("surrogate", [hb.surrogate.Box(), hb.surrogate.ATan()], ids=["Box", "ATan"])
 @pytest.mark.parametrize("case", CASES)
 def test_shared_by(case, surrogate):
@@ -51,9 +58,7 @@ def test_shared_by(case, surrogate):
     assert (neurons < REPEATED_FROM) == (case == "fewer neurons")
     found, wanted = (run(backend, case, surrogate) for backend in ("cpu", "reference"))
     assert 0.05 < found[0].mean() < 0.8
-    assert torch.equal(found[0], wanted[0])
-    for a, b in zip(found[1:], wanted[1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    check_alike(found, wanted)
 
 
 def test_one_parameter_for_each_sample_beside_one_for_each_neuron():
@@ -66,9 +71,7 @@ def test_one_parameter_for_each_sample_beside_one_for_each_neuron():
         out = hb.OverTime(hb.LIFCell(tau=both[0], threshold=both[1]), backend=backend)(x)
         out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
         found.append((out.detach(), *(value.grad for value in both)))
-    assert torch.equal(found[0][0], found[1][0])
-    for a, b in zip(found[0][1:], found[1][1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    check_alike(*found)
 
 
 class Expanding(hb.Cell):
@@ -91,9 +94,7 @@ def test_a_parameter_that_a_step_expands_itself():
         out = hb.OverTime(cell, backend=backend)(x)
         out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
         found.append((out.detach(), cell.one.grad, cell.each.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    for a, b in zip(found[0][1:], found[1][1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    check_alike(*found)
 
 
 class Many(hb.Cell):
@@ -117,6 +118,4 @@ def test_more_parameters_than_fit():
         out = hb.OverTime(cell, backend=backend)(x)
         out.backward(torch.sin(torch.arange(out.numel())).view(out.shape))
         found.append((out.detach(), *(gain.grad for gain in cell.gains)))
-    assert torch.equal(found[0][0], found[1][0])
-    for a, b in zip(found[0][1:], found[1][1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    check_alike(*found)

@@ -138,6 +138,11 @@ def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     return cast(Norm, modules[-1]), modules[:-1]
 
 
+def _of_the_batch(norm: Norm) -> bool:
+    """Whether mean and variance are the batch's; else they are the running ones."""
+    return norm.training or norm.running_mean is None
+
+
 def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
     """Why `currents` are not normalised in the neurons' pass, or ``""``.
 
@@ -146,11 +151,11 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
     dimensions = {nn.BatchNorm1d: (2, 3), nn.BatchNorm3d: (5,)}.get(type(norm), (4,))
     if currents.ndim not in dimensions or currents.shape[1] != norm.num_features or not plain(currents):
         return _MISFIT
-    if norm.training and rows[..., 0].numel() < 2:
+    if _of_the_batch(norm) and rows[..., 0].numel() < 2:
         return _MISFIT
     if not rows.is_contiguous():
         return "channels do not come last in memory"
-    if numbers < (WORTH if norm.training else 2 * WORTH):
+    if numbers < (WORTH if _of_the_batch(norm) else 2 * WORTH):
         return f"{numbers} numbers are too few for it to pay"
     return ""
 
@@ -164,7 +169,7 @@ def _emitted(
     """What `neurons` emit over `rows` normalised, ``[..., channels]``; or None, and why they can't be run."""
     flat = rows.flatten(0, -2)
     found = None
-    if norm.training or norm.running_mean is None:
+    if _of_the_batch(norm):
         found = moments(flat.detach())
         flat, scale, shift = standardised(flat, norm.weight, norm.bias, norm.eps, found)
         numbers = [found.mean, scale, shift]

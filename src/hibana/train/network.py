@@ -19,7 +19,7 @@ __all__ = ["Network", "told"]
 class Network(nn.Module):
     """A spiking network that names the class of what it is shown, or a quantity.
 
-    It is what :func:`hibana.train.load` opens, and needs PyTorch alone. One that is trained is a
+    It is what :func:`hibana.train.load` opens, and needs no Lightning. One that is trained is a
     :class:`hibana.train.Classifier`.
 
     Args:
@@ -42,7 +42,6 @@ class Network(nn.Module):
         super().__init__()
         self.settings = settings
         self.description = description
-        """Of data of one's own: how they are read, and what the classes are called."""
         self.hyper: dict[str, Any] = {**asdict(settings), "shape": list(shape), "classes": classes}
         """What a checkpoint says of it besides its weights."""
         self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
