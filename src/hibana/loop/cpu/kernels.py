@@ -4,10 +4,10 @@ Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are con
 over time; a stride of zero is an input that stays the same and is never written out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import inf
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -243,12 +243,12 @@ class CpuKernels(NativeKernels):
         folds: tuple[int, ...],
     ) -> Walk:
         names = [*self._backward_names(), *self.plan.names]
-        for fitting in (folds, ()):
+
+        def make(fitting: tuple[int, ...]) -> Walk:
             bound = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
-            made = walk(bound, names, *_sizes(shape), threads, patterns, fitting)
-            if made.folds == fitting:
-                break
-        return made
+            return walk(bound, names, *_sizes(shape), threads, patterns, fitting)
+
+        return _if_they_fit(make, folds)
 
     def _make_recomputing(
         self,
@@ -264,13 +264,13 @@ class CpuKernels(NativeKernels):
         forward = self._kernel("forward", recomputed, False, False)
         names = (self._forward_names(None), self._backward_names())
         bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
-        for fitting in (folds, ()):
+
+        def make(fitting: tuple[int, ...]) -> Recomputation:
             backward = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
             both = (forward, backward)
-            made = recompute(both, names, bits, *_sizes(shape), threads, patterns, fitting)
-            if made.folds == fitting:
-                break
-        return made
+            return recompute(both, names, bits, *_sizes(shape), threads, patterns, fitting)
+
+        return _if_they_fit(make, folds)
 
     def _backward_kernel(
         self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, folds: bool
@@ -322,6 +322,15 @@ class _Ready(NamedTuple):
     """The shape of the bits of a sequence."""
     booleans: tuple[bool, ...]
     """Whether each of what it keeps is bits."""
+
+
+_Made = TypeVar("_Made", Walk, Recomputation)
+
+
+def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...]) -> _Made:
+    """What is made with sums folded so, or, if rows don't fit them, with none folded."""
+    made = make(folds)
+    return made if made.folds == folds else make(())
 
 
 def _patterns(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
