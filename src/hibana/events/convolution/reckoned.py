@@ -15,9 +15,10 @@ from hibana.events.convolution import autograd, kernels, pixels, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
-from hibana.events.linear.reckoned import LISTED, NANO, SCANNED, SCANNED_NUMBERS, WEIGHTS_LISTED, about
+from hibana.events.linear.reckoned import NANO, SCANNED, SCANNED_NUMBERS, about
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
+from hibana.events.planes import Planes
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = ["costs", "one_by_one"]
@@ -54,11 +55,16 @@ def _forward(images: int, outputs: int, geometry: Geometry, density: float) -> f
     rows, inputs = _sizes(images, geometry)
     if not pixels.pay(geometry, outputs, density):
         return _windows(images, geometry) * speed(_WINDOWS) + sums(rows, inputs, outputs, density)
+    return _by_pixels(images, outputs, geometry, density) * speed(_PIXELS)
+
+
+def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     packing = 0.62 * inputs * outputs
     per_row = rows * (0.24 * wide + 1.2 * words + 3.6 * geometry.kernel[0] * words * panels)
     added = rows * inputs * density * (0.05 + 0.175 * wide)
-    return NANO * (14_000 + packing + per_row + added) * speed(LISTED)
+    return NANO * (14_000 + packing + per_row + added)
 
 
 def _weights(images: int, outputs: int, geometry: Geometry, density: float, threads: int) -> float:
@@ -67,14 +73,19 @@ def _weights(images: int, outputs: int, geometry: Geometry, density: float, thre
     if not pixels.pay_for_weights(geometry, density):
         windows = _windows(images, geometry) * speed(_WINDOWS)
         return windows + weights_sums(rows, inputs, outputs, density, threads)
+    idle = threads / min(threads, pixels.parts(rows, outputs, 1, geometry, threads).number)
+    return _weights_by_pixels(images, outputs, geometry, density) * speed(_PIXELS_WEIGHTS) * idle
+
+
+def _weights_by_pixels(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     blocks = -(-rows // (pixels.near(density) // panel(outputs).floats))
     per_row = rows * (1.8 * wide + 2.3 * words)
     summed = blocks * inputs * (4.9 * panels + 0.73 * wide)
     added = rows * inputs * density * (0.12 + 0.16 * wide)
-    idle = threads / min(threads, pixels.parts(rows, outputs, 1, geometry, threads).number)
     written = 0.2 * inputs * outputs
-    return NANO * (19_000 + written + per_row + summed + added) * speed(WEIGHTS_LISTED) * idle
+    return NANO * (19_000 + written + per_row + summed + added)
 
 
 def _sizes(images: int, geometry: Geometry) -> tuple[int, int]:
@@ -157,57 +168,89 @@ def _input(images: int, outputs: int, geometry: Geometry, density: float) -> flo
     return NANO * (12_000 + 0.087 * floats + listed + found * (1 + 0.165 * products))
 
 
-_FAMILIES = {"narrow": (8, 3, 8), "of one pixel": (32, 1, 32), "wide": (32, 3, 2)}
-"""Channels, size of the kernel, and images of 16 x 16 pixels of what is measured."""
+def _square(channels: int, kernel: int, side: int, images: int, stride: int = 1) -> tuple[int, int, Geometry]:
+    """Images, outputs, and a geometry that keeps the number of channels, of `side` pixels each way."""
+    across = Geometry(
+        channels, (side, side), (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1)
+    )
+    return images, channels, across
+
+
+_FAMILIES = {
+    "narrow": _square(8, 3, 32, 8),
+    "of one pixel": _square(32, 1, 16, 32),
+    "strided": _square(32, 3, 16, 16, 2),
+    "wide": _square(32, 3, 16, 16),
+}
+"""What is measured, of each kind that torch computes its own way."""
 
 
 def _family(outputs: int, geometry: Geometry) -> str:
     if outputs < LANES:
         return "narrow"
-    return "of one pixel" if geometry.kernel == (1, 1) else "wide"
-
-
-def _measured(family: str) -> tuple[int, int, Geometry]:
-    channels, size, images = _FAMILIES[family]
-    one = 1, 1
-    return images, channels, Geometry(channels, (16, 16), (size, size), one, (size // 2, size // 2), one)
+    if geometry.kernel == (1, 1):
+        return "of one pixel"
+    return "wide" if max(geometry.stride) == 1 else "strided"
 
 
 def _torchs(family: str, weights: bool) -> Call:
-    images, channels, geometry = _measured(family)
+    images, channels, geometry = _FAMILIES[family]
     shape = images, channels, *geometry.image
     last = channels_last(numbers(*shape))
+    out = channels_last(numbers(images, channels, *geometry.output))
     weight = numbers(channels, channels, *geometry.kernel)
     how = geometry.stride, geometry.padding, geometry.dilation
     if not weights:
         return partial(functional.conv2d, last, weight, None, *how)
-    given = last, last, weight, None, *how, False, [0, 0], 1, [False, True, False]
+    given = out, last, weight, None, *how, False, [0, 0], 1, [False, True, False]
     return partial(torch.ops.aten.convolution_backward, *given)
 
 
 def _windows_of() -> Call:
-    images, channels, geometry = _measured("wide")
+    images, channels, geometry = _FAMILIES["wide"]
     bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
     return partial(autograd.windows_of, bits[None], geometry)
 
 
 def _input_of() -> Call:
-    images, channels, geometry = _measured("wide")
+    images, channels, geometry = _FAMILIES["wide"]
     bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
     rows = numbers(images * geometry.image[0] * geometry.image[1], channels)
     return partial(autograd.input_gradient, bits, numbers(channels, channels, 3, 3), rows, geometry)
 
 
+def _planes() -> tuple[Planes, Geometry]:
+    images, channels, geometry = _FAMILIES["wide"]
+    bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, _FEW)
+    return Planes(bits[None], _FEW), geometry
+
+
+def _by_pixels_of() -> Call:
+    planes, geometry = _planes()
+    return partial(
+        pixels.forward, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry
+    )
+
+
+def _weights_by_pixels_of() -> Call:
+    planes, geometry = _planes()
+    rows = numbers(_sizes(_FAMILIES["wide"][0], geometry)[0], geometry.channels)
+    return partial(pixels.weight_gradient, planes, rows, geometry)
+
+
 _FORWARD = {
-    family: Way(f"convolution, {family}", _dense(*_measured(family)), partial(_torchs, family, False))
+    family: Way(f"convolution, {family}", _dense(*_FAMILIES[family]), partial(_torchs, family, False))
     for family in _FAMILIES
 }
 _WEIGHTS = {
-    family: Way(f"its weights, {family}", _dense(*_measured(family), 1.1), partial(_torchs, family, True))
+    family: Way(f"its weights, {family}", _dense(*_FAMILIES[family], 1.1), partial(_torchs, family, True))
     for family in _FAMILIES
 }
-_WINDOWS = Way("windows", _windows(_measured("wide")[0], _measured("wide")[2]), _windows_of)
-_INPUT = Way("input of windows", _input(*_measured("wide"), 1 / 4), _input_of)
+_WINDOWS = Way("windows", _windows(_FAMILIES["wide"][0], _FAMILIES["wide"][2]), _windows_of)
+_INPUT = Way("input of windows", _input(*_FAMILIES["wide"], 1 / 4), _input_of)
+_FEW = 1 / 8
+_PIXELS = Way("pixels", _by_pixels(*_FAMILIES["wide"], _FEW), _by_pixels_of)
+_PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_FAMILIES["wide"], _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 
 

@@ -7,7 +7,6 @@ EPYC, Zen 5; nine tenths of them within 30%). A *vector* is 16 outputs, a *word*
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor
 
 from hibana.events import cost
 from hibana.events.bits import bits_of
@@ -16,10 +15,8 @@ from hibana.events.linear import dense, kernels, product
 from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = [
-    "LISTED",
     "MULTIPLIED",
     "SCANNED",
-    "WEIGHTS_LISTED",
     "about",
     "by_onednn",
     "costs",
@@ -76,9 +73,10 @@ def about(count: int) -> int:
 
 def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
     """Seconds of the sums for rows of bits, packing the weights included."""
+    narrow = outputs < LANES
     if density > product.crossover(outputs):
-        return _looked_up(rows, inputs, outputs) * speed(_LOOKED_UP)
-    return _listed(rows, inputs, outputs, density) * speed(LISTED)
+        return _looked_up(rows, inputs, outputs) * speed(_NARROW_LOOKED_UP if narrow else _LOOKED_UP)
+    return _listed(rows, inputs, outputs, density) * speed(_NARROW_LISTED if narrow else _LISTED)
 
 
 def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) -> float:
@@ -87,7 +85,7 @@ def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) 
     idle = threads / min(threads, parts.number)
     if density > product.gradient_crossover():
         return _weights_looked_up(rows, inputs, outputs) * speed(_WEIGHTS_LOOKED_UP) * idle
-    return _weights_listed(rows, inputs, outputs, density) * speed(WEIGHTS_LISTED) * idle
+    return _weights_listed(rows, inputs, outputs, density) * speed(_WEIGHTS_LISTED) * idle
 
 
 def _sizes(rows: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -143,28 +141,30 @@ def _input(rows: int, inputs: int, outputs: int, density: float) -> float:
     return NANO * (4400 + rows * (4.7 * words + inputs * density * multiplied))
 
 
-def _bits(density: float) -> Tensor:
-    return random_bits(_ROWS, _INPUTS, density)
-
-
-def _forward_of(density: float) -> Call:
-    return partial(product.forward, _bits(density), density, numbers(_OUTPUTS, _INPUTS), None)
+def _forward_of(rows: int, inputs: int, outputs: int, density: float) -> Call:
+    bits, table = random_bits(rows, inputs, density), numbers(outputs, inputs)
+    return partial(product.forward, bits, density, table, None)
 
 
 def _weights_of(density: float) -> Call:
-    given = _bits(density), density, numbers(_ROWS, _OUTPUTS), _INPUTS
-    return partial(product.weight_gradient, *given, False)
+    bits = random_bits(_ROWS, _INPUTS, density)
+    return partial(product.weight_gradient, bits, density, numbers(_ROWS, _OUTPUTS), _INPUTS, False)
 
 
 def _input_of(density: float) -> Call:
     table = product.packed(numbers(_OUTPUTS, _INPUTS), panel(_OUTPUTS))
-    return partial(product.input_gradient, _bits(density), table, numbers(_ROWS, _OUTPUTS), _INPUTS)
+    bits = random_bits(_ROWS, _INPUTS, density)
+    return partial(product.input_gradient, bits, table, numbers(_ROWS, _OUTPUTS), _INPUTS)
 
 
 _SIZES = _ROWS, _INPUTS, _OUTPUTS
-LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), lambda: _forward_of(1 / 16))
-_LOOKED_UP = Way("sums, looked up", _looked_up(*_SIZES), lambda: _forward_of(1 / 2))
-WEIGHTS_LISTED = Way("weights, listed", _weights_listed(*_SIZES, 1 / 16), lambda: _weights_of(1 / 16))
+_NARROW = 4096, 72, 8
+"""The same of few outputs, which fill no vector."""
+_LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), partial(_forward_of, *_SIZES, 1 / 16))
+_LOOKED_UP = Way("sums, looked up", _looked_up(*_SIZES), partial(_forward_of, *_SIZES, 1 / 2))
+_NARROW_LISTED = Way("narrow sums, listed", _listed(*_NARROW, 1 / 16), partial(_forward_of, *_NARROW, 1 / 16))
+_NARROW_LOOKED_UP = Way("narrow sums, looked up", _looked_up(*_NARROW), partial(_forward_of, *_NARROW, 1 / 2))
+_WEIGHTS_LISTED = Way("weights, listed", _weights_listed(*_SIZES, 1 / 16), lambda: _weights_of(1 / 16))
 _WEIGHTS_LOOKED_UP = Way("weights, looked up", _weights_looked_up(*_SIZES), lambda: _weights_of(1 / 2))
 _INPUT = Way("input", _input(*_SIZES, 1 / 4), lambda: _input_of(1 / 4))
 _MULTIPLIED = Way(
