@@ -20,9 +20,9 @@ ELSEWHERE_ZERO = 0.8
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
 APART = 2e-4
-"""Seconds more that it takes to go forward one way and the other for the weights' gradient."""
+""":attr:`Costs.apart` where numbers were fitted."""
 OVERHEAD = 4e-5
-"""Seconds that a product by events takes before and after its kernel, more than torch's."""
+""":attr:`Product.call` there."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Product:
     dense: float
     events: tuple[float, ...]
     """At each of :data:`DENSITIES`."""
+    call: float = OVERHEAD
+    """Of events, before and after their kernel, more than torch's."""
 
     def ratio(self, density: float, planes: int = 1) -> float:
         """Time of events to the dense product's at this `density`."""
@@ -43,7 +45,7 @@ class Product:
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)
         taken = self.events[right - 1] * (1 - part) + self.events[right] * part
-        return max(0.0, taken) * planes + OVERHEAD
+        return max(0.0, taken) * planes + self.call
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Costs:
     """The gradient of the input, over the density of the support."""
     scan: float
     """Seconds to make bits of numbers."""
+    apart: float = APART
+    """Seconds more that it takes to go forward one way and the other for the weights' gradient."""
 
     def sooner(self, density: float, learning: bool) -> float:
         """Seconds of the sooner way, with the weights' gradient if they are `learning`."""
@@ -132,7 +136,10 @@ def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: boo
     said = f"forward {forward:.2f}"
     if learns:
         said += f" and weights' gradient {weights:.2f}"
-    alone = forward + APART / costs.forward.dense < MARGIN, weights + APART / costs.weights.dense < MARGIN
+    alone = [
+        ratio + costs.apart / product.dense < MARGIN
+        for ratio, product in ((forward, costs.forward), (weights, costs.weights))
+    ]
     pays = forward < MARGIN, learns and weights < MARGIN
     if learns and pays[0] != pays[1]:
         pays = pays[0] and alone[0], pays[1] and alone[1]

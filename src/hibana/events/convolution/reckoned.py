@@ -19,7 +19,7 @@ from hibana.events.linear.reckoned import NANO, SCANNED, SCANNED_NUMBERS, about
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.planes import Planes
-from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
+from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = ["costs", "one_by_one"]
 
@@ -39,14 +39,17 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     family = _family(outputs, geometry)
     dense = _dense(*sizes) * speed(_FORWARD[family])
     learned = _dense(*sizes, 1.1) * speed(_WEIGHTS[family])
-    forward = (CALL + _forward(*sizes, d) for d in cost.DENSITIES)
-    of_weights = (CALL + _weights(*sizes, d, threads) for d in cost.DENSITIES)
+    forward = (_forward(*sizes, d) for d in cost.DENSITIES)
+    of_weights = (_weights(*sizes, d, threads) for d in cost.DENSITIES)
     input_ = (_input(*sizes, d) * speed(_INPUT) for d in cost.DENSITIES)
+    pace = speed(YARDSTICK)
+    call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
-        cost.Product(dense, tuple(forward)),
-        cost.Product(learned, tuple(of_weights)),
-        cost.Product(dense, tuple(input_)),
+        cost.Product(dense, tuple(forward), call),
+        cost.Product(learned, tuple(of_weights), call),
+        cost.Product(dense, tuple(input_), cost.OVERHEAD * pace),
         SCANNED.reckoned / SCANNED_NUMBERS * scanned * speed(SCANNED),
+        cost.APART * pace,
     )
 
 
@@ -109,7 +112,8 @@ def one_by_one(
     Fitted to 48 sizes, to a fifth: 64 to 700 inputs, 64 to 512 outputs, 1 to 20% spiking.
     """
     sizes = steps, rows, inputs, outputs, longest, taps, density
-    return (_added(*sizes) + learning * _added_to_weights(*sizes)) * speed(_ONE_BY_ONE) + cost.OVERHEAD
+    added = _added(*sizes) + learning * _added_to_weights(*sizes)
+    return added * speed(_ONE_BY_ONE) + cost.OVERHEAD * speed(YARDSTICK)
 
 
 def _added(
@@ -179,7 +183,7 @@ def _square(channels: int, kernel: int, side: int, images: int, stride: int = 1)
 _FAMILIES = {
     "narrow": _square(8, 3, 32, 8),
     "of one pixel": _square(32, 1, 16, 32),
-    "strided": _square(32, 3, 16, 16, 2),
+    "strided": _square(32, 3, 32, 8, 2),
     "wide": _square(32, 3, 16, 16),
 }
 """What is measured, of each kind that torch computes its own way."""

@@ -12,7 +12,7 @@ from hibana.events import cost
 from hibana.events.bits import bits_of
 from hibana.events.lanes.rows import LANES, panel, vectors
 from hibana.events.linear import dense, kernels, product
-from hibana.events.speeds import Call, Way, fixed, numbers, random_bits, speed
+from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed
 
 __all__ = [
     "MULTIPLIED",
@@ -49,14 +49,20 @@ def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
 @lru_cache(maxsize=256)
 def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
     seconds = _dense(rows, inputs, outputs) * speed(_BY_ONEDNN if by_onednn() else _MULTIPLIED)
+    pace = speed(YARDSTICK)
+    call = cost.OVERHEAD * pace
     return cost.Costs(
-        cost.Product(seconds, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES)),
-        cost.Product(seconds, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES)),
+        cost.Product(seconds, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES), call),
+        cost.Product(
+            seconds, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES), call
+        ),
         cost.Product(
             seconds,
             tuple(_input(rows, inputs, outputs, d) * speed(_INPUT) for d in cost.DENSITIES),
+            call,
         ),
         SCANNED.reckoned / SCANNED_NUMBERS * rows * inputs * speed(SCANNED),
+        cost.APART * pace,
     )
 
 
