@@ -54,12 +54,15 @@ def picture(rows: list[Row]) -> Any:
                 values[lines.index((size, batch)), densities.index(density)] = ratio
         drawn = panel.imshow(values, aspect="auto", cmap="RdBu", norm=LogNorm(1 / 8, 8))
         panel.set_title(kind)
-        panel.set_xticks(range(len(densities)), [f"{density:.0%}" for density in densities])
+        panel.set_xticks(range(len(densities)), [f"{density:.0%}" for density in densities], fontsize="small")
         panel.set_xlabel("spikes")
     panels[0][0].set_yticks(
         range(len(lines)), [f"{size}, batch {batch}" for size, batch in lines], fontsize=5
     )
-    figure.colorbar(drawn, ax=panels[0].tolist(), label="time to torch's", shrink=0.5)
+    ratios_shown = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+    bar = figure.colorbar(drawn, ax=panels[0].tolist(), label="time to torch's", shrink=0.5)
+    bar.set_ticks(ratios_shown, labels=[f"{ratio:g}" for ratio in ratios_shown])
+    bar.minorticks_off()
     return figure
 
 

@@ -173,6 +173,7 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     assert -3 * 127 <= low < high <= 3 * 127
 
 
+@pytest.mark.slow
 @needs_cc
 def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tmp_path):
     target = tmp_path / "net.c"

@@ -274,6 +274,7 @@ def converted():
     return hb.from_ann(settled(model, x), x, T=1)[0]
 
 
+@pytest.mark.slow
 def test_a_program_runs_where_hibana_is_not(tmp_path):
     cases = {}
     for make, sizes in ((spiking, (2,)), (converted, (2,)), (spiking, (3, 5, 1)), (converted, (3, 5, 1))):
@@ -320,6 +321,7 @@ def test_every_layer_in_a_program_of_any_time_gives_what_it_does():
         assert 0 < spikes.mean() < 1
 
 
+@pytest.mark.slow
 def test_a_program_of_any_time_runs_where_hibana_is_not(tmp_path):
     net, sizes = spiking().eval(), ((6, 3), (25, 2), (1, 1))
     program = export(net, torch.rand(6, 3, 1, 8, 8), dynamic_time=True, dynamic_batch=True)

@@ -319,6 +319,7 @@ for name in CASES:
 """
 
 
+@pytest.mark.slow
 def test_compiled_exported_saved_and_loaded_elsewhere(tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parent))
     for process in ("first", "second"):

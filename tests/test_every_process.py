@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["forked", "spawned", "compiled"])
 def test_layers_give_the_references_numbers(how: str) -> None:
     done = subprocess.run(

@@ -80,6 +80,7 @@ def runs():
             yield hb.IFCell, surrogate, torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "surrogate", "dtype"), list(runs()), ids=lambda of: getattr(of, "__name__", str(of))
 )

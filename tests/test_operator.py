@@ -281,6 +281,7 @@ def numbers(run):
 """
 
 
+@pytest.mark.slow
 def test_cells_of_other_processes_are_not_mistaken_for_ones_own(tmp_path: Path) -> None:
     script = f"""{NETWORK}
 compiled = torch.compile(layer, fullgraph=True)

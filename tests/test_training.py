@@ -90,6 +90,7 @@ def test_the_written_settings_run_again_bit_for_bit(tmp_path):
     assert not torch.equal(once["net.linear.weight"], other["net.linear.weight"])
 
 
+@pytest.mark.slow
 def test_a_run_killed_goes_on_as_if_it_had_never_stopped(tmp_path):
     settings = small(coding="poisson", epochs=8)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -108,6 +109,7 @@ def test_a_run_killed_goes_on_as_if_it_had_never_stopped(tmp_path):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", [(), TORCHRUN], ids=["lightning", "torchrun"])
 def test_two_processes_train_what_one_does(tmp_path, through):
     penalties = {"rate_target": 0.02, "silence_penalty": 0.1, "least_rate": 0.1}
@@ -121,6 +123,7 @@ def test_two_processes_train_what_one_does(tmp_path, through):
         assert torch.allclose(parameter, shared["state_dict"][name], rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
     process, checkpoint = begun(tmp_path, small(devices=2, epochs=10_000)), tmp_path / "checkpoint.ckpt"
     wait_for(checkpoint.exists, process)
@@ -242,6 +245,7 @@ def test_augmented_images_are_theirs_moved_or_mirrored(how):
     assert images.sum() == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-2])
 @pytest.mark.parametrize("rate_penalty", [0.03, 0.3])
 def test_the_articles_derivative_neither_runs_away_nor_dies(tmp_path, learning_rate, rate_penalty):

@@ -4,7 +4,7 @@ Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are con
 over time; a stride of zero is an input that stays the same and is never written out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from math import inf
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import built, called, launch
+from hibana.loop.cpu.parameters import laid, patterns_of
 from hibana.loop.cpu.row_walk import PATTERNS
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
@@ -103,10 +104,10 @@ class CpuKernels(NativeKernels):
         shape, dtype = inputs.shape, self.dtype
         outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
         place = outputs.data_ptr()
-        patterns = _patterns(parameters, shape[1:].numel()) if parameters else ()
+        patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
         if any(patterns):
-            parameters = _laid(parameters, patterns, shape[1:].numel(), ready.walk.repeated)
+            parameters = laid(parameters, patterns, shape[1:].numel(), ready.walk.repeated)
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
         residuals = [
             torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
@@ -144,14 +145,15 @@ class CpuKernels(NativeKernels):
         patterns: tuple[int, ...] = ()
         folds: tuple[int, ...] = ()
         if parameters:
-            patterns = _patterns(parameters, one.numel())
+            patterns = patterns_of(parameters, one.numel())
             if given.folds and one.numel() >= self.patterns_from:
                 folds = tuple([folded(one[over:].numel()) for over in given.folds])
-        variant = (shape, wants_input, constant, place % LINE == 0, torch.get_num_threads(), patterns, folds)
+        aligned, threads = place % LINE == 0, torch.get_num_threads()
+        variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, folds)
         again = plan.recomputed
-        back = self._backward(*variant) if again is None else self._recomputing(again, *variant)
+        back = self._backward(variant) if again is None else self._recomputing(again, variant)
         if any(patterns):
-            parameters = _laid(parameters, patterns, one.numel(), back.repeated)
+            parameters = laid(parameters, patterns, one.numel(), back.repeated)
         sums = [torch.empty(back.rows, length, dtype=dtype, device=CPU) for length in back.folds]
         if not sums:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
@@ -211,13 +213,13 @@ class CpuKernels(NativeKernels):
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
         calls = {"forward": called(forward.walk.work, forward.walk.binding, given, FORWARD, groups)}
         if plan is not None:
-            variant = (shape, True, False, True, threads, (), ())
+            variant = _Variant(shape, True, False, True, threads, (), ())
             groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
             if plan.recomputed is None:
-                backward = self._backward(*variant)
+                backward = self._backward(variant)
                 calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
             else:
-                calls |= self._recomputing(plan.recomputed, *variant).called(given, groups)
+                calls |= self._recomputing(plan.recomputed, variant).called(given, groups)
         facts = {"ends": ends, "states": len(self.step.states), "bits": forward.bits}
         facts |= {"booleans": forward.booleans, "nontemporal": self._nontemporal(*_sizes(shape))}
         return launch(built(), plan, calls | facts)
@@ -232,51 +234,30 @@ class CpuKernels(NativeKernels):
         ready = walk(bound, names, steps, neurons, threads, patterns)
         return _Ready(ready, (steps, row_bytes(neurons)), booleans)
 
-    def _make_backward(
-        self,
-        shape: torch.Size,
-        wants_input: bool,
-        constant: bool,
-        aligned: bool,
-        threads: int,
-        patterns: tuple[int, ...],
-        folds: tuple[int, ...],
-    ) -> Walk:
+    def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]
 
-        def make(fitting: tuple[int, ...]) -> Walk:
-            bound = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
-            return walk(bound, names, *_sizes(shape), threads, patterns, fitting)
+        def make(folds: tuple[int, ...]) -> Walk:
+            bound = self._backward_kernel(of, bool(folds))
+            return walk(bound, names, *_sizes(of.shape), of.threads, of.patterns, folds)
 
-        return _if_they_fit(make, folds)
+        return _if_they_fit(make, of.folds)
 
-    def _make_recomputing(
-        self,
-        recomputed: Plan,
-        shape: torch.Size,
-        wants_input: bool,
-        constant: bool,
-        aligned: bool,
-        threads: int,
-        patterns: tuple[int, ...],
-        folds: tuple[int, ...],
-    ) -> Recomputation:
+    def _make_recomputing(self, recomputed: Plan, of: "_Variant") -> Recomputation:
         forward = self._kernel("forward", recomputed, False, False)
         names = (self._forward_names(None), self._backward_names())
         bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
 
-        def make(fitting: tuple[int, ...]) -> Recomputation:
-            backward = self._backward_kernel(shape, wants_input, constant, aligned, bool(fitting))
-            both = (forward, backward)
-            return recompute(both, names, bits, *_sizes(shape), threads, patterns, fitting)
+        def make(folds: tuple[int, ...]) -> Recomputation:
+            both = (forward, self._backward_kernel(of, bool(folds)))
+            return recompute(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, folds)
 
-        return _if_they_fit(make, folds)
+        return _if_they_fit(make, of.folds)
 
-    def _backward_kernel(
-        self, shape: torch.Size, wants_input: bool, constant: bool, aligned: bool, folds: bool
-    ) -> Bound:
-        nontemporal = wants_input and not constant and aligned and self._nontemporal(*_sizes(shape))
-        return self._kernel("backward", wants_input, constant, nontemporal, folds)
+    def _backward_kernel(self, of: "_Variant", folds: bool) -> Bound:
+        written = of.wants_input and not of.constant and of.aligned
+        nontemporal = written and self._nontemporal(*_sizes(of.shape))
+        return self._kernel("backward", of.wants_input, of.constant, nontemporal, folds)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for a cache, and each step can begin where a line does."""
@@ -314,6 +295,22 @@ class CpuKernels(NativeKernels):
         )
 
 
+class _Variant(NamedTuple):
+    """What a backward is made ready for."""
+
+    shape: torch.Size
+    wants_input: bool
+    constant: bool
+    """Whether the input's gradient is summed over time."""
+    aligned: bool
+    """Whether the input's gradient begins where a cache line does."""
+    threads: int
+    patterns: tuple[int, ...]
+    """Of each parameter, how many neurons it is given for."""
+    folds: tuple[int, ...]
+    """Of each sum that is folded, how many neurons it is for."""
+
+
 class _Ready(NamedTuple):
     """A forward kernel made ready for sequences of one shape."""
 
@@ -331,20 +328,6 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...
     """What is made with sums folded so, or, if rows don't fit them, with none folded."""
     made = make(folds)
     return made if made.folds == folds else make(())
-
-
-def _patterns(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
-    """How many neurons each is given for, over and over; 0, if for each or as one number."""
-    counts = [parameter.numel() for parameter in parameters]
-    return tuple([0 if count in (1, neurons) else count for count in counts])
-
-
-def _laid(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int, width: int) -> list[Tensor]:
-    """`parameters` as a kernel reads them: what repeats, for a row of `width` or, if it is 0, for all."""
-    return [
-        parameter.expand((width or neurons) // length, length).reshape(-1) if length else parameter
-        for parameter, length in zip(parameters, patterns, strict=True)
-    ]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:
