@@ -90,6 +90,7 @@ def _whole(net, inputs):
     return small, small.net
 
 
+@pytest.mark.slow
 @needs_cc
 @pytest.mark.parametrize("numbers", [True, False], ids=["numbers", "events"])
 @pytest.mark.parametrize("name", NETWORKS)

@@ -55,6 +55,7 @@ print(mark() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read on Linux")
 def test_checkpointed_blocks_take_less_than_half_the_memory():
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what is freed goes back at once

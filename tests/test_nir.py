@@ -528,6 +528,7 @@ def test_values_kept_outside_the_file_are_not_read(tmp_path):
         read(path)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_an_error_and_never_a_crash(tmp_path):
     net = nn.Sequential(nn.Linear(5, 8), hb.Recurrent(hb.LIFCell(3.0, 0.3), 8), nn.Linear(8, 3), hb.LI())
     write(net, tmp_path / "good.nir")

@@ -20,7 +20,10 @@ from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.loop.cpu.unaliased import ALIASING_FROM
 from hibana.surrogate import ATan, Box, Step
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
+    pytest.mark.slow,
+]
 
 
 @functools.cache
@@ -80,7 +83,6 @@ def runs():
             yield hb.IFCell, surrogate, torch.float32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "surrogate", "dtype"), list(runs()), ids=lambda of: getattr(of, "__name__", str(of))
 )

@@ -73,6 +73,7 @@ def check(net, inputs, folder, **how):
     return small, report, program
 
 
+@pytest.mark.slow
 @needs_cc
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_in_whole_numbers_is_the_same_in_c(cell, tmp_path):
@@ -242,6 +243,7 @@ def trained(aware, x, y, steps=30, rate=1e-2):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learns", [False, True], ids=["", "learning its values"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bit(cell, learns):
