@@ -148,6 +148,7 @@ def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
     assert all(abs(rate - 0.16) < 0.03 for rate in seen)
 
 
+@pytest.mark.slow
 def test_a_deep_network_is_timed_beside_relu():
     found = deep.measured("vgg", ["relu", "hibana"], 1, time.process_time)
     assert {(row["pass"], row["contender"]) for row in found} == {

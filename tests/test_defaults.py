@@ -145,6 +145,7 @@ def results(tmp_path_factory):
     return folder, ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no forks")
 @pytest.mark.parametrize("default", DEFAULTS)
 def test_no_global_default_changes_what_a_layer_computes(default, results):

@@ -25,6 +25,7 @@ def _what_torch_warns_of_is_torchs():
         yield
 
 
+@pytest.mark.slow
 @BOUNDED
 @given(steps.steps())
 def test_random_steps_are_the_references(step):

@@ -347,6 +347,7 @@ def test_a_worker_that_is_closed_while_it_starts_ends(monkeypatch):
     assert multiprocessing.active_children() == before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is sent Ctrl-C alone there")
 @pytest.mark.parametrize("after", [0.0, 0.003, 0.03, 0.3])
 def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):

@@ -19,6 +19,7 @@ from test_play import untrained
 pytest.importorskip("bokeh", reason="the extra play is not installed")
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
+pytestmark = pytest.mark.slow
 PATIENCE = 600
 """Seconds for what a loaded machine may take; nothing here says how long anything should."""
 FLAGS = (
