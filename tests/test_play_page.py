@@ -402,7 +402,7 @@ return {
 """
 
 
-@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("width", [360, 390, 820, 1280])
 @pytest.mark.parametrize("view", ["neuron", "network"])
 def test_nothing_is_cut_or_covered_at_any_width(page, browser, width, view):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
