@@ -20,8 +20,8 @@ from hibana.events.linear import layer as linear_layer
 from hibana.events.linear import reckoned as of_linear
 from hibana.events.linear.few import weight_gradient_of_few
 
-CHEAP = cost.Product(1.0, (0.1,) * 5)
-DEAR = cost.Product(1.0, (0.1, 2.0, 2.0, 2.0, 2.0))
+CHEAP = cost.Product(1.0, lambda density: 0.1)
+DEAR = cost.Product(1.0, lambda density: 0.1 if density == cost.DENSITIES[0] else 2.0)
 """Pays at a density that no test here has, so that the input is looked at."""
 
 
@@ -118,7 +118,7 @@ def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
 
 
 def test_time_lies_on_lines_between_what_was_reckoned():
-    product = cost.Product(2.0, tuple(density * 8 for density in cost.DENSITIES))
+    product = cost.Product(2.0, lambda density: density * 8)
     for density in (0.0, 0.01, 1 / 16, 0.1, 0.3, 0.5, 0.9, 1.0):
         assert product.ratio(density) == pytest.approx(4 * density + cost.OVERHEAD / 2)
     assert product.ratio(0.1, planes=3) == pytest.approx(1.2 + cost.OVERHEAD / 2)
@@ -259,30 +259,39 @@ def test_what_is_measured_are_times_and_changes_nothing_else(folder, layer):
     of_linear._costs.cache_clear()
     of_convolutions._costs.cache_clear()
     costs = _reckoned(layer)
+    for product in (costs.forward, costs.weights, costs.input):
+        assert product.dense > 0
+        assert all(product.events(density) > 0 for density in cost.DENSITIES)
+    assert costs.scan > 0
     assert torch.equal(torch.get_rng_state(), before[0])
     assert torch.get_num_threads() == before[1]
     assert {json.loads(path.read_text())["times"] for path in folder.glob("*.speed")} == set(
         speeds._KNOWN.values()
     )
-    for product in (costs.forward, costs.weights, costs.input):
-        assert product.dense > 0
-        assert all(each > 0 for each in product.events)
-    assert costs.scan > 0
+
+
+def test_what_only_dense_spikes_would_take_is_not_measured_for_sparse_ones(folder, seconds):
+    of_linear._costs.cache_clear()
+    costs = of_linear.costs(300, 70, 40)
+    costs.forward.ratio(0.05)
+    assert "sums, listed" in speeds._KNOWN
+    assert "sums, looked up" not in speeds._KNOWN
+    costs.forward.ratio(0.9)
+    assert "sums, looked up" in speeds._KNOWN
+    of_linear._costs.cache_clear()
 
 
 @pytest.mark.parametrize("layer", [hb.Linear(70, 40), hb.Conv2d(3, 8, 3, stride=2, padding=1)], ids=repr)
 def test_twice_as_slow_a_machine_takes_twice_as_long(folder, seconds, layer, monkeypatch):
-    monkeypatch.setattr(of_convolutions, "CALL", 0.0)
     products = []
     for times in (1.0, 2.0):
         for module in (of_linear, of_convolutions):
             module._costs.cache_clear()
             monkeypatch.setattr(module, "speed", lambda way, times=times: times)
         costs = _reckoned(layer)
-        products.append(
-            [s for p in (costs.forward, costs.weights, costs.input) for s in (p.dense, *p.events)]
-        )
-        products[-1].append(costs.scan)
+        products.append([costs.scan, costs.apart])
+        for p in (costs.forward, costs.weights, costs.input):
+            products[-1] += [p.dense, p.call, *[p.events(density) for density in cost.DENSITIES]]
     for module in (of_linear, of_convolutions):
         module._costs.cache_clear()
     assert products[1] == pytest.approx([2 * s for s in products[0]])
@@ -302,7 +311,7 @@ def test_numbers_of_rows_are_told_apart_by_an_eighth():
 
 
 def test_sizes_at_which_nothing_can_pay_are_not_looked_at(costs, monkeypatch):
-    never = cost.Product(1.0, (2.0,) * 5)
+    never = cost.Product(1.0, lambda density: 2.0)
     layer = hb.Linear(128, 70)
     looked = []
     monkeypatch.setattr(shared_layer, "bits_of", lambda *_: looked.append(1) or (None, None))
@@ -314,7 +323,7 @@ def test_sizes_at_which_nothing_can_pay_are_not_looked_at(costs, monkeypatch):
 
 
 def test_what_pays_at_every_density_is_looked_at_however_short_it_takes(costs):
-    short = cost.Product(2e-4, (2e-5,) * 5)
+    short = cost.Product(2e-4, lambda density: 2e-5)
     costs["costs"] = cost.Costs(short, short, short, 0.0)
     layer = hb.Linear(128, 70)
     layer((torch.rand(300, 128) < 0.1).float())
@@ -324,7 +333,7 @@ def test_what_pays_at_every_density_is_looked_at_however_short_it_takes(costs):
 @pytest.mark.parametrize("layer", list(_layers())[:2], ids=lambda layers: type(layers[0]).__name__)
 def test_sizes_that_were_left_to_torch_are_not_asked_about_again(costs, monkeypatch, layer):
     ours, dense, shape = layer
-    never = cost.Product(1.0, (2.0,) * 5)
+    never = cost.Product(1.0, lambda density: 2.0)
     costs["costs"] = cost.Costs(never, never, never, 0.0)
     ours(torch.ones(shape))
     asked = []
@@ -336,8 +345,8 @@ def test_sizes_that_were_left_to_torch_are_not_asked_about_again(costs, monkeypa
 
 
 def test_one_product_alone_by_events_has_to_save_more():
-    near = cost.Product(1e-3, (6e-4,) * 5)
-    far = cost.Product(1e-3, (2e-3,) * 5)
+    near = cost.Product(1e-3, lambda density: 6e-4)
+    far = cost.Product(1e-3, lambda density: 2e-3)
     assert cost.chosen(cost.Costs(near, near, near, 0.0), 0.1, 1, False, True)[:2] == (True, True)
     assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)
     assert cost.chosen(cost.Costs(far, near, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)

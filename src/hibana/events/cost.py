@@ -5,6 +5,7 @@ a layer.
 """
 
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -30,8 +31,8 @@ class Product:
     """Seconds that one product takes."""
 
     dense: float
-    events: tuple[float, ...]
-    """At each of :data:`DENSITIES`."""
+    events: Callable[[float], float]
+    """At one of :data:`DENSITIES`; what it takes to know it is measured when it is first asked."""
     call: float = OVERHEAD
     """Of events, before and after their kernel, more than torch's."""
 
@@ -44,7 +45,7 @@ class Product:
         right = min(max(1, bisect_left(DENSITIES, density)), len(DENSITIES) - 1)
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)
-        taken = self.events[right - 1] * (1 - part) + self.events[right] * part
+        taken = self.events(low) * (1 - part) + self.events(high) * part
         return max(0.0, taken) * planes + self.call
 
 

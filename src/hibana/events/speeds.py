@@ -7,8 +7,8 @@ leaves it 1. It is of processor time of one thread; that more threads speed all 
 
 Ways are compared with one another, and a processor whose neighbours are at work is half as fast for a while
 as before: each is measured in turn with one product of matrices, :data:`YARDSTICK`, and takes as many times
-as long as that, measured again for a second at most where it took longer than before. Nothing else here knows
-a product.
+as long as that, measured again for a moment where it took longer than before. Nothing else here knows a
+product.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ RUNS = 12
 QUIET = 1.06
 """While nobody disturbs, the yardstick takes at most this many times as long as it took at best."""
 PAUSE = 0.05
-"""Seconds until a disturbed measurement is made again."""
-PATIENCE = 20
+"""Seconds until it is looked again whether somebody disturbs."""
+PATIENCE = 10
 """Pauses that a process makes in all."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""
@@ -121,21 +121,19 @@ def _measured(way: Way) -> float:
 def _beside(way: Way, usual: float) -> float:
     """How many times as long as the yardstick the piece of `way` takes this thread.
 
-    A neighbour slows ways unlike one another. The yardstick shows it, taking longer than its `usual`
-    seconds, and waited for; what was measured while that took its least counts.
+    A neighbour slows ways unlike one another. The yardstick shows it, taking longer than its `usual` seconds,
+    and is waited for.
     """
-    least, found = float("inf"), 1.0
-    warm = YARDSTICK.piece()  # called once for what a way has left in the cache
+    yardstick = YARDSTICK.piece()
     while True:
-        taken = _seconds(way.piece(), warm, warm)
-        yardstick = min(taken[2::3])
-        if yardstick < least:
-            least, found = yardstick, min(taken[::3]) / yardstick
-        _WAITED.best = min(_WAITED.best, usual, least)
-        if least <= QUIET * _WAITED.best or _WAITED.pauses >= PATIENCE:
-            return found
+        taken = min(_seconds(yardstick))
+        _WAITED.best = min(_WAITED.best, usual, taken)
+        if taken <= QUIET * _WAITED.best or _WAITED.pauses >= PATIENCE:
+            break
         _WAITED.pauses += 1
         time.sleep(PAUSE)
+    times = _seconds(way.piece(), yardstick, yardstick)  # once for what the way has left in the cache
+    return min(times[::3]) / min(times[2::3])
 
 
 @dataclass

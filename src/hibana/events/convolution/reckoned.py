@@ -4,7 +4,7 @@ Constants are nanoseconds of one thread, fitted as those of :mod:`hibana.events.
 convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is listed by pixels to 70 others.
 """
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from math import exp
 
 import torch
@@ -39,15 +39,12 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     family = _family(outputs, geometry)
     dense = _dense(*sizes) * speed(_FORWARD[family])
     learned = _dense(*sizes, 1.1) * speed(_WEIGHTS[family])
-    forward = (_forward(*sizes, d) for d in cost.DENSITIES)
-    of_weights = (_weights(*sizes, d, threads) for d in cost.DENSITIES)
-    input_ = (_input(*sizes, d) * speed(_INPUT) for d in cost.DENSITIES)
     pace = speed(YARDSTICK)
     call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
-        cost.Product(dense, tuple(forward), call),
-        cost.Product(learned, tuple(of_weights), call),
-        cost.Product(dense, tuple(input_), cost.OVERHEAD * pace),
+        cost.Product(dense, cache(partial(_forward, *sizes)), call),
+        cost.Product(learned, cache(partial(_weights, *sizes, threads)), call),
+        cost.Product(dense, lambda density: _input(*sizes, density) * speed(_INPUT), cost.OVERHEAD * pace),
         SCANNED.reckoned / SCANNED_NUMBERS * scanned * speed(SCANNED),
         cost.APART * pace,
     )
@@ -70,12 +67,12 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     return NANO * (14_000 + packing + per_row + added)
 
 
-def _weights(images: int, outputs: int, geometry: Geometry, density: float, threads: int) -> float:
+def _weights(images: int, outputs: int, geometry: Geometry, threads: int, density: float) -> float:
     """:func:`_forward` for the weights' gradient, of which few sums keep few threads busy."""
     rows, inputs = _sizes(images, geometry)
     if not pixels.pay_for_weights(geometry, density):
         windows = _windows(images, geometry) * speed(_WINDOWS)
-        return windows + weights_sums(rows, inputs, outputs, density, threads)
+        return windows + weights_sums(rows, inputs, outputs, threads, density)
     idle = threads / min(threads, pixels.parts(rows, outputs, 1, geometry, threads).number)
     return _weights_by_pixels(images, outputs, geometry, density) * speed(_PIXELS_WEIGHTS) * idle
 

@@ -4,7 +4,7 @@ Constants are nanoseconds of one thread, fitted to 440 products of 64 to 4096 ne
 EPYC, Zen 5; nine tenths of them within 30%). A *vector* is 16 outputs, a *word* 64 inputs.
 """
 
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 
@@ -51,16 +51,11 @@ def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool)
     seconds = _dense(rows, inputs, outputs) * speed(_BY_ONEDNN if by_onednn() else _MULTIPLIED)
     pace = speed(YARDSTICK)
     call = cost.OVERHEAD * pace
+    sizes = rows, inputs, outputs
     return cost.Costs(
-        cost.Product(seconds, tuple(forward(rows, inputs, outputs, d) for d in cost.DENSITIES), call),
-        cost.Product(
-            seconds, tuple(weights(rows, inputs, outputs, d, threads) for d in cost.DENSITIES), call
-        ),
-        cost.Product(
-            seconds,
-            tuple(_input(rows, inputs, outputs, d) * speed(_INPUT) for d in cost.DENSITIES),
-            call,
-        ),
+        cost.Product(seconds, cache(partial(forward, *sizes)), call),
+        cost.Product(seconds, cache(partial(weights, *sizes, threads)), call),
+        cost.Product(seconds, lambda density: _input(*sizes, density) * speed(_INPUT), call),
         SCANNED.reckoned / SCANNED_NUMBERS * rows * inputs * speed(SCANNED),
         cost.APART * pace,
     )
@@ -85,7 +80,7 @@ def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
     return _listed(rows, inputs, outputs, density) * speed(_NARROW_LISTED if narrow else _LISTED)
 
 
-def weights(rows: int, inputs: int, outputs: int, density: float, threads: int) -> float:
+def weights(rows: int, inputs: int, outputs: int, threads: int, density: float) -> float:
     """Seconds of the weights' gradient, of which few sums keep few threads busy."""
     parts = product.parts(rows, outputs, -(-inputs // 64), threads)
     idle = threads / min(threads, parts.number)
