@@ -15,7 +15,7 @@ from hibana.events.convolution import autograd, kernels, pixels, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
-from hibana.events.linear.reckoned import NANO, SCANNED, SCANNED_NUMBERS, about
+from hibana.events.linear.reckoned import NANO, about, scan
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.planes import Planes
@@ -34,7 +34,6 @@ def costs(images: int, outputs: int, geometry: Geometry) -> cost.Costs:
 
 @lru_cache(maxsize=256)
 def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formula: bool) -> cost.Costs:
-    scanned = images * geometry.image[0] * geometry.image[1] * geometry.channels
     sizes = images, outputs, geometry
     family = _family(outputs, geometry)
     dense = _dense(*sizes) * speed(_FORWARD[family])
@@ -44,8 +43,10 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     return cost.Costs(
         cost.Product(dense, cache(partial(_forward, *sizes)), call),
         cost.Product(learned, cache(partial(_weights, *sizes, threads)), call),
-        cost.Product(dense, lambda density: _input(*sizes, density) * speed(_INPUT), cost.OVERHEAD * pace),
-        SCANNED.reckoned / SCANNED_NUMBERS * scanned * speed(SCANNED),
+        cost.Product(
+            dense, cache(lambda density: _input(*sizes, density) * speed(_INPUT)), cost.OVERHEAD * pace
+        ),
+        scan(images * geometry.image[0] * geometry.image[1] * geometry.channels),
         cost.APART * pace,
     )
 
@@ -171,10 +172,8 @@ def _input(images: int, outputs: int, geometry: Geometry, density: float) -> flo
 
 def _square(channels: int, kernel: int, side: int, images: int, stride: int = 1) -> tuple[int, int, Geometry]:
     """Images, outputs, and a geometry that keeps the number of channels, of `side` pixels each way."""
-    across = Geometry(
-        channels, (side, side), (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1)
-    )
-    return images, channels, across
+    sizes = (side, side), (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), (1, 1)
+    return images, channels, Geometry(channels, *sizes)
 
 
 _FAMILIES = {
@@ -184,6 +183,7 @@ _FAMILIES = {
     "wide": _square(32, 3, 16, 16),
 }
 """What is measured, of each kind that torch computes its own way."""
+_WIDE = _FAMILIES["wide"]
 
 
 def _family(outputs: int, geometry: Geometry) -> str:
@@ -208,20 +208,20 @@ def _torchs(family: str, weights: bool) -> Call:
 
 
 def _windows_of() -> Call:
-    images, channels, geometry = _FAMILIES["wide"]
+    images, channels, geometry = _WIDE
     bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
     return partial(autograd.windows_of, bits[None], geometry)
 
 
 def _input_of() -> Call:
-    images, channels, geometry = _FAMILIES["wide"]
+    images, channels, geometry = _WIDE
     bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, 1 / 4)
     rows = numbers(images * geometry.image[0] * geometry.image[1], channels)
     return partial(autograd.input_gradient, bits, numbers(channels, channels, 3, 3), rows, geometry)
 
 
 def _planes() -> tuple[Planes, Geometry]:
-    images, channels, geometry = _FAMILIES["wide"]
+    images, channels, geometry = _WIDE
     bits = random_bits(images * geometry.image[0], geometry.image[1] * channels, _FEW)
     return Planes(bits[None], _FEW), geometry
 
@@ -235,7 +235,7 @@ def _by_pixels_of() -> Call:
 
 def _weights_by_pixels_of() -> Call:
     planes, geometry = _planes()
-    rows = numbers(_sizes(_FAMILIES["wide"][0], geometry)[0], geometry.channels)
+    rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
     return partial(pixels.weight_gradient, planes, rows, geometry)
 
 
@@ -247,11 +247,11 @@ _WEIGHTS = {
     family: Way(f"its weights, {family}", _dense(*_FAMILIES[family], 1.1), partial(_torchs, family, True))
     for family in _FAMILIES
 }
-_WINDOWS = Way("windows", _windows(_FAMILIES["wide"][0], _FAMILIES["wide"][2]), _windows_of)
-_INPUT = Way("input of windows", _input(*_FAMILIES["wide"], 1 / 4), _input_of)
+_WINDOWS = Way("windows", _windows(_WIDE[0], _WIDE[2]), _windows_of)
+_INPUT = Way("input of windows", _input(*_WIDE, 1 / 4), _input_of)
 _FEW = 1 / 8
-_PIXELS = Way("pixels", _by_pixels(*_FAMILIES["wide"], _FEW), _by_pixels_of)
-_PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_FAMILIES["wide"], _FEW), _weights_by_pixels_of)
+_PIXELS = Way("pixels", _by_pixels(*_WIDE, _FEW), _by_pixels_of)
+_PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_WIDE, _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 
 

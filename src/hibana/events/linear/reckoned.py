@@ -16,11 +16,11 @@ from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bi
 
 __all__ = [
     "MULTIPLIED",
-    "SCANNED",
     "about",
     "by_onednn",
     "costs",
     "forward",
+    "scan",
     "weights",
 ]
 
@@ -55,8 +55,8 @@ def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool)
     return cost.Costs(
         cost.Product(seconds, cache(partial(forward, *sizes)), call),
         cost.Product(seconds, cache(partial(weights, *sizes, threads)), call),
-        cost.Product(seconds, lambda density: _input(*sizes, density) * speed(_INPUT), call),
-        SCANNED.reckoned / SCANNED_NUMBERS * rows * inputs * speed(SCANNED),
+        cost.Product(seconds, cache(lambda density: _input(*sizes, density) * speed(_INPUT)), call),
+        scan(rows * inputs),
         cost.APART * pace,
     )
 
@@ -70,6 +70,11 @@ def about(count: int) -> int:
     """`count`, rounded down to an eighth of a power of two."""
     step = max(1, 1 << count.bit_length() >> 4)
     return count // step * step
+
+
+def scan(count: int) -> float:
+    """Seconds to make bits of so many numbers."""
+    return _SCANNED.reckoned / _SCANNED_NUMBERS * count * speed(_SCANNED)
 
 
 def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
@@ -178,10 +183,10 @@ _BY_ONEDNN = Way(
     _dense(*_SIZES),
     lambda: partial(dense.linear, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS), None),
 )
-SCANNED_NUMBERS = 1 << 19
-SCANNED = Way(
+_SCANNED_NUMBERS = 1 << 19
+_SCANNED = Way(
     "scanned",
-    NANO * 0.06 * SCANNED_NUMBERS,
-    lambda: partial(bits_of, numbers(SCANNED_NUMBERS // 1024, 1024)),
+    NANO * 0.06 * _SCANNED_NUMBERS,
+    lambda: partial(bits_of, numbers(_SCANNED_NUMBERS // 1024, 1024)),
 )
 """Bits made of so many numbers."""
