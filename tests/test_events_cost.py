@@ -124,6 +124,20 @@ def test_time_lies_on_lines_between_what_was_reckoned():
     assert product.ratio(0.1, planes=3) == pytest.approx(1.2 + cost.OVERHEAD / 2)
 
 
+def test_the_unit_for_matrices_takes_as_long_at_every_density_and_with_every_plane():
+    product = cost.Product(2.0, lambda density: density * 8, matrix=1.6)
+    assert product.ratio(0.1) == pytest.approx(0.4 + cost.OVERHEAD / 2)
+    assert not product.by_matrix(0.1)
+    for density, planes in ((0.1, 3), (0.5, 1), (1.0, 4)):
+        assert product.ratio(density, planes) == pytest.approx(0.8 + cost.OVERHEAD / 2)
+        assert product.by_matrix(density, planes)
+    costs = cost.Costs(product, CHEAP, CHEAP, 0.0)
+    assert not cost.chosen(costs, 0.1, 1, False, True).matrix
+    assert not cost.chosen(costs, 0.5, 1, False, True).forward
+    quick = cost.Product(2.0, lambda density: density * 8, matrix=1.0)
+    assert cost.chosen(cost.Costs(quick, CHEAP, CHEAP, 0.0), 0.5, 1, False, True).matrix
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where speeds are kept, and none is known."""
@@ -350,7 +364,7 @@ def test_one_product_alone_by_events_has_to_save_more():
     assert cost.chosen(cost.Costs(near, near, near, 0.0), 0.1, 1, False, True)[:2] == (True, True)
     assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)
     assert cost.chosen(cost.Costs(far, near, near, 0.0), 0.1, 1, False, True)[:2] == (False, False)
-    assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, False)[:2] == (True, False)
+    assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, False)[:2] == (True, None)
 
 
 @pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")

@@ -35,18 +35,28 @@ class Product:
     """At one of :data:`DENSITIES`; what it takes to know it is measured when it is first asked."""
     call: float = OVERHEAD
     """Of events, before and after their kernel, more than torch's."""
+    matrix: float = float("inf")
+    """On the processor's unit for matrices, however many spikes there are; never, where there is none."""
 
     def ratio(self, density: float, planes: int = 1) -> float:
         """Time of events to the dense product's at this `density`."""
         return self.seconds(density, planes) / self.dense
 
     def seconds(self, density: float, planes: int = 1) -> float:
-        """Of events at this `density`, on lines between those reckoned."""
+        """Of events at this `density`, the sooner way."""
+        return min(self._one_by_one(density) * planes, self.matrix) + self.call
+
+    def by_matrix(self, density: float, planes: int = 1) -> bool:
+        """Whether the sooner way is the unit for matrices."""
+        return self.matrix < self._one_by_one(density) * planes
+
+    def _one_by_one(self, density: float) -> float:
+        """Of one plane without that unit, on lines between the densities that are reckoned."""
         right = min(max(1, bisect_left(DENSITIES, density)), len(DENSITIES) - 1)
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)
         taken = self.events(low) * (1 - part) + self.events(high) * part
-        return max(0.0, taken) * planes + self.call
+        return max(0.0, taken)
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,18 @@ class Choice(NamedTuple):
     """Which products are done by events."""
 
     forward: bool = True
-    weights: bool = True
+    weights: bool | None = True
+    """Nothing, where weights get no gradient."""
     costs: Costs | None = None
     said: str = ""
     """What they should take, for people."""
+    matrix: bool = False
+    """Whether the sums of the forward are computed on the processor's unit for matrices."""
 
     @property
     def any(self) -> bool:
         """Whether any product of the call itself is done by events."""
-        return self.forward or self.weights
+        return self.forward or bool(self.weights)
 
     def refused(self, density: float) -> str:
         """Why none is, for people."""
@@ -141,7 +154,10 @@ def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: boo
         ratio + costs.apart / product.dense < MARGIN
         for ratio, product in ((forward, costs.forward), (weights, costs.weights))
     ]
-    pays = forward < MARGIN, learns and weights < MARGIN
-    if learns and pays[0] != pays[1]:
+    pays: tuple[bool, bool | None] = forward < MARGIN, weights < MARGIN
+    if not learns:
+        pays = pays[0], None
+    elif pays[0] != pays[1]:
         pays = pays[0] and alone[0], pays[1] and alone[1]
-    return Choice(*pays, costs, f"{said} of the dense time")
+    matrix = pays[0] and costs.forward.by_matrix(density, planes)
+    return Choice(*pays, costs, f"{said} of the dense time", matrix)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.checks import dense_for_more
-from hibana.events.convolution import dense, kernels, pixels
+from hibana.events.convolution import amx, dense, kernels, pixels
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
@@ -46,15 +46,19 @@ GRAIN = 4
 """Rows of pixels that are not worth a thread of their own."""
 
 
-def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def forward(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice = ALL
+) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    return _sums(input_, weight, bias, geometry)[0]
+    return _sums(input_, weight, bias, geometry, choice)[0]
 
 
 def _sums(
-    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
     """The same, and the bits under each window, if they were gathered for it."""
+    if choice.matrix:
+        return amx.forward(input_, weight, bias, geometry), None
     if pixels.pay(geometry, len(weight), input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
@@ -151,11 +155,11 @@ class _Convolution(torch.autograd.Function):
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
         ctx.geometry, ctx.shape = geometry, images.shape
         ctx.choice = choice
-        numbers = None if choice.weights else images
+        numbers = images if choice.weights is False else None
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, weight, bias, geometry)
-        out, windows = _sums(input_, weight, bias, geometry)
+        out, windows = _sums(input_, weight, bias, geometry, choice)
         used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None

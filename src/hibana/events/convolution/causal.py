@@ -106,7 +106,7 @@ def _by_spikes(
         support = usable(below, length, in_order, found)
         out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)
     else:
-        out = autograd.forward(found, kernel.detach(), bias, geometry)
+        out = autograd.forward(found, kernel.detach(), bias, geometry, chosen)
     return out[0].permute(1, 2, 0), product.explained(found, len(weight), chosen)
 
 

@@ -118,7 +118,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return chosen.refused(found.density)
         self._reason = product.explained(found, len(weight), chosen)
         if not learns(images, weight, bias):
-            return autograd.forward(found, weight.detach(), bias, geometry)
+            return autograd.forward(found, weight.detach(), bias, geometry, chosen)
         support = usable(below, length, in_order, found)
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hibana.events import cost
-from hibana.events.convolution import autograd, kernels, pixels, scattered
+from hibana.events.convolution import amx, amx_kernels, autograd, kernels, pixels, scattered
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
@@ -41,7 +41,7 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     pace = speed(YARDSTICK)
     call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
-        cost.Product(dense, cache(partial(_forward, *sizes)), call),
+        cost.Product(dense, cache(partial(_forward, *sizes)), call, _matrix(*sizes, threads)),
         cost.Product(learned, cache(partial(_weights, *sizes, threads)), call),
         cost.Product(
             dense, cache(lambda density: _input(*sizes, density) * speed(_INPUT)), cost.OVERHEAD * pace
@@ -66,6 +66,27 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     per_row = rows * (0.24 * wide + 1.2 * words + 3.6 * geometry.kernel[0] * words * panels)
     added = rows * inputs * density * (0.05 + 0.175 * wide)
     return NANO * (14_000 + packing + per_row + added)
+
+
+def _matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Seconds of the sums on the unit for matrices; never, where there is none or costs are fixed."""
+    if fixed() or not amx.there():
+        return float("inf")
+    return _by_amx(images, outputs, geometry, threads) * speed(_AMX)
+
+
+def _by_amx(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Fitted to 25 convolutions, within a fifth (an Intel Xeon with AMX)."""
+    layout = amx.layout(images, geometry, threads)
+    pieces, across = layout.pieces(images, geometry), -(-outputs // amx.SIDE)
+    blocks = -(-geometry.channels // amx_kernels.BLOCK)
+    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // amx.SIDE) * across
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    multiplied = tiles * taps * blocks * amx_kernels.PARTS
+    rows = min(layout.tall * geometry.stride[0], geometry.image[0])
+    widened = pieces * layout.together * rows * geometry.image[1] * blocks
+    packing = 1.4 * outputs * geometry.channels * taps
+    return NANO * (28_000 + packing + 5.7 * multiplied + 2.7 * widened + 3.4 * amx.SIDE * tiles)
 
 
 def _weights(images: int, outputs: int, geometry: Geometry, threads: int, density: float) -> float:
@@ -233,6 +254,11 @@ def _by_pixels_of() -> Call:
     )
 
 
+def _by_amx_of() -> Call:
+    planes, geometry = _planes()
+    return partial(amx.forward, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry)
+
+
 def _weights_by_pixels_of() -> Call:
     planes, geometry = _planes()
     rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
@@ -251,6 +277,7 @@ _WINDOWS = Way("windows", _windows(_WIDE[0], _WIDE[2]), _windows_of)
 _INPUT = Way("input of windows", _input(*_WIDE, 1 / 4), _input_of)
 _FEW = 1 / 8
 _PIXELS = Way("pixels", _by_pixels(*_WIDE, _FEW), _by_pixels_of)
+_AMX = Way("unit for matrices", _by_amx(*_WIDE, 1), _by_amx_of)
 _PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_WIDE, _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 

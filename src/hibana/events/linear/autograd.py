@@ -57,7 +57,7 @@ class _Linear(torch.autograd.Function):
             ctx.table = table if support is not None else None
         else:
             out = _densely(rows, weight, bias, leading)
-        ctx.save_for_backward(bits, weight, None if choice.weights else rows)
+        ctx.save_for_backward(bits, weight, rows if choice.weights is False else None)
         return out
 
     @staticmethod

@@ -61,12 +61,16 @@ def crossover(outputs: int) -> float:
 def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
     """What is done with so many spikes, and from where on something else would be."""
     limit, planes = crossover(outputs), len(input_.bits)
-    how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
+    if choice.matrix:
+        how = "multiplied on the processor's unit for matrices (AMX)"
+    else:
+        how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
+        how += f" {limit:.0%}"
     said = f"{input_.density:.0%} of the input spiked"
     if input_.scales != ONE:
         times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
         said = f"whole numbers to {(1 << planes) - 1}{times}, {input_.density:.0%} of their bits set"
-    said = f"events: {said}; {how} {limit:.0%}" if choice.forward else f"dense forward: {said}"
+    said = f"events: {said}; {how}" if choice.forward else f"dense forward: {said}"
     if choice.weights is False and choice.forward:
         said += ", the weights' gradient densely"
     return f"{said}; {choice.said}" if choice.said else said

@@ -1,0 +1,108 @@
+"""Sums of a convolution on the processor's unit for matrices: as long however many spikes there are."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.events.convolution import amx_kernels as kernels
+from hibana.events.convolution.geometry import Geometry
+from hibana.events.planes import Planes
+from hibana.native import SHORT
+from hibana.native.amx import SIDE, there
+
+__all__ = ["SIDE", "forward", "layout", "there"]
+
+NEAR = 1 << 20
+"""Bytes of images that are kept near at a time."""
+SMALL = 160
+"""Pixels of an image's output of which too few tiles would be full; of several they lie side by side."""
+PIECES = 4
+"""Of work, for each thread, that they may share evenly."""
+FEWEST = 2 * kernels.BLOCKS * SIDE
+"""Pixels that are worth a piece."""
+
+
+class Layout(NamedTuple):
+    """How the pixels lie that some rows of the output meet, for :func:`amx_kernels.forward`."""
+
+    deep: int
+    """Rows of the output."""
+    tall: int
+    """Rows of pixels, of each remainder by the stride."""
+    pitch: int
+    """Pixels from one row to the next."""
+    together: int
+    """Images whose pixels lie side by side."""
+
+    def taps(self, geometry: Geometry) -> Tensor:
+        """Where the pixels under each place of the windows begin, in numbers."""
+        (down, across), pixel = geometry.stride, self.together * _blocks(geometry) * kernels.BLOCK
+        remainder = self.tall * self.pitch * pixel
+        places = [
+            (i % down * across + j % across) * remainder + (i // down * self.pitch + j // across) * pixel
+            for i in range(0, geometry.kernel[0] * geometry.dilation[0], geometry.dilation[0])
+            for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
+        ]
+        return torch.tensor(places, dtype=torch.int64, device="cpu")
+
+    def pieces(self, images: int, geometry: Geometry) -> int:
+        """Of work."""
+        return -(-images // self.together) * -(-geometry.output[0] // self.deep)
+
+
+@lru_cache(maxsize=256)
+def layout(images: int, geometry: Geometry, threads: int) -> Layout:
+    """For so many images and threads."""
+    down, across = geometry.stride
+    (height, width), margin = geometry.output, geometry.padding[1]
+    padded = geometry.image[1] + 2 * margin
+    # at a stride of 1 the zeros before a row are those after the one before
+    pitch = max(padded - margin, width) if across == 1 else -(-padded // across)
+    together = SIDE if images >= SIDE and height * pitch <= SMALL else 1
+    row = down * across * pitch * together * _blocks(geometry) * kernels.BLOCK * SHORT.size
+    most = max(1, NEAR // row - geometry.reach[0] // down)
+    shared = -(-height * images // (PIECES * threads * together))
+    deep = max(min(most, shared), -(-FEWEST // (pitch * together)))
+    deep = -(-height // -(-height // deep))
+    return Layout(deep, deep + geometry.reach[0] // down, pitch, together)
+
+
+def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """``[N, outputs, height, width]``, channels last."""
+    outputs, images = len(weight), input_.bits.shape[1] // geometry.image[0]
+    each = layout(images, geometry, torch.get_num_threads())
+    out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
+    kernels.forward(
+        each.pieces(images, geometry),
+        bits=input_.bits,
+        table=_packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry),
+        bias=bias,
+        taps=each.taps(geometry),
+        target=out,
+        **geometry.sizes,
+        stride_down=geometry.stride[0],
+        stride_across=geometry.stride[1],
+        images=images,
+        outputs=outputs,
+        **each._asdict(),
+        planes=len(input_.bits),
+    )
+    return out.permute(0, 3, 1, 2)
+
+
+def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
+    """`weight` in tiles."""
+    outputs, taps = len(weight), geometry.kernel[0] * geometry.kernel[1]
+    tiles = -(-outputs // SIDE) * taps
+    numbers = _blocks(geometry) * kernels.PARTS * kernels.TILE
+    table = torch.empty(tiles, numbers, dtype=torch.int16, device="cpu")
+    sizes = {"outputs": outputs, "channels": geometry.channels, "taps": taps}
+    kernels.pack(tiles, source=weight.permute(0, 2, 3, 1).contiguous(), target=table, **sizes)
+    return table
+
+
+def _blocks(geometry: Geometry) -> int:
+    """Of channels of a pixel."""
+    return -(-geometry.channels // kernels.BLOCK)
