@@ -83,19 +83,20 @@ class Costs:
 
         Where they pay at every density, an input that turns out to be no spikes is all that is lost.
         """
-        return self._worth[learning]
+        return self._worth_for_both if learning else self._worth_forward
 
     @cached_property
-    def _worth(self) -> tuple[bool, bool]:
-        seconds = self.forward.dense, self.forward.dense + self.weights.dense
-        pays = [
-            [chosen(self, density, 1, True, learning).any for density in DENSITIES]
-            for learning in (False, True)
-        ]
-        without, learned = (
-            all(each) or (any(each) and s > LOOK) for each, s in zip(pays, seconds, strict=True)
-        )
-        return without, learned
+    def _worth_forward(self) -> bool:
+        return self._worth(self.forward.dense, False)
+
+    @cached_property
+    def _worth_for_both(self) -> bool:
+        return self._worth(self.forward.dense + self.weights.dense, True)
+
+    def _worth(self, seconds: float, learning: bool) -> bool:
+        """Whether it is beside so many `seconds` of torch's; what no longer matters is not reckoned."""
+        enough = any if seconds > LOOK else all
+        return enough(chosen(self, density, 1, True, learning).any for density in DENSITIES)
 
 
 class Choice(NamedTuple):
