@@ -119,7 +119,7 @@ MISTAKES = [
     ("train --data digit", "got 'digit'; did you mean digits?"),
     ("train --data cifar", "data must be one of digits"),
     ("train --data no/such.csv", "data must be a file or folder, there is no no/such.csv"),
-    ("train --data archive.zip", "ends in .zip"),
+    ("train --data archive.zip", "is packed; unpack it first"),
     ("train --data blank", "data must be files by class"),
     ("train --data nothing", "data must be files by class"),
     ("train --data empty.csv", "can't be read: it is empty"),

@@ -283,6 +283,37 @@ def test_pictures_of_several_sizes_become_one(tmp_path):
     assert read(tmp_path / "tones", size=6).shape == (6, 6)
 
 
+def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_path):
+    folder = pictures(tmp_path / "tones")
+    for name in (
+        "dark/.DS_Store",
+        "dark/readme.txt",
+        "light/._01.png",
+        ".ipynb_checkpoints/01.png",
+        "notes.csv",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("1")
+    (folder / "__MACOSX" / "dark").mkdir(parents=True)
+    made = read(folder)
+    assert made.told.startswith("tones: 24 pictures, grey")
+    assert made.names == ("dark", "light")
+
+
+def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
+    def kind(**counts):
+        folder = tmp_path / "-".join(f"{count}{ends}" for ends, count in counts.items())
+        for ends, count in counts.items():
+            for number in range(count):
+                (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+                (folder / "ab"[number % 2] / f"{number}.{ends}").write_text("t,x,y,p\n1,2,3,0\n")
+        return own.kind_of(folder)
+
+    assert kind(png=3, txt=2, npy=2) == "images"
+    assert kind(png=2, csv=3) == "events"
+    assert kind(tsv=4, h5=3) == "sequences"
+
+
 def test_colour_transparency_and_sixteen_bits(tmp_path):
     for number in range(12):
         kind = tmp_path / "mixed" / "ab"[number % 2]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,18 @@ def test_a_training_of_a_version_by_which_other_parameters_decayed_is_not_gone_o
     checkpoint.write(content, outcome.checkpoint)
     assert main(["train", "--resume", str(tmp_path / "run"), "--epochs", "2"]) == 2
     assert "begun by another version of hibana, by which other parameters decayed" in capsys.readouterr().err
-    assert train.load(tmp_path / "run").settings == quick()
+    assert train.load(str(tmp_path / "run")).settings == quick()
+
+
+def test_folders_and_files_may_be_named_by_text(tmp_path):
+    folder = str(tmp_path / "run")
+    train.fit(quick(), folder)
+    assert train.read(f"{folder}/settings.yaml") == quick()
+    settings, checkpoint_ = train.resumed(folder)
+    _, outcome = train.fit(replace(settings, epochs=2), folder, resume=str(checkpoint_))
+    assert outcome.checkpoint == tmp_path / "run" / "checkpoint.ckpt"
+    quick(seed=3).write(f"{folder}/other.yaml")
+    assert train.read(f"{folder}/other.yaml").seed == 3
 
 
 def test_a_run_that_replaces_another_never_goes_on_from_that(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hibana as hb
 from hibana import data, loss
 from hibana.data import DATA_SETS
 from hibana.train import Classifier, Settings, architecture, results
@@ -44,6 +45,24 @@ def test_windows_reach_over_as_much_of_a_sequence_as_they_can(steps):
 def test_data_of_ones_own_are_sequences_by_their_kind(tmp_path):
     for kind, cell in (("sequences", "LIF"), ("arrays", "IF")):
         assert Settings(data=str(tmp_path), kind=kind).cell == cell
+
+
+def test_pictures_and_recordings_of_ones_own_are_seen_by_convolutions(tmp_path):
+    layers = {
+        kind: Settings(data=str(tmp_path), kind=kind).layers
+        for kind in ("images", "events", "arrays", "table")
+    }
+    assert layers["arrays"] == layers["table"] == "256,256"
+    for name, shape in (
+        ("images", (3, 5, 4)),
+        ("images", (28, 28)),
+        ("events", (2, 34, 34)),
+        ("events", (2, 1, 3)),
+    ):
+        net = architecture.build(layers[name], shape, 2, Settings().make_cell)
+        assert any(isinstance(module, hb.Conv2d) for module in net.modules())
+        assert net(torch.rand(2, 1, *shape)).shape == (2, 1, 2)
+    assert Settings(data=str(tmp_path), kind="images", layers="64").layers == "64"
 
 
 def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):

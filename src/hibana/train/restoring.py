@@ -25,7 +25,7 @@ _STATES: dict[str, type] = {
 """What a run goes on from."""
 
 
-def resumed(path: Path, *, trust: Collection[str] = ()) -> tuple[Settings, Path | None]:
+def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings, Path | None]:
     """The settings of a run to go on with, and the checkpoint to go on from, if there is one yet.
 
     Args:
@@ -36,6 +36,7 @@ def resumed(path: Path, *, trust: Collection[str] = ()) -> tuple[Settings, Path 
     Raises:
         ValueError: if there is neither, or it names a function that is not in `trust`.
     """
+    path = Path(path)
     if not path.is_dir():
         return _opened(path, trust, whole=True)[0], path
     kept = path / LAST
@@ -49,7 +50,7 @@ def resumed(path: Path, *, trust: Collection[str] = ()) -> tuple[Settings, Path 
     return read(path / SETTINGS, trust=trust), None
 
 
-def load(path: Path, *, trust: Collection[str] = ()) -> Network:
+def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
     """The network that :func:`hibana.train.fit` kept at `path`.
 
     Args:
@@ -60,7 +61,7 @@ def load(path: Path, *, trust: Collection[str] = ()) -> Network:
         ValueError: if there is no checkpoint of hibana there, or only a part of one, or one that was changed
             since it was written, or it names a function that is not in `trust`.
     """
-    path = checkpoint_of(path)
+    path = checkpoint_of(Path(path))
     settings, shape, classes, weights, description = _opened(path, trust)
     most = sum(weight.numel() for weight in weights.values())
     try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hibana.data import DATA_SETS
 from hibana.train import durable, record
 from hibana.train.folder import LAST, RESULT, SETTINGS
-from hibana.train.settings import Settings, is_of_numbers
+from hibana.train.settings import Settings, of_what
 from hibana.train.usual import usual
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def _run(path: Path) -> Run:
 def _usual(content: dict[str, Any]) -> dict[str, Any]:
     """What settings with this `content` are where nothing was said; a class of the user's is not loaded."""
     made, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")
-    sequence = is_of_numbers(content.get("kind"), made)
-    return usual(sequence, steps if isinstance(steps, int) else 1)
+    return usual(of_what(content.get("kind"), made), steps if isinstance(steps, int) else 1)
 
 
 def _result(path: Path) -> str:

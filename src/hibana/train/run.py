@@ -69,7 +69,7 @@ def fit(
     folder: str | Path | Folder,
     *,
     samples: data.DataSet | None = None,
-    resume: Path | None = None,
+    resume: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> tuple[Classifier, Outcome]:
@@ -92,6 +92,7 @@ def fit(
         OSError: if a checkpoint can't be written. The one before is still there.
         ValueError: if `resume` is no checkpoint, or the folder is in use.
     """
+    resume = None if resume is None else Path(resume)
     if not isinstance(folder, Folder):
         run = None if resume is None else identity(resume)
         with own(Path(folder), run=run, overwrite=overwrite) as held:
@@ -185,7 +186,7 @@ class _Batches(lightning.LightningDataModule):
         return self.samples.test_dataloader()
 
 
-def made(settings: Settings, samples: data.DataSet, resume: Path | None = None) -> Classifier:
+def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = None) -> Classifier:
     """The network for `samples`, before any training, or before it goes on from a checkpoint.
 
     Raises:
@@ -200,7 +201,7 @@ def made(settings: Settings, samples: data.DataSet, resume: Path | None = None) 
     if resume is None:
         serving.check(settings, serving.changed(settings), model)
     else:
-        check_groups(model, resume)
+        check_groups(model, Path(resume))
     return model
 
 

@@ -3,11 +3,11 @@
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from hibana.train.choices import CELLS, OF_KINDS
 from hibana.train.start import spiking_layers
-from hibana.train.usual import usual
+from hibana.train.usual import Of, usual
 
 if TYPE_CHECKING:
     from hibana.train.network import Network
@@ -163,7 +163,7 @@ def check_data(settings: "Settings") -> None:
 
 def changed(settings: "Settings") -> list[str]:
     """The names of the settings that are not as usual for any data."""
-    each = usual(True, settings.steps), usual(False, settings.steps)
+    each = [usual(of, settings.steps) for of in get_args(Of)]
     return [
         field.name
         for field in fields(settings)

@@ -15,9 +15,9 @@ from hibana import cells, loss, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.train import architecture, durable, record, serving
 from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
-from hibana.train.usual import NAMES, usual
+from hibana.train.usual import NAMES, Of, usual
 
-__all__ = ["Settings", "is_of_numbers", "read"]
+__all__ = ["Settings", "of_what", "read"]
 
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
@@ -46,7 +46,8 @@ class Settings:
         root: the folder of its files, where it needs one.
         download: fetch them into `root` if they are not there.
         layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``; 256,256 if
-            not said, of sequences ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
+            not said, of pictures in folders ``16c3b-p2-32c3b-p2-128``, of recordings of
+            one's own ``16c5s2b-32c5s2b-128``, of sequences ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
         cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
         surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
@@ -185,7 +186,7 @@ class Settings:
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
         self._fill({"steps": made.usual_steps, "coding": coding})
-        self._fill(usual(is_of_numbers(self.kind, made), self.steps))
+        self._fill(usual(of_what(self.kind, made), self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
         """Puts `values` where nothing was said."""
@@ -277,20 +278,26 @@ class Settings:
         except TypeError as error:
             raise ValueError(f"cell {self.cell} can't be made with these settings: {error}") from error
 
-    def write(self, path: Path, run: str | None = None) -> None:
+    def write(self, path: Path | str, run: str | None = None) -> None:
         """Writes a YAML file from which :func:`read` gives an equal object; `run` is who writes it."""
-        durable.replace(path, record.text(asdict(self), run).encode())
+        durable.replace(Path(path), record.text(asdict(self), run).encode())
 
 
-def is_of_numbers(kind: str | None, made: type[DataSet] | None) -> bool:
-    """Whether data of this `kind`, or of the class that they are `made` by, are rows of numbers over time."""
+def of_what(kind: str | None, made: type[DataSet] | None) -> Of:
+    """What data of this `kind`, or of the class that they are `made` by, are of."""
     if kind is not None or made is None:
-        return kind == "sequences"
+        of_kinds: dict[str | None, Of] = {
+            "images": "pictures",
+            "events": "recordings",
+            "sequences": "sequences",
+        }
+        return of_kinds.get(kind, "still")
     shape = vars(made).get("shape")
-    return bool(made.sequential) and isinstance(shape, tuple) and len(shape) == 1
+    of_numbers = made.sequential and isinstance(shape, tuple) and len(shape) == 1
+    return "sequences" if of_numbers else "still"
 
 
-def read(path: Path, *, trust: Collection[str] = (), **changes: Any) -> Settings:
+def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Settings:
     """The settings in the YAML file `path`, less `changes`; what neither names is at its default.
 
     Args:
@@ -302,7 +309,7 @@ def read(path: Path, *, trust: Collection[str] = (), **changes: Any) -> Settings
         ValueError: if the file can't be read, was cut short, is not YAML, has a name or value that is no
             setting, or names a function that is not in `trust`.
     """
-    said = record.read(path)
+    said = record.read(Path(path))
     if not said.unchanged:
         logging.getLogger(__name__).warning("settings %s were changed since a run wrote them", path)
     names = [each.name for each in fields(Settings)]

@@ -1,9 +1,13 @@
-"""The settings of a run that nobody chose: of still inputs the article's, of sequences one recipe for all."""
+"""The settings of a run that nobody chose.
+
+Of still inputs the article's, of pictures in folders and of recordings of cameras the same over
+convolutions, and of sequences one recipe for all.
+"""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["NAMES", "usual"]
+__all__ = ["NAMES", "Of", "usual"]
 
 _STILL: dict[str, Any] = {
     "layers": "256,256",
@@ -17,6 +21,8 @@ _STILL: dict[str, Any] = {
     "start_rate": 0.2,
     "rate_target": 0.07,
 }
+_PICTURES: dict[str, Any] = {**_STILL, "layers": "16c3b-p2-32c3b-p2-128"}
+_RECORDINGS: dict[str, Any] = {**_STILL, "layers": "16c5s2b-32c5s2b-128"}
 _SEQUENCES: dict[str, Any] = {
     "cell": "LIF",
     "surrogate": "ATan",
@@ -36,9 +42,21 @@ FARTHEST = 99
 """Of d, whose square a description can say."""
 
 
-def usual(sequence: bool, steps: int) -> dict[str, Any]:
-    """What each of :data:`NAMES` is, of a `sequence` of numbers that is so many `steps` long."""
-    return {**_SEQUENCES, "layers": _windows(steps)} if sequence else _STILL
+Of = Literal["still", "pictures", "recordings", "sequences"]
+"""What data are of; sequences are of numbers."""
+
+
+def usual(of: Of, steps: int) -> dict[str, Any]:
+    """What each of :data:`NAMES` is; sequences are so many `steps` long, other data shown so often."""
+    match of:
+        case "sequences":
+            return {**_SEQUENCES, "layers": _windows(steps)}
+        case "pictures":
+            return _PICTURES
+        case "recordings":
+            return _RECORDINGS
+        case "still":
+            return _STILL
 
 
 def _windows(steps: int) -> str:

@@ -1,5 +1,6 @@
 """Data of one's own: what a file or folder is, is seen from it (:func:`kind_of`), and can be said instead."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from hibana.data.own import plain
 from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
 from hibana.data.own.events import BINS, EventInputs, Events, is_headed
 from hibana.data.own.events import SUFFIXES as RECORDINGS
-from hibana.data.own.folders import TEST, TRAINING
+from hibana.data.own.folders import TEST, TRAINING, shown
 from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import ImageInputs, Images
 from hibana.data.own.series import LENGTHS, SequenceInputs, Sequences
@@ -48,6 +49,11 @@ _INPUTS: dict[str, type[Inputs]] = {
     "events": EventInputs,
 }
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
+_OTHERS = {
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz"), "is packed; unpack it first"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"),
+}
+"""What is known, and not read."""
 
 
 def described(given: Any) -> Description:
@@ -72,6 +78,8 @@ def described(given: Any) -> Description:
 def kind_of(path: Path, *, grouped: bool = False) -> str:
     """What kind of data lies at `path`, by the names of its files, and of the columns of a CSV by class.
 
+    Of files of several kinds it is that of most of them; of files and folders that are hidden, no kind.
+
     Args:
         path: a file or folder.
         grouped: whether a table's rows are the steps of sequences.
@@ -87,26 +95,34 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
             return "arrays"
         if suffix in _TABLES:
             return "sequences" if grouped else "table"
-        raise ValueError(
-            f"data must be one of a known kind, {path} ends in {suffix or 'nothing'}; say which: kind"
-        )
+        other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; say which: kind")
+        raise ValueError(f"data must be one of a known kind, {path} {other}")
     if not path.is_dir():
         raise ValueError(f"data must be a file or folder, there is no {path}")
-    below = [each for each in path.iterdir() if each.is_dir()]
+    below = [each for each in shown(path) if each.is_dir()]
     parts = [each for each in below if each.name.lower() in (*TRAINING, *TEST)]
-    for folder in [*parts, *below]:
-        inside = [each for each in folder.iterdir() if each.is_dir()] if folder in parts else [folder]
-        for each in (name for where in inside for name in where.iterdir() if name.is_file()):
-            ends = each.suffix.lower()
-            if ends in PICTURES:
-                return "images"
-            if ends in (".csv", ".tsv", ".parquet"):
-                return "events" if ends == ".csv" and is_headed(each) else "sequences"
-            if ends in RECORDINGS:
-                return "events"
+    for inside in ([each for part in parts for each in shown(part) if each.is_dir()], below):
+        if kinds := _kinds([each for folder in inside for each in shown(folder) if each.is_file()]):
+            return max(kinds, key=kinds.__getitem__)
     if any(each.suffix == ".npy" for each in path.iterdir()):
         return "arrays"
     raise ValueError(
         f"data must be files by class, such as {path}/CLASS/NAME.png, or inputs.npy and labels.npy; "
         f"{path} holds neither"
     )
+
+
+def _kinds(files: list[Path]) -> Counter[str]:
+    """How many of the `files` are of each kind; those by class in CSV are as the first of them."""
+    kinds: Counter[str] = Counter()
+    tables = None
+    for each in files:
+        ends = each.suffix.lower()
+        if ends in PICTURES:
+            kinds["images"] += 1
+        elif ends in (".csv", ".tsv", ".parquet"):
+            tables = tables or ("events" if ends == ".csv" and is_headed(each) else "sequences")
+            kinds[tables] += 1
+        elif ends in RECORDINGS:
+            kinds["events"] += 1
+    return kinds

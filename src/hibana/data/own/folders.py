@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hibana.data.own.parts import Parts
 
-__all__ = ["Found", "by_class"]
+__all__ = ["Found", "by_class", "shown"]
 
 TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 EACH = 10
@@ -31,7 +31,7 @@ def by_class(folder: Path, suffixes: tuple[str, ...], what: str) -> Found:
         return Found([folder], None, [folder.name], None)
     if not folder.is_dir():
         raise ValueError(f"{what} must lie in a folder, {folder} is none")
-    below = {each.name.lower(): each for each in folder.iterdir() if each.is_dir()}
+    below = {each.name.lower(): each for each in shown(folder) if each.is_dir()}
     given = [
         next((below[name] for name in names if name in below), None) for names in (TRAINING, VALIDATION, TEST)
     ]
@@ -51,8 +51,13 @@ def by_class(folder: Path, suffixes: tuple[str, ...], what: str) -> Found:
     return Found(files, labels, [str(path.relative_to(folder)) for path in files], None)
 
 
+def shown(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of its names, less what is hidden, as systems and editors leave it."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in suffixes)
+    return sorted(path for path in shown(folder) if path.is_file() and path.suffix.lower() in suffixes)
 
 
 def _joined(folder: Path, found: list[Found | None]) -> Found:
