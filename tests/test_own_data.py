@@ -309,7 +309,7 @@ def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
                 (folder / "ab"[number % 2] / f"{number}.{ends}").write_text("t,x,y,p\n1,2,3,0\n")
         return own.kind_of(folder)
 
-    assert kind(png=3, txt=2, npy=2) == "images"
+    assert kind(png=3, txt=1, npy=1) == "images"
     assert kind(png=2, csv=3) == "events"
     assert kind(tsv=4, h5=3) == "sequences"
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_the_written_settings_run_again_bit_for_bit(tmp_path):
     train.fit(again, tmp_path / "twice")
     once, twice = (parameters(tmp_path / run / "checkpoint.ckpt") for run in ("once", "twice"))
     assert all(torch.equal(once[name], twice[name]) for name in once)
-    train.fit(small(**{**vars(settings), "seed": 4}), tmp_path / "other")
+    train.fit(replace(settings, seed=4), tmp_path / "other")
     other = parameters(tmp_path / "other" / "checkpoint.ckpt")
     assert not torch.equal(once["net.linear.weight"], other["net.linear.weight"])
 

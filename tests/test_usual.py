@@ -4,13 +4,14 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import hibana as hb
 from hibana import data, loss
 from hibana.data import DATA_SETS
-from hibana.train import Classifier, Settings, architecture, results
+from hibana.train import Classifier, Settings, architecture, fit, results
 from hibana.train.usual import NAMES
 
 SEQUENCES = ["mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels", "spoken-digits", "shd", "ssc"]
@@ -63,6 +64,20 @@ def test_pictures_and_recordings_of_ones_own_are_seen_by_convolutions(tmp_path):
         assert any(isinstance(module, hb.Conv2d) for module in net.modules())
         assert net(torch.rand(2, 1, *shape)).shape == (2, 1, 2)
     assert Settings(data=str(tmp_path), kind="images", layers="64").layers == "64"
+
+
+def test_data_in_memory_are_trained_on_as_a_command_would_train_on_their_files(tmp_path):
+    drawn = np.random.default_rng(0)
+    frames = [drawn.random((length, 3)) for length in range(10, 34)]
+    series = data.Sequences(frames, labels=["even", "odd"] * 12, steps=16)
+    chosen = Settings(epochs=1, cell="ALIF", batch_size=8)
+    _, outcome = fit(chosen, tmp_path / "run", samples=series)
+    usual = Settings(data="mine", kind="sequences", steps=16)
+    assert outcome.settings.cell == "ALIF"
+    for name in NAMES:
+        assert name == "cell" or getattr(outcome.settings, name) == getattr(usual, name)
+    again = Settings(layers="256,256").on("mine", "images", 8, "constant")
+    assert (again.layers, again.learning_rate) == ("256,256", 5e-3)
 
 
 def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):

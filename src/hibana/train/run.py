@@ -12,7 +12,7 @@ import math
 import os
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def fit(
             return fit(settings, held, samples=samples, resume=resume, progress=progress)
     if isinstance(samples, data.Own) and settings.kind is None:  # they are in memory, and have no path
         length = samples.steps if samples.sequential else settings.steps
-        named = replace(settings, data=samples.called, kind=samples.kind, steps=length, coding=None)  # type: ignore[arg-type]
-        settings = named if samples.sequential else replace(named, coding=settings.coding)
+        coding = None if samples.sequential else settings.coding
+        settings = settings.on(samples.called, samples.kind, length, coding)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)
     folder.begin(settings)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ class Settings:
             value = getattr(self, each.name)
             if value is not None or each.name not in ("steps", "coding", *NAMES):
                 _check_type(each.name, value, each.type)
+        said = frozenset(name for name in NAMES if getattr(self, name) is not None)
+        object.__setattr__(self, "_said", said)  # no field: what a file says was said
         self._fill_in()
         self._check_own()
         _among("class_weights", self.class_weights, CLASS_WEIGHTS)
@@ -161,6 +163,12 @@ class Settings:
         if sequential != self.is_sequential:
             right = CODINGS[4:] if self.is_sequential else CODINGS[:4]
             raise ValueError(f"coding of {self.data} must be one of {', '.join(right)}; got {self.coding!r}")
+
+    def on(self, data: str, kind: str, steps: int, coding: str | None) -> "Settings":
+        """These for other data, of which what nobody said is as usual for them."""
+        unsaid: dict[str, Any] = {name: None for name in NAMES if name not in vars(self)["_said"]}
+        shown: dict[str, Any] = {"steps": steps, "coding": coding}
+        return replace(self, data=data, kind=kind, **shown, **unsaid)
 
     def _fill_in(self) -> None:
         """Puts what the data decide in the place of ``None``, looking at names of files and of columns."""
