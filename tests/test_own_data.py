@@ -300,6 +300,21 @@ def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_pat
     assert made.names == ("dark", "light")
 
 
+def test_channels_of_arrays_that_come_last_come_first(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, [20, 6, 5, 3], np.uint8)
+    made = [own.Arrays(each, labels=[0, 1] * 10) for each in (images, images.transpose(0, 3, 1, 2))]
+    for each in made:
+        each.setup()
+        assert each.shape == (3, 6, 5)
+    assert made[0].told.startswith("Arrays: 20 arrays of 6x5x3, turned to 3x6x5, ")
+    assert torch.equal(made[0].test[0][0], made[1].test[0][0])
+    description = made[0].description
+    read = [description.read(each) for each in (images, images.transpose(0, 3, 1, 2))]
+    assert all(np.array_equal(each.values, images.transpose(0, 3, 1, 2)) for each in read)
+    with pytest.raises(ValueError, match=r"must have the shape \[N, 3, 6, 5\]"):
+        description.inputs.unlike(description.read(images[:, :5]).values)
+
+
 def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
     def kind(**counts):
         folder = tmp_path / "-".join(f"{count}{ends}" for ends, count in counts.items())

@@ -66,6 +66,32 @@ def test_pictures_and_recordings_of_ones_own_are_seen_by_convolutions(tmp_path):
     assert Settings(data=str(tmp_path), kind="images", layers="64").layers == "64"
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "pictures"),
+    [
+        ((9, 8), np.uint8, True),
+        ((9, 8), np.float32, False),  # sequences, maybe
+        ((3, 9, 8), np.float32, True),
+        ((9, 8, 3), np.float64, True),
+        ((5, 9, 8), np.float32, False),
+        ((9,), np.uint8, False),
+    ],
+)
+@pytest.mark.parametrize("names", [("x", "y"), ("images_train", "labels_train")])
+def test_arrays_are_pictures_by_their_shape_and_type(tmp_path, shape, dtype, pictures, names):
+    layers = Settings(data="mine", kind="images" if pictures else "table").layers
+    inputs, labels = np.zeros([6, *shape], dtype), np.array(["a", "b"] * 3)
+    np.savez(tmp_path / "mine.npz", **dict(zip(names, (inputs, labels), strict=True)))
+    np.savez_compressed(tmp_path / "packed.npz", **dict(zip(names, (inputs, labels), strict=True)))
+    (tmp_path / "folder").mkdir()
+    for name, array in zip(names, (inputs, labels), strict=True):
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    for source in ("mine.npz", "packed.npz", "folder"):
+        assert Settings(data=str(tmp_path / source)).layers == layers
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "mine.npz").read_bytes()[:200])
+    assert Settings(data=str(tmp_path / "broken.npz")).layers == "256,256"
+
+
 def test_data_in_memory_are_trained_on_as_a_command_would_train_on_their_files(tmp_path):
     drawn = np.random.default_rng(0)
     frames = [drawn.random((length, 3)) for length in range(10, 34)]
@@ -76,8 +102,9 @@ def test_data_in_memory_are_trained_on_as_a_command_would_train_on_their_files(t
     assert outcome.settings.cell == "ALIF"
     for name in NAMES:
         assert name == "cell" or getattr(outcome.settings, name) == getattr(usual, name)
-    again = Settings(layers="256,256").on("mine", "images", 8, "constant")
-    assert (again.layers, again.learning_rate) == ("256,256", 5e-3)
+    pictures = data.Arrays(np.zeros([6, 3, 9, 9]), labels=[0, 1] * 3)
+    assert Settings().on(pictures).layers == Settings(data="mine", kind="images").layers
+    assert Settings(layers="256,256").on(pictures).layers == "256,256"
 
 
 def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):

@@ -4,14 +4,16 @@ import math
 import os
 import re
 import stat
+import zipfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["array", "read"]
+__all__ = ["array", "heads", "read"]
 
 MOST_HEADER, MOST_AXES = 10_000, 16
 """Bytes of a header at most, and the axes that it says."""
@@ -52,24 +54,51 @@ def array(path: Path) -> np.ndarray[Any, Any]:
         raise ValueError(f"{wanted}: {error}") from error
 
 
+Head = tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]
+"""Shape, order and type of an array."""
+
+
+def heads(path: Path) -> dict[str, Head]:
+    """What the heads of the arrays of numbers in an ``.npz`` file or a folder of ``.npy`` files say, by name.
+
+    Nothing of what can't be read; who reads the arrays says so.
+    """
+    found: dict[str, Head] = {}
+    with suppress(OSError, zipfile.BadZipFile, RuntimeError):  # which an archive with a password is
+        if path.is_dir():
+            for each in path.glob("*.npy"):
+                with each.open("rb") as file, suppress(ValueError):
+                    found[each.stem] = _head(file)
+        elif path.is_file():
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    with archive.open(name) as member, suppress(ValueError):
+                        found[name.removesuffix(".npy")] = _head(member)
+    return found
+
+
 def _array(file: BinaryIO) -> np.ndarray[Any, Any]:
     told = os.fstat(file.fileno())
     if not stat.S_ISREG(told.st_mode):
         raise ValueError("it is no file")
-    magic, version = file.read(6), file.read(2)
-    if magic != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0", b"\3\0"):
-        raise ValueError("it does not begin as one")
-    length = int.from_bytes(file.read(2 if version == b"\1\0" else 4), "little")
-    if length > MOST_HEADER:
-        raise ValueError(f"its header has {length:,} bytes, more than {MOST_HEADER:,}")
-    shape, order, dtype = _header(file.read(length).decode("latin1"))
+    shape, order, dtype = _head(file)
     said, held = math.prod(shape) * dtype.itemsize, told.st_size - file.tell()
     if said != held:
         raise ValueError(f"its header speaks of {said:,} bytes, and it holds {held:,}")
     return np.frombuffer(file.read(held), dtype).reshape(shape, order=order)
 
 
-def _header(text: str) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]:
+def _head(file: IO[bytes]) -> Head:
+    magic, version = file.read(6), file.read(2)
+    if magic != b"\x93NUMPY" or version not in (b"\1\0", b"\2\0", b"\3\0"):
+        raise ValueError("it does not begin as one")
+    length = int.from_bytes(file.read(2 if version == b"\1\0" else 4), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"its header has {length:,} bytes, more than {MOST_HEADER:,}")
+    return _header(file.read(length).decode("latin1"))
+
+
+def _header(text: str) -> Head:
     """Shape, order and type in a header, which is never evaluated."""
     found = _HEADER.fullmatch(text.rstrip("\n "))
     said = found.groups() if found else ()

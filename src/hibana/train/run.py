@@ -98,9 +98,7 @@ def fit(
         with own(Path(folder), run=run, overwrite=overwrite) as held:
             return fit(settings, held, samples=samples, resume=resume, progress=progress)
     if isinstance(samples, data.Own) and settings.kind is None:  # they are in memory, and have no path
-        length = samples.steps if samples.sequential else settings.steps
-        coding = None if samples.sequential else settings.coding
-        settings = settings.on(samples.called, samples.kind, length, coding)
+        settings = settings.on(samples)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)
     folder.begin(settings)

@@ -164,11 +164,14 @@ class Settings:
             right = CODINGS[4:] if self.is_sequential else CODINGS[:4]
             raise ValueError(f"coding of {self.data} must be one of {', '.join(right)}; got {self.coding!r}")
 
-    def on(self, data: str, kind: str, steps: int, coding: str | None) -> "Settings":
-        """These for other data, of which what nobody said is as usual for them."""
-        unsaid: dict[str, Any] = {name: None for name in NAMES if name not in vars(self)["_said"]}
-        shown: dict[str, Any] = {"steps": steps, "coding": coding}
-        return replace(self, data=data, kind=kind, **shown, **unsaid)
+    def on(self, samples: Own) -> "Settings":
+        """These for samples that are in memory, of which what nobody said is as usual for them."""
+        steps = samples.steps if samples.sequential else self.steps
+        coding: Any = None if samples.sequential else self.coding
+        said: frozenset[str] = vars(self)["_said"]
+        each = usual(of_what(samples.kind, None, samples.source), steps).items()
+        unsaid = {name: value for name, value in each if name not in said}
+        return replace(self, data=samples.called, kind=samples.kind, steps=steps, coding=coding, **unsaid)
 
     def _fill_in(self) -> None:
         """Puts what the data decide in the place of ``None``, looking at names of files and of columns."""
@@ -194,7 +197,7 @@ class Settings:
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
         self._fill({"steps": made.usual_steps, "coding": coding})
-        self._fill(usual(of_what(self.kind, made), self.steps))
+        self._fill(usual(of_what(self.kind, made, self.data), self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
         """Puts `values` where nothing was said."""
@@ -291,8 +294,10 @@ class Settings:
         durable.replace(Path(path), record.text(asdict(self), run).encode())
 
 
-def of_what(kind: str | None, made: type[DataSet] | None) -> Of:
-    """What data of this `kind`, or of the class that they are `made` by, are of."""
+def of_what(kind: str | None, made: type[DataSet] | None, source: Any = None) -> Of:
+    """What data of this `kind`, or of the class that they are `made` by, are of; arrays as `source` says."""
+    if kind == "arrays" and source is not None and own.are_pictures(source):
+        return "pictures"
     if kind is not None or made is None:
         of_kinds: dict[str | None, Of] = {
             "images": "pictures",

@@ -14,7 +14,7 @@ from hibana.data.own.pictures import ImageInputs, Images
 from hibana.data.own.series import LENGTHS, SequenceInputs, Sequences
 from hibana.data.own.table import Table, TableInputs
 from hibana.data.own.target import TASKS, Target
-from hibana.data.own.tensors import ArrayInputs, Arrays
+from hibana.data.own.tensors import ArrayInputs, Arrays, are_pictures
 
 __all__ = [
     "BINS",
@@ -30,6 +30,7 @@ __all__ = [
     "Raw",
     "Sequences",
     "Table",
+    "are_pictures",
     "described",
     "kind_of",
 ]

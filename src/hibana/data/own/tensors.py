@@ -15,7 +15,7 @@ from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, listed
 from hibana.data.own.parts import Parts
 
-__all__ = ["ArrayInputs", "Arrays", "contents", "pair"]
+__all__ = ["ArrayInputs", "Arrays", "are_pictures", "contents", "pair"]
 
 PAIRS = (
     ("inputs", "labels"),
@@ -27,6 +27,8 @@ PAIRS = (
 )
 """What inputs and labels are called in a file."""
 TRAINING, VALIDATION, TEST = "_train", "_val", "_test"
+CHANNELS = (1, 3, 4)
+"""Of pictures."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ArrayInputs(Inputs):
         else:
             inputs, labels, _ = pair(found, None)
         kept = None if labels is None else listed(labels.tolist())
+        if inputs.shape[1:] != self.shape and np.moveaxis(inputs, -1, 1).shape[1:] == self.shape:
+            inputs = np.moveaxis(inputs, -1, 1)
         return Raw(_checked(inputs), kept, [f"sample {row}" for row in range(1, len(inputs) + 1)])
 
     def tensor(self, values: "np.ndarray[Any, Any]") -> Tensor:
@@ -76,7 +80,8 @@ class Arrays(Own):
     In a file they are called ``inputs`` and ``labels``, ``x`` and ``y``, ``data`` and ``target``, or
     ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``x_val``, ``y_val``); of a single
     ``.npy``, ``[N, F + 1]``, the label is the last. Inputs ``[N, F]`` are brought to mean 0 and deviation 1,
-    feature by feature; pictures and others to [0, 1] all together; bytes are divided by 255.
+    feature by feature; pictures and others to [0, 1] all together; bytes are divided by 255. Pictures whose
+    channels come last, ``[N, H, W, 3]``, are turned to ``[N, 3, H, W]``.
 
     Args:
         source: a file, a folder, or the inputs, ``[N, ...]``.
@@ -118,6 +123,9 @@ class Arrays(Own):
         inputs = _checked(inputs)
         names = [f"sample {row}" for row in range(1, len(inputs) + 1)]
         shown = "x".join(map(str, inputs.shape[1:]))
+        if _is_channels_last(inputs.shape):
+            inputs = np.moveaxis(inputs, -1, 1)
+            shown += f", turned to {'x'.join(map(str, inputs.shape[1:]))}"
         return Raw(
             inputs,
             listed(labels.tolist()),
@@ -135,6 +143,30 @@ class Arrays(Own):
         flat = part.ndim == 2
         learned = scale.learned_from(part, unit=self.unit or not flat, together=not flat)
         return ArrayInputs(values.shape[1:], learned)
+
+
+def are_pictures(source: Any) -> bool:
+    """Whether the inputs in a file or folder, or in memory, are pictures, as their shape and type say.
+
+    Bytes ``[N, H, W]``, or numbers ``[N, C, H, W]`` or ``[N, H, W, C]`` of 1, 3 or 4 channels. Of a file only
+    the heads of its arrays are read; one that can't be read holds none.
+    """
+    if not isinstance(source, str | Path):
+        values = np.asarray(source)
+        return _is_picture(values.shape, values.dtype)
+    heads = arrays.heads(Path(source))
+    found = [heads[x + end] for x, _ in PAIRS for end in ("", TRAINING) if x + end in heads]
+    return any(_is_picture(shape, dtype) for shape, _, dtype in found)
+
+
+def _is_picture(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> bool:
+    if len(shape) == 3:
+        return dtype == np.uint8
+    return len(shape) == 4 and (shape[1] in CHANNELS or shape[-1] in CHANNELS)
+
+
+def _is_channels_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[1] not in CHANNELS and shape[-1] in CHANNELS
 
 
 def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
