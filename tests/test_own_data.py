@@ -18,6 +18,7 @@ import hibana as hb
 from hibana import train
 from hibana.cli import main
 from hibana.data import own
+from hibana.data.own.opening import opened
 from hibana.train import checkpoint
 
 SMALL = ["--layers", "16", "--epochs", "3", "--steps", "4", "--batch-size", "8"]
@@ -124,6 +125,28 @@ def test_scales_are_learned_on_the_training_part_alone(tmp_path):
     assert unit.training.inputs.min() == 0
     assert unit.training.inputs.max() == 1
     assert 0 <= unit.test.inputs.min() <= unit.test.inputs.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("first", "rows", "header"),
+    [
+        ("0,1,y", ["0.5,0.25,0", "1.5,2.5,1"], True),  # as pandas writes what has no names
+        (",0,1,y", ["0,0.5,0.25,0", "1,1.5,2.5,1"], True),
+        ("0,1,2,3,4", ["0.5,0.25,0,1,a", "1.5,2.5,1,3,b"], True),
+        ("name,1990,1991,1992,1993,1994", ["x,1,2,3,4,5", "y,2,3,4,5,6"], True),
+        ("0,1,a", ["1,1,b", "1,0,a"], False),
+        ("0,1,2", ["3,4,5", "1,0,1"], False),
+        ("3,4,y", ["3,4,0", "1,0,1"], False),
+        ("0,1,?", ["3,4,5", "1,0,1"], False),
+        ("5.1,3.5,y", ["3,4,0", "1,0,1"], False),
+    ],
+)
+def test_names_of_columns_may_be_numbers_that_count_on(tmp_path, first, rows, header):
+    (tmp_path / "mine.csv").write_text("\n".join([first, *rows * 3]) + "\n")
+    found, _ = opened(tmp_path / "mine.csv")
+    assert len(found) == 6 + (not header)
+    if header:
+        assert list(found.columns)[1:] == first.split(",")[1:]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

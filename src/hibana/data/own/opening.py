@@ -18,6 +18,10 @@ SAMPLE = 1 << 16
 """Bytes of a text file that its layout is seen from."""
 LINES = 50
 """and lines of them, at most."""
+COUNTED = 5
+"""Numbers that count on by 1 by no accident."""
+_MISSING = ("", "?", "-", "na", "n/a", "nan", "none", "null")
+"""What stands in the place of a number, and names no column."""
 _WITH_POINT, _WITH_COMMA = (re.compile(rf"[+-]?\d*{mark}\d+(e[+-]?\d+)?", re.I) for mark in (r"\.", ","))
 
 
@@ -106,7 +110,8 @@ def _layout(sample: str) -> Layout:
     numbers = [cell for row in cells for cell in row]
     commas = separator != "," and any(map(_WITH_COMMA.fullmatch, numbers))
     decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, numbers)) else "."
-    return Layout(separator, not any(_is_numeral(cell.replace(decimal, ".")) for cell in cells[0]), decimal)
+    pointed = [[cell.replace(decimal, ".") for cell in row] for row in cells]
+    return Layout(separator, not any(map(_is_numeral, pointed[0])) or _is_counted(pointed), decimal)
 
 
 def _separator(lines: list[str]) -> str:
@@ -118,6 +123,33 @@ def _separator(lines: list[str]) -> str:
     if any(separator in line for line in lines):
         return separator
     return r"\s+" if len(lines[0].split()) > 1 else ","
+
+
+def _is_counted(rows: list[list[str]]) -> bool:
+    """Whether the first of these `rows` are names of columns though some are numbers: they count on by 1.
+
+    So pandas calls columns without names. Beside them must stand a text where all else is numbers, as the
+    name of a label does, or they are so many that no numbers happen to be.
+    """
+    first, rest = rows[0], rows[1:]
+    numbers = [cell for cell in first if _is_numeral(cell)]
+    counted = all(cell.isdecimal() for cell in numbers) and [
+        int(cell) - int(numbers[0]) for cell in numbers
+    ] == list(range(len(numbers)))
+    if not counted or (int(numbers[0]) > 1 and len(numbers) < COUNTED):
+        return False
+    named = any(
+        name.lower() not in _MISSING
+        and not _is_numeral(name)
+        and (
+            below := [
+                row[column] for row in rest if len(row) > column and row[column].lower() not in _MISSING
+            ]
+        )
+        and all(map(_is_numeral, below))
+        for column, name in enumerate(first)
+    )
+    return named or len(numbers) >= COUNTED
 
 
 def _is_numeral(cell: str) -> bool:
