@@ -32,6 +32,8 @@ class NeuronView:
         self._source: str | None = None
         self._fields: list[Field] = []
         self._input: dict[str, NumberField] = {}
+        self._refused = False
+        """Whether what stands in the fields now can't be asked."""
         self.figures: list[Figure] = []
         """Each a root of the page, which has places for them: in a column of Bokeh's, one lays out all."""
         self._make_controls()
@@ -198,8 +200,10 @@ class NeuronView:
             values = {each.control.name: each.value() for each in self._fields}
             strength, noise = (each.value() for each in self._input.values())
         except Trouble as trouble:
+            self._refused = True
             self._tell(str(trouble))
             return
+        self._refused = False
         self._pump.ask(
             "neuron.answer",
             partial(self._answered, strength),
@@ -213,6 +217,8 @@ class NeuronView:
         )
 
     def _answered(self, strength: float | str, answer: Any) -> None:
+        if self._refused:  # something else was typed while this was computed, and that was told
+            return
         if isinstance(answer, Trouble):
             self._tell(str(answer))
             return
