@@ -338,6 +338,14 @@ def test_channels_of_arrays_that_come_last_come_first(tmp_path):
         description.inputs.unlike(description.read(images[:, :5]).values)
 
 
+@pytest.mark.parametrize("shape", [(20, 6, 4), (20,), (20, 6)])
+def test_arrays_that_are_no_pictures_are_never_turned(shape):
+    made = own.Arrays(np.random.default_rng(0).random([20, 4, 6]), labels=[0, 1] * 10)
+    made.setup()
+    with pytest.raises(ValueError, match=r"must have the shape \[N, 4, 6\]"):
+        made.description.inputs.unlike(made.description.read(np.zeros(shape)).values)
+
+
 def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
     def kind(**counts):
         folder = tmp_path / "-".join(f"{count}{ends}" for ends, count in counts.items())

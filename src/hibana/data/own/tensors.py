@@ -47,7 +47,7 @@ class ArrayInputs(Inputs):
         else:
             inputs, labels, _ = pair(found, None)
         kept = None if labels is None else listed(labels.tolist())
-        if inputs.shape[1:] != self.shape and np.moveaxis(inputs, -1, 1).shape[1:] == self.shape:
+        if _is_channels_last(inputs.shape) and inputs.shape[1:] != self.shape:
             inputs = np.moveaxis(inputs, -1, 1)
         return Raw(_checked(inputs), kept, [f"sample {row}" for row in range(1, len(inputs) + 1)])
 
