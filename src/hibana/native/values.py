@@ -183,8 +183,8 @@ class Value:
         return self.new(word, f"bitcast {self} to {word}")
 
     def octets(self) -> "Value":
-        """The bytes of this integer, the lowest first."""
-        type_ = BYTE.of(self.type.size)
+        """The bytes of this integer, the lowest first, or of each of a vector's in turn."""
+        type_ = BYTE.of(self.type.size * self.type.lanes)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def mask(self, lanes: int) -> "Value":

@@ -72,27 +72,22 @@ def values_together(code: Code, row: Row, target: Pointer, source: Pointer, word
 
 def transposed_bits(code: Code, words: Pointer) -> None:
     """Transposes the 64 x 64 bits of `words` in place: bit j of word i and bit i of word j."""
-    lanes = 8
-    vectors = [(words + lanes * v).load(lanes) for v in range(WORD // lanes)]
-    width = WORD // 2
-    while width:
+    rows, octet = words.load(WORD), 8
+    for width in (32, 16, 8):  # what this bit says of a row's place and of a byte's within it is exchanged
         mask = ALL // ((1 << width) + 1)  # in turn `width` bits that are set, and as many that aren't
-        if width >= lanes:
-            step = width // lanes
-            for i in (i for i in range(len(vectors)) if not i & step):
-                swapped = ((vectors[i] >> width) ^ vectors[i + step]) & mask
-                vectors[i] = vectors[i] ^ (swapped << width)
-                vectors[i + step] = vectors[i + step] ^ swapped
-        else:
-            lower = code.constant(sum(1 << lane for lane in range(lanes) if not lane & width)).mask(lanes)
-            for i, vector in enumerate(vectors):
-                other = vector.shuffled(vector, [lane ^ width for lane in range(lanes)])
-                upwards = (((vector >> width) ^ other) & mask) << width
-                downwards = ((other >> width) ^ vector) & mask
-                vectors[i] = vector ^ lower.select(upwards, downwards)
-        width //= 2
-    for v, vector in enumerate(vectors):
-        (words + lanes * v).store(vector)
+        clear = [row for row in range(WORD) if not row & width]
+        low, high = (rows.shuffled(rows, [row + more for row in clear]) for more in (0, width))
+        low, high = (low & mask) | ((high & mask) << width), ((low >> width) & mask) | (high & (ALL - mask))
+        taken = [*clear, *(row + width for row in clear)]
+        rows = low.shuffled(high, [taken.index(row) for row in range(WORD)])
+    words.store(rows)
+    in_order = [octet * row + byte for byte in range(octet) for row in range(octet)]
+    with code.loop(0, WORD, octet) as first:
+        eight = words + first
+        bytes_ = eight.load(octet).octets()
+        bytes_ = bytes_.shuffled(bytes_, in_order)
+        for bit in range(octet):
+            eight[bit] = (bytes_ & (1 << bit)).differs(0).word()
 
 
 def bits_from(at: Pointer, position: Value) -> Value:
