@@ -245,7 +245,7 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
     monkeypatch.setattr(
         convolution_layer,
         "numbers_as_bits",
-        lambda rows, scan=convolution_layer.numbers_as_bits: scanned.append(1) or scan(rows),
+        lambda *given, scan=convolution_layer.numbers_as_bits: scanned.append(1) or scan(*given),
     )
     found = []
     for conv in (layer, dense):

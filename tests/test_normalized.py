@@ -115,6 +115,29 @@ def test_neurons_spike_alike_and_their_gradients_too():
 
 
 @pytest.mark.usefixtures("_however_few")
+def test_what_is_changed_between_two_calls_is_heeded():
+    layer, modules = twins(below(16), hb.IF())
+    x = images()
+    changes = [
+        lambda net: None,
+        lambda net: nn.init.constant_(net[0].module[1].weight, 1.5),
+        lambda net: setattr(net[1].cell, "threshold", 0.4),
+        lambda net: net[0].module[1].running_mean.add_(0.3),
+        lambda net: setattr(net[1], "cell", hb.LIFCell(tau=3.0)),
+        lambda net: setattr(net[0].module[1], "eps", 0.5),
+    ]
+    for change in changes:
+        change(layer), change(modules)
+        for training in (False, True):
+            for net in (layer, modules):
+                net[0].module[1].train(training)
+            check_close(gradients(layer, x), gradients(modules, x))
+            assert layer.explain().endswith("own pass")
+        layer.eval(), modules.eval()
+        assert torch.equal(layer(x), modules(x))
+
+
+@pytest.mark.usefixtures("_however_few")
 def test_an_image_shown_at_each_step_is_normalised_once():
     image = torch.randn(BATCH, 8, 9, 9)
     ours, theirs = twins(below(64), hb.IF(1.0, hb.surrogate.ATan()))

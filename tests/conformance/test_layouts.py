@@ -115,3 +115,29 @@ def test_the_gradient_of_what_is_repeated_lies_as_it_does():
     spikes = hb.OverTime(hb.IFCell(detach_reset=True))(repeated(middle, 6))
     spikes.sum().backward()
     assert seen == [once.stride()]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels last": lambda x: x,
+    "every other step": lambda x: x.repeat_interleave(2, 0)[::2],
+    "samples and steps turned": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    "one step for all": lambda x: x[:1].expand(SHAPE),
+    "rows with gaps": lambda x: torch.cat([x, x], 4)[..., : SHAPE[-1]],
+}
+
+
+@each_backend
+def test_one_cell_takes_layouts_in_turn(run):
+    cell, (inputs,) = on_its_device(run, hb.IFCell(), _channels_last(*SHAPE))
+    for name in (*LAYOUTS, *reversed(LAYOUTS), *LAYOUTS):
+        found = []
+        for call in (run, reference):
+            x = LAYOUTS[name](inputs).detach().requires_grad_()
+            outputs, _ = call(cell, x, None)
+            outputs.mul(torch.linspace(-1, 2, outputs.numel()).view(SHAPE).to(x)).sum().backward()
+            with torch.no_grad():
+                again, _ = call(cell, x, None)
+            found.append([outputs.detach(), again, x.grad])
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, msg=name)

@@ -50,8 +50,8 @@ def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tup
     found = torch.zeros(parts, 2, dtype=torch.int64, device="cpu")
     given = {"source": source, "bits": bits, "counts": found}
     _scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
-    spikes, strange = found.sum(0).tolist()
-    return spikes, strange
+    spikes, strange = zip(*found.tolist(), strict=True)
+    return sum(spikes), sum(strange)
 
 
 @kernel

@@ -22,7 +22,6 @@ __all__ = [
     "known_bits",
     "learns",
     "numbers_as_bits",
-    "too_dense",
     "usable",
 ]
 
@@ -94,34 +93,36 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     return None if rows is None else Planes(rows[None], density_of(rows, length))
 
 
-def numbers_as_bits(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of spikes or of small whole numbers as bits; None if they are neither."""
-    return binary_bits(rows) or whole_numbers(rows)
+def numbers_as_bits(
+    rows: Tensor, costs: Costs | None = None, learning: bool = False, sample: Tensor | None = None
+) -> Planes | str:
+    """Contiguous `rows` of spikes or of small whole numbers as bits; or why they are left to torch.
+
+    Args:
+        rows: of the input.
+        costs: of the layer's sizes, at some of which torch is sooner done; None if that is not asked.
+        learning: whether the weights get a gradient.
+        sample: the same numbers in shorter rows, of which a few are looked at before all are.
+    """
+    if costs is not None and not costs.worth_looking(learning):
+        return TINY
+    density = _density(rows if sample is None else sample)
+    if density is not None:
+        if costs is not None and not (choice := chosen(costs, density, 1, True, learning)).any:
+            return choice.refused(density)
+        if found := _binary(rows):
+            return found
+    return whole_numbers(rows) or NO_EVENTS
 
 
 def binary_bits(rows: Tensor) -> Planes | None:
     """The bits of contiguous `rows`; None if not all are 0 and 1, which a sample mostly tells."""
-    if _density(rows) is None:
-        return None
+    return None if _density(rows) is None else _binary(rows)
+
+
+def _binary(rows: Tensor) -> Planes | None:
     bits, density = bits_of(rows)
     return None if density is None else Planes(bits[None], density)
-
-
-def too_dense(costs: Costs, rows: Tensor, learning: bool) -> str | None:
-    """Why torch is sooner done with contiguous `rows` of the input; None if a sample does not say so.
-
-    Args:
-        costs: of the layer's sizes.
-        rows: all numbers of the input, in any order.
-        learning: whether the weights get a gradient.
-    """
-    if not costs.worth_looking(learning):
-        return TINY
-    density = _density(rows)
-    if density is None:
-        return None
-    choice = chosen(costs, density, 1, True, learning)
-    return None if choice.any else choice.refused(density)
 
 
 def _density(rows: Tensor) -> float | None:

@@ -28,6 +28,7 @@ __all__ = [
     "check_batch",
     "emits_spikes",
     "emitted",
+    "emitted_around",
     "explain",
     "record",
     "unroll",
@@ -127,7 +128,7 @@ def emitted(
     if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         spec = programs.known(cell, _call(backend, inputs, ends))
-        if spec is not None and inputs.is_contiguous() and not inputs.is_neg():
+        if spec is not None and not inputs.is_neg():
             return autograd.go(spec, inputs, ())
     check_inputs(cell, inputs)
     if of_a_layer:
@@ -150,6 +151,29 @@ def emitted(
             )
         return outputs, last
     return served(inputs, state)
+
+
+def emitted_around(
+    cell: Cell, around: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
+) -> Tensor:
+    """What ``around(cell, *tensors)`` emits over the inputs of a layer, on the CPU; remembered by `cell`.
+
+    Raises:
+        Unsupported: if there is no kernel for it.
+    """
+    call = around, _call("cpu", inputs, False)
+    if not _is_watched(inputs) and not inputs.is_neg():
+        spec = programs.known(cell, call)
+        if spec is not None:
+            return autograd.go(spec, inputs, tensors)[0]
+    made = around(cell, *tensors)
+    outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
+    if made.rests_at_zero() and not _is_watched(inputs):
+        program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
+        spec = autograd.from_rest(program, inputs, False)
+        if spec is not None:
+            programs.remember(cell, call, spec)
+    return outputs
 
 
 def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool) -> _Runner | None:
@@ -194,7 +218,9 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         said_once(type(cell).__name__, str(refused))
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
-        programs.remember(cell, _call(backend, inputs, ends), autograd.from_rest(made, inputs, ends))
+        spec = autograd.from_rest(made, inputs, ends)
+        if spec is not None:
+            programs.remember(cell, _call(backend, inputs, ends), spec)
     run: _Runner = partial(autograd.run, made, cell, ends)
     return (
         run
@@ -212,7 +238,8 @@ def check_backend(backend: str) -> None:
 def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:
     """All that a run of one cell from rest depends on but the numbers in `inputs`."""
     learns = inputs.requires_grad and _is_grad_enabled()
-    return backend, inputs.shape, inputs.dtype, inputs.device, ends, learns, _get_num_threads()
+    shape, strides = inputs.shape, inputs.stride()
+    return backend, shape, strides, inputs.dtype, inputs.device, ends, learns, _get_num_threads()
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:

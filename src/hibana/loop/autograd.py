@@ -35,19 +35,14 @@ def run(
 
     Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
     """
-    order = None
-    if not inputs.is_contiguous():
-        order = None if program.step.matrices else memory_order(inputs)  # neurons of a sample lie together
-        if order is None and not steps_contiguous(inputs):
-            inputs = inputs.contiguous()
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
-    constant = inputs.stride(0) == 0 and shape[0] > 1
-    if order is None and not (begun or cell_tensors or constant) and inputs.is_contiguous():
-        return go(from_rest(program, inputs, ends), inputs, ())
-    plan = program.kernels.plan_for(shape)
-    spec = RunSpecification(program, plan, shape, ends, order, len(begun), constant)
+    spec = None if begun or cell_tensors else from_rest(program, inputs, ends)
+    if spec is None:
+        order = _order(program, inputs)
+        if order is None and not steps_contiguous(inputs):
+            inputs = inputs.contiguous()
+        spec = _specified(program, inputs, ends, order, len(begun))
     return go(spec, inputs, (*begun, *cell_tensors))
 
 
@@ -70,15 +65,31 @@ class RunSpecification(NamedTuple):
     """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
 
 
-def from_rest(program: "Program", inputs: Tensor, ends: bool) -> RunSpecification:
-    """How contiguous `inputs` are run from rest, for a cell without tensors."""
-    shape = inputs.shape
-    plan = program.kernels.plan_for(shape)
-    launch = None
-    if program.takes_zeros:
-        keeps = torch.is_grad_enabled() and inputs.requires_grad
-        launch = program.kernels.launch(plan if keeps else None, shape, ends)
-    return RunSpecification(program, plan, shape, ends, launch=launch)
+def from_rest(program: "Program", inputs: Tensor, ends: bool) -> RunSpecification | None:
+    """How inputs that lie as `inputs` are run from rest; None if not as they lie."""
+    order = _order(program, inputs)
+    if order is None and not steps_contiguous(inputs):
+        return None
+    spec = _specified(program, inputs, ends, order)
+    if not program.takes_zeros or not inputs.is_contiguous():
+        return spec
+    keeps = torch.is_grad_enabled() and inputs.requires_grad
+    return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
+
+
+def _order(program: "Program", inputs: Tensor) -> list[int] | None:
+    """In which the dimensions of `inputs` lie in memory, if it is another than theirs."""
+    if program.step.matrices or inputs.is_contiguous():
+        return None  # neurons of a sample lie together
+    return memory_order(inputs)
+
+
+def _specified(
+    program: "Program", inputs: Tensor, ends: bool, order: list[int] | None, begun: int = 0
+) -> RunSpecification:
+    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
+    constant = inputs.stride(0) == 0 and shape[0] > 1
+    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
 
 
 def go(

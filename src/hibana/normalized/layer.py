@@ -10,7 +10,7 @@ from hibana.blocks import ThresholdBatchNorm2d
 from hibana.each_step import EachStep
 from hibana.events.checks import plain
 from hibana.layers import OverTime
-from hibana.loop import ambient, emitted
+from hibana.loop import ambient, emitted_around
 from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.leaf import is_name
@@ -22,7 +22,7 @@ __all__ = ["Normalized"]
 
 WORTH = 1 << 20
 """Numbers of a sequence from which on the passes that are saved take longer than a call does before them; in
-evaluation, where they are fewer, twice as many."""
+evaluation, where less comes before them, half as many."""
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ThresholdBatchNorm2d)
@@ -42,7 +42,7 @@ class Normalized(nn.Sequential):
     digits of mean and variance. Names of parameters and buffers are those of ``nn.Sequential``, and it folds
     likewise (:func:`hibana.fold_batchnorm`).
 
-    It is done so on the CPU, in float32, for a million numbers and more over all steps (in evaluation two)
+    It is done so on the CPU, in float32, for a million numbers and more over all steps (in evaluation half)
     whose channels come last in memory, as :class:`hibana.Conv2d` gives them, and for neurons that are
     compiled; else the two are called one after the other. :func:`hibana.explain` says which it was, and why.
 
@@ -155,7 +155,7 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
         return _MISFIT
     if not rows.is_contiguous():
         return "channels do not come last in memory"
-    if numbers < (WORTH if _of_the_batch(norm) else 2 * WORTH):
+    if numbers < (WORTH if _of_the_batch(norm) else WORTH // 2):
         return f"{numbers} numbers are too few for it to pay"
     return ""
 
@@ -172,14 +172,13 @@ def _emitted(
     if _of_the_batch(norm):
         found = moments(flat.detach())
         flat, scale, shift = standardised(flat, norm.weight, norm.bias, norm.eps, found)
-        numbers = [found.mean, scale, shift]
+        numbers = [scale, shift, found.mean]
     else:
         numbers = _running(norm)
     again = _over_time(flat.view(rows.shape).movedim(-1, 1), steps, once)
-    numbers = [number.view(-1, *[1] * (again.ndim - 3)) for number in numbers]
-    cell = Scaled(neurons.cell, *numbers) if found is None else Standardised(neurons.cell, *numbers)
+    each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in numbers)
     try:
-        outputs, _ = emitted(cell, again, backend="cpu", of_a_layer=True)
+        outputs = emitted_around(neurons.cell, Scaled if found is None else Standardised, each, again)
     except Unsupported as refused:
         return None, str(refused)
     if found is not None:
@@ -226,7 +225,7 @@ class Standardised(_Wrapped):
 
     mean: Tensor
 
-    def __init__(self, cell: cells.Cell, mean: Tensor, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, cell: cells.Cell, scale: Tensor, shift: Tensor, mean: Tensor) -> None:
         super().__init__(cell, scale, shift)
         self.register_buffer("mean", mean)
 

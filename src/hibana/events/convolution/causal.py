@@ -9,7 +9,6 @@ from hibana.events.convolution import autograd, reckoned
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import choice
 from hibana.events.layer import (
-    NO_EVENTS,
     SMALLEST_WORK,
     TINY,
     Mode,
@@ -17,7 +16,6 @@ from hibana.events.layer import (
     known_bits,
     learns,
     numbers_as_bits,
-    too_dense,
     usable,
 )
 from hibana.events.linear import product
@@ -93,11 +91,10 @@ def _by_spikes(
     found = known_bits(below, length, in_order)
     if found is None:
         flat = inputs.detach().reshape(steps, length).contiguous()
-        if costs is not None and (reason := too_dense(costs, flat.view(-1, channels), learning)):
-            return reason
-        found = numbers_as_bits(flat)
-    if found is None:
-        return NO_EVENTS
+        seen = numbers_as_bits(flat, costs, learning, flat.view(-1, channels))
+        if isinstance(seen, str):
+            return seen
+        found = seen
     chosen = choice(costs, found.density, len(found.bits), learning)
     if not chosen.any:
         return chosen.refused(found.density)

@@ -11,7 +11,6 @@ from hibana.events.convolution import autograd, dense, reckoned
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
-    NO_EVENTS,
     SMALLEST_WORK,
     TINY,
     BySpikes,
@@ -19,7 +18,6 @@ from hibana.events.layer import (
     known_bits,
     learns,
     numbers_as_bits,
-    too_dense,
     usable,
 )
 from hibana.events.linear import product
@@ -107,12 +105,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         found = known_bits(below, length, in_order)
         if found is None:
-            rows = autograd.rows_of(images.detach())
-            if costs is not None and (reason := too_dense(costs, rows, learning)):
-                return reason
-            found = numbers_as_bits(rows)
-        if found is None:
-            return NO_EVENTS
+            seen = numbers_as_bits(autograd.rows_of(images.detach()), costs, learning)
+            if isinstance(seen, str):
+                return seen
+            found = seen
         chosen = choice(costs, found.density, len(found.bits), learning)
         if not chosen.any:
             return chosen.refused(found.density)

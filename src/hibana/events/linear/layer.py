@@ -7,7 +7,6 @@ from torch.nn import functional
 from hibana.events import cost
 from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
-    NO_EVENTS,
     SMALLEST_WORK,
     TINY,
     BySpikes,
@@ -15,7 +14,6 @@ from hibana.events.layer import (
     known_bits,
     learns,
     numbers_as_bits,
-    too_dense,
     usable,
 )
 from hibana.events.linear import autograd, dense, product, reckoned
@@ -89,13 +87,13 @@ class Linear(BySpikes, nn.Linear):
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
         found = known_bits(below, inputs, in_order)
-        if found is None and costs is not None and (reason := too_dense(costs, rows.detach(), learning)):
-            self._leave(input, reason)
-            return self._multiplied(input, reason)
-        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
-        found = found or numbers_as_bits(rows.detach())
         if found is None:
-            return self._multiplied(input, NO_EVENTS)
+            seen = numbers_as_bits(rows.detach(), costs, learning)
+            if isinstance(seen, str):
+                self._leave(input, seen)
+                return self._multiplied(input, seen)
+            found = seen
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         choice = cost.choice(costs, found.density, len(found.bits), learning)
         if not choice.any:
             return self._multiplied(input, choice.refused(found.density))
