@@ -271,3 +271,54 @@ def test_a_new_value_of_a_number_builds_nothing(run):
     assert one is not other
     for direction in ("forward", "backward"):
         assert other.kernels.source(direction) == one.kernels.source(direction)
+
+
+class Leak(hb.Cell):
+    """A leak for each neuron, or for all, from a parameter that is given."""
+
+    def __init__(self, leak):
+        super().__init__()
+        self.leak = leak
+
+    def forward(self, input_, v_previous):
+        return (v_previous * torch.sigmoid(self.leak) + input_,)
+
+
+def _put(cell, leak):
+    cell._parameters["leak"] = nn.Parameter(leak)
+
+
+PUT = {
+    "written in place": lambda cell: cell.leak.data.fill_(-1.0),
+    "one for each neuron, unseen": lambda cell: _put(cell, torch.linspace(-1, 1, 4)),
+    "one for all, unseen": lambda cell: _put(cell, torch.tensor([2.0])),
+    "frozen": lambda cell: cell.leak.requires_grad_(False),
+    "learnt again": lambda cell: cell.leak.requires_grad_(True),
+    "a buffer, unseen": lambda cell: cell._buffers.update(leak=cell._parameters.pop("leak").detach()),
+    "a parameter again": lambda cell: setattr(cell, "leak", nn.Parameter(torch.tensor([0.3]))),
+}
+
+
+@each_backend
+def test_tensors_that_are_put_in_the_place_of_others_are_used(run):
+    cell = Leak(nn.Parameter(torch.tensor([0.5])))
+    for name, put in PUT.items():
+        put(cell)
+        for _ in range(2):
+            found = []
+            for call in (run, reference):
+                x = INPUTS.clone().requires_grad_()
+                outputs, _ = call(cell, x, None)
+                wanted = [x, *(p for p in cell.parameters() if p.requires_grad)]
+                found.append([outputs, *torch.autograd.grad((outputs**2).sum(), wanted)])
+            for got, value in zip(*found, strict=True):
+                torch.testing.assert_close(got, value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_a_layer_called_with_parameters_of_others_uses_these():
+    layer = hb.OverTime(Leak(nn.Parameter(torch.tensor([0.5]))))
+    others = [torch.tensor([0.5]), torch.linspace(-1, 1, 4), torch.tensor([-2.0]), torch.linspace(1, 2, 4)]
+    for leak in (*others, *others):
+        wanted, _ = reference(Leak(leak), INPUTS, None)
+        assert torch.equal(torch.func.functional_call(layer, {"cell.leak": leak}, (INPUTS,)), wanted)
+        assert torch.equal(layer(INPUTS), reference(layer.cell, INPUTS, None)[0])

@@ -129,7 +129,7 @@ def emitted(
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         spec = programs.known(cell, _call(backend, inputs, ends))
         if spec is not None and not inputs.is_neg():
-            return autograd.go(spec, inputs, ())
+            return autograd.go(spec, inputs, tuple(tensors_of(cell).values()))
     check_inputs(cell, inputs)
     if of_a_layer:
         check_batch(inputs)
@@ -170,7 +170,7 @@ def emitted_around(
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if made.rests_at_zero() and not _is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
-        spec = autograd.from_rest(program, inputs, False)
+        spec = autograd.from_rest(program, inputs, False, alone=False)
         if spec is not None:
             programs.remember(cell, call, spec)
     return outputs
@@ -218,7 +218,7 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
         said_once(type(cell).__name__, str(refused))
         return None
     if inputs.dtype == dtype and cell.rests_at_zero():
-        spec = autograd.from_rest(made, inputs, ends)
+        spec = autograd.from_rest(made, inputs, ends, alone=not tensors_of(cell))
         if spec is not None:
             programs.remember(cell, _call(backend, inputs, ends), spec)
     run: _Runner = partial(autograd.run, made, cell, ends)

@@ -37,7 +37,7 @@ def run(
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = None if begun or cell_tensors else from_rest(program, inputs, ends)
+    spec = None if begun else from_rest(program, inputs, ends, alone=not cell_tensors)
     if spec is None:
         order = _order(program, inputs)
         if order is None and not steps_contiguous(inputs):
@@ -65,13 +65,13 @@ class RunSpecification(NamedTuple):
     """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
 
 
-def from_rest(program: "Program", inputs: Tensor, ends: bool) -> RunSpecification | None:
-    """How inputs that lie as `inputs` are run from rest; None if not as they lie."""
+def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
+    """How inputs that lie as `inputs` are run from rest, `alone` without tensors; None if not as they lie."""
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
         return None
     spec = _specified(program, inputs, ends, order)
-    if not program.takes_zeros or not inputs.is_contiguous():
+    if not (alone and program.takes_zeros and inputs.is_contiguous()):
         return spec
     keeps = torch.is_grad_enabled() and inputs.requires_grad
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hibana.cells import Cell
-from hibana.loop.graph.fingerprint import NOT_HYPER, fingerprint, hooked, is_fixed
+from hibana.loop.graph.fingerprint import NOT_HYPER, fingerprint, held, hooked, is_fixed
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.shared import Bounded
 from hibana.loop.tensors import shape_class, tensors_of
@@ -42,13 +42,13 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 def known(cell: Cell, call: Hashable) -> Any:
     """What was remembered for `call`, unless `cell` can have changed since; else None."""
     made = cell.__dict__.get("made")
-    return made.get(call) if made and _is_bare(cell) else None
+    return made.get(_of(cell, call)) if made and _is_bare(cell) else None
 
 
 def remember(cell: Cell, call: Hashable, what: Any) -> None:
     """Has :func:`known` find `what` until an attribute of `cell` is set, if all of it is plain."""
     if _is_plain(cell):
-        cell.__dict__.setdefault("made", Bounded(CALLS))[call] = what
+        cell.__dict__.setdefault("made", Bounded(CALLS))[_of(cell, call)] = what
 
 
 CALLS = 128
@@ -66,7 +66,16 @@ def _is_plain(cell: Cell) -> bool:
 
 
 def _is_bare(cell: Cell) -> bool:
-    return not (cell._parameters or cell._buffers or cell._modules or hooked(cell))
+    return not (cell._modules or hooked(cell))
+
+
+def _of(cell: Cell, call: Hashable) -> Hashable:
+    """`call` of a `cell` with these tensors, which may be given others without an attribute being set."""
+    parameters, buffers = cell._parameters, cell._buffers
+    if not (parameters or buffers):
+        return call
+    devices = [None if t is None else t.device for t in (*parameters.values(), *buffers.values())]
+    return call, held(parameters), held(buffers), *devices
 
 
 def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | str":

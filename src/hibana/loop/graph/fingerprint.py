@@ -22,6 +22,7 @@ __all__ = [
     "NOT_HYPER",
     "PLAIN",
     "fingerprint",
+    "held",
     "hooked",
     "is_fixed",
     "random_state",
@@ -66,9 +67,9 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     hyper = [name for name in own if name not in NOT_HYPER]
     values = list(map(own.__getitem__, hyper))
     plain = [_exact(v) if type(v) in PLAIN else _of(v, within) for v in values]
-    held = (_held(module._parameters), _held(module._buffers))  # apart: AtLeast tells one from the other
+    tensors = (held(module._parameters), held(module._buffers))  # apart: AtLeast tells one from the other
     inner = [(name, _of(child, within)) for name, child in module._modules.items()]
-    return (type(module), module.training, *hyper, *map(type, values), *plain, *held, *inner)
+    return (type(module), module.training, *hyper, *map(type, values), *plain, *tensors, *inner)
 
 
 def hooked(module: nn.Module) -> bool:
@@ -94,7 +95,8 @@ def is_fixed(value: Any) -> bool:
     return vars(value).keys() == named and all(map(is_fixed, vars(value).values()))
 
 
-def _held(tensors: Mapping[str, Tensor | None]) -> Hashable:
+def held(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
+    """Names of `tensors`, and all about them that a program depends on: not their values."""
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
 
