@@ -138,7 +138,7 @@ def emitted(
     dtype = reference.carried(inputs.dtype)
     if state is not None:
         state = checked_state(cell, inputs, state)
-    served = _serving(cell, inputs, dtype, backend, ends)
+    served = _serving(cell, inputs, dtype, backend, ends, state is None)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
     if served is None:
@@ -176,8 +176,10 @@ def emitted_around(
     return outputs
 
 
-def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool) -> _Runner | None:
-    """What runs `cell` over `inputs`; None is the reference loop.
+def _serving(
+    cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends: bool, at_rest: bool
+) -> _Runner | None:
+    """What runs `cell` over `inputs`, remembered if it is from rest; None is the reference loop.
 
     Raises:
         Unsupported: if a backend was asked for by name that can't serve.
@@ -217,7 +219,7 @@ def _serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, ends:
             raise
         said_once(type(cell).__name__, str(refused))
         return None
-    if inputs.dtype == dtype and cell.rests_at_zero():
+    if at_rest and inputs.dtype == dtype and cell.rests_at_zero():
         spec = autograd.from_rest(made, inputs, ends, alone=not tensors_of(cell))
         if spec is not None:
             programs.remember(cell, _call(backend, inputs, ends), spec)

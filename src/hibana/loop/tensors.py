@@ -13,9 +13,10 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
     if cell._modules:
         return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
     found: dict[str, Tensor] = {}
-    for own in (cell._parameters, cell._buffers):  # as a module names them, at a tenth of the time
-        once = {tensor: name for name, tensor in reversed(own.items()) if tensor is not None}
-        found |= {name: tensor for tensor, name in reversed(once.items())}
+    for own in (cell._parameters, cell._buffers):
+        if own:  # as a module names them, but sooner
+            once = {tensor: name for name, tensor in reversed(own.items()) if tensor is not None}
+            found |= {name: tensor for tensor, name in reversed(once.items())}
     return found
 
 

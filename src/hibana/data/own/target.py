@@ -38,11 +38,6 @@ class Target:
         """How many numbers the network puts out."""
         return len(self.classes) or 1
 
-    @property
-    def is_even(self) -> bool:
-        """Whether no class has twice the samples of another."""
-        return not self.classes or max(self.counts) < 2 * min(self.counts)
-
     def encoded(self, labels: Sequence[str]) -> Tensor:
         """`labels`, as they are written, as ``int64`` classes, or as numbers of mean 0 and deviation 1.
 
