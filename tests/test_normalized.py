@@ -300,13 +300,24 @@ def test_a_checkpointed_layer_has_the_same_gradients_and_counts_a_batch_once():
     assert kept.module.explain() == "normalised in the neurons' own pass"
 
 
-@pytest.mark.parametrize("name", ["LIF", "PLIF", "CubaLIF", "ALIF", "AdLIF", "Izhikevich", "RefractoryLIF"])
+KINDS = {
+    **{name: getattr(hb, name) for name in ("LIF", "PLIF", "CubaLIF", "ALIF", "AdLIF", "Izhikevich")},
+    "RefractoryLIF": hb.RefractoryLIF,
+    "a time constant learned": lambda **options: hb.LIF(learn="tau", **options),
+    "a threshold for each channel": lambda **options: hb.IF(torch.rand(16, 1, 1) + 0.5, **options),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.usefixtures("_however_few")
-def test_every_kind_of_neuron_may_be_behind_it(name):
-    kind = getattr(hb, name)
-    ours, theirs = twins(below(16), kind(surrogate=hb.surrogate.ATan()))
-    x = images()
-    found, wanted = gradients(ours, x), gradients(theirs, x)
-    assert ours.explain() == "normalised in the neurons' own pass"
-    assert torch.equal(found[0], wanted[0])
-    check_close(found, wanted, 1e-4)
+def test_every_kind_of_neuron_may_be_behind_it_and_be_called_again(name):
+    ours, theirs = twins(below(16), KINDS[name](surrogate=hb.surrogate.ATan()))
+    for training in (True, False):
+        for net in (ours, theirs):
+            net[0].module[1].train(training)
+        for _ in range(2):
+            x = images()
+            found, wanted = gradients(ours, x), gradients(theirs, x)
+            assert ours.explain() == "normalised in the neurons' own pass"
+            assert torch.equal(found[0], wanted[0])
+            check_close(found, wanted, 1e-4)

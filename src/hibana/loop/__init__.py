@@ -162,17 +162,20 @@ def emitted_around(
         Unsupported: if there is no kernel for it.
     """
     call = around, _call("cpu", inputs, False)
+    own = (*tensors, *tensors_of(cell).values())
     if not _is_watched(inputs) and not inputs.is_neg():
-        spec = programs.known(cell, call)
-        if spec is not None:
-            return autograd.go(spec, inputs, tensors)[0]
+        known = programs.known(cell, call)
+        if known is not None:
+            spec, places = known
+            return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
     made = around(cell, *tensors)
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if made.rests_at_zero() and not _is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.from_rest(program, inputs, False, alone=False)
         if spec is not None:
-            programs.remember(cell, call, spec)
+            place = {id(tensor): i for i, tensor in enumerate(own)}
+            programs.remember(cell, call, (spec, [place[id(t)] for t in tensors_of(made).values()]))
     return outputs
 
 
