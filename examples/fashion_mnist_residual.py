@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--width", type=int, default=48, help="channels of the first stage")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[30, 3], help="counting, and spiking")
+    parser.add_argument("--epochs", type=int, nargs=2, default=[24, 3], help="counting, and spiking")
     parser.add_argument("--record", type=Path, help="a file that gets a line for each run")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
