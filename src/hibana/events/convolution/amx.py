@@ -36,16 +36,8 @@ class Layout(NamedTuple):
     together: int
     """Images whose pixels lie side by side."""
 
-    def taps(self, geometry: Geometry) -> Tensor:
-        """Where the pixels under each place of the windows begin, in numbers."""
-        (down, across), pixel = geometry.stride, self.together * _blocks(geometry) * kernels.BLOCK
-        remainder = self.tall * self.pitch * pixel
-        places = [
-            (i % down * across + j % across) * remainder + (i // down * self.pitch + j // across) * pixel
-            for i in range(0, geometry.kernel[0] * geometry.dilation[0], geometry.dilation[0])
-            for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
-        ]
-        return torch.tensor(places, dtype=torch.int64, device="cpu")
+    taps: Tensor
+    """Where the pixels under each place of the windows begin, in numbers."""
 
     def pieces(self, images: int, geometry: Geometry) -> int:
         """Of work."""
@@ -61,12 +53,20 @@ def layout(images: int, geometry: Geometry, threads: int) -> Layout:
     # at a stride of 1 the zeros before a row are those after the one before
     pitch = max(padded - margin, width) if across == 1 else -(-padded // across)
     together = SIDE if images >= SIDE and height * pitch <= SMALL else 1
-    row = down * across * pitch * together * _blocks(geometry) * kernels.BLOCK * SHORT.size
+    pixel = together * _blocks(geometry) * kernels.BLOCK
+    row = down * across * pitch * pixel * SHORT.size
     most = max(1, NEAR // row - geometry.reach[0] // down)
     shared = -(-height * images // (PIECES * threads * together))
     deep = max(min(most, shared), -(-FEWEST // (pitch * together)))
     deep = -(-height // -(-height // deep))
-    return Layout(deep, deep + geometry.reach[0] // down, pitch, together)
+    tall = deep + geometry.reach[0] // down
+    remainder = tall * pitch * pixel
+    taps = [
+        (i % down * across + j % across) * remainder + (i // down * pitch + j // across) * pixel
+        for i in range(0, geometry.kernel[0] * geometry.dilation[0], geometry.dilation[0])
+        for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
+    ]
+    return Layout(deep, tall, pitch, together, torch.tensor(taps, dtype=torch.int64, device="cpu"))
 
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -79,7 +79,6 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
         bits=input_.bits,
         table=_packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry),
         bias=bias,
-        taps=each.taps(geometry),
         target=out,
         **geometry.sizes,
         stride_down=geometry.stride[0],
