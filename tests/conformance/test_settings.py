@@ -322,3 +322,39 @@ def test_a_layer_called_with_parameters_of_others_uses_these():
         wanted, _ = reference(Leak(leak), INPUTS, None)
         assert torch.equal(torch.func.functional_call(layer, {"cell.leak": leak}, (INPUTS,)), wanted)
         assert torch.equal(layer(INPUTS), reference(layer.cell, INPUTS, None)[0])
+
+
+class Times(nn.Module):
+    """A number that is learned, times what comes in."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = nn.Parameter(torch.tensor([number]))
+
+    def forward(self, x):
+        return self.number * x
+
+
+class Both(hb.Cell):
+    """What two modules, or two parameters, make of the potential and of the input."""
+
+    def __init__(self, leak, weight):
+        super().__init__()
+        self.leak = leak
+        self.weight = weight
+
+    def forward(self, input_, v_previous):
+        if isinstance(self.leak, nn.Module):
+            return (self.leak(v_previous) + self.weight(input_),)
+        return (self.leak * v_previous + self.weight * input_,)
+
+
+@each_backend
+@pytest.mark.parametrize("make", [Times, lambda number: nn.Parameter(torch.tensor([number]))])
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_one_of_two_names_is_told_from_two_alike(run, make, first):
+    one = make(0.5)
+    cells = {"one": Both(one, one), "two": Both(make(0.5), make(2.0))}
+    for name in (first, *cells, *cells):
+        assert_same_values(run, cells[name], INPUTS)
+        assert_same_gradients(run, cells[name], INPUTS, None, "outputs and states")

@@ -9,15 +9,17 @@ __all__ = ["shape_class", "tensors_of"]
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
-    """The parameters and buffers of `cell`, by name."""
-    if cell._modules:
-        return {**dict(cell.named_parameters()), **dict(cell.named_buffers())}
-    found: dict[str, Tensor] = {}
-    for own in (cell._parameters, cell._buffers):
-        if own:  # as a module names them, but sooner
-            once = {tensor: name for name, tensor in reversed(own.items()) if tensor is not None}
-            found |= {name: tensor for tensor, name in reversed(once.items())}
-    return found
+    """The parameters of `cell`, then its buffers, by name; one of two names twice."""
+    if not (cell._parameters or cell._buffers or cell._modules):
+        return {}
+    modules = list(cell.named_modules()) if cell._modules else [("", cell)]
+    return {
+        f"{prefix}.{name}" if prefix else name: tensor
+        for held in ("_parameters", "_buffers")
+        for prefix, module in modules
+        for name, tensor in getattr(module, held).items()
+        if tensor is not None
+    }
 
 
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     """
     if hooked(module):
         raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
+    modules = [] if within else [name for name, _ in module.named_modules()]  # one of two names once
     within = within or (id(module),)
     own = vars(module).copy()  # another thread may remember its first call there
     hyper = [name for name in own if name not in NOT_HYPER]
@@ -69,7 +70,7 @@ def fingerprint(module: nn.Module, within: tuple[int, ...] = ()) -> Hashable:
     plain = [_exact(v) if type(v) in PLAIN else _of(v, within) for v in values]
     tensors = (held(module._parameters), held(module._buffers))  # apart: AtLeast tells one from the other
     inner = [(name, _of(child, within)) for name, child in module._modules.items()]
-    return (type(module), module.training, *hyper, *map(type, values), *plain, *tensors, *inner)
+    return (type(module), module.training, *hyper, *map(type, values), *plain, *tensors, *inner, *modules)
 
 
 def hooked(module: nn.Module) -> bool:

@@ -39,7 +39,7 @@ def joint_graph(
     try:
         with recorder, torch.enable_grad():
             with looking:
-                nexts = torch.func.functional_call(cell, given, (input_, *state))
+                nexts = torch.func.functional_call(cell, given, (input_, *state), tie_weights=False)
             _check_step(cell, nexts, shape)
             found = _gradients(nexts, wanted, grads, looking)
     except Unsupported:
