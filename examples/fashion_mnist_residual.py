@@ -19,7 +19,8 @@ networks with cutout*.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ import torch
 from fashion_mnist_from_ann import images
 from torch import Tensor, nn
 from torch.nn import functional
-from training import keep
+from training import accuracy, descend, keep
 
 import hibana as hb
-from hibana.train import activity, decayed, spiking_layers
+from hibana.train import activity, decayed
 from hibana.train.augment import augmented
 
 STEPS, BATCH, HELD_BACK, CLASSES = 4, 128, 5000, 10
@@ -89,7 +90,8 @@ class Mean(nn.Module):
 def network(spiking: bool, width: int) -> nn.Sequential:
     """Stages of `width`, twice and four times as many channels, of 28, 14 and 7 pixels; to classes.
 
-    One that spikes takes ``[T, B, 1, 28, 28]`` and sums over time, the other ``[B, 1, 28, 28]``.
+    One that spikes takes ``[T, B, 1, 28, 28]`` and sums over time; the other takes ``[B, 1, 28, 28]``, and
+    what it gives is of one step.
     """
     layer = over_time if spiking else at_once
 
@@ -100,7 +102,7 @@ def network(spiking: bool, width: int) -> nn.Sequential:
         layer(1, width), pooling(),
         layer(width, 2 * width), Block(layer, 2 * width), pooling(),
         layer(2 * width, 4 * width), Block(layer, 4 * width), Block(layer, 4 * width), Mean(),
-        hb.Linear(4 * width, CLASSES), *([hb.LI()] if spiking else []),
+        hb.Linear(4 * width, CLASSES), hb.LI() if spiking else nn.Unflatten(0, (1, -1)),
     )  # fmt: skip
 
 
@@ -124,7 +126,7 @@ def varied(x: Tensor) -> Tensor:
     return augmented(x, "flip-shift").masked_fill(lacking, 0.0)
 
 
-def trained(
+def train(
     net: nn.Module,
     loss_of: Callable[[Tensor, Tensor], Tensor],
     data: tuple[Tensor, Tensor],
@@ -132,27 +134,22 @@ def trained(
     learning_rate: float,
     each_epoch: Callable[[int], None],
 ) -> None:
-    """One cycle of AdamW over `epochs` of `data`, by the loss of a batch of images and labels."""
+    """One cycle over `epochs` of `data`, images and labels."""
     x, y = data
     count = len(x) // BATCH
-    optimizer = torch.optim.AdamW(decayed(net, 0.05), learning_rate, fused=True)
-    peaks = [learning_rate] * len(optimizer.param_groups)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, peaks, epochs * count, pct_start=0.2, div_factor=5, final_div_factor=100
-    )
-    for epoch in range(epochs):
-        net.train()
+
+    def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in torch.randperm(len(x))[: count * BATCH].view(-1, BATCH):
-            loss = loss_of(varied(x[chosen]), y[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        each_epoch(epoch + 1)
+            yield varied(x[chosen]), y[chosen]
+
+    groups = [{**group, "lr": learning_rate} for group in decayed(net, 0.05)]
+    cycle = {"pct_start": 0.2, "div_factor": 5, "final_div_factor": 100}
+    descend(net, loss_of, batches, count, groups, epochs=epochs, each_epoch=each_epoch, **cycle)
 
 
-def count(net: nn.Module, data: tuple[Tensor, Tensor], epochs: int, say: Callable[..., None]) -> nn.Module:
+def train_counting(
+    net: nn.Module, data: tuple[Tensor, Tensor], epochs: int, each_epoch: Callable[[int], None]
+) -> nn.Module:
     """Trains `net`, whose neurons count at once; what it gives back is the same network, compiled."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = torch.compile(net, dynamic=False)
@@ -160,11 +157,11 @@ def count(net: nn.Module, data: tuple[Tensor, Tensor], epochs: int, say: Callabl
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = compiled(last(x)).float()
+            scores = compiled(last(x))[-1].float()
         too_active = sum((each.active - MOST_ACTIVE).clamp(min=0) for each in neurons)
-        return functional.cross_entropy(outputs, y, label_smoothing=SMOOTHING) + too_active
+        return functional.cross_entropy(scores, y, label_smoothing=SMOOTHING) + too_active
 
-    trained(net, loss_of, data, epochs, 3e-3, lambda epoch: say("counting", epoch, net))
+    train(net, loss_of, data, epochs, 3e-3, each_epoch)
     return compiled.eval()
 
 
@@ -173,21 +170,25 @@ def last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last)
 
 
-def spike(
-    net: nn.Module, teacher: nn.Module, data: tuple[Tensor, Tensor], epochs: int, say: Callable[..., None]
+def train_spiking(
+    net: nn.Module,
+    teacher: nn.Module,
+    data: tuple[Tensor, Tensor],
+    epochs: int,
+    each_epoch: Callable[[int], None],
 ) -> None:
     """Trains `net`, whose neurons spike, half by the labels and half by what `teacher` says."""
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            said = teacher(last(x)).float().softmax(1)
+            said = teacher(last(x))[-1].float().softmax(1)
         outputs, spikes = activity(net, shown(x))
         scores = outputs[-1] / STEPS
         by_labels = functional.cross_entropy(scores, y, label_smoothing=SMOOTHING)
         too_active = sum(hb.loss.rate_penalty(layer, MOST_ACTIVE) for layer in spikes.values())
         return (by_labels + functional.cross_entropy(scores, said)) / 2 + 0.1 * too_active
 
-    trained(net, loss_of, data, epochs, 5e-4, lambda epoch: say("spiking", epoch, net))
+    train(net, loss_of, data, epochs, 5e-4, each_epoch)
 
 
 def shown(x: Tensor) -> Tensor:
@@ -195,20 +196,13 @@ def shown(x: Tensor) -> Tensor:
     return x.expand(STEPS, *x.shape)
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, data: tuple[Tensor, Tensor]) -> tuple[float, list[float]]:
+def measured(
+    net: nn.Module, inputs_of: Callable[[Tensor], Tensor], data: tuple[Tensor, Tensor]
+) -> tuple[float, list[float]]:
     """The part of the images that `net` names, and the firing rate of each of its spiking layers."""
-    net.eval()
-    right, rates = 0, []
-    for x, y in zip(*(part.split(500) for part in data), strict=True):
-        if spiking_layers(net):
-            outputs, spikes = activity(net, shown(x))
-            scores = outputs[-1]
-            rates.append(list(spikes.rates().values()))
-        else:
-            scores = net(last(x))
-        right += int((scores.argmax(1) == y).sum())
-    return right / len(data[0]), [round(sum(each) / len(rates), 3) for each in zip(*rates, strict=True)]
+    batches = zip(*(part.split(500) for part in data), strict=True)
+    found, rates = accuracy(net, ((inputs_of(x), y) for x, y in batches), hb.loss.MembraneLast())
+    return round(found, 4), [round(rate, 3) for rate in rates.values()]
 
 
 def run(folder: Path, width: int, epochs: tuple[int, int], seed: int) -> dict[str, Any]:
@@ -220,17 +214,19 @@ def run(folder: Path, width: int, epochs: tuple[int, int], seed: int) -> dict[st
     held_back, learned = ((x[i], y[i]) for i in (order[:HELD_BACK], order[HELD_BACK:]))
     validation: list[float] = []
 
-    def say(what: str, epoch: int, net: nn.Module) -> None:
-        found, rates = accuracy(net, held_back)
+    def say(net: nn.Module, inputs_of: Callable[[Tensor], Tensor], epoch: int) -> None:
+        found, rates = measured(net, inputs_of, held_back)
         validation.append(found)
-        minutes = (time.perf_counter() - begun) / 60
-        print(f"seed {seed}, {what} {epoch}: validation {found:.2%} {rates} {minutes:.0f} min", flush=True)
+        what, minutes = "spiking" if rates else "counting", (time.perf_counter() - begun) / 60
+        print(
+            f"seed {seed}, {what} {epoch + 1}: validation {found:.2%} {rates} {minutes:.0f} min", flush=True
+        )
 
     counting, spiking = network(False, width), network(True, width)
-    teacher = count(counting, learned, epochs[0], say)
+    teacher = train_counting(counting, learned, epochs[0], partial(say, counting, last))
     handed_on(counting, spiking)
-    spike(spiking, teacher, learned, epochs[1], say)
-    found, rates = accuracy(spiking, images(folder, "t10k"))
+    train_spiking(spiking, teacher, learned, epochs[1], partial(say, spiking, shown))
+    found, rates = measured(spiking, shown, images(folder, "t10k"))
     return {
         "network": f"residual, {width} channels",
         "parameters": sum(parameter.numel() for parameter in spiking.parameters()),

@@ -52,18 +52,50 @@ def train(
     ]
     if delays:
         groups.append({"params": delays, "lr": delay_rate, "weight_decay": 0.0})
+    spiking = bool(spiking_layers(net))
+
+    def loss_of(inputs: Tensor, labels: Tensor) -> Tensor:
+        outputs, spikes = activity(net, inputs) if spiking else (net(inputs), {})
+        loss = objective(outputs, labels)
+        return loss + 0.1 * sum(hb.loss.rate_penalty(layer, most_rate) for layer in spikes.values())
+
+    descend(net, loss_of, batches, count, groups, epochs=epochs, each_step=each_step, each_epoch=each_epoch)
+
+
+def descend(
+    net: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    batches: Callable[[int], Iterable[Batch]],
+    count: int,
+    groups: list[dict[str, Any]],
+    *,
+    epochs: int,
+    each_step: Callable[[float], None] | None = None,
+    each_epoch: Callable[[int], None] | None = None,
+    **cycle: float,
+) -> None:
+    """One cycle of AdamW down a loss of a batch.
+
+    Args:
+        net: whose loss it is.
+        loss_of: inputs and labels.
+        batches: those of an epoch, by its number.
+        count: how many they are.
+        groups: of parameters, each with the peak of its learning rate.
+        epochs: passes.
+        each_step: called with the part of the training that is over.
+        each_epoch: called after each epoch, with its number.
+        cycle: what ``OneCycleLR`` takes besides.
+    """
     optimizer = torch.optim.AdamW(groups, fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, epochs * count)
-    spiking = bool(spiking_layers(net))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, epochs * count, **cycle)
     for epoch in range(epochs):
         net.train()
         for step, (inputs, labels) in enumerate(batches(epoch)):
             if each_step is not None:
                 each_step((epoch * count + step) / (epochs * count))
-            outputs, spikes = activity(net, inputs) if spiking else (net(inputs), {})
-            loss = objective(outputs, labels)
-            loss = loss + 0.1 * sum(hb.loss.rate_penalty(layer, most_rate) for layer in spikes.values())
+            loss = loss_of(inputs, labels)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)

@@ -273,35 +273,29 @@ def test_a_new_value_of_a_number_builds_nothing(run):
         assert other.kernels.source(direction) == one.kernels.source(direction)
 
 
-class Leak(hb.Cell):
-    """A leak for each neuron, or for all, from a parameter that is given."""
-
-    def __init__(self, leak):
-        super().__init__()
-        self.leak = leak
-
-    def forward(self, input_, v_previous):
-        return (v_previous * torch.sigmoid(self.leak) + input_,)
+def leaking(held, v):
+    """A leak for each neuron, or for all."""
+    return v * torch.sigmoid(held)
 
 
 def _put(cell, leak):
-    cell._parameters["leak"] = nn.Parameter(leak)
+    cell._parameters["held"] = nn.Parameter(leak)
 
 
 PUT = {
-    "written in place": lambda cell: cell.leak.data.fill_(-1.0),
+    "written in place": lambda cell: cell.held.data.fill_(-1.0),
     "one for each neuron, unseen": lambda cell: _put(cell, torch.linspace(-1, 1, 4)),
     "one for all, unseen": lambda cell: _put(cell, torch.tensor([2.0])),
-    "frozen": lambda cell: cell.leak.requires_grad_(False),
-    "learnt again": lambda cell: cell.leak.requires_grad_(True),
-    "a buffer, unseen": lambda cell: cell._buffers.update(leak=cell._parameters.pop("leak").detach()),
-    "a parameter again": lambda cell: setattr(cell, "leak", nn.Parameter(torch.tensor([0.3]))),
+    "frozen": lambda cell: cell.held.requires_grad_(False),
+    "learnt again": lambda cell: cell.held.requires_grad_(True),
+    "a buffer, unseen": lambda cell: cell._buffers.update(held=cell._parameters.pop("held").detach()),
+    "a parameter again": lambda cell: setattr(cell, "held", nn.Parameter(torch.tensor([0.3]))),
 }
 
 
 @each_backend
 def test_tensors_that_are_put_in_the_place_of_others_are_used(run):
-    cell = Leak(nn.Parameter(torch.tensor([0.5])))
+    cell = Scaled(nn.Parameter(torch.tensor([0.5])), leaking)
     for name, put in PUT.items():
         put(cell)
         for _ in range(2):
@@ -316,11 +310,11 @@ def test_tensors_that_are_put_in_the_place_of_others_are_used(run):
 
 
 def test_a_layer_called_with_parameters_of_others_uses_these():
-    layer = hb.OverTime(Leak(nn.Parameter(torch.tensor([0.5]))))
+    layer = hb.OverTime(Scaled(nn.Parameter(torch.tensor([0.5])), leaking))
     others = [torch.tensor([0.5]), torch.linspace(-1, 1, 4), torch.tensor([-2.0]), torch.linspace(1, 2, 4)]
     for leak in (*others, *others):
-        wanted, _ = reference(Leak(leak), INPUTS, None)
-        assert torch.equal(torch.func.functional_call(layer, {"cell.leak": leak}, (INPUTS,)), wanted)
+        wanted, _ = reference(Scaled(leak, leaking), INPUTS, None)
+        assert torch.equal(torch.func.functional_call(layer, {"cell.held": leak}, (INPUTS,)), wanted)
         assert torch.equal(layer(INPUTS), reference(layer.cell, INPUTS, None)[0])
 
 

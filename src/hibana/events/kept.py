@@ -31,9 +31,9 @@ class Kept(NamedTuple):
         if count < SMALLEST or count % 64 or not plain(tensor) or not fills_memory(tensor):
             return tensor
         found = numbers_as_bits(tensor.detach().as_strided((count // 64, 64), (64, 1)))
-        return (
-            tensor if isinstance(found, str) else cls(found.bits, found.factor, tensor.shape, tensor.stride())
-        )
+        if isinstance(found, str):
+            return tensor
+        return cls(found.bits, found.factor, tensor.shape, tensor.stride())
 
     @staticmethod
     def numbers(kept: "Kept | Tensor") -> Tensor:

@@ -107,12 +107,11 @@ def numbers_as_bits(
     if costs is not None and not costs.worth_looking(learning):
         return TINY
     density = _density(rows if sample is None else sample)
-    if density is not None:
-        if costs is not None and not (choice := chosen(costs, density, 1, True, learning)).any:
-            return choice.refused(density)
-        if found := _binary(rows):
-            return found
-    return whole_numbers(rows) or NO_EVENTS
+    if density is None:
+        return whole_numbers(rows) or NO_EVENTS
+    if costs is not None and not (choice := chosen(costs, density, 1, True, learning)).any:
+        return choice.refused(density)
+    return _binary(rows) or whole_numbers(rows) or NO_EVENTS
 
 
 def binary_bits(rows: Tensor) -> Planes | None:

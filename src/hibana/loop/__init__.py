@@ -170,7 +170,7 @@ def emitted_around(
             return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
     made = around(cell, *tensors)
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
-    if made.rests_at_zero() and not _is_watched(inputs):
+    if programs.is_plain(cell) and made.rests_at_zero() and not _is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.from_rest(program, inputs, False, alone=False)
         if spec is not None:
@@ -222,7 +222,7 @@ def _serving(
             raise
         said_once(type(cell).__name__, str(refused))
         return None
-    if at_rest and inputs.dtype == dtype and cell.rests_at_zero():
+    if at_rest and inputs.dtype == dtype and cell.rests_at_zero() and programs.is_plain(cell):
         spec = autograd.from_rest(made, inputs, ends, alone=not tensors_of(cell))
         if spec is not None:
             programs.remember(cell, _call(backend, inputs, ends), spec)

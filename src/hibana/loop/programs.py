@@ -18,7 +18,7 @@ from hibana.loop.tensors import shape_class, tensors_of
 if TYPE_CHECKING:
     from hibana.loop.compiling import Program
 
-__all__ = ["known", "program", "remember"]
+__all__ = ["is_plain", "known", "program", "remember"]
 
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
@@ -47,7 +47,7 @@ def known(cell: Cell, call: Hashable) -> Any:
 
 def remember(cell: Cell, call: Hashable, what: Any) -> None:
     """Has :func:`known` find `what` until an attribute of `cell` is set, if all of it is plain."""
-    if _is_plain(cell):
+    if is_plain(cell):
         cell.__dict__.setdefault("made", Bounded(CALLS))[_of(cell, call)] = what
 
 
@@ -59,7 +59,7 @@ _Place = tuple[str, torch.Size, torch.dtype]
 _SHARED: "dict[Hashable, Program | str]" = Bounded(PROGRAMS)
 
 
-def _is_plain(cell: Cell) -> bool:
+def is_plain(cell: Cell) -> bool:
     """Whether nothing but setting an attribute can change what `cell` computes."""
     hyper = (v for k, v in vars(cell).copy().items() if k not in NOT_HYPER)
     return _is_bare(cell) and all(map(is_fixed, hyper))

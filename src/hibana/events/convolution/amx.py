@@ -35,7 +35,6 @@ class Layout(NamedTuple):
     """Pixels from one row to the next."""
     together: int
     """Images whose pixels lie side by side."""
-
     taps: Tensor
     """Where the pixels under each place of the windows begin, in numbers."""
 

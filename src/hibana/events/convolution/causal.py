@@ -88,13 +88,12 @@ def _by_spikes(
     in_order, length, learning = inputs.is_contiguous(), rows * channels, learns(weight)
     geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
     costs = reckoned.costs(1, len(weight), geometry) if mode == "auto" else None
-    found = known_bits(below, length, in_order)
-    if found is None:
-        flat = inputs.detach().reshape(steps, length).contiguous()
-        seen = numbers_as_bits(flat, costs, learning, flat.view(-1, channels))
-        if isinstance(seen, str):
-            return seen
-        found = seen
+    flat = inputs.detach().reshape(steps, length).contiguous()
+    found = known_bits(below, length, in_order) or numbers_as_bits(
+        flat, costs, learning, flat.view(-1, channels)
+    )
+    if isinstance(found, str):
+        return found
     chosen = choice(costs, found.density, len(found.bits), learning)
     if not chosen.any:
         return chosen.refused(found.density)

@@ -103,12 +103,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         below = support_of(images) if images.requires_grad else None
         length = channels * image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(below, length, in_order)
-        if found is None:
-            seen = numbers_as_bits(autograd.rows_of(images.detach()), costs, learning)
-            if isinstance(seen, str):
-                return seen
-            found = seen
+        found = known_bits(below, length, in_order) or numbers_as_bits(
+            autograd.rows_of(images.detach()), costs, learning
+        )
+        if isinstance(found, str):
+            return found
         chosen = choice(costs, found.density, len(found.bits), learning)
         if not chosen.any:
             return chosen.refused(found.density)

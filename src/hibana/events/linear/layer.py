@@ -86,13 +86,10 @@ class Linear(BySpikes, nn.Linear):
         rows, learning = input.reshape(count, inputs).contiguous(), learns(weight)
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = known_bits(below, inputs, in_order)
-        if found is None:
-            seen = numbers_as_bits(rows.detach(), costs, learning)
-            if isinstance(seen, str):
-                self._leave(input, seen)
-                return self._multiplied(input, seen)
-            found = seen
+        found = known_bits(below, inputs, in_order) or numbers_as_bits(rows.detach(), costs, learning)
+        if isinstance(found, str):
+            self._leave(input, found)
+            return self._multiplied(input, found)
         weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         choice = cost.choice(costs, found.density, len(found.bits), learning)
         if not choice.any:
