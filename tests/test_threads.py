@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.loop.graph.fingerprint import fingerprint
-from hibana.loop.programs import _is_plain
+from hibana.loop.programs import is_plain
 from hibana.native import assemble
 
 THREADS = 8
@@ -152,7 +152,7 @@ def test_a_cell_is_looked_at_while_another_thread_remembers_its_first_call():
         try:
             for _ in range(300):
                 fingerprint(cell)
-                assert _is_plain(cell)
+                assert is_plain(cell)
                 copy.copy(cell)
         finally:
             ended.set()
