@@ -51,6 +51,8 @@ def test_sums_are_as_near_to_the_exact_ones_as_torchs(seed):
         pytest.skip("the window does not fit on the image")
     images = _whole(shape, draw([0.0, 0.2, 1.0]), draw([1, 3, 15]), draw([1.0, 0.25]))
     weight = torch.randn(outputs, channels, *kernel) * 2.0 ** torch.randint(-30, 30, (outputs, 1, 1, 1))
+    if draw([False, True]):
+        weight = weight.contiguous(memory_format=torch.channels_last)
     bias = torch.randn(outputs) if draw([False, True]) else None
     how = stride, padding, dilation
     exact_bias = None if bias is None else bias.double()

@@ -104,6 +104,18 @@ def test_evaluation_gives_it_to_the_bit(case):
     check_close(gradients(ours, x)[1:], gradients(theirs, x)[1:])
 
 
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.usefixtures("_however_few")
+def test_tensors_of_another_size_are_torchs_error(name, training):
+    for layer in twins(below(16), hb.IF()):
+        norm = layer[0].module[-1].train(training)
+        held = getattr(norm, name)
+        setattr(norm, name, type(held)(held.detach()[:5].clone()))
+        with pytest.raises(RuntimeError, match="16"):
+            layer(images())
+
+
 @pytest.mark.usefixtures("_however_few")
 def test_neurons_spike_alike_and_their_gradients_too():
     x = images()

@@ -47,11 +47,11 @@ def agree(numbers: Tensor, kept: Tensor) -> bool:
 
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
     count, parts = bits.shape[0], torch.get_num_threads()
-    found = torch.zeros(parts, 2, dtype=torch.int64, device="cpu")
+    found = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
     given = {"source": source, "bits": bits, "counts": found}
     _scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
-    spikes, strange = zip(*found.tolist(), strict=True)
-    return sum(spikes), sum(strange)
+    seen = found.view(-1).tolist()
+    return sum(seen[::2]), sum(seen[1::2])
 
 
 @kernel

@@ -22,36 +22,36 @@ dense_for_more = partial(
 
 def plain(*tensors: Tensor | None) -> bool:
     """Whether all are float32 numbers on the CPU, and nothing but autograd watches the call."""
-    return (
-        not torch.is_autocast_enabled("cpu")
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-        and torch._C._get_tracing_state() is None  # of torch.jit.trace
-        and all(
-            t is None
-            or (
-                type(t) in (Tensor, nn.Parameter)
-                and t.dtype == torch.float32
-                and t.device.type == "cpu"
-                and t.layout == torch.strided
-                and not t.is_neg()
-                and not t._is_zerotensor()
-            )
-            for t in tensors
-        )
-    )
+    if (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None  # of torch.jit.trace
+    ):
+        return False
+    for tensor in tensors:
+        if tensor is not None and not (
+            (type(tensor) is Tensor or type(tensor) is nn.Parameter)
+            and tensor.dtype == torch.float32
+            and tensor.is_cpu
+            and tensor.layout == torch.strided
+            and not tensor.is_neg()
+            and not tensor._is_zerotensor()
+        ):
+            return False
+    return True
 
 
-def misfit(weight: Tensor, bias: Tensor | None, channels: int, dimensions: int) -> str | None:
-    """Why `weight` is not one of `dimensions` dimensions for `channels` of the input, with `bias`.
+def misfit(weight: torch.Size, bias: torch.Size | None, channels: int, dimensions: int) -> str | None:
+    """Why a `weight` of this shape is not one of `dimensions` dimensions for `channels`, with such a `bias`.
 
     The sizes that a layer was made with do not matter: its tensors may have been replaced.
     """
-    if weight.ndim != dimensions or weight.shape[1] != channels:
-        return f"the weight has the shape {tuple(weight.shape)}, the input {channels} features or channels"
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return f"the bias has the shape {tuple(bias.shape)}, not ({weight.shape[0]},)"
+    if len(weight) != dimensions or weight[1] != channels:
+        return f"the weight has the shape {tuple(weight)}, the input {channels} features or channels"
+    if bias is not None and bias != weight[:1]:
+        return f"the bias has the shape {tuple(bias)}, not ({weight[0]},)"
     return None
 
 

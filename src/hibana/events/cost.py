@@ -86,6 +86,11 @@ class Costs:
         return self._worth_for_both if learning else self._worth_forward
 
     @cached_property
+    def choices(self) -> "dict[tuple[float, int, bool, bool], Choice]":
+        """What :func:`chosen` said."""
+        return {}
+
+    @cached_property
     def _worth_forward(self) -> bool:
         return self._worth(self.forward.dense, False)
 
@@ -145,7 +150,17 @@ def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: boo
         planes: of the input.
         scanned: whether bits have to be made of numbers.
         learns: whether the weights get a gradient.
+
+    What is reckoned is known to a fifth, so a density is taken to two digits, and all is remembered of it.
     """
+    key = float(f"{density:.2g}"), planes, scanned, learns
+    found = costs.choices.get(key)
+    if found is None:
+        found = costs.choices[key] = _chosen(costs, *key)
+    return found
+
+
+def _chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: bool) -> Choice:
     forward = costs.forward.ratio(density, planes) + scanned * costs.scan / costs.forward.dense
     weights = costs.weights.ratio(density, planes)
     said = f"forward {forward:.2f}"

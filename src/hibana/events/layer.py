@@ -40,7 +40,8 @@ class BySpikes(nn.Module):
     """What layers of weights share: how a call is computed is chosen, and said."""
 
     mode: Mode = "auto"
-    _reason = "not called yet"
+    _reason: object = "not called yet"
+    """Of which the text says how the last call was computed."""
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {reason}"
@@ -73,7 +74,7 @@ class BySpikes(nn.Module):
 
     def explain(self) -> str:
         """How the last call was computed, and why."""
-        return self._reason
+        return str(self._reason)
 
 
 def check_mode(mode: str) -> None:
@@ -126,7 +127,7 @@ def _binary(rows: Tensor) -> Planes | None:
 
 def _density(rows: Tensor) -> float | None:
     """The density of ones in a sample of `rows`; None if not all are 0 and 1."""
-    return bits_of(rows, max(1, len(rows) // SAMPLE))[1]
+    return bits_of(rows, max(1, rows.shape[0] // SAMPLE))[1]
 
 
 def learns(*tensors: Tensor | None) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hibana.events.lanes.lists import WORD, words_of
 from hibana.events.lanes.rows import LANES
-from hibana.native import INT, Code, Floats, Ints, Longs, Pointer, Value, kernel
+from hibana.native import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Value, float_bits, kernel
 
 __all__ = ["ONE", "Planes", "joined", "whole_numbers"]
 
@@ -60,18 +60,54 @@ def whole_numbers(rows: Tensor) -> Planes | None:
 
     Their products with the factor, rounded to float32, must be exactly the numbers that are given.
     """
-    flat = rows.view(-1)
-    sample = flat[:: flat.numel() // SAMPLE | 1]
-    positive = sample[sample > 0]
-    smallest, largest = (positive.min().item(), positive.max().item()) if len(positive) else (1.0, 1.0)
-    for factor in dict.fromkeys((smallest, 1.0) if smallest % 1 == 0 else (smallest,)):
+    smallest, largest, not_times_it, not_whole = _sampled(rows)
+    factors = {smallest: not_times_it}
+    if smallest > largest:  # nothing but zeros was seen
+        largest, factors = 1.0, {1.0: not_whole}
+    elif smallest % 1 == 0:
+        factors.setdefault(1.0, not_whole)
+    for factor, refused in factors.items():
         highest = largest / factor
-        if not highest < 1 << MOST or not torch.equal((sample / factor).round() * factor, sample):
+        if refused or not highest < 1 << MOST:
             continue
         found = _split(rows, factor, round(highest).bit_length())
         if found is not None:
             return found
     return None
+
+
+def _sampled(rows: Tensor) -> list[float]:
+    """Of some of the numbers: the smallest and the largest above zero; whether any is no whole number.
+
+    That last first of times the smallest, then itself.
+    """
+    found = torch.empty(4, dtype=torch.float32, device="cpu")
+    count = rows.numel()
+    _sample(1, source=rows, found=found, count=count, step=count // SAMPLE | 1)
+    seen: list[float] = found.tolist()
+    return seen
+
+
+@kernel
+def _sample(
+    code: Code, begin: Value, end: Value, *, source: Floats, found: Floats, count: Value, step: Value
+) -> None:
+    """What :func:`_sampled` tells of each number of `count`, a `step` apart: one piece of work."""
+    with code.loop(begin, end):
+        smallest, largest = code.variable(float("inf"), FLOAT), code.variable(0.0, FLOAT)
+        with code.loop(0, count, step) as i:
+            number = source[i]
+            smallest.value = ((number > 0.0) & (number < smallest.value)).select(number, smallest.value)
+            largest.value = (number > largest.value).select(number, largest.value)
+        found[0], found[1] = smallest.value, largest.value
+        strange = [code.variable(0.0, FLOAT) for _ in range(2)]
+        with code.loop(0, count, step) as i:
+            number = source[i]
+            for factor, seen in zip((smallest.value, code.constant(1.0, FLOAT)), strange, strict=True):
+                whole = (number / factor).call("rint") * factor
+                seen.value = (whole.differs(number) | (number < 0.0)).select(1.0, seen.value)
+        for k, seen in enumerate(strange):
+            found[2 + k] = seen.value
 
 
 def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
@@ -81,10 +117,11 @@ def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
     parts = torch.get_num_threads()
     ones = torch.empty(parts, dtype=torch.int64, device="cpu")
     levels = torch.empty(parts, LANES, dtype=torch.int32, device="cpu")
-    unit = torch.tensor([factor, 1 / factor], dtype=torch.float32, device="cpu")
-    if unit[0].item() != factor or not unit.isfinite().all():
+    try:
+        unit = {"factor": float_bits(factor), "inverse": float_bits(1 / factor)}
+    except OverflowError:
         return None
-    given = {"source": rows, "unit": unit, "bits": bits, "ones": ones, "levels": levels}
+    given = {"source": rows, "bits": bits, "ones": ones, "levels": levels, **unit}
     _scan(parts, **given, inputs=inputs, rows=count, per_part=-(-count // parts), planes=planes)
     seen = reduce(or_, levels.flatten().tolist(), 0)
     if not 0 <= seen < 1 << MOST:
@@ -101,23 +138,24 @@ def _scan(
     end: Value,
     *,
     source: Floats,
-    unit: Floats,
     bits: Longs,
     ones: Longs,
     levels: Ints,
     inputs: Value,
     rows: Value,
     per_part: Value,
+    factor: Value,
+    inverse: Value,
     planes: int,
 ) -> None:
     """Rows of floats to planes of bits; for each part, the ones in these and all levels, one or the other.
 
-    A level is how many times the factor, which `unit` holds before its reciprocal, a number is; one with a
-    bit beyond the planes, if it is none.
+    A level is how many times the `factor` a number is; one with a bit beyond the planes, if it is none. That
+    and its `inverse` are given as the bits of float32.
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)
-    factor, inverse = (unit[i].spread(WORD) for i in range(2))
+    times, over = (number.to(INT).number().spread(WORD) for number in (factor, inverse))
     strange = code.constant(_ODD, INT.of(LANES))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
@@ -125,9 +163,9 @@ def _scan(
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
         def seen(values: Value, target: Pointer) -> None:
-            shifted = values * inverse + _SHIFT
+            shifted = values * over + _SHIFT
             level = shifted.integer() ^ _SHIFT_BITS
-            other = ((shifted - _SHIFT) * factor).differs(values)
+            other = ((shifted - _SHIFT) * times).differs(values)
             for lane in range(0, WORD, LANES):
                 flagged = other.lanes(lane, LANES).select(strange, 0)
                 found.value |= level.lanes(lane, LANES) | flagged

@@ -5,7 +5,7 @@ It is loaded with the first step that is compiled, for it takes a while.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -70,30 +70,44 @@ class Program:
         if not (self.step.parameters or self.step.matrices):
             return []
         one = inputs.shape[1:]
-        shape = one if order is None else [one[d - 1] for d in inverse(order)[1:]]
+        shape = one if order is None else torch.Size([one[d - 1] for d in inverse(order)[1:]])
         with torch.no_grad():
             values = self.step.prologue(*cell_tensors)
-        dtype, count = self.kernels.dtype, self.step.parameters
-        found = []
-        for value in values[:count]:
-            value = value.to(dtype).resolve_neg()
-            if value.numel() > 1:
-                if one.numel() >= self.kernels.patterns_from:
-                    value = _once(value.expand(shape), order)
-                else:
-                    value = step_in(order, value.expand(shape))
-            found.append(value)
-        return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+            dtype, count = self.kernels.dtype, self.step.parameters
+            found = []
+            for value in values[:count]:
+                value = value.to(dtype).resolve_neg()
+                if value.numel() > 1:
+                    if one.numel() >= self.kernels.patterns_from:
+                        value = _once(value, shape, order)
+                    else:
+                        value = step_in(order, value.expand(shape))
+                found.append(value)
+            return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
-def _once(value: Tensor, order: list[int] | None) -> Tensor:
-    """What `value`, expanded, has over and over in memory, in one dimension; else all of it."""
-    lying = value if order is None else value.permute([d - 1 for d in order[1:]])
+def _once(value: Tensor, shape: torch.Size, order: list[int] | None) -> Tensor:
+    """What `value`, expanded to `shape`, has over and over in memory, in one dimension; else all of it."""
+    length = _repeats(value.shape, value.stride(), shape, None if order is None else tuple(order))
+    return value.as_strided((length,), (1,)) if length else _lying(value.expand(shape), order).contiguous()
+
+
+@lru_cache(maxsize=1024)
+def _repeats(
+    size: torch.Size, stride: tuple[int, ...], shape: torch.Size, order: Sequence[int] | None
+) -> int:
+    """How many elements that lie together a tensor has over and over when it is expanded; 0 if not so."""
+    lying = _lying(torch.empty_strided(size, stride, device="meta").expand(shape), order)
     first = 0
     while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
         first += 1
     row = lying[(0,) * first]
-    return row.reshape(-1) if row.is_contiguous() and row.numel() > 1 else lying.contiguous()
+    return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
+
+
+def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:
+    """One `step` in the `order` in which the dimensions of the sequence lie in memory."""
+    return step if order is None else step.permute([d - 1 for d in order[1:]])
 
 
 def _summed(part: Part, at: int) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """How a sequence lies in memory, whatever the order of its dimensions."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ def steps_contiguous(tensor: Tensor) -> bool:
 
 def inverse(order: Sequence[int]) -> list[int]:
     """The permutation that undoes `order`."""
+    return _inverse(tuple(order))
+
+
+@lru_cache
+def _inverse(order: tuple[int, ...]) -> list[int]:
     return sorted(range(len(order)), key=order.__getitem__)
 
 

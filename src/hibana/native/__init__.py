@@ -13,7 +13,7 @@ from hibana.native.launcher import Launcher, kernel
 from hibana.native.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
 from hibana.native.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
-from hibana.native.values import Group, Value
+from hibana.native.values import Group, Value, float_bits
 
 __all__ = [
     "BIT",
@@ -39,6 +39,7 @@ __all__ = [
     "Shorts",
     "Type",
     "Value",
+    "float_bits",
     "Variable",
     "Work",
     "arguments",

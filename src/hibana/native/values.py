@@ -7,11 +7,12 @@ and added in one only by :meth:`Value.fused`.
 
 import struct
 from collections.abc import Sequence
+from functools import lru_cache
 
 from hibana.native.types import BIT, BYTE, DOUBLE, FLOAT, Type
 from hibana.native.writer import Writer
 
-__all__ = ["Group", "Operand", "Value", "constant", "counted"]
+__all__ = ["Group", "Operand", "Value", "constant", "counted", "float_bits"]
 
 
 class Group:
@@ -276,6 +277,17 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
     else:
         text = str(int(number))
     return Value(writer, type_, text if type_.lanes == 1 else f"splat ({type_.element} {text})")
+
+
+@lru_cache(maxsize=256)
+def float_bits(number: float) -> int:
+    """The bits of `number` as float32, as a kernel is given one: ``value.to(INT).number()``.
+
+    Raises:
+        OverflowError: if it is finite and too large for float32.
+    """
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
 
 
 def counted(writer: Writer, type_: Type) -> Value:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hibana.loop.derivatives import differentiated_once
+from hibana.native import float_bits
 from hibana.normalized import kernels
 
-__all__ = ["Moments", "moments", "standardised"]
+__all__ = ["Moments", "moments", "scales", "standardised"]
 
 BLOCK = 16384
 """Numbers of a block, which are still in a second-level cache when they are read again."""
@@ -42,6 +43,19 @@ def moments(rows: Tensor) -> Moments:
     return Moments(mean, variance, pixels)
 
 
+def scales(
+    variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it."""
+    channels = variance.shape[0]
+    inverse, scale, shift = (torch.empty(channels, dtype=torch.float32, device="cpu") for _ in range(3))
+    given = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
+    there = {name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()}
+    made = {"inverse": inverse, "scale": scale, "shift": shift}
+    kernels.scales(1, **there, **made, channels=channels, eps=float_bits(eps))
+    return inverse, scale, shift
+
+
 def standardised(
     rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: Moments
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,9 +85,7 @@ class _Standardised(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, found: Moments, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        inverse = (found.variance + eps).sqrt().reciprocal()
-        scale = inverse.clone() if weight is None else inverse * weight
-        shift = torch.zeros_like(found.mean) if bias is None else bias.clone()
+        inverse, scale, shift = scales(found.variance, weight, bias, eps)
         ctx.save_for_backward(rows, found.mean, inverse, scale)
         return rows.detach(), scale, shift
 

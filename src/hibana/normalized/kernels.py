@@ -1,8 +1,8 @@
 """Batch normalisation, channels last: moments of each channel, and the gradient that goes through them."""
 
-from hibana.native import DOUBLE, FLOAT, Code, Floats, Value, kernel
+from hibana.native import DOUBLE, FLOAT, INT, Code, Floats, Value, kernel
 
-__all__ = ["moments", "moments_of_blocks", "through_moments"]
+__all__ = ["moments", "moments_of_blocks", "scales", "through_moments"]
 
 LANES = 64
 """Channels that are gone through at a time."""
@@ -85,6 +85,42 @@ def moments(
                     centre.value = centre.value / all_
             (mean + channel).store(centre.value.to(FLOAT), there)
             (variance + channel).store((spread.value / all_).to(FLOAT), there)
+
+
+@kernel
+def scales(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    mean: Floats,
+    variance: Floats,
+    weight: Floats,
+    bias: Floats,
+    inverse: Floats,
+    scale: Floats,
+    shift: Floats,
+    channels: Value,
+    eps: Value,
+) -> None:
+    """``inverse = 1 / sqrt(variance + eps)``, ``scale = inverse * weight``, ``shift = bias - mean * scale``.
+
+    What is not given is left out. `eps` is the bits of a float32. One piece of work.
+    """
+    added = eps.to(INT).number().spread(LANES)
+    with code.loop(begin, end):
+        for channel, there in code.vectors(channels, LANES):
+            one = 1.0 / ((variance + channel).load(LANES, there) + added).call("sqrt")
+            (inverse + channel).store(one, there)
+            factor, term = code.variable(one), code.variable(0.0, FLOAT.of(LANES))
+            with code.when(weight.given()):
+                factor.value *= (weight + channel).load(LANES, there)
+            with code.when(bias.given()):
+                term.value = (bias + channel).load(LANES, there)
+            with code.when(mean.given()):
+                term.value += -(mean + channel).load(LANES, there) * factor.value
+            (scale + channel).store(factor.value, there)
+            (shift + channel).store(term.value, there)
 
 
 @kernel

@@ -9,13 +9,14 @@ from hibana import cells
 from hibana.blocks import ThresholdBatchNorm2d
 from hibana.each_step import EachStep
 from hibana.events.checks import plain
+from hibana.events.layer import learns
 from hibana.layers import OverTime
 from hibana.loop import ambient, emitted_around
 from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.leaf import is_name
 from hibana.loop.strides import repeated
-from hibana.normalized.autograd import Moments, moments, standardised
+from hibana.normalized.autograd import Moments, moments, scales, standardised
 from hibana.running import check_knows_no_time
 
 __all__ = ["Normalized"]
@@ -80,21 +81,21 @@ class Normalized(nn.Sequential):
         """What the neurons emit over `input`, ``[T, batch, ...]``."""
         if is_name(input):
             return self._apart(input, "the call is traced")
-        if reason := self._elsewhere(input):
-            return self._apart(input, reason)
-        each, neurons = cast(tuple[EachStep, OverTime], tuple(self))
-        norm, before = cast(tuple[Norm, list[nn.Module]], _parts(each))
+        found = self._layers(input)
+        if isinstance(found, str):
+            return self._apart(input, found)
+        each, neurons, norm, before = found
         check_knows_no_time("each", each.module)  # it may have got another since
         steps = len(input)
         once = each.runs_once(input)
         currents = input[0] if once else input.flatten(0, 1)
         for module in before:
             currents = module(currents)
-        rows = currents.movedim(1, -1)
+        rows = currents.permute(0, *range(2, currents.ndim), 1) if currents.ndim > 1 else currents
         reason = _unfit(norm, currents, rows, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
-            outputs, reason = _emitted(norm, neurons, rows, steps, once)
+            outputs, reason = _emitted(norm, neurons, currents, rows, steps, once)
         self.__dict__["_reason"] = reason
         if outputs is None:
             outputs = neurons(_over_time(norm(currents), steps, once))
@@ -109,30 +110,35 @@ class Normalized(nn.Sequential):
         self.__dict__["_reason"] = reason
         return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
 
-    def _elsewhere(self, inputs: Tensor) -> str:
-        """Why the modules are to be called one after the other, or ``""``."""
-        if len(self) != 2 or not isinstance(self[0], EachStep) or not isinstance(self[1], OverTime):
+    def _layers(self, inputs: Tensor) -> tuple[EachStep, OverTime, Norm, list[nn.Module]] | str:
+        """What it is made of, the normalisation and what is called before it apart.
+
+        Or why the modules are to be called one after the other.
+        """
+        modules = tuple(self._modules.values())
+        each, neurons = modules if len(modules) == 2 else (None, None)
+        if not isinstance(each, EachStep) or not isinstance(neurons, OverTime):
             return "other modules have taken the place of those that it was made of"
-        each, neurons = self[0], self[1]
         found = _parts(each)
         if found is None:
             return "there is no batch normalisation of torch.nn any more"
+        norm, before = found
         if torch.compiler.is_compiling() or ambient.active:
             return "the call is compiled, or within hibana.run"
-        if inputs.ndim < 3 or not plain(inputs, found[0].weight, found[0].running_mean):
+        if inputs.ndim < 3 or not plain(inputs, norm.weight, norm.bias, norm.running_mean, norm.running_var):
             return "the input is not float32 on the CPU, or something watches the call"
-        inner = (each, each.module, found[0], neurons, neurons.cell)
+        inner = (each, each.module, norm, neurons, neurons.cell)
         if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
             return f"the neurons are served by {neurons.backend!r}"
-        return ""
+        return each, neurons, norm, before
 
 
 def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     """The batch normalisation in which the module of `each` ends, and what is called before it."""
     module = each.module
-    modules = list(module) if type(module) is nn.Sequential else [module]
+    modules = list(module._modules.values()) if type(module) is nn.Sequential else [module]
     if not modules or type(modules[-1]) not in _NORMS:
         return None
     return cast(Norm, modules[-1]), modules[:-1]
@@ -148,10 +154,16 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
 
     `rows` are they, channels last, and `numbers` how many there are over all steps.
     """
-    dimensions = {nn.BatchNorm1d: (2, 3), nn.BatchNorm3d: (5,)}.get(type(norm), (4,))
-    if currents.ndim not in dimensions or currents.shape[1] != norm.num_features or not plain(currents):
+    if (
+        currents.ndim not in _DIMENSIONS.get(type(norm), (4,))
+        or currents.shape[1] != norm.num_features
+        or not plain(currents)
+    ):
         return _MISFIT
-    if _of_the_batch(norm) and rows[..., 0].numel() < 2:
+    if _of_the_batch(norm) and currents.numel() < 2 * norm.num_features:
+        return _MISFIT
+    own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if any(tensor is not None and tensor.shape != (norm.num_features,) for tensor in own):
         return _MISFIT
     if not rows.is_contiguous():
         return "channels do not come last in memory"
@@ -160,22 +172,28 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
     return ""
 
 
+_DIMENSIONS: dict[type[nn.Module], tuple[int, ...]] = {nn.BatchNorm1d: (2, 3), nn.BatchNorm3d: (5,)}
+"""Of what is normalised."""
 _MISFIT = "what is to be normalised does not fit, as torch says"
 
 
 def _emitted(
-    norm: Norm, neurons: OverTime, rows: Tensor, steps: int, once: bool
+    norm: Norm, neurons: OverTime, currents: Tensor, rows: Tensor, steps: int, once: bool
 ) -> tuple[Tensor | None, str]:
-    """What `neurons` emit over `rows` normalised, ``[..., channels]``; or None, and why they can't be run."""
-    flat = rows.flatten(0, -2)
+    """What `neurons` emit over `currents` normalised, of which `rows` are a view, ``[..., channels]``.
+
+    Or None, and why they can't be run.
+    """
     found = None
     if _of_the_batch(norm):
+        flat = rows.flatten(0, -2)
         found = moments(flat.detach())
         flat, scale, shift = standardised(flat, norm.weight, norm.bias, norm.eps, found)
+        currents = flat.view(rows.shape).movedim(-1, 1)
         numbers = [scale, shift, found.mean]
     else:
         numbers = _running(norm)
-    again = _over_time(flat.view(rows.shape).movedim(-1, 1), steps, once)
+    again = _over_time(currents, steps, once)
     each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in numbers)
     try:
         outputs = emitted_around(neurons.cell, Scaled if found is None else Standardised, each, again)
@@ -244,6 +262,8 @@ def _running(norm: Norm) -> list[Tensor]:
     """Scale and shift of each channel, from running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    if not learns(norm.weight, norm.bias):
+        return list(scales(norm.running_var, norm.weight, norm.bias, norm.eps, norm.running_mean)[1:])
     scale = 1 / torch.sqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight

@@ -70,7 +70,7 @@ def layout(images: int, geometry: Geometry, threads: int) -> Layout:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    outputs, images = len(weight), input_.bits.shape[1] // geometry.image[0]
+    outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
     each = layout(images, geometry, torch.get_num_threads())
     out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
     kernels.forward(
@@ -85,19 +85,26 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
         images=images,
         outputs=outputs,
         **each._asdict(),
-        planes=len(input_.bits),
+        planes=input_.bits.shape[0],
     )
     return out.permute(0, 3, 1, 2)
 
 
 def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
     """`weight` in tiles."""
-    outputs, taps = len(weight), geometry.kernel[0] * geometry.kernel[1]
-    tiles = -(-outputs // SIDE) * taps
-    numbers = _blocks(geometry) * kernels.PARTS * kernels.TILE
-    table = torch.empty(tiles, numbers, dtype=torch.int16, device="cpu")
-    sizes = {"outputs": outputs, "channels": geometry.channels, "taps": taps}
-    kernels.pack(tiles, source=weight.permute(0, 2, 3, 1).contiguous(), target=table, **sizes)
+    outputs, taps, blocks = weight.shape[0], geometry.kernel[0] * geometry.kernel[1], _blocks(geometry)
+    tiles = -(-outputs // SIDE)
+    table = torch.empty(tiles * taps * blocks * kernels.PARTS * kernels.TILE, dtype=torch.int16, device="cpu")
+    last = weight.is_contiguous(memory_format=torch.channels_last)
+    kernels.pack(
+        tiles * blocks,
+        source=weight if last else weight.contiguous(),
+        target=table,
+        outputs=outputs,
+        channels=geometry.channels,
+        taps=taps,
+        channels_last=int(last),
+    )
     return table
 
 

@@ -6,7 +6,7 @@ with zeros around them and their rows one after the other, so that a tile of pix
 read at any place under a window, and no window is gathered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.lists import bits_from, first_bits, words_of
@@ -23,7 +23,6 @@ from hibana.native import (
     Pointer,
     Shorts,
     Value,
-    Variable,
     kernel,
 )
 from hibana.native.amx import SIDE, Tiles, tiles
@@ -55,25 +54,34 @@ def pack(
     outputs: Value,
     channels: Value,
     taps: Value,
+    channels_last: Value,
 ) -> None:
-    """Weights ``[outputs][taps][channels]`` as ``[tiles][taps][blocks][parts][16][16][2]``, zeros between.
+    """Weights as ``[tiles][taps][blocks][parts][16][16][2]``, zeros between.
 
-    One piece of work is one tap of one tile of outputs.
+    They are ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One piece of
+    work is one block of channels of one tile of outputs.
     """
     blocks = (channels + (BLOCK - 1)) // BLOCK
-    square = code.array(Floats, BLOCK * LANES)
-    with code.loop(begin, end) as piece, code.loop(0, blocks) as block:
-        first, tap = piece // taps * SIDE, piece % taps
-        at = source + (first * taps + tap) * channels + block * BLOCK
+    last = channels_last > 0
+    next_channel, next_tap = last.select(1, taps), last.select(code.constant(BLOCK), 1)
+    with code.scratch((Floats, taps * (BLOCK * LANES))) as (rows,), code.loop(begin, end) as piece:
+        first, block = piece // blocks * SIDE, piece % blocks
         count, wide = (outputs - first).smaller(SIDE), (channels - block * BLOCK).smaller(BLOCK)
         with code.when((count < SIDE) | (wide < BLOCK)):
-            square.clear(BLOCK * LANES)
-        transposed(code, square, code.constant(LANES), at, taps * channels, count, wide)
-        tile = (target + (piece * blocks + block) * (PARTS * TILE)).of(Ints)
-        with code.loop(0, SIDE) as pair:
-            low, high = (_parts((square + (pair * 2 + k) * LANES).load(LANES)) for k in range(2))
-            for part, (one, other) in enumerate(zip(low, high, strict=True)):
-                (tile + pair * LANES + part * (TILE // 2)).store((one >> 16) | other)
+            rows.clear(taps * (BLOCK * LANES))
+        whole, lanes = taps * channels, code.constant(LANES)
+        at = source + first * whole + block * BLOCK * last.select(code.constant(1), taps)
+        with code.when(last), code.loop(0, taps) as tap:
+            transposed(code, rows + tap * (BLOCK * LANES), lanes, at + tap * channels, whole, count, wide)
+        with code.when(~last):
+            transposed(code, rows, lanes, at, whole, count, wide * taps)
+        with code.loop(0, taps) as tap:
+            tile = target + ((piece // blocks * taps + tap) * blocks + block) * (PARTS * TILE)
+            with code.loop(0, SIDE) as pair:
+                row = rows + (pair * 2 * next_channel + tap * next_tap) * LANES
+                low, high = (_parts(each.load(LANES)) for each in (row, row + next_channel * LANES))
+                for part, (one, other) in enumerate(zip(low, high, strict=True)):
+                    (tile.of(Ints) + pair * LANES + part * (TILE // 2)).store((one >> 16) | other)
 
 
 def _parts(number: Value) -> list[Value]:
@@ -150,13 +158,16 @@ def forward(
                 with code.when(inside), code.loop(0, count) as i:
                     for plane, each in enumerate(lines):
                         each.copy(bits + ((images * plane + image + i) * sizes.height + y) * words, words)
-                    with code.loop(0, sizes.width) as x:
-                        place = x + sizes.padding_across
-                        out = to + place % stride_across * remainder
-                        out += (place // stride_across * together + i) * pixel
-                        _put(code, out, lines, x * sizes.channels, sizes.channels)
+                    with code.loop(0, stride_across) as other:
+                        first = (other + stride_across - sizes.padding_across % stride_across) % stride_across
+                        before = (first + sizes.padding_across) // stride_across * together + i
+                        at = code.variable((to + other * remainder + before * pixel).address())
+                        with code.loop(first, sizes.width, stride_across) as x:
+                            _put(code, type(near).at(at.value), lines, x * sizes.channels, sizes.channels)
+                            at.value += together * pixel * SHORT.size
             out = target + (image * sizes.out_height + top) * sizes.out_width * outputs
             rows = (height * pitch * together + (SIDE - 1)) // SIDE
+            places = _Places(sizes, outputs, pitch, together, count, height)
             with code.loop(0, outputs, SIDE) as output:
                 there = code.first((outputs - output).smaller(SIDE), LANES)
                 start = code.variable(0.0, FLOAT.of(LANES))
@@ -166,15 +177,10 @@ def forward(
 
                 def some(blocks: int, tile: Value) -> None:
                     _multiplied(code, unit, blocks, near + tile * (SIDE * pixel), weights, taps, sums, sizes)
-                    begun = tile * SIDE // together
-                    i, x = code.variable(tile * SIDE % together), code.variable(begun % pitch)
-                    y = code.variable(begun // pitch)
-                    with code.loop(0, blocks * SIDE) as k:
-                        with code.when((i.value < count) & (x.value < sizes.out_width) & (y.value < height)):
-                            line = i.value * sizes.out_height + y.value
-                            to = out + (line * sizes.out_width + x.value) * outputs + output
-                            to.store((sums + k * LANES).load(LANES) + start.value, there)
-                        _count_on((i, x, y), (together, pitch))
+                    for sums_from, to, number, step in places.runs(code, tile * SIDE, blocks * SIDE):
+                        with code.loop(0, number) as k:
+                            values = (sums + (sums_from + k) * LANES).load(LANES)
+                            (out + output + to + k * step).store(values + start.value, there)
 
                 whole = rows - rows % BLOCKS
                 with code.loop(0, whole, BLOCKS) as tile:
@@ -184,15 +190,44 @@ def forward(
                         some(left_over, whole)
 
 
-def _count_on(digits: Sequence[Variable], sizes: Sequence[Value]) -> None:
-    """Adds 1 to a number of which all `digits` but the last have these sizes."""
-    more: Value | int = 1
-    for digit, size in zip(digits, sizes, strict=False):
-        following = digit.value + more
-        ended = following.equals(size)
-        digit.value = ended.select(0, following)
-        more = ended.select(following.constant(LONG, 1), 0)
-    digits[-1].value += more
+class _Places:
+    """Where the sums of a piece of work are written: of pixels that follow one another, in runs.
+
+    A run is of pixels of one row; of one pixel of several images, where these lie side by side.
+    """
+
+    def __init__(
+        self, sizes: Sizes, outputs: Value, pitch: Value, together: Value, images: Value, height: Value
+    ) -> None:
+        alone = together.equals(1)
+        pixel, row = outputs, sizes.out_width * outputs
+        self.size, self.wanted = alone.select(pitch, together), alone.select(sizes.out_width, images)
+        self.step = alone.select(pixel, row * sizes.out_height)
+        self.runs_of_row, self.wanted_of_row = alone.select(1, pitch), alone.select(1, sizes.out_width)
+        self.pixel, self.row, self.height = pixel, row, height
+
+    def runs(self, code: Code, first: Value, count: int) -> Iterator[tuple[Value, Value, Value, Value]]:
+        """Of `count` pixels from the `first` on, what there is to write, once for all runs.
+
+        Gives after which of the pixels a run begins, where its first is written, how many there are, and how
+        far apart they are written.
+        """
+        begun = first // self.size
+        done, skipped = code.variable(0), code.variable(first % self.size)
+        x, y = code.variable(begun % self.runs_of_row), code.variable(begun // self.runs_of_row)
+        with code.repeat() as again:
+            length = (self.size - skipped.value).smaller(count - done.value)
+            inside = (x.value < self.wanted_of_row) & (y.value < self.height)
+            number = inside.select((self.wanted - skipped.value).smaller(length), 0)
+            to = y.value * self.row + x.value * self.pixel + skipped.value * self.step
+            yield done.value, to, number, self.step
+            done.value += length
+            skipped.value = done.value.constant(LONG, 0)
+            following = x.value + 1
+            ended = following.equals(self.runs_of_row)
+            x.value = ended.select(0, following)
+            y.value += ended.to(LONG)
+            again(done.value < count)
 
 
 def _put(code: Code, target: Pointer, planes: Sequence[Pointer], position: Value, channels: Value) -> None:

@@ -28,13 +28,7 @@ class Geometry(NamedTuple):
     @property
     def output(self) -> Pair:
         """Height and width of the output."""
-        down, across = (
-            (self.image[d] + 2 * self.padding[d] - self.dilation[d] * (self.kernel[d] - 1) - 1)
-            // self.stride[d]
-            + 1
-            for d in (0, 1)
-        )
-        return down if self.height is None else self.height, across
+        return _output(self)
 
     @property
     def reach(self) -> Pair:
@@ -64,13 +58,27 @@ class Geometry(NamedTuple):
     @property
     def sizes(self) -> dict[str, int]:
         """What the kernels take."""
-        pairs = {"kernel": self.kernel, "out": self.output}
-        sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}
-        for name, (height, width) in pairs.items():
-            sizes |= {f"{name}_height": height, f"{name}_width": width}
-        for name, (down, across) in {"padding": self.padding, "dilation": self.dilation}.items():
-            sizes |= {f"{name}_down": down, f"{name}_across": across}
-        return sizes
+        return _sizes(self)
+
+
+@lru_cache(maxsize=256)
+def _output(of: Geometry) -> Pair:
+    down, across = (
+        (of.image[d] + 2 * of.padding[d] - of.dilation[d] * (of.kernel[d] - 1) - 1) // of.stride[d] + 1
+        for d in (0, 1)
+    )
+    return down if of.height is None else of.height, across
+
+
+@lru_cache(maxsize=256)
+def _sizes(of: Geometry) -> dict[str, int]:
+    pairs = {"kernel": of.kernel, "out": of.output}
+    sizes = {"channels": of.channels, "height": of.image[0], "width": of.image[1]}
+    for name, (height, width) in pairs.items():
+        sizes |= {f"{name}_height": height, f"{name}_width": width}
+    for name, (down, across) in {"padding": of.padding, "dilation": of.dilation}.items():
+        sizes |= {f"{name}_down": down, f"{name}_across": across}
+    return sizes
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,8 @@
 """``hb.Conv2d`` and ``hb.events.Conv1d``."""
 
+from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,14 +50,19 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
             return self._left_to_torch(input)
         check_mode(self.mode)
-        if reason := self._unserved(input):
-            return self._densely(input, reason)
-        padded, padding = self._padded(input)
+        bias = self.bias
+        about = input.shape, self.weight.shape, None if bias is None else bias.shape, self.groups
+        how = self.stride, self.padding, self.dilation, self.padding_mode
+        sizes = "asked for" if self.mode == "dense" else _sizes(self.dimensions, *about, *how)
+        if isinstance(sizes, str):
+            return self._densely(input, sizes)
+        geometry, around, padding_mode = sizes
+        images = functional.pad(input, around, padding_mode) if around else input
         weight = self.weight
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
-            padded = padded.view(*padded.shape[:2], 1, padded.shape[2])
+            images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
-        found = self._by_windows(padded, weight, padding)
+        found = self._by_windows(images, weight, geometry)
         if isinstance(found, str):
             self._leave(input, found)
             return self._densely(input, found)
@@ -86,32 +93,28 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             self._leave(input, TINY)
         return small
 
-    def _by_windows(self, images: Tensor, weight: Tensor, padding: Pair) -> Tensor | str:
+    def _by_windows(self, images: Tensor, weight: Tensor, geometry: Geometry) -> Tensor | str:
         """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's."""
-        channels, down, across = weight.shape[1:]
-        image = images.shape[2], images.shape[3]
-        stride, dilation = self._pair(self.stride, 1), self._pair(self.dilation, 1)
-        geometry = Geometry(channels, image, (down, across), stride, padding, dilation)
         bias = self.bias if self.bias is None else self.bias.contiguous()
-        count = images.shape[0] * geometry.output[0] * geometry.output[1]
+        outputs, count = weight.shape[0], images.shape[0] * geometry.output[0] * geometry.output[1]
         if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
             return "nothing to add"
         if self.mode == "auto" and count * weight.numel() < SMALLEST_WORK:
             return TINY
-        costs = reckoned.costs(len(images), len(weight), geometry) if self.mode == "auto" else None
+        costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
         learning = learns(weight)
         below = support_of(images) if images.requires_grad else None
-        length = channels * image[1]
+        length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         found = known_bits(below, length, in_order) or numbers_as_bits(
             autograd.rows_of(images.detach()), costs, learning
         )
         if isinstance(found, str):
             return found
-        chosen = choice(costs, found.density, len(found.bits), learning)
+        chosen = choice(costs, found.density, found.bits.shape[0], learning)
         if not chosen.any:
             return chosen.refused(found.density)
-        self._reason = product.explained(found, len(weight), chosen)
+        self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         if not learns(images, weight, bias):
             return autograd.forward(found, weight.detach(), bias, geometry, chosen)
         support = usable(below, length, in_order, found)
@@ -123,53 +126,71 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             torch.is_grad_enabled()
             and self.dimensions == 2
             and input.shape[1] < dense.SAFE
-            and max(self._pair(self.stride, 1)) > 1
+            and max(_pair(self.stride, self.dimensions, 1)) > 1
             and self.padding in ((0, 0), "valid")
             and self.weight.shape[2:] == (1, 1)
             and learns(input, self.weight, self.bias)
         )
 
-    def _unserved(self, input: Tensor) -> str | None:  # noqa: A002
-        """Why this call is torch's, if it is whatever the input holds."""
-        if self.mode == "dense":
-            return "asked for"
-        if input.ndim != self.dimensions + 2:
-            return f"the input is not [N, channels, {'height, width' if self.dimensions == 2 else 'length'}]"
-        if self.groups != 1:
-            return "groups"
-        if reason := misfit(self.weight, self.bias, input.shape[1], self.dimensions + 2):
-            return reason
-        sizes = self.stride, self.dilation, () if isinstance(self.padding, str) else self.padding
-        if any(isinstance(size, tuple) and len(size) > self.dimensions for size in sizes):
-            return "sizes that there are not"
-        stride = self._pair(self.stride, 1)
-        if min(*stride, *self._pair(self.dilation, 1)) <= 0 or (self.padding == "same" and stride != (1, 1)):
-            return "sizes that there are not"
-        return None
 
-    def _padded(self, input: Tensor) -> tuple[Tensor, Pair]:  # noqa: A002
-        """`input` with what is not zeros on either side put around it, and the zeros that are left to do."""
-        if self.padding == "valid":
-            return input, (0, 0)
-        reach = [
-            d * (k - 1)
-            for d, k in zip(
-                self._pair(self.dilation, 1)[-self.dimensions :], self.weight.shape[2:], strict=True
-            )
-        ]
-        if self.padding == "same":
-            sides = [(whole // 2, whole - whole // 2) for whole in reach]
-        else:
-            sides = [(one, one) for one in self._pair(self.padding, 0)[-self.dimensions :]]
-        if self.padding_mode == "zeros" and all(before == after for before, after in sides):
-            across = tuple(before for before, _ in sides)
-            return input, (0, across[0]) if self.dimensions == 1 else (across[0], across[1])
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return functional.pad(input, [one for pair_ in sides[::-1] for one in pair_], mode), (0, 0)
+class _Sizes(NamedTuple):
+    """Of a convolution of images of one or two dimensions."""
 
-    def _pair(self, sizes: int | tuple[int, ...] | str, missing: int) -> Pair:
-        """`sizes` down and across, `missing` down if there is one dimension."""
-        return (missing, pair(sizes)[1]) if self.dimensions == 1 else pair(sizes)
+    geometry: Geometry
+    """Of the images with what is put around them; images of one dimension are one pixel high."""
+    around: list[int]
+    """What is put around them, as ``pad`` takes it; nothing, where it is zeros on either side."""
+    mode: str
+    """How."""
+
+
+@lru_cache(maxsize=1024)
+def _sizes(
+    dimensions: int,
+    shape: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    groups: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    padding_mode: str,
+) -> _Sizes | str:
+    """Of an input of this `shape`; or why it is torch's, whatever it holds."""
+    if len(shape) != dimensions + 2:
+        return f"the input is not [N, channels, {'height, width' if dimensions == 2 else 'length'}]"
+    if groups != 1:
+        return "groups"
+    if reason := misfit(weight, bias, shape[1], dimensions + 2):
+        return reason
+    given = stride, dilation, () if isinstance(padding, str) else padding
+    if any(isinstance(size, tuple) and len(size) > dimensions for size in given):
+        return "sizes that there are not"
+    strides, dilations = _pair(stride, dimensions, 1), _pair(dilation, dimensions, 1)
+    if min(*strides, *dilations) <= 0 or (padding == "same" and strides != (1, 1)):
+        return "sizes that there are not"
+    kernel = _pair(tuple(weight[2:]), dimensions, 1)
+    if padding == "valid":
+        sides = [(0, 0), (0, 0)]
+    elif padding == "same":
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        sides = [(whole // 2, whole - whole // 2) for whole in reach]
+    else:
+        sides = [(one, one) for one in _pair(padding, dimensions, 0)]
+    zeros = padding_mode == "zeros"
+    (height, width), around = _pair(tuple(shape[2:]), dimensions, 1), list[int]()
+    (up, down), (left, right) = sides
+    if not (zeros and up == down and left == right):
+        around = [left, right, up, down][: 2 * dimensions]
+        height, width = height + up + down, width + left + right
+        up = left = 0
+    geometry = Geometry(shape[1], (height, width), kernel, strides, (up, left), dilations)
+    return _Sizes(geometry, around, "constant" if zeros else padding_mode)
+
+
+def _pair(sizes: int | tuple[int, ...] | str, dimensions: int, missing: int) -> Pair:
+    """`sizes` down and across, `missing` down if there is one dimension."""
+    return (missing, pair(sizes)[1]) if dimensions == 1 else pair(sizes)
 
 
 class Conv2d(_ByWindows, nn.Conv2d):
@@ -202,7 +223,7 @@ class Conv2d(_ByWindows, nn.Conv2d):
             return super()._densely(input, reason)
         if self._skips(input):
             self._reason = f"dense: {reason}"
-            met = dense.met(input, self._pair(self.stride, 1))
+            met = dense.met(input, _pair(self.stride, self.dimensions, 1))
             return functional.conv2d(met, self.weight, self.bias, groups=self.groups)
         return super()._densely(dense.channels_last(input), reason)
 

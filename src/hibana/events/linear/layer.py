@@ -76,7 +76,8 @@ class Linear(BySpikes, nn.Linear):
             return self._densely(input, "asked for")
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if reason := misfit(weight, bias, input.shape[-1] if input.ndim else 0, 2):
+        of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
+        if reason := misfit(weight.shape, of_bias, channels, 2):
             return self._densely(input, reason)
         outputs, inputs = weight.shape
         count = input.numel() // max(1, inputs)
@@ -91,10 +92,10 @@ class Linear(BySpikes, nn.Linear):
             self._leave(input, found)
             return self._multiplied(input, found)
         weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
-        choice = cost.choice(costs, found.density, len(found.bits), learning)
+        choice = cost.choice(costs, found.density, found.bits.shape[0], learning)
         if not choice.any:
             return self._multiplied(input, choice.refused(found.density))
-        self._reason = product.explained(found, outputs, choice)
+        self.__dict__["_reason"] = product.explained(found, outputs, choice)
         leading = input.shape[:-1]
         if learns(rows, weight, bias):
             support = usable(below, inputs, in_order, found)

@@ -14,6 +14,7 @@ from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support
 
 __all__ = [
+    "Explained",
     "Parts",
     "crossover",
     "explained",
@@ -58,22 +59,40 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
-    """What is done with so many spikes, and from where on something else would be."""
-    limit, planes = crossover(outputs), len(input_.bits)
-    if choice.matrix:
-        how = "multiplied on the processor's unit for matrices (AMX)"
-    else:
-        how = "looked up in fours, as above" if input_.density > limit else "added one by one, as up to"
-        how += f" {limit:.0%}"
-    said = f"{input_.density:.0%} of the input spiked"
-    if input_.scales != ONE:
-        times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
-        said = f"whole numbers to {(1 << planes) - 1}{times}, {input_.density:.0%} of their bits set"
-    said = f"events: {said}; {how}" if choice.forward else f"dense forward: {said}"
-    if choice.weights is False and choice.forward:
-        said += ", the weights' gradient densely"
-    return f"{said}; {choice.said}" if choice.said else said
+class Explained(NamedTuple):
+    """What is done with so many spikes, and from where on something else would be: said when it is asked."""
+
+    planes: int
+    density: float
+    factor: float
+    outputs: int
+    forward: bool
+    weights: bool | None
+    matrix: bool
+    said: str
+    """What it should take."""
+
+    def __str__(self) -> str:
+        limit = crossover(self.outputs)
+        if self.matrix:
+            how = "multiplied on the processor's unit for matrices (AMX)"
+        else:
+            how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
+            how += f" {limit:.0%}"
+        what = f"{self.density:.0%} of the input spiked"
+        if (self.planes, self.factor) != (1, 1.0):
+            times = "" if self.factor == 1.0 else f" times {self.factor:g}"
+            what = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
+        what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
+        if self.weights is False and self.forward:
+            what += ", the weights' gradient densely"
+        return f"{what}; {self.said}" if self.said else what
+
+
+def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
+    """What `choice` does with such an input."""
+    about = choice.forward, choice.weights, choice.matrix, choice.said
+    return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
 
 
 def gradient_crossover() -> float:
