@@ -5,12 +5,14 @@ from torch import Tensor
 
 from hibana.events.lanes.lists import WORD, bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES
-from hibana.native import FLOAT, INT, LONG, Code, Floats, Longs, Pointer, Value, kernel
+from hibana.native import BYTE, FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Value, kernel
 
 __all__ = ["agree", "bits_of", "density_of"]
 
 SAMPLE = 256
 """Words of 64 numbers that are compared with the bits kept of them."""
+OCTET = 8
+"""Bits of a byte."""
 
 
 def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
@@ -38,11 +40,39 @@ def agree(numbers: Tensor, kept: Tensor) -> bool:
     length = count // steps
     wide = 64 if length % 64 == 0 else length
     every = count // (64 * SAMPLE) * 64 // wide | 1
-    found, density = bits_of(numbers.detach().as_strided((count // wide, wide), (wide, 1)), every)
-    of_kept = kept.view(-1, 8) if wide == 64 else kept
-    return density is not None and torch.equal(
-        found.view(torch.uint8)[:, : of_kept.shape[1]], of_kept[::every]
-    )
+    unlike = torch.empty(1, dtype=torch.int64, device="cpu")
+    sizes = {"rows": count // wide, "wide": wide, "every": every}
+    _compare(1, numbers=numbers, kept=kept, unlike=unlike, **sizes)
+    return not unlike.item()
+
+
+@kernel
+def _compare(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    numbers: Floats,
+    kept: Bytes,
+    unlike: Longs,
+    rows: Value,
+    wide: Value,
+    every: Value,
+) -> None:
+    """Whether some of so many `rows` of numbers are unlike the bits kept of them, of whole bytes a row.
+
+    One piece of work.
+    """
+    pitch = (wide + (OCTET - 1)) // OCTET
+    with code.loop(begin, end):
+        different = code.variable(0, BYTE)
+        with code.loop(0, rows, every) as row, code.loop(0, pitch) as k:
+            there = code.first((wide - k * OCTET).smaller(OCTET), OCTET)
+            values = (numbers + row * wide + k * OCTET).load(OCTET, there)
+            fired = values.differs(0.0)
+            strange = values.differs(fired.select(code.constant(1.0, FLOAT.of(OCTET)), 0.0))
+            different.value |= (fired.word() ^ kept[row * pitch + k]) | strange.word()
+        unlike[0] = different.value.to(LONG)
 
 
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:

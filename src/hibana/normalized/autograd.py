@@ -9,7 +9,7 @@ from hibana.loop.derivatives import differentiated_once
 from hibana.native import float_bits
 from hibana.normalized import kernels
 
-__all__ = ["Moments", "moments", "scales", "standardised"]
+__all__ = ["Moments", "moments", "rows_of", "scales", "standardised"]
 
 BLOCK = 16384
 """Numbers of a block, which are still in a second-level cache when they are read again."""
@@ -56,38 +56,51 @@ def scales(
     return inverse, scale, shift
 
 
+def rows_of(currents: Tensor) -> Tensor:
+    """``[pixels, channels]`` of ``[N, channels, ...]``: a view, where channels come last in memory."""
+    return currents.permute(0, *range(2, currents.ndim), 1).flatten(0, -2)
+
+
 def standardised(
-    rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: Moments
+    currents: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: Moments, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rows`, and for each channel the scale and the shift by which they are normalised.
+    """`currents` as a sequence, and for each channel the scale and the shift by which they are normalised.
 
         y = (x - mean) * scale + shift,   scale = weight / sqrt(variance + eps),   shift = bias
 
-    What of the gradient goes through mean and variance is added at the rows that come back:
+    What of the gradient goes through mean and variance is added at the currents that come back:
 
         dx = dx' - scale * (d_shift + (x - mean) * d_scale / (variance + eps)) / count
 
-    with dx', d_scale and d_shift those of what this gives.
+    with dx', d_scale and d_shift those of what this gives. One node does it, views included.
 
     Args:
-        rows: ``[pixels, channels]``, contiguous.
+        currents: ``[steps * batch, channels, ...]``, whose channels come last in memory.
         weight: of the normalisation; None for one.
         bias: of the normalisation; None for zero.
         eps: of the normalisation.
-        found: the moments of `rows`.
+        found: the moments of `currents`.
+        steps: of the sequence; 0 for what is to stay without time.
     """
-    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(rows, weight, bias, found, eps)  # type: ignore[no-untyped-call] # torch leaves it so
+    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(currents, weight, bias, found, eps, steps)  # type: ignore[no-untyped-call] # torch leaves it so
     return made
 
 
 class _Standardised(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, found: Moments, eps: float
+        ctx: Any,
+        currents: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        found: Moments,
+        eps: float,
+        steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         inverse, scale, shift = scales(found.variance, weight, bias, eps)
-        ctx.save_for_backward(rows, found.mean, inverse, scale)
-        return rows.detach(), scale, shift
+        ctx.save_for_backward(currents, found.mean, inverse, scale)
+        values = currents.detach()
+        return values.view(steps, -1, *values.shape[1:]) if steps else values, scale, shift
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -95,14 +108,16 @@ class _Standardised(torch.autograd.Function):
 
 
 def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) -> Any:
-    rows, mean, inverse, scale = ctx.saved_tensors
-    to_rows, to_weight, to_bias = ctx.needs_input_grad[:3]
-    if to_rows:
-        gradient = gradient.contiguous()  # the loop's own, of which nobody else has heard
-        sizes, blocks = _blocks(rows)
+    currents, mean, inverse, scale = ctx.saved_tensors
+    to_currents, to_weight, to_bias = ctx.needs_input_grad[:3]
+    to_them = None
+    if to_currents:
+        rows = rows_of(currents)
+        lying = rows_of(gradient if gradient.ndim == currents.ndim else gradient.flatten(0, 1)).contiguous()
+        sizes, blocks = _blocks(rows)  # the gradient is the loop's own, of which nobody else has heard
         kernels.through_moments(
             blocks,
-            gradient=gradient,
+            gradient=lying,
             source=rows,
             mean=mean,
             inverse=inverse,
@@ -111,10 +126,13 @@ def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) ->
             of_shift=of_shift.contiguous(),
             **sizes,
         )
+        shape = (currents.shape[0], *currents.shape[2:], currents.shape[1])
+        to_them = lying.view(shape).permute(0, -1, *range(1, currents.ndim - 1))
     return (
-        gradient if to_rows else None,
+        to_them,
         inverse * of_scale if to_weight else None,
         of_shift if to_bias else None,
+        None,
         None,
         None,
     )

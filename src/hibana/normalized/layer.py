@@ -16,7 +16,7 @@ from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.leaf import is_name
 from hibana.loop.strides import repeated
-from hibana.normalized.autograd import Moments, moments, scales, standardised
+from hibana.normalized.autograd import Moments, moments, rows_of, scales, standardised
 from hibana.running import check_knows_no_time
 
 __all__ = ["Normalized"]
@@ -91,11 +91,10 @@ class Normalized(nn.Sequential):
         currents = input[0] if once else input.flatten(0, 1)
         for module in before:
             currents = module(currents)
-        rows = currents.permute(0, *range(2, currents.ndim), 1) if currents.ndim > 1 else currents
-        reason = _unfit(norm, currents, rows, currents.numel() * (steps if once else 1))
+        reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
-            outputs, reason = _emitted(norm, neurons, currents, rows, steps, once)
+            outputs, reason = _emitted(norm, neurons, currents, steps, once)
         self.__dict__["_reason"] = reason
         if outputs is None:
             outputs = neurons(_over_time(norm(currents), steps, once))
@@ -149,11 +148,8 @@ def _of_the_batch(norm: Norm) -> bool:
     return norm.training or norm.running_mean is None
 
 
-def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
-    """Why `currents` are not normalised in the neurons' pass, or ``""``.
-
-    `rows` are they, channels last, and `numbers` how many there are over all steps.
-    """
+def _unfit(norm: Norm, currents: Tensor, numbers: int) -> str:
+    """Why `currents`, so many `numbers` in all, are not normalised in the neurons' pass, or ``""``."""
     if (
         currents.ndim not in _DIMENSIONS.get(type(norm), (4,))
         or currents.shape[1] != norm.num_features
@@ -165,7 +161,7 @@ def _unfit(norm: Norm, currents: Tensor, rows: Tensor, numbers: int) -> str:
     own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if any(tensor is not None and tensor.shape != (norm.num_features,) for tensor in own):
         return _MISFIT
-    if not rows.is_contiguous():
+    if not currents.movedim(1, -1).is_contiguous():
         return "channels do not come last in memory"
     if numbers < (WORTH if _of_the_batch(norm) else WORTH // 2):
         return f"{numbers} numbers are too few for it to pay"
@@ -178,22 +174,18 @@ _MISFIT = "what is to be normalised does not fit, as torch says"
 
 
 def _emitted(
-    norm: Norm, neurons: OverTime, currents: Tensor, rows: Tensor, steps: int, once: bool
+    norm: Norm, neurons: OverTime, currents: Tensor, steps: int, once: bool
 ) -> tuple[Tensor | None, str]:
-    """What `neurons` emit over `currents` normalised, of which `rows` are a view, ``[..., channels]``.
-
-    Or None, and why they can't be run.
-    """
+    """What `neurons` emit over `currents` normalised; or None, and why they can't be run."""
     found = None
     if _of_the_batch(norm):
-        flat = rows.flatten(0, -2)
-        found = moments(flat.detach())
-        flat, scale, shift = standardised(flat, norm.weight, norm.bias, norm.eps, found)
-        currents = flat.view(rows.shape).movedim(-1, 1)
+        found = moments(rows_of(currents.detach()))
+        how = norm.weight, norm.bias, norm.eps, found, 0 if once else steps
+        values, scale, shift = standardised(currents, *how)
+        again = repeated(values, steps) if once else values
         numbers = [scale, shift, found.mean]
     else:
-        numbers = _running(norm)
-    again = _over_time(currents, steps, once)
+        again, numbers = _over_time(currents, steps, once), _running(norm)
     each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in numbers)
     try:
         outputs = emitted_around(neurons.cell, Scaled if found is None else Standardised, each, again)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.events.bits import density_of
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import amx, dense, kernels, pixels
 from hibana.events.convolution.few import input_gradient_of_few
@@ -12,7 +13,7 @@ from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
-from hibana.events.linear.few import sampled
+from hibana.events.linear.few import share_of_values
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
 
@@ -116,25 +117,20 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
 
 def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bool:
     """Whether the gradient `rows` has so few values that going through them is the least work."""
-    values = sampled(rows, SAMPLE)
-    density = float(values.count_nonzero()) / max(1, values.numel())
+    density = share_of_values(rows, SAMPLE)
     if density > FEW or geometry.output[1] * rows.shape[1] >= 1 << 23:  # offsets have 31 bits
         return False
     if used is None:
         return True
     channels, outputs = geometry.channels, rows.shape[1]
-    wanted = sampled(used, SAMPLE).view(torch.uint8)
-    there = float(_ONES[wanted.int()].sum()) / max(1, len(wanted) * geometry.image[1])
-    return density * outputs * _lanes(channels) < DOTS * there * _lanes(outputs)
+    wanted = channels * density_of(used, channels * geometry.image[1])
+    return density * outputs * _lanes(channels) < DOTS * wanted * _lanes(outputs)
 
 
 def _lanes(outputs: int) -> int:
     """Floats in the panels of so many outputs."""
     row = panel(outputs).floats
     return -(-outputs // row) * row
-
-
-_ONES = torch.tensor([byte.bit_count() for byte in range(256)], dtype=torch.int64, device="cpu")
 
 
 class _Convolution(torch.autograd.Function):

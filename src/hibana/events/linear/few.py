@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hibana.events.lanes.lists import SLACK, WORD, listed, values_together
 from hibana.events.lanes.rows import LANES, Row, add_scaled_rows, panel, transposed
-from hibana.native import FLOAT, INT, Code, Floats, Ints, Longs, Shorts, Value, kernel
+from hibana.native import FLOAT, INT, LONG, Code, Floats, Ints, Longs, Shorts, Value, kernel
 
-__all__ = ["are_few", "sampled", "weight_gradient_of_few"]
+__all__ = ["are_few", "share_of_values", "weight_gradient_of_few"]
 
 BLOCK = 256
 """Rows that are gone through at a time: a panel of them is near."""
@@ -26,13 +26,40 @@ SAMPLE = 64
 
 def are_few(grads: Tensor) -> bool:
     """Whether so few of the values of `grads`, ``[rows, outputs]``, are not zero, as a sample says."""
-    some = sampled(grads, SAMPLE)
-    return float(some.count_nonzero()) <= MOST * some.numel()
+    return share_of_values(grads, SAMPLE) <= MOST
 
 
-def sampled(rows: Tensor, most: int) -> Tensor:
-    """Some `rows`, all over: a step of their own would meet the same places of each image."""
-    return rows[_places(len(rows), most)]
+def share_of_values(rows: Tensor, most: int) -> float:
+    """Which part of the numbers in so many of the contiguous `rows`, all over, is not zero.
+
+    A step of their own would meet the same places of each image.
+    """
+    count, wide = rows.shape
+    places, found = _places(count, most), torch.empty(1, dtype=torch.int64, device="cpu")
+    _count(1, source=rows, places=places, found=found, rows=places.shape[0], wide=wide)
+    return found.item() / max(1, places.shape[0] * wide)
+
+
+@kernel
+def _count(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    places: Longs,
+    found: Longs,
+    rows: Value,
+    wide: Value,
+) -> None:
+    """How many numbers of the rows at these places are not zero: one piece of work."""
+    with code.loop(begin, end):
+        total = code.variable(0, LONG)
+        with code.loop(0, rows) as i:
+            row = source + places[i] * wide
+            for at, there in code.vectors(wide, WORD):
+                total.value += (row + at).load(WORD, there).differs(0.0).word().ones()
+        found[0] = total.value
 
 
 @lru_cache(maxsize=64)
