@@ -97,7 +97,7 @@ def _repeats(
     size: torch.Size, stride: tuple[int, ...], shape: torch.Size, order: Sequence[int] | None
 ) -> int:
     """How many elements that lie together a tensor has over and over when it is expanded; 0 if not so."""
-    lying = _lying(torch.empty_strided(size, stride, device="meta").expand(shape), order)
+    lying = _lying(torch.empty_strided(size, stride, dtype=torch.float32, device="meta").expand(shape), order)
     first = 0
     while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
         first += 1
