@@ -28,12 +28,49 @@ class Crowd(hb.Cell):
         return (v - 0.1 * v.sum() + input_,)
 
 
+class Contiguous(hb.Cell):
+    def forward(self, input_, v):
+        doubled = input_ * 2
+        doubled.contiguous().neg_()
+        return (v + doubled,)
+
+
+class ReshapedOut(hb.Cell):
+    def forward(self, input_, v):
+        doubled = input_ * 2
+        same = doubled.reshape(doubled.shape)
+        torch.neg(input_, out=doubled)
+        return (v + same,)
+
+
 REASONS = {
+    Contiguous: "contiguous",
+    ReshapedOut: "out=|contiguous",
     Product: "matmul|mm|cannot be multiplied",
     Branch: "looks at a value",
     Noise: "random",
     Crowd: "sum",
 }
+
+
+@pytest.mark.parametrize("write", ["no", "before"])
+def test_what_gives_a_copy_or_not_is_compiled_where_nothing_is_written_after(write):
+    class Copied(hb.Cell):
+        def forward(self, input_, v):
+            doubled = input_ * 2
+            if write == "before":
+                doubled.neg_()
+            return (v + doubled.contiguous().reshape(v.shape),)
+
+    for inputs in (torch.rand(4, 2, 3), torch.rand(4, 3, 2).mT):
+        found, _ = hb.unroll(Copied(), inputs, backend="cpu")
+        assert torch.equal(found, reference(Copied(), inputs, None)[0])
+
+
+def test_a_write_to_what_is_a_copy_or_not_is_heard_of_as_the_inputs_lie():
+    for inputs in (torch.rand(4, 2, 3), torch.rand(4, 3, 2).mT):
+        found, _ = hb.unroll(Contiguous(), inputs)
+        assert torch.equal(found, reference(Contiguous(), inputs, None)[0])
 
 
 @each_backend

@@ -87,6 +87,7 @@ def compare(
         counts.refused += 1
         try:
             found = _run(cell, variation, "auto")
+            wanted = _run(cell, variation, "reference", middle=False)
         except NAMED as error:
             _is_a_sentence(step, variation, error)
             return
@@ -112,7 +113,8 @@ def _cell(kind: type[hb.Cell], variation: Variation) -> hb.Cell:
     return cell
 
 
-def _run(cell: hb.Cell, variation: Variation, backend: str) -> _Found:
+def _run(cell: hb.Cell, variation: Variation, backend: str, *, middle: bool = True) -> _Found:
+    """What `backend` makes of it; the reference, if `middle`, with the zeros of the middle of a tensor."""
     cell.__dict__["count"] = 0
     cell.zero_grad()
     inputs = variation.inputs().requires_grad_()
@@ -120,8 +122,8 @@ def _run(cell: hb.Cell, variation: Variation, backend: str) -> _Found:
     state = variation.begun(3, carried)
     if state is not None:
         state = tuple(value.requires_grad_() for value in state)
-    middle = _Middle() if backend == "reference" and "imum(" in str(cell.__doc__) else nullcontext()
-    with middle:
+    chooses = middle and backend == "reference" and "imum(" in str(cell.__doc__)
+    with _Middle() if chooses else nullcontext():
         outputs, last = hb.unroll(cell, inputs, state, backend=backend)
     values = {"what is emitted": outputs.detach().clone()}
     values |= {f"last {name}": value.detach().clone() for name, value in zip("uvs", last, strict=True)}

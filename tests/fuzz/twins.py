@@ -137,6 +137,9 @@ def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | 
             h = layer(h)
             _touch(h, network.touched.get(place), network.seed, place, results, extra, looked)
     results["output"] = h.detach()
+    written = [place for place, how in network.touched.items() if how in WRITES]
+    # of a view that was written through later autograd gives no gradient; a layer of hibana gives no view
+    looked = [(p, seen) for p, seen in looked if not (seen._is_view() and max(written, default=-1) > p)]
     loss = sum(extra, _loss(h, network))
     if loss.requires_grad:
         leaves = [x, *net.parameters()]

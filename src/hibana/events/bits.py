@@ -1,5 +1,7 @@
 """Spikes as bits, 64 to a word: made of numbers, counted, and compared with the numbers they were kept of."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from hibana.events.lanes.lists import WORD, bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES
 from hibana.native import BYTE, FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Value, kernel
 
-__all__ = ["agree", "bits_of", "density_of"]
+__all__ = ["agree", "are_still", "bits_of", "density_of", "sampled_bits"]
 
 SAMPLE = 256
 """Words of 64 numbers that are compared with the bits kept of them."""
@@ -28,20 +30,52 @@ def density_of(bits: Tensor, inputs: int) -> float:
     return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
 
 
+class Sampling(NamedTuple):
+    """Which of so many numbers are looked at: some `rows` of `wide`, every so many.
+
+    Of few numbers all, of many an odd step apart.
+    """
+
+    rows: int
+    wide: int
+    every: int
+
+    @classmethod
+    def of(cls, count: int, steps: int) -> "Sampling":
+        """Of the numbers of so many steps, or samples, one after the other."""
+        length = count // steps
+        wide = 64 if length % 64 == 0 else length
+        return cls(count // wide, wide, count // (64 * SAMPLE) * 64 // wide | 1)
+
+
+def sampled_bits(numbers: Tensor) -> Tensor:
+    """The bits of a sample of `numbers`, which are spikes and fill their memory: for :func:`are_still`."""
+    how = Sampling.of(numbers.numel(), numbers.shape[0])
+    lying = numbers.detach().as_strided((how.rows, how.wide), (how.wide, 1))
+    return bits_of(lying, how.every)[0].view(torch.uint8)
+
+
+def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
+    """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
+    return _are_alike(numbers, sample, Sampling.of(numbers.numel(), steps), 1)
+
+
 def agree(numbers: Tensor, kept: Tensor) -> bool:
     """Whether a sample of `numbers`, which fill their memory without gaps, is what the bits `kept` say.
 
     `kept` are ``[steps, ceil(N/8)]`` bytes of steps of N numbers, in the order of memory. What is written by
-    ``.data`` or NumPy leaves no trace but this; of few numbers all are compared, of many an odd step apart.
+    ``.data`` or NumPy leaves no trace but this.
     """
-    count, steps = numbers.numel(), kept.shape[0]
-    if count == 0:
+    if numbers.numel() == 0:
         return True
-    length = count // steps
-    wide = 64 if length % 64 == 0 else length
-    every = count // (64 * SAMPLE) * 64 // wide | 1
+    how = Sampling.of(numbers.numel(), kept.shape[0])
+    return _are_alike(numbers, kept.view(how.rows, -1), how, how.every)
+
+
+def _are_alike(numbers: Tensor, kept: Tensor, how: Sampling, step: int) -> bool:
+    """Whether the numbers of a sample are what `kept` says in a row of bytes for each, a `step` apart."""
     unlike = torch.empty(1, dtype=torch.int64, device="cpu")
-    sizes = {"rows": count // wide, "wide": wide, "every": every}
+    sizes = {**how._asdict(), "pitch": kept.shape[1], "step": step}
     _compare(1, numbers=numbers, kept=kept, unlike=unlike, **sizes)
     return not unlike.item()
 
@@ -58,20 +92,22 @@ def _compare(
     rows: Value,
     wide: Value,
     every: Value,
+    pitch: Value,
+    step: Value,
 ) -> None:
-    """Whether some of so many `rows` of numbers are unlike the bits kept of them, of whole bytes a row.
+    """Whether some of so many `rows` of numbers are unlike the bits kept of them, `pitch` bytes a row.
 
-    One piece of work.
+    Of every so many rows what is kept lies a `step` of its rows apart. One piece of work.
     """
-    pitch = (wide + (OCTET - 1)) // OCTET
     with code.loop(begin, end):
         different = code.variable(0, BYTE)
-        with code.loop(0, rows, every) as row, code.loop(0, pitch) as k:
+        octets = (wide + (OCTET - 1)) // OCTET
+        with code.loop(0, rows, every) as row, code.loop(0, octets) as k:
             there = code.first((wide - k * OCTET).smaller(OCTET), OCTET)
             values = (numbers + row * wide + k * OCTET).load(OCTET, there)
             fired = values.differs(0.0)
             strange = values.differs(fired.select(code.constant(1.0, FLOAT.of(OCTET)), 0.0))
-            different.value |= (fired.word() ^ kept[row * pitch + k]) | strange.word()
+            different.value |= (fired.word() ^ kept[row // every * step * pitch + k]) | strange.word()
         unlike[0] = different.value.to(LONG)
 
 

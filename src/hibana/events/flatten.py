@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.events.checks import plain
-from hibana.events.support import Support, support_of
+from hibana.events.support import Support, passed_on, support_of
 from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = ["Flatten"]
@@ -48,7 +48,7 @@ def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
     if copied.data_ptr() == spikes.data_ptr():
         return None  # a view, through which a layer sees anyhow
     apply: Any = _Flatten.apply  # torch leaves it without types
-    flat: Tensor = apply(spikes, copied, below)
+    flat: Tensor = apply(spikes, copied, passed_on(copied, below.length, below.watched))
     return flat
 
 

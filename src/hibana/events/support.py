@@ -16,9 +16,17 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from hibana.events.bits import agree
+from hibana.events.bits import agree, are_still, sampled_bits
 
-__all__ = ["Support", "announce", "announce_support", "fills_memory", "probe", "support_of"]
+__all__ = [
+    "Support",
+    "announce",
+    "announce_support",
+    "fills_memory",
+    "passed_on",
+    "probe",
+    "support_of",
+]
 
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
@@ -34,6 +42,8 @@ class Support:
     """Weak references to the tensors on the way, and the hooks that anybody puts on them."""
     spikes: Tensor | None = None
     """The bits of what the layer emitted, as `bits`, if it kept them and nothing was written to since."""
+    sample: Tensor | None = None
+    """Bits of a sample of the spikes, where these are passed on and are the support themselves."""
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
         """`bits` as rows of `length` elements that begin with a word each, if they can be seen so."""
@@ -87,13 +97,24 @@ def support_of(tensor: Tensor) -> Support | None:
     if base is not tensor:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
-        if support.bits is None and tensor._version:
+        if support.bits is None and (tensor._version or not _as_passed_on(tensor, base, support)):
             return None
         return Support(support.bits, support.length, (*watched, *support.watched))
     spikes: Tensor | None = node.spikes
     if spikes is not None and (tensor._version or not agree(tensor, spikes)):
         return Support(support, base[0].numel(), watched)
     return Support(None if support is spikes else support, base[0].numel(), watched, spikes)
+
+
+def passed_on(spikes: Tensor, length: int, watched: Watched) -> Support:
+    """What is known below `spikes` that were made of others, which were their own support."""
+    return Support(None, length, watched, sample=sampled_bits(spikes))
+
+
+def _as_passed_on(spikes: Tensor, base: Tensor, support: Support) -> bool:
+    """Whether nobody wrote unseen, as by ``.data`` and NumPy, to `spikes`: a view of all of `base`."""
+    assert support.sample is not None
+    return spikes.numel() == 0 or are_still(spikes, support.sample, base.shape[0])
 
 
 def announce(view: Tensor) -> Tensor:

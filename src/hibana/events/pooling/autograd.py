@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.events.checks import dense_for_more
 from hibana.events.pooling import kernels
-from hibana.events.support import Support, support_of
+from hibana.events.support import Support, passed_on, support_of
 
 __all__ = ["max_pooled"]
 
@@ -64,7 +64,7 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     if not (torch.is_grad_enabled() and images.requires_grad):
         return result
     apply: Any = _MaxPool.apply  # torch leaves it without types
-    support = None if below is None else _pooled_support(images, below, which, geometry)
+    support = None if below is None else _pooled_support(images, out, below, which, geometry)
     pooled: Tensor = apply(images, result, which, support, geometry)
     return pooled
 
@@ -86,11 +86,13 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Windo
     return not strange.item()
 
 
-def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Window) -> Support | None:
-    """The support `below`, at the pixels that were taken."""
+def _pooled_support(
+    images: Tensor, out: Tensor, below: Support, which: Tensor, geometry: _Window
+) -> Support | None:
+    """The support `below`, at the pixels that were taken to be put `out`."""
     length = geometry.channels * geometry.output[1]
     if below.bits is None:
-        return Support(None, length, below.watched)
+        return passed_on(out, length, below.watched)
     per_step, rest = divmod(below.length, images[0].numel())
     if rest:
         return None

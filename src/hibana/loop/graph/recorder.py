@@ -29,7 +29,8 @@ def joint_graph(
         blank = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
         return recorder.leaf(blank)
 
-    recorder, looking = _Recorder(), _Looking()
+    recorder = _Recorder()
+    looking = _Looking(recorder.shared_or_not)
     one = torch.empty(shape, dtype=dtype, device="meta")
     count = len(cell.state_names())
     input_, *state = (leaf(one, True) for _ in range(1 + count))
@@ -90,6 +91,9 @@ _LAYOUT = {
 }
 _LAYOUT |= {getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
 _SET_DATA = _OF_TENSORS.data.__set__
+_MAY_COPY = {getattr(of, name) for of in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
+_MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
+"""What gives a tensor's own memory or a copy of it, as it lies."""
 
 
 class _Looking(TorchFunctionMode):
@@ -99,9 +103,10 @@ class _Looking(TorchFunctionMode):
         Unsupported: if it asks what is another in a trace than in a run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared_or_not: set[int]) -> None:
         super().__init__()
         self.at_sizes = False
+        self.shared_or_not = shared_or_not
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SIZES:
@@ -111,7 +116,10 @@ class _Looking(TorchFunctionMode):
         elif func in _LAYOUT:
             name = getattr(getattr(func, "__self__", func), "__name__", func)
             raise Unsupported(f"the step looks at {name} of a tensor")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func in _MAY_COPY or (func is Tensor.to and "memory_format" in (kwargs or {})):
+            self.shared_or_not |= {t.untyped_storage()._cdata for t in (args[0], result)}
+        return result
 
 
 _ATEN = torch.ops.aten
@@ -146,6 +154,8 @@ class _Recorder(TorchDispatchMode):
         self.nodes: dict[int, fx.Node] = {}
         self.storages: dict[int, fx.Node] = {}
         """The last that was named of those that share their memory."""
+        self.shared_or_not: set[int] = set()
+        """Memory that some tensors share or not, depending on how those lie that the step is given."""
         self.alive: list[Any] = []
         """Every tensor seen: an id says something only while its tensor lives."""
 
@@ -180,6 +190,8 @@ class _Recorder(TorchDispatchMode):
             return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
         if func is _ATEN._efficientzerotensor.default:  # the derivative of `torch.sgn`
             func = _ATEN.zeros.default  # zeros that have memory, which a kernel reads
+        if self.shared_or_not and func._schema.is_mutable:
+            self._check_write(func, args, kwargs)
         result = func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
         if isinstance(result, Tensor) or several:
@@ -193,6 +205,21 @@ class _Recorder(TorchDispatchMode):
         elif result is not None:
             raise Unsupported(f"{func}: the step looks at a value")
         return result
+
+    def _check_write(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Raises Unsupported for a write to memory that some tensors share or not."""
+        arguments = func._schema.arguments
+        given = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
+        for argument in arguments:
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = given.get(argument.name)
+            for tensor in written if isinstance(written, tuple | list) else [written]:
+                if tensor is not None and tensor.untyped_storage()._cdata in self.shared_or_not:
+                    raise Unsupported(
+                        f"{func} writes to what `contiguous` or `reshape` gave, or was given: whether these "
+                        "are one tensor or two depends on how the inputs lie"
+                    )
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["val"] = tensor
