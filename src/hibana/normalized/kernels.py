@@ -105,7 +105,8 @@ def scales(
 ) -> None:
     """``inverse = 1 / sqrt(variance + eps)``, ``scale = inverse * weight``, ``shift = bias - mean * scale``.
 
-    What is not given is left out. `eps` is the bits of a float32. One piece of work.
+    What is not given is left out. `eps` is the bits of a float32. The shift is rounded once, as in torch's
+    own kernel. One piece of work.
     """
     added = eps.to(INT).number().spread(LANES)
     with code.loop(begin, end):
@@ -118,7 +119,7 @@ def scales(
             with code.when(bias.given()):
                 term.value = (bias + channel).load(LANES, there)
             with code.when(mean.given()):
-                term.value += -(mean + channel).load(LANES, there) * factor.value
+                term.value = (-(mean + channel).load(LANES, there)).fma(factor.value, term.value)
             (scale + channel).store(factor.value, there)
             (shift + channel).store(term.value, there)
 

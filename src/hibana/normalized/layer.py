@@ -244,23 +244,22 @@ class Standardised(_Wrapped):
 
 
 class Scaled(_Wrapped):
-    """``input * scale + shift``, as torch computes it from running statistics."""
+    """``input * scale + shift``, rounded once, as torch computes it from running statistics."""
 
     def normalised(self, input_: Tensor) -> Tensor:
-        return input_ * self.scale + self.shift
+        return torch.addcmul(self.shift, input_, self.scale)
 
 
 def _running(norm: Norm) -> list[Tensor]:
-    """Scale and shift of each channel, from running statistics."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    if not learns(norm.weight, norm.bias):
-        return list(scales(norm.running_var, norm.weight, norm.bias, norm.eps, norm.running_mean)[1:])
-    scale = 1 / torch.sqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean * scale
-    return [scale, shift if norm.bias is None else norm.bias + shift]
+    """Scale and shift of each channel, from running statistics: to the bit those of torch's own kernel."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    inverse, scale, shift = scales(variance, norm.weight, norm.bias, norm.eps, mean)
+    if learns(norm.weight, norm.bias):
+        scale = inverse if norm.weight is None else inverse * norm.weight
+        shift = torch.addcmul(torch.zeros_like(mean) if norm.bias is None else norm.bias, -mean, scale)
+    return [scale, shift]
 
 
 @torch.no_grad()
