@@ -91,6 +91,9 @@ def test_training_gives_what_the_modules_give_one_after_the_other(case):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch's kernels round a product by itself"
+)
 @pytest.mark.parametrize("case", sorted(SHAPES.keys() - {"without running statistics"}))
 @pytest.mark.usefixtures("_however_few")
 def test_evaluation_gives_it_to_the_bit(case):

@@ -39,9 +39,10 @@ class Normalized(nn.Sequential):
     normalised is never written to memory, nor is its gradient: forward that saves the passes in which it is
     written and read again, and back the one in which the gradient is read for its sums. Mean and variance are
     taken in one pass. The numbers are those of ``nn.BatchNorm2d`` on the joined batch (and of
-    ThresholdBatchNorm2d), running statistics included: in evaluation to the bit, in training up to the last
-    digits of mean and variance. Names of parameters and buffers are those of ``nn.Sequential``, and it folds
-    likewise (:func:`hibana.fold_batchnorm`).
+    ThresholdBatchNorm2d), running statistics included: in evaluation to the bit (where torch's kernels
+    multiply and add in one, as for AVX2 and AVX-512), in training up to the last digits of mean and variance.
+    Names of parameters and buffers are those of ``nn.Sequential``, and it folds likewise
+    (:func:`hibana.fold_batchnorm`).
 
     It is done so on the CPU, in float32, for a million numbers and more over all steps (in evaluation half)
     whose channels come last in memory, as :class:`hibana.Conv2d` gives them, and for neurons that are
