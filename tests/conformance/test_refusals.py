@@ -60,7 +60,7 @@ def test_what_gives_a_copy_or_not_is_compiled_where_nothing_is_written_after(wri
             doubled = input_ * 2
             if write == "before":
                 doubled.neg_()
-            return (v + doubled.contiguous().reshape(v.shape),)
+            return (v + torch.reshape(input=doubled.contiguous(), shape=v.shape),)
 
     for inputs in (torch.rand(4, 2, 3), torch.rand(4, 3, 2).mT):
         found, _ = hb.unroll(Copied(), inputs, backend="cpu")

@@ -116,9 +116,11 @@ class _Looking(TorchFunctionMode):
         elif func in _LAYOUT:
             name = getattr(getattr(func, "__self__", func), "__name__", func)
             raise Unsupported(f"the step looks at {name} of a tensor")
-        result = func(*args, **(kwargs or {}))
-        if func in _MAY_COPY or (func is Tensor.to and "memory_format" in (kwargs or {})):
-            self.shared_or_not |= {t.untyped_storage()._cdata for t in (args[0], result)}
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _MAY_COPY or (func is Tensor.to and "memory_format" in kwargs):
+            given = args[0] if args else kwargs["input"]
+            self.shared_or_not |= {t.untyped_storage()._cdata for t in (given, result)}
         return result
 
 
