@@ -116,6 +116,13 @@ class Quotient(hb.Cell):
         return n, 0.5 * v + input_, spike(n - 0.6)
 
 
+class Reciprocal(hb.Cell):
+    """Of a state begun with, which is infinite at once."""
+
+    def forward(self, input_, e, v, s):
+        return v.reciprocal(), input_ * 1.0, spike(v - 0.4)
+
+
 class Overflows(hb.Cell):
     """A number that float32 does not hold."""
 
@@ -138,7 +145,7 @@ class Scaled(hb.Cell):
 
 
 OWN = [Root, RootFedBack, RootOfPrevious, EmitsRoot, EmitsRootFedBack, Logarithm, Sign, Norm, Chosen, Chain]
-OWN += [Swapped, Rounded, Learned, Quotient, Overflows, OverflowsInTwo, Scaled]
+OWN += [Swapped, Rounded, Learned, Quotient, Reciprocal, Overflows, OverflowsInTwo, Scaled]
 
 
 def numbers(dtype: torch.dtype) -> torch.Tensor:

@@ -4,7 +4,8 @@ Autograd tells a gradient that is not there from one that is zero: what is not t
 nothing. A kernel is given zeros instead, and zero times a finite number is the same. It is not where a
 derivative is infinite or NaN, as that of ``sqrt`` at zero: there the kernel's answer would be NaN.
 
-Everything is bounded from above and below, given that what a step reads and what it leaves is finite.
+Everything is bounded from above and below, given that what a step reads and what it leaves is finite; but a
+quotient that may divide by zero may be infinite wherever it stands.
 """
 
 import math
@@ -84,7 +85,7 @@ class _Found:
                 found = self._made(other)
                 if found is not None and any(LARGEST < abs(end) < math.inf for end in found):
                     found = None
-                if found is None and other.args and other in self.finite:
+                if found is None and other.args and other.op != "div" and other in self.finite:
                     found = (0.0, math.inf) if other.op == "exp" else ANY
                 self.known[other] = found
         return self.known[value]
