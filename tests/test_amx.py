@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import hibana as hb
 from hibana.events import cost
-from hibana.events.convolution import amx, autograd
+from hibana.events.convolution import amx, amx_input, amx_weights, autograd
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution import reckoned as of_convolutions
 from hibana.events.convolution.geometry import Geometry
@@ -38,29 +38,91 @@ def _close(found, exact, torchs):
     assert float((found - exact).norm()) <= 2 * float((torchs - exact).norm()) + tiny
 
 
-@needs_it
-@pytest.mark.parametrize("seed", range(40))
-def test_sums_are_as_near_to_the_exact_ones_as_torchs(seed):
+def _drawn(seed):
+    """Some convolution of so many images: the number, a geometry, a weight; skipped, if none fits."""
     draw = random.Random(seed).choice
+    torch.manual_seed(seed)
     channels, outputs = draw([1, 3, 16, 32, 33, 70]), draw([1, 5, 16, 33, 64])
     kernel, stride = (draw([1, 2, 3, 5]), draw([1, 3])), (draw([1, 1, 2, 3]), draw([1, 1, 2]))
     padding, dilation = (draw([0, 1, 2, 4]), draw([0, 1, 2])), (draw([1, 1, 2]), draw([1, 1, 3]))
-    shape = draw([1, 2, 17, 20]), channels, draw([5, 8, 20]), draw([7, 8, 17])
-    geometry = Geometry(channels, shape[2:], kernel, stride, padding, dilation)
+    images, size = draw([1, 2, 17, 20]), (draw([5, 8, 20]), draw([7, 8, 17]))
+    geometry = Geometry(channels, size, kernel, stride, padding, dilation)
     if min(geometry.output) <= 0:
         pytest.skip("the window does not fit on the image")
-    images = _whole(shape, draw([0.0, 0.2, 1.0]), draw([1, 3, 15]), draw([1.0, 0.25]))
     weight = torch.randn(outputs, channels, *kernel) * 2.0 ** torch.randint(-30, 30, (outputs, 1, 1, 1))
     if draw([False, True]):
         weight = weight.contiguous(memory_format=torch.channels_last)
-    bias = torch.randn(outputs) if draw([False, True]) else None
-    how = stride, padding, dilation
+    return images, geometry, weight, draw
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(40))
+def test_sums_are_as_near_to_the_exact_ones_as_torchs(seed):
+    count, geometry, weight, draw = _drawn(seed)
+    shape = count, geometry.channels, *geometry.image
+    images = _whole(shape, draw([0.0, 0.2, 1.0]), draw([1, 3, 15]), draw([1.0, 0.25]))
+    bias = torch.randn(len(weight)) if draw([False, True]) else None
+    how = geometry.stride, geometry.padding, geometry.dilation
     exact_bias = None if bias is None else bias.double()
     exact = functional.conv2d(images.double(), weight.double(), exact_bias, *how)
     torchs = functional.conv2d(images.contiguous(), weight, bias, *how)
     found = amx.forward(_planes(images), weight, bias, geometry)
-    for output in range(outputs):
+    for output in range(len(weight)):
         _close(found[:, output], exact[:, output], torchs[:, output])
+
+
+def _torchs(grad, images, weight, geometry):
+    """Torch's gradients of the images and of the weight."""
+    how = geometry.stride, geometry.padding, geometry.dilation
+    last = False, [0, 0], 1, [True, True, False]
+    return torch.ops.aten.convolution_backward(grad, images, weight, None, *how, *last)[:2]
+
+
+def _gradient(count, geometry, weight, draw):
+    """Of the output: a row a pixel, and as torch has it."""
+    rows = torch.randn(count * geometry.output[0] * geometry.output[1], len(weight))
+    rows *= torch.rand(rows.shape) < draw([0.2, 1.0])
+    rows *= 2.0 ** torch.randint(-60, 30, (1,))
+    return rows, rows.view(count, *geometry.output, -1).permute(0, 3, 1, 2).contiguous()
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(60))
+def test_an_inputs_gradient_is_as_near_to_the_exact_one_as_torchs(seed):
+    count, geometry, weight, draw = _drawn(seed)
+    rows, grad = _gradient(count, geometry, weight, draw)
+    weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
+    images = grad.new_zeros(count, geometry.channels, *geometry.image)
+    exact = _torchs(grad.double(), images.double(), weight.double().contiguous(), geometry)[0]
+    found = amx_input.input_gradient(rows, weight, count, geometry)
+    _close(found, exact, _torchs(grad, images, weight.contiguous(), geometry)[0])
+
+
+@needs_it
+@pytest.mark.parametrize("seed", range(60))
+def test_a_weights_gradient_is_as_near_to_the_exact_one_as_torchs(seed):
+    count, geometry, weight, draw = _drawn(seed)
+    shape = count, geometry.channels, *geometry.image
+    images = _whole(shape, draw([0.0, 0.2, 1.0]), draw([1, 3, 15]), draw([1.0, 0.25]))
+    rows, grad = _gradient(count, geometry, weight, draw)
+    weight = weight.contiguous()
+    exact = _torchs(grad.double(), images.double(), weight.double(), geometry)[1]
+    found = amx_weights.weight_gradient(_planes(images), rows, geometry)
+    _close(found, exact, _torchs(grad, images.contiguous(), weight, geometry)[1])
+
+
+@needs_it
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan"), 3.4e38])
+@pytest.mark.parametrize("where", ["gradient", "weight"])
+def test_what_has_no_parts_is_left_to_torch(where, number):
+    geometry = Geometry(20, (6, 5), (3, 3), (1, 1), (1, 1), (1, 1))
+    rows, weight = torch.randn(2 * 30, 40), torch.randn(40, 20, 3, 3)
+    planes = _planes(_whole((2, 20, 6, 5), 0.3, 3))
+    assert amx_input.input_gradient(rows, weight, 2, geometry) is not None
+    assert amx_weights.weight_gradient(planes, rows, geometry) is not None
+    (rows if where == "gradient" else weight).view(-1)[-1] = number
+    assert amx_input.input_gradient(rows, weight, 2, geometry) is None
+    assert (amx_weights.weight_gradient(planes, rows, geometry) is None) == (where == "gradient")
 
 
 @needs_it
@@ -143,6 +205,37 @@ def test_a_layer_takes_it_where_that_is_sooner_and_has_torchs_outputs_and_gradie
         with torch.no_grad():
             torch.testing.assert_close(layer(images), dense(images), rtol=1e-4, atol=1e-4)
         assert layer.explain().endswith("(AMX); forward 0.10 of the dense time")
+
+
+@needs_it
+@pytest.mark.parametrize("number", [1.0, float("inf")])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_layers_gradients_are_computed_on_it_and_torchs_unless_one_is_not_finite(
+    monkeypatch, number, kernel
+):
+    sooner = cost.Product(1.0, lambda density: 0.6, matrix=0.1)
+    monkeypatch.setattr(of_convolutions, "costs", lambda *sizes: cost.Costs(sooner, sooner, sooner, 0.0))
+    monkeypatch.setattr(convolution_layer, "SMALLEST_WORK", 0)
+    found = []
+    for module, name in ((amx_input, "input_gradient"), (amx_weights, "weight_gradient")):
+        inner = getattr(module, name)
+        spied = lambda *given, inner=inner: found.append(inner(*given)) or found[-1]  # noqa: E731
+        monkeypatch.setattr(module, name, spied)
+    layer, dense = hb.Conv2d(16, 40, kernel, 1, kernel // 2), nn.Conv2d(16, 40, kernel, 1, kernel // 2)
+    layer.load_state_dict(dense.state_dict())
+    images = _whole((4, 16, 9, 8), 0.4, 1)
+    factors = torch.randn(4, 40, 9, 8)
+    factors[0, 0, 0, 0] = number
+    gradients = []
+    for each in (layer, dense):
+        there = images.clone().requires_grad_()
+        each(there).backward(factors)
+        gradients.append([there.grad, each.weight.grad, each.bias.grad])
+    assert [each is None for each in found] == [number == float("inf")] * 2
+    if number == float("inf"):  # times the spikes that are none: torch says NaN, where nothing is added
+        gradients = [(of_input, of_weight[1:], of_bias) for of_input, of_weight, of_bias in gradients]
+    for got, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @needs_it

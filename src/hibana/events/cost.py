@@ -18,6 +18,8 @@ MARGIN = 0.75
 """Events are chosen where they should take less than this part of the dense product's time."""
 ELSEWHERE_ZERO = 0.8
 """The same for an input's gradient computed on the support."""
+EVERYWHERE = 0.85
+"""And for one computed everywhere, on the unit for matrices."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
 APART = 2e-4
@@ -115,6 +117,8 @@ class Choice(NamedTuple):
     """What they should take, for people."""
     matrix: bool = False
     """Whether the sums of the forward are computed on the processor's unit for matrices."""
+    weights_matrix: bool = False
+    """Whether the weights' gradient is."""
 
     @property
     def any(self) -> bool:
@@ -129,7 +133,16 @@ class Choice(NamedTuple):
         """Whether the input's gradient is computed on this density of it only; unreckoned, up to `most`."""
         if self.costs is None:
             return density <= most
-        return self.costs.input.ratio(density) < ELSEWHERE_ZERO
+        product = self.costs.input
+        return not product.by_matrix(density) and product.ratio(density) < ELSEWHERE_ZERO
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether the input's gradient, where it is computed everywhere, is on the unit for matrices."""
+        if self.costs is None:
+            return False
+        product = self.costs.input
+        return product.matrix + product.call < EVERYWHERE * product.dense
 
 
 ALL = Choice()
@@ -176,4 +189,5 @@ def _chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: bo
     elif pays[0] != pays[1]:
         pays = pays[0] and alone[0], pays[1] and alone[1]
     matrix = pays[0] and costs.forward.by_matrix(density, planes)
-    return Choice(*pays, costs, f"{said} of the dense time", matrix)
+    weights_matrix = bool(pays[1]) and costs.weights.by_matrix(density, planes)
+    return Choice(*pays, costs, f"{said} of the dense time", matrix, weights_matrix)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.convolution import amx_kernels as kernels
+from hibana.events.convolution.amx_tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
 from hibana.native import SHORT
@@ -20,7 +21,7 @@ SMALL = 160
 """Pixels of an image's output of which too few tiles would be full; of several they lie side by side."""
 PIECES = 4
 """Of work, for each thread, that they may share evenly."""
-FEWEST = 2 * kernels.BLOCKS * SIDE
+FEWEST = 2 * BLOCKS * SIDE
 """Pixels that are worth a piece."""
 
 
@@ -44,20 +45,19 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def layout(images: int, geometry: Geometry, threads: int) -> Layout:
-    """For so many images and threads."""
+def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR) -> Layout:
+    """For so many images and threads, of which as many bytes are near at a time."""
     down, across = geometry.stride
     (height, width), margin = geometry.output, geometry.padding[1]
     padded = geometry.image[1] + 2 * margin
     # at a stride of 1 the zeros before a row are those after the one before
     pitch = max(padded - margin, width) if across == 1 else -(-padded // across)
     together = SIDE if images >= SIDE and height * pitch <= SMALL else 1
-    pixel = together * _blocks(geometry) * kernels.BLOCK
+    pixel = together * _blocks(geometry) * BLOCK
     row = down * across * pitch * pixel * SHORT.size
-    most = max(1, NEAR // row - geometry.reach[0] // down)
+    most = near // row - geometry.reach[0] // down
     shared = -(-height * images // (PIECES * threads * together))
-    deep = max(min(most, shared), -(-FEWEST // (pitch * together)))
-    deep = -(-height // -(-height // deep))
+    deep = rows_at_once(height, most, shared, pitch * together)
     tall = deep + geometry.reach[0] // down
     remainder = tall * pitch * pixel
     taps = [
@@ -66,6 +66,12 @@ def layout(images: int, geometry: Geometry, threads: int) -> Layout:
         for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
     ]
     return Layout(deep, tall, pitch, together, torch.tensor(taps, dtype=torch.int64, device="cpu"))
+
+
+def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
+    """Of `height` rows of so many pixels: at `most`, and as the work is `shared`, but enough for a piece."""
+    deep = max(1, min(most, shared), -(-FEWEST // row))
+    return -(-height // -(-height // deep))
 
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -94,7 +100,7 @@ def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
     """`weight` in tiles."""
     outputs, taps, blocks = weight.shape[0], geometry.kernel[0] * geometry.kernel[1], _blocks(geometry)
     tiles = -(-outputs // SIDE)
-    table = torch.empty(tiles * taps * blocks * kernels.PARTS * kernels.TILE, dtype=torch.int16, device="cpu")
+    table = torch.empty(tiles * taps * blocks * PARTS * TILE, dtype=torch.int16, device="cpu")
     last = weight.is_contiguous(memory_format=torch.channels_last)
     kernels.pack(
         tiles * blocks,
@@ -110,4 +116,4 @@ def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
 
 def _blocks(geometry: Geometry) -> int:
     """Of channels of a pixel."""
-    return -(-geometry.channels // kernels.BLOCK)
+    return -(-geometry.channels // BLOCK)

@@ -6,15 +6,25 @@ with zeros around them and their rows one after the other, so that a tile of pix
 read at any place under a window, and no window is gathered.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from hibana.events.convolution.amx_tiles import (
+    BLOCK,
+    BLOCKS,
+    PARTS,
+    TILE,
+    Near,
+    Places,
+    in_parts,
+    multiplied,
+    tiled,
+)
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.lists import bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES, transposed
 from hibana.native import (
     FLOAT,
     INT,
-    LONG,
     SHORT,
     Code,
     Floats,
@@ -25,22 +35,12 @@ from hibana.native import (
     Value,
     kernel,
 )
-from hibana.native.amx import SIDE, Tiles, tiles
+from hibana.native.amx import SIDE, tiles
 
-__all__ = ["BLOCK", "BLOCKS", "PARTS", "TILE", "forward", "pack"]
+__all__ = ["forward", "pack", "whole_numbers"]
 
-PARTS = 3
-"""Numbers of bfloat16 that a weight is the sum of."""
-BLOCK = 32
-"""Channels of a pixel that one tile holds."""
-BLOCKS = 3
-"""Tiles of pixels that meet the same weights; as many sums, and two of weights, fill the eight."""
-TILE = SIDE * BLOCK
-"""Numbers of bfloat16 in a tile."""
 _ONE = 0x3F80
 """1 in bfloat16."""
-_UPPER = -(1 << 16)
-"""The bits of a float32 that bfloat16 has."""
 
 
 @kernel
@@ -79,22 +79,9 @@ def pack(
             tile = target + ((piece // blocks * taps + tap) * blocks + block) * (PARTS * TILE)
             with code.loop(0, SIDE) as pair:
                 row = rows + (pair * 2 * next_channel + tap * next_tap) * LANES
-                low, high = (_parts(each.load(LANES)) for each in (row, row + next_channel * LANES))
+                low, high = (in_parts(each.load(LANES)) for each in (row, row + next_channel * LANES))
                 for part, (one, other) in enumerate(zip(low, high, strict=True)):
                     (tile.of(Ints) + pair * LANES + part * (TILE // 2)).store((one >> 16) | other)
-
-
-def _parts(number: Value) -> list[Value]:
-    """The bits of numbers of bfloat16 whose sum `number` is: its first digits, and what is left each time.
-
-    Which is exact; of infinity nothing is left.
-    """
-    found = []
-    for _ in range(PARTS):
-        bits = number.integer() & _UPPER
-        found.append(bits)
-        number = abs(number).equals(float("inf")).select(0.0, number - bits.number())
-    return found
 
 
 @kernel
@@ -121,27 +108,25 @@ def forward(
 ) -> None:
     """The sums for `planes` of bits and what :func:`pack` made of the weights, channels last.
 
-    One piece of work is `deep` rows of the output of `together` images. The pixels that they meet, as numbers
-    of bfloat16, lie in `tall` rows of `pitch`, each pixel of one image beside those of the others, and those
-    of each remainder by the stride apart: so what lies under one place of the windows are pixels that follow
-    one another, and `taps` says where they begin, in numbers. Pixels between the rows of the output are
-    computed too, and not written.
+    One piece of work is `deep` rows of the output of `together` images. What they meet lies as :class:`Near`
+    says, as numbers of bfloat16; `taps` says where what is under each place of the windows begins. Pixels
+    between the rows of the output are computed too, and not written.
     """
+    lying = Near(stride_down, stride_across, tall, pitch, together)
     blocks = (sizes.channels + (BLOCK - 1)) // BLOCK
     pixel = blocks * BLOCK
     words = words_of(sizes.width * sizes.channels)
-    row_numbers = pitch * together * pixel
-    remainder = tall * row_numbers
-    pixels = stride_down * stride_across * remainder
-    beyond = ((sizes.kernel_width - 1) * sizes.dilation_across * together + BLOCKS * SIDE) * pixel
+    beyond = (sizes.kernel_width - 1) * sizes.dilation_across * together + BLOCKS * SIDE
+    numbers = (stride_down * stride_across * lying.remainder + beyond) * pixel
     bands = (sizes.out_height + deep - 1) // deep
-    taps_tiles = sizes.kernel_height * sizes.kernel_width * blocks * (PARTS * TILE)
+    windows = sizes.kernel_height * sizes.kernel_width
+    taps_tiles = windows * blocks * (PARTS * TILE)
     with (
         tiles(code) as unit,
-        code.scratch((Shorts, pixels + beyond), (Longs, (words + 1) * planes)) as (near, rows_of_bits),
+        code.scratch((Shorts, numbers), (Longs, (words + 1) * planes)) as (near, rows_of_bits),
     ):
         sums = code.array(Floats, BLOCKS * SIDE * LANES)
-        near.clear(pixels + beyond)
+        near.clear(numbers)
         lines = [rows_of_bits + (words + 1) * plane for plane in range(planes)]
         for each in lines:
             each[words] = 0
@@ -149,25 +134,24 @@ def forward(
             image, top = piece // bands * together, piece % bands * deep
             count = (images - image).smaller(together)
             height = (sizes.out_height - top).smaller(deep)
-            with code.loop(0, stride_down) as left, code.loop(0, tall) as row:
-                y = (top + row) * stride_down + left - sizes.padding_down
-                to = near + left * stride_across * remainder + row * row_numbers
-                inside = (y >= 0) & (y < sizes.height)
-                with code.when(~inside), code.loop(0, stride_across) as other:
-                    (to + other * remainder).clear(row_numbers)
-                with code.when(inside), code.loop(0, count) as i:
+
+            def brought(y: Value, to: Value) -> None:
+                with code.loop(0, count) as i:
                     for plane, each in enumerate(lines):
                         each.copy(bits + ((images * plane + image + i) * sizes.height + y) * words, words)
-                    with code.loop(0, stride_across) as other:
-                        first = (other + stride_across - sizes.padding_across % stride_across) % stride_across
-                        before = (first + sizes.padding_across) // stride_across * together + i
-                        at = code.variable((to + other * remainder + before * pixel).address())
-                        with code.loop(first, sizes.width, stride_across) as x:
-                            _put(code, type(near).at(at.value), lines, x * sizes.channels, sizes.channels)
-                            at.value += together * pixel * SHORT.size
+                    row = near + (to + i) * pixel
+
+                    def put(x: Value, further: Value) -> None:
+                        _put(code, row + further * pixel, lines, x * sizes.channels, sizes.channels)
+
+                    lying.pixels(code, sizes, put)
+
+            lying.rows(code, sizes, top, brought, lambda to: (near + to * pixel).clear(lying.line * pixel))
             out = target + (image * sizes.out_height + top) * sizes.out_width * outputs
             rows = (height * pitch * together + (SIDE - 1)) // SIDE
-            places = _Places(sizes, outputs, pitch, together, count, height)
+            row = sizes.out_width * outputs
+            steps = row * sizes.out_height, row, outputs
+            places = Places(pitch, together, count, (height, sizes.out_width), steps)
             with code.loop(0, outputs, SIDE) as output:
                 there = code.first((outputs - output).smaller(SIDE), LANES)
                 start = code.variable(0.0, FLOAT.of(LANES))
@@ -175,59 +159,15 @@ def forward(
                     start.value = (bias + output).load(LANES, there)
                 weights = table + output // SIDE * taps_tiles
 
-                def some(blocks: int, tile: Value) -> None:
-                    _multiplied(code, unit, blocks, near + tile * (SIDE * pixel), weights, taps, sums, sizes)
-                    for sums_from, to, number, step in places.runs(code, tile * SIDE, blocks * SIDE):
+                def some(count: int, tile: Value) -> None:
+                    at = near + tile * (SIDE * pixel)
+                    multiplied(code, unit, count, at, weights, taps, windows, blocks, sums)
+                    for sums_from, to, number, step in places.runs(code, tile * SIDE, count * SIDE):
                         with code.loop(0, number) as k:
                             values = (sums + (sums_from + k) * LANES).load(LANES)
                             (out + output + to + k * step).store(values + start.value, there)
 
-                whole = rows - rows % BLOCKS
-                with code.loop(0, whole, BLOCKS) as tile:
-                    some(BLOCKS, tile)
-                for left_over in range(1, BLOCKS):
-                    with code.when((rows - whole).equals(left_over)):
-                        some(left_over, whole)
-
-
-class _Places:
-    """Where the sums of a piece of work are written: of pixels that follow one another, in runs.
-
-    A run is of pixels of one row; of one pixel of several images, where these lie side by side.
-    """
-
-    def __init__(
-        self, sizes: Sizes, outputs: Value, pitch: Value, together: Value, images: Value, height: Value
-    ) -> None:
-        alone = together.equals(1)
-        pixel, row = outputs, sizes.out_width * outputs
-        self.size, self.wanted = alone.select(pitch, together), alone.select(sizes.out_width, images)
-        self.step = alone.select(pixel, row * sizes.out_height)
-        self.runs_of_row, self.wanted_of_row = alone.select(1, pitch), alone.select(1, sizes.out_width)
-        self.pixel, self.row, self.height = pixel, row, height
-
-    def runs(self, code: Code, first: Value, count: int) -> Iterator[tuple[Value, Value, Value, Value]]:
-        """Of `count` pixels from the `first` on, what there is to write, once for all runs.
-
-        Gives after which of the pixels a run begins, where its first is written, how many there are, and how
-        far apart they are written.
-        """
-        begun = first // self.size
-        done, skipped = code.variable(0), code.variable(first % self.size)
-        x, y = code.variable(begun % self.runs_of_row), code.variable(begun // self.runs_of_row)
-        with code.repeat() as again:
-            length = (self.size - skipped.value).smaller(count - done.value)
-            inside = (x.value < self.wanted_of_row) & (y.value < self.height)
-            number = inside.select((self.wanted - skipped.value).smaller(length), 0)
-            to = y.value * self.row + x.value * self.pixel + skipped.value * self.step
-            yield done.value, to, number, self.step
-            done.value += length
-            skipped.value = done.value.constant(LONG, 0)
-            following = x.value + 1
-            ended = following.equals(self.runs_of_row)
-            x.value = ended.select(0, following)
-            y.value += ended.to(LONG)
-            again(done.value < count)
+                tiled(code, rows, some)
 
 
 def _put(code: Code, target: Pointer, planes: Sequence[Pointer], position: Value, channels: Value) -> None:
@@ -235,10 +175,10 @@ def _put(code: Code, target: Pointer, planes: Sequence[Pointer], position: Value
     with code.loop(0, channels, BLOCK) as first:
         there = first_bits(code, (channels - first).smaller(BLOCK))
         found = [(bits_from(plane, position + first) & there).mask(BLOCK) for plane in planes]
-        (target + first).store(_whole(code, found))
+        (target + first).store(whole_numbers(code, found))
 
 
-def _whole(code: Code, planes: Sequence[Value]) -> Value:
+def whole_numbers(code: Code, planes: Sequence[Value]) -> Value:
     """The numbers that the bits of the `planes` are, in bfloat16."""
     if len(planes) == 1:
         return planes[0].select(code.constant(_ONE, SHORT.of(BLOCK)), 0)
@@ -246,34 +186,3 @@ def _whole(code: Code, planes: Sequence[Value]) -> Value:
     for k, plane in enumerate(planes[1:], 1):
         number |= plane.select(code.constant(1 << k, INT.of(BLOCK)), 0)
     return (number.real(FLOAT).integer() >> 16).to(SHORT)
-
-
-def _multiplied(
-    code: Code,
-    unit: Tiles,
-    count: int,
-    pixels: Pointer,
-    weights: Pointer,
-    taps: Pointer,
-    sums: Pointer,
-    sizes: Sizes,
-) -> None:
-    """The sums of `count` tiles of `pixels` under all places of their windows, ``[count * 16][16]``."""
-    blocks = (sizes.channels + (BLOCK - 1)) // BLOCK
-    pitch = blocks * (BLOCK * SHORT.size)
-    tile = code.variable(weights.address())
-    for total in range(count):
-        unit.clear(total)
-    with code.loop(0, sizes.kernel_height * sizes.kernel_width) as tap:
-        at = pixels + taps[tap]
-        with code.loop(0, blocks) as block:
-            for k in range(count):
-                unit.load(BLOCKS + k, at + block * BLOCK + blocks * (BLOCK * SIDE * k), pitch)
-            for part in range(PARTS):
-                right = 2 * BLOCKS + part % 2
-                unit.load(right, type(weights).at(tile.value) + part * TILE, BLOCK * SHORT.size)
-                for k in range(count):
-                    unit.multiply(k, BLOCKS + k, right)
-            tile.value += PARTS * TILE * SHORT.size
-    for total in range(count):
-        unit.store(total, sums + total * SIDE * LANES, LANES * FLOAT.size)

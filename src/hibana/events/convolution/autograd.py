@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.events.bits import density_of
 from hibana.events.checks import dense_for_more
-from hibana.events.convolution import amx, dense, kernels, pixels
+from hibana.events.convolution import amx, amx_input, amx_weights, dense, kernels, pixels
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
@@ -133,6 +133,25 @@ def _lanes(outputs: int) -> int:
     return -(-outputs // row) * row
 
 
+def _weight_gradient(
+    input_: Planes, windows: Tensor | None, rows: Tensor, geometry: Geometry, choice: Choice, biases: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of the weights, ``[outputs, channels, *kernel]``, and if asked for that of the `biases`.
+
+    From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
+    """
+    found = amx_weights.weight_gradient(input_, rows, geometry) if choice.weights_matrix else None
+    if found is None and pixels.pay_for_weights(geometry, input_.density):
+        found = pixels.weight_gradient(input_, rows, geometry)
+    if found is not None:
+        return found, rows.sum(0) if biases else None
+    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    if windows is None:
+        windows = windows_of(input_.bits, geometry)
+    flat, to_biases = product.weight_gradient(windows, input_.density, rows, inputs, biases, input_.scales)
+    return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2), to_biases
+
+
 class _Convolution(torch.autograd.Function):
     """Keeps the bits of the spikes, not the spikes; those under each window too where they are few."""
 
@@ -156,7 +175,8 @@ class _Convolution(torch.autograd.Function):
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, weight, bias, geometry)
         out, windows = _sums(input_, weight, bias, geometry, choice)
-        used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
+        by_pixels = choice.weights_matrix or pixels.pay_for_weights(geometry, input_.density)
+        used = choice.weights and not by_pixels
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
         ctx.save_for_backward(input_.bits, weight, windows, numbers)
@@ -175,22 +195,20 @@ class _Convolution(torch.autograd.Function):
             length = geometry.channels * geometry.image[1]
             used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
             by_values = _pays_by_values(rows, used, geometry)
-        densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
+        everywhere = to_inputs and used is None and not by_values
+        if everywhere and ctx.choice.everywhere:
+            to_images = amx_input.input_gradient(rows, weight, ctx.shape[0], geometry)
+        densely = everywhere and to_images is None, to_weights and numbers is not None
         if any(densely):
-            to_images, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
+            found, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
+            to_images = found if densely[0] else to_images
         if by_values:
             to_images = _input_gradient_of_few(weight, rows, geometry)
         elif used is not None:
             to_images = input_gradient(used, weight, rows, geometry)
-        if to_weights and numbers is None and pixels.pay_for_weights(geometry, ctx.density):
-            to_weight = pixels.weight_gradient(Planes(bits, ctx.density, ctx.scales[0]), rows, geometry)
-            to_bias = rows.sum(0) if to_biases else None
-        elif to_weights and numbers is None:
-            inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
-            if windows is None:
-                windows = windows_of(bits, geometry)
-            flat, to_bias = product.weight_gradient(windows, ctx.density, rows, inputs, to_biases, ctx.scales)
-            to_weight = flat.view(len(weight), *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
+        if to_weights and numbers is None:
+            input_ = Planes(bits, ctx.density, ctx.scales[0])
+            to_weight, to_bias = _weight_gradient(input_, windows, rows, geometry, ctx.choice, to_biases)
         elif to_biases:
             to_bias = rows.sum(0)
         return to_images, to_weight, to_bias, None, None, None, None, None

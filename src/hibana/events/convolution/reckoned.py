@@ -11,7 +11,16 @@ import torch
 from torch.nn import functional
 
 from hibana.events import cost
-from hibana.events.convolution import amx, amx_kernels, autograd, kernels, pixels, scattered
+from hibana.events.convolution import (
+    amx,
+    amx_input,
+    amx_reckoned,
+    amx_weights,
+    autograd,
+    kernels,
+    pixels,
+    scattered,
+)
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
@@ -42,9 +51,14 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
         cost.Product(dense, cache(partial(_forward, *sizes)), call, _matrix(*sizes, threads)),
-        cost.Product(learned, cache(partial(_weights, *sizes, threads)), call),
         cost.Product(
-            dense, cache(lambda density: _input(*sizes, density) * speed(_INPUT)), cost.OVERHEAD * pace
+            learned, cache(partial(_weights, *sizes, threads)), call, _weights_matrix(*sizes, threads)
+        ),
+        cost.Product(
+            dense,
+            cache(lambda density: _input(*sizes, density) * speed(_INPUT)),
+            cost.OVERHEAD * pace,
+            _input_matrix(*sizes, threads),
         ),
         scan(images * geometry.image[0] * geometry.image[1] * geometry.channels),
         cost.APART * pace,
@@ -72,21 +86,21 @@ def _matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> floa
     """Seconds of the sums on the unit for matrices; never, where there is none or costs are fixed."""
     if fixed() or not amx.there():
         return float("inf")
-    return _by_amx(images, outputs, geometry, threads) * speed(_AMX)
+    return amx_reckoned.forward(images, outputs, geometry, threads) * speed(_AMX)
 
 
-def _by_amx(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Fitted to 25 convolutions, within a fifth (an Intel Xeon with AMX)."""
-    layout = amx.layout(images, geometry, threads)
-    pieces, across = layout.pieces(images, geometry), -(-outputs // amx.SIDE)
-    blocks = -(-geometry.channels // amx_kernels.BLOCK)
-    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // amx.SIDE) * across
-    taps = geometry.kernel[0] * geometry.kernel[1]
-    multiplied = tiles * taps * blocks * amx_kernels.PARTS
-    rows = min(layout.tall * geometry.stride[0], geometry.image[0])
-    widened = pieces * layout.together * rows * geometry.image[1] * blocks
-    packing = 1.4 * outputs * geometry.channels * taps
-    return NANO * (28_000 + packing + 5.7 * multiplied + 2.7 * widened + 3.4 * amx.SIDE * tiles)
+def _input_matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Seconds of the input's gradient on that unit; never of one pixel, which is soon multiplied."""
+    if geometry.kernel == (1, 1) or fixed() or not amx.there():
+        return float("inf")
+    return amx_reckoned.input_gradient(images, outputs, geometry, threads) * speed(_AMX_INPUT)
+
+
+def _weights_matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Seconds of the weights' gradient on that unit."""
+    if fixed() or not amx.there():
+        return float("inf")
+    return amx_reckoned.weight_gradient(images, outputs, geometry, threads) * speed(_AMX_WEIGHTS)
 
 
 def _weights(images: int, outputs: int, geometry: Geometry, threads: int, density: float) -> float:
@@ -259,6 +273,18 @@ def _by_amx_of() -> Call:
     return partial(amx.forward, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry)
 
 
+def _input_by_amx_of() -> Call:
+    images, channels, geometry = _WIDE
+    rows = numbers(_sizes(images, geometry)[0], channels)
+    return partial(amx_input.input_gradient, rows, numbers(channels, channels, 3, 3), images, geometry)
+
+
+def _weights_by_amx_of() -> Call:
+    planes, geometry = _planes()
+    rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
+    return partial(amx_weights.weight_gradient, planes, rows, geometry)
+
+
 def _weights_by_pixels_of() -> Call:
     planes, geometry = _planes()
     rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
@@ -277,7 +303,9 @@ _WINDOWS = Way("windows", _windows(_WIDE[0], _WIDE[2]), _windows_of)
 _INPUT = Way("input of windows", _input(*_WIDE, 1 / 4), _input_of)
 _FEW = 1 / 8
 _PIXELS = Way("pixels", _by_pixels(*_WIDE, _FEW), _by_pixels_of)
-_AMX = Way("unit for matrices", _by_amx(*_WIDE, 1), _by_amx_of)
+_AMX = Way("unit for matrices", amx_reckoned.forward(*_WIDE, 1), _by_amx_of)
+_AMX_INPUT = Way("input by that unit", amx_reckoned.input_gradient(*_WIDE, 1), _input_by_amx_of)
+_AMX_WEIGHTS = Way("weights by that unit", amx_reckoned.weight_gradient(*_WIDE, 1), _weights_by_amx_of)
 _PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_WIDE, _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 

@@ -1,0 +1,176 @@
+"""The gradient of a convolution's input on the processor's unit for matrices, everywhere.
+
+A gradient is no spike: it is the sum of three numbers of bfloat16, as a weight is, and of the nine products
+of both the six are computed that reach the digits of a float32. Pixels of the input that are the same
+remainder by the stride apart meet the same weights, at pixels of the output that follow one another: for each
+remainder it is a convolution of its own, at a stride of 1.
+"""
+
+from hibana.events.convolution.amx_tiles import (
+    BLOCK,
+    BLOCKS,
+    PARTS,
+    TILE,
+    Places,
+    in_parts,
+    multiplied,
+    tiled,
+)
+from hibana.events.convolution.kernels import Sizes
+from hibana.events.lanes.rows import LANES, transposed
+from hibana.native import BYTE, INT, SHORT, Bytes, Code, Floats, Ints, Longs, Shorts, Value, kernel
+from hibana.native.amx import SIDE, tiles
+
+__all__ = ["input_gradient", "pack", "strange_numbers"]
+
+_SIGN = (1 << 31) - 1
+"""All bits of a float32 but that of its sign."""
+_STRANGE = 0x7F7F8000 - 1
+"""What is above it is rounded to no finite number of bfloat16."""
+
+
+@kernel
+def pack(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    order: Longs,
+    target: Shorts,
+    strange: Bytes,
+    outputs: Value,
+    channels: Value,
+    taps: Value,
+    channels_last: Value,
+) -> None:
+    """Weights as ``[tiles of channels][taps][blocks of outputs][parts][16][16][2]``, zeros between.
+
+    They are ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`; taps are put
+    in `order`. One piece of work is one block of outputs of one tile of channels; whether any of its weights
+    has no parts is said in `strange`.
+    """
+    blocks = (outputs + (BLOCK - 1)) // BLOCK
+    row = taps * LANES
+    with code.scratch((Floats, row * BLOCK)) as (rows,), code.loop(begin, end) as piece:
+        first, block = piece // blocks * SIDE, piece % blocks
+        count, wide = (channels - first).smaller(SIDE), (outputs - block * BLOCK).smaller(BLOCK)
+        there = code.first(count, LANES)
+        found = code.variable(0, INT.of(LANES))
+        with code.when((count < SIDE) | (wide < BLOCK)):
+            rows.clear(row * BLOCK)
+        with code.loop(0, wide) as output:
+            at = source + (block * BLOCK + output) * channels * taps
+            with code.when(channels_last > 0), code.loop(0, taps) as tap:
+                (rows + output * row + tap * LANES).store((at + tap * channels + first).load(LANES, there))
+            with code.when(channels_last.equals(0)):
+                lying, lanes = at + first * taps, code.constant(LANES)
+                transposed(code, rows + output * row, lanes, lying, taps, count, taps)
+        with code.loop(0, taps) as tap:
+            tile = target + ((piece // blocks * taps + tap) * blocks + block) * (PARTS * TILE)
+            with code.loop(0, SIDE) as pair:
+                one = rows + pair * 2 * row + order[tap] * LANES
+                both = [at.load(LANES) for at in (one, one + row)]
+                for number in both:
+                    found.value |= strange_numbers(number)
+                parts = [in_parts(number, rounded=True) for number in both]
+                for part, (low, high) in enumerate(zip(*parts, strict=True)):
+                    (tile.of(Ints) + pair * LANES + part * (TILE // 2)).store((low >> 16) | high)
+        strange[piece] = found.value.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
+
+
+def strange_numbers(number: Value) -> Value:
+    """Not zero where `number` has no parts: it is infinite, or none, or about as large."""
+    bits = number.integer() & _SIGN
+    return (bits > _STRANGE).select(bits, 0)
+
+
+@kernel
+def input_gradient(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    gradient: Floats,
+    table: Shorts,
+    taps: Longs,
+    firsts: Longs,
+    strange: Bytes,
+    target: Floats,
+    sizes: Sizes,
+    stride_down: Value,
+    stride_across: Value,
+    images: Value,
+    outputs: Value,
+    deep: Value,
+    tall: Value,
+    pitch: Value,
+    together: Value,
+    above: Value,
+    before: Value,
+    near: Value,
+) -> None:
+    """The gradient of the input from that of the output and what :func:`pack` made of the weights.
+
+    One piece of work is `deep` times the stride rows of the input of `together` images. The pixels of the
+    output that they meet lie near in three parts, `near` numbers each, in `tall` rows of `pitch`, `above` of
+    them before the first that is its own and `before` pixels before the first of a row; each pixel of one
+    image beside those of the others. Those of the remainder ``r`` meet the taps from ``firsts[r]`` up to
+    ``firsts[r + 1]``, and `taps` says where they begin, in numbers. Pixels between the rows of the input are
+    computed too, and not written. Whether any of the gradient has no parts is said in `strange`.
+    """
+    blocks = (outputs + (BLOCK - 1)) // BLOCK
+    pixel = blocks * BLOCK
+    row_numbers = pitch * together * pixel
+    steps = (sizes.height + stride_down - 1) // stride_down
+    bands = (steps + deep - 1) // deep
+    windows = sizes.kernel_height * sizes.kernel_width
+    row = sizes.width * sizes.channels
+    with tiles(code) as unit, code.scratch((Shorts, near * PARTS)) as (pixels,):
+        sums = code.array(Floats, BLOCKS * SIDE * LANES)
+        pixels.clear(near * PARTS)
+        with code.loop(begin, end) as piece:
+            image, top = piece // bands * together, piece % bands * deep
+            count = (images - image).smaller(together)
+            found = code.variable(0, INT.of(LANES))
+            with code.loop(0, tall) as line:
+                y = top + line - above
+                to = pixels + before * together * pixel + line * row_numbers
+                inside = (y >= 0) & (y < sizes.out_height)
+                with code.when(~inside):
+                    for part in range(PARTS):
+                        (to + near * part).clear(sizes.out_width * together * pixel)
+                with code.when(inside), code.loop(0, count) as i:
+                    at = gradient + ((image + i) * sizes.out_height + y) * sizes.out_width * outputs
+                    with code.loop(0, sizes.out_width) as x, code.loop(0, outputs, LANES) as output:
+                        there = code.first((outputs - output).smaller(LANES), LANES)
+                        numbers = (at + x * outputs + output).load(LANES, there)
+                        found.value |= strange_numbers(numbers)
+                        place = to + (x * together + i) * pixel + output
+                        for part, bits in enumerate(in_parts(numbers, rounded=True)):
+                            (place + near * part).store((bits >> 16).to(SHORT))
+            strange[piece] = found.value.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
+            with code.loop(0, stride_down) as down, code.loop(0, stride_across) as across:
+                remainder = down * stride_across + across
+                first, last = firsts[remainder], firsts[remainder + 1]
+                wide = (sizes.width - across + stride_across - 1) // stride_across
+                high = ((sizes.height - down + stride_down - 1) // stride_down - top).smaller(deep).larger(0)
+                rows = (high * pitch * together + (SIDE - 1)) // SIDE
+                apart = row * sizes.height, row * stride_down, sizes.channels * stride_across
+                places = Places(pitch, together, count, (high, wide), apart)
+                out = target + ((image * sizes.height + top * stride_down + down) * row)
+                with code.loop(0, sizes.channels, SIDE) as channel:
+                    there = code.first((sizes.channels - channel).smaller(SIDE), LANES)
+                    weights = table + (channel // SIDE * windows + first) * blocks * (PARTS * TILE)
+
+                    def some(number: int, tile: Value) -> None:
+                        at, own = pixels + tile * (SIDE * pixel), taps + first
+                        parts = [near, near * 2]
+                        multiplied(code, unit, number, at, weights, own, last - first, blocks, sums, parts)
+                        for sums_from, to, written, step in places.runs(code, tile * SIDE, number * SIDE):
+                            with code.loop(0, written) as k:
+                                values = (sums + (sums_from + k) * LANES).load(LANES)
+                                start = out + across * sizes.channels + channel
+                                (start + to + k * step).store(values, there)
+
+                    tiled(code, rows, some)

@@ -1,0 +1,55 @@
+"""What a convolution should take on the processor's unit for matrices: seconds of one thread.
+
+Constants are nanoseconds, fitted within a fifth (an Intel Xeon with AMX).
+"""
+
+from hibana.events.convolution import amx, amx_input, amx_weights
+from hibana.events.convolution.amx_tiles import BLOCK, PARTS
+from hibana.events.convolution.geometry import Geometry
+from hibana.events.linear.reckoned import NANO
+from hibana.native.amx import SIDE
+
+__all__ = ["forward", "input_gradient", "weight_gradient"]
+
+
+def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Of the sums; fitted to 25 convolutions."""
+    layout = amx.layout(images, geometry, threads)
+    pieces, across = layout.pieces(images, geometry), -(-outputs // SIDE)
+    blocks = -(-geometry.channels // BLOCK)
+    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    multiplied = tiles * taps * blocks * PARTS
+    rows = min(layout.tall * geometry.stride[0], geometry.image[0])
+    widened = pieces * layout.together * rows * geometry.image[1] * blocks
+    packing = 1.4 * outputs * geometry.channels * taps
+    return NANO * (28_000 + packing + 5.7 * multiplied + 2.7 * widened + 3.4 * SIDE * tiles)
+
+
+def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Of the input's gradient, everywhere; fitted to 13."""
+    layout = amx_input.layout(images, outputs, geometry, threads)
+    pieces, across = layout.pieces(images, geometry), -(-geometry.channels // SIDE)
+    blocks, taps = -(-outputs // BLOCK), geometry.kernel[0] * geometry.kernel[1]
+    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
+    multiplied = tiles * taps * blocks * amx_input.PRODUCTS
+    near = pieces * layout.together * min(layout.tall, geometry.output[0]) * geometry.output[1] * blocks
+    packing = 1.4 * outputs * geometry.channels * taps
+    written = tiles * geometry.stride[0] * geometry.stride[1]
+    return NANO * (28_000 + packing + 7.5 * multiplied + 11 * near + 3.4 * SIDE * written)
+
+
+def weight_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
+    """Of the weights' gradient; fitted to 14."""
+    layout = amx_weights.layout(images, geometry, threads)
+    split = amx_weights.split(images, geometry, threads)
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    squares = -(-outputs // SIDE) * -(-geometry.channels // SIDE) * taps
+    blocks = -(-layout.deep * layout.pitch * layout.together // BLOCK)
+    multiplied = split.items * blocks * squares * PARTS
+    added = split.items * -(-blocks // amx_weights.CHUNK) * squares
+    paired = split.items * blocks * -(-outputs // SIDE)
+    marked = images * geometry.image[0] * geometry.image[1] * -(-geometry.channels // 64)
+    written = split.parts * outputs * geometry.channels * taps
+    each = 6.2 * multiplied + 18 * added + 213 * paired + 2.4 * marked + 2 * written
+    return NANO * (28_000 + each) * threads / split.parts

@@ -1,0 +1,197 @@
+"""What kernels of the unit for matrices share: numbers in parts, tiles, and where sums are written."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from hibana.events.convolution.kernels import Sizes
+from hibana.events.lanes.rows import LANES
+from hibana.native import FLOAT, LONG, SHORT, Code, Pointer, Value
+from hibana.native.amx import SIDE, Tiles
+
+__all__ = ["BLOCK", "BLOCKS", "PARTS", "TILE", "Near", "Places", "in_parts", "multiplied", "tiled"]
+
+PARTS = 3
+"""Numbers of bfloat16 that a float32 is the sum of."""
+BLOCK = 32
+"""Channels of a pixel that one tile holds."""
+BLOCKS = 3
+"""Tiles of pixels that meet the same weights; as many sums, and two of weights, fill the eight."""
+TILE = SIDE * BLOCK
+"""Numbers of bfloat16 in a tile."""
+_UPPER = -(1 << 16)
+"""The bits of a float32 that bfloat16 has."""
+_HALF = 1 << 15
+"""Half of the last of them."""
+
+
+def in_parts(number: Value, *, rounded: bool = False) -> list[Value]:
+    """The bits of numbers of bfloat16 whose sum `number` is: its first digits, and what is left each time.
+
+    Which is exact; of infinity nothing is left. If `rounded`, they are the nearest each time, and of what is
+    left one half is below zero.
+    """
+    found = []
+    for _ in range(PARTS):
+        bits = number.integer()
+        bits = ((bits + _HALF) if rounded else bits) & _UPPER
+        found.append(bits)
+        number = abs(number).equals(float("inf")).select(0.0, number - bits.number())
+    return found
+
+
+class Near(NamedTuple):
+    """How the pixels lie that some rows of the output meet.
+
+    They are `tall` rows of `pitch`, each pixel of one image beside those of the others that are done
+    `together`, and those of each remainder by the stride apart: so what lies under one place of the windows
+    are pixels that follow one another.
+    """
+
+    stride_down: Value
+    stride_across: Value
+    tall: Value
+    pitch: Value
+    together: Value
+
+    @property
+    def line(self) -> Value:
+        """Pixels of a row."""
+        return self.pitch * self.together
+
+    @property
+    def remainder(self) -> Value:
+        """Pixels of one remainder."""
+        return self.tall * self.line
+
+    def rows(
+        self,
+        code: Code,
+        sizes: Sizes,
+        top: Value,
+        inside: Callable[[Value, Value], None],
+        outside: Callable[[Value], None],
+    ) -> None:
+        """Goes through the rows that are met of an image from row `top` of the output on.
+
+        Gives `inside` which row it is and at which pixel it begins, and `outside` the latter of what is none.
+        """
+        with code.loop(0, self.stride_down) as left, code.loop(0, self.tall) as down:
+            y = (top + down) * self.stride_down + left - sizes.padding_down
+            to = left * self.stride_across * self.remainder + down * self.line
+            there = (y >= 0) & (y < sizes.height)
+            with code.when(~there), code.loop(0, self.stride_across) as other:
+                outside(to + other * self.remainder)
+            with code.when(there):
+                inside(y, to)
+
+    def pixels(self, code: Code, sizes: Sizes, pixel: Callable[[Value, Value], None]) -> None:
+        """Goes through the pixels of a row: which it is, and how far from where the row begins it lies."""
+        across = self.stride_across
+        with code.loop(0, across) as other:
+            first = (other + across - sizes.padding_across % across) % across
+            before = (first + sizes.padding_across) // across
+            at = code.variable(other * self.remainder + before * self.together)
+            with code.loop(first, sizes.width, across) as x:
+                pixel(x, at.value)
+                at.value += self.together
+
+
+def tiled(code: Code, rows: Value, some: Callable[[int, Value], None]) -> None:
+    """Has `some` do so many `rows` of 16 pixels: how many at a time, and from which on."""
+    whole = rows - rows % BLOCKS
+    with code.loop(0, whole, BLOCKS) as tile:
+        some(BLOCKS, tile)
+    for left_over in range(1, BLOCKS):
+        with code.when((rows - whole).equals(left_over)):
+            some(left_over, whole)
+
+
+def multiplied(
+    code: Code,
+    unit: Tiles,
+    count: int,
+    pixels: Pointer,
+    weights: Pointer,
+    taps: Pointer,
+    number: Value,
+    blocks: Value,
+    sums: Pointer,
+    apart: Sequence[Value] = (),
+) -> None:
+    """The sums of `count` tiles of `pixels` under a `number` of `taps` of windows, ``[count * 16][16]``.
+
+    Pixels are of `blocks` of channels. They are exact, and each is multiplied by all parts of a weight; or in
+    parts themselves, of which the second and the third lie so many numbers `apart` from the first. Then what
+    is left out is a product of parts that are 2^-24 of the whole and less together.
+    """
+    pitch = blocks * (BLOCK * SHORT.size)
+    tile = code.variable(weights.address())
+    for total in range(count):
+        unit.clear(total)
+    with code.loop(0, number) as tap:
+        at = pixels + taps[tap]
+        with code.loop(0, blocks) as block:
+            right = 1
+            for part, here in enumerate([at, *(at + numbers for numbers in apart)]):
+                for k in range(count):
+                    place = here + block * BLOCK + blocks * (BLOCK * SIDE * k)
+                    unit.load(BLOCKS + k, place, pitch)
+                for other in range(PARTS - part):
+                    right ^= 1
+                    held = 2 * BLOCKS + right
+                    unit.load(held, type(weights).at(tile.value) + other * TILE, BLOCK * SHORT.size)
+                    for k in range(count):
+                        unit.multiply(k, BLOCKS + k, held)
+            tile.value += PARTS * TILE * SHORT.size
+    for total in range(count):
+        unit.store(total, sums + total * SIDE * LANES, LANES * FLOAT.size)
+
+
+class Places:
+    """Where the sums of a piece of work are written: of pixels that follow one another, in runs.
+
+    A run is of pixels of one row; of one pixel of several images, where these lie side by side.
+    """
+
+    def __init__(
+        self,
+        pitch: Value,
+        together: Value,
+        images: Value,
+        wanted: tuple[Value, Value],
+        steps: tuple[Value, Value, Value],
+    ) -> None:
+        """Rows of `pitch` pixels of `together` images, of which so many `images` are there.
+
+        Of the pixels those are `wanted`, down and across; `steps` are how many numbers lie between those of
+        one image and the next, one row and the next, one pixel and the next.
+        """
+        alone = together.equals(1)
+        image, self.row, self.pixel = steps
+        self.height, width = wanted
+        self.size, self.wanted = alone.select(pitch, together), alone.select(width, images)
+        self.step = alone.select(self.pixel, image)
+        self.runs_of_row, self.wanted_of_row = alone.select(1, pitch), alone.select(1, width)
+
+    def runs(self, code: Code, first: Value, count: int) -> Iterator[tuple[Value, Value, Value, Value]]:
+        """Of `count` pixels from the `first` on, what there is to write, once for all runs.
+
+        Gives after which of the pixels a run begins, where its first is written, how many there are, and how
+        far apart they are written.
+        """
+        begun = first // self.size
+        done, skipped = code.variable(0), code.variable(first % self.size)
+        x, y = code.variable(begun % self.runs_of_row), code.variable(begun // self.runs_of_row)
+        with code.repeat() as again:
+            length = (self.size - skipped.value).smaller(count - done.value)
+            inside = (x.value < self.wanted_of_row) & (y.value < self.height)
+            number = inside.select((self.wanted - skipped.value).smaller(length), 0)
+            to = y.value * self.row + x.value * self.pixel + skipped.value * self.step
+            yield done.value, to, number, self.step
+            done.value += length
+            skipped.value = done.value.constant(LONG, 0)
+            following = x.value + 1
+            ended = following.equals(self.runs_of_row)
+            x.value = ended.select(0, following)
+            y.value += ended.to(LONG)
+            again(done.value < count)
