@@ -57,26 +57,27 @@ def sampled_bits(numbers: Tensor) -> Tensor:
 
 def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
     """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    return _are_alike(numbers, sample, Sampling.of(numbers.numel(), steps), 1)
+    return _are_alike(numbers, sample[None], Sampling.of(numbers.numel(), steps), 1)
 
 
 def agree(numbers: Tensor, kept: Tensor) -> bool:
     """Whether a sample of `numbers`, which fill their memory without gaps, is what the bits `kept` say.
 
-    `kept` are ``[steps, ceil(N/8)]`` bytes of steps of N numbers, in the order of memory. What is written by
-    ``.data`` or NumPy leaves no trace but this.
+    `kept` are planes, ``[planes, steps, ceil(N/8)]`` bytes of steps of N numbers, in the order of memory.
+    What is written by ``.data`` or NumPy leaves no trace but this.
     """
     if numbers.numel() == 0:
         return True
-    how = Sampling.of(numbers.numel(), kept.shape[0])
-    return _are_alike(numbers, kept.view(how.rows, -1), how, how.every)
+    how = Sampling.of(numbers.numel(), kept.shape[1])
+    return _are_alike(numbers, kept.view(len(kept), how.rows, -1), how, how.every)
 
 
 def _are_alike(numbers: Tensor, kept: Tensor, how: Sampling, step: int) -> bool:
-    """Whether the numbers of a sample are what `kept` says in a row of bytes for each, a `step` apart."""
+    """Whether the numbers of a sample are what `kept` says in rows of bytes for each, a `step` apart."""
     unlike = torch.empty(1, dtype=torch.int64, device="cpu")
-    sizes = {**how._asdict(), "pitch": kept.shape[1], "step": step}
-    _compare(1, numbers=numbers, kept=kept, unlike=unlike, **sizes)
+    planes, rows, pitch = kept.shape
+    sizes = {**how._asdict(), "pitch": pitch, "step": step, "plane": rows * pitch}
+    _compare(1, numbers=numbers, kept=kept, unlike=unlike, **sizes, planes=planes)
     return not unlike.item()
 
 
@@ -94,10 +95,13 @@ def _compare(
     every: Value,
     pitch: Value,
     step: Value,
+    plane: Value,
+    planes: int,
 ) -> None:
     """Whether some of so many `rows` of numbers are unlike the bits kept of them, `pitch` bytes a row.
 
-    Of every so many rows what is kept lies a `step` of its rows apart. One piece of work.
+    Of every so many rows what is kept lies a `step` of its rows apart; the `planes` lie as many bytes apart
+    as one `plane` has. One piece of work.
     """
     with code.loop(begin, end):
         different = code.variable(0, BYTE)
@@ -105,9 +109,11 @@ def _compare(
         with code.loop(0, rows, every) as row, code.loop(0, octets) as k:
             there = code.first((wide - k * OCTET).smaller(OCTET), OCTET)
             values = (numbers + row * wide + k * OCTET).load(OCTET, there)
-            fired = values.differs(0.0)
-            strange = values.differs(fired.select(code.constant(1.0, FLOAT.of(OCTET)), 0.0))
-            different.value |= (fired.word() ^ kept[row // every * step * pitch + k]) | strange.word()
+            at = kept + row // every * step * pitch + k
+            said = code.constant(0.0, FLOAT.of(OCTET))
+            for i in range(planes):
+                said += (at + plane * i)[0].mask(OCTET).select(code.constant(2.0**i, FLOAT.of(OCTET)), 0.0)
+            different.value |= values.differs(said).word()
         unlike[0] = different.value.to(LONG)
 
 

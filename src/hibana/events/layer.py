@@ -84,14 +84,17 @@ def check_mode(mode: str) -> None:
 
 
 def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | None:
-    """The bits that the spiking layer `below` kept, as rows of `length` elements.
+    """The planes of bits that are known of what stands `below`, as rows of `length` elements.
 
     None if there are none, or the input does not lie `in_order`, as rows do.
     """
-    if below is None or below.spikes is None or not in_order:
+    if below is None or below.planes is None or not in_order:
         return None
-    rows = below.rows(below.spikes, length)
-    return None if rows is None else Planes(rows[None], density_of(rows, length))
+    found = [below.rows(plane, length) for plane in below.planes]
+    if found[0] is None:
+        return None
+    words = below.planes.view(torch.int64).view(len(found), *found[0].shape)
+    return Planes(words, density_of(words.flatten(0, 1), length))
 
 
 def numbers_as_bits(

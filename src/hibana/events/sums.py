@@ -1,13 +1,22 @@
 """``hb.events.add``: a sum of spikes, over which a layer still knows what spiking layers stand below it."""
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from hibana.events.bits import bits_of
 from hibana.events.checks import plain
+from hibana.events.lanes.lists import WORD
+from hibana.events.lanes.rows import LANES
+from hibana.events.planes import MOST
 from hibana.events.support import Support, announce_support, support_of
+from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
 __all__ = ["add"]
+
+GRAIN = 512
+"""Words of bits that are not worth a thread of their own."""
 
 
 def add(one: Tensor, other: Tensor) -> Tensor:
@@ -25,38 +34,63 @@ def add(one: Tensor, other: Tensor) -> Tensor:
     >>> add(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0.0, 0.0, 1.0]))
     tensor([0., 1., 2.])
     """
-    total = one + other
     if (
-        not torch.compiler.is_compiling()
-        and type(one) is type(other) is type(total) is Tensor
-        and total.requires_grad
-        and plain(one, other)
-        and one.shape == other.shape
-        and one.stride() == other.stride() == total.stride()
+        torch.compiler.is_compiling()
+        or not torch.is_grad_enabled()
+        or type(one) is not Tensor
+        or type(other) is not Tensor
+        or not (one.requires_grad or other.requires_grad)
+        or not plain(one, other)
+        or one.shape != other.shape
+        or one.stride() != other.stride()
     ):
-        support = _support(one, other)
-        if support is not None:
-            announce_support(total, support)
+        return one + other
+    found = _below(one, other)
+    if found is not None and found.planes is not None:
+        apply: Any = _Sum.apply  # torch leaves it without types
+        known: Tensor = apply(one, other, found)
+        return known
+    total = one + other
+    if found is not None and total.stride() == one.stride():
+        announce_support(total, found.support)
     return total
 
 
-def _support(one: Tensor, other: Tensor) -> Support | None:
+class _Below(NamedTuple):
+    """What is known below a sum."""
+
+    support: Support
+    planes: tuple[Tensor, Tensor] | None = None
+    """Those of both summands, if they are known."""
+    most: int = 0
+    """The largest that the sum can be, then."""
+
+
+def _below(one: Tensor, other: Tensor) -> _Below | None:
     """Where the gradient of the sum can matter: where it can in a summand that takes one."""
     if not other.requires_grad:
-        return _explicit(one)
+        return _alone(one)
     if not one.requires_grad:
-        return _explicit(other)
+        return _alone(other)
     a, b = _explicit(one), _explicit(other)
     if a is None or b is None:
         return None
     assert a.bits is not None
     assert b.bits is not None
-    watched = (*a.watched, *b.watched)
-    if a.length == b.length and a.bits.shape == b.bits.shape:
-        return Support(a.bits | b.bits, a.length, watched)
-    if a.length % 64 == 0 and b.length % 64 == 0:  # no bits but those of numbers, in the order of memory
-        return Support(a.bits | b.bits.view(a.bits.shape), a.length, watched)
-    return None
+    whole = a.length % WORD == 0 and b.length % WORD == 0
+    if not (whole or (a.length == b.length and a.bits.shape == b.bits.shape)):
+        return None
+    # if there are no bits but those of numbers, all are in the order of memory
+    support = Support(a.bits | b.bits.view(a.bits.shape), a.length, (*a.watched, *b.watched))
+    most = a.most + b.most
+    if not whole or a.planes is None or b.planes is None or most >= 1 << MOST:
+        return _Below(support)
+    return _Below(support, (a.planes, b.planes.view(len(b.planes), *a.planes.shape[1:])), most)
+
+
+def _alone(spikes: Tensor) -> _Below | None:
+    found = _explicit(spikes)
+    return None if found is None else _Below(Support(found.bits, found.length, found.watched))
 
 
 def _explicit(spikes: Tensor) -> Support | None:
@@ -68,4 +102,76 @@ def _explicit(spikes: Tensor) -> Support | None:
     if bits is None:
         rows = spikes.detach().as_strided((spikes.numel() // below.length, below.length), (below.length, 1))
         bits = bits_of(rows)[0].view(torch.uint8)
-    return Support(bits, below.length, below.watched)
+    return Support(bits, below.length, below.watched, below.planes, below.most)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of numbers that are known as bits, which is known so too."""
+
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, other: Tensor, found: _Below) -> Tensor:
+        assert found.planes is not None
+        a, b = found.planes
+        total = torch.empty_like(one)
+        count = found.most.bit_length()
+        planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
+        words = a[0].numel() // LONG.size
+        given = {"one": a, "other": b, "planes": planes, "target": total, "words": words}
+        _added(words, GRAIN, **given, of_one=len(a), of_other=len(b), count=count)
+        support = found.support
+        ctx.support = Support(support.bits, support.length, support.watched, planes, found.most)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, grad, None
+
+
+@kernel
+def _added(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    one: Longs,
+    other: Longs,
+    planes: Longs,
+    target: Floats,
+    words: Value,
+    of_one: int,
+    of_other: int,
+    count: int,
+) -> None:
+    """The sum of numbers that are so many planes of `words`, as `count` planes and as numbers.
+
+    Bit by bit, as an adder does; a piece of work is a word.
+    """
+    with code.loop(begin, end) as word:
+        carry: Value | None = None
+        found = []
+        for k in range(count):
+            bits = [(one + words * k)[word]] if k < of_one else []
+            bits += [(other + words * k)[word]] if k < of_other else []
+            bits += [] if carry is None else [carry]
+            total, carry = _bit(bits)
+            found.append(code.constant(0) if total is None else total)
+        for k, bits_of_plane in enumerate(found):
+            (planes + words * k)[word] = bits_of_plane
+        for lane in range(0, WORD, LANES):
+            number = code.constant(0.0, FLOAT.of(LANES))
+            for k, bits_of_plane in enumerate(found):
+                there = (bits_of_plane >> lane).mask(LANES)
+                number += there.select(code.constant(2.0**k, FLOAT.of(LANES)), 0.0)
+            (target + word * WORD + lane).store(number)
+
+
+def _bit(bits: list[Value]) -> tuple[Value | None, Value | None]:
+    """The sum of up to three bits and what is carried, of 64 numbers at once; None for zeros."""
+    if not bits:
+        return None, None
+    total, carry = bits[0], None
+    for bit in bits[1:]:
+        more = total & bit
+        carry = more if carry is None else carry | more
+        total = total ^ bit
+    return total, carry

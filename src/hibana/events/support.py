@@ -40,10 +40,18 @@ class Support:
     length: int
     watched: Watched
     """Weak references to the tensors on the way, and the hooks that anybody puts on them."""
-    spikes: Tensor | None = None
-    """The bits of what the layer emitted, as `bits`, if it kept them and nothing was written to since."""
+    planes: Tensor | None = None
+    """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they were kept and nothing was
+    written since. Those of spikes are one plane, those of their sums several (:class:`Planes`)."""
+    most: int = 1
+    """The largest that a number can be."""
     sample: Tensor | None = None
     """Bits of a sample of the spikes, where these are passed on and are the support themselves."""
+
+    @property
+    def spikes(self) -> Tensor | None:
+        """The bits of what the layer emitted, if :attr:`planes` are those of spikes."""
+        return self.planes[0] if self.planes is not None and len(self.planes) == 1 else None
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
         """`bits` as rows of `length` elements that begin with a word each, if they can be seen so."""
@@ -99,11 +107,16 @@ def support_of(tensor: Tensor) -> Support | None:
     if isinstance(support, Support):
         if support.bits is None and (tensor._version or not _as_passed_on(tensor, base, support)):
             return None
-        return Support(support.bits, support.length, (*watched, *support.watched))
+        planes = support.planes
+        if planes is not None and (tensor._version or not agree(tensor, planes)):
+            planes = None
+        watched = (*watched, *support.watched)
+        return Support(support.bits, support.length, watched, planes, support.most)
     spikes: Tensor | None = node.spikes
-    if spikes is not None and (tensor._version or not agree(tensor, spikes)):
+    if spikes is not None and (tensor._version or not agree(tensor, spikes[None])):
         return Support(support, base[0].numel(), watched)
-    return Support(None if support is spikes else support, base[0].numel(), watched, spikes)
+    planes = None if spikes is None else spikes[None]
+    return Support(None if support is spikes else support, base[0].numel(), watched, planes)
 
 
 def passed_on(spikes: Tensor, length: int, watched: Watched) -> Support:

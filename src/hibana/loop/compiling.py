@@ -69,21 +69,28 @@ class Program:
         """
         if not (self.step.parameters or self.step.matrices):
             return []
-        one = inputs.shape[1:]
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._parameters(cell_tensors, inputs.shape[1:], order)
+        return self._parameters(cell_tensors, inputs.shape[1:], order)
+
+    def _parameters(
+        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: list[int] | None
+    ) -> list[Tensor]:
         shape = one if order is None else torch.Size([one[d - 1] for d in inverse(order)[1:]])
-        with torch.no_grad():
-            values = self.step.prologue(*cell_tensors)
-            dtype, count = self.kernels.dtype, self.step.parameters
-            found = []
-            for value in values[:count]:
+        values = self.step.prologue(*cell_tensors)
+        dtype, count = self.kernels.dtype, self.step.parameters
+        found = []
+        for value in values[:count]:
+            if value.dtype != dtype or value.is_neg():
                 value = value.to(dtype).resolve_neg()
-                if value.numel() > 1:
-                    if one.numel() >= self.kernels.patterns_from:
-                        value = _once(value, shape, order)
-                    else:
-                        value = step_in(order, value.expand(shape))
-                found.append(value)
-            return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+            if value.numel() > 1:
+                if one.numel() >= self.kernels.patterns_from:
+                    value = _once(value, shape, order)
+                else:
+                    value = step_in(order, value.expand(shape))
+            found.append(value)
+        return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
 def _once(value: Tensor, shape: torch.Size, order: list[int] | None) -> Tensor:

@@ -66,7 +66,10 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     Raises:
         RuntimeError: if torch reports an error.
     """
-    ready(address, count, grain).go(args)
+    if count <= grain:
+        _serial(address)(0, count, args)
+    elif _parallel_for()(0, count, grain, address, args):
+        raise _failed(count)
 
 
 class Work(NamedTuple):
@@ -87,9 +90,13 @@ def ready(address: int, count: int, grain: int = 1) -> Work:
 
     def go(args: bytes) -> None:
         if parallel(args):
-            raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
+            raise _failed(count)
 
     return Work(address, count, grain, go)
+
+
+def _failed(count: int) -> RuntimeError:
+    return RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
 
 
 def alone(work: Callable[[], Result]) -> Result:

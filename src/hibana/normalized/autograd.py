@@ -48,12 +48,24 @@ def scales(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it."""
     channels = variance.shape[0]
-    inverse, scale, shift = (torch.empty(channels, dtype=torch.float32, device="cpu") for _ in range(3))
-    given = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
-    there = {name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()}
-    made = {"inverse": inverse, "scale": scale, "shift": shift}
-    kernels.scales(1, **there, **made, channels=channels, eps=float_bits(eps))
+    inverse, scale, shift = torch.empty(3, channels, dtype=torch.float32, device="cpu").unbind()
+    kernels.scales(
+        1,
+        mean=_lying(mean),
+        variance=_lying(variance),
+        weight=_lying(weight),
+        bias=_lying(bias),
+        inverse=inverse,
+        scale=scale,
+        shift=shift,
+        channels=channels,
+        eps=float_bits(eps),
+    )
     return inverse, scale, shift
+
+
+def _lying(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
 def rows_of(currents: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from hibana import cells
 from hibana.blocks import ThresholdBatchNorm2d
 from hibana.each_step import EachStep
 from hibana.events.checks import plain
+from hibana.events.convolution import dense
 from hibana.events.layer import learns
 from hibana.layers import OverTime
 from hibana.loop import ambient, emitted_around
@@ -127,7 +128,7 @@ class Normalized(nn.Sequential):
             return "the call is compiled, or within hibana.run"
         if inputs.ndim < 3 or not plain(inputs, norm.weight, norm.bias, norm.running_mean, norm.running_var):
             return "the input is not float32 on the CPU, or something watches the call"
-        inner = (each, each.module, norm, neurons, neurons.cell)
+        inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])
         if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
@@ -137,8 +138,8 @@ class Normalized(nn.Sequential):
 
 def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     """The batch normalisation in which the module of `each` ends, and what is called before it."""
-    module = each.module
-    modules = list(module._modules.values()) if type(module) is nn.Sequential else [module]
+    module = cast(nn.Module, each._modules["module"])
+    modules: list[Any] = list(module._modules.values()) if type(module) is nn.Sequential else [module]
     if not modules or type(modules[-1]) not in _NORMS:
         return None
     return cast(Norm, modules[-1]), modules[:-1]
@@ -151,20 +152,21 @@ def _of_the_batch(norm: Norm) -> bool:
 
 def _unfit(norm: Norm, currents: Tensor, numbers: int) -> str:
     """Why `currents`, so many `numbers` in all, are not normalised in the neurons' pass, or ``""``."""
+    features, of_the_batch = norm.num_features, _of_the_batch(norm)
     if (
         currents.ndim not in _DIMENSIONS.get(type(norm), (4,))
-        or currents.shape[1] != norm.num_features
+        or currents.shape[1] != features
         or not plain(currents)
     ):
         return _MISFIT
-    if _of_the_batch(norm) and currents.numel() < 2 * norm.num_features:
+    if of_the_batch and currents.numel() < 2 * features:
         return _MISFIT
-    own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if any(tensor is not None and tensor.shape != (norm.num_features,) for tensor in own):
-        return _MISFIT
-    if not currents.movedim(1, -1).is_contiguous():
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if tensor is not None and tensor.shape != (features,):
+            return _MISFIT
+    if not (dense.lies_last(currents) or currents.movedim(1, -1).is_contiguous()):
         return "channels do not come last in memory"
-    if numbers < (WORTH if _of_the_batch(norm) else WORTH // 2):
+    if numbers < (WORTH if of_the_batch else WORTH // 2):
         return f"{numbers} numbers are too few for it to pay"
     return ""
 
@@ -256,10 +258,11 @@ def _running(norm: Norm) -> list[Tensor]:
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
-    inverse, scale, shift = scales(variance, norm.weight, norm.bias, norm.eps, mean)
-    if learns(norm.weight, norm.bias):
-        scale = inverse if norm.weight is None else inverse * norm.weight
-        shift = torch.addcmul(torch.zeros_like(mean) if norm.bias is None else norm.bias, -mean, scale)
+    weight, bias = norm.weight, norm.bias
+    inverse, scale, shift = scales(variance, weight, bias, norm.eps, mean)
+    if learns(weight, bias):
+        scale = inverse if weight is None else inverse * weight
+        shift = torch.addcmul(torch.zeros_like(mean) if bias is None else bias, -mean, scale)
     return [scale, shift]
 
 

@@ -47,18 +47,17 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input)):
                 return self._conv_forward(input, *self._at_once())
             return self._densely(input, TINY)
-        if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
+        weight, bias = self.weight, self.bias
+        if torch.compiler.is_compiling() or not plain(input, weight, bias):
             return self._left_to_torch(input)
         check_mode(self.mode)
-        bias = self.bias
-        about = input.shape, self.weight.shape, None if bias is None else bias.shape, self.groups
+        about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
         how = self.stride, self.padding, self.dilation, self.padding_mode
         sizes = "asked for" if self.mode == "dense" else _sizes(self.dimensions, *about, *how)
         if isinstance(sizes, str):
             return self._densely(input, sizes)
         geometry, around, padding_mode = sizes
         images = functional.pad(input, around, padding_mode) if around else input
-        weight = self.weight
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])

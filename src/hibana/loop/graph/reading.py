@@ -156,10 +156,20 @@ class Reading:
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self.number(node.args[-1])
+        elif self._is_unchanged(node):
+            node.replace_all_uses_with(used[0])
         else:
             if writes(node) and len({id(n.meta["val"]) for n in sharing_memory(node)}) > 1:
                 raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
+
+    def _is_unchanged(self, node: fx.Node) -> bool:
+        """Whether `node` is a product with 1, which the derivatives of ``addcmul`` and others are full of."""
+        if node.target is not torch.ops.aten.mul.Scalar or type(node.args[1]) not in (int, float):
+            return False
+        (source,) = node.all_input_nodes
+        same_dtype = bool(source.meta["val"].dtype == node.meta["val"].dtype)
+        return same_dtype and bool(node.args[1] == 1) and not any(map(writes, self.graph.nodes))
 
     def _is_narrowed(self, node: fx.Node) -> bool:
         """Whether `node` gives a gradient the narrower dtype of the cell's tensor that it is for."""
