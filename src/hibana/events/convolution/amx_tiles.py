@@ -121,8 +121,8 @@ def multiplied(
     """The sums of `count` tiles of `pixels` under a `number` of `taps` of windows, ``[count * 16][16]``.
 
     Pixels are of `blocks` of channels. They are exact, and each is multiplied by all parts of a weight; or in
-    parts themselves, of which the second and the third lie so many numbers `apart` from the first. Then what
-    is left out is a product of parts that are 2^-24 of the whole and less together.
+    parts themselves, of which the second and the third lie so many numbers `apart` from the first. Then three
+    of nine products are left out, which are 2^-23 of the whole together, of either sign, at most.
     """
     pitch = blocks * (BLOCK * SHORT.size)
     tile = code.variable(weights.address())
