@@ -273,18 +273,73 @@ def test_sums_of_pooled_spikes_know_what_stands_below(channels):
     torch.testing.assert_close(got, currents.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd():
+WRITES = {
+    "a part": lambda total: total[1:].mul_(0.0),
+    "a view": lambda total: total.flatten(0, 1)[::3].zero_(),
+    "detached": lambda total: total.detach().mul_(total.detach() > 1),
+    "by data": lambda total: total.data.add_(1.0),
+    "by numpy": lambda total: total.detach().numpy().__imul__(2),
+    "a new memory": lambda total: setattr(total, "data", total.data * 0.5),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("shape", [(5, 3, 64), (6, 2, 40)])
+def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd(write, shape):
     found = []
     for add in (hb.events.add, torch.add):
         torch.manual_seed(0)
-        currents, spikes, layer = _two_layers()
+        currents, spikes, layer = _two_layers(shape=shape)
         total = add(*spikes)
+        before = total.detach().clone()
         with torch.no_grad():
-            total[1:] *= 0.0
+            WRITES[write](total)
+        assert not torch.equal(before, total)
         layer(total).square().sum().backward()
-        found.append([x.grad for x in currents] + [layer.weight.grad])
+        found.append([total.detach(), *(x.grad for x in currents), layer.weight.grad])
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2]])
+@pytest.mark.parametrize("shape", [(3, 2, 8, 4, 4), (2, 1, 5, 3, 3)])
+def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
+    back = [order.index(dimension) for dimension in range(5)]
+    currents = [
+        torch.rand(shape).permute(order).contiguous().permute(back).requires_grad_() for _ in range(17)
+    ]
+    spikes = [hb.IF(0.4 + 0.02 * i)(x) for i, x in enumerate(currents)]
+    total, wanted = spikes[0], spikes[0].detach()
+    for i, each in enumerate(spikes[1:], 2):
+        total, wanted = hb.events.add(total, each), wanted + each.detach()
+        assert torch.equal(total, wanted)
+        assert total.stride() == spikes[0].stride()
+        below = support_of(total)
+        assert (below.planes is not None) == (i < 16 and below.length % 64 == 0)
+        if below.planes is not None:
+            rows = below.rows(below.planes[0], below.length)
+            words = below.planes.view(torch.int64).view(len(below.planes), *rows.shape)
+            shifted = (words[..., None] >> torch.arange(64)) & 1
+            numbers = sum(plane * 2.0**k for k, plane in enumerate(shifted)).flatten()
+            assert torch.equal(numbers, total.detach().permute(order).flatten())
+    total.square().sum().backward()
+    surrogates = [
+        torch.autograd.grad(hb.IF(0.4 + 0.02 * i)(x).mul(2 * wanted).sum(), x)[0]
+        for i, x in enumerate(currents)
+    ]
+    for x, gradient in zip(currents, surrogates, strict=True):
+        torch.testing.assert_close(x.grad, gradient)
+
+
+def test_spikes_added_to_themselves_are_twice_as_many():
+    currents = torch.rand(3, 2, 64, requires_grad=True)
+    spikes = hb.IF(0.5)(currents)
+    twice = hb.events.add(spikes, spikes)
+    four = hb.events.add(twice, twice)
+    assert torch.equal(four, 4 * spikes)
+    (got,) = torch.autograd.grad(four.sum(), currents, retain_graph=True)
+    (wanted,) = torch.autograd.grad((4 * spikes).sum(), currents)
+    torch.testing.assert_close(got, wanted)
 
 
 def test_average_pooled_spikes_and_dropout_are_events():
