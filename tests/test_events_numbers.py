@@ -301,6 +301,15 @@ def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd(write, shape):
         torch.testing.assert_close(got, wanted)
 
 
+def test_one_number_of_many_that_is_written_to_is_seen():
+    _, spikes, layer = _two_layers(shape=(4, 16, 1024))
+    total = hb.events.add(*spikes)
+    with torch.no_grad():
+        total[0, 0, 67] = 5.0  # not among those that are compared
+    wanted = nn.functional.linear(total, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(total), wanted, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2]])
 @pytest.mark.parametrize("shape", [(3, 2, 8, 4, 4), (2, 1, 5, 3, 3)])
 def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
