@@ -36,7 +36,7 @@ def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) 
     near = pieces * layout.together * min(layout.tall, geometry.output[0]) * geometry.output[1] * blocks
     packing = 1.4 * outputs * geometry.channels * taps
     written = tiles * geometry.stride[0] * geometry.stride[1]
-    return NANO * (28_000 + packing + 7.5 * multiplied + 11 * near + 3.4 * SIDE * written)
+    return NANO * (60_000 + packing + 7.5 * multiplied + 11 * near + 3.4 * SIDE * written)
 
 
 def weight_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
