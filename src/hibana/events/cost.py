@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-__all__ = ["ALL", "DENSITIES", "Choice", "Costs", "Product", "choice", "chosen"]
+__all__ = ["ALL", "DENSITIES", "Choice", "Costs", "Matrix", "Product", "choice", "chosen"]
 
 DENSITIES = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
 """Of bits that are set, at which events are reckoned."""
@@ -21,12 +21,23 @@ ELSEWHERE_ZERO = 0.8
 EVERYWHERE = 0.95
 """And for one computed everywhere, on the unit for matrices: torch's takes up to a fifth longer than the
 product forward, by which it is reckoned."""
+SOONER = 2.0
+"""A unit for matrices that is sooner by more than this than what is reckoned is not looked for."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
 APART = 2e-4
 """:attr:`Costs.apart` where numbers were fitted."""
 OVERHEAD = 4e-5
 """:attr:`Product.call` there."""
+
+
+class Matrix(NamedTuple):
+    """Seconds on the processor's unit for matrices, however many spikes there are."""
+
+    reckoned: float
+    """By a formula."""
+    seconds: Callable[[], float]
+    """As this machine takes, which is measured when it is first asked."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,8 @@ class Product:
     """At one of :data:`DENSITIES`; what it takes to know it is measured when it is first asked."""
     call: float = OVERHEAD
     """Of events, before and after their kernel, more than torch's."""
-    matrix: float = float("inf")
-    """On the processor's unit for matrices, however many spikes there are; never, where there is none."""
+    matrix: Matrix | None = None
+    """On the processor's unit for matrices, if there is one."""
 
     def ratio(self, density: float, planes: int = 1) -> float:
         """Time of events to the dense product's at this `density`."""
@@ -47,11 +58,24 @@ class Product:
 
     def seconds(self, density: float, planes: int = 1) -> float:
         """Of events at this `density`, the sooner way."""
-        return min(self._one_by_one(density) * planes, self.matrix) + self.call
+        added = self._one_by_one(density) * planes
+        return min(added, self._by_matrix(added)) + self.call
 
     def by_matrix(self, density: float, planes: int = 1) -> bool:
         """Whether the sooner way is the unit for matrices."""
-        return self.matrix < self._one_by_one(density) * planes
+        added = self._one_by_one(density) * planes
+        return self._by_matrix(added) < added
+
+    def all_by_matrix(self, most: float) -> bool:
+        """Whether all of it takes that unit less than `most` of the dense product's time."""
+        limit = most * self.dense - self.call
+        return self._by_matrix(limit) < limit
+
+    def _by_matrix(self, most: float) -> float:
+        """Seconds on that unit; never, where it can't be done in less than `most`."""
+        if self.matrix is None or self.matrix.reckoned >= SOONER * most:
+            return float("inf")
+        return self.matrix.seconds()
 
     def _one_by_one(self, density: float) -> float:
         """Of one plane without that unit, on lines between the densities that are reckoned."""
@@ -142,8 +166,7 @@ class Choice(NamedTuple):
         """Whether the input's gradient, where it is computed everywhere, is on the unit for matrices."""
         if self.costs is None:
             return False
-        product = self.costs.input
-        return product.matrix + product.call < EVERYWHERE * product.dense
+        return self.costs.input.all_by_matrix(EVERYWHERE)
 
 
 ALL = Choice()

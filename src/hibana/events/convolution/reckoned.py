@@ -4,8 +4,10 @@ Constants are nanoseconds of one thread, fitted as those of :mod:`hibana.events.
 convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is listed by pixels to 70 others.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from math import exp
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -50,15 +52,26 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     pace = speed(YARDSTICK)
     call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
-        cost.Product(dense, cache(partial(_forward, *sizes)), call, _matrix(*sizes, threads)),
         cost.Product(
-            learned, cache(partial(_weights, *sizes, threads)), call, _weights_matrix(*sizes, threads)
+            dense,
+            cache(partial(_forward, *sizes)),
+            call,
+            _on_unit(_AMX, amx_reckoned.forward, *sizes, threads),
+        ),
+        cost.Product(
+            learned,
+            cache(partial(_weights, *sizes, threads)),
+            call,
+            _on_unit(_AMX_WEIGHTS, amx_reckoned.weight_gradient, *sizes, threads),
         ),
         cost.Product(
             dense,
             cache(lambda density: _input(*sizes, density) * speed(_INPUT)),
             cost.OVERHEAD * pace,
-            _input_matrix(*sizes, threads),
+            # one pixel is soon multiplied
+            None
+            if geometry.kernel == (1, 1)
+            else _on_unit(_AMX_INPUT, amx_reckoned.input_gradient, *sizes, threads),
         ),
         scan(images * geometry.image[0] * geometry.image[1] * geometry.channels),
         cost.APART * pace,
@@ -82,25 +95,12 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     return NANO * (14_000 + packing + per_row + added)
 
 
-def _matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Seconds of the sums on the unit for matrices; never, where there is none or costs are fixed."""
+def _on_unit(way: Way, seconds: Callable[[int, int, Geometry, int], float], *of: Any) -> cost.Matrix | None:
+    """What `seconds` says of the unit for matrices; nothing, if there is none, or costs are fixed."""
     if fixed() or not amx.there():
-        return float("inf")
-    return amx_reckoned.forward(images, outputs, geometry, threads) * speed(_AMX)
-
-
-def _input_matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Seconds of the input's gradient on that unit; never of one pixel, which is soon multiplied."""
-    if geometry.kernel == (1, 1) or fixed() or not amx.there():
-        return float("inf")
-    return amx_reckoned.input_gradient(images, outputs, geometry, threads) * speed(_AMX_INPUT)
-
-
-def _weights_matrix(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Seconds of the weights' gradient on that unit."""
-    if fixed() or not amx.there():
-        return float("inf")
-    return amx_reckoned.weight_gradient(images, outputs, geometry, threads) * speed(_AMX_WEIGHTS)
+        return None
+    reckoned = seconds(*of)
+    return cost.Matrix(reckoned, lambda: reckoned * speed(way))
 
 
 def _weights(images: int, outputs: int, geometry: Geometry, threads: int, density: float) -> float:
