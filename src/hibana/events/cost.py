@@ -21,8 +21,8 @@ ELSEWHERE_ZERO = 0.8
 EVERYWHERE = 0.95
 """And for one computed everywhere, on the unit for matrices: torch's takes up to a fifth longer than the
 product forward, by which it is reckoned."""
-SOONER = 2.0
-"""A unit for matrices that is sooner by more than this than what is reckoned is not looked for."""
+SOONER = 1.25
+"""How many times as fast as reckoned a unit for matrices may be for it to matter, and be measured."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
 APART = 2e-4

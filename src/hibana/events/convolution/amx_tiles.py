@@ -28,14 +28,15 @@ def in_parts(number: Value, *, rounded: bool = False) -> list[Value]:
     """The bits of numbers of bfloat16 whose sum `number` is: its first digits, and what is left each time.
 
     Which is exact; of infinity nothing is left. If `rounded`, they are the nearest each time, and of what is
-    left one half is below zero.
+    left one half is below zero; then infinity has no parts.
     """
     found = []
     for _ in range(PARTS):
         bits = number.integer()
         bits = ((bits + _HALF) if rounded else bits) & _UPPER
         found.append(bits)
-        number = abs(number).equals(float("inf")).select(0.0, number - bits.number())
+        left = number - bits.number()
+        number = left if rounded else abs(number).equals(float("inf")).select(0.0, left)
     return found
 
 
