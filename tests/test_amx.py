@@ -112,6 +112,27 @@ def test_a_weights_gradient_is_as_near_to_the_exact_one_as_torchs(seed):
 
 
 @needs_it
+@pytest.mark.parametrize("threads", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_are_torchs_on_any_number_of_threads(threads, stride):
+    geometry = Geometry(40, (16, 20), (3, 3), (stride, stride), (1, 1), (1, 1))
+    images, weight = _whole((7, 40, 16, 20), 0.3, 3), torch.randn(24, 40, 3, 3)
+    rows = torch.randn(7 * geometry.output[0] * geometry.output[1], 24)
+    grad = rows.view(7, *geometry.output, -1).permute(0, 3, 1, 2).contiguous()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        of_input = amx_input.input_gradient(rows, weight, 7, geometry)
+        of_weight = amx_weights.weight_gradient(_planes(images), rows, geometry)
+    finally:
+        torch.set_num_threads(before)
+    exact = _torchs(grad.double(), images.double(), weight.double(), geometry)
+    torchs = _torchs(grad, images.contiguous(), weight, geometry)
+    _close(of_input, exact[0], torchs[0])
+    _close(of_weight, exact[1], torchs[1])
+
+
+@needs_it
 @pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan"), 3.4e38])
 @pytest.mark.parametrize("where", ["gradient", "weight"])
 def test_what_has_no_parts_is_left_to_torch(where, number):
