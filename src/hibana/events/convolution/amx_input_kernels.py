@@ -12,21 +12,18 @@ from hibana.events.convolution.amx_tiles import (
     PARTS,
     TILE,
     Places,
+    any_strange,
     in_parts,
     multiplied,
+    strange_numbers,
     tiled,
 )
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.rows import LANES, transposed
-from hibana.native import BYTE, INT, SHORT, Bytes, Code, Floats, Ints, Longs, Shorts, Value, kernel
+from hibana.native import INT, SHORT, Bytes, Code, Floats, Ints, Longs, Shorts, Value, kernel
 from hibana.native.amx import SIDE, tiles
 
-__all__ = ["input_gradient", "pack", "strange_numbers"]
-
-_SIGN = (1 << 31) - 1
-"""All bits of a float32 but that of its sign."""
-_STRANGE = 0x7F7F8000 - 1
-"""What is above it is rounded to no finite number of bfloat16."""
+__all__ = ["input_gradient", "pack"]
 
 
 @kernel
@@ -76,13 +73,7 @@ def pack(
                 parts = [in_parts(number, rounded=True) for number in both]
                 for part, (low, high) in enumerate(zip(*parts, strict=True)):
                     (tile.of(Ints) + pair * LANES + part * (TILE // 2)).store((low >> 16) | high)
-        strange[piece] = found.value.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
-
-
-def strange_numbers(number: Value) -> Value:
-    """Not zero where `number` has no parts: it is infinite, or none, or about as large."""
-    bits = number.integer() & _SIGN
-    return (bits > _STRANGE).select(bits, 0)
+        strange[piece] = any_strange(code, found.value)
 
 
 @kernel
@@ -149,7 +140,7 @@ def input_gradient(
                         place = to + (x * together + i) * pixel + output
                         for part, bits in enumerate(in_parts(numbers, rounded=True)):
                             (place + near * part).store((bits >> 16).to(SHORT))
-            strange[piece] = found.value.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
+            strange[piece] = any_strange(code, found.value)
             with code.loop(0, stride_down) as down, code.loop(0, stride_across) as across:
                 remainder = down * stride_across + across
                 first, last = firsts[remainder], firsts[remainder + 1]

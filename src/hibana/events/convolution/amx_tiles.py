@@ -5,10 +5,22 @@ from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.rows import LANES
-from hibana.native import FLOAT, LONG, SHORT, Code, Pointer, Value
+from hibana.native import BYTE, FLOAT, LONG, SHORT, Code, Pointer, Value
 from hibana.native.amx import SIDE, Tiles
 
-__all__ = ["BLOCK", "BLOCKS", "PARTS", "TILE", "Near", "Places", "in_parts", "multiplied", "tiled"]
+__all__ = [
+    "BLOCK",
+    "BLOCKS",
+    "PARTS",
+    "TILE",
+    "Near",
+    "Places",
+    "any_strange",
+    "in_parts",
+    "multiplied",
+    "strange_numbers",
+    "tiled",
+]
 
 PARTS = 3
 """Numbers of bfloat16 that a float32 is the sum of."""
@@ -22,6 +34,10 @@ _UPPER = -(1 << 16)
 """The bits of a float32 that bfloat16 has."""
 _HALF = 1 << 15
 """Half of the last of them."""
+_SIGN = (1 << 31) - 1
+"""All bits of a float32 but that of its sign."""
+_STRANGE = 0x7F7F8000 - 1
+"""What is above it is rounded to no finite number of bfloat16."""
 
 
 def in_parts(number: Value, *, rounded: bool = False) -> list[Value]:
@@ -38,6 +54,17 @@ def in_parts(number: Value, *, rounded: bool = False) -> list[Value]:
         left = number - bits.number()
         number = left if rounded else abs(number).equals(float("inf")).select(0.0, left)
     return found
+
+
+def strange_numbers(number: Value) -> Value:
+    """Not zero where `number` has no parts that are `rounded`: it is infinite, or none, or about as large."""
+    bits = number.integer() & _SIGN
+    return (bits > _STRANGE).select(bits, 0)
+
+
+def any_strange(code: Code, found: Value) -> Value:
+    """Whether any of what :func:`strange_numbers` `found` is not zero, as a byte."""
+    return found.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
 
 
 class Near(NamedTuple):

@@ -6,14 +6,23 @@ Pixels follow one another along both: what is under a place of the windows is th
 on.
 """
 
-from hibana.events.convolution.amx_input_kernels import strange_numbers
 from hibana.events.convolution.amx_kernels import whole_numbers
-from hibana.events.convolution.amx_tiles import BLOCK, BLOCKS, PARTS, TILE, Near, Places, in_parts, tiled
+from hibana.events.convolution.amx_tiles import (
+    BLOCK,
+    BLOCKS,
+    PARTS,
+    TILE,
+    Near,
+    Places,
+    any_strange,
+    in_parts,
+    strange_numbers,
+    tiled,
+)
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.lists import WORD, bits_from, first_bits, transposed_bits, words_of
 from hibana.events.lanes.rows import LANES
 from hibana.native import (
-    BYTE,
     FLOAT,
     INT,
     SHORT,
@@ -65,8 +74,8 @@ def weight_gradient(
     """The gradient from `planes` of bits and from that of the output, ``[parts, outputs, channels, taps]``.
 
     A piece of work is a part of the sum: so many of the `items`, each of `deep` rows of the output of
-    `together` images. The `pixels` that they meet lie as for :func:`amx_kernels.forward`, but a channel in a
-    row; `taps` says at which what is under each place of the windows begins. Whether any of the gradient has
+    `together` images. The `pixels` that they meet lie as :class:`Near` says, but each channel in a row of its
+    own; `taps` says at which what is under each place of the windows begins. Whether any of the gradient has
     no parts is said in `strange`.
     """
     lying = Near(stride_down, stride_across, tall, pitch, together)
@@ -160,7 +169,7 @@ def weight_gradient(
                                 to.store(to.load(LANES) + (sums + k).load(LANES))
 
                         tiled(code, windows, some_taps)
-            strange[part] = found.value.differs(0).word().differs(0).select(code.constant(1, BYTE), 0)
+            strange[part] = any_strange(code, found.value)
             target = targets + part * own
             with code.loop(0, outputs) as output, code.loop(0, sizes.channels) as channel:
                 square = (output // SIDE * tiles_in + channel // SIDE) * windows * SQUARE

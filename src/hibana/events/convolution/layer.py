@@ -201,7 +201,7 @@ class Conv2d(_ByWindows, nn.Conv2d):
     torch: an input of neither spikes nor small whole numbers, groups, and what :class:`hibana.Linear` leaves
     to torch. The input's gradient is torch's too, unless the stride is 1 and either the output's gradient is
     mostly zero, and gone through value by value, or the input's is needed only where the surrogate of the
-    layer below can let it through.
+    layer below can let it through; or unless the processor's unit for matrices (AMX) is sooner done.
 
     `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
 
