@@ -37,7 +37,7 @@ class Layout(NamedTuple):
     together: int
     """Images whose pixels lie side by side."""
     taps: Tensor
-    """Where the pixels under each place of the windows begin, in numbers."""
+    """At which pixel what lies under each place of the windows begins."""
 
     def pieces(self, images: int, geometry: Geometry) -> int:
         """Of work."""
@@ -53,15 +53,14 @@ def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR) -> L
     # at a stride of 1 the zeros before a row are those after the one before
     pitch = max(padded - margin, width) if across == 1 else -(-padded // across)
     together = SIDE if images >= SIDE and height * pitch <= SMALL else 1
-    pixel = together * _blocks(geometry) * BLOCK
-    row = down * across * pitch * pixel * SHORT.size
+    row = down * across * pitch * together * _blocks(geometry) * BLOCK * SHORT.size
     most = near // row - geometry.reach[0] // down
     shared = -(-height * images // (PIECES * threads * together))
     deep = rows_at_once(height, most, shared, pitch * together)
     tall = deep + geometry.reach[0] // down
-    remainder = tall * pitch * pixel
+    remainder = tall * pitch
     taps = [
-        (i % down * across + j % across) * remainder + (i // down * pitch + j // across) * pixel
+        ((i % down * across + j % across) * remainder + i // down * pitch + j // across) * together
         for i in range(0, geometry.kernel[0] * geometry.dilation[0], geometry.dilation[0])
         for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
     ]

@@ -35,9 +35,9 @@ class Layout(NamedTuple):
     before: int
     """As many pixels of a row."""
     near: int
-    """Numbers of all pixels, in one part."""
+    """Numbers of one block of channels of all pixels, in one part."""
     taps: Tensor
-    """Where the pixels under each place of the windows begin, in numbers; in order of the remainders."""
+    """At which pixel what lies under each place of the windows begins; in order of the remainders."""
     firsts: Tensor
     """The first tap of each remainder, and the number of all."""
     order: Tensor
@@ -75,8 +75,7 @@ def layout(images: int, outputs: int, geometry: Geometry, threads: int) -> Layou
     # zeros between two rows are those after the one and before the other
     pitch = max(width, out_width + max(before, width - 1 + beyond - (out_width - 1), 0))
     together = SIDE if images >= SIDE and height * pitch <= SMALL else 1
-    pixel = together * -(-outputs // BLOCK) * BLOCK
-    row = pitch * pixel * PARTS * SHORT.size
+    row = pitch * together * -(-outputs // BLOCK) * BLOCK * PARTS * SHORT.size
     shared = -(-height * images // (PIECES * threads * together))
     deep = rows_at_once(height, NEAR // row - above - below, shared, pitch * together)
     tall = deep + above + below
@@ -86,10 +85,10 @@ def layout(images: int, outputs: int, geometry: Geometry, threads: int) -> Layou
             for of_down, i, further_down in down:
                 for of_across, j, further_across in across:
                     if (of_down, of_across) == (remainder_down, remainder_across):
-                        taps.append(((above + further_down) * pitch + before + further_across) * pixel)
+                        taps.append(((above + further_down) * pitch + before + further_across) * together)
                         order.append(i * geometry.kernel[1] + j)
             firsts.append(len(taps))
-    near = (tall * pitch + before + beyond) * pixel + BLOCKS * SIDE * pixel // together
+    near = ((tall * pitch + before + beyond) * together + BLOCKS * SIDE) * BLOCK
     lists = (torch.tensor(each, dtype=torch.int64, device="cpu") for each in (taps, firsts, order))
     return Layout(deep, tall, pitch, together, above, before, near, *lists)
 

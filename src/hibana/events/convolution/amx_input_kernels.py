@@ -41,7 +41,7 @@ def pack(
     taps: Value,
     channels_last: Value,
 ) -> None:
-    """Weights as ``[tiles of channels][taps][blocks of outputs][parts][16][16][2]``, zeros between.
+    """Weights as ``[tiles of channels][blocks of outputs][taps][parts][16][16][2]``, zeros between.
 
     They are ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`; taps are put
     in `order`. One piece of work is one block of outputs of one tile of channels; whether any of its weights
@@ -64,7 +64,7 @@ def pack(
                 lying, lanes = at + first * taps, code.constant(LANES)
                 transposed(code, rows + output * row, lanes, lying, taps, count, taps)
         with code.loop(0, taps) as tap:
-            tile = target + ((piece // blocks * taps + tap) * blocks + block) * (PARTS * TILE)
+            tile = target + (piece * taps + tap) * (PARTS * TILE)
             with code.loop(0, SIDE) as pair:
                 one = rows + pair * 2 * row + order[tap] * LANES
                 both = [at.load(LANES) for at in (one, one + row)]
@@ -104,42 +104,41 @@ def input_gradient(
     """The gradient of the input from that of the output and what :func:`pack` made of the weights.
 
     One piece of work is `deep` times the stride rows of the input of `together` images. The pixels of the
-    output that they meet lie near in three parts, `near` numbers each, in `tall` rows of `pitch`, `above` of
-    them before the first that is its own and `before` pixels before the first of a row; each pixel of one
-    image beside those of the others. Those of the remainder ``r`` meet the taps from ``firsts[r]`` up to
-    ``firsts[r + 1]``, and `taps` says where they begin, in numbers. Pixels between the rows of the input are
-    computed too, and not written. Whether any of the gradient has no parts is said in `strange`.
+    output that they meet lie near in three parts, each block of channels `near` numbers, in `tall` rows of
+    `pitch`, `above` of them before the first that is its own and `before` pixels before the first of a row;
+    each pixel of one image beside those of the others. Those of the remainder ``r`` meet the taps from
+    ``firsts[r]`` up to ``firsts[r + 1]``, and `taps` says at which pixel they begin. Pixels between the rows
+    of the input are computed too, and not written. Whether any of the gradient has no parts is said in
+    `strange`.
     """
     blocks = (outputs + (BLOCK - 1)) // BLOCK
-    pixel = blocks * BLOCK
-    row_numbers = pitch * together * pixel
+    part_numbers = near * blocks
     steps = (sizes.height + stride_down - 1) // stride_down
     bands = (steps + deep - 1) // deep
     windows = sizes.kernel_height * sizes.kernel_width
     row = sizes.width * sizes.channels
-    with tiles(code) as unit, code.scratch((Shorts, near * PARTS)) as (pixels,):
+    with tiles(code) as unit, code.scratch((Shorts, part_numbers * PARTS)) as (pixels,):
         sums = code.array(Floats, BLOCKS * SIDE * LANES)
-        pixels.clear(near * PARTS)
+        pixels.clear(part_numbers * PARTS)
         with code.loop(begin, end) as piece:
             image, top = piece // bands * together, piece % bands * deep
             count = (images - image).smaller(together)
             found = code.variable(0, INT.of(LANES))
             with code.loop(0, tall) as line:
                 y = top + line - above
-                to = pixels + before * together * pixel + line * row_numbers
+                to = pixels + (before + line * pitch) * together * BLOCK
                 inside = (y >= 0) & (y < sizes.out_height)
-                with code.when(~inside):
-                    for part in range(PARTS):
-                        (to + near * part).clear(sizes.out_width * together * pixel)
+                with code.when(~inside), code.loop(0, blocks * PARTS) as block:
+                    (to + near * block).clear(sizes.out_width * together * BLOCK)
                 with code.when(inside), code.loop(0, count) as i:
                     at = gradient + ((image + i) * sizes.out_height + y) * sizes.out_width * outputs
                     with code.loop(0, sizes.out_width) as x, code.loop(0, outputs, LANES) as output:
                         there = code.first((outputs - output).smaller(LANES), LANES)
                         numbers = (at + x * outputs + output).load(LANES, there)
                         found.value |= strange_numbers(numbers)
-                        place = to + (x * together + i) * pixel + output
+                        place = to + (x * together + i) * BLOCK + output // BLOCK * near + output % BLOCK
                         for part, bits in enumerate(in_parts(numbers, rounded=True)):
-                            (place + near * part).store((bits >> 16).to(SHORT))
+                            (place + part_numbers * part).store((bits >> 16).to(SHORT))
             strange[piece] = any_strange(code, found.value)
             with code.loop(0, stride_down) as down, code.loop(0, stride_across) as across:
                 remainder = down * stride_across + across
@@ -152,12 +151,13 @@ def input_gradient(
                 out = target + ((image * sizes.height + top * stride_down + down) * row)
                 with code.loop(0, sizes.channels, SIDE) as channel:
                     there = code.first((sizes.channels - channel).smaller(SIDE), LANES)
-                    weights = table + (channel // SIDE * windows + first) * blocks * (PARTS * TILE)
+                    weights = table + (channel // SIDE * blocks * windows + first) * (PARTS * TILE)
 
                     def some(number: int, tile: Value) -> None:
-                        at, own = pixels + tile * (SIDE * pixel), taps + first
-                        parts = [near, near * 2]
-                        multiplied(code, unit, number, at, weights, own, last - first, blocks, sums, parts)
+                        at, own = pixels + tile * TILE, taps + first
+                        parts = [part_numbers, part_numbers * 2]
+                        of = last - first, windows, blocks, near
+                        multiplied(code, unit, number, at, weights, own, *of, sums, parts)
                         for sums_from, to, written, step in places.runs(code, tile * SIDE, number * SIDE):
                             with code.loop(0, written) as k:
                                 values = (sums + (sums_from + k) * LANES).load(LANES)

@@ -56,7 +56,7 @@ def pack(
     taps: Value,
     channels_last: Value,
 ) -> None:
-    """Weights as ``[tiles][taps][blocks][parts][16][16][2]``, zeros between.
+    """Weights as ``[tiles][blocks][taps][parts][16][16][2]``, zeros between.
 
     They are ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One piece of
     work is one block of channels of one tile of outputs.
@@ -76,7 +76,7 @@ def pack(
         with code.when(~last):
             transposed(code, rows, lanes, at, whole, count, wide * taps)
         with code.loop(0, taps) as tap:
-            tile = target + ((piece // blocks * taps + tap) * blocks + block) * (PARTS * TILE)
+            tile = target + (piece * taps + tap) * (PARTS * TILE)
             with code.loop(0, SIDE) as pair:
                 row = rows + (pair * 2 * next_channel + tap * next_tap) * LANES
                 low, high = (in_parts(each.load(LANES)) for each in (row, row + next_channel * LANES))
@@ -109,25 +109,25 @@ def forward(
     """The sums for `planes` of bits and what :func:`pack` made of the weights, channels last.
 
     One piece of work is `deep` rows of the output of `together` images. What they meet lies as :class:`Near`
-    says, as numbers of bfloat16; `taps` says where what is under each place of the windows begins. Pixels
-    between the rows of the output are computed too, and not written.
+    says, as numbers of bfloat16, one block of channels after the other; `taps` says at which pixel what is
+    under each place of the windows begins. Pixels between the rows of the output are computed too, and not
+    written.
     """
     lying = Near(stride_down, stride_across, tall, pitch, together)
     blocks = (sizes.channels + (BLOCK - 1)) // BLOCK
-    pixel = blocks * BLOCK
     words = words_of(sizes.width * sizes.channels)
     beyond = (sizes.kernel_width - 1) * sizes.dilation_across * together + BLOCKS * SIDE
-    numbers = (stride_down * stride_across * lying.remainder + beyond) * pixel
+    plane = (stride_down * stride_across * lying.remainder + beyond) * BLOCK
     bands = (sizes.out_height + deep - 1) // deep
     windows = sizes.kernel_height * sizes.kernel_width
     taps_tiles = windows * blocks * (PARTS * TILE)
     with (
         tiles(code) as unit,
-        code.scratch((Shorts, numbers), (Longs, (words + 1) * planes)) as (near, rows_of_bits),
+        code.scratch((Shorts, plane * blocks), (Longs, (words + 1) * planes)) as (near, rows_of_bits),
     ):
         sums = code.array(Floats, BLOCKS * SIDE * LANES)
-        near.clear(numbers)
-        lines = [rows_of_bits + (words + 1) * plane for plane in range(planes)]
+        near.clear(plane * blocks)
+        lines = [rows_of_bits + (words + 1) * k for k in range(planes)]
         for each in lines:
             each[words] = 0
         with code.loop(begin, end) as piece:
@@ -137,16 +137,20 @@ def forward(
 
             def brought(y: Value, to: Value) -> None:
                 with code.loop(0, count) as i:
-                    for plane, each in enumerate(lines):
-                        each.copy(bits + ((images * plane + image + i) * sizes.height + y) * words, words)
-                    row = near + (to + i) * pixel
+                    for k, each in enumerate(lines):
+                        each.copy(bits + ((images * k + image + i) * sizes.height + y) * words, words)
+                    row = near + (to + i) * BLOCK
 
                     def put(x: Value, further: Value) -> None:
-                        _put(code, row + further * pixel, lines, x * sizes.channels, sizes.channels)
+                        _put(code, row + further * BLOCK, plane, lines, x * sizes.channels, sizes.channels)
 
                     lying.pixels(code, sizes, put)
 
-            lying.rows(code, sizes, top, brought, lambda to: (near + to * pixel).clear(lying.line * pixel))
+            def nothing(to: Value) -> None:
+                with code.loop(0, blocks) as block:
+                    (near + block * plane + to * BLOCK).clear(lying.line * BLOCK)
+
+            lying.rows(code, sizes, top, brought, nothing)
             out = target + (image * sizes.out_height + top) * sizes.out_width * outputs
             rows = (height * pitch * together + (SIDE - 1)) // SIDE
             row = sizes.out_width * outputs
@@ -160,8 +164,8 @@ def forward(
                 weights = table + output // SIDE * taps_tiles
 
                 def some(count: int, tile: Value) -> None:
-                    at = near + tile * (SIDE * pixel)
-                    multiplied(code, unit, count, at, weights, taps, windows, blocks, sums)
+                    at = near + tile * TILE
+                    multiplied(code, unit, count, at, weights, taps, windows, windows, blocks, plane, sums)
                     for sums_from, to, number, step in places.runs(code, tile * SIDE, count * SIDE):
                         with code.loop(0, number) as k:
                             values = (sums + (sums_from + k) * LANES).load(LANES)
@@ -170,12 +174,14 @@ def forward(
                 tiled(code, rows, some)
 
 
-def _put(code: Code, target: Pointer, planes: Sequence[Pointer], position: Value, channels: Value) -> None:
-    """The channels of a pixel whose bits begin at a `position` of each of the `planes`."""
+def _put(
+    code: Code, target: Pointer, apart: Value, planes: Sequence[Pointer], position: Value, channels: Value
+) -> None:
+    """The channels of a pixel whose bits begin at a `position` of each of `planes`; blocks lie `apart`."""
     with code.loop(0, channels, BLOCK) as first:
         there = first_bits(code, (channels - first).smaller(BLOCK))
         found = [(bits_from(plane, position + first) & there).mask(BLOCK) for plane in planes]
-        (target + first).store(whole_numbers(code, found))
+        (target + first // BLOCK * apart).store(whole_numbers(code, found))
 
 
 def whole_numbers(code: Code, planes: Sequence[Value]) -> Value:

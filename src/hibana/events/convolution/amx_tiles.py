@@ -142,32 +142,34 @@ def multiplied(
     weights: Pointer,
     taps: Pointer,
     number: Value,
+    windows: Value,
     blocks: Value,
+    plane: Value,
     sums: Pointer,
     apart: Sequence[Value] = (),
 ) -> None:
     """The sums of `count` tiles of `pixels` under a `number` of `taps` of windows, ``[count * 16][16]``.
 
-    Pixels are of `blocks` of channels. They are exact, and each is multiplied by all parts of a weight; or in
-    parts themselves, of which the second and the third lie so many numbers `apart` from the first. Then three
-    of nine products are left out, which are 2^-23 of the whole together, of either sign, at most.
+    Pixels are of `blocks` of channels, each a `plane` of so many numbers; the weights of one lie together,
+    those of all `windows`. Pixels are exact, and each is multiplied by all parts of a weight; or in parts
+    themselves, of which the second and the third lie so many numbers `apart` from the first. Then three of
+    nine products are left out, which are 2^-23 of the whole together, of either sign, at most.
     """
-    pitch = blocks * (BLOCK * SHORT.size)
-    tile = code.variable(weights.address())
+    pitch = BLOCK * SHORT.size
     for total in range(count):
         unit.clear(total)
-    with code.loop(0, number) as tap:
-        at = pixels + taps[tap]
-        with code.loop(0, blocks) as block:
+    with code.loop(0, blocks) as block:
+        tile = code.variable((weights + block * windows * (PARTS * TILE)).address())
+        with code.loop(0, number) as tap:
+            at = pixels + block * plane + taps[tap] * BLOCK
             right = 1
             for part, here in enumerate([at, *(at + numbers for numbers in apart)]):
                 for k in range(count):
-                    place = here + block * BLOCK + blocks * (BLOCK * SIDE * k)
-                    unit.load(BLOCKS + k, place, pitch)
+                    unit.load(BLOCKS + k, here + TILE * k, pitch)
                 for other in range(PARTS - part):
                     right ^= 1
                     held = 2 * BLOCKS + right
-                    unit.load(held, type(weights).at(tile.value) + other * TILE, BLOCK * SHORT.size)
+                    unit.load(held, type(weights).at(tile.value) + other * TILE, pitch)
                     for k in range(count):
                         unit.multiply(k, BLOCKS + k, held)
             tile.value += PARTS * TILE * SHORT.size

@@ -41,14 +41,13 @@ def split(images: int, geometry: Geometry, threads: int) -> Split:
 
 
 @lru_cache(maxsize=256)
-def _taps(images: int, geometry: Geometry, threads: int) -> tuple[Tensor, int]:
-    """At which pixel what lies under each place of the windows begins; and pixels in all."""
+def _pixels(images: int, geometry: Geometry, threads: int) -> int:
+    """How many are met, and those after them that a tile may read."""
     lying = layout(images, geometry, threads)
-    taps = lying.taps // (-(-geometry.channels // BLOCK) * BLOCK)
-    last = max(taps.tolist()) + lying.deep * lying.pitch * lying.together + BLOCK
+    last: int = max(lying.taps.tolist()) + lying.deep * lying.pitch * lying.together + BLOCK
     down, across = geometry.stride
     held = down * across * lying.tall * lying.pitch * lying.together
-    return taps, -(-max(last, held) // 64) * 64
+    return -(-max(last, held) // 64) * 64
 
 
 def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor | None:
@@ -59,7 +58,6 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
     outputs, images = rows.shape[1], input_.bits.shape[1] // geometry.image[0]
     threads = torch.get_num_threads()
     found = split(images, geometry, threads)
-    taps, pixels = _taps(images, geometry, threads)
     shape = found.parts, outputs, geometry.channels, *geometry.kernel
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
     strange = torch.empty(found.parts, dtype=torch.uint8, device="cpu")
@@ -74,10 +72,10 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
         stride_across=geometry.stride[1],
         images=images,
         outputs=outputs,
-        **{**layout(images, geometry, threads)._asdict(), "taps": taps},
+        **layout(images, geometry, threads)._asdict(),
         items=found.items,
         per_part=found.per_part,
-        pixels=pixels,
+        pixels=_pixels(images, geometry, threads),
         planes=input_.bits.shape[0],
     )
     if strange.any():
