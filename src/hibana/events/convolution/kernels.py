@@ -128,14 +128,16 @@ def input_gradient(
     deep: Value,
     wide: Value,
     row: Row,
+    unrolled: int,
 ) -> None:
     """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
 
     One piece of work is a tile of `deep` x `wide` pixels of the input, or that many of each of `together`
-    images that it covers; TILE pixels at most. A panel of the output's gradient around them is brought near,
-    zeros beyond its border, and each channel goes through the pixels where it is wanted: its weights meet
-    eight pixels at a time. The table holds, for each panel of outputs, ``[channels][kernel height]
-    [kernel width][panel]``. With a dilation downwards, `deep` is 1.
+    images that it covers; TILE pixels at most. The pixels where each channel is wanted are listed. A panel of
+    the output's gradient around them is brought near, zeros beyond its border, and each channel goes through
+    its list: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
+    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Windows of
+    pixels side by side may be `unrolled` by their width, else 0.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -152,8 +154,9 @@ def input_gradient(
         (Longs, words + 1),
         (Longs, TILE),
         (Longs, TILE),
-        (Shorts, TILE + SLACK),
-    ) as (near, wanted, pixels, places, into, index):
+        (Longs, channels + 1),
+        (Shorts, channels * TILE + SLACK),
+    ) as (near, wanted, pixels, places, into, begins, index):
         pixels[words] = 0
         with code.loop(0, together) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
             pixel = (k * deep + down) * wide + across
@@ -176,6 +179,16 @@ def input_gradient(
                     wanted[block * TILE + (k * deep + y) * wide + x] = here
             with code.loop(0, blocks * (TILE // WORD)) as square:
                 transposed_bits(code, wanted + square * WORD)
+            n = code.variable(0)
+            with code.loop(0, channels) as channel:
+                begins[channel], first = n.value, n.value
+                of_channel = wanted + (channel // WORD * TILE + channel % WORD)
+                for part in range(0, TILE, WORD):
+                    n.value = listed(code, row, of_channel[part], code.constant(part), index, n.value)
+                with code.when(n.value > first):  # the last again, so that it is whole fours
+                    (index + n.value).store(index[n.value - 1].spread(4))
+                    n.value = (n.value + 3) & -4
+            begins[channels] = n.value
             with code.loop(0, panels) as panel:
                 upper = top + sizes.padding_down - reach_down * sizes.dilation_down
                 with code.loop(0, count) as k, code.loop(0, height + reach_down) as y:
@@ -191,20 +204,13 @@ def input_gradient(
                         brought_near(code, row, to, at, begun, seen, panel, sizes, outputs)
                 tables = table + panel * panel_floats
                 with code.loop(0, channels) as channel:
-                    of_channel = wanted + (channel // WORD * TILE + channel % WORD)
-                    found = code.variable(0)
-                    for part in range(0, TILE, WORD):
-                        word, base = of_channel[part], code.constant(part)
-                        found.value = listed(code, row, word, base, index, found.value)
-                    count_ = found.value
-                    with code.when(count_ > 0):
-                        (index + count_).store(index[count_ - 1].spread(8))
-                        given = out + channel, into, near, places, tables + channel * taps * row.floats
-                        with code.loop(0, count_ - 4, 8) as i:
-                            _of_some(code, row, 8, *given, index + i, pitch, sizes)
-                        eights = (count_ + 3) & -8
-                        with code.when(eights < count_):
-                            _of_some(code, row, 4, *given, index + eights, pitch, sizes)
+                    first, stop = begins[channel], begins[channel + 1]
+                    given = out + channel, into, near, places, tables + channel * taps * row.floats
+                    eights = stop - ((stop - first) & 4)
+                    with code.loop(first, eights, 8) as i:
+                        _of_some(code, row, 8, *given, index + i, pitch, sizes, unrolled)
+                    with code.when(eights < stop):
+                        _of_some(code, row, 4, *given, index + eights, pitch, sizes, unrolled)
 
 
 def brought_near(
@@ -243,19 +249,27 @@ def _of_some(
     index: Pointer,
     pitch: Value,
     sizes: Sizes,
+    unrolled: int,
 ) -> None:
     """Adds a panel's part to one channel of the first `entries` pixels of `index`, the last repeated."""
     which = [index[e].to(LONG) for e in range(entries)]
     pixels = [near + places[k] for k in which]
     sums = [code.variable(0.0, FLOAT.of(LANES)) for _ in which]
-    with code.loop(0, sizes.kernel_height) as i, code.loop(0, sizes.kernel_width) as j:
-        down, across = sizes.kernel_height - 1 - i, (sizes.kernel_width - 1 - j) * sizes.dilation_across
-        offset = down * pitch + across * row.floats
-        factors = row.load(weights + (i * sizes.kernel_width + j) * row.floats)
-        beside = [at + offset for at in pixels]
-        for v, factor in enumerate(factors):
+
+    def multiplied(factors: Pointer, beside: list[Pointer]) -> None:
+        for v, factor in enumerate(row.load(factors)):
             for total, at in zip(sums, beside, strict=True):
                 total.value = factor.fused((at + LANES * v).load(LANES), total.value)
+
+    with code.loop(0, sizes.kernel_height) as i:
+        factors = weights + i * sizes.kernel_width * row.floats
+        lines = [at + (sizes.kernel_height - 1 - i) * pitch for at in pixels]
+        for k in range(unrolled):
+            multiplied(factors + k * row.floats, [at + (unrolled - 1 - k) * row.floats for at in lines])
+        if not unrolled:
+            with code.loop(0, sizes.kernel_width) as j:
+                across = (sizes.kernel_width - 1 - j) * sizes.dilation_across * row.floats
+                multiplied(factors + j * row.floats, [at + across for at in lines])
     totals = folded([total.value for total in sums])
     targets = [out + into[k] for k in which]
     found = [at.load() + totals.lane(e * LANES // entries) for e, at in enumerate(targets)]
