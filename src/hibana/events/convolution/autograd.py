@@ -86,13 +86,10 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
     pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
     given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
     tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
-    unrolled = geometry.kernel[1] if geometry.kernel[1] <= UNROLLED and geometry.dilation[1] == 1 else 0
-    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, **tiles, row=row, unrolled=unrolled)
+    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, **tiles, row=row, beside=geometry.beside)
     return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
 
 
-UNROLLED = 5
-"""Pixels side by side that a window is wide for which code of its own is compiled, at most."""
 KEPT = 0.5
 """Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
 FEW = 0.5

@@ -9,6 +9,8 @@ from torch.nn import functional
 __all__ = ["Geometry", "Pair", "meets"]
 
 Pair = tuple[int, int]
+UNROLLED = 5
+"""Places of a row of the window, at most, that are done at a time."""
 WIDE = 32
 """Of them, in a row, so that what lies around them is near."""
 
@@ -35,6 +37,11 @@ class Geometry(NamedTuple):
         """From the first to the last pixel of a window."""
         down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
         return down, across
+
+    @property
+    def beside(self) -> int:
+        """Places of a row of the window that are done at a time: all, if they are few and side by side, or 1."""
+        return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 
     def tile(self, most: int) -> tuple[int, int, int]:
         """Images that are done together, of `most` pixels at most, and pixels of one, down and across.

@@ -128,7 +128,7 @@ def input_gradient(
     deep: Value,
     wide: Value,
     row: Row,
-    unrolled: int,
+    beside: int,
 ) -> None:
     """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
 
@@ -136,8 +136,8 @@ def input_gradient(
     images that it covers; TILE pixels at most. The pixels where each channel is wanted are listed. A panel of
     the output's gradient around them is brought near, zeros beyond its border, and each channel goes through
     its list: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
-    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Windows of
-    pixels side by side may be `unrolled` by their width, else 0.
+    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Places
+    of the window that lie `beside` one another are done at a time: all of a row, or 1.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -208,9 +208,9 @@ def input_gradient(
                     given = out + channel, into, near, places, tables + channel * taps * row.floats
                     eights = stop - ((stop - first) & 4)
                     with code.loop(first, eights, 8) as i:
-                        _of_some(code, row, 8, *given, index + i, pitch, sizes, unrolled)
+                        _of_some(code, row, 8, *given, index + i, pitch, sizes, beside)
                     with code.when(eights < stop):
-                        _of_some(code, row, 4, *given, index + eights, pitch, sizes, unrolled)
+                        _of_some(code, row, 4, *given, index + eights, pitch, sizes, beside)
 
 
 def brought_near(
@@ -249,7 +249,7 @@ def _of_some(
     index: Pointer,
     pitch: Value,
     sizes: Sizes,
-    unrolled: int,
+    beside: int,
 ) -> None:
     """Adds a panel's part to one channel of the first `entries` pixels of `index`, the last repeated."""
     which = [index[e].to(LONG) for e in range(entries)]
@@ -264,12 +264,13 @@ def _of_some(
     with code.loop(0, sizes.kernel_height) as i:
         factors = weights + i * sizes.kernel_width * row.floats
         lines = [at + (sizes.kernel_height - 1 - i) * pitch for at in pixels]
-        for k in range(unrolled):
-            multiplied(factors + k * row.floats, [at + (unrolled - 1 - k) * row.floats for at in lines])
-        if not unrolled:
-            with code.loop(0, sizes.kernel_width) as j:
-                across = (sizes.kernel_width - 1 - j) * sizes.dilation_across * row.floats
-                multiplied(factors + j * row.floats, [at + across for at in lines])
+        if beside > 1:
+            for j in range(beside):
+                multiplied(factors + j * row.floats, [at + (beside - 1 - j) * row.floats for at in lines])
+        else:
+            with code.loop(0, sizes.kernel_width) as place:
+                across = (sizes.kernel_width - 1 - place) * sizes.dilation_across * row.floats
+                multiplied(factors + place * row.floats, [at + across for at in lines])
     totals = folded([total.value for total in sums])
     targets = [out + into[k] for k in which]
     found = [at.load() + totals.lane(e * LANES // entries) for e, at in enumerate(targets)]

@@ -153,12 +153,14 @@ def weight_gradient(
     parts_down: Value,
     per_part: Value,
     row: Row,
+    beside: int,
 ) -> None:
     """Parts of the weights' gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
 
     Each part is of some panels of outputs and some planes, words of channels and rows of the kernel, over
     `per_part` images. `deep` rows of `together` images are done at a time: their pixels are places in rows
     that end with as many zeros as a window reaches across, the gradient's that lie around them likewise.
+    Places of the window that lie `beside` one another are done at a time: all of a row, or 1.
     """
     channels, width = sizes.channels, sizes.width
     taps = sizes.kernel_height * sizes.kernel_width
@@ -225,17 +227,20 @@ def weight_gradient(
                             code, row, to, line + panel * row.floats, begun, pitch, panel, sizes, outputs
                         )
                 done = sums + (panel - panel_begin) * (unit_end - unit_begin) * row_floats
-                with code.loop(unit_begin, unit_end) as unit, code.loop(0, sizes.kernel_width) as j:
+                with (
+                    code.loop(unit_begin, unit_end) as unit,
+                    code.loop(0, sizes.kernel_width, beside) as from_last,
+                ):
                     lags_down = (sizes.kernel_height - 1 - unit % sizes.kernel_height) * sizes.dilation_down
-                    lags_across = (sizes.kernel_width - 1 - j) * sizes.dilation_across
+                    lags_across = from_last * sizes.dilation_across
                     rows_at = near + (lags_down * pitch + lags_across) * row.floats
                     list_ = unit // sizes.kernel_height
                     there = (channels - list_ % words.each * WORD).smaller(WORD)
-                    into = done + (unit - unit_begin) * row_floats + j * (WORD * row.floats)
+                    into = done + (unit - unit_begin) * row_floats + from_last * row.floats
                     with code.loop(0, there) as channel:
-                        at = into + channel * row.floats
+                        at = into + channel * sizes.kernel_width * row.floats
                         place = first + (list_ * WORD + channel)
-                        add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0])
+                        add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0], beside)
         with (
             code.loop(panel_begin, panel_end) as panel,
             code.loop(unit_begin, unit_end) as unit,
@@ -249,5 +254,5 @@ def weight_gradient(
             into = targets + (outputs * inputs * share + output * inputs + tap * channels + word * WORD)
             inside = (channels - word * WORD).smaller(WORD)
             there = (outputs - output).smaller(row.floats)
-            done = done + j * (WORD * row.floats)
-            transposed(code, into, inputs, done, code.constant(row.floats), inside, there)
+            done = done + (sizes.kernel_width - 1 - j) * row.floats
+            transposed(code, into, inputs, done, sizes.kernel_width * row.floats, inside, there)

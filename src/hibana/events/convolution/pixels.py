@@ -114,6 +114,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
         parts_down=split.down,
         per_part=-(-images // split.rows),
         row=row,
+        beside=geometry.beside,
     )
     flat = out[0] if split.rows == 1 else out.sum(0)
     if input_.scales != ONE:

@@ -83,13 +83,24 @@ def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value
 
 
 def add_rows(
-    code: Code, row: Row, target: Pointer, start: Pointer, table: Pointer, index: Pointer, count: Value
+    code: Code,
+    row: Row,
+    target: Pointer,
+    start: Pointer,
+    table: Pointer,
+    index: Pointer,
+    count: Value,
+    beside: int = 1,
 ) -> None:
-    """``target = start + sum of the rows index[0..count) of table``, one row each."""
-    sums = [code.variable(value) for value in row.load(start)]
+    """``target = start + sum of the rows index[0..count) of table``, one row each.
+
+    Or so many rows `beside` one another at a time: targets, and what comes from each place of the table on.
+    """
+    wide = row._replace(vectors=row.vectors * beside)
+    sums = [code.variable(value) for value in wide.load(start)]
 
     def add(position: Value) -> None:
-        for total, value in zip(sums, row.load(table + index[position].to(LONG) * row.floats), strict=True):
+        for total, value in zip(sums, wide.load(table + index[position].to(LONG) * row.floats), strict=True):
             total.value += value
 
     fours = count & -4
@@ -98,7 +109,7 @@ def add_rows(
             add(i + ahead)
     with code.loop(fours, count) as i:
         add(i)
-    row.store([total.value for total in sums], target)
+    wide.store([total.value for total in sums], target)
 
 
 def add_scaled_rows(
