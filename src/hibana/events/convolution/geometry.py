@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
 
     @property
     def beside(self) -> int:
-        """Places of a row of the window that are done at a time: all, if they are few and side by side, or 1."""
+        """Places of a row of the window that are done at a time: all, if few and side by side, or 1."""
         return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 
     def tile(self, most: int) -> tuple[int, int, int]:
