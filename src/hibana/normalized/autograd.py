@@ -9,7 +9,7 @@ from hibana.loop.derivatives import differentiated_once
 from hibana.native import float_bits
 from hibana.normalized import kernels
 
-__all__ = ["Moments", "moments", "rows_of", "scales", "standardised"]
+__all__ = ["Moments", "moments", "scales", "standardised"]
 
 BLOCK = 16384
 """Numbers of a block, which are still in a second-level cache when they are read again."""
@@ -18,33 +18,41 @@ LONGEST = 512
 
 
 class Moments(NamedTuple):
-    """Of each channel."""
+    """Of each channel, and what follows from them; ``[channels, 1, ...]``."""
 
     mean: Tensor
-    variance: Tensor
-    """The mean of the squares of what differs from the mean."""
-    numbers: int
-    """How many they are of."""
+    unbiased: Tensor
+    """The variance, of a sample."""
+    inverse: Tensor
+    """``1 / sqrt(variance + eps)``, of the variance of these numbers."""
+    scale: Tensor
+    """That times the weight."""
+    shift: Tensor
+    """The bias."""
 
 
-def moments(rows: Tensor) -> Moments:
-    """Of ``[pixels, channels]``, contiguous: two passes over each block; blocks are put together in float64.
+def moments(currents: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Moments:
+    """Of ``[N, channels, ...]``, channels last in memory.
+
+    Two passes over each block; blocks are put together in float64.
 
     Source: Chan, Golub & LeVeque (1983), *Algorithms for computing the sample variance*: the corrected
     two-pass algorithm.
     """
-    pixels, channels = rows.shape
-    sizes, blocks = _blocks(rows)
-    names = ("means", "drifts", "squares")
-    parts = dict(zip(names, rows.new_empty(3, blocks, channels).unbind(), strict=True))
-    kernels.moments_of_blocks(blocks, source=rows, **parts, **sizes)
-    mean, variance = rows.new_empty(2, channels).unbind()
-    kernels.moments(1, **parts, mean=mean, variance=variance, **sizes)
-    return Moments(mean, variance, pixels)
+    sizes, blocks = _blocks(currents)
+    channels = sizes["channels"]
+    of_blocks = torch.empty(3, blocks, channels, dtype=torch.float32, device="cpu").unbind()
+    parts = dict(zip(("means", "drifts", "squares"), of_blocks, strict=True))
+    kernels.moments_of_blocks(blocks, source=currents, **parts, **sizes)
+    ones = (1,) * (currents.ndim - 2)
+    found = Moments(*torch.empty(5, channels, *ones, dtype=torch.float32, device="cpu").unbind())
+    given = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
+    kernels.moments(1, **parts, **given, **found._asdict(), **sizes)
+    return found
 
 
 def scales(
-    variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor | None = None
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it."""
     channels = variance.shape[0]
@@ -68,13 +76,8 @@ def _lying(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
 
 
-def rows_of(currents: Tensor) -> Tensor:
-    """``[pixels, channels]`` of ``[N, channels, ...]``: a view, where channels come last in memory."""
-    return currents.permute(0, *range(2, currents.ndim), 1).flatten(0, -2)
-
-
 def standardised(
-    currents: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, found: Moments, steps: int
+    currents: Tensor, weight: Tensor | None, bias: Tensor | None, found: Moments, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`currents` as a sequence, and for each channel the scale and the shift by which they are normalised.
 
@@ -90,11 +93,10 @@ def standardised(
         currents: ``[steps * batch, channels, ...]``, whose channels come last in memory.
         weight: of the normalisation; None for one.
         bias: of the normalisation; None for zero.
-        eps: of the normalisation.
-        found: the moments of `currents`.
+        found: the moments of `currents`, with what follows from them, weight and bias.
         steps: of the sequence; 0 for what is to stay without time.
     """
-    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(currents, weight, bias, found, eps, steps)  # type: ignore[no-untyped-call] # torch leaves it so
+    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(currents, weight, bias, found, steps)  # type: ignore[no-untyped-call] # torch leaves it so
     return made
 
 
@@ -106,13 +108,11 @@ class _Standardised(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         found: Moments,
-        eps: float,
         steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        inverse, scale, shift = scales(found.variance, weight, bias, eps)
-        ctx.save_for_backward(currents, found.mean, inverse, scale)
+        ctx.save_for_backward(currents, found.mean, found.inverse, found.scale)
         values = currents.detach()
-        return values.view(steps, -1, *values.shape[1:]) if steps else values, scale, shift
+        return values.view(steps, -1, *values.shape[1:]) if steps else values, found.scale, found.shift
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -124,13 +124,12 @@ def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) ->
     to_currents, to_weight, to_bias = ctx.needs_input_grad[:3]
     to_them = None
     if to_currents:
-        rows = rows_of(currents)
-        lying = rows_of(gradient if gradient.ndim == currents.ndim else gradient.flatten(0, 1)).contiguous()
-        sizes, blocks = _blocks(rows)  # the gradient is the loop's own, of which nobody else has heard
+        to_them = _lying_last(gradient.reshape(currents.shape))
+        sizes, blocks = _blocks(currents)  # the gradient is the loop's own, of which nobody else has heard
         kernels.through_moments(
             blocks,
-            gradient=lying,
-            source=rows,
+            gradient=to_them,
+            source=currents,
             mean=mean,
             inverse=inverse,
             scale=scale,
@@ -138,13 +137,10 @@ def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) ->
             of_shift=of_shift.contiguous(),
             **sizes,
         )
-        shape = (currents.shape[0], *currents.shape[2:], currents.shape[1])
-        to_them = lying.view(shape).permute(0, -1, *range(1, currents.ndim - 1))
     return (
         to_them,
-        inverse * of_scale if to_weight else None,
-        of_shift if to_bias else None,
-        None,
+        (inverse * of_scale).view(-1) if to_weight else None,
+        of_shift.reshape(-1) if to_bias else None,
         None,
         None,
     )
@@ -155,8 +151,15 @@ _once = differentiated_once(
 )
 
 
-def _blocks(rows: Tensor) -> tuple[dict[str, int], int]:
+def _lying_last(values: Tensor) -> Tensor:
+    """`values` with their channels last in memory."""
+    last = values.movedim(1, -1)
+    return values if last.is_contiguous() else last.contiguous().movedim(-1, 1)
+
+
+def _blocks(currents: Tensor) -> tuple[dict[str, int], int]:
     """The sizes that kernels take, and how many blocks there are."""
-    pixels, channels = rows.shape
+    channels = currents.shape[1]
+    pixels = currents.numel() // channels
     each = max(1, min(LONGEST, BLOCK // channels))
     return {"channels": channels, "pixels": pixels, "each": each}, -(-pixels // each)

@@ -1,6 +1,6 @@
 """Batch normalisation, channels last: moments of each channel, and the gradient that goes through them."""
 
-from hibana.native import DOUBLE, FLOAT, INT, Code, Floats, Value, kernel
+from hibana.native import DOUBLE, FLOAT, INT, Code, Floats, Pointer, Value, kernel
 
 __all__ = ["moments", "moments_of_blocks", "scales", "through_moments"]
 
@@ -56,14 +56,27 @@ def moments(
     means: Floats,
     drifts: Floats,
     squares: Floats,
+    weight: Floats,
+    bias: Floats,
     mean: Floats,
-    variance: Floats,
+    unbiased: Floats,
+    inverse: Floats,
+    scale: Floats,
+    shift: Floats,
     channels: Value,
     pixels: Value,
     each: Value,
+    eps: Value,
 ) -> None:
-    """Mean and variance of all blocks of :func:`moments_of_blocks`, in float64: one piece of work."""
+    """Mean and variance of all blocks of :func:`moments_of_blocks`, in float64, and what follows from them.
+
+    The variance is given as it is `unbiased`; ``inverse = 1 / sqrt(variance + eps)`` and
+    ``scale = inverse * weight`` are of the one that is not, ``shift = bias``. What is not given is left out;
+    `eps` is the bits of a float32. One piece of work.
+    """
     blocks, all_ = (pixels + each - 1) // each, pixels.real(DOUBLE).spread(WIDE)
+    correction = (all_ / (pixels - 1).real(DOUBLE).spread(WIDE)).to(FLOAT)
+    added = eps.to(INT).number().spread(WIDE)
     with code.loop(begin, end):
         for channel, there in code.vectors(channels, WIDE):
             centre, spread = (code.variable(0.0, DOUBLE.of(WIDE)) for _ in range(2))
@@ -83,8 +96,31 @@ def moments(
                         centre.value += exact * count
                 if not second:
                     centre.value = centre.value / all_
+            variance = (spread.value / all_).to(FLOAT)
+            one = _inverse(variance, added)
+            factor, term = _given(code, one, weight, bias, channel, there)
             (mean + channel).store(centre.value.to(FLOAT), there)
-            (variance + channel).store((spread.value / all_).to(FLOAT), there)
+            (unbiased + channel).store(variance * correction, there)
+            (inverse + channel).store(one, there)
+            (scale + channel).store(factor, there)
+            (shift + channel).store(term, there)
+
+
+def _inverse(variance: Value, added: Value) -> Value:
+    """``1 / sqrt(variance + added)``."""
+    return 1.0 / (variance + added).call("sqrt")
+
+
+def _given(
+    code: Code, inverse: Value, weight: Pointer, bias: Pointer, channel: Value, there: Value | None
+) -> tuple[Value, Value]:
+    """`inverse` times the weight, and the bias, of the channels from one on; without what is not given."""
+    factor, term, lanes = code.variable(inverse), code.variable(0.0, inverse.type), inverse.type.lanes
+    with code.when(weight.given()):
+        factor.value *= (weight + channel).load(lanes, there)
+    with code.when(bias.given()):
+        term.value = (bias + channel).load(lanes, there)
+    return factor.value, term.value
 
 
 @kernel
@@ -111,17 +147,11 @@ def scales(
     added = eps.to(INT).number().spread(LANES)
     with code.loop(begin, end):
         for channel, there in code.vectors(channels, LANES):
-            one = 1.0 / ((variance + channel).load(LANES, there) + added).call("sqrt")
+            one = _inverse((variance + channel).load(LANES, there), added)
+            factor, term = _given(code, one, weight, bias, channel, there)
             (inverse + channel).store(one, there)
-            factor, term = code.variable(one), code.variable(0.0, FLOAT.of(LANES))
-            with code.when(weight.given()):
-                factor.value *= (weight + channel).load(LANES, there)
-            with code.when(bias.given()):
-                term.value = (bias + channel).load(LANES, there)
-            with code.when(mean.given()):
-                term.value = (-(mean + channel).load(LANES, there)).fma(factor.value, term.value)
-            (scale + channel).store(factor.value, there)
-            (shift + channel).store(term.value, there)
+            (scale + channel).store(factor, there)
+            (shift + channel).store((-(mean + channel).load(LANES, there)).fma(factor, term), there)
 
 
 @kernel

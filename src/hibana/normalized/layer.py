@@ -17,7 +17,7 @@ from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.leaf import is_name
 from hibana.loop.strides import repeated
-from hibana.normalized.autograd import Moments, moments, rows_of, scales, standardised
+from hibana.normalized.autograd import Moments, moments, scales, standardised
 from hibana.running import check_knows_no_time
 
 __all__ = ["Normalized"]
@@ -181,15 +181,16 @@ def _emitted(
 ) -> tuple[Tensor | None, str]:
     """What `neurons` emit over `currents` normalised; or None, and why they can't be run."""
     found = None
+    each: tuple[Tensor, ...]
     if _of_the_batch(norm):
-        found = moments(rows_of(currents.detach()))
-        how = norm.weight, norm.bias, norm.eps, found, 0 if once else steps
-        values, scale, shift = standardised(currents, *how)
+        weight, bias = norm.weight, norm.bias
+        found = moments(currents, weight, bias, norm.eps)
+        values, scale, shift = standardised(currents, weight, bias, found, 0 if once else steps)
         again = repeated(values, steps) if once else values
-        numbers = [scale, shift, found.mean]
+        each = scale, shift, found.mean
     else:
-        again, numbers = _over_time(currents, steps, once), _running(norm)
-    each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in numbers)
+        again = _over_time(currents, steps, once)
+        each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in _running(norm))
     try:
         outputs = emitted_around(neurons.cell, Scaled if found is None else Standardised, each, again)
     except Unsupported as refused:
@@ -259,7 +260,7 @@ def _running(norm: Norm) -> list[Tensor]:
     assert mean is not None
     assert variance is not None
     weight, bias = norm.weight, norm.bias
-    inverse, scale, shift = scales(variance, weight, bias, norm.eps, mean)
+    inverse, scale, shift = scales(mean, variance, weight, bias, norm.eps)
     if learns(weight, bias):
         scale = inverse if weight is None else inverse * weight
         shift = torch.addcmul(torch.zeros_like(mean) if bias is None else bias, -mean, scale)
@@ -276,6 +277,5 @@ def _count(norm: Norm, found: Moments) -> None:
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    unbiased = found.variance * (found.numbers / (found.numbers - 1))
-    norm.running_mean.lerp_(found.mean, share)
-    norm.running_var.lerp_(unbiased, share)
+    norm.running_mean.lerp_(found.mean.view(-1), share)
+    norm.running_var.lerp_(found.unbiased.view(-1), share)
