@@ -134,15 +134,21 @@ def _lanes(outputs: int) -> int:
 
 
 def _weight_gradient(
-    input_: Planes, windows: Tensor | None, rows: Tensor, geometry: Geometry, choice: Choice, biases: bool
+    input_: Planes,
+    windows: Tensor | None,
+    rows: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    choice: Choice,
+    biases: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of the weights, ``[outputs, channels, *kernel]``, and if asked for that of the `biases`.
+    """The gradient of the `weight`, and if asked for that of the `biases`.
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
     found = amx_weights.weight_gradient(input_, rows, geometry) if choice.weights_matrix else None
     if found is None and pixels.pay_for_weights(geometry, input_.density):
-        found = pixels.weight_gradient(input_, rows, geometry)
+        found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
     if found is not None:
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
@@ -208,7 +214,8 @@ class _Convolution(torch.autograd.Function):
             to_images = input_gradient(used, weight, rows, geometry)
         if to_weights and numbers is None:
             input_ = Planes(bits, ctx.density, ctx.scales[0])
-            to_weight, to_bias = _weight_gradient(input_, windows, rows, geometry, ctx.choice, to_biases)
+            given = input_, windows, rows, weight, geometry, ctx.choice, to_biases
+            to_weight, to_bias = _weight_gradient(*given)
         elif to_biases:
             to_bias = rows.sum(0)
         return to_images, to_weight, to_bias, None, None, None, None, None

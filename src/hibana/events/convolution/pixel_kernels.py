@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
 from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, transposed_bits, words_of
-from hibana.events.lanes.rows import Row, add_rows, begin_with, transposed
-from hibana.native import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
+from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed
+from hibana.native import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["Input", "forward", "weight_gradient"]
+__all__ = ["Input", "forward", "together", "weight_gradient"]
 
 
 class Input(Group):
@@ -256,3 +256,46 @@ def weight_gradient(
             there = (outputs - output).smaller(row.floats)
             done = done + (sizes.kernel_width - 1 - j) * row.floats
             transposed(code, into, inputs, done, sizes.kernel_width * row.floats, inside, there)
+
+
+@kernel
+def together(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    target: Floats,
+    parts: Value,
+    outputs: Value,
+    channels: Value,
+    taps: Value,
+    factor: Value,
+    channels_last: Value,
+    planes: int,
+) -> None:
+    """The weights' gradient of its `parts`, ``[parts][outputs][planes][taps][channels]``, in order.
+
+    What the planes are multiplied by is the `factor`, the bits of a float32, times 1, 2, 4, … It is
+    ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One piece of work is
+    of one output.
+    """
+    each = taps * channels
+    unit = factor.to(INT).number().spread(LANES)
+    with code.scratch((Floats, each)) as (sums,), code.loop(begin, end) as output:
+        to = target + output * each
+        summed = sums.instead(channels_last > 0, to)
+        for at, there in code.vectors(each, LANES):
+            of_planes = []
+            for plane in range(planes):
+                total = code.variable(0.0, FLOAT.of(LANES))
+                with code.loop(0, parts) as part:
+                    place = source + ((part * outputs + output) * planes + plane) * each + at
+                    total.value += place.load(LANES, there)
+                of_planes.append(total.value * (unit * 2.0**plane))
+            value = of_planes[0]
+            for more in of_planes[1:]:
+                value += more
+            (summed + at).store(value, there)
+        with code.when(channels_last.equals(0)):
+            transposed(code, to, taps, sums, channels, taps, channels)

@@ -7,7 +7,8 @@ from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
-from hibana.events.planes import ONE, Planes
+from hibana.events.planes import Planes
+from hibana.native import float_bits
 
 __all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "weight_gradient"]
 
@@ -21,6 +22,8 @@ PIXELS = 256
 """Output pixels that are gone through at a time."""
 NEAR = 1 << 14
 """Floats that are kept near at a time."""
+GRAIN = 8
+"""Outputs whose parts are not worth a thread of their own."""
 MOST = 1 << 18
 """Channels, 64 at least, of the rows of pixels that a window reaches over."""
 
@@ -85,8 +88,11 @@ def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int
     return split._replace(down=min(split.down, units))
 
 
-def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient ``[outputs, channels, *kernel]`` at stride 1, from that of the output, a row a pixel."""
+def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_last: bool = False) -> Tensor:
+    """The gradient ``[outputs, channels, *kernel]`` at stride 1, from that of the output, a row a pixel.
+
+    It lies as it is written here or, as the weights may too, with its `channels_last`.
+    """
     outputs, planes = rows.shape[1], len(input_.bits)
     row = panel(outputs)
     images = input_.bits.shape[1] // geometry.image[0]
@@ -116,7 +122,23 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
         row=row,
         beside=geometry.beside,
     )
-    flat = out[0] if split.rows == 1 else out.sum(0)
-    if input_.scales != ONE:
-        flat = product.of_numbers(flat.view(outputs, planes, -1), input_.scales)
-    return flat.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
+    if channels_last and split.rows == planes == input_.factor == 1:
+        found = out
+    else:
+        found = torch.empty(outputs, inputs // planes, dtype=torch.float32, device="cpu")
+        kernels.together(
+            outputs,
+            GRAIN,
+            source=out,
+            target=found,
+            parts=split.rows,
+            outputs=outputs,
+            channels=geometry.channels,
+            taps=geometry.kernel[0] * geometry.kernel[1],
+            factor=float_bits(input_.factor),
+            channels_last=int(channels_last),
+            planes=planes,
+        )
+    if channels_last:
+        return found.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
+    return found.view(outputs, geometry.channels, *geometry.kernel)

@@ -226,19 +226,30 @@ def transposed(
         to, at = target + target_pitch * j + i, source + source_pitch * i + j
         square = (i + LANES <= rows) & (j + LANES <= columns)
         with code.when(square):
-            _transposed_square(to, target_pitch, at, source_pitch)
+            _transposed_square(to, target_pitch, at, source_pitch, [None] * LANES, [None] * LANES)
         with code.when(~square):
             down, across = (rows - i).smaller(LANES), (columns - j).smaller(LANES)
-            with code.loop(0, down) as k, code.loop(0, across) as m:
-                to[target_pitch * m + k] = at[source_pitch * k + m]
+            sides = [
+                [code.first((length > k).select(other, 0), LANES) for k in range(LANES)]
+                for length, other in ((down, across), (across, down))
+            ]
+            _transposed_square(to, target_pitch, at, source_pitch, *sides)
 
 
-def _transposed_square(to: Pointer, target_pitch: Value, at: Pointer, source_pitch: Value) -> None:
+def _transposed_square(
+    to: Pointer,
+    target_pitch: Value,
+    at: Pointer,
+    source_pitch: Value,
+    read: Sequence[Value | None],
+    written: Sequence[Value | None],
+) -> None:
+    """Of each row those that are `read`, and of each that comes of it those that are `written`."""
     low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
     high = [LANES // 2 + lane for lane in low]
-    rows = [(at + source_pitch * i).load(LANES) for i in range(LANES)]
+    rows = [(at + source_pitch * i).load(LANES, there) for i, there in enumerate(read)]
     for _ in range(4):
         pairs = list(zip(rows[:8], rows[8:], strict=True))
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]
-    for i, row in enumerate(rows):
-        (to + target_pitch * i).store(row)
+    for i, (row, there) in enumerate(zip(rows, written, strict=True)):
+        (to + target_pitch * i).store(row, there)

@@ -22,7 +22,6 @@ __all__ = [
     "forward",
     "gradient_crossover",
     "input_gradient",
-    "of_numbers",
     "over_bits",
     "packed",
     "parts",
@@ -166,10 +165,10 @@ def weight_gradient(
     if scales == ONE:
         return _bits_gradient(bits, density, grad, inputs, bias)
     of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
-    return of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+    return _of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
 
 
-def of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
+def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
     """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
     return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
 

@@ -16,7 +16,7 @@ from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import built, called, launch
-from hibana.loop.cpu.parameters import laid, patterns_of
+from hibana.loop.cpu.parameters import patterns_of, written_out
 from hibana.loop.cpu.row_walk import PATTERNS
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
@@ -106,8 +106,8 @@ class CpuKernels(NativeKernels):
         place = outputs.data_ptr()
         patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
-        if any(patterns):
-            parameters = laid(parameters, patterns, shape[1:].numel(), ready.walk.repeated)
+        if any(patterns) and not ready.walk.repeated:
+            parameters = written_out(parameters, patterns, shape[1:].numel())
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
         residuals = [
             torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
@@ -152,8 +152,8 @@ class CpuKernels(NativeKernels):
         variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, folds)
         again = plan.recomputed
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
-        if any(patterns):
-            parameters = laid(parameters, patterns, one.numel(), back.repeated)
+        if any(patterns) and not back.repeated:
+            parameters = written_out(parameters, patterns, one.numel())
         sums = [torch.empty(back.rows, length, dtype=dtype, device=CPU) for length in back.folds]
         if not sums:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]

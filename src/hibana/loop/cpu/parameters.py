@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["laid", "patterns_of"]
+__all__ = ["patterns_of", "written_out"]
 
 
 def patterns_of(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
@@ -13,9 +13,9 @@ def patterns_of(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
     return tuple([0 if count in (1, neurons) else count for count in counts])
 
 
-def laid(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int, width: int) -> list[Tensor]:
-    """`parameters` as a kernel reads them: what repeats, for a row of `width` or, if it is 0, for all."""
+def written_out(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int) -> list[Tensor]:
+    """`parameters` of which those that repeat, as `patterns` say, are given for each of the `neurons`."""
     return [
-        parameter.expand((width or neurons) // length, length).reshape(-1) if length else parameter
+        parameter.expand(neurons // length, length).reshape(-1) if length else parameter
         for parameter, length in zip(parameters, patterns, strict=True)
     ]

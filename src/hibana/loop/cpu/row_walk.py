@@ -91,11 +91,11 @@ class RowWalk(Schedule):
     def read(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and makes the rows called `own`."""
         names = [name for names in arguments for name in names]
-        apart = [f"p{i}_step" for i in range(step.parameters)]
-        names += [*(f"p{i}_at" for i in range(step.parameters)), *apart, "constants"]
+        repeated = [f"p{i}_length" for i in range(step.parameters)]
+        names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
         bits = [row.base for row in self.moving.values() if row.bits]
         folds = [name for name in names if name.endswith("_fold")]
-        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *apart, *folds), bits)
+        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *repeated, *folds), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
         if len(scratch) > MANY:  # a stack is small
@@ -127,14 +127,21 @@ class RowWalk(Schedule):
             self.code.fence()  # non-temporal stores are otherwise not ordered before others'
 
     def _place_patterns(self) -> None:
-        """Copies parameters that are one row for all to where, in a page, what is read begins."""
+        """Fills a row with each parameter that is one for all, where, in a page, what is read begins."""
         read = (
             self.at["input" if self.forwards else "grad_outputs"] + self.begin * self.size["width"]
         ).address()
         for name, buffer in self.patterns.items():
             place = (buffer.of(Bytes) + ((read - buffer.address()) & (PAGE - LINE))).of(self.number)
-            with self.code.when(self.size[f"{name}_step"].equals(0)):
-                place.copy(self.at[f"{name}_at"], self.size["width"])
+            length, width = self.size[f"{name}_length"], self.size["width"]
+            with self.code.when(length > 0):
+                place.copy(self.at[f"{name}_at"], length)
+                filled = self.code.variable(length)
+                with self.code.repeat() as again:
+                    more = filled.value.smaller(width - filled.value)
+                    (place + filled.value).copy(place, more)
+                    filled.value += more
+                    again(filled.value < width)
             self.patterns[name] = place
 
     def _place_own(self) -> None:
@@ -176,7 +183,7 @@ class RowWalk(Schedule):
             if name in self.leaves:
                 self.rows[name] = self.at[f"{name}_at"] + self.lo
             if name in self.patterns:
-                one = self.size[f"{name}_step"].equals(0)
+                one = self.size[f"{name}_length"] > 0
                 self.rows[name] = self.rows[name].instead(one, self.patterns[name])
 
     def steps(self, parts: Parts, begun: Mapping[str, Pointer]) -> None:

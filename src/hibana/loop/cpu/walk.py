@@ -74,8 +74,8 @@ class Walk(NamedTuple):
     work: Work
     binding: Binding
     pack: Pack
-    repeated: int
-    """How wide a row is, if parameters that repeat are given as one; else 0, and they are written out."""
+    repeated: bool
+    """Whether parameters that repeat are given as one; else they are written out."""
     rows: int
     """How many rows there are."""
     folds: tuple[int, ...]
@@ -103,7 +103,7 @@ class Recomputation(NamedTuple):
     """What is known of the kernel's arguments."""
     buffer: int
     """Bytes of all buffers, one for each thread."""
-    repeated: int
+    repeated: bool
     """This and what follows: as of a :class:`Walk`."""
     rows: int
     folds: tuple[int, ...]
@@ -162,7 +162,7 @@ def walk(
     sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons} | _apart(patterns, folds, repeated)
     binding = Binding(bound.arguments, bound.fixed | sizes)
     work = ready(bound.kernel.address, count, grain)
-    repeating = (width, count, tuple(folds)) if repeated else (0, count, ())
+    repeating = (repeated, count, tuple(folds) if repeated else ())
     return Walk(work, binding, binding.pack_named(names), *repeating)
 
 
@@ -228,7 +228,7 @@ def recompute(
         (at[0], at[1]),
         known,
         pieces * ends[-1],
-        *((width, rows, tuple(folds)) if repeated else (0, rows, ())),
+        *(repeated, rows, tuple(folds) if repeated else ()),
     )
 
 
@@ -256,11 +256,11 @@ def _rows(
 
 
 def _apart(patterns: Sequence[int], folds: Sequence[int], repeated: bool) -> dict[str, int]:
-    """By the argument of a kernel: whether a parameter goes on with each row, 1, or is one row for all, 0.
+    """By the argument of a kernel: how many neurons a parameter is for, over and over; 0, if for each.
 
     And how many neurons a sum ends in.
     """
-    apart = {f"p{i}_step": int(not (repeated and length)) for i, length in enumerate(patterns)}
+    apart = {f"p{i}_length": length if repeated else 0 for i, length in enumerate(patterns)}
     return apart | {f"sum{i}_fold": length for i, length in enumerate(folds)}
 
 
