@@ -138,4 +138,4 @@ def input_gradient(rows: Tensor, weight: Tensor, images: int, geometry: Geometry
         outputs=outputs,
         **sizes,
     )
-    return None if strange.any() else out.permute(0, 3, 1, 2)
+    return None if any(strange.tolist()) else out.permute(0, 3, 1, 2)

@@ -78,7 +78,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
         pixels=_pixels(images, geometry, threads),
         planes=input_.bits.shape[0],
     )
-    if strange.any():
+    if any(strange.tolist()):
         return None
     total = out[0] if found.parts == 1 else out.sum(0)
     return total if input_.factor == 1.0 else total * input_.factor
