@@ -14,8 +14,10 @@ from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution import reckoned as of_convolutions
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes, whole_numbers
+from hibana.loop.cpu.kernels import CpuKernels
 from hibana.native import Bytes, Code, Value, kernel
 from hibana.native import amx as unit
+from hibana.normalized import layer as normalized
 
 needs_it = pytest.mark.skipif(not amx.there(), reason="this processor has no unit for matrices (AMX)")
 
@@ -282,3 +284,52 @@ def test_nothing_is_reckoned_by_a_unit_that_is_not_there(monkeypatch):
     costs = of_convolutions.costs(64, 64, Geometry(64, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)))
     of_convolutions._costs.cache_clear()
     assert costs.forward.matrix is None
+
+
+@needs_it
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "kernel", "stride", "batch", "produced"),
+    [
+        (16, 64, (16, 16), 3, 1, 3, True),
+        (40, 32, (30, 14), 5, 2, 2, True),
+        (32, 48, (12, 20), 1, 1, 5, True),
+        (8, 128, (64, 64), 3, 1, 1, True),  # in several pieces
+        (16, 20, (11, 13), 3, 1, 2, True),  # rows that are no whole words: computed first
+        (16, 32, (8, 8), 3, 1, 16, False),  # images that lie side by side
+    ],
+)
+def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(
+    monkeypatch, channels, outputs, size, kernel, stride, batch, produced, threads
+):
+    monkeypatch.setattr(convolution_layer, "choice", lambda *of: cost.Choice(matrix=True))
+    monkeypatch.setattr(normalized, "WORTH", 0)
+    convolution = hb.Conv2d(channels, outputs, kernel, stride, kernel // 2)
+    convolution.mode = "events"
+    norm = nn.BatchNorm2d(outputs)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    layer = hb.Normalized(hb.EachStep(nn.Sequential(convolution, norm)), hb.LIF()).eval()
+    x = _whole((4 * batch, channels, *size), 0.4, 3).view(4, batch, channels, *size)
+    runs = []
+    monkeypatch.setattr(CpuKernels, "forward_over", _counted(CpuKernels.forward_over, runs))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = [layer(x) for _ in range(3)][-1]
+        assert "AMX" in convolution.explain()
+        assert len(runs) == (2 if produced else 0)  # the first time the step is compiled
+        monkeypatch.setattr(amx, "producer", lambda *given: None)
+        assert torch.equal(layer(x), found)
+        assert 0 < found.mean() < 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def _counted(function, runs):
+    def counted(*given):
+        runs.append(given)
+        return function(*given)
+
+    return counted

@@ -15,6 +15,7 @@ from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.checks import check_batch, check_inputs, checked_state
 from hibana.loop.explain import explain
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.producer import Producer
 from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.tensors import tensors_of
@@ -154,9 +155,15 @@ def emitted(
 
 
 def emitted_around(
-    cell: Cell, around: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
+    cell: Cell,
+    around: Callable[..., Cell],
+    tensors: tuple[Tensor, ...],
+    inputs: Tensor,
+    producer: Producer | None = None,
 ) -> Tensor:
     """What ``around(cell, *tensors)`` emits over the inputs of a layer, on the CPU; remembered by `cell`.
+
+    A `producer` has yet to compute the inputs.
 
     Raises:
         Unsupported: if there is no kernel for it.
@@ -167,7 +174,13 @@ def emitted_around(
         known = programs.known(cell, call)
         if known is not None:
             spec, places = known
-            return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
+            given = tuple([own[i] for i in places])
+            if producer is None:
+                return autograd.go(spec, inputs, given)[0]
+            if not (_is_grad_enabled() and any(tensor.requires_grad for tensor in given)):
+                return autograd.go_over(spec, producer, inputs, given)
+    if producer is not None:
+        producer.finish()
     made = around(cell, *tensors)
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if programs.is_plain(cell) and made.rests_at_zero() and not _is_watched(inputs):

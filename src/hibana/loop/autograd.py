@@ -10,6 +10,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import differentiated_once
+from hibana.loop.producer import Producer
 from hibana.loop.strides import (
     expansion,
     in_callers_order,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hibana.loop.compiling import Program
     from hibana.loop.graph.plan import Plan
 
-__all__ = ["RunSpecification", "from_rest", "go", "run"]
+__all__ = ["RunSpecification", "from_rest", "go", "go_over", "run"]
 
 
 def run(
@@ -103,12 +104,29 @@ def go(
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
         return outputs, last
+    order, given = _without_gradient(spec, inputs, tensors)
+    outputs, last, _ = spec.program.kernels.forward(given)
+    return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+
+
+def go_over(
+    spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> Tensor:
+    """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
+    order, given = _without_gradient(spec, inputs, tensors)
+    outputs = spec.program.kernels.forward_over(producer, given)
+    return outputs if order is None else in_callers_order(order, outputs, [])[0]
+
+
+def _without_gradient(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[list[int] | None, ForwardArguments]:
+    """The order of dimensions in memory, and what kernels are given of it."""
     program, _, _, ends, order, begun, _, _ = spec
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
-    outputs, last, _ = program.kernels.forward(ForwardArguments(inputs, first, parameters, None, ends))
-    return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+    return order, ForwardArguments(inputs, first, parameters, None, ends)
 
 
 class _Saved(NamedTuple):

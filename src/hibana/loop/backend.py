@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hibana.loop.packed import row_bytes
+from hibana.loop.producer import Producer
 
 if TYPE_CHECKING:
     from hibana.loop.graph.plan import Plan
@@ -126,6 +127,12 @@ class Kernels(ABC):
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and the residuals of `plan`."""
+
+    def forward_over(self, producer: Producer, given: ForwardArguments) -> Tensor:
+        """What is emitted over inputs that a `producer` has yet to compute; nothing is kept."""
+        producer.finish()
+        outputs, _, _ = self.forward(given)
+        return outputs
 
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:

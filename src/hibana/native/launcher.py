@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from hibana.native.threads import run
 from hibana.native.types import LONG
 from hibana.native.values import Group, Value
 
-__all__ = ["Launcher", "kernel"]
+__all__ = ["Call", "Launcher", "kernel"]
 
 SHAPES = 512
 """How many shapes of a kernel are remembered."""
@@ -58,6 +58,19 @@ class Arguments:
         self.pack = struct.Struct(f"{len(self.addresses)}q").pack
 
 
+class Call(NamedTuple):
+    """A kernel with all that it is given, to be run."""
+
+    address: int
+    arguments: bytes
+    tensors: tuple[Tensor | None, ...]
+    """Whose memory it reads and writes."""
+
+    def run(self, pieces: int, grain: int = 1) -> None:
+        """Runs it over ``range(pieces)``, split among torch's threads."""
+        run(self.address, pieces, self.arguments, grain)
+
+
 class Launcher:
     """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
 
@@ -84,6 +97,11 @@ class Launcher:
             grain: pieces that are not worth a thread of their own.
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
+        address, packed, _ = self.call(given)
+        run(address, pieces, packed, grain)
+
+    def call(self, given: Mapping[str, Any]) -> Call:
+        """A call that is yet to be run, with what is `given` by name."""
         arguments = self.arguments
         tensors: tuple[Tensor | None, ...]
         try:
@@ -94,7 +112,11 @@ class Launcher:
             raise self._refusal(given)
         address, numbers = self._ready.get(fixed) or self._packed(fixed)
         addresses = arguments.pack(*[0 if t is None else t.data_ptr() for t in tensors])
-        run(address, pieces, addresses + numbers, grain)
+        return Call(address, addresses + numbers, tensors)
+
+    def place(self, name: str) -> int:
+        """Which of its arguments is called so."""
+        return self.arguments.order.index(name)
 
     def source(self, **options: Hashable) -> str:
         """The kernel in LLVM's language."""

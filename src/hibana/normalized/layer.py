@@ -9,13 +9,14 @@ from hibana import cells
 from hibana.blocks import ThresholdBatchNorm2d
 from hibana.each_step import EachStep
 from hibana.events.checks import plain
-from hibana.events.convolution import dense
+from hibana.events.convolution import Conv2d, dense
 from hibana.events.layer import learns
 from hibana.layers import OverTime
 from hibana.loop import ambient, emitted_around
 from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.leaf import is_name
+from hibana.loop.producer import Producer
 from hibana.loop.strides import repeated
 from hibana.normalized.autograd import Moments, moments, scales, standardised
 from hibana.running import check_knows_no_time
@@ -91,12 +92,17 @@ class Normalized(nn.Sequential):
         steps = len(input)
         once = each.runs_once(input)
         currents = input[0] if once else input.flatten(0, 1)
-        for module in before:
+        producer = None
+        for module in before[:-1]:
             currents = module(currents)
+        if before:
+            currents, producer = _convolved(before[-1], norm, currents, 0 if once else steps)
         reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
-            outputs, reason = _emitted(norm, neurons, currents, steps, once)
+            outputs, reason = _emitted(norm, neurons, currents, steps, once, producer)
+        elif producer is not None:
+            producer.finish()
         self.__dict__["_reason"] = reason
         if outputs is None:
             outputs = neurons(_over_time(norm(currents), steps, once))
@@ -177,9 +183,12 @@ _MISFIT = "what is to be normalised does not fit, as torch says"
 
 
 def _emitted(
-    norm: Norm, neurons: OverTime, currents: Tensor, steps: int, once: bool
+    norm: Norm, neurons: OverTime, currents: Tensor, steps: int, once: bool, producer: Producer | None
 ) -> tuple[Tensor | None, str]:
-    """What `neurons` emit over `currents` normalised; or None, and why they can't be run."""
+    """What `neurons` emit over `currents` normalised, which a `producer` has yet to compute, if it is given.
+
+    Or None, and why they can't be run; the currents are there then.
+    """
     found = None
     each: tuple[Tensor, ...]
     if _of_the_batch(norm):
@@ -192,12 +201,21 @@ def _emitted(
         again = _over_time(currents, steps, once)
         each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in _running(norm))
     try:
-        outputs = emitted_around(neurons.cell, Scaled if found is None else Standardised, each, again)
+        around = Scaled if found is None else Standardised
+        outputs = emitted_around(neurons.cell, around, each, again, producer)
     except Unsupported as refused:
         return None, str(refused)
     if found is not None:
         _count(norm, found)
     return outputs, ""
+
+
+def _convolved(module: nn.Module, norm: Norm, inputs: Tensor, steps: int) -> tuple[Tensor, Producer | None]:
+    """What `module` makes of `inputs` that are those of so many steps, and what has yet to compute it."""
+    if type(module) is not Conv2d or not steps or _of_the_batch(norm) or hooked(module):
+        return module(inputs), None
+    found = module.over_steps(inputs, steps)
+    return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 
 def _over_time(values: Tensor, steps: int, once: bool) -> Tensor:

@@ -10,10 +10,11 @@ from hibana.events.convolution import amx_kernels as kernels
 from hibana.events.convolution.amx_tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
-from hibana.native import SHORT
+from hibana.loop.producer import Producer
+from hibana.native import FLOAT, SHORT, Call
 from hibana.native.amx import SIDE, there
 
-__all__ = ["SIDE", "forward", "layout", "there"]
+__all__ = ["SIDE", "forward", "layout", "producer", "there"]
 
 NEAR = 1 << 20
 """Bytes of images that are kept near at a time."""
@@ -21,6 +22,8 @@ SMALL = 160
 """Pixels of an image's output of which too few tiles would be full; of several they lie side by side."""
 PIECES = 4
 """Of work, for each thread, that they may share evenly."""
+ROOM = 1 << 19
+"""Bytes of sums that are kept until a forward that is fused has read them: a part of a core's cache."""
 FEWEST = 2 * BLOCKS * SIDE
 """Pixels that are worth a piece."""
 
@@ -45,8 +48,8 @@ class Layout(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR) -> Layout:
-    """For so many images and threads, of which as many bytes are near at a time."""
+def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR, rows: int = 0) -> Layout:
+    """For so many images and threads, of which as many bytes are near at a time; or so many `rows`."""
     down, across = geometry.stride
     (height, width), margin = geometry.output, geometry.padding[1]
     padded = geometry.image[1] + 2 * margin
@@ -56,7 +59,7 @@ def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR) -> L
     row = down * across * pitch * together * _blocks(geometry) * BLOCK * SHORT.size
     most = near // row - geometry.reach[0] // down
     shared = -(-height * images // (PIECES * threads * together))
-    deep = rows_at_once(height, most, shared, pitch * together)
+    deep = rows or rows_at_once(height, most, shared, pitch * together)
     tall = deep + geometry.reach[0] // down
     remainder = tall * pitch
     taps = [
@@ -75,24 +78,60 @@ def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
+    images = input_.bits.shape[1] // geometry.image[0]
     each = layout(images, geometry, torch.get_num_threads())
+    call, out = _call(input_, weight, bias, geometry, each)
+    call.run(each.pieces(images, geometry))
+    return out
+
+
+def producer(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, steps: int
+) -> Producer | None:
+    """What :func:`forward` gives, yet to be computed, of images that are those of so many steps.
+
+    None where a piece of one step is not a stretch of it, or pieces of all would not stay in the cache.
+    """
+    outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
+    threads = torch.get_num_threads()
+    rows = _rows_together(images // steps, outputs, geometry, steps, threads)
+    each = layout(images, geometry, threads, NEAR, rows)
+    if not rows or each.together > 1:
+        return None
+    call, out = _call(input_, weight, bias, geometry, each)
+    pieces, length = each.pieces(images // steps, geometry), rows * geometry.output[1] * outputs
+    return Producer(call, kernels.forward.place("target"), pieces, length, out)
+
+
+@lru_cache(maxsize=256)
+def _rows_together(images: int, outputs: int, geometry: Geometry, steps: int, threads: int) -> int:
+    """Rows of the output, a divisor of all, whose sums at all steps stay in the cache; 0 if none do."""
+    height, width = geometry.output
+    most = min(height, ROOM // (steps * width * outputs * FLOAT.size))
+    enough = -(-min(FEWEST, height * width) // width)
+    fitting = [rows for rows in range(enough, most + 1) if height % rows == 0]
+    shared = [rows for rows in fitting if images * height // rows >= PIECES * threads]
+    return max(shared) if shared else min(fitting, default=0)
+
+
+def _call(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, each: Layout
+) -> tuple[Call, Tensor]:
+    """The kernel's call for rows that lie so, and where it writes, ``[N, outputs, height, width]``."""
+    outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
     out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
-    kernels.forward(
-        each.pieces(images, geometry),
-        bits=input_.bits,
-        table=_packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry),
-        bias=bias,
-        target=out,
-        **geometry.sizes,
-        stride_down=geometry.stride[0],
-        stride_across=geometry.stride[1],
-        images=images,
-        outputs=outputs,
-        **each._asdict(),
-        planes=input_.bits.shape[0],
-    )
-    return out.permute(0, 3, 1, 2)
+    given = {
+        "bits": input_.bits,
+        "table": _packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry),
+        "bias": bias,
+        "target": out,
+        "stride_down": geometry.stride[0],
+        "stride_across": geometry.stride[1],
+        "images": images,
+        "outputs": outputs,
+        "planes": input_.bits.shape[0],
+    }
+    return kernels.forward.call(given | geometry.sizes | each._asdict()), out.permute(0, 3, 1, 2)
 
 
 def _packed(weight: Tensor, geometry: Geometry) -> Tensor:

@@ -2,14 +2,14 @@
 
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.events.checks import misfit, pair, plain
-from hibana.events.convolution import autograd, dense, reckoned
+from hibana.events.convolution import amx, autograd, dense, reckoned
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
@@ -24,6 +24,7 @@ from hibana.events.layer import (
 )
 from hibana.events.linear import product
 from hibana.events.support import support_of
+from hibana.loop.producer import Producer
 
 __all__ = ["Conv1d", "Conv2d"]
 
@@ -34,6 +35,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        return cast(Tensor, self._convolved(input, 0))
+
+    def _convolved(self, input: Tensor, steps: int) -> Tensor | Producer:  # noqa: A002
+        """The convolution; or, of images of so many steps, what has yet to compute it, if that can be."""
         if max(self.dilation) > 1 and self._meets_padding_alone(input):
             return self._of_padding(input)
         if (
@@ -61,11 +66,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
-        found = self._by_windows(images, weight, geometry)
+        found = self._by_windows(images, weight, geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
             return self._densely(input, found)
-        return found.squeeze(2) if self.dimensions == 1 else found
+        return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
 
     def _meets_padding_alone(self, input: Tensor) -> bool:  # noqa: A002
         """Whether no window of those that there are meets the image."""
@@ -92,7 +97,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             self._leave(input, TINY)
         return small
 
-    def _by_windows(self, images: Tensor, weight: Tensor, geometry: Geometry) -> Tensor | str:
+    def _by_windows(
+        self, images: Tensor, weight: Tensor, geometry: Geometry, steps: int
+    ) -> Tensor | Producer | str:
         """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's."""
         bias = self.bias if self.bias is None else self.bias.contiguous()
         outputs, count = weight.shape[0], images.shape[0] * geometry.output[0] * geometry.output[1]
@@ -115,7 +122,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         if not learns(images, weight, bias):
-            return autograd.forward(found, weight.detach(), bias, geometry, chosen)
+            given = found, weight.detach(), bias, geometry
+            left = amx.producer(*given, steps) if steps and chosen.matrix else None
+            return left or autograd.forward(*given, chosen)
         support = usable(below, length, in_order, found)
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
 
@@ -215,6 +224,13 @@ class Conv2d(_ByWindows, nn.Conv2d):
     """
 
     dimensions = 2
+
+    def over_steps(self, input: Tensor, steps: int) -> Tensor | Producer:  # noqa: A002
+        """The convolution of the joined images of so many steps, or what computes it a piece at a time.
+
+        Where no gradient will be asked for, a loop over time that takes it so reads it from the cache.
+        """
+        return self._convolved(input, steps)
 
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided

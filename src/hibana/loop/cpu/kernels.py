@@ -25,16 +25,20 @@ from hibana.loop.cpu.walk import (
     BACKWARD,
     FORWARD,
     Bound,
+    Fusion,
+    Produced,
     Recomputation,
     Walk,
     fits_tiles,
     folded,
+    fuse,
     recompute,
     walk,
 )
 from hibana.loop.graph.plan import Plan, cost_in_bits, recomputing
 from hibana.loop.graph.step import Step
 from hibana.loop.packed import row_bytes
+from hibana.loop.producer import Producer
 from hibana.native import assemble
 
 __all__ = ["CpuKernels"]
@@ -69,6 +73,7 @@ class CpuKernels(NativeKernels):
         self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
+        self._fusion = lru_cache(SHAPES)(self._make_fusion)
         self._backward = lru_cache(SHAPES)(self._make_backward)
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
 
@@ -118,6 +123,25 @@ class CpuKernels(NativeKernels):
             *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
         )
         return outputs, last, residuals
+
+    def forward_over(self, producer: Producer, given: ForwardArguments) -> Tensor:
+        """What is emitted over inputs that a `producer` computes, each piece when it is read."""
+        inputs, first, parameters, _, _, _ = given
+        shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
+        outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
+        place = outputs.data_ptr()
+        patterns = patterns_of(parameters, shape[1:].numel())
+        produced = Produced(address, len(packed) // 8, target, producer.pieces, producer.length)
+        fusion = self._fusion(shape, produced, place % LINE == 0, patterns, torch.get_num_threads())
+        if fusion is None:
+            return super().forward_over(producer, given)
+        last = (None,) * (len(first) - 1)
+        fusion.run(
+            packed,  # then as self._forward_names has them, but for the input's step
+            (self.constants_at, 0, place, *_addresses(*parameters, *first, *last)),
+            place,
+        )
+        return outputs
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
@@ -233,6 +257,13 @@ class CpuKernels(NativeKernels):
         names = self._forward_names(plan)
         ready = walk(bound, names, steps, neurons, threads, patterns)
         return _Ready(ready, (steps, row_bytes(neurons)), booleans)
+
+    def _make_fusion(
+        self, shape: torch.Size, produced: Produced, aligned: bool, patterns: tuple[int, ...], threads: int
+    ) -> Fusion | None:
+        steps, neurons = _sizes(shape)
+        bound = self._kernel("forward", None, True, aligned and self._nontemporal(steps, neurons))
+        return fuse(bound, self._forward_names(None), produced, steps, neurons, patterns)
 
     def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]

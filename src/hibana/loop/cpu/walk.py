@@ -15,6 +15,7 @@ import torch
 
 from hibana.loop.cpu.binding import Binding, Pack
 from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.fused import fused as fused_kernel
 from hibana.loop.cpu.node import called
 from hibana.loop.cpu.recompute import recompute as recompute_kernel
 from hibana.loop.cpu.row_walk import BUFFER_OFFSET, FOLDED, PAGE, ROW
@@ -25,10 +26,13 @@ __all__ = [
     "BACKWARD",
     "FORWARD",
     "Bound",
+    "Fusion",
+    "Produced",
     "Recomputation",
     "Walk",
     "fits_tiles",
     "folded",
+    "fuse",
     "recompute",
     "walk",
 ]
@@ -135,12 +139,45 @@ class Recomputation(NamedTuple):
         }
 
 
+class Produced(NamedTuple):
+    """What a forward that is fused with a producer is made ready for."""
+
+    address: int
+    """Of the producer's kernel."""
+    arguments: int
+    """How many it takes."""
+    target: int
+    """This and what follows: as of a :class:`hibana.loop.producer.Producer`."""
+    pieces: int
+    length: int
+
+
+class Fusion(NamedTuple):
+    """How a producer and the forward that reads what it computes go alternately over pieces of one shape."""
+
+    work: Work
+    pack: Pack
+    """For :data:`FUSED`."""
+    forward: Pack
+
+    def run(self, producer: bytes, forward: Sequence[int], outputs: int) -> None:
+        """Runs both: the producer with its arguments, the forward with those that :func:`fuse` was told of.
+
+        `outputs` is where what is emitted begins.
+        """
+        arguments = producer, self.forward(forward)
+        held = [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
+        self.work.go(self.pack((*map(ctypes.addressof, held), outputs)))
+
+
 FORWARD = ("input", "input_step", "outputs")
 """What a forward is given at each launch, whatever the step."""
 BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
 """And a backward."""
 ALTERNATELY = ("forward_args", "backward_args", "buffer")
 """What the kernel of a recomputation is given at each launch."""
+FUSED = ("producer_args", "forward_args", "outputs")
+"""And that of a producer fused with a forward."""
 
 
 def walk(
@@ -230,6 +267,38 @@ def recompute(
         pieces * ends[-1],
         *(repeated, rows, tuple(folds) if repeated else ()),
     )
+
+
+def fuse(
+    bound: Bound,
+    names: Sequence[str],
+    produced: Produced,
+    steps: int,
+    neurons: int,
+    patterns: Sequence[int] = (),
+) -> Fusion | None:
+    """A forward over `steps` of `neurons` with what it reads; at each launch it is given `names`.
+
+    `patterns` are how many neurons a parameter is given for, over and over; None if they do not fit rows, or
+    rows do not fit pieces.
+    """
+    unit, length = lcm(MULTIPLE, *filter(None, patterns)), produced.length
+    fitting = [width for width in range(unit, bound.row + 1, unit) if length % width == 0]
+    if not fitting or produced.pieces * length != neurons:
+        return None
+    width = fitting[-1]
+    sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0, "input_step": length}
+    sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons} | _apart(patterns, (), True)
+    binding = Binding(bound.arguments, bound.fixed | sizes)
+    known = {
+        **{"producer": produced.address, "producer_count": produced.arguments, "target": produced.target},
+        **{"forward": bound.kernel.address, "forward_count": len(binding.arguments)},
+        **{"input_": binding.places(["input"])[0], "steps": steps, "pieces": produced.pieces},
+        **{"length": length, "rows": length // width},
+    }
+    work = ready(fused_kernel.built().address, produced.pieces)
+    pack = Binding(fused_kernel.arguments.order, known).pack_named(FUSED)
+    return Fusion(work, pack, binding.pack_named([name for name in names if name != "input_step"]))
 
 
 def _rows(

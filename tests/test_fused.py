@@ -1,0 +1,86 @@
+"""A forward fused with what computes its inputs: the outputs of the two one after the other, to the bit."""
+
+import pytest
+import torch
+
+import hibana as hb
+from hibana.loop import emitted_around
+from hibana.loop.producer import Producer
+from hibana.native import Code, Floats, Value, kernel
+from hibana.normalized.layer import Scaled
+
+STEPS, BATCH = 5, 3
+
+
+@kernel
+def doubled(code: Code, begin: Value, end: Value, *, source: Floats, target: Floats, length: Value) -> None:
+    """Twice the numbers of pieces of so many."""
+    with code.loop(begin * length, end * length) as i:
+        target[i] = source[i] * 2.0
+
+
+def channels_last(channels, height, width, steps=STEPS):
+    return torch.randn(steps * BATCH, height, width, channels).permute(0, 3, 1, 2)
+
+
+def over_time(images, steps=STEPS):
+    return images.view(steps, -1, *images.shape[1:])
+
+
+def producer(source, pieces, into):
+    length = source.numel() // pieces // STEPS
+    call = doubled.call({"source": source, "target": into, "length": length})
+    return Producer(call, doubled.place("target"), pieces, length, into)
+
+
+CELLS = {
+    "IF": lambda channels: hb.IFCell(),
+    "LIF, one threshold a channel": lambda channels: hb.LIFCell(threshold=torch.rand(channels, 1, 1) + 0.5),
+    "ALIF": lambda channels: hb.ALIFCell(),
+    "LIF, a learned time constant": lambda channels: hb.LIFCell(learn="tau"),
+    "EIF, whose step calls a library": lambda channels: hb.EIFCell(),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    ("size", "pieces", "fits"),
+    [
+        ((16, 8, 16), 3, True),  # an image a piece
+        ((16, 8, 16), 12, True),  # two rows of pixels
+        ((64, 4, 128), 6, True),  # more than a row of neurons
+        ((64, 1, 1), 3, True),
+        ((5, 3, 7), 3, False),  # rows that are no whole words
+        ((48, 4, 4), 3, True),  # channels that are no whole words, but rows are
+        ((1, 24, 24), 3, True),
+    ],
+)
+def test_what_is_emitted_is_that_of_inputs_computed_before(name, size, pieces, fits, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        cell, source = CELLS[name](size[0]), channels_last(*size)
+        each = torch.rand(size[0], 1, 1) + 0.5, torch.randn(size[0], 1, 1)
+        wanted = emitted_around(cell, Scaled, each, over_time(2 * source))
+        assert 0 < wanted.mean() < 1
+        for _ in range(2):
+            into = torch.full_like(source, float("nan"))
+            found = emitted_around(cell, Scaled, each, over_time(into), producer(source, pieces, into))
+            assert torch.equal(found, wanted)
+            assert bool(into.isnan().all()) == fits  # it went through no memory of the sequence's
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_where_a_gradient_is_wanted_or_a_cell_was_not_seen_before_the_inputs_are_computed_first():
+    cell, source = hb.LIFCell(learn="tau"), channels_last(16, 8, 8)
+    each = torch.rand(16, 1, 1), torch.randn(16, 1, 1)
+    wanted = emitted_around(cell, Scaled, each, over_time(2 * source))
+    for again in (cell, hb.LIFCell(learn="tau")):
+        into = torch.full_like(source, float("nan"))
+        found = emitted_around(again, Scaled, each, over_time(into), producer(source, 3, into))
+        assert torch.equal(found, wanted)
+        assert found.requires_grad
+        assert torch.equal(into, 2 * source)
