@@ -37,7 +37,7 @@ QUIET = 1.06
 """While nobody disturbs, the yardstick takes at most this many times as long as it took at best."""
 PAUSE = 0.05
 """Seconds until it is looked again whether somebody disturbs."""
-PATIENCE = 10
+PATIENCE = 5
 """Pauses that a process makes in all."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""

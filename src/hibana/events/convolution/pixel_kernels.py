@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
 from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, transposed_bits, words_of
-from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed
+from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed, transposed_square
 from hibana.native import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["Input", "forward", "together", "weight_gradient"]
@@ -282,7 +282,8 @@ def together(
     """
     each = taps * channels
     unit = factor.to(INT).number().spread(LANES)
-    with code.scratch((Floats, each)) as (sums,), code.loop(begin, end) as output:
+    whole = (taps + LANES) * channels + LANES  # squares read beyond the last place and channel
+    with code.scratch((Floats, whole)) as (sums,), code.loop(begin, end) as output:
         to = target + output * each
         summed = sums.instead(channels_last > 0, to)
         for at, there in code.vectors(each, LANES):
@@ -297,5 +298,13 @@ def together(
             for more in of_planes[1:]:
                 value += more
             (summed + at).store(value, there)
-        with code.when(channels_last.equals(0)):
-            transposed(code, to, taps, sums, channels, taps, channels)
+        with (
+            code.when(channels_last.equals(0)),
+            code.loop(0, taps, LANES) as tap,
+            code.loop(0, channels, LANES) as channel,
+        ):
+            count = (taps - tap).smaller(LANES)
+            left = channels - channel
+            inside = [code.first((left > k).select(count, 0), LANES) for k in range(LANES)]
+            square = sums + tap * channels + channel
+            transposed_square(to + channel * taps + tap, taps, square, channels, inside)

@@ -20,6 +20,7 @@ __all__ = [
     "folded",
     "panel",
     "transposed",
+    "transposed_square",
     "vectors",
 ]
 
@@ -226,28 +227,24 @@ def transposed(
         to, at = target + target_pitch * j + i, source + source_pitch * i + j
         square = (i + LANES <= rows) & (j + LANES <= columns)
         with code.when(square):
-            _transposed_square(to, target_pitch, at, source_pitch, [None] * LANES, [None] * LANES)
+            transposed_square(to, target_pitch, at, source_pitch)
         with code.when(~square):
             down, across = (rows - i).smaller(LANES), (columns - j).smaller(LANES)
-            sides = [
-                [code.first((length > k).select(other, 0), LANES) for k in range(LANES)]
-                for length, other in ((down, across), (across, down))
-            ]
-            _transposed_square(to, target_pitch, at, source_pitch, *sides)
+            with code.loop(0, down) as k, code.loop(0, across) as m:
+                to[target_pitch * m + k] = at[source_pitch * k + m]
 
 
-def _transposed_square(
+def transposed_square(
     to: Pointer,
     target_pitch: Value,
     at: Pointer,
     source_pitch: Value,
-    read: Sequence[Value | None],
-    written: Sequence[Value | None],
+    written: Sequence[Value | None] = (None,) * LANES,
 ) -> None:
-    """Of each row those that are `read`, and of each that comes of it those that are `written`."""
+    """LANES x LANES floats transposed, of which those are `written` in each row that it says."""
     low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
     high = [LANES // 2 + lane for lane in low]
-    rows = [(at + source_pitch * i).load(LANES, there) for i, there in enumerate(read)]
+    rows = [(at + source_pitch * i).load(LANES) for i in range(LANES)]
     for _ in range(4):
         pairs = list(zip(rows[:8], rows[8:], strict=True))
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]
