@@ -9,9 +9,10 @@ from torch.nn import functional
 
 import hibana as hb
 from hibana.events import cost
-from hibana.events.convolution import amx, amx_input, amx_weights, autograd
+from hibana.events.convolution import autograd
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution import reckoned as of_convolutions
+from hibana.events.convolution.amx import of_input, of_weights, sums
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes, whole_numbers
 from hibana.loop.cpu.kernels import CpuKernels
@@ -19,7 +20,7 @@ from hibana.native import Bytes, Code, Value, kernel
 from hibana.native import amx as unit
 from hibana.normalized import layer as normalized
 
-needs_it = pytest.mark.skipif(not amx.there(), reason="this processor has no unit for matrices (AMX)")
+needs_it = pytest.mark.skipif(not unit.there(), reason="this processor has no unit for matrices (AMX)")
 
 
 def _whole(shape, density, most, factor=1.0):
@@ -68,7 +69,7 @@ def test_sums_are_as_near_to_the_exact_ones_as_torchs(seed):
     exact_bias = None if bias is None else bias.double()
     exact = functional.conv2d(images.double(), weight.double(), exact_bias, *how)
     torchs = functional.conv2d(images.contiguous(), weight, bias, *how)
-    found = amx.forward(_planes(images), weight, bias, geometry)
+    found = sums.forward(_planes(images), weight, bias, geometry)
     for output in range(len(weight)):
         _close(found[:, output], exact[:, output], torchs[:, output])
 
@@ -96,7 +97,7 @@ def test_an_inputs_gradient_is_as_near_to_the_exact_one_as_torchs(seed):
     weight = weight / weight.abs().amax((1, 2, 3), keepdim=True)
     images = grad.new_zeros(count, geometry.channels, *geometry.image)
     exact = _torchs(grad.double(), images.double(), weight.double().contiguous(), geometry)[0]
-    found = amx_input.input_gradient(rows, weight, count, geometry)
+    found = of_input.input_gradient(rows, weight, count, geometry)
     _close(found, exact, _torchs(grad, images, weight.contiguous(), geometry)[0])
 
 
@@ -109,7 +110,7 @@ def test_a_weights_gradient_is_as_near_to_the_exact_one_as_torchs(seed):
     rows, grad = _gradient(count, geometry, weight, draw)
     weight = weight.contiguous()
     exact = _torchs(grad.double(), images.double(), weight.double(), geometry)[1]
-    found = amx_weights.weight_gradient(_planes(images), rows, geometry)
+    found = of_weights.weight_gradient(_planes(images), rows, geometry)
     _close(found, exact, _torchs(grad, images.contiguous(), weight, geometry)[1])
 
 
@@ -124,14 +125,14 @@ def test_gradients_are_torchs_on_any_number_of_threads(threads, stride):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        of_input = amx_input.input_gradient(rows, weight, 7, geometry)
-        of_weight = amx_weights.weight_gradient(_planes(images), rows, geometry)
+        to_input = of_input.input_gradient(rows, weight, 7, geometry)
+        to_weight = of_weights.weight_gradient(_planes(images), rows, geometry)
     finally:
         torch.set_num_threads(before)
     exact = _torchs(grad.double(), images.double(), weight.double(), geometry)
     torchs = _torchs(grad, images.contiguous(), weight, geometry)
-    _close(of_input, exact[0], torchs[0])
-    _close(of_weight, exact[1], torchs[1])
+    _close(to_input, exact[0], torchs[0])
+    _close(to_weight, exact[1], torchs[1])
 
 
 @needs_it
@@ -141,11 +142,11 @@ def test_what_has_no_parts_is_left_to_torch(where, number):
     geometry = Geometry(20, (6, 5), (3, 3), (1, 1), (1, 1), (1, 1))
     rows, weight = torch.randn(2 * 30, 40), torch.randn(40, 20, 3, 3)
     planes = _planes(_whole((2, 20, 6, 5), 0.3, 3))
-    assert amx_input.input_gradient(rows, weight, 2, geometry) is not None
-    assert amx_weights.weight_gradient(planes, rows, geometry) is not None
+    assert of_input.input_gradient(rows, weight, 2, geometry) is not None
+    assert of_weights.weight_gradient(planes, rows, geometry) is not None
     (rows if where == "gradient" else weight).view(-1)[-1] = number
-    assert amx_input.input_gradient(rows, weight, 2, geometry) is None
-    assert (amx_weights.weight_gradient(planes, rows, geometry) is None) == (where == "gradient")
+    assert of_input.input_gradient(rows, weight, 2, geometry) is None
+    assert (of_weights.weight_gradient(planes, rows, geometry) is None) == (where == "gradient")
 
 
 @needs_it
@@ -153,15 +154,15 @@ def test_what_has_no_parts_is_left_to_torch(where, number):
 def test_an_image_has_the_same_bits_alone_among_others_and_on_any_number_of_threads(side):
     geometry = Geometry(40, (side, side), (3, 3), (1, 1), (1, 1), (1, 1))
     images, weight = _whole((19, 40, side, side), 0.3, 3), torch.randn(24, 40, 3, 3)
-    together = amx.forward(_planes(images), weight, None, geometry)
+    together = sums.forward(_planes(images), weight, None, geometry)
     planes = _planes(images)
     for k in range(len(images)):
         one = Planes(planes.bits[:, side * k : side * (k + 1)].contiguous(), planes.density)
-        assert torch.equal(amx.forward(one, weight, None, geometry)[0], together[k])
+        assert torch.equal(sums.forward(one, weight, None, geometry)[0], together[k])
     threads = torch.get_num_threads()
     torch.set_num_threads(3 - min(2, threads))
     try:
-        assert torch.equal(amx.forward(planes, weight, None, geometry), together)
+        assert torch.equal(sums.forward(planes, weight, None, geometry), together)
     finally:
         torch.set_num_threads(threads)
 
@@ -170,7 +171,7 @@ def test_an_image_has_the_same_bits_alone_among_others_and_on_any_number_of_thre
 def test_weights_that_are_no_finite_numbers_stay_what_they_are():
     geometry = Geometry(1, (1, 1), (1, 1), (1, 1), (0, 0), (1, 1))
     weight = torch.tensor([float("inf"), -float("inf"), float("nan"), 3.0e38, 1.0]).view(-1, 1, 1, 1)
-    found = amx.forward(_planes(torch.ones(1, 1, 1, 1)), weight, None, geometry)
+    found = sums.forward(_planes(torch.ones(1, 1, 1, 1)), weight, None, geometry)
     torch.testing.assert_close(found.flatten(), weight.flatten(), rtol=0, atol=0, equal_nan=True)
 
 
@@ -189,7 +190,7 @@ def test_tiles_are_afterwards_as_large_as_another_library_made_them():
     images, weight = torch.rand(2, 64, 9, 9).bfloat16(), torch.randn(48, 64, 3, 3).bfloat16()
     geometry = Geometry(33, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
     ours = _planes(_whole((3, 33, 8, 8), 0.3, 1)), torch.randn(20, 33, 3, 3), None, geometry
-    torchs, own = functional.conv2d(images, weight), amx.forward(*ours)
+    torchs, own = functional.conv2d(images, weight), sums.forward(*ours)
     told, asked = torch.zeros(64, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
     told[0], told[16], told[48] = 1, 32, 7  # a tile of 7 rows of 32 bytes
     threads = torch.get_num_threads()
@@ -197,7 +198,7 @@ def test_tiles_are_afterwards_as_large_as_another_library_made_them():
     try:
         for sizes in (told, told.new_zeros(64)):
             _told(1, sizes=sizes)
-            assert torch.equal(amx.forward(*ours), own)
+            assert torch.equal(sums.forward(*ours), own)
             _asked(1, sizes=asked)
             assert torch.equal(asked, sizes)
             torch.testing.assert_close(functional.conv2d(images, weight), torchs)
@@ -240,7 +241,7 @@ def test_a_layers_gradients_are_computed_on_it_and_torchs_unless_one_is_not_fini
     monkeypatch.setattr(of_convolutions, "costs", lambda *sizes: cost.Costs(sooner, sooner, sooner, 0.0))
     monkeypatch.setattr(convolution_layer, "SMALLEST_WORK", 0)
     found = []
-    for module, name in ((amx_input, "input_gradient"), (amx_weights, "weight_gradient")):
+    for module, name in ((of_input, "input_gradient"), (of_weights, "weight_gradient")):
         inner = getattr(module, name)
         spied = lambda *given, inner=inner: found.append(inner(*given)) or found[-1]  # noqa: E731
         monkeypatch.setattr(module, name, spied)
@@ -279,7 +280,7 @@ def test_no_kernel_is_written_for_a_unit_that_is_not_there(monkeypatch):
 
 def test_nothing_is_reckoned_by_a_unit_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HIBANA_COSTS", "measured")
-    monkeypatch.setattr(amx, "there", lambda: False)
+    monkeypatch.setattr(of_convolutions, "there", lambda: False)
     of_convolutions._costs.cache_clear()
     costs = of_convolutions.costs(64, 64, Geometry(64, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)))
     of_convolutions._costs.cache_clear()
@@ -320,7 +321,7 @@ def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(
         found = [layer(x) for _ in range(3)][-1]
         assert "AMX" in convolution.explain()
         assert len(runs) == (2 if produced else 0)  # the first time the step is compiled
-        monkeypatch.setattr(amx, "producer", lambda *given: None)
+        monkeypatch.setattr(sums, "producer", lambda *given: None)
         assert torch.equal(layer(x), found)
         assert 0 < found.mean() < 1
     finally:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hibana.events.bits import density_of
 from hibana.events.checks import dense_for_more
-from hibana.events.convolution import amx, amx_input, amx_weights, dense, kernels, pixels
+from hibana.events.convolution import dense, kernels, pixels
+from hibana.events.convolution.amx import of_input, of_weights, sums
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import ALL, Choice
@@ -59,7 +60,7 @@ def _sums(
 ) -> tuple[Tensor, Tensor | None]:
     """The same, and the bits under each window, if they were gathered for it."""
     if choice.matrix:
-        return amx.forward(input_, weight, bias, geometry), None
+        return sums.forward(input_, weight, bias, geometry), None
     if pixels.pay(geometry, len(weight), input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
@@ -146,7 +147,7 @@ def _weight_gradient(
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
-    found = amx_weights.weight_gradient(input_, rows, geometry) if choice.weights_matrix else None
+    found = of_weights.weight_gradient(input_, rows, geometry) if choice.weights_matrix else None
     if found is None and pixels.pay_for_weights(geometry, input_.density):
         found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
     if found is not None:
@@ -203,7 +204,7 @@ class _Convolution(torch.autograd.Function):
             by_values = _pays_by_values(rows, used, geometry)
         everywhere = to_inputs and used is None and not by_values
         if everywhere and ctx.choice.everywhere:
-            to_images = amx_input.input_gradient(rows, weight, ctx.shape[0], geometry)
+            to_images = of_input.input_gradient(rows, weight, ctx.shape[0], geometry)
         densely = everywhere and to_images is None, to_weights and numbers is not None
         if any(densely):
             found, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.events.checks import misfit, pair, plain
-from hibana.events.convolution import amx, autograd, dense, reckoned
+from hibana.events.convolution import autograd, dense, reckoned
+from hibana.events.convolution.amx import sums
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
@@ -123,7 +124,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         if not learns(images, weight, bias):
             given = found, weight.detach(), bias, geometry
-            left = amx.producer(*given, steps) if steps and chosen.matrix else None
+            left = sums.producer(*given, steps) if steps and chosen.matrix else None
             return left or autograd.forward(*given, chosen)
         support = usable(below, length, in_order, found)
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)

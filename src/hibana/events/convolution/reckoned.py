@@ -13,16 +13,10 @@ import torch
 from torch.nn import functional
 
 from hibana.events import cost
-from hibana.events.convolution import (
-    amx,
-    amx_input,
-    amx_reckoned,
-    amx_weights,
-    autograd,
-    kernels,
-    pixels,
-    scattered,
-)
+from hibana.events.convolution import autograd, kernels, pixels, scattered
+from hibana.events.convolution.amx import of_input, of_weights
+from hibana.events.convolution.amx import reckoned as amx
+from hibana.events.convolution.amx.sums import forward as sums_by_amx
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.lanes.rows import LANES, panel, vectors
@@ -31,6 +25,7 @@ from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.planes import Planes
 from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed
+from hibana.native.amx import there
 
 __all__ = ["costs", "one_by_one"]
 
@@ -56,22 +51,20 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
             dense,
             cache(partial(_forward, *sizes)),
             call,
-            _on_unit(_AMX, amx_reckoned.forward, *sizes, threads),
+            _on_unit(_AMX, amx.forward, *sizes, threads),
         ),
         cost.Product(
             learned,
             cache(partial(_weights, *sizes, threads)),
             call,
-            _on_unit(_AMX_WEIGHTS, amx_reckoned.weight_gradient, *sizes, threads),
+            _on_unit(_AMX_WEIGHTS, amx.weight_gradient, *sizes, threads),
         ),
         cost.Product(
             dense,
             cache(lambda density: _input(*sizes, density) * speed(_INPUT)),
             cost.OVERHEAD * pace,
             # one pixel is soon multiplied
-            None
-            if geometry.kernel == (1, 1)
-            else _on_unit(_AMX_INPUT, amx_reckoned.input_gradient, *sizes, threads),
+            None if geometry.kernel == (1, 1) else _on_unit(_AMX_INPUT, amx.input_gradient, *sizes, threads),
         ),
         scan(images * geometry.image[0] * geometry.image[1] * geometry.channels),
         cost.APART * pace,
@@ -97,7 +90,7 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
 
 def _on_unit(way: Way, seconds: Callable[[int, int, Geometry, int], float], *of: Any) -> cost.Matrix | None:
     """What `seconds` says of the unit for matrices; nothing, if there is none, or costs are fixed."""
-    if fixed() or not amx.there():
+    if fixed() or not there():
         return None
     reckoned = seconds(*of)
     return cost.Matrix(reckoned, lambda: reckoned * speed(way))
@@ -270,19 +263,19 @@ def _by_pixels_of() -> Call:
 
 def _by_amx_of() -> Call:
     planes, geometry = _planes()
-    return partial(amx.forward, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry)
+    return partial(sums_by_amx, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry)
 
 
 def _input_by_amx_of() -> Call:
     images, channels, geometry = _WIDE
     rows = numbers(_sizes(images, geometry)[0], channels)
-    return partial(amx_input.input_gradient, rows, numbers(channels, channels, 3, 3), images, geometry)
+    return partial(of_input.input_gradient, rows, numbers(channels, channels, 3, 3), images, geometry)
 
 
 def _weights_by_amx_of() -> Call:
     planes, geometry = _planes()
     rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
-    return partial(amx_weights.weight_gradient, planes, rows, geometry)
+    return partial(of_weights.weight_gradient, planes, rows, geometry)
 
 
 def _weights_by_pixels_of() -> Call:
@@ -303,9 +296,9 @@ _WINDOWS = Way("windows", _windows(_WIDE[0], _WIDE[2]), _windows_of)
 _INPUT = Way("input of windows", _input(*_WIDE, 1 / 4), _input_of)
 _FEW = 1 / 8
 _PIXELS = Way("pixels", _by_pixels(*_WIDE, _FEW), _by_pixels_of)
-_AMX = Way("unit for matrices", amx_reckoned.forward(*_WIDE, 1), _by_amx_of)
-_AMX_INPUT = Way("input by that unit", amx_reckoned.input_gradient(*_WIDE, 1), _input_by_amx_of)
-_AMX_WEIGHTS = Way("weights by that unit", amx_reckoned.weight_gradient(*_WIDE, 1), _weights_by_amx_of)
+_AMX = Way("unit for matrices", amx.forward(*_WIDE, 1), _by_amx_of)
+_AMX_INPUT = Way("input by that unit", amx.input_gradient(*_WIDE, 1), _input_by_amx_of)
+_AMX_WEIGHTS = Way("weights by that unit", amx.weight_gradient(*_WIDE, 1), _weights_by_amx_of)
 _PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_WIDE, _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 

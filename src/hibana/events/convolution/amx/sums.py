@@ -6,15 +6,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.convolution import amx_kernels as kernels
-from hibana.events.convolution.amx_tiles import BLOCK, BLOCKS, PARTS, TILE
+from hibana.events.convolution.amx import sums_kernels as kernels
+from hibana.events.convolution.amx.tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
 from hibana.native import FLOAT, SHORT, Call
-from hibana.native.amx import SIDE, there
+from hibana.native.amx import SIDE
 
-__all__ = ["SIDE", "forward", "layout", "producer", "there"]
+__all__ = ["NEAR", "PIECES", "SMALL", "Layout", "forward", "layout", "producer", "rows_at_once"]
 
 NEAR = 1 << 20
 """Bytes of images that are kept near at a time."""
@@ -29,7 +29,7 @@ FEWEST = 2 * BLOCKS * SIDE
 
 
 class Layout(NamedTuple):
-    """How the pixels lie that some rows of the output meet, for :func:`amx_kernels.forward`."""
+    """How the pixels lie that some rows of the output meet, for :func:`sums_kernels.forward`."""
 
     deep: int
     """Rows of the output."""

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.convolution import amx_input_kernels as kernels
-from hibana.events.convolution.amx import NEAR, PIECES, SMALL, rows_at_once
-from hibana.events.convolution.amx_tiles import BLOCK, BLOCKS, PARTS, TILE
+from hibana.events.convolution.amx import of_input_kernels as kernels
+from hibana.events.convolution.amx.sums import NEAR, PIECES, SMALL, rows_at_once
+from hibana.events.convolution.amx.tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.native import SHORT
 from hibana.native.amx import SIDE

@@ -6,7 +6,7 @@ remainder by the stride apart meet the same weights, at pixels of the output tha
 remainder it is a convolution of its own, at a stride of 1.
 """
 
-from hibana.events.convolution.amx_tiles import (
+from hibana.events.convolution.amx.tiles import (
     BLOCK,
     BLOCKS,
     PARTS,

@@ -3,8 +3,8 @@
 Constants are nanoseconds, fitted within a fifth (an Intel Xeon with AMX).
 """
 
-from hibana.events.convolution import amx, amx_input, amx_weights
-from hibana.events.convolution.amx_tiles import BLOCK, PARTS
+from hibana.events.convolution.amx import of_input, of_weights, sums
+from hibana.events.convolution.amx.tiles import BLOCK, PARTS
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.linear.reckoned import NANO
 from hibana.native.amx import SIDE
@@ -14,7 +14,7 @@ __all__ = ["forward", "input_gradient", "weight_gradient"]
 
 def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
     """Of the sums; fitted to 25 convolutions."""
-    layout = amx.layout(images, geometry, threads)
+    layout = sums.layout(images, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-outputs // SIDE)
     blocks = -(-geometry.channels // BLOCK)
     tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
@@ -28,11 +28,11 @@ def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> floa
 
 def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
     """Of the input's gradient, everywhere; fitted to 13."""
-    layout = amx_input.layout(images, outputs, geometry, threads)
+    layout = of_input.layout(images, outputs, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-geometry.channels // SIDE)
     blocks, taps = -(-outputs // BLOCK), geometry.kernel[0] * geometry.kernel[1]
     tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
-    multiplied = tiles * taps * blocks * amx_input.PRODUCTS
+    multiplied = tiles * taps * blocks * of_input.PRODUCTS
     near = pieces * layout.together * min(layout.tall, geometry.output[0]) * geometry.output[1] * blocks
     packing = 1.4 * outputs * geometry.channels * taps
     written = tiles * geometry.stride[0] * geometry.stride[1]
@@ -41,13 +41,13 @@ def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) 
 
 def weight_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
     """Of the weights' gradient; fitted to 14."""
-    layout = amx_weights.layout(images, geometry, threads)
-    split = amx_weights.split(images, geometry, threads)
+    layout = of_weights.layout(images, geometry, threads)
+    split = of_weights.split(images, geometry, threads)
     taps = geometry.kernel[0] * geometry.kernel[1]
     squares = -(-outputs // SIDE) * -(-geometry.channels // SIDE) * taps
     blocks = -(-layout.deep * layout.pitch * layout.together // BLOCK)
     multiplied = split.items * blocks * squares * PARTS
-    added = split.items * -(-blocks // amx_weights.CHUNK) * squares
+    added = split.items * -(-blocks // of_weights.CHUNK) * squares
     paired = split.items * blocks * -(-outputs // SIDE)
     marked = images * geometry.image[0] * geometry.image[1] * -(-geometry.channels // 64)
     written = split.parts * outputs * geometry.channels * taps

@@ -8,7 +8,7 @@ read at any place under a window, and no window is gathered.
 
 from collections.abc import Sequence
 
-from hibana.events.convolution.amx_tiles import (
+from hibana.events.convolution.amx.tiles import (
     BLOCK,
     BLOCKS,
     PARTS,

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.convolution import amx
-from hibana.events.convolution import amx_weights_kernels as kernels
-from hibana.events.convolution.amx_tiles import BLOCK
-from hibana.events.convolution.amx_weights_kernels import CHUNK
+from hibana.events.convolution.amx import of_weights_kernels as kernels
+from hibana.events.convolution.amx import sums
+from hibana.events.convolution.amx.of_weights_kernels import CHUNK
+from hibana.events.convolution.amx.tiles import BLOCK
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
 
@@ -19,9 +19,9 @@ NEAR = 1 << 18
 """Bytes of images that are kept near at a time."""
 
 
-def layout(images: int, geometry: Geometry, threads: int) -> amx.Layout:
+def layout(images: int, geometry: Geometry, threads: int) -> sums.Layout:
     """How the pixels lie that some rows of the output meet, but each channel in a row."""
-    return amx.layout(images, geometry, threads, NEAR)
+    return sums.layout(images, geometry, threads, NEAR)
 
 
 class Split(NamedTuple):

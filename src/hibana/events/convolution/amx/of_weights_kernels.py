@@ -6,8 +6,8 @@ Pixels follow one another along both: what is under a place of the windows is th
 on.
 """
 
-from hibana.events.convolution.amx_kernels import whole_numbers
-from hibana.events.convolution.amx_tiles import (
+from hibana.events.convolution.amx.sums_kernels import whole_numbers
+from hibana.events.convolution.amx.tiles import (
     BLOCK,
     BLOCKS,
     PARTS,
