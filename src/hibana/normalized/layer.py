@@ -9,7 +9,7 @@ from hibana import cells
 from hibana.blocks import ThresholdBatchNorm2d
 from hibana.each_step import EachStep
 from hibana.events.checks import plain
-from hibana.events.convolution import Conv2d, dense
+from hibana.events.convolution import dense, over_steps
 from hibana.events.layer import learns
 from hibana.layers import OverTime
 from hibana.loop import ambient, emitted_around
@@ -85,19 +85,20 @@ class Normalized(nn.Sequential):
         """What the neurons emit over `input`, ``[T, batch, ...]``."""
         if is_name(input):
             return self._apart(input, "the call is traced")
-        found = self._layers(input)
-        if isinstance(found, str):
-            return self._apart(input, found)
-        each, neurons, norm, before = found
+        layers = self._layers(input)
+        if isinstance(layers, str):
+            return self._apart(input, layers)
+        each, neurons, norm, before = layers
         check_knows_no_time("each", each.module)  # it may have got another since
         steps = len(input)
         once = each.runs_once(input)
         currents = input[0] if once else input.flatten(0, 1)
-        producer = None
         for module in before[:-1]:
             currents = module(currents)
+        producer = None
         if before:
-            currents, producer = _convolved(before[-1], norm, currents, 0 if once else steps)
+            read_once = not (once or _of_the_batch(norm))
+            currents, producer = over_steps(before[-1], currents, steps if read_once else 0)
         reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
@@ -209,14 +210,6 @@ def _emitted(
     if found is not None:
         _count(norm, found)
     return outputs, ""
-
-
-def _convolved(module: nn.Module, norm: Norm, inputs: Tensor, steps: int) -> tuple[Tensor, Producer | None]:
-    """What `module` makes of `inputs` that are those of so many steps, and what has yet to compute it."""
-    if type(module) is not Conv2d or not steps or _of_the_batch(norm) or hooked(module):
-        return module(inputs), None
-    found = module.over_steps(inputs, steps)
-    return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 
 def _over_time(values: Tensor, steps: int, once: bool) -> Tensor:

@@ -25,9 +25,10 @@ from hibana.events.layer import (
 )
 from hibana.events.linear import product
 from hibana.events.support import support_of
+from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.producer import Producer
 
-__all__ = ["Conv1d", "Conv2d"]
+__all__ = ["Conv1d", "Conv2d", "over_steps"]
 
 
 class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
@@ -226,13 +227,6 @@ class Conv2d(_ByWindows, nn.Conv2d):
 
     dimensions = 2
 
-    def over_steps(self, input: Tensor, steps: int) -> Tensor | Producer:  # noqa: A002
-        """The convolution of the joined images of so many steps, or what computes it a piece at a time.
-
-        Where no gradient will be asked for, a loop over time that takes it so reads it from the cache.
-        """
-        return self._convolved(input, steps)
-
     def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         images = input.ndim == 4 and input.layout == torch.strided
         if not images or torch.compiler.is_compiling():  # Inductor has layouts of its own
@@ -242,6 +236,18 @@ class Conv2d(_ByWindows, nn.Conv2d):
             met = dense.met(input, _pair(self.stride, self.dimensions, 1))
             return functional.conv2d(met, self.weight, self.bias, groups=self.groups)
         return super()._densely(dense.channels_last(input), reason)
+
+
+def over_steps(layer: nn.Module, images: Tensor, steps: int) -> tuple[Tensor, Producer | None]:
+    """What `layer` makes of the joined images of so many steps, and what has yet to compute it, if anything.
+
+    The latter of a :class:`Conv2d` where no gradient will be asked for: a loop over time then reads the sums
+    from the cache, a piece at a time. The layer is called where something watches that, and for 0 steps.
+    """
+    if not steps or type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
+        return layer(images), None
+    found = layer._convolved(images, steps)
+    return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 
 class Conv1d(_ByWindows, nn.Conv1d):
