@@ -222,6 +222,26 @@ def test_where_it_is_not_done_so_the_modules_are_called_and_it_says_why(change, 
     assert reason in hb.explain(ours)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("way", ["a hook", "a function in its place"])
+@pytest.mark.usefixtures("_however_few")
+def test_what_watches_a_convolution_or_takes_its_place_is_called(way, training):
+    ours, _ = twins(below(16), hb.IF())
+    convolution, x, seen = ours[0].module[0], images(), []
+    ours.train(training)
+    ours(x)
+    if way == "a hook":
+        convolution.register_forward_hook(lambda module, given, out: seen.append(tuple(out.shape)))
+    else:
+        convolution.forward = lambda images: (
+            seen.append(tuple(images.shape))
+            or convolution._conv_forward(images, convolution.weight, convolution.bias)
+        )
+    ours(x)
+    assert len(seen) == 1
+
+
 @pytest.mark.usefixtures("_however_few")
 def test_channels_first_and_cells_that_are_not_compiled_are_normalised_apart():
     class Sorted(hb.Cell):
