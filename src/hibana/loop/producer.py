@@ -1,10 +1,11 @@
 """What computes the inputs of a run when they are wanted, so that they need not go through memory."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from hibana.native import Call
+if TYPE_CHECKING:  # whoever makes one has loaded it
+    from hibana.native import Call
 
 __all__ = ["Producer"]
 
@@ -15,7 +16,7 @@ class Producer(NamedTuple):
     Pieces are numbered as they lie in memory, those of one step before those of the next.
     """
 
-    call: Call
+    call: "Call"
     target: int
     """Which of its arguments says where the sequence begins."""
     pieces: int
