@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
-from hibana.events.lanes.rows import panel
+from hibana.events.lanes.rows import Row, panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
 from hibana.native import float_bits
@@ -75,6 +75,11 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     return out.permute(0, 3, 1, 2)
 
 
+def _at_once(row: Row) -> int:
+    """Vectors of sums that registers hold: of 32 of AVX-512 a vector is one, of 16 others two or more."""
+    return 24 if row.compresses else 6
+
+
 def near(density: float) -> int:
     """Floats of a gradient that are kept near at a time, so many of whose rows are taken."""
     return NEAR if density > product.NEAR_FROM else 2 * NEAR
@@ -120,7 +125,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
         parts_down=split.down,
         per_part=-(-images // split.rows),
         row=row,
-        beside=geometry.beside,
+        beside=geometry.beside if row.vectors * geometry.beside <= _at_once(row) else 1,
     )
     if channels_last and split.rows == planes == input_.factor == 1:
         found = out

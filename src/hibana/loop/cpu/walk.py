@@ -120,7 +120,7 @@ class Recomputation(NamedTuple):
         arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
         buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-        held = [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
+        held = _in_memory(arguments)
         self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
 
     def called(self, given: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -166,8 +166,13 @@ class Fusion(NamedTuple):
         `outputs` is where what is emitted begins.
         """
         arguments = producer, self.forward(forward)
-        held = [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
+        held = _in_memory(arguments)
         self.work.go(self.pack((*map(ctypes.addressof, held), outputs)))
+
+
+def _in_memory(arguments: Sequence[bytes]) -> list["ctypes.Array[ctypes.c_char]"]:
+    """Arguments of functions that a kernel calls, where they have addresses while this is held."""
+    return [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
 
 
 FORWARD = ("input", "input_step", "outputs")
