@@ -1,6 +1,7 @@
 """Work per spike: the same outputs and gradients as torch's dense layers, whoever looks on."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events.bits import bits_of
+from hibana.events.bits import agree, bits_of
 from hibana.events.linear import layer as linear_layer
 
 
@@ -38,6 +39,19 @@ def test_rows_of_any_length_become_bits(rows, inputs):
         other = spikes.clone()
         other.view(-1)[place] = 0.5
         assert bits_of(other)[1] is None
+
+
+@pytest.mark.parametrize("neurons", [1, 7, 64, 100, 8 * 1000 + 3, 64 * 3000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_ones_of_bits_that_agree_with_their_numbers_are_counted(neurons, threads, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
+    spikes = _spikes(3, neurons, density=0.4)
+    bits = bits_of(spikes)[0].view(torch.uint8)[:, : -(-neurons // 8)].contiguous()
+    assert agree(spikes, bits[None]) == spikes.count_nonzero()
+    assert agree(spikes + spikes, torch.stack([torch.zeros_like(bits), bits])) == spikes.count_nonzero()
+    spikes[0, 0] = 3.0
+    assert agree(spikes, bits[None]) is None
 
 
 @settings(max_examples=25)

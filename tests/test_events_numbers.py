@@ -340,6 +340,23 @@ def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
         torch.testing.assert_close(x.grad, gradient)
 
 
+def test_the_gradient_of_a_sum_is_handed_on_as_the_sum_lies():
+    shape, order, back = (3, 2, 8, 4, 4), [0, 1, 3, 4, 2], [0, 1, 4, 2, 3]
+    currents = [
+        torch.rand(shape).permute(order).contiguous().permute(back).requires_grad_() for _ in range(2)
+    ]
+    spikes = [hb.IF(0.4)(x) for x in currents]
+    got = []
+    for each in spikes:
+        each.register_hook(got.append)
+    total, wanted = hb.events.add(*spikes), torch.randn(shape)
+    assert total.stride() != wanted.stride()
+    total.backward(wanted)
+    for gradient in got:
+        assert torch.equal(gradient, wanted)
+        assert gradient.stride() == total.stride()
+
+
 def test_spikes_added_to_themselves_are_twice_as_many():
     currents = torch.rand(3, 2, 64, requires_grad=True)
     spikes = hb.IF(0.5)(currents)

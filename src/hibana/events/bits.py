@@ -57,28 +57,33 @@ def sampled_bits(numbers: Tensor) -> Tensor:
 
 def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
     """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    return _are_alike(numbers, sample[None], Sampling.of(numbers.numel(), steps), 1)
+    return _alike(numbers, sample[None], Sampling.of(numbers.numel(), steps), 1) is not None
 
 
-def agree(numbers: Tensor, kept: Tensor) -> bool:
-    """Whether a sample of `numbers`, which fill their memory without gaps, is what the bits `kept` say.
+def agree(numbers: Tensor, kept: Tensor) -> int | None:
+    """How many ones are in the bits `kept`, if a sample of `numbers` is as they say; else None.
 
-    `kept` are planes, ``[planes, steps, ceil(N/8)]`` bytes of steps of N numbers, in the order of memory.
-    What is written by ``.data`` or NumPy leaves no trace but this.
+    The numbers fill their memory without gaps. `kept` are planes, ``[planes, steps, ceil(N/8)]`` bytes of
+    steps of N numbers, in the order of memory. What ``.data`` or NumPy writes leaves no trace but this.
     """
     if numbers.numel() == 0:
-        return True
+        return 0
     how = Sampling.of(numbers.numel(), kept.shape[1])
-    return _are_alike(numbers, kept.view(len(kept), how.rows, -1), how, how.every)
+    return _alike(numbers, kept.view(len(kept), how.rows, -1), how, how.every)
 
 
-def _are_alike(numbers: Tensor, kept: Tensor, how: Sampling, step: int) -> bool:
-    """Whether the numbers of a sample are what `kept` says in rows of bytes for each, a `step` apart."""
-    unlike = torch.empty(1, dtype=torch.int64, device="cpu")
+def _alike(numbers: Tensor, kept: Tensor, how: Sampling, step: int) -> int | None:
+    """How many ones are in `kept`, if the numbers of a sample are what it says.
+
+    It says it in rows of bytes for each, a `step` apart.
+    """
+    parts = torch.get_num_threads()
+    found = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
     planes, rows, pitch = kept.shape
-    sizes = {**how._asdict(), "pitch": pitch, "step": step, "plane": rows * pitch}
-    _compare(1, numbers=numbers, kept=kept, unlike=unlike, **sizes, planes=planes)
-    return not unlike.item()
+    sizes = {**how._asdict(), "pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts}
+    _compare(parts, numbers=numbers, kept=kept, found=found, **sizes, planes=planes)
+    seen = found.view(-1).tolist()
+    return None if any(seen[1::2]) else sum(seen[::2])
 
 
 @kernel
@@ -89,32 +94,48 @@ def _compare(
     *,
     numbers: Floats,
     kept: Bytes,
-    unlike: Longs,
+    found: Longs,
     rows: Value,
     wide: Value,
     every: Value,
     pitch: Value,
     step: Value,
     plane: Value,
+    parts: Value,
     planes: int,
 ) -> None:
-    """Whether some of so many `rows` of numbers are unlike the bits kept of them, `pitch` bytes a row.
+    """For each part, how many ones are kept, and whether some of so many `rows` of numbers are unlike that.
 
-    Of every so many rows what is kept lies a `step` of its rows apart; the `planes` lie as many bytes apart
-    as one `plane` has. One piece of work.
+    What is kept is `pitch` bytes a row; of every so many rows it lies a `step` of its rows apart. The planes
+    lie as many bytes apart as one `plane` has.
     """
-    with code.loop(begin, end):
-        different = code.variable(0, BYTE)
-        octets = (wide + (OCTET - 1)) // OCTET
-        with code.loop(0, rows, every) as row, code.loop(0, octets) as k:
+    with code.loop(begin, end) as part:
+        different, spikes = code.variable(0, BYTE), code.variable(0, LONG.of(8))
+        octets, looked = (wide + (OCTET - 1)) // OCTET, (rows + every - 1) // every
+        first, last = _share(looked, part, parts)
+        with code.loop(first, last) as i, code.loop(0, octets) as k:
             there = code.first((wide - k * OCTET).smaller(OCTET), OCTET)
-            values = (numbers + row * wide + k * OCTET).load(OCTET, there)
-            at = kept + row // every * step * pitch + k
+            values = (numbers + i * every * wide + k * OCTET).load(OCTET, there)
+            at = kept + i * step * pitch + k
             said = code.constant(0.0, FLOAT.of(OCTET))
-            for i in range(planes):
-                said += (at + plane * i)[0].mask(OCTET).select(code.constant(2.0**i, FLOAT.of(OCTET)), 0.0)
+            for j in range(planes):
+                said += (at + plane * j)[0].mask(OCTET).select(code.constant(2.0**j, FLOAT.of(OCTET)), 0.0)
             different.value |= values.differs(said).word()
-        unlike[0] = different.value.to(LONG)
+        words = plane * planes // LONG.size
+        first, last = _share(words, part, parts)
+        for word, whole in code.vectors(last - first, 8):
+            spikes.value += (kept.of(Longs) + first + word).load(8, whole, align=1).ones()
+        rest = code.variable(0)
+        with code.when(part.equals(0)), code.loop(words * LONG.size, plane * planes) as k:
+            rest.value += (kept + k)[0].ones().to(LONG)
+        found[2 * part] = spikes.value.total() + rest.value
+        found[2 * part + 1] = different.value.to(LONG)
+
+
+def _share(count: Value, part: Value, parts: Value) -> tuple[Value, Value]:
+    """Which of so many are a part's: the first, and the one after the last."""
+    each = (count + parts - 1) // parts
+    return (part * each).smaller(count), ((part + 1) * each).smaller(count)
 
 
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:

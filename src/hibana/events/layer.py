@@ -5,7 +5,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.events.bits import bits_of, density_of
+from hibana.events.bits import bits_of
 from hibana.events.cost import Costs, chosen
 from hibana.events.planes import Planes, whole_numbers
 from hibana.events.support import Support
@@ -94,7 +94,8 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     if found[0] is None:
         return None
     words = below.planes.view(torch.int64).view(len(found), *found[0].shape)
-    return Planes(words, density_of(words.flatten(0, 1), length))
+    rows, planes = found[0].shape[0], len(found)
+    return Planes(words, below.ones / max(1, rows * planes * length))
 
 
 def numbers_as_bits(

@@ -10,7 +10,7 @@ from hibana.events.checks import plain
 from hibana.events.lanes.lists import WORD
 from hibana.events.lanes.rows import LANES
 from hibana.events.planes import MOST
-from hibana.events.support import Support, announce_support, support_of
+from hibana.events.support import Support, announce_support, fills_memory, support_of
 from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
 __all__ = ["add"]
@@ -102,7 +102,7 @@ def _explicit(spikes: Tensor) -> Support | None:
     if bits is None:
         rows = spikes.detach().as_strided((spikes.numel() // below.length, below.length), (below.length, 1))
         bits = bits_of(rows)[0].view(torch.uint8)
-    return Support(bits, below.length, below.watched, below.planes, below.most)
+    return Support(bits, below.length, below.watched, below.planes, below.most, ones=below.ones)
 
 
 class _Sum(torch.autograd.Function):
@@ -113,6 +113,7 @@ class _Sum(torch.autograd.Function):
         assert found.planes is not None
         a, b = found.planes
         total = torch.empty_like(one)
+        ctx.strides = total.stride()
         count = found.most.bit_length()
         planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
         words = a[0].numel() // LONG.size
@@ -124,7 +125,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad = _lying(grad, ctx.strides)
         return grad, grad, None
+
+
+def _lying(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A dense `grad` with these `strides`, as both below want it: written so once, not by each."""
+    if grad.stride() == strides or not fills_memory(grad) or torch.is_grad_enabled():
+        return grad
+    lying = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
+    return lying.copy_(grad)
 
 
 @kernel

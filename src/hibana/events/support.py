@@ -47,6 +47,8 @@ class Support:
     """The largest that a number can be."""
     sample: Tensor | None = None
     """Bits of a sample of the spikes, where these are passed on and are the support themselves."""
+    ones: int = 0
+    """How many bits of the planes are set."""
 
     @property
     def spikes(self) -> Tensor | None:
@@ -107,16 +109,20 @@ def support_of(tensor: Tensor) -> Support | None:
     if isinstance(support, Support):
         if support.bits is None and (tensor._version or not _as_passed_on(tensor, base, support)):
             return None
-        planes = support.planes
-        if planes is not None and (tensor._version or not agree(tensor, planes)):
-            planes = None
+        ones, planes = None, support.planes
+        if planes is not None and not tensor._version:
+            ones = agree(tensor, planes)
         watched = (*watched, *support.watched)
-        return Support(support.bits, support.length, watched, planes, support.most)
+        planes = None if ones is None else planes
+        return Support(support.bits, support.length, watched, planes, support.most, ones=ones or 0)
     spikes: Tensor | None = node.spikes
-    if spikes is not None and (tensor._version or not agree(tensor, spikes[None])):
+    if spikes is None:
         return Support(support, base[0].numel(), watched)
-    planes = None if spikes is None else spikes[None]
-    return Support(None if support is spikes else support, base[0].numel(), watched, planes)
+    ones = None if tensor._version else agree(tensor, spikes[None])
+    if ones is None:
+        return Support(support, base[0].numel(), watched)
+    bits = None if support is spikes else support
+    return Support(bits, base[0].numel(), watched, spikes[None], ones=ones)
 
 
 def passed_on(spikes: Tensor, length: int, watched: Watched) -> Support:

@@ -18,6 +18,7 @@ from hibana.loop.graph.ops import Unsupported
 from hibana.loop.producer import Producer
 from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
+from hibana.loop.strides import repeated
 from hibana.loop.tensors import tensors_of
 
 __all__ = [
@@ -160,15 +161,16 @@ def emitted_around(
     tensors: tuple[Tensor, ...],
     inputs: Tensor,
     producer: Producer | None = None,
+    steps: int = 0,
 ) -> Tensor:
     """What ``around(cell, *tensors)`` emits over the inputs of a layer, on the CPU; remembered by `cell`.
 
-    A `producer` has yet to compute the inputs.
+    A `producer` has yet to compute the inputs. With `steps`, they are one step's, and the same at so many.
 
     Raises:
         Unsupported: if there is no kernel for it.
     """
-    call = around, _call("cpu", inputs, False)
+    call = around, steps, _call("cpu", inputs, False)
     own = (*tensors, *tensors_of(cell).values())
     if not _is_watched(inputs) and not inputs.is_neg():
         known = programs.known(cell, call)
@@ -182,12 +184,14 @@ def emitted_around(
     if producer is not None:
         producer.finish()
     made = around(cell, *tensors)
+    inputs = repeated(inputs, steps) if steps else inputs
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if programs.is_plain(cell) and made.rests_at_zero() and not _is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.from_rest(program, inputs, False, alone=False)
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
+            spec = spec._replace(once=steps > 0)
             programs.remember(cell, call, (spec, [place[id(t)] for t in tensors_of(made).values()]))
     return outputs
 

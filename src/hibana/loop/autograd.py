@@ -16,6 +16,7 @@ from hibana.loop.strides import (
     in_callers_order,
     inverse,
     memory_order,
+    repeated,
     step_back,
     step_in,
     steps_contiguous,
@@ -64,6 +65,8 @@ class RunSpecification(NamedTuple):
     """Whether the inputs are the same at every step, as their strides say."""
     launch: Launch | None = None
     """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
+    once: bool = False
+    """Whether it is given one step, which is the input of all, and gives the gradient of that one."""
 
 
 def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
@@ -122,7 +125,9 @@ def _without_gradient(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[list[int] | None, ForwardArguments]:
     """The order of dimensions in memory, and what kernels are given of it."""
-    program, _, _, ends, order, begun, _, _ = spec
+    program, _, shape, ends, order, begun, _, _, once = spec
+    if once:
+        inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
@@ -152,10 +157,12 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, ends, order, begun, constant, _ = spec
+        program, plan, shape, ends, order, begun, constant, _, once = spec
         cell_tensors = tensors[begun:]
         ctx.specification = spec
-        if constant:
+        if once:
+            inputs = repeated(inputs, shape[0])
+        elif constant:
             ctx.inputs = inputs
         first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
         if order is not None:
@@ -188,7 +195,7 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program, plan, shape, _, order, begun, constant, _ = ctx.specification
+    program, plan, shape, _, order, begun, constant, _, once = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(ctx.saved_tensors)
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
@@ -207,7 +214,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
-    constant = program.takes_zeros and constant and wanted[0] and _only_summed(ctx.inputs)
+    constant = program.takes_zeros and constant and wanted[0] and (once or _only_summed(ctx.inputs))
     given = BackwardArguments(
         plan,
         shape,
@@ -224,11 +231,14 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     )
     backward = program.kernels.backward if program.takes_zeros else program.absences.backward
     grad_input, first_grads, sums = backward(given)
-    if constant and grad_input is not None:
+    if grad_input is not None and once and not constant:
+        grad_input = grad_input.sum(0)
+    elif grad_input is not None and constant and not once:
         grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = inverse(order)
-        grad_input = None if grad_input is None else grad_input.permute(back)
+        if grad_input is not None:
+            grad_input = step_back(back, grad_input) if once else grad_input.permute(back)
         first_grads, sums = (
             [None if g is None else step_back(back, g) for g in some] for some in (first_grads, sums)
         )

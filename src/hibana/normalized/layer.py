@@ -98,7 +98,8 @@ class Normalized(nn.Sequential):
         producer = None
         if before:
             read_once = not (once or _of_the_batch(norm))
-            currents, producer = over_steps(before[-1], currents, steps if read_once else 0)
+            sequence = None if once or len(before) > 1 else input
+            currents, producer = over_steps(before[-1], currents, steps if read_once else 0, sequence)
         reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
@@ -197,14 +198,13 @@ def _emitted(
         weight, bias = norm.weight, norm.bias
         found = moments(currents, weight, bias, norm.eps)
         values, scale, shift = standardised(currents, weight, bias, found, 0 if once else steps)
-        again = repeated(values, steps) if once else values
         each = scale, shift, found.mean
     else:
-        again = _over_time(currents, steps, once)
-        each = tuple(number.view(-1, *[1] * (again.ndim - 3)) for number in _running(norm))
+        values = currents if once else _over_time(currents, steps, once)
+        each = tuple(number.view(-1, *[1] * (currents.ndim - 2)) for number in _running(norm))
     try:
         around = Scaled if found is None else Standardised
-        outputs = emitted_around(neurons.cell, around, each, again, producer)
+        outputs = emitted_around(neurons.cell, around, each, values, producer, steps if once else 0)
     except Unsupported as refused:
         return None, str(refused)
     if found is not None:

@@ -175,8 +175,9 @@ class _Convolution(torch.autograd.Function):
         choice: Choice,
     ) -> Tensor:
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
-        ctx.geometry, ctx.shape = geometry, images.shape
-        ctx.choice = choice
+        ctx.geometry, ctx.whole, ctx.choice = geometry, images.shape, choice
+        images = images.flatten(0, -4)
+        ctx.shape = images.shape
         numbers = images if choice.weights is False else None
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
@@ -219,6 +220,8 @@ class _Convolution(torch.autograd.Function):
             to_weight, to_bias = _weight_gradient(*given)
         elif to_biases:
             to_bias = rows.sum(0)
+        if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
+            to_images = to_images.view(ctx.whole).detach()
         return to_images, to_weight, to_bias, None, None, None, None, None
 
 
@@ -231,7 +234,10 @@ def convolution(
     geometry: Geometry,
     choice: Choice = ALL,
 ) -> Tensor:
-    """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``."""
+    """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
+
+    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined.
+    """
     leaf = probe() if support is not None else None
     apply: Any = _Convolution.apply  # torch leaves it without types
     out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry, choice)

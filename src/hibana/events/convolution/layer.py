@@ -39,8 +39,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         return cast(Tensor, self._convolved(input, 0))
 
-    def _convolved(self, input: Tensor, steps: int) -> Tensor | Producer:  # noqa: A002
-        """The convolution; or, of images of so many steps, what has yet to compute it, if that can be."""
+    def _convolved(self, input: Tensor, steps: int, sequence: Tensor | None = None) -> Tensor | Producer:  # noqa: A002
+        """The convolution; or, of images of so many steps, what has yet to compute it, if that can be.
+
+        With a `sequence`, ``[T, batch, ...]``, whose steps `input` joins, its gradient is computed as such.
+        """
         if max(self.dilation) > 1 and self._meets_padding_alone(input):
             return self._of_padding(input)
         if (
@@ -68,7 +71,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
-        found = self._by_windows(images, weight, geometry, steps)
+        whole = images if sequence is None or images is not input else sequence
+        found = self._by_windows(images, whole, weight, geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
             return self._densely(input, found)
@@ -100,9 +104,12 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         return small
 
     def _by_windows(
-        self, images: Tensor, weight: Tensor, geometry: Geometry, steps: int
+        self, images: Tensor, whole: Tensor, weight: Tensor, geometry: Geometry, steps: int
     ) -> Tensor | Producer | str:
-        """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's."""
+        """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's.
+
+        They are those of `whole`, whatever its shape, which gets the gradient.
+        """
         bias = self.bias if self.bias is None else self.bias.contiguous()
         outputs, count = weight.shape[0], images.shape[0] * geometry.output[0] * geometry.output[1]
         if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
@@ -111,7 +118,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return TINY
         costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
         learning = learns(weight)
-        below = support_of(images) if images.requires_grad else None
+        below = support_of(whole) if whole.requires_grad else None
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         found = known_bits(below, length, in_order) or numbers_as_bits(
@@ -123,12 +130,12 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if not chosen.any:
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
-        if not learns(images, weight, bias):
+        if not learns(whole, weight, bias):
             given = found, weight.detach(), bias, geometry
             left = sums.producer(*given, steps) if steps and chosen.matrix else None
             return left or autograd.forward(*given, chosen)
         support = usable(below, length, in_order, found)
-        return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
+        return autograd.convolution(whole, weight, bias, found, support, geometry, chosen)
 
     def _skips(self, input: Tensor) -> bool:  # noqa: A002
         """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
@@ -238,15 +245,24 @@ class Conv2d(_ByWindows, nn.Conv2d):
         return super()._densely(dense.channels_last(input), reason)
 
 
-def over_steps(layer: nn.Module, images: Tensor, steps: int) -> tuple[Tensor, Producer | None]:
+def over_steps(
+    layer: nn.Module, images: Tensor, steps: int, sequence: Tensor | None = None
+) -> tuple[Tensor, Producer | None]:
     """What `layer` makes of the joined images of so many steps, and what has yet to compute it, if anything.
 
     The latter of a :class:`Conv2d` where no gradient will be asked for: a loop over time then reads the sums
-    from the cache, a piece at a time. The layer is called where something watches that, and for 0 steps.
+    from the cache, a piece at a time. The layer is called where something watches that.
+
+    Args:
+        layer: any module of images.
+        images: ``[steps * batch, channels, ...]``.
+        steps: of them; 0, if what is made is wanted at once.
+        sequence: what the images are a view of, ``[steps, batch, channels, ...]``, for its gradient; None if
+            they are no view.
     """
-    if not steps or type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
+    if type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
         return layer(images), None
-    found = layer._convolved(images, steps)
+    found = layer._convolved(images, steps, sequence)
     return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 
