@@ -7,6 +7,8 @@ import hibana as hb
 from hibana.loop import emitted_around
 from hibana.loop.producer import Producer
 from hibana.native import Code, Floats, Value, kernel
+from hibana.normalized import autograd as of_normalized
+from hibana.normalized.autograd import moments
 from hibana.normalized.layer import Scaled
 
 STEPS, BATCH = 5, 3
@@ -84,3 +86,34 @@ def test_where_a_gradient_is_wanted_or_a_cell_was_not_seen_before_the_inputs_are
         assert torch.equal(found, wanted)
         assert found.requires_grad
         assert torch.equal(into, 2 * source)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("near", [1, 1 << 19])
+@pytest.mark.parametrize(
+    ("size", "pieces"),
+    [
+        ((16, 8, 16), 3),  # an image a piece
+        ((16, 8, 16), 12),
+        ((64, 24, 128), 3),  # several blocks a piece
+        ((5, 3, 7), 3),
+        ((1, 24, 24), 3),
+        ((3, 1, 31), 3),  # a prime number of pixels
+        ((64, 1, 1), 3),  # too few for a block: computed first
+        ((24, 2, 3), 9),  # pieces that end within a pixel: computed first
+    ],
+)
+def test_moments_are_those_of_what_a_producer_computes(monkeypatch, size, pieces, near, threads):
+    monkeypatch.setattr(of_normalized, "NEAR", near)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        source = channels_last(*size) + 3
+        weight, bias = torch.rand(size[0]) + 0.5, torch.randn(size[0])
+        into = torch.full_like(source, float("nan"))
+        found = moments(into, weight, bias, 1e-5, producer(source, pieces, into))
+        assert torch.equal(into, 2 * source)
+        for got, wanted in zip(found, moments(2 * source, weight, bias, 1e-5), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)

@@ -1,12 +1,14 @@
 """The moments of a batch, and the node of autograd at which the gradient through them is added."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hibana.loop.derivatives import differentiated_once
-from hibana.native import float_bits
+from hibana.loop.producer import Producer
+from hibana.native import FLOAT, float_bits
 from hibana.normalized import kernels
 
 __all__ = ["Moments", "moments", "scales", "standardised"]
@@ -15,6 +17,10 @@ BLOCK = 16384
 """Numbers of a block, which are still in a second-level cache when they are read again."""
 LONGEST = 512
 """Pixels of a block at most: they are summed one after the other, in float32."""
+SHORTEST = 16
+"""And at least, where blocks end as the pieces of a producer do."""
+NEAR = 1 << 19
+"""Bytes that a producer computes before they are read again, which stay in a second-level cache."""
 
 
 class Moments(NamedTuple):
@@ -31,23 +37,42 @@ class Moments(NamedTuple):
     """The bias."""
 
 
-def moments(currents: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Moments:
-    """Of ``[N, channels, ...]``, channels last in memory.
+def moments(
+    currents: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    producer: Producer | None = None,
+) -> Moments:
+    """Of ``[N, channels, ...]``, channels last in memory, which a `producer` may have yet to compute.
 
-    Two passes over each block; blocks are put together in float64.
+    Two passes over each block; blocks are put together in float64. What was to be computed is, afterwards.
 
     Source: Chan, Golub & LeVeque (1983), *Algorithms for computing the sample variance*: the corrected
     two-pass algorithm.
     """
     sizes, blocks = _blocks(currents)
     channels = sizes["channels"]
+    each = 0 if producer is None else _divisor(producer.length // channels, sizes["each"])
+    if producer is not None and (each < SHORTEST or producer.length % channels):
+        producer.finish()
+        producer = None
+    elif producer is not None:
+        sizes["each"], blocks = each, sizes["pixels"] // each
     of_blocks = torch.empty(3, blocks, channels, dtype=torch.float32, device="cpu").unbind()
     parts = dict(zip(("means", "drifts", "squares"), of_blocks, strict=True))
-    kernels.moments_of_blocks(blocks, source=currents, **parts, **sizes)
+    if producer is None:
+        kernels.moments_of_blocks(blocks, source=currents, **parts, **sizes)
+    else:
+        pieces, (address, packed, _) = currents.numel() // producer.length, producer.call
+        several = max(1, NEAR // (producer.length * FLOAT.size))
+        given = {"producer": address, "several": several, "blocks": blocks // pieces, "source": currents}
+        arguments = torch.frombuffer(bytearray(packed), dtype=torch.int64)
+        kernels.moments_of_pieces(pieces, producer_args=arguments, **given, **parts, **sizes)
     ones = (1,) * (currents.ndim - 2)
     found = Moments(*torch.empty(5, channels, *ones, dtype=torch.float32, device="cpu").unbind())
-    given = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
-    kernels.moments(1, **parts, **given, **found._asdict(), **sizes)
+    learned = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
+    kernels.moments(1, **parts, **learned, **found._asdict(), **sizes)
     return found
 
 
@@ -163,3 +188,9 @@ def _blocks(currents: Tensor) -> tuple[dict[str, int], int]:
     pixels = currents.numel() // channels
     each = max(1, min(LONGEST, BLOCK // channels))
     return {"channels": channels, "pixels": pixels, "each": each}, -(-pixels // each)
+
+
+@lru_cache
+def _divisor(number: int, most: int) -> int:
+    """The largest one of `number` up to `most`."""
+    return max(each for each in range(1, most + 1) if number % each == 0)

@@ -1,8 +1,8 @@
 """Batch normalisation, channels last: moments of each channel, and the gradient that goes through them."""
 
-from hibana.native import DOUBLE, FLOAT, INT, Code, Floats, Pointer, Value, kernel
+from hibana.native import DOUBLE, FLOAT, INT, LONG, Code, Floats, Function, Longs, Pointer, Value, kernel
 
-__all__ = ["moments", "moments_of_blocks", "scales", "through_moments"]
+__all__ = ["moments", "moments_of_blocks", "moments_of_pieces", "scales", "through_moments"]
 
 LANES = 64
 """Channels that are gone through at a time."""
@@ -29,22 +29,66 @@ def moments_of_blocks(
     The first of the sums would be zero, but for what was rounded.
     """
     with code.loop(begin, end) as block:
-        first = block * each
-        last = (first + each).smaller(pixels)
-        count = (last - first).real(FLOAT).spread(LANES)
-        for channel, there in code.vectors(channels, LANES):
-            total, drift, square = (code.variable(0.0, FLOAT.of(LANES)) for _ in range(3))
-            with code.loop(first, last) as pixel:
-                total.value += (source + (pixel * channels + channel)).load(LANES, there)
-            mean = total.value / count
-            with code.loop(first, last) as pixel:
-                apart = (source + (pixel * channels + channel)).load(LANES, there) - mean
-                drift.value += apart
-                square.value = apart.fused(apart, square.value)
-            at = block * channels + channel
-            (means + at).store(mean, there)
-            (drifts + at).store(drift.value, there)
-            (squares + at).store(square.value, there)
+        _of_block(code, block, source, means, drifts, squares, channels, pixels, each)
+
+
+@kernel
+def moments_of_pieces(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    producer_args: Longs,
+    source: Floats,
+    means: Floats,
+    drifts: Floats,
+    squares: Floats,
+    producer: Value,
+    several: Value,
+    blocks: Value,
+    channels: Value,
+    pixels: Value,
+    each: Value,
+) -> None:
+    """:func:`moments_of_blocks` of what a producer at an address computes, while it is in the cache.
+
+    One piece of work is one of the producer's, of so many `blocks`; it computes `several` at a time.
+    """
+    produce = Function.at(Pointer.at(producer), LONG, LONG, Longs)
+    with code.loop(begin, end, several) as first:
+        last = (first + several).smaller(end)
+        produce.do(code, first, last, producer_args)
+        with code.loop(first * blocks, last * blocks) as block:
+            _of_block(code, block, source, means, drifts, squares, channels, pixels, each)
+
+
+def _of_block(
+    code: Code,
+    block: Value,
+    source: Pointer,
+    means: Pointer,
+    drifts: Pointer,
+    squares: Pointer,
+    channels: Value,
+    pixels: Value,
+    each: Value,
+) -> None:
+    first = block * each
+    last = (first + each).smaller(pixels)
+    count = (last - first).real(FLOAT).spread(LANES)
+    for channel, there in code.vectors(channels, LANES):
+        total, drift, square = (code.variable(0.0, FLOAT.of(LANES)) for _ in range(3))
+        with code.loop(first, last) as pixel:
+            total.value += (source + (pixel * channels + channel)).load(LANES, there)
+        mean = total.value / count
+        with code.loop(first, last) as pixel:
+            apart = (source + (pixel * channels + channel)).load(LANES, there) - mean
+            drift.value += apart
+            square.value = apart.fused(apart, square.value)
+        at = block * channels + channel
+        (means + at).store(mean, there)
+        (drifts + at).store(drift.value, there)
+        (squares + at).store(square.value, there)
 
 
 @kernel

@@ -41,8 +41,8 @@ class Normalized(nn.Sequential):
     normalised is never written to memory, nor is its gradient: forward that saves the passes in which it is
     written and read again, and back the one in which the gradient is read for its sums. In evaluation,
     without a gradient, neither are the sums of a :class:`hibana.Conv2d` on the processor's unit for matrices
-    (AMX) that is the last module before the normalisation. Mean and variance are taken in one pass. The
-    numbers are those of ``nn.BatchNorm2d`` on the joined batch (and of ThresholdBatchNorm2d), running
+    (AMX) that is the last module before the normalisation; in training these are read for mean and variance
+    while they are in the cache. The numbers are those of ``nn.BatchNorm2d`` on the joined batch (and of ThresholdBatchNorm2d), running
     statistics included: in evaluation to the bit (where torch's kernels multiply and add in one, as for AVX2
     and AVX-512), in training up to the last digits of mean and variance. Names of parameters and buffers are
     those of ``nn.Sequential``, and it folds likewise (:func:`hibana.fold_batchnorm`).
@@ -97,9 +97,9 @@ class Normalized(nn.Sequential):
             currents = module(currents)
         producer = None
         if before:
-            read_once = not (once or _of_the_batch(norm))
             sequence = None if once or len(before) > 1 else input
-            currents, producer = over_steps(before[-1], currents, steps if read_once else 0, sequence)
+            at_a_time = 0 if once else 1 if _of_the_batch(norm) else steps
+            currents, producer = over_steps(before[-1], currents, at_a_time, sequence)
         reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
@@ -196,7 +196,7 @@ def _emitted(
     each: tuple[Tensor, ...]
     if _of_the_batch(norm):
         weight, bias = norm.weight, norm.bias
-        found = moments(currents, weight, bias, norm.eps)
+        found, producer = moments(currents, weight, bias, norm.eps, producer), None
         values, scale, shift = standardised(currents, weight, bias, found, 0 if once else steps)
         each = scale, shift, found.mean
     else:

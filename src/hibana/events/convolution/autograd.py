@@ -17,6 +17,7 @@ from hibana.events.linear import product
 from hibana.events.linear.few import share_of_values
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
+from hibana.loop.producer import Producer
 
 __all__ = ["convolution", "forward", "input_gradient", "rows_of", "windows_of"]
 
@@ -173,6 +174,7 @@ class _Convolution(torch.autograd.Function):
         support: Support | None,
         geometry: Geometry,
         choice: Choice,
+        left: Producer | None,
     ) -> Tensor:
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
         ctx.geometry, ctx.whole, ctx.choice = geometry, images.shape, choice
@@ -182,7 +184,7 @@ class _Convolution(torch.autograd.Function):
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, weight, bias, geometry)
-        out, windows = _sums(input_, weight, bias, geometry, choice)
+        out, windows = _sums(input_, weight, bias, geometry, choice) if left is None else (left.into, None)
         by_pixels = choice.weights_matrix or pixels.pay_for_weights(geometry, input_.density)
         used = choice.weights and not by_pixels
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
@@ -222,7 +224,7 @@ class _Convolution(torch.autograd.Function):
             to_bias = rows.sum(0)
         if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
             to_images = to_images.view(ctx.whole).detach()
-        return to_images, to_weight, to_bias, None, None, None, None, None
+        return to_images, to_weight, to_bias, None, None, None, None, None, None
 
 
 def convolution(
@@ -233,12 +235,14 @@ def convolution(
     support: Support | None,
     geometry: Geometry,
     choice: Choice = ALL,
+    left: Producer | None = None,
 ) -> Tensor:
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
 
-    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined.
+    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. What is
+    `left` has yet to compute it; whoever gives that runs it.
     """
     leaf = probe() if support is not None else None
     apply: Any = _Convolution.apply  # torch leaves it without types
-    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry, choice)
+    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry, choice, left)
     return out

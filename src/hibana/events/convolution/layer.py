@@ -130,12 +130,13 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if not chosen.any:
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
+        given = found, weight.detach(), bias, geometry
+        left = sums.producer(*given, steps) if steps and chosen.matrix else None
         if not learns(whole, weight, bias):
-            given = found, weight.detach(), bias, geometry
-            left = sums.producer(*given, steps) if steps and chosen.matrix else None
             return left or autograd.forward(*given, chosen)
         support = usable(below, length, in_order, found)
-        return autograd.convolution(whole, weight, bias, found, support, geometry, chosen)
+        out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)
+        return out if left is None else left._replace(into=out)
 
     def _skips(self, input: Tensor) -> bool:  # noqa: A002
         """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
@@ -250,13 +251,13 @@ def over_steps(
 ) -> tuple[Tensor, Producer | None]:
     """What `layer` makes of the joined images of so many steps, and what has yet to compute it, if anything.
 
-    The latter of a :class:`Conv2d` where no gradient will be asked for: a loop over time then reads the sums
-    from the cache, a piece at a time. The layer is called where something watches that.
+    The latter of a :class:`Conv2d`: whoever reads the sums first then reads them from the cache, a piece of
+    each step at a time. The layer is called where something watches that.
 
     Args:
         layer: any module of images.
         images: ``[steps * batch, channels, ...]``.
-        steps: of them; 0, if what is made is wanted at once.
+        steps: of which a piece of each is read at a time; 0, if what is made is wanted at once.
         sequence: what the images are a view of, ``[steps, batch, channels, ...]``, for its gradient; None if
             they are no view.
     """
