@@ -10,8 +10,7 @@ from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
 from hibana.loop import programs
 from hibana.loop.cpu import kernels as cpu
-from hibana.loop.cpu import libraries
-from hibana.loop.cpu import walk as cpu_walk
+from hibana.loop.cpu import libraries, recompute
 from hibana.surrogate import ATan
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
@@ -54,7 +53,7 @@ def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
 def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
     monkeypatch.setattr(programs, "_SHARED", {})
     monkeypatch.setattr(cpu, "RECOMPUTED_FROM", 0)
-    monkeypatch.setattr(cpu_walk, "BUFFER", 8 * 4 * 1024 * shape[0])  # several rows of the longest
+    monkeypatch.setattr(recompute, "BUFFER", 8 * 4 * 1024 * shape[0])  # several rows of the longest
     cell = kind()
     inputs = drive(cell, shape)
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states", "states only"])

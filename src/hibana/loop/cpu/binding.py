@@ -1,10 +1,11 @@
 """What a kernel is given, by name: declared by who writes it, filled in once a shape, packed at launch."""
 
+import ctypes
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
-__all__ = ["Binding", "Pack"]
+__all__ = ["Binding", "Pack", "in_memory"]
 
 Pack = Callable[[Sequence[int]], bytes]
 """Values, as somebody named them once, to the arguments of a kernel."""
@@ -50,3 +51,8 @@ class Binding:
             ValueError: if the kernel declares none of that name.
         """
         return [self.arguments.index(name) for name in names]
+
+
+def in_memory(arguments: Sequence[bytes]) -> list["ctypes.Array[ctypes.c_char]"]:
+    """Arguments of functions that a kernel calls, where they have addresses while this is held."""
+    return [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]

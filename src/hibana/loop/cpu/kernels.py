@@ -15,26 +15,15 @@ from torch import Tensor
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.cpu.base import NativeKernels
 from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.fused import Fusion, Produced, fuse
 from hibana.loop.cpu.node import built, called, launch
 from hibana.loop.cpu.parameters import patterns_of, written_out
+from hibana.loop.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.loop.cpu.row_walk import PATTERNS
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.unaliased import unaliased
-from hibana.loop.cpu.walk import (
-    BACKWARD,
-    FORWARD,
-    Bound,
-    Fusion,
-    Produced,
-    Recomputation,
-    Walk,
-    fits_tiles,
-    folded,
-    fuse,
-    recompute,
-    walk,
-)
+from hibana.loop.cpu.walk import BACKWARD, FORWARD, Bound, Walk, folded, walk
 from hibana.loop.graph.plan import Plan, cost_in_bits, recomputing
 from hibana.loop.graph.step import Step
 from hibana.loop.packed import row_bytes
@@ -281,7 +270,7 @@ class CpuKernels(NativeKernels):
 
         def make(folds: tuple[int, ...]) -> Recomputation:
             both = (forward, self._backward_kernel(of, bool(folds)))
-            return recompute(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, folds)
+            return recomputation(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, folds)
 
         return _if_they_fit(make, of.folds)
 

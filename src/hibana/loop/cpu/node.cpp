@@ -71,7 +71,7 @@ struct Call {
   }
 };
 
-// A backward that recomputes the forward, in tiles: hibana.loop.cpu.walk.Recomputation.
+// A backward that recomputes the forward, in tiles: hibana.loop.cpu.recompute.Recomputation.
 struct Recomputation {
   Call call, forward;
   int64_t buffer;

@@ -5,9 +5,28 @@ backward wants and that backward; what is kept of a row goes to a buffer that th
 in here depends on the cell.
 """
 
-from hibana.native import LONG, Bytes, Code, Function, Longs, Pointer, Value, kernel
+import ctypes
+from array import array
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
-__all__ = ["recompute"]
+import torch
+
+from hibana.loop.cpu.binding import Binding, Pack, in_memory
+from hibana.loop.cpu.body import LINE
+from hibana.loop.cpu.node import called
+from hibana.loop.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
+from hibana.loop.cpu.walk import BACKWARD, REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
+from hibana.native import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
+
+__all__ = ["Recomputation", "fits_tiles", "recomputation"]
+
+BUFFER = 256 << 10
+"""Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
+
+ALTERNATELY = ("forward_args", "backward_args", "buffer")
+"""What the kernel is given at each launch."""
 
 
 @kernel
@@ -65,3 +84,118 @@ def recompute(
                     own[in_reverse_at] = in_reverse
                 for called, own, _, _ in both:
                     called.do(code, row, row + 1, own)
+
+
+class Recomputation(NamedTuple):
+    """How a forward that keeps and the backward that reads it go alternately over rows of one shape."""
+
+    work: Work
+    pack: Pack
+    """For :data:`ALTERNATELY`."""
+    bindings: tuple[Binding, Binding]
+    packs: tuple[Pack, Pack]
+    """For the forward and the backward."""
+    tables: tuple["array[int]", "array[int]"]
+    """Where in a buffer what is kept begins, and what it takes of a neuron and step."""
+    places: tuple["array[int]", "array[int]"]
+    """At which of the forward's arguments, and of the backward's, are the addresses of what is kept."""
+    known: Mapping[str, int]
+    """What is known of the kernel's arguments."""
+    buffer: int
+    """Bytes of all buffers, one for each thread."""
+    repeated: bool
+    """This and what follows: as of a :class:`Walk`."""
+    rows: int
+    folds: tuple[int, ...]
+
+    def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
+        """Runs both; each is given what :func:`recomputation` was told the names of.
+
+        `read` is where the gradients that they read are.
+        """
+        arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
+        buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
+        shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
+        held = in_memory(arguments)
+        self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
+
+    def called(self, given: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The backward, and what goes with it, as ``node.cpp`` takes them."""
+        forward, backward = self.bindings
+        none = Work(0, 0, 0, self.work.go)  # the kernel of the recomputation calls them
+        call = called(self.work, Binding(recompute.arguments.order, self.known), {}, ALTERNATELY, {})
+        return {
+            "backward": called(none, backward, given, BACKWARD, groups),
+            "recomputation": {
+                "call": call,
+                "forward": called(none, forward, given, ("input", "input_step"), {}),
+                "buffer": self.buffer,
+                "tables": (self.tables, self.places),
+            },
+        }
+
+
+def fits_tiles(bits: Sequence[int], steps: int) -> bool:
+    """Whether rows that are worth recomputing have a buffer for `bits` of each neuron and step."""
+    return _widest(bits, steps) >= SHORTEST
+
+
+def recomputation(
+    kernels: tuple[Bound, Bound],
+    names: tuple[Sequence[str], Sequence[str]],
+    residuals: Mapping[str, int],
+    steps: int,
+    neurons: int,
+    threads: int,
+    patterns: Sequence[int] = (),
+    folds: Sequence[int] = (),
+) -> Recomputation:
+    """A forward and a backward alternately over `steps` of `neurons`.
+
+    Args:
+        kernels: both.
+        names: what each is given at each launch.
+        residuals: the arguments of both that what is kept goes by, and its bits of each neuron and step.
+        steps: how many there are.
+        neurons: of a step.
+        threads: among which they are split.
+        patterns: how many neurons a parameter is given for, over and over; 0, if for each.
+        folds: how many neurons each sum over time ends in.
+    """
+    bits = list(residuals.values())
+    longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
+    rows, width, _, repeated = split_rows(steps, neurons, threads, longest, [*patterns, *folds])
+    pieces = max(1, min(rows, threads))
+    sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0}
+    sizes |= {"row_bytes": width // 8, "residual_step": width, **dict.fromkeys(residuals, 0)}
+    sizes |= pattern_sizes(patterns, folds, repeated)
+    ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
+    forward, backward = (Binding(bound.arguments, bound.fixed | sizes) for bound in kernels)
+    starts, each = array("q", ends[:-1]), array("q", bits)
+    at = [array("q", binding.places(list(residuals))) for binding in (forward, backward)]
+    known = {
+        **{"forward": kernels[0].kernel.address, "backward": kernels[1].kernel.address},
+        **{"forward_count": len(forward.arguments), "backward_count": len(backward.arguments)},
+        **{"forward_places": at[0].buffer_info()[0], "backward_places": at[1].buffer_info()[0]},
+        **{"residuals": len(bits), "offsets": starts.buffer_info()[0], "bits": each.buffer_info()[0]},
+        **{"buffer_bytes": ends[-1], "width": width, "rows": rows, "rows_each": -(-rows // pieces)},
+        "forward_reversed": forward.places(["reversed"])[0],
+        "backward_reversed": backward.places(["reversed"])[0],
+        "reversed_": REVERSED,
+    }
+    return Recomputation(
+        ready(recompute.built().address, pieces),
+        Binding(recompute.arguments.order, known).pack_named(ALTERNATELY),
+        (forward, backward),
+        (forward.pack_named(names[0]), backward.pack_named(names[1])),
+        (starts, each),
+        (at[0], at[1]),
+        known,
+        pieces * ends[-1],
+        *(repeated, rows, tuple(folds) if repeated else ()),
+    )
+
+
+def _widest(bits: Sequence[int], steps: int) -> int:
+    """How wide a row is at most, a multiple of 64 neurons, of which `bits` fit a buffer."""
+    return min(ROW, 8 * BUFFER // (sum(bits) * steps) // 64 * 64)
