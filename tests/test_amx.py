@@ -341,6 +341,23 @@ def test_moments_of_sums_are_taken_from_the_cache_and_gradients_stay_what_they_a
 
 
 @needs_it
+def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in_evaluation(monkeypatch):
+    layer = _normalised(monkeypatch, 16, 64, 3, 1).eval()
+    layer[0].module[1].requires_grad_(False)
+    x = _whole((4 * 3, 16, 16, 16), 0.4, 3).view(4, 3, 16, 16, 16)
+    found = []
+    for left in (True, True, False):
+        if not left:
+            monkeypatch.setattr(sums, "producer", lambda *given: None)
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        found.append(layer[0].module[0].weight.grad)
+        assert found[-1].count_nonzero()
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[2])
+
+
+@needs_it
 @torch.no_grad()
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("channels", "outputs", "size", "kernel", "stride", "batch", "produced"), SIZES)

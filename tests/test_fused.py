@@ -88,6 +88,19 @@ def test_where_a_gradient_is_wanted_or_a_cell_was_not_seen_before_the_inputs_are
         assert torch.equal(into, 2 * source)
 
 
+def test_where_the_inputs_take_a_gradient_they_are_computed_first_and_get_it():
+    cell, source = hb.LIFCell(surrogate=hb.surrogate.ATan()), channels_last(16, 8, 8)
+    each = torch.rand(16, 1, 1), torch.randn(16, 1, 1)
+    there = (2 * source).requires_grad_()
+    emitted_around(cell, Scaled, each, over_time(there)).sum().backward()
+    assert there.grad.count_nonzero()
+    for _ in range(2):
+        into = torch.full_like(source, float("nan"), requires_grad=True)
+        found = emitted_around(cell, Scaled, each, over_time(into), producer(source, 3, into))
+        found.sum().backward()
+        assert torch.equal(into.grad, there.grad)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("near", [1, 1 << 19])
 @pytest.mark.parametrize(

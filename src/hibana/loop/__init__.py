@@ -179,7 +179,7 @@ def emitted_around(
             given = tuple([own[i] for i in places])
             if producer is None:
                 return autograd.go(spec, inputs, given)[0]
-            if not (_is_grad_enabled() and any(tensor.requires_grad for tensor in given)):
+            if not (_is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given))):
                 return autograd.go_over(spec, producer, inputs, given)
     if producer is not None:
         producer.finish()
