@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fuzz import differ, networks, steps, twins
+from fuzz import deep, differ, networks, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
@@ -15,6 +15,7 @@ from hibana.events.linear import layer
 from hibana.loop import autograd
 
 BOUNDED = settings(max_examples=7, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 SOME = settings(max_examples=80, suppress_health_check=list(HealthCheck))
 
 
@@ -36,6 +37,51 @@ def test_random_steps_are_the_references(step):
 @given(networks.networks())
 def test_random_networks_are_the_dense_ones(network):
     twins.compare(network, Counts())
+
+
+@FEW
+@given(deep.deep())
+def test_random_deep_networks_are_torchs(network):
+    deep.compare(network, Counts())
+
+
+@pytest.mark.parametrize(
+    ("number", "network"),
+    [
+        (1, deep.Deep(("Conv",), still=True)),
+        (1, deep.Deep(("Conv", "Block", "Conv"), neurons="LIF, Box")),
+        (1, deep.Deep(("Conv", "MaxPool", "Conv"), phases=("evaluation", "training"))),
+    ],
+)
+def test_a_gradient_that_is_off_in_a_deep_network_is_found(monkeypatch, number, network):
+    backward, calls = autograd._backward, []
+
+    def wrong(*args):
+        calls.append(1)
+        grads = backward(*args)
+        return _off(grads, 1e-2) if len(calls) > number else grads
+
+    deep.compare(network, Counts())
+    monkeypatch.setattr(autograd, "_backward", wrong)
+    with pytest.raises(Different, match="gradient of"):
+        deep.compare(network, Counts())
+
+
+def test_a_spike_that_is_off_in_a_deep_network_is_found(monkeypatch):
+    network = deep.Deep(("Conv", "Conv"), phases=("evaluation", "evaluation, no gradient"))
+    monkeypatch.setattr(deep.hb.Normalized, "forward", _flipped(deep.hb.Normalized.forward))
+    with pytest.raises(Different, match="of the spikes differ in call 0"):
+        deep.compare(network, Counts())
+
+
+def _flipped(forward):
+    def flipped(layer, spikes):
+        out = forward(layer, spikes)
+        first = (0,) * out.ndim
+        out.data[first] = 1 - out[first].item()
+        return out
+
+    return flipped
 
 
 def _compared(step, count):
@@ -94,8 +140,8 @@ def test_what_is_absent_beside_what_is_no_number_is_counted():
     assert (counts.compared, counts.beside_nan) == (2, 1)
 
 
-def _off(grads):
-    return tuple(None if grad is None else grad * (1 + 1e-4) for grad in grads)
+def _off(grads, by=1e-4):
+    return tuple(None if grad is None else grad * (1 + by) for grad in grads)
 
 
 def test_an_error_without_a_name_is_found(monkeypatch):

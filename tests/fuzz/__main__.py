@@ -18,10 +18,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import differ, networks, steps, twins
+from fuzz import deep, differ, networks, steps, twins
 from fuzz.differ import Counts, Different
 
-BATCHES = {"steps": 15, "networks": 400}
+BATCHES = {"steps": 15, "networks": 400, "deep": 150}
 """Programs in a batch."""
 LIMIT = 1200
 """Seconds that a batch may take."""
@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=10_000, help="how many cases to run, at least")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="when to end, whatever the cases")
-    parser.add_argument("--only", choices=BATCHES, help="one kind of program; both in turn, if not given")
+    parser.add_argument("--only", choices=BATCHES, help="one kind of program; all in turn, if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the first batch")
     parser.add_argument("--variations", type=int, default=200, help="cases of each step")
     parser.add_argument("--batch", help=argparse.SUPPRESS)
@@ -92,7 +92,8 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
     def stated(program: Any) -> None:
         last.write_text(str(program))
 
-    run = _steps(counts, count, stated) if kind == "steps" else _networks(counts, stated)
+    kinds = {"networks": _networks, "deep": _deep}
+    run = _steps(counts, count, stated) if kind == "steps" else kinds[kind](counts, stated)
     limited = settings(
         max_examples=BATCHES[kind],
         database=None,
@@ -124,6 +125,15 @@ def _networks(counts: Counts, stated: Callable[[Any], None]) -> Callable[[], Non
     def run(network: networks.Network) -> None:
         stated(network)
         twins.compare(network, counts)
+
+    return run
+
+
+def _deep(counts: Counts, stated: Callable[[Any], None]) -> Callable[[], None]:
+    @given(deep.deep())
+    def run(network: deep.Deep) -> None:
+        stated(network)
+        deep.compare(network, counts)
 
     return run
 

@@ -1,0 +1,254 @@
+"""Random networks of convolutions, normalisations and neurons, with residual sums, beside torch's own.
+
+Weights lie on a grid of 1/64, so that sums of spikes are exact in any order. In evaluation spikes are equal
+to the last bit. In training mean and variance differ in their last digits, which may make another spike now
+and then: such a case is not compared further.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import hibana as hb
+from fuzz.differ import Counts, Different
+from hibana import surrogate
+from hibana.events import cost
+from hibana.events.convolution import layer as convolution
+from hibana.native import amx
+from hibana.normalized import layer as normalized
+
+__all__ = ["Deep", "compare", "deep"]
+
+LAYERS = ["Conv", "Conv strided", "Conv 1x1 strided", "Block", "MaxPool"]
+NEURONS = ["IF", "IF, ATan", "LIF, Box", "LIF, a learned tau", "IF, a threshold a channel"]
+PHASES = ["training", "training", "evaluation", "evaluation, no gradient", "training, no gradient"]
+TOUCHES = ["data", "mul_", "hook", "retain"]
+FROZEN = ["weights", "norms", "neurons", "image"]
+FEW = 1e-3
+"""Of the spikes, that may be others where moments were rounded in another way."""
+FEWEST = 16
+"""Numbers to normalise a channel over: the gradient of two, which become 1 and -1, is all rounding."""
+
+
+@dataclass(frozen=True)
+class Deep:
+    """Layers, what is done to the output of some, and how the network is run."""
+
+    layers: tuple[str, ...] = ("Conv", "Block")
+    touched: dict[int, str] = field(default_factory=dict)
+    phases: tuple[str, ...] = ("training", "evaluation")
+    """Of the calls, two of each: the first makes ready what the second finds."""
+    neurons: str = "IF"
+    frozen: frozenset[str] = frozenset()
+    affine: bool = True
+    momentum: float | None = 0.1
+    tracked: bool = True
+    still: bool = False
+    """Whether the image is the same at each step."""
+    steps: int = 3
+    batch: int = 2
+    channels: int = 16
+    size: int = 8
+    mode: str = "events"
+    matrix: bool = False
+    """Whether all goes by the unit for matrices, where there is one."""
+    seed: int = 0
+
+
+@st.composite
+def deep(draw: st.DrawFn) -> Deep:
+    """A network of images."""
+    layers = tuple(draw(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4)))
+    places = st.integers(0, len(layers) - 1)
+    return Deep(
+        layers,
+        draw(st.dictionaries(places, st.sampled_from(TOUCHES), max_size=2)),
+        tuple(draw(st.sampled_from(PHASES)) for _ in range(2)),
+        draw(st.sampled_from(NEURONS)),
+        draw(st.frozensets(st.sampled_from(FROZEN), max_size=3)),
+        affine=draw(st.booleans()),
+        momentum=draw(st.sampled_from([0.1, None])),
+        tracked=draw(st.booleans()),
+        still=draw(st.booleans()),
+        steps=draw(st.sampled_from([3, 1, 4])),
+        batch=draw(st.sampled_from([2, 1, 5, 16])),
+        channels=draw(st.sampled_from([16, 5, 32, 64, 40])),
+        size=draw(st.sampled_from([8, 7, 16])),
+        mode=draw(st.sampled_from(["events", "auto"])),
+        matrix=draw(st.booleans()),
+        seed=draw(st.integers(0, 1 << 20)),
+    )
+
+
+class Block(nn.Module):
+    """What two layers make of spikes, and the spikes, added."""
+
+    def __init__(self, path: nn.Module, ours: bool) -> None:
+        super().__init__()
+        self.path, self.add = path, hb.events.add if ours else torch.add
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return self.add(self.path(spikes), spikes)
+
+
+def built(of: Deep, *, ours: bool) -> nn.ModuleList:
+    """The network, of hibana's layers or of torch's around the reference loop."""
+    torch.manual_seed(of.seed)
+    layers, before = nn.ModuleList(), 3 if of.still else 7
+
+    def layer(inputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        kind = hb.Conv2d if ours else nn.Conv2d
+        convolved = kind(inputs, of.channels, kernel, stride, kernel // 2, bias=False)
+        norm = nn.BatchNorm2d(
+            of.channels, affine=of.affine, momentum=of.momentum, track_running_stats=of.tracked
+        )
+        with torch.no_grad():
+            convolved.weight.mul_(64 * 4).round_().div_(64)
+            if of.affine:
+                norm.weight.uniform_(0.5, 1.5)
+                norm.bias.normal_(0.5)
+        each, neurons = hb.EachStep(nn.Sequential(convolved, norm)), _neurons(of)
+        convolved.weight.requires_grad_("weights" not in of.frozen)
+        norm.requires_grad_("norms" not in of.frozen)
+        neurons.requires_grad_("neurons" not in of.frozen)
+        if ours:
+            convolved.mode = of.mode
+            return hb.Normalized(each, neurons)
+        neurons.backend = "reference"
+        return nn.Sequential(each, neurons)
+
+    for word in of.layers:
+        if word == "MaxPool":
+            layers.append(hb.EachStep((hb.events.MaxPool2d if ours else nn.MaxPool2d)(2)))
+        elif word == "Block" and before == of.channels:
+            layers.append(Block(nn.Sequential(layer(before), layer(before)), ours))
+        else:
+            layers.append(layer(before, 1 if "1x1" in word else 3, 2 if "strided" in word else 1))
+            before = of.channels
+    return layers
+
+
+def _neurons(of: Deep) -> hb.OverTime:
+    match of.neurons:
+        case "IF, ATan":
+            return hb.IF(1.0, surrogate.ATan())
+        case "LIF, Box":
+            return hb.LIF(surrogate=surrogate.Box(), detach_reset=True)
+        case "LIF, a learned tau":
+            return hb.LIF(learn="tau", surrogate=surrogate.ATan())
+        case "IF, a threshold a channel":
+            return hb.IF(torch.rand(of.channels, 1, 1) + 0.5, surrogate.Triangle())
+    return hb.IF(1.0, surrogate.Step(), detach_reset=True)
+
+
+def compare(of: Deep, counts: Counts) -> None:
+    """One case.
+
+    Raises:
+        Different: if what comes out, or a gradient, is not that of torch's layers.
+    """
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(normalized, "WORTH", 0))
+        patched.enter_context(mock.patch.object(convolution, "SMALLEST_WORK", 0))
+        if of.matrix and amx.there():
+            chosen = cost.Choice(matrix=True)
+            patched.enter_context(mock.patch.object(convolution, "choice", return_value=chosen))
+        _compare(of, counts)
+
+
+def _compare(of: Deep, counts: Counts) -> None:
+    ours, theirs = built(of, ours=True), built(of, ours=False)
+    exact = built(of, ours=False).double()
+    phases = [phase for phase in of.phases for _ in range(2)]
+    for number, phase in enumerate(phases):
+        found, wanted, ideal = (
+            _run(net, of, phase, number, dtype)
+            for net, dtype in ((ours, torch.float32), (theirs, torch.float32), (exact, torch.float64))
+        )
+        if isinstance(wanted, Exception):
+            counts.invalid += 1
+            return
+        if isinstance(found, Exception):
+            raise Different(f"{type(found).__name__}: {found}\n{of}") from found
+        if _fewest(of, wanted) < FEWEST:
+            counts.invalid += 1
+            return
+        assert not isinstance(ideal, Exception)
+        for name, value in wanted.items():
+            got = found.get(name)
+            if value is None or got is None:
+                if value is not got:
+                    there = "none" if got is None else "one"
+                    raise Different(f"{name}: there is {there} in call {number}\n{of}")
+            elif name.startswith("output"):
+                unlike = got.ne(value).float().mean().item() if got.shape == value.shape else 1.0
+                if unlike > (FEW if "training" in phases[: number + 1] or not of.tracked else 0.0):
+                    raise Different(f"{name}: {unlike:.2g} of the spikes differ in call {number}\n{of}")
+                if unlike or ideal[name].ne(value).any():
+                    counts.invalid += 1  # a spike for another, by rounding
+                    return
+            else:
+                scale, off = ideal[name].abs().max().item(), (ideal[name] - value).abs().max().item()
+                near = (got - ideal[name]).abs().max().item() <= 2e-4 * scale + 8 * off + 1e-5
+                if got.shape != value.shape or not near:
+                    raise Different(
+                        f"{name}: {(got - value).abs().max().item():.3g} off in call {number}\n{of}"
+                    )
+    counts.compared += 1
+
+
+def _fewest(of: Deep, wanted: dict[str, Any]) -> float:
+    """How many numbers a channel is normalised over, at least."""
+    outputs = [value for name, value in wanted.items() if name.startswith("output")]
+    return min(value.numel() for value in outputs) / of.channels / (of.steps if of.still else 1)
+
+
+def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dtype) -> Any:
+    """What every layer gives, what was looked at, every gradient, and the running statistics."""
+    generator = torch.Generator().manual_seed(of.seed + number)
+    if net.training != phase.startswith("training"):
+        net.train(not net.training)  # which also forgets what the last call made ready
+    net.zero_grad()
+    shape = of.batch, 3 if of.still else 7, of.size, of.size
+    image = torch.rand(shape if of.still else (of.steps, *shape), generator=generator)
+    image = ((image * 64).round() / 64 if of.still else (image < 0.4)).to(dtype)
+    image.requires_grad_("image" not in of.frozen)
+    h = image.expand(of.steps, *shape) if of.still else image
+    results: dict[str, Any] = {}
+    try:
+        with torch.set_grad_enabled("no gradient" not in phase):
+            for place, layer in enumerate(net):
+                h = layer(h)
+                _touch(h, of.touched.get(place), generator, place, results)
+                results[f"output {place}"] = h.detach().clone()
+        factors = torch.randn(h.shape, generator=generator).to(dtype)
+        if h.requires_grad:
+            (h * factors).sum().backward()
+    except Exception as error:
+        return error
+    results["gradient of the image"] = image.grad
+    results |= {f"gradient of {name}": p.grad for name, p in net.named_parameters()}
+    results |= {f"buffer {name}": b.clone() for name, b in net.named_buffers() if b.is_floating_point()}
+    return {name: value() if callable(value) else value for name, value in results.items()}
+
+
+def _touch(
+    h: Tensor, how: str | None, generator: torch.Generator, place: int, results: dict[str, Any]
+) -> None:
+    mask = torch.rand(h.shape, generator=generator) < 0.5
+    match how:
+        case "data":
+            h.data.mul_(mask.to(h))
+        case "mul_":
+            with torch.no_grad():
+                h.mul_(mask.to(h))
+        case "hook" if h.requires_grad:
+            h.register_hook(lambda grad: results.__setitem__(f"seen at {place}", grad.clone()))
+        case "retain" if h.requires_grad:
+            h.retain_grad()
+            results[f"seen at {place}"] = lambda: h.grad
