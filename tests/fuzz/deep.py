@@ -179,7 +179,7 @@ def _compare(of: Deep, counts: Counts) -> None:
             counts.invalid += 1
             return
         assert not isinstance(ideal, Exception)
-        for name, value in wanted.items():
+        for name, value in sorted(wanted.items(), key=lambda item: not item[0].startswith("output")):
             got = found.get(name)
             if value is None or got is None:
                 if value is not got:
