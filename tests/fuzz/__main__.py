@@ -60,7 +60,8 @@ def _run(options: argparse.Namespace) -> int:
     print(
         f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared "
         f"({total.beside_nan} but for absent gradients beside what is not finite), "
-        f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch, or with another spike by rounding; "
+        f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch, "
+        "or with another spike by rounding; "
         f"{len(findings)} findings"
     )
     return int(bool(findings))
