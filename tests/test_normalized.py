@@ -200,6 +200,22 @@ def test_an_image_shown_at_each_step_is_normalised_once(neurons, steps):
             )
 
 
+@pytest.mark.usefixtures("_however_few")
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("order", [(0, 4, 1, 2, 3), (0, 2, 1, 3, 4), (0, 4, 3, 1, 2), (0, 1, 4, 2, 3)])
+def test_spikes_that_lie_in_any_order_are_taken_as_they_are(channels, order):
+    shape = (STEPS, 8, channels, 8, 64 if channels == 1 else 8)  # rows of whole words
+    lying = torch.randn([shape[order.index(d)] for d in range(5)]).permute(order)
+    assert lying.shape == shape
+    layer, modules = twins(below(16, channels), hb.LIF(surrogate=hb.surrogate.ATan()))
+    modules[0].module[0].mode = "dense"
+    first = hb.IF(0.5, hb.surrogate.Box(), detach_reset=True)
+    for _ in range(2):
+        check_close(*(gradients(nn.Sequential(first, net), lying) for net in (layer, modules)), rtol=1e-4)
+        assert layer.explain().endswith("own pass") or order != (0, 1, 4, 2, 3)
+    assert layer[0].module[0].explain().startswith("events")
+
+
 @pytest.mark.parametrize("shape", [(7, 3), (1, 5), (1000, 64), (257, 100), (3, 20000), (5000, 1)])
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_moments_are_those_in_float64(shape, offset):

@@ -42,7 +42,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     def _convolved(self, input: Tensor, steps: int, sequence: Tensor | None = None) -> Tensor | Producer:  # noqa: A002
         """The convolution; or, of images of so many steps, what has yet to compute it, if that can be.
 
-        With a `sequence`, ``[T, batch, ...]``, whose steps `input` joins, its gradient is computed as such.
+        With a `sequence`, ``[T, batch, ...]``, whose steps `input` joins, its gradient is computed as such,
+        unless they could be joined in a copy only.
         """
         if max(self.dilation) > 1 and self._meets_padding_alone(input):
             return self._of_padding(input)
@@ -71,7 +72,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
-        whole = images if sequence is None or images is not input else sequence
+        # a copy lies in another order than the sequence, of whose memory the bits that are known below it are
+        is_view = sequence is not None and images is input and images.data_ptr() == sequence.data_ptr()
+        whole = cast(Tensor, sequence) if is_view else images
         found = self._by_windows(images, whole, weight, geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
@@ -258,8 +261,8 @@ def over_steps(
         layer: any module of images.
         images: ``[steps * batch, channels, ...]``.
         steps: of which a piece of each is read at a time; 0, if what is made is wanted at once.
-        sequence: what the images are a view of, ``[steps, batch, channels, ...]``, for its gradient; None if
-            they are no view.
+        sequence: whose steps the images are, ``[steps, batch, channels, ...]``, for its gradient; None if
+            they are of none.
     """
     if type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
         return layer(images), None
