@@ -24,11 +24,12 @@ from hibana.normalized import layer as normalized
 
 __all__ = ["Deep", "compare", "deep"]
 
-LAYERS = ["Conv", "Conv strided", "Conv 1x1 strided", "Block", "MaxPool"]
+LAYERS = ["Conv", "Conv strided", "Conv 1x1 strided", "Block", "MaxPool", "Neurons"]
 NEURONS = ["IF", "IF, ATan", "LIF, Box", "LIF, a learned tau", "IF, a threshold a channel"]
 PHASES = ["training", "training", "evaluation", "evaluation, no gradient", "training, no gradient"]
 TOUCHES = ["data", "mul_", "hook", "retain"]
 FROZEN = ["weights", "norms", "neurons", "image"]
+ORDERS = [(0, 1, 2, 3, 4), (0, 1, 3, 4, 2), (0, 2, 3, 4, 1), (1, 0, 2, 3, 4), (0, 3, 4, 1, 2)]
 FEW = 1e-3
 """Of the spikes, that may be others where moments were rounded in another way."""
 FEWEST = 16
@@ -50,6 +51,10 @@ class Deep:
     tracked: bool = True
     still: bool = False
     """Whether the image is the same at each step."""
+    order: tuple[int, ...] = ORDERS[0]
+    """In which the dimensions of the images lie in memory."""
+    seen: int = 7
+    """Channels of the images."""
     steps: int = 3
     batch: int = 2
     channels: int = 16
@@ -75,6 +80,8 @@ def deep(draw: st.DrawFn) -> Deep:
         momentum=draw(st.sampled_from([0.1, None])),
         tracked=draw(st.booleans()),
         still=draw(st.booleans()),
+        order=draw(st.sampled_from(ORDERS)),
+        seen=draw(st.sampled_from([7, 1, 16, 64])),
         steps=draw(st.sampled_from([3, 1, 4])),
         batch=draw(st.sampled_from([2, 1, 5, 16])),
         channels=draw(st.sampled_from([16, 5, 32, 64, 40])),
@@ -99,7 +106,7 @@ class Block(nn.Module):
 def built(of: Deep, *, ours: bool) -> nn.ModuleList:
     """The network, of hibana's layers or of torch's around the reference loop."""
     torch.manual_seed(of.seed)
-    layers, before = nn.ModuleList(), 3 if of.still else 7
+    layers, before = nn.ModuleList(), of.seen
 
     def layer(inputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
         kind = hb.Conv2d if ours else nn.Conv2d
@@ -125,6 +132,9 @@ def built(of: Deep, *, ours: bool) -> nn.ModuleList:
     for word in of.layers:
         if word == "MaxPool":
             layers.append(hb.EachStep((hb.events.MaxPool2d if ours else nn.MaxPool2d)(2)))
+        elif word == "Neurons":
+            layers.append(hb.IF(0.5, surrogate.Box(), detach_reset=True))
+            layers[-1].backend = "auto" if ours else "reference"
         elif word == "Block" and before == of.channels:
             layers.append(Block(nn.Sequential(layer(before), layer(before)), ours))
         else:
@@ -214,9 +224,12 @@ def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dty
     if net.training != phase.startswith("training"):
         net.train(not net.training)  # which also forgets what the last call made ready
     net.zero_grad()
-    shape = of.batch, 3 if of.still else 7, of.size, of.size
+    shape = of.batch, of.seen, of.size, of.size
     image = torch.rand(shape if of.still else (of.steps, *shape), generator=generator)
     image = ((image * 64).round() / 64 if of.still else (image < 0.4)).to(dtype)
+    if not of.still:
+        back = sorted(range(len(of.order)), key=of.order.__getitem__)
+        image = image.permute(of.order).contiguous().permute(back)
     image.requires_grad_("image" not in of.frozen)
     h = image.expand(of.steps, *shape) if of.still else image
     results: dict[str, Any] = {}
