@@ -49,7 +49,7 @@ def test_random_deep_networks_are_torchs(network):
     ("number", "network"),
     [
         (1, deep.Deep(("Conv",), still=True)),
-        (1, deep.Deep(("Conv", "Block", "Conv"), neurons="LIF, Box")),
+        (1, deep.Deep(("Conv", "Block", "Conv"), neurons="LIF, Triangle")),
         (1, deep.Deep(("Conv", "MaxPool", "Conv"), phases=("evaluation", "training"))),
     ],
 )

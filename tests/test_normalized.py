@@ -201,6 +201,25 @@ def test_an_image_shown_at_each_step_is_normalised_once(neurons, steps):
 
 
 @pytest.mark.usefixtures("_however_few")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_normalisation_alone_learns_after_a_call_that_learned_nothing(training):
+    layer, modules = twins(below(16), hb.IF())
+    x = images()
+    found = []
+    for net in (layer.train(training), modules.train(training)):
+        net[0].module[0].requires_grad_(False)
+        for learns in (False, False, True, True, False, True):
+            with torch.set_grad_enabled(learns):
+                out = net(x)
+            assert out.requires_grad == learns
+            if learns:
+                (x.mean((1, 2, 3, 4)).cumsum(0)[:, None, None, None, None] * out).sum().backward()
+        found.append([net[0].module[1].weight.grad, net[0].module[1].bias.grad])
+    assert layer.explain().endswith("own pass")
+    check_close(*found)
+
+
+@pytest.mark.usefixtures("_however_few")
 @pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize("order", [(0, 4, 1, 2, 3), (0, 2, 1, 3, 4), (0, 4, 3, 1, 2), (0, 1, 4, 2, 3)])
 def test_spikes_that_lie_in_any_order_are_taken_as_they_are(channels, order):

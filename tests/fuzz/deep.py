@@ -25,7 +25,8 @@ from hibana.normalized import layer as normalized
 __all__ = ["Deep", "compare", "deep"]
 
 LAYERS = ["Conv", "Conv strided", "Conv 1x1 strided", "Block", "MaxPool", "Neurons"]
-NEURONS = ["IF", "IF, ATan", "LIF, Box", "LIF, a learned tau", "IF, a threshold a channel"]
+NEURONS = ["IF", "IF, ATan", "LIF, Triangle", "LIF, a learned tau", "IF, a threshold a channel"]
+"""Of no surrogate that has a step beside its threshold, over which rounding would take a gradient."""
 PHASES = ["training", "training", "evaluation", "evaluation, no gradient", "training, no gradient"]
 TOUCHES = ["data", "mul_", "hook", "retain"]
 FROZEN = ["weights", "norms", "neurons", "image"]
@@ -81,7 +82,7 @@ def deep(draw: st.DrawFn) -> Deep:
         tracked=draw(st.booleans()),
         still=draw(st.booleans()),
         order=draw(st.sampled_from(ORDERS)),
-        seen=draw(st.sampled_from([7, 1, 16, 64])),
+        seen=draw(st.sampled_from([7, 16, 64])),
         steps=draw(st.sampled_from([3, 1, 4])),
         batch=draw(st.sampled_from([2, 1, 5, 16])),
         channels=draw(st.sampled_from([16, 5, 32, 64, 40])),
@@ -147,8 +148,8 @@ def _neurons(of: Deep) -> hb.OverTime:
     match of.neurons:
         case "IF, ATan":
             return hb.IF(1.0, surrogate.ATan())
-        case "LIF, Box":
-            return hb.LIF(surrogate=surrogate.Box(), detach_reset=True)
+        case "LIF, Triangle":
+            return hb.LIF(surrogate=surrogate.Triangle(), detach_reset=True)
         case "LIF, a learned tau":
             return hb.LIF(learn="tau", surrogate=surrogate.ATan())
         case "IF, a threshold a channel":
@@ -197,7 +198,8 @@ def _compare(of: Deep, counts: Counts) -> None:
                     raise Different(f"{name}: there is {there} in call {number}\n{of}")
             elif name.startswith("output"):
                 unlike = got.ne(value).float().mean().item() if got.shape == value.shape else 1.0
-                if unlike > (FEW if "training" in phases[: number + 1] or not of.tracked else 0.0):
+                trained = any(phase.startswith("training") for phase in phases[: number + 1])
+                if unlike > (FEW if trained or not of.tracked else 0.0):
                     raise Different(f"{name}: {unlike:.2g} of the spikes differ in call {number}\n{of}")
                 if unlike or ideal[name].ne(value).any():
                     counts.invalid += 1  # a spike for another, by rounding

@@ -170,7 +170,8 @@ def emitted_around(
     Raises:
         Unsupported: if there is no kernel for it.
     """
-    call = around, steps, _call("cpu", inputs, False)
+    learning = tuple([tensor.requires_grad for tensor in tensors])
+    call = around, steps, learning, _call("cpu", inputs, False)
     own = (*tensors, *tensors_of(cell).values())
     if not _is_watched(inputs) and not inputs.is_neg():
         known = programs.known(cell, call)
