@@ -18,6 +18,7 @@ import hibana as hb
 from fuzz.differ import Counts, Different
 from hibana import surrogate
 from hibana.events import cost
+from hibana.events.convolution import dense
 from hibana.events.convolution import layer as convolution
 from hibana.native import amx
 from hibana.normalized import layer as normalized
@@ -139,7 +140,8 @@ def built(of: Deep, *, ours: bool) -> nn.ModuleList:
         elif word == "Block" and before == of.channels:
             layers.append(Block(nn.Sequential(layer(before), layer(before)), ours))
         else:
-            layers.append(layer(before, 1 if "1x1" in word else 3, 2 if "strided" in word else 1))
+            pixel = "1x1" in word and before >= dense.SAFE  # below which torch ends the process
+            layers.append(layer(before, 1 if pixel else 3, 2 if "strided" in word else 1))
             before = of.channels
     return layers
 
