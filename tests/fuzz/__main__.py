@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,8 +60,7 @@ def _run(options: argparse.Namespace) -> int:
         f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared "
         f"({total.beside_nan} but for absent gradients beside what is not finite), "
         f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch, "
-        "or with another spike by rounding; "
-        f"{len(findings)} findings"
+        f"or with another spike by rounding; {len(findings)} findings"
     )
     return int(bool(findings))
 
@@ -93,8 +91,17 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
     def stated(program: Any) -> None:
         last.write_text(str(program))
 
-    kinds = {"networks": _networks, "deep": _deep}
-    run = _steps(counts, count, stated) if kind == "steps" else kinds[kind](counts, stated)
+    strategy, compare = {
+        "steps": (steps.steps(), lambda step: differ.compare_all(step, count, counts)),
+        "networks": (networks.networks(), lambda network: twins.compare(network, counts)),
+        "deep": (deep.deep(), lambda network: deep.compare(network, counts)),
+    }[kind]
+
+    @given(strategy)
+    def run(program: Any) -> None:
+        stated(program)
+        compare(program)
+
     limited = settings(
         max_examples=BATCHES[kind],
         database=None,
@@ -110,33 +117,6 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
     except BaseExceptionGroup as group:
         found += [str(difference) for difference in group.exceptions]
     target.write_text(json.dumps({"counts": asdict(counts), "findings": found}))
-
-
-def _steps(counts: Counts, count: int, stated: Callable[[Any], None]) -> Callable[[], None]:
-    @given(steps.steps())
-    def run(step: steps.Step) -> None:
-        stated(step)
-        differ.compare_all(step, count, counts)
-
-    return run
-
-
-def _networks(counts: Counts, stated: Callable[[Any], None]) -> Callable[[], None]:
-    @given(networks.networks())
-    def run(network: networks.Network) -> None:
-        stated(network)
-        twins.compare(network, counts)
-
-    return run
-
-
-def _deep(counts: Counts, stated: Callable[[Any], None]) -> Callable[[], None]:
-    @given(deep.deep())
-    def run(network: deep.Deep) -> None:
-        stated(network)
-        deep.compare(network, counts)
-
-    return run
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from hibana import surrogate
 from hibana.events import cost
 from hibana.events.convolution import dense
 from hibana.events.convolution import layer as convolution
+from hibana.loop.strides import inverse
 from hibana.native import amx
 from hibana.normalized import layer as normalized
 
@@ -232,8 +233,7 @@ def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dty
     image = torch.rand(shape if of.still else (of.steps, *shape), generator=generator)
     image = ((image * 64).round() / 64 if of.still else (image < 0.4)).to(dtype)
     if not of.still:
-        back = sorted(range(len(of.order)), key=of.order.__getitem__)
-        image = image.permute(of.order).contiguous().permute(back)
+        image = image.permute(of.order).contiguous().permute(inverse(of.order))
     image.requires_grad_("image" not in of.frozen)
     h = image.expand(of.steps, *shape) if of.still else image
     results: dict[str, Any] = {}

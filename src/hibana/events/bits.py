@@ -110,7 +110,7 @@ def _compare(
     lie as many bytes apart as one `plane` has.
     """
     with code.loop(begin, end) as part:
-        different, spikes = code.variable(0, BYTE), code.variable(0, LONG.of(8))
+        different = code.variable(0, BYTE)
         octets, looked = (wide + (OCTET - 1)) // OCTET, (rows + every - 1) // every
         first, last = _share(looked, part, parts)
         with code.loop(first, last) as i, code.loop(0, octets) as k:
@@ -123,12 +123,10 @@ def _compare(
             different.value |= values.differs(said).word()
         words = plane * planes // LONG.size
         first, last = _share(words, part, parts)
-        for word, whole in code.vectors(last - first, 8):
-            spikes.value += (kept.of(Longs) + first + word).load(8, whole, align=1).ones()
-        rest = code.variable(0)
+        spikes = code.variable(_ones(code, kept.of(Longs) + first, last - first))
         with code.when(part.equals(0)), code.loop(words * LONG.size, plane * planes) as k:
-            rest.value += (kept + k)[0].ones().to(LONG)
-        found[2 * part] = spikes.value.total() + rest.value
+            spikes.value += (kept + k)[0].ones().to(LONG)
+        found[2 * part] = spikes.value
         found[2 * part + 1] = different.value.to(LONG)
 
 
@@ -138,11 +136,19 @@ def _share(count: Value, part: Value, parts: Value) -> tuple[Value, Value]:
     return (part * each).smaller(count), ((part + 1) * each).smaller(count)
 
 
+def _ones(code: Code, words: Pointer, count: Value) -> Value:
+    """How many bits are set in so many `words`, which may begin at any byte."""
+    total = code.variable(0, LONG.of(8))
+    for word, there in code.vectors(count, 8):
+        total.value += (words + word).load(8, there, align=1).ones()
+    return total.value.total()
+
+
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
     count, parts = bits.shape[0], torch.get_num_threads()
     found = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
     given = {"source": source, "bits": bits, "counts": found}
-    _scan(parts, **given, inputs=inputs, rows=count, step=step, per_part=-(-count // parts))
+    _scan(parts, **given, inputs=inputs, rows=count, step=step, parts=parts)
     seen = found.view(-1).tolist()
     return sum(seen[::2]), sum(seen[1::2])
 
@@ -159,7 +165,7 @@ def _scan(
     inputs: Value,
     rows: Value,
     step: Value,
-    per_part: Value,
+    parts: Value,
 ) -> None:
     """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
 
@@ -176,7 +182,7 @@ def _scan(
         tail.clear(WORD)
         spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
         one = code.constant(1.0, FLOAT.of(LANES)).integer()
-        first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
+        first, last = _share(rows, part, parts)
 
         def seen(values: Value) -> Value:
             fired = values.differs(0.0)
@@ -212,9 +218,6 @@ def _scan(
                 tail.copy(at + WORD * whole, rest)
                 put(out + whole, seen(tail.load(WORD)))
         with code.when(~source.given()):
-            total = code.variable(0, LONG.of(8))
-            for word, there in code.vectors(words * (last - first).larger(0), 8):
-                total.value += (bits + (words * first + word)).load(8, there).ones()
-            spikes.value = total.value.total()
+            spikes.value = _ones(code, bits + words * first, words * (last - first))
         counts[2 * part] = spikes.value
         counts[2 * part + 1] = strange.value.differs(0).word().differs(0).to(LONG)

@@ -53,26 +53,33 @@ def moments(
     """
     sizes, blocks = _blocks(currents)
     channels = sizes["channels"]
-    each = 0 if producer is None else _divisor(producer.length // channels, sizes["each"])
-    if producer is not None and (each < SHORTEST or producer.length % channels):
-        producer.finish()
-        producer = None
-    elif producer is not None:
-        sizes["each"], blocks = each, sizes["pixels"] // each
+    if producer is not None:
+        each = _fitting(producer.length, channels, sizes["each"])
+        if each < SHORTEST:
+            producer.finish()
+            producer = None
+        else:
+            sizes["each"], blocks = each, sizes["pixels"] // each
     of_blocks = torch.empty(3, blocks, channels, dtype=torch.float32, device="cpu").unbind()
     parts = dict(zip(("means", "drifts", "squares"), of_blocks, strict=True))
     if producer is None:
         kernels.moments_of_blocks(blocks, source=currents, **parts, **sizes)
     else:
         pieces, (address, packed, _) = currents.numel() // producer.length, producer.call
-        several = max(1, NEAR // (producer.length * FLOAT.size))
-        given = {"producer": address, "several": several, "blocks": blocks // pieces, "source": currents}
-        arguments = torch.frombuffer(bytearray(packed), dtype=torch.int64)
-        kernels.moments_of_pieces(pieces, producer_args=arguments, **given, **parts, **sizes)
+        kernels.moments_of_pieces(
+            pieces,
+            producer=address,
+            producer_args=torch.frombuffer(bytearray(packed), dtype=torch.int64),
+            several=max(1, NEAR // (producer.length * FLOAT.size)),
+            blocks=blocks // pieces,
+            source=currents,
+            **parts,
+            **sizes,
+        )
     ones = (1,) * (currents.ndim - 2)
     found = Moments(*torch.empty(5, channels, *ones, dtype=torch.float32, device="cpu").unbind())
-    learned = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
-    kernels.moments(1, **parts, **learned, **found._asdict(), **sizes)
+    given = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
+    kernels.moments(1, **parts, **given, **found._asdict(), **sizes)
     return found
 
 
@@ -191,6 +198,8 @@ def _blocks(currents: Tensor) -> tuple[dict[str, int], int]:
 
 
 @lru_cache
-def _divisor(number: int, most: int) -> int:
-    """The largest one of `number` up to `most`."""
-    return max(each for each in range(1, most + 1) if number % each == 0)
+def _fitting(length: int, channels: int, most: int) -> int:
+    """Pixels of a block, up to `most`, so that pieces of a `length` are whole blocks; 0 if they can't be."""
+    if length % channels:
+        return 0
+    return max(each for each in range(1, most + 1) if length // channels % each == 0)

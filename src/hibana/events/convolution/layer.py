@@ -42,8 +42,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     def _convolved(self, input: Tensor, steps: int, sequence: Tensor | None = None) -> Tensor | Producer:  # noqa: A002
         """The convolution; or, of images of so many steps, what has yet to compute it, if that can be.
 
-        With a `sequence`, ``[T, batch, ...]``, whose steps `input` joins, its gradient is computed as such,
-        unless they could be joined in a copy only.
+        With a `sequence`, ``[T, batch, ...]``, that `input` is a view of, its gradient is computed as such.
         """
         if max(self.dilation) > 1 and self._meets_padding_alone(input):
             return self._of_padding(input)
@@ -72,9 +71,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
-        # a copy lies in another order than the sequence, of whose memory the bits that are known below it are
-        is_view = sequence is not None and images is input and images.data_ptr() == sequence.data_ptr()
-        whole = cast(Tensor, sequence) if is_view else images
+        whole = images if sequence is None or images is not input else sequence
         found = self._by_windows(images, whole, weight, geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
@@ -266,6 +263,8 @@ def over_steps(
     """
     if type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
         return layer(images), None
+    if sequence is not None and sequence.data_ptr() != images.data_ptr():
+        sequence = None  # a copy lies in another order, and what is known below a sequence is of its memory
     found = layer._convolved(images, steps, sequence)
     return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
