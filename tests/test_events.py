@@ -13,6 +13,7 @@ import hibana as hb
 from hibana import surrogate
 from hibana.events.bits import agree, bits_of
 from hibana.events.linear import layer as linear_layer
+from hibana.loop.strides import same_each_step
 
 
 def _spikes(*shape, density):
@@ -117,13 +118,21 @@ def test_the_gradient_is_left_out_where_the_layer_below_cannot_use_it():
     assert out.grad_fn.name() == "_LinearBackward"
     seen = []
     out.grad_fn.register_hook(lambda to, of: seen.append(to[0].clone()))
-    out.sum().backward()
-    assert (seen[0][spikes.detach().view(15, 64) == 0] == 0).all()
-    assert (seen[0][spikes.detach().view(15, 64) == 1] != 0).any()
+    _loss(out).backward()
+    assert (seen[0][spikes.detach() == 0] == 0).all()
+    assert (seen[0][spikes.detach() == 1] != 0).any()
 
 
-def _full(layer, spikes):
-    return layer.weight.detach().sum(0).expand(spikes.shape)
+_FACTORS = torch.linspace(-1, 1, 5 * 3 * 7).view(5, 3, 7)
+
+
+def _loss(out):
+    """Whose gradient is another at each step."""
+    return (out * _FACTORS.view(out.shape)).sum()
+
+
+def _full(layer):
+    return _FACTORS @ layer.weight.detach()
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -136,18 +145,55 @@ def test_a_hook_sees_the_whole_gradient(flat, when):
     out = layer(spikes.flatten(0, 1) if flat else spikes)
     if when == "after":
         spikes.register_hook(seen.append)
-    out.sum().backward()
-    torch.testing.assert_close(seen[0], _full(layer, spikes))
+    _loss(out).backward()
+    torch.testing.assert_close(seen[0], _full(layer))
 
 
 def test_a_retained_or_asked_for_gradient_is_whole():
     _, spikes, layer = _below()
     spikes.retain_grad()
-    layer(spikes).sum().backward()
-    torch.testing.assert_close(spikes.grad, _full(layer, spikes))
+    _loss(layer(spikes)).backward()
+    torch.testing.assert_close(spikes.grad, _full(layer))
     current, spikes, layer = _below()
-    of_spikes, _ = torch.autograd.grad(layer(spikes).sum(), (spikes, current))
-    torch.testing.assert_close(of_spikes, _full(layer, spikes))
+    of_spikes, _ = torch.autograd.grad(_loss(layer(spikes)), (spikes, current))
+    torch.testing.assert_close(of_spikes, _full(layer))
+
+
+@pytest.mark.parametrize("steps", [2, 4, 9])
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.ATan()])
+@pytest.mark.parametrize("penalised", [False, True])
+def test_a_gradient_that_is_the_same_at_each_step_is_multiplied_for_one(steps, sigma, penalised):
+    layer = hb.Linear(64, 7)
+    layer.mode = "events"
+    currents = (0.4 * torch.rand(steps, 3, 64)).requires_grad_()
+    factors = torch.randn(3, 7)
+    results = []
+    for product in (layer, partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)):
+        spikes = hb.IF(0.4, sigma)(currents)
+        seen = []
+        if product is layer:
+            out = layer(spikes)
+            out.grad_fn.register_hook(lambda to, of, seen=seen: seen.append(to[0].stride(0)))
+        else:
+            out = product(spikes)
+        loss = (out.mean(0) * factors).sum() + penalised * spikes.mean()
+        results.append(torch.autograd.grad(loss, [currents, layer.weight, layer.bias]))
+        if product is layer:
+            layer(hb.IF(0.4, sigma)(currents)).mean(0).mul(factors).sum().backward()
+            assert seen == [0 if steps >= 4 else 3 * 64]
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_another_at_one_step_is_not_taken_for_the_same():
+    for step in range(6):
+        grad = torch.ones(6, 2, 3)
+        assert torch.equal(same_each_step(grad), grad[0])
+        grad[step, 1, 2] = 2.0
+        assert same_each_step(grad) is None
+    assert same_each_step(torch.full((5, 2, 3), torch.nan)) is None
+    assert same_each_step(torch.ones(2, 3).expand(5, 2, 3)).shape == (2, 3)
+    assert same_each_step(torch.ones(4, 3)) is None  # rows of one step
 
 
 def test_what_is_no_spike_is_torchs_own_product():

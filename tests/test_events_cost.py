@@ -1,6 +1,8 @@
 """What is chosen between events and the dense product, and what it is chosen by."""
 
+import copy
 import json
+import pickle
 import threading
 import time
 
@@ -380,7 +382,10 @@ def test_one_product_alone_by_events_has_to_save_more():
     assert cost.chosen(cost.Costs(near, far, near, 0.0), 0.1, 1, False, False)[:2] == (True, None)
 
 
-@pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")
+WITH_ONEDNN = pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")
+
+
+@WITH_ONEDNN
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(300, 128), (3, 100, 128), (128,)])
 def test_the_product_by_onednn_has_torchs_outputs_and_gradients(monkeypatch, bias, shape):
@@ -418,21 +423,40 @@ def test_a_weights_gradient_is_the_sum_over_values_that_are_not_zero(size, densi
     torch.testing.assert_close(weight_gradient_of_few(grads, numbers), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not dense_product.there(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("library", ["torch's", pytest.param("oneDNN", marks=WITH_ONEDNN)])
 @pytest.mark.parametrize("few", [True, False])
-def test_a_dense_layer_goes_through_the_values_of_a_gradient_that_are_few(monkeypatch, few):
-    monkeypatch.setattr(of_linear, "by_onednn", lambda: True)
+def test_a_dense_layer_goes_through_the_values_of_a_gradient_that_are_few(monkeypatch, few, library):
+    monkeypatch.setattr(of_linear, "by_onednn", lambda: library == "oneDNN")
+    monkeypatch.setattr(linear_layer, "OF_FEW", 0)
     layer = hb.Linear(300, 70)
     numbers = torch.randn(300, 300)
     numbers[0] = float("inf")  # of a row whose gradient is zero everywhere
     grad = torch.randn(300, 70) * (torch.rand(300, 70) < (0.1 if few else 1.0))
     grad[0] = 0.0
     layer(numbers).backward(grad)
-    assert layer.explain().endswith("by oneDNN")
+    assert layer.explain().endswith("by oneDNN") == (library == "oneDNN")
     assert layer.weight.grad.isfinite().all() == few  # a product, unlike a sum, has zero times infinity
     if few:
         torch.testing.assert_close(layer.weight.grad, grad[1:].T @ numbers[1:], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.bias.grad, grad.sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_dense_layer_whose_gradients_have_many_values_is_left_to_torch_but_now_and_then(monkeypatch):
+    monkeypatch.setattr(of_linear, "by_onednn", lambda: False)
+    monkeypatch.setattr(linear_layer, "OF_FEW", 0)
+    layer, numbers = hb.Linear(300, 70), torch.randn(300, 300)
+    many, few = torch.randn(300, 70), torch.zeros(300, 70)
+    looked = []
+    for call in range(2 * dense_product.AGAIN + 4):
+        out = layer(numbers)
+        looked.append("Addmm" not in type(out.grad_fn).__name__)
+        out.backward(few if call >= dense_product.AGAIN - 1 else many)
+    assert looked[0]
+    assert sum(looked[: dense_product.AGAIN]) == 2
+    assert all(looked[dense_product.AGAIN :])
+    copied = copy.deepcopy(layer)
+    assert copied.state_dict().keys() == {"weight", "bias"}
+    pickle.loads(pickle.dumps(layer))
 
 
 def test_small_calls_take_parameters_wherever_they_are():

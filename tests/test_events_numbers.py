@@ -201,11 +201,12 @@ def test_the_gradient_of_a_sum_is_computed_where_either_layer_can_use_it(sigma, 
     total = hb.events.add(*spikes)
     seen = []
     total.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
-    layer(total).sum().backward()
+    factors = torch.randn(5, 1, 7)  # a gradient that is another at each step
+    (layer(total) * factors).sum().backward()
     cell = hb.IFCell(0.5, sigma, detach_reset=True)
     inside = sum(sigma.derivative(hb.record(cell, x.detach())["v"] - 0.5) for x in currents) != 0
     assert 0.1 < inside.float().mean() < 0.95
-    wanted = layer.weight.detach().sum(0).expand(5, 1, neurons)
+    wanted = factors @ layer.weight.detach()
     assert not seen[0][~inside].any()
     torch.testing.assert_close(seen[0][inside], wanted[inside])
 
@@ -224,12 +225,14 @@ def test_who_looks_at_a_sum_or_below_it_sees_all_of_the_gradient(which, how):
     out = layer(total)
     if how == "later hook":
         looked_at.register_hook(seen.append)
+    factors = torch.randn(5, 3, 7)
+    loss = (out * factors).sum()
     if how == "asked for":
-        seen += torch.autograd.grad(out.sum(), looked_at)
+        seen += torch.autograd.grad(loss, looked_at)
     else:
-        out.sum().backward()
+        loss.backward()
     got = looked_at.grad if how == "retain" else seen[0]
-    torch.testing.assert_close(got, layer.weight.detach().sum(0).expand(5, 3, 64))
+    torch.testing.assert_close(got, factors @ layer.weight.detach())
 
 
 def test_a_summand_without_a_gradient_does_not_widen_the_support():

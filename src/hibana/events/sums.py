@@ -11,6 +11,7 @@ from hibana.events.lanes.lists import WORD
 from hibana.events.lanes.rows import LANES
 from hibana.events.planes import MOST
 from hibana.events.support import Support, announce_support, fills_memory, support_of
+from hibana.loop.derivatives import applied
 from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
 __all__ = ["add"]
@@ -47,8 +48,7 @@ def add(one: Tensor, other: Tensor) -> Tensor:
         return one + other
     found = _below(one, other)
     if found is not None and found.planes is not None:
-        apply: Any = _Sum.apply  # torch leaves it without types
-        known: Tensor = apply(one, other, found)
+        known: Tensor = _apply(one, other, found)
         return known
     total = one + other
     if found is not None and total.stride() == one.stride():
@@ -127,6 +127,9 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         grad = _lying(grad, ctx.strides)
         return grad, grad, None
+
+
+_apply = applied(_Sum)
 
 
 def _lying(grad: Tensor, strides: tuple[int, ...]) -> Tensor:

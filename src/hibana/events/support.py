@@ -10,6 +10,7 @@ is not seen.
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from weakref import ref
 
@@ -84,7 +85,9 @@ def probe() -> Tensor:
     return _PROBE
 
 
+@cache
 def _probe_node() -> Any:
+    """The node that accumulates the probe's gradient, which is the same while somebody holds it."""
     return torch.autograd.graph.get_gradient_edge(_PROBE).node
 
 
@@ -188,8 +191,10 @@ def fills_memory(tensor: Tensor) -> bool:
 
 def _hooks(tensor: Tensor) -> "OrderedDict[int, Any]":
     """The dictionary that every hook put on `tensor`, now or later, enters."""
-    if tensor._backward_hooks is None:
-        tensor.register_hook(lambda grad: None).remove()  # type: ignore[no-untyped-call] # torch leaves it so
     hooks = tensor._backward_hooks
+    if hooks is None:  # as Tensor.register_hook makes it
+        hooks = tensor._backward_hooks = OrderedDict()
+        if tensor.grad_fn is not None:
+            tensor.grad_fn._register_hook_dict(tensor)
     assert isinstance(hooks, OrderedDict)
     return hooks

@@ -1,6 +1,6 @@
 """A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
-from hibana.loop.derivatives import differentiated_once
+from hibana.loop.derivatives import applied, differentiated_once
 from hibana.loop.producer import Producer
 from hibana.loop.strides import (
     expansion,
@@ -234,7 +234,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if grad_input is not None and once and not constant:
         grad_input = grad_input.sum(0)
     elif grad_input is not None and constant and not once:
-        grad_input = (grad_input / shape[0]).expand(shape[0], *grad_input.shape)
+        grad_input = grad_input.div_(shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = inverse(order)
         if grad_input is not None:
@@ -258,8 +258,7 @@ _once = differentiated_once(
     _backward,
     'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
 )
-_apply: Callable[..., Any] = super(torch.autograd.Function, _Run).apply
-"""Without what ``Function.apply`` does for the transforms of ``torch.func``, whose calls never come here."""
+_apply = applied(_Run)
 
 
 def _only_summed(inputs: Tensor) -> bool:

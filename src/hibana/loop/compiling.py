@@ -16,7 +16,7 @@ from hibana.loop.absent import Absences
 from hibana.loop.backend import Kernels, kernels_of
 from hibana.loop.graph.bounds import takes_zeros
 from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.part import Part, places_in
+from hibana.loop.graph.part import SUM, Part, places_in
 from hibana.loop.graph.plan import Plan, make_plan, reachable
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.graph.synapses import needed
@@ -125,12 +125,9 @@ def _summed(part: Part, at: int) -> frozenset[int]:
             if place.at != at:
                 continue
             kept = len(args) > 2 and args[2] is True and not kwargs
-            found.append(frozenset(args[1]) if function is _SUM and kept else frozenset())
+            found.append(frozenset(args[1]) if function is SUM and kept else frozenset())
     found += [frozenset() for end in part.ends if end == at]
     return frozenset.intersection(*found) if found else frozenset()
-
-
-_SUM = torch.ops.aten.sum.dim_IntList
 
 
 def program_of(step: Step, kernels: Kernels) -> Program:

@@ -13,6 +13,7 @@ __all__ = [
     "inverse",
     "memory_order",
     "repeated",
+    "same_each_step",
     "step_back",
     "step_in",
     "steps_contiguous",
@@ -22,6 +23,18 @@ __all__ = [
 def steps_contiguous(tensor: Tensor) -> bool:
     """Whether each step of `tensor` is contiguous, whatever its stride over time."""
     return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
+def same_each_step(sequence: Tensor) -> Tensor | None:
+    """One step of a `sequence` that has the same numbers at each, as the gradient of a mean over time has."""
+    if sequence.ndim < 3 or len(sequence) < 2:
+        return None
+    first = sequence[0]
+    if sequence.stride(0) == 0:
+        return first
+    if not torch.equal(first, sequence[-1]):  # which mostly says it
+        return None
+    return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
 def inverse(order: Sequence[int]) -> list[int]:

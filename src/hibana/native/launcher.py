@@ -97,22 +97,25 @@ class Launcher:
             grain: pieces that are not worth a thread of their own.
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
-        address, packed, _ = self.call(given)
+        address, packed, _ = self._packed(given)
         run(address, pieces, packed, grain)
 
     def call(self, given: Mapping[str, Any]) -> Call:
         """A call that is yet to be run, with what is `given` by name."""
+        return Call(*self._packed(given))
+
+    def _packed(self, given: Mapping[str, Any]) -> tuple[int, bytes, tuple[Tensor | None, ...]]:
+        """What :class:`Call` says of it."""
         arguments = self.arguments
-        tensors: tuple[Tensor | None, ...]
         try:
             fixed, tensors = arguments.fixed(given), arguments.tensors(given)
         except KeyError:
             raise self._refusal(given) from None
         if len(given) != len(arguments.names):
             raise self._refusal(given)
-        address, numbers = self._ready.get(fixed) or self._packed(fixed)
+        address, numbers = self._ready.get(fixed) or self._made_ready(fixed)
         addresses = arguments.pack(*[0 if t is None else t.data_ptr() for t in tensors])
-        return Call(address, addresses + numbers, tensors)
+        return address, addresses + numbers, tensors
 
     def place(self, name: str) -> int:
         """Which of its arguments is called so."""
@@ -136,7 +139,7 @@ class Launcher:
             (self._built[options],) = assemble(text, (self.name,), optimized=True)
         return self._built[options]
 
-    def _packed(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
+    def _made_ready(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
         """The address of the kernel for these options and numbers, and its arguments after the addresses."""
         options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
         address = self.built(*options).address

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.loop.derivatives import differentiated_once
+from hibana.loop.derivatives import applied, differentiated_once
 from hibana.loop.producer import Producer
 from hibana.native import FLOAT, float_bits
 from hibana.normalized import kernels
@@ -128,7 +128,7 @@ def standardised(
         found: the moments of `currents`, with what follows from them, weight and bias.
         steps: of the sequence; 0 for what is to stay without time.
     """
-    made: tuple[Tensor, Tensor, Tensor] = _Standardised.apply(currents, weight, bias, found, steps)  # type: ignore[no-untyped-call] # torch leaves it so
+    made: tuple[Tensor, Tensor, Tensor] = _apply(currents, weight, bias, found, steps)
     return made
 
 
@@ -149,6 +149,9 @@ class _Standardised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
+
+
+_apply = applied(_Standardised)
 
 
 def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) -> Any:

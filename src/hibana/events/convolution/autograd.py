@@ -17,6 +17,7 @@ from hibana.events.linear import product
 from hibana.events.linear.few import share_of_values
 from hibana.events.planes import Planes, joined
 from hibana.events.support import Support, probe
+from hibana.loop.derivatives import applied
 from hibana.loop.producer import Producer
 
 __all__ = ["convolution", "forward", "input_gradient", "rows_of", "windows_of"]
@@ -227,6 +228,9 @@ class _Convolution(torch.autograd.Function):
         return to_images, to_weight, to_bias, None, None, None, None, None, None
 
 
+_apply = applied(_Convolution)
+
+
 def convolution(
     images: Tensor,
     weight: Tensor,
@@ -243,6 +247,5 @@ def convolution(
     `left` has yet to compute it; whoever gives that runs it.
     """
     leaf = probe() if support is not None else None
-    apply: Any = _Convolution.apply  # torch leaves it without types
-    out: Tensor = apply(images, weight, bias, leaf, input_, support, geometry, choice, left)
+    out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice, left)
     return out

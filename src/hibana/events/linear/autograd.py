@@ -1,6 +1,5 @@
 """The product of spikes and weights as an autograd node."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,26 +11,29 @@ from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
 from hibana.events.support import Support, probe
+from hibana.loop.derivatives import applied
+from hibana.loop.strides import same_each_step
 
 __all__ = ["linear"]
 
+STEPS = 4
+"""Of so many that have the same gradient, one step's product is sooner done than all on the support."""
+
 
 def linear(
-    rows: Tensor,
+    input: Tensor,  # noqa: A002 - torch's name
     weight: Tensor,
     bias: Tensor | None,
-    input_: Planes,
+    planes: Planes,
     support: Support | None,
-    leading: Sequence[int],
     choice: Choice,
 ) -> Tensor:
-    """``rows @ weight.T + bias`` for rows whose planes of bits are known, in as many dimensions as `leading`.
+    """``input @ weight.T + bias`` for an input, ``[..., in_features]``, whose planes of bits are known.
 
-    No view of such rows: a write to another view of them would make autograd forget hooks on this one.
+    No view of a matrix: a write to another view of it would make autograd forget hooks on this one.
     """
     leaf = probe() if support is not None else None
-    apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(rows, weight, bias, leaf, input_, support, leading, choice)
+    out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
     return out
 
 
@@ -41,23 +43,23 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rows: Tensor,
+        input: Tensor,  # noqa: A002
         weight: Tensor,
         bias: Tensor | None,
         leaf: Tensor | None,
-        input_: Planes,
+        planes: Planes,
         support: Support | None,
-        leading: Sequence[int],
         choice: Choice,
     ) -> Tensor:
-        bits, ctx.density, ctx.scales = input_.together, input_.density, input_.scales
+        bits, ctx.density, ctx.scales = planes.together, planes.density, planes.scales
+        ctx.leading = leading = input.shape[:-1]
         ctx.below, ctx.choice, ctx.table = support, choice, None
         if choice.forward:
             out, table = product.forward(bits, ctx.density, weight, bias, ctx.scales, leading)
             ctx.table = table if support is not None else None
         else:
-            out = _densely(rows, weight, bias, leading)
-        ctx.save_for_backward(bits, weight, rows if choice.weights is False else None)
+            out = _densely(input, weight, bias)
+        ctx.save_for_backward(bits, weight, input if choice.weights is False else None)
         return out
 
     @staticmethod
@@ -65,25 +67,32 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, numbers = ctx.saved_tensors
         outputs, inputs = weight.shape
-        grad = grad.resolve_neg().reshape(-1, outputs).contiguous()
-        to_rows = to_weight = to_bias = None
+        grad = grad.resolve_neg()
+        rows = grad.reshape(-1, outputs).contiguous()
+        to_input = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
-            to_rows = _restricted(ctx, bits, weight, grad)
-            if to_rows is None:
-                to_rows = grad @ weight
+            to_input = _input_gradient(ctx, bits, weight, grad, rows)
         if ctx.needs_input_grad[1] and numbers is None:
-            given = bits, ctx.density, grad, inputs, ctx.needs_input_grad[2], ctx.scales
+            given = bits, ctx.density, rows, inputs, ctx.needs_input_grad[2], ctx.scales
             to_weight, to_bias = product.weight_gradient(*given)
         elif ctx.needs_input_grad[1]:
-            to_weight = grad.T @ numbers
+            to_weight = rows.T @ _matrix(numbers)
         if ctx.needs_input_grad[2] and to_bias is None:
-            to_bias = grad.sum(0)
-        return to_rows, to_weight, to_bias, None, None, None, None, None
+            to_bias = rows.sum(0)
+        return to_input, to_weight, to_bias, None, None, None, None
 
 
-def _densely(rows: Tensor, weight: Tensor, bias: Tensor | None, leading: Sequence[int]) -> Tensor:
-    """``rows @ weight.T + bias`` by torch, no view of a matrix."""
-    out = torch.empty(*leading, len(weight), dtype=torch.float32, device="cpu")
+_apply = applied(_Linear)
+
+
+def _matrix(input: Tensor) -> Tensor:  # noqa: A002
+    return input.reshape(-1, input.shape[-1])
+
+
+def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    """``input @ weight.T + bias`` by torch, no view of a matrix."""
+    out = torch.empty(*input.shape[:-1], len(weight), dtype=torch.float32, device="cpu")
+    rows = _matrix(input)
     if bias is None:
         torch.mm(rows, weight.T, out=out.view(-1, len(weight)))
     else:
@@ -91,11 +100,23 @@ def _densely(rows: Tensor, weight: Tensor, bias: Tensor | None, leading: Sequenc
     return out
 
 
-def _restricted(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor) -> Tensor | None:
+def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
+    """``grad @ weight``; one step's, expanded, where the gradient is the same at each.
+
+    Else on the support only, if that is allowed and worth it.
+    """
+    once = same_each_step(grad) if len(grad) >= STEPS else None
+    if once is not None:
+        return (once @ weight).expand(len(grad), *once.shape[:-1], weight.shape[1])
+    restricted = _restricted(ctx, bits, weight, rows)
+    return grad @ weight if restricted is None else restricted
+
+
+def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
     outputs, inputs = weight.shape
     used = product.used_bits(ctx.below, bits, inputs, ctx.density, ctx.choice)
     if used is None:
         return None
     table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
-    return product.input_gradient(used, table, grad, inputs)
+    return product.input_gradient(used, table, rows, inputs, ctx.leading)

@@ -1,52 +1,82 @@
-"""The dense product by oneDNN, which torch has beside its BLAS and takes for convolutions only.
+"""The dense product, whose weights' gradient is summed over few values where the output's gradient has few.
 
     y = x W^T + b,   dL/dx = G W,   dL/dW = G^T x,   dL/db = sum of the rows of G
 
-On an AMD EPYC (Zen 5) it takes half as long as MKL's, whose kernels are Intel's. Sums are in another order.
-Where few values of G are not zero, dL/dW is summed over these.
+By torch's own BLAS, or by oneDNN, which torch has beside it and takes for convolutions only: on an AMD EPYC
+(Zen 5) it takes half as long as MKL's, whose kernels are Intel's. Sums are in another order.
 """
 
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hibana.events.linear.few import are_few, weight_gradient_of_few
+from hibana.loop.derivatives import applied
 
-__all__ = ["linear", "there"]
+__all__ = ["Fewness", "linear", "there"]
+
+AGAIN = 64
+"""Calls after which a layer whose gradients had many values is looked at again."""
+
+
+@final
+class Fewness:
+    """Whether the gradients of a layer's output had few values that are not zero when last looked at."""
+
+    def __init__(self) -> None:
+        self.few = True
+        self.calls = 0
+
+    def likely(self) -> bool:
+        """Whether this call's should be looked at: as the last were, and now and then anyway."""
+        self.calls += 1
+        return self.few or self.calls % AGAIN == 0
 
 
 def there() -> bool:
-    """Whether torch has it."""
+    """Whether torch has oneDNN."""
     return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002 - torch's name
-    """``input W^T + b`` of float32 numbers on the CPU, with derivatives of every order."""
-    apply: Any = _Linear.apply  # torch leaves it without types
-    out: Tensor = apply(input, weight, bias)
+def linear(
+    input: Tensor,  # noqa: A002 - torch's name
+    weight: Tensor,
+    bias: Tensor | None,
+    by_onednn: bool = True,
+    fewness: Fewness | None = None,
+) -> Tensor:
+    """``input W^T + bias`` of float32 numbers on the CPU, with derivatives of every order.
+
+    `fewness` is told what the gradient's values were.
+    """
+    out: Tensor = _apply(input, weight, bias, by_onednn, fewness)
     return out
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(left: Tensor, right: Tensor, bias: Tensor | None, by_onednn: bool) -> Tensor:
     """``left right^T + bias``."""
+    if not by_onednn:
+        return functional.linear(left, right, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return out
 
 
-def _weight_gradient(grads: Tensor, rows: Tensor) -> Tensor:
-    """``grads.T @ rows`` of contiguous matrices."""
-    if are_few(grads):
-        return weight_gradient_of_few(grads, rows)
-    return _product(grads.T, rows.T)
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    def forward(
+        ctx: Any,
+        input: Tensor,  # noqa: A002
+        weight: Tensor,
+        bias: Tensor | None,
+        by_onednn: bool,
+        fewness: Fewness | None,
+    ) -> Tensor:
         ctx.save_for_backward(input, weight)
+        ctx.by_onednn, ctx.fewness = by_onednn, fewness
         rows = input.reshape(-1, weight.shape[1]).contiguous()
-        out = _product(rows, weight.contiguous(), bias)
+        out = _product(rows, weight.contiguous(), bias, by_onednn)
         shaped: Tensor = torch.ops.aten._unsafe_view(out, [*input.shape[:-1], len(weight)])
         return shaped  # no view to autograd
 
@@ -61,7 +91,18 @@ class _Linear(torch.autograd.Function):
             to_weight = grads.T @ rows if wanted[1] else None
         else:
             grads = grads.resolve_neg().contiguous()
-            to_input = _product(grads, weight.contiguous().T) if wanted[0] else None
-            to_weight = _weight_gradient(grads, rows.contiguous()) if wanted[1] else None
+            to_input = _product(grads, weight.contiguous().T, None, ctx.by_onednn) if wanted[0] else None
+            to_weight = _weight_gradient(ctx, grads, rows.contiguous()) if wanted[1] else None
         to_bias = grads.sum(0) if wanted[2] else None
-        return None if to_input is None else to_input.view(input_.shape), to_weight, to_bias
+        return None if to_input is None else to_input.view(input_.shape), to_weight, to_bias, None, None
+
+
+_apply = applied(_Linear)
+
+
+def _weight_gradient(ctx: Any, grads: Tensor, rows: Tensor) -> Tensor:
+    """``grads.T @ rows`` of contiguous matrices."""
+    few = are_few(grads)
+    if ctx.fewness is not None:
+        ctx.fewness.few = few
+    return weight_gradient_of_few(grads, rows) if few else _product(grads.T, rows.T, None, ctx.by_onednn)

@@ -17,12 +17,15 @@ from hibana.events.layer import (
     usable,
 )
 from hibana.events.linear import autograd, dense, product, reckoned
+from hibana.events.planes import Planes
 from hibana.events.support import support_of
 
 __all__ = ["Linear"]
 
 BY_ONEDNN = 4_000_000
 """Multiplications from which on it matters which library does them."""
+OF_FEW = 50_000_000
+"""From which on a sum over a gradient's few values spares more than a node of autograd in Python costs."""
 
 
 class Linear(BySpikes, nn.Linear):
@@ -84,10 +87,13 @@ class Linear(BySpikes, nn.Linear):
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, "nothing to add")
         costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
-        rows, learning = input.reshape(count, inputs).contiguous(), learns(weight)
+        learning = learns(weight)
         below = support_of(input) if input.requires_grad else None
         in_order = input.is_contiguous()
-        found = known_bits(below, inputs, in_order) or numbers_as_bits(rows.detach(), costs, learning)
+        found: Planes | str | None = known_bits(below, inputs, in_order)
+        if found is None:
+            rows = input.detach().reshape(count, inputs).contiguous()
+            found = numbers_as_bits(rows, costs, learning)
         if isinstance(found, str):
             self._leave(input, found)
             return self._multiplied(input, found)
@@ -96,16 +102,24 @@ class Linear(BySpikes, nn.Linear):
         if not choice.any:
             return self._multiplied(input, choice.refused(found.density))
         self.__dict__["_reason"] = product.explained(found, outputs, choice)
-        leading = input.shape[:-1]
-        if learns(rows, weight, bias):
+        if learns(input, weight, bias):
             support = usable(below, inputs, in_order, found)
-            return autograd.linear(rows, weight, bias, found, support, leading, choice)
+            return autograd.linear(input, weight, bias, found, support, choice)
         given = found.together, found.density, weight.detach(), bias, found.scales
-        return product.forward(*given, leading)[0]
+        return product.forward(*given, input.shape[:-1])[0]
 
     def _multiplied(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
         """The dense product of float32 numbers on the CPU that fit, the sooner way."""
-        if self.mode == "auto" and input.numel() * self.out_features >= BY_ONEDNN and reckoned.by_onednn():
-            self.__dict__["_reason"] = f"dense: {reason}; by oneDNN"
-            return dense.linear(input, self.weight, self.bias)
+        work = input.numel() * self.out_features
+        if self.mode == "auto" and work >= BY_ONEDNN:
+            by_onednn = reckoned.by_onednn()
+            if by_onednn or (work >= OF_FEW and learns(self.weight) and self._fewness.likely()):
+                self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
+                return dense.linear(input, self.weight, self.bias, by_onednn, self._fewness)
         return self._densely(input, reason)
+
+    @property
+    def _fewness(self) -> dense.Fewness:
+        """What is remembered of gradients: nothing that a state dictionary holds."""
+        found: dense.Fewness = self.__dict__.setdefault("_few", dense.Fewness())
+        return found

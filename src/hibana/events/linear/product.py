@@ -149,12 +149,17 @@ def forward(
     return out, own
 
 
-def input_gradient(bits: Tensor, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
-    """``grad @ weight``, ``[rows, inputs]``, where `bits` are set, and zeros; `table` are packed weights."""
-    outputs = grad.shape[1]
-    out = torch.empty(grad.shape[0], inputs, dtype=torch.float32, device="cpu")
+def input_gradient(
+    bits: Tensor, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
+) -> Tensor:
+    """``grad @ weight``, ``[rows, inputs]``, where `bits` are set, and zeros; `table` are packed weights.
+
+    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    """
+    rows, outputs = grad.shape
+    out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "gradient": grad, "target": out}
-    kernels.input_gradient(out.shape[0], GRAIN, **given, inputs=inputs, outputs=outputs, row=panel(outputs))
+    kernels.input_gradient(rows, GRAIN, **given, inputs=inputs, outputs=outputs, row=panel(outputs))
     return out
 
 
@@ -179,8 +184,9 @@ def _bits_gradient(
     rows, outputs = grad.shape
     row = panel(outputs)
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
-    out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
-    summed = out.new_empty(split.rows, outputs) if bias else None
+    several = (split.rows,) if split.rows > 1 else ()
+    out = torch.empty(*several, outputs, inputs, dtype=torch.float32, device="cpu")
+    summed = torch.empty(*several, outputs, dtype=torch.float32, device="cpu") if bias else None
     weights.weight_gradient(
         split.number,
         bits=bits,
@@ -196,8 +202,8 @@ def _bits_gradient(
         per_part=_up(rows, split.rows),
         row=row,
     )
-    if split.rows == 1:
-        return out[0], None if summed is None else summed[0]
+    if not several:
+        return out, summed
     return out.sum(0), None if summed is None else summed.sum(0)
 
 

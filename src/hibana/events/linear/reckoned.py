@@ -7,6 +7,7 @@ EPYC, Zen 5; nine tenths of them within 30%). A *vector* is 16 outputs, a *word*
 from functools import cache, lru_cache, partial
 
 import torch
+from torch.nn import functional
 
 from hibana.events import cost
 from hibana.events.bits import bits_of
@@ -48,7 +49,7 @@ def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
 
 @lru_cache(maxsize=256)
 def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
-    seconds = _dense(rows, inputs, outputs) * speed(_BY_ONEDNN if by_onednn() else _MULTIPLIED)
+    seconds = _dense(rows, inputs, outputs) * speed(_multiplied(outputs))
     pace = speed(YARDSTICK)
     call = cost.OVERHEAD * pace
     sizes = rows, inputs, outputs
@@ -64,6 +65,13 @@ def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool)
 def by_onednn() -> bool:
     """Whether this machine multiplies sooner by oneDNN than by torch's BLAS; no, if nothing is measured."""
     return not fixed() and dense.there() and speed(_BY_ONEDNN) < SOONER * speed(_MULTIPLIED)
+
+
+def _multiplied(outputs: int) -> Way:
+    """The dense product, by the sooner library."""
+    if by_onednn():
+        return _BY_ONEDNN
+    return _NARROW_MULTIPLIED if outputs < LANES else _MULTIPLIED
 
 
 def about(count: int) -> int:
@@ -166,6 +174,8 @@ def _input_of(density: float) -> Call:
 _SIZES = _ROWS, _INPUTS, _OUTPUTS
 _NARROW = 4096, 72, 8
 """The same of few outputs, which fill no vector."""
+_READOUT = 1024, 512, 10
+"""Of a dense product of as few, to which torch adds a bias."""
 _LISTED = Way("sums, listed", _listed(*_SIZES, 1 / 16), partial(_forward_of, *_SIZES, 1 / 16))
 _LOOKED_UP = Way("sums, looked up", _looked_up(*_SIZES), partial(_forward_of, *_SIZES, 1 / 2))
 _NARROW_LISTED = Way("narrow sums, listed", _listed(*_NARROW, 1 / 16), partial(_forward_of, *_NARROW, 1 / 16))
@@ -177,6 +187,11 @@ _MULTIPLIED = Way(
     "multiplied",
     _dense(*_SIZES),
     lambda: partial(torch.mm, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS).T),
+)
+_NARROW_MULTIPLIED = Way(
+    "narrow multiplied",
+    _dense(*_READOUT),
+    lambda: partial(functional.linear, numbers(1024, 512), numbers(10, 512), numbers(10)),
 )
 _BY_ONEDNN = Way(
     "multiplied by oneDNN",

@@ -8,6 +8,7 @@ from torch import Tensor
 from hibana.events.checks import dense_for_more
 from hibana.events.pooling import kernels
 from hibana.events.support import Support, passed_on, support_of
+from hibana.loop.derivatives import applied
 
 __all__ = ["max_pooled"]
 
@@ -63,9 +64,8 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     result = out.permute(0, 3, 1, 2)
     if not (torch.is_grad_enabled() and images.requires_grad):
         return result
-    apply: Any = _MaxPool.apply  # torch leaves it without types
     support = None if below is None else _pooled_support(images, out, below, which, geometry)
-    pooled: Tensor = apply(images, result, which, support, geometry)
+    pooled: Tensor = _apply(images, result, which, support, geometry)
     return pooled
 
 
@@ -128,3 +128,6 @@ class _MaxPool(torch.autograd.Function):
         pieces = count * geometry.output[0]
         kernels.backward(pieces, GRAIN, **given, **geometry.sizes, columns=columns)
         return out.permute(0, 3, 1, 2), None, None, None, None
+
+
+_apply = applied(_MaxPool)
