@@ -167,8 +167,9 @@ class CpuKernels(NativeKernels):
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
         if any(patterns) and not back.repeated:
             parameters = written_out(parameters, patterns, one.numel())
-        sums = _new_sums(back.rows, back.folds, dtype)
-        if not sums:
+        of_rows = _of_rows(back.rows, back.folds, dtype)
+        sums = list(of_rows)
+        if not back.folds:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
@@ -184,7 +185,7 @@ class CpuKernels(NativeKernels):
             ]
             back.run(forward, values, grad_outputs.data_ptr())
         if back.folds:
-            sums = _summed_rows(sums, [(1,) * over + one[over:] for over in given.folds])
+            sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.folds])
         return grad_input, first_grads, sums
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
@@ -347,20 +348,19 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...
     return made if made.folds == folds else make(())
 
 
-def _new_sums(rows: int, folds: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    """For each sum its part from each of the rows; those of one length lie together."""
+def _of_rows(rows: int, folds: tuple[int, ...], dtype: torch.dtype) -> Tensor | list[Tensor]:
+    """What each of the rows adds to each sum; those of one length together, ``[sums, rows, length]``."""
     if len(set(folds)) == 1:
-        return list(torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU).unbind())
+        return torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU)
     return [torch.empty(rows, length, dtype=dtype, device=CPU) for length in folds]
 
 
-def _summed_rows(parts: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
     """Sums of these `shapes`, over the rows and over what each was folded to more than once."""
-    whole = parts[0]._base
-    if whole is not None and len(set(shapes)) == 1:
-        totals = whole.view(len(parts), -1, shapes[0].numel()).sum(1)
+    if isinstance(of_rows, Tensor) and len(set(shapes)) == 1:
+        totals = of_rows.view(len(shapes), -1, shapes[0].numel()).sum(1)
         return list(totals.view(-1, *shapes[0]).unbind())
-    return [p.view(-1, s.numel()).sum(0).view(s) for p, s in zip(parts, shapes, strict=True)]
+    return [part.view(-1, s.numel()).sum(0).view(s) for part, s in zip(of_rows, shapes, strict=True)]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

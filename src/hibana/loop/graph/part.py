@@ -33,13 +33,16 @@ class Part:
         for function, args, kwargs in self.calls:
             given = filled(args, values)
             done = function is SUM and not kwargs and _is_of_one(given)
-            values.append(given[0] if done else function(*given, **filled(kwargs, values)))
+            values.append(given[0] + 0.0 if done else function(*given, **filled(kwargs, values)))
         return tuple(None if end is None else values[end] for end in self.ends)
 
 
 def _is_of_one(summed: list[Any]) -> bool:
-    """Whether a sum so given is of one number each, as one that was folded before, and changes nothing."""
-    return len(summed) == 3 and summed[2] is True and all(summed[0].shape[d] == 1 for d in summed[1])
+    """Whether a sum so given is of one number each, as of what was folded before: it is that, added to 0."""
+    if len(summed) < 3 or summed[2] is not True or not summed[1]:
+        return False
+    value = summed[0]
+    return value.ndim > 0 and value.is_floating_point() and all(value.shape[d] == 1 for d in summed[1])
 
 
 SUM = torch.ops.aten.sum.dim_IntList
