@@ -9,9 +9,11 @@ from hibana.events.bits import bits_of
 from hibana.events.checks import plain
 from hibana.events.lanes.lists import WORD
 from hibana.events.lanes.rows import LANES
+from hibana.events.layer import learns
 from hibana.events.planes import MOST
-from hibana.events.support import Support, announce_support, fills_memory, support_of
+from hibana.events.support import Support, announce_support, below, fills_memory, support_of
 from hibana.loop.derivatives import applied
+from hibana.loop.known import remember, versioned
 from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
 __all__ = ["add"]
@@ -37,15 +39,15 @@ def add(one: Tensor, other: Tensor) -> Tensor:
     """
     if (
         torch.compiler.is_compiling()
-        or not torch.is_grad_enabled()
         or type(one) is not Tensor
         or type(other) is not Tensor
-        or not (one.requires_grad or other.requires_grad)
         or not plain(one, other)
         or one.shape != other.shape
         or one.stride() != other.stride()
     ):
         return one + other
+    if not learns(one, other):
+        return _without_gradient(one, other)
     found = _below(one, other)
     if found is not None and found.planes is not None:
         known: Tensor = _apply(one, other, found)
@@ -95,14 +97,39 @@ def _alone(spikes: Tensor) -> _Below | None:
 
 def _explicit(spikes: Tensor) -> Support | None:
     """What is known of the layer below `spikes`, with the bits of its support."""
-    below = support_of(spikes)
-    if below is None or below.bits is not None:
-        return below
-    bits = below.spikes
+    found = support_of(spikes)
+    if found is None or found.bits is not None:
+        return found
+    bits = found.spikes
     if bits is None:
-        rows = spikes.detach().as_strided((spikes.numel() // below.length, below.length), (below.length, 1))
+        rows = spikes.detach().as_strided((spikes.numel() // found.length, found.length), (found.length, 1))
         bits = bits_of(rows)[0].view(torch.uint8)
-    return Support(bits, below.length, below.watched, below.planes, below.most, ones=below.ones)
+    return Support(bits, found.length, found.watched, found.planes, found.most, ones=found.ones)
+
+
+def _without_gradient(one: Tensor, other: Tensor) -> Tensor:
+    """The sum where no gradient is wanted: of the bits, and known, where both summands are."""
+    a, b = below(one), below(other)
+    if a is None or b is None or a.planes is None or b.planes is None:
+        return one + other
+    most = a.most + b.most
+    if a.length % WORD or b.length % WORD or most >= 1 << MOST:
+        return one + other
+    with versioned():
+        total, planes = _of_bits(one, a.planes, b.planes.view(len(b.planes), *a.planes.shape[1:]), most)
+    remember(total, planes, most)
+    return total
+
+
+def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """A sum up to `most` that lies as `one`, from the planes of bits of both summands, and its own."""
+    total = torch.empty_like(one)
+    count = most.bit_length()
+    planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
+    words = a[0].numel() // LONG.size
+    given = {"one": a, "other": b, "planes": planes, "target": total, "words": words}
+    _added(words, GRAIN, **given, of_one=len(a), of_other=len(b), count=count)
+    return total, planes
 
 
 class _Sum(torch.autograd.Function):
@@ -111,15 +138,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, one: Tensor, other: Tensor, found: _Below) -> Tensor:
         assert found.planes is not None
-        a, b = found.planes
-        total = torch.empty_like(one)
-        ctx.strides = total.stride()
-        count = found.most.bit_length()
-        planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
-        words = a[0].numel() // LONG.size
-        given = {"one": a, "other": b, "planes": planes, "target": total, "words": words}
-        _added(words, GRAIN, **given, of_one=len(a), of_other=len(b), count=count)
-        support = found.support
+        total, planes = _of_bits(one, *found.planes, found.most)
+        ctx.strides, support = total.stride(), found.support
         ctx.support = Support(support.bits, support.length, support.watched, planes, found.most)
         return total
 

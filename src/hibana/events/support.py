@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from hibana.events.bits import agree, are_still, sampled_bits
+from hibana.loop.known import known
 
 __all__ = [
     "Support",
     "announce",
     "announce_support",
+    "below",
     "fills_memory",
     "passed_on",
     "probe",
@@ -126,6 +128,20 @@ def support_of(tensor: Tensor) -> Support | None:
         return Support(support, base[0].numel(), watched)
     bits = None if support is spikes else support
     return Support(bits, base[0].numel(), watched, spikes[None], ones=ones)
+
+
+def below(tensor: Tensor) -> Support | None:
+    """:func:`support_of`, or, where no gradient goes there, what the numbers are known to be."""
+    if tensor.requires_grad:
+        return support_of(tensor)
+    base = tensor if tensor._base is None else tensor._base
+    found = known(base)
+    if found is None or tensor.numel() != base.numel() or not (fills_memory(tensor) and fills_memory(base)):
+        return None
+    ones = agree(tensor, found.planes)
+    if ones is None:
+        return None
+    return Support(None, base[0].numel(), (), found.planes, found.most, ones=ones)
 
 
 def passed_on(spikes: Tensor, length: int, watched: Watched) -> Support:

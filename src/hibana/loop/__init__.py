@@ -192,7 +192,7 @@ def emitted_around(
         spec = autograd.from_rest(program, inputs, False, alone=False)
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
-            spec = spec._replace(once=steps > 0)
+            spec = spec._replace(once=steps > 0, deep=True)
             programs.remember(cell, call, (spec, [place[id(t)] for t in tensors_of(made).values()]))
     return outputs
 

@@ -1,6 +1,7 @@
 """A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import applied, differentiated_once
+from hibana.loop.known import remember, versioned
 from hibana.loop.producer import Producer
 from hibana.loop.strides import (
     expansion,
@@ -67,6 +69,8 @@ class RunSpecification(NamedTuple):
     """What runs it without Python, if something does: see :mod:`hibana.loop.cpu.node`."""
     once: bool = False
     """Whether it is given one step, which is the input of all, and gives the gradient of that one."""
+    deep: bool = False
+    """Whether what is emitted is known as bits without a gradient too; of neurons alone it costs a tenth."""
 
 
 def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
@@ -108,7 +112,7 @@ def go(
         outputs, *last = _apply(spec, inputs, *tensors)
         return outputs, last
     order, given = _without_gradient(spec, inputs, tensors)
-    outputs, last, _ = spec.program.kernels.forward(given)
+    outputs, last = _known(spec.program.kernels.forward, given)
     return (outputs, last) if order is None else in_callers_order(order, outputs, last)
 
 
@@ -117,7 +121,7 @@ def go_over(
 ) -> Tensor:
     """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
     order, given = _without_gradient(spec, inputs, tensors)
-    outputs = spec.program.kernels.forward_over(producer, given)
+    outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
     return outputs if order is None else in_callers_order(order, outputs, [])[0]
 
 
@@ -125,13 +129,27 @@ def _without_gradient(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[list[int] | None, ForwardArguments]:
     """The order of dimensions in memory, and what kernels are given of it."""
-    program, _, shape, ends, order, begun, _, _, once = spec
+    program, _, shape, ends, order, begun, _, _, once, deep = spec
     if once:
         inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
-    return order, ForwardArguments(inputs, first, parameters, None, ends)
+    plan = program.kernels.emitting if deep else None
+    return order, ForwardArguments(inputs, first, parameters, plan, ends)
+
+
+def _known(
+    forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
+) -> tuple[Tensor, list[Tensor]]:
+    """What `forward` emits, of which the bits are remembered where it keeps them, and the last states."""
+    if given.plan is None:
+        outputs, last, _ = forward(given)
+        return outputs, last
+    with versioned():
+        outputs, last, (bits,) = forward(given)
+    remember(outputs, bits[None])
+    return outputs, last
 
 
 class _Saved(NamedTuple):
@@ -157,7 +175,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, shape, ends, order, begun, constant, _, once = spec
+        program, plan, shape, ends, order, begun, constant, _, once, _ = spec
         cell_tensors = tensors[begun:]
         ctx.specification = spec
         if once:
@@ -195,7 +213,7 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    program, plan, shape, _, order, begun, constant, _, once = ctx.specification
+    program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(ctx.saved_tensors)
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])

@@ -103,6 +103,8 @@ class Kernels(ABC):
     plan: "Plan"
     recomputing: "Plan | None" = None
     """The plan for sequences so long that the backward recomputes them, in tiles; None if there is none."""
+    emitting: "Plan | None" = None
+    """The plan by which a forward without a backward keeps the bits of what it emits; None if it can't."""
     dtype: torch.dtype
 
     @abstractmethod
@@ -128,11 +130,12 @@ class Kernels(ABC):
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """What is emitted ``[T, ...]``, the last states but that if `ends`, and the residuals of `plan`."""
 
-    def forward_over(self, producer: Producer, given: ForwardArguments) -> Tensor:
-        """What is emitted over inputs that a `producer` has yet to compute; nothing is kept."""
+    def forward_over(
+        self, producer: Producer, given: ForwardArguments
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The same, over inputs that a `producer` has yet to compute."""
         producer.finish()
-        outputs, _, _ = self.forward(given)
-        return outputs
+        return self.forward(given)
 
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:

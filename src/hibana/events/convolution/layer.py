@@ -24,7 +24,7 @@ from hibana.events.layer import (
     usable,
 )
 from hibana.events.linear import product
-from hibana.events.support import support_of
+from hibana.events.support import below
 from hibana.loop.graph.fingerprint import hooked
 from hibana.loop.producer import Producer
 
@@ -118,10 +118,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return TINY
         costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
         learning = learns(weight)
-        below = support_of(whole) if whole.requires_grad else None
+        under = below(whole)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(below, length, in_order) or numbers_as_bits(
+        found = known_bits(under, length, in_order) or numbers_as_bits(
             autograd.rows_of(images.detach()), costs, learning
         )
         if isinstance(found, str):
@@ -134,7 +134,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         left = sums.producer(*given, steps) if steps and chosen.matrix else None
         if not learns(whole, weight, bias):
             return left or autograd.forward(*given, chosen)
-        support = usable(below, length, in_order, found)
+        support = usable(under, length, in_order, found) if whole.requires_grad else None
         out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)
         return out if left is None else left._replace(into=out)
 

@@ -18,7 +18,7 @@ from hibana.events.layer import (
 )
 from hibana.events.linear import autograd, dense, product, reckoned
 from hibana.events.planes import Planes
-from hibana.events.support import support_of
+from hibana.events.support import below
 
 __all__ = ["Linear"]
 
@@ -88,9 +88,9 @@ class Linear(BySpikes, nn.Linear):
             return self._densely(input, "nothing to add")
         costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
         learning = learns(weight)
-        below = support_of(input) if input.requires_grad else None
+        under = below(input)
         in_order = input.is_contiguous()
-        found: Planes | str | None = known_bits(below, inputs, in_order)
+        found: Planes | str | None = known_bits(under, inputs, in_order)
         if found is None:
             rows = input.detach().reshape(count, inputs).contiguous()
             found = numbers_as_bits(rows, costs, learning)
@@ -103,7 +103,7 @@ class Linear(BySpikes, nn.Linear):
             return self._multiplied(input, choice.refused(found.density))
         self.__dict__["_reason"] = product.explained(found, outputs, choice)
         if learns(input, weight, bias):
-            support = usable(below, inputs, in_order, found)
+            support = usable(under, inputs, in_order, found) if input.requires_grad else None
             return autograd.linear(input, weight, bias, found, support, choice)
         given = found.together, found.density, weight.detach(), bias, found.scales
         return product.forward(*given, input.shape[:-1])[0]

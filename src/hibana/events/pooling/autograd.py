@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.events.checks import dense_for_more
 from hibana.events.pooling import kernels
-from hibana.events.support import Support, passed_on, support_of
+from hibana.events.support import Support, below, passed_on
 from hibana.loop.derivatives import applied
 
 __all__ = ["max_pooled"]
@@ -54,17 +54,17 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     None if they are no spikes, which is seen on the way.
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
-    below = support_of(images)
+    under = below(images)
     height, width = geometry.output
     out = torch.empty(images.shape[0], height, width, geometry.channels, dtype=torch.float32, device="cpu")
     which = torch.empty(out.shape, dtype=torch.uint8, device="cpu")
-    known = below is not None and _pooled_bits(images, below, out, which, geometry)
+    known = under is not None and _pooled_bits(images, under, out, which, geometry)
     if not (known or _pooled_numbers(images, out, which, geometry)):
         return None
     result = out.permute(0, 3, 1, 2)
     if not (torch.is_grad_enabled() and images.requires_grad):
         return result
-    support = None if below is None else _pooled_support(images, out, below, which, geometry)
+    support = None if under is None else _pooled_support(images, out, under, which, geometry)
     pooled: Tensor = _apply(images, result, which, support, geometry)
     return pooled
 

@@ -24,7 +24,7 @@ from hibana.loop.cpu.schedule import Source
 from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.unaliased import unaliased
 from hibana.loop.cpu.walk import BACKWARD, FORWARD, Bound, Walk, folded, walk
-from hibana.loop.graph.plan import Plan, cost_in_bits, recomputing
+from hibana.loop.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.loop.graph.step import Step
 from hibana.loop.packed import row_bytes
 from hibana.loop.producer import Producer
@@ -59,6 +59,7 @@ class CpuKernels(NativeKernels):
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
         self.recomputing = recomputing(step, plan)
+        self.emitting = emitting(step)
         self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
@@ -103,34 +104,34 @@ class CpuKernels(NativeKernels):
         if any(patterns) and not ready.walk.repeated:
             parameters = written_out(parameters, patterns, shape[1:].numel())
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
-        residuals = [
-            torch.empty(*ready.bits, dtype=torch.uint8, device=CPU) if boolean else torch.empty_like(outputs)
-            for boolean in ready.booleans
-        ]
+        residuals = _residuals(plan, shape, outputs)
         ready.walk.run(  # as self._forward_names has them
             *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),
             *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
         )
         return outputs, last, residuals
 
-    def forward_over(self, producer: Producer, given: ForwardArguments) -> Tensor:
-        """What is emitted over inputs that a `producer` computes, each piece when it is read."""
-        inputs, first, parameters, _, _, _ = given
+    def forward_over(
+        self, producer: Producer, given: ForwardArguments
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The same, over inputs that a `producer` computes, each piece when it is read."""
+        inputs, first, parameters, plan, ends, _ = given
         shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
         outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
         place = outputs.data_ptr()
         patterns = patterns_of(parameters, shape[1:].numel())
         produced = Produced(address, len(packed) // 8, target, producer.pieces, producer.length)
-        fusion = self._fusion(shape, produced, place % LINE == 0, patterns, torch.get_num_threads())
-        if fusion is None:
+        fusion = self._fusion(shape, plan, produced, place % LINE == 0, patterns, torch.get_num_threads())
+        if fusion is None or ends:
             return super().forward_over(producer, given)
         last = (None,) * (len(first) - 1)
+        residuals = _residuals(plan, shape, outputs)
         fusion.run(
             packed,  # then as self._forward_names has them, but for the input's step
-            (self.constants_at, 0, place, *_addresses(*parameters, *first, *last)),
+            (self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
             place,
         )
-        return outputs
+        return outputs, [], residuals
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
@@ -246,11 +247,17 @@ class CpuKernels(NativeKernels):
         return _Ready(ready, (steps, row_bytes(neurons)), booleans)
 
     def _make_fusion(
-        self, shape: torch.Size, produced: Produced, aligned: bool, patterns: tuple[int, ...], threads: int
+        self,
+        shape: torch.Size,
+        plan: Plan | None,
+        produced: Produced,
+        aligned: bool,
+        patterns: tuple[int, ...],
+        threads: int,
     ) -> Fusion | None:
         steps, neurons = _sizes(shape)
-        bound = self._kernel("forward", None, True, aligned and self._nontemporal(steps, neurons))
-        return fuse(bound, self._forward_names(None), produced, steps, neurons, patterns)
+        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
+        return fuse(bound, self._forward_names(plan), produced, steps, neurons, patterns)
 
     def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]
@@ -346,6 +353,18 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...
     """What is made with sums folded so, or, if rows don't fit them, with none folded."""
     made = make(folds)
     return made if made.folds == folds else make(())
+
+
+def _residuals(plan: Plan | None, shape: torch.Size, outputs: Tensor) -> list[Tensor]:
+    """Tensors for what `plan` keeps of a sequence of `shape`: bits, or numbers like `outputs`."""
+    if plan is None:
+        return []
+    return [
+        torch.empty(shape[0], row_bytes(shape[1:].numel()), dtype=torch.uint8, device=CPU)
+        if value.boolean
+        else torch.empty_like(outputs)
+        for value in plan.stored
+    ]
 
 
 def _of_rows(rows: int, folds: tuple[int, ...], dtype: torch.dtype) -> Tensor | list[Tensor]:

@@ -16,6 +16,7 @@ from hibana.loop.graph.step import Step, Value
 __all__ = [
     "Plan",
     "cost_in_bits",
+    "emitting",
     "evaluated",
     "gate_of",
     "gradients",
@@ -87,6 +88,14 @@ def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
     before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.op == "previous"}))
     multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, residuals))
+
+
+def emitting(step: Step) -> Plan | None:
+    """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
+    emitted = step.nexts[-1]
+    if emitted.op != "to_float" or not emitted.args[0].args:
+        return None
+    return Plan((emitted.args[0],), (), (), None, emitted.args[0])
 
 
 def recomputing(step: Step, plan: Plan) -> Plan | None:
