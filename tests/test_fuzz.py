@@ -70,7 +70,7 @@ def test_a_gradient_that_is_off_in_a_deep_network_is_found(monkeypatch, number, 
 def test_a_spike_that_is_off_in_a_deep_network_is_found(monkeypatch):
     network = deep.Deep(("Conv", "Conv"), phases=("evaluation", "evaluation, no gradient"))
     monkeypatch.setattr(deep.hb.Normalized, "forward", _flipped(deep.hb.Normalized.forward))
-    with pytest.raises(Different, match="of the spikes differ in call 0"):
+    with pytest.raises(Different, match="1 spikes differ in call 0"):
         deep.compare(network, Counts())
 
 
@@ -154,15 +154,15 @@ def test_an_error_without_a_name_is_found(monkeypatch):
 
 
 def test_support_read_from_written_spikes_is_found(monkeypatch):
-    monkeypatch.setattr(layer, "support_of", lambda t, of=support.support_of: _blind(of, t))
+    monkeypatch.setattr(layer, "below", lambda t, of=support.below: _blind(of, t))
     wrong = networks.Network(("Linear", "IF", "Linear"), {1: "mul_"}, batch=64, width=64)
     with pytest.raises(Different, match="gradient of the input"):
         twins.compare(wrong, Counts())
 
 
-def _blind(support_of, tensor):
+def _blind(below, tensor):
     """What would be known if the version that torch counts were not asked."""
-    found = support_of(tensor)
+    found = below(tensor)
     node = tensor.grad_fn
     if found is None or getattr(node, "spikes", None) is None:
         return found
