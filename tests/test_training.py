@@ -148,6 +148,24 @@ def test_training_stops_early_and_tests_the_best(tmp_path):
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
 
 
+def test_the_history_of_training_is_the_mean_over_each_epochs_samples(tmp_path, monkeypatch):
+    seen = {}
+
+    def noted(model, name, value, labels, log=train.Classifier._log):
+        seen.setdefault((name, model.current_epoch), []).append((value.item(), len(labels)))
+        log(model, name, value, labels)
+
+    monkeypatch.setattr(train.Classifier, "_log", noted)
+    _, outcome = train.fit(small(epochs=2, batch_size=200), tmp_path)
+    for name in ("training/loss", "training/accuracy"):
+        for epoch, mean in enumerate(outcome.history[name]):
+            batches = seen[name, epoch]
+            assert len({size for _, size in batches}) == 2  # the last is smaller
+            total = sum(value * size for value, size in batches)
+            assert mean == pytest.approx(total / sum(size for _, size in batches), rel=1e-5)
+    assert outcome.history["training/loss"][0] != outcome.history["training/loss"][1]
+
+
 def test_mixed_precision_trains(tmp_path):
     _, outcome = train.fit(
         small(precision="bf16-mixed", layers="64", epochs=12, learning_rate=5e-3), tmp_path

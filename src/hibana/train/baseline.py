@@ -32,9 +32,11 @@ class Linear(NamedTuple):
 def linear(model: "Network", samples: data.DataSet) -> Linear:
     """Logistic regression, or of a quantity a ridge, on the input; of spikes on their counts, without timing.
 
-    Fitted to at most the first 10,000 training samples, without augmentation.
+    Fitted to at most the first 10,000 training samples, without augmentation, by one thread: products so
+    small take several that wait for one another, beside torch's that wait too, twice as long and more.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
+    from threadpoolctl import threadpool_limits
 
     samples.setup()
     parts: list[Any] = []
@@ -51,7 +53,9 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
         answers = Ridge().fit(*parts[:2]).predict(parts[2])
         return Linear("ridge regression", 1 - float(((answers - parts[3]) ** 2).mean()), None)
     weights = "balanced" if model.settings.class_weights == "balanced" else None
-    answers = LogisticRegression(max_iter=1000, class_weight=weights).fit(*parts[:2]).predict(parts[2])
+    with threadpool_limits(1, user_api="blas"):
+        fitted = LogisticRegression(max_iter=1000, class_weight=weights).fit(*parts[:2])
+    answers = fitted.predict(parts[2])
     right = answers == parts[3]
     recalls = [right[parts[3] == label].mean() for label in sorted(set(parts[3].tolist()))]
     return Linear("linear classifier", float(right.mean()), float(sum(recalls) / len(recalls)))

@@ -45,6 +45,7 @@ class Classifier(Network, lightning.LightningModule):
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
+        self._sums: dict[str, tuple[Tensor, int]] = {}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
@@ -55,6 +56,7 @@ class Classifier(Network, lightning.LightningModule):
         """Starts the random numbers of this epoch and process."""
         step = self.current_epoch * self.trainer.world_size + self.trainer.global_rank
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        self._sums.clear()
 
     def on_validation_epoch_start(self) -> None:
         self.seed_evaluation()
@@ -144,7 +146,14 @@ class Classifier(Network, lightning.LightningModule):
                 self.log(f"{part}/{what}/{name}", count, batch_size=size)
 
     def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
-        self.log(name, value, on_epoch=True, on_step=False, batch_size=len(labels), sync_dist=True)
+        """Logs the mean over an epoch's samples with its last batch: each log takes a good part of a step."""
+        total, count = value.detach() * len(labels), len(labels)
+        if name in self._sums:
+            before, samples = self._sums[name]
+            total, count = before + total, samples + count
+        self._sums[name] = total, count
+        if self.trainer.is_last_batch:
+            self.log(name, total / count, on_epoch=True, on_step=False, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(
