@@ -12,6 +12,7 @@ from hibana.events.support import Support
 from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = [
+    "AGAIN",
     "NO_EVENTS",
     "SMALLEST_WORK",
     "TINY",
@@ -31,6 +32,8 @@ SMALLEST_WORK = 12_000_000
 """Of fewer multiplications torch has done all before events have begun."""
 TINY = "at these sizes torch is sooner done at any density"
 _LEFT = f"dense: {TINY}"
+AGAIN = 64
+"""Calls after which what a layer remembers of the last is asked again."""
 SAMPLE = 64
 """Rows that are looked at before all are."""
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
@@ -61,11 +64,19 @@ class BySpikes(nn.Module):
     def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
         """Remembers sizes at which no density pays, so that the next such call asks nothing."""
         if reason == TINY:
-            self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
+            self.__dict__["_left"] = input.shape, torch.is_grad_enabled(), input.grad_fn is None
+            self.__dict__["_calls"] = 0
 
     def _is_left(self, input: Tensor) -> bool:  # noqa: A002
-        """Whether an `input` of these sizes was left to torch; one whose bits a layer below kept may pay."""
-        return self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled()) and input.grad_fn is None
+        """Whether an `input` of these sizes was left to torch; one whose bits a layer below kept may pay.
+
+        So one that some layer made is looked at now and then.
+        """
+        made = input.grad_fn is not None
+        if self.__dict__.get("_left") != (input.shape, torch.is_grad_enabled(), not made):
+            return False
+        self.__dict__["_calls"] += made
+        return bool(self.__dict__["_calls"] < AGAIN)
 
     def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
         if is_name(input):

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.events.layer import AGAIN
 from hibana.events.linear.few import are_few, weight_gradient_of_few
 from hibana.loop.derivatives import applied
 
 __all__ = ["Fewness", "linear", "there"]
-
-AGAIN = 64
-"""Calls after which a layer whose gradients had many values is looked at again."""
 
 
 @final
