@@ -103,7 +103,7 @@ def support_of(tensor: Tensor) -> Support | None:
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
-    if support is None or tensor.numel() != base.numel() or not (fills_memory(tensor) and fills_memory(base)):
+    if support is None or not _is_all_of(tensor, base):
         return None
     watched = _views_between(tensor, node)
     if watched is None:
@@ -136,7 +136,7 @@ def below(tensor: Tensor) -> Support | None:
         return support_of(tensor)
     base = tensor if tensor._base is None else tensor._base
     found = known(base)
-    if found is None or tensor.numel() != base.numel() or not (fills_memory(tensor) and fills_memory(base)):
+    if found is None or not _is_all_of(tensor, base):
         return None
     ones = agree(tensor, found.planes)
     if ones is None:
@@ -190,6 +190,11 @@ def _views_between(tensor: Tensor, node: Any) -> Watched | None:
             watched.append(above.metadata[_SEEN])
         above = above.next_functions[0][0]
     return tuple(watched)
+
+
+def _is_all_of(view: Tensor, base: Tensor) -> bool:
+    """Whether `view` is of all numbers of `base`, both of which fill their memory."""
+    return view.numel() == base.numel() and fills_memory(view) and fills_memory(base)
 
 
 def fills_memory(tensor: Tensor) -> bool:

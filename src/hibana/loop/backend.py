@@ -145,15 +145,17 @@ class Kernels(ABC):
     def source(self, direction: str, *, keep: bool = True) -> str:
         """What ``explain`` shows of the ``"forward"`` or ``"backward"``."""
 
-    def residual_shapes(self, steps: int, one: Sequence[int]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward keeps: bits ``[T, ceil(N/8)]``, or numbers.
+    def residual_shapes(
+        self, steps: int, one: Sequence[int], plan: "Plan | None" = None
+    ) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that a forward by `plan` keeps: bits ``[T, ceil(N/8)]``, or numbers.
 
         Of a step with products, the bits of each sample are whole bytes.
         """
         *samples, neurons = one if self.step.matrices else (prod(one),)
         bits = ((steps, prod(samples) * row_bytes(neurons)), torch.uint8)
         reals = ((steps, *one), self.dtype)
-        return [bits if value.boolean else reals for value in self.plan.stored]
+        return [bits if value.boolean else reals for value in (plan or self.plan).stored]
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
         """Raises ``Unsupported`` if steps of `shape` can't be served."""

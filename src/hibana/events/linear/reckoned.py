@@ -171,6 +171,10 @@ def _input_of(density: float) -> Call:
     return partial(product.input_gradient, bits, table, numbers(_ROWS, _OUTPUTS), _INPUTS)
 
 
+def _readout_of(rows: int, inputs: int, outputs: int) -> Call:
+    return partial(functional.linear, numbers(rows, inputs), numbers(outputs, inputs), numbers(outputs))
+
+
 _SIZES = _ROWS, _INPUTS, _OUTPUTS
 _NARROW = 4096, 72, 8
 """The same of few outputs, which fill no vector."""
@@ -191,7 +195,7 @@ _MULTIPLIED = Way(
 _NARROW_MULTIPLIED = Way(
     "narrow multiplied",
     _dense(*_READOUT),
-    lambda: partial(functional.linear, numbers(1024, 512), numbers(10, 512), numbers(10)),
+    lambda: _readout_of(*_READOUT),
 )
 _BY_ONEDNN = Way(
     "multiplied by oneDNN",

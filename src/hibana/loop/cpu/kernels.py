@@ -101,11 +101,11 @@ class CpuKernels(NativeKernels):
         place = outputs.data_ptr()
         patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
-        if any(patterns) and not ready.walk.repeated:
+        if any(patterns) and not ready.repeated:
             parameters = written_out(parameters, patterns, shape[1:].numel())
         last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
-        residuals = _residuals(plan, shape, outputs)
-        ready.walk.run(  # as self._forward_names has them
+        residuals = self._residuals(plan, shape)
+        ready.run(  # as self._forward_names has them
             *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),
             *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
         )
@@ -125,13 +125,20 @@ class CpuKernels(NativeKernels):
         if fusion is None or ends:
             return super().forward_over(producer, given)
         last = (None,) * (len(first) - 1)
-        residuals = _residuals(plan, shape, outputs)
+        residuals = self._residuals(plan, shape)
         fusion.run(
             packed,  # then as self._forward_names has them, but for the input's step
             (self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
             place,
         )
         return outputs, [], residuals
+
+    def _residuals(self, plan: Plan | None, shape: torch.Size) -> list[Tensor]:
+        """New tensors for what `plan` keeps of a sequence of `shape`."""
+        if plan is None:
+            return []
+        kept = self.residual_shapes(shape[0], shape[1:], plan)
+        return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.
@@ -223,7 +230,7 @@ class CpuKernels(NativeKernels):
         *carried, _ = self.step.states
         forward = self._forward(shape, plan, True, threads, ())
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
-        calls = {"forward": called(forward.walk.work, forward.walk.binding, given, FORWARD, groups)}
+        calls = {"forward": called(forward.work, forward.binding, given, FORWARD, groups)}
         if plan is not None:
             variant = _Variant(shape, True, False, True, threads, (), ())
             groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
@@ -232,19 +239,18 @@ class CpuKernels(NativeKernels):
                 calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
             else:
                 calls |= self._recomputing(plan.recomputed, variant).called(given, groups)
-        facts = {"ends": ends, "states": len(self.step.states), "bits": forward.bits}
-        facts |= {"booleans": forward.booleans, "nontemporal": self._nontemporal(*_sizes(shape))}
+        steps, neurons = _sizes(shape)
+        facts = {"ends": ends, "states": len(self.step.states), "bits": (steps, row_bytes(neurons))}
+        facts |= {"booleans": tuple(value.boolean for value in plan.stored) if plan else ()}
+        facts |= {"nontemporal": self._nontemporal(steps, neurons)}
         return launch(built(), plan, calls | facts)
 
     def _make_forward(
         self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int, patterns: tuple[int, ...]
-    ) -> "_Ready":
+    ) -> Walk:
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
-        booleans = tuple(value.boolean for value in plan.stored) if plan else ()
-        names = self._forward_names(plan)
-        ready = walk(bound, names, steps, neurons, threads, patterns)
-        return _Ready(ready, (steps, row_bytes(neurons)), booleans)
+        return walk(bound, self._forward_names(plan), steps, neurons, threads, patterns)
 
     def _make_fusion(
         self,
@@ -336,16 +342,6 @@ class _Variant(NamedTuple):
     """Of each sum that is folded, how many neurons it is for."""
 
 
-class _Ready(NamedTuple):
-    """A forward kernel made ready for sequences of one shape."""
-
-    walk: Walk
-    bits: tuple[int, int]
-    """The shape of the bits of a sequence."""
-    booleans: tuple[bool, ...]
-    """Whether each of what it keeps is bits."""
-
-
 _Made = TypeVar("_Made", Walk, Recomputation)
 
 
@@ -353,18 +349,6 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...
     """What is made with sums folded so, or, if rows don't fit them, with none folded."""
     made = make(folds)
     return made if made.folds == folds else make(())
-
-
-def _residuals(plan: Plan | None, shape: torch.Size, outputs: Tensor) -> list[Tensor]:
-    """Tensors for what `plan` keeps of a sequence of `shape`: bits, or numbers like `outputs`."""
-    if plan is None:
-        return []
-    return [
-        torch.empty(shape[0], row_bytes(shape[1:].numel()), dtype=torch.uint8, device=CPU)
-        if value.boolean
-        else torch.empty_like(outputs)
-        for value in plan.stored
-    ]
 
 
 def _of_rows(rows: int, folds: tuple[int, ...], dtype: torch.dtype) -> Tensor | list[Tensor]:
