@@ -16,6 +16,7 @@ from hibana.events.convolution.amx.tiles import (
     Places,
     any_strange,
     in_parts,
+    store_now_and_then,
     strange_numbers,
     tiled,
 )
@@ -199,5 +200,6 @@ def _multiplied(
             unit.load(held, right + (block * PARTS + part) * TILE, BLOCK * SHORT.size)
             for k in range(len(left)):
                 unit.multiply(k, BLOCKS + k, held)
+        store_now_and_then(unit, 2 * BLOCKS, sums)
     for total in range(len(left)):
         unit.store(total, sums + total * SQUARE, LANES * FLOAT.size)
