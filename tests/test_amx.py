@@ -49,7 +49,7 @@ def _drawn(seed):
     channels, outputs = draw([1, 3, 16, 32, 33, 70]), draw([1, 5, 16, 33, 64])
     kernel, stride = (draw([1, 2, 3, 5]), draw([1, 3])), (draw([1, 1, 2, 3]), draw([1, 1, 2]))
     padding, dilation = (draw([0, 1, 2, 4]), draw([0, 1, 2])), (draw([1, 1, 2]), draw([1, 1, 3]))
-    images, size = draw([1, 2, 17, 20]), (draw([5, 8, 20]), draw([7, 8, 17]))
+    images, size = draw([1, 2, 17, 20]), (draw([5, 8, 20]), draw([7, 8, 16, 17, 32]))
     geometry = Geometry(channels, size, kernel, stride, padding, dilation)
     if min(geometry.output) <= 0:
         pytest.skip("the window does not fit on the image")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.convolution.amx import of_input_kernels as kernels
-from hibana.events.convolution.amx.sums import NEAR, PIECES, SMALL, rows_at_once
+from hibana.events.convolution.amx.sums import NEAR, PIECES, SMALL, gone_through, rows_at_once
 from hibana.events.convolution.amx.tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.native import SHORT
@@ -28,6 +28,8 @@ class Layout(NamedTuple):
     """Rows of the output."""
     pitch: int
     """Pixels from one row to the next."""
+    across: int
+    """Those of them that are gone through."""
     together: int
     """Images whose pixels lie side by side."""
     above: int
@@ -46,6 +48,10 @@ class Layout(NamedTuple):
     def pieces(self, images: int, geometry: Geometry) -> int:
         """Of work."""
         return -(-images // self.together) * -(-_steps(geometry)[0] // self.deep)
+
+    def tiles(self) -> int:
+        """Of pixels of one remainder of a piece."""
+        return -(-self.deep * self.across * self.together // SIDE)
 
 
 def _steps(geometry: Geometry) -> tuple[int, int]:
@@ -90,7 +96,8 @@ def layout(images: int, outputs: int, geometry: Geometry, threads: int) -> Layou
             firsts.append(len(taps))
     near = ((tall * pitch + before + beyond) * together + BLOCKS * SIDE) * BLOCK
     lists = (torch.tensor(each, dtype=torch.int64, device="cpu") for each in (taps, firsts, order))
-    return Layout(deep, tall, pitch, together, above, before, near, *lists)
+    through = gone_through(width, pitch, together)
+    return Layout(deep, tall, pitch, through, together, above, before, near, *lists)
 
 
 def _reach(met: list[tuple[int, int, int]]) -> tuple[int, int]:

@@ -96,6 +96,7 @@ def input_gradient(
     deep: Value,
     tall: Value,
     pitch: Value,
+    across: Value,
     together: Value,
     above: Value,
     before: Value,
@@ -107,8 +108,9 @@ def input_gradient(
     output that they meet lie near in three parts, each block of channels `near` numbers, in `tall` rows of
     `pitch`, `above` of them before the first that is its own and `before` pixels before the first of a row;
     each pixel of one image beside those of the others. Those of the remainder ``r`` meet the taps from
-    ``firsts[r]`` up to ``firsts[r + 1]``, and `taps` says at which pixel they begin. Pixels between the rows
-    of the input are computed too, and not written. Whether any of the gradient has no parts is said in
+    ``firsts[r]`` up to ``firsts[r + 1]``, and `taps` says at which pixel they begin. So many pixels `across`
+    are gone through, some of which may lie between the rows of the input: these are computed too, and not
+    written. Whether any of the gradient has no parts is said in
     `strange`.
     """
     blocks = (outputs + (BLOCK - 1)) // BLOCK
@@ -140,28 +142,23 @@ def input_gradient(
                         for part, bits in enumerate(in_parts(numbers, rounded=True)):
                             (place + part_numbers * part).store((bits >> 16).to(SHORT))
             strange[piece] = any_strange(code, found.value)
-            with code.loop(0, stride_down) as down, code.loop(0, stride_across) as across:
-                remainder = down * stride_across + across
+            with code.loop(0, stride_down) as down, code.loop(0, stride_across) as further:
+                remainder = down * stride_across + further
                 first, last = firsts[remainder], firsts[remainder + 1]
-                wide = (sizes.width - across + stride_across - 1) // stride_across
+                wide = (sizes.width - further + stride_across - 1) // stride_across
                 high = ((sizes.height - down + stride_down - 1) // stride_down - top).smaller(deep).larger(0)
-                rows = (high * pitch * together + (SIDE - 1)) // SIDE
                 apart = row * sizes.height, row * stride_down, sizes.channels * stride_across
-                places = Places(pitch, together, count, (high, wide), apart)
+                places = Places(pitch, across, together, count, (high, wide), apart)
                 out = target + ((image * sizes.height + top * stride_down + down) * row)
+                out = out + further * sizes.channels
                 with code.loop(0, sizes.channels, SIDE) as channel:
-                    there = code.first((sizes.channels - channel).smaller(SIDE), LANES)
                     weights = table + (channel // SIDE * blocks * windows + first) * (PARTS * TILE)
 
                     def some(number: int, tile: Value) -> None:
-                        at, own = pixels + tile * TILE, taps + first
+                        at = [pixels + places.near(tile + k) * BLOCK for k in range(number)]
                         parts = [part_numbers, part_numbers * 2]
                         of = last - first, windows, blocks, near
-                        multiplied(code, unit, number, at, weights, own, *of, sums, parts)
-                        for sums_from, to, written, step in places.runs(code, tile * SIDE, number * SIDE):
-                            with code.loop(0, written) as k:
-                                values = (sums + (sums_from + k) * LANES).load(LANES)
-                                start = out + across * sizes.channels + channel
-                                (start + to + k * step).store(values, there)
+                        multiplied(code, unit, at, weights, taps + first, *of, sums, parts)
+                        places.put(code, unit, number, tile, sums, out, channel, sizes.channels)
 
-                    tiled(code, rows, some)
+                    tiled(code, places.tiles, some)

@@ -57,7 +57,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
     """
     outputs, images = rows.shape[1], input_.bits.shape[1] // geometry.image[0]
     threads = torch.get_num_threads()
-    found = split(images, geometry, threads)
+    found, lying = split(images, geometry, threads), layout(images, geometry, threads)._asdict()
     shape = found.parts, outputs, geometry.channels, *geometry.kernel
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
     strange = torch.empty(found.parts, dtype=torch.uint8, device="cpu")
@@ -72,7 +72,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
         stride_across=geometry.stride[1],
         images=images,
         outputs=outputs,
-        **layout(images, geometry, threads)._asdict(),
+        **{name: size for name, size in lying.items() if name != "across"},
         items=found.items,
         per_part=found.per_part,
         pixels=_pixels(images, geometry, threads),

@@ -136,7 +136,7 @@ def weight_gradient(
                             ones = [(each[channel] >> half).mask(BLOCK) for each in here]
                             (to_row + half).store(whole_numbers(code, ones))
                 steps = row * sizes.out_height, row, outputs
-                places = Places(pitch, together, count, (height, sizes.out_width), steps)
+                places = Places(pitch, pitch, together, count, (height, sizes.out_width), steps)
                 rows = gradient + (image * sizes.out_height + top) * row
                 met = (height * lying.line + (BLOCK - 1)) // BLOCK
                 with code.loop(0, met) as block:

@@ -17,7 +17,7 @@ def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> floa
     layout = sums.layout(images, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-outputs // SIDE)
     blocks = -(-geometry.channels // BLOCK)
-    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
+    tiles = pieces * layout.tiles() * across
     taps = geometry.kernel[0] * geometry.kernel[1]
     multiplied = tiles * taps * blocks * PARTS
     rows = min(layout.tall * geometry.stride[0], geometry.image[0])
@@ -31,7 +31,7 @@ def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) 
     layout = of_input.layout(images, outputs, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-geometry.channels // SIDE)
     blocks, taps = -(-outputs // BLOCK), geometry.kernel[0] * geometry.kernel[1]
-    tiles = pieces * -(-layout.deep * layout.pitch * layout.together // SIDE) * across
+    tiles = pieces * layout.tiles() * across
     multiplied = tiles * taps * blocks * of_input.PRODUCTS
     near = pieces * layout.together * min(layout.tall, geometry.output[0]) * geometry.output[1] * blocks
     packing = 1.4 * outputs * geometry.channels * taps

@@ -14,7 +14,17 @@ from hibana.loop.producer import Producer
 from hibana.native import FLOAT, SHORT, Call
 from hibana.native.amx import SIDE
 
-__all__ = ["NEAR", "PIECES", "SMALL", "Layout", "forward", "layout", "producer", "rows_at_once"]
+__all__ = [
+    "NEAR",
+    "PIECES",
+    "SMALL",
+    "Layout",
+    "forward",
+    "gone_through",
+    "layout",
+    "producer",
+    "rows_at_once",
+]
 
 NEAR = 1 << 20
 """Bytes of images that are kept near at a time."""
@@ -37,6 +47,8 @@ class Layout(NamedTuple):
     """Rows of pixels, of each remainder by the stride."""
     pitch: int
     """Pixels from one row to the next."""
+    across: int
+    """Those of them that are gone through."""
     together: int
     """Images whose pixels lie side by side."""
     taps: Tensor
@@ -45,6 +57,10 @@ class Layout(NamedTuple):
     def pieces(self, images: int, geometry: Geometry) -> int:
         """Of work."""
         return -(-images // self.together) * -(-geometry.output[0] // self.deep)
+
+    def tiles(self) -> int:
+        """Of pixels of a piece."""
+        return -(-self.deep * self.across * self.together // SIDE)
 
 
 @lru_cache(maxsize=256)
@@ -67,7 +83,14 @@ def layout(images: int, geometry: Geometry, threads: int, near: int = NEAR, rows
         for i in range(0, geometry.kernel[0] * geometry.dilation[0], geometry.dilation[0])
         for j in range(0, geometry.kernel[1] * geometry.dilation[1], geometry.dilation[1])
     ]
-    return Layout(deep, tall, pitch, together, torch.tensor(taps, dtype=torch.int64, device="cpu"))
+    across = gone_through(width, pitch, together)
+    return Layout(deep, tall, pitch, across, together, torch.tensor(taps, dtype=torch.int64, device="cpu"))
+
+
+def gone_through(width: int, pitch: int, together: int) -> int:
+    """Pixels of a row that make whole tiles of `width` alone, if all of `pitch` are not fewer; else these."""
+    alone = width if together == SIDE else -(-width // SIDE) * SIDE
+    return min(alone, pitch)
 
 
 def rows_at_once(height: int, most: int, shared: int, row: int) -> int:

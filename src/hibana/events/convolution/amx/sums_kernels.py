@@ -103,6 +103,7 @@ def forward(
     deep: Value,
     tall: Value,
     pitch: Value,
+    across: Value,
     together: Value,
     planes: int,
 ) -> None:
@@ -110,8 +111,8 @@ def forward(
 
     One piece of work is `deep` rows of the output of `together` images. What they meet lies as :class:`Near`
     says, as numbers of bfloat16, one block of channels after the other; `taps` says at which pixel what is
-    under each place of the windows begins. Pixels between the rows of the output are computed too, and not
-    written.
+    under each place of the windows begins. So many pixels `across` are gone through, some of which may lie
+    between the rows of the output: these are computed too, and not written.
     """
     lying = Near(stride_down, stride_across, tall, pitch, together)
     blocks = (sizes.channels + (BLOCK - 1)) // BLOCK
@@ -152,26 +153,18 @@ def forward(
 
             lying.rows(code, sizes, top, brought, nothing)
             out = target + (image * sizes.out_height + top) * sizes.out_width * outputs
-            rows = (height * pitch * together + (SIDE - 1)) // SIDE
             row = sizes.out_width * outputs
             steps = row * sizes.out_height, row, outputs
-            places = Places(pitch, together, count, (height, sizes.out_width), steps)
+            places = Places(pitch, across, together, count, (height, sizes.out_width), steps)
             with code.loop(0, outputs, SIDE) as output:
-                there = code.first((outputs - output).smaller(SIDE), LANES)
-                start = code.variable(0.0, FLOAT.of(LANES))
-                with code.when(bias.given()):
-                    start.value = (bias + output).load(LANES, there)
                 weights = table + output // SIDE * taps_tiles
 
-                def some(count: int, tile: Value) -> None:
-                    at = near + tile * TILE
-                    multiplied(code, unit, count, at, weights, taps, windows, windows, blocks, plane, sums)
-                    for sums_from, to, number, step in places.runs(code, tile * SIDE, count * SIDE):
-                        with code.loop(0, number) as k:
-                            values = (sums + (sums_from + k) * LANES).load(LANES)
-                            (out + output + to + k * step).store(values + start.value, there)
+                def some(number: int, tile: Value) -> None:
+                    pixels = [near + places.near(tile + k) * BLOCK for k in range(number)]
+                    multiplied(code, unit, pixels, weights, taps, windows, windows, blocks, plane, sums)
+                    places.put(code, unit, number, tile, sums, out, output, outputs, bias)
 
-                tiled(code, rows, some)
+                tiled(code, places.tiles, some)
 
 
 def _put(

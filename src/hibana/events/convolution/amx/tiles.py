@@ -138,8 +138,7 @@ def tiled(code: Code, rows: Value, some: Callable[[int, Value], None]) -> None:
 def multiplied(
     code: Code,
     unit: Tiles,
-    count: int,
-    pixels: Pointer,
+    pixels: Sequence[Pointer],
     weights: Pointer,
     taps: Pointer,
     number: Value,
@@ -149,34 +148,33 @@ def multiplied(
     sums: Pointer,
     apart: Sequence[Value] = (),
 ) -> None:
-    """The sums of `count` tiles of `pixels` under a `number` of `taps` of windows, ``[count * 16][16]``.
+    """The sums of tiles of `pixels` under a `number` of `taps` of windows, in as many of the unit's tiles.
 
-    Pixels are of `blocks` of channels, each a `plane` of so many numbers; the weights of one lie together,
-    those of all `windows`. Pixels are exact, and each is multiplied by all parts of a weight; or in parts
-    themselves, of which the second and the third lie so many numbers `apart` from the first. Then three of
+    Other tiles are stored in `sums` meanwhile. Pixels are of `blocks` of channels, each a `plane` of so many
+    numbers; the weights of one lie together, those of all `windows`. Pixels are exact, and each is multiplied
+    by all parts of a weight; or in parts themselves, of which the second and the third lie so many numbers
+    `apart` from the first. Then three of
     nine products are left out, which are 2^-23 of the whole together, of either sign, at most.
     """
     pitch = BLOCK * SHORT.size
-    for total in range(count):
+    for total in range(len(pixels)):
         unit.clear(total)
     with code.loop(0, blocks) as block:
         tile = code.variable((weights + block * windows * (PARTS * TILE)).address())
         with code.loop(0, number) as tap:
-            at = pixels + block * plane + taps[tap] * BLOCK
+            further = block * plane + taps[tap] * BLOCK
             right = 1
-            for part, here in enumerate([at, *(at + numbers for numbers in apart)]):
-                for k in range(count):
-                    unit.load(BLOCKS + k, here + TILE * k, pitch)
+            for part, place in enumerate([further, *(further + numbers for numbers in apart)]):
+                for k, at in enumerate(pixels):
+                    unit.load(BLOCKS + k, at + place, pitch)
                 for other in range(PARTS - part):
                     right ^= 1
                     held = 2 * BLOCKS + right
                     unit.load(held, type(weights).at(tile.value) + other * TILE, pitch)
-                    for k in range(count):
+                    for k in range(len(pixels)):
                         unit.multiply(k, BLOCKS + k, held)
             store_now_and_then(unit, 2 * BLOCKS + right, sums)
             tile.value += PARTS * TILE * SHORT.size
-    for total in range(count):
-        unit.store(total, sums + total * SIDE * LANES, LANES * FLOAT.size)
 
 
 def store_now_and_then(unit: Tiles, tile: int, sums: Pointer) -> None:
@@ -192,12 +190,14 @@ def store_now_and_then(unit: Tiles, tile: int, sums: Pointer) -> None:
 class Places:
     """Where the sums of a piece of work are written: of pixels that follow one another, in runs.
 
-    A run is of pixels of one row; of one pixel of several images, where these lie side by side.
+    A run is of pixels of one row; of one pixel of several images, where these lie side by side. A tile is of
+    16 pixels, one after the other, of those of each row that are gone through.
     """
 
     def __init__(
         self,
         pitch: Value,
+        across: Value,
         together: Value,
         images: Value,
         wanted: tuple[Value, Value],
@@ -205,15 +205,34 @@ class Places:
     ) -> None:
         """Rows of `pitch` pixels of `together` images, of which so many `images` are there.
 
-        Of the pixels those are `wanted`, down and across; `steps` are how many numbers lie between those of
-        one image and the next, one row and the next, one pixel and the next.
+        So many pixels `across` are gone through, and those are `wanted`, down and across; `steps` are how
+        many numbers lie between those of one image and the next, one row and the next, one pixel and the
+        next.
         """
         alone = together.equals(1)
         image, self.row, self.pixel = steps
+        self.line, self.across = pitch * together, across * together
         self.height, width = wanted
-        self.size, self.wanted = alone.select(pitch, together), alone.select(width, images)
+        self.tiles = (self.height * self.across + (SIDE - 1)) // SIDE
+        self.size, self.wanted = alone.select(across, together), alone.select(width, images)
         self.step = alone.select(self.pixel, image)
-        self.runs_of_row, self.wanted_of_row = alone.select(1, pitch), alone.select(1, width)
+        self.runs_of_row, self.wanted_of_row = alone.select(1, across), alone.select(1, width)
+        whole = self.wanted.equals(self.size) & self.wanted_of_row.equals(self.runs_of_row)
+        self.whole = whole & (self.size % SIDE).equals(0)
+        """Whether each tile is of one run, and all its pixels are wanted."""
+
+    def near(self, tile: Value) -> Value:
+        """At which pixel one begins, of those that lie near."""
+        first = tile * SIDE
+        return first // self.across * self.line + first % self.across
+
+    def _first(self, first: Value) -> tuple[Value, Value, Value]:
+        """How many pixels of its run lie before the `first`, and where that run is, across and down."""
+        begun = first // self.size
+        return first % self.size, begun % self.runs_of_row, begun // self.runs_of_row
+
+    def _where(self, skipped: Value, x: Value, y: Value) -> Value:
+        return y * self.row + x * self.pixel + skipped * self.step
 
     def runs(self, code: Code, first: Value, count: int) -> Iterator[tuple[Value, Value, Value, Value]]:
         """Of `count` pixels from the `first` on, what there is to write, once for all runs.
@@ -221,15 +240,13 @@ class Places:
         Gives after which of the pixels a run begins, where its first is written, how many there are, and how
         far apart they are written.
         """
-        begun = first // self.size
-        done, skipped = code.variable(0), code.variable(first % self.size)
-        x, y = code.variable(begun % self.runs_of_row), code.variable(begun // self.runs_of_row)
+        done = code.variable(0)
+        skipped, x, y = (code.variable(each) for each in self._first(first))
         with code.repeat() as again:
             length = (self.size - skipped.value).smaller(count - done.value)
             inside = (x.value < self.wanted_of_row) & (y.value < self.height)
             number = inside.select((self.wanted - skipped.value).smaller(length), 0)
-            to = y.value * self.row + x.value * self.pixel + skipped.value * self.step
-            yield done.value, to, number, self.step
+            yield done.value, self._where(skipped.value, x.value, y.value), number, self.step
             done.value += length
             skipped.value = done.value.constant(LONG, 0)
             following = x.value + 1
@@ -237,3 +254,41 @@ class Places:
             x.value = ended.select(0, following)
             y.value += ended.to(LONG)
             again(done.value < count)
+
+    def put(
+        self,
+        code: Code,
+        unit: Tiles,
+        count: int,
+        tile: Value,
+        sums: Pointer,
+        target: Pointer,
+        first: Value,
+        outputs: Value,
+        bias: Pointer | None = None,
+    ) -> None:
+        """Writes the sums in the first `count` of the unit's tiles, of pixels from those of a `tile` on.
+
+        They are of 16 of so many `outputs`, from the `first` on, and go to the `target` of all. Where all are
+        wanted and there is no `bias` to add, the unit writes them itself; the others by way of `sums`.
+        """
+        left, own = outputs - first, target + first
+        at_once = self.whole & (left >= SIDE)
+        if bias is not None:
+            at_once = at_once & ~bias.given()
+        with code.when(at_once):
+            for k in range(count):
+                to = self._where(*self._first((tile + k) * SIDE))
+                unit.store(k, own + to, self.step * FLOAT.size)
+        with code.when(~at_once):
+            there = code.first(left.smaller(SIDE), LANES)
+            start = code.variable(0.0, FLOAT.of(LANES))
+            if bias is not None:
+                with code.when(bias.given()):
+                    start.value = (bias + first).load(LANES, there)
+            for k in range(count):
+                unit.store(k, sums + k * SIDE * LANES, LANES * FLOAT.size)
+            for begun, at, number, step in self.runs(code, tile * SIDE, count * SIDE):
+                with code.loop(0, number) as pixel:
+                    values = (sums + (begun + pixel) * LANES).load(LANES)
+                    (own + at + pixel * step).store(values + start.value, there)
