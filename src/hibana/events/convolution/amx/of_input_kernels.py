@@ -13,10 +13,10 @@ from hibana.events.convolution.amx.tiles import (
     TILE,
     Places,
     any_strange,
+    at_a_time,
     in_parts,
     multiplied,
     strange_numbers,
-    tiled,
 )
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.rows import LANES, transposed
@@ -161,4 +161,4 @@ def input_gradient(
                         multiplied(code, unit, at, weights, taps + first, *of, sums, parts)
                         places.put(code, unit, number, tile, sums, out, channel, sizes.channels)
 
-                    tiled(code, places.tiles, some)
+                    at_a_time(code, places.tiles, BLOCKS, some)

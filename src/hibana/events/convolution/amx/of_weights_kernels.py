@@ -9,16 +9,15 @@ on.
 from hibana.events.convolution.amx.sums_kernels import whole_numbers
 from hibana.events.convolution.amx.tiles import (
     BLOCK,
-    BLOCKS,
     PARTS,
     TILE,
     Near,
     Places,
     any_strange,
+    at_a_time,
     in_parts,
     store_now_and_then,
     strange_numbers,
-    tiled,
 )
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.lists import WORD, bits_from, first_bits, transposed_bits, words_of
@@ -43,6 +42,8 @@ __all__ = ["CHUNK", "weight_gradient"]
 
 CHUNK = 8
 """Tiles of pixels that are summed up before the sums are added to those before."""
+TAPS = 3
+"""Places of the windows that are done together: as many sums and tiles of pixels, and two of the gradient."""
 SQUARE = SIDE * LANES
 """Sums of a tile."""
 
@@ -100,7 +101,7 @@ def weight_gradient(
             (Floats, tiles_out * tiles_in * windows * SQUARE),
         ) as (of_row, marks, turned, paired, some_rows, totals),
     ):
-        sums = code.array(Floats, BLOCKS * SQUARE)
+        sums = code.array(Floats, TAPS * SQUARE)
         of_row[words] = 0
         with code.loop(begin, end) as part:
             totals.clear(tiles_out * tiles_in * windows * SQUARE)
@@ -169,7 +170,7 @@ def weight_gradient(
                                 to = total + tap * SQUARE + k
                                 to.store(to.load(LANES) + (sums + k).load(LANES))
 
-                        tiled(code, windows, some_taps)
+                        at_a_time(code, windows, TAPS, some_taps)
             strange[part] = any_strange(code, found.value)
             target = targets + part * own
             with code.loop(0, outputs) as output, code.loop(0, sizes.channels) as channel:
@@ -194,12 +195,12 @@ def _multiplied(
         unit.clear(total)
     with code.loop(first, last) as block:
         for k, at in enumerate(left):
-            unit.load(BLOCKS + k, at + block * BLOCK, along * SHORT.size)
+            unit.load(TAPS + k, at + block * BLOCK, along * SHORT.size)
         for part in range(PARTS):
-            held = 2 * BLOCKS + part % 2
+            held = 2 * TAPS + part % 2
             unit.load(held, right + (block * PARTS + part) * TILE, BLOCK * SHORT.size)
             for k in range(len(left)):
-                unit.multiply(k, BLOCKS + k, held)
-        store_now_and_then(unit, 2 * BLOCKS, sums)
+                unit.multiply(k, TAPS + k, held)
+        store_now_and_then(unit, 2 * TAPS, sums)
     for total in range(len(left)):
         unit.store(total, sums + total * SQUARE, LANES * FLOAT.size)

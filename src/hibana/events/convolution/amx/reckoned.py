@@ -13,7 +13,7 @@ __all__ = ["forward", "input_gradient", "weight_gradient"]
 
 
 def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Of the sums; fitted to 25 convolutions."""
+    """Of the sums; fitted to 29 convolutions."""
     layout = sums.layout(images, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-outputs // SIDE)
     blocks = -(-geometry.channels // BLOCK)
@@ -22,25 +22,24 @@ def forward(images: int, outputs: int, geometry: Geometry, threads: int) -> floa
     multiplied = tiles * taps * blocks * PARTS
     rows = min(layout.tall * geometry.stride[0], geometry.image[0])
     widened = pieces * layout.together * rows * geometry.image[1] * blocks
-    packing = 1.4 * outputs * geometry.channels * taps
-    return NANO * (28_000 + packing + 5.7 * multiplied + 2.7 * widened + 3.4 * SIDE * tiles)
+    packing = 1.1 * outputs * geometry.channels * taps
+    return NANO * (26_000 + packing + 4.85 * multiplied + 3.0 * widened + 4.3 * SIDE * tiles)
 
 
 def input_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Of the input's gradient, everywhere; fitted to 13."""
+    """Of the input's gradient, everywhere; fitted to the same."""
     layout = of_input.layout(images, outputs, geometry, threads)
     pieces, across = layout.pieces(images, geometry), -(-geometry.channels // SIDE)
     blocks, taps = -(-outputs // BLOCK), geometry.kernel[0] * geometry.kernel[1]
     tiles = pieces * layout.tiles() * across
     multiplied = tiles * taps * blocks * of_input.PRODUCTS
-    near = pieces * layout.together * min(layout.tall, geometry.output[0]) * geometry.output[1] * blocks
-    packing = 1.4 * outputs * geometry.channels * taps
+    packing = 1.6 * outputs * geometry.channels * taps
     written = tiles * geometry.stride[0] * geometry.stride[1]
-    return NANO * (60_000 + packing + 7.5 * multiplied + 11 * near + 3.4 * SIDE * written)
+    return NANO * (54_000 + packing + 7.2 * multiplied + 7.3 * SIDE * written)
 
 
 def weight_gradient(images: int, outputs: int, geometry: Geometry, threads: int) -> float:
-    """Of the weights' gradient; fitted to 14."""
+    """Of the weights' gradient; fitted to the same."""
     layout = of_weights.layout(images, geometry, threads)
     split = of_weights.split(images, geometry, threads)
     taps = geometry.kernel[0] * geometry.kernel[1]
@@ -51,5 +50,5 @@ def weight_gradient(images: int, outputs: int, geometry: Geometry, threads: int)
     paired = split.items * blocks * -(-outputs // SIDE)
     marked = images * geometry.image[0] * geometry.image[1] * -(-geometry.channels // 64)
     written = split.parts * outputs * geometry.channels * taps
-    each = 6.2 * multiplied + 18 * added + 213 * paired + 2.4 * marked + 2 * written
+    each = 5.0 * multiplied + 44 * added + 254 * paired + 3.4 * marked + written
     return NANO * (28_000 + each) * threads / split.parts

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.convolution.amx import sums_kernels as kernels
-from hibana.events.convolution.amx.tiles import BLOCK, BLOCKS, PARTS, TILE
+from hibana.events.convolution.amx.tiles import BLOCK, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
@@ -34,7 +34,7 @@ PIECES = 4
 """Of work, for each thread, that they may share evenly."""
 ROOM = 1 << 19
 """Bytes of sums that are kept until a forward that is fused has read them: a part of a core's cache."""
-FEWEST = 2 * BLOCKS * SIDE
+FEWEST = 96
 """Pixels that are worth a piece."""
 
 

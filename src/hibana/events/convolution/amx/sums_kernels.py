@@ -15,9 +15,9 @@ from hibana.events.convolution.amx.tiles import (
     TILE,
     Near,
     Places,
+    at_a_time,
     in_parts,
     multiplied,
-    tiled,
 )
 from hibana.events.convolution.kernels import Sizes
 from hibana.events.lanes.lists import bits_from, first_bits, words_of
@@ -164,7 +164,7 @@ def forward(
                     multiplied(code, unit, pixels, weights, taps, windows, windows, blocks, plane, sums)
                     places.put(code, unit, number, tile, sums, out, output, outputs, bias)
 
-                tiled(code, places.tiles, some)
+                at_a_time(code, places.tiles, BLOCKS, some)
 
 
 def _put(

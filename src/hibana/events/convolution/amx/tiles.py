@@ -16,19 +16,21 @@ __all__ = [
     "Near",
     "Places",
     "any_strange",
+    "at_a_time",
     "in_parts",
     "multiplied",
     "store_now_and_then",
     "strange_numbers",
-    "tiled",
 ]
 
 PARTS = 3
 """Numbers of bfloat16 that a float32 is the sum of."""
 BLOCK = 32
 """Channels of a pixel that one tile holds."""
-BLOCKS = 3
-"""Tiles of pixels that meet the same weights; as many sums, and two of weights, fill the eight."""
+BLOCKS = 4
+"""Tiles of pixels that meet the same weights: so many sums, one of pixels and a weight's parts are eight."""
+_PIXELS, _WEIGHTS = BLOCKS, BLOCKS + 1
+"""Which of the eight hold pixels, and the first part of weights."""
 TILE = SIDE * BLOCK
 """Numbers of bfloat16 in a tile."""
 _UPPER = -(1 << 16)
@@ -125,13 +127,13 @@ class Near(NamedTuple):
                 at.value += self.together
 
 
-def tiled(code: Code, rows: Value, some: Callable[[int, Value], None]) -> None:
-    """Has `some` do so many `rows` of 16 pixels: how many at a time, and from which on."""
-    whole = rows - rows % BLOCKS
-    with code.loop(0, whole, BLOCKS) as tile:
-        some(BLOCKS, tile)
-    for left_over in range(1, BLOCKS):
-        with code.when((rows - whole).equals(left_over)):
+def at_a_time(code: Code, count: Value, most: int, some: Callable[[int, Value], None]) -> None:
+    """Has `some` do a `count` of anything, at `most` so many at a time: how many, and from which on."""
+    whole = count - count % most
+    with code.loop(0, whole, most) as first:
+        some(most, first)
+    for left_over in range(1, most):
+        with code.when((count - whole).equals(left_over)):
             some(left_over, whole)
 
 
@@ -163,17 +165,15 @@ def multiplied(
         tile = code.variable((weights + block * windows * (PARTS * TILE)).address())
         with code.loop(0, number) as tap:
             further = block * plane + taps[tap] * BLOCK
-            right = 1
-            for part, place in enumerate([further, *(further + numbers for numbers in apart)]):
-                for k, at in enumerate(pixels):
-                    unit.load(BLOCKS + k, at + place, pitch)
-                for other in range(PARTS - part):
-                    right ^= 1
-                    held = 2 * BLOCKS + right
-                    unit.load(held, type(weights).at(tile.value) + other * TILE, pitch)
-                    for k in range(len(pixels)):
-                        unit.multiply(k, BLOCKS + k, held)
-            store_now_and_then(unit, 2 * BLOCKS + right, sums)
+            places = [further, *(further + numbers for numbers in apart)]
+            for part in range(PARTS):
+                unit.load(_WEIGHTS + part, type(weights).at(tile.value) + part * TILE, pitch)
+            for k, at in enumerate(pixels):
+                for part, place in enumerate(places):
+                    unit.load(_PIXELS, at + place, pitch)
+                    for other in range(PARTS - part):
+                        unit.multiply(k, _PIXELS, _WEIGHTS + other)
+            store_now_and_then(unit, _PIXELS, sums)
             tile.value += PARTS * TILE * SHORT.size
 
 
