@@ -31,7 +31,7 @@ def over_time(images, steps=STEPS):
 
 def producer(source, pieces, into):
     length = source.numel() // pieces // STEPS
-    call = doubled.call({"source": source, "target": into, "length": length})
+    call = doubled.sized(length=length).call(source=source, target=into)
     return Producer(call, doubled.place("target"), pieces, length, into)
 
 

@@ -1,5 +1,6 @@
 """Spikes as bits, 64 to a word: made of numbers, counted, and compared with the numbers they were kept of."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from hibana.events.lanes.lists import WORD, bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES
-from hibana.native import BYTE, FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Value, kernel
+from hibana.native import BYTE, FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Sized, Value, kernel
 
 __all__ = ["agree", "are_still", "bits_of", "density_of", "sampled_bits"]
 
@@ -57,7 +58,8 @@ def sampled_bits(numbers: Tensor) -> Tensor:
 
 def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
     """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    return _alike(numbers, sample[None], Sampling.of(numbers.numel(), steps), 1) is not None
+    how = Sampling.of(numbers.numel(), steps)
+    return _alike(numbers, sample, _comparing(how, 1, *sample.shape, 1, torch.get_num_threads())) is not None
 
 
 def agree(numbers: Tensor, kept: Tensor) -> int | None:
@@ -68,21 +70,31 @@ def agree(numbers: Tensor, kept: Tensor) -> int | None:
     """
     if numbers.numel() == 0:
         return 0
-    how = Sampling.of(numbers.numel(), kept.shape[1])
-    return _alike(numbers, kept.view(len(kept), how.rows, -1), how, how.every)
+    planes, steps, _ = kept.shape
+    how = Sampling.of(numbers.numel(), steps)
+    pitch = kept.numel() // (planes * how.rows)
+    return _alike(numbers, kept, _comparing(how, planes, how.rows, pitch, how.every, torch.get_num_threads()))
 
 
-def _alike(numbers: Tensor, kept: Tensor, how: Sampling, step: int) -> int | None:
-    """How many ones are in `kept`, if the numbers of a sample are what it says.
+class _Comparison(NamedTuple):
+    """How numbers are compared with bits that are kept of them."""
 
-    It says it in rows of bytes for each, a `step` apart.
-    """
-    parts = torch.get_num_threads()
-    found = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
-    planes, rows, pitch = kept.shape
-    sizes = {**how._asdict(), "pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts}
-    _compare(parts, numbers=numbers, kept=kept, found=found, **sizes, planes=planes)
-    seen = found.view(-1).tolist()
+    run: Sized
+    parts: int
+
+
+@lru_cache(maxsize=1024)
+def _comparing(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> _Comparison:
+    """With `planes` of `rows` of `pitch` bytes, of which those for the sample are a `step` apart."""
+    sizes = {"pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts, "planes": planes}
+    return _Comparison(_compare.sized(**how._asdict(), **sizes), parts)
+
+
+def _alike(numbers: Tensor, kept: Tensor, how: _Comparison) -> int | None:
+    """How many ones are in `kept`, if the numbers of a sample are what it says."""
+    found = torch.empty(2 * how.parts, dtype=torch.int64, device="cpu")
+    how.run(how.parts, numbers=numbers, kept=kept, found=found)
+    seen = found.tolist()
     return None if any(seen[1::2]) else sum(seen[::2])
 
 

@@ -101,12 +101,11 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     """
     if below is None or below.planes is None or not in_order:
         return None
-    found = [below.rows(plane, length) for plane in below.planes]
-    if found[0] is None:
+    planes = len(below.planes)
+    found = below.rows(below.planes, length)
+    if found is None:
         return None
-    words = below.planes.view(torch.int64).view(len(found), *found[0].shape)
-    rows, planes = found[0].shape[0], len(found)
-    return Planes(words, below.ones / max(1, rows * planes * length))
+    return Planes(found, below.ones / max(1, found.shape[1] * planes * length))
 
 
 def numbers_as_bits(

@@ -59,11 +59,14 @@ class Support:
         return self.planes[0] if self.planes is not None and len(self.planes) == 1 else None
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
-        """`bits` as rows of `length` elements that begin with a word each, if they can be seen so."""
+        """`bits` as rows of `length` elements that begin with a word each, if they can be seen so.
+
+        They are ``[..., pieces, bytes]``, the rows ``[..., rows, words]``.
+        """
         words = -(-length // 64)
         whole_words = length % 64 == 0 and self.length % 64 == 0
-        if whole_words or (length == self.length and bits.shape[1] == 8 * words):
-            return bits.view(torch.int64).view(-1, words)
+        if whole_words or (length == self.length and bits.shape[-1] == 8 * words):
+            return bits.view(torch.int64).view(*bits.shape[:-2], -1, words)
         return None
 
     def unseen(self) -> bool:

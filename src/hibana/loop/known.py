@@ -34,7 +34,8 @@ _KNOWN: dict[int, Known] = {}
 
 def versioned() -> AbstractContextManager[Any]:
     """Within it, tensors are made that say when they were written to, in inference mode too."""
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    # torch.inference_mode(False) without what makes it a decorator too
+    return torch._C._InferenceMode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def remember(numbers: Tensor, planes: Tensor, most: int = 1) -> None:

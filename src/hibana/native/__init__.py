@@ -9,7 +9,7 @@ loads neither LLVM nor torch's extensions; building does.
 from hibana.native.build import COMPILING, Kernel, assemble, compresses, kept_in
 from hibana.native.code import Code, Variable
 from hibana.native.functions import Function, declared, function, source
-from hibana.native.launcher import Call, Launcher, kernel
+from hibana.native.launcher import Call, Launcher, Sized, kernel
 from hibana.native.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.native.threads import Work, arguments, ready, run
 from hibana.native.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
@@ -38,6 +38,7 @@ __all__ = [
     "Longs",
     "Pointer",
     "Shorts",
+    "Sized",
     "Type",
     "Value",
     "Variable",

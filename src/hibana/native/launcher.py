@@ -8,7 +8,7 @@ other parameter is known while the kernel is written, and each value of it makes
 
 import inspect
 import struct
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from hibana.native.threads import run
 from hibana.native.types import LONG
 from hibana.native.values import Group, Value
 
-__all__ = ["Call", "Launcher", "kernel"]
+__all__ = ["Call", "Launcher", "Sized", "kernel"]
 
 SHAPES = 512
 """How many shapes of a kernel are remembered."""
@@ -55,7 +55,11 @@ class Arguments:
         """As they lie in memory; eight bytes each."""
         self.names = frozenset([*self.order, *self.options])
         self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
-        self.pack = struct.Struct(f"{len(self.addresses)}q").pack
+        self._pack = struct.Struct(f"{len(self.addresses)}q").pack
+
+    def packed(self, tensors: Iterable[Tensor | None]) -> bytes:
+        """The addresses of `tensors`, in the order in which they are declared."""
+        return self._pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 class Call(NamedTuple):
@@ -71,6 +75,29 @@ class Call(NamedTuple):
         run(self.address, pieces, self.arguments, grain)
 
 
+class Sized(NamedTuple):
+    """A kernel with its numbers and options, to be given tensors alone: for sizes that come again."""
+
+    launcher: "Launcher"
+    address: int
+    numbers: bytes
+
+    def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
+        """As :class:`Launcher`."""
+        run(self.address, pieces, self._packed(tensors)[0], grain)
+
+    def call(self, **tensors: Tensor | None) -> Call:
+        """A call that is yet to be run."""
+        return Call(self.address, *self._packed(tensors))
+
+    def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
+        arguments = self.launcher.arguments
+        if given.keys() != arguments.addresses.keys():
+            raise self.launcher.refusal(given, arguments.addresses)
+        tensors = arguments.tensors(given)
+        return arguments.packed(tensors) + self.numbers, tensors
+
+
 class Launcher:
     """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
 
@@ -82,7 +109,7 @@ class Launcher:
         self.body = body
         self.name = body.__name__
         self._built: dict[tuple[Hashable, ...], Kernel] = {}
-        self._ready: dict[tuple[Hashable, ...], tuple[int, bytes]] = {}
+        self._sized: dict[tuple[Hashable, ...], Sized] = {}
 
     @cached_property
     def arguments(self) -> Arguments:
@@ -97,25 +124,22 @@ class Launcher:
             grain: pieces that are not worth a thread of their own.
             given: for each address a tensor, or None for no address; for each number an int; the options.
         """
-        address, packed, _ = self._packed(given)
-        run(address, pieces, packed, grain)
-
-    def call(self, given: Mapping[str, Any]) -> Call:
-        """A call that is yet to be run, with what is `given` by name."""
-        return Call(*self._packed(given))
-
-    def _packed(self, given: Mapping[str, Any]) -> tuple[int, bytes, tuple[Tensor | None, ...]]:
-        """What :class:`Call` says of it."""
         arguments = self.arguments
         try:
             fixed, tensors = arguments.fixed(given), arguments.tensors(given)
         except KeyError:
-            raise self._refusal(given) from None
+            raise self.refusal(given, arguments.names) from None
         if len(given) != len(arguments.names):
-            raise self._refusal(given)
-        address, numbers = self._ready.get(fixed) or self._made_ready(fixed)
-        addresses = arguments.pack(*[0 if t is None else t.data_ptr() for t in tensors])
-        return address, addresses + numbers, tensors
+            raise self.refusal(given, arguments.names)
+        _, address, numbers = self._sized.get(fixed) or self._made_ready(fixed)
+        run(address, pieces, arguments.packed(tensors) + numbers, grain)
+
+    def sized(self, **fixed: Hashable) -> Sized:
+        """The kernel for these numbers and options."""
+        arguments = self.arguments
+        if fixed.keys() != arguments.names - arguments.addresses.keys():
+            raise self.refusal(fixed, arguments.names - arguments.addresses.keys())
+        return self._made_ready(arguments.fixed(fixed))
 
     def place(self, name: str) -> int:
         """Which of its arguments is called so."""
@@ -139,17 +163,18 @@ class Launcher:
             (self._built[options],) = assemble(text, (self.name,), optimized=True)
         return self._built[options]
 
-    def _made_ready(self, fixed: tuple[Any, ...]) -> tuple[int, bytes]:
-        """The address of the kernel for these options and numbers, and its arguments after the addresses."""
+    def _made_ready(self, fixed: tuple[Any, ...]) -> Sized:
+        """The kernel for these options and numbers."""
         options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
         address = self.built(*options).address
-        if len(self._ready) >= SHAPES:
-            self._ready.clear()
-        self._ready[fixed] = address, struct.pack(f"{len(numbers)}q", *numbers)
-        return self._ready[fixed]
+        if len(self._sized) >= SHAPES:
+            self._sized.clear()
+        found = self._sized[fixed] = Sized(self, address, struct.pack(f"{len(numbers)}q", *numbers))
+        return found
 
-    def _refusal(self, given: Mapping[str, object]) -> TypeError:
-        names = self.arguments.names
+    def refusal(self, given: Mapping[str, object], names: Collection[str]) -> TypeError:
+        """What says that of `names` some are not `given`, or others are."""
+        names = set(names)
         missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
         return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 

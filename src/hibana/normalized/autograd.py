@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hibana.loop.derivatives import applied, differentiated_once
 from hibana.loop.producer import Producer
-from hibana.native import FLOAT, float_bits
+from hibana.native import FLOAT, Sized, float_bits
 from hibana.normalized import kernels
 
 __all__ = ["Moments", "moments", "scales", "standardised"]
@@ -84,24 +84,23 @@ def moments(
 
 
 def scales(
-    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it."""
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ones: int
+) -> list[Tensor]:
+    """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it.
+
+    Each has so many dimensions of `ones` after that of the channels.
+    """
     channels = variance.shape[0]
-    inverse, scale, shift = torch.empty(3, channels, dtype=torch.float32, device="cpu").unbind()
-    kernels.scales(
-        1,
-        mean=_lying(mean),
-        variance=_lying(variance),
-        weight=_lying(weight),
-        bias=_lying(bias),
-        inverse=inverse,
-        scale=scale,
-        shift=shift,
-        channels=channels,
-        eps=float_bits(eps),
-    )
-    return inverse, scale, shift
+    made = torch.empty(3, channels, *(1,) * ones, dtype=torch.float32, device="cpu").unbind()
+    given = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
+    lying = {name: _lying(tensor) for name, tensor in given.items()}
+    _scales(channels, eps)(1, **lying, **dict(zip(("inverse", "scale", "shift"), made, strict=True)))
+    return list(made)
+
+
+@lru_cache
+def _scales(channels: int, eps: float) -> Sized:
+    return kernels.scales.sized(channels=channels, eps=float_bits(eps))
 
 
 def _lying(tensor: Tensor | None) -> Tensor | None:

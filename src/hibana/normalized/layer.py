@@ -203,7 +203,7 @@ def _emitted(
         each = scale, shift, found.mean
     else:
         values = currents if once else _over_time(currents, steps, once)
-        each = tuple(number.view(-1, *[1] * (currents.ndim - 2)) for number in _running(norm))
+        each = _running(norm, currents.ndim - 2)
     try:
         around = Scaled if found is None else Standardised
         outputs = emitted_around(neurons.cell, around, each, values, producer, steps if once else 0)
@@ -268,17 +268,22 @@ class Scaled(_Wrapped):
         return torch.addcmul(self.shift, input_, self.scale)
 
 
-def _running(norm: Norm) -> list[Tensor]:
-    """Scale and shift of each channel, from running statistics: to the bit those of torch's own kernel."""
+def _running(norm: Norm, ones: int) -> tuple[Tensor, ...]:
+    """Scale and shift of each channel, from running statistics: to the bit those of torch's own kernel.
+
+    They have so many dimensions of `ones` after that of the channels.
+    """
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
     weight, bias = norm.weight, norm.bias
-    inverse, scale, shift = scales(mean, variance, weight, bias, norm.eps)
+    inverse, scale, shift = scales(mean, variance, weight, bias, norm.eps, ones)
     if learns(weight, bias):
+        inverse = inverse.view(-1)
         scale = inverse if weight is None else inverse * weight
         shift = torch.addcmul(torch.zeros_like(mean) if bias is None else bias, -mean, scale)
-    return [scale, shift]
+        scale, shift = (each.view(-1, *(1,) * ones) for each in (scale, shift))
+    return scale, shift
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from hibana.events.convolution.amx.tiles import BLOCK, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
-from hibana.native import FLOAT, SHORT, Call
+from hibana.native import FLOAT, SHORT, Call, Sized
 from hibana.native.amx import SIDE
 
 __all__ = [
@@ -57,6 +57,10 @@ class Layout(NamedTuple):
     def pieces(self, images: int, geometry: Geometry) -> int:
         """Of work."""
         return -(-images // self.together) * -(-geometry.output[0] // self.deep)
+
+    def sizes(self) -> tuple[int, ...]:
+        """All but the taps."""
+        return self[:-1]
 
     def tiles(self) -> int:
         """Of pixels of a piece."""
@@ -141,20 +145,28 @@ def _call(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, each: Layout
 ) -> tuple[Call, Tensor]:
     """The kernel's call for rows that lie so, and where it writes, ``[N, outputs, height, width]``."""
-    outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
+    outputs, (planes, rows, _) = weight.shape[0], input_.bits.shape
+    images = rows // geometry.image[0]
     out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
-    given = {
-        "bits": input_.bits,
-        "table": _packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry),
-        "bias": bias,
-        "target": out,
-        "stride_down": geometry.stride[0],
-        "stride_across": geometry.stride[1],
-        "images": images,
-        "outputs": outputs,
-        "planes": input_.bits.shape[0],
-    }
-    return kernels.forward.call(given | geometry.sizes | each._asdict()), out.permute(0, 3, 1, 2)
+    table = _packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry)
+    sized = _sized(each.sizes(), images, outputs, planes, geometry)
+    return sized.call(bits=input_.bits, table=table, bias=bias, taps=each.taps, target=out), out.permute(
+        0, 3, 1, 2
+    )
+
+
+@lru_cache(maxsize=256)
+def _sized(lying: tuple[int, ...], images: int, outputs: int, planes: int, geometry: Geometry) -> Sized:
+    """The kernel for images that lie as a :class:`Layout` of these sizes says."""
+    return kernels.forward.sized(
+        stride_down=geometry.stride[0],
+        stride_across=geometry.stride[1],
+        images=images,
+        outputs=outputs,
+        planes=planes,
+        **geometry.sizes,
+        **dict(zip(Layout._fields, lying, strict=False)),
+    )
 
 
 def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -163,16 +175,15 @@ def _packed(weight: Tensor, geometry: Geometry) -> Tensor:
     tiles = -(-outputs // SIDE)
     table = torch.empty(tiles * taps * blocks * PARTS * TILE, dtype=torch.int16, device="cpu")
     last = weight.is_contiguous(memory_format=torch.channels_last)
-    kernels.pack(
-        tiles * blocks,
-        source=weight if last else weight.contiguous(),
-        target=table,
-        outputs=outputs,
-        channels=geometry.channels,
-        taps=taps,
-        channels_last=int(last),
-    )
+    sized = _packing(outputs, geometry.channels, taps, last)
+    sized(tiles * blocks, source=weight if last else weight.contiguous(), target=table)
     return table
+
+
+@lru_cache(maxsize=256)
+def _packing(outputs: int, channels: int, taps: int, last: bool) -> Sized:
+    """The kernel that puts such weights in tiles; whether their channels lie `last`."""
+    return kernels.pack.sized(outputs=outputs, channels=channels, taps=taps, channels_last=int(last))
 
 
 def _blocks(geometry: Geometry) -> int:
