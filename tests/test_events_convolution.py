@@ -221,6 +221,24 @@ def test_spikes_kept_as_bits_are_pooled_from_these(window, channels, monkeypatch
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
+@pytest.mark.parametrize("write", [None, "in place", "unseen"])
+def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):
+    currents = torch.rand(4, 3, 8, 8, 16).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
+    pooled = hb.EachStep(hb.events.MaxPool2d(2))(hb.IF(1.0, sigma, detach_reset=True)(currents))
+    if write == "in place":
+        pooled[:, 0].mul_(1.0)
+    if write == "unseen":
+        pooled.data.neg_()
+    found = support_of(pooled)
+    if write is None:
+        rows = pooled.detach().movedim(2, -1).reshape(-1, 64)
+        assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
+        assert found.ones == pooled.sum()
+    else:
+        assert found is None or (found.planes is None and found.bits is not None)
+
+
 @pytest.mark.parametrize("channels", [16, 12])
 def test_spikes_that_were_written_to_are_pooled_as_they_are(channels):
     currents = torch.rand(4, 3, channels, 4, 4).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()

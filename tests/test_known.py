@@ -75,6 +75,13 @@ def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch
         )
         pooled = hb.events.MaxPool2d(2)(spikes.flatten(0, 1))
         assert torch.equal(pooled, nn.functional.max_pool2d(spikes.flatten(0, 1), 2))
+        got, wanted = above(pooled), dense(pooled)
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+        again = hb.events.MaxPool2d(2)(pooled)
+        assert torch.equal(again, nn.functional.max_pool2d(pooled, 2))
+        assert torch.equal(
+            below(again).spikes.view(torch.int64), bits_of(again.movedim(1, -1).flatten(1))[0].view(-1, 2)
+        )
 
 
 WRITES = {
@@ -92,7 +99,7 @@ WRITES = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("what", ["spikes", "sum"])
+@pytest.mark.parametrize("what", ["spikes", "sum", "pooled"])
 def test_what_was_written_to_is_taken_as_it_is(mode, write, what):
     layer, images = _deep()
     above, dense = hb.Conv2d(32, 16, 3, padding=1), nn.Conv2d(32, 16, 3, padding=1)
@@ -103,6 +110,9 @@ def test_what_was_written_to_is_taken_as_it_is(mode, write, what):
         if what == "sum":
             spikes = hb.events.add(spikes, layer(images.flip(0)))
             assert below(spikes).most == 2
+        if what == "pooled":
+            spikes = hb.EachStep(hb.events.MaxPool2d(2))(spikes)
+            assert below(spikes).ones == spikes.sum()
         WRITES[write](spikes)
         assert below(spikes) is None
         got, wanted = above(spikes.flatten(0, 1)), dense(spikes.flatten(0, 1))

@@ -115,11 +115,11 @@ def support_of(tensor: Tensor) -> Support | None:
     if base is not tensor:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
-        if support.bits is None and (tensor._version or not _as_passed_on(tensor, base, support)):
-            return None
         ones, planes = None, support.planes
         if planes is not None and not tensor._version:
             ones = agree(tensor, planes)
+        if support.bits is None and ones is None and not _is_as_passed_on(tensor, base, support):
+            return None
         watched = (*watched, *support.watched)
         planes = None if ones is None else planes
         return Support(support.bits, support.length, watched, planes, support.most, ones=ones or 0)
@@ -147,14 +147,15 @@ def below(tensor: Tensor) -> Support | None:
     return Support(None, base[0].numel(), (), found.planes, found.most, ones=ones)
 
 
-def passed_on(spikes: Tensor, length: int, watched: Watched) -> Support:
+def passed_on(spikes: Tensor, length: int, watched: Watched, planes: Tensor | None = None) -> Support:
     """What is known below `spikes` that were made of others, which were their own support."""
-    return Support(None, length, watched, sample=sampled_bits(spikes))
+    return Support(None, length, watched, planes, sample=None if planes is not None else sampled_bits(spikes))
 
 
-def _as_passed_on(spikes: Tensor, base: Tensor, support: Support) -> bool:
-    """Whether nobody wrote unseen, as by ``.data`` and NumPy, to `spikes`: a view of all of `base`."""
-    assert support.sample is not None
+def _is_as_passed_on(spikes: Tensor, base: Tensor, support: Support) -> bool:
+    """Whether nobody wrote to `spikes`, a view of all of `base`, nor unseen, as by ``.data`` and NumPy."""
+    if spikes._version or support.sample is None:
+        return False
     return spikes.numel() == 0 or are_still(spikes, support.sample, base.shape[0])
 
 

@@ -9,6 +9,7 @@ from hibana.events.checks import dense_for_more
 from hibana.events.pooling import kernels
 from hibana.events.support import Support, below, passed_on
 from hibana.loop.derivatives import applied
+from hibana.loop.known import remember, versioned
 
 __all__ = ["max_pooled"]
 
@@ -34,6 +35,11 @@ class _Window(NamedTuple):
         return self.image[0] // self.window[0], self.image[1] // self.window[1]
 
     @property
+    def row(self) -> int:
+        """Numbers of a row of the output."""
+        return self.channels * self.output[1]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """What the kernels take."""
         (height, width), window, out = self.image, self.window, self.output
@@ -54,31 +60,42 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     None if they are no spikes, which is seen on the way.
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
+    learning = torch.is_grad_enabled() and images.requires_grad
     under = below(images)
-    height, width = geometry.output
-    out = torch.empty(images.shape[0], height, width, geometry.channels, dtype=torch.float32, device="cpu")
-    which = torch.empty(out.shape, dtype=torch.uint8, device="cpu")
-    known = under is not None and _pooled_bits(images, under, out, which, geometry)
-    if not (known or _pooled_numbers(images, out, which, geometry)):
+    shape = images.shape[0], *geometry.output, geometry.channels
+    with versioned():
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        which = torch.empty(shape, dtype=torch.uint8, device="cpu") if learning else None
+        spikes = None if under is None else _known_spikes(images, under, geometry)
+        planes = None if spikes is None else _pooled_bits(spikes, out, which, geometry)
+    if spikes is None and not _pooled_numbers(images, out, which, geometry):
         return None
     result = out.permute(0, 3, 1, 2)
-    if not (torch.is_grad_enabled() and images.requires_grad):
+    if which is None:
+        if planes is not None:
+            remember(out, planes)
         return result
-    support = None if under is None else _pooled_support(images, out, under, which, geometry)
+    support = None if under is None else _pooled_support(images, out, under, planes, which, geometry)
     pooled: Tensor = _apply(images, result, which, support, geometry)
     return pooled
 
 
-def _pooled_bits(images: Tensor, below: Support, out: Tensor, which: Tensor, geometry: _Window) -> bool:
-    """Whether the spikes are known as bits, from which it was done: a 32nd of the numbers to read."""
-    if below.spikes is None or geometry.channels % 16 or below.length % images[0].numel():
-        return False
-    pieces = out.shape[0] * out.shape[1]
-    kernels.forward_of_bits(pieces, GRAIN, bits=below.spikes, target=out, which=which, **geometry.sizes)
-    return True
+def _known_spikes(images: Tensor, below: Support, geometry: _Window) -> Tensor | None:
+    """Their bits, if pooled spikes can be made of them: a 32nd of the numbers to read."""
+    whole = geometry.channels % 16 == 0 and below.length % images[0].numel() == 0
+    return below.spikes if whole else None
 
 
-def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Window) -> bool:
+def _pooled_bits(spikes: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> Tensor | None:
+    """Puts out what is pooled; and gives its plane of bits, ``[1, rows, bytes]``, if rows are whole words."""
+    rows, length = out.shape[0] * out.shape[1], geometry.row
+    planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
+    given = {"bits": spikes, "target": out, "pooled": planes, "which": which}
+    kernels.forward_of_bits(rows, GRAIN, **given, **geometry.sizes)
+    return planes
+
+
+def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> bool:
     """Whether the numbers are spikes, from which it was done."""
     strange = torch.zeros((), dtype=torch.int64, device="cpu")
     pieces = out.shape[0] * out.shape[1]
@@ -87,12 +104,17 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor, geometry: _Windo
 
 
 def _pooled_support(
-    images: Tensor, out: Tensor, below: Support, which: Tensor, geometry: _Window
+    images: Tensor,
+    out: Tensor,
+    below: Support,
+    planes: Tensor | None,
+    which: Tensor,
+    geometry: _Window,
 ) -> Support | None:
-    """The support `below`, at the pixels that were taken to be put `out`."""
-    length = geometry.channels * geometry.output[1]
+    """The support `below`, at the pixels that were taken to be put `out`, whose `planes` may be known."""
+    length = geometry.row
     if below.bits is None:
-        return passed_on(out, length, below.watched)
+        return passed_on(out, length, below.watched, planes)
     per_step, rest = divmod(below.length, images[0].numel())
     if rest:
         return None
@@ -100,7 +122,7 @@ def _pooled_support(
     bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
     given = {"bits": below.bits, "target": bits, "which": which}
     kernels.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
-    return Support(bits.view(torch.uint8), length, below.watched)
+    return Support(bits.view(torch.uint8), length, below.watched, planes)
 
 
 class _MaxPool(torch.autograd.Function):

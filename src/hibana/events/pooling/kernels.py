@@ -77,7 +77,8 @@ def forward(
                 found.value = spiked.select(1.0, found.value)
             at = (item * sizes.out_width + x) * sizes.channels + channel
             (target + at).store(found.value, there)
-            (which + at).store(places.value, there)
+            with code.when(which.given()):
+                (which + at).store(places.value, there)
     with code.when(odd.value.differs(0)):
         strange[0] = 1
 
@@ -90,12 +91,13 @@ def forward_of_bits(
     *,
     bits: Bytes,
     target: Floats,
+    pooled: Bytes,
     which: Bytes,
     sizes: Sizes,
 ) -> None:
     """As :func:`forward`, where spikes are known as bits, and sizes.channels are whole vectors of 16.
 
-    The bits are those of whole images, one after another.
+    The bits are those of whole images, one after another; so are those that are `pooled`.
     """
     pixel_bytes = sizes.channels // 8
     with code.loop(begin, end) as item:
@@ -111,7 +113,10 @@ def forward_of_bits(
                 found.value |= spiked
             at = (item * sizes.out_width + x) * sizes.channels + channel
             (target + at).store(found.value.mask(LANES).select(code.constant(1.0, FLOAT.of(LANES)), 0.0))
-            (which + at).store(places.value)
+            with code.when(pooled.given()):
+                (pooled + at // 8).of(Shorts).store(found.value, align=1)
+            with code.when(which.given()):
+                (which + at).store(places.value)
 
 
 def _columns(code: Code, width: Value, known: int) -> Iterator[tuple[Value, int]]:
