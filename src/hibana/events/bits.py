@@ -58,8 +58,8 @@ def sampled_bits(numbers: Tensor) -> Tensor:
 
 def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
     """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    how = Sampling.of(numbers.numel(), steps)
-    return _alike(numbers, sample, _comparing(how, 1, *sample.shape, 1, torch.get_num_threads())) is not None
+    rows, pitch = sample.shape
+    return _alike(numbers, sample, Sampling.of(numbers.numel(), steps), 1, rows, pitch, 1) is not None
 
 
 def agree(numbers: Tensor, kept: Tensor) -> int | None:
@@ -72,30 +72,27 @@ def agree(numbers: Tensor, kept: Tensor) -> int | None:
         return 0
     planes, steps, _ = kept.shape
     how = Sampling.of(numbers.numel(), steps)
-    pitch = kept.numel() // (planes * how.rows)
-    return _alike(numbers, kept, _comparing(how, planes, how.rows, pitch, how.every, torch.get_num_threads()))
+    return _alike(numbers, kept, how, planes, how.rows, kept.numel() // (planes * how.rows), how.every)
 
 
-class _Comparison(NamedTuple):
-    """How numbers are compared with bits that are kept of them."""
+def _alike(
+    numbers: Tensor, kept: Tensor, how: Sampling, planes: int, rows: int, pitch: int, step: int
+) -> int | None:
+    """How many ones are in `kept`, if the numbers of a sample are what it says.
 
-    run: Sized
-    parts: int
+    It is `planes` of `rows` of `pitch` bytes, of which those for the sample are a `step` apart.
+    """
+    parts = torch.get_num_threads()
+    found = torch.empty(2 * parts, dtype=torch.int64, device="cpu")
+    _comparing(how, planes, rows, pitch, step, parts)(parts, numbers=numbers, kept=kept, found=found)
+    seen = found.tolist()
+    return None if any(seen[1::2]) else sum(seen[::2])
 
 
 @lru_cache(maxsize=1024)
-def _comparing(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> _Comparison:
-    """With `planes` of `rows` of `pitch` bytes, of which those for the sample are a `step` apart."""
+def _comparing(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> Sized:
     sizes = {"pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts, "planes": planes}
-    return _Comparison(_compare.sized(**how._asdict(), **sizes), parts)
-
-
-def _alike(numbers: Tensor, kept: Tensor, how: _Comparison) -> int | None:
-    """How many ones are in `kept`, if the numbers of a sample are what it says."""
-    found = torch.empty(2 * how.parts, dtype=torch.int64, device="cpu")
-    how.run(how.parts, numbers=numbers, kept=kept, found=found)
-    seen = found.tolist()
-    return None if any(seen[1::2]) else sum(seen[::2])
+    return _compare.sized(**how._asdict(), **sizes)
 
 
 @kernel

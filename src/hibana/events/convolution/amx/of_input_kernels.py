@@ -110,8 +110,7 @@ def input_gradient(
     each pixel of one image beside those of the others. Those of the remainder ``r`` meet the taps from
     ``firsts[r]`` up to ``firsts[r + 1]``, and `taps` says at which pixel they begin. So many pixels `across`
     are gone through, some of which may lie between the rows of the input: these are computed too, and not
-    written. Whether any of the gradient has no parts is said in
-    `strange`.
+    written. Whether any of the gradient has no parts is said in `strange`.
     """
     blocks = (outputs + (BLOCK - 1)) // BLOCK
     part_numbers = near * blocks
@@ -149,8 +148,8 @@ def input_gradient(
                 high = ((sizes.height - down + stride_down - 1) // stride_down - top).smaller(deep).larger(0)
                 apart = row * sizes.height, row * stride_down, sizes.channels * stride_across
                 places = Places(pitch, across, together, count, (high, wide), apart)
-                out = target + ((image * sizes.height + top * stride_down + down) * row)
-                out = out + further * sizes.channels
+                first_row = image * sizes.height + top * stride_down + down
+                out = target + (first_row * row + further * sizes.channels)
                 with code.loop(0, sizes.channels, SIDE) as channel:
                     weights = table + (channel // SIDE * blocks * windows + first) * (PARTS * TILE)
 

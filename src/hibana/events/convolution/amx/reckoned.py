@@ -1,6 +1,6 @@
 """What a convolution should take on the processor's unit for matrices: seconds of one thread.
 
-Constants are nanoseconds, fitted within a fifth (an Intel Xeon with AMX).
+Constants are nanoseconds, fitted, nine tenths of them within a fifth (an Intel Xeon with AMX).
 """
 
 from hibana.events.convolution.amx import of_input, of_weights, sums

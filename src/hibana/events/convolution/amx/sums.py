@@ -150,9 +150,8 @@ def _call(
     out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
     table = _packed(weight if input_.factor == 1.0 else weight * input_.factor, geometry)
     sized = _sized(each.sizes(), images, outputs, planes, geometry)
-    return sized.call(bits=input_.bits, table=table, bias=bias, taps=each.taps, target=out), out.permute(
-        0, 3, 1, 2
-    )
+    call = sized.call(bits=input_.bits, table=table, bias=bias, taps=each.taps, target=out)
+    return call, out.permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=256)

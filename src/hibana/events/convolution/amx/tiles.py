@@ -155,8 +155,8 @@ def multiplied(
     Other tiles are stored in `sums` meanwhile. Pixels are of `blocks` of channels, each a `plane` of so many
     numbers; the weights of one lie together, those of all `windows`. Pixels are exact, and each is multiplied
     by all parts of a weight; or in parts themselves, of which the second and the third lie so many numbers
-    `apart` from the first. Then three of
-    nine products are left out, which are 2^-23 of the whole together, of either sign, at most.
+    `apart` from the first. Then three of nine products are left out, which are 2^-23 of the whole together,
+    of either sign, at most.
     """
     pitch = BLOCK * SHORT.size
     for total in range(len(pixels)):
@@ -181,8 +181,8 @@ def store_now_and_then(unit: Tiles, tile: int, sums: Pointer) -> None:
     """Stores any `tile` where the `sums` are to be written later.
 
     Of products that take more than some 2,000 cycles the sums take a thousand more to store, unless another
-    tile is stored between them. Seen on an Intel Xeon with AMX; no manual says why:
-    14 times nine products do not, 16 times do, whatever is loaded, and any store ends it.
+    tile is stored between them. Seen on an Intel Xeon, and no manual says why: 14 times nine products do not,
+    16 times do, whatever is loaded.
     """
     unit.store(tile, sums, LANES * FLOAT.size)
 
