@@ -1,6 +1,6 @@
 """A layer of a deep network: a module that ends in batch normalisation, and the neurons behind it."""
 
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from hibana.loop.leaf import is_name
 from hibana.loop.producer import Producer
 from hibana.loop.strides import repeated
 from hibana.normalized.autograd import Moments, moments, scales, standardised
-from hibana.running import check_knows_no_time
+from hibana.running import Stateful, check_knows_no_time
 
 __all__ = ["Normalized"]
 
@@ -90,8 +90,9 @@ class Normalized(nn.Sequential):
         layers = self._layers(input)
         if isinstance(layers, str):
             return self._apart(input, layers)
-        each, neurons, norm, before = layers
-        check_knows_no_time("each", each.module)  # it may have got another since
+        each, neurons, norm, before, _, of_the_batch = layers
+        if any(module._modules or isinstance(module, Stateful) for module in before):
+            check_knows_no_time("each", each.module)  # it may have got another since
         steps = len(input)
         once = each.runs_once(input)
         currents = input[0] if once else input.flatten(0, 1)
@@ -100,12 +101,12 @@ class Normalized(nn.Sequential):
         producer = None
         if before:
             sequence = None if once or len(before) > 1 else input
-            at_a_time = 0 if once else 1 if _of_the_batch(norm) else steps
+            at_a_time = 0 if once else 1 if of_the_batch else steps
             currents, producer = over_steps(before[-1], currents, at_a_time, sequence)
-        reason = _unfit(norm, currents, currents.numel() * (steps if once else 1))
+        reason = _unfit(layers, currents, currents.numel() * (steps if once else 1))
         outputs = None
         if not reason:
-            outputs, reason = _emitted(norm, neurons, currents, steps, once, producer)
+            outputs, reason = _emitted(layers, currents, steps, once, producer)
         elif producer is not None:
             producer.finish()
         self.__dict__["_reason"] = reason
@@ -122,11 +123,8 @@ class Normalized(nn.Sequential):
         self.__dict__["_reason"] = reason
         return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
 
-    def _layers(self, inputs: Tensor) -> tuple[EachStep, OverTime, Norm, list[nn.Module]] | str:
-        """What it is made of, the normalisation and what is called before it apart.
-
-        Or why the modules are to be called one after the other.
-        """
+    def _layers(self, inputs: Tensor) -> "_Layers | str":
+        """What it is made of; or why the modules are to be called one after the other."""
         modules = tuple(self._modules.values())
         each, neurons = modules if len(modules) == 2 else (None, None)
         if not isinstance(each, EachStep) or not isinstance(neurons, OverTime):
@@ -137,14 +135,37 @@ class Normalized(nn.Sequential):
         norm, before = found
         if torch.compiler.is_compiling() or ambient.active:
             return "the call is compiled, or within hibana.run"
-        if inputs.ndim < 3 or not plain(inputs, norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensors = _Tensors(norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if inputs.ndim < 3 or not plain(inputs, *tensors):
             return "the input is not float32 on the CPU, or something watches the call"
         inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])
         if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
             return f"the neurons are served by {neurons.backend!r}"
-        return each, neurons, norm, before
+        return _Layers(each, neurons, norm, before, tensors, norm.training or tensors.mean is None)
+
+
+class _Tensors(NamedTuple):
+    """Those of a normalisation."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    variance: Tensor | None
+
+
+class _Layers(NamedTuple):
+    """What a :class:`Normalized` is made of."""
+
+    each: EachStep
+    neurons: OverTime
+    norm: Norm
+    before: list[nn.Module]
+    """What is called before the normalisation."""
+    tensors: _Tensors
+    of_the_batch: bool
+    """Whether mean and variance are the batch's; else they are the running ones."""
 
 
 def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
@@ -156,14 +177,10 @@ def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     return cast(Norm, modules[-1]), modules[:-1]
 
 
-def _of_the_batch(norm: Norm) -> bool:
-    """Whether mean and variance are the batch's; else they are the running ones."""
-    return norm.training or norm.running_mean is None
-
-
-def _unfit(norm: Norm, currents: Tensor, numbers: int) -> str:
+def _unfit(layers: _Layers, currents: Tensor, numbers: int) -> str:
     """Why `currents`, so many `numbers` in all, are not normalised in the neurons' pass, or ``""``."""
-    features, of_the_batch = norm.num_features, _of_the_batch(norm)
+    norm, of_the_batch = layers.norm, layers.of_the_batch
+    features = norm.num_features
     if (
         currents.ndim not in _DIMENSIONS.get(type(norm), (4,))
         or currents.shape[1] != features
@@ -172,7 +189,7 @@ def _unfit(norm: Norm, currents: Tensor, numbers: int) -> str:
         return _MISFIT
     if of_the_batch and currents.numel() < 2 * features:
         return _MISFIT
-    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+    for tensor in layers.tensors:
         if tensor is not None and tensor.shape != (features,):
             return _MISFIT
     if not (dense.lies_last(currents) or currents.movedim(1, -1).is_contiguous()):
@@ -188,7 +205,7 @@ _MISFIT = "what is to be normalised does not fit, as torch says"
 
 
 def _emitted(
-    norm: Norm, neurons: OverTime, currents: Tensor, steps: int, once: bool, producer: Producer | None
+    layers: _Layers, currents: Tensor, steps: int, once: bool, producer: Producer | None
 ) -> tuple[Tensor | None, str]:
     """What `neurons` emit over `currents` normalised, which a `producer` has yet to compute, if it is given.
 
@@ -196,21 +213,21 @@ def _emitted(
     """
     found = None
     each: tuple[Tensor, ...]
-    if _of_the_batch(norm):
-        weight, bias = norm.weight, norm.bias
+    norm, (weight, bias, _, _) = layers.norm, layers.tensors
+    if layers.of_the_batch:
         found, producer = moments(currents, weight, bias, norm.eps, producer), None
         values, scale, shift = standardised(currents, weight, bias, found, 0 if once else steps)
         each = scale, shift, found.mean
     else:
         values = currents if once else _over_time(currents, steps, once)
-        each = _running(norm, currents.ndim - 2)
+        each = _running(layers.tensors, norm.eps, currents.ndim - 2)
     try:
         around = Scaled if found is None else Standardised
-        outputs = emitted_around(neurons.cell, around, each, values, producer, steps if once else 0)
+        outputs = emitted_around(layers.neurons.cell, around, each, values, producer, steps if once else 0)
     except Unsupported as refused:
         return None, str(refused)
     if found is not None:
-        _count(norm, found)
+        _count(norm, layers.tensors, found)
     return outputs, ""
 
 
@@ -268,16 +285,15 @@ class Scaled(_Wrapped):
         return torch.addcmul(self.shift, input_, self.scale)
 
 
-def _running(norm: Norm, ones: int) -> tuple[Tensor, ...]:
+def _running(tensors: _Tensors, eps: float, ones: int) -> tuple[Tensor, ...]:
     """Scale and shift of each channel, from running statistics: to the bit those of torch's own kernel.
 
     They have so many dimensions of `ones` after that of the channels.
     """
-    mean, variance = norm.running_mean, norm.running_var
+    weight, bias, mean, variance = tensors
     assert mean is not None
     assert variance is not None
-    weight, bias = norm.weight, norm.bias
-    inverse, scale, shift = scales(mean, variance, weight, bias, norm.eps, ones)
+    inverse, scale, shift = scales(mean, variance, weight, bias, eps, ones)
     if learns(weight, bias):
         inverse = inverse.view(-1)
         scale = inverse if weight is None else inverse * weight
@@ -287,14 +303,15 @@ def _running(norm: Norm, ones: int) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _count(norm: Norm, found: Moments) -> None:
+def _count(norm: Norm, tensors: _Tensors, found: Moments) -> None:
     """Has `norm` count a batch among its running statistics, as it does itself."""
     if not norm.training or not norm.track_running_stats:
         return
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    share = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(found.mean.view(-1), share)
-    norm.running_var.lerp_(found.unbiased.view(-1), share)
+    batches = norm.num_batches_tracked
+    assert tensors.mean is not None
+    assert tensors.variance is not None
+    assert batches is not None
+    batches.add_(1)
+    share = 1 / float(batches) if norm.momentum is None else norm.momentum
+    tensors.mean.lerp_(found.mean.view(-1), share)
+    tensors.variance.lerp_(found.unbiased.view(-1), share)

@@ -110,7 +110,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
 
         They are those of `whole`, whatever its shape, which gets the gradient.
         """
-        bias = self.bias if self.bias is None else self.bias.contiguous()
+        bias = self.bias
+        if bias is not None:
+            bias = bias.contiguous()
         outputs, count = weight.shape[0], images.shape[0] * geometry.output[0] * geometry.output[1]
         if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
             return "nothing to add"
