@@ -1,5 +1,6 @@
 """Max-pooling of spikes as an autograd node, which keeps what it knows of the layer below."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -62,12 +63,14 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
     learning = torch.is_grad_enabled() and images.requires_grad
     under = below(images)
+    spikes = None if under is None else _known_spikes(images, under, geometry)
     shape = images.shape[0], *geometry.output, geometry.channels
-    with versioned():
+    planes = None
+    with nullcontext() if spikes is None else versioned():
         out = torch.empty(shape, dtype=torch.float32, device="cpu")
         which = torch.empty(shape, dtype=torch.uint8, device="cpu") if learning else None
-        spikes = None if under is None else _known_spikes(images, under, geometry)
-        planes = None if spikes is None else _pooled_bits(spikes, out, which, geometry)
+        if spikes is not None:
+            planes = _pooled_bits(spikes, out, which, geometry)
     if spikes is None and not _pooled_numbers(images, out, which, geometry):
         return None
     result = out.permute(0, 3, 1, 2)
