@@ -213,6 +213,11 @@ def test_arguments_are_bound_by_name():
         chosen(1, x=x, out=x, bit=3)
     with pytest.raises(TypeError, match=r"missing \['count'\]"):
         copied(1, source=x, target=x, step=1, lanes=16)
+    with pytest.raises(TypeError, match=r"kernel copied: missing \['count'\], not among .* \['many'\]"):
+        copied.sized(many=16, step=1, lanes=16)
+    sized = copied.sized(count=16, step=1, lanes=16)
+    with pytest.raises(TypeError, match=r"missing \['target'\], not among .* \['count'\]"):
+        sized(1, source=x, count=x)
 
 
 def test_what_cannot_be_meant_is_refused_while_the_kernel_is_written():

@@ -8,7 +8,7 @@ other parameter is known while the kernel is written, and each value of it makes
 
 import inspect
 import struct
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
 from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -93,7 +93,7 @@ class Sized(NamedTuple):
     def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
         arguments = self.launcher.arguments
         if given.keys() != arguments.addresses.keys():
-            raise self.launcher.refusal(given, arguments.addresses)
+            raise self.launcher.refusal(given, arguments.addresses.keys())
         tensors = arguments.tensors(given)
         return arguments.packed(tensors) + self.numbers, tensors
 
@@ -137,8 +137,9 @@ class Launcher:
     def sized(self, **fixed: Hashable) -> Sized:
         """The kernel for these numbers and options."""
         arguments = self.arguments
-        if fixed.keys() != arguments.names - arguments.addresses.keys():
-            raise self.refusal(fixed, arguments.names - arguments.addresses.keys())
+        names = arguments.names - arguments.addresses.keys()
+        if fixed.keys() != names:
+            raise self.refusal(fixed, names)
         return self._made_ready(arguments.fixed(fixed))
 
     def place(self, name: str) -> int:
@@ -172,9 +173,8 @@ class Launcher:
         found = self._sized[fixed] = Sized(self, address, struct.pack(f"{len(numbers)}q", *numbers))
         return found
 
-    def refusal(self, given: Mapping[str, object], names: Collection[str]) -> TypeError:
+    def refusal(self, given: Mapping[str, object], names: Set[str]) -> TypeError:
         """What says that of `names` some are not `given`, or others are."""
-        names = set(names)
         missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
         return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 

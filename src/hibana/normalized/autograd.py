@@ -85,17 +85,24 @@ def moments(
 
 def scales(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ones: int
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """For each channel ``1 / sqrt(variance + eps)``, that times `weight`, and `bias` less `mean` times it.
 
     Each has so many dimensions of `ones` after that of the channels.
     """
     channels = variance.shape[0]
-    made = torch.empty(3, channels, *(1,) * ones, dtype=torch.float32, device="cpu").unbind()
-    given = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
-    lying = {name: _lying(tensor) for name, tensor in given.items()}
-    _scales(channels, eps)(1, **lying, **dict(zip(("inverse", "scale", "shift"), made, strict=True)))
-    return list(made)
+    inverse, scale, shift = torch.empty(3, channels, *(1,) * ones, dtype=torch.float32, device="cpu").unbind()
+    _scales(channels, eps)(
+        1,
+        mean=_lying(mean),
+        variance=_lying(variance),
+        weight=_lying(weight),
+        bias=_lying(bias),
+        inverse=inverse,
+        scale=scale,
+        shift=shift,
+    )
+    return inverse, scale, shift
 
 
 @lru_cache
