@@ -245,6 +245,28 @@ def test_a_neighbour_who_slows_one_way_more_than_another_is_waited_for(folder, m
     assert processor.pauses == 4
 
 
+def test_who_slows_a_way_alone_for_a_while_changes_no_speed(folder, monkeypatch):
+    processor, calls = Processor(monkeypatch), []
+
+    def pace(name):
+        calls.append(name)
+        return 1.5 if name == "another" and calls.count(name) <= 2 * speeds.RUNS else 1.0
+
+    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
+    processor.pace = pace
+    assert speeds.speed(processor.way("another", 5.0)) == pytest.approx(5.0)
+    assert calls.count("another") == (2 + speeds.AGREED) * speeds.RUNS
+
+
+def test_a_way_that_takes_another_time_each_time_is_measured_for_a_while_only(folder, monkeypatch):
+    processor, calls = Processor(monkeypatch), []
+    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
+    processor.pace = lambda name: calls.append(name) or (0.99 ** len(calls) if name == "another" else 1.0)
+    found = speeds.speed(processor.way("another", 5.0))
+    assert calls.count("another") == speeds.BURSTS * speeds.RUNS
+    assert found == pytest.approx(5.0 * 0.99 ** (len(calls) - 2))
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -31,8 +31,15 @@ from hibana.native.threads import alone
 
 __all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed"]
 
-RUNS = 12
-"""Of which the first does not count."""
+RUNS = 5
+"""Of a burst, of which the first does not count."""
+AGREED = 3
+"""Bursts that come to the same: some other work on the machine slows one way by half for tens of
+milliseconds, the yardstick beside it less, and two bursts that it meets may come to the same too."""
+ALIKE = 1.05
+"""How many times as long as the best it takes where it comes to the same."""
+BURSTS = 10
+"""At most."""
 QUIET = 1.06
 """While nobody disturbs, the yardstick takes at most this many times as long as it took at best."""
 PAUSE = 0.05
@@ -113,7 +120,7 @@ def _write(path: Path, name: str, found: float) -> None:
 def _measured(way: Way) -> float:
     """Seconds that the piece of `way` takes one thread, while nothing else slows it."""
     if way is YARDSTICK:
-        return alone(lambda: min(_seconds(way.piece())))
+        return alone(lambda: _best(way.piece())[0])
     usual = YARDSTICK.reckoned * speed(YARDSTICK)
     return alone(lambda: _beside(way, usual)) * usual
 
@@ -126,14 +133,14 @@ def _beside(way: Way, usual: float) -> float:
     """
     yardstick = YARDSTICK.piece()
     while True:
-        taken = min(_seconds(yardstick))
+        (taken,) = _burst(yardstick)
         _WAITED.best = min(_WAITED.best, usual, taken)
         if taken <= QUIET * _WAITED.best or _WAITED.pauses >= PATIENCE:
             break
         _WAITED.pauses += 1
         time.sleep(PAUSE)
-    times = _seconds(way.piece(), yardstick, yardstick)  # once for what the way has left in the cache
-    return min(times[::3]) / min(times[2::3])
+    taken, _, beside = _best(way.piece(), yardstick, yardstick)  # once for what the way has left in the cache
+    return taken / beside
 
 
 @dataclass
@@ -147,16 +154,29 @@ class _Waited:
 _WAITED = _Waited()
 
 
+def _best(*calls: Call) -> list[float]:
+    """What each call takes at best: of bursts, until so many are AGREED about the first call."""
+    bursts = list[list[float]]()
+    while True:
+        bursts.append(_burst(*calls))
+        best = [min(taken) for taken in zip(*bursts, strict=True)]
+        agreed = sum(first <= ALIKE * best[0] for first, *_ in bursts)
+        if agreed >= AGREED or len(bursts) >= BURSTS:
+            return best
+
+
 @torch.no_grad()
-def _seconds(*calls: Call) -> list[float]:
-    """Of each call in turn, again and again."""
-    times = []
+def _burst(*calls: Call) -> list[float]:
+    """What each call takes at best, in turn, a few times."""
+    runs = []
     for _ in range(RUNS):
+        taken = []
         for call in calls:
             began = time.thread_time()
             call()
-            times.append(time.thread_time() - began)
-    return times[len(calls) :]
+            taken.append(time.thread_time() - began)
+        runs.append(taken)
+    return [min(taken) for taken in zip(*runs[1:], strict=True)]
 
 
 def numbers(*shape: int) -> Tensor:
