@@ -15,11 +15,8 @@ from hibana.events.convolution import reckoned as of_convolutions
 from hibana.events.convolution.amx import of_input, of_weights, sums
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.planes import Planes, whole_numbers
-from hibana.loop.cpu.kernels import CpuKernels
 from hibana.native import Bytes, Code, Value, kernel
 from hibana.native import amx as unit
-from hibana.normalized import kernels as of_normalized
-from hibana.normalized import layer as normalized
 
 needs_it = pytest.mark.skipif(not unit.there(), reason="this processor has no unit for matrices (AMX)")
 
@@ -286,104 +283,3 @@ def test_nothing_is_reckoned_by_a_unit_that_is_not_there(monkeypatch):
     costs = of_convolutions.costs(64, 64, Geometry(64, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)))
     of_convolutions._costs.cache_clear()
     assert costs.forward.matrix is None
-
-
-SIZES = [
-    (16, 64, (16, 16), 3, 1, 3, True),
-    (40, 32, (30, 14), 5, 2, 2, True),
-    (32, 48, (12, 20), 1, 1, 5, True),
-    (8, 128, (64, 64), 3, 1, 1, True),  # in several pieces
-    (16, 20, (11, 13), 3, 1, 2, True),  # rows that are no whole words: computed first, for a loop
-    (16, 32, (8, 8), 3, 1, 16, False),  # images that lie side by side
-]
-"""Channels, outputs, size, kernel, stride and batch, and whether the sums may be left to who reads them."""
-
-
-def _normalised(monkeypatch, channels, outputs, kernel, stride):
-    monkeypatch.setattr(convolution_layer, "choice", lambda *of: cost.Choice(matrix=True))
-    monkeypatch.setattr(normalized, "WORTH", 0)
-    convolution = hb.Conv2d(channels, outputs, kernel, stride, kernel // 2)
-    convolution.mode = "events"
-    norm = nn.BatchNorm2d(outputs)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
-    return hb.Normalized(hb.EachStep(nn.Sequential(convolution, norm)), hb.LIF(surrogate=hb.surrogate.ATan()))
-
-
-@needs_it
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("channels", "outputs", "size", "kernel", "stride", "batch", "produced"), SIZES)
-def test_moments_of_sums_are_taken_from_the_cache_and_gradients_stay_what_they_are(
-    monkeypatch, channels, outputs, size, kernel, stride, batch, produced, threads
-):
-    layer = _normalised(monkeypatch, channels, outputs, kernel, stride)
-    layer[0].module[0].bias.requires_grad_(False)  # whose gradient is what was rounded
-    x = _whole((4 * batch, channels, *size), 0.4, 3).view(4, batch, channels, *size).requires_grad_()
-    runs = []
-    monkeypatch.setattr(of_normalized, "moments_of_pieces", _counted(of_normalized.moments_of_pieces, runs))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        found = []
-        for left in (True, False):
-            if not left:
-                monkeypatch.setattr(sums, "producer", lambda *given: None)
-            torch.manual_seed(0)
-            out = layer(x)
-            seen = torch.randn(out.shape)
-            learned = [x, *(p for p in layer.parameters() if p.requires_grad)]
-            found.append([out.detach(), *torch.autograd.grad((out * seen).sum(), learned)])
-            assert len(runs) == produced
-        for got, wanted in zip(*found, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
-    finally:
-        torch.set_num_threads(before)
-
-
-@needs_it
-def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in_evaluation(monkeypatch):
-    layer = _normalised(monkeypatch, 16, 64, 3, 1).eval()
-    layer[0].module[1].requires_grad_(False)
-    x = _whole((4 * 3, 16, 16, 16), 0.4, 3).view(4, 3, 16, 16, 16)
-    found = []
-    for left in (True, True, False):
-        if not left:
-            monkeypatch.setattr(sums, "producer", lambda *given: None)
-        layer.zero_grad()
-        layer(x).square().sum().backward()
-        found.append(layer[0].module[0].weight.grad)
-        assert found[-1].count_nonzero()
-    assert torch.equal(found[0], found[2])
-    assert torch.equal(found[1], found[2])
-
-
-@needs_it
-@torch.no_grad()
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("channels", "outputs", "size", "kernel", "stride", "batch", "produced"), SIZES)
-def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(
-    monkeypatch, channels, outputs, size, kernel, stride, batch, produced, threads
-):
-    layer = _normalised(monkeypatch, channels, outputs, kernel, stride).eval()
-    x = _whole((4 * batch, channels, *size), 0.4, 3).view(4, batch, channels, *size)
-    runs = []
-    monkeypatch.setattr(CpuKernels, "forward_over", _counted(CpuKernels.forward_over, runs))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        found = [layer(x) for _ in range(3)][-1]
-        assert "AMX" in layer[0].module[0].explain()
-        assert len(runs) == (2 if produced else 0)  # the first time the step is compiled
-        monkeypatch.setattr(sums, "producer", lambda *given: None)
-        assert torch.equal(layer(x), found)
-        assert 0 < found.mean() < 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def _counted(function, runs):
-    def counted(*given, **named):
-        runs.append(given)
-        return function(*given, **named)
-
-    return counted

@@ -474,6 +474,36 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
     assert not got[wanted == 0].any()
 
 
+@settings(max_examples=60)
+@given(
+    images=st.integers(1, 5),
+    channels=st.sampled_from([1, 8, 33, 64, 70]),
+    outputs=st.sampled_from([1, 16, 33, 70]),
+    image=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 5)),
+    stride=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
+)
+def test_a_gradient_on_the_support_is_right_at_every_stride(
+    images, channels, outputs, image, kernel, stride, padding, dilation, density
+):
+    geometry = Geometry(channels, image, kernel, stride, padding, dilation)
+    assume(min(geometry.output) > 0)
+    torch.manual_seed(0)
+    weight, support = torch.randn(outputs, channels, *kernel), torch.rand(images, *image, channels) < density
+    grad = torch.randn(images, *geometry.output, outputs)
+    x = torch.zeros(images, channels, *image, dtype=torch.float64, requires_grad=True)
+    out = torch.nn.functional.conv2d(x, weight.double(), None, stride, padding, dilation)
+    (wanted,) = torch.autograd.grad(out, x, grad.permute(0, 3, 1, 2).double())
+    wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0).float()
+    bits, _ = bits_of(support.float().view(images * image[0], -1))
+    got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert not got[wanted == 0].any()
+
+
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
     from hibana.events.lanes import rows

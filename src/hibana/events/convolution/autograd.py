@@ -11,6 +11,7 @@ from hibana.events.convolution import dense, kernels, pixels
 from hibana.events.convolution.amx import of_input, of_weights, sums
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.convolution.strided import remainders
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
@@ -20,7 +21,7 @@ from hibana.events.support import Support, probe
 from hibana.loop.derivatives import applied
 from hibana.loop.producer import Producer
 
-__all__ = ["convolution", "forward", "input_gradient", "rows_of", "windows_of"]
+__all__ = ["convolution", "forward", "input_gradient", "producer", "rows_of", "windows_of"]
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -57,6 +58,19 @@ def forward(
     return _sums(input_, weight, bias, geometry, choice)[0]
 
 
+def producer(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice, steps: int
+) -> Producer | None:
+    """What :func:`forward` gives, yet to be computed, of so many steps; None where not done in pieces."""
+    if not (steps and choice.forward):
+        return None
+    if choice.matrix:
+        return sums.producer(input_, weight, bias, geometry, steps)
+    if pixels.pay(geometry, len(weight), input_.density):
+        return pixels.producer(input_, weight, bias, geometry, steps)
+    return None
+
+
 def _sums(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
@@ -72,25 +86,43 @@ def _sums(
 def _under_windows(
     windows: Tensor, input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    flat = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-    out, _ = product.forward(windows, input_.density, flat, bias, input_.scales)
+    out, _ = product.forward(windows, input_.density, weight, bias, input_.scales)
     return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
+    shape = len(support) // geometry.image[0], *geometry.image, geometry.channels
+    if geometry.stride == (1, 1):
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        _on_support(support, weight, grad, geometry, out)
+        return out.permute(0, 3, 1, 2)
+    parts = remainders(geometry)
+    met = sum(part.geometry.image[0] * part.geometry.image[1] for part in parts)
+    made = torch.empty if met == geometry.image[0] * geometry.image[1] else torch.zeros
+    out = made(shape, dtype=torch.float32, device="cpu")
+    for part in parts:
+        given = part.bits(support, geometry), part.weight(weight), grad, part.geometry
+        _on_support(*given, part.image(out))
+    return out.permute(0, 3, 1, 2)
+
+
+def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, target: Tensor) -> None:
+    """Writes the gradient at stride 1 to `target`, ``[N, height, width, channels]``."""
     outputs = weight.shape[0]
     row = panel(outputs)
     height, width = geometry.image
-    out = torch.empty(support.shape[0], width, geometry.channels, dtype=torch.float32, device="cpu")
     table = product.packed(weight.reshape(outputs, -1), row)
     together, deep, wide = geometry.tile(kernels.TILE)
-    images = len(support) // height
+    images = len(target)
     pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
-    given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
+    given = {"bits": support, "table": table, "gradient": grad, "target": target, "outputs": outputs}
     tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
-    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, **tiles, row=row, beside=geometry.beside)
-    return out.view(-1, *geometry.image, geometry.channels).permute(0, 3, 1, 2)
+    image, line, pixel, _ = target.stride()
+    lies = {"target_image": image, "target_row": line, "target_pixel": pixel}
+    kernels.input_gradient(
+        pieces, 1, **given, **geometry.sizes, **tiles, **lies, row=row, beside=geometry.beside
+    )
 
 
 KEPT = 0.5
@@ -202,10 +234,10 @@ class _Convolution(torch.autograd.Function):
         to_images = to_weight = to_bias = used = None
         to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
         by_values = False
-        if to_inputs and geometry.stride == (1, 1):
+        if to_inputs:
             length = geometry.channels * geometry.image[1]
             used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
-            by_values = _pays_by_values(rows, used, geometry)
+            by_values = geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry)
         everywhere = to_inputs and used is None and not by_values
         if everywhere and ctx.choice.everywhere:
             to_images = of_input.input_gradient(rows, weight, ctx.shape[0], geometry)

@@ -108,8 +108,8 @@ def _by_spikes(
 
 def window(steps: int, rows: int, channels: int, size: int, dilation: int, padding: int) -> Geometry:
     """Of an image of `steps` by `rows`, with `padding` steps of zeros before it and nothing after it."""
-    height = steps + padding - (size - 1) * dilation
-    return Geometry(channels, (steps, rows), (size, 1), (1, 1), (padding, 0), (dilation, 1), height)
+    made = steps + padding - (size - 1) * dilation, rows
+    return Geometry(channels, (steps, rows), (size, 1), (1, 1), (padding, 0), (dilation, 1), made)
 
 
 def _densely(

@@ -24,8 +24,8 @@ class Geometry(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
-    height: int | None = None
-    """Of the output, where rows at its lower end are left out."""
+    made: Pair | None = None
+    """Of the output, where it is not what meets all windows."""
 
     @property
     def output(self) -> Pair:
@@ -54,7 +54,7 @@ class Geometry(NamedTuple):
 
     def whole(self, grad: Tensor) -> Tensor:
         """`grad` of the output, with zeros for the rows that were left out."""
-        missing = self._replace(height=None).output[0] - self.output[0]
+        missing = self._replace(made=None).output[0] - self.output[0]
         return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
 
     @property
@@ -70,11 +70,13 @@ class Geometry(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _output(of: Geometry) -> Pair:
+    if of.made is not None:
+        return of.made
     down, across = (
         (of.image[d] + 2 * of.padding[d] - of.dilation[d] * (of.kernel[d] - 1) - 1) // of.stride[d] + 1
         for d in (0, 1)
     )
-    return down if of.height is None else of.height, across
+    return down, across
 
 
 @lru_cache(maxsize=256)

@@ -127,6 +127,9 @@ def input_gradient(
     together: Value,
     deep: Value,
     wide: Value,
+    target_image: Value,
+    target_row: Value,
+    target_pixel: Value,
     row: Row,
     beside: int,
 ) -> None:
@@ -137,7 +140,8 @@ def input_gradient(
     the output's gradient around them is brought near, zeros beyond its border, and each channel goes through
     its list: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
     ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Places
-    of the window that lie `beside` one another are done at a time: all of a row, or 1.
+    of the window that lie `beside` one another are done at a time: all of a row, or 1. From an image, a row
+    and a pixel of the target to the next are as many floats as it is said.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -148,6 +152,7 @@ def input_gradient(
     pitch = (wide + reach_across) * row.floats
     tall = deep + reach_down
     tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
+    joined = target_pixel.equals(channels)
     with code.scratch(
         (Floats, together * tall * pitch),
         (Longs, blocks * TILE),
@@ -161,16 +166,20 @@ def input_gradient(
         with code.loop(0, together) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
             pixel = (k * deep + down) * wide + across
             places[pixel] = (k * tall + down) * pitch + across * row.floats
-            into[pixel] = ((k * sizes.height + down) * width + across) * channels
+            into[pixel] = k * target_image + down * target_row + across * target_pixel
         with code.loop(begin, end) as item:
             image, tile = item // (tiles_down * tiles_across) * together, item % (tiles_down * tiles_across)
             count = (images - image).smaller(together)
             top, left = tile // tiles_across * deep, tile % tiles_across * wide
             height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
-            out = target + ((image * sizes.height + top) * width + left) * channels
+            out = target + (image * target_image + top * target_row + left * target_pixel)
             wanted.clear(blocks * TILE)
             with code.loop(0, count) as k, code.loop(0, height) as y:
-                (out + (k * sizes.height + y) * width * channels).clear(across * channels)
+                of_row = out + (k * target_image + y * target_row)
+                with code.when(joined):
+                    of_row.clear(across * channels)
+                with code.when(~joined), code.loop(0, across) as x:
+                    (of_row + x * target_pixel).clear(channels)
                 line = (image + k) * sizes.height + top + y
                 pixels.copy(bits + words * line, words)
                 with code.loop(0, blocks) as block, code.loop(0, across) as x:

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from hibana.events.checks import misfit, pair, plain
 from hibana.events.convolution import autograd, dense, reckoned
-from hibana.events.convolution.amx import sums
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
@@ -133,7 +132,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         given = found, weight.detach(), bias, geometry
-        left = sums.producer(*given, steps) if steps and chosen.matrix else None
+        left = autograd.producer(*given, chosen, steps)
         if not learns(whole, weight, bias):
             return left or autograd.forward(*given, chosen)
         support = usable(under, length, in_order, found) if whole.requires_grad else None
@@ -220,9 +219,9 @@ class Conv2d(_ByWindows, nn.Conv2d):
     another order; ``[N, channels, height, width]`` comes out channels last in memory, which torch's own
     convolution, normalisation and pooling are several times faster in too. Multiplied densely, by
     torch: an input of neither spikes nor small whole numbers, groups, and what :class:`hibana.Linear` leaves
-    to torch. The input's gradient is torch's too, unless the stride is 1 and either the output's gradient is
-    mostly zero, and gone through value by value, or the input's is needed only where the surrogate of the
-    layer below can let it through; or unless the processor's unit for matrices (AMX) is sooner done.
+    to torch. The input's gradient is torch's too, unless it is needed only where the surrogate of the layer
+    below can let it through, or the output's gradient is mostly zero, which at a stride of 1 is gone through
+    value by value; or unless the processor's unit for matrices (AMX) is sooner done.
 
     `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
 

@@ -1,16 +1,20 @@
 """Sums and weights' gradients of a convolution whose spikes are listed once for each pixel."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.convolution.pieces import rows_together
 from hibana.events.lanes.rows import Row, panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
-from hibana.native import float_bits
+from hibana.loop.producer import Producer
+from hibana.native import Call, Sized, float_bits
 
-__all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "weight_gradient"]
+__all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "producer", "weight_gradient"]
 
 CHANNELS = 32
 """Of fewer a row of a window has too few spikes to be summed by itself."""
@@ -50,29 +54,49 @@ def _overlap(geometry: Geometry) -> bool:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    outputs = len(weight)
-    row = panel(outputs)
-    table = product.packed(weight.permute(0, 2, 3, 1).reshape(outputs, -1), row)
-    table = product.for_planes(table, input_.scales)
     height, width = geometry.output
-    images = input_.bits.shape[1] // geometry.image[0]
-    out = torch.empty(images, height, width, outputs, dtype=torch.float32, device="cpu")
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    deep = -(-height // parts)
-    kernels.forward(
-        images * parts,
-        bits=input_.bits,
-        table=table,
-        bias=bias,
-        target=out,
-        images=images,
-        planes=len(input_.bits),
-        **geometry.sizes,
-        outputs=outputs,
-        deep=deep,
-        row=row,
+    call, out = _call(input_, weight, bias, geometry, -(-height // parts))
+    call.run(len(out) * parts)
+    return out
+
+
+def producer(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, steps: int
+) -> Producer | None:
+    """What :func:`forward` gives, yet to be computed, of images that are those of so many steps.
+
+    None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
+    """
+    outputs, images = len(weight), input_.bits.shape[1] // geometry.image[0]
+    rows = rows_together(images // steps, outputs, geometry, steps, torch.get_num_threads())
+    if rows < max(1, min(geometry.output[0], geometry.reach[0])):
+        return None
+    call, out = _call(input_, weight, bias, geometry, rows)
+    height, width = geometry.output
+    pieces = images // steps * (height // rows)
+    return Producer(call, kernels.forward.place("target"), pieces, rows * width * outputs, out)
+
+
+def _call(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, deep: int
+) -> tuple[Call, Tensor]:
+    """The kernel's call for so many rows of the output at a time, and what it writes, as :func:`forward`."""
+    outputs, (planes, rows, _) = len(weight), input_.bits.shape
+    row, images = panel(outputs), rows // geometry.image[0]
+    out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
+    table = product.packed(weight, row, input_.scales)
+    call = _sized(images, outputs, planes, geometry, deep, row).call(
+        bits=input_.bits, table=table, bias=bias, target=out
     )
-    return out.permute(0, 3, 1, 2)
+    return call, out.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=256)
+def _sized(images: int, outputs: int, planes: int, geometry: Geometry, deep: int, row: Row) -> Sized:
+    """The kernel for so many rows of the output at a time."""
+    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
+    return kernels.forward.sized(**sizes, **geometry.sizes, row=row)
 
 
 def _at_once(row: Row) -> int:

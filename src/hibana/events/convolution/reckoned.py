@@ -19,6 +19,7 @@ from hibana.events.convolution.amx import reckoned as amx
 from hibana.events.convolution.amx.sums import forward as sums_by_amx
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.convolution.strided import remainders
 from hibana.events.lanes.rows import LANES, panel, vectors
 from hibana.events.linear.reckoned import NANO, about, scan
 from hibana.events.linear.reckoned import forward as sums
@@ -179,7 +180,17 @@ def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -
 
 
 def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:
-    """Where bits of the support are set: what is brought near for tiles, and sums of products."""
+    """Where bits of the support are set, at a stride for each remainder of the pixels by it."""
+    if geometry.stride == (1, 1):
+        return _input_close(images, outputs, geometry, density)
+    pixels_ = images * geometry.image[0] * geometry.image[1]
+    cleared = NANO * pixels_ * (0.03 * geometry.channels + 2.5 * -(-geometry.channels // 64))
+    parts = remainders(geometry)
+    return cleared + sum(_input_close(images, outputs, part.geometry, density) for part in parts)
+
+
+def _input_close(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    """At a stride of 1: what is brought near for tiles, and sums of products."""
     row = vectors(outputs)
     panels = -(-outputs // (row * LANES))
     together, deep, wide = geometry.tile(kernels.TILE)

@@ -10,6 +10,7 @@ __all__ = [
     "first_bits",
     "listed",
     "put_bits",
+    "put_word",
     "transposed_bits",
     "values_together",
     "words_of",
@@ -105,6 +106,11 @@ def put_bits(code: Code, at: Pointer, position: Value, source: Pointer, count: V
     """`count` bits at `source`, to where there are zeros at `at` from `position` on."""
     with code.loop(0, count, WORD) as done:
         bits = bits_from(source, done) & first_bits(code, (count - done).smaller(WORD))
-        word, shift = at + ((position + done) >> 6), (position + done) & (WORD - 1)
-        word[0] = word[0] | (bits << shift)
-        word[1] = word[1] | ((bits >> 1) >> ((WORD - 1) - shift))
+        put_word(at, position + done, bits)
+
+
+def put_word(at: Pointer, position: Value, bits: Value) -> None:
+    """A word of `bits`, to where there are zeros at `at` from `position` on; two words are written."""
+    word, shift = at + (position >> 6), position & (WORD - 1)
+    word[0] = word[0] | (bits << shift)
+    word[1] = word[1] | ((bits >> 1) >> ((WORD - 1) - shift))

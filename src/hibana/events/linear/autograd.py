@@ -9,7 +9,7 @@ from hibana.events.checks import dense_for_more
 from hibana.events.cost import Choice
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
-from hibana.events.planes import Planes
+from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support, probe
 from hibana.loop.derivatives import applied
 from hibana.loop.strides import same_each_step
@@ -56,7 +56,7 @@ class _Linear(torch.autograd.Function):
         ctx.below, ctx.choice, ctx.table = support, choice, None
         if choice.forward:
             out, table = product.forward(bits, ctx.density, weight, bias, ctx.scales, leading)
-            ctx.table = table if support is not None else None
+            ctx.table = table if support is not None and ctx.scales == ONE else None
         else:
             out = _densely(input, weight, bias)
         ctx.save_for_backward(bits, weight, input if choice.weights is False else None)

@@ -6,11 +6,11 @@ Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what
 from collections.abc import Iterator
 
 from hibana.events.lanes.lists import SLACK, WORD, listed, words_of
-from hibana.events.lanes.rows import Row, add_rows, begin_with, dots, transposed
+from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, dots, transposed
 from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
-from hibana.native import Code, Floats, Longs, Shorts, Value, kernel
+from hibana.native import INT, Code, Floats, Longs, Shorts, Value, kernel
 
-__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack"]
+__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
 
 TILE = 8
 """Words of inputs whose weights are kept near for an input's gradient."""
@@ -45,6 +45,49 @@ def pack(
             out.clear(WORD * row.floats)
         at = source + (panel * row.floats * inputs + word * WORD)
         transposed(code, out, code.constant(row.floats), at, inputs, wide, deep)
+
+
+@kernel
+def pack_planes(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    target: Floats,
+    outputs: Value,
+    inputs: Value,
+    places: Value,
+    factor: Value,
+    row: Row,
+    planes: int,
+) -> None:
+    """:func:`pack` for each plane of bits, ``[panels][planes][words * 64][panel]``.
+
+    Weights are multiplied by the `factor`, the bits of a float32, times 1, 2, 4, …; those of the `places` of
+    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``.
+    """
+    words, channels = words_of(inputs), inputs // places
+    unit = factor.to(INT).number().spread(LANES)
+    with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
+        panel, word = item // words, item % words
+        wide = (outputs - panel * row.floats).smaller(row.floats)
+        deep = (inputs - word * WORD).smaller(WORD)
+        with code.when((wide < row.floats) | (deep < WORD)):
+            block.clear(WORD * row.floats)
+        at = source + (panel * row.floats * inputs + word * WORD)
+        transposed(code, block, code.constant(row.floats), at, inputs, wide, deep)
+        channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
+        with code.loop(0, WORD) as k:
+            to = (k < deep).select(place.value * channels + channel.value, word * WORD + k)
+            out = target + (panel * planes * words * WORD + to) * row.floats
+            for plane in range(planes):
+                for v, value in enumerate(row.load(block + k * row.floats)):
+                    (out + LANES * v).store(value * (unit * 2.0**plane))
+                out = out + words * (WORD * row.floats)
+            last = (place.value + 1).equals(places)
+            channel.value += last.select(code.constant(1), 0)
+            place.value = last.select(0, place.value + 1)
 
 
 @kernel

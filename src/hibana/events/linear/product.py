@@ -12,13 +12,13 @@ from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support
+from hibana.native import float_bits
 
 __all__ = [
     "Explained",
     "Parts",
     "crossover",
     "explained",
-    "for_planes",
     "forward",
     "gradient_crossover",
     "input_gradient",
@@ -103,20 +103,29 @@ def _up(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def packed(weight: Tensor, row: Row) -> Tensor:
-    """`weight`, ``[outputs, inputs]``, as ``[panels][inputs, to whole words][row]``, and zeros."""
-    outputs, inputs = weight.shape
+def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
+    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, to whole words][row]``, and zeros.
+
+    One of windows, ``[outputs, channels, height, width]``, has the inputs ``[height][width][channels]``. Of
+    each of the `scales`, 1, 2, 4, … times the first, the weights are that many times as large.
+    """
+    outputs, places = len(weight), 1
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    elif weight.ndim == 4:
+        places = weight.shape[2] * weight.shape[3]
     weight = weight.contiguous()
-    words = _up(inputs, 64)
-    table = torch.empty(_up(outputs, row.floats), words * 64, row.floats, dtype=torch.float32, device="cpu")
-    pieces = table.shape[0] * words
-    kernels.pack(pieces, source=weight, target=table, outputs=outputs, inputs=inputs, row=row)
+    inputs = weight.numel() // outputs
+    words, panels, planes = _up(inputs, 64), _up(outputs, row.floats), len(scales)
+    table = torch.empty(panels, planes * words * 64, row.floats, dtype=torch.float32, device="cpu")
+    given = {"source": weight, "target": table, "outputs": outputs, "inputs": inputs, "row": row}
+    if places == 1 and scales == ONE:
+        kernels.pack(panels * words, **given)
+    else:
+        kernels.pack_planes(
+            panels * words, **given, places=places, factor=float_bits(scales[0]), planes=planes
+        )
     return table
-
-
-def for_planes(table: Tensor, scales: Scales) -> Tensor:
-    """Packed weights for each plane, one after the other."""
-    return table if scales == ONE else torch.cat([table * scale for scale in scales], 1)
 
 
 def forward(
@@ -127,16 +136,14 @@ def forward(
     scales: Scales = ONE,
     leading: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the packed weights.
+    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the weights as packed.
 
     The rows are in as many dimensions as `leading`, whose sizes come to their number.
     """
-    outputs, inputs = weight.shape
+    outputs = len(weight)
     row = panel(outputs)
-    own = packed(weight, row)
-    table = for_planes(own, scales)
-    if scales != ONE:
-        inputs = table.shape[1]
+    table = packed(weight, row, scales)
+    inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
     rows = bits.shape[0]
     leading = (rows,) if leading is None else leading
     out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
@@ -146,7 +153,7 @@ def forward(
     else:
         tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else 1024)
         kernels.forward_lists(rows, GRAIN, **given, tile=tile, row=row)
-    return out, own
+    return out, table
 
 
 def input_gradient(

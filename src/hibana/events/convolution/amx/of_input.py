@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from hibana.events.convolution.amx import of_input_kernels as kernels
-from hibana.events.convolution.amx.sums import NEAR, PIECES, SMALL, gone_through, rows_at_once
+from hibana.events.convolution.amx.sums import NEAR, SMALL, gone_through
 from hibana.events.convolution.amx.tiles import BLOCK, BLOCKS, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.convolution.pieces import PIECES, rows_at_once
+from hibana.events.convolution.strided import met
 from hibana.native import SHORT
 from hibana.native.amx import SIDE
 
@@ -60,21 +62,10 @@ def _steps(geometry: Geometry) -> tuple[int, int]:
     return down, across
 
 
-def _met(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
-    """Down (0) or across (1): remainder, tap, and by how much the output's pixel lies further on."""
-    step, padding = geometry.stride[direction], geometry.padding[direction]
-    return [
-        (remainder, tap, (remainder + padding - tap * geometry.dilation[direction]) // step)
-        for remainder in range(step)
-        for tap in range(geometry.kernel[direction])
-        if (remainder + padding - tap * geometry.dilation[direction]) % step == 0
-    ]
-
-
 @lru_cache(maxsize=256)
 def layout(images: int, outputs: int, geometry: Geometry, threads: int) -> Layout:
     """For so many images, channels of the output and threads."""
-    down, across = _met(geometry, 0), _met(geometry, 1)
+    down, across = met(geometry, 0), met(geometry, 1)
     (height, width), out_width = _steps(geometry), geometry.output[1]
     above, below = _reach(down)
     before, beyond = _reach(across)

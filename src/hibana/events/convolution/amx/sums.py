@@ -9,33 +9,26 @@ from torch import Tensor
 from hibana.events.convolution.amx import sums_kernels as kernels
 from hibana.events.convolution.amx.tiles import BLOCK, PARTS, TILE
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.convolution.pieces import PIECES, rows_at_once, rows_together
 from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
-from hibana.native import FLOAT, SHORT, Call, Sized
+from hibana.native import SHORT, Call, Sized
 from hibana.native.amx import SIDE
 
 __all__ = [
     "NEAR",
-    "PIECES",
     "SMALL",
     "Layout",
     "forward",
     "gone_through",
     "layout",
     "producer",
-    "rows_at_once",
 ]
 
 NEAR = 1 << 20
 """Bytes of images that are kept near at a time."""
 SMALL = 160
 """Pixels of an image's output of which too few tiles would be full; of several they lie side by side."""
-PIECES = 4
-"""Of work, for each thread, that they may share evenly."""
-ROOM = 1 << 19
-"""Bytes of sums that are kept until a forward that is fused has read them: a part of a core's cache."""
-FEWEST = 96
-"""Pixels that are worth a piece."""
 
 
 class Layout(NamedTuple):
@@ -97,12 +90,6 @@ def gone_through(width: int, pitch: int, together: int) -> int:
     return min(alone, pitch)
 
 
-def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
-    """Of `height` rows of so many pixels: at `most`, and as the work is `shared`, but enough for a piece."""
-    deep = max(1, min(most, shared), -(-FEWEST // row))
-    return -(-height // -(-height // deep))
-
-
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
     images = input_.bits.shape[1] // geometry.image[0]
@@ -121,24 +108,13 @@ def producer(
     """
     outputs, images = weight.shape[0], input_.bits.shape[1] // geometry.image[0]
     threads = torch.get_num_threads()
-    rows = _rows_together(images // steps, outputs, geometry, steps, threads)
+    rows = rows_together(images // steps, outputs, geometry, steps, threads)
     each = layout(images, geometry, threads, NEAR, rows)
     if not rows or each.together > 1:
         return None
     call, out = _call(input_, weight, bias, geometry, each)
     pieces, length = each.pieces(images // steps, geometry), rows * geometry.output[1] * outputs
     return Producer(call, kernels.forward.place("target"), pieces, length, out)
-
-
-@lru_cache(maxsize=256)
-def _rows_together(images: int, outputs: int, geometry: Geometry, steps: int, threads: int) -> int:
-    """Rows of the output, a divisor of all, whose sums at all steps stay in the cache; 0 if none do."""
-    height, width = geometry.output
-    most = min(height, ROOM // (steps * width * outputs * FLOAT.size))
-    enough = -(-min(FEWEST, height * width) // width)
-    fitting = [rows for rows in range(enough, most + 1) if height % rows == 0]
-    shared = [rows for rows in fitting if images * height // rows >= PIECES * threads]
-    return max(shared) if shared else min(fitting, default=0)
 
 
 def _call(
