@@ -474,6 +474,31 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
     assert not got[wanted == 0].any()
 
 
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "image", "padding"),
+    [
+        (64, 16, (1, 3), (1, 1100), (0, 1)),  # a row of pixels has more channels than 16 bits count
+        (64, 16, (1, 3), (1, 1024), (0, 1)),  # just as many
+        (2000, 8, (3, 3), (3, 40), (1, 1)),
+        (1, 70_000, (1, 1), (2, 3), (0, 0)),  # and a pixel more outputs
+        (70_000, 4, (1, 1), (2, 3), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("share", [1.0, 0.01])
+def test_more_channels_than_a_list_counts_are_summed_too(channels, outputs, kernel, image, padding, share):
+    layer = hb.Conv2d(channels, outputs, kernel, padding=padding)
+    x = _spikes(2, channels, *image, density=0.05)
+    layer.mode = "events"
+    weights = torch.rand(layer(x).shape)
+    weights *= weights < share
+    found = _gradients(layer, x, weights)
+    assert layer.explain().startswith("events")
+    layer.mode = "dense"
+    layer.zero_grad()
+    for got, wanted in zip(found, _gradients(layer, x, weights), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 @settings(max_examples=60)
 @given(
     images=st.integers(1, 5),

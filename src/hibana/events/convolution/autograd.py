@@ -13,6 +13,7 @@ from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.strided import remainders
 from hibana.events.cost import ALL, Choice
+from hibana.events.lanes.lists import PLACES
 from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.linear.few import share_of_values
@@ -153,11 +154,12 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
 def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bool:
     """Whether the gradient `rows` has so few values that going through them is the least work."""
     density = share_of_values(rows, SAMPLE)
-    if density > FEW or geometry.output[1] * rows.shape[1] >= 1 << 23:  # offsets have 31 bits
+    outputs = rows.shape[1]
+    if density > FEW or outputs > PLACES or geometry.output[1] * outputs >= 1 << 23:  # offsets have 31 bits
         return False
     if used is None:
         return True
-    channels, outputs = geometry.channels, rows.shape[1]
+    channels = geometry.channels
     wanted = channels * density_of(used, channels * geometry.image[1])
     return density * outputs * _lanes(channels) < DOTS * wanted * _lanes(outputs)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.pieces import rows_together
+from hibana.events.lanes.lists import PLACES
 from hibana.events.lanes.rows import Row, panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
@@ -35,7 +36,8 @@ MOST = 1 << 18
 def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
     in_one = geometry.dilation[1] == 1 and geometry.channels >= CHANNELS
-    return density <= product.crossover(outputs) and in_one and _overlap(geometry)
+    counted = geometry.image[1] * geometry.channels <= PLACES
+    return density <= product.crossover(outputs) and in_one and counted and _overlap(geometry)
 
 
 def pay_for_weights(geometry: Geometry, density: float) -> bool:

@@ -4,6 +4,7 @@ from hibana.events.lanes.rows import Row
 from hibana.native import SHORT, Code, Pointer, Value
 
 __all__ = [
+    "PLACES",
     "SLACK",
     "WORD",
     "bits_from",
@@ -20,6 +21,8 @@ WORD = 64
 """Bits of a word."""
 SLACK = 64
 """Entries of a list that are written beyond its end."""
+PLACES = 1 << SHORT.bits
+"""What an entry can count."""
 ALL = (1 << WORD) - 1
 
 
@@ -31,7 +34,7 @@ def words_of(bits: Value) -> Value:
 def listed(code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value) -> Value:
     """Appends `base` + the position of each bit of `word` to ``index[n:]``, and returns the new `n`.
 
-    Writes more than that: `index` needs room for SLACK more.
+    Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more.
     """
     return (_listed_at_once if row.compresses else _listed_in_fours)(code, word, base, index, n)
 

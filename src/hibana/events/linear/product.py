@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hibana.events.bits import density_of
 from hibana.events.cost import ALL, Choice
+from hibana.events.lanes.lists import PLACES, WORD
 from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
@@ -151,7 +152,7 @@ def forward(
     if density > crossover(outputs):
         kernels.forward_tables(rows, GRAIN, **given, row=row)
     else:
-        tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else 1024)
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else PLACES // WORD)
         kernels.forward_lists(rows, GRAIN, **given, tile=tile, row=row)
     return out, table
 
