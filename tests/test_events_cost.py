@@ -80,6 +80,26 @@ def test_outputs_and_gradients_are_torchs_whatever_is_chosen(costs, forward, wei
         assert ("the weights' gradient densely" in said) == (forward and not weights)
 
 
+@pytest.mark.parametrize(
+    ("forward", "weights", "wanted"),
+    [
+        (0.5, 0.5, (True, True)),
+        (0.5, 0.9, (True, True)),  # 0.7 of both together
+        (0.9, 0.5, (True, True)),
+        (0.5, 1.1, (True, False)),
+        (1.1, 0.5, (False, True)),
+        (0.65, 0.95, (True, False)),  # 0.8 together
+        (0.8, 0.8, (False, False)),
+        (0.72, 1.2, (False, False)),  # 0.77 by itself, with what it takes to go both ways
+    ],
+)
+def test_what_saves_most_is_chosen_of_what_is_sure_to_save(forward, weights, wanted):
+    products = (cost.Product(1.0, lambda density, took=took: took, 0.0) for took in (forward, weights))
+    costs = cost.Costs(*products, CHEAP, 0.0, apart=0.05)
+    assert cost.chosen(costs, 0.1, 1, False, True)[:2] == wanted
+    assert cost.chosen(costs, 0.1, 1, False, False)[:2] == (forward < cost.MARGIN, None)
+
+
 def test_without_a_gradient_of_the_weights_the_forward_alone_decides(costs):
     costs["costs"] = _costs(forward=False, weights=True, input_=True)
     spikes = (torch.rand(300, 128) < 0.1).float()
@@ -148,7 +168,7 @@ def test_the_unit_for_matrices_takes_as_long_at_every_density_and_with_every_pla
         assert product.by_matrix(density, planes)
     costs = cost.Costs(product, CHEAP, CHEAP, 0.0)
     assert not cost.chosen(costs, 0.1, 1, False, True).matrix
-    assert not cost.chosen(costs, 0.5, 1, False, True).forward
+    assert not cost.chosen(costs, 0.5, 1, False, False).forward
     quick = cost.Product(2.0, lambda density: density * 8, matrix=cost.Matrix(1.0, lambda: 1.0))
     assert cost.chosen(cost.Costs(quick, CHEAP, CHEAP, 0.0), 0.5, 1, False, True).matrix
 

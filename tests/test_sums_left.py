@@ -28,7 +28,8 @@ BY_PIXELS = [
     (70, 128, (64, 64), 3, 1, 1, True),
     (32, 20, (11, 13), 3, 1, 2, True),
     (128, 32, (8, 8), 3, 1, 16, True),
-    (32, 64, (16, 16), 3, 2, 3, False),  # gathered under windows
+    (32, 64, (16, 20), 3, 2, 3, True),
+    (70, 64, (16, 16), 3, 2, 3, False),  # gathered under windows
     (32, 1024, (10, 40), 5, 1, 1, False),  # rows that the cache does not hold enough of
 ]
 """The same of spikes that are listed once for each pixel."""

@@ -198,20 +198,28 @@ def chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: boo
 
 
 def _chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: bool) -> Choice:
-    forward = costs.forward.ratio(density, planes) + scanned * costs.scan / costs.forward.dense
-    weights = costs.weights.ratio(density, planes)
-    said = f"forward {forward:.2f}"
+    forward = costs.forward.seconds(density, planes) + scanned * costs.scan
+    said = f"forward {forward / costs.forward.dense:.2f}"
     if learns:
-        said += f" and weights' gradient {weights:.2f}"
-    alone = [
-        ratio + costs.apart / product.dense < MARGIN
-        for ratio, product in ((forward, costs.forward), (weights, costs.weights))
-    ]
-    pays: tuple[bool, bool | None] = forward < MARGIN, weights < MARGIN
-    if not learns:
-        pays = pays[0], None
-    elif pays[0] != pays[1]:
-        pays = pays[0] and alone[0], pays[1] and alone[1]
+        weights = costs.weights.seconds(density, planes)
+        said += f" and weights' gradient {weights / costs.weights.dense:.2f}"
+        pays: tuple[bool, bool | None] = _pay(costs, forward, weights)
+    else:
+        pays = forward < MARGIN * costs.forward.dense, None
     matrix = pays[0] and costs.forward.by_matrix(density, planes)
     weights_matrix = bool(pays[1]) and costs.weights.by_matrix(density, planes)
     return Choice(*pays, costs, f"{said} of the dense time", matrix, weights_matrix)
+
+
+def _pay(costs: Costs, forward: float, weights: float) -> tuple[bool, bool]:
+    """Which of the two by events, which take so many seconds so, save most of the dense time."""
+    ways = [
+        (True, True, forward + weights, costs.forward.dense + costs.weights.dense),
+        (True, False, forward + costs.apart, costs.forward.dense),
+        (False, True, weights + costs.apart, costs.weights.dense),
+    ]
+    paying = [(dense - events, way) for *way, events, dense in ways if events < MARGIN * dense]
+    if not paying:
+        return False, False
+    _, (first, second) = max(paying)
+    return bool(first), bool(second)

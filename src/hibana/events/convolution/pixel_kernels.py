@@ -65,11 +65,13 @@ def forward(
     target: Floats,
     input_: Input,
     sizes: Sizes,
+    stride_down: Value,
+    stride_across: Value,
     outputs: Value,
     deep: Value,
     row: Row,
 ) -> None:
-    """Rows of output pixels at stride 1: for each spike under a window, its row of weights is added.
+    """Rows of output pixels: for each spike under a window, its row of weights is added.
 
     One piece of work is `deep` rows, to each of which all is added that stands in 64 channels under a row of
     its windows, whose weights stay near meanwhile. The table holds ``[panels][planes][kernel height]
@@ -79,21 +81,21 @@ def forward(
     kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
     plane_rows = words_of(sizes.kernel_height * kernel_width * channels) * WORD
     lists = input_.planes * words_of(channels)
-    reach = (sizes.kernel_height - 1) * sizes.dilation_down
+    tall = (deep - 1) * stride_down + (sizes.kernel_height - 1) * sizes.dilation_down + 1
     with (
         code.scratch(
             (Floats, row.floats),
             (Floats, deep * out_width * row.floats),
             (Longs, words_of(width * channels) + 1),
-            (Longs, lists * (deep + reach) * width + 1),
-            (Shorts, input_.planes * (deep + reach) * width * channels + SLACK),
+            (Longs, lists * tall * width + 1),
+            (Shorts, input_.planes * tall * width * channels + SLACK),
         ) as (begun, block, pixels, first, index),
         code.loop(begin, end) as item,
     ):
         image, upper = item // pieces, item % pieces * deep
         lower = (upper + deep).smaller(sizes.out_height)
-        top = (upper - sizes.padding_down).larger(0)
-        bottom = (lower - sizes.padding_down + reach).smaller(sizes.height)
+        above = upper * stride_down - sizes.padding_down
+        top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
         words = _Words(input_, sizes, bits, pixels)
         pixels[words.row] = 0
         n, place = code.variable(0), code.variable(0)
@@ -118,14 +120,14 @@ def forward(
                 code.loop(0, kernel_width, across) as j,
                 code.loop(upper, lower) as y,
             ):
-                down = y - sizes.padding_down + i * sizes.dilation_down
+                down = y * stride_down - sizes.padding_down + i * sizes.dilation_down
                 inside = (down >= top) & (down < bottom)
                 line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
                 plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
                 later = (part > 0) | (i > 0) | (j > 0)
                 with code.loop(0, out_width) as x:
                     at = out + pitch * ((y - upper) * out_width + x)
-                    left = x - sizes.padding_across + j * sizes.dilation_across
+                    left = x * stride_across - sizes.padding_across + j * sizes.dilation_across
                     here = line[left.larger(0).smaller(width)]
                     there = line[(left + across).larger(0).smaller(width)]
                     count = inside.select(there - here, 0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.pieces import rows_together
-from hibana.events.lanes.lists import PLACES
+from hibana.events.lanes.lists import PLACES, WORD
 from hibana.events.lanes.rows import Row, panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
@@ -18,7 +18,8 @@ from hibana.native import Call, Sized, float_bits
 __all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "producer", "weight_gradient"]
 
 CHANNELS = 32
-"""Of fewer a row of a window has too few spikes to be summed by itself."""
+"""Of fewer a row of a window has too few spikes to be summed by itself; at a stride, more than a word of
+them are as soon gathered under windows."""
 FEWEST = 8
 """Of fewer a word holds the channels of a whole window."""
 WASTED = 1.2
@@ -35,7 +36,8 @@ MOST = 1 << 18
 
 def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
-    in_one = geometry.dilation[1] == 1 and geometry.channels >= CHANNELS
+    most = WORD if max(geometry.stride) > 1 else geometry.channels
+    in_one = geometry.dilation[1] == 1 and CHANNELS <= geometry.channels <= most
     counted = geometry.image[1] * geometry.channels <= PLACES
     return density <= product.crossover(outputs) and in_one and counted and _overlap(geometry)
 
@@ -44,14 +46,15 @@ def pay_for_weights(geometry: Geometry, density: float) -> bool:
     """:func:`pay` for the weights' gradient, to which each pixel adds, under a whole window or not."""
     (height, width), (down, across) = geometry.image, geometry.output
     most = height * width <= WASTED * down * across and geometry.channels >= FEWEST
-    return density <= product.gradient_crossover() and most and _overlap(geometry)
+    close = geometry.stride == (1, 1)
+    return density <= product.gradient_crossover() and close and most and _overlap(geometry)
 
 
 def _overlap(geometry: Geometry) -> bool:
-    """Whether windows overlap in a row, at stride 1, and the rows that one reaches over are few and short."""
+    """Whether windows overlap in a row, and the rows that one reaches over are few and short."""
     down, across = geometry.reach
     rows = (down + 1) * (geometry.image[1] + across) * max(64, geometry.channels)
-    return geometry.stride == (1, 1) and geometry.kernel[1] > 1 and rows < MOST
+    return geometry.kernel[1] > geometry.stride[1] and rows < MOST
 
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -98,7 +101,8 @@ def _call(
 def _sized(images: int, outputs: int, planes: int, geometry: Geometry, deep: int, row: Row) -> Sized:
     """The kernel for so many rows of the output at a time."""
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    return kernels.forward.sized(**sizes, **geometry.sizes, row=row)
+    strides = {"stride_down": geometry.stride[0], "stride_across": geometry.stride[1]}
+    return kernels.forward.sized(**sizes, **strides, **geometry.sizes, row=row)
 
 
 def _at_once(row: Row) -> int:

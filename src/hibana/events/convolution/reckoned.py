@@ -84,7 +84,8 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     packing = 0.62 * inputs * outputs
-    per_row = rows * (0.24 * wide + 1.2 * words + 3.6 * geometry.kernel[0] * words * panels)
+    listed = images * geometry.image[0] * geometry.image[1] * 1.2 * words
+    per_row = rows * (0.24 * wide + 3.6 * geometry.kernel[0] * words * panels) + listed
     added = rows * inputs * density * (0.05 + 0.175 * wide)
     return NANO * (14_000 + packing + per_row + added)
 
