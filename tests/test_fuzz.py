@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fuzz import deep, differ, networks, steps, twins
+from fuzz import deep, differ, large, networks, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
 from hibana.events import support
+from hibana.events.convolution import pixels
 from hibana.events.linear import layer
 from hibana.loop import autograd
 
@@ -43,6 +44,21 @@ def test_random_networks_are_the_dense_ones(network):
 @given(deep.deep())
 def test_random_deep_networks_are_torchs(network):
     deep.compare(network, Counts())
+
+
+@pytest.mark.slow
+@FEW
+@given(large.large())
+def test_random_large_layers_are_torchs(layer):
+    large.compare(layer, Counts())
+
+
+def test_a_size_that_a_list_does_not_count_is_found(monkeypatch):
+    sizes = large.Large("Conv1d", 64, 16, 2, width=1100, kernel=(1, 3), padding=(0, 1))
+    large.compare(sizes, Counts())
+    monkeypatch.setattr(pixels, "PLACES", 1 << 40)
+    with pytest.raises(Different, match="output differs"):
+        large.compare(sizes, Counts())
 
 
 @pytest.mark.parametrize(
