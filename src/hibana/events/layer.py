@@ -101,7 +101,7 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     """
     if below is None or below.planes is None or not in_order:
         return None
-    planes = len(below.planes)
+    planes = below.planes.shape[0]
     found = below.rows(below.planes, length)
     if found is None:
         return None

@@ -5,7 +5,7 @@
 Each plane is spikes, so a product with whole numbers is one with spikes and as many scaled copies of weights.
 """
 
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -42,12 +42,17 @@ class Planes(NamedTuple):
     @property
     def scales(self) -> tuple[float, ...]:
         """What each plane is multiplied by."""
-        return tuple(self.factor * 2.0**k for k in range(len(self.bits)))
+        return _scales(self.factor, self.bits.shape[0])
 
     @property
     def together(self) -> Tensor:
         """``[rows, planes * words]``."""
         return joined(list(self.bits))
+
+
+@lru_cache
+def _scales(factor: float, planes: int) -> tuple[float, ...]:
+    return tuple(factor * 2.0**k for k in range(planes))
 
 
 def joined(planes: list[Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ class Normalized(nn.Sequential):
         each, neurons, norm, before, _, of_the_batch = layers
         if any(module._modules or isinstance(module, Stateful) for module in before):
             check_knows_no_time("each", each.module)  # it may have got another since
-        steps = len(input)
+        steps = input.shape[0]
         once = each.runs_once(input)
         currents = input[0] if once else input.flatten(0, 1)
         for module in before[:-1]:

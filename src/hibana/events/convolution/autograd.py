@@ -67,7 +67,7 @@ def producer(
         return None
     if choice.matrix:
         return sums.producer(input_, weight, bias, geometry, steps)
-    if pixels.pay(geometry, len(weight), input_.density):
+    if pixels.pay(geometry, weight.shape[0], input_.density):
         return pixels.producer(input_, weight, bias, geometry, steps)
     return None
 
@@ -78,7 +78,7 @@ def _sums(
     """The same, and the bits under each window, if they were gathered for it."""
     if choice.matrix:
         return sums.forward(input_, weight, bias, geometry), None
-    if pixels.pay(geometry, len(weight), input_.density):
+    if pixels.pay(geometry, weight.shape[0], input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
     return _under_windows(windows, input_, weight, bias, geometry), windows

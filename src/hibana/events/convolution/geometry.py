@@ -35,8 +35,8 @@ class Geometry(NamedTuple):
     @property
     def reach(self) -> Pair:
         """From the first to the last pixel of a window."""
-        down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
-        return down, across
+        (down, across), (height, width) = self.dilation, self.kernel
+        return down * (height - 1), across * (width - 1)
 
     @property
     def beside(self) -> int:

@@ -1,6 +1,7 @@
 """Sums and weights' gradients of a convolution whose spikes are listed once for each pixel."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +62,9 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     """``[N, outputs, height, width]``, channels last."""
     height, width = geometry.output
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    call, out = _call(input_, weight, bias, geometry, -(-height // parts))
-    call.run(len(out) * parts)
+    ready = _ready(input_.bits.shape, weight.shape[0], geometry, -(-height // parts))
+    call, out = ready.call(input_, weight, bias)
+    call.run(ready.pieces)
     return out
 
 
@@ -73,36 +75,46 @@ def producer(
 
     None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
     """
-    outputs, images = len(weight), input_.bits.shape[1] // geometry.image[0]
-    rows = rows_together(images // steps, outputs, geometry, steps, torch.get_num_threads())
-    if rows < max(1, min(geometry.output[0], geometry.reach[0])):
+    bits, outputs, height = input_.bits.shape, weight.shape[0], geometry.output[0]
+    images = bits[1] // geometry.image[0] // steps
+    deep = rows_together(images, outputs, geometry, steps, torch.get_num_threads())
+    if deep < max(1, min(height, geometry.reach[0])):
         return None
-    call, out = _call(input_, weight, bias, geometry, rows)
-    height, width = geometry.output
-    pieces = images // steps * (height // rows)
-    return Producer(call, kernels.forward.place("target"), pieces, rows * width * outputs, out)
+    ready = _ready(bits, outputs, geometry, deep)
+    call, out = ready.call(input_, weight, bias)
+    return Producer(call, kernels.forward.place("target"), ready.pieces // steps, ready.length, out)
 
 
-def _call(
-    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, deep: int
-) -> tuple[Call, Tensor]:
-    """The kernel's call for so many rows of the output at a time, and what it writes, as :func:`forward`."""
-    outputs, (planes, rows, _) = len(weight), input_.bits.shape
-    row, images = panel(outputs), rows // geometry.image[0]
-    out = torch.empty(images, *geometry.output, outputs, dtype=torch.float32, device="cpu")
-    table = product.packed(weight, row, input_.scales)
-    call = _sized(images, outputs, planes, geometry, deep, row).call(
-        bits=input_.bits, table=table, bias=bias, target=out
-    )
-    return call, out.permute(0, 3, 1, 2)
+class _Ready(NamedTuple):
+    """The sums' kernel, made ready for input and output of some size."""
+
+    sized: Sized
+    row: Row
+    shape: tuple[int, ...]
+    """Of what comes out, channels last."""
+    pieces: int
+    """Of work."""
+    length: int
+    """Numbers of one."""
+
+    def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
+        """The call, and what it writes, as :func:`forward` gives it."""
+        out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+        table = product.packed(weight, self.row, input_.scales)
+        call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
+        return call, out.permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=256)
-def _sized(images: int, outputs: int, planes: int, geometry: Geometry, deep: int, row: Row) -> Sized:
-    """The kernel for so many rows of the output at a time."""
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int) -> _Ready:
+    """For bits of this shape, so many rows of the output at a time."""
+    (planes, rows, _), (height, width) = bits, geometry.output
+    row, images = panel(outputs), rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
     strides = {"stride_down": geometry.stride[0], "stride_across": geometry.stride[1]}
-    return kernels.forward.sized(**sizes, **strides, **geometry.sizes, row=row)
+    sized = kernels.forward.sized(**sizes, **strides, **geometry.sizes, row=row)
+    pieces, shape = images * -(-height // deep), (images, height, width, outputs)
+    return _Ready(sized, row, shape, pieces, deep * width * outputs)
 
 
 def _at_once(row: Row) -> int:

@@ -1,6 +1,7 @@
 """The product of spikes and weights, and its gradients: which kernel computes them, and the calls."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support
-from hibana.native import float_bits
+from hibana.native import Sized, float_bits
 
 __all__ = [
     "Explained",
@@ -110,23 +111,31 @@ def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
     One of windows, ``[outputs, channels, height, width]``, has the inputs ``[height][width][channels]``. Of
     each of the `scales`, 1, 2, 4, … times the first, the weights are that many times as large.
     """
-    outputs, places = len(weight), 1
+    places = 1
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
         weight = weight.permute(0, 2, 3, 1)
     elif weight.ndim == 4:
         places = weight.shape[2] * weight.shape[3]
     weight = weight.contiguous()
-    inputs = weight.numel() // outputs
-    words, panels, planes = _up(inputs, 64), _up(outputs, row.floats), len(scales)
-    table = torch.empty(panels, planes * words * 64, row.floats, dtype=torch.float32, device="cpu")
-    given = {"source": weight, "target": table, "outputs": outputs, "inputs": inputs, "row": row}
-    if places == 1 and scales == ONE:
-        kernels.pack(panels * words, **given)
-    else:
-        kernels.pack_planes(
-            panels * words, **given, places=places, factor=float_bits(scales[0]), planes=planes
-        )
+    outputs = weight.shape[0]
+    pieces, shape, pack = _packing(outputs, weight.numel() // outputs, places, row, scales)
+    table = torch.empty(shape, dtype=torch.float32, device="cpu")
+    pack(pieces, source=weight, target=table)
     return table
+
+
+@lru_cache(maxsize=256)
+def _packing(
+    outputs: int, inputs: int, places: int, row: Row, scales: Scales
+) -> tuple[int, tuple[int, ...], Sized]:
+    """Pieces of work, the shape of the table, and the kernel for :func:`packed`."""
+    words, panels, planes = _up(inputs, WORD), _up(outputs, row.floats), len(scales)
+    shape = panels, planes * words * WORD, row.floats
+    sizes = {"outputs": outputs, "inputs": inputs, "row": row}
+    if places == 1 and scales == ONE:
+        return panels * words, shape, kernels.pack.sized(**sizes)
+    scaled = {"places": places, "factor": float_bits(scales[0]), "planes": planes}
+    return panels * words, shape, kernels.pack_planes.sized(**sizes, **scaled)
 
 
 def forward(
