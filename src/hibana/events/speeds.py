@@ -31,7 +31,7 @@ from hibana.native.threads import alone
 
 __all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed"]
 
-RUNS = 5
+RUNS = 4
 """Of a burst, of which the first does not count."""
 AGREED = 3
 """Bursts that come to the same: some other work on the machine slows one way by half for tens of
