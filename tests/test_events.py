@@ -21,6 +21,7 @@ def _spikes(*shape, density):
 
 
 def _gradients(layer, x, weights):
+    layer.zero_grad()  # of the call before, in which a gradient would be summed with this one
     x = x.clone().requires_grad_()
     out = layer(x)
     out.mul(weights).sum().backward()

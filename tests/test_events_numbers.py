@@ -22,6 +22,7 @@ def _numbers(*shape, density, most, factor=1.0):
 
 
 def _gradients(layer, x, weights):
+    layer.zero_grad()  # of the call before, in which a gradient would be summed with this one
     x = x.clone().requires_grad_()
     out = layer(x)
     out.mul(weights).sum().backward()

@@ -62,7 +62,8 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     """``[N, outputs, height, width]``, channels last."""
     height, width = geometry.output
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    ready = _ready(input_.bits.shape, weight.shape[0], geometry, -(-height // parts))
+    outputs = weight.shape[0]
+    ready = _ready(input_.bits.shape, outputs, geometry, -(-height // parts), panel(outputs))
     call, out = ready.call(input_, weight, bias)
     call.run(ready.pieces)
     return out
@@ -80,7 +81,7 @@ def producer(
     deep = rows_together(images, outputs, geometry, steps, torch.get_num_threads())
     if deep < max(1, min(height, geometry.reach[0])):
         return None
-    ready = _ready(bits, outputs, geometry, deep)
+    ready = _ready(bits, outputs, geometry, deep, panel(outputs))
     call, out = ready.call(input_, weight, bias)
     return Producer(call, kernels.forward.place("target"), ready.pieces // steps, ready.length, out)
 
@@ -106,10 +107,10 @@ class _Ready(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int) -> _Ready:
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row) -> _Ready:
     """For bits of this shape, so many rows of the output at a time."""
     (planes, rows, _), (height, width) = bits, geometry.output
-    row, images = panel(outputs), rows // geometry.image[0]
+    images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
     strides = {"stride_down": geometry.stride[0], "stride_across": geometry.stride[1]}
     sized = kernels.forward.sized(**sizes, **strides, **geometry.sizes, row=row)
