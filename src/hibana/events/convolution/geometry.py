@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
     padding: Pair
     dilation: Pair
     made: Pair | None = None
-    """Of the output, where it is not what meets all windows."""
+    """Height and width of the output, where there are not as many windows as fit."""
 
     @property
     def output(self) -> Pair:

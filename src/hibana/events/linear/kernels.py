@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hibana.events.lanes.lists import SLACK, WORD, listed, words_of
 from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, dots, transposed
 from hibana.events.lanes.subsets import TABLES, Sum, add_subsets
-from hibana.native import INT, Code, Floats, Longs, Shorts, Value, kernel
+from hibana.native import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
 
 __all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
 
@@ -37,14 +37,8 @@ def pack(
     """Blocks of 64 inputs of ``[outputs, inputs]`` weights to ``[panels][words * 64][panel]``, then zeros."""
     words = words_of(inputs)
     with code.loop(begin, end) as item:
-        panel, word = item // words, item % words
         out = target + row.floats * WORD * item
-        wide = (outputs - panel * row.floats).smaller(row.floats)
-        deep = (inputs - word * WORD).smaller(WORD)
-        with code.when((wide < row.floats) | (deep < WORD)):
-            out.clear(WORD * row.floats)
-        at = source + (panel * row.floats * inputs + word * WORD)
-        transposed(code, out, code.constant(row.floats), at, inputs, wide, deep)
+        _turned(code, row, out, source, item // words, item % words, outputs, inputs)
 
 
 @kernel
@@ -71,12 +65,7 @@ def pack_planes(
     unit = factor.to(INT).number().spread(LANES)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
-        wide = (outputs - panel * row.floats).smaller(row.floats)
-        deep = (inputs - word * WORD).smaller(WORD)
-        with code.when((wide < row.floats) | (deep < WORD)):
-            block.clear(WORD * row.floats)
-        at = source + (panel * row.floats * inputs + word * WORD)
-        transposed(code, block, code.constant(row.floats), at, inputs, wide, deep)
+        deep = _turned(code, row, block, source, panel, word, outputs, inputs)
         channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
         with code.loop(0, WORD) as k:
             to = (k < deep).select(place.value * channels + channel.value, word * WORD + k)
@@ -88,6 +77,26 @@ def pack_planes(
             last = (place.value + 1).equals(places)
             channel.value += last.select(code.constant(1), 0)
             place.value = last.select(0, place.value + 1)
+
+
+def _turned(
+    code: Code,
+    row: Row,
+    target: Pointer,
+    source: Pointer,
+    panel: Value,
+    word: Value,
+    outputs: Value,
+    inputs: Value,
+) -> Value:
+    """Writes the rows of 64 inputs of a panel, zeros where there is none, and returns how many there are."""
+    wide = (outputs - panel * row.floats).smaller(row.floats)
+    deep = (inputs - word * WORD).smaller(WORD)
+    with code.when((wide < row.floats) | (deep < WORD)):
+        target.clear(WORD * row.floats)
+    at = source + (panel * row.floats * inputs + word * WORD)
+    transposed(code, target, code.constant(row.floats), at, inputs, wide, deep)
+    return deep
 
 
 @kernel
