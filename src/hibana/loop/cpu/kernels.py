@@ -34,9 +34,9 @@ __all__ = ["CpuKernels"]
 
 CPU = torch.device("cpu")
 
-NONTEMPORAL_FROM = 32 << 20
-"""Bytes from which on a sequence is written by non-temporal stores: no cache would hold it until
-somebody reads it."""
+NONTEMPORAL_FROM = 8 << 20
+"""Bytes from which on a sequence is written by non-temporal stores: little of it would be left in a cache
+that cores share, beside what else is read and written, until somebody reads it."""
 
 RECOMPUTED_FROM = 4 << 20
 """Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
