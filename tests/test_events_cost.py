@@ -179,7 +179,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("HIBANA_COSTS", raising=False)
     monkeypatch.setattr(speeds, "kept_in", lambda: tmp_path)
     monkeypatch.setattr(speeds, "_KNOWN", {})
-    monkeypatch.setattr(speeds, "_WAITED", speeds._Waited())
     return tmp_path
 
 
@@ -227,9 +226,8 @@ class Processor:
     """A clock that goes on by what is called, each call `pace` times as long as it says."""
 
     def __init__(self, monkeypatch):
-        self.now, self.pauses = 0.0, 0
+        self.now = 0.0
         monkeypatch.setattr(time, "thread_time", lambda: self.now)
-        monkeypatch.setattr(time, "sleep", self.sleep)
         monkeypatch.setattr(speeds, "YARDSTICK", self.way("yardstick", 3.0))
 
     def way(self, name, seconds):
@@ -241,28 +239,13 @@ class Processor:
     def pace(self, name):
         return 1.0
 
-    def sleep(self, seconds):
-        self.pauses += 1
-
 
 def test_a_processor_that_stays_slow_changes_no_speed(folder, monkeypatch):
     processor = Processor(monkeypatch)
     assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
     processor.pace = lambda name: 2.0
     assert speeds.speed(processor.way("another", 5.0)) == pytest.approx(5.0)
-    assert processor.pauses == speeds.PATIENCE
     assert speeds.speed(processor.way("one more", 7.0)) == pytest.approx(7.0)
-    assert processor.pauses == speeds.PATIENCE
-
-
-def test_a_neighbour_who_slows_one_way_more_than_another_is_waited_for(folder, monkeypatch):
-    processor = Processor(monkeypatch)
-    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
-    processor.pace = lambda name: (
-        1.0 if processor.pauses == 4 else {"yardstick": 1.3 + processor.pauses}.get(name, 2.6)
-    )
-    assert speeds.speed(processor.way("another", 5.0)) == pytest.approx(5.0)
-    assert processor.pauses == 4
 
 
 def test_who_slows_a_way_alone_for_a_while_changes_no_speed(folder, monkeypatch):

@@ -7,8 +7,7 @@ leaves it 1. It is of processor time of one thread; that more threads speed all 
 
 Ways are compared with one another, and a processor whose neighbours are at work is half as fast for a while
 as before: each is measured in turn with one product of matrices, :data:`YARDSTICK`, and takes as many times
-as long as that, measured again for a moment where it took longer than before. Nothing else here knows a
-product.
+as long as that. Nothing else here knows a product.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,12 +38,6 @@ ALIKE = 1.05
 """How many times as long as the best it takes where it comes to the same."""
 BURSTS = 10
 """At most."""
-QUIET = 1.06
-"""While nobody disturbs, the yardstick takes at most this many times as long as it took at best."""
-PAUSE = 0.05
-"""Seconds until it is looked again whether somebody disturbs."""
-PATIENCE = 5
-"""Pauses that a process makes in all."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""
 
@@ -122,36 +114,14 @@ def _measured(way: Way) -> float:
     if way is YARDSTICK:
         return alone(lambda: _best(way.piece())[0])
     usual = YARDSTICK.reckoned * speed(YARDSTICK)
-    return alone(lambda: _beside(way, usual)) * usual
+    return alone(lambda: _beside(way)) * usual
 
 
-def _beside(way: Way, usual: float) -> float:
-    """How many times as long as the yardstick the piece of `way` takes this thread.
-
-    A neighbour slows ways unlike one another. The yardstick shows it, taking longer than its `usual` seconds,
-    and is waited for.
-    """
+def _beside(way: Way) -> float:
+    """How many times as long as the yardstick the piece of `way` takes this thread."""
     yardstick = YARDSTICK.piece()
-    while True:
-        (taken,) = _burst(yardstick)
-        _WAITED.best = min(_WAITED.best, usual, taken)
-        if taken <= QUIET * _WAITED.best or _WAITED.pauses >= PATIENCE:
-            break
-        _WAITED.pauses += 1
-        time.sleep(PAUSE)
     taken, _, beside = _best(way.piece(), yardstick, yardstick)  # once for what the way has left in the cache
     return taken / beside
-
-
-@dataclass
-class _Waited:
-    """Pauses that were made for the yardstick, and the seconds that it took at best."""
-
-    pauses: int = 0
-    best: float = float("inf")
-
-
-_WAITED = _Waited()
 
 
 def _best(*calls: Call) -> list[float]:
