@@ -190,14 +190,14 @@ def _scan(
     ):
         tail.clear(WORD)
         spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
-        one = code.constant(1.0, FLOAT.of(LANES)).integer()
+        one = code.constant(1.0, FLOAT.of(WORD)).integer()
         first, last = _share(rows, part, parts)
 
         def seen(values: Value) -> Value:
             fired = values.differs(0.0)
-            for lane in range(0, WORD, LANES):
-                some, lanes = values.lanes(lane, LANES), fired.lanes(lane, LANES)
-                strange.value |= lanes.select(some.integer() ^ one, 0)
+            unlike = fired.select(values.integer() ^ one, 0)
+            first, second, third, last = (unlike.lanes(lane, LANES) for lane in range(0, WORD, LANES))
+            strange.value |= (first | second) | (third | last)
             return fired.word()
 
         def put(target: Pointer, word: Value) -> None:
@@ -216,7 +216,7 @@ def _scan(
             with code.loop(0, block) as i:
                 begun, out = position + inputs * i - from_word * WORD, bits + words * (top + i)
                 with code.loop(0, whole) as w:
-                    put(out + w, bits_from(together, begun + WORD * w))
+                    put(out + w, bits_from(together + w, begun))
                 with code.when(rest > 0):
                     put(out + whole, bits_from(together, begun + WORD * whole) & first_bits(code, rest))
         with code.when(source.given() & ~cut), code.loop(first, last) as row:

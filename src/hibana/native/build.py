@@ -71,20 +71,17 @@ class _Object:
         return cls(body[end:], tuple(head["names"]), head["key"])
 
 
-def assemble(source: str, names: tuple[str, ...], *, optimized: bool = False) -> tuple[Kernel, ...]:
+def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
 
     Args:
         source: the module.
         names: of the functions in it that are called from outside.
-        optimized: whether all of LLVM's passes of its level 2 see the module, for loops within loops. What
-            goes once along rows, each value computed where it is needed, as the loop's kernels do, is
-            tidied only: they would take most of the time to compile, and find nothing.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    code = _linked_source(source, names, optimized)
+    code = _linked_source(source, names)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
@@ -99,9 +96,9 @@ class _Code:
 _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 
-def _linked_source(source: str, names: tuple[str, ...], optimized: bool) -> _Code:
+def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
     """The code of `source`, one in the process however many threads ask for it."""
-    text = "\n".join((*names, f"; optimized: {optimized}", source))
+    text = "\n".join((*names, source))
     key = hashlib.sha256(text.encode()).hexdigest()
     with COMPILING:
         code = _LINKED.get(key)
@@ -109,7 +106,7 @@ def _linked_source(source: str, names: tuple[str, ...], optimized: bool) -> _Cod
             path = _file(text)
             found = None if path is None else _read(path)
             if found is None:
-                found = _compiled(source, names, optimized)
+                found = _compiled(source, names)
                 if path is not None:
                     _write(path, found.packed(_key(path)))
             code = _LINKED[key] = _linked(found)
@@ -150,21 +147,26 @@ def _say_not_kept(reason: str) -> None:
 _said_once = cache(_say_not_kept)
 
 
-def _compiled(source: str, names: tuple[str, ...], optimized: bool) -> _Object:
+def _compiled(source: str, names: tuple[str, ...]) -> _Object:
+    """The object code of a module.
+
+    In its text what does not change in a loop stands before it, and vectors are written as such: passes of
+    LLVM that look for either would take half as long again to find nothing, and are left out.
+    """
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    if optimized:
-        builder.getModulePassManager().run(module, builder)
-        return _Object(machine.emit_object(module), names)
     passes = llvm.create_new_module_pass_manager()
+    passes.add_sroa_pass()  # variables to registers
+    passes.add_simplify_cfg_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_loop_rotate_pass()  # one branch each time, at the end
+    passes.add_reassociate_pass()
+    passes.add_new_gvn_pass()
     passes.add_simplify_cfg_pass()
     passes.add_instruction_combine_pass()
     passes.add_simplify_cfg_pass()
-    passes.run(module, builder)
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
     llvm.set_option("", "-disable-lsr=true")  # no search for the cheapest way to count through addresses
     try:
         return _Object(machine.emit_object(module), names)

@@ -94,15 +94,18 @@ class Code:
         first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
         name = self._name("i")
         self._begin(f"{name}.enter")
-        self._begin(f"{name}.test")
-        i = Value(self.writer, LONG, f"%{name}")
-        self.writer.do(f"{i.text} = phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]")
-        self.writer.let(f"{name}.more", f"icmp slt {i}, {last}")
-        with self._inside(name, f"%{name}.more"):
-            yield i
-        self._begin(f"{name}.again")
-        self.writer.let(f"{name}.next", f"add {i}, {by}")
-        self.writer.do(f"br label %{name}.test")
+        with self.writer.loop():
+            self._begin(f"{name}.test")
+            text = self.writer.let(
+                name, f"phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]"
+            )
+            i = Value(self.writer, LONG, text)
+            self.writer.let(f"{name}.more", f"icmp slt {i}, {last}")
+            with self._inside(name, f"%{name}.more"):
+                yield i
+            self._begin(f"{name}.again")
+            self.writer.let(f"{name}.next", f"add {i}, {by}")
+            self.writer.do(f"br label %{name}.test")
         self.writer.label(f"{name}.done")
 
     @contextmanager
@@ -121,22 +124,24 @@ class Code:
     def each_bit(self, word: Value) -> Iterator[Value]:
         """What is written meanwhile, for the position of each bit of `word` that is set, from the lowest."""
         left, name = self.variable(word), self._name("b")
-        self._begin(f"{name}.test")
-        bits = left.value
-        with self._inside(name, bits.differs(0).text):
-            yield bits.call("cttz", constant(self.writer, BIT, 1))
-            left.value = bits & (bits - 1)
-        self.writer.do(f"br label %{name}.test")
+        with self.writer.loop():
+            self._begin(f"{name}.test")
+            bits = left.value
+            with self._inside(name, bits.differs(0).text):
+                yield bits.call("cttz", constant(self.writer, BIT, 1))
+                left.value = bits & (bits - 1)
+            self.writer.do(f"br label %{name}.test")
         self.writer.label(f"{name}.done")
 
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:
         """What is written meanwhile, again and again while the condition given to what this yields holds."""
         name, conditions = self._name("r"), list[Value]()
-        self._begin(f"{name}.body")
-        yield conditions.append
-        (condition,) = conditions
-        self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
+        with self.writer.loop():
+            self._begin(f"{name}.body")
+            yield conditions.append
+            (condition,) = conditions
+            self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
         self.writer.label(f"{name}.done")
 
     def vectors(self, count: Value, lanes: int) -> Iterator[tuple[Value, Value | None]]:
@@ -161,7 +166,7 @@ class Code:
 
         Each part begins with a line of the cache.
         """
-        self.texts |= {"declare ptr @malloc(i64)": None, "declare void @free(ptr)": None}
+        self.texts |= {"declare noalias ptr @malloc(i64)": None, "declare void @free(ptr)": None}
         begins, end = list[Value](), self.constant(0)
         for kind, count in parts:
             begins.append(end)

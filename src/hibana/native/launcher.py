@@ -161,7 +161,7 @@ class Launcher:
         """The kernel itself, for these values of its options."""
         if options not in self._built:
             text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
-            (self._built[options],) = assemble(text, (self.name,), optimized=True)
+            (self._built[options],) = assemble(text, (self.name,))
         return self._built[options]
 
     def _made_ready(self, fixed: tuple[Any, ...]) -> Sized:

@@ -91,14 +91,14 @@ def windows(
                 with code.loop(0, sizes.kernel_height) as i, code.loop(0, pieces) as j:
                     line = rows + pitch * i
                     source = (x * stride_across + j * sizes.dilation_across) * channels
+                    before = filled.value
                     with code.loop(0, whole, WORD) as done:
-                        here = bits_from(line, source + done)
-                        out[n.value] = begun.value | (here << filled.value)
+                        here = bits_from(line + done // WORD, source)
+                        out[n.value] = begun.value | (here << before)
                         n.value += 1
-                        begun.value = (here >> 1) >> (WORD - 1 - filled.value)
+                        begun.value = (here >> 1) >> (WORD - 1 - before)
                     with code.when(rest > 0):
                         here = bits_from(line, source + whole) & first_bits(code, rest)
-                        before = filled.value
                         begun.value |= here << before
                         filled.value += rest
                         with code.when(filled.value >= WORD):

@@ -108,8 +108,8 @@ def first_bits(code: Code, count: Value) -> Value:
 def put_bits(code: Code, at: Pointer, position: Value, source: Pointer, count: Value) -> None:
     """`count` bits at `source`, to where there are zeros at `at` from `position` on."""
     with code.loop(0, count, WORD) as done:
-        bits = bits_from(source, done) & first_bits(code, (count - done).smaller(WORD))
-        put_word(at, position + done, bits)
+        words = done // WORD
+        put_word(at + words, position, source[words] & first_bits(code, (count - done).smaller(WORD)))
 
 
 def put_word(at: Pointer, position: Value, bits: Value) -> None:

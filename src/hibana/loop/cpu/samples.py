@@ -131,7 +131,7 @@ class SampleKernels(NativeKernels):
 
     def _make_kernel(self, direction: str, a: bool, b: bool) -> "_Bound":
         source = self._source(direction, a, b)
-        (kernel,) = assemble(source.text, (direction,), optimized=True)
+        (kernel,) = assemble(source.text, (direction,))
         return _Bound(kernel, source.arguments, source.rows)
 
     def _source(self, direction: str, a: bool, b: bool) -> Source:
