@@ -41,10 +41,7 @@ def _plane_windows(bits: Tensor, geometry: Geometry) -> Tensor:
     items = bits.shape[0] // geometry.image[0] * height
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     out = torch.empty(items * width, -(-inputs // 64), dtype=torch.int64, device="cpu")
-    down, across = geometry.stride
-    kernels.windows(
-        items, GRAIN, bits=bits, target=out, **geometry.sizes, stride_down=down, stride_across=across
-    )
+    kernels.windows(items, GRAIN, bits=bits, target=out, **geometry.sizes)
     return out
 
 

@@ -85,7 +85,8 @@ def _sizes(of: Geometry) -> dict[str, int]:
     sizes = {"channels": of.channels, "height": of.image[0], "width": of.image[1]}
     for name, (height, width) in pairs.items():
         sizes |= {f"{name}_height": height, f"{name}_width": width}
-    for name, (down, across) in {"padding": of.padding, "dilation": of.dilation}.items():
+    pairs = {"stride": of.stride, "padding": of.padding, "dilation": of.dilation}
+    for name, (down, across) in pairs.items():
         sizes |= {f"{name}_down": down, f"{name}_across": across}
     return sizes
 

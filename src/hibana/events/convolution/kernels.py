@@ -31,6 +31,8 @@ class Sizes(Group):
     width: Value
     kernel_height: Value
     kernel_width: Value
+    stride_down: Value
+    stride_across: Value
     padding_down: Value
     padding_across: Value
     dilation_down: Value
@@ -48,8 +50,6 @@ def windows(
     bits: Longs,
     target: Longs,
     sizes: Sizes,
-    stride_down: Value,
-    stride_across: Value,
 ) -> None:
     """For each output pixel the bits under its window, ``[kernel height][kernel width][channels]``.
 
@@ -70,7 +70,7 @@ def windows(
         rows.clear(sizes.kernel_height * pitch)
         row[words] = 0
         with code.loop(0, sizes.kernel_height) as i:
-            above = y * stride_down - sizes.padding_down + i * sizes.dilation_down
+            above = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
             with code.when((above >= 0) & (above < sizes.height)):
                 row.copy(bits + words * (image * sizes.height + above), words)
                 put_bits(code, rows + pitch * i, sizes.padding_across * channels, row, sizes.width * channels)
@@ -78,7 +78,9 @@ def windows(
         with code.when(in_a_word), code.loop(0, out_width) as x:
             under = code.variable(0)
             with code.loop(0, sizes.kernel_height) as i:
-                here = bits_from(rows + pitch * i, x * stride_across * channels) & first_bits(code, wide)
+                here = bits_from(rows + pitch * i, x * sizes.stride_across * channels) & first_bits(
+                    code, wide
+                )
                 under.value |= here << i * wide
             out[x] = under.value
         with code.when(~in_a_word):
@@ -90,7 +92,7 @@ def windows(
                 begun, filled = code.variable(0), code.variable(0)
                 with code.loop(0, sizes.kernel_height) as i, code.loop(0, pieces) as j:
                     line = rows + pitch * i
-                    source = (x * stride_across + j * sizes.dilation_across) * channels
+                    source = (x * sizes.stride_across + j * sizes.dilation_across) * channels
                     before = filled.value
                     with code.loop(0, whole, WORD) as done:
                         here = bits_from(line + done // WORD, source)

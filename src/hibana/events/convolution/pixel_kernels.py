@@ -65,8 +65,6 @@ def forward(
     target: Floats,
     input_: Input,
     sizes: Sizes,
-    stride_down: Value,
-    stride_across: Value,
     outputs: Value,
     deep: Value,
     row: Row,
@@ -81,7 +79,7 @@ def forward(
     kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
     plane_rows = words_of(sizes.kernel_height * kernel_width * channels) * WORD
     lists = input_.planes * words_of(channels)
-    tall = (deep - 1) * stride_down + (sizes.kernel_height - 1) * sizes.dilation_down + 1
+    tall = (deep - 1) * sizes.stride_down + (sizes.kernel_height - 1) * sizes.dilation_down + 1
     with (
         code.scratch(
             (Floats, row.floats),
@@ -94,7 +92,7 @@ def forward(
     ):
         image, upper = item // pieces, item % pieces * deep
         lower = (upper + deep).smaller(sizes.out_height)
-        above = upper * stride_down - sizes.padding_down
+        above = upper * sizes.stride_down - sizes.padding_down
         top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
         words = _Words(input_, sizes, bits, pixels)
         pixels[words.row] = 0
@@ -120,14 +118,14 @@ def forward(
                 code.loop(0, kernel_width, across) as j,
                 code.loop(upper, lower) as y,
             ):
-                down = y * stride_down - sizes.padding_down + i * sizes.dilation_down
+                down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
                 inside = (down >= top) & (down < bottom)
                 line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
                 plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
                 later = (part > 0) | (i > 0) | (j > 0)
                 with code.loop(0, out_width) as x:
                     at = out + pitch * ((y - upper) * out_width + x)
-                    left = x * stride_across - sizes.padding_across + j * sizes.dilation_across
+                    left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
                     here = line[left.larger(0).smaller(width)]
                     there = line[(left + across).larger(0).smaller(width)]
                     count = inside.select(there - here, 0)

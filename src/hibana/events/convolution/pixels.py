@@ -112,8 +112,7 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: R
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    strides = {"stride_down": geometry.stride[0], "stride_across": geometry.stride[1]}
-    sized = kernels.forward.sized(**sizes, **strides, **geometry.sizes, row=row)
+    sized = kernels.forward.sized(**sizes, **geometry.sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, shape, pieces, deep * width * outputs)
 

@@ -130,8 +130,6 @@ def input_gradient(rows: Tensor, weight: Tensor, images: int, geometry: Geometry
         strange=strange[tiles * blocks :],
         target=out,
         **geometry.sizes,
-        stride_down=geometry.stride[0],
-        stride_across=geometry.stride[1],
         images=images,
         outputs=outputs,
         **sizes,

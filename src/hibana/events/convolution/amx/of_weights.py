@@ -68,8 +68,6 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor 
         strange=strange,
         targets=out,
         **geometry.sizes,
-        stride_down=geometry.stride[0],
-        stride_across=geometry.stride[1],
         images=images,
         outputs=outputs,
         **{name: size for name, size in lying.items() if name != "across"},

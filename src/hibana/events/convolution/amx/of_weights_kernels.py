@@ -60,8 +60,6 @@ def weight_gradient(
     strange: Bytes,
     targets: Floats,
     sizes: Sizes,
-    stride_down: Value,
-    stride_across: Value,
     images: Value,
     outputs: Value,
     deep: Value,
@@ -80,7 +78,7 @@ def weight_gradient(
     own; `taps` says at which what is under each place of the windows begins. Whether any of the gradient has
     no parts is said in `strange`.
     """
-    lying = Near(stride_down, stride_across, tall, pitch, together)
+    lying = Near(sizes, tall, pitch, together)
     windows = sizes.kernel_height * sizes.kernel_width
     bands = (sizes.out_height + deep - 1) // deep
     words, of_pixel = words_of(sizes.width * sizes.channels), words_of(sizes.channels)
@@ -124,9 +122,9 @@ def weight_gradient(
                                     seen = bits_from(of_row, x * sizes.channels + word * WORD)
                                     row_marks[word * pixels + further] = seen & first_bits(code, there)
 
-                            lying.pixels(code, sizes, mark)
+                            lying.pixels(code, mark)
 
-                lying.rows(code, sizes, top, marked, lambda to: None)
+                lying.rows(code, top, marked, lambda to: None)
                 with code.loop(0, of_pixel) as word, code.loop(0, pixels, WORD) as some:
                     here = [marks + (word + of_pixel * plane) * pixels + some for plane in range(planes)]
                     for each in here:

@@ -134,8 +134,6 @@ def _call(
 def _sized(lying: tuple[int, ...], images: int, outputs: int, planes: int, geometry: Geometry) -> Sized:
     """The kernel for images that lie as a :class:`Layout` of these sizes says."""
     return kernels.forward.sized(
-        stride_down=geometry.stride[0],
-        stride_across=geometry.stride[1],
         images=images,
         outputs=outputs,
         planes=planes,

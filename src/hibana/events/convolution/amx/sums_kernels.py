@@ -96,8 +96,6 @@ def forward(
     taps: Longs,
     target: Floats,
     sizes: Sizes,
-    stride_down: Value,
-    stride_across: Value,
     images: Value,
     outputs: Value,
     deep: Value,
@@ -114,11 +112,11 @@ def forward(
     under each place of the windows begins. So many pixels `across` are gone through, some of which may lie
     between the rows of the output: these are computed too, and not written.
     """
-    lying = Near(stride_down, stride_across, tall, pitch, together)
+    lying = Near(sizes, tall, pitch, together)
     blocks = (sizes.channels + (BLOCK - 1)) // BLOCK
     words = words_of(sizes.width * sizes.channels)
     beyond = (sizes.kernel_width - 1) * sizes.dilation_across * together + BLOCKS * SIDE
-    plane = (stride_down * stride_across * lying.remainder + beyond) * BLOCK
+    plane = (sizes.stride_down * sizes.stride_across * lying.remainder + beyond) * BLOCK
     bands = (sizes.out_height + deep - 1) // deep
     windows = sizes.kernel_height * sizes.kernel_width
     taps_tiles = windows * blocks * (PARTS * TILE)
@@ -145,13 +143,13 @@ def forward(
                     def put(x: Value, further: Value) -> None:
                         _put(code, row + further * BLOCK, plane, lines, x * sizes.channels, sizes.channels)
 
-                    lying.pixels(code, sizes, put)
+                    lying.pixels(code, put)
 
             def nothing(to: Value) -> None:
                 with code.loop(0, blocks) as block:
                     (near + block * plane + to * BLOCK).clear(lying.line * BLOCK)
 
-            lying.rows(code, sizes, top, brought, nothing)
+            lying.rows(code, top, brought, nothing)
             out = target + (image * sizes.out_height + top) * sizes.out_width * outputs
             row = sizes.out_width * outputs
             steps = row * sizes.out_height, row, outputs

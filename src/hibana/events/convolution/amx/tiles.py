@@ -78,8 +78,7 @@ class Near(NamedTuple):
     are pixels that follow one another.
     """
 
-    stride_down: Value
-    stride_across: Value
+    sizes: Sizes
     tall: Value
     pitch: Value
     together: Value
@@ -97,7 +96,6 @@ class Near(NamedTuple):
     def rows(
         self,
         code: Code,
-        sizes: Sizes,
         top: Value,
         inside: Callable[[Value, Value], None],
         outside: Callable[[Value], None],
@@ -106,23 +104,24 @@ class Near(NamedTuple):
 
         Gives `inside` which row it is and at which pixel it begins, and `outside` the latter of what is none.
         """
-        with code.loop(0, self.stride_down) as left, code.loop(0, self.tall) as down:
-            y = (top + down) * self.stride_down + left - sizes.padding_down
-            to = left * self.stride_across * self.remainder + down * self.line
+        sizes = self.sizes
+        with code.loop(0, sizes.stride_down) as left, code.loop(0, self.tall) as down:
+            y = (top + down) * sizes.stride_down + left - sizes.padding_down
+            to = left * sizes.stride_across * self.remainder + down * self.line
             there = (y >= 0) & (y < sizes.height)
-            with code.when(~there), code.loop(0, self.stride_across) as other:
+            with code.when(~there), code.loop(0, sizes.stride_across) as other:
                 outside(to + other * self.remainder)
             with code.when(there):
                 inside(y, to)
 
-    def pixels(self, code: Code, sizes: Sizes, pixel: Callable[[Value, Value], None]) -> None:
+    def pixels(self, code: Code, pixel: Callable[[Value, Value], None]) -> None:
         """Goes through the pixels of a row: which it is, and how far from where the row begins it lies."""
-        across = self.stride_across
+        across, padding = self.sizes.stride_across, self.sizes.padding_across
         with code.loop(0, across) as other:
-            first = (other + across - sizes.padding_across % across) % across
-            before = (first + sizes.padding_across) // across
+            first = (other + across - padding % across) % across
+            before = (first + padding) // across
             at = code.variable(other * self.remainder + before * self.together)
-            with code.loop(first, sizes.width, across) as x:
+            with code.loop(first, self.sizes.width, across) as x:
                 pixel(x, at.value)
                 at.value += self.together
 
