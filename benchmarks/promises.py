@@ -37,6 +37,7 @@ RECURRENT_AHEAD = 8.0
 
 FIRST_USE = {
     "IF and its backward, compiled": 3.0,
+    "two hb.Conv2d and MaxPool2d, two hb.Linear, IF and their backward, compiled": 2.0,
     "IF and its backward, from the disk cache": 0.1,
     "import hibana, after import torch": 0.15,
 }
