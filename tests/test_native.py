@@ -424,8 +424,11 @@ def test_what_others_compile_in_this_process_is_as_before() -> None:
         _, machine = build._llvm()
         return bytes(machine.emit_object(llvm.parse_assembly(LOOP)))
 
+    llvm.set_option("", "-disable-lsr=true")
+    without = others()
     llvm.set_option("", "-disable-lsr=false")  # as it was before any kernel was compiled
     before = others()
+    assert without != before
     ours = build._compiled(LOOP, ("sum",))
     assert others() == before
     assert ours.code != before

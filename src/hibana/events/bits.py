@@ -196,8 +196,8 @@ def _scan(
         def seen(values: Value) -> Value:
             fired = values.differs(0.0)
             unlike = fired.select(values.integer() ^ one, 0)
-            first, second, third, last = (unlike.lanes(lane, LANES) for lane in range(0, WORD, LANES))
-            strange.value |= (first | second) | (third | last)
+            for lane in range(0, WORD, LANES):
+                strange.value |= unlike.lanes(lane, LANES)
             return fired.word()
 
         def put(target: Pointer, word: Value) -> None:
@@ -218,7 +218,7 @@ def _scan(
                 with code.loop(0, whole) as w:
                     put(out + w, bits_from(together + w, begun))
                 with code.when(rest > 0):
-                    put(out + whole, bits_from(together, begun + WORD * whole) & first_bits(code, rest))
+                    put(out + whole, bits_from(together + whole, begun) & first_bits(code, rest))
         with code.when(source.given() & ~cut), code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, whole) as w:

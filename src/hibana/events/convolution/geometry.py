@@ -85,8 +85,8 @@ def _sizes(of: Geometry) -> dict[str, int]:
     sizes = {"channels": of.channels, "height": of.image[0], "width": of.image[1]}
     for name, (height, width) in pairs.items():
         sizes |= {f"{name}_height": height, f"{name}_width": width}
-    pairs = {"stride": of.stride, "padding": of.padding, "dilation": of.dilation}
-    for name, (down, across) in pairs.items():
+    steps = {"stride": of.stride, "padding": of.padding, "dilation": of.dilation}
+    for name, (down, across) in steps.items():
         sizes |= {f"{name}_down": down, f"{name}_across": across}
     return sizes
 

@@ -56,6 +56,7 @@ def windows(
     One piece of work is a row of output pixels.
     """
     channels, out_width = sizes.channels, sizes.out_width
+    step = sizes.stride_across * channels
     words = words_of(sizes.width * channels)
     pitch = words_of((sizes.width + sizes.padding_across * 2) * channels) + 2
     wide = sizes.kernel_width * channels
@@ -78,9 +79,7 @@ def windows(
         with code.when(in_a_word), code.loop(0, out_width) as x:
             under = code.variable(0)
             with code.loop(0, sizes.kernel_height) as i:
-                here = bits_from(rows + pitch * i, x * sizes.stride_across * channels) & first_bits(
-                    code, wide
-                )
+                here = bits_from(rows + pitch * i, x * step) & first_bits(code, wide)
                 under.value |= here << i * wide
             out[x] = under.value
         with code.when(~in_a_word):
@@ -92,7 +91,7 @@ def windows(
                 begun, filled = code.variable(0), code.variable(0)
                 with code.loop(0, sizes.kernel_height) as i, code.loop(0, pieces) as j:
                     line = rows + pitch * i
-                    source = (x * sizes.stride_across + j * sizes.dilation_across) * channels
+                    source = x * step + j * sizes.dilation_across * channels
                     before = filled.value
                     with code.loop(0, whole, WORD) as done:
                         here = bits_from(line + done // WORD, source)
@@ -100,7 +99,7 @@ def windows(
                         n.value += 1
                         begun.value = (here >> 1) >> (WORD - 1 - before)
                     with code.when(rest > 0):
-                        here = bits_from(line, source + whole) & first_bits(code, rest)
+                        here = bits_from(line + whole // WORD, source) & first_bits(code, rest)
                         begun.value |= here << before
                         filled.value += rest
                         with code.when(filled.value >= WORD):

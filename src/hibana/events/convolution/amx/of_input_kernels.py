@@ -112,7 +112,8 @@ def input_gradient(
     """
     blocks = (outputs + (BLOCK - 1)) // BLOCK
     part_numbers = near * blocks
-    steps = (sizes.height + sizes.stride_down - 1) // sizes.stride_down
+    stride_down, stride_across = sizes.stride_down, sizes.stride_across
+    steps = (sizes.height + stride_down - 1) // stride_down
     bands = (steps + deep - 1) // deep
     windows = sizes.kernel_height * sizes.kernel_width
     row = sizes.width * sizes.channels
@@ -139,18 +140,14 @@ def input_gradient(
                         for part, bits in enumerate(in_parts(numbers, rounded=True)):
                             (place + part_numbers * part).store((bits >> 16).to(SHORT))
             strange[piece] = any_strange(code, found.value)
-            with code.loop(0, sizes.stride_down) as down, code.loop(0, sizes.stride_across) as further:
-                remainder = down * sizes.stride_across + further
+            with code.loop(0, stride_down) as down, code.loop(0, stride_across) as further:
+                remainder = down * stride_across + further
                 first, last = firsts[remainder], firsts[remainder + 1]
-                wide = (sizes.width - further + sizes.stride_across - 1) // sizes.stride_across
-                high = (
-                    ((sizes.height - down + sizes.stride_down - 1) // sizes.stride_down - top)
-                    .smaller(deep)
-                    .larger(0)
-                )
-                apart = row * sizes.height, row * sizes.stride_down, sizes.channels * sizes.stride_across
+                wide = (sizes.width - further + stride_across - 1) // stride_across
+                high = ((sizes.height - down + stride_down - 1) // stride_down - top).smaller(deep).larger(0)
+                apart = row * sizes.height, row * stride_down, sizes.channels * stride_across
                 places = Places(pitch, across, together, count, (high, wide), apart)
-                first_row = image * sizes.height + top * sizes.stride_down + down
+                first_row = image * sizes.height + top * stride_down + down
                 out = target + (first_row * row + further * sizes.channels)
                 with code.loop(0, sizes.channels, SIDE) as channel:
                     weights = table + (channel // SIDE * blocks * windows + first) * (PARTS * TILE)
