@@ -14,6 +14,7 @@ from hibana.events.bits import bits_of
 from hibana.events.convolution import autograd, pixels
 from hibana.events.convolution import layer as convolution_layer
 from hibana.events.convolution.geometry import Geometry
+from hibana.events.lanes.rows import panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
 from hibana.events.pooling import kernels as pooling_kernels
@@ -692,7 +693,7 @@ def test_windows_in_the_padding_alone_give_the_bias(width, kernel, stride, paddi
 @settings(max_examples=60)
 @given(
     images=st.integers(1, 11),
-    channels=st.sampled_from([1, 8, 33, 64, 65, 130]),
+    channels=st.sampled_from([1, 8, 31, 32, 33, 64, 65, 130]),
     outputs=st.sampled_from([1, 16, 33, 70]),
     image=st.tuples(st.integers(1, 7), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 4)),
@@ -702,16 +703,17 @@ def test_windows_in_the_padding_alone_give_the_bias(width, kernel, stride, paddi
     planes=st.integers(1, 3),
     density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
     near=st.sampled_from([16, 1000, pixels.NEAR]),
+    lies=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     threads=st.integers(1, 3),
 )
 def test_what_is_listed_by_pixels_gives_what_windows_give(
-    images, channels, outputs, image, kernel, stride, padding, dilation, planes, density, near, threads
+    images, channels, outputs, image, kernel, stride, padding, dilation, planes, density, near, lies, threads
 ):
     geometry = Geometry(channels, image, kernel, stride, padding, dilation)
     assume(min(geometry.output) > 0)
     rows = torch.rand(planes, images * image[0], image[1] * channels) < density
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), density)
-    weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
+    weight, bias = torch.randn(outputs, channels, *kernel).to(memory_format=lies), torch.randn(outputs)
     gradient = torch.randn(images * geometry.output[0] * geometry.output[1], outputs)
     inputs = channels * kernel[0] * kernel[1]
     windows = autograd.windows_of(input_.bits, geometry)
@@ -721,6 +723,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         patch.setattr(pixels, "NEAR", near)
         patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
         found = pixels.forward(input_, weight, bias, geometry)
+        at_once = pixels.at_once(geometry, panel(outputs), planes)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "LONG", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
@@ -732,5 +735,5 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     )
     wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    if channels <= 64:  # the same order of sums
+    if channels <= 64 and not at_once:  # the same order of sums
         assert torch.equal(found, wanted)

@@ -6,14 +6,25 @@ distance from the rows of a table. Of the weights' gradient, an input's sum for 
 the gradient's rows from one list too, each time from another place on.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
-from hibana.events.lanes.lists import SLACK, WORD, bits_from, first_bits, listed, transposed_bits, words_of
+from hibana.events.lanes.lists import (
+    HALF,
+    SLACK,
+    WORD,
+    bits_from,
+    first_bits,
+    listed,
+    transposed_bits,
+    words_of,
+)
 from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed, transposed_square
 from hibana.native import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["Input", "forward", "together", "weight_gradient"]
+__all__ = ["Input", "forward", "forward_at_once", "together", "weight_gradient"]
 
 
 class Input(Group):
@@ -51,6 +62,30 @@ class _Words(NamedTuple):
         channels = self.sizes.channels
         there = first_bits(code, (channels - word * WORD).smaller(WORD))
         return bits_from(self.pixels, x * channels + word * WORD) & there
+
+
+@contextmanager
+def _panels(
+    code: Code,
+    row: Row,
+    begun: Pointer,
+    block: Pointer,
+    bias: Pointer,
+    target: Pointer,
+    outputs: Value,
+    count: Value,
+) -> Iterator[tuple[Value, Pointer, Value]]:
+    """What is written meanwhile, for each panel of `count` pixels: where its first is, and how far the next.
+
+    Sums of a panel begin with what is put in `begun`; those of one that is not full go through a `block`.
+    """
+    with code.loop(0, row.panels(outputs)) as panel:
+        begin_with(code, row, begun, bias, panel, outputs)
+        wide = (outputs - panel * row.floats).smaller(row.floats)
+        narrow, into = wide < row.floats, target + panel * row.floats
+        yield panel, into.instead(narrow, block), narrow.select(row.floats, outputs)
+        with code.when(narrow), code.loop(0, count) as k:
+            (into + outputs * k).copy(block + row.floats * k, wide)
 
 
 @kernel
@@ -106,33 +141,100 @@ def forward(
                 place.value += 1
         first[place.value] = n.value
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
-        with code.loop(0, row.panels(outputs)) as panel:
-            begin_with(code, row, begun, bias, panel, outputs)
-            wide = (outputs - panel * row.floats).smaller(row.floats)
-            narrow = wide < row.floats
-            into = target + (outputs * (image * sizes.out_height + upper) * out_width + panel * row.floats)
-            out, pitch = into.instead(narrow, block), narrow.select(row.floats, outputs)
-            with (
-                code.loop(0, lists) as part,
-                code.loop(0, sizes.kernel_height) as i,
-                code.loop(0, kernel_width, across) as j,
-                code.loop(upper, lower) as y,
-            ):
+        into = target + outputs * (image * sizes.out_height + upper) * out_width
+        done = (lower - upper) * out_width
+        with (
+            _panels(code, row, begun, block, bias, into, outputs, done) as (panel, out, pitch),
+            code.loop(0, lists) as part,
+            code.loop(0, sizes.kernel_height) as i,
+            code.loop(0, kernel_width, across) as j,
+            code.loop(upper, lower) as y,
+        ):
+            down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
+            inside = (down >= top) & (down < bottom)
+            line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
+            plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
+            later = (part > 0) | (i > 0) | (j > 0)
+            with code.loop(0, out_width) as x:
+                at = out + pitch * ((y - upper) * out_width + x)
+                left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
+                here = line[left.larger(0).smaller(width)]
+                there = line[(left + across).larger(0).smaller(width)]
+                count = inside.select(there - here, 0)
+                weights = plane + (i * kernel_width + j - left) * channels * row.floats
+                add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
+
+
+@kernel
+def forward_at_once(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    table: Floats,
+    bias: Floats,
+    target: Floats,
+    input_: Input,
+    sizes: Sizes,
+    outputs: Value,
+    deep: Value,
+    row: Row,
+) -> None:
+    """:func:`forward` for at most HALF channels, where the weights of a whole window stay near.
+
+    Each row of the output has a list of its own: pixel by pixel what lies under a column of the window there.
+    So all that is under a window is one stretch of it, and its sum is stored once. The table holds
+    ``[panels][planes][kernel width][kernel height][channels][panel]``, those of a plane filled up to 64 rows.
+    """
+    channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
+    kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
+    column = sizes.kernel_height * channels
+    plane_rows = words_of(kernel_width * column) * WORD
+    pitch = words_of(width * channels) + 1
+    with (
+        code.scratch(
+            (Floats, row.floats),
+            (Floats, out_width * row.floats),
+            (Longs, input_.planes * sizes.kernel_height * pitch),
+            (Longs, width + 1),
+            (Shorts, input_.planes * width * column + SLACK),
+        ) as (begun, block, pixels, first, index),
+        code.loop(begin, end) as item,
+    ):
+        image, upper = item // pieces, item % pieces * deep
+        with code.loop(upper, (upper + deep).smaller(sizes.out_height)) as y:
+            with code.loop(0, input_.planes) as plane, code.loop(0, sizes.kernel_height) as i:
+                words = _Words(input_, sizes, bits, pixels + (plane * sizes.kernel_height + i) * pitch)
                 down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
-                inside = (down >= top) & (down < bottom)
-                line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
-                plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
-                later = (part > 0) | (i > 0) | (j > 0)
-                with code.loop(0, out_width) as x:
-                    at = out + pitch * ((y - upper) * out_width + x)
-                    left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
-                    here = line[left.larger(0).smaller(width)]
-                    there = line[(left + across).larger(0).smaller(width)]
-                    count = inside.select(there - here, 0)
-                    weights = plane + (i * kernel_width + j - left) * channels * row.floats
-                    add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
-            with code.when(narrow), code.loop(0, (lower - upper) * out_width) as k:
-                (into + outputs * k).copy(block + row.floats * k, wide)
+                inside = (down >= 0) & (down < sizes.height)
+                with code.when(~inside):
+                    words.pixels.clear(pitch)
+                with code.when(inside):
+                    words.bring(plane, image, down)
+                    words.pixels[words.row] = 0
+            n, ones = code.variable(0), first_bits(code, channels)
+            with code.loop(0, width) as x:
+                first[x] = n.value
+                position = code.variable(x * channels)
+                with code.loop(0, input_.planes) as plane:
+                    base = code.variable(plane * plane_rows + x * column)
+                    with code.loop(0, sizes.kernel_height):
+                        word = bits_from(pixels, position.value) & ones
+                        n.value = listed(code, row, word, base.value, index, n.value, HALF)
+                        base.value += channels
+                        position.value += pitch * WORD
+            first[width] = n.value
+            into = target + outputs * (image * sizes.out_height + y) * out_width
+            with (
+                _panels(code, row, begun, block, bias, into, outputs, out_width) as (panel, out, apart),
+                code.loop(0, out_width) as x,
+            ):
+                left = x * sizes.stride_across - sizes.padding_across
+                here = first[left.larger(0).smaller(width)]
+                there = first[(left + kernel_width).larger(0).smaller(width)]
+                weights = table + (panel * input_.planes * plane_rows - left * column) * row.floats
+                add_rows(code, row, out + apart * x, begun, weights, index + here, there - here)
 
 
 @kernel

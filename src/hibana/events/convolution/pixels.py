@@ -9,26 +9,24 @@ from torch import Tensor
 from hibana.events.convolution import pixel_kernels as kernels
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.pieces import rows_together
-from hibana.events.lanes.lists import PLACES, WORD
+from hibana.events.lanes.lists import HALF, PLACES, WORD
 from hibana.events.lanes.rows import Row, panel
 from hibana.events.linear import product
 from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
 from hibana.native import Call, Sized, float_bits
 
-__all__ = ["forward", "near", "parts", "pay", "pay_for_weights", "producer", "weight_gradient"]
+__all__ = ["at_once", "forward", "near", "parts", "pay", "pay_for_weights", "producer", "weight_gradient"]
 
-CHANNELS = 32
-"""Of fewer a row of a window has too few spikes to be summed by itself; at a stride, more than a word of
-them are as soon gathered under windows."""
 FEWEST = 8
-"""Of fewer a word holds the channels of a whole window."""
+"""Channels, of fewer of which a word holds what is under a whole window; at a stride, those of more than a
+word are as soon gathered under windows."""
 WASTED = 1.2
 """Pixels of an image to those of the output."""
 PIXELS = 256
 """Output pixels that are gone through at a time."""
 NEAR = 1 << 14
-"""Floats that are kept near at a time."""
+"""Floats that are kept near at a time, of weights or of a gradient."""
 GRAIN = 8
 """Outputs whose parts are not worth a thread of their own."""
 MOST = 1 << 18
@@ -38,9 +36,18 @@ MOST = 1 << 18
 def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
     most = WORD if max(geometry.stride) > 1 else geometry.channels
-    in_one = geometry.dilation[1] == 1 and CHANNELS <= geometry.channels <= most
+    in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
     counted = geometry.image[1] * geometry.channels <= PLACES
     return density <= product.crossover(outputs) and in_one and counted and _overlap(geometry)
+
+
+def at_once(geometry: Geometry, row: Row, planes: int) -> bool:
+    """Whether a window, whose weights stay near, is summed at once, and not a row of it at a time."""
+    column = geometry.kernel[0] * geometry.channels
+    inputs = geometry.kernel[1] * column
+    places = planes * -(-inputs // WORD) * WORD + geometry.image[1] * column
+    few = geometry.channels <= HALF and inputs * row.floats <= NEAR
+    return few and geometry.dilation[1] == 1 and places <= PLACES
 
 
 def pay_for_weights(geometry: Geometry, density: float) -> bool:
@@ -62,8 +69,7 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     """``[N, outputs, height, width]``, channels last."""
     height, width = geometry.output
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    outputs = weight.shape[0]
-    ready = _ready(input_.bits.shape, outputs, geometry, -(-height // parts), panel(outputs))
+    ready = _ready_for(input_, weight.shape[0], geometry, -(-height // parts))
     call, out = ready.call(input_, weight, bias)
     call.run(ready.pieces)
     return out
@@ -76,14 +82,14 @@ def producer(
 
     None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
     """
-    bits, outputs, height = input_.bits.shape, weight.shape[0], geometry.output[0]
-    images = bits[1] // geometry.image[0] // steps
+    outputs, height = weight.shape[0], geometry.output[0]
+    images = input_.bits.shape[1] // geometry.image[0] // steps
     deep = rows_together(images, outputs, geometry, steps, torch.get_num_threads())
     if deep < max(1, min(height, geometry.reach[0])):
         return None
-    ready = _ready(bits, outputs, geometry, deep, panel(outputs))
+    ready = _ready_for(input_, outputs, geometry, deep)
     call, out = ready.call(input_, weight, bias)
-    return Producer(call, kernels.forward.place("target"), ready.pieces // steps, ready.length, out)
+    return Producer(call, ready.sized.launcher.place("target"), ready.pieces // steps, ready.length, out)
 
 
 class _Ready(NamedTuple):
@@ -101,18 +107,25 @@ class _Ready(NamedTuple):
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
         """The call, and what it writes, as :func:`forward` gives it."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
-        table = product.packed(weight, self.row, input_.scales)
+        columns = self.sized.launcher is kernels.forward_at_once
+        table = product.packed(weight, self.row, input_.scales, columns)
         call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
         return call, out.permute(0, 3, 1, 2)
 
 
+def _ready_for(input_: Planes, outputs: int, geometry: Geometry, deep: int) -> _Ready:
+    """For an input of this shape, so many rows of the output at a time."""
+    row, bits = panel(outputs), input_.bits.shape
+    return _ready(bits, outputs, geometry, deep, row, at_once(geometry, row, bits[0]))
+
+
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row) -> _Ready:
-    """For bits of this shape, so many rows of the output at a time."""
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row, at_once: bool) -> _Ready:
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    sized = kernels.forward.sized(**sizes, **geometry.sizes, row=row)
+    chosen = kernels.forward_at_once if at_once else kernels.forward
+    sized = chosen.sized(**sizes, **geometry.sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, shape, pieces, deep * width * outputs)
 

@@ -1,7 +1,7 @@
 """What the products of a convolution should take: those of a linear layer, the windows, and torch's own.
 
 Constants are nanoseconds of one thread, fitted as those of :mod:`hibana.events.linear.reckoned`, to 54
-convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is listed by pixels to 70 others.
+convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is listed by pixels to 140 others.
 """
 
 from collections.abc import Callable
@@ -84,6 +84,12 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     packing = 0.62 * inputs * outputs
+    if pixels.at_once(geometry, panel(outputs), 1):
+        listed = images * geometry.output[0] * geometry.image[1] * (1.8 + 0.74 * geometry.kernel[0])
+        copied = 2 if outputs % panel(outputs).floats else 0
+        per_row = rows * ((1.4 + 2.5 * min(1, inputs * density / 2)) * panels + 0.26 * wide + copied)
+        added = rows * inputs * density * (0.11 * panels + 0.163 * wide)
+        return NANO * (14_000 + packing + listed + per_row + added)
     listed = images * geometry.image[0] * geometry.image[1] * 1.2 * words
     per_row = rows * (0.24 * wide + 3.6 * geometry.kernel[0] * words * panels) + listed
     added = rows * inputs * density * (0.05 + 0.175 * wide)

@@ -4,6 +4,7 @@ from hibana.events.lanes.rows import Row
 from hibana.native import SHORT, Code, Pointer, Value
 
 __all__ = [
+    "HALF",
     "PLACES",
     "SLACK",
     "WORD",
@@ -19,6 +20,8 @@ __all__ = [
 
 WORD = 64
 """Bits of a word."""
+HALF = 32
+"""Of them are listed by one instruction."""
 SLACK = 64
 """Entries of a list that are written beyond its end."""
 PLACES = 1 << SHORT.bits
@@ -31,12 +34,17 @@ def words_of(bits: Value) -> Value:
     return (bits + (WORD - 1)) // WORD
 
 
-def listed(code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value) -> Value:
+def listed(
+    code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value, width: int = WORD
+) -> Value:
     """Appends `base` + the position of each bit of `word` to ``index[n:]``, and returns the new `n`.
 
-    Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more.
+    Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more. The bits
+    from `width` on, which is WORD or HALF, are not set.
     """
-    return (_listed_at_once if row.compresses else _listed_in_fours)(code, word, base, index, n)
+    if row.compresses:
+        return _listed_at_once(code, word, base, index, n, width)
+    return _listed_in_fours(code, word, base, index, n)
 
 
 def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
@@ -51,12 +59,13 @@ def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Va
     return stop
 
 
-def _listed_at_once(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
+def _listed_at_once(code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int) -> Value:
     """By the instruction that puts the chosen of 32 places together."""
-    places = base.to(SHORT).spread(32) + code.counted(SHORT.of(32))
-    low, count = word.mask(32), (word & 0xFFFFFFFF).ones()
-    (index + n).store(places.compressed(low))
-    (index + n + count).store((places + 32).compressed((word >> 32).mask(32)))
+    places = base.to(SHORT).spread(HALF) + code.counted(SHORT.of(HALF))
+    (index + n).store(places.compressed(word.mask(HALF)))
+    if width == WORD:
+        count = (word & 0xFFFFFFFF).ones()
+        (index + n + count).store((places + HALF).compressed((word >> HALF).mask(HALF)))
     return n + word.ones()
 
 

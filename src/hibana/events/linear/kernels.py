@@ -52,6 +52,7 @@ def pack_planes(
     outputs: Value,
     inputs: Value,
     places: Value,
+    down: Value,
     factor: Value,
     row: Row,
     planes: int,
@@ -59,14 +60,16 @@ def pack_planes(
     """:func:`pack` for each plane of bits, ``[panels][planes][words * 64][panel]``.
 
     Weights are multiplied by the `factor`, the bits of a float32, times 1, 2, 4, …; those of the `places` of
-    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``.
+    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``, the places column by
+    column of so many `down`: 1, row by row.
     """
     words, channels = words_of(inputs), inputs // places
     unit = factor.to(INT).number().spread(LANES)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
         deep = _turned(code, row, block, source, panel, word, outputs, inputs)
-        channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
+        channel, across, first = code.variable(word * WORD // places), places // down, word * WORD % places
+        place = code.variable(first % across * down + first // across)
         with code.loop(0, WORD) as k:
             to = (k < deep).select(place.value * channels + channel.value, word * WORD + k)
             out = target + (panel * planes * words * WORD + to) * row.floats
@@ -76,7 +79,8 @@ def pack_planes(
                 out = out + words * (WORD * row.floats)
             last = (place.value + 1).equals(places)
             channel.value += last.select(code.constant(1), 0)
-            place.value = last.select(0, place.value + 1)
+            beside = place.value + down
+            place.value = last.select(0, (beside < places).select(beside, beside - (places - 1)))
 
 
 def _turned(
