@@ -737,3 +737,28 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     if channels <= 64 and not at_once:  # the same order of sums
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("channels", "image", "kernel", "stride", "planes", "at_once"),
+    [
+        (8, (9, 20), (3, 3), (1, 1), 1, True),
+        (31, (6, 7), (5, 2), (2, 1), 2, True),
+        (32, (3, 600), (3, 3), (1, 1), 1, True),
+        (32, (3, 683), (3, 3), (1, 1), 1, False),  # an entry of a list has 16 bits
+        (33, (5, 6), (3, 3), (1, 1), 1, False),
+    ],
+)
+def test_windows_of_few_channels_are_summed_at_once(channels, image, kernel, stride, planes, at_once, lies):
+    geometry = Geometry(channels, image, kernel, stride, (1, 1), (1, 1))
+    assert pixels.at_once(geometry, panel(24), planes) is at_once
+    rows = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.2
+    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), 0.2)
+    weight = torch.randn(24, channels, *kernel).to(memory_format=lies)
+    numbers = sum(2.0**k * plane.view(2, *image, channels) for k, plane in enumerate(rows))
+    wanted = torch.nn.functional.conv2d(
+        numbers.permute(0, 3, 1, 2).double(), weight.double(), None, stride, 1
+    )
+    found = pixels.forward(input_, weight, None, geometry)
+    torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-4)

@@ -412,6 +412,14 @@ def test_sizes_that_were_left_to_torch_are_not_asked_about_again(costs, monkeypa
     assert asked
 
 
+@pytest.mark.parametrize(
+    ("call", "pays_at", "wanted"), [(0.04, 0.1, True), (0.06, 0.1, False), (0.06, 1, True)]
+)
+def test_an_input_is_looked_at_where_that_is_little_beside_torch_or_events_always_pay(call, pays_at, wanted):
+    product = cost.Product(1.0, lambda density: 0.1 if density <= pays_at else 2.0, call)
+    assert cost.Costs(product, product, product, 0.0).worth_looking(False) is wanted
+
+
 def test_one_product_alone_by_events_has_to_save_more():
     near = cost.Product(1e-3, lambda density: 6e-4)
     far = cost.Product(1e-3, lambda density: 2e-3)
