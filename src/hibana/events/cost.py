@@ -23,9 +23,8 @@ EVERYWHERE = 0.95
 product forward, by which it is reckoned."""
 SOONER = 1.25
 """How many times as fast as reckoned a unit for matrices may be for it to matter, and be measured."""
-LOOK = 20
-"""How many times as long as what a call takes beside its kernels torch must take, that it does not count that
-an input is looked at."""
+LOOK = 3e-3
+"""Seconds of torch's beside which it does not count that an input is looked at."""
 APART = 2e-4
 """:attr:`Costs.apart` where numbers were fitted."""
 OVERHEAD = 4e-5
@@ -128,7 +127,7 @@ class Costs:
 
     def _worth(self, seconds: float, learning: bool) -> bool:
         """Whether it is beside so many `seconds` of torch's; what no longer matters is not reckoned."""
-        enough = any if seconds > LOOK * self.forward.call else all
+        enough = any if seconds > LOOK else all
         return enough(chosen(self, density, 1, True, learning).any for density in DENSITIES)
 
 
