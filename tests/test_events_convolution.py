@@ -723,7 +723,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         patch.setattr(pixels, "NEAR", near)
         patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
         found = pixels.forward(input_, weight, bias, geometry)
-        at_once = pixels.at_once(geometry, panel(outputs), planes)
+        whole = pixels.whole_windows(geometry, panel(outputs), planes)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "LONG", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
@@ -735,13 +735,13 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     )
     wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    if channels <= 64 and not at_once:  # the same order of sums
+    if channels <= 64 and not whole:  # the same order of sums
         assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("channels", "image", "kernel", "stride", "planes", "at_once"),
+    ("channels", "image", "kernel", "stride", "planes", "whole"),
     [
         (8, (9, 20), (3, 3), (1, 1), 1, True),
         (31, (6, 7), (5, 2), (2, 1), 2, True),
@@ -750,9 +750,9 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         (33, (5, 6), (3, 3), (1, 1), 1, False),
     ],
 )
-def test_windows_of_few_channels_are_summed_at_once(channels, image, kernel, stride, planes, at_once, lies):
+def test_windows_of_few_channels_are_summed_whole(channels, image, kernel, stride, planes, whole, lies):
     geometry = Geometry(channels, image, kernel, stride, (1, 1), (1, 1))
-    assert pixels.at_once(geometry, panel(24), planes) is at_once
+    assert pixels.whole_windows(geometry, panel(24), planes) is whole
     rows = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), 0.2)
     weight = torch.randn(24, channels, *kernel).to(memory_format=lies)

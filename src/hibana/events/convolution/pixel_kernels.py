@@ -2,8 +2,9 @@
 
 In a row of pixels the spikes of neighbours are neighbours in a list, and the weights of a kernel's row lie as
 they do, ``[kernel width][channels]``: what is under a row of a window is one stretch of that list, at some
-distance from the rows of a table. Of the weights' gradient, an input's sum for each place in the window takes
-the gradient's rows from one list too, each time from another place on.
+distance from the rows of a table. Of few channels, so is what is under a whole window, in a list for each row
+of the output. Of the weights' gradient, an input's sum for each place in the window takes the gradient's rows
+from one list too, each time from another place on.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from hibana.events.lanes.lists import (
 from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed, transposed_square
 from hibana.native import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["Input", "forward", "forward_at_once", "together", "weight_gradient"]
+__all__ = ["Input", "forward", "forward_whole_windows", "together", "weight_gradient"]
 
 
 class Input(Group):
@@ -166,7 +167,7 @@ def forward(
 
 
 @kernel
-def forward_at_once(
+def forward_whole_windows(
     code: Code,
     begin: Value,
     end: Value,

@@ -16,7 +16,16 @@ from hibana.events.planes import Planes
 from hibana.loop.producer import Producer
 from hibana.native import Call, Sized, float_bits
 
-__all__ = ["at_once", "forward", "near", "parts", "pay", "pay_for_weights", "producer", "weight_gradient"]
+__all__ = [
+    "forward",
+    "near",
+    "parts",
+    "pay",
+    "pay_for_weights",
+    "producer",
+    "weight_gradient",
+    "whole_windows",
+]
 
 FEWEST = 8
 """Channels, of fewer of which a word holds what is under a whole window; at a stride, those of more than a
@@ -41,8 +50,8 @@ def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     return density <= product.crossover(outputs) and in_one and counted and _overlap(geometry)
 
 
-def at_once(geometry: Geometry, row: Row, planes: int) -> bool:
-    """Whether a window, whose weights stay near, is summed at once, and not a row of it at a time."""
+def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
+    """Whether windows, whose weights stay near, are summed whole, and not a row of them at a time."""
     column = geometry.kernel[0] * geometry.channels
     inputs = geometry.kernel[1] * column
     places = planes * -(-inputs // WORD) * WORD + geometry.image[1] * column
@@ -107,7 +116,7 @@ class _Ready(NamedTuple):
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
         """The call, and what it writes, as :func:`forward` gives it."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
-        columns = self.sized.launcher is kernels.forward_at_once
+        columns = self.sized.launcher is kernels.forward_whole_windows
         table = product.packed(weight, self.row, input_.scales, columns)
         call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
         return call, out.permute(0, 3, 1, 2)
@@ -116,15 +125,15 @@ class _Ready(NamedTuple):
 def _ready_for(input_: Planes, outputs: int, geometry: Geometry, deep: int) -> _Ready:
     """For an input of this shape, so many rows of the output at a time."""
     row, bits = panel(outputs), input_.bits.shape
-    return _ready(bits, outputs, geometry, deep, row, at_once(geometry, row, bits[0]))
+    return _ready(bits, outputs, geometry, deep, row, whole_windows(geometry, row, bits[0]))
 
 
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row, at_once: bool) -> _Ready:
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row, whole: bool) -> _Ready:
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    chosen = kernels.forward_at_once if at_once else kernels.forward
+    chosen = kernels.forward_whole_windows if whole else kernels.forward
     sized = chosen.sized(**sizes, **geometry.sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, shape, pieces, deep * width * outputs)
