@@ -413,10 +413,11 @@ def test_sizes_that_were_left_to_torch_are_not_asked_about_again(costs, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("seconds", "pays_at", "wanted"), [(0.01, 0.1, True), (1e-3, 0.1, False), (1e-3, 1, True)]
+    ("seconds", "pays_at", "call", "wanted"),
+    [(0.01, 0.1, 1e-4, True), (1e-3, 0.1, 1e-5, False), (1e-3, 1, 1e-5, True), (0.01, 0.1, 2e-3, False)],
 )
-def test_an_input_is_looked_at_where_torch_takes_long_or_events_always_pay(seconds, pays_at, wanted):
-    product = cost.Product(seconds, lambda density: seconds * (0.1 if density <= pays_at else 2.0), 0.0)
+def test_an_input_is_looked_at_where_that_is_little_beside_what_it_saves(seconds, pays_at, call, wanted):
+    product = cost.Product(seconds, lambda density: seconds * (0.1 if density <= pays_at else 2.0), call)
     assert cost.Costs(product, product, product, 0.0).worth_looking(False) is wanted
 
 

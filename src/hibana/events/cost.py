@@ -25,6 +25,9 @@ SOONER = 1.25
 """How many times as fast as reckoned a unit for matrices may be for it to matter, and be measured."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
+SAVING = 8
+"""How many times what a call takes beside its kernels few spikes must save, too, for an input to be looked at
+that is left to torch if it has many."""
 APART = 2e-4
 """:attr:`Costs.apart` where numbers were fitted."""
 OVERHEAD = 4e-5
@@ -127,8 +130,13 @@ class Costs:
 
     def _worth(self, seconds: float, learning: bool) -> bool:
         """Whether it is beside so many `seconds` of torch's; what no longer matters is not reckoned."""
-        enough = any if seconds > LOOK else all
+        enough = any if seconds > LOOK and self._saves(seconds, learning) else all
         return enough(chosen(self, density, 1, True, learning).any for density in DENSITIES)
+
+    def _saves(self, seconds: float, learning: bool) -> bool:
+        """Whether few spikes save enough of so many `seconds`."""
+        saved = seconds - self.scan - self.sooner(DENSITIES[0], learning)
+        return saved > SAVING * self.forward.call
 
 
 class Choice(NamedTuple):
