@@ -421,6 +421,19 @@ def test_an_input_is_looked_at_where_that_is_little_beside_what_it_saves(seconds
     assert cost.Costs(product, product, product, 0.0).worth_looking(False) is wanted
 
 
+def test_a_sample_of_the_input_is_of_all_columns(costs, monkeypatch):
+    seen = []
+    scan = shared_layer.bits_of
+    monkeypatch.setattr(shared_layer, "bits_of", lambda *given: seen.append(scan(*given)) or seen[-1])
+    few = cost.Product(1.0, lambda density: 0.1 if density < 0.5 else 2.0)
+    costs["costs"] = cost.Costs(few, few, few, 0.0)
+    rows = torch.ones(1024, 512)
+    rows[:, :64] = 0.0  # a word of each row, of eight
+    hb.Linear(512, 64)(rows)
+    ((_, density),) = seen
+    assert 0.8 < density < 0.95
+
+
 def test_one_product_alone_by_events_has_to_save_more():
     near = cost.Product(1e-3, lambda density: 6e-4)
     far = cost.Product(1e-3, lambda density: 2e-3)

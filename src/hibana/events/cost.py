@@ -25,7 +25,7 @@ SOONER = 1.25
 """How many times as fast as reckoned a unit for matrices may be for it to matter, and be measured."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
-SAVING = 8
+SAVING = 5
 """How many times what a call takes beside its kernels few spikes must save, too, for an input to be looked at
 that is left to torch if it has many."""
 APART = 2e-4

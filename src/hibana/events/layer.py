@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hibana.events.bits import bits_of
 from hibana.events.cost import Costs, chosen
+from hibana.events.lanes.lists import WORD
 from hibana.events.planes import Planes, whole_numbers
 from hibana.events.support import Support
 from hibana.loop.leaf import as_leaf, is_name
@@ -34,8 +35,8 @@ TINY = "at these sizes torch is sooner done at any density"
 _LEFT = f"dense: {TINY}"
 AGAIN = 64
 """Calls after which what a layer remembers of the last is asked again."""
-SAMPLE = 64
-"""Rows that are looked at before all are."""
+SAMPLE = 128
+"""Words of numbers, one after the other, that are looked at before all are."""
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
 
@@ -108,20 +109,17 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     return Planes(found, below.ones / max(1, found.shape[1] * planes * length))
 
 
-def numbers_as_bits(
-    rows: Tensor, costs: Costs | None = None, learning: bool = False, sample: Tensor | None = None
-) -> Planes | str:
+def numbers_as_bits(rows: Tensor, costs: Costs | None = None, learning: bool = False) -> Planes | str:
     """Contiguous `rows` of spikes or of small whole numbers as bits; or why they are left to torch.
 
     Args:
         rows: of the input.
         costs: of the layer's sizes, at some of which torch is sooner done; None if that is not asked.
         learning: whether the weights get a gradient.
-        sample: the same numbers in shorter rows, of which a few are looked at before all are.
     """
     if costs is not None and not costs.worth_looking(learning):
         return TINY
-    density = _density(rows if sample is None else sample)
+    density = _density(rows)
     if density is None:
         return whole_numbers(rows) or NO_EVENTS
     if costs is not None and not (choice := chosen(costs, density, 1, True, learning)).any:
@@ -140,8 +138,13 @@ def _binary(rows: Tensor) -> Planes | None:
 
 
 def _density(rows: Tensor) -> float | None:
-    """The density of ones in a sample of `rows`; None if not all are 0 and 1."""
-    return bits_of(rows, max(1, rows.shape[0] // SAMPLE))[1]
+    """The density of ones in a sample of contiguous `rows`; None if not all are 0 and 1.
+
+    Its words are an odd number apart, or they would all be of the same columns.
+    """
+    words = rows.numel() // WORD
+    lying = rows.as_strided((words, WORD), (WORD, 1)) if words else rows
+    return bits_of(lying, words // SAMPLE | 1)[1]
 
 
 def learns(*tensors: Tensor | None) -> bool:

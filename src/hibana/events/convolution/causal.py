@@ -89,9 +89,7 @@ def _by_spikes(
     geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
     costs = reckoned.costs(1, len(weight), geometry) if mode == "auto" else None
     flat = inputs.detach().reshape(steps, length).contiguous()
-    found = known_bits(below, length, in_order) or numbers_as_bits(
-        flat, costs, learning, flat.view(-1, channels)
-    )
+    found = known_bits(below, length, in_order) or numbers_as_bits(flat, costs, learning)
     if isinstance(found, str):
         return found
     chosen = choice(costs, found.density, len(found.bits), learning)
