@@ -75,12 +75,11 @@ def input_gradient_of_few(
                     pixel.value += 1
             first[pixel.value] = n.value
             with code.loop(0, row.panels(channels)) as panel:
-                wide = (channels - panel * row.floats).smaller(row.floats)
-                narrow = wide < row.floats
-                into = target + (channels * (image * sizes.height + upper) * width + panel * row.floats)
-                out, pitch = into.instead(narrow, block), narrow.select(row.floats, channels)
+                into = target + channels * (image * sizes.height + upper) * width
+                done = (lower - upper) * width
                 tables = table + table_rows * panel * row.floats
                 with (
+                    row.placed(code, panel, into, channels, done, block) as (out, pitch),
                     code.loop(0, sizes.kernel_height) as i,
                     code.loop(0, sizes.kernel_width, across) as j,
                     code.loop(upper, lower) as y,
@@ -102,8 +101,6 @@ def input_gradient_of_few(
                         add_scaled_rows(
                             code, row, at, begins, rows_at, offsets + begin_at, values + begin_at, count
                         )
-                with code.when(narrow), code.loop(0, (lower - upper) * width) as k:
-                    (into + channels * k).copy(block + row.floats * k, wide)
 
 
 def _listed_values(

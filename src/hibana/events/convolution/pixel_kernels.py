@@ -7,8 +7,6 @@ of the output. Of the weights' gradient, an input's sum for each place in the wi
 from one list too, each time from another place on.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
@@ -63,30 +61,6 @@ class _Words(NamedTuple):
         channels = self.sizes.channels
         there = first_bits(code, (channels - word * WORD).smaller(WORD))
         return bits_from(self.pixels, x * channels + word * WORD) & there
-
-
-@contextmanager
-def _panels(
-    code: Code,
-    row: Row,
-    begun: Pointer,
-    block: Pointer,
-    bias: Pointer,
-    target: Pointer,
-    outputs: Value,
-    count: Value,
-) -> Iterator[tuple[Value, Pointer, Value]]:
-    """What is written meanwhile, for each panel of `count` pixels: where its first is, and how far the next.
-
-    Sums of a panel begin with what is put in `begun`; those of one that is not full go through a `block`.
-    """
-    with code.loop(0, row.panels(outputs)) as panel:
-        begin_with(code, row, begun, bias, panel, outputs)
-        wide = (outputs - panel * row.floats).smaller(row.floats)
-        narrow, into = wide < row.floats, target + panel * row.floats
-        yield panel, into.instead(narrow, block), narrow.select(row.floats, outputs)
-        with code.when(narrow), code.loop(0, count) as k:
-            (into + outputs * k).copy(block + row.floats * k, wide)
 
 
 @kernel
@@ -144,26 +118,28 @@ def forward(
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
         into = target + outputs * (image * sizes.out_height + upper) * out_width
         done = (lower - upper) * out_width
-        with (
-            _panels(code, row, begun, block, bias, into, outputs, done) as (panel, out, pitch),
-            code.loop(0, lists) as part,
-            code.loop(0, sizes.kernel_height) as i,
-            code.loop(0, kernel_width, across) as j,
-            code.loop(upper, lower) as y,
-        ):
-            down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
-            inside = (down >= top) & (down < bottom)
-            line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
-            plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
-            later = (part > 0) | (i > 0) | (j > 0)
-            with code.loop(0, out_width) as x:
-                at = out + pitch * ((y - upper) * out_width + x)
-                left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
-                here = line[left.larger(0).smaller(width)]
-                there = line[(left + across).larger(0).smaller(width)]
-                count = inside.select(there - here, 0)
-                weights = plane + (i * kernel_width + j - left) * channels * row.floats
-                add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
+        with code.loop(0, row.panels(outputs)) as panel:
+            begin_with(code, row, begun, bias, panel, outputs)
+            with (
+                row.placed(code, panel, into, outputs, done, block) as (out, pitch),
+                code.loop(0, lists) as part,
+                code.loop(0, sizes.kernel_height) as i,
+                code.loop(0, kernel_width, across) as j,
+                code.loop(upper, lower) as y,
+            ):
+                down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
+                inside = (down >= top) & (down < bottom)
+                line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
+                plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
+                later = (part > 0) | (i > 0) | (j > 0)
+                with code.loop(0, out_width) as x:
+                    at = out + pitch * ((y - upper) * out_width + x)
+                    left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
+                    here = line[left.larger(0).smaller(width)]
+                    there = line[(left + across).larger(0).smaller(width)]
+                    count = inside.select(there - here, 0)
+                    weights = plane + (i * kernel_width + j - left) * channels * row.floats
+                    add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
 
 
 @kernel
@@ -227,15 +203,17 @@ def forward_whole_windows(
                         position.value += pitch * WORD
             first[width] = n.value
             into = target + outputs * (image * sizes.out_height + y) * out_width
-            with (
-                _panels(code, row, begun, block, bias, into, outputs, out_width) as (panel, out, apart),
-                code.loop(0, out_width) as x,
-            ):
-                left = x * sizes.stride_across - sizes.padding_across
-                here = first[left.larger(0).smaller(width)]
-                there = first[(left + kernel_width).larger(0).smaller(width)]
-                weights = table + (panel * input_.planes * plane_rows - left * column) * row.floats
-                add_rows(code, row, out + apart * x, begun, weights, index + here, there - here)
+            with code.loop(0, row.panels(outputs)) as panel:
+                begin_with(code, row, begun, bias, panel, outputs)
+                with (
+                    row.placed(code, panel, into, outputs, out_width, block) as (out, apart),
+                    code.loop(0, out_width) as x,
+                ):
+                    left = x * sizes.stride_across - sizes.padding_across
+                    here = first[left.larger(0).smaller(width)]
+                    there = first[(left + kernel_width).larger(0).smaller(width)]
+                    weights = table + (panel * input_.planes * plane_rows - left * column) * row.floats
+                    add_rows(code, row, out + apart * x, begun, weights, index + here, there - here)
 
 
 @kernel

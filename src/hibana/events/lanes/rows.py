@@ -5,6 +5,7 @@ last.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
@@ -64,6 +65,21 @@ class Row(NamedTuple):
             yield [
                 code.first((wide - LANES * v).larger(0).smaller(LANES), LANES) for v in range(self.vectors)
             ]
+
+    @contextmanager
+    def placed(
+        self, code: Code, panel: Value, target: Floats, outputs: Value, count: Value, block: Pointer
+    ) -> Iterator[tuple[Floats, Value]]:
+        """What is written meanwhile, to a panel of each of `count` places at `target`, of so many `outputs`.
+
+        It is told where the first row goes, and how far the next is from it: to the panel itself, or, if that
+        is not full, to the `block`, which is copied to it afterwards.
+        """
+        wide = (outputs - panel * self.floats).smaller(self.floats)
+        narrow, into = wide < self.floats, target + panel * self.floats
+        yield into.instead(narrow, block), narrow.select(self.floats, outputs)
+        with code.when(narrow), code.loop(0, count) as k:
+            (into + outputs * k).copy(block + self.floats * k, wide)
 
 
 def panel(outputs: int) -> Row:

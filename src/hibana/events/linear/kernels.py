@@ -140,19 +140,16 @@ def forward_lists(
         first[tiles * rows] = n.value
         with code.loop(0, row.panels(outputs)) as panel:
             begin_with(code, row, begun, bias, panel, outputs)
-            wide = (outputs - panel * row.floats).smaller(row.floats)
-            narrow = wide < row.floats
-            into = target + (outputs * top + panel * row.floats)
-            out, pitch = into.instead(narrow, block), narrow.select(row.floats, outputs)
-            with code.loop(0, tiles) as t:
+            with (
+                row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch),
+                code.loop(0, tiles) as t,
+            ):
                 tiled = table + (words * panel + tile * t) * (WORD * row.floats)
                 with code.loop(0, rows) as i:
                     listed_from, listed_to = first[t * rows + i], first[t * rows + i + 1]
                     into_row = out + pitch * i
                     start = begun.instead(t > 0, into_row)
                     add_rows(code, row, into_row, start, tiled, index + listed_from, listed_to - listed_from)
-            with code.when(narrow), code.loop(0, rows) as i:
-                (into + outputs * i).copy(block + row.floats * i, wide)
 
 
 @kernel
@@ -181,19 +178,14 @@ def forward_tables(
     ):
         rows = (end - top).smaller(LOOKED_UP)
         begin_with(code, row, begun, bias, panel, outputs)
-        wide = (outputs - panel * row.floats).smaller(row.floats)
-        narrow = wide < row.floats
-        into = target + (outputs * top + panel * row.floats)
-        out, pitch = into.instead(narrow, block), narrow.select(row.floats, outputs)
+        with row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
 
-        def sums(word: Value) -> Iterator[Sum]:
-            with code.loop(0, rows) as i:
-                into_row = out + pitch * i
-                yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
+            def sums(word: Value) -> Iterator[Sum]:
+                with code.loop(0, rows) as i:
+                    into_row = out + pitch * i
+                    yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
 
-        add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
-        with code.when(narrow), code.loop(0, rows) as i:
-            (into + outputs * i).copy(block + row.floats * i, wide)
+            add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
 
 
 @kernel
