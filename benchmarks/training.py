@@ -102,7 +102,8 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
             scores, spikes = net(pixels[indices])
             loss = functional.cross_entropy(scores, classes[indices])
             if not contender.startswith("relu"):
-                loss = loss + _PENALTY * sum(layer.mean() for layer in spikes)
+                total = hb.events.total if contender.startswith("hibana") else Tensor.sum
+                loss = loss + _PENALTY * sum(total(layer) / layer.numel() for layer in spikes)
             loss.backward()
             optimizer.step()
             schedule.step()

@@ -18,6 +18,7 @@ from hibana.events.torchs import (
     ConvTranspose2d,
     Upsample,
 )
+from hibana.events.totals import total
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -33,4 +34,5 @@ __all__ = [
     "Upsample",
     "add",
     "adopt",
+    "total",
 ]

@@ -24,6 +24,7 @@ from hibana.loop.strides import (
     steps_contiguous,
 )
 from hibana.loop.tensors import tensors_of
+from hibana.loop.uniform import handed
 
 if TYPE_CHECKING:
     from hibana.loop.compiling import Program
@@ -170,7 +171,8 @@ class _Run(torch.autograd.Function):
     `specification` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
     ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
     lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
-    :class:`hibana.loop.graph.plan.Plan`.
+    :class:`hibana.loop.graph.plan.Plan`. `uniform`, where there is such, is what others write, a gradient
+    that is the same for all that was emitted: see :mod:`hibana.loop.uniform`.
     """
 
     @staticmethod
@@ -200,6 +202,8 @@ class _Run(torch.autograd.Function):
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
+        if program.takes_uniform:
+            ctx.uniform = None
         if order is not None:
             outputs, last = in_callers_order(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -246,6 +250,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         constant=constant,
         wants_first=any(wanted[1 : 1 + begun]),
         folds=program.folds(order, len(shape) - 1) if program.step.grad_sums and program.takes_zeros else (),
+        uniform_grad=handed(ctx) if program.takes_uniform else None,
     )
     backward = program.kernels.backward if program.takes_zeros else program.absences.backward
     grad_input, first_grads, sums = backward(given)

@@ -86,6 +86,8 @@ class BackwardArguments(NamedTuple):
     which then have the size 1; none, if there is nothing here."""
     may_offset: bool = True
     """Whether the gradient of the input may begin later than its memory does."""
+    uniform_grad: Tensor | None = None
+    """What is added to all of `grad_outputs`, without dimensions: only for those that take it."""
 
 
 class Kernels(ABC):
@@ -95,6 +97,8 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
+    takes_uniform: ClassVar[bool] = False
+    """Whether a gradient that is the same for all that was emitted is added as it is read."""
     patterns_from: float = inf
     """How many neurons there are at least where a parameter may be given as what comes again and again."""
     approximate: tuple[str, ...] = ()

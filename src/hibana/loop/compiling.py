@@ -43,6 +43,11 @@ class Program:
     takes_zeros: bool = True
     """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
 
+    @property
+    def takes_uniform(self) -> bool:
+        """Whether a gradient that is the same for all that was emitted is added as it is read."""
+        return self.kernels.takes_uniform and self.takes_zeros
+
     @cached_property
     def summed(self) -> tuple[frozenset[int], ...]:
         """For each of the sums over time: the dimensions of a step over which it is summed before all."""

@@ -34,3 +34,5 @@ class NativeKernels(Kernels):
         number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
+        self.no_uniform = (number * 1)(-0.0)  # added, it changes no bit
+        self.no_uniform_at = ctypes.addressof(self.no_uniform)

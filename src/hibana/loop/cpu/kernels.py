@@ -55,6 +55,7 @@ class CpuKernels(NativeKernels):
     """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
+    takes_uniform: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
@@ -180,8 +181,9 @@ class CpuKernels(NativeKernels):
         if not back.folds:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
+        uniform_at = self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()
         values = [  # as self._backward_names has them
-            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
+            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place, uniform_at),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads, *sums),
         ]
         if isinstance(back, Walk):
@@ -211,7 +213,7 @@ class CpuKernels(NativeKernels):
         """The names of what a backward is given besides residuals."""
         *carried, _ = states = self.step.states
         return [
-            *("constants", "input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
+            *("constants", *BACKWARD),
             *(f"p{i}_at" for i in range(self.step.parameters)),
             *(f"{name}_first" for name in states),
             *(f"{name}_last_grad" for name in carried),
@@ -226,7 +228,8 @@ class CpuKernels(NativeKernels):
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        given, kept = {"constants": self.constants_at}, plan.names if plan else ()
+        given = {"constants": self.constants_at, "uniform_grad_at": self.no_uniform_at}
+        kept = plan.names if plan else ()
         *carried, _ = self.step.states
         forward = self._forward(shape, plan, True, threads, ())
         groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}

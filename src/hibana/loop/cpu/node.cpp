@@ -49,7 +49,7 @@ struct Held {
 
 // Where the arguments are that no shape determines; -1: the kernel has none of that name.
 struct Places {
-  int64_t input, input_step, outputs, grad_outputs, grad_outputs_step, grad_input;
+  int64_t input, input_step, outputs, grad_outputs, grad_outputs_step, grad_input, uniform_grad;
   int64_t forward_args, backward_args, buffer;
   Numbers last, last_grads, residuals;
 };
@@ -152,7 +152,8 @@ Tensor steps_contiguous(Tensor grad) {
 }
 
 Tensor backward(
-    const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last) {
+    const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last,
+    const Tensor& uniform) {
   const auto read = [&](const Call& call) {
     auto arguments = call.arguments;
     if (launch.reads_input) {
@@ -167,6 +168,7 @@ Tensor backward(
   arguments[call.at.grad_outputs] = place(outputs);
   arguments[call.at.grad_outputs_step] = outputs.stride(0);
   arguments[call.at.grad_input] = place(grad_input);
+  if (uniform.defined()) arguments[call.at.uniform_grad] = place(uniform);
   put(arguments, call.at.last_grads, last);
   if (!launch.recomputation) {
     put(arguments, call.at.residuals, kept);
@@ -208,6 +210,7 @@ struct Run final : Node {
     for (auto& value : kept) value.reset_data();
     support = Tensor();
     spikes = Tensor();
+    uniform = Tensor();
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -238,24 +241,28 @@ struct Run final : Node {
     variable_list values;
     for (const auto& value : kept) values.push_back(value.unpack());
     const auto read = launch.reads_input ? inputs.unpack() : Tensor();
+    const auto given = uniform_task == torch::autograd::get_current_graph_task_id() ? uniform : Tensor();
     const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
-    if (any == grads.end()) return Tensor();
+    if (any == grads.end() && !given.defined()) return Tensor();
     auto outputs = grads[0].defined() ? steps_contiguous(std::move(grads[0]))
-                                      : at::zeros(shape.slice(1), any->options()).expand(shape);
+                                      : at::zeros(shape.slice(1), options).expand(shape);
     variable_list last(launch.states - 1);
     for (size_t i = 1; i < grads.size(); ++i) {
       if (grads[i].defined()) last[i - 1] = grads[i].resolve_neg().contiguous();
     }
-    return backward(launch, read, values, std::move(outputs), std::move(last));
+    return backward(launch, read, values, std::move(outputs), std::move(last), given);
   }
 
   const Launch& launch;  // kept alive by the specification
   const Held specification;
   std::vector<int64_t> sizes;
   at::IntArrayRef shape;
+  at::TensorOptions options;
   torch::autograd::SavedVariable inputs;
   std::vector<torch::autograd::SavedVariable> kept;
   Tensor support, spikes;
+  Tensor uniform;  // a gradient that is the same for all that was emitted, and the backward that it is of
+  int64_t uniform_task = -1;
 };
 
 PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -277,6 +284,7 @@ PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     node.set_next_edges(torch::autograd::collect_next_edges(inputs));
     node.sizes = inputs.sizes().vec();
     node.shape = node.sizes;
+    node.options = inputs.options();
     if (launch->reads_input) node.inputs = torch::autograd::SavedVariable(inputs, false);
     for (const auto& value : found.kept) node.kept.emplace_back(value, false);
     if (launch->support_at >= 0) node.support = found.kept[launch->support_at];
@@ -323,7 +331,7 @@ Places places_of(PyObject* dict) {
     return found ? numbers(found) : Numbers{};
   };
   return {one("input"), one("input_step"), one("outputs"), one("grad_outputs"), one("grad_outputs_step"),
-          one("grad_input"), one("forward_args"), one("backward_args"), one("buffer"),
+          one("grad_input"), one("uniform_grad_at"), one("forward_args"), one("backward_args"), one("buffer"),
           several("last"), several("last_grads"), several("residuals")};
 }
 
@@ -358,8 +366,8 @@ PyObject* make_launch(PyObject*, PyObject* given) {
   END_HANDLE_TH_ERRORS
 }
 
-const Run& run_of(PyObject* self) {
-  return static_cast<const Run&>(*reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata);
+Run& run_of(PyObject* self) {
+  return static_cast<Run&>(*reinterpret_cast<torch::autograd::THPCppFunction*>(self)->cdata);
 }
 
 PyObject* specification_of(PyObject* self, void*) { return Py_NewRef(run_of(self).specification.object); }
@@ -371,6 +379,29 @@ PyObject* bits_of(PyObject* self, void*) {
   END_HANDLE_TH_ERRORS
 }
 
+// As hibana.loop.uniform has it: None, or a pair of the backward's number and the gradient.
+PyObject* uniform_of(PyObject* self, void*) {
+  HANDLE_TH_ERRORS
+  const auto& run = run_of(self);
+  if (!run.uniform.defined()) Py_RETURN_NONE;
+  return Py_BuildValue("LN", static_cast<long long>(run.uniform_task), THPVariable_Wrap(run.uniform));
+  END_HANDLE_TH_ERRORS
+}
+
+int hand_uniform(PyObject* self, PyObject* given, void*) {
+  HANDLE_TH_ERRORS
+  long long task;
+  PyObject* grad;
+  TORCH_CHECK_TYPE(given && PyTuple_Check(given), "uniform is a pair");
+  if (!PyArg_ParseTuple(given, "LO", &task, &grad)) return -1;
+  TORCH_CHECK_TYPE(THPVariable_Check(grad), "of a number and a tensor");
+  auto& run = run_of(self);
+  run.uniform_task = task;
+  run.uniform = THPVariable_Unpack(grad);
+  return 0;
+  END_HANDLE_TH_ERRORS_RET(-1)
+}
+
 using namespace torch::autograd;  // the macro below names them so
 
 PyGetSetDef PROPERTIES[] = {
@@ -378,6 +409,7 @@ PyGetSetDef PROPERTIES[] = {
     {"specification", specification_of, nullptr, nullptr, nullptr},
     {"support", bits_of<&Run::support>, nullptr, nullptr, nullptr},
     {"spikes", bits_of<&Run::spikes>, nullptr, nullptr, nullptr},
+    {"uniform", uniform_of, hand_uniform, nullptr, nullptr},
     {nullptr}};
 
 PyMethodDef FUNCTIONS[] = {

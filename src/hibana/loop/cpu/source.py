@@ -4,7 +4,7 @@ from hibana.loop.cpu.body import NUMBERS
 from hibana.loop.cpu.parts import Parts, moving_back, moving_forward
 from hibana.loop.cpu.row_walk import SIZES, RowWalk
 from hibana.loop.cpu.schedule import Source, own
-from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves, substitute
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
 
@@ -88,6 +88,9 @@ def backward_source(
         nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
     """
     once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    if arriving := leaves(once).get("emitted_grad"):
+        uniform = Value("scalar", data="uniform_grad[0]")
+        once = substitute(once, {arriving: Value("add", (arriving, uniform))})
     before = before_pass(step, plan)
     *carried, emitted = step.states
     moving, sums = moving_back(
@@ -104,7 +107,7 @@ def backward_source(
         step,
         map(own, carried_rows),
         [*SIZES, *folds.values()],
-        ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"],
+        ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at"],
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
         [f"{name}_first_grad" for name in step.states],

@@ -45,7 +45,7 @@ them, at each step; from a row of the same thread it fetches what comes next."""
 
 FORWARD = ("input", "input_step", "outputs")
 """What a forward is given at each launch, whatever the step."""
-BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
+BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")
 """And a backward."""
 
 
