@@ -63,7 +63,7 @@ def test_it_and_its_gradient_are_torchs_to_the_bit(name, batch, handed):
         gradients(layer, inputs, [lambda s, f=f: 1e-5 * f(s) ** 2], WEIGHT) for f in (total, Tensor.sum)
     )
     torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
-    assert len(handed) == (name not in ("recurrent", "of a root"))
+    assert len(handed) == (name != "of a root")
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
@@ -108,6 +108,19 @@ def test_a_still_image(handed):
         (function(layer(image.expand(6, 3, 64))) * 3).backward()
         found.append(image.grad)
     torch.testing.assert_close(*found)
+    assert handed
+
+
+def test_a_normalised_layer(handed):
+    each = hb.EachStep(nn.Sequential(hb.Conv2d(8, 32, 3, padding=1), nn.BatchNorm2d(32)))
+    layer, found = hb.Normalized(each, hb.IF()), []
+    for function in (total, Tensor.sum):
+        inputs = (sequence(4, 8, 8, 32, 32) < 0.2).float().requires_grad_()
+        spikes = layer(inputs)
+        assert "own pass" in layer.explain()
+        ((spikes * spikes.detach().cumsum(0)).sum() + function(spikes) * 3).backward()
+        found.append(inputs.grad)
+    assert torch.equal(*found)
     assert handed
 
 

@@ -1,10 +1,11 @@
 """What a step's kernels have in common, whether they go over rows of neurons or over samples."""
 
 import ctypes
+from typing import ClassVar
 
 import torch
 
-from hibana.loop.backend import Kernels
+from hibana.loop.backend import BackwardArguments, Kernels
 from hibana.loop.cpu.libraries import approximate, vector_functions
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step
@@ -18,6 +19,8 @@ class NativeKernels(Kernels):
     Raises:
         Unsupported: if the step computes a function that can't be had here within 2 ulp.
     """
+
+    takes_uniform: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan
@@ -36,3 +39,7 @@ class NativeKernels(Kernels):
         self.constants_at = ctypes.addressof(self.constants)
         self.no_uniform = (number * 1)(-0.0)  # added, it changes no bit
         self.no_uniform_at = ctypes.addressof(self.no_uniform)
+
+    def uniform_at(self, given: BackwardArguments) -> int:
+        """Where the number is that is added to all of the gradient that arrives."""
+        return self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()

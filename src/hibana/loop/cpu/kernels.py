@@ -55,7 +55,6 @@ class CpuKernels(NativeKernels):
     """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
-    takes_uniform: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
@@ -181,9 +180,9 @@ class CpuKernels(NativeKernels):
         if not back.folds:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
-        uniform_at = self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()
         values = [  # as self._backward_names has them
-            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place, uniform_at),
+            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
+            self.uniform_at(given),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads, *sums),
         ]
         if isinstance(back, Walk):

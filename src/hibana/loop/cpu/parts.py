@@ -10,7 +10,7 @@ from hibana.loop.graph.plan import Plan, evaluated
 from hibana.loop.graph.step import Step, Value
 from hibana.native import Pointer
 
-__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward"]
+__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward", "with_uniform"]
 
 AT_ONCE = 4
 """Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
@@ -45,6 +45,15 @@ def moving_back(
     elif "x_grad" in once:
         moving["x_grad"] = Moving("grad_input", whole)
     return moving, sums
+
+
+def with_uniform(once: Stores) -> Stores:
+    """A step back, with ``uniform_grad[0]`` added to what arrives for what was emitted."""
+    arriving = leaves(once).get("emitted_grad")
+    if arriving is None:
+        return once
+    uniform = Value("scalar", data="uniform_grad[0]")
+    return substitute(once, {arriving: Value("add", (arriving, uniform))})
 
 
 def _residual(name: str, boolean: bool, kept: str) -> Moving:

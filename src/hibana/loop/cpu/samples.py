@@ -90,6 +90,7 @@ class SampleKernels(NativeKernels):
             "grad_outputs": grad_outputs,
             "grad_outputs_step": grad_outputs.stride(0),
             "grad_input": grad_input,
+            "uniform_grad_at": self.uniform_at(given),
             "wants_first": int(given.wants_first),
         }
         if inputs is not None:

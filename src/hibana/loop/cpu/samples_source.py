@@ -1,7 +1,7 @@
 """The source of the kernels over samples: a step's passes, forward and backward, in the walk around them."""
 
 from hibana.loop.cpu.body import LINE, NUMBERS
-from hibana.loop.cpu.parts import Parts, moving_back, moving_forward
+from hibana.loop.cpu.parts import Parts, moving_back, moving_forward, with_uniform
 from hibana.loop.cpu.sample_walk import SampleWalk
 from hibana.loop.cpu.schedule import Source
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
@@ -44,7 +44,7 @@ def backward_source(
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time."""
     step, gates = gated(step)
-    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
     before = before_pass(step, plan)
     *carried, _ = step.states
     moving, sums = moving_back(step, plan, once, constant_input=constant_input, whole="step", kept="step")

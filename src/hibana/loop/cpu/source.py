@@ -1,10 +1,10 @@
 """The source of the kernels over rows: a step's passes, forward and backward, in the walk around them."""
 
 from hibana.loop.cpu.body import NUMBERS
-from hibana.loop.cpu.parts import Parts, moving_back, moving_forward
+from hibana.loop.cpu.parts import Parts, moving_back, moving_forward, with_uniform
 from hibana.loop.cpu.row_walk import SIZES, RowWalk
 from hibana.loop.cpu.schedule import Source, own
-from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves, substitute
+from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
 
@@ -87,10 +87,7 @@ def backward_source(
         folded: whether sums over time are of a few neurons each, which follow one another in a row.
         nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
     """
-    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
-    if arriving := leaves(once).get("emitted_grad"):
-        uniform = Value("scalar", data="uniform_grad[0]")
-        once = substitute(once, {arriving: Value("add", (arriving, uniform))})
+    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
     before = before_pass(step, plan)
     *carried, emitted = step.states
     moving, sums = moving_back(
