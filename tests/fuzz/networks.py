@@ -25,7 +25,7 @@ INPUTS = [
 ]
 INPUTS += ["almost spikes", "double"]
 WRITES = ["mul_", "zero_", "masked_fill_", "index", "detach", "view", "one", "minus zero", "data"]
-LOOKS = ["hook", "retain", "detached branch", "second use", "asked for"]
+LOOKS = ["hook", "retain", "detached branch", "second use", "asked for", "total", "total and hook"]
 USES = ["all", "last step", "one output", "some rows", "mean over time", "large", "with state"]
 
 

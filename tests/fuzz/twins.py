@@ -221,6 +221,11 @@ def _touch(
             extra.append(h.detach().square().sum())
         case "second use":
             extra.append((h * mask).sum())
+        case "total":
+            extra.append(0.125 * hb.events.total(h))
+        case "total and hook" if h.requires_grad:
+            extra.append(0.125 * hb.events.total(h))
+            h.register_hook(lambda grad: results.__setitem__(name, grad.clone()))
         case "asked for" if h.requires_grad:
             looked.append((place, h))
 
