@@ -90,6 +90,27 @@ def test_nothing_but_the_sum_is_asked_for(name, handed):
     assert handed
 
 
+class Negated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value):
+        return -value
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch._neg_view(grad)
+
+
+def test_a_gradient_whose_sign_is_not_in_memory(handed):
+    layer, found = hb.IF(), []
+    for function in (total, Tensor.sum):
+        inputs = sequence(4, 3, 64).requires_grad_()
+        spikes = layer(inputs)
+        (Negated.apply(function(spikes)) * 3 + spikes.square().sum()).backward()
+        found.append(inputs.grad)
+    assert torch.equal(*found)
+    assert handed
+
+
 def test_inputs_in_another_order_of_memory(handed):
     layer, found = hb.IF(), []
     for function in (total, Tensor.sum):
