@@ -551,3 +551,12 @@ def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode
     if grad:
         torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-3)
     assert layer(mine).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_input_gradient_is_reckoned_longer_than_the_product_at_a_stride(stride):
+    """So that at a support of 30%, 0.9 of the time of the product, it is computed there."""
+    geometry = Geometry(64, (16, 16), (3, 3), (stride, stride), (1, 1), (1, 1))
+    costs = of_convolutions.costs(64, 128, geometry)
+    assert (costs.input.dense > costs.forward.dense) == (stride > 1)
+    assert cost.Choice(costs=costs).restricted(0.3)

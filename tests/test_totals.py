@@ -50,6 +50,16 @@ def sequence(*shape):
     return torch.rand(shape, generator=torch.Generator().manual_seed(3))
 
 
+def by_both(loss, inputs):
+    """The gradients of `inputs`, of the loss by :func:`total` and by torch's sum."""
+    found = []
+    for function in (total, Tensor.sum):
+        leaf = inputs.detach().requires_grad_()
+        loss(function, leaf).backward()
+        found.append(leaf.grad)
+    return found
+
+
 WEIGHT = torch.randn(64, 5, generator=torch.Generator().manual_seed(4))
 
 
@@ -80,11 +90,7 @@ def test_many_of_one_layer_add_up(backward, handed):
 @pytest.mark.parametrize("name", ["if", "leaky", "learned"])
 def test_nothing_but_the_sum_is_asked_for(name, handed):
     layer = layers()[name]
-    found = []
-    for function in (total, Tensor.sum):
-        inputs = sequence(4, 3, 64).requires_grad_()
-        function(layer(inputs)).backward()
-        found.append(inputs.grad)
+    found = by_both(lambda function, inputs: function(layer(inputs)), sequence(4, 3, 64))
     assert torch.equal(*found)
     assert found[0].any()
     assert handed
@@ -101,47 +107,40 @@ class Negated(torch.autograd.Function):
 
 
 def test_a_gradient_whose_sign_is_not_in_memory(handed):
-    layer, found = hb.IF(), []
-    for function in (total, Tensor.sum):
-        inputs = sequence(4, 3, 64).requires_grad_()
-        spikes = layer(inputs)
-        (Negated.apply(function(spikes)) * 3 + spikes.square().sum()).backward()
-        found.append(inputs.grad)
-    assert torch.equal(*found)
+    def loss(function, inputs):
+        spikes = hb.IF()(inputs)
+        return Negated.apply(function(spikes)) * 3 + spikes.square().sum()
+
+    assert torch.equal(*by_both(loss, sequence(4, 3, 64)))
     assert handed
 
 
 def test_inputs_in_another_order_of_memory(handed):
-    layer, found = hb.IF(), []
-    for function in (total, Tensor.sum):
-        inputs = sequence(4, 2, 6, 5, 8).permute(0, 1, 4, 2, 3).requires_grad_()
-        spikes = layer(inputs)
-        (function(spikes) + (spikes * spikes.detach().cumsum(2)).sum()).backward()
-        found.append(inputs.grad)
-    assert torch.equal(*found)
+    def loss(function, inputs):
+        spikes = hb.IF()(inputs)
+        return function(spikes) + (spikes * spikes.detach().cumsum(2)).sum()
+
+    assert torch.equal(*by_both(loss, sequence(4, 2, 6, 5, 8).permute(0, 1, 4, 2, 3)))
     assert handed
 
 
 def test_a_still_image(handed):
-    layer, found = hb.IF(), []
-    for function in (total, Tensor.sum):
-        image = sequence(3, 64).requires_grad_()
-        (function(layer(image.expand(6, 3, 64))) * 3).backward()
-        found.append(image.grad)
+    layer = hb.IF()
+    found = by_both(lambda function, image: function(layer(image.expand(6, 3, 64))) * 3, sequence(3, 64))
     torch.testing.assert_close(*found)
     assert handed
 
 
 def test_a_normalised_layer(handed):
     each = hb.EachStep(nn.Sequential(hb.Conv2d(8, 32, 3, padding=1), nn.BatchNorm2d(32)))
-    layer, found = hb.Normalized(each, hb.IF()), []
-    for function in (total, Tensor.sum):
-        inputs = (sequence(4, 8, 8, 32, 32) < 0.2).float().requires_grad_()
+    layer = hb.Normalized(each, hb.IF())
+
+    def loss(function, inputs):
         spikes = layer(inputs)
         assert "own pass" in layer.explain()
-        ((spikes * spikes.detach().cumsum(0)).sum() + function(spikes) * 3).backward()
-        found.append(inputs.grad)
-    assert torch.equal(*found)
+        return (spikes * spikes.detach().cumsum(0)).sum() + function(spikes) * 3
+
+    assert torch.equal(*by_both(loss, (sequence(4, 8, 8, 32, 32) < 0.2).float()))
     assert handed
 
 
@@ -230,30 +229,29 @@ def test_spikes_that_were_written_to(write):
 
 
 def test_what_is_no_layers_own_output(handed):
-    layer, found = nn.Sequential(hb.IF(), hb.events.Flatten(2)), []
-    for function in (total, Tensor.sum):
-        inputs = sequence(4, 3, 8, 8).requires_grad_()
+    layer = nn.Sequential(hb.IF(), hb.events.Flatten(2))
+
+    def loss(function, inputs):
         spikes = layer(inputs)
         pooled = hb.events.MaxPool2d(2)(layer[0](inputs).flatten(0, 1))
-        (function(spikes) * 2 + function(spikes[1:]) + function(inputs) + function(pooled)).backward()
-        found.append(inputs.grad)
-    torch.testing.assert_close(*found)
+        return function(spikes) * 2 + function(spikes[1:]) + function(inputs) + function(pooled)
+
+    torch.testing.assert_close(*by_both(loss, sequence(4, 3, 8, 8)))
     assert not handed
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_within_a_checkpoint(reentrant):
-    layer, found = hb.IF(), []
-    for function in (total, Tensor.sum):
-        inputs = sequence(4, 3, 64).requires_grad_()
+    layer = hb.IF()
 
-        def block(x, function=function):
+    def loss(function, inputs):
+        def block(x):
             spikes = layer(x)
             return function(spikes) + spikes.square().sum()
 
-        checkpoint(block, inputs, use_reentrant=reentrant).backward()
-        found.append(inputs.grad)
-    assert torch.equal(*found)
+        return checkpoint(block, inputs, use_reentrant=reentrant)
+
+    assert torch.equal(*by_both(loss, sequence(4, 3, 64)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])

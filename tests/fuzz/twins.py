@@ -211,8 +211,10 @@ def _touch(
                 h.mul_(-0.0)
             case "data":
                 h.data.mul_(mask)
+    if how in ("total", "total and hook"):
+        extra.append(0.125 * hb.events.total(h))
     match how:
-        case "hook" if h.requires_grad:
+        case "hook" | "total and hook" if h.requires_grad:
             h.register_hook(lambda grad: results.__setitem__(name, grad.clone()))
         case "retain" if h.requires_grad:
             h.retain_grad()
@@ -221,11 +223,6 @@ def _touch(
             extra.append(h.detach().square().sum())
         case "second use":
             extra.append((h * mask).sum())
-        case "total":
-            extra.append(0.125 * hb.events.total(h))
-        case "total and hook" if h.requires_grad:
-            extra.append(0.125 * hb.events.total(h))
-            h.register_hook(lambda grad: results.__setitem__(name, grad.clone()))
         case "asked for" if h.requires_grad:
             looked.append((place, h))
 

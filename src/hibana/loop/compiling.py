@@ -45,7 +45,7 @@ class Program:
 
     @property
     def takes_uniform(self) -> bool:
-        """Whether a gradient that is the same for all that was emitted is added as it is read."""
+        """Whether its backward does as the kernels say: what runs for `absences` does not."""
         return self.kernels.takes_uniform and self.takes_zeros
 
     @cached_property

@@ -27,6 +27,9 @@ class NativeKernels(Kernels):
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
+        self.number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        self.no_uniform = self.number(-0.0)  # added, it changes no bit
+        self.no_uniform_at = ctypes.addressof(self.no_uniform)
         self.functions = vector_functions(step, dtype)
         self.calls = frozenset(self.functions)
         self.approximate = approximate(step, dtype)
@@ -34,11 +37,8 @@ class NativeKernels(Kernels):
 
     def _take(self, step: Step) -> None:
         super()._take(step)
-        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
-        self.constants = (number * len(step.constants))(*step.constants)
+        self.constants = (self.number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
-        self.no_uniform = (number * 1)(-0.0)  # added, it changes no bit
-        self.no_uniform_at = ctypes.addressof(self.no_uniform)
 
     def uniform_at(self, given: BackwardArguments) -> int:
         """Where the number is that is added to all of the gradient that arrives."""

@@ -20,10 +20,10 @@ from hibana.loop.cpu.node import built, called, launch
 from hibana.loop.cpu.parameters import patterns_of, written_out
 from hibana.loop.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.loop.cpu.row_walk import PATTERNS
-from hibana.loop.cpu.schedule import Source
+from hibana.loop.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.loop.cpu.source import backward_source, forward_source
 from hibana.loop.cpu.unaliased import unaliased
-from hibana.loop.cpu.walk import BACKWARD, FORWARD, Bound, Walk, folded, walk
+from hibana.loop.cpu.walk import Bound, Walk, folded, walk
 from hibana.loop.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.loop.graph.step import Step
 from hibana.loop.packed import row_bytes
@@ -201,7 +201,7 @@ class CpuKernels(NativeKernels):
         """The names of what a forward is given that keeps the residuals of `plan`."""
         *carried, _ = states = self.step.states
         return [
-            *("constants", "input", "input_step", "outputs"),
+            *("constants", *FORWARD),
             *(f"p{i}_at" for i in range(self.step.parameters)),
             *(f"{name}_first" for name in states),
             *(f"{name}_last" for name in carried),

@@ -17,7 +17,8 @@ from hibana.loop.cpu.binding import Binding, Pack, in_memory
 from hibana.loop.cpu.body import LINE
 from hibana.loop.cpu.node import called
 from hibana.loop.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
-from hibana.loop.cpu.walk import BACKWARD, REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
+from hibana.loop.cpu.schedule import BACKWARD
+from hibana.loop.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
 from hibana.native import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
 
 __all__ = ["Recomputation", "fits_tiles", "recomputation"]

@@ -21,7 +21,12 @@ from hibana.native import (
     source,
 )
 
-__all__ = ["ACCURATE", "Schedule", "Source", "libm_function", "own"]
+__all__ = ["ACCURATE", "BACKWARD", "FORWARD", "Schedule", "Source", "libm_function", "own"]
+
+FORWARD = ("input", "input_step", "outputs")
+"""What a forward over rows is given at each launch, whatever the step."""
+BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")
+"""And a backward."""
 
 ACCURATE = 0x2 | 0x100 | 0x140000
 """What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""

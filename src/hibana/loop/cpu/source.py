@@ -3,7 +3,7 @@
 from hibana.loop.cpu.body import NUMBERS
 from hibana.loop.cpu.parts import Parts, moving_back, moving_forward, with_uniform
 from hibana.loop.cpu.row_walk import SIZES, RowWalk
-from hibana.loop.cpu.schedule import Source, own
+from hibana.loop.cpu.schedule import BACKWARD, FORWARD, Source, own
 from hibana.loop.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan
 from hibana.loop.graph.step import Step, Value
@@ -51,7 +51,7 @@ def forward_source(
         step,
         [*map(own, carried), *(["fired"] if "fired" in once else [])],
         SIZES,
-        ["input", "input_step", "outputs"],
+        FORWARD,
         [f"{name}_first" for name in step.states],
         [f"{name}_last" for name in carried],
         plan.names if plan else (),
@@ -104,7 +104,7 @@ def backward_source(
         step,
         map(own, carried_rows),
         [*SIZES, *folds.values()],
-        ["input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at"],
+        BACKWARD,
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
         [f"{name}_first_grad" for name in step.states],

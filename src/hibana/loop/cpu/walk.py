@@ -10,8 +10,6 @@ from hibana.loop.packed import row_bytes
 from hibana.native import Kernel, Work, ready
 
 __all__ = [
-    "BACKWARD",
-    "FORWARD",
     "MULTIPLE",
     "REVERSED",
     "SHORTEST",
@@ -42,11 +40,6 @@ REVERSED = 512
 """Neurons at the end of a thread's last row that are walked in reverse, against false sharing: what the
 prefetcher fetches goes on past the end of a row, and there it would take lines from the thread that writes
 them, at each step; from a row of the same thread it fetches what comes next."""
-
-FORWARD = ("input", "input_step", "outputs")
-"""What a forward is given at each launch, whatever the step."""
-BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")
-"""And a backward."""
 
 
 class Bound(NamedTuple):
