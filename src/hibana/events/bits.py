@@ -58,8 +58,8 @@ def sampled_bits(numbers: Tensor) -> Tensor:
 
 def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
     """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    rows, pitch = sample.shape
-    return _alike(numbers, sample, Sampling.of(numbers.numel(), steps), 1, rows, pitch, 1) is not None
+    parts = torch.get_num_threads()
+    return _alike(numbers, sample, parts, _sampling(numbers.numel(), steps, sample.shape, parts)) is not None
 
 
 def agree(numbers: Tensor, kept: Tensor) -> int | None:
@@ -68,29 +68,35 @@ def agree(numbers: Tensor, kept: Tensor) -> int | None:
     The numbers fill their memory without gaps. `kept` are planes, ``[planes, steps, ceil(N/8)]`` bytes of
     steps of N numbers, in the order of memory. What ``.data`` or NumPy writes leaves no trace but this.
     """
-    if numbers.numel() == 0:
-        return 0
-    planes, steps, _ = kept.shape
-    how = Sampling.of(numbers.numel(), steps)
-    return _alike(numbers, kept, how, planes, how.rows, kept.numel() // (planes * how.rows), how.every)
+    count, parts = numbers.numel(), torch.get_num_threads()
+    return _alike(numbers, kept, parts, _comparing(count, kept.shape, parts)) if count else 0
 
 
-def _alike(
-    numbers: Tensor, kept: Tensor, how: Sampling, planes: int, rows: int, pitch: int, step: int
-) -> int | None:
-    """How many ones are in `kept`, if the numbers of a sample are what it says.
-
-    It is `planes` of `rows` of `pitch` bytes, of which those for the sample are a `step` apart.
-    """
-    parts = torch.get_num_threads()
+def _alike(numbers: Tensor, kept: Tensor, parts: int, compare: Sized) -> int | None:
+    """How many ones are in `kept`, if the numbers of a sample are what it says."""
     found = torch.empty(2 * parts, dtype=torch.int64, device="cpu")
-    _comparing(how, planes, rows, pitch, step, parts)(parts, numbers=numbers, kept=kept, found=found)
+    compare(parts, numbers=numbers, kept=kept, found=found)
     seen = found.tolist()
     return None if any(seen[1::2]) else sum(seen[::2])
 
 
 @lru_cache(maxsize=1024)
-def _comparing(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> Sized:
+def _comparing(count: int, kept: torch.Size, parts: int) -> Sized:
+    """What compares so many numbers with planes of all bits that are `kept` of them."""
+    planes, steps, _ = kept
+    how = Sampling.of(count, steps)
+    return _sized(how, planes, how.rows, kept.numel() // (planes * how.rows), how.every, parts)
+
+
+@lru_cache(maxsize=1024)
+def _sampling(count: int, steps: int, sample: torch.Size, parts: int) -> Sized:
+    """What compares so many numbers of so many steps with a `sample` of their bits."""
+    rows, pitch = sample
+    return _sized(Sampling.of(count, steps), 1, rows, pitch, 1, parts)
+
+
+def _sized(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> Sized:
+    """What is kept is `planes` of `rows` of `pitch` bytes; those for the sample are a `step` apart."""
     sizes = {"pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts, "planes": planes}
     return _compare.sized(**how._asdict(), **sizes)
 

@@ -9,9 +9,8 @@ is not seen.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -34,8 +33,7 @@ __all__ = [
 Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
 
-@dataclass(frozen=True)
-class Support:
+class Support(NamedTuple):
     """What is known about the spiking layer below: where its gradient matters, and who may look on."""
 
     bits: Tensor | None
@@ -198,15 +196,20 @@ def _views_between(tensor: Tensor, node: Any) -> Watched | None:
 
 def _is_all_of(view: Tensor, base: Tensor) -> bool:
     """Whether `view` is of all numbers of `base`, both of which fill their memory."""
+    if view is base:
+        return fills_memory(view)
     return view.numel() == base.numel() and fills_memory(view) and fills_memory(base)
 
 
 def fills_memory(tensor: Tensor) -> bool:
     """Whether `tensor` fills its memory without gaps, in whatever order of dimensions."""
-    if tensor.is_contiguous():
-        return True
+    return tensor.is_contiguous() or _is_without_gaps(tensor.shape, tensor.stride())
+
+
+@lru_cache(maxsize=1024)
+def _is_without_gaps(shape: torch.Size, strides: tuple[int, ...]) -> bool:
     size = 1
-    for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, extent in sorted(zip(strides, shape, strict=True)):
         if extent != 1:
             if stride != size:
                 return False

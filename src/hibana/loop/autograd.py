@@ -123,7 +123,7 @@ def go_over(
     """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
     order, given = _without_gradient(spec, inputs, tensors)
     outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
-    return outputs if order is None else in_callers_order(order, outputs, [])[0]
+    return outputs if order is None else outputs.permute(inverse(order))
 
 
 def _without_gradient(

@@ -82,39 +82,45 @@ class Program:
     def _parameters(
         self, cell_tensors: Sequence[Tensor], one: torch.Size, order: list[int] | None
     ) -> list[Tensor]:
-        shape = one if order is None else torch.Size([one[d - 1] for d in inverse(order)[1:]])
         values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
+        repeated = one.numel() >= self.kernels.patterns_from
         found = []
         for value in values[:count]:
             if value.dtype != dtype or value.is_neg():
                 value = value.to(dtype).resolve_neg()
             if value.numel() > 1:
-                if one.numel() >= self.kernels.patterns_from:
-                    value = _once(value, shape, order)
+                if repeated:
+                    value = _once(value, one, order)
                 else:
-                    value = step_in(order, value.expand(shape))
+                    value = step_in(order, value.expand(_shape(one, order)))
             found.append(value)
         return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
-def _once(value: Tensor, shape: torch.Size, order: list[int] | None) -> Tensor:
-    """What `value`, expanded to `shape`, has over and over in memory, in one dimension; else all of it."""
-    length = _repeats(value.shape, value.stride(), shape, None if order is None else tuple(order))
-    return value.as_strided((length,), (1,)) if length else _lying(value.expand(shape), order).contiguous()
+def _once(value: Tensor, one: torch.Size, order: list[int] | None) -> Tensor:
+    """What `value`, expanded to `one` step, has over and over in memory; else all of it."""
+    length = _repeats(value.shape, value.stride(), one, None if order is None else tuple(order))
+    if not length:
+        return _lying(value.expand(_shape(one, order)), order).contiguous()
+    return value if value.numel() == length else value.as_strided((length,), (1,))
 
 
 @lru_cache(maxsize=1024)
-def _repeats(
-    size: torch.Size, stride: tuple[int, ...], shape: torch.Size, order: Sequence[int] | None
-) -> int:
+def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Sequence[int] | None) -> int:
     """How many elements that lie together a tensor has over and over when it is expanded; 0 if not so."""
-    lying = _lying(torch.empty_strided(size, stride, dtype=torch.float32, device="meta").expand(shape), order)
+    value = torch.empty_strided(size, stride, dtype=torch.float32, device="meta")
+    lying = _lying(value.expand(_shape(one, order)), order)
     first = 0
     while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
         first += 1
     row = lying[(0,) * first]
     return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
+
+
+def _shape(one: torch.Size, order: Sequence[int] | None) -> torch.Size:
+    """The shape of `one` step as the caller has its dimensions, which lie in this `order` in memory."""
+    return one if order is None else torch.Size([one[d - 1] for d in inverse(order)[1:]])
 
 
 def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:

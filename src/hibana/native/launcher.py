@@ -92,9 +92,12 @@ class Sized(NamedTuple):
 
     def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
         arguments = self.launcher.arguments
-        if given.keys() != arguments.addresses.keys():
+        try:
+            tensors = arguments.tensors(given)
+        except KeyError:
+            raise self.launcher.refusal(given, arguments.addresses.keys()) from None
+        if len(given) != len(tensors):
             raise self.launcher.refusal(given, arguments.addresses.keys())
-        tensors = arguments.tensors(given)
         return arguments.packed(tensors) + self.numbers, tensors
 
 

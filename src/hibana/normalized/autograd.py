@@ -78,8 +78,8 @@ def moments(
         )
     ones = (1,) * (currents.ndim - 2)
     found = Moments(*torch.empty(5, channels, *ones, dtype=torch.float32, device="cpu").unbind())
-    given = {"weight": _lying(weight), "bias": _lying(bias), "eps": float_bits(eps)}
-    kernels.moments(1, **parts, **given, **found._asdict(), **sizes)
+    given = _lying({"weight": weight, "bias": bias})
+    kernels.moments(1, **parts, **given, **found._asdict(), eps=float_bits(eps), **sizes)
     return found
 
 
@@ -92,16 +92,8 @@ def scales(
     """
     channels = variance.shape[0]
     inverse, scale, shift = torch.empty(3, channels, *(1,) * ones, dtype=torch.float32, device="cpu").unbind()
-    _scales(channels, eps)(
-        1,
-        mean=_lying(mean),
-        variance=_lying(variance),
-        weight=_lying(weight),
-        bias=_lying(bias),
-        inverse=inverse,
-        scale=scale,
-        shift=shift,
-    )
+    given = {"mean": mean, "variance": variance, "weight": weight, "bias": bias}
+    _scales(channels, eps)(1, **_lying(given), inverse=inverse, scale=scale, shift=shift)
     return inverse, scale, shift
 
 
@@ -110,8 +102,9 @@ def _scales(channels: int, eps: float) -> Sized:
     return kernels.scales.sized(channels=channels, eps=float_bits(eps))
 
 
-def _lying(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.is_contiguous() else tensor.contiguous()
+def _lying(given: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """What is `given`, contiguous."""
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()}
 
 
 def standardised(

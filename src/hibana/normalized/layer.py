@@ -103,7 +103,7 @@ class Normalized(nn.Sequential):
             sequence = None if once or len(before) > 1 else input
             at_a_time = 0 if once else 1 if of_the_batch else steps
             currents, producer = over_steps(before[-1], currents, at_a_time, sequence)
-        reason = _unfit(layers, currents, currents.numel() * (steps if once else 1))
+        reason = _unfit(layers, currents, steps if once else 1, producer is not None)
         outputs = None
         if not reason:
             outputs, reason = _emitted(layers, currents, steps, once, producer)
@@ -125,8 +125,7 @@ class Normalized(nn.Sequential):
 
     def _layers(self, inputs: Tensor) -> "_Layers | str":
         """What it is made of; or why the modules are to be called one after the other."""
-        modules = tuple(self._modules.values())
-        each, neurons = modules if len(modules) == 2 else (None, None)
+        each, neurons = self._modules.values() if len(self._modules) == 2 else (None, None)
         if not isinstance(each, EachStep) or not isinstance(neurons, OverTime):
             return "other modules have taken the place of those that it was made of"
         found = _parts(each)
@@ -135,7 +134,9 @@ class Normalized(nn.Sequential):
         norm, before = found
         if torch.compiler.is_compiling() or ambient.active:
             return "the call is compiled, or within hibana.run"
-        tensors = _Tensors(norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        held: Any = norm._parameters | norm._buffers  # where a module looks last
+        names = _Tensors._fields
+        tensors = _Tensors(*[held[name] if name in held else getattr(norm, name) for name in names])
         if inputs.ndim < 3 or not plain(inputs, *tensors):
             return "the input is not float32 on the CPU, or something watches the call"
         inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])
@@ -143,7 +144,7 @@ class Normalized(nn.Sequential):
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
             return f"the neurons are served by {neurons.backend!r}"
-        return _Layers(each, neurons, norm, before, tensors, norm.training or tensors.mean is None)
+        return _Layers(each, neurons, norm, before, tensors, norm.training or tensors.running_mean is None)
 
 
 class _Tensors(NamedTuple):
@@ -151,8 +152,8 @@ class _Tensors(NamedTuple):
 
     weight: Tensor | None
     bias: Tensor | None
-    mean: Tensor | None
-    variance: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
 
 
 class _Layers(NamedTuple):
@@ -170,30 +171,34 @@ class _Layers(NamedTuple):
 
 def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:
     """The batch normalisation in which the module of `each` ends, and what is called before it."""
-    module = cast(nn.Module, each._modules["module"])
+    module: Any = each._modules["module"]
     modules: list[Any] = list(module._modules.values()) if type(module) is nn.Sequential else [module]
     if not modules or type(modules[-1]) not in _NORMS:
         return None
-    return cast(Norm, modules[-1]), modules[:-1]
+    return modules[-1], modules[:-1]
 
 
-def _unfit(layers: _Layers, currents: Tensor, numbers: int) -> str:
-    """Why `currents`, so many `numbers` in all, are not normalised in the neurons' pass, or ``""``."""
+def _unfit(layers: _Layers, currents: Tensor, times: int, ours: bool) -> str:
+    """Why `currents`, so many times, are not normalised in the neurons' pass, or ``""``.
+
+    They are known to lie as they should if they are `ours`, of a producer.
+    """
     norm, of_the_batch = layers.norm, layers.of_the_batch
-    features = norm.num_features
+    features, numbers = norm.num_features, currents.numel()
     if (
         currents.ndim not in _DIMENSIONS.get(type(norm), (4,))
         or currents.shape[1] != features
-        or not plain(currents)
+        or not (ours or plain(currents))
     ):
         return _MISFIT
-    if of_the_batch and currents.numel() < 2 * features:
+    if of_the_batch and numbers < 2 * features:
         return _MISFIT
     for tensor in layers.tensors:
         if tensor is not None and tensor.shape != (features,):
             return _MISFIT
-    if not (dense.lies_last(currents) or currents.movedim(1, -1).is_contiguous()):
+    if not (ours or dense.lies_last(currents) or currents.movedim(1, -1).is_contiguous()):
         return "channels do not come last in memory"
+    numbers *= times
     if numbers < (WORTH if of_the_batch else WORTH // 2):
         return f"{numbers} numbers are too few for it to pay"
     return ""
@@ -308,10 +313,10 @@ def _count(norm: Norm, tensors: _Tensors, found: Moments) -> None:
     if not norm.training or not norm.track_running_stats:
         return
     batches = norm.num_batches_tracked
-    assert tensors.mean is not None
-    assert tensors.variance is not None
+    assert tensors.running_mean is not None
+    assert tensors.running_var is not None
     assert batches is not None
     batches.add_(1)
     share = 1 / float(batches) if norm.momentum is None else norm.momentum
-    tensors.mean.lerp_(found.mean.view(-1), share)
-    tensors.variance.lerp_(found.unbiased.view(-1), share)
+    tensors.running_mean.lerp_(found.mean.view(-1), share)
+    tensors.running_var.lerp_(found.unbiased.view(-1), share)

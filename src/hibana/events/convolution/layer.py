@@ -45,19 +45,20 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         """
         if max(self.dilation) > 1 and self._meets_padding_alone(input):
             return self._of_padding(input)
+        if torch.compiler.is_compiling():
+            return self._left_to_torch(input)
+        weight, bias = self._tensors()
         if (
-            not torch.compiler.is_compiling()
-            and type(input) is Tensor
+            type(input) is Tensor
             and input.ndim == self.dimensions + 2
             and self.mode == "auto"
             and input.is_cpu
-            and (self._is_left(input) or self._is_small(input))
+            and (self._is_left(input) or self._is_small(input, weight))
         ):
             if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input)):
                 return self._conv_forward(input, *self._at_once())
             return self._densely(input, TINY)
-        weight, bias = self.weight, self.bias
-        if torch.compiler.is_compiling() or not plain(input, weight, bias):
+        if not plain(input, weight, bias):
             return self._left_to_torch(input)
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
@@ -65,13 +66,16 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         sizes = "asked for" if self.mode == "dense" else _sizes(self.dimensions, *about, *how)
         if isinstance(sizes, str):
             return self._densely(input, sizes)
-        geometry, around, padding_mode = sizes
-        images = functional.pad(input, around, padding_mode) if around else input
+        if sizes.work < SMALLEST_WORK and self.mode == "auto":
+            self._leave(input, TINY)
+            return self._densely(input, TINY)
+        around = sizes.around
+        images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
             weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
         whole = images if sequence is None or images is not input else sequence
-        found = self._by_windows(images, whole, weight, geometry, steps)
+        found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
             return self._densely(input, found)
@@ -95,28 +99,29 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         out: Tensor = convolved(around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         return out
 
-    def _is_small(self, input: Tensor) -> bool:  # noqa: A002
+    def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether torch has done all before events have begun, which is remembered."""
-        small = input.numel() * self.weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
+        small = input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
         if small:
             self._leave(input, TINY)
         return small
 
     def _by_windows(
-        self, images: Tensor, whole: Tensor, weight: Tensor, geometry: Geometry, steps: int
+        self,
+        images: Tensor,
+        whole: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        steps: int,
     ) -> Tensor | Producer | str:
         """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's.
 
         They are those of `whole`, whatever its shape, which gets the gradient.
         """
-        bias = self.bias
         if bias is not None:
             bias = bias.contiguous()
-        outputs, count = weight.shape[0], images.shape[0] * geometry.output[0] * geometry.output[1]
-        if min(geometry.output) <= 0 or count == 0 or weight.numel() == 0:
-            return "nothing to add"
-        if self.mode == "auto" and count * weight.numel() < SMALLEST_WORK:
-            return TINY
+        outputs = weight.shape[0]
         costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
         learning = learns(weight)
         under = below(whole)
@@ -161,6 +166,8 @@ class _Sizes(NamedTuple):
     """What is put around them, as ``pad`` takes it; nothing, where it is zeros on either side."""
     mode: str
     """How."""
+    work: int
+    """Multiplications of all."""
 
 
 @lru_cache(maxsize=1024)
@@ -204,7 +211,10 @@ def _sizes(
         height, width = height + up + down, width + left + right
         up = left = 0
     geometry = Geometry(shape[1], (height, width), kernel, strides, (up, left), dilations)
-    return _Sizes(geometry, around, "constant" if zeros else padding_mode)
+    work = shape[0] * prod(geometry.output) * prod(weight)
+    if work == 0 or min(geometry.output) <= 0:
+        return "nothing to add"
+    return _Sizes(geometry, around, "constant" if zeros else padding_mode, work)
 
 
 def _pair(sizes: int | tuple[int, ...] | str, dimensions: int, missing: int) -> Pair:

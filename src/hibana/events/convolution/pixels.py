@@ -44,10 +44,15 @@ MOST = 1 << 18
 
 def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
+    return density <= product.crossover(outputs) and _by_pixels(geometry)
+
+
+@lru_cache(maxsize=256)
+def _by_pixels(geometry: Geometry) -> bool:
     most = WORD if max(geometry.stride) > 1 else geometry.channels
     in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
     counted = geometry.image[1] * geometry.channels <= PLACES
-    return density <= product.crossover(outputs) and in_one and counted and _overlap(geometry)
+    return in_one and counted and _overlap(geometry)
 
 
 def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
@@ -61,10 +66,14 @@ def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
 
 def pay_for_weights(geometry: Geometry, density: float) -> bool:
     """:func:`pay` for the weights' gradient, to which each pixel adds, under a whole window or not."""
+    return density <= product.gradient_crossover() and _by_pixels_for_weights(geometry)
+
+
+@lru_cache(maxsize=256)
+def _by_pixels_for_weights(geometry: Geometry) -> bool:
     (height, width), (down, across) = geometry.image, geometry.output
     most = height * width <= WASTED * down * across and geometry.channels >= FEWEST
-    close = geometry.stride == (1, 1)
-    return density <= product.gradient_crossover() and close and most and _overlap(geometry)
+    return geometry.stride == (1, 1) and most and _overlap(geometry)
 
 
 def _overlap(geometry: Geometry) -> bool:
@@ -76,9 +85,8 @@ def _overlap(geometry: Geometry) -> bool:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    height, width = geometry.output
-    parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    ready = _ready_for(input_, weight.shape[0], geometry, -(-height // parts))
+    row = panel(weight.shape[0])
+    ready = _ready(input_.bits.shape, weight.shape[0], geometry, _at_a_time(geometry), row)
     call, out = ready.call(input_, weight, bias)
     call.run(ready.pieces)
     return out
@@ -91,14 +99,12 @@ def producer(
 
     None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
     """
-    outputs, height = weight.shape[0], geometry.output[0]
-    images = input_.bits.shape[1] // geometry.image[0] // steps
-    deep = rows_together(images, outputs, geometry, steps, torch.get_num_threads())
-    if deep < max(1, min(height, geometry.reach[0])):
+    outputs, threads = weight.shape[0], torch.get_num_threads()
+    ready = _ready_for_steps(input_.bits.shape, outputs, geometry, steps, threads, panel(outputs))
+    if ready is None:
         return None
-    ready = _ready_for(input_, outputs, geometry, deep)
     call, out = ready.call(input_, weight, bias)
-    return Producer(call, ready.sized.launcher.place("target"), ready.pieces // steps, ready.length, out)
+    return Producer(call, ready.target, ready.pieces // steps, ready.length, out)
 
 
 class _Ready(NamedTuple):
@@ -112,6 +118,8 @@ class _Ready(NamedTuple):
     """Of work."""
     length: int
     """Numbers of one."""
+    target: int
+    """Which of the kernel's arguments says where it writes."""
 
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
         """The call, and what it writes, as :func:`forward` gives it."""
@@ -122,21 +130,35 @@ class _Ready(NamedTuple):
         return call, out.permute(0, 3, 1, 2)
 
 
-def _ready_for(input_: Planes, outputs: int, geometry: Geometry, deep: int) -> _Ready:
-    """For an input of this shape, so many rows of the output at a time."""
-    row, bits = panel(outputs), input_.bits.shape
-    return _ready(bits, outputs, geometry, deep, row, whole_windows(geometry, row, bits[0]))
+def _at_a_time(geometry: Geometry) -> int:
+    """Rows of the output that are done at a time."""
+    height, width = geometry.output
+    return -(-height // -(-height // max(1, PIXELS // width, geometry.reach[0])))
 
 
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row, whole: bool) -> _Ready:
+def _ready_for_steps(
+    bits: torch.Size, outputs: int, geometry: Geometry, steps: int, threads: int, row: Row
+) -> _Ready | None:
+    """For images of so many steps, rows at a time of which the sums at all steps stay in the cache."""
+    images = bits[1] // geometry.image[0] // steps
+    deep = rows_together(images, outputs, geometry, steps, threads)
+    if deep < max(1, min(geometry.output[0], geometry.reach[0])):
+        return None
+    return _ready(bits, outputs, geometry, deep, row)
+
+
+@lru_cache(maxsize=256)
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row) -> _Ready:
+    """For `bits` of this shape, so many rows of the output at a time."""
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
+    whole = whole_windows(geometry, row, planes)
     chosen = kernels.forward_whole_windows if whole else kernels.forward
     sized = chosen.sized(**sizes, **geometry.sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
-    return _Ready(sized, row, shape, pieces, deep * width * outputs)
+    return _Ready(sized, row, shape, pieces, deep * width * outputs, chosen.place("target"))
 
 
 def _at_once(row: Row) -> int:

@@ -6,6 +6,7 @@ last.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
@@ -84,7 +85,12 @@ class Row(NamedTuple):
 
 def panel(outputs: int) -> Row:
     """The row of packed weights for a layer of so many outputs."""
-    return Row(vectors(outputs), compresses())
+    return _panel(outputs, compresses())
+
+
+@lru_cache(maxsize=256)
+def _panel(outputs: int, by_instruction: bool) -> Row:
+    return Row(vectors(outputs), by_instruction)
 
 
 def vectors(outputs: int) -> int:

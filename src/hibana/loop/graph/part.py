@@ -34,7 +34,7 @@ class Part:
             given = filled(args, values)
             done = function is SUM and not kwargs and _is_of_one(given)
             values.append(given[0] + 0.0 if done else function(*given, **filled(kwargs, values)))
-        return tuple(None if end is None else values[end] for end in self.ends)
+        return tuple([None if end is None else values[end] for end in self.ends])
 
 
 def _is_of_one(summed: list[Any]) -> bool:
