@@ -66,6 +66,8 @@ class Product:
 
     def by_matrix(self, density: float, planes: int = 1) -> bool:
         """Whether the sooner way is the unit for matrices."""
+        if self.matrix is None:
+            return False
         added = self._one_by_one(density) * planes
         return self._by_matrix(added) < added
 

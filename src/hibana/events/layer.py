@@ -161,5 +161,5 @@ def usable(below: Support | None, length: int, in_order: bool, input_: Planes) -
     if below is None:
         return None
     if below.bits is None:  # it is the spikes, whatever somebody multiplied them by since
-        return below if len(input_.bits) == 1 else None
+        return below if input_.bits.shape[0] == 1 else None
     return below if in_order and below.rows(below.bits, length) is not None else None

@@ -87,7 +87,7 @@ def _below(one: Tensor, other: Tensor) -> _Below | None:
     most = a.most + b.most
     if not whole or a.planes is None or b.planes is None or most >= 1 << MOST:
         return _Below(support)
-    return _Below(support, (a.planes, b.planes.view(len(b.planes), *a.planes.shape[1:])), most)
+    return _Below(support, (a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:])), most)
 
 
 def _alone(spikes: Tensor) -> _Below | None:
@@ -116,7 +116,7 @@ def _without_gradient(one: Tensor, other: Tensor) -> Tensor:
     if a.length % WORD or b.length % WORD or most >= 1 << MOST:
         return one + other
     with versioned():
-        total, planes = _of_bits(one, a.planes, b.planes.view(len(b.planes), *a.planes.shape[1:]), most)
+        total, planes = _of_bits(one, a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:]), most)
     remember(total, planes, most)
     return total
 
@@ -128,7 +128,7 @@ def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tens
     planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
     words = a[0].numel() // LONG.size
     given = {"one": a, "other": b, "planes": planes, "target": total, "words": words}
-    _added(words, GRAIN, **given, of_one=len(a), of_other=len(b), count=count)
+    _added(words, GRAIN, **given, of_one=a.shape[0], of_other=b.shape[0], count=count)
     return total, planes
 
 

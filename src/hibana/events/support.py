@@ -54,7 +54,7 @@ class Support(NamedTuple):
     @property
     def spikes(self) -> Tensor | None:
         """The bits of what the layer emitted, if :attr:`planes` are those of spikes."""
-        return self.planes[0] if self.planes is not None and len(self.planes) == 1 else None
+        return self.planes[0] if self.planes is not None and self.planes.shape[0] == 1 else None
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
         """`bits` as rows of `length` elements that begin with a word each, if they can be seen so.
@@ -123,12 +123,12 @@ def support_of(tensor: Tensor) -> Support | None:
         return Support(support.bits, support.length, watched, planes, support.most, ones=ones or 0)
     spikes: Tensor | None = node.spikes
     if spikes is None:
-        return Support(support, base[0].numel(), watched)
+        return Support(support, base.shape[1:].numel(), watched)
     ones = None if tensor._version else agree(tensor, spikes[None])
     if ones is None:
-        return Support(support, base[0].numel(), watched)
+        return Support(support, base.shape[1:].numel(), watched)
     bits = None if support is spikes else support
-    return Support(bits, base[0].numel(), watched, spikes[None], ones=ones)
+    return Support(bits, base.shape[1:].numel(), watched, spikes[None], ones=ones)
 
 
 def below(tensor: Tensor) -> Support | None:
@@ -142,7 +142,7 @@ def below(tensor: Tensor) -> Support | None:
     ones = agree(tensor, found.planes)
     if ones is None:
         return None
-    return Support(None, base[0].numel(), (), found.planes, found.most, ones=ones)
+    return Support(None, base.shape[1:].numel(), (), found.planes, found.most, ones=ones)
 
 
 def passed_on(spikes: Tensor, length: int, watched: Watched, planes: Tensor | None = None) -> Support:

@@ -59,10 +59,7 @@ class Program:
 
     def folds(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
         """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
-        lying = list(range(ndim)) if order is None else [d - 1 for d in order[1:]]
-        return tuple(
-            next((i for i, d in enumerate(lying) if d not in summed), ndim) for summed in self.summed
-        )
+        return _folds(self.summed, tuple(range(ndim) if order is None else [d - 1 for d in order[1:]]))
 
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
@@ -96,6 +93,12 @@ class Program:
                     value = step_in(order, value.expand(_shape(one, order)))
             found.append(value)
         return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+
+
+@lru_cache(maxsize=256)
+def _folds(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
+    """For each sum over some dimensions: how many of the first in memory are among them."""
+    return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
 
 
 def _once(value: Tensor, one: torch.Size, order: list[int] | None) -> Tensor:

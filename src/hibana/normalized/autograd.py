@@ -51,7 +51,7 @@ def moments(
     Source: Chan, Golub & LeVeque (1983), *Algorithms for computing the sample variance*: the corrected
     two-pass algorithm.
     """
-    sizes, blocks = _blocks(currents)
+    sizes, blocks = _blocks(currents.shape)
     channels = sizes["channels"]
     if producer is not None:
         each = _fitting(producer.length, channels, sizes["each"])
@@ -59,7 +59,7 @@ def moments(
             producer.finish()
             producer = None
         else:
-            sizes["each"], blocks = each, sizes["pixels"] // each
+            sizes, blocks = sizes | {"each": each}, sizes["pixels"] // each
     of_blocks = torch.empty(3, blocks, channels, dtype=torch.float32, device="cpu").unbind()
     parts = dict(zip(("means", "drifts", "squares"), of_blocks, strict=True))
     if producer is None:
@@ -158,8 +158,9 @@ def _backward(ctx: Any, gradient: Tensor, of_scale: Tensor, of_shift: Tensor) ->
     to_currents, to_weight, to_bias = ctx.needs_input_grad[:3]
     to_them = None
     if to_currents:
+        # the gradient is the loop's own, of which nobody else has heard
         to_them = _lying_last(gradient.reshape(currents.shape))
-        sizes, blocks = _blocks(currents)  # the gradient is the loop's own, of which nobody else has heard
+        sizes, blocks = _blocks(currents.shape)
         kernels.through_moments(
             blocks,
             gradient=to_them,
@@ -191,10 +192,11 @@ def _lying_last(values: Tensor) -> Tensor:
     return values if last.is_contiguous() else last.contiguous().movedim(-1, 1)
 
 
-def _blocks(currents: Tensor) -> tuple[dict[str, int], int]:
+@lru_cache
+def _blocks(shape: torch.Size) -> tuple[dict[str, int], int]:
     """The sizes that kernels take, and how many blocks there are."""
-    channels = currents.shape[1]
-    pixels = currents.numel() // channels
+    channels = shape[1]
+    pixels = shape.numel() // channels
     each = max(1, min(LONGEST, BLOCK // channels))
     return {"channels": channels, "pixels": pixels, "each": each}, -(-pixels // each)
 

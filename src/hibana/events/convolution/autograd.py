@@ -90,7 +90,7 @@ def _under_windows(
 
 def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
-    shape = len(support) // geometry.image[0], *geometry.image, geometry.channels
+    shape = support.shape[0] // geometry.image[0], *geometry.image, geometry.channels
     if geometry.stride == (1, 1):
         out = torch.empty(shape, dtype=torch.float32, device="cpu")
         _on_support(support, weight, grad, geometry, out)
@@ -112,7 +112,7 @@ def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometr
     height, width = geometry.image
     table = product.packed(weight.reshape(outputs, -1), row)
     together, deep, wide = geometry.tile(kernels.TILE)
-    images = len(target)
+    images = target.shape[0]
     pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
     given = {"bits": support, "table": table, "gradient": grad, "target": target, "outputs": outputs}
     tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
@@ -229,7 +229,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
-        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, len(weight))
+        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, weight.shape[0])
         to_images = to_weight = to_bias = used = None
         to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
         by_values = False

@@ -184,7 +184,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
 
     It lies as it is written here or, as the weights may too, with its `channels_last`.
     """
-    outputs, planes = rows.shape[1], len(input_.bits)
+    outputs, planes = rows.shape[1], input_.bits.shape[0]
     row = panel(outputs)
     images = input_.bits.shape[1] // geometry.image[0]
     down, across = geometry.reach
@@ -193,7 +193,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
     pieces = -(-geometry.image[0] // max(1, places // pitch))
     deep = -(-geometry.image[0] // pieces)
     together = max(1, places // (pitch * (deep + down))) if pieces == 1 else 1
-    split = parts(len(rows), outputs, planes, geometry, torch.get_num_threads())
+    split = parts(rows.shape[0], outputs, planes, geometry, torch.get_num_threads())
     inputs = planes * geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
     kernels.weight_gradient(

@@ -24,7 +24,5 @@ def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="cpu")
     buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
     shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-    placed = torch.empty(0, dtype=dtype, device="cpu").set_(
-        buffer.untyped_storage(), shift // dtype.itemsize, shape, ()
-    )
-    return placed.data  # to which nothing was written yet, as others may ask of its version
+    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, shape, ())
+    return buffer.data  # to which nothing was written yet, as others may ask of its version

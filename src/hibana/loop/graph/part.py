@@ -1,7 +1,8 @@
 """A part of a traced graph that PyTorch itself runs: once a call, before the kernels or after them."""
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -30,11 +31,43 @@ class Part:
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         values: list[Any] = list(tensors)
-        for function, args, kwargs in self.calls:
-            given = filled(args, values)
-            done = function is SUM and not kwargs and _is_of_one(given)
-            values.append(given[0] + 0.0 if done else function(*given, **filled(kwargs, values)))
+        for function, constant, single, inner, kwargs in self._ready:
+            given = constant.copy()
+            for i, at in single:
+                given[i] = values[at]
+            for i, argument in inner:
+                given[i] = filled(argument, values)
+            if kwargs:
+                values.append(function(*given, **filled(kwargs, values)))
+            else:
+                values.append(given[0] + 0.0 if function is SUM and _is_of_one(given) else function(*given))
         return tuple([None if end is None else values[end] for end in self.ends])
+
+    @cached_property
+    def _ready(self) -> "list[_Call]":
+        """The calls, of which nothing is looked through that has no place in it."""
+        return [_Call.of(*call) for call in self.calls]
+
+
+class _Call(NamedTuple):
+    """A function and its arguments, by where values go among these."""
+
+    function: Any
+    constant: list[Any]
+    """The arguments that hold no place, where they are."""
+    single: list[tuple[int, int]]
+    """Which argument is the value at which place."""
+    inner: list[tuple[int, Any]]
+    """Which argument holds places, and that."""
+    kwargs: dict[str, Any]
+
+    @classmethod
+    def of(cls, function: Any, args: Any, kwargs: dict[str, Any]) -> "_Call":
+        constant = [None if places_in(argument) else filled(argument, []) for argument in args]
+        single = [(i, argument.at) for i, argument in enumerate(args) if isinstance(argument, Place)]
+        whole = [i for i, _ in single]
+        inner = [(i, one) for i, one in enumerate(args) if places_in(one) and i not in whole]
+        return cls(function, constant, single, inner, kwargs)
 
 
 def _is_of_one(summed: list[Any]) -> bool:
