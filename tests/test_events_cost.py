@@ -301,6 +301,24 @@ def test_nothing_is_measured_where_it_is_fixed_or_nothing_is_kept(folder, second
     assert not seconds
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_what_one_thread_does_alone_counts_for_all_that_wait(folder, seconds, monkeypatch, linear):
+    found = {}
+    for threads in (1, 2, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        costs = of_linear.costs(301, 70, 40) if linear else of_convolutions.costs(*SOME)
+        found[threads] = [costs.forward.call, costs.weights.call, costs.input.call, costs.apart]
+    assert found[1] == found[2]
+    assert found[16] == pytest.approx([8 * each for each in found[2]])
+    monkeypatch.setenv("HIBANA_COSTS", "fixed")
+    costs = of_linear.costs(301, 70, 40) if linear else of_convolutions.costs(*SOME)
+    assert costs.forward.call == pytest.approx(found[2][0] / speeds.MOST)  # for any number of threads
+
+
+SOME = 9, 8, Geometry(3, (41, 40), (3, 3), (2, 2), (1, 1), (1, 1))
+"""A convolution that no other test reckons."""
+
+
 def _reckoned(layer):
     if isinstance(layer, nn.Linear):
         return of_linear.costs(300, 70, 40)

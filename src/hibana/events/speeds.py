@@ -27,7 +27,7 @@ from hibana.native import files
 from hibana.native.build import kept_in
 from hibana.native.threads import alone
 
-__all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed"]
+__all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed", "waited_for"]
 
 RUNS = 4
 """Of a burst, of which the first does not count."""
@@ -38,6 +38,8 @@ ALIKE = 1.05
 """How many times as long as the best it takes where it comes to the same."""
 BURSTS = 10
 """At most."""
+FITTED = 2
+"""Threads."""
 LEAST, MOST = 1 / 64, 64.0
 """Factors that a way can have; what is beyond was not measured well."""
 
@@ -71,6 +73,15 @@ def speed(way: Way) -> float:
             if way.name not in _KNOWN:
                 _KNOWN[way.name] = _found(way)
     return _KNOWN[way.name]
+
+
+def waited_for(threads: int) -> float:
+    """How many times a second counts that one of so many threads computes alone: the others wait meanwhile.
+
+    All is reckoned as if one thread did it, and they shared. What comes before and after kernels is one
+    thread's in truth, and was fitted with up to :data:`FITTED`.
+    """
+    return 1.0 if fixed() else max(1.0, threads / FITTED)
 
 
 def fixed() -> bool:

@@ -50,12 +50,17 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
 def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
     """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
     value = value.resolve_neg()
-    return value.contiguous() if order is None else value.permute([d - 1 for d in order[1:]]).contiguous()
+    return value.contiguous() if order is None else value.permute(_of_step(tuple(order))).contiguous()
 
 
 def step_back(back: Sequence[int], value: Tensor) -> Tensor:
     """One step's `value` in the order `back` of the sequence's dimensions."""
-    return value.permute([d - 1 for d in back[1:]])
+    return value.permute(_of_step(tuple(back)))
+
+
+@lru_cache
+def _of_step(order: tuple[int, ...]) -> list[int]:
+    return [dimension - 1 for dimension in order[1:]]
 
 
 def in_callers_order(
@@ -87,7 +92,7 @@ def repeated(once: Tensor, steps: int) -> Tensor:
     order = None if torch.compiler.is_compiling() else memory_order(once[None])
     if order is None:
         return once.expand(steps, *once.shape)
-    lying = once.permute([d - 1 for d in order[1:]])
+    lying = once.permute(_of_step(tuple(order)))
     out = lying.expand(steps, *lying.shape).permute(inverse(order))
     node: Any = out.grad_fn
     if node is not None:

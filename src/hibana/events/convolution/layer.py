@@ -136,7 +136,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if not chosen.any:
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
-        given = found, weight.detach(), bias, geometry
+        given = found, weight.detach() if learning else weight, bias, geometry
         left = autograd.producer(*given, chosen, steps)
         if not learns(whole, weight, bias):
             return left or autograd.forward(*given, chosen)

@@ -25,7 +25,7 @@ from hibana.events.linear.reckoned import NANO, about, scan
 from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.planes import Planes
-from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed
+from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed, waited_for
 from hibana.native.amx import there
 
 __all__ = ["costs", "one_by_one"]
@@ -48,7 +48,7 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
     family = _family(outputs, geometry)
     dense = _dense(*sizes) * speed(_FORWARD[family])
     learned = _dense(*sizes, 1.1) * speed(_WEIGHTS[family])
-    pace = speed(YARDSTICK)
+    pace = speed(YARDSTICK) * waited_for(threads)
     call = (CALL + cost.OVERHEAD) * pace
     return cost.Costs(
         cost.Product(
@@ -150,7 +150,8 @@ def one_by_one(
     """
     sizes = steps, rows, inputs, outputs, longest, taps, density
     added = _added(*sizes) + learning * _added_to_weights(*sizes)
-    return added * speed(_ONE_BY_ONE) + cost.OVERHEAD * speed(YARDSTICK)
+    alone = cost.OVERHEAD * speed(YARDSTICK) * waited_for(torch.get_num_threads())
+    return added * speed(_ONE_BY_ONE) + alone
 
 
 def _added(

@@ -13,7 +13,7 @@ from hibana.events import cost
 from hibana.events.bits import bits_of
 from hibana.events.lanes.rows import LANES, panel, vectors
 from hibana.events.linear import dense, kernels, product
-from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed
+from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed, waited_for
 
 __all__ = [
     "MULTIPLIED",
@@ -50,7 +50,7 @@ def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
 @lru_cache(maxsize=256)
 def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
     seconds = _dense(rows, inputs, outputs) * speed(_multiplied(outputs))
-    pace = speed(YARDSTICK)
+    pace = speed(YARDSTICK) * waited_for(threads)
     call = cost.OVERHEAD * pace
     sizes = rows, inputs, outputs
     return cost.Costs(

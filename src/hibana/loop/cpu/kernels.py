@@ -4,7 +4,7 @@ Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are con
 over time; a stride of zero is an input that stays the same and is never written out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import inf
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -178,15 +178,18 @@ class CpuKernels(NativeKernels):
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
         if any(patterns) and not back.repeated:
             parameters = written_out(parameters, patterns, one.numel())
-        of_rows = _of_rows(back.rows, back.folds, dtype)
-        sums = list(of_rows)
-        if not back.folds:
+        of_rows: Tensor | list[Tensor] = []
+        if back.folds:
+            of_rows, sums_at = _of_rows(back.rows, back.folds, dtype)
+        else:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
+            sums_at = _addresses(*sums)
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
             self.uniform_at(given),
-            *_addresses(*parameters, *first, *given.last_grads, *first_grads, *sums),
+            *_addresses(*parameters, *first, *given.last_grads, *first_grads),
+            *sums_at,
         ]
         if isinstance(back, Walk):
             back.run(*values, *_addresses(*residuals))
@@ -356,11 +359,16 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...
     return made if made.folds == folds else make(())
 
 
-def _of_rows(rows: int, folds: tuple[int, ...], dtype: torch.dtype) -> Tensor | list[Tensor]:
-    """What each of the rows adds to each sum; those of one length together, ``[sums, rows, length]``."""
+def _of_rows(
+    rows: int, folds: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor | list[Tensor], Sequence[int]]:
+    """What each row adds to each sum, and where; those of one length together, ``[sums, rows, length]``."""
     if len(set(folds)) == 1:
-        return torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU)
-    return [torch.empty(rows, length, dtype=dtype, device=CPU) for length in folds]
+        together = torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU)
+        size, at = rows * folds[0] * dtype.itemsize, together.data_ptr()
+        return together, range(at, at + len(folds) * size, size)
+    apart = [torch.empty(rows, length, dtype=dtype, device=CPU) for length in folds]
+    return apart, _addresses(*apart)
 
 
 def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:

@@ -74,8 +74,8 @@ def _is_of_one(summed: list[Any]) -> bool:
     """Whether a sum so given is of one number each, as of what was folded before: it is that, added to 0."""
     if len(summed) < 3 or summed[2] is not True or not summed[1]:
         return False
-    value = summed[0]
-    return value.ndim > 0 and value.is_floating_point() and all(value.shape[d] == 1 for d in summed[1])
+    value, shape = summed[0], summed[0].shape
+    return len(shape) > 0 and value.is_floating_point() and {shape[d] for d in summed[1]} == {1}
 
 
 SUM = torch.ops.aten.sum.dim_IntList
