@@ -44,15 +44,16 @@ MOST = 1 << 18
 
 def pay(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
-    return density <= product.crossover(outputs) and _by_pixels(geometry)
+    counted = geometry.image[1] * geometry.channels <= PLACES
+    return counted and density <= product.crossover(outputs) and _by_pixels(geometry)
 
 
 @lru_cache(maxsize=256)
 def _by_pixels(geometry: Geometry) -> bool:
+    """Whether a pixel's channels are a list of their own, under windows that overlap."""
     most = WORD if max(geometry.stride) > 1 else geometry.channels
     in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
-    counted = geometry.image[1] * geometry.channels <= PLACES
-    return in_one and counted and _overlap(geometry)
+    return in_one and _overlap(geometry)
 
 
 def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
@@ -85,8 +86,9 @@ def _overlap(geometry: Geometry) -> bool:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    row = panel(weight.shape[0])
-    ready = _ready(input_.bits.shape, weight.shape[0], geometry, _at_a_time(geometry), row)
+    height, width = geometry.output
+    parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
+    ready = _ready(*_about(input_, weight, geometry), -(-height // parts))
     call, out = ready.call(input_, weight, bias)
     call.run(ready.pieces)
     return out
@@ -99,8 +101,7 @@ def producer(
 
     None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
     """
-    outputs, threads = weight.shape[0], torch.get_num_threads()
-    ready = _ready_for_steps(input_.bits.shape, outputs, geometry, steps, threads, panel(outputs))
+    ready = _ready_for_steps(*_about(input_, weight, geometry), steps, torch.get_num_threads())
     if ready is None:
         return None
     call, out = ready.call(input_, weight, bias)
@@ -130,31 +131,30 @@ class _Ready(NamedTuple):
         return call, out.permute(0, 3, 1, 2)
 
 
-def _at_a_time(geometry: Geometry) -> int:
-    """Rows of the output that are done at a time."""
-    height, width = geometry.output
-    return -(-height // -(-height // max(1, PIXELS // width, geometry.reach[0])))
+def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
+    """What a kernel depends on: the shape of the bits, the outputs, …, and whether windows are whole."""
+    bits, row = input_.bits.shape, panel(weight.shape[0])
+    return bits, weight.shape[0], geometry, row, whole_windows(geometry, row, bits[0])
 
 
 @lru_cache(maxsize=256)
 def _ready_for_steps(
-    bits: torch.Size, outputs: int, geometry: Geometry, steps: int, threads: int, row: Row
+    bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, steps: int, threads: int
 ) -> _Ready | None:
     """For images of so many steps, rows at a time of which the sums at all steps stay in the cache."""
     images = bits[1] // geometry.image[0] // steps
     deep = rows_together(images, outputs, geometry, steps, threads)
     if deep < max(1, min(geometry.output[0], geometry.reach[0])):
         return None
-    return _ready(bits, outputs, geometry, deep, row)
+    return _ready(bits, outputs, geometry, row, whole, deep)
 
 
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, deep: int, row: Row) -> _Ready:
+def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, deep: int) -> _Ready:
     """For `bits` of this shape, so many rows of the output at a time."""
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    whole = whole_windows(geometry, row, planes)
     chosen = kernels.forward_whole_windows if whole else kernels.forward
     sized = chosen.sized(**sizes, **geometry.sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
