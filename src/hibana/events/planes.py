@@ -47,7 +47,7 @@ class Planes(NamedTuple):
     @property
     def together(self) -> Tensor:
         """``[rows, planes * words]``."""
-        return joined(list(self.bits))
+        return self.bits[0] if self.bits.shape[0] == 1 else joined(list(self.bits))
 
 
 @lru_cache

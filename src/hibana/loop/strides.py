@@ -27,7 +27,7 @@ def steps_contiguous(tensor: Tensor) -> bool:
 
 def same_each_step(sequence: Tensor) -> Tensor | None:
     """One step of a `sequence` that has the same numbers at each, as the gradient of a mean over time has."""
-    if sequence.ndim < 3 or len(sequence) < 2:
+    if sequence.ndim < 3 or sequence.shape[0] < 2:
         return None
     first = sequence[0]
     if sequence.stride(0) == 0:

@@ -91,12 +91,13 @@ def _matrix(input: Tensor) -> Tensor:  # noqa: A002
 
 def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
     """``input @ weight.T + bias`` by torch, no view of a matrix."""
-    out = torch.empty(*input.shape[:-1], len(weight), dtype=torch.float32, device="cpu")
+    outputs = weight.shape[0]
+    out = torch.empty(*input.shape[:-1], outputs, dtype=torch.float32, device="cpu")
     rows = _matrix(input)
     if bias is None:
-        torch.mm(rows, weight.T, out=out.view(-1, len(weight)))
+        torch.mm(rows, weight.T, out=out.view(-1, outputs))
     else:
-        torch.addmm(bias, rows, weight.T, out=out.view(-1, len(weight)))
+        torch.addmm(bias, rows, weight.T, out=out.view(-1, outputs))
     return out
 
 
@@ -105,9 +106,10 @@ def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: 
 
     Else on the support only, if that is allowed and worth it.
     """
-    once = same_each_step(grad) if len(grad) >= STEPS else None
+    steps = grad.shape[0]
+    once = same_each_step(grad) if steps >= STEPS else None
     if once is not None:
-        return (once @ weight).expand(len(grad), *once.shape[:-1], weight.shape[1])
+        return (once @ weight).expand(steps, *once.shape[:-1], weight.shape[1])
     restricted = _restricted(ctx, bits, weight, rows)
     return grad @ weight if restricted is None else restricted
 

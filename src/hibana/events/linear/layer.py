@@ -54,31 +54,31 @@ class Linear(BySpikes, nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        if torch.compiler.is_compiling():
+            return self._left_to_torch(input)
         if (
-            not torch.compiler.is_compiling()
-            and type(input) is Tensor
+            type(input) is Tensor
             and self.mode == "auto"
             and input.numel() * self.out_features < SMALLEST_WORK // 2
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # asked first, since all else would take longer than such a product
             return functional.linear(input, *self._at_once())
-        if self.mode == "auto" and self._is_left(input) and plain(input, self.weight, self.bias):
-            return self._multiplied(input, TINY)
-        if torch.compiler.is_compiling() or not plain(input, self.weight, self.bias):
+        weight, bias = self._tensors()
+        if not plain(input, weight, bias):
             return self._left_to_torch(input)
+        if self.mode == "auto" and self._is_left(input):
+            return self._multiplied(input, TINY)
         if input.ndim > 1 and alike_each_step(input):
             once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
             spread: Tensor = once.expand(input.shape[0], *once.shape)
             return spread
-        return self._of_spikes(input)
+        return self._of_spikes(input, weight, bias)
 
-    def _of_spikes(self, input: Tensor) -> Tensor:  # noqa: A002
+    def _of_spikes(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         check_mode(self.mode)
         if self.mode == "dense":
             return self._densely(input, "asked for")
-        weight: Tensor = self.weight
-        bias: Tensor | None = self.bias
         of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
         if reason := misfit(weight.shape, of_bias, channels, 2):
             return self._densely(input, reason)
@@ -92,7 +92,8 @@ class Linear(BySpikes, nn.Linear):
         in_order = input.is_contiguous()
         found: Planes | str | None = known_bits(under, inputs, in_order)
         if found is None:
-            rows = input.detach().reshape(count, inputs).contiguous()
+            numbers = input.detach() if input.requires_grad else input
+            rows = numbers.reshape(count, inputs).contiguous()
             found = numbers_as_bits(rows, costs, learning)
         if isinstance(found, str):
             self._leave(input, found)
@@ -105,7 +106,7 @@ class Linear(BySpikes, nn.Linear):
         if learns(input, weight, bias):
             support = usable(under, inputs, in_order, found) if input.requires_grad else None
             return autograd.linear(input, weight, bias, found, support, choice)
-        given = found.together, found.density, weight.detach(), bias, found.scales
+        given = found.together, found.density, weight, bias, found.scales
         return product.forward(*given, input.shape[:-1])[0]
 
     def _multiplied(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002

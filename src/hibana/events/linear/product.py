@@ -156,7 +156,7 @@ def forward(
 
     The rows are in as many dimensions as `leading`, whose sizes come to their number.
     """
-    outputs = len(weight)
+    outputs = weight.shape[0]
     row = panel(outputs)
     table = packed(weight, row, scales)
     inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
