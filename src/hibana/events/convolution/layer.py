@@ -138,7 +138,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         given = found, weight.detach() if learning else weight, bias, geometry
         left = autograd.producer(*given, chosen, steps)
-        if not learns(whole, weight, bias):
+        if not (learning or learns(whole, bias)):
             return left or autograd.forward(*given, chosen)
         support = usable(under, length, in_order, found) if whole.requires_grad else None
         out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)

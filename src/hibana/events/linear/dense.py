@@ -75,13 +75,13 @@ class _Linear(torch.autograd.Function):
         ctx.by_onednn, ctx.fewness = by_onednn, fewness
         rows = input.reshape(-1, weight.shape[1]).contiguous()
         out = _product(rows, weight.contiguous(), bias, by_onednn)
-        shaped: Tensor = torch.ops.aten._unsafe_view(out, [*input.shape[:-1], len(weight)])
+        shaped: Tensor = torch.ops.aten._unsafe_view(out, [*input.shape[:-1], weight.shape[0]])
         return shaped  # no view to autograd
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         input_, weight = ctx.saved_tensors
-        rows, grads = input_.reshape(-1, weight.shape[1]), grad.reshape(-1, len(weight))
+        rows, grads = input_.reshape(-1, weight.shape[1]), grad.reshape(-1, weight.shape[0])
         wanted = ctx.needs_input_grad
         to_input = to_weight = None
         if torch.is_grad_enabled():  # to be differentiated again

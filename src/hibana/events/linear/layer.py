@@ -67,7 +67,7 @@ class Linear(BySpikes, nn.Linear):
         if not plain(input, weight, bias):
             return self._left_to_torch(input)
         if self.mode == "auto" and self._is_left(input):
-            return self._multiplied(input, TINY)
+            return self._multiplied(input, weight, bias, TINY)
         if input.ndim > 1 and alike_each_step(input):
             once = self.forward(input[0])  # not a call of its own: hooks run once
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
@@ -97,26 +97,26 @@ class Linear(BySpikes, nn.Linear):
             found = numbers_as_bits(rows, costs, learning)
         if isinstance(found, str):
             self._leave(input, found)
-            return self._multiplied(input, found)
-        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+            return self._multiplied(input, weight, bias, found)
         choice = cost.choice(costs, found.density, found.bits.shape[0], learning)
         if not choice.any:
-            return self._multiplied(input, choice.refused(found.density))
+            return self._multiplied(input, weight, bias, choice.refused(found.density))
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         self.__dict__["_reason"] = product.explained(found, outputs, choice)
-        if learns(input, weight, bias):
+        if learning or learns(input, bias):
             support = usable(under, inputs, in_order, found) if input.requires_grad else None
             return autograd.linear(input, weight, bias, found, support, choice)
         given = found.together, found.density, weight, bias, found.scales
         return product.forward(*given, input.shape[:-1])[0]
 
-    def _multiplied(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+    def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         """The dense product of float32 numbers on the CPU that fit, the sooner way."""
         work = input.numel() * self.out_features
         if self.mode == "auto" and work >= BY_ONEDNN:
             by_onednn = reckoned.by_onednn()
-            if by_onednn or (work >= OF_FEW and learns(self.weight) and self._fewness.likely()):
+            if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely()):
                 self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
-                return dense.linear(input, self.weight, self.bias, by_onednn, self._fewness)
+                return dense.linear(input, weight, bias, by_onednn, self._fewness)
         return self._densely(input, reason)
 
     @property

@@ -64,7 +64,12 @@ def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool)
 
 def by_onednn() -> bool:
     """Whether this machine multiplies sooner by oneDNN than by torch's BLAS; no, if nothing is measured."""
-    return not fixed() and dense.there() and speed(_BY_ONEDNN) < SOONER * speed(_MULTIPLIED)
+    return _by_onednn(fixed())
+
+
+@cache
+def _by_onednn(by_formula: bool) -> bool:
+    return not by_formula and dense.there() and speed(_BY_ONEDNN) < SOONER * speed(_MULTIPLIED)
 
 
 def _multiplied(outputs: int) -> Way:
