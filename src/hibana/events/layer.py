@@ -14,6 +14,7 @@ from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = [
     "AGAIN",
+    "LEFT",
     "NO_EVENTS",
     "SMALLEST_WORK",
     "TINY",
@@ -32,7 +33,9 @@ Mode = Literal["auto", "dense", "events"]
 SMALLEST_WORK = 12_000_000
 """Of fewer multiplications torch has done all before events have begun."""
 TINY = "at these sizes torch is sooner done at any density"
-_LEFT = f"dense: {TINY}"
+LEFT = f"dense: {TINY}"
+"""What a layer says that is left to torch for its size. It is set in the layer's ``__dict__``: by way of the
+module that takes a microsecond, which would tell there."""
 AGAIN = 64
 """Calls after which what a layer remembers of the last is asked again."""
 SAMPLE = 128
@@ -51,11 +54,6 @@ class BySpikes(nn.Module):
         self.__dict__["_reason"] = f"dense: {reason}"
         out: Tensor = super().forward(input)
         return out
-
-    def _at_once(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias for a call so small that looking them up as a module does would tell."""
-        self.__dict__["_reason"] = _LEFT  # which a module does in a microsecond
-        return self._tensors()
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias, looked up where they mostly are: a module looks elsewhere first."""

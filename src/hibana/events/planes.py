@@ -5,6 +5,7 @@
 Each plane is spikes, so a product with whole numbers is one with spikes and as many scaled copies of weights.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, reduce
 from operator import or_
 from typing import NamedTuple
@@ -47,7 +48,7 @@ class Planes(NamedTuple):
     @property
     def together(self) -> Tensor:
         """``[rows, planes * words]``."""
-        return self.bits[0] if self.bits.shape[0] == 1 else joined(list(self.bits))
+        return joined(self.bits.unbind())
 
 
 @lru_cache
@@ -55,9 +56,9 @@ def _scales(factor: float, planes: int) -> tuple[float, ...]:
     return tuple(factor * 2.0**k for k in range(planes))
 
 
-def joined(planes: list[Tensor]) -> Tensor:
+def joined(planes: Sequence[Tensor]) -> Tensor:
     """``[rows, planes * words]`` of a matrix of words for each plane."""
-    return planes[0] if len(planes) == 1 else torch.cat(planes, 1)
+    return planes[0] if len(planes) == 1 else torch.cat(tuple(planes), 1)
 
 
 def whole_numbers(rows: Tensor) -> Planes | None:

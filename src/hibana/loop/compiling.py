@@ -22,7 +22,7 @@ from hibana.loop.graph.step import Step, Value
 from hibana.loop.graph.synapses import needed
 from hibana.loop.graph.trace import trace
 from hibana.loop.shared import Bounded
-from hibana.loop.strides import inverse, step_in
+from hibana.loop.strides import inverse, order_of_step, step_in
 
 __all__ = ["Program", "compiled", "program_of", "structure"]
 
@@ -59,7 +59,7 @@ class Program:
 
     def folds(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
         """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
-        return _folds(self.summed, tuple(range(ndim) if order is None else [d - 1 for d in order[1:]]))
+        return _folds(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
 
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
@@ -123,12 +123,12 @@ def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: 
 
 def _shape(one: torch.Size, order: Sequence[int] | None) -> torch.Size:
     """The shape of `one` step as the caller has its dimensions, which lie in this `order` in memory."""
-    return one if order is None else torch.Size([one[d - 1] for d in inverse(order)[1:]])
+    return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
 
 
 def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:
     """One `step` in the `order` in which the dimensions of the sequence lie in memory."""
-    return step if order is None else step.permute([d - 1 for d in order[1:]])
+    return step if order is None else step.permute(order_of_step(order))
 
 
 def _summed(part: Part, at: int) -> frozenset[int]:

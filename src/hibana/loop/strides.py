@@ -12,6 +12,7 @@ __all__ = [
     "in_callers_order",
     "inverse",
     "memory_order",
+    "order_of_step",
     "repeated",
     "same_each_step",
     "step_back",
@@ -50,16 +51,21 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
 def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
     """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
     value = value.resolve_neg()
-    return value.contiguous() if order is None else value.permute(_of_step(tuple(order))).contiguous()
+    return value.contiguous() if order is None else value.permute(order_of_step(order)).contiguous()
 
 
 def step_back(back: Sequence[int], value: Tensor) -> Tensor:
     """One step's `value` in the order `back` of the sequence's dimensions."""
-    return value.permute(_of_step(tuple(back)))
+    return value.permute(order_of_step(back))
+
+
+def order_of_step(order: Sequence[int]) -> list[int]:
+    """The order of a step's dimensions, of the `order` of a sequence's, whose first is time."""
+    return _order_of_step(tuple(order))
 
 
 @lru_cache
-def _of_step(order: tuple[int, ...]) -> list[int]:
+def _order_of_step(order: tuple[int, ...]) -> list[int]:
     return [dimension - 1 for dimension in order[1:]]
 
 
@@ -92,7 +98,7 @@ def repeated(once: Tensor, steps: int) -> Tensor:
     order = None if torch.compiler.is_compiling() else memory_order(once[None])
     if order is None:
         return once.expand(steps, *once.shape)
-    lying = once.permute(_of_step(tuple(order)))
+    lying = once.permute(order_of_step(order))
     out = lying.expand(steps, *lying.shape).permute(inverse(order))
     node: Any = out.grad_fn
     if node is not None:

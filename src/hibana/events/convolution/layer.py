@@ -13,6 +13,7 @@ from hibana.events.convolution import autograd, dense, reckoned
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
 from hibana.events.layer import (
+    LEFT,
     SMALLEST_WORK,
     TINY,
     BySpikes,
@@ -56,7 +57,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and (self._is_left(input) or self._is_small(input, weight))
         ):
             if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input)):
-                return self._conv_forward(input, *self._at_once())
+                self.__dict__["_reason"] = LEFT
+                return self._conv_forward(input, weight, bias)
             return self._densely(input, TINY)
         if not plain(input, weight, bias):
             return self._left_to_torch(input)

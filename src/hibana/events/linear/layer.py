@@ -7,6 +7,7 @@ from torch.nn import functional
 from hibana.events import cost
 from hibana.events.checks import alike_each_step, misfit, plain
 from hibana.events.layer import (
+    LEFT,
     SMALLEST_WORK,
     TINY,
     BySpikes,
@@ -62,7 +63,8 @@ class Linear(BySpikes, nn.Linear):
             and input.numel() * self.out_features < SMALLEST_WORK // 2
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # asked first, since all else would take longer than such a product
-            return functional.linear(input, *self._at_once())
+            self.__dict__["_reason"] = LEFT
+            return functional.linear(input, *self._tensors())
         weight, bias = self._tensors()
         if not plain(input, weight, bias):
             return self._left_to_torch(input)

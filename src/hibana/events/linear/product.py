@@ -10,7 +10,7 @@ from torch import Tensor
 from hibana.events.bits import density_of
 from hibana.events.cost import ALL, Choice
 from hibana.events.lanes.lists import PLACES, WORD
-from hibana.events.lanes.rows import LANES, Row, compresses, panel, vectors
+from hibana.events.lanes.rows import Row, compresses, panel
 from hibana.events.linear import kernels, weights
 from hibana.events.planes import ONE, Planes
 from hibana.events.support import Support
@@ -61,7 +61,7 @@ def crossover(outputs: int) -> float:
 
 @lru_cache(maxsize=256)
 def _crossover(outputs: int, cheap: bool) -> float:
-    panels = _up(outputs, LANES * vectors(outputs))
+    panels = _up(outputs, panel(outputs).floats)
     return 0.29 * panels / (panels + 0.1) if cheap else 0.30 * panels / (panels + 0.69)
 
 

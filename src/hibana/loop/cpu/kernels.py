@@ -62,7 +62,7 @@ class CpuKernels(NativeKernels):
         self.emitting = emitting(step)
         self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
-        self._kept = lru_cache(SHAPES)(self._make_kept)
+        self._kept = lru_cache(SHAPES)(self.residual_shapes)
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._fusion = lru_cache(SHAPES)(self._make_fusion)
         self._backward = lru_cache(SHAPES)(self._make_backward)
@@ -138,10 +138,8 @@ class CpuKernels(NativeKernels):
         """New tensors for what `plan` keeps of a sequence of `shape`."""
         if plan is None:
             return []
-        return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in self._kept(plan, shape)]
-
-    def _make_kept(self, plan: Plan, shape: torch.Size) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        return self.residual_shapes(shape[0], shape[1:], plan)
+        kept = self._kept(shape[0], shape[1:], plan)
+        return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the states begun with, and the sums over time.

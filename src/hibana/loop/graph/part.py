@@ -31,11 +31,9 @@ class Part:
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         values: list[Any] = list(tensors)
-        for function, constant, single, inner, kwargs in self._ready:
+        for function, constant, open_, kwargs in self._ready:
             given = constant.copy()
-            for i, at in single:
-                given[i] = values[at]
-            for i, argument in inner:
+            for i, argument in open_:
                 given[i] = filled(argument, values)
             if kwargs:
                 values.append(function(*given, **filled(kwargs, values)))
@@ -55,19 +53,15 @@ class _Call(NamedTuple):
     function: Any
     constant: list[Any]
     """The arguments that hold no place, where they are."""
-    single: list[tuple[int, int]]
-    """Which argument is the value at which place."""
-    inner: list[tuple[int, Any]]
-    """Which argument holds places, and that."""
+    open: list[tuple[int, Any]]
+    """Which arguments hold places, and they."""
     kwargs: dict[str, Any]
 
     @classmethod
     def of(cls, function: Any, args: Any, kwargs: dict[str, Any]) -> "_Call":
+        open_ = [(i, argument) for i, argument in enumerate(args) if places_in(argument)]
         constant = [None if places_in(argument) else filled(argument, []) for argument in args]
-        single = [(i, argument.at) for i, argument in enumerate(args) if isinstance(argument, Place)]
-        whole = [i for i, _ in single]
-        inner = [(i, one) for i, one in enumerate(args) if places_in(one) and i not in whole]
-        return cls(function, constant, single, inner, kwargs)
+        return cls(function, constant, open_, kwargs)
 
 
 def _is_of_one(summed: list[Any]) -> bool:
