@@ -741,6 +741,41 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
 
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
+    ("channels", "outputs", "image", "kernel", "down", "padding", "planes"),
+    [
+        (8, 16, (9, 20), (3, 3), 1, (1, 1), 1),
+        (31, 30, (6, 7), (5, 2), 2, (0, 1), 2),
+        (32, 17, (5, 6), (3, 3), 1, (1, 3), 3),  # windows in the padding alone, on both sides
+        (9, 33, (4, 12), (2, 5), 1, (2, 0), 1),
+        (16, 5, (3, 3), (3, 3), 2, (2, 2), 2),
+        (8, 70, (1, 4), (1, 4), 1, (0, 2), 1),
+    ],
+)
+def test_windows_that_slide_have_the_same_sums_to_the_bit(
+    channels, outputs, image, kernel, down, padding, planes, lies, monkeypatch
+):
+    from hibana.events.lanes import rows
+
+    geometry = Geometry(channels, image, kernel, (down, 1), padding, (1, 1))
+    numbers = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.3
+    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.3, 0.7)
+    weight = torch.randn(outputs, channels, *kernel).to(memory_format=lies)
+    slide = pixels.slides
+    for compresses in (rows.compresses(), False):
+        monkeypatch.setattr(rows, "compresses", lambda there=compresses: there)
+        assert pixels.whole_windows(geometry, panel(outputs), planes)
+        assert slide(geometry, panel(outputs)) or not compresses
+        found = []
+        for slides in (slide, lambda *of: False):
+            monkeypatch.setattr(pixels, "slides", slides)
+            pixels._ready.cache_clear()
+            found.append(pixels.forward(input_, weight, torch.arange(outputs) / 7, geometry))
+        pixels._ready.cache_clear()
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
     ("channels", "image", "kernel", "stride", "planes", "whole"),
     [
         (8, (9, 20), (3, 3), (1, 1), 1, True),

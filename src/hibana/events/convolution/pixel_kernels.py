@@ -2,16 +2,15 @@
 
 In a row of pixels the spikes of neighbours are neighbours in a list, and the weights of a kernel's row lie as
 they do, ``[kernel width][channels]``: what is under a row of a window is one stretch of that list, at some
-distance from the rows of a table. Of few channels, so is what is under a whole window, in a list for each row
-of the output. Of the weights' gradient, an input's sum for each place in the window takes the gradient's rows
-from one list too, each time from another place on.
+distance from the rows of a table. Of the weights' gradient, an input's sum for each place in the window takes
+the gradient's rows from one list too, each time from another place on. How windows of few channels are summed
+whole is told in :mod:`hibana.events.convolution.window_kernels`.
 """
 
 from typing import NamedTuple
 
 from hibana.events.convolution.kernels import Sizes, brought_near
 from hibana.events.lanes.lists import (
-    HALF,
     SLACK,
     WORD,
     bits_from,
@@ -23,7 +22,7 @@ from hibana.events.lanes.lists import (
 from hibana.events.lanes.rows import LANES, Row, add_rows, begin_with, transposed, transposed_square
 from hibana.native import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["Input", "forward", "forward_whole_windows", "together", "weight_gradient"]
+__all__ = ["Input", "Words", "forward", "together", "weight_gradient"]
 
 
 class Input(Group):
@@ -33,7 +32,7 @@ class Input(Group):
     planes: Value
 
 
-class _Words(NamedTuple):
+class Words(NamedTuple):
     """Where the words of a row of pixels lie, and how many each pixel has."""
 
     input: Input
@@ -104,7 +103,7 @@ def forward(
         lower = (upper + deep).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
         top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
-        words = _Words(input_, sizes, bits, pixels)
+        words = Words(input_, sizes, bits, pixels)
         pixels[words.row] = 0
         n, place = code.variable(0), code.variable(0)
         with code.loop(0, lists) as part, code.loop(top, bottom) as y:
@@ -140,80 +139,6 @@ def forward(
                     count = inside.select(there - here, 0)
                     weights = plane + (i * kernel_width + j - left) * channels * row.floats
                     add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
-
-
-@kernel
-def forward_whole_windows(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    bits: Longs,
-    table: Floats,
-    bias: Floats,
-    target: Floats,
-    input_: Input,
-    sizes: Sizes,
-    outputs: Value,
-    deep: Value,
-    row: Row,
-) -> None:
-    """:func:`forward` for at most HALF channels, where the weights of a whole window stay near.
-
-    Each row of the output has a list of its own: pixel by pixel what lies under a column of the window there.
-    So all that is under a window is one stretch of it, and its sum is stored once. The table holds
-    ``[panels][planes][kernel width][kernel height][channels][panel]``, those of a plane filled up to 64 rows.
-    """
-    channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
-    kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
-    column = sizes.kernel_height * channels
-    plane_rows = words_of(kernel_width * column) * WORD
-    pitch = words_of(width * channels) + 1
-    with (
-        code.scratch(
-            (Floats, row.floats),
-            (Floats, out_width * row.floats),
-            (Longs, input_.planes * sizes.kernel_height * pitch),
-            (Longs, width + 1),
-            (Shorts, input_.planes * width * column + SLACK),
-        ) as (begun, block, pixels, first, index),
-        code.loop(begin, end) as item,
-    ):
-        image, upper = item // pieces, item % pieces * deep
-        with code.loop(upper, (upper + deep).smaller(sizes.out_height)) as y:
-            with code.loop(0, input_.planes) as plane, code.loop(0, sizes.kernel_height) as i:
-                words = _Words(input_, sizes, bits, pixels + (plane * sizes.kernel_height + i) * pitch)
-                down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
-                inside = (down >= 0) & (down < sizes.height)
-                with code.when(~inside):
-                    words.pixels.clear(pitch)
-                with code.when(inside):
-                    words.bring(plane, image, down)
-                    words.pixels[words.row] = 0
-            n, ones = code.variable(0), first_bits(code, channels)
-            with code.loop(0, width) as x:
-                first[x] = n.value
-                position = code.variable(x * channels)
-                with code.loop(0, input_.planes) as plane:
-                    base = code.variable(plane * plane_rows + x * column)
-                    with code.loop(0, sizes.kernel_height):
-                        word = bits_from(pixels, position.value) & ones
-                        n.value = listed(code, row, word, base.value, index, n.value, HALF)
-                        base.value += channels
-                        position.value += pitch * WORD
-            first[width] = n.value
-            into = target + outputs * (image * sizes.out_height + y) * out_width
-            with code.loop(0, row.panels(outputs)) as panel:
-                begin_with(code, row, begun, bias, panel, outputs)
-                with (
-                    row.placed(code, panel, into, outputs, out_width, block) as (out, apart),
-                    code.loop(0, out_width) as x,
-                ):
-                    left = x * sizes.stride_across - sizes.padding_across
-                    here = first[left.larger(0).smaller(width)]
-                    there = first[(left + kernel_width).larger(0).smaller(width)]
-                    weights = table + (panel * input_.planes * plane_rows - left * column) * row.floats
-                    add_rows(code, row, out + apart * x, begun, weights, index + here, there - here)
 
 
 @kernel
@@ -270,7 +195,7 @@ def weight_gradient(
         share = part // parts_down // parts_across
         panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
         unit_begin, unit_end = units * down // parts_down, units * (down + 1) // parts_down
-        words = _Words(input_, sizes, bits, pixels)
+        words = Words(input_, sizes, bits, pixels)
         pixels[words.row] = 0
         sums.clear((panel_end - panel_begin) * (unit_end - unit_begin) * row_floats)
         last = (per_part * (share + 1)).smaller(input_.images)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.events.convolution import pixel_kernels as kernels
+from hibana.events.convolution import window_kernels as windows
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.pieces import rows_together
 from hibana.events.lanes.lists import HALF, PLACES, WORD
@@ -23,6 +24,7 @@ __all__ = [
     "pay",
     "pay_for_weights",
     "producer",
+    "slides",
     "weight_gradient",
     "whole_windows",
 ]
@@ -54,6 +56,11 @@ def _by_pixels(geometry: Geometry) -> bool:
     most = WORD if max(geometry.stride) > 1 else geometry.channels
     in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
     return in_one and _overlap(geometry)
+
+
+def slides(geometry: Geometry, row: Row) -> bool:
+    """Whether a window slides over columns, the sums of all that lie over one in registers."""
+    return geometry.stride[1] == 1 < _beside(geometry, row)
 
 
 def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
@@ -125,8 +132,10 @@ class _Ready(NamedTuple):
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
         """The call, and what it writes, as :func:`forward` gives it."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
-        columns = self.sized.launcher is kernels.forward_whole_windows
-        table = product.packed(weight, self.row, input_.scales, columns)
+        launcher = self.sized.launcher
+        if launcher is windows.forward_sliding:
+            weight = weight.flatten(1)
+        table = product.packed(weight, self.row, input_.scales, columns=launcher is windows.forward)
         call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
         return call, out.permute(0, 3, 1, 2)
 
@@ -154,16 +163,24 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
     """For `bits` of this shape, so many rows of the output at a time."""
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
-    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep}
-    chosen = kernels.forward_whole_windows if whole else kernels.forward
-    sized = chosen.sized(**sizes, **geometry.sizes, row=row)
+    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, **geometry.sizes}
+    if whole and slides(geometry, row):
+        chosen = windows.forward_sliding
+        sized = chosen.sized(**sizes, row=row, beside=geometry.beside)
+    else:
+        chosen = windows.forward if whole else kernels.forward
+        sized = chosen.sized(**sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, shape, pieces, deep * width * outputs, chosen.place("target"))
 
 
-def _at_once(row: Row) -> int:
-    """Vectors of sums that registers hold: of 32 of AVX-512 a vector is one, of 16 others two or more."""
-    return 24 if row.compresses else 6
+def _beside(geometry: Geometry, row: Row) -> int:
+    """Places of a row of the window whose sums registers hold: all that are done at a time, or 1.
+
+    Of 32 registers of AVX-512 a vector of sums is one, of 16 others two or more.
+    """
+    most = 24 if row.compresses else 6
+    return geometry.beside if row.vectors * geometry.beside <= most else 1
 
 
 def near(density: float) -> int:
@@ -211,7 +228,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
         parts_down=split.down,
         per_part=-(-images // split.rows),
         row=row,
-        beside=geometry.beside if row.vectors * geometry.beside <= _at_once(row) else 1,
+        beside=_beside(geometry, row),
     )
     if channels_last and split.rows == planes == input_.factor == 1:
         found = out

@@ -86,12 +86,13 @@ def _forward(images: int, outputs: int, geometry: Geometry, density: float) -> f
 def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) -> float:
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
-    packing = 0.62 * inputs * outputs
-    if pixels.whole_windows(geometry, panel(outputs), 1):
+    packing, row = 0.62 * inputs * outputs, panel(outputs)
+    if pixels.whole_windows(geometry, row, 1):
         listed = images * geometry.output[0] * geometry.image[1] * (1.8 + 0.74 * geometry.kernel[0])
-        copied = 2 if outputs % panel(outputs).floats else 0
+        copied = 2 if outputs % row.floats else 0
         per_row = rows * ((1.4 + 2.5 * min(1, inputs * density / 2)) * panels + 0.26 * wide + copied)
-        added = rows * inputs * density * (0.11 * panels + 0.163 * wide)
+        each = 0.153 * wide if pixels.slides(geometry, row) else 0.11 * panels + 0.163 * wide
+        added = rows * inputs * density * each
         return NANO * (14_000 + packing + listed + per_row + added)
     listed = images * geometry.image[0] * geometry.image[1] * 1.2 * words
     per_row = rows * (0.24 * wide + 3.6 * geometry.kernel[0] * words * panels) + listed

@@ -35,37 +35,54 @@ def words_of(bits: Value) -> Value:
 
 
 def listed(
-    code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value, width: int = WORD
+    code: Code,
+    row: Row,
+    word: Value,
+    base: Value,
+    index: Pointer,
+    n: Value,
+    width: int = WORD,
+    times: Value | None = None,
 ) -> Value:
     """Appends `base` + the position of each bit of `word` to ``index[n:]``, and returns the new `n`.
 
     Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more. The bits
-    from `width` on, which is WORD or HALF, are not set.
+    from `width` on, which is WORD or HALF, are not set. A position may count so many `times`.
     """
     if row.compresses:
-        return _listed_at_once(code, word, base, index, n, width)
-    return _listed_in_fours(code, word, base, index, n)
+        return _listed_at_once(code, word, base, index, n, width, times)
+    return _listed_in_fours(code, word, base, index, n, times)
 
 
-def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
+def _listed_in_fours(
+    code: Code, word: Value, base: Value, index: Pointer, n: Value, times: Value | None
+) -> Value:
     """Four positions at a time without asking, so that no branch depends on how many there are."""
     stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
     with code.repeat() as again:
         for ahead in range(4):
-            index[at.value + ahead] = (base + left.value.lowest()).to(SHORT)
+            position = left.value.lowest()
+            index[at.value + ahead] = (base + (position if times is None else position * times)).to(SHORT)
             left.value &= left.value - 1
         at.value += 4
         again(at.value < stop)
     return stop
 
 
-def _listed_at_once(code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int) -> Value:
+def _listed_at_once(
+    code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int, times: Value | None
+) -> Value:
     """By the instruction that puts the chosen of 32 places together."""
-    places = base.to(SHORT).spread(HALF) + code.counted(SHORT.of(HALF))
-    (index + n).store(places.compressed(word.mask(HALF)))
+
+    def places(first: int) -> Value:
+        counted = code.counted(SHORT.of(HALF)) + first
+        more = counted if times is None else counted * times.to(SHORT).spread(HALF)
+        return base.to(SHORT).spread(HALF) + more
+
+    (index + n).store(places(0).compressed(word.mask(HALF)))
     if width == WORD:
         count = (word & 0xFFFFFFFF).ones()
-        (index + n + count).store((places + HALF).compressed((word >> HALF).mask(HALF)))
+        (index + n + count).store(places(HALF).compressed((word >> HALF).mask(HALF)))
     return n + word.ones()
 
 

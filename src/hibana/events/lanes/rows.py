@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
-from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
+from hibana.native import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
 
 __all__ = [
     "LANES",
     "Row",
+    "add_listed",
     "add_rows",
     "add_scaled_rows",
     "begin_with",
@@ -121,18 +122,36 @@ def add_rows(
     """
     wide = row._replace(vectors=row.vectors * beside)
     sums = [code.variable(value) for value in wide.load(start)]
+    add_listed(code, sums, table, row.floats, index, count)
+    wide.store([total.value for total in sums], target)
+
+
+def add_listed(
+    code: Code,
+    sums: Sequence[Variable],
+    table: Pointer,
+    floats: int,
+    index: Pointer,
+    count: Value,
+    ahead: int = 4,
+) -> None:
+    """Adds to the vectors of `sums` those from ``table + floats * index[k]`` on, for each `k` of the `count`.
+
+    So many are done at a time, `ahead` of the next question whether there are more.
+    """
 
     def add(position: Value) -> None:
-        for total, value in zip(sums, wide.load(table + index[position].to(LONG) * row.floats), strict=True):
-            total.value += value
+        at = table + index[position].to(LONG) * floats
+        for v, total in enumerate(sums):
+            total.value += (at + LANES * v).load(LANES)
 
-    fours = count & -4
-    with code.loop(0, fours, 4) as i:
-        for ahead in range(4):
-            add(i + ahead)
-    with code.loop(fours, count) as i:
-        add(i)
-    wide.store([total.value for total in sums], target)
+    whole = count & -ahead
+    with code.loop(0, whole, ahead) as i:
+        for more in range(ahead):
+            add(i + more)
+    if ahead > 1:
+        with code.loop(whole, count) as i:
+            add(i)
 
 
 def add_scaled_rows(
