@@ -774,6 +774,21 @@ def test_windows_that_slide_have_the_same_sums_to_the_bit(
         assert torch.equal(*found)
 
 
+def test_windows_whose_weights_lie_farther_away_are_summed_whole_of_few_spikes():
+    row = panel(64)
+    for stride, few, many in ((1, 0.1, 0.2), (2, 0.2, 0.3)):
+        geometry = Geometry(32, (9, 9), (3, 3), (stride, stride), (1, 1), (1, 1))
+        assert pixels.whole_windows(geometry, row, 1, few)
+        assert not pixels.whole_windows(geometry, row, 1, many)
+        numbers = torch.rand(2 * 9, 9 * 32) < 0.1
+        weight = torch.randn(64, 32, 3, 3)
+        found = [
+            pixels.forward(Planes(bits_of(numbers.float())[0][None], density), weight, None, geometry)
+            for density in (few, many)
+        ]
+        torch.testing.assert_close(*found)
+
+
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("channels", "image", "kernel", "stride", "planes", "whole"),

@@ -38,6 +38,8 @@ PIXELS = 256
 """Output pixels that are gone through at a time."""
 NEAR = 1 << 14
 """Floats that are kept near at a time, of weights or of a gradient."""
+SPARSE = 0.13
+"""Density, times the stride, up to which it may be twice as many for whole windows."""
 GRAIN = 8
 """Outputs whose parts are not worth a thread of their own."""
 MOST = 1 << 18
@@ -63,12 +65,16 @@ def slides(geometry: Geometry, row: Row) -> bool:
     return geometry.stride[1] == 1 < _beside(geometry, row)
 
 
-def whole_windows(geometry: Geometry, row: Row, planes: int) -> bool:
-    """Whether windows, whose weights stay near, are summed whole, and not a row of them at a time."""
+def whole_windows(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
+    """Whether windows, whose weights stay near, are summed whole, and not a row of them at a time.
+
+    For few spikes that saves more than it takes to load weights from somewhat farther away.
+    """
     column = geometry.kernel[0] * geometry.channels
     inputs = geometry.kernel[1] * column
     places = planes * -(-inputs // WORD) * WORD + geometry.image[1] * column
-    few = geometry.channels <= HALF and inputs * row.floats <= NEAR
+    most = NEAR if density > SPARSE * geometry.stride[1] else 2 * NEAR
+    few = geometry.channels <= HALF and inputs * row.floats <= most
     return few and geometry.dilation[1] == 1 and places <= PLACES
 
 
@@ -143,7 +149,8 @@ class _Ready(NamedTuple):
 def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
     """What a kernel depends on: the shape of the bits, the outputs, …, and whether windows are whole."""
     bits, row = input_.bits.shape, panel(weight.shape[0])
-    return bits, weight.shape[0], geometry, row, whole_windows(geometry, row, bits[0])
+    whole = whole_windows(geometry, row, bits[0], input_.density)
+    return bits, weight.shape[0], geometry, row, whole
 
 
 @lru_cache(maxsize=256)

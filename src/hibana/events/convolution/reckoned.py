@@ -87,7 +87,7 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     packing, row = 0.62 * inputs * outputs, panel(outputs)
-    if pixels.whole_windows(geometry, row, 1):
+    if pixels.whole_windows(geometry, row, 1, density):
         listed = images * geometry.output[0] * geometry.image[1] * (1.8 + 0.74 * geometry.kernel[0])
         copied = 2 if outputs % row.floats else 0
         per_row = rows * ((1.4 + 2.5 * min(1, inputs * density / 2)) * panels + 0.26 * wide + copied)
