@@ -144,6 +144,9 @@ def test_time_lies_on_lines_between_what_was_reckoned():
     for density in (0.0, 0.01, 1 / 16, 0.1, 0.3, 0.5, 0.9, 1.0):
         assert product.ratio(density) == pytest.approx(4 * density + cost.OVERHEAD / 2)
     assert product.ratio(0.1, planes=3) == pytest.approx(1.2 + cost.OVERHEAD / 2)
+    together = cost.Product(2.0, lambda density: density * 8, shared=lambda density: density * 2)
+    assert together.ratio(0.1) == product.ratio(0.1)
+    assert together.ratio(0.1, planes=3) == pytest.approx((0.2 + 3 * 0.6) / 2 + cost.OVERHEAD / 2)
 
 
 def test_a_unit_for_matrices_that_would_have_to_be_much_faster_than_reckoned_is_not_measured():

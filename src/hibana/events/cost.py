@@ -54,6 +54,8 @@ class Product:
     """Of events, before and after their kernel, more than torch's."""
     matrix: Matrix | None = None
     """On the processor's unit for matrices, if there is one."""
+    shared: Callable[[float], float] = lambda density: 0.0
+    """Of events, what several planes of bits take together, and not each."""
 
     def ratio(self, density: float, planes: int = 1) -> float:
         """Time of events to the dense product's at this `density`."""
@@ -61,14 +63,14 @@ class Product:
 
     def seconds(self, density: float, planes: int = 1) -> float:
         """Of events at this `density`, the sooner way."""
-        added = self._one_by_one(density) * planes
+        added = self._added(density, planes)
         return min(added, self._by_matrix(added)) + self.call
 
     def by_matrix(self, density: float, planes: int = 1) -> bool:
         """Whether the sooner way is the unit for matrices."""
         if self.matrix is None:
             return False
-        added = self._one_by_one(density) * planes
+        added = self._added(density, planes)
         return self._by_matrix(added) < added
 
     def all_by_matrix(self, most: float) -> bool:
@@ -82,8 +84,16 @@ class Product:
             return float("inf")
         return self.matrix.seconds()
 
+    def _added(self, density: float, planes: int) -> float:
+        """Of so many planes without that unit."""
+        taken = self._one_by_one(density)
+        if planes == 1:
+            return taken
+        shared = min(taken, self.shared(density))
+        return shared + planes * (taken - shared)
+
     def _one_by_one(self, density: float) -> float:
-        """Of one plane without that unit, on lines between the densities that are reckoned."""
+        """Of one plane, on lines between the densities that are reckoned."""
         right = min(max(1, bisect_left(DENSITIES, density)), len(DENSITIES) - 1)
         low, high = DENSITIES[right - 1], DENSITIES[right]
         part = (density - low) / (high - low)

@@ -56,6 +56,7 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
             cache(partial(_forward, *sizes)),
             call,
             _on_unit(_AMX, amx.forward, *sizes, threads),
+            lambda density: _shared(*sizes, density),
         ),
         cost.Product(
             learned,
@@ -83,14 +84,31 @@ def _forward(images: int, outputs: int, geometry: Geometry, density: float) -> f
     return _by_pixels(images, outputs, geometry, density) * speed(_PIXELS)
 
 
+def _shared(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    """Seconds of the sums that are of several planes at once: each window's is begun and stored once."""
+    whole = pixels.whole_windows(geometry, panel(outputs), 1, density)
+    if not whole or not pixels.pay(geometry, outputs, density):
+        return 0.0
+    return NANO * _windows_summed(images, outputs, geometry, density) * speed(_PIXELS)
+
+
+def _windows_summed(images: int, outputs: int, geometry: Geometry, density: float) -> float:
+    """Of whole windows, what is not of a spike."""
+    rows, inputs = _sizes(images, geometry)
+    wide, panels, _ = _units(outputs, geometry)
+    row = panel(outputs)
+    copied = 2 if outputs % row.floats else 0
+    ended = 6.0 if pixels.slides(geometry, row) else 2.5  # a branch that is mispredicted
+    return rows * ((1.4 + ended * min(1, inputs * density / 2)) * panels + 0.26 * wide + copied)
+
+
 def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) -> float:
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
     packing, row = 0.62 * inputs * outputs, panel(outputs)
     if pixels.whole_windows(geometry, row, 1, density):
         listed = images * geometry.output[0] * geometry.image[1] * (1.8 + 0.74 * geometry.kernel[0])
-        copied = 2 if outputs % row.floats else 0
-        per_row = rows * ((1.4 + 2.5 * min(1, inputs * density / 2)) * panels + 0.26 * wide + copied)
+        per_row = _windows_summed(images, outputs, geometry, density)
         each = 0.153 * wide if pixels.slides(geometry, row) else 0.11 * panels + 0.163 * wide
         added = rows * inputs * density * each
         return NANO * (14_000 + packing + listed + per_row + added)
