@@ -264,6 +264,21 @@ def test_who_slows_a_way_alone_for_a_while_changes_no_speed(folder, monkeypatch)
     assert calls.count("another") == (2 + speeds.AGREED) * speeds.RUNS
 
 
+def test_a_moment_that_slows_a_way_more_than_the_yardstick_changes_no_speed(folder, monkeypatch):
+    processor, calls = Processor(monkeypatch), []
+
+    def pace(name):
+        calls.append(name)
+        slow = len(calls) <= 3 * speeds.RUNS * (speeds.AGREED + 1)
+        return (1.8 if name == "another" else 1.4) if slow else 1.0
+
+    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
+    processor.pace = pace
+    assert speeds.speed(processor.way("another", 5.0)) == pytest.approx(5.0)
+    processor.pace = lambda name: 1.8 if name == "one more" else 1.4
+    assert speeds.speed(processor.way("one more", 7.0)) == pytest.approx(7.0 * 1.8 / 1.4)
+
+
 def test_a_way_that_takes_another_time_each_time_is_measured_for_a_while_only(folder, monkeypatch):
     processor, calls = Processor(monkeypatch), []
     assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)

@@ -12,6 +12,7 @@ as long as that. Nothing else here knows a product.
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -125,24 +126,28 @@ def _measured(way: Way) -> float:
     if way is YARDSTICK:
         return alone(lambda: _best(way.piece())[0])
     usual = YARDSTICK.reckoned * speed(YARDSTICK)
-    return alone(lambda: _beside(way)) * usual
+    return alone(lambda: _beside(way, usual)) * usual
 
 
-def _beside(way: Way) -> float:
-    """How many times as long as the yardstick the piece of `way` takes this thread."""
+def _beside(way: Way, usual: float) -> float:
+    """How many times as long as the yardstick, which usually takes so long, `way` takes this thread."""
     yardstick = YARDSTICK.piece()
-    taken, _, beside = _best(way.piece(), yardstick, yardstick)  # once for what the way has left in the cache
+    # once for what the way has left in the cache
+    taken, _, beside = _best(way.piece(), yardstick, yardstick, last=usual)
     return taken / beside
 
 
-def _best(*calls: Call) -> list[float]:
-    """What each call takes at best: of bursts, until so many are AGREED about the first call."""
+def _best(*calls: Call, last: float = math.inf) -> list[float]:
+    """What each call takes at best: of bursts, until so many are AGREED about the first call.
+
+    And until the `last` call took no longer than that: all is slow for a moment, some more than others.
+    """
     bursts = list[list[float]]()
     while True:
         bursts.append(_burst(*calls))
         best = [min(taken) for taken in zip(*bursts, strict=True)]
         agreed = sum(first <= ALIKE * best[0] for first, *_ in bursts)
-        if agreed >= AGREED or len(bursts) >= BURSTS:
+        if (agreed >= AGREED and best[-1] <= ALIKE * last) or len(bursts) >= BURSTS:
             return best
 
 
