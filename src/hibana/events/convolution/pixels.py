@@ -126,6 +126,8 @@ class _Ready(NamedTuple):
 
     sized: Sized
     row: Row
+    slides: bool
+    """Whether its windows slide, whose weights are packed as they lie."""
     shape: tuple[int, ...]
     """Of what comes out, channels last."""
     pieces: int
@@ -138,10 +140,10 @@ class _Ready(NamedTuple):
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
         """The call, and what it writes, as :func:`forward` gives it."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
-        launcher = self.sized.launcher
-        if launcher is windows.forward_sliding:
-            weight = weight.flatten(1)
-        table = product.packed(weight, self.row, input_.scales, columns=launcher is windows.forward)
+        if self.slides:
+            table = product.packed(weight.flatten(1), self.row, input_.scales)
+        else:
+            table = product.packed(weight, self.row, input_.scales, self.sized.launcher is windows.forward)
         call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
         return call, out.permute(0, 3, 1, 2)
 
@@ -171,14 +173,15 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, **geometry.sizes}
-    if whole and slides(geometry, row):
-        chosen = windows.forward_sliding
-        sized = chosen.sized(**sizes, row=row, beside=geometry.beside)
+    sliding = whole and slides(geometry, row)
+    if whole:
+        chosen = windows.forward
+        sized = chosen.sized(**sizes, row=row, beside=geometry.beside if sliding else 0)
     else:
-        chosen = windows.forward if whole else kernels.forward
+        chosen = kernels.forward
         sized = chosen.sized(**sizes, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
-    return _Ready(sized, row, shape, pieces, deep * width * outputs, chosen.place("target"))
+    return _Ready(sized, row, sliding, shape, pieces, deep * width * outputs, chosen.place("target"))
 
 
 def _beside(geometry: Geometry, row: Row) -> int:

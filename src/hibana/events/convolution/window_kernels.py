@@ -13,7 +13,7 @@ from hibana.events.lanes.lists import HALF, SLACK, WORD, bits_from, first_bits, 
 from hibana.events.lanes.rows import Row, add_listed, add_rows, begin_with
 from hibana.native import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 
-__all__ = ["forward", "forward_sliding"]
+__all__ = ["forward"]
 
 
 class _Columns(NamedTuple):
@@ -81,67 +81,23 @@ def forward(
     outputs: Value,
     deep: Value,
     row: Row,
+    beside: int,
 ) -> None:
     """Rows of output pixels, of at most HALF channels; one piece of work is `deep` of them.
 
-    The table holds ``[panels][planes][kernel width][kernel height][channels][panel]``, those of a plane
-    filled up to 64 rows.
+    Windows slide if `beside` is not 0: it is their width then, and the stride across is 1. To each sum is
+    added in the same order. The table holds for each panel and plane ``[kernel width][kernel height]
+    [channels][panel]``, or of windows that slide ``[channels][kernel height][kernel width][panel]``, as the
+    weights lie; those of a plane are filled up to 64 rows.
     """
-    width, out_width, column = sizes.width, sizes.out_width, sizes.kernel_height * sizes.channels
+    out_width, column = sizes.out_width, sizes.kernel_height * sizes.channels
     plane_rows = words_of(sizes.kernel_width * column) * WORD
     pieces = (sizes.out_height + deep - 1) // deep
-    columns = _Columns(plane_rows, column, sizes.channels, code.constant(1))
-    with (
-        code.scratch(
-            (Floats, row.floats), (Floats, out_width * row.floats), *_scratch(input_, sizes)
-        ) as parts,
-        code.loop(begin, end) as item,
-    ):
-        begun, block, pixels, first, index = parts
-        words = Words(input_, sizes, bits, pixels)
-        image, upper = item // pieces, item % pieces * deep
-        with code.loop(upper, (upper + deep).smaller(sizes.out_height)) as y:
-            columns.listed(code, row, words, image, y, index, first)
-            into = target + outputs * (image * sizes.out_height + y) * out_width
-            with code.loop(0, row.panels(outputs)) as panel:
-                begin_with(code, row, begun, bias, panel, outputs)
-                with (
-                    row.placed(code, panel, into, outputs, out_width, block) as (out, apart),
-                    code.loop(0, out_width) as x,
-                ):
-                    left = x * sizes.stride_across - sizes.padding_across
-                    here = first[left.larger(0).smaller(width)]
-                    there = first[(left + sizes.kernel_width).larger(0).smaller(width)]
-                    weights = table + (panel * input_.planes * plane_rows - left * column) * row.floats
-                    add_rows(code, row, out + apart * x, begun, weights, index + here, there - here)
-
-
-@kernel
-def forward_sliding(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    bits: Longs,
-    table: Floats,
-    bias: Floats,
-    target: Floats,
-    input_: Input,
-    sizes: Sizes,
-    outputs: Value,
-    deep: Value,
-    row: Row,
-    beside: int,
-) -> None:
-    """:func:`forward` at a stride of 1 across, of windows that are `beside` pixels wide.
-
-    To each sum is added in the same order. The table holds ``[panels][planes][channels][kernel height]
-    [kernel width][panel]``, as the weights lie, those of a plane filled up to 64 rows.
-    """
-    width, out_width, window = sizes.width, sizes.out_width, sizes.kernel_height * beside
-    plane_rows = words_of(window * sizes.channels) * WORD
-    pieces = (sizes.out_height + deep - 1) // deep
-    columns = _Columns(plane_rows, code.constant(0), code.constant(beside), window)
+    if beside:
+        window = sizes.kernel_height * beside
+        columns = _Columns(plane_rows, code.constant(0), code.constant(beside), window)
+    else:
+        columns = _Columns(plane_rows, column, sizes.channels, code.constant(1))
     with (
         code.scratch(
             (Floats, row.floats),
@@ -160,21 +116,60 @@ def forward_sliding(
             with code.loop(0, row.panels(outputs)) as panel:
                 begin_with(code, row, begun, bias, panel, outputs)
                 weights = table + panel * input_.planes * plane_rows * row.floats
-                # of the window that begins last, of the one before it, …
-                sums = [[code.variable(value) for value in row.load(begun)] for _ in range(beside)]
-                together = [total for of_one in sums for total in of_one]
-                with (
-                    row.placed(code, panel, into, outputs, out_width, block) as (out, pitch),
-                    code.loop(1 - beside, out_width) as x,
-                ):
-                    column = x + (beside - 1) - sizes.padding_across
-                    at = first + column.larger(0).smaller(width - 1)
-                    count = ((column >= 0) & (column < width)).select(at[1] - at[0], 0)
-                    add_listed(code, together, weights, row.floats, index + at[0], count, ahead=1)
-                    done = outside.instead(x >= 0, out + pitch * x)
-                    row.store([total.value for total in sums[-1]], done)
-                    for before in reversed(range(1, beside)):
-                        for total, later in zip(sums[before], sums[before - 1], strict=True):
-                            total.value = later.value
-                    for total, value in zip(sums[0], row.load(begun), strict=True):
-                        total.value = value
+                with row.placed(code, panel, into, outputs, out_width, block) as (out, pitch):
+                    given = code, row, sizes, weights, index, first, begun, out, pitch
+                    if beside:
+                        _slide(*given, outside, beside)
+                    else:
+                        _one_by_one(*given, columns.column)
+
+
+def _one_by_one(
+    code: Code,
+    row: Row,
+    sizes: Sizes,
+    weights: Pointer,
+    index: Pointer,
+    first: Pointer,
+    begun: Pointer,
+    out: Pointer,
+    pitch: Value,
+    column: Value,
+) -> None:
+    """The sums of a row of windows, each of one stretch of the list."""
+    with code.loop(0, sizes.out_width) as x:
+        left = x * sizes.stride_across - sizes.padding_across
+        here = first[left.larger(0).smaller(sizes.width)]
+        there = first[(left + sizes.kernel_width).larger(0).smaller(sizes.width)]
+        of_window = weights + (0 - left) * column * row.floats
+        add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
+
+
+def _slide(
+    code: Code,
+    row: Row,
+    sizes: Sizes,
+    weights: Pointer,
+    index: Pointer,
+    first: Pointer,
+    begun: Pointer,
+    out: Pointer,
+    pitch: Value,
+    outside: Pointer,
+    beside: int,
+) -> None:
+    """The sums of a row of windows, to all of which a column is added at once; others go `outside`."""
+    # of the window that begins last, of the one before it, …
+    sums = [[code.variable(value) for value in row.load(begun)] for _ in range(beside)]
+    together = [total for of_one in sums for total in of_one]
+    with code.loop(1 - beside, sizes.out_width) as x:
+        column = x + (beside - 1) - sizes.padding_across
+        at = first + column.larger(0).smaller(sizes.width - 1)
+        count = ((column >= 0) & (column < sizes.width)).select(at[1] - at[0], 0)
+        add_listed(code, together, weights, row.floats, index + at[0], count, ahead=1)
+        row.store([total.value for total in sums[-1]], outside.instead(x >= 0, out + pitch * x))
+        for before in reversed(range(1, beside)):
+            for total, later in zip(sums[before], sums[before - 1], strict=True):
+                total.value = later.value
+        for total, value in zip(sums[0], row.load(begun), strict=True):
+            total.value = value
