@@ -13,6 +13,7 @@ import hibana as hb
 from hibana import surrogate
 from hibana.events.bits import agree, bits_of
 from hibana.events.linear import layer as linear_layer
+from hibana.events.linear import product
 from hibana.loop.strides import same_each_step
 
 
@@ -76,6 +77,30 @@ def test_outputs_and_gradients_are_those_of_torch(rows, inputs, outputs, density
     assert layer.explain().startswith("events")
     with torch.no_grad():
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.05, 0.2])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(700, 600, 70), (33, 1100, 16), (300, 130, 300)])
+def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkeypatch):
+    x = _spikes(rows, inputs, density=density)
+    bits, _ = bits_of(x)
+    weight, gradient = torch.randn(outputs, inputs), torch.randn(rows, outputs)
+    found = []
+    for listed, near, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOTS_NEAR, 8)):
+        monkeypatch.setattr(product, "LISTED", listed)
+        monkeypatch.setattr(product, "DOTS_NEAR", near)
+        monkeypatch.setattr(product, "DOTS_WORDS", words)
+        sums, table = product.forward(bits, density, weight, None)
+        used = product.Used(bits, density)
+        found.append((sums, product.input_gradient(used, table, gradient, inputs)))
+    for sums, to_input in found[1:]:
+        assert torch.equal(sums, found[0][0])
+        assert torch.equal(to_input, found[0][1])
+    sums, to_input = found[0]
+    to_weight, _ = product.weight_gradient(bits, density, gradient, inputs, False)
+    torch.testing.assert_close(sums, x @ weight.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(to_input, (gradient @ weight) * x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(to_weight, gradient.T @ x, rtol=1e-4, atol=1e-4)
 
 
 SURROGATES = [surrogate.Step(), surrogate.Box(), surrogate.Triangle(), surrogate.ATan()]
@@ -169,14 +194,14 @@ def test_a_gradient_that_is_the_same_at_each_step_is_multiplied_for_one(steps, s
     currents = (0.4 * torch.rand(steps, 3, 64)).requires_grad_()
     factors = torch.randn(3, 7)
     results = []
-    for product in (layer, partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)):
+    for multiplied in (layer, partial(nn.functional.linear, weight=layer.weight, bias=layer.bias)):
         spikes = hb.IF(0.4, sigma)(currents)
         seen = []
         if product is layer:
             out = layer(spikes)
             out.grad_fn.register_hook(lambda to, of, seen=seen: seen.append(to[0].stride(0)))
         else:
-            out = product(spikes)
+            out = multiplied(spikes)
         loss = (out.mean(0) * factors).sum() + penalised * spikes.mean()
         results.append(torch.autograd.grad(loss, [currents, layer.weight, layer.bias]))
         if product is layer:

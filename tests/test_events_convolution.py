@@ -739,6 +739,62 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         assert torch.equal(found, wanted)
 
 
+@pytest.fixture
+def _all_weights_lie_far(monkeypatch):
+    monkeypatch.setattr(pixels, "FAR", 0)
+    for made in (pixels._ready, pixels._ready_for_steps):
+        made.cache_clear()
+    yield
+    for made in (pixels._ready, pixels._ready_for_steps):
+        made.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("images", "channels", "outputs", "image", "kernel", "padding", "dilation", "planes"),
+    [
+        (11, 40, 70, (4, 5), (3, 3), (1, 1), (1, 1), 1),
+        (7, 65, 64, (2, 2), (3, 3), (1, 1), (1, 1), 2),
+        (70, 64, 16, (3, 3), (2, 3), (1, 2), (2, 1), 1),
+        (3, 48, 33, (30, 20), (3, 3), (1, 1), (1, 1), 1),  # one is more than is done at a time
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
+    images, channels, outputs, image, kernel, padding, dilation, planes, threads, request
+):
+    geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
+    numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
+    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.2)
+    weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
+    assert not pixels.whole_windows(geometry, panel(outputs), planes)
+    one_by_one = pixels.forward(input_, weight, bias, geometry)
+    request.getfixturevalue("_all_weights_lie_far")
+    count = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(pixels.forward(input_, weight, bias, geometry), one_by_one)
+    finally:
+        torch.set_num_threads(count)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_that_are_summed_together_are_normalised_alike(training, request, monkeypatch):
+    from hibana.normalized import layer as normalized
+
+    monkeypatch.setattr(normalized, "WORTH", 0)
+    convolution = hb.Conv2d(64, 64, 3, padding=1, bias=False)
+    convolution.mode = "events"
+    net = hb.Normalized(hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(64))), hb.IF()).train(training)
+    spikes = (torch.rand(4, 12, 64, 8, 8) < 0.2).float()
+    found = [net(spikes)]
+    request.getfixturevalue("_all_weights_lie_far")
+    assert pixels._images_together(1, 64, Geometry(64, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))) > 1
+    found.append(net(spikes))
+    assert net.explain() == "normalised in the neurons' own pass"
+    assert found[0].any()
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("channels", "outputs", "image", "kernel", "down", "padding", "planes"),

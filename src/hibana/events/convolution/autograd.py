@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.events.bits import density_of
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import dense, kernels, pixels
 from hibana.events.convolution.amx import of_input, of_weights, sums
@@ -148,7 +147,7 @@ def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> 
     return out.permute(0, 3, 1, 2)
 
 
-def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bool:
+def _pays_by_values(rows: Tensor, used: product.Used | None, geometry: Geometry) -> bool:
     """Whether the gradient `rows` has so few values that going through them is the least work."""
     density = share_of_values(rows, SAMPLE)
     outputs = rows.shape[1]
@@ -157,7 +156,7 @@ def _pays_by_values(rows: Tensor, used: Tensor | None, geometry: Geometry) -> bo
     if used is None:
         return True
     channels = geometry.channels
-    wanted = channels * density_of(used, channels * geometry.image[1])
+    wanted = channels * used.density
     return density * outputs * _lanes(channels) < DOTS * wanted * _lanes(outputs)
 
 
@@ -247,7 +246,7 @@ class _Convolution(torch.autograd.Function):
         if by_values:
             to_images = _input_gradient_of_few(weight, rows, geometry)
         elif used is not None:
-            to_images = input_gradient(used, weight, rows, geometry)
+            to_images = input_gradient(used.bits, weight, rows, geometry)
         if to_weights and numbers is None:
             input_ = Planes(bits, ctx.density, ctx.scales[0])
             given = input_, windows, rows, weight, geometry, ctx.choice, to_biases

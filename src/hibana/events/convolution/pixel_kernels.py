@@ -76,13 +76,14 @@ def forward(
     sizes: Sizes,
     outputs: Value,
     deep: Value,
+    together: Value,
     row: Row,
 ) -> None:
     """Rows of output pixels: for each spike under a window, its row of weights is added.
 
     One piece of work is `deep` rows, to each of which all is added that stands in 64 channels under a row of
-    its windows, whose weights stay near meanwhile. The table holds ``[panels][planes][kernel height]
-    [kernel width][channels][panel]``, those of a plane filled up to 64 rows.
+    its windows, whose weights stay near meanwhile; whole images may be so many `together`. The table holds
+    ``[panels][planes][kernel height][kernel width][channels][panel]``, those of a plane filled up to 64 rows.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
     kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
@@ -92,13 +93,14 @@ def forward(
     with (
         code.scratch(
             (Floats, row.floats),
-            (Floats, deep * out_width * row.floats),
+            (Floats, together * deep * out_width * row.floats),
             (Longs, words_of(width * channels) + 1),
-            (Longs, lists * tall * width + 1),
-            (Shorts, input_.planes * tall * width * channels + SLACK),
+            (Longs, together * lists * tall * width + 1),
+            (Shorts, together * input_.planes * tall * width * channels + SLACK),
         ) as (begun, block, pixels, first, index),
-        code.loop(begin, end) as item,
+        code.loop(begin, end, together) as item,
     ):
+        images = (end - item).smaller(together)
         image, upper = item // pieces, item % pieces * deep
         lower = (upper + deep).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
@@ -106,8 +108,8 @@ def forward(
         words = Words(input_, sizes, bits, pixels)
         pixels[words.row] = 0
         n, place = code.variable(0), code.variable(0)
-        with code.loop(0, lists) as part, code.loop(top, bottom) as y:
-            words.bring(part // words.each, image, y)
+        with code.loop(0, lists) as part, code.loop(0, images) as k, code.loop(top, bottom) as y:
+            words.bring(part // words.each, image + k, y)
             with code.loop(0, width) as x:
                 word, first[place.value] = part % words.each, n.value
                 base = x * channels + word * WORD
@@ -116,23 +118,24 @@ def forward(
         first[place.value] = n.value
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
         into = target + outputs * (image * sizes.out_height + upper) * out_width
-        done = (lower - upper) * out_width
+        rows, rows_under = lower - upper, bottom - top
         with code.loop(0, row.panels(outputs)) as panel:
             begin_with(code, row, begun, bias, panel, outputs)
             with (
-                row.placed(code, panel, into, outputs, done, block) as (out, pitch),
+                row.placed(code, panel, into, outputs, images * rows * out_width, block) as (out, pitch),
                 code.loop(0, lists) as part,
                 code.loop(0, sizes.kernel_height) as i,
                 code.loop(0, kernel_width, across) as j,
-                code.loop(upper, lower) as y,
+                code.loop(0, images) as k,
+                code.loop(0, rows) as y,
             ):
-                down = y * sizes.stride_down - sizes.padding_down + i * sizes.dilation_down
+                down = above + y * sizes.stride_down + i * sizes.dilation_down
                 inside = (down >= top) & (down < bottom)
-                line = first + inside.select((part * (bottom - top) + down - top) * width, 0)
+                line = first + inside.select(((part * images + k) * rows_under + down - top) * width, 0)
                 plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
                 later = (part > 0) | (i > 0) | (j > 0)
                 with code.loop(0, out_width) as x:
-                    at = out + pitch * ((y - upper) * out_width + x)
+                    at = out + pitch * ((k * rows + y) * out_width + x)
                     left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
                     here = line[left.larger(0).smaller(width)]
                     there = line[(left + across).larger(0).smaller(width)]

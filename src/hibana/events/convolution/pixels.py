@@ -36,6 +36,10 @@ WASTED = 1.2
 """Pixels of an image to those of the output."""
 PIXELS = 256
 """Output pixels that are gone through at a time."""
+TOGETHER = 512
+"""Output pixels of several images that are gone through at a time, where weights are more than FAR."""
+FAR = 1 << 19
+"""Weights that a second cache does not hold."""
 NEAR = 1 << 14
 """Floats that are kept near at a time, of weights or of a gradient."""
 SPARSE = 0.13
@@ -164,6 +168,8 @@ def _ready_for_steps(
     deep = rows_together(images, outputs, geometry, steps, threads)
     if deep < max(1, min(geometry.output[0], geometry.reach[0])):
         return None
+    if steps > 1 and not whole and _images_together(bits[0], outputs, geometry) > 1:
+        return None  # of which a piece is one image's
     return _ready(bits, outputs, geometry, row, whole, deep)
 
 
@@ -179,9 +185,16 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
         sized = chosen.sized(**sizes, row=row, beside=geometry.beside if sliding else 0)
     else:
         chosen = kernels.forward
-        sized = chosen.sized(**sizes, row=row)
+        together = _images_together(planes, outputs, geometry) if deep == height else 1
+        sized = chosen.sized(**sizes, together=together, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, sliding, shape, pieces, deep * width * outputs, chosen.place("target"))
+
+
+def _images_together(planes: int, outputs: int, geometry: Geometry) -> int:
+    """Whole images that are done at a time: several, if they are small beside weights that lie far away."""
+    pixels, taps = geometry.output[0] * geometry.output[1], geometry.kernel[0] * geometry.kernel[1]
+    return max(1, TOGETHER // pixels) if planes * taps * geometry.channels * outputs > FAR else 1
 
 
 def _beside(geometry: Geometry, row: Row) -> int:

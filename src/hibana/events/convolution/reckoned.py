@@ -33,6 +33,8 @@ __all__ = ["costs", "one_by_one"]
 
 CALL = 7e-5
 """Seconds that a convolution by events takes before and after its kernels, more than a linear layer."""
+SMALL = 32
+"""Pixels of an image that take no longer than to read the weights for it."""
 AT_A_STRIDE = 1.2
 """How many times as long as the product forward torch's gradient of the input takes at a stride: the median
 of 28 measurements of 16 to 256 channels, kernels 1, 3 and 5 (1.04 to 2.5; 1.01 without a stride)."""
@@ -106,7 +108,7 @@ def _windows_summed(images: int, outputs: int, geometry: Geometry, density: floa
 def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) -> float:
     rows, inputs = _sizes(images, geometry)
     wide, panels, words = _units(outputs, geometry)
-    packing, row = 0.62 * inputs * outputs, panel(outputs)
+    packing, row = 0.45 * inputs * outputs, panel(outputs)
     if pixels.whole_windows(geometry, row, 1, density):
         listed = images * geometry.output[0] * geometry.image[1] * (1.8 + 0.74 * geometry.kernel[0])
         per_row = _windows_summed(images, outputs, geometry, density)
@@ -207,7 +209,10 @@ def _dense(images: int, outputs: int, geometry: Geometry, factor: float = 1.0) -
     touched = 4 * (pixels * geometry.channels + rows * outputs)
     strided = 1.0 if max(geometry.stride) == 1 else 1.2 if outputs >= LANES else 0.85
     byte = 0.012 if geometry.kernel == (1, 1) and factor == 1 else 0.027
-    return NANO * (15_000 + 0.009 * factor * strided * rows * inputs * lanes + byte * touched)
+    weights = 0.0
+    if geometry.kernel != (1, 1):  # they are put in another order, and read for each image
+        weights = inputs * outputs * (0.5 + 0.04 * images * (1 < rows // images < SMALL))
+    return NANO * (15_000 + 0.009 * factor * strided * rows * inputs * lanes + byte * touched + weights)
 
 
 def _input(images: int, outputs: int, geometry: Geometry, density: float) -> float:

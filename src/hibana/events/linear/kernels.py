@@ -12,12 +12,8 @@ from hibana.native import INT, Code, Floats, Longs, Pointer, Shorts, Value, kern
 
 __all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
 
-TILE = 8
-"""Words of inputs whose weights are kept near for an input's gradient."""
 BLOCK = 256
 """Rows of bits, and of support, that are gone through at a time."""
-LISTED = 64
-"""Rows of bits that are listed at a time."""
 LOOKED_UP = 512
 """Rows of bits that are looked up in the same tables."""
 
@@ -116,21 +112,25 @@ def forward_lists(
     inputs: Value,
     outputs: Value,
     tile: Value,
+    together: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: for each spike of a row, its row of weights is added."""
+    """Rows of outputs: for each spike of a row, its row of weights is added.
+
+    So many rows are listed `together`, and gone through for one `tile` of words of inputs after the other.
+    """
     words = words_of(inputs)
     tiles = (words + tile - 1) // tile
     with (
         code.scratch(
-            (Floats, LISTED * row.floats),
+            (Floats, together * row.floats),
             (Floats, row.floats),
-            (Longs, tiles * LISTED + 1),
-            (Shorts, words * LISTED * WORD + SLACK),
+            (Longs, tiles * together + 1),
+            (Shorts, words * together * WORD + SLACK),
         ) as (block, begun, first, index),
-        code.loop(begin, end, LISTED) as top,
+        code.loop(begin, end, together) as top,
     ):
-        rows = (end - top).smaller(LISTED)
+        rows = (end - top).smaller(together)
         n = code.variable(0)
         with code.loop(0, tiles) as t, code.loop(0, rows) as i:
             first[t * rows + i] = n.value
@@ -200,11 +200,14 @@ def input_gradient(
     target: Floats,
     inputs: Value,
     outputs: Value,
+    tile: Value,
     row: Row,
 ) -> None:
-    """Rows of the input's gradient, computed where the support's bits are set and zero elsewhere."""
+    """Rows of the input's gradient, computed where the support's bits are set and zero elsewhere.
+
+    A `tile` of words of inputs, whose weights stay near, is gone through at a time.
+    """
     words = words_of(inputs)
-    tile = words.smaller(TILE)
     panels = row.panels(outputs)
     with code.scratch((Floats, panels * row.floats), (Longs, panels), (Shorts, tile * WORD + SLACK)) as parts:
         padded, places, index = parts

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from math import ceil
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from hibana.native import Sized, float_bits
 __all__ = [
     "Explained",
     "Parts",
+    "Used",
     "crossover",
     "explained",
     "forward",
@@ -29,15 +31,24 @@ __all__ = [
     "parts",
     "used_bits",
     "weight_gradient",
+    "words_near",
 ]
 
 Scales = tuple[float, ...]
 """What each plane of bits is multiplied by."""
 
-NEAR_FROM = 0.08
+NEAR_FROM = 0.06
 """From this density on, few weights at a time are kept near."""
 NEAR_WORDS = 192
 """How many words of inputs have their weights near then, times the floats in a row of them."""
+LISTED = 512
+"""Rows that are listed at a time, for which weights that the second cache can't hold are brought near once;
+half as many where few weights are near, since sums are written and read again for each tile of these."""
+DOTS_NEAR = 1 << 18
+"""Weights that are kept near for an input's gradient, of at most so many words of inputs."""
+DOTS_WORDS = 8
+DOTS = 4
+"""And of no fewer words than have so many bits set in a row: they are multiplied four and eight at once."""
 GRADIENT_EVERYWHERE_FROM = 0.3
 """Above this density of the support, the dense product gives the input's gradient sooner."""
 GRAIN = 32
@@ -167,23 +178,35 @@ def forward(
     if density > crossover(outputs):
         kernels.forward_tables(rows, GRAIN, **given, row=row)
     else:
-        tile = min(bits.shape[1], NEAR_WORDS // row.floats if density > NEAR_FROM else PLACES // WORD)
-        kernels.forward_lists(rows, GRAIN, **given, tile=tile, row=row)
+        near = density > NEAR_FROM
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
+        together = min(rows, LISTED // 2 if near else LISTED)
+        kernels.forward_lists(rows, GRAIN, **given, tile=tile, together=together, row=row)
     return out, table
 
 
 def input_gradient(
-    bits: Tensor, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
+    used: "Used", table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
 ) -> Tensor:
-    """``grad @ weight``, ``[rows, inputs]``, where `bits` are set, and zeros; `table` are packed weights.
+    """``grad @ weight``, ``[rows, inputs]``, where it is `used`, and zeros; `table` are packed weights.
 
     The rows are in as many dimensions as `leading`, whose sizes come to their number.
     """
     rows, outputs = grad.shape
+    tile = words_near(outputs, used.bits.shape[1], used.density)
     out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
-    given = {"bits": bits, "table": table, "gradient": grad, "target": out}
-    kernels.input_gradient(rows, GRAIN, **given, inputs=inputs, outputs=outputs, row=panel(outputs))
+    given: dict[str, Any] = {"bits": used.bits, "table": table, "gradient": grad, "target": out}
+    given |= {"inputs": inputs, "outputs": outputs, "tile": tile, "row": panel(outputs)}
+    kernels.input_gradient(rows, GRAIN, **given)
     return out
+
+
+def words_near(outputs: int, words: int, density: float) -> int:
+    """Of so many `words` of inputs, how many are gone through at a time for an input's gradient."""
+    row = panel(outputs)
+    near = DOTS_NEAR // (_up(outputs, row.floats) * row.floats * WORD)
+    enough = ceil(DOTS / (WORD * max(density, 1e-3)))
+    return min(max(near, enough), DOTS_WORDS, words)
 
 
 def weight_gradient(
@@ -258,18 +281,28 @@ def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
+class Used(NamedTuple):
+    """Where the input's gradient is wanted."""
+
+    bits: Tensor
+    """``[rows, words]``."""
+    density: float
+
+
 def used_bits(
     support: Support | None, bits: Tensor, length: int, density: float, choice: Choice
-) -> Tensor | None:
-    """Rows of bits of where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
+) -> Used | None:
+    """Where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
 
     `bits` are the spikes, of the `density`.
     """
     if support is None or not support.unseen():
         return None
     if support.bits is None:
-        return bits if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
-    used = support.rows(support.bits, length)
-    if used is None or choice.costs is None:
-        return used
-    return used if choice.restricted(density_of(used, length)) else None
+        used = Used(bits, density)
+        return used if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
+    found = support.rows(support.bits, length)
+    if found is None:
+        return None
+    used = Used(found, density_of(found, length))
+    return used if choice.restricted(used.density) else None

@@ -30,8 +30,6 @@ LARGE = 8e6
 """Weights beyond which nothing of them is near."""
 NEAR = 2.5e5
 """Weights that the second cache holds."""
-HELD = (5e4, 3e5, 4e6, float("inf"))
-"""Weights that lie ever farther away from an input's gradient."""
 SOONER = 0.85
 """Of two ways to the same dense product another one than torch's own takes at most this part."""
 MULTIPLIED = 0.019
@@ -155,9 +153,9 @@ def _weights_looked_up(rows: int, inputs: int, outputs: int) -> float:
 def _input(rows: int, inputs: int, outputs: int, density: float) -> float:
     """Where bits of the support are set, from weights that are packed."""
     wide, words, _ = _sizes(rows, inputs, outputs)
-    held = next(i for i, most in enumerate(HELD) if inputs * outputs <= most)
-    multiplied = 0.2 + (0.36, 0.5, 0.6, 0.85)[held] * wide
-    return NANO * (4400 + rows * (4.7 * words + inputs * density * multiplied))
+    tile = product.words_near(outputs, words, density)
+    each = -(-words // tile) * (15 + 2.7 * wide + 8 * tile)
+    return NANO * (4400 + rows * (each + 0.4 * inputs * density * wide))
 
 
 def _forward_of(rows: int, inputs: int, outputs: int, density: float) -> Call:
@@ -172,8 +170,8 @@ def _weights_of(density: float) -> Call:
 
 def _input_of(density: float) -> Call:
     table = product.packed(numbers(_OUTPUTS, _INPUTS), panel(_OUTPUTS))
-    bits = random_bits(_ROWS, _INPUTS, density)
-    return partial(product.input_gradient, bits, table, numbers(_ROWS, _OUTPUTS), _INPUTS)
+    used = product.Used(random_bits(_ROWS, _INPUTS, density), density)
+    return partial(product.input_gradient, used, table, numbers(_ROWS, _OUTPUTS), _INPUTS)
 
 
 def _readout_of(rows: int, inputs: int, outputs: int) -> Call:

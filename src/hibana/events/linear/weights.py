@@ -12,6 +12,8 @@ __all__ = ["weight_gradient"]
 
 GRADIENTS = 256
 """Rows of a gradient that are kept near at a time; a multiple of 64."""
+LISTED = 8
+"""Words of inputs whose spikes are listed at a time, for which a panel of the gradient is near once."""
 LENGTH = GRADIENTS // WORD
 """Words of an input's bits over as many rows."""
 
@@ -51,8 +53,8 @@ def weight_gradient(
             (Floats, most_wide * row.floats),
             (Longs, most_deep * (WORD * LENGTH)),
             (Longs, WORD),
-            (Longs, WORD + 1),
-            (Shorts, WORD * GRADIENTS + SLACK),
+            (Longs, LISTED * WORD + 1),
+            (Shorts, LISTED * WORD * GRADIENTS + SLACK),
         ) as (tables, sums, near, bias_sums, turned, square, first, index),
         code.loop(begin, end) as part,
     ):
@@ -129,19 +131,19 @@ def _look_up(block: _Block, tables: Pointer) -> None:
 def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
     """Adds to each input's sum the rows where it spiked, one by one."""
     code, row = block.code, block.row
-    with code.loop(0, block.deep) as d:
+    with code.loop(0, block.deep, LISTED) as word:
+        inputs = (block.deep - word).smaller(LISTED) * WORD
         n = code.variable(0)
-        with code.loop(0, WORD) as k:
+        with code.loop(0, inputs) as k:
             first[k] = n.value
             with code.loop(0, words_of(block.rows)) as w:
-                word = block.turned[(d * WORD + k) * LENGTH + w]
-                n.value = listed(code, row, word, w * WORD, index, n.value)
-        first[WORD] = n.value
-        with code.loop(0, block.wide) as panel:
+                bits = block.turned[(word * WORD + k) * LENGTH + w]
+                n.value = listed(code, row, bits, w * WORD, index, n.value)
+        first[inputs] = n.value
+        with code.loop(0, block.wide) as panel, code.loop(0, inputs) as k:
             rows_at = block.near + panel * (GRADIENTS * row.floats)
-            with code.loop(0, WORD) as k:
-                at = block.sums + ((panel * block.deep + d) * WORD + k) * row.floats
-                add_rows(code, row, at, at, rows_at, index + first[k], first[k + 1] - first[k])
+            at = block.sums + ((panel * block.deep + word) * WORD + k) * row.floats
+            add_rows(code, row, at, at, rows_at, index + first[k], first[k + 1] - first[k])
 
 
 def _brought_near(
