@@ -189,7 +189,13 @@ def folder(tmp_path, monkeypatch):
 def seconds(monkeypatch):
     """The ways that were measured, each of which took twice as long as reckoned."""
     ways = []
-    monkeypatch.setattr(speeds, "_measured", lambda way: ways.append(way) or 2.0)
+
+    def measured(way):
+        if way is not speeds.YARDSTICK:
+            ways.append(way)
+        return 2.0
+
+    monkeypatch.setattr(speeds, "_measured", measured)
     return ways
 
 
@@ -261,7 +267,7 @@ def test_who_slows_a_way_alone_for_a_while_changes_no_speed(folder, monkeypatch)
     assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
     processor.pace = pace
     assert speeds.speed(processor.way("another", 5.0)) == pytest.approx(5.0)
-    assert calls.count("another") == (2 + speeds.AGREED) * speeds.RUNS
+    assert calls.count("another") == speeds.ROUNDS * speeds.AGREED * speeds.RUNS
 
 
 def test_a_moment_that_slows_a_way_more_than_the_yardstick_changes_no_speed(folder, monkeypatch):
@@ -279,12 +285,27 @@ def test_a_moment_that_slows_a_way_more_than_the_yardstick_changes_no_speed(fold
     assert speeds.speed(processor.way("one more", 7.0)) == pytest.approx(7.0 * 1.8 / 1.4)
 
 
+def test_a_yardstick_that_was_met_in_a_slow_moment_is_put_right(folder, monkeypatch):
+    processor = Processor(monkeypatch)
+    one, another = processor.way("one", 5.0), processor.way("another", 7.0)
+    processor.pace = lambda name: 1.4
+    assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0 * 1.4)
+    assert speeds.speed(one) == pytest.approx(5.0 * 1.4)
+    processor.pace = lambda name: 1.0
+    assert speeds.speed(another) == pytest.approx(7.0)
+    for _ in "in this process", "in the next":
+        assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
+        assert speeds.speed(one) == pytest.approx(5.0)
+        assert speeds.speed(another) == pytest.approx(7.0)
+        speeds._KNOWN.clear()
+
+
 def test_a_way_that_takes_another_time_each_time_is_measured_for_a_while_only(folder, monkeypatch):
     processor, calls = Processor(monkeypatch), []
     assert speeds.speed(speeds.YARDSTICK) == pytest.approx(3.0)
     processor.pace = lambda name: calls.append(name) or (0.99 ** len(calls) if name == "another" else 1.0)
     found = speeds.speed(processor.way("another", 5.0))
-    assert calls.count("another") == speeds.BURSTS * speeds.RUNS
+    assert calls.count("another") == speeds.ROUNDS * speeds.BURSTS * speeds.RUNS
     assert found == pytest.approx(5.0 * 0.99 ** (len(calls) - 2))
 
 
@@ -302,12 +323,12 @@ def test_a_way_that_takes_another_time_each_time_is_measured_for_a_while_only(fo
 )
 def test_a_file_that_can_not_be_believed_is_measured_anew(folder, seconds, spoil):
     speeds.speed(WAY)
-    (path,) = folder.glob("*.speed")
+    path = speeds._path(folder, speeds._name(WAY))
     path.write_bytes(spoil(json.loads(path.read_text())))
     speeds._KNOWN.clear()
     assert speeds.speed(WAY) == 2.0
     assert len(seconds) == 2
-    assert json.loads(path.read_text())["times"] == 2.0
+    assert json.loads(path.read_text())["times"] == 2.0 / speeds.MOST  # which the yardstick's is here
 
 
 def test_nothing_is_measured_where_it_is_fixed_or_nothing_is_kept(folder, seconds, monkeypatch):

@@ -32,13 +32,22 @@ __all__ = ["YARDSTICK", "Call", "Way", "fixed", "numbers", "random_bits", "speed
 
 RUNS = 4
 """Of a burst, of which the first does not count."""
-AGREED = 3
+AGREED = 2
 """Bursts that come to the same: some other work on the machine slows one way by half for tens of
-milliseconds, the yardstick beside it less, and two bursts that it meets may come to the same too."""
+milliseconds, the yardstick beside it less."""
 ALIKE = 1.05
 """How many times as long as the best it takes where it comes to the same."""
 BURSTS = 10
 """At most."""
+CALM = 1.12
+"""How many times as long as it was ever met the yardstick takes where no other work slows it."""
+ROUNDS = 2
+"""Threads that measure, one after the other: where the memory of one lies may slow all its bursts by a third,
+and two bursts that other work meets may come to the same."""
+ROOM = 1 << 23
+"""Bytes that all results of a way fit in."""
+BETWEEN = 4096 + 64
+"""Bytes by which they lie elsewhere in each burst: a page, and a line of the cache."""
 FITTED = 2
 """Threads."""
 LEAST, MOST = 1 / 64, 64.0
@@ -69,6 +78,14 @@ def speed(way: Way) -> float:
     """How many times as long as reckoned this machine takes `way`."""
     if fixed():
         return 1.0
+    if way is YARDSTICK:
+        return _known(way)
+    beside = _known(way)
+    return beside * _known(YARDSTICK)
+
+
+def _known(way: Way) -> float:
+    """The same beside the yardstick, of which it is how many times as long as reckoned that takes."""
     if way.name not in _KNOWN:
         with _MEASURING:  # two at once would slow one another
             if way.name not in _KNOWN:
@@ -94,14 +111,29 @@ def _found(way: Way) -> float:
     folder = kept_in()
     if folder is None:
         return 1.0
-    name = f"{way.name}, {way.reckoned!r} s"
-    path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.speed"
-    data = files.read(path)
+    name = _name(way)
+    data = files.read(_path(folder, name))
     found = None if data is None else _unpacked(data, name)
     if found is None:
-        found = min(max(_measured(way) / way.reckoned, LEAST), MOST)
-        _write(path, name, found)
+        found = _times(way, _measured(way))
+        if way is not YARDSTICK:
+            found /= _known(YARDSTICK)
+        _write(folder, name, found)
     return found
+
+
+def _times(way: Way, seconds: float) -> float:
+    """How many times as long as reckoned so many `seconds` are."""
+    return min(max(seconds / way.reckoned, LEAST), MOST)
+
+
+def _name(way: Way) -> str:
+    """A way's, with all that its speed depends on."""
+    return f"{way.name}, {way.reckoned!r} s" + ("" if way is YARDSTICK else f", beside {_name(YARDSTICK)}")
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:40]}.speed"
 
 
 def _unpacked(data: bytes, name: str) -> float | None:
@@ -109,46 +141,71 @@ def _unpacked(data: bytes, name: str) -> float | None:
     try:
         said = json.loads(data)
         found = float(said["times"])
-        return found if said["of"] == name and LEAST <= found <= MOST else None
+        return found if said["of"] == name and LEAST / MOST <= found <= MOST / LEAST else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _write(path: Path, name: str, found: float) -> None:
+def _write(folder: Path, name: str, found: float) -> None:
     try:
-        files.write(path, json.dumps({"of": name, "times": found}).encode())
+        files.write(_path(folder, name), json.dumps({"of": name, "times": found}).encode())
     except OSError:
         return  # said where kernels can't be kept; the next process measures again
 
 
 def _measured(way: Way) -> float:
     """Seconds that the piece of `way` takes one thread, while nothing else slows it."""
+    piece = way.piece()
     if way is YARDSTICK:
-        return alone(lambda: _best(way.piece())[0])
-    usual = YARDSTICK.reckoned * speed(YARDSTICK)
-    return alone(lambda: _beside(way, usual)) * usual
-
-
-def _beside(way: Way, usual: float) -> float:
-    """How many times as long as the yardstick, which usually takes so long, `way` takes this thread."""
+        return min(alone(lambda: _best(piece)[0]) for _ in range(ROUNDS))
+    usual = YARDSTICK.reckoned * _known(YARDSTICK)
     yardstick = YARDSTICK.piece()
     # once for what the way has left in the cache
-    taken, _, beside = _best(way.piece(), yardstick, yardstick, last=usual)
-    return taken / beside
+    rounds = [alone(lambda: _best(piece, yardstick, yardstick, last=CALM * usual)) for _ in range(ROUNDS)]
+    taken, _, beside = min(rounds, key=lambda best: best[0] / best[-1])
+    if beside < usual:
+        _met_faster(beside)
+    return taken / beside * min(beside, usual)
+
+
+def _met_faster(seconds: float) -> None:
+    """The yardstick was first met in a slow moment, in which ways are compared worse."""
+    folder = kept_in()
+    _KNOWN[YARDSTICK.name] = _times(YARDSTICK, seconds)
+    if folder is not None:
+        _write(folder, _name(YARDSTICK), _KNOWN[YARDSTICK.name])
 
 
 def _best(*calls: Call, last: float = math.inf) -> list[float]:
     """What each call takes at best: of bursts, until so many are AGREED about the first call.
 
-    And until the `last` call took no longer than that: all is slow for a moment, some more than others.
+    And until the last call took no longer than `last`: all is slow for a moment, some more than others. What
+    calls give lies elsewhere in each burst: some places of two tensors in memory are slow ones.
     """
-    bursts = list[list[float]]()
+    kept, bursts = [_above_freed_memory()], list[list[float]]()
     while True:
         bursts.append(_burst(*calls))
         best = [min(taken) for taken in zip(*bursts, strict=True)]
         agreed = sum(first <= ALIKE * best[0] for first, *_ in bursts)
-        if (agreed >= AGREED and best[-1] <= ALIKE * last) or len(bursts) >= BURSTS:
+        if (agreed >= AGREED and best[-1] <= last) or len(bursts) >= BURSTS:
             return best
+        kept.append(_touched(BETWEEN))
+
+
+def _above_freed_memory() -> Tensor:
+    """What keeps the allocator from giving back what lies below, in which results will lie.
+
+    Else it is chance whether each is written to fresh pages, which takes a third longer.
+    """
+    _touched(2 * ROOM)  # of which it learns that so much is asked for
+    freed, kept = _touched(ROOM), _touched(1)
+    del freed
+    return kept
+
+
+def _touched(size: int) -> Tensor:
+    """So many bytes."""
+    return torch.zeros(size, dtype=torch.uint8, device="cpu")
 
 
 @torch.no_grad()
