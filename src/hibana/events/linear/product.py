@@ -185,8 +185,16 @@ def forward(
     return out, table
 
 
+class Used(NamedTuple):
+    """Where the input's gradient is wanted."""
+
+    bits: Tensor
+    """``[rows, words]``."""
+    density: float
+
+
 def input_gradient(
-    used: "Used", table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
+    used: Used, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
 ) -> Tensor:
     """``grad @ weight``, ``[rows, inputs]``, where it is `used`, and zeros; `table` are packed weights.
 
@@ -279,14 +287,6 @@ def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
     return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
-
-
-class Used(NamedTuple):
-    """Where the input's gradient is wanted."""
-
-    bits: Tensor
-    """``[rows, words]``."""
-    density: float
 
 
 def used_bits(
