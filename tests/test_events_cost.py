@@ -354,6 +354,23 @@ def test_what_one_thread_does_alone_counts_for_all_that_wait(folder, seconds, mo
     assert costs.forward.call == pytest.approx(found[2][0] / speeds.MOST)  # for any number of threads
 
 
+def test_weights_that_come_from_afar_count_for_few_rows(folder, monkeypatch):
+    found = {}
+    for slow in (1.0, 4.0):
+        monkeypatch.setattr(
+            of_linear, "speed", lambda way, slow=slow: slow if way is of_linear._AFAR else 1.0
+        )
+        of_linear._costs.cache_clear()
+        for rows in (32, 4096):
+            costs = of_linear.costs(rows, 2048, 2048)
+            found[slow, rows] = [costs.forward.ratio(0.05), costs.weights.ratio(0.05)]
+    of_linear._costs.cache_clear()
+    for near, far in zip(found[1.0, 32], found[4.0, 32], strict=True):
+        assert far > 1.25 * near
+    for near, far in zip(found[1.0, 4096], found[4.0, 4096], strict=True):
+        assert far < 1.1 * near
+
+
 SOME = 9, 8, Geometry(3, (41, 40), (3, 3), (2, 2), (1, 1), (1, 1))
 """A convolution that no other test reckons."""
 

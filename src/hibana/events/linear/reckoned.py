@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 NANO = 1e-9
-LARGE = 8e6
+LARGE = 2e6
 """Weights beyond which nothing of them is near."""
 NEAR = 2.5e5
 """Weights that the second cache holds."""
@@ -36,6 +36,16 @@ MULTIPLIED = 0.019
 """For one multiplication of a dense product."""
 _TOUCHED = 0.03
 """For a byte of a dense product's input and output."""
+READ = 0.09
+"""For a weight that a dense product reads."""
+BACK = 0.06
+"""For one that it writes or reads on the way back."""
+USED = 0.05
+"""For one that is read where the input's gradient is wanted."""
+PACKED = 0.11
+"""For one that is packed."""
+WRITTEN = 0.13
+"""For one of a gradient that is summed by events."""
 _ROWS, _INPUTS, _OUTPUTS = 512, 256, 128
 """Of what is measured."""
 
@@ -47,14 +57,15 @@ def costs(rows: int, inputs: int, outputs: int) -> cost.Costs:
 
 @lru_cache(maxsize=256)
 def _costs(rows: int, inputs: int, outputs: int, threads: int, by_formula: bool) -> cost.Costs:
-    seconds = _dense(rows, inputs, outputs) * speed(_multiplied(outputs))
+    multiplied = _dense(rows, inputs, outputs) * speed(_multiplied(outputs))
+    back = multiplied + _moved(BACK, inputs, outputs)
     pace = speed(YARDSTICK) * waited_for(threads)
     call = cost.OVERHEAD * pace
     sizes = rows, inputs, outputs
     return cost.Costs(
-        cost.Product(seconds, cache(partial(forward, *sizes)), call),
-        cost.Product(seconds, cache(partial(weights, *sizes, threads)), call),
-        cost.Product(seconds, cache(lambda density: _input(*sizes, density) * speed(_INPUT)), call),
+        cost.Product(multiplied + _moved(READ, inputs, outputs), cache(partial(forward, *sizes)), call),
+        cost.Product(back, cache(partial(weights, *sizes, threads)), call),
+        cost.Product(back, cache(partial(_restricted, *sizes)), call),
         scan(rows * inputs),
         cost.APART * pace,
     )
@@ -91,18 +102,31 @@ def scan(count: int) -> float:
 def forward(rows: int, inputs: int, outputs: int, density: float) -> float:
     """Seconds of the sums for rows of bits, packing the weights included."""
     narrow = outputs < LANES
+    packed = _moved(PACKED, inputs, outputs)
     if density > product.crossover(outputs):
-        return _looked_up(rows, inputs, outputs) * speed(_NARROW_LOOKED_UP if narrow else _LOOKED_UP)
-    return _listed(rows, inputs, outputs, density) * speed(_NARROW_LISTED if narrow else _LISTED)
+        return packed + _looked_up(rows, inputs, outputs) * speed(_NARROW_LOOKED_UP if narrow else _LOOKED_UP)
+    return packed + _listed(rows, inputs, outputs, density) * speed(_NARROW_LISTED if narrow else _LISTED)
 
 
 def weights(rows: int, inputs: int, outputs: int, threads: int, density: float) -> float:
     """Seconds of the weights' gradient, of which few sums keep few threads busy."""
     parts = product.parts(rows, outputs, -(-inputs // 64), threads)
     idle = threads / min(threads, parts.number)
+    written = _moved(WRITTEN, inputs, outputs)
     if density > product.gradient_crossover():
-        return _weights_looked_up(rows, inputs, outputs) * speed(_WEIGHTS_LOOKED_UP) * idle
-    return _weights_listed(rows, inputs, outputs, density) * speed(_WEIGHTS_LISTED) * idle
+        return (written + _weights_looked_up(rows, inputs, outputs) * speed(_WEIGHTS_LOOKED_UP)) * idle
+    return (written + _weights_listed(rows, inputs, outputs, density) * speed(_WEIGHTS_LISTED)) * idle
+
+
+def _restricted(rows: int, inputs: int, outputs: int, density: float) -> float:
+    """Seconds of the input's gradient where it is wanted."""
+    read = _moved(USED, inputs, outputs) * min(1.0, rows * density)
+    return read + _input(rows, inputs, outputs, density) * speed(_INPUT)
+
+
+def _moved(each: float, inputs: int, outputs: int) -> float:
+    """Seconds to bring or to write all weights, each so many nanoseconds."""
+    return NANO * each * inputs * outputs * speed(_AFAR)
 
 
 def _sizes(rows: int, inputs: int, outputs: int) -> tuple[int, int, int]:
@@ -114,40 +138,37 @@ def _sizes(rows: int, inputs: int, outputs: int) -> tuple[int, int, int]:
 def _dense(rows: int, inputs: int, outputs: int) -> float:
     lanes = -(-outputs // LANES) * LANES
     bytes_ = 4 * rows * (inputs + outputs)
-    return NANO * (1700 + MULTIPLIED * rows * inputs * lanes + _TOUCHED * bytes_ + 0.09 * inputs * outputs)
+    return NANO * (1700 + MULTIPLIED * rows * inputs * lanes + _TOUCHED * bytes_)
 
 
 def _listed(rows: int, inputs: int, outputs: int, density: float) -> float:
     wide, words, far = _sizes(rows, inputs, outputs)
     spikes = rows * inputs * density
     added = 0.2 if density > product.NEAR_FROM or inputs * outputs <= NEAR else 0.33
-    packing = 0.11 * inputs * outputs + 0.77 * far
     per_row = rows * (1.5 * wide + 2.5 * words + 0.1 * outputs)
-    return NANO * (8600 + packing + per_row + spikes * (0.035 + added * wide))
+    return NANO * (8600 + 0.5 * far + per_row + spikes * (0.035 + added * wide))
 
 
 def _looked_up(rows: int, inputs: int, outputs: int) -> float:
     wide, _, far = _sizes(rows, inputs, outputs)
     fours, blocks = -(-inputs // 4), -(-rows // kernels.LOOKED_UP)
-    packing = 0.1 * inputs * outputs + 1.4 * far
     narrow = 3.5 * rows if outputs % (LANES * vectors(outputs)) else 0.0  # written by way of a block
-    return NANO * (8200 + packing + narrow + wide * (rows * (0.9 + 0.18 * fours) + blocks * 6.2 * fours))
+    added = wide * (rows * (0.9 + 0.18 * fours) + blocks * 6.2 * fours)
+    return NANO * (8200 + 0.9 * far + narrow + added)
 
 
 def _weights_listed(rows: int, inputs: int, outputs: int, density: float) -> float:
     wide, words, far = _sizes(rows, inputs, outputs)
     spikes, blocks = rows * inputs * density, -(-rows // 256)
-    written = 0.13 * inputs * outputs + 1.3 * far
     per_row = rows * (wide + 2.2 * words)
     sums = blocks * words * 118 * wide
-    return NANO * (5500 + written + per_row + sums + spikes * (0.11 + 0.18 * wide))
+    return NANO * (5500 + 0.6 * far + per_row + sums + spikes * (0.11 + 0.18 * wide))
 
 
 def _weights_looked_up(rows: int, inputs: int, outputs: int) -> float:
     wide, words, far = _sizes(rows, inputs, outputs)
-    written = 0.2 * inputs * outputs + far
     per_row = rows * (2.2 * wide + 1.3 * words)
-    return NANO * (5700 + written + per_row + -(-rows // 32) * words * 108 * wide)
+    return NANO * (5700 + 0.5 * far + per_row + -(-rows // 32) * words * 108 * wide)
 
 
 def _input(rows: int, inputs: int, outputs: int, density: float) -> float:
@@ -205,6 +226,13 @@ _BY_ONEDNN = Way(
     _dense(*_SIZES),
     lambda: partial(dense.linear, numbers(_ROWS, _INPUTS), numbers(_OUTPUTS, _INPUTS), None),
 )
+_FAR = 512, 1024
+_AFAR = Way(
+    "weights from afar",
+    NANO * PACKED * _FAR[0] * _FAR[1],
+    lambda: partial(product.packed, numbers(*_FAR), panel(_FAR[0])),
+)
+"""What takes as long as memory beyond the second cache does."""
 _SCANNED_NUMBERS = 1 << 19
 _SCANNED = Way(
     "scanned",
