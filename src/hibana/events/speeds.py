@@ -162,7 +162,8 @@ def _measured(way: Way) -> float:
     yardstick = YARDSTICK.piece()
     # once for what the way has left in the cache
     rounds = [alone(lambda: _best(piece, yardstick, yardstick, last=CALM * usual)) for _ in range(ROUNDS)]
-    taken, _, beside = min(rounds, key=lambda best: best[0] / best[-1])
+    best: list[float] = [min(each) for each in zip(*rounds, strict=True)]
+    taken, _, beside = best
     if beside < usual:
         _met_faster(beside)
     return taken / beside * min(beside, usual)
