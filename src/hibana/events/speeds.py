@@ -80,7 +80,7 @@ def speed(way: Way) -> float:
         return 1.0
     if way is YARDSTICK:
         return _known(way)
-    beside = _known(way)
+    beside = _known(way)  # first, for it may put the yardstick right
     return beside * _known(YARDSTICK)
 
 

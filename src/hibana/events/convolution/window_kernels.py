@@ -117,59 +117,52 @@ def forward(
                 begin_with(code, row, begun, bias, panel, outputs)
                 weights = table + panel * input_.planes * plane_rows * row.floats
                 with row.placed(code, panel, into, outputs, out_width, block) as (out, pitch):
-                    given = code, row, sizes, weights, index, first, begun, out, pitch
+                    windows = _Windows(code, row, sizes, weights, index, first, begun, out, pitch)
                     if beside:
-                        _slide(*given, outside, beside)
+                        windows.slide(outside, beside)
                     else:
-                        _one_by_one(*given, columns.column)
+                        windows.one_by_one(columns.column)
 
 
-def _one_by_one(
-    code: Code,
-    row: Row,
-    sizes: Sizes,
-    weights: Pointer,
-    index: Pointer,
-    first: Pointer,
-    begun: Pointer,
-    out: Pointer,
-    pitch: Value,
-    column: Value,
-) -> None:
-    """The sums of a row of windows, each of one stretch of the list."""
-    with code.loop(0, sizes.out_width) as x:
-        left = x * sizes.stride_across - sizes.padding_across
-        here = first[left.larger(0).smaller(sizes.width)]
-        there = first[(left + sizes.kernel_width).larger(0).smaller(sizes.width)]
-        of_window = weights + (0 - left) * column * row.floats
-        add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
+class _Windows(NamedTuple):
+    """A row of windows, and where a panel of their sums goes: the first, and how far from it the next."""
 
+    code: Code
+    row: Row
+    sizes: Sizes
+    weights: Pointer
+    listed: Pointer
+    first: Pointer
+    """Where in the list each column begins."""
+    begun: Pointer
+    """What sums begin with."""
+    out: Pointer
+    pitch: Value
 
-def _slide(
-    code: Code,
-    row: Row,
-    sizes: Sizes,
-    weights: Pointer,
-    index: Pointer,
-    first: Pointer,
-    begun: Pointer,
-    out: Pointer,
-    pitch: Value,
-    outside: Pointer,
-    beside: int,
-) -> None:
-    """The sums of a row of windows, to all of which a column is added at once; others go `outside`."""
-    # of the window that begins last, of the one before it, …
-    sums = [[code.variable(value) for value in row.load(begun)] for _ in range(beside)]
-    together = [total for of_one in sums for total in of_one]
-    with code.loop(1 - beside, sizes.out_width) as x:
-        column = x + (beside - 1) - sizes.padding_across
-        at = first + column.larger(0).smaller(sizes.width - 1)
-        count = ((column >= 0) & (column < sizes.width)).select(at[1] - at[0], 0)
-        add_listed(code, together, weights, row.floats, index + at[0], count, ahead=1)
-        row.store([total.value for total in sums[-1]], outside.instead(x >= 0, out + pitch * x))
-        for before in reversed(range(1, beside)):
-            for total, later in zip(sums[before], sums[before - 1], strict=True):
-                total.value = later.value
-        for total, value in zip(sums[0], row.load(begun), strict=True):
-            total.value = value
+    def one_by_one(self, column: Value) -> None:
+        """Their sums, each of one stretch of the list."""
+        code, row, sizes, weights, index, first, begun, out, pitch = self
+        with code.loop(0, sizes.out_width) as x:
+            left = x * sizes.stride_across - sizes.padding_across
+            here = first[left.larger(0).smaller(sizes.width)]
+            there = first[(left + sizes.kernel_width).larger(0).smaller(sizes.width)]
+            of_window = weights + (0 - left) * column * row.floats
+            add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
+
+    def slide(self, outside: Pointer, beside: int) -> None:
+        """Their sums, to all of which a column is added at once; others go `outside`."""
+        code, row, sizes, weights, index, first, begun, out, pitch = self
+        # of the window that begins last, of the one before it, …
+        sums = [[code.variable(value) for value in row.load(begun)] for _ in range(beside)]
+        together = [total for of_one in sums for total in of_one]
+        with code.loop(1 - beside, sizes.out_width) as x:
+            column = x + (beside - 1) - sizes.padding_across
+            at = first + column.larger(0).smaller(sizes.width - 1)
+            count = ((column >= 0) & (column < sizes.width)).select(at[1] - at[0], 0)
+            add_listed(code, together, weights, row.floats, index + at[0], count, ahead=1)
+            row.store([total.value for total in sums[-1]], outside.instead(x >= 0, out + pitch * x))
+            for before in reversed(range(1, beside)):
+                for total, later in zip(sums[before], sums[before - 1], strict=True):
+                    total.value = later.value
+            for total, value in zip(sums[0], row.load(begun), strict=True):
+                total.value = value

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -201,11 +201,19 @@ def input_gradient(
     The rows are in as many dimensions as `leading`, whose sizes come to their number.
     """
     rows, outputs = grad.shape
-    tile = words_near(outputs, used.bits.shape[1], used.density)
     out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
-    given: dict[str, Any] = {"bits": used.bits, "table": table, "gradient": grad, "target": out}
-    given |= {"inputs": inputs, "outputs": outputs, "tile": tile, "row": panel(outputs)}
-    kernels.input_gradient(rows, GRAIN, **given)
+    kernels.input_gradient(
+        rows,
+        GRAIN,
+        bits=used.bits,
+        table=table,
+        gradient=grad,
+        target=out,
+        inputs=inputs,
+        outputs=outputs,
+        tile=words_near(outputs, used.bits.shape[1], used.density),
+        row=panel(outputs),
+    )
     return out
 
 
