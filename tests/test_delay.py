@@ -158,12 +158,12 @@ def test_its_gradient_is_that_of_the_interpolation():
 
 
 def test_a_delay_that_an_optimiser_takes_beyond_its_range_is_turned_back():
-    layer = hb.Delay(torch.tensor([1.0, 1.0, 0.0]), 4, learn=True, sigma=1.0)
+    layer = hb.Delay(torch.tensor([1.0, 1.0, 0.0, 4.0]), 4, learn=True, sigma=1.0)
     with torch.no_grad():
-        layer.delay.copy_(torch.tensor([-0.5, 4.75, 0.0]))
-    assert layer.steps.tolist() == [0, 3, 0]
+        layer.delay.copy_(torch.tensor([-0.5, 4.75, 0.0, 4.0]))  # the last two are at their bounds
+    assert layer.steps.tolist() == [0, 3, 0, 4]
     torch.manual_seed(0)
-    layer(torch.rand(8, 2, 3)).square().sum().backward()
+    layer(torch.rand(8, 2, 4)).square().sum().backward()
     assert layer.delay.grad.all()
 
 

@@ -78,7 +78,8 @@ class Delayed(LooksBack):
             return self.delay
         above = torch.where(self.delay >= 0, self.delay, -self.delay)
         most = float(self.max_delay)
-        return torch.where(above <= most, above, 2 * most - above).clamp(0.0, most)
+        folded = torch.where(above <= most, above, 2 * most - above)  # at most `most`
+        return torch.where(folded < 0, 0.0, folded)  # at its bound, clamp's derivative is 1 or 0, by release
 
     def _between(self) -> tuple[Tensor, Tensor]:
         """The whole steps before the delays, and the part of a step that they are after those.

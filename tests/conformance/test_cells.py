@@ -5,7 +5,7 @@ import torch
 
 from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values
 from conformance.suite import CELLS, SHAPE, SURROGATES, drive, each_backend, made, takes
-from hibana.cells import IFCell
+from hibana.cells import IFCell, LIFCell
 from hibana.surrogate import ATan
 
 SPIKING = [kind for kind in CELLS if takes(kind, "surrogate")]
@@ -53,6 +53,16 @@ def test_each_surrogate(run, kind):
 def test_each_reset(run, kind, reset, detach_reset):
     cell = kind(reset=reset, detach_reset=detach_reset)
     assert_conforms(run, cell, drive(cell), uses=["outputs and states"])
+
+
+@each_backend
+def test_a_potential_at_its_lower_bound_passes_its_gradient(run):
+    """On every release of torch, whose clamp has a derivative of 1 or of 0 there."""
+    cell = LIFCell(tau=2.0, reset="subtract", lower_bound=0.0, surrogate=ATan())
+    inputs = torch.zeros(3, 1, 1, requires_grad=True)
+    outputs, _ = run(cell, inputs, None)
+    (grad,) = torch.autograd.grad(outputs[-1].sum(), inputs)
+    assert grad.all()
 
 
 def tied(cell, shape=SHAPE):

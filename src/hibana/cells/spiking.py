@@ -58,7 +58,7 @@ def bounded_below(v: Tensor, bound: Value | None) -> Tensor:
         return v
     if isinstance(bound, Tensor):
         return torch.maximum(v, bound)
-    return torch.clamp(v, min=bound)
+    return torch.where(v < bound, bound, v)  # at its bound, clamp's derivative is 1 or 0, by torch's release
 
 
 def decay(tau: Value) -> Value:
