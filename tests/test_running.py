@@ -1,6 +1,7 @@
 """`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
 
 import copy
+import inspect
 import threading
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from hibana.loop import ambient
+from hibana.recomputation import around
 
 
 def network():
@@ -94,6 +96,37 @@ def test_a_run_within_a_checkpointed_function_begins_at_its_state_again(use_reen
     outputs = checkpoint(lambda x: hb.run(net, x, state)[0], x, use_reentrant=use_reentrant)
     outputs.square().sum().backward()
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_that_decorates_is_computed_again_from_the_state_it_began_in(use_reentrant):
+    if inspect.signature(checkpoint).parameters["function"].default is inspect.Parameter.empty:
+        pytest.skip("this release of torch has no checkpoint that decorates")
+    net, x = network(), (4 * torch.rand(9, 2, 3)).requires_grad_()
+    _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
+    state = {name: tuple(v.detach() for v in values) for name, values in state.items()}
+    found = []
+    for kept in (net, copy.deepcopy(net)):
+        if kept is not net:
+            kept.forward = checkpoint(use_reentrant=use_reentrant)(kept.forward)
+        outputs, _ = hb.run(kept, x, state)
+        outputs.square().sum().backward()
+        found.append([p.grad for p in kept.parameters()])
+    for value, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_this_release_of_torch_keeps_checkpoints_where_they_are_looked_for(use_reentrant):
+    def look(x):
+        found.extend(around(frozenset()))
+        return 2 * x
+
+    found = []
+    checkpoint(look, torch.rand(3, requires_grad=True), use_reentrant=use_reentrant)
+    assert {(one.name, one.reentrant) for one in found} == {
+        ("run_function" if use_reentrant else "recompute_fn", use_reentrant)
+    }, "read torch/utils/checkpoint.py for what the backward calls, and find that in hibana/recomputation.py"
 
 
 def test_a_checkpoint_that_torch_keeps_otherwise_is_refused(monkeypatch):

@@ -5,8 +5,8 @@ on the stack, and what they call again is made to begin where the first call did
 """
 
 import sys
-from collections.abc import Callable
-from types import CodeType, FrameType
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, GeneratorType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,19 +40,22 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
     found = list(_of_hooks())
     reentrant = module.CheckpointFunction.forward.__code__
     frame: FrameType | None = sys._getframe(1)
-    entered = False  # the function of a reentrant one, whose call by ``checkpoint`` is further out
+    entered = False  # a checkpoint is found, whose call by ``checkpoint`` is further out
     while frame is not None and frame.f_code not in end:
         if frame.f_code is reentrant:
             found.append(_checked(Checkpoint(frame.f_locals.get("ctx"), "run_function", True)))
             entered = True
-        elif frame.f_code.co_filename == module.__file__ and frame.f_code.co_name == "checkpoint":
-            generator = frame.f_locals.get("gen")
-            if generator is not None and torch.is_grad_enabled():
-                handle = generator.gi_frame.f_locals.get("new_frame")
-                found.append(_checked(Checkpoint(handle, "recompute_fn", False)))
-            elif generator is None and not entered:
-                raise RuntimeError(_UNKNOWN)
-            entered = False
+        elif frame.f_code.co_filename == module.__file__:
+            suspended = _suspended(frame.f_locals.values(), module.__file__)
+            if suspended is not None:
+                entered = True
+                if torch.is_grad_enabled():
+                    handle = _handle(suspended.f_locals.values())
+                    found.append(_checked(Checkpoint(handle, "recompute_fn", False)))
+            if frame.f_code.co_name == "checkpoint":  # torch's public function, the outermost of its frames
+                if not entered:
+                    raise RuntimeError(_UNKNOWN)
+                entered = False
         frame = frame.f_back
     return found
 
@@ -63,9 +66,20 @@ def _of_hooks() -> list[Checkpoint]:
     pack = None if hooks is None else hooks[0]
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
         return []
-    enclosed = dict(zip(pack.__code__.co_freevars, pack.__closure__ or (), strict=True))
-    handle = enclosed["frame"].cell_contents if "frame" in enclosed else None
+    handle = _handle(cell.cell_contents for cell in pack.__closure__ or ())
     return [_checked(Checkpoint(handle, "recompute_fn", False))]
+
+
+def _suspended(values: Iterable[Any], file: str) -> FrameType | None:
+    """The frame of the generator among `values` whose code is in `file`: a checkpoint without reentrance."""
+    generators = (value for value in values if isinstance(value, GeneratorType))
+    return next((found.gi_frame for found in generators if found.gi_code.co_filename == file), None)
+
+
+def _handle(values: Iterable[Any]) -> Any:
+    """What torch keeps of a checkpoint without reentrance: the one of its own objects with a `recompute_fn`."""
+    own = (value for value in values if type(value).__module__ == "torch.utils.checkpoint")
+    return next((value for value in own if hasattr(value, "recompute_fn")), None)
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
