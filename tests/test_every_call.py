@@ -25,7 +25,11 @@ import hibana as hb
 from conformance.suite import CELLS
 from every_layer import CASES, LAYERS, Above, made, near, reference
 
-pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::torch.jit.TracerWarning",
+    "ignore::DeprecationWarning",
+    "ignore:.*torch.jit.* is deprecated:FutureWarning",  # of the test's own call of torch.jit
+)
 
 
 @pytest.fixture(params=CASES)

@@ -237,7 +237,7 @@ def test_a_second_derivative_is_refused_where_it_is_asked_for():
         torch.autograd.grad((grad * inputs).sum(), inputs)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own
 def test_a_forward_derivative_is_the_loops():
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(torch.rand(5, 7), torch.ones(5, 7))
