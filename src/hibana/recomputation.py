@@ -77,7 +77,7 @@ def _suspended(values: Iterable[Any], file: str) -> FrameType | None:
 
 
 def _handle(values: Iterable[Any]) -> Any:
-    """What torch keeps of a checkpoint without reentrance: the one of its own objects with a `recompute_fn`."""
+    """What torch keeps of a checkpoint without reentrance: its own object with a `recompute_fn`."""
     own = (value for value in values if type(value).__module__ == "torch.utils.checkpoint")
     return next((value for value in own if hasattr(value, "recompute_fn")), None)
 

@@ -35,7 +35,8 @@ class Fewness:
 
 def there() -> bool:
     """Whether torch has oneDNN."""
-    return torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch leaves it so
+    return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def linear(
