@@ -100,7 +100,7 @@ def test_a_table_is_told_in_a_line(tmp_path):
     made = read(table(tmp_path / "plants.csv", gaps=True))
     assert made.told == (
         "plants.csv: 80 rows, 2 numbers, 1 category, 3.3% missing, filled with the median, "
-        "left out: `id`, label `kind`: 2 classes (herb 42, tree 14)"
+        "left out: `id`, label `kind`: 2 classes (training part: herb 42, tree 14)"
     )
     assert [len(part) for part in (made.training, made.validation, made.test)] == [56, 8, 16]
     assert made.shape == (4,)  # two numbers, two colours
@@ -541,7 +541,7 @@ def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_l
     with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
         read(tmp_path)
     (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
-    assert own.events.recording(tmp_path / "a" / "one.txt").tolist() == [[5, 1, 2, 0], [6, 3, 2, 1]]
+    assert own.events.recording(tmp_path / "a" / "one.txt", "txyp").tolist() == [[5, 1, 2, 0], [6, 3, 2, 1]]
 
 
 @pytest.mark.parametrize("kind", ["table", "images", "sequences", "events", "arrays"])
@@ -596,7 +596,7 @@ def test_a_quantity_is_learned_beside_a_ridge(tmp_path, capsys, monkeypatch):
     small = ["--layers", "16", "--epochs", "25", "--batch-size", "8"]
     assert main(["train", "--data", "curve.csv", *small]) == 0
     printed = capsys.readouterr().out
-    assert "label `column 3`: a quantity" in printed
+    assert "label `column 3`: a quantity (training part: " in printed
     assert "mean squared error" in printed
     outcome = json.loads((tmp_path / "hibana-runs" / "curve-0" / "result.json").read_text())
     assert outcome["value"] > 0.5 > outcome["linear"]["accuracy"]

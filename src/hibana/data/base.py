@@ -1,5 +1,6 @@
 """What a data set is: three fixed splits, in batches that do not depend on how many processes share them."""
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from hibana.data.ragged import Ragged, padded
 
-__all__ = ["DataSet", "InMemory", "Samples"]
+__all__ = ["DataSet", "InMemory", "Samples", "memory"]
 
 Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
@@ -104,6 +105,17 @@ class DataSet:
             persistent_workers=self.workers > 0,
             collate_fn=_collate(samples),
         )
+
+
+def memory() -> int:
+    """Bytes of this machine's memory, used or not; where it does not say, more than any has.
+
+    Systems that give out more than they have end a process that fills it, and whoever else is in the way.
+    """
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 62
 
 
 class _Share(Sampler[int]):

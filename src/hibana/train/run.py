@@ -9,7 +9,6 @@ import atexit
 import importlib.util
 import logging
 import math
-import os
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from hibana import data
+from hibana.data.base import memory
 from hibana.train import checkpoint, serving
 from hibana.train.baseline import first
 from hibana.train.classifier import Classifier
@@ -194,24 +194,13 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
             this one did.
     """
     description = samples.description if isinstance(samples, data.Own) else None
-    most = min(checkpoint.MOST_BYTES // 12, _memory() // 16)  # with AdamW's two averages, and gradients
+    most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
     if resume is None:
         serving.check(settings, serving.changed(settings), model)
     else:
         check_groups(model, Path(resume))
     return model
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory, used or not; where it does not say, more than any has.
-
-    Systems that give out more than they have end a process that fills it, and whoever else is in the way.
-    """
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 62
 
 
 def _leave() -> None:

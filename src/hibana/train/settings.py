@@ -41,6 +41,8 @@ class Settings:
             samples left out (``drop``), or refused (``refuse``).
         lengths: how sequences come to one length: ``stretch``, or ``pad`` with zeros and cut.
         bins: what a bin of events holds: ``spikes``, 1 where one fell into it, or ``counts``.
+        event_columns: the order of the columns of events in files that do not name them, such as ``xytp``; as
+            their values say if ``None``.
         size: pixels that pictures are brought to, or that a sensor has: ``32`` or ``28x34``, height first.
         class_weights: ``balanced`` has all classes count alike, however many samples they have; ``none``.
         root: the folder of its files, where it needs one.
@@ -90,6 +92,7 @@ class Settings:
     missing: str = "median"
     lengths: str = "stretch"
     bins: str = "spikes"
+    event_columns: str | None = None
     size: str | None = None
     class_weights: str = "none"
     root: str | None = None
@@ -211,6 +214,8 @@ class Settings:
             _among(name, getattr(self, name), known)
         if self.task is not None:
             _among("task", self.task, own.TASKS)
+        if self.event_columns is not None:
+            own.check_event_columns(self.event_columns)
         if self.size is not None and self._sides is None:
             raise ValueError(
                 f"size must be pixels such as 32 or 28x34, at most 4096, got {record.shown(self.size)}"
@@ -275,7 +280,7 @@ class Settings:
             case "images":
                 options["size"] = self._sides
             case "events":
-                options |= {"size": self._sides, "bins": self.bins}
+                options |= {"size": self._sides, "bins": self.bins, "columns": self.event_columns}
         return options
 
     def make_cell(self) -> cells.Cell:

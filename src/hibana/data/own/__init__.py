@@ -6,12 +6,13 @@ from typing import Any
 
 from hibana.data.own import plain
 from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
+from hibana.data.own.columns import check as check_event_columns
 from hibana.data.own.events import BINS, EventInputs, Events, is_headed
 from hibana.data.own.events import SUFFIXES as RECORDINGS
-from hibana.data.own.folders import TEST, TRAINING, shown
+from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, shown
 from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import ImageInputs, Images
-from hibana.data.own.series import LENGTHS, SequenceInputs, Sequences
+from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences
 from hibana.data.own.table import Table, TableInputs
 from hibana.data.own.target import TASKS, Target
 from hibana.data.own.tensors import ArrayInputs, Arrays, are_pictures
@@ -31,6 +32,7 @@ __all__ = [
     "Sequences",
     "Table",
     "are_pictures",
+    "check_event_columns",
     "described",
     "kind_of",
 ]
@@ -55,6 +57,8 @@ _OTHERS = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"),
 }
 """What is known, and not read."""
+_SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff")
+_NO_SOUND = "sound is not read yet; features of it are, as sequences ([frames, features] by class)"
 
 
 def described(given: Any) -> Description:
@@ -86,8 +90,13 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
         grouped: whether a table's rows are the steps of sequences.
 
     Raises:
-        ValueError: if there is nothing, or nothing of a kind that is known.
+        ValueError: if there is nothing, nothing of a kind that is known, or what can't be read.
     """
+    with readable(path):
+        return _kind_of(path, grouped)
+
+
+def _kind_of(path: Path, grouped: bool) -> str:
     suffix = path.suffix.lower()
     if path.is_file():
         if suffix == ".ts":
@@ -95,22 +104,54 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
         if suffix in (".npz", ".npy"):
             return "arrays"
         if suffix in _TABLES:
-            return "sequences" if grouped else "table"
+            named = None if grouped else first_listed(path)
+            return _most([named], path) if named else "sequences" if grouped else "table"
+        if suffix in _SOUND:
+            raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
         other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; say which: kind")
         raise ValueError(f"data must be one of a known kind, {path} {other}")
     if not path.is_dir():
         raise ValueError(f"data must be a file or folder, there is no {path}")
     below = [each for each in shown(path) if each.is_dir()]
     parts = [each for each in below if each.name.lower() in (*TRAINING, *TEST)]
+    listing = lists(path)
     for inside in ([each for part in parts for each in shown(part) if each.is_dir()], below):
-        if kinds := _kinds([each for folder in inside for each in shown(folder) if each.is_file()]):
-            return max(kinds, key=kinds.__getitem__)
-    if any(each.suffix == ".npy" for each in path.iterdir()):
+        files = [each for folder in inside for each in shown(folder) if each.is_file()]
+        if not listing and _kinds(files):
+            return _most(files, path)
+    pairs = [each.name for each in shown(path) if each.name.endswith(TRAIN_TS)]
+    for several, kind in (([each.name for each in listing], "list of files"), (pairs, f"*{TRAIN_TS}")):
+        if len(several) > 1:
+            raise ValueError(
+                f"data must hold one {kind}, {path} has {len(several)}; name one of them: "
+                f"{', '.join(several[:5])}"
+            )
+    if listing:
+        named = first_listed(listing[0])
+        assert named is not None
+        return _most([named], path)
+    if pairs:
+        return "sequences"
+    direct = [each for each in shown(path) if each.is_file()]
+    if any(each.suffix == ".npy" for each in direct):
         return "arrays"
+    if any(each.suffix.lower() in _SOUND for each in direct):
+        raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
     raise ValueError(
-        f"data must be files by class, such as {path}/CLASS/NAME.png, or inputs.npy and labels.npy; "
-        f"{path} holds neither"
+        f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
+        f"such as {path}/labels.csv, or inputs.npy and labels.npy; {path} holds none"
     )
+
+
+def _most(files: list[Path], path: Path) -> str:
+    """The kind of most of the `files`, those of `path`."""
+    kinds = _kinds(files)
+    if not kinds:
+        raise ValueError(f"data must be one of a known kind, {path} names {files[0].name}, which is none")
+    kind = max(kinds, key=kinds.__getitem__)
+    if kind == "sound":
+        raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
+    return kind
 
 
 def _kinds(files: list[Path]) -> Counter[str]:
@@ -126,4 +167,6 @@ def _kinds(files: list[Path]) -> Counter[str]:
             kinds[tables] += 1
         elif ends in RECORDINGS:
             kinds["events"] += 1
+        elif ends in _SOUND:
+            kinds["sound"] += 1
     return kinds

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.own import plain, target
+from hibana.data.own.folders import readable
 from hibana.data.own.parts import Parts, drawn
 from hibana.data.own.target import Target, text_of
 
@@ -87,7 +88,8 @@ class Description:
 
     def read(self, source: Any) -> Raw:
         """More of the kind that was trained on, whose labels may be missing."""
-        return self.inputs.read(source, self.target.name)
+        with readable(source):
+            return self.inputs.read(source, self.target.name)
 
     def said(self) -> dict[str, Any]:
         """The description in plain values."""
@@ -151,7 +153,8 @@ class Own(DataSet):
         """How `raw` becomes inputs, with scales learned on the training part."""
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        raw = self.read(self.source)
+        with readable(self.source):
+            raw = self.read(self.source)
         if raw.labels is None:
             raise ValueError(f"{self.called} must have labels to learn from; {raw.told or 'it has none'}")
         guessed = target.learned_from(raw.label, raw.labels, range(len(raw.labels)), self.task)
@@ -166,7 +169,8 @@ class Own(DataSet):
         self.told = f"{raw.said(self.called)}, {self.trained.target}"
         if self.given_test is None:
             return _part(made, split[0]), _part(made, split[1]), _part(made, split[2])
-        held = self.read(self.given_test)  # as the training part was described
+        with readable(self.given_test):
+            held = self.read(self.given_test)  # as the training part was described
         self.told += f"\n{held.said(called(self.given_test, 'test'))}"
         return _part(made, split[0]), _part(made, split[1]), self._samples(held)
 

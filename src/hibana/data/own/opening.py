@@ -58,6 +58,7 @@ def opened(source: Any) -> "tuple[DataFrame, list[str]]":
         raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"table {path} can't be read: {' '.join(str(error).split())[:200]}") from error
+    table = table.copy()  # makes one block per type; as read, each column is a block, which is slow
     if len(table) == 0:
         raise ValueError(f"table {path} must have rows, it has none")
     if all(isinstance(name, int) for name in table.columns):

@@ -2,7 +2,7 @@
 
 import math
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["made", "said"]
@@ -35,7 +35,9 @@ def made(wanted: type[Kind], given: Any) -> Kind:
 def _made(wanted: Any, given: Any, name: str) -> Any:
     if is_dataclass(wanted):
         types_of = get_type_hints(wanted)
-        if not isinstance(given, dict) or set(given) != {field.name for field in fields(wanted)}:
+        needed = {field.name for field in fields(wanted) if field.default is MISSING}  # others came later
+        names = {field.name for field in fields(wanted)}
+        if not isinstance(given, dict) or not needed <= set(given) <= names:
             raise ValueError(f"{name} must have the entries {', '.join(types_of)}")
         return wanted(**{key: _made(types_of[key], given[key], f"{name}.{key}") for key in given})  # type: ignore[operator]
     origin = get_origin(wanted)

@@ -12,13 +12,15 @@ from torch.nn import functional
 
 from hibana.data.own import scale, ts
 from hibana.data.own.base import Inputs, Own, Raw, listed
-from hibana.data.own.folders import by_class
+from hibana.data.own.folders import by_class, readable
 from hibana.data.own.opening import opened
 from hibana.data.own.table import TIMES, _is_number, _numbers, named_label
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
+TRAIN_TS = "_TRAIN.ts"
+"""Ends the name of a ``.ts`` file beside which lies one to test with."""
 LENGTHS = ("stretch", "pad")
 """How sequences come to one length: stretched linearly, or cut, and filled with zeros after their end."""
 
@@ -81,7 +83,8 @@ class Sequences(Own):
 
     A folder of tables by class, ``class/name.csv``, a row a frame; a long table, whose column `group` says
     which rows are of one sequence, and whose label is the same in all of them; a ``.ts`` file of aeon and
-    sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with); or arrays in memory. Columns
+    sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with), or a folder that holds one
+    pair of them; or arrays in memory. Columns
     that say the time are left out; rows are put in its order where it says one, and taken in theirs else.
 
     Args:
@@ -113,13 +116,13 @@ class Sequences(Own):
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
         self.labels, self.group, self.lengths = labels, group, lengths
-        if (
-            isinstance(self.source, Path)
-            and self.source.name.endswith("_TRAIN.ts")
-            and self.given_test is None
-        ):
-            beside = self.source.with_name(self.source.name.replace("_TRAIN.ts", "_TEST.ts"))
-            self.given_test = beside if beside.exists() else None
+        if isinstance(self.source, Path):
+            with readable(self.source):
+                pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))  # of a folder that holds one
+            self.source = pairs[0] if len(pairs) == 1 else self.source
+            beside = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
+            if self.given_test is None and beside != self.source and beside.exists():
+                self.given_test = beside
 
     def read(self, source: Any) -> Raw:
         if self.labels is not None:
@@ -285,7 +288,7 @@ def _frames(table: Any, features: Sequence[str], where: str) -> "np.ndarray[Any,
 
 def _check(raw: Raw) -> None:
     for name, frames in zip(raw.names, raw.values, strict=True):
-        if frames.ndim != 2 or len(frames) == 0:
+        if frames.ndim != 2 or frames.size == 0:
             raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")
         if frames.shape[1] != raw.values[0].shape[1]:
             raise ValueError(

@@ -97,20 +97,24 @@ class TableInputs(Inputs):
         Raises:
             ValueError: naming row and column of what is infinite, no number, or missing and refused.
         """
-        made = []
-        for column in self.columns:
-            series = values[column.name]
+        made = np.empty((len(values), *self.shape))
+        widths = np.array([len(column.categories) or 1 for column in self.columns])
+        places = np.cumsum(widths) - widths  # of a column's first feature
+        for column, place in zip(self.columns, places, strict=True):
             if column.categories:
-                written = np.array(listed(series.tolist()))
-                made += [written == category for category in column.categories]
-                continue
-            numbers = _numbers(column.name, series)
-            absent = np.isnan(numbers)
-            if absent.any() and self.missing == "refuse":
-                row = int(absent.argmax()) + 1
-                raise ValueError(f"table must have no missing values, row {row} has none in {column.name!r}")
-            made.append(np.where(absent, column.fill, numbers))
-        return torch.from_numpy(np.stack(made, axis=1).astype(np.float64))
+                written = np.array(listed(values[column.name].tolist()))
+                for k, category in enumerate(column.categories):
+                    made[:, place + k] = written == category
+        numeric = np.array([not column.categories for column in self.columns])
+        chosen = [column for column in self.columns if not column.categories]
+        numbers = _matrix(values[[column.name for column in chosen]])
+        absent = np.isnan(numbers)
+        if self.missing == "refuse" and absent.any():
+            at = int(absent.any(axis=0).argmax())
+            row = int(absent[:, at].argmax()) + 1
+            raise ValueError(f"table must have no missing values, row {row} has none in {chosen[at].name!r}")
+        made[:, places[numeric]] = np.where(absent, [column.fill for column in chosen], numbers)
+        return torch.from_numpy(made)
 
     def unlike(self, values: "DataFrame") -> str:
         names = [
@@ -138,7 +142,7 @@ class Table(Own):
     >>> table = Table(frame, label="kind")
     >>> table.setup()
     >>> print(table.told)
-    Table: 20 rows, 1 number, label `kind`: 2 classes (a 7, b 7)
+    Table: 20 rows, 1 number, label `kind`: 2 classes (training part: a 7, b 7)
     """
 
     kind = "table"
@@ -186,12 +190,14 @@ class Table(Own):
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         frame = raw.values
         part = frame.iloc[list(training)]
+        are_numbers = _are_numbers(frame)
+        numbers = _matrix(part.loc[:, are_numbers])
+        numbers[:, np.isnan(numbers).all(axis=0)] = 0.0  # nothing is known that fills them
+        medians = iter(np.nanmedian(numbers, axis=0).tolist())
         columns = []
-        for name in frame.columns:
-            if _is_number(frame[name]):
-                known = _numbers(name, part[name])
-                known = known[~np.isnan(known)]
-                columns.append(Column(name, (), float(np.median(known)) if len(known) else 0.0))
+        for name, is_number in zip(frame.columns, are_numbers, strict=True):
+            if is_number:
+                columns.append(Column(name, (), next(medians)))
             else:
                 found = sorted(set(listed(part[name].dropna().tolist()) or []))
                 columns.append(Column(name, tuple(found), 0.0))
@@ -213,7 +219,7 @@ class Table(Own):
         called = named_label(names)
         if called is not None:
             return called
-        few = [name for name in names if not _is_number(table[name]) and table[name].nunique() <= 50]
+        few = [name for name in table.columns[~_are_numbers(table)] if table[name].nunique() <= 50]
         return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
 
     def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
@@ -226,17 +232,13 @@ class Table(Own):
                 )
             return table[self.columns], []
         kept, left = [], []
-        for name in table.columns:
-            distinct = table[name].nunique()
-            numbers = _is_number(table[name])
-            numbering = str(name).lower() in NAMES and distinct == len(table)
+        empty = table.isna().all().to_numpy()
+        most = min(MOST_CATEGORIES, len(table) // 2)
+        for name, is_number, is_empty in zip(table.columns, _are_numbers(table), empty, strict=True):
             if name == label:
                 continue
-            if (
-                distinct == 0
-                or numbering
-                or (not numbers and distinct > min(MOST_CATEGORIES, len(table) // 2))
-            ):
+            numbering = name.lower() in NAMES and table[name].nunique() == len(table)
+            if is_empty or numbering or (not is_number and table[name].nunique() > most):
                 left.append(f"`{name}`")
             else:
                 kept.append(name)
@@ -280,6 +282,27 @@ def _is_number(series: Any) -> bool:
     return bool(is_numeric_dtype(series) or is_bool_dtype(series))
 
 
+def _are_numbers(table: "DataFrame") -> "np.ndarray[Any, Any]":
+    """Of each column whether it holds numbers, by its type alone."""
+    known = {dtype: _is_number(dtype) for dtype in set(table.dtypes)}
+    return np.array([known[dtype] for dtype in table.dtypes], bool)
+
+
+def _matrix(table: "DataFrame") -> "np.ndarray[Any, Any]":
+    """The numbers of all columns, missing ones NaN; all columns of numbers are converted at once.
+
+    Raises:
+        ValueError: naming row and column of what is infinite or no number.
+    """
+    made = np.empty(table.shape)
+    are_numbers = _are_numbers(table)
+    made[:, are_numbers] = table.loc[:, are_numbers].to_numpy(np.float64, na_value=np.nan)
+    finite = ~np.isinf(made).any(axis=0)
+    for column in np.flatnonzero(~(are_numbers & finite)):
+        made[:, column] = _numbers(table.columns[column], table.iloc[:, column])
+    return made
+
+
 def _numbers(name: str, series: Any) -> "np.ndarray[Any, Any]":
     """A column's numbers, missing ones NaN.
 
@@ -301,6 +324,6 @@ def _numbers(name: str, series: Any) -> "np.ndarray[Any, Any]":
 
 
 def _counted(table: "DataFrame") -> list[str]:
-    numbers = sum(_is_number(table[name]) for name in table.columns)
+    numbers = int(_are_numbers(table).sum())
     kinds = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
     return [f"{count} {one if count == 1 else many}" for count, one, many in kinds if count]

@@ -66,10 +66,10 @@ class Target:
 
     def __str__(self) -> str:
         if not self.classes:
-            return f"label `{self.name}`: a quantity, {self.mean:.4g} ± {self.deviation:.2g}"
+            return f"label `{self.name}`: a quantity (training part: {self.mean:.4g} ± {self.deviation:.2g})"
         shown = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.counts, strict=True))
         return f"label `{self.name}`: {len(self.classes)} classes" + (
-            f" ({shown})" if len(shown) < 60 else ""
+            f" (training part: {shown})" if len(shown) < 60 else ""
         )
 
 

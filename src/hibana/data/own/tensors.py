@@ -246,6 +246,8 @@ def _checked(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     Raises:
         ValueError: naming the sample and the place of the first that is not.
     """
+    if 0 in values.shape[1:]:
+        raise ValueError(f"inputs must have at least one number a sample, got the shape {values.shape}")
     if values.dtype == np.bool_:
         return values.astype(np.float32)
     if not (np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)):

@@ -1,0 +1,288 @@
+"""What people's own files may look like, and what is said of those that can't be read."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+pytest.importorskip("pandas", reason="the extra train is not installed")
+
+import pandas
+from PIL import Image
+
+from hibana import train
+from hibana.cli import main
+from hibana.data import own
+
+SMALL = ["--layers", "16", "--epochs", "2", "--batch-size", "8"]
+
+
+def read(path, **options):
+    """The data set at `path`, read."""
+    made = own.KINDS[own.kind_of(path, grouped="group" in options)](path, **options)
+    made.setup()
+    return made
+
+
+def refusal(capsys, *arguments):
+    """The line that `hibana train` refuses with."""
+    assert main(["train", *map(str, arguments), *SMALL]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("shape", [(20, 0), (20, 0, 3), (20, 4, 0)])
+def test_arrays_without_a_number_in_a_sample_are_refused(tmp_path, capsys, shape):
+    np.savez(tmp_path / "none.npz", x=np.zeros(shape), y=np.arange(20) % 2)
+    said = refusal(capsys, "--data", tmp_path / "none.npz", "--kind", "arrays")
+    assert f"inputs must have at least one number a sample, got the shape {shape}" in said
+
+
+def by_class(folder):
+    for number in range(20):
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        np.savetxt(folder / "ab"[number % 2] / f"{number}.csv", np.ones([5, 2]) * number, delimiter=",")
+    return folder
+
+
+def test_a_file_that_cannot_be_looked_at_is_named(tmp_path, capsys):
+    folder = by_class(tmp_path / "mine")
+    (folder / "a" / "long.csv").symlink_to("x" * 300)
+    said = refusal(capsys, "--data", folder)
+    assert f"data at {folder / 'a' / 'long.csv'} can't be read: File name too long" in said
+
+
+def test_a_broken_link_among_files_is_named_and_not_left_out(tmp_path, capsys):
+    folder = by_class(tmp_path / "mine")
+    (folder / "a" / "gone.csv").symlink_to("nowhere.csv")
+    assert "gone.csv can't be read: No such file or directory" in refusal(capsys, "--data", folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users to be others")
+def test_a_folder_of_someone_else_is_named(capsys):
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        folder = by_class(Path(made) / "mine")
+        (folder / "a").chmod(0)
+        user = os.geteuid()
+        try:
+            os.seteuid(user or 65534)  # who may read all is nobody else
+            for kind in ([], ["--kind", "sequences"]):
+                said = refusal(capsys, "--data", folder, *kind)
+                assert f"data at {folder / 'a'}" in said
+                assert "can't be read: Permission denied" in said
+        finally:
+            os.seteuid(user)
+            (folder / "a").chmod(0o755)
+
+
+def test_wide_tables_are_read_by_blocks_and_not_column_by_column(tmp_path, monkeypatch):
+    wide = pandas.DataFrame(np.random.default_rng(0).normal(size=(30, 500)))
+    wide.columns = [f"gene {number}" for number in range(500)]
+    wide["label"] = ["a", "b"] * 15
+    wide.to_csv(tmp_path / "wide.csv", index=False)
+    looked, before = [], pandas.DataFrame.__getitem__
+
+    def counted(frame, key):
+        looked.append(key)
+        return before(frame, key)
+
+    monkeypatch.setattr(pandas.DataFrame, "__getitem__", counted)
+    made = read(tmp_path / "wide.csv")
+    assert made.told.startswith("wide.csv: 30 rows, 500 numbers, label `label`: 2 classes (training part: ")
+    assert len(looked) < 50
+    assert torch.allclose(made.training.inputs.mean(0), torch.zeros(500), atol=1e-6)
+
+
+def test_numbers_of_a_table_are_filled_and_refused_as_column_by_column(tmp_path):
+    rows = [f"{k},{k % 3 if k % 4 else ''},,{'xy'[k % 2]},{k % 2}" for k in range(40)]
+    (tmp_path / "gaps.csv").write_text("\n".join(["a,b,empty,c,label", *rows]))
+    made = read(tmp_path / "gaps.csv")
+    columns = {each.name: each for each in made.description.inputs.columns}
+    assert list(columns) == ["a", "b", "c"]
+    assert columns["b"].fill == 1.0
+    assert columns["c"].categories == ("x", "y")
+    frame = pandas.read_csv(tmp_path / "gaps.csv")
+    for broken, words in (
+        (frame.assign(b=[np.inf] + [1.0] * 39), "column 'b' must be finite numbers, row 1 has inf"),
+        (frame.assign(a=["no", *["1"] * 39]), "column 'a' must be finite numbers, row 1 has 'no'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            made.description.inputs.tensor(made.description.read(broken).values)
+    refusing = own.Table(frame, missing="refuse")
+    with pytest.raises(ValueError, match="row 1 has none in 'b'"):
+        refusing.setup()
+
+
+def test_counts_in_the_line_are_said_to_be_those_of_the_training_part(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    for y, words in (
+        (np.arange(50) % 2, "50 arrays of 3, label `class`: 2 classes (training part: 0 18, 1 18)"),
+        (x[:, 0], "50 arrays of 3, label `class`: a quantity (training part: "),
+    ):
+        np.savez(tmp_path / "some.npz", x=x, y=y)
+        assert words in read(tmp_path / "some.npz").told
+
+
+def events(folder, columns, *, side=34, length=3000, count=20, **given):
+    """Recordings whose array has its columns in this order, and does not name them."""
+    drawn = np.random.default_rng(0)
+    for number in range(count):
+        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        values = {
+            "t": np.sort(drawn.integers(0, length, 300)),
+            "x": drawn.integers(0, side, 300),
+            "y": drawn.integers(0, side + 6, 300),
+            "p": drawn.integers(0, 2, 300),
+        } | given
+        array = np.stack([values[name] for name in columns], 1)
+        np.save(folder / "ab"[number % 2] / f"{number}.npy", array)
+    return folder
+
+
+@pytest.mark.parametrize("columns", ["txyp", "xytp", "xypt", "ptxy"])
+@pytest.mark.parametrize("length", [1000, 400_000])
+def test_the_order_of_columns_of_events_is_seen_from_their_values(tmp_path, columns, length):
+    made = read(events(tmp_path / "mine", columns, length=length), steps=5)
+    assert f"with the columns {' '.join(columns)}, as their values say" in made.told
+    assert "on 40x34 pixels" in made.told
+    named = read(events(tmp_path / "plain", "txyp", length=length), steps=5)
+    assert torch.equal(made.training.inputs, named.training.inputs)
+    again = own.described(made.description.said())
+    one = tmp_path / "mine" / "a" / "0.npy"
+    assert again.inputs.columns == columns
+    assert np.array_equal(again.read(one).values[0], named.description.read(tmp_path / "plain").values[0])
+
+
+def test_an_order_of_columns_that_values_do_not_tell_is_asked_for(tmp_path, capsys):
+    x = np.sort(np.random.default_rng(1).integers(0, 34, 300))  # grows, as the time does
+    folder = events(tmp_path / "mine", "xytp", x=x, length=2000)
+    assert "their values allow the orders txyp, xytp" in refusal(capsys, "--data", folder)
+    assert "columns x y t p on 40x34 pixels" in read(folder, columns="xytp").told
+    for columns in ("xyt", "xyyp", "x,y,t,p"):
+        said = refusal(capsys, "--data", folder, "--event-columns", columns)
+        assert "event_columns must be an order of t, x, y and p, such as xytp" in said
+    shuffled = events(tmp_path / "shuffled", "xytp", t=np.arange(300)[::-1] * 10_000)
+    assert "with the columns x y t p" in read(shuffled).told
+    none = events(tmp_path / "none", "xytp", p=np.arange(300))
+    assert "their values allow no order" in refusal(capsys, "--data", none)
+
+
+def test_an_order_is_not_said_of_columns_that_files_name(tmp_path, capsys):
+    for number in range(20):
+        (tmp_path / "mine" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        lines = ["x,y,t,p", *(f"{k % 5},{k % 7},{k},{k % 2}" for k in range(50))]
+        (tmp_path / "mine" / "ab"[number % 2] / f"{number}.csv").write_text("\n".join(lines))
+    said = refusal(capsys, "--data", tmp_path / "mine", "--event-columns", "txyp")
+    assert "event_columns is of files that do not name them; those of mine do" in said
+
+
+def test_a_sensor_larger_than_any_is_refused_unless_its_size_is_said(tmp_path, capsys):
+    folder = events(tmp_path / "mine", "xytp")
+    said = refusal(capsys, "--data", folder, "--event-columns", "txyp")
+    assert "must be of a sensor of at most 2,048 pixels a side" in said
+    assert "x40; are the columns txyp?" in said
+    assert read(folder, columns="txyp", size=20, steps=2).shape == (2, 20, 20)
+
+
+def test_bins_that_would_fill_the_memory_are_refused_before_they_are_made(tmp_path, capsys):
+    folder = events(tmp_path / "mine", "xytp", side=2000)
+    said = refusal(capsys, "--data", folder, "--steps", 100_000)
+    assert "50% of the memory; 20 recordings of 100000 bins of 2006x2000 pixels" in said
+    assert "give fewer steps" in said
+
+
+def test_a_description_from_before_a_field_was_there_is_read(tmp_path):
+    said = read(events(tmp_path / "mine", "xytp"), steps=2).description.said()
+    del said["inputs"]["columns"]
+    assert own.described(said).inputs.columns == ""
+    with pytest.raises(ValueError, match="must have the entries"):
+        own.described({**said, "inputs": {**said["inputs"], "sequential": True}})
+
+
+def test_pictures_recordings_and_sequences_may_be_listed_with_their_labels(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = np.random.default_rng(0)
+    for folder in ("images", "series"):
+        (tmp_path / folder / "files").mkdir(parents=True)
+    rows = []
+    for number in range(24):
+        pixels = drawn.integers(0, 60, [8, 8]) + 190 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / "files" / f"{number}.png")
+        np.savetxt(tmp_path / "series" / "files" / f"{number}.csv", np.ones([5, 2]) * number, delimiter=",")
+        rows.append((number, "ab"[number % 2]))
+    for folder, ends in (("images", "png"), ("series", "csv")):
+        for header in ("filename,label\n", ""):
+            text = header + "".join(f"files/{number}.{ends},{label}\n" for number, label in rows)
+            (tmp_path / folder / "labels.csv").write_text(text)
+            for source in (tmp_path / folder, tmp_path / folder / "labels.csv"):
+                made = read(source)
+                assert made.names == ("a", "b")
+                assert sum(map(len, (made.training, made.validation, made.test))) == 24
+                assert made.kind == ("images" if folder == "images" else "sequences")
+    assert main(["train", "--data", "images/labels.csv", "--out", "run", "--steps", "4", *SMALL]) == 0
+    (tmp_path / "images" / "new.csv").write_text("filename\nfiles/3.png\nfiles/4.png\n")
+    capsys.readouterr()
+    assert main(["predict", "run", "images/new.csv", "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["sample", "files/3.png", "files/4.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("filename,label\n1.png,a\n9.png,b\n", "row 2 names '9.png', which is none"),
+        ("filename,label\n1.png,a\nnotes.md,b\n", "row 2 names 'notes.md', which is none"),
+        ("filename,label\n1.png,a\n1.png,\n", "labels must be in each row of"),
+        ("filename,label\nnotes.md,a\n", "names notes.md, which is none"),
+    ],
+)
+def test_a_list_that_names_what_is_not_there_is_refused(tmp_path, capsys, text, words):
+    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "notes.md").write_text("notes")
+    (tmp_path / "list.csv").write_text(text)
+    assert words in refusal(capsys, "--data", tmp_path / "list.csv")
+
+
+def test_a_table_with_names_of_files_among_other_columns_stays_a_table(tmp_path):
+    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text("filename,size,label\n" + "1.png,3,a\n1.png,4,b\n" * 10)
+    assert own.kind_of(tmp_path / "table.csv") == "table"
+
+
+def ts_file(path, count):
+    lines = [f"{k},{k + 1},{k}:{'ab'[k % 2]}" for k in range(count)]
+    path.write_text("@classLabel true a b\n@data\n" + "\n".join(lines) + "\n")
+
+
+def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
+    (tmp_path / "Gait").mkdir()
+    for part, count in (("TRAIN", 20), ("TEST", 7)):
+        ts_file(tmp_path / "Gait" / f"Gait_{part}.ts", count)
+    settings = train.Settings(data=str(tmp_path / "Gait"))
+    assert settings.kind == "sequences"
+    made = settings.samples()
+    made.setup()
+    assert made.told.startswith("Gait_TRAIN.ts: 20 sequences")
+    assert len(made.test) == 7
+    ts_file(tmp_path / "Gait" / "Other_TRAIN.ts", 20)
+    with pytest.raises(ValueError, match=r"must hold one \*_TRAIN.ts, .* has 2; name one of them: Gait_"):
+        own.kind_of(tmp_path / "Gait")
+
+
+@pytest.mark.parametrize("layout", ["class/1.wav", "1.mp3", "file", "list"])
+def test_sound_is_said_not_to_be_read_yet(tmp_path, capsys, layout):
+    source = tmp_path / "mine"
+    path = source / ("x.wav" if layout in ("file", "list") else layout)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"RIFF")
+    if layout == "list":
+        (source / "labels.csv").write_text("filename,label\nx.wav,a\n")
+    said = refusal(capsys, "--data", path if layout == "file" else source)
+    assert "sound is not read yet; features of it are, as sequences" in said
