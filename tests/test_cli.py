@@ -4,6 +4,7 @@ import io
 import re
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -379,3 +380,15 @@ def test_convert_writes_onnx_in_whole_numbers(trained, tmp_path, capsys):
 def test_convert_refuses_what_it_would_not_follow(trained, target, option, says, tmp_path, capsys):
     assert says in refused(capsys, "convert", trained[0] / "checkpoint.ckpt", tmp_path / target, *option)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_takes_a_while_says_for_how_long(monkeypatch, capsys):
+    from hibana.cli import saying
+
+    monkeypatch.setattr(saying.sys.stderr, "isatty", lambda: True)
+    with saying.doing("reading a table"):
+        time.sleep(2.5)
+    shown = capsys.readouterr().err
+    assert "reading a table …" in shown
+    assert "reading a table … 1 s" in shown
+    assert shown.endswith("\r\033[K")

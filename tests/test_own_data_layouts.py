@@ -286,3 +286,71 @@ def test_sound_is_said_not_to_be_read_yet(tmp_path, capsys, layout):
         (source / "labels.csv").write_text("filename,label\nx.wav,a\n")
     said = refusal(capsys, "--data", path if layout == "file" else source)
     assert "sound is not read yet; features of it are, as sequences" in said
+
+
+def dated(path, write, rows=60):
+    days = pandas.date_range("2021-01-03 04:00", periods=rows, freq="37h")
+    label = np.where(days.day_of_week >= 5, "weekend", "week")
+    frame = pandas.DataFrame({"when": write(days), "size": np.arange(rows) % 7, "label": label})
+    frame.to_csv(path, index=False)
+    return days
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%dT%H:%M:%SZ"),
+        *("%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M", "%d %b %Y %H:%M"),
+    ],
+)
+def test_dates_in_a_table_are_refused_left_out_or_made_numbers(tmp_path, capsys, form):
+    path = tmp_path / "dated.csv"
+    days = dated(path, lambda days: days.strftime(form))
+    said = refusal(capsys, "--data", path)
+    assert f"`when` holds dates such as {days[0].strftime(form)}; --dates parts makes numbers of them" in said
+    assert "--dates drop leaves them out" in said
+    assert "60 rows, 1 number, dates left out: `when`, label" in read(path, dates="drop").told
+    made = read(path, dates="parts")
+    assert "60 rows, 6 numbers, dates as numbers: `when`, label" in made.told
+    numbers = made.description.read(path).values
+    assert [name.removeprefix("when: ") for name in numbers.columns[:5]] == list(own.dates.PARTS)
+    seconds = np.array([day.timestamp() for day in days])
+    assert numbers["when: days"].to_numpy() == pytest.approx(seconds / 86_400)
+    assert numbers["when: hour"].tolist() == pytest.approx(days.hour.tolist())
+    assert numbers["when: day of week"].tolist() == days.day_of_week.tolist()
+    angle = 2 * np.pi * (days.day_of_year.to_numpy() - 1) / 365.25
+    assert numbers["when: day of year, sine"].to_numpy() == pytest.approx(np.sin(angle))
+    assert numbers["when: day of year, cosine"].to_numpy() == pytest.approx(np.cos(angle))
+
+
+def test_a_table_of_dates_is_trained_on_and_its_checkpoint_names_more(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dated(tmp_path / "dated.csv", lambda days: days)
+    assert main(["train", "--data", "dated.csv", "--dates", "parts", "--out", "run", *SMALL]) == 0
+    frame = pandas.read_csv("dated.csv")
+    frame.loc[3, "when"] = None
+    frame.drop(columns="label").to_csv("new.csv", index=False)
+    capsys.readouterr()
+    assert main(["predict", "run", "new.csv", "--csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 61
+    frame.assign(when=["soon", *frame["when"][1:]]).to_csv("wrong.csv", index=False)
+    assert main(["predict", "run", "wrong.csv"]) == 2
+    assert "column 'when' must be dates, row 1 has 'soon'" in capsys.readouterr().err
+
+
+def test_dates_of_which_the_month_is_not_seen_and_text_that_is_none(tmp_path):
+    rows = [f"0{1 + k % 9}/0{1 + k % 7}/2024,{k},{'ab'[k % 2]}" for k in range(40)]
+    (tmp_path / "either.csv").write_text("\n".join(["when,size,label", *rows]))
+    with pytest.raises(ValueError, match="column 'when' must say which number is the month"):
+        read(tmp_path / "either.csv", dates="parts")
+    rows = [f"{k % 3}-4-x,192.168.0.{k},{k},{'ab'[k % 2]}" for k in range(40)]
+    (tmp_path / "none.csv").write_text("\n".join(["part,address,size,label", *rows]))
+    assert "1 number, 1 category, left out: `address`, label" in read(tmp_path / "none.csv").told
+    with pytest.raises(ValueError, match="dates must be one of refuse, drop, parts; got 'some'"):
+        train.Settings(data=str(tmp_path / "none.csv"), dates="some")
+
+
+def test_several_columns_are_no_label(tmp_path):
+    (tmp_path / "two.csv").write_text("a,b,c\n" + "1,2,3\n" * 20)
+    with pytest.raises(ValueError, match="got 'b,c'; several labels of a sample"):
+        read(tmp_path / "two.csv", label="b,c")

@@ -1,6 +1,8 @@
 """What commands say: refusals and failures, files that can't be written, and what takes a while."""
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,15 +35,25 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says on the screen, if it is one, what takes a while; it is gone when that is done."""
-    shown = sys.stderr.isatty()
-    if shown:
-        print(f"{what} …", end="", file=sys.stderr, flush=True)
+    """Says on the screen, if it is one, what takes a while and how long it has; gone when that is done."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    done, begun = threading.Event(), time.monotonic()
+
+    def count() -> None:
+        while not done.wait(1.0):
+            print(f"\r{what} … {time.monotonic() - begun:.0f} s", end="", file=sys.stderr, flush=True)
+
+    print(f"{what} …", end="", file=sys.stderr, flush=True)
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
     try:
         yield
     finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        done.set()
+        counting.join()
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def writable(folder: Path) -> Path:

@@ -5,21 +5,24 @@ import os
 import re
 import stat
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["array", "heads", "read"]
+__all__ = ["Start", "array", "read", "starts"]
 
 MOST_HEADER, MOST_AXES = 10_000, 16
 """Bytes of a header at most, and the axes that it says."""
+FIRST = 1 << 16
+"""Bytes of an array that are looked at to see what it holds."""
 _ITEM = r"""['"](\w+)['"]: ?(['"][^'"]{1,40}['"]|True|False|\((?:\d{1,18}, ?)*(?:\d{1,18})?\))"""
 _HEADER = re.compile(rf"\{{{_ITEM}, ?{_ITEM}, ?{_ITEM}(?:, ?)?\}}")
-_NUMBERS = re.compile(r"""['"][<>|=]?[fiu]\d{1,2}['"]""")
+_NUMBERS = re.compile(r"""['"][<>|=]?(?:[fiu]\d{1,2}|b1)['"]""")
 
 
 def read(path: Path) -> Tensor:
@@ -58,23 +61,39 @@ Head = tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any]]
 """Shape, order and type of an array."""
 
 
-def heads(path: Path) -> dict[str, Head]:
-    """What the heads of the arrays of numbers in an ``.npz`` file or a folder of ``.npy`` files say, by name.
+class Start(NamedTuple):
+    """How an array begins: its shape and type, and its first values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    values: np.ndarray[Any, Any]
+
+
+def starts(path: Path) -> dict[str, Start]:
+    """How the arrays of numbers in an ``.npz`` file or a folder of ``.npy`` files begin, by name.
 
     Nothing of what can't be read; who reads the arrays says so.
     """
-    found: dict[str, Head] = {}
-    with suppress(OSError, zipfile.BadZipFile, RuntimeError):  # which an archive with a password is
+    found: dict[str, Start] = {}
+    unreadable = OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError  # the last for a password
+    with suppress(*unreadable):
         if path.is_dir():
             for each in path.glob("*.npy"):
                 with each.open("rb") as file, suppress(ValueError):
-                    found[each.stem] = _head(file)
+                    found[each.stem] = _start(file)
         elif path.is_file():
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
                     with archive.open(name) as member, suppress(ValueError):
-                        found[name.removesuffix(".npy")] = _head(member)
+                        found[name.removesuffix(".npy")] = _start(member)
     return found
+
+
+def _start(file: IO[bytes]) -> Start:
+    shape, _, dtype = _head(file)
+    whole = FIRST // dtype.itemsize * dtype.itemsize
+    read = file.read(whole)
+    return Start(shape, dtype, np.frombuffer(read[: len(read) // dtype.itemsize * dtype.itemsize], dtype))
 
 
 def _array(file: BinaryIO) -> np.ndarray[Any, Any]:

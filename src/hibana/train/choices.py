@@ -29,6 +29,6 @@ OF_KINDS: dict[str, tuple[str, ...]] = {
     **{"label": ("table", "arrays", "sequences"), "task": tuple(own.KINDS)},
     **{"missing": ("table", "sequences"), "columns": ("table",), "group": ("sequences",)},
     **{"lengths": ("sequences",), "bins": ("events",), "size": ("images", "events")},
-    **{"event_columns": ("events",)},
+    **{"event_columns": ("events",), "dates": ("table",)},
 }
 """The settings that are of data of one's own, and of what kinds."""

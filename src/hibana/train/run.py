@@ -13,7 +13,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning
 import torch
@@ -24,6 +24,7 @@ from hibana import data
 from hibana.data.base import memory
 from hibana.train import checkpoint, serving
 from hibana.train.baseline import first
+from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
@@ -64,11 +65,19 @@ class Outcome:
         return sum(seen) / len(seen) if seen else None
 
 
+class MapStyle(Protocol):
+    """Samples by number: torch's map-style datasets, and others like them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def fit(
     settings: Settings,
     folder: str | Path | Folder,
     *,
-    samples: data.DataSet | None = None,
+    samples: "data.DataSet | MapStyle | None" = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -82,7 +91,8 @@ def fit(
         settings: of the run; those in the checkpoint if it goes on from one.
         folder: for the settings, the checkpoints and, where TensorBoard is installed, its logs. Where it
             holds another run, the next number is taken: ``NAME-1``; the outcome says which.
-        samples: the data, if they are at hand already, or in memory; else those that the settings name.
+        samples: the data, if they are at hand already, or in memory, or a map-style dataset of ``(x, y)``,
+            such as torch's ``TensorDataset``; else those that the settings name.
         resume: a checkpoint to go on from.
         overwrite: replace the run that `folder` holds.
         progress: show a progress bar.
@@ -97,7 +107,11 @@ def fit(
         run = None if resume is None else identity(resume)
         with own(Path(folder), run=run, overwrite=overwrite) as held:
             return fit(settings, held, samples=samples, resume=resume, progress=progress)
+    if samples is not None and not isinstance(samples, data.DataSet):
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
+        samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
     if isinstance(samples, data.Own) and settings.kind is None:  # they are in memory, and have no path
+        samples.setup()  # which decides how many steps spike trains have
         settings = settings.on(samples)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)

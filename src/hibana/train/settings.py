@@ -34,6 +34,8 @@ class Settings:
         kind: what that file or folder is: table, images, arrays, sequences, events; seen from it if ``None``.
         label: the column, or array, that is to be learned; seen from the data if ``None``.
         columns: those of a table to learn from, by commas; all others if ``None``.
+        dates: what is done about dates in a table: ``refuse``; ``drop``, which leaves them out; ``parts``,
+            which makes numbers of them: days, day of year, day of week, hour.
         group: the column of a long table that says which sequence a row is of.
         task: classification or regression; seen from the labels if ``None``.
         test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
@@ -86,6 +88,7 @@ class Settings:
     kind: str | None = None
     label: str | None = None
     columns: str | None = None
+    dates: str = "refuse"
     group: str | None = None
     task: str | None = None
     test: str | None = None
@@ -199,7 +202,8 @@ class Settings:
             _among("kind", self.kind, own.KINDS)
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
-        self._fill({"steps": made.usual_steps, "coding": coding})
+        steps = self.steps or own.usual_steps(self.kind, self.data) or made.usual_steps
+        self._fill({"steps": steps, "coding": coding})
         self._fill(usual(of_what(self.kind, made, self.data), self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
@@ -210,7 +214,8 @@ class Settings:
 
     def _check_own(self) -> None:
         serving.check_data(self)
-        for name, known in (("missing", own.MISSING), ("lengths", own.LENGTHS), ("bins", own.BINS)):
+        of_words = {"missing": own.MISSING, "dates": own.DATES, "lengths": own.LENGTHS, "bins": own.BINS}
+        for name, known in of_words.items():
             _among(name, getattr(self, name), known)
         if self.task is not None:
             _among("task", self.task, own.TASKS)
@@ -273,8 +278,9 @@ class Settings:
         options: dict[str, Any] = {"label": self.label, "task": self.task, "test": self.test}
         options |= {"missing": self.missing, "unit": self.coding in UNIT, "steps": self.steps}
         match self.kind:
-            case "table" if self.columns is not None:
-                options["columns"] = [name.strip() for name in self.columns.split(",")]
+            case "table":
+                names = None if self.columns is None else [name.strip() for name in self.columns.split(",")]
+                options |= {"columns": names, "dates": self.dates}
             case "sequences":
                 options |= {"group": self.group, "lengths": self.lengths}
             case "images":

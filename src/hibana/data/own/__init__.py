@@ -4,21 +4,27 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hibana.data.own import plain
 from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
 from hibana.data.own.columns import check as check_event_columns
+from hibana.data.own.datasets import gathered
+from hibana.data.own.dates import DATES
 from hibana.data.own.events import BINS, EventInputs, Events, is_headed
 from hibana.data.own.events import SUFFIXES as RECORDINGS
 from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, shown
 from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import ImageInputs, Images
 from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences
+from hibana.data.own.series_arrays import are_series, is_array, spike_steps
 from hibana.data.own.table import Table, TableInputs
 from hibana.data.own.target import TASKS, Target
 from hibana.data.own.tensors import ArrayInputs, Arrays, are_pictures
 
 __all__ = [
     "BINS",
+    "DATES",
     "KINDS",
     "LENGTHS",
     "MISSING",
@@ -35,6 +41,8 @@ __all__ = [
     "check_event_columns",
     "described",
     "kind_of",
+    "of_samples",
+    "usual_steps",
 ]
 
 KINDS: dict[str, type[Own]] = {
@@ -102,7 +110,7 @@ def _kind_of(path: Path, grouped: bool) -> str:
         if suffix == ".ts":
             return "sequences"
         if suffix in (".npz", ".npy"):
-            return "arrays"
+            return "sequences" if are_series(path) else "arrays"
         if suffix in _TABLES:
             named = None if grouped else first_listed(path)
             return _most([named], path) if named else "sequences" if grouped else "table"
@@ -134,7 +142,7 @@ def _kind_of(path: Path, grouped: bool) -> str:
         return "sequences"
     direct = [each for each in shown(path) if each.is_file()]
     if any(each.suffix == ".npy" for each in direct):
-        return "arrays"
+        return "sequences" if are_series(path) else "arrays"
     if any(each.suffix.lower() in _SOUND for each in direct):
         raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
     raise ValueError(
@@ -152,6 +160,24 @@ def _most(files: list[Path], path: Path) -> str:
     if kind == "sound":
         raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
     return kind
+
+
+def of_samples(source: Any, **options: Any) -> Own:
+    """A map-style dataset of ``(x, y)`` as data of one's own: series as they are in files, else arrays.
+
+    Raises:
+        ValueError: if it gives no samples by number, or they are no pairs.
+    """
+    inputs, labels = gathered(source)
+    shapes = {each.shape for each in inputs}
+    if len(shapes) == 1 and not are_series(inputs):
+        return Arrays(np.stack(inputs), labels=labels, **options)
+    return Sequences(inputs, labels=labels, **options)
+
+
+def usual_steps(kind: str | None, source: Any) -> int | None:
+    """For how many steps data of this `kind` are shown, where they decide that: those of spike trains."""
+    return spike_steps(source) if kind == "sequences" and is_array(source) else None
 
 
 def _kinds(files: list[Path]) -> Counter[str]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.data.own import scale, ts
+from hibana.data.own import scale, series_arrays, ts
 from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.datasets import is_dataset
 from hibana.data.own.folders import by_class, readable
 from hibana.data.own.opening import opened
 from hibana.data.own.table import TIMES, _is_number, _numbers, named_label
+from hibana.data.own.tensors import are_spikes
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 
@@ -84,15 +86,17 @@ class Sequences(Own):
     A folder of tables by class, ``class/name.csv``, a row a frame; a long table, whose column `group` says
     which rows are of one sequence, and whose label is the same in all of them; a ``.ts`` file of aeon and
     sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with), or a folder that holds one
-    pair of them; or arrays in memory. Columns
+    pair of them; arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file, with
+    ``lengths`` beside them where they are padded; or arrays in memory. Columns
     that say the time are left out; rows are put in its order where it says one, and taken in theirs else.
 
     Args:
-        source: a folder, a file, or a list of arrays ``[frames, F]``.
+        source: a folder, a file, a list of arrays ``[frames, F]``, or a map-style dataset of ``(x, y)``.
         labels: one for each, with arrays in memory.
         group: the column of a long table that says which sequence a row is of.
         lengths: ``stretch``: interpolated to `steps`; ``pad``: zeros after the end, and cut at `steps`.
-        options: see :class:`Own`; `steps` is the length in time that all get.
+        steps: the length in time that all get; 64 if ``None``, of spike trains their own.
+        options: see :class:`Own`.
 
     >>> samples = Sequences([np.ones([n, 2]) * n for n in range(4, 24)], labels=["a", "b"] * 10, steps=8)
     >>> samples.setup()
@@ -102,6 +106,7 @@ class Sequences(Own):
 
     kind = "sequences"
     usual_steps = 64
+    _spikes = False
 
     def __init__(
         self,
@@ -110,9 +115,11 @@ class Sequences(Own):
         *,
         group: str | None = None,
         lengths: str = "stretch",
+        steps: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(source, **options)
+        super().__init__(source, steps=self.usual_steps if steps is None else steps, **options)
+        self._of_any_length = steps is None
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
         self.labels, self.group, self.lengths = labels, group, lengths
@@ -147,19 +154,35 @@ class Sequences(Own):
             share = np.isnan(np.concatenate(raw.values)).mean()
             told = f", {share:.1%} missing, filled with the median"
         lengths = [len(frames) for frames in raw.values]
+        known = None if self.description is None else self.description.inputs
+        if isinstance(known, SequenceInputs):
+            self.steps, self.lengths = known.steps, known.lengths
+        elif self._in_arrays(source) and all(map(are_spikes, raw.values)):
+            self.steps = max(lengths) if self._of_any_length else self.steps
+            self._spikes, self.lengths = True, "pad"
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         count = len(self._features)
         raw.told = (
-            f"{len(lengths):,} sequences of {count} {'feature' if count == 1 else 'features'}, "
-            f"{spread} steps, {how} to {self.steps}{told}"
+            f"{len(lengths):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
+            f"{'feature' if count == 1 else 'features'}, {spread} steps, {how} to {self.steps}{told}"
         )
+        if self.labels is None and series_arrays.is_array(source):
+            raw.told += " (--kind arrays if they have no time axis)"
         return raw
+
+    def _in_arrays(self, source: Any) -> bool:
+        """Whether the numbers lie in arrays, as spike trains do, and not in text."""
+        return not isinstance(source, str | Path) or series_arrays.is_array(source)
 
     def _check_columns(self, source: Any) -> None:
         """Refuses a column to be named where classes and sequences are told apart otherwise."""
         named = [name for name in ("label", "group") if getattr(self, name) is not None]
-        if named and not _is_long(source, self.group):
+        if (
+            named
+            and not _is_long(source, self.group)
+            and not (series_arrays.is_array(source) and self.group is None)
+        ):
             raise ValueError(
                 f"{named[0]} is a column of a long table, a file in which `group` says which rows are of one "
                 f"sequence; leave it out: {self.called} has them one by one, with their classes"
@@ -175,6 +198,9 @@ class Sequences(Own):
         fill = np.array([np.median(column) if len(column) else 0.0 for column in known])
         whole = torch.from_numpy(np.where(np.isnan(part), fill, part))
         learned = scale.learned_from(whole, unit=False)
+        if self._spikes:
+            zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
+            learned = scale.Scale(zeros, ones, zeros, ones, clipped=False)
         given = self.labels is not None
         group = None if given else self.group
         return SequenceInputs(
@@ -183,9 +209,15 @@ class Sequences(Own):
 
 
 def _in_memory(source: Any) -> Raw:
-    frames = [np.asarray(each, np.float64) for each in source]
-    names = [f"sequence {number}" for number in range(1, len(frames) + 1)]
-    return Raw([f[:, None] if f.ndim == 1 else f for f in frames], None, names)
+    names = [f"sequence {number}" for number in range(1, len(source) + 1)]
+    return _as_frames(Raw(list(source), None, names))
+
+
+def _as_frames(raw: Raw) -> Raw:
+    """`raw`, whose values are as ``[frames, F]`` in double precision."""
+    frames = [np.asarray(each, np.float64) for each in raw.values]
+    raw.values = [each[:, None] if each.ndim == 1 else each for each in frames]
+    return raw
 
 
 def _is_long(source: Any, group: str | None) -> bool:
@@ -198,6 +230,8 @@ def _read(
     source: Any, group: str | None, label: str | None, features: tuple[str, ...]
 ) -> tuple[Raw, tuple[str, ...]]:
     """Sequences, and the names of their features: `features`, unless there are none yet."""
+    if is_dataset(source) or series_arrays.is_array(source):
+        return _as_frames(series_arrays.read(source, label)), features
     if not isinstance(source, str | Path):
         return _in_memory(source), features
     path = Path(source)

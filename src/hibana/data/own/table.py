@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, called, listed
+from hibana.data.own.dates import DATES, numbers_of, parts, without_part
 from hibana.data.own.opening import PLAIN, opened
 
 if TYPE_CHECKING:
@@ -77,9 +78,16 @@ class TableInputs(Inputs):
         Raises:
             ValueError: if one is not there.
         """
+        import pandas
+
         names = [column.name for column in self.columns]
-        if _unnamed(table) and len(table.columns) == len(names):
-            table.columns = names
+        there = set(table.columns)
+        written = list(dict.fromkeys(name if name in there else without_part(name) for name in names))
+        if _unnamed(table) and len(table.columns) == len(written):
+            table.columns = written
+            there = set(written)
+        whole = [name for name in written if name in there and name not in names]  # dates, of which parts are
+        table = pandas.concat([table, *(parts(name, table[name]) for name in whole)], axis=1)
         absent = [name for name in names if name not in table.columns]
         if absent:
             raise ValueError(
@@ -135,6 +143,8 @@ class Table(Own):
     Args:
         source: a file, or a ``pandas.DataFrame``.
         columns: those to learn from; all others if ``None``.
+        dates: what is done about columns of dates: ``refuse``; ``drop``, which leaves them out; ``parts``,
+            which makes numbers of them: days, day of year, day of week, hour.
         options: see :class:`Own`; `label` is the column to be learned, one that is called so, or the last.
 
     >>> import pandas
@@ -147,8 +157,13 @@ class Table(Own):
 
     kind = "table"
 
-    def __init__(self, source: Any, *, columns: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, source: Any, *, columns: Sequence[str] | None = None, dates: str = "refuse", **options: Any
+    ) -> None:
         super().__init__(source, **options)
+        if dates not in DATES:
+            raise ValueError(f"dates must be one of {', '.join(DATES)}; got {dates!r}")
+        self.dates = dates
         self.columns = None if columns is None else list(columns)
 
     def read(self, source: Any) -> Raw:
@@ -181,8 +196,7 @@ class Table(Own):
             told.append(f"{share:.1%} missing, filled with the median")
         if absent.any():
             told.append(f"{int(absent.sum()):,} rows without a label left out")
-        if left:
-            told.append(f"left out: {', '.join(left)}")
+        told += left
         told += _grouping(table)
         labels = listed(table[label].tolist())
         return Raw(inputs, labels, _rows(table), ", ".join(told), label=label, how=how)
@@ -212,8 +226,11 @@ class Table(Own):
         if self.label is not None:
             named = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
             if named not in names:
+                known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+                several = "; several labels of a sample (multi-label) are not learned yet"
+                hint = several if set(self.label.split(",")) <= set(names) else ""
                 raise ValueError(
-                    f"label must be a column of {self.called}: {', '.join(names)}; got {self.label!r}"
+                    f"label must be a column of {self.called}: {known}; got {self.label!r}{hint}"
                 )
             return named
         called = named_label(names)
@@ -223,22 +240,23 @@ class Table(Own):
         return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
 
     def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
-        """The columns to learn from, and those that nothing can be learned from."""
+        """The columns to learn from, and what to say of others."""
         if self.columns is not None:
             absent = [name for name in self.columns if name not in table.columns]
             if absent or label in self.columns:
                 raise ValueError(
                     f"columns must be others than the label of {self.called}, got {absent or label}"
                 )
-            return table[self.columns], []
+        names = [name for name in table.columns if name != label] if self.columns is None else self.columns
+        chosen, told = numbers_of(table[names], self.dates, self.called)
+        if self.columns is not None:
+            return chosen, told
         kept, left = [], []
-        empty = table.isna().all().to_numpy()
+        empty = chosen.isna().all().to_numpy()
         most = min(MOST_CATEGORIES, len(table) // 2)
-        for name, is_number, is_empty in zip(table.columns, _are_numbers(table), empty, strict=True):
-            if name == label:
-                continue
-            numbering = name.lower() in NAMES and table[name].nunique() == len(table)
-            if is_empty or numbering or (not is_number and table[name].nunique() > most):
+        for name, is_number, is_empty in zip(chosen.columns, _are_numbers(chosen), empty, strict=True):
+            numbering = name.lower() in NAMES and chosen[name].nunique() == len(table)
+            if is_empty or numbering or (not is_number and chosen[name].nunique() > most):
                 left.append(f"`{name}`")
             else:
                 kept.append(name)
@@ -246,7 +264,7 @@ class Table(Own):
             why = "; left out, as empty, numbers of rows or text that differs from row to row: "
             shown = why + ", ".join(left) if left else ""
             raise ValueError(f"{self.called} must have columns to learn from beside {label!r}{shown}")
-        return table[kept], left
+        return chosen[kept], told + ([f"left out: {', '.join(left)}"] if left else [])
 
 
 def _rows(table: "DataFrame") -> list[str]:

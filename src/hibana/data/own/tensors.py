@@ -13,9 +13,10 @@ from torch import Tensor
 from hibana.data import arrays
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, listed
+from hibana.data.own.datasets import gathered, is_dataset
 from hibana.data.own.parts import Parts
 
-__all__ = ["ArrayInputs", "Arrays", "are_pictures", "contents", "pair"]
+__all__ = ["ArrayInputs", "Arrays", "are_pictures", "are_spikes", "beginnings", "contents", "pair"]
 
 PAIRS = (
     ("inputs", "labels"),
@@ -75,7 +76,7 @@ class ArrayInputs(Inputs):
 
 @final
 class Arrays(Own):
-    """Arrays: an ``.npz`` file or a folder of ``.npy`` files with inputs and labels, or two arrays.
+    """Arrays: inputs and labels in an ``.npz`` file, a folder of ``.npy`` files, in memory, or a dataset.
 
     In a file they are called ``inputs`` and ``labels``, ``x`` and ``y``, ``data`` and ``target``, or
     ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``x_val``, ``y_val``); of a single
@@ -84,7 +85,7 @@ class Arrays(Own):
     channels come last, ``[N, H, W, 3]``, are turned to ``[N, 3, H, W]``.
 
     Args:
-        source: a file, a folder, or the inputs, ``[N, ...]``.
+        source: a file, a folder, the inputs, ``[N, ...]``, or a map-style dataset of ``(x, y)``.
         labels: ``[N]``, with inputs in memory.
         options: see :class:`Own`.
 
@@ -126,6 +127,8 @@ class Arrays(Own):
         if _is_channels_last(inputs.shape):
             inputs = np.moveaxis(inputs, -1, 1)
             shown += f", turned to {'x'.join(map(str, inputs.shape[1:]))}"
+        elif inputs.ndim == 3 and not _is_picture(arrays.Start(inputs.shape, inputs.dtype, inputs)):
+            shown += " without a time axis (--kind sequences if they are series)"
         return Raw(
             inputs,
             listed(labels.tolist()),
@@ -148,21 +151,32 @@ class Arrays(Own):
 def are_pictures(source: Any) -> bool:
     """Whether the inputs in a file or folder, or in memory, are pictures, as their shape and type say.
 
-    Bytes ``[N, H, W]``, or numbers ``[N, C, H, W]`` or ``[N, H, W, C]`` of 1, 3 or 4 channels. Of a file only
-    the heads of its arrays are read; one that can't be read holds none.
+    Bytes ``[N, H, W]`` that are not all 0 and 1, or numbers ``[N, C, H, W]`` or ``[N, H, W, C]`` of 1, 3 or 4
+    channels. Of a file only the beginnings of its arrays are read; one that can't be read holds none.
     """
+    return any(map(_is_picture, beginnings(source)))
+
+
+def _is_picture(start: arrays.Start) -> bool:
+    if len(start.shape) == 3:
+        return start.dtype == np.uint8 and not are_spikes(start.values)
+    return len(start.shape) == 4 and (start.shape[1] in CHANNELS or start.shape[-1] in CHANNELS)
+
+
+def beginnings(source: Any) -> list[arrays.Start]:
+    """How the inputs in a file or folder, or in memory, begin; none of what can't be read."""
     if not isinstance(source, str | Path):
+        if is_dataset(source):
+            source, _ = gathered(source)
         values = np.asarray(source)
-        return _is_picture(values.shape, values.dtype)
-    heads = arrays.heads(Path(source))
-    found = [heads[x + end] for x, _ in PAIRS for end in ("", TRAINING) if x + end in heads]
-    return any(_is_picture(shape, dtype) for shape, _, dtype in found)
+        return [arrays.Start(values.shape, values.dtype, values.reshape(-1)[: arrays.FIRST])]
+    found = arrays.starts(Path(source))
+    return [found[x + end] for x, _ in PAIRS for end in ("", TRAINING) if x + end in found]
 
 
-def _is_picture(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> bool:
-    if len(shape) == 3:
-        return dtype == np.uint8
-    return len(shape) == 4 and (shape[1] in CHANNELS or shape[-1] in CHANNELS)
+def are_spikes(values: "np.ndarray[Any, Any]") -> bool:
+    """Whether all are 0 or 1, and there are some."""
+    return values.size > 0 and bool(((values == 0) | (values == 1)).all())
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:
@@ -176,6 +190,14 @@ def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
         ValueError: if it can't be read.
     """
     if not isinstance(source, str | Path):
+        if is_dataset(source):
+            inputs, labels = gathered(source)
+            shapes = sorted({each.shape for each in inputs})
+            if len(shapes) != 1:
+                raise ValueError(
+                    f"samples must be arrays of one shape, got {', '.join(map(str, shapes[:3]))}"
+                )
+            return {"inputs": np.stack(inputs), "labels": np.array(labels)}
         return {"inputs": np.asarray(source)}
     path = Path(source)
     if path.is_dir():
@@ -190,6 +212,8 @@ def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        if "allow_pickle" in reason:
+            reason = "it holds objects; of series of unequal length, pad x to one and give their `lengths`"
         raise ValueError(f"inputs must be an .npz file of numbers, {path} is none: {reason}") from error
 
 
@@ -233,6 +257,11 @@ def _parted(found: dict[str, "np.ndarray[Any, Any]"], inputs: str, labels: str) 
 def _matched(inputs: "np.ndarray[Any, Any]", labels: "np.ndarray[Any, Any]", parts: Parts | None) -> Arrays3:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and len(labels) == len(inputs):
+        raise ValueError(
+            f"labels must be [N], got {labels.shape}; several labels of a sample (multi-label) are not "
+            f"learned yet"
+        )
     if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels):
         raise ValueError(
             f"inputs must be [N, ...] and labels [N], got shapes {inputs.shape} and {labels.shape}"
