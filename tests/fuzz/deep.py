@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hibana as hb
+from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from hibana import surrogate
 from hibana.events import cost
@@ -33,6 +34,7 @@ NEURONS = ["IF", "IF, ATan", "LIF, Triangle", "LIF, a learned tau", "IF, a thres
 PHASES = ["training", "training", "evaluation", "evaluation, no gradient", "training, no gradient"]
 TOUCHES = ["data", "mul_", "hook", "retain"]
 FROZEN = ["weights", "norms", "neurons", "image"]
+CONTEXTS = ["functional_call", "checkpoint", "parametrized"]
 ORDERS = [(0, 1, 2, 3, 4), (0, 1, 3, 4, 2), (0, 2, 3, 4, 1), (1, 0, 2, 3, 4), (0, 3, 4, 1, 2)]
 FEW = 1e-3
 """Of the spikes, that may be others where moments were rounded in another way."""
@@ -66,6 +68,8 @@ class Deep:
     channels: int = 16
     size: int = 8
     mode: str = "events"
+    context: str = "plain"
+    """How its layers are called."""
     matrix: bool = False
     """Whether all goes by the unit for matrices, where there is one."""
     seed: int = 0
@@ -93,6 +97,7 @@ def deep(draw: st.DrawFn) -> Deep:
         channels=draw(st.sampled_from([16, 5, 32, 64, 40])),
         size=draw(st.sampled_from([8, 7, 16])),
         mode=draw(st.sampled_from(["events", "auto"])),
+        context=draw(st.sampled_from(["plain"] * 3 + CONTEXTS)),
         matrix=draw(st.booleans()),
         seed=draw(st.integers(0, 1 << 20)),
     )
@@ -147,7 +152,7 @@ def built(of: Deep, *, ours: bool) -> nn.ModuleList:
             pixel = "1x1" in word and before >= dense.SAFE  # below which torch ends the process
             layers.append(layer(before, 1 if pixel else 3, 2 if "strided" in word else 1))
             before = of.channels
-    return layers
+    return parametrized(layers, of.context)
 
 
 def _neurons(of: Deep) -> hb.OverTime:
@@ -258,7 +263,7 @@ def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dty
     try:
         with torch.set_grad_enabled("no gradient" not in phase):
             for place, layer in enumerate(net):
-                h = layer(h)
+                h = called(layer, h, of.context)
                 _touch(h, of.touched.get(place), generator, place, results)
                 results[f"output {place}"] = h.detach().clone()
         factors = torch.randn(h.shape, generator=generator).to(dtype)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hibana as hb
+from fuzz.contexts import CONTEXTS
 from hibana import surrogate
 
 __all__ = ["WRITES", "Network", "built", "inputs", "networks"]
@@ -44,6 +45,8 @@ class Network:
     inputs: str = "currents"
     use: str = "all"
     mode: str = "events"
+    context: str = "plain"
+    """How its layers are called, and its gradients asked for."""
     seed: int = 0
 
 
@@ -64,6 +67,8 @@ def networks(draw: st.DrawFn) -> Network:
             "LI",
             "Recurrent",
             "ReLU",
+            "Window",
+            "Delayed",
         ]
     layers = [draw(st.sampled_from(words)) for _ in range(draw(st.integers(1, 5)))]
     if images and draw(st.booleans()):
@@ -82,6 +87,7 @@ def networks(draw: st.DrawFn) -> Network:
         inputs=draw(st.sampled_from(INPUTS)),
         use=draw(st.sampled_from(USES)),
         mode=draw(st.sampled_from(["events", "auto"])),
+        context=draw(st.sampled_from(["plain"] * len(CONTEXTS) + CONTEXTS)),
         seed=draw(st.integers(0, 9)),
     )
 
@@ -128,6 +134,12 @@ def built(network: Network) -> nn.Sequential:
             case "Linear":
                 made.append(nn.Linear(features, w))
                 features = w
+            case "Window":
+                made.append(hb.Window(features, w, 3))
+                features = w
+            case "Delayed":
+                made.append(hb.DelayedLinear(features, w, 4, sigma=float(network.seed % 2)))
+                features = w
             case "Conv2d":
                 made.append(hb.EachStep(nn.Conv2d(w, w, 3, padding=1)))
             case "Conv2d strided":
@@ -161,6 +173,10 @@ def _fitted(net: nn.Sequential, network: Network, images: bool) -> nn.Sequential
         for place, layer in enumerate(net):
             if isinstance(layer, nn.Linear) and layer.in_features != x.shape[-1]:
                 layer = net[place] = nn.Linear(x.shape[-1], layer.out_features)
+            elif isinstance(layer, hb.Window) and layer.in_channels != x.shape[-1]:
+                layer = net[place] = hb.Window(x.shape[-1], layer.out_channels, 3)
+            elif isinstance(layer, hb.DelayedLinear) and layer.in_features != x.shape[-1]:
+                layer = net[place] = hb.DelayedLinear(x.shape[-1], layer.out_features, 4, sigma=layer.sigma)
             x = layer(x)
         for parameter in net.parameters():
             parameter.copy_((parameter * 64).round() / 64)

@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
+from fuzz.contexts import BATCHED, called, gradients, parametrized
 from fuzz.differ import Counts, Different
 from fuzz.networks import WRITES, Network, built, inputs
 
 __all__ = ["compare"]
+
+_SPARSE = hb.Linear | hb.Conv2d | hb.Window | hb.DelayedLinear
+"""Layers that add weights per spike, or by their mode multiply densely."""
 
 
 def compare(network: Network, counts: Counts) -> None:
@@ -35,24 +39,30 @@ def compare(network: Network, counts: Counts) -> None:
         return
     sparse = hb.events.adopt(copy.deepcopy(dense))
     for inner in sparse.modules():
-        if isinstance(inner, hb.Linear | hb.Conv2d):
+        if isinstance(inner, _SPARSE):
             inner.mode = network.mode
     for inner in dense.modules():
+        if isinstance(inner, _SPARSE):
+            inner.mode = "dense"
         if isinstance(inner, hb.OverTime | hb.Recurrent):
             inner.backend = "reference"
     x = inputs(network, images)
+    sparse, dense = parametrized(sparse, network.context), parametrized(dense, network.context)
     single = network.inputs != "double"
     if x.dtype == torch.float64:
         dense, sparse = dense.double(), sparse.double()
     outcomes = []
     for net in (sparse, dense):
         try:
-            outcomes.append(_run(net, network, x))
+            outcomes.append(_run(net, network, x, batched=net is sparse))
         except Exception as error:
             outcomes.append(error)
     found, wanted = outcomes
     if isinstance(wanted, Exception):
         counts.invalid += 1
+        return
+    if isinstance(found, RuntimeError) and network.context == BATCHED and "is_grads_batched" in str(found):
+        counts.refused += 1
         return
     counts.compared += 1
     if isinstance(found, Exception):
@@ -89,7 +99,7 @@ def _exact(network: Network) -> bool:
     deep = 0
     for word in network.layers:
         deep = 0 if word == "IF" else deep + ("Linear" in word or "2d" in word)
-        if deep > 2 or word in ("LI", "Recurrent"):
+        if deep > 2 or word in ("LI", "Recurrent", "Window", "Delayed"):
             return False
     return True
 
@@ -137,8 +147,10 @@ def _assert_near(
         raise Different(f"{name}: off by {off:.3g} where the largest is {scale:.3g}\n{network}")
 
 
-def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | None]:
-    """The output, what was looked at, and every gradient."""
+def _run(
+    net: nn.Sequential, network: Network, x: Tensor, *, batched: bool = False
+) -> dict[str, Tensor | None]:
+    """The output, what was looked at, and every gradient; of batched ones each alone unless `batched`."""
     torch.manual_seed(network.seed + 1)
     x = x.detach().requires_grad_()
     h, results, extra, looked, views = x, {}, [], [], set()
@@ -149,7 +161,7 @@ def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | 
         extra += [values[0].square().sum() for values in state.values()]
     else:
         for place, layer in enumerate(net):
-            h = layer(h)
+            h = called(layer, h, network.context)
             views |= {place} if h._is_view() else set()
             _touch(h, network.touched.get(place), network.seed, place, results, extra, looked)
     results["output"] = h.detach()
@@ -163,7 +175,9 @@ def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | 
     if loss.requires_grad:
         leaves = [x, *net.parameters()]
         asked = [value for _, value in looked]
-        if asked:
+        if network.context == BATCHED:
+            grads = gradients(h, loss, [*leaves, *asked], batched=batched)
+        elif asked:
             grads = torch.autograd.grad(loss, [*leaves, *asked], allow_unused=True)
         else:
             loss.backward()
