@@ -31,8 +31,8 @@ Layer = nn.Module | Literal["neuron"]
 
 EVENTS = hasattr(hb, "events")
 NO_EVENTS = "this version has no layers whose work follows the spikes"
-OURS = ["hibana", "hibana-dense"] if EVENTS else ["hibana-dense"]
-"""hibana with its layers whose work follows the spikes, and with the dense ones of ``torch.nn``."""
+OURS = ["hibana", "hibana-atan", "hibana-dense"] if EVENTS else ["hibana-dense"]
+"""hibana with its own layers, by surrogate (``Step`` first), and with the dense ones of ``torch.nn``."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
         for rate in RATES[1:2] if quick else RATES:
             found[f"networks/{name}/{rate:.0%}"] = partial(_times, name, rate, quick)
     for name in NETWORKS:
+        found[f"networks/cold/{name}"] = partial(_times, name, 0.05, quick, warm=False)
+    for name in NETWORKS:
         found[f"networks/compiled/{name}"] = partial(_compiled, name, 0.05, quick)
     for name in NETWORKS:
         found[f"networks/memory/{name}"] = partial(_memory, name, 2 if quick else 32)
@@ -85,7 +87,7 @@ def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
             net.append(hb.EachStep(layer) if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else layer)
     if weights:
         net.load_state_dict(weights, strict=False)  # a peer's neuron has buffers of its own
-    if contender == "hibana":
+    if contender in ("hibana", "hibana-atan"):
         hb.events.adopt(net)
     if contender.endswith(peers.COMPILED):
         net.compile(dynamic=False)  # every size is met once; with sizes unknown the convolutions fail
@@ -98,7 +100,8 @@ def _neuron(contender: str) -> nn.Module:
     if contender == "reference":
         return _Reference()
     if contender.startswith("hibana"):
-        return hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
+        surrogate = hb.surrogate.ATan() if contender == "hibana-atan" else hb.surrogate.Step()
+        return hb.IF(1.0, surrogate, detach_reset=True)
     return peers.PEERS[contender.removesuffix(peers.COMPILED)].layer(peers.CASES["step"]).module
 
 
@@ -156,7 +159,7 @@ def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Te
     All sums of the forward pass are exact, so outputs must be equal; gradients close.
     """
     outcomes = []
-    for name in (*OURS, "reference"):
+    for name in (*(who for who in OURS if who != "hibana-atan"), "reference"):
         net = build(network, name, weights)
         outputs = net(inputs)
         functional.cross_entropy(outputs.mean(0), targets).backward()
@@ -171,9 +174,9 @@ def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Te
     return None
 
 
-def _times(name: str, rate: float, quick: bool) -> list[Row]:
+def _times(name: str, rate: float, quick: bool, warm: bool = True) -> list[Row]:
     usable, _ = peers.available()
-    return _compared(name, rate, list(usable), quick)
+    return _compared(name, rate, list(usable), quick, warm)
 
 
 def _compiled(name: str, rate: float, quick: bool) -> list[Row]:
@@ -186,12 +189,14 @@ def _compiled(name: str, rate: float, quick: bool) -> list[Row]:
     )
 
 
-def _compared(name: str, rate: float, others: list[str], quick: bool) -> list[Row]:
-    hb.keep_memory()
+def _compared(name: str, rate: float, others: list[str], quick: bool, warm: bool = True) -> list[Row]:
+    """Everybody's times; `warm` keeps freed memory in the process, as :func:`hibana.keep_memory` does."""
+    if warm:
+        hb.keep_memory()
     network = NETWORKS[name]
     inputs, targets = sample(network, rate, network.steps)
     weights, rates = tuned(network, rate, inputs)
-    about = {"network": name, "rate": rate, "rates": rates}
+    about = {"network": name, "rate": rate, "rates": rates, "heap": "warm" if warm else "cold"}
     red = disagreement(network, weights, inputs, targets)
     ours = [] if red else OURS
     rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []

@@ -24,6 +24,7 @@ TITLES = {
     "hibana-box": "hibana, Box",
     "hibana-atan": "hibana, ATan",
     "gru": "GRU",
+    "gru-equal": "GRU, equal parameters",
     "lstm": "LSTM",
     "rnn": "RNN",
     "snntorch": "snnTorch",
@@ -42,6 +43,8 @@ CASE_TITLES = {
     "lif": "LIF, Step",
 }
 NETWORK_TITLES = {"mlp": "MLP 784-512-512-10", "conv": "conv net 32c3-64c3-512-10"}
+_WITH_SURROGATE = {**TITLES, "hibana": "hibana, Step"}
+"""The same where hibana stands with several surrogates."""
 _COLOURS = {
     "relu": "#222222",
     "hibana": "#e4572e",
@@ -55,6 +58,7 @@ _COLOURS = {
     "hibana-box": "#ec8363",
     "hibana-atan": "#f3a97f",
     "gru": "#222222",
+    "gru-equal": "#7a7a9c",
     "lstm": "#5a5a5a",
     "rnn": "#8f8f8f",
     "spyx": "#eeca3b",
@@ -77,6 +81,8 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
     with mpl.rc_context(_STYLE):
         for name, picture in _PICTURES.items():
             rows = [row for row in parts.get(name, []) if "ms" in row and row.get("heap") != "cold"]
+            if name == "networks":  # measured at one firing rate
+                rows += [row for row in parts.get("networks/compiled", []) if _is_compiled(row)]
             rows = [row for row in rows if row["contender"] != "hibana-python"]
             if rows:
                 figure = picture(rows)
@@ -84,6 +90,10 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
                 plt.close(figure)
                 drawn.append(name)
     return drawn
+
+
+def _is_compiled(row: Row) -> bool:
+    return "ms" in row and bool(row["contender"].endswith("+compile"))
 
 
 def _layers(rows: list[Row]) -> Any:
@@ -168,7 +178,7 @@ def _networks(rows: list[Row]) -> Any:
         for name in TITLES:
             own = sorted((row["rate"] * 100, row["ms"]) for row in some if row["contender"] == name)
             if own:
-                _line(axes, name, own)
+                _line(axes, name, own, _WITH_SURROGATE[name])
         axes.set_title(f"{NETWORK_TITLES[network]}, {kind}")
         axes.set_xlabel("firing rate, % of neurons per step")
         axes.set_ylabel("ms")
@@ -204,7 +214,9 @@ def _recurrent(rows: list[Row]) -> Any:
                 if (name, size) in own
             ]
             if bars:
-                axes.bar(*zip(*bars, strict=True), width * 0.92, color=_COLOURS[name], label=TITLES[name])
+                axes.bar(
+                    *zip(*bars, strict=True), width * 0.92, color=_COLOURS[name], label=_WITH_SURROGATE[name]
+                )
         axes.set_title(f"700 → H recurrent → 20, {kind}")
         axes.set_ylabel("ms")
         axes.set_yscale("log")
@@ -235,7 +247,7 @@ def _scaling(rows: list[Row]) -> Any:
                 if row.get("along") == along and row["contender"] == name
             ]
             if own:
-                _line(axes, name, own)
+                _line(axes, name, own, TITLES[name])
         axes.set_title(f"IF forward and backward, {fixed}")
         axes.set_xlabel(f"{along}")
         axes.set_ylabel("ms")
@@ -250,12 +262,12 @@ def _scaling(rows: list[Row]) -> Any:
     return figure
 
 
-def _line(axes: Axes, name: str, points: list[tuple[float, float]]) -> None:
+def _line(axes: Axes, name: str, points: list[tuple[float, float]], label: str) -> None:
     ours = name.startswith("hibana")
     axes.plot(
         *zip(*points, strict=True),
         color=_COLOURS[name],
-        label=TITLES[name],
+        label=label,
         marker=None if name == "relu" else "o",
         ms=4.5 if ours else 3.5,
         lw=2.2 if ours else 1.3,
@@ -269,8 +281,8 @@ def _entries(panels: Any) -> tuple[list[Any], list[str]]:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    ordered = [title for title in TITLES.values() if title in found]
-    return [found[title] for title in ordered], ordered
+    titles = [title for name in TITLES for title in {TITLES[name], _WITH_SURROGATE[name]} if title in found]
+    return [found[title] for title in titles], titles
 
 
 _PICTURES = {

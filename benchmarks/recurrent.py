@@ -93,7 +93,8 @@ def build(contender: str, weights: Weights) -> recurrent_peers.Built:
 def contenders() -> list[str]:
     """Everybody who shares this process: hibana, torch, and the peers that are installed."""
     usable, _ = peers.available()
-    others = [name for name in recurrent_peers.BUILD if name in usable or name in recurrent_peers.TORCH]
+    there = {*usable, *recurrent_peers.TORCH, "gru-equal"}
+    others = [name for name in recurrent_peers.BUILD if name in there]
     return [*OURS, *others]
 
 

@@ -176,12 +176,24 @@ def _sinabs(weights: Weights) -> Built:
     return _around(weights, _Sinabs(layer), described)
 
 
+def _gru_of_equal_parameters(weights: Weights) -> Built:
+    """A GRU of the width that gives it as many parameters as the spiking network has."""
+    inputs = weights["input"].shape[1]
+    classes = len(weights["readout"])
+    wanted = sum(value.numel() for value in weights.values())
+    half = (3 * inputs + 6 + classes) / 6  # 3 w^2 + (3 inputs + 6 biases + classes) w = wanted
+    width = round((half * half + wanted / 3) ** 0.5 - half)
+    net = nn.Sequential(_Outputs(nn.GRU(inputs, width)), nn.Linear(width, classes, bias=False))
+    return Built(net, "torch.nn.GRU(inputs, w), w for as many parameters as the spiking network")
+
+
 def _torch_builders() -> dict[str, Callable[[Weights], Built]]:
     return {name: lambda weights, kind=kind: _torch(kind, weights) for name, kind in TORCH.items()}
 
 
 BUILD: dict[str, Callable[[Weights], Built]] = {
     **_torch_builders(),
+    "gru-equal": _gru_of_equal_parameters,
     "snntorch": _snntorch,
     "spikingjelly": _spikingjelly,
     "norse": _norse,

@@ -48,7 +48,8 @@ def _elsewhere(out: Path, name: str) -> dict[str, str]:
 
 def _part(job: str) -> str:
     first, second, *_ = [*job.split("/"), ""]
-    return f"{first}/{second}" if second in ("compiled", "memory", "recurrent") else first
+    own = second in ("compiled", "memory", "recurrent") or (first, second) == ("networks", "cold")
+    return f"{first}/{second}" if own else first
 
 
 def _page(
@@ -72,6 +73,7 @@ def _page(
         "layers/compiled": ("One layer, peers through torch.compile", _layers),
         "layers/memory": ("Memory of one layer", _memory),
         "networks": ("Whole networks, by firing rate", _networks),
+        "networks/cold": ("Whole networks without keep_memory, 5% firing", _networks),
         "networks/compiled": ("Whole networks, peers through torch.compile", _networks),
         "networks/memory": ("Memory of a training step, T = 32, 5% firing", _memory),
         "recurrent": ("Recurrent", recurrent_report.section),
@@ -251,15 +253,20 @@ def _first_use(rows: list[Row]) -> Iterable[str]:
 
 
 def _training(rows: list[Row]) -> Iterable[str]:
+    """A line for each contender: the median epoch, and the mean and the range of its seeds."""
     lines = []
     titles = {"relu-once": "ReLU, shown the image once", **TITLES, "relu": "ReLU, shown it at each step"}
-    for name in titles:
-        for row in (row for row in rows if row["contender"] == name and "epoch_s" in row):
-            seconds = sorted(row["epoch_s"])[len(row["epoch_s"]) // 2]
-            firing = "–" if name.startswith("relu") else f"{row['firing']:.1%}"
-            lines.append(
-                [titles[name], f"{seconds:.1f}", f"{row['accuracy']:.2%}", firing, str(row["epochs"])]
-            )
+    for name, title in titles.items():
+        runs = [row for row in rows if row["contender"] == name and "epoch_s" in row]
+        if not runs:
+            continue
+        epochs = sorted(seconds for run in runs for seconds in run["epoch_s"])
+        accuracy = [run["accuracy"] for run in runs]
+        mean = f"{sum(accuracy) / len(accuracy):.2%}"
+        spread = f" ({min(accuracy):.2%} to {max(accuracy):.2%}, {len(runs)} seeds)" if len(runs) > 1 else ""
+        firing = sum(run["firing"] for run in runs) / len(runs)
+        line = [title, f"{epochs[len(epochs) // 2]:.1f}", mean + spread]
+        lines.append([*line, "–" if name.startswith("relu") else f"{firing:.1%}", str(runs[0]["epochs"])])
     yield from table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
 
 

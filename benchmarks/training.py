@@ -31,10 +31,13 @@ _STEPS, _BATCH, _EPOCHS, _RATE, _PENALTY = 8, 128, 6, 1e-3, 1.0
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """One training for each contender."""
+    """One training for each contender and seed: of ReLU and hibana five, of the others one."""
     return {
-        f"training/{name}": partial(_train, name, 1 if quick else _EPOCHS, 1280 if quick else None)
+        f"training/{name}/{seed}": partial(
+            _train, name, seed, 1 if quick else _EPOCHS, 1280 if quick else None
+        )
         for name in ("relu", "relu-once", "hibana", "hibana-dense", *peers.PEERS)
+        for seed in range(5 if name in ("relu-once", "hibana") and not quick else 1)
     }
 
 
@@ -57,9 +60,9 @@ def _idx(path: Path, header: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 class Net(nn.Module):
     """784-512-512-10 over T steps of the same image; forward gives the mean output and the hidden spikes."""
 
-    def __init__(self, contender: str) -> None:
+    def __init__(self, contender: str, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         kind = hb.Linear if contender == "hibana" else nn.Linear
         self.steps = 1 if contender == "relu-once" else _STEPS
         self.products = nn.ModuleList(kind(*size) for size in ((784, 512), (512, 512), (512, 10)))
@@ -80,7 +83,7 @@ def _neuron(contender: str) -> nn.Module:
     return peers.PEERS[contender].layer(peers.CASES["atan"]).module
 
 
-def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
+def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Row]:
     if contender == "hibana" and not networks.EVENTS:
         return [{"contender": contender, "error": networks.NO_EVENTS}]
     usable, reasons = peers.available()
@@ -89,11 +92,11 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
     hb.keep_memory()
     torch.set_flush_denormal(True)
     pixels, classes = (part[:first] for part in images("train"))
-    net = Net(contender)
+    net = Net(contender, seed)
     batches = len(pixels) // _BATCH
     optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     seconds = []
     for _ in range(epochs):
         began = time.perf_counter()
@@ -108,7 +111,7 @@ def _train(contender: str, epochs: int, first: int | None) -> list[Row]:
             optimizer.step()
             schedule.step()
         seconds.append(time.perf_counter() - began)
-    return [{"contender": contender, "epochs": epochs, "epoch_s": seconds, **_evaluate(net)}]
+    return [{"contender": contender, "seed": seed, "epochs": epochs, "epoch_s": seconds, **_evaluate(net)}]
 
 
 @torch.inference_mode()
