@@ -118,7 +118,7 @@ def written(cell: hb.Cell, backend: str = "cpu") -> str:
 def test_opcheck(name: str, begun: bool) -> None:
     cell = CELLS[name]()
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    first = [torch.rand(2, 3, requires_grad=True) for _ in cell.states] if begun else []
+    first = [torch.rand(2, 3, requires_grad=True) for _ in cell.state_names()] if begun else []
     cell_tensors = list(cell.parameters())
     torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, cell_tensors, written(cell), "cpu", True))
 

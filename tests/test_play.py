@@ -91,7 +91,7 @@ def test_states_are_the_reference_loops_whatever_block_they_are_in(cell):
     inputs = told["strength"] + noise
     shown = neuron._blockwise(made, inputs, made.initial_state(inputs[0]))
     assert shown is not None
-    for name, values in zip(made.states, shown, strict=True):
+    for name, values in zip(made.state_names(), shown, strict=True):
         assert torch.equal(values, hb.record(made, inputs)[name])
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.loop.graph.fingerprint import fingerprint
+from hibana.loop.graph.fingerprint import followed
 from hibana.loop.programs import is_plain
 from hibana.native import assemble
 
@@ -102,7 +102,7 @@ def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
 
 
 class Waiting(hb.Cell):
-    """Waits in its step, wherever that runs but in the main thread."""
+    """Calls ``torch.relu``, which the test has wait."""
 
     def __init__(self):
         super().__init__()
@@ -111,17 +111,20 @@ class Waiting(hb.Cell):
         self.also = [self.part]
 
     def forward(self, input_, v_previous, s_previous):
-        if threading.current_thread() is not threading.main_thread():
-            reached.set()
-            go_on.wait(60)
-        v = self.decay * v_previous * (1 - s_previous) + self.also[0][0] * input_
+        v = self.decay * v_previous * (1 - s_previous) + self.also[0][0] * torch.relu(input_)
         return v, hb.surrogate.Step()(v - 1)
 
 
-reached, go_on = threading.Event(), threading.Event()
+def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(monkeypatch):
+    reached, go_on, relu = threading.Event(), threading.Event(), torch.relu
 
+    def waiting(x):
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            go_on.wait(60)
+        return relu(x)
 
-def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread():
+    monkeypatch.setattr(torch, "relu", waiting)
     cell, x = Waiting(), 4 * torch.rand(6, 3)
     expected, _ = hb.unroll(cell, x, backend="reference")
     assert 0 < expected.mean() < 1
@@ -137,21 +140,21 @@ def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(
     assert torch.equal(found[0], expected)
 
 
-def test_a_cell_is_looked_at_while_another_thread_remembers_its_first_call():
+def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
     cell, ended = hb.IFCell(), threading.Event()
     cell.__dict__.update({f"_{i}": i for i in range(2000)})  # as a long look at a cell of few
 
-    def remember():
+    def change():
         while not ended.is_set():
-            cell.__dict__["made"] = None
+            cell.__dict__["other"] = None
             sum(range(100))
-            cell.__dict__.pop("made")
+            cell.__dict__.pop("other")
             sum(range(100))
 
     def look():
         try:
             for _ in range(300):
-                fingerprint(cell)
+                followed(cell)
                 assert is_plain(cell)
                 copy.copy(cell)
         finally:
@@ -160,6 +163,6 @@ def test_a_cell_is_looked_at_while_another_thread_remembers_its_first_call():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        at_once(look, remember)
+        at_once(look, change)
     finally:
         sys.setswitchinterval(before)

@@ -44,7 +44,7 @@ def _outcome(call, cell, inputs, state):
 @pytest.mark.parametrize("make", [PerChannel, hb.IFCell, hb.CubaLIFCell], ids=lambda m: m.__name__)
 def test_channels_last(run, make):
     cell, (inputs,) = on_its_device(run, make(), _channels_last(*SHAPE))
-    state = tuple(torch.rand(SHAPE[1:]).to(inputs) for _ in cell.states)
+    state = tuple(torch.rand(SHAPE[1:]).to(inputs) for _ in cell.state_names())
     outputs, last, gradients = _outcome(run, cell, inputs, state)
     wanted, wanted_last, wanted_gradients = _outcome(reference, cell, inputs, state)
     assert torch.equal(outputs, wanted)

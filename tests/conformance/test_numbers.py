@@ -33,7 +33,7 @@ def test_half_precision_carries_state_in_float32(run, kind, dtype):
 @pytest.mark.parametrize("make", [hb.LICell, lambda: hb.PLIFCell(surrogate=ATan())], ids=["LI", "PLIF"])
 def test_gradients_in_half_precision(run, make, dtype):
     cell, (inputs,) = on_its_device(run, make(), torch.rand(9, 30).to(dtype))
-    begun = [torch.rand(30).to(inputs.device) for _ in cell.states]
+    begun = [torch.rand(30).to(inputs.device) for _ in cell.state_names()]
     weights = [torch.randn(shape).to(inputs.device) for shape in [(9, 30), *[(30,)] * len(begun)]]
     seen = []
     for call in (run, reference):

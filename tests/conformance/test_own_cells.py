@@ -1,6 +1,10 @@
 """Cells of a user's own: any pointwise step, whatever its hyper-parameters are made of."""
 
+import copy
 import inspect
+import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from conformance.compare import (
     on_its_device,
 )
 from conformance.suite import CPU, SHAPE, drive, each_backend
+from hibana.cells.base import Internal
 from hibana.loop.graph.trace import trace
 from hibana.surrogate import ATan, Box, Sigmoid
 
@@ -278,3 +283,49 @@ def test_the_step_is_read_no_matter_how_it_is_called():
 def test_a_step_says_its_states_by_the_names_of_its_parameters():
     assert Spread.state_names() == ("fast", "slow", "trace", "s")
     assert list(inspect.signature(Spread.forward).parameters)[2] == "fast_previous"
+
+
+SOURCES = Path(hb.__file__).parent.rglob("*.py")
+PUT = re.compile(r'(?:__dict__|vars\(\w+\))(?:\.\w+\(|\[)"(\w+)"')
+INTERNAL = {name for path in SOURCES for name in PUT.findall(path.read_text(encoding="utf-8"))}
+OTHERS = {"called", "cell", "kept", "known", "log_tau", "made", "program", "step", "support", "uniform"}
+NAMES = [name for name in sorted({*INTERNAL, *Internal.__slots__, *OTHERS}) if not name.startswith("__")]
+
+
+class Named(hb.Cell):
+    """Reads a number that has some name."""
+
+    def __init__(self, name, value):
+        super().__init__()
+        self.name = name
+        setattr(self, name, value)
+
+    def forward(self, input_, v_previous):
+        return (v_previous * getattr(self, self.name) + input_,)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in vars(nn.Module())])
+def test_an_attribute_may_have_any_name(name):
+    inputs = torch.rand(5, 4)
+    cell = Named(name, 0.5)
+    for value in (0.5, 0.25, nn.Parameter(torch.tensor(0.75)), torch.tensor(0.5)):
+        if not isinstance(value, float):
+            cell = Named(name, value)
+        setattr(cell, name, value)
+        for one in (cell, copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
+            for _ in range(2):
+                assert_same_values(CPU, one, inputs)
+        assert len(hb.run(hb.OverTime(cell), inputs[:, None])[1][""]) == 1
+        assert hb.record(cell, inputs).keys() == {"v"}
+        assert name in vars(cell) or name in cell.state_dict()
+
+
+def test_the_name_that_is_hibanas_own_is_refused():
+    with pytest.raises(AttributeError, match="_hibana is what hibana keeps of a cell"):
+        Named("_hibana", 1.0)
+
+
+def test_a_parameter_whose_name_begins_with_log_is_the_users():
+    cell = Named("log_gain", nn.Parameter(torch.tensor(0.5)))
+    cell.gain = 1.0
+    assert [name for name, _ in cell.named_parameters()] == ["log_gain"]

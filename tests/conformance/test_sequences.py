@@ -99,7 +99,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_layout(run, name):
     cell, (inputs,) = on_its_device(run, hb.IFCell(detach_reset=True), 0.9 * LAYOUTS[name]())
-    begun = tuple(torch.rand_like(inputs[0]) for _ in cell.states)
+    begun = tuple(torch.rand_like(inputs[0]) for _ in cell.state_names())
     weights = torch.randn(inputs.shape).to(inputs)
     seen = []
     for call in (run, reference):

@@ -159,7 +159,7 @@ def test_every_surrogate_of_the_package_serves(kind):
 def test_a_state_to_begin_with_may_be_any_number():
     torch.manual_seed(4)
     cell, x = TwoLayers(20), inputs((5, 7, 20))
-    state = tuple(grid(7, 20, parts=8) for _ in cell.states)
+    state = tuple(grid(7, 20, parts=8) for _ in cell.state_names())
     for backend in ("cpu", "reference"):
         found = hb.unroll(cell, x, state, backend=backend)
         if backend == "cpu":

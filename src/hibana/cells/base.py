@@ -11,7 +11,24 @@ from torch import Tensor, nn
 from hibana.cells.ranges import Range
 from hibana.foreign import no_argument
 
-__all__ = ["BuiltIn", "Cell", "check_cell", "check_states"]
+__all__ = ["INTERNAL", "BuiltIn", "Cell", "Internal", "check_cell", "check_states"]
+
+INTERNAL = "_hibana"
+"""The one name of a cell's attributes that is not the user's."""
+
+
+class Internal:
+    """What hibana keeps of one cell, as its attribute ``_hibana``; a copy of the cell has its own."""
+
+    __slots__ = ("calls", "followed", "states")
+
+    def __init__(self, states: tuple[str, ...]) -> None:
+        self.states = states
+        """:meth:`Cell.state_names`, looked up once."""
+        self.calls: dict[Any, Any] | None = None
+        """What :mod:`hibana.loop` has made for calls of the cell; None as soon as an attribute is set."""
+        self.followed: Any = None
+        """What the step can read, as it was when it was last followed."""
 
 
 class Cell(nn.Module):
@@ -23,10 +40,7 @@ class Cell(nn.Module):
 
     emits_spikes: bool | None = None
     """Whether what it emits are zeros and ones. None: as its step says (:func:`hibana.loop.emits_spikes`)."""
-    states: tuple[str, ...]
-    """:meth:`state_names`, looked up once."""
-    made: dict[Any, Any]
-    """What :mod:`hibana.loop` has made of the cell; gone as soon as an attribute is set."""
+    _hibana: Internal
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,15 +51,21 @@ class Cell(nn.Module):
         self._enter()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.copy().items() if name != "made"}
+        return {name: value for name, value in self.__dict__.copy().items() if name != INTERNAL}
 
-    def _enter(self) -> None:
-        self.states = self.state_names()
+    def _enter(self, states: tuple[str, ...] | None = None) -> None:
+        self.__dict__[INTERNAL] = Internal(self.state_names() if states is None else states)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__.pop("made", None)
-        for learned in ("log", "logit"):
-            self.__dict__.get("_parameters", {}).pop(f"{learned}_{name}", None)
+        own = self.__dict__.get(INTERNAL)
+        if own is not None:
+            own.calls = own.followed = None
+        if isinstance(range_ := getattr(type(self), name, None), Range):
+            self.__dict__.get("_parameters", {}).pop(range_.learned, None)
+        elif name == INTERNAL:
+            raise AttributeError(
+                f"{name} is what hibana keeps of a cell; choose another name for the attribute"
+            )
         plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
         known = self.__dict__.get("_buffers", {})
         if plain and name not in known and name not in self.__dict__.get("_parameters", {}):
@@ -136,7 +156,7 @@ def check_cell(cell: object) -> None:
     if not isinstance(cell, Cell):
         got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
         raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}")
-    if not hasattr(cell, "states"):
+    if INTERNAL not in vars(cell):
         raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
 
 

@@ -102,7 +102,7 @@ def unrolled(
 ) -> tuple[Tensor, State]:
     """:func:`unroll` for the layers, whose states a run may carry."""
     outputs, last = emitted(cell, inputs, state, backend=backend)
-    if len(last) < len(cell.states):
+    if len(last) < len(cell._hibana.states):
         last = (*last, outputs[-1].clone())  # a view would keep, and change with, the whole sequence
     return outputs, tuple(last)
 
@@ -219,7 +219,7 @@ def _serving(
 
         found = operator.serving(cell, inputs, dtype, chosen, not named)
         if not isinstance(found, str):
-            return partial(_carried, found, dtype, len(cell.states))
+            return partial(_carried, found, dtype, len(cell._hibana.states))
         reason, said = found, True
     elif torch._C._get_tracing_state() is not None:
         reason, said = "torch.jit.trace writes down PyTorch's own operations; so does convert.export", True
@@ -248,7 +248,7 @@ def _serving(
     return (
         run
         if made.kernels.takes_half or inputs.dtype == dtype
-        else partial(_carried, run, dtype, len(cell.states))
+        else partial(_carried, run, dtype, len(cell._hibana.states))
     )
 
 

@@ -38,7 +38,7 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
         TypeError: if it holds something else than tensors of numbers.
         ValueError: if one is missing, or has another shape or device than a step of `inputs`.
     """
-    names = cell.states
+    names = cell._hibana.states
     if not isinstance(state, tuple | list) or len(state) != len(names):
         got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
         raise ValueError(

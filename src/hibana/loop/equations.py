@@ -43,7 +43,7 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     step, plan = made.step, made.plan
     bits = plan.bits(torch.finfo(dtype).bits)
     lines = [
-        f"{name}   state ({', '.join(cell.states)}), emits {cell.states[-1]}",
+        f"{name}   state ({', '.join(cell.state_names())}), emits {cell.state_names()[-1]}",
         f"backend    {made.kernels.about}",
         *(
             [f"numerics   {', '.join(made.kernels.approximate)}: within 2 ulp, not PyTorch's own bits"]

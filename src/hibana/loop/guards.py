@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.loop.graph.fingerprint import NOT_HYPER
+from hibana.loop.graph.fingerprint import NOT_HYPER, followed
 from hibana.loop.graph.ops import Unsupported
+from hibana.loop.graph.watch import attributes
 
 __all__ = ["guard", "settings"]
 
@@ -37,8 +38,12 @@ def settings(cell: Cell) -> tuple[tuple[Path, float], ...]:
     """Each number that the step can read of `cell`, and the attributes and items that lead to it.
 
     Raises:
-        Unsupported: if a function has one enclosed, where Dynamo does not look.
+        Unsupported: if one lies where Dynamo does not look for changes.
     """
+    if unguarded := followed(cell).unguarded:
+        raise Unsupported(
+            f"torch.compile would not see a change of {unguarded}; make it an attribute of the cell"
+        )
     found: list[tuple[Path, float]] = []
     _collect(cell, (), found, set())
     return tuple(found)
@@ -47,7 +52,8 @@ def settings(cell: Cell) -> tuple[tuple[Path, float], ...]:
 def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[int]) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool):
         found.append((path, value))
-    if isinstance(value, int | float | str | Tensor | type | torch.dtype) or id(value) in seen:
+    plain = isinstance(value, int | float | str) and not hasattr(value, "__dict__")
+    if plain or isinstance(value, Tensor | type | torch.dtype) or id(value) in seen:
         return
     seen.add(id(value))
     inner: list[tuple[Step, Any]]
@@ -58,6 +64,7 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
     elif isinstance(value, nn.Module):
         own = {name: part for name, part in vars(value).copy().items() if name not in NOT_HYPER}
         inner = [(("attribute", name), part) for name, part in {**own, **value._modules}.items()]
+        inner += _of_class(value, own)
     elif callable(value) and getattr(value, "__closure__", None):
         enclosed: list[tuple[Path, float]] = []
         for cell in value.__closure__:
@@ -69,6 +76,19 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
             )
         return
     else:
-        inner = [(("attribute", name), part) for name, part in getattr(value, "__dict__", {}).items()]
+        inner = []
+    if not isinstance(value, nn.Module):
+        own = dict(attributes(value))
+        inner += [*((("attribute", name), part) for name, part in own.items()), *_of_class(value, own)]
     for step, part in inner:
         _collect(part, (*path, step), found, seen)
+
+
+def _of_class(value: Any, own: dict[str, Any]) -> list[tuple[Step, Any]]:
+    """The numbers among the attributes of the class of `value`, which has attributes of its `own`."""
+    found = {name: part for kind in reversed(type(value).__mro__) for name, part in vars(kind).items()}
+    return [
+        (("attribute", name), part)
+        for name, part in found.items()
+        if type(part) in (int, float) and name not in own and not name.startswith("__")
+    ]

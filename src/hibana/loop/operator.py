@@ -99,7 +99,7 @@ def _unroll(
     cell_tensors = list(tensors_of(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
     outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep)
-    return outputs, rest[: len(cell.states) - 1]
+    return outputs, rest[: len(cell._hibana.states) - 1]
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hibana.cells import Cell
-from hibana.loop.graph.fingerprint import NOT_HYPER, fingerprint, held, hooked, is_fixed
+from hibana.cells.base import INTERNAL, Internal
+from hibana.loop.graph.fingerprint import followed, held, hooked, unchanged
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.shared import Bounded
 from hibana.loop.tensors import shape_class, tensors_of
@@ -31,7 +32,7 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     found: Program | None = known(cell, place)
     if found:
         return found
-    alike = fingerprint(cell)
+    alike = followed(cell).key
     served = _SHARED.get((alike, place)) or _shared_program(cell, alike, place)
     if isinstance(served, str):
         raise Unsupported(served)
@@ -40,15 +41,21 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 
 
 def known(cell: Cell, call: Hashable) -> Any:
-    """What was remembered for `call`, unless `cell` can have changed since; else None."""
-    made = cell.__dict__.get("made")
-    return made.get(_of(cell, call)) if made and _is_bare(cell) else None
+    """What was remembered for `call`, unless anything that the step of `cell` reads has changed."""
+    own: Internal | None = cell.__dict__.get(INTERNAL)
+    if own is None or not (calls := own.calls) or not _is_bare(cell):
+        return None
+    watched = own.followed.watched  # the cell itself drops its calls
+    return None if watched and not unchanged(watched) else calls.get(_of(cell, call))
 
 
 def remember(cell: Cell, call: Hashable, what: Any) -> None:
-    """Has :func:`known` find `what` until an attribute of `cell` is set, if all of it is plain."""
+    """Has :func:`known` find `what` while the step of `cell` reads the same, if all of it is plain."""
     if is_plain(cell):
-        cell.__dict__.setdefault("made", Bounded(CALLS))[_of(cell, call)] = what
+        own = getattr(cell, INTERNAL)
+        if own.calls is None:
+            own.calls = Bounded(CALLS)
+        own.calls[_of(cell, call)] = what
 
 
 CALLS = 128
@@ -61,8 +68,7 @@ _SHARED: "dict[Hashable, Program | str]" = Bounded(PROGRAMS)
 
 def is_plain(cell: Cell) -> bool:
     """Whether nothing but setting an attribute can change what `cell` computes."""
-    hyper = (v for k, v in vars(cell).copy().items() if k not in NOT_HYPER)
-    return _is_bare(cell) and all(map(is_fixed, hyper))
+    return _is_bare(cell) and followed(cell).plain
 
 
 def _is_bare(cell: Cell) -> bool:

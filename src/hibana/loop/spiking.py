@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hibana.cells import Cell
-from hibana.loop.graph.fingerprint import fingerprint
+from hibana.loop.graph.fingerprint import followed
 from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["emits_spikes"]
@@ -38,7 +38,7 @@ def emits_spikes(cell: Cell) -> bool:
     if cell.emits_spikes is not None:
         return cell.emits_spikes
     try:
-        about: Hashable = fingerprint(cell)
+        about: Hashable = followed(cell).key
     except Unsupported:
         about = None  # it can change unseen, so nothing is remembered of it
     if about is not None and cell in _KNOWN and _KNOWN[cell][0] == about:

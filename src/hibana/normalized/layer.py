@@ -252,7 +252,7 @@ class _Wrapped(cells.Cell):
         self.cell = cell
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
-        self.states = cell.states
+        self._enter(cell._hibana.states)
 
     def forward(self, input_: Tensor, *state: Tensor) -> Any:
         return self.cell(self.normalised(input_), *state)

@@ -163,7 +163,7 @@ def _one_step(cell: Cell) -> _Step | None:
             float(grid[first - 1]), float(grid[first]), 257, dtype=torch.float64, device="cpu"
         )
     onset = grid[-1:].clone().requires_grad_()
-    index = cell.states.index(_potential(cell))
+    index = cell.state_names().index(_potential(cell))
     (slope,) = torch.autograd.grad(_stepped(cell, onset)[index].sum(), onset, allow_unused=True)
     if slope is None or not bool(slope.isfinite()) or not slope:
         return None
@@ -190,7 +190,7 @@ def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     state = _rest(cell, inputs[0])
     with torch.no_grad():
         values = _blockwise(cell, inputs, state) or _stepwise(cell, inputs, state)
-    return dict(zip(cell.states, values, strict=True))
+    return dict(zip(cell.state_names(), values, strict=True))
 
 
 def _rest(cell: Cell, input_: Tensor) -> State:
@@ -201,12 +201,12 @@ def _rest(cell: Cell, input_: Tensor) -> State:
     """
     state = cell.initial_state(input_)
     given = cell(input_, *state)
-    wanted = f"forward must return ({', '.join(cell.states)}), each like the input"
+    wanted = f"forward must return ({', '.join(cell.state_names())}), each like the input"
     if not isinstance(given, tuple | list):
         raise Trouble(f"{wanted}; got {type(given).__name__}")
-    if len(given) != len(cell.states):
-        raise Trouble(f"{wanted}; got {len(given)} of {len(cell.states)}")
-    for name, value in zip(cell.states, given, strict=True):
+    if len(given) != len(cell.state_names()):
+        raise Trouble(f"{wanted}; got {len(given)} of {len(cell.state_names())}")
+    for name, value in zip(cell.state_names(), given, strict=True):
         if not isinstance(value, Tensor):
             raise Trouble(f"{wanted}; {name} is of type {type(value).__name__}")
         if value.shape != input_.shape or not value.is_floating_point():
@@ -257,7 +257,7 @@ def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
 
 def _potential(cell: Cell) -> str:
     """The state to show as the potential: ``v``, or the one before what is emitted."""
-    return "v" if "v" in cell.states else cell.states[max(len(cell.states) - 2, 0)]
+    return "v" if "v" in cell.state_names() else cell.state_names()[max(len(cell.state_names()) - 2, 0)]
 
 
 def _range(cell: Cell) -> tuple[float, float]:

@@ -90,7 +90,7 @@ def fluctuation_driven_(
 def _response(cell: Cell, neurons: int) -> tuple[Tensor, Tensor]:
     """The potential after an input of 1, ``[steps, neurons]``, without a threshold, and their thresholds."""
     free = copy.deepcopy(cell)
-    if not ("v" in free.states and hasattr(free, "threshold")):
+    if not ("v" in free.state_names() and hasattr(free, "threshold")):
         raise ValueError(f"cell must have a potential v and a threshold, {type(cell).__name__} has none")
     threshold = torch.as_tensor(free.threshold, dtype=torch.float64, device="cpu").detach().expand(neurons)
     free.threshold = NO_THRESHOLD

@@ -238,7 +238,7 @@ NO_THRESHOLD = 1e30
 def _evened(name: str, layer: nn.Module, current: Tensor, below: nn.Module | None) -> Tensor:
     """`current`, and the weights `below`, scaled for each neuron as :func:`scale_to_rate` says."""
     cell = copy.deepcopy(layer.cell)
-    if not (isinstance(cell, cells.Cell) and "v" in cell.states and hasattr(cell, "threshold")):
+    if not (isinstance(cell, cells.Cell) and "v" in cell.state_names() and hasattr(cell, "threshold")):
         raise ValueError(f"each_neuron needs cells with a potential v and a threshold, {name!r} has none")
     cell.threshold = NO_THRESHOLD
     potential = record(cell, current)["v"].transpose(0, 2).flatten(1)  # [neurons, ...]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop.graph.fingerprint import random_state, surroundings, taken_as_they_are
+from hibana.loop.graph.fingerprint import follow, random_state
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.reading import Reading
 from hibana.loop.graph.recorder import joint_graph
@@ -48,7 +48,7 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
         graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
         graphs.append(graph)
         looked = looked or sizes
-        seen.append((surroundings(alone), random_state() == drawn))
+        seen.append((follow(alone)[:2], random_state() == drawn))
     if seen[0][0] != seen[1][0]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
     if not any(same for _, same in seen):
@@ -64,7 +64,7 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
 def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy."""
     try:
-        same = [*tensors.values(), *taken_as_they_are(cell)]
+        same = [*tensors.values(), *follow(cell).uncopied]
         return deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell

@@ -1,0 +1,728 @@
+"""Every kind of object that a step can read is followed or refused: none goes stale."""
+
+import argparse
+import ast
+import collections
+import contextlib
+import contextvars
+import ctypes
+import dataclasses
+import enum
+import fractions
+import functools
+import importlib
+import inspect
+import logging
+import multiprocessing
+import operator
+import os
+import queue
+import random
+import sys
+import threading
+import time
+import types
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import hibana as hb
+import test_markdown
+from conformance.suite import CELLS, SURROGATES, made
+from hibana.loop.graph.fingerprint import follow
+from hibana.loop.graph.ops import Unsupported
+
+INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
+SLOPE = 0.5
+TABLE = {"slope": 0.5}
+WEIGHT = torch.tensor(0.5)
+VARIABLE = contextvars.ContextVar("VARIABLE", default=0.5)
+CONFIG = types.ModuleType("config")
+CONFIG.slope = 0.5
+sys.modules["config_of_a_test"] = CONFIG
+
+
+class Scaled(hb.Cell):
+    """Scales its state by what it reads of an object, and its spikes' derivative too."""
+
+    def __init__(self, held, read):
+        super().__init__()
+        self.held = held
+        self.read = read
+
+    def forward(self, input_, v_previous):
+        return (v_previous * self.read(self.held) + input_,)
+
+
+def value_of(held):
+    return held.value
+
+
+def number_of(held):
+    return float(held)
+
+
+def first_of(held):
+    return float(held[0])
+
+
+def slope_of(held):
+    return held.slope
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+    def read(self):
+        return self.value
+
+
+class WithClassAttribute:
+    slope = 0.5
+
+
+class WithProperty:
+    def __init__(self):
+        self._inner = [0.5]
+
+    @property
+    def slope(self):
+        return self._inner[0]
+
+
+class ReadsAnyName:
+    def __init__(self):
+        self.data = {"slope": 0.5}
+
+    def __getattr__(self, name):
+        try:
+            return self.__dict__["data"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Slots:
+    __slots__ = ("slope",)
+
+    def __init__(self, slope):
+        self.slope = slope
+
+
+class MangledSlots:
+    __slots__ = ("__slope",)
+
+    def __init__(self, slope):
+        self.__slope = slope
+
+    def set(self, slope):
+        self.__slope = slope
+
+    @property
+    def slope(self):
+        return self.__slope
+
+
+class ReadsGlobal:
+    @property
+    def slope(self):
+        return SLOPE
+
+
+class DictOf(dict):
+    pass
+
+
+class ListOf(list):
+    pass
+
+
+class FloatOf(float):
+    pass
+
+
+class StrOf(str):
+    pass
+
+
+class Local(threading.local):
+    slope = 0.5
+
+
+class Pair(NamedTuple):
+    slope: Any
+    other: int = 0
+
+
+class Mode(enum.Enum):
+    SLOW = 0.5
+    FAST = 0.25
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+@dataclasses.dataclass
+class Numbers:
+    slope: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    slope: Any
+
+
+class Descriptor:
+    def __init__(self):
+        self.slope = 0.5
+
+    def __get__(self, instance, owner):
+        return self.slope
+
+
+class Described:
+    slope = Descriptor()
+
+
+class Meta(type):
+    @property
+    def slope(cls):
+        return cls.store[0]
+
+
+class OfMeta(metaclass=Meta):
+    store = [0.5]  # noqa: RUF012 - it is to change
+
+
+class Structure(ctypes.Structure):
+    _fields_ = (("slope", ctypes.c_double),)
+
+
+def with_attribute():
+    return with_attribute.slope
+
+
+def with_default(slope=0.5):
+    return slope
+
+
+def with_keyword(*, slope=0.5):
+    return slope
+
+
+def of_global():
+    return SLOPE
+
+
+def of_global_by_another():
+    return of_global()
+
+
+def of_table():
+    return TABLE["slope"]
+
+
+def of_variable():
+    return VARIABLE.get()
+
+
+def of_module():
+    return CONFIG.slope
+
+
+def of_import():
+    import config_of_a_test
+
+    return config_of_a_test.slope
+
+
+def of_import_from():
+    from config_of_a_test import slope
+
+    return slope
+
+
+def of_environment():
+    return float(os.environ["HIBANA_TEST_SLOPE"])
+
+
+def of_globals():
+    return globals()["SLOPE"]
+
+
+def of_weight():
+    return WEIGHT
+
+
+def closure():
+    slope = 0.5
+
+    def read():
+        return slope
+
+    def change():
+        nonlocal slope
+        slope = 0.25
+
+    return read, change
+
+
+def generator():
+    slope = [0.5]
+
+    def numbers():
+        while True:
+            yield slope[0]
+
+    return numbers(), lambda: slope.insert(0, 0.25)
+
+
+def set_attribute(held, name="slope", value=0.25):
+    return lambda: setattr(held, name, value)
+
+
+def set_global(name, value=0.25):
+    return lambda: globals().__setitem__(name, value)
+
+
+def called(held):
+    return held()
+
+
+def kind(held, read=slope_of, change=None):
+    return held, read, set_attribute(held) if change is None else lambda: change(held)
+
+
+def reading(function, change):
+    return function, called, change
+
+
+def with_slope(held):
+    held.slope = 0.5
+    return held
+
+
+def environment():
+    os.environ["HIBANA_TEST_SLOPE"] = "0.5"
+    return reading(of_environment, lambda: os.environ.__setitem__("HIBANA_TEST_SLOPE", "0.25"))
+
+
+def new_variable():
+    variable = contextvars.ContextVar("variable", default=0.5)
+    return variable, lambda held: held.get(), lambda: variable.set(0.25)
+
+
+def in_closure():
+    return reading(*closure())
+
+
+def of_method():
+    held = Holder(0.5)
+    return held.read, called, set_attribute(held, "value")
+
+
+def cached():
+    holder = Holder(0.5)
+
+    @functools.lru_cache
+    def read():
+        return holder.value
+
+    def change():
+        holder.value = 0.25
+        read.cache_clear()
+
+    return reading(read, change)
+
+
+def decorated():
+    holder = Holder(0.5)
+
+    @torch.no_grad()
+    def read():
+        return holder.value
+
+    return reading(read, set_attribute(holder, "value"))
+
+
+def wrapped():
+    @functools.wraps(of_global)
+    def read():
+        return of_global()
+
+    return reading(read, set_global("SLOPE"))
+
+
+def replaced_code():
+    def read():
+        return 0.5
+
+    def other():
+        return 0.25
+
+    return reading(read, lambda: setattr(read, "__code__", other.__code__))
+
+
+def referenced():
+    held = Holder(0.5)
+    return (weakref.ref(held), held), lambda pair: pair[0]().value, set_attribute(held, "value")
+
+
+def iterated():
+    held, change = generator()
+    return held, next, change
+
+
+def in_memory(folder):
+    held = np.memmap(folder / "numbers", dtype="float64", mode="w+", shape=(1,))
+    held[:] = 0.5
+    return held, first_of, lambda: held.fill(0.25)
+
+
+def over_memory():
+    memory = bytearray(np.array([0.5]).tobytes())
+    held = np.frombuffer(memory, dtype="float64")
+    return held, first_of, lambda: memory.__setitem__(slice(None), np.array([0.25]).tobytes())
+
+
+FOLLOWED = {
+    "a list": lambda: kind([0.5], first_of, lambda held: held.insert(0, 0.25)),
+    "a list in a tuple": lambda: kind(
+        ([0.5],), lambda held: held[0][0], lambda held: held[0].insert(0, 0.25)
+    ),
+    "a dict": lambda: kind({"a": 0.5}, lambda held: held["a"], lambda held: held.update(a=0.25)),
+    "a set": lambda: kind({0.5}, lambda held: next(iter(held)), lambda held: (held.clear(), held.add(0.25))),
+    "a deque": lambda: kind(collections.deque([0.5]), first_of, lambda held: held.appendleft(0.25)),
+    "an ordered dictionary": lambda: kind(
+        collections.OrderedDict(a=0.5, b=0.25),
+        lambda held: next(iter(held.values())),
+        lambda held: held.move_to_end("a"),
+    ),
+    "a default dictionary": lambda: kind(
+        collections.defaultdict(float, a=0.5), lambda held: held["a"], lambda held: held.update(a=0.25)
+    ),
+    "a counter": lambda: kind(
+        collections.Counter(a=1), lambda held: held["a"] / 4, lambda held: held.update(a=1)
+    ),
+    "a named tuple": lambda: kind(
+        Pair([0.5]), lambda held: held.slope[0], lambda held: held[0].insert(0, 0.25)
+    ),
+    "an attribute of a dict's subclass": lambda: kind(with_slope(DictOf())),
+    "an item of a dict's subclass": lambda: kind(
+        DictOf(a=0.5), lambda held: held["a"], lambda held: held.update(a=0.25)
+    ),
+    "an attribute of a list's subclass": lambda: kind(with_slope(ListOf())),
+    "an attribute of a float's subclass": lambda: kind(with_slope(FloatOf(1.0))),
+    "an attribute of a str's subclass": lambda: kind(with_slope(StrOf("a"))),
+    "an attribute of a function": lambda: reading(with_slope(with_attribute), set_attribute(with_attribute)),
+    "a default": lambda: reading(with_default, lambda: setattr(with_default, "__defaults__", (0.25,))),
+    "a default by keyword": lambda: reading(
+        with_keyword, lambda: with_keyword.__kwdefaults__.update(slope=0.25)
+    ),
+    "the code of a function": replaced_code,
+    "a variable of a closure": in_closure,
+    "a partial": lambda: reading(
+        functools.partial(first_of, listed := [0.5]), lambda: listed.insert(0, 0.25)
+    ),
+    "a bound method": of_method,
+    "a method in C": lambda: reading(
+        functools.partial((table := {"a": 0.5}).get, "a"), lambda: table.update(a=0.25)
+    ),
+    "a function that torch decorates": decorated,
+    "a function that is wrapped": wrapped,
+    "a global number": lambda: reading(of_global, set_global("SLOPE")),
+    "a global number, through another function": lambda: reading(of_global_by_another, set_global("SLOPE")),
+    "a global dictionary": lambda: reading(of_table, lambda: TABLE.update(slope=0.25)),
+    "a global tensor": lambda: reading(of_weight, set_global("WEIGHT", torch.tensor(0.25))),
+    "a global tensor's value": lambda: reading(of_weight, lambda: WEIGHT.fill_(0.25)),
+    "a global function": lambda: reading(of_global_by_another, set_global("of_global", lambda: 0.25)),
+    "a module's attribute": lambda: reading(of_module, set_attribute(CONFIG)),
+    "a module that the step imports": lambda: reading(of_import, set_attribute(CONFIG)),
+    "a name that the step imports": lambda: reading(of_import_from, set_attribute(CONFIG)),
+    "a module that is held": lambda: kind(CONFIG),
+    "slots": lambda: kind(Slots(0.5)),
+    "slots of mangled names": lambda: kind(MangledSlots(0.5), slope_of, lambda held: held.set(0.25)),
+    "an attribute of the object's class": lambda: kind(
+        WithClassAttribute(), slope_of, lambda _: setattr(WithClassAttribute, "slope", 0.25)
+    ),
+    "an attribute of a class": lambda: kind(WithClassAttribute),
+    "an attribute that hides its class's": lambda: kind(WithClassAttribute()),
+    "a property": lambda: kind(WithProperty(), slope_of, lambda held: held._inner.insert(0, 0.25)),
+    "a property that is replaced": lambda: kind(
+        ReadsGlobal(), slope_of, lambda _: setattr(ReadsGlobal, "slope", property(lambda _: 0.25))
+    ),
+    "a global that a property reads": lambda: kind(ReadsGlobal(), slope_of, lambda _: set_global("SLOPE")()),
+    "a descriptor": lambda: kind(
+        Described(), slope_of, lambda _: setattr(vars(Described)["slope"], "slope", 0.25)
+    ),
+    "attributes by __getattr__": lambda: kind(
+        ReadsAnyName(), slope_of, lambda held: held.data.update(slope=0.25)
+    ),
+    "a property of a metaclass": lambda: kind(OfMeta, slope_of, lambda held: held.store.insert(0, 0.25)),
+    "a dataclass": lambda: kind(Numbers(0.5)),
+    "a list in a frozen dataclass": lambda: kind(
+        Frozen([0.5]), lambda held: held.slope[0], lambda held: held.slope.insert(0, 0.25)
+    ),
+    "a member of an enum, in a list": lambda: kind(
+        [Mode.SLOW], lambda held: held[0].value, lambda held: held.insert(0, Mode.FAST)
+    ),
+    "an attribute of a member of an enum": lambda: kind(with_slope(Level.HIGH)),
+    "a simple namespace": lambda: kind(types.SimpleNamespace(slope=0.5)),
+    "a namespace of argparse": lambda: kind(argparse.Namespace(slope=0.5)),
+    "a user's dictionary": lambda: kind(
+        collections.UserDict(a=0.5), lambda held: held["a"], lambda held: held.update(a=0.25)
+    ),
+    "a fraction, in a list": lambda: kind(
+        [fractions.Fraction(1, 2)], first_of, lambda held: held.insert(0, fractions.Fraction(1, 4))
+    ),
+    "a number of NumPy, in a list": lambda: kind(
+        [np.float32(0.5)], first_of, lambda held: held.insert(0, np.float32(0.25))
+    ),
+    "an array": lambda: kind(np.array([0.5]), first_of, lambda held: held.fill(0.25)),
+    "an array over other memory": over_memory,
+    "a tensor's attribute": lambda: kind(
+        [with_slope(torch.zeros(()))],
+        lambda held: held[0].slope,
+        lambda held: setattr(held[0], "slope", 0.25),
+    ),
+}
+REFUSED = {
+    "the environment": environment,
+    "multiprocessing.Value": lambda: kind(
+        multiprocessing.Value("d", 0.5), value_of, lambda held: setattr(held, "value", 0.25)
+    ),
+    "multiprocessing.Array": lambda: kind(
+        multiprocessing.Array("d", [0.5]), first_of, lambda held: held.__setitem__(0, 0.25)
+    ),
+    "a number of ctypes": lambda: kind(
+        ctypes.c_double(0.5), value_of, lambda held: setattr(held, "value", 0.25)
+    ),
+    "a structure of ctypes": lambda: kind(Structure(0.5)),
+    "a bytearray": lambda: kind(bytearray([1]), first_of, lambda held: held.__setitem__(0, 2)),
+    "a memoryview": lambda: kind(memoryview(bytearray([1])), first_of, lambda held: held.__setitem__(0, 2)),
+    "a matrix": lambda: kind(
+        np.array([[0.5]]).view(np.matrix), lambda held: float(held[0, 0]), lambda held: held.fill(0.25)
+    ),
+    "a masked array": lambda: kind(
+        np.ma.masked_array([0.5], [False]), first_of, lambda held: held.fill(0.25)
+    ),
+    "an array of objects": lambda: kind(
+        np.array([[0.5], None], dtype=object), lambda held: held[0][0], lambda held: held[0].insert(0, 0.25)
+    ),
+    "a large array": lambda: kind(np.full(100_000, 0.5), first_of, lambda held: held.fill(0.25)),
+    "a record of an array": lambda: kind(
+        np.array([(0.5,)], dtype=[("slope", "f8")])[0],
+        lambda held: float(held["slope"]),
+        lambda held: held.__setitem__("slope", 0.25),
+    ),
+    "threading.local": lambda: kind(with_slope(Local())),
+    "a context variable": new_variable,
+    "a global context variable": lambda: reading(of_variable, lambda: VARIABLE.set(0.25)),
+    "globals()": lambda: reading(of_globals, set_global("SLOPE")),
+    "a weak reference": referenced,
+    "a generator": iterated,
+    "a view of a dictionary": lambda: kind(
+        (table := {"a": 0.5}).values(), lambda held: next(iter(held)), lambda _: table.update(a=0.25)
+    ),
+    "a mapping proxy": lambda: kind(
+        types.MappingProxyType(table := {"a": 0.5}), lambda held: held["a"], lambda _: table.update(a=0.25)
+    ),
+    "a cache": cached,
+    "a generator of random numbers": lambda: kind(
+        random.Random(0), lambda held: held.getstate()[1][0] / 2**33, lambda held: held.seed(5)
+    ),
+    "a generator of torch": lambda: kind(
+        torch.Generator().manual_seed(2),
+        lambda held: held.initial_seed() / 4,
+        lambda held: held.manual_seed(1),
+    ),
+    "an exception": lambda: kind(
+        ValueError(0.5), lambda held: held.args[0], lambda held: setattr(held, "args", (0.25,))
+    ),
+    "a queue": lambda: kind(
+        (waiting := queue.SimpleQueue()), lambda held: 0.5 / (1 + held.qsize()), lambda _: waiting.put(1)
+    ),
+    "a lock": lambda: kind(
+        threading.Lock(), lambda held: 0.25 if held.locked() else 0.5, lambda held: held.acquire()
+    ),
+    "the clock": lambda: reading(lambda: 0.25 + 0.5 * (time.time() < START + 2), lambda: None),
+    "a getter of attributes": lambda: reading(
+        functools.partial(operator.attrgetter("slope"), (held := Numbers(0.5))), set_attribute(held)
+    ),
+    "a tensor of a subclass": lambda: kind(
+        [torch.zeros(()).as_subclass(Subclass)],
+        lambda held: held[0].slope,
+        lambda _: setattr(Subclass, "slope", 0.25),
+    ),
+}
+START = time.time()
+
+
+class Subclass(torch.Tensor):
+    slope = 0.5
+
+
+def restored(monkeypatch):
+    for name in ("SLOPE", "WEIGHT", "of_global"):
+        monkeypatch.setitem(globals(), name, globals()[name])
+    monkeypatch.setattr(with_default, "__defaults__", (0.5,))
+    monkeypatch.setitem(with_keyword.__kwdefaults__, "slope", 0.5)
+    monkeypatch.setitem(TABLE, "slope", 0.5)
+    monkeypatch.setattr(CONFIG, "slope", 0.5)
+    monkeypatch.setattr(WithClassAttribute, "slope", 0.5)
+    monkeypatch.setattr(ReadsGlobal, "slope", vars(ReadsGlobal)["slope"])
+    monkeypatch.setitem(globals(), "WEIGHT", torch.tensor(0.5))
+
+
+def both(cell):
+    found = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for backend in ("auto", "reference"):
+            inputs = INPUTS.clone().requires_grad_()
+            outputs, _ = hb.unroll(cell, inputs, backend=backend)
+            found.append((outputs.detach(), *torch.autograd.grad(outputs.sum(), inputs)))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
+    return found[0][0], [one for one in said if issubclass(one.category, hb.SlowPathWarning)]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_an_object_that_is_followed(name, monkeypatch):
+    restored(monkeypatch)
+    held, read, change = FOLLOWED[name]()
+    cell = Scaled(held, read)
+    before, said = both(cell)
+    assert not said
+    assert "reference loop" not in hb.explain(cell)
+    assert torch.equal(both(cell)[0], before)
+    change()
+    after, said = both(cell)
+    assert not said
+    assert not torch.equal(after, before)
+    assert torch.equal(both(Scaled(held, read))[0], after)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_object_that_is_refused(name, monkeypatch):
+    restored(monkeypatch)
+    held, read, change = REFUSED[name]()
+    cell = Scaled(held, read)
+    reason = r"the step may (read|call) .*(can change unseen|can give another result|make it a tensor)"
+    with pytest.raises(Unsupported, match=reason):
+        hb.unroll(cell, INPUTS, backend="cpu")
+    assert "reference loop, because the step may " in hb.explain(cell)
+    monkeypatch.setattr("hibana.loop.slow._SAID", set())
+    _, said = both(cell)
+    assert len(said) == 1
+    change()
+    _, said = both(cell)
+    assert not said
+
+
+class Hung(hb.Cell):
+    """Has what its step does not read."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+        self.decay = 0.5
+
+    def forward(self, input_, v_previous):
+        return (v_previous * self.decay + input_,)
+
+    def report(self):
+        return self.kept
+
+
+UNREAD = {
+    "a lock": threading.Lock,
+    "a logger": lambda: logging.getLogger("hibana"),
+    "an optimiser": lambda: torch.optim.Adam([torch.zeros(1, requires_grad=True)]),
+    "a generator": lambda: torch.Generator(),
+    "a large array": lambda: np.zeros(100_000),
+    "an iterator": lambda: iter([1.0]),
+    "a context variable": lambda: VARIABLE,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+@pytest.mark.parametrize("kind", [Hung, hb.LIFCell])
+def test_what_a_step_does_not_read_is_not_refused(name, kind):
+    cell = kind() if kind is hb.LIFCell else kind(UNREAD[name]())
+    cell.kept = UNREAD[name]()
+    hb.unroll(cell, INPUTS, backend="cpu")
+    assert cell._hibana.calls, "nothing was remembered"
+    _, said = both(cell)
+    assert not said
+
+
+def test_what_a_step_reads_by_a_name_that_it_computes_counts_whatever_it_is():
+    class Computes(Hung):
+        def forward(self, input_, v_previous):
+            return (v_previous * getattr(self, "dec" + "ay") + input_,)
+
+    hb.unroll(Computes(0.5), INPUTS, backend="cpu")
+    with pytest.raises(Unsupported, match=r"the step may read self\.kept, of type _thread\.lock"):
+        hb.unroll(Computes(threading.Lock()), INPUTS, backend="cpu")
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_every_surrogate_is_followed(surrogate):
+    assert follow(hb.IFCell(surrogate=made(surrogate))).refused == ""
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
+    found = follow(kind())
+    assert found.refused == ""
+    assert found.watched == ()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.parent.glob("**/test_*.py")), ids=lambda path: path.stem
+)
+def test_every_cell_of_the_tests_is_followed(path):
+    if "(hb.Cell)" not in path.read_text(encoding="utf-8"):
+        pytest.skip("there is none")
+    within = "conformance." if path.parent.name == "conformance" else ""
+    module = importlib.import_module(within + path.stem)
+    for found in map(follow, made_without_arguments(vars(module), module.__name__)):
+        assert found.refused == ""
+
+
+@pytest.mark.parametrize("page", test_markdown.PAGES, ids=test_markdown.name)
+def test_every_cell_of_a_page_is_followed(page):
+    code = "\n".join(code for code, _ in test_markdown.blocks(page, "python") if ">>>" not in code)
+    if "Cell)" not in code or test_markdown.needed(page):
+        pytest.skip("there is none")
+    definitions = ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef
+    tree = ast.parse(code)
+    tree.body = [line for line in tree.body if isinstance(line, definitions)]
+    namespace = {"__name__": "a_page"}
+    exec(compile(tree, page.name, "exec"), namespace)
+    for found in map(follow, made_without_arguments(namespace, "a_page")):
+        assert found.refused == ""
+
+
+DRAWING = ("Draws",)
+"""Those that are to be refused for reading a generator of random numbers."""
+
+
+def made_without_arguments(namespace, module):
+    """Each cell of `module` that takes none."""
+    for kind in list(namespace.values()):
+        if isinstance(kind, type) and issubclass(kind, hb.Cell) and kind.__module__ == module:
+            parameters = inspect.signature(kind).parameters.values()
+            if all(one.default is not one.empty for one in parameters) and not inspect.isabstract(kind):
+                with contextlib.suppress(TypeError):  # a test's own, that is refused when it is made
+                    cell = kind()
+                    if hasattr(cell, "_hibana") and kind.__name__ not in DRAWING:
+                        yield cell
