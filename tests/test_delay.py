@@ -1,5 +1,7 @@
 """`hb.Delay` and `hb.DelayedLinear`: what comes out later, in pieces, and learned by interpolation."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
+from hibana.events.convolution.scattered import scattered
 
 
 def later(x, steps):
@@ -241,7 +244,94 @@ def test_long_delays_and_few_spikes_are_reckoned_for_additions_and_short_ones_an
 
     def part(longest, density):
         layer = hb.DelayedLinear(128, 128, longest, sigma=0.0)
-        one_by_one, kernels = layer._reckoned(torch.zeros(100, 64, 128), density, True)
+        one_by_one, kernels = layer._reckoned(torch.zeros(100, 64, 128), density, True, True)
         return one_by_one / kernels
 
     assert part(50, 0.02) < part(25, 0.03) < 1 < part(2, 0.3)
+
+
+OUTSIDE = [-0.6, -1e9, 9.4, 1e9, torch.inf, -torch.inf, 9.0, 0.0]
+"""Delays of a layer whose longest is 9 steps; the bounds too."""
+
+
+class Itself(nn.Module):
+    """A parametrisation that changes nothing."""
+
+    def forward(self, value):
+        return value * 1.0
+
+
+def with_delays(layer, how):
+    """A function of the input that computes `layer` with tensors that are no parameters, holding the same."""
+    held = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    if how == "functional_call":
+        return lambda x: torch.func.functional_call(layer, held, (x,))
+    if how == "vmap":
+        stacked = {name: tensor[None] for name, tensor in held.items()}
+        return lambda x: torch.vmap(lambda each: torch.func.functional_call(layer, each, (x,)))(stacked)[0]
+    parametrised = copy.deepcopy(layer)
+    nn.utils.parametrize.register_parametrization(parametrised, "delay", Itself())
+    return parametrised
+
+
+@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrisation"])
+@pytest.mark.parametrize("mode", ["events", "dense"])
+@pytest.mark.parametrize("sigma", [0.0, 0.5])
+@pytest.mark.parametrize("training", [True, False])
+def test_any_tensor_of_delays_is_reflected_into_its_range(how, mode, sigma, training):
+    torch.manual_seed(0)
+    layer = hb.DelayedLinear(len(OUTSIDE), 5, 9, sigma=sigma).train(training)
+    layer.mode = mode
+    with torch.no_grad():
+        layer.delay[2] = torch.tensor(OUTSIDE)
+    x = (torch.rand(13, 4, len(OUTSIDE)) < 0.3).float()
+    called = with_delays(layer, how)
+    with torch.no_grad():
+        torch.testing.assert_close(called(x), layer(x))
+    torch.testing.assert_close(called(x), layer(x))
+
+
+@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrisation"])
+@pytest.mark.parametrize("training", [True, False])
+def test_any_tensor_of_delays_of_neurons_is_reflected_into_its_range(how, training):
+    layer = hb.Delay(torch.full([len(OUTSIDE)], 3.0), 9, learn=True, sigma=0.0).train(training)
+    with torch.no_grad():
+        layer.delay.copy_(torch.tensor(OUTSIDE))
+    x = torch.rand(13, 4, len(OUTSIDE))
+    with torch.no_grad():
+        torch.testing.assert_close(with_delays(layer, how)(x), layer(x))
+
+
+@pytest.mark.parametrize("delay", [torch.nan, -0.6, 1e9])
+@pytest.mark.parametrize("learn", [True, False])
+def test_no_delay_lies_outside_its_range(delay, learn):
+    layer = hb.Delay(torch.zeros(2), 9, learn=learn).eval()
+    layer.load_state_dict({"delay": torch.tensor([delay, 2.0])})
+    assert layer.steps.min() >= 0
+    assert layer.steps.max() <= 9
+    layer(torch.rand(13, 4, 2))
+    synapses = hb.DelayedLinear(2, 3, 9, sigma=0.0)
+    synapses.mode = "events"
+    with torch.no_grad():
+        synapses.delay[0, 0] = delay
+    spikes = (torch.rand(13, 4, 2) < 0.5).float()
+    for synapses.training in (True, False):
+        found = synapses(spikes)
+        assert "an addition for each synapse" in synapses.explain()
+        assert found[..., 1:].isfinite().all()
+
+
+def test_a_fixed_layer_stays_fixed_where_its_delays_are_no_parameter():
+    layer = hb.DelayedLinear(3, 2, 9)
+    hb.fix_delays(layer)
+    x = torch.rand(13, 4, 3)
+    for how in ("functional_call", "vmap"):
+        torch.testing.assert_close(with_delays(layer, how)(x), layer(x))
+
+
+def test_kernels_refuse_places_outside_their_rows():
+    bits = torch.full((6, 1), 3, dtype=torch.int64)
+    weight = torch.rand(1, 4, 2)
+    for lags in (torch.full((4, 2), -1), torch.zeros(2, 4, dtype=torch.int64), torch.full((4, 2), 1 << 30)):
+        with pytest.raises(ValueError, match="lags must be"):
+            scattered(bits, weight, lags, None, 3, 0)

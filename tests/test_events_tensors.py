@@ -118,6 +118,46 @@ def test_parameters_of_a_convolution(weight, bias):
     _compare(layer, dense, _spikes(3, 8, 9, 9), given)
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("kind", sorted({*WEIGHTS, *BIASES} - {"for each row", "elsewhere"}))
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: hb.Window(8, 12, 3),
+        lambda: hb.DelayedLinear(8, 12, 4, sigma=0.0),
+        lambda: hb.DelayedLinear(8, 12, 4).eval(),
+    ],
+    ids=["window", "between two steps", "whole steps"],
+)
+def test_parameters_of_layers_that_look_back(make, name, kind, learns):
+    changes = WEIGHTS if name == "weight" else BIASES
+    if kind not in changes:
+        pytest.skip(f"no such {name}")
+    layer = make()
+    given = {key: value.detach() for key, value in layer.named_parameters()}
+    given[name] = changes[kind](given[name])
+    x = _spikes(9, 6, 8)
+    found = []
+    for layer.mode in ("events", "dense"):
+        held = {key: None if t is None else t.detach().requires_grad_(learns) for key, t in given.items()}
+        if held["bias"] is None:
+            layer.bias = None
+        try:
+            out = torch.func.functional_call(layer, {k: t for k, t in held.items() if t is not None}, (x,))
+            if out.requires_grad and out.numel():
+                out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+            found.append([out.detach(), *(t.grad for t in held.values() if t is not None)])
+        except (RuntimeError, NotImplementedError, IndexError) as error:
+            found.append(type(error))
+    if isinstance(found[1], type) or isinstance(found[0], type):
+        assert found[0] == found[1]
+        return
+    for one, other in zip(*found, strict=True):
+        if one is not None or other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kernel", [(1, 1), (5, 2), (9, 9), (12, 3)])
 def test_a_convolutions_weight_has_the_say_about_its_kernel(kernel):
     dense, layer = nn.Conv2d(8, 12, 3, padding=1), hb.Conv2d(8, 12, 3, padding=1)

@@ -26,6 +26,8 @@ class Delayed(LooksBack):
     max_delay: int
     sigma: float
     """Width of the kernel in steps."""
+    _fixed = False
+    """Whether :meth:`fix` was called."""
 
     def __init__(self, delay: Tensor, max_delay: int, learn: bool, sigma: float) -> None:
         super().__init__()
@@ -45,8 +47,8 @@ class Delayed(LooksBack):
 
     @property
     def steps(self) -> Tensor:
-        """The delays as they are in evaluation: whole steps, int64."""
-        return self._inside().detach().round().long()
+        """The delays as they are in evaluation: whole steps in [0, max_delay], int64."""
+        return self._whole(self.delay)
 
     def narrow(self, progress: float) -> None:
         """Narrows the kernel as training goes on: `sigma` from ``max_delay/2`` at 0 to 0.5 at 1.
@@ -63,6 +65,7 @@ class Delayed(LooksBack):
 
         What is trained from then on is what is evaluated.
         """
+        self._fixed = True
         with torch.no_grad():
             self.delay.copy_(self.steps)
         self.delay.requires_grad_(False)
@@ -70,37 +73,52 @@ class Delayed(LooksBack):
     @property
     def interpolates(self) -> bool:
         """Whether delays are kernels over time now: in training, while they are learned."""
-        return self.training and self.delay.requires_grad
+        return self._interpolates(self.delay)
 
-    def _inside(self) -> Tensor:
-        """The delays, counted from either bound inwards beyond it, so that the gradient turns them back."""
-        if not isinstance(self.delay, nn.Parameter):
-            return self.delay
-        above = torch.where(self.delay >= 0, self.delay, -self.delay)
+    # What follows takes the delays as read once a call: reading them may run a parametrisation.
+
+    def _interpolates(self, delay: Tensor) -> bool:
+        """:attr:`interpolates`, whether or not `delay` is the parameter itself.
+
+        A parametrisation or :func:`torch.func.functional_call` gives another tensor, which need not require
+        a gradient while the delays are learned.
+        """
+        if not self.training or "delay" in self._buffers:
+            return False
+        return delay.requires_grad or not (self._fixed or isinstance(delay, nn.Parameter))
+
+    def _inside(self, delay: Tensor) -> Tensor:
+        """`delay` in [0, max_delay]: reflected at the bounds, so that the gradient turns it back."""
+        above = torch.where(delay >= 0, delay, -delay)
         most = float(self.max_delay)
         folded = torch.where(above <= most, above, 2 * most - above)  # at most `most`
         return torch.where(folded < 0, 0.0, folded)  # at its bound, clamp's derivative is 1 or 0, by release
 
-    def _between(self) -> tuple[Tensor, Tensor]:
-        """The whole steps before the delays, and the part of a step that they are after those.
+    def _whole(self, delay: Tensor) -> Tensor:
+        """`delay` rounded to whole steps in [0, max_delay], int64; 0 for NaN."""
+        return self._inside(delay).detach().round().long().clamp(0, self.max_delay)
+
+    def _between(self, delay: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole steps before `delay`, and the part of a step that it is after those.
 
         The longest delay is one whole step after the one before it, so that there is a step on either side.
         """
-        inside = self._inside()
-        before = inside.detach().floor().clamp(max=max(0, self.max_delay - 1))
-        return before.long(), inside - before
+        inside = self._inside(delay)
+        last = max(0, self.max_delay - 1)
+        before = inside.detach().floor().clamp(max=last)
+        return before.long().clamp(0, last), inside - before  # NaN as an integer lies outside
 
-    def _kernel(self) -> Tensor:
-        """``[..., max_delay + 1]``, κ for each delay; the last is for the step itself."""
+    def _kernel(self, delay: Tensor) -> Tensor:
+        """``[..., max_delay + 1]``, κ for each of `delay`; the last is for the step itself."""
         back = torch.arange(
-            self.max_delay, -1, -1, dtype=self.delay.dtype, device=self.delay.device
+            self.max_delay, -1, -1, dtype=delay.dtype, device=delay.device
         )  # steps back in time
-        if not self.interpolates:
-            return (back == self.steps[..., None]).to(self.delay.dtype)
-        distance = back - self._inside()[..., None]
+        if not self._interpolates(delay):
+            return (back == self._whole(delay)[..., None]).to(delay.dtype)
+        distance = back - self._inside(delay)[..., None]
         _check_sigma(self.sigma)
         if self.sigma == 0:
-            step, later = self._between()
+            step, later = self._between(delay)
             return torch.where(back == step[..., None], 1 - later[..., None], 0.0) + torch.where(
                 back == step[..., None] + 1, later[..., None], 0.0
             )
@@ -167,13 +185,14 @@ class Delay(Delayed):
         sample, steps = inputs.shape[2:], inputs.shape[0]  # which an export keeps open
         before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
         padded = torch.cat([before, inputs])
-        if self.interpolates:
-            kernel = self._kernel().to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
+        delay = self.delay
+        if self._interpolates(delay):
+            kernel = self._kernel(delay).to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
             weight = kernel.reshape(-1, 1, self.max_delay + 1, 1)
             images = padded.flatten(2).permute(2, 0, 1)[None]  # [1, neurons, steps, batch]
             mixed = nn.functional.conv2d(images, weight, groups=len(weight))
             return mixed[0].permute(1, 2, 0).reshape(inputs.shape)
-        chosen = self.steps.expand(sample).reshape(-1)  # [neurons]
+        chosen = self._whole(delay).expand(sample).reshape(-1)  # [neurons]
         flat = padded.flatten(2)
         at = torch.arange(steps, dtype=torch.int64, device=inputs.device)[:, None] + (
             self.max_delay - chosen

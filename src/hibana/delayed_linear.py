@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hibana.delay import Delayed
 from hibana.events.bits import density_of
-from hibana.events.checks import plain
+from hibana.events.checks import misfit, plain
 from hibana.events.convolution import reckoned
 from hibana.events.convolution.causal import causal, window
 from hibana.events.convolution.scattered import delayed, scattered
@@ -83,7 +83,7 @@ class DelayedLinear(Weighted, Delayed):
 
     def kernel(self) -> Tensor:
         """``[out_features, in_features, max_delay + 1]``: the weights over time, the present last."""
-        return self.weight[..., None] * self._kernel()
+        return self.weight[..., None] * self._kernel(self.delay)
 
     def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
@@ -93,49 +93,67 @@ class DelayedLinear(Weighted, Delayed):
             )
         known = inputs.requires_grad and not torch.compiler.is_compiling()
         below = support_of(inputs) if known else None
-        if (found := self._one_by_one(inputs, history, below)) is not None:
+        synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrisation
+        if (found := self._one_by_one(inputs, history, below, *synapses)) is not None:
             return found
-        out, self._reason = causal(inputs, self.kernel(), self.bias, 1, history, below, self.mode)
+        weight, bias, delay = synapses
+        kernel = weight[..., None] * self._kernel(delay)
+        out, self._reason = causal(inputs, kernel, bias, 1, history, below, self.mode)
         return out
 
-    def _one_by_one(self, inputs: Tensor, history: Tensor | None, below: Support | None) -> Tensor | None:
+    def _one_by_one(
+        self,
+        inputs: Tensor,
+        history: Tensor | None,
+        below: Support | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        delay: Tensor,
+    ) -> Tensor | None:
         """What comes out by an addition for each spike and synapse, at one step, or at two between them.
 
-        None if the kernels are wider, the gradient of the input is wanted at many places, or the input is
-        dense, or no spikes.
+        None if the kernels are wider, the gradient of the input is wanted at many places, the input is
+        dense, or no spikes, or the tensors have other shapes or sizes than the kernel takes.
         """
-        if torch.compiler.is_compiling() or not plain(inputs, self.weight, self.bias, self.delay):
+        if torch.compiler.is_compiling() or not plain(inputs, weight, bias, delay):
             return None
-        between = self.interpolates
+        of_bias = None if bias is None else bias.shape
+        fits = not misfit(weight.shape, of_bias, self.in_features, 2) and delay.shape == weight.shape
+        if not fits or 0 in weight.shape:
+            return None
+        between = self._interpolates(delay)
         if self.mode == "dense" or (between and self.sigma > 0):
             return None
         seen = inputs if history is None else torch.cat([history, inputs])
         if inputs.requires_grad and not (history is None and _at_few_places(inputs, below)):
+            return None
+        if len(weight) * (len(seen) + self.max_delay + 1) >= 1 << 31:  # places are 32 bits wide
             return None
         found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
         if found is None:
             return None
         self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
         if self.mode == "auto":
-            one_by_one, kernels = self._reckoned(seen, found.density, learns(self.weight))
+            one_by_one, kernels = self._reckoned(seen, found.density, learns(weight), between)
             if one_by_one >= kernels:
                 return None
             self._reason += f"; {one_by_one / kernels:.2f} of the time of kernels over time"
         skip = len(seen) - len(inputs)
         if between:
-            lags, later = self._between()
-            taps = torch.stack([self.weight * (1 - later), self.weight * later])
+            lags, later = self._between(delay)
+            taps = torch.stack([weight * (1 - later), weight * later])
         else:
-            lags, taps = self.steps, self.weight[None]
-        if learns(inputs, taps, self.bias):
-            return delayed(seen, found.bits[0], taps, lags, self.bias, skip, below)
-        bias = None if self.bias is None else self.bias.detach().contiguous()
+            lags, taps = self._whole(delay), weight[None]
+        if learns(inputs, taps, bias):
+            return delayed(seen, found.bits[0], taps, lags, bias, skip, below)
         return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
 
-    def _reckoned(self, seen: Tensor, density: float, learning: bool) -> tuple[float, float]:
+    def _reckoned(
+        self, seen: Tensor, density: float, learning: bool, between: bool
+    ) -> tuple[float, float]:
         """Seconds that additions for each synapse should take, and those of kernels over time."""
         steps, rows, inputs = seen.shape
-        taps = 2 if self.interpolates else 1
+        taps = 2 if between else 1
         sizes = steps, rows, inputs, self.out_features, self.max_delay, taps
         kernels = reckoned.costs(
             1, self.out_features, window(*sizes[:3], self.max_delay + 1, 1, self.max_delay)

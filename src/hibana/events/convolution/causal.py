@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.events.checks import plain
+from hibana.events.checks import misfit, plain
 from hibana.events.convolution import autograd, reckoned
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.cost import choice
@@ -67,6 +67,8 @@ def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -
         return "asked for"
     if weight.shape[1] != inputs.shape[2]:
         return "groups"
+    if reason := misfit(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3):
+        return reason
     if 0 in (*inputs.shape, *weight.shape):
         return "nothing to add"
     if mode == "auto" and inputs.shape[0] * inputs.shape[1] * weight.numel() < SMALLEST_WORK:
@@ -95,6 +97,7 @@ def _by_spikes(
     chosen = choice(costs, found.density, len(found.bits), learning)
     if not chosen.any:
         return chosen.refused(found.density)
+    bias = None if bias is None else bias.contiguous()
     images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if learns(inputs, weight, bias):
         support = usable(below, length, in_order, found)
@@ -115,7 +118,7 @@ def _densely(
 ) -> Tensor:
     steps, reach = inputs.shape[0], (weight.shape[2] - 1) * dilation
     before = inputs.new_zeros(reach, *inputs.shape[1:]) if history is None else history.to(inputs.dtype)
-    groups = inputs.shape[2] // weight.shape[1]
+    groups = inputs.shape[2] // max(1, weight.shape[1])  # torch refuses what does not fit
     if inputs.shape[1] == 0:  # an image without width is refused, a batch without sequences is not
         none = torch.cat([before, inputs]).permute(1, 2, 0)
         return functional.conv1d(none, weight, bias, dilation=dilation, groups=groups).permute(2, 0, 1)

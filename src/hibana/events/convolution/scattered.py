@@ -66,6 +66,7 @@ def scattered(
     given, sizes = _places(bits, weight, lags, steps)
     rows = sizes["rows"]
     out = torch.empty(steps - skip, rows, outputs, dtype=torch.float32, device="cpu")
+    bias = None if bias is None else bias.detach().contiguous()
     _scatter(rows, **given, **sizes, table=_tables(weight), bias=bias, target=out, skip=skip)
     return out
 
@@ -73,9 +74,19 @@ def scattered(
 def _places(
     bits: Tensor, weight: Tensor, lags: Tensor, steps: int
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Where each synapse adds to, in a row's outputs ``[outputs][columns]``, and all sizes."""
+    """Where each synapse adds to, in a row's outputs ``[outputs][columns]``, and all sizes.
+
+    Raises:
+        ValueError: if a place would lie outside the row.
+    """
     taps, outputs, inputs = weight.shape
-    columns = steps + int(lags.max()) + taps - 1
+    least, most = (int(bound) for bound in lags.aminmax())
+    columns = steps + most + taps - 1
+    if lags.shape != (outputs, inputs) or least < 0 or outputs * columns >= 1 << 31:
+        raise ValueError(
+            f"lags must be [{outputs}, {inputs}] steps, 0 or more, and outputs times columns below 2^31; "
+            f"got {tuple(lags.shape)} in [{least}, {most}], {columns} columns"
+        )
     first = torch.arange(outputs, dtype=torch.int64, device="cpu")[:, None] * columns
     sizes = {"steps": steps, "rows": bits.shape[0] // steps, "inputs": inputs, "outputs": outputs}
     given = {"bits": bits, "places": (first + lags).T.to(torch.int32).contiguous()}
