@@ -327,6 +327,12 @@ def test_a_fixed_layer_stays_fixed_where_its_delays_are_no_parameter():
     x = torch.rand(13, 4, 3)
     for how in ("functional_call", "vmap"):
         torch.testing.assert_close(with_delays(layer, how)(x), layer(x))
+    parametrised = with_delays(hb.DelayedLinear(3, 2, 9), "parametrisation")
+    hb.fix_delays(parametrised)
+    trained = parametrised.train()(x)
+    torch.testing.assert_close(trained, parametrised.eval()(x))
+    trained.sum().backward()
+    assert parametrised.parametrizations.delay.original.grad is None
 
 
 def test_kernels_refuse_places_outside_their_rows():

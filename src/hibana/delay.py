@@ -63,12 +63,13 @@ class Delayed(LooksBack):
     def fix(self) -> None:
         """Makes whole steps of the delays, which are learned no more: ``delay.requires_grad_(False)``.
 
-        What is trained from then on is what is evaluated.
+        What is trained from then on is what is evaluated. What a parametrisation gives is rounded as it is read.
         """
         self._fixed = True
-        with torch.no_grad():
-            self.delay.copy_(self.steps)
-        self.delay.requires_grad_(False)
+        if not nn.utils.parametrize.is_parametrized(self, "delay"):
+            with torch.no_grad():
+                self.delay.copy_(self.steps)
+            self.delay.requires_grad_(False)
 
     @property
     def interpolates(self) -> bool:
@@ -85,7 +86,7 @@ class Delayed(LooksBack):
         """
         if not self.training or "delay" in self._buffers:
             return False
-        return delay.requires_grad or not (self._fixed or isinstance(delay, nn.Parameter))
+        return delay.requires_grad if isinstance(delay, nn.Parameter) else not self._fixed
 
     def _inside(self, delay: Tensor) -> Tensor:
         """`delay` in [0, max_delay]: reflected at the bounds, so that the gradient turns it back."""
