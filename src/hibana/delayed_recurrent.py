@@ -10,6 +10,7 @@ from hibana.cells.base import check_cell
 from hibana.delayed_linear import DelayedLinear
 from hibana.layers import GRADIENT_SCALE, checked_gradient_scale, damped
 from hibana.loop import State, check_backend, unrolled
+from hibana.loop.tensors import computed_once, computing_once
 from hibana.running import Stateful
 
 __all__ = ["DelayedRecurrent"]
@@ -83,15 +84,16 @@ class DelayedRecurrent(Stateful):
                 f"got {tuple(before.shape)}"
             )
         weights = self.recurrent.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * F, F], the present last
-        held: State = tuple(inner)
+        cell, held = computed_once(self.cell), tuple(inner)
         seen = [*before.to(inputs.dtype).unbind(), held[-1].to(inputs.dtype)]
         emitted = []
-        for input_ in inputs:
-            fed_back = torch.cat(seen[len(seen) - longest - 1 :], dim=1) @ weights
-            driven = input_ + damped(fed_back, self.gradient_scale)
-            outputs, held = unrolled(self.cell, driven[None], held, backend=self.backend)
-            emitted.append(outputs)
-            seen.append(outputs[0])
+        with computing_once():
+            for input_ in inputs:
+                fed_back = torch.cat(seen[len(seen) - longest - 1 :], dim=1) @ weights
+                driven = input_ + damped(fed_back, self.gradient_scale)
+                outputs, held = unrolled(cell, driven[None], held, backend=self.backend)
+                emitted.append(outputs)
+                seen.append(outputs[0])
         last = seen[len(seen) - longest - 1 : -1]
         return torch.cat(emitted), (*held, torch.stack(last) if last else before)
 

@@ -15,6 +15,7 @@ from hibana import cells, running
 from hibana.cells.base import check_cell
 from hibana.loop import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.loop.leaf import as_leaf, is_name
+from hibana.loop.tensors import computed_once, computing_once
 from hibana.running import Stateful, check_knows_no_time, run
 from hibana.surrogate import forwards
 
@@ -106,8 +107,10 @@ class Recurrent(Stateful):
 
     A linear map is compiled with the cell as one step, and adds a row of weights per spike. Another module (a
     convolution, a network) is called at each step in a Python loop, with the cell alone compiled;
-    :func:`hibana.explain` says which it is. Through :func:`run` a sequence can be taken in chunks; detach the
-    state between them for backpropagation through time truncated to a chunk.
+    :func:`hibana.explain` says which it is. Tensors that a parametrisation computes, as ``spectral_norm`` of
+    ``torch.nn.utils.parametrizations`` does, are computed once a call, as those of ``torch.nn.RNN`` are; a hook
+    on `recurrent` runs at each step. Through :func:`run` a sequence can be taken in chunks; detach the state
+    between them for backpropagation through time truncated to a chunk.
 
     Args:
         cell: one step of a neuron.
@@ -166,19 +169,21 @@ class Recurrent(Stateful):
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
                 f"weights to the {self.features} neurons, such as an nn.Linear, are a layer of their own"
             )
-        whole = unrolled_whole(self.step(), inputs, state, backend=self.backend)
+        step = computed_once(self.step())
+        whole = unrolled_whole(step, inputs, state, backend=self.backend)
         if whole is not None:
             return whole
         if state is None:
             state = self.cell.initial_state(inputs[0])
         emitted = []
-        for input_ in inputs:
-            fed_back = damped(self.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
-            outputs, state = unrolled(self.cell, (input_ + fed_back)[None], state, backend=self.backend)
-            emitted.append(outputs)
+        with computing_once():
+            for input_ in inputs:
+                fed_back = damped(step.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
+                outputs, state = unrolled(step.cell, (input_ + fed_back)[None], state, backend=self.backend)
+                emitted.append(outputs)
         return torch.cat(emitted), state
 
-    def step(self) -> cells.Cell:
+    def step(self) -> "RecurrentCell":
         """The cell and what feeds its spikes back to it, as one step."""
         made: RecurrentCell | None = self.__dict__.get("_step")
         if made is None or made.made_of() != (self.cell, self.recurrent, self.gradient_scale):

@@ -150,7 +150,7 @@ class Window(Weighted, LooksBack):
     @property
     def reach(self) -> int:
         """``(K - 1) dilation``."""
-        return (self.weight.shape[2] - 1) * self.dilation
+        return (self.kernel_size - 1) * self.dilation
 
     def reset_parameters(self) -> None:
         """Draws weight and bias evenly from ``±1 / sqrt(in_channels / groups * K)``, as torch does."""
@@ -172,9 +172,15 @@ class Window(Weighted, LooksBack):
         seen = inputs.requires_grad and not torch.compiler.is_compiling()
         in_order = seen and inputs.movedim(2, -1).is_contiguous()  # as the bits of the layer below lie
         below = support_of(inputs) if in_order else None
+        weight = self.weight
+        if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
+            raise ValueError(
+                f"weight must be [{self.out_channels}, {self.in_channels // self.groups}, {self.kernel_size}] "
+                f"to go on from a state, got shape {tuple(weight.shape)}"
+            )
         rows = _as_rows(inputs)
         before = None if history is None else _as_rows(history)
-        outputs, self._reason = causal(rows, self.weight, self.bias, self.dilation, before, below, self.mode)
+        outputs, self._reason = causal(rows, weight, self.bias, self.dilation, before, below, self.mode)
         return outputs.view(*inputs.shape[:2], *inputs.shape[3:], outputs.shape[2]).movedim(-1, 2)
 
 

@@ -40,6 +40,7 @@ AGAIN = 64
 """Calls after which what a layer remembers of the last is asked again."""
 SAMPLE = 128
 """Words of numbers, one after the other, that are looked at before all are."""
+NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
 
@@ -50,13 +51,19 @@ class BySpikes(nn.Module):
     _reason: object = "not called yet"
     """Of which the text says how the last call was computed."""
 
-    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
+    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """Torch's own product."""
+        raise NotImplementedError
+
+    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {reason}"
-        out: Tensor = super().forward(input)
-        return out
+        return self._torchs(input, weight, bias)
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, looked up where they mostly are: a module looks elsewhere first."""
+        """Weight and bias, looked up where they mostly are: a module looks elsewhere first.
+
+        They are read once a call, since a parametrisation may compute them, and iterate as it does.
+        """
         try:
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized, or made of others
@@ -81,10 +88,15 @@ class BySpikes(nn.Module):
         self.__dict__["_calls"] += made
         return bool(self.__dict__["_calls"] < AGAIN)
 
-    def _left_to_torch(self, input: Tensor) -> Tensor:  # noqa: A002
+    def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
+        self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
+        out: Tensor = super().forward(input)
+        return out
+
+    def _left_to_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        return self._densely(input, "compiled, transformed, under autocast, or not float32 on the CPU")
+        return self._densely(input, weight, bias, NOT_PLAIN)
 
     def explain(self) -> str:
         """How the last call was computed, and why."""

@@ -19,7 +19,7 @@ from hibana.loop.producer import Producer
 from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.strides import repeated
-from hibana.loop.tensors import tensors_of
+from hibana.loop.tensors import computed_once, tensors_of
 
 __all__ = [
     "SlowPathWarning",
@@ -133,6 +133,7 @@ def emitted(
         if spec is not None and not inputs.is_neg():
             return autograd.go(spec, inputs, tuple(tensors_of(cell).values()))
     check_inputs(cell, inputs)
+    cell = computed_once(cell)
     if of_a_layer:
         check_batch(inputs)
     if not _is_traced(inputs):
@@ -320,6 +321,7 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
         _refuse_within_a_run("record")
     check_inputs(cell, inputs)
     names = cell.state_names()
+    cell = computed_once(cell)
     state = cell.initial_state(_one_step(inputs))
     steps = []
     for input_ in inputs:

@@ -1,5 +1,6 @@
 """The report on one cell, which :func:`hibana.explain` makes of each that it finds."""
 
+import copy
 import re
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
 from hibana.loop.graph.plan import Plan, cost_in_bits
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.reference import carried
-from hibana.loop.tensors import tensors_of
+from hibana.loop.tensors import computed_once, is_computed, tensors_of
 
 __all__ = ["REFERENCE", "explain_cell"]
 
@@ -31,6 +32,8 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
     """The report on `cell` over steps of `shape`."""
     name = type(cell).__name__
     dtype = carried(dtype)  # what kernels compute in
+    if is_computed(cell):
+        cell = computed_once(copy.deepcopy(cell))  # which may iterate
     if shape is None:
         shape = _fitting(cell)
     unserved = f"{name}\n{REFERENCE}"

@@ -1,11 +1,61 @@
 """The tensors that a cell holds, and what they have to do with the shape of a step."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from hibana.cells import Cell
 
-__all__ = ["shape_class", "tensors_of"]
+__all__ = ["computed_once", "computing_once", "is_computed", "shape_class", "tensors_of"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def computed_once(module: ModuleT) -> ModuleT:
+    """`module`; or a copy that holds what parametrisations compute, if there are any: for all steps of a call.
+
+    Modules of the copy hold the parameters and buffers themselves, and computed tensors as buffers. What a step
+    sets as an attribute of the copy is gone after the call. Beside :func:`computing_once` in a graph of Dynamo.
+    """
+    if module._modules and is_computed(module) and not torch.compiler.is_dynamo_compiling():
+        copied: ModuleT = _with_computed(module, {})
+        return copied
+    return module
+
+
+def computing_once() -> AbstractContextManager[Any]:
+    """Within it, a graph that Dynamo writes computes once what parametrisations do; it can copy no module."""
+    if torch.compiler.is_dynamo_compiling():
+        return parametrize.cached()  # of all threads: not for calls
+    return nullcontext()
+
+
+def is_computed(module: nn.Module | None) -> bool:
+    """Whether parametrisations compute tensors of `module`, or of a module in it."""
+    inner = module._modules if module is not None else None
+    if not inner:
+        return False
+    return isinstance(inner.get("parametrizations"), nn.ModuleDict) or any(map(is_computed, inner.values()))
+
+
+def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:
+    if module in known:
+        return known[module]
+    computed = list(module._modules["parametrizations"]) if parametrize.is_parametrized(module) else []
+    kind = parametrize.type_before_parametrizations(module)
+    copied = known[module] = kind.__new__(kind)
+    own = {name: value for name, value in vars(module).items() if name != "made"}
+    own["_buffers"] = module._buffers | {name: getattr(module, name) for name in computed}
+    own["_modules"] = {
+        name: None if inner is None else _with_computed(inner, known)
+        for name, inner in module._modules.items()
+        if not (computed and name == "parametrizations")
+    }
+    vars(copied).update(own)
+    return copied
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:

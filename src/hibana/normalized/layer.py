@@ -135,8 +135,9 @@ class Normalized(nn.Sequential):
         if torch.compiler.is_compiling() or ambient.active:
             return "the call is compiled, or within hibana.run"
         held: Any = norm._parameters | norm._buffers  # where a module looks last
-        names = _Tensors._fields
-        tensors = _Tensors(*[held[name] if name in held else getattr(norm, name) for name in names])
+        if norm._modules:
+            return "a parametrisation computes tensors of the normalisation"
+        tensors = _Tensors(*[held[name] if name in held else getattr(norm, name) for name in _Tensors._fields])
         if inputs.ndim < 3 or not plain(inputs, *tensors):
             return "the input is not float32 on the CPU, or something watches the call"
         inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])

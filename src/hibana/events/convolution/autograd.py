@@ -21,7 +21,7 @@ from hibana.events.support import Support, probe
 from hibana.loop.derivatives import applied
 from hibana.loop.producer import Producer
 
-__all__ = ["convolution", "forward", "input_gradient", "producer", "rows_of", "windows_of"]
+__all__ = ["as_kernel", "convolution", "forward", "input_gradient", "producer", "rows_of", "windows_of"]
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -211,11 +211,12 @@ class _Convolution(torch.autograd.Function):
         ctx.geometry, ctx.whole, ctx.choice = geometry, images.shape, choice
         images = images.flatten(0, -4)
         ctx.shape = images.shape
+        kernel = as_kernel(weight, geometry)
         numbers = images if choice.weights is False else None
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
-            return dense.convolution(images, weight, bias, geometry)
-        out, windows = _sums(input_, weight, bias, geometry, choice) if left is None else (left.into, None)
+            return dense.convolution(images, kernel, bias, geometry)
+        out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
         by_pixels = choice.weights_matrix or pixels.pay_for_weights(geometry, input_.density)
         used = choice.weights and not by_pixels
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
@@ -228,6 +229,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
+        shape, weight = weight.shape, as_kernel(weight, geometry)
         rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, weight.shape[0])
         to_images = to_weight = to_bias = used = None
         to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
@@ -255,10 +257,20 @@ class _Convolution(torch.autograd.Function):
             to_bias = rows.sum(0)
         if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
             to_images = to_images.view(ctx.whole).detach()
+        if to_weight is not None and to_weight.shape != shape:
+            to_weight = to_weight.reshape(shape)
         return to_images, to_weight, to_bias, None, None, None, None, None, None
 
 
 _apply = applied(_Convolution)
+
+
+def as_kernel(weight: Tensor, geometry: Geometry) -> Tensor:
+    """`weight` as ``[outputs, channels, down, across]``, which one over one dimension is not.
+
+    Autograd is given the weight itself, so that a backward sees what ``weight.data`` is set to.
+    """
+    return weight if weight.ndim == 4 else weight.unsqueeze(2 if geometry.kernel[0] == 1 else 3)
 
 
 def convolution(
@@ -273,7 +285,8 @@ def convolution(
 ) -> Tensor:
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
 
-    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. What is
+    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. `weight`
+    is as :func:`as_kernel` takes it. What is
     `left` has yet to compute it; whoever gives that runs it.
     """
     leaf = probe() if support is not None else None

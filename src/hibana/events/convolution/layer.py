@@ -44,11 +44,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
 
         With a `sequence`, ``[T, batch, ...]``, that `input` is a view of, its gradient is computed as such.
         """
-        if max(self.dilation) > 1 and self._meets_padding_alone(input):
-            return self._of_padding(input)
         if torch.compiler.is_compiling():
-            return self._left_to_torch(input)
+            return self._compiled(input)
         weight, bias = self._tensors()
+        if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
+            return self._of_padding(input, weight, bias)
         if (
             type(input) is Tensor
             and input.ndim == self.dimensions + 2
@@ -56,50 +56,52 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.is_cpu
             and (self._is_left(input) or self._is_small(input, weight))
         ):
-            if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input)):
+            if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)):
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
-            return self._densely(input, TINY)
+            return self._densely(input, weight, bias, TINY)
         if not plain(input, weight, bias):
-            return self._left_to_torch(input)
+            return self._left_to_torch(input, weight, bias)
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
         how = self.stride, self.padding, self.dilation, self.padding_mode
         sizes = "asked for" if self.mode == "dense" else _sizes(self.dimensions, *about, *how)
         if isinstance(sizes, str):
-            return self._densely(input, sizes)
+            return self._densely(input, weight, bias, sizes)
         if sizes.work < SMALLEST_WORK and self.mode == "auto":
             self._leave(input, TINY)
-            return self._densely(input, TINY)
+            return self._densely(input, weight, bias, TINY)
         around = sizes.around
         images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
-            weight = weight.view(*weight.shape[:2], 1, weight.shape[2])
         whole = images if sequence is None or images is not input else sequence
         found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
         if isinstance(found, str):
             self._leave(input, found)
-            return self._densely(input, found)
+            return self._densely(input, weight, bias, found)
         return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
 
-    def _meets_padding_alone(self, input: Tensor) -> bool:  # noqa: A002
+    def _meets_padding_alone(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether no window of those that there are meets the image."""
-        if torch.compiler.is_compiling() or type(input) is not Tensor or input.ndim != self.dimensions + 2:
+        if type(input) is not Tensor or input.ndim != self.dimensions + 2:
             return False
         if self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False
-        sizes = input.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation
+        sizes = input.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation
         return not all(meets(*each) for each in zip(*sizes, strict=True))
 
-    def _of_padding(self, input: Tensor) -> Tensor:  # noqa: A002
+    def _of_padding(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         """The bias: zeros are put around first, for torch (2.13) ends the process as it does so."""
         self._reason = "dense: no window meets the image"
         assert not isinstance(self.padding, str)
         around = functional.pad(input, [side for side in self.padding[::-1] for _ in range(2)])
         convolved = functional.conv1d if self.dimensions == 1 else functional.conv2d
-        out: Tensor = convolved(around, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        out: Tensor = convolved(around, weight, bias, self.stride, 0, self.dilation, self.groups)
         return out
+
+    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return cast(Tensor, self._conv_forward(input, weight, bias))
 
     def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether torch has done all before events have begun, which is remembered."""
@@ -138,7 +140,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if not chosen.any:
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
-        given = found, weight.detach() if learning else weight, bias, geometry
+        weight_ = weight.detach() if learning else weight
+        given = found, autograd.as_kernel(weight_, geometry), bias, geometry
         left = autograd.producer(*given, chosen, steps)
         if not (learning or learns(whole, bias)):
             return left or autograd.forward(*given, chosen)
@@ -146,7 +149,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)
         return out if left is None else left._replace(into=out)
 
-    def _skips(self, input: Tensor) -> bool:  # noqa: A002
+    def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
         return (
             torch.is_grad_enabled()
@@ -154,8 +157,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.shape[1] < dense.SAFE
             and max(_pair(self.stride, self.dimensions, 1)) > 1
             and self.padding in ((0, 0), "valid")
-            and self.weight.shape[2:] == (1, 1)
-            and learns(input, self.weight, self.bias)
+            and weight.shape[2:] == (1, 1)
+            and learns(input, weight, bias)
         )
 
 
@@ -248,15 +251,14 @@ class Conv2d(_ByWindows, nn.Conv2d):
 
     dimensions = 2
 
-    def _densely(self, input: Tensor, reason: str) -> Tensor:  # noqa: A002
-        images = input.ndim == 4 and input.layout == torch.strided
-        if not images or torch.compiler.is_compiling():  # Inductor has layouts of its own
-            return super()._densely(input, reason)
-        if self._skips(input):
+    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        if input.ndim != 4 or input.layout != torch.strided:
+            return super()._densely(input, weight, bias, reason)
+        if self._skips(input, weight, bias):
             self._reason = f"dense: {reason}"
             met = dense.met(input, _pair(self.stride, self.dimensions, 1))
-            return functional.conv2d(met, self.weight, self.bias, groups=self.groups)
-        return super()._densely(dense.channels_last(input), reason)
+            return functional.conv2d(met, weight, bias, groups=self.groups)
+        return super()._densely(dense.channels_last(input), weight, bias, reason)
 
 
 def over_steps(

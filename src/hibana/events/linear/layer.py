@@ -56,7 +56,7 @@ class Linear(BySpikes, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling():
-            return self._left_to_torch(input)
+            return self._compiled(input)
         if (
             type(input) is Tensor
             and self.mode == "auto"
@@ -65,13 +65,15 @@ class Linear(BySpikes, nn.Linear):
         ):  # asked first, since all else would take longer than such a product
             self.__dict__["_reason"] = LEFT
             return functional.linear(input, *self._tensors())
-        weight, bias = self._tensors()
+        return self._product(input, *self._tensors())
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if not plain(input, weight, bias):
-            return self._left_to_torch(input)
+            return self._left_to_torch(input, weight, bias)
         if self.mode == "auto" and self._is_left(input):
             return self._multiplied(input, weight, bias, TINY)
         if input.ndim > 1 and alike_each_step(input):
-            once = self.forward(input[0])  # not a call of its own: hooks run once
+            once = self._product(input[0], weight, bias)
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
             spread: Tensor = once.expand(input.shape[0], *once.shape)
             return spread
@@ -80,14 +82,14 @@ class Linear(BySpikes, nn.Linear):
     def _of_spikes(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         check_mode(self.mode)
         if self.mode == "dense":
-            return self._densely(input, "asked for")
+            return self._densely(input, weight, bias, "asked for")
         of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
         if reason := misfit(weight.shape, of_bias, channels, 2):
-            return self._densely(input, reason)
+            return self._densely(input, weight, bias, reason)
         outputs, inputs = weight.shape
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
-            return self._densely(input, "nothing to add")
+            return self._densely(input, weight, bias, "nothing to add")
         costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
         learning = learns(weight)
         under = below(input)
@@ -119,7 +121,10 @@ class Linear(BySpikes, nn.Linear):
             if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely()):
                 self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
                 return dense.linear(input, weight, bias, by_onednn, self._fewness)
-        return self._densely(input, reason)
+        return self._densely(input, weight, bias, reason)
+
+    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return functional.linear(input, weight, bias)
 
     @property
     def _fewness(self) -> dense.Fewness:

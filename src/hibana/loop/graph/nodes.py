@@ -8,7 +8,7 @@ from torch import fx
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.recorder import foreign
 
-__all__ = ["as_computed", "name_of", "sharing_memory", "writes"]
+__all__ = ["as_computed", "name_of", "sharing_memory", "writes", "writes_to_given"]
 
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
@@ -39,6 +39,12 @@ def writes(node: fx.Node) -> bool:
     """Whether `node` is an operation in place."""
     target = node.target
     return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")
+
+
+def writes_to_given(node: fx.Node) -> bool:
+    """Whether `node` is an operation that writes to a tensor which it was given for it (``out=``)."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and not writes(node)
 
 
 def sharing_memory(node: fx.Node) -> list[fx.Node]:

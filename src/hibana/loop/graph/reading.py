@@ -15,7 +15,7 @@ from hibana.cells import Cell
 from hibana.loop.graph.aten import translate
 from hibana.loop.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, same, step_layout
 from hibana.loop.graph.matrices import Matrices
-from hibana.loop.graph.nodes import as_computed, name_of, sharing_memory, writes
+from hibana.loop.graph.nodes import as_computed, name_of, sharing_memory, writes, writes_to_given
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.part import Part, part_between
 from hibana.loop.graph.recorder import foreign
@@ -134,6 +134,8 @@ class Reading:
             self.after.add(node)
             self._sum(used[0])
             return
+        if writes_to_given(node):
+            raise Unsupported(f"{target} writes into a tensor that it was given")
         name = name_of(target)
         if name in PRODUCTS and any(other in self.values for other in used):
             self._read_product(node, name)

@@ -1,0 +1,212 @@
+"""Tensors that a parametrisation computes: every layer reads each of them once a call, whatever serves it."""
+
+import copy
+
+import pytest
+import torch
+from every_layer import CASES, Above, made
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import hibana as hb
+from hibana.loop.graph.ops import Unsupported
+
+smooth = hb.surrogate.ATan()
+
+
+class Counted(nn.Module):
+    """Changes nothing, and counts how often it is asked, in a buffer: a step may be traced once and run often."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, value):
+        calls = self.calls.add_(1)
+        return value * (calls / calls).to(value.dtype)
+
+
+def counted(module):
+    """`module`, each parameter of which is computed by a :class:`Counted`; and these, by name."""
+    found = {}
+    for path, inner in list(module.named_modules()):
+        for name in list(inner._parameters):
+            if inner._parameters[name] is not None:
+                parametrize.register_parametrization(inner, name, Counted())
+                found[f"{path}.{name}"] = inner.parametrizations[name][0]
+    for each in found.values():
+        each.calls.zero_()
+    return found
+
+
+OTHERS = {
+    "small sizes left to torch": lambda: (hb.Linear(8, 8), torch.rand(4, 8)),
+    "a large dense product": lambda: (hb.Linear(512, 512), torch.rand(128, 512)),
+    "spikes": lambda: (hb.Linear(512, 512), (torch.rand(256, 512) < 0.02).float()),
+    "one step for all": lambda: (hb.Linear(64, 64), torch.rand(4, 64).expand(5, 4, 64)),
+    "half": lambda: (hb.Linear(8, 8).half(), torch.rand(4, 8).half()),
+    "a misfit": lambda: (hb.Conv2d(2, 2, 1), torch.rand(1, 2, 4, 4, dtype=torch.float64).float()[0]),
+    "groups": lambda: (hb.Conv2d(4, 4, 3, groups=2), torch.rand(1, 4, 8, 8)),
+    "padding alone": lambda: (hb.Conv2d(1, 1, 2, 2, 1, 2), torch.rand(1, 1, 1, 1)),
+    "pixels that are skipped": lambda: (hb.Conv2d(2, 2, 1, 2), torch.rand(1, 2, 8, 8)),
+    "channels last": lambda: (
+        hb.Conv2d(16, 16, 3),
+        torch.rand(2, 16, 8, 8).contiguous(memory_format=torch.channels_last),
+    ),
+    "a convolution of spikes": lambda: (
+        hb.Conv2d(64, 64, 3, padding=1),
+        (torch.rand(8, 64, 16, 16) < 0.02).float(),
+    ),
+    "synapses between two steps": lambda: (
+        hb.DelayedLinear(64, 64, 20, sigma=0.0),
+        (torch.rand(50, 16, 64) < 0.02).float(),
+    ),
+    "a learned delay": lambda: (hb.Delay(torch.rand(4), 3, learn=True), torch.rand(5, 2, 4)),
+    "normalised": lambda: (
+        hb.Normalized(hb.EachStep(nn.Sequential(hb.Conv2d(8, 16, 3), nn.BatchNorm2d(16))), hb.IF()),
+        torch.rand(4, 8, 8, 48, 48),
+    ),
+}
+
+
+def layer_of(case):
+    layer, x = OTHERS[case]() if case in OTHERS else made(case)
+    if hasattr(layer, "mode") and case in OTHERS:
+        assert layer.mode == "auto"
+    return layer, x
+
+
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_every_layer_reads_each_of_its_tensors_once_a_call(case, gradient):
+    layer, x = layer_of(case)
+    found = counted(layer)
+    with torch.set_grad_enabled(gradient):
+        for calls in (1, 2, 3):
+            layer(x)
+            assert {name: each.calls.item() for name, each in found.items()} == dict.fromkeys(found, calls)
+
+
+@pytest.mark.parametrize("kind", [hb.Window, hb.Delay, hb.DelayedLinear, hb.Recurrent])
+def test_a_layer_with_a_state_reads_each_of_its_tensors_once_a_call(kind):
+    layer, x = layer_of(kind.__name__)
+    found = counted(layer)
+    _, state = layer(x, return_state=True)
+    layer(x, state, return_state=True)
+    assert {each.calls.item() for each in found.values()} <= {2.0}
+
+
+CELLS = {
+    "LIF": lambda backend: hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth, backend=backend),
+    "Recurrent": lambda backend: hb.Recurrent(
+        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth), 4, backend=backend
+    ),
+    "a convolution": lambda backend: hb.Recurrent(
+        hb.LIFCell(nn.Parameter(torch.full((4, 1), 2.0)), surrogate=smooth),
+        4,
+        nn.Conv1d(4, 4, 3, padding=1),
+        backend=backend,
+    ),
+    "delayed": lambda backend: hb.DelayedRecurrent(
+        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth), 4, 2, backend=backend
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):
+    if (name, backend) == ("a convolution", "cpu"):
+        backend = "auto"
+    torch.manual_seed(0)
+    plain = CELLS[name](backend)
+    layer = copy.deepcopy(plain)
+    x = torch.rand(*((7, 2, 4, 5) if name == "a convolution" else (7, 2, 4)))
+    found = counted(layer)
+    for calls in (1, 2):
+        outputs = layer(x)
+        assert {each.calls.item() for each in found.values()} == {calls}
+    torch.testing.assert_close(outputs, plain(x))
+    outputs.square().sum().backward()
+    plain(x).square().sum().backward()
+    for (_, inner), (_, wanted) in zip(
+        sorted((n.replace("parametrizations.", "").replace(".original", ""), p) for n, p in layer.named_parameters()),
+        sorted(plain.named_parameters()),
+        strict=True,
+    ):
+        torch.testing.assert_close(inner.grad, wanted.grad)
+
+
+def test_recording_reads_each_tensor_of_a_cell_once():
+    cell = hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)))
+    found = counted(cell)
+    hb.record(cell, torch.rand(7, 2, 4))
+    assert [each.calls.item() for each in found.values()] == [1]
+
+
+@pytest.mark.parametrize("make", [lambda kind: kind.Linear(16, 16), lambda kind: kind.Conv2d(3, 8, 3)])
+def test_spectral_norm_iterates_once_a_call(make):
+    torch.manual_seed(0)
+    layer, dense = make(hb), make(nn)
+    dense.load_state_dict(layer.state_dict())
+    for each in (layer, dense):
+        torch.manual_seed(1)
+        parametrizations.spectral_norm(each)
+    x = torch.rand(2, 3, 8, 8) if isinstance(dense, nn.Conv2d) else torch.rand(2, 16)
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_spectral_norm_of_recurrent_synapses_iterates_once_a_call():
+    torch.manual_seed(0)
+    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=smooth), 16)
+    parametrizations.spectral_norm(layer.recurrent)
+    looped, alone = copy.deepcopy(layer), copy.deepcopy(layer.recurrent)
+    looped.backend = "reference"
+    x = torch.rand(7, 2, 16)
+    for _ in range(3):
+        outputs, wanted = layer(x), looped(x)
+        torch.testing.assert_close(outputs, wanted)
+        alone.weight  # one iteration  # noqa: B018 - reading it runs it
+        for each in (layer, looped):
+            u = each.recurrent.parametrizations.weight[0]._u
+            torch.testing.assert_close(u, alone.parametrizations.weight[0]._u)
+        found = []
+        for each, out in ((layer, outputs), (looped, wanted)):
+            each.zero_grad()
+            out.square().sum().backward()
+            found.append(each.recurrent.parametrizations.weight.original.grad)
+        torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_graph_computes_recurrent_synapses_once(backend):
+    torch.manual_seed(0)
+    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=smooth), 16, backend=backend)
+    parametrizations.spectral_norm(layer.recurrent)
+    called, compiled = copy.deepcopy(layer), torch.compile(layer, backend="eager")
+    x = torch.rand(7, 2, 16)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), called(x))
+    u, wanted = (each.recurrent.parametrizations.weight[0]._u for each in (layer, called))
+    torch.testing.assert_close(u, wanted)
+
+
+def test_what_explains_a_layer_computes_nothing_of_it():
+    layer = hb.Recurrent(hb.LIFCell(surrogate=smooth), 4)
+    found = counted(layer)
+    assert "backend    cpu" in hb.explain(layer)
+    assert [each.calls.item() for each in found.values()] == [0]
+
+
+def test_a_step_that_writes_to_what_it_is_given_is_refused_by_name():
+    class Writes(hb.Cell):
+        def __init__(self):
+            super().__init__()
+            self.total = torch.zeros(4)
+
+        def forward(self, input_, v):
+            return (input_ + torch.add(self.total, 1.0, out=self.total),)
+
+    with pytest.raises(Unsupported, match="writes"):
+        hb.unroll(Writes(), torch.rand(3, 2, 4), backend="cpu")
