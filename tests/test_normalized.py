@@ -122,6 +122,23 @@ def test_tensors_of_another_size_are_torchs_error(name, training):
 
 
 @pytest.mark.usefixtures("_however_few")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("eps", [0.0, -1e-5])
+def test_an_eps_that_torch_refuses_is_refused(eps, training):
+    x = torch.randn(4, 8, 16, 48, 48)
+    layer = hb.Normalized(hb.EachStep(nn.Sequential(hb.Conv2d(16, 16, 1), nn.BatchNorm2d(16))), hb.IF())
+    layer.train(training)
+    assert layer(x).shape == x.shape
+    assert "own pass" in layer.explain()
+    layer[0].module[1].eps = eps
+    for each in (nn.Sequential(*layer), layer):
+        if training or eps < 0:
+            with pytest.raises(ValueError, match="eps must be"):
+                each(x)
+        else:
+            assert each(x).shape == x.shape  # torch takes zero in evaluation
+
+
 def test_neurons_spike_alike_and_their_gradients_too():
     x = images()
     ours, theirs = twins(below(64), hb.IF(1.0, hb.surrogate.ATan()))

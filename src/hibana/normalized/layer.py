@@ -192,7 +192,7 @@ def _unfit(layers: _Layers, currents: Tensor, times: int, ours: bool) -> str:
         or not (ours or plain(currents))
     ):
         return _MISFIT
-    if of_the_batch and numbers < 2 * features:
+    if not norm.eps > 0 or (of_the_batch and numbers < 2 * features):
         return _MISFIT
     for tensor in layers.tensors:
         if tensor is not None and tensor.shape != (features,):

@@ -67,13 +67,11 @@ def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -
         return "asked for"
     if weight.shape[1] != inputs.shape[2]:
         return "groups"
-    if reason := misfit(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3):
-        return reason
     if 0 in (*inputs.shape, *weight.shape):
         return "nothing to add"
     if mode == "auto" and inputs.shape[0] * inputs.shape[1] * weight.numel() < SMALLEST_WORK:
         return TINY
-    return None
+    return misfit(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3)
 
 
 def _by_spikes(
