@@ -371,9 +371,8 @@ def test_a_process_that_trains_has_one_openmp_runtime():
 
 
 def test_every_process_writes_the_same_source():
-    code = (
-        "import hibana as hb; print(*(hb.explain(c()) for c in (hb.IFCell, hb.ALIFCell, hb.IzhikevichCell)))"
-    )
+    cells = "(hb.IFCell, hb.ALIFCell, hb.IzhikevichCell)"
+    code = f"import hibana as hb; print(*(hb.explain(c(), code=True) for c in {cells}))"
     told = {
         subprocess.run(
             [sys.executable, "-c", code],

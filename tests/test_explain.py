@@ -135,3 +135,83 @@ def test_the_matrix_of_a_step_says_how_many_neurons_it_has():
 def test_a_module_without_anything_of_hibana_is_refused():
     with pytest.raises(ValueError, match="must hold a cell or an event-driven layer, got Linear"):
         hb.explain(torch.nn.Linear(2, 2))
+
+
+def three_layers():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(4, 8),
+        hb.IF(),
+        hb.EachStep(torch.nn.BatchNorm1d(8)),
+        hb.LIF(surrogate=hb.surrogate.ATan()),
+        hb.Recurrent(hb.LIFCell(), 8),
+        hb.Linear(8, 3),
+        hb.LI(),
+    )
+
+
+def test_a_network_is_a_table_by_layer_and_its_code_comes_on_request():
+    net = three_layers()
+    header, *rows, hint = hb.explain(net).splitlines()
+    assert header.split() == ["layer", "class", "keeps", "gradient", "runs"]
+    assert [row.split()[:2] for row in rows] == [
+        ["1", "IF"],
+        ["3", "LIF"],
+        ["4", "Recurrent"],
+        ["5", "Linear"],
+        ["6", "LI"],
+    ]
+    assert "33 bits  where s is 1  cpu: one native kernel" in rows[0]
+    assert "code=True" in hint
+    assert "source, forward" not in hb.explain(net[1])
+    assert "source, forward" in hb.explain(net[1], code=True)
+    assert hb.explain(net, code=True).count("source, forward") == 4
+
+
+def test_layers_alike_show_their_code_once():
+    net = torch.nn.Sequential(hb.IF(), hb.IF())
+    report = hb.explain(net, code=True)
+    assert report.count("source, forward") == 1
+    assert "\n0, 1: IFCell   state" in report
+
+
+def test_one_call_shows_shapes_densities_and_what_ran():
+    net, x = three_layers(), torch.ones(6, 2, 4)
+    training = net[2].module.running_mean.clone()
+    first, header, *rows = hb.explain(net, x).splitlines()
+    assert first.startswith("read as 6 steps of 2 samples")
+    assert header.split("  ")[0] == "layer"
+    cells = {row.split()[0]: re.split(r"\s\s+", row) for row in rows[:7]}
+    assert list(cells) == ["0", "1", "2.module", "3", "4", "5", "6"]
+    assert cells["0"][1:5] == ["Linear", "[6, 2, 4]", "[6, 2, 8]", "100% -> 100%"]
+    assert cells["0"][-1] == "torch"
+    assert cells["2.module"][2] == "[12, 8]"
+    spikes = net[:2](x).mean()
+    assert cells["1"][4] == f"100% -> {spikes:.0%}"
+    assert cells["5"][-1] == "dense: at these sizes torch is sooner done at any density"
+    assert torch.equal(net[2].module.running_mean, training)
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_one_call_names_nan_and_silent_layers():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), hb.IF(), torch.nn.Linear(8, 8), hb.IF(threshold=1e9))
+    x = torch.ones(6, 2, 4)
+    x[2, 0, 1] = torch.nan
+    said = hb.explain(net, x)
+    assert "the inputs hold NaN or infinity, first at step 2" in said
+    assert "layer '1': 8 of 16 neurons of all samples were given NaN or infinity" in said
+    assert "layer '3' is silent: none of 16 neurons of all samples spiked" in said
+
+
+def test_that_no_gradient_flows_is_said():
+    class Compared(hb.Cell):
+        def forward(self, input_, v_previous, s_previous):
+            v = v_previous * (1 - s_previous) + input_
+            return v, (v > 1).float()
+
+    report = hb.explain(Compared())
+    assert line(report, "gradient ").startswith(
+        "of what is emitted never reaches the input: the step compares"
+    )
+    table = hb.explain(torch.nn.Sequential(hb.OverTime(Compared()), hb.IF()))
+    assert re.search(r"0 +OverTime +\d+ bits +none +cpu", table)

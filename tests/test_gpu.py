@@ -147,7 +147,7 @@ def test_opcheck() -> None:
 
 @interpreted
 def test_explain_shows_the_kernels_of_a_backend() -> None:
-    report = hb.explain(hb.IFCell(), backend="triton")
+    report = hb.explain(hb.IFCell(), backend="triton", code=True)
     assert "backend    triton: one kernel forward and one back" in report
     assert "tl.store(outputs + j" in report
 

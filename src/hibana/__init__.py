@@ -49,7 +49,7 @@ from hibana.layers import (
     RefractoryLIF,
     run,
 )
-from hibana.loop import SlowPathWarning, explain, outer, record, unroll
+from hibana.loop import NetworkWarning, SlowPathWarning, explain, outer, record, unroll
 from hibana.surrogate import Heaviside
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from hibana import plot as plot
     from hibana import train as train
     from hibana.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
+    from hibana.checking import check
     from hibana.convert import from_ann, quantize
     from hibana.delay import Delay, fix_delays, narrow_delays
     from hibana.delayed_linear import DelayedLinear
@@ -88,6 +89,7 @@ _LAZY = (
 )
 _MODULES = {
     "blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
+    "checking": ("check",),
     "convert": ("from_ann", "quantize"),
     "delay": ("Delay", "fix_delays", "narrow_delays"),
     "delayed_linear": ("DelayedLinear",),
@@ -128,6 +130,7 @@ __all__ = [
     "LIF",
     "LIFCell",
     "Linear",
+    "NetworkWarning",
     "Normalized",
     "OverTime",
     "PLIF",
@@ -141,6 +144,7 @@ __all__ = [
     "StepsDropout",
     "ThresholdBatchNorm2d",
     "Window",
+    "check",
     "convert",
     "encode",
     "events",

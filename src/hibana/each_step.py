@@ -50,7 +50,15 @@ class EachStep(nn.Module):
         if self.runs_once(inputs):
             once: Tensor = self.module(inputs[0])
             return repeated(once, steps)
-        outputs: Tensor = self.module(inputs.flatten(0, 1))
+        try:
+            outputs: Tensor = self.module(inputs.flatten(0, 1))
+        except (RuntimeError, ValueError) as error:
+            joined = [steps * batch, *inputs.shape[2:]]
+            error.add_note(
+                f"hibana.EachStep read its input {list(inputs.shape)} as {steps} steps of {batch} samples, "
+                f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
+            )
+            raise
         return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
 
     def runs_once(self, inputs: Tensor) -> bool:

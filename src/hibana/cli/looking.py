@@ -47,13 +47,16 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
         print(f"  {saved(axes.figure, folder / f'{name}.png')}")
 
 
-def explain(cell: str, /, *, surrogate: str | None = None, detach_reset: bool = False) -> None:
-    """What a cell is compiled to: its equations, the backend and why, what is kept, and the source.
+def explain(
+    cell: str, /, *, surrogate: str | None = None, detach_reset: bool = False, code: bool = False
+) -> None:
+    """What a cell is compiled to: its equations, the backend and why, what is kept; with --code the code.
 
     Args:
         cell: a cell of hibana (IF, LIF, ...) or MODULE:CLASS of your own.
         surrogate: what to call the derivative of the step; the cell's own if none is named.
         detach_reset: stop the gradient at the reset.
+        code: the generated code too.
     """
     import hibana
     from hibana.surrogate import named
@@ -62,7 +65,7 @@ def explain(cell: str, /, *, surrogate: str | None = None, detach_reset: bool = 
         given: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
         if detach_reset:
             given["detach_reset"] = True
-        print(hibana.explain(_cell(cell)(**given)), end="")
+        print(hibana.explain(_cell(cell)(**given), code=code), end="")
 
 
 def build() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hibana.loop.derivatives import differentiated_once
 
-__all__ = ["alike_each_step", "dense_for_more", "misfit", "pair", "plain"]
+__all__ = ["alike_each_step", "check_no_time", "dense_for_more", "misfit", "pair", "plain"]
 
 
 dense_for_more = partial(
@@ -53,6 +53,17 @@ def misfit(weight: torch.Size, bias: torch.Size | None, channels: int, dimension
     if bias is not None and bias != weight[:1]:
         return f"the bias has the shape {tuple(bias)}, not ({weight[0]},)"
     return None
+
+
+def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
+    """Raises a ValueError if `inputs` of a `layer` of images of so many dimensions have time too."""
+    if inputs.ndim > dimensions + 2:
+        sizes = ("length", "height, width", "depth, height, width")[dimensions - 1]
+        name = type(layer).__name__
+        raise ValueError(
+            f"input of {name} must be [N, channels, {sizes}], got shape {tuple(inputs.shape)}; "
+            f"hibana.EachStep({name}(...)) calls it at each step of [T, batch, channels, {sizes}]"
+        )
 
 
 def alike_each_step(inputs: Tensor) -> bool:

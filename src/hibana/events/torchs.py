@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from hibana.events.checks import check_no_time
 from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv3d", "ConvTranspose2d", "Upsample"]
@@ -11,10 +12,12 @@ __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv3d", "Con
 
 class _Torchs(nn.Module):
     why: ClassVar[str]
+    dimensions: ClassVar[int] = 2
 
     def forward(self, input: Any, *rest: Any, **named: Any) -> Any:  # noqa: A002 - torch.nn's name for it
         if is_name(input):
             return as_leaf(self, input, *rest, **named)
+        check_no_time(self, input, self.dimensions)
         return super().forward(input, *rest, **named)
 
     def explain(self) -> str:
@@ -26,6 +29,7 @@ class Conv3d(_Torchs, nn.Conv3d):
     """``torch.nn.Conv3d``; its output is numbers, spikes or not."""
 
     why = "a window over three dimensions"
+    dimensions = 3
 
 
 class ConvTranspose2d(_Torchs, nn.ConvTranspose2d):

@@ -14,6 +14,7 @@ from hibana.loop import ambient, autograd, backends, programs, reference
 from hibana.loop.backend import names, of_device, refusal
 from hibana.loop.checks import check_batch, check_inputs, checked_state
 from hibana.loop.explain import explain
+from hibana.loop.first_call import NetworkWarning, check_first_call
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.producer import Producer
 from hibana.loop.slow import SlowPathWarning, said_once
@@ -22,6 +23,7 @@ from hibana.loop.strides import repeated
 from hibana.loop.tensors import computed_once, tensors_of
 
 __all__ = [
+    "NetworkWarning",
     "SlowPathWarning",
     "State",
     "ambient",
@@ -144,6 +146,18 @@ def emitted(
     served = _serving(cell, inputs, dtype, backend, ends, state is None)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
+    outputs, last = _served(served, cell, inputs, state)
+    if inputs.requires_grad and _is_grad_enabled() and not _is_watched(inputs):
+        check_first_call(
+            cell, inputs, outputs, of_device(inputs.device.type) if backend == "auto" else backend
+        )
+    return outputs, last
+
+
+def _served(
+    served: _Runner | None, cell: Cell, inputs: Tensor, state: State | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """What `served` emits over `inputs`, or, if it is None, the reference loop."""
     if served is None:
         assert state is not None
         outputs, last = reference.unroll(cell, inputs, state)

@@ -3,21 +3,23 @@
 import copy
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 
 from hibana.cells import Cell
 from hibana.loop import programs
 from hibana.loop.backend import refusal
+from hibana.loop.first_call import NO_DERIVATIVE
 from hibana.loop.graph.emit import Dialect, statements
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import backward_pass, forward_pass, leaves
-from hibana.loop.graph.plan import Plan, cost_in_bits
+from hibana.loop.graph.plan import Plan, cost_in_bits, passes_gradient
 from hibana.loop.graph.step import Step, Value
 from hibana.loop.reference import carried
 from hibana.loop.tensors import computed_once, is_computed, tensors_of
 
-__all__ = ["REFERENCE", "explain_cell"]
+__all__ = ["REFERENCE", "Report", "explain_cell"]
 
 REFERENCE = "backend    reference loop, because "
 
@@ -28,7 +30,24 @@ MATHEMATICS = Dialect(
 )
 
 
-def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu") -> str:
+class Report(NamedTuple):
+    """What is said of a layer: in a line of a table, and by itself."""
+
+    runs: str
+    """What computes it, and why."""
+    text: str
+    """All that is said of it, but the code."""
+    source: str = ""
+    """The code that was generated."""
+    keeps: str = ""
+    """Bits for the backward."""
+    gradient: str = ""
+    """Where the gradient of what it emits matters."""
+
+
+def explain_cell(
+    cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu"
+) -> Report:
     """The report on `cell` over steps of `shape`."""
     name = type(cell).__name__
     dtype = carried(dtype)  # what kernels compute in
@@ -38,11 +57,11 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
         shape = _fitting(cell)
     unserved = f"{name}\n{REFERENCE}"
     if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
-        return f"{unserved}{reason}\n"
+        return Report(f"reference loop, because {reason}", f"{unserved}{reason}\n")
     try:
         made = programs.program(cell, backend, torch.Size(shape), dtype)
     except Unsupported as refused:
-        return f"{unserved}{refused}\n"
+        return Report(f"reference loop, because {refused}", f"{unserved}{refused}\n")
     step, plan = made.step, made.plan
     bits = plan.bits(torch.finfo(dtype).bits)
     lines = [
@@ -70,13 +89,20 @@ def explain_cell(cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, 
         "",
         "its gradient, from after the step to before it",
         *_equations(step, backward_pass(step, plan, wants_input=True, constant_input=False)),
-        "",
+    ]
+    source = [
         "source, forward",
         _indented(made.kernels.source("forward")),
         "source, backward",
         _indented(made.kernels.source("backward")),
     ]
-    return "\n".join(lines) + "\n"
+    return Report(
+        made.kernels.about,
+        "\n".join(lines) + "\n",
+        "\n".join(source) + "\n",
+        _bits(bits),
+        _where(step, plan),
+    )
 
 
 def _fitting(cell: Cell) -> tuple[int, ...]:
@@ -139,9 +165,24 @@ def _kept(step: Step, value: Value) -> str:
 
 
 def _support(step: Step, plan: Plan) -> str:
-    if plan.support is None:
+    where = _where(step, plan)
+    if where == NOWHERE:
+        return f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
+    if where == EVERYWHERE:
         return "of what is emitted can matter everywhere"
-    return f"of what is emitted matters only where {_kept(step, plan.support).removeprefix('whether ')}"
+    return f"of what is emitted matters only {where}"
+
+
+NOWHERE, EVERYWHERE = "none", "everywhere"
+
+
+def _where(step: Step, plan: Plan) -> str:
+    """Where the gradient of what is emitted matters."""
+    if not passes_gradient(step):
+        return NOWHERE
+    if plan.support is None:
+        return EVERYWHERE
+    return f"where {_kept(step, plan.support).removeprefix('whether ')}"
 
 
 def _bits(count: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.events.checks import misfit, pair, plain
+from hibana.events.checks import check_no_time, misfit, pair, plain
 from hibana.events.convolution import autograd, dense, reckoned
 from hibana.events.convolution.geometry import Geometry, Pair, meets
 from hibana.events.cost import choice
@@ -81,6 +81,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             self._leave(input, found)
             return self._densely(input, weight, bias, found)
         return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
+
+    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        check_no_time(self, input, self.dimensions)
+        return super()._densely(input, weight, bias, reason)
 
     def _meets_padding_alone(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether no window of those that there are meets the image."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.events.checks import pair, plain
+from hibana.events.checks import check_no_time, pair, plain
 from hibana.events.pooling.autograd import max_pooled
 from hibana.loop.leaf import as_leaf, is_name
 
@@ -54,6 +54,7 @@ class MaxPool2d(nn.MaxPool2d):
             if pooled is not None:
                 self.__dict__["_reason"] = "events: of each window the first spike"
                 return pooled
+        check_no_time(self, input, 2)
         if self._has_windows_of_padding(input):
             return self._of_padded(input)
         self.__dict__["_reason"] = "torch's: not spikes that lie channels last, under windows without overlap"

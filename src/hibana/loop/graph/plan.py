@@ -22,6 +22,7 @@ __all__ = [
     "gradients",
     "has_gradient",
     "make_plan",
+    "passes_gradient",
     "reachable",
     "recomputing",
     "users_of",
@@ -130,6 +131,19 @@ def gradients(step: Step) -> list[Value]:
 def has_gradient(value: Value) -> bool:
     """Whether a gradient is part of `value`."""
     return any(other.op == "gradient" for other in reachable([value]))
+
+
+def passes_gradient(step: Step) -> bool:
+    """Whether the gradient of what `step` emits reaches its input or a tensor of the cell, at any step."""
+    reaching: set[int | str] = set()
+    """The states after the step whose gradient does."""
+    roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
+    while roots:
+        states = {v.data for v in reachable(roots) if v.op == "gradient"} - reaching
+        reaching |= states
+        before = (step.grad_states[int(state)] for state in states)
+        roots = [root for root in before if root is not None]
+    return len(step.nexts) - 1 in reaching
 
 
 def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:
