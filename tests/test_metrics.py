@@ -160,3 +160,12 @@ def test_a_layer_that_is_not_counted_is_an_error():
         operations(nn.ReLU(), torch.ones(1))
     with pytest.raises(ValueError, match="padding_mode"):
         operations(nn.Conv2d(1, 1, 3, padding_mode="circular"), torch.ones(1, 1, 4, 4))
+
+
+def test_neurons_that_nan_silenced_are_told_from_others():
+    layer, silent = hb.IF(), SilentNeurons()
+    inputs = torch.full([6, 2, 4], 0.6)
+    inputs[3:, 1, 2] = torch.nan
+    with pytest.warns(hb.NetworkWarning, match="1 of 4 neurons were given NaN or infinity"):
+        silent.update(layer(inputs), inputs=inputs)
+    silent.update(layer(inputs), torch.tensor([6, 3]), inputs)  # what is after its end is none of it

@@ -6,6 +6,7 @@ the mean is the mean over all samples, whatever the sizes of the parts. Nothing 
 Importing this module needs torchmetrics (``pip install hibana[train]``).
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, final
@@ -17,6 +18,7 @@ from torchmetrics import Metric
 from hibana import lengths as padding
 from hibana.delayed_linear import DelayedLinear
 from hibana.delayed_recurrent import DelayedRecurrent
+from hibana.loop import NetworkWarning
 from hibana.window import LooksBack, Window
 
 __all__ = [
@@ -107,8 +109,20 @@ class SilentNeurons(Metric):
         super().__init__(**kwargs)
         self.add_state("spikes", _nothing(), dist_reduce_fx="sum")
 
-    def update(self, spikes: Tensor, lengths: Tensor | None = None) -> None:
-        """Counts `spikes`, ``[T, batch, ...]``; of samples padded to T their own `lengths`."""
+    def update(self, spikes: Tensor, lengths: Tensor | None = None, inputs: Tensor | None = None) -> None:
+        """Counts `spikes`, ``[T, batch, ...]``; of samples padded to T their own `lengths`.
+
+        A neuron that was given NaN or infinity spikes no more: with the layer's `inputs`, of the shape of
+        `spikes`, a NetworkWarning says how many there are.
+        """
+        if inputs is not None and not (finite := padding.masked(inputs, lengths).isfinite()).all():
+            bad = (~finite).flatten(0, 1).any(0).count_nonzero()
+            warnings.warn(
+                f"{bad} of {spikes[0, 0].numel()} neurons were given NaN or infinity, after which they are "
+                "silent or spike always; hb.check(net) says where it came in",
+                NetworkWarning,
+                stacklevel=2,
+            )
         self.spikes = self.spikes + padding.masked(spikes, lengths).flatten(0, 1).count_nonzero(dim=0)
 
     def compute(self) -> Tensor:
