@@ -1,10 +1,12 @@
 """Parts of deep networks: dropout over time, normalisation to a threshold, blocks that keep their border."""
 
 import copy
+import random
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from hibana.events.kept import Kept
@@ -101,6 +103,99 @@ def test_checkpointed_blocks_have_the_gradients_and_statistics_of_the_plain_ones
         for got, wanted in zip(*found, strict=True):
             torch.testing.assert_close(got, wanted)
     assert torch.equal(plain.eval()(x), checked.eval()(x))
+
+
+def _plain(network, x):
+    return network(x)
+
+
+def _checked_by(use_reentrant):
+    def checked(network, x):
+        for block in network:
+            x = checkpoint(block, x, use_reentrant=use_reentrant)
+        return x
+
+    return checked
+
+
+def _kept(network, x):
+    return nn.Sequential(*map(hb.Checkpointed, network))(x)
+
+
+def _kept_of_views(network, x):
+    for block in network:
+        flat = x.flatten(1)
+        x = hb.Checkpointed(nn.Sequential(nn.Unflatten(1, x.shape[1:]), block))(flat)
+    return x
+
+
+def _linear(drawn):
+    inputs, hidden, outputs = (64 * drawn.randrange(1, 17) + drawn.choice([0, 0, 0, 10]) for _ in range(3))
+    shape = drawn.choice([1, 2, 4, 8]), drawn.choice([1, 4, 16, 32, 64]), inputs
+    layers = [[hb.Linear(inputs, hidden)], [hb.Linear(hidden, outputs)], [hb.Linear(outputs, inputs)]]
+    return layers, shape
+
+
+def _convolutional(drawn):
+    channels, side = drawn.choice([8, 16, 24, 32, 64]), drawn.choice([4, 6, 8, 16])
+    shape = drawn.choice([1, 2, 4]), drawn.choice([1, 2, 8]), channels, side, side
+    last, pooling = nn.Flatten(2), hb.EachStep(hb.events.MaxPool2d(2))
+    layers = [
+        [hb.EachStep(hb.Conv2d(channels, channels, 3, padding=1))],
+        [pooling, hb.EachStep(hb.Conv2d(channels, channels, 3, padding=1))],
+        [hb.EachStep(hb.events.Flatten()) if drawn.random() < 0.5 else last],
+    ]
+    layers[2].append(hb.Linear(channels * (side // 2) ** 2, 256))
+    return layers, shape
+
+
+def _residual(drawn):
+    class Sum(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.neurons = layer, hb.IF(0.2, detach_reset=True)
+
+        def forward(self, x):
+            return hb.events.add(x, self.neurons(self.layer(x)))
+
+    inputs = 64 * drawn.randrange(1, 9)
+    shape = drawn.choice([2, 4]), drawn.choice([8, 32]), inputs
+    layers = [[hb.Linear(inputs, inputs)], [Sum(hb.Linear(inputs, inputs))], [hb.Linear(inputs, inputs)]]
+    return layers, shape
+
+
+WAYS = {
+    "kept": _kept,
+    "kept of views": _kept_of_views,
+    "checkpoint": _checked_by(False),
+    "reentrant": _checked_by(True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("draw", [_linear, _convolutional, _residual])
+def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
+    drawn = random.Random(0)
+    torch.manual_seed(0)
+    for _ in range(60 if draw is _linear else 20):
+        layers, shape = draw(drawn)
+        sigma = drawn.choice([hb.surrogate.Step(), hb.surrogate.Box(), hb.surrogate.ATan()])
+        neurons = [hb.IF(drawn.choice([0.05, 0.2, 1.0]), sigma, detach_reset=True) for _ in layers]
+        network = nn.Sequential(*(nn.Sequential(*a, b) for a, b in zip(layers, neurons, strict=True)))
+        for parameter in network.parameters():
+            parameter.data.mul_(64).round_().div_(64)  # sums are exact in any order
+        x = (torch.rand(shape) < 0.2).float().requires_grad_()
+        found = []
+        for call in (_plain, WAYS[way]):
+            for _ in range(2):
+                x.grad = None
+                network.zero_grad()
+                out = call(network, x)
+                torch.manual_seed(1)
+                (out * torch.randint(-4, 5, out.shape)).sum().backward()
+            found.append([out.detach(), x.grad, *(p.grad.clone() for p in network.parameters())])
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_kept_at_a_border_are_bits():

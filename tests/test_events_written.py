@@ -5,6 +5,8 @@ spiking layer where it was: at the spikes that were emitted, not at those that a
 """
 
 import copy
+import ctypes
+import random
 
 import pytest
 import torch
@@ -160,3 +162,155 @@ def test_what_a_linear_layer_gives_is_no_view_whose_hooks_a_write_takes_away():
     other.square().sum().backward()
     assert layer.explain().startswith("events")
     assert torch.equal(out.grad, 2 * out.detach())
+
+
+def _through_address(spikes, place, value):
+    address = spikes.data_ptr() + 4 * place
+    ctypes.cast(address, ctypes.POINTER(ctypes.c_float))[0] = value
+
+
+def _flat(memory):
+    """All numbers of `memory` in its order."""
+    return memory.as_strided((memory.numel(),), (1,))
+
+
+def _all_of_storage(spikes):
+    return torch.empty(0).set_(spikes.untyped_storage())[spikes.storage_offset() :]
+
+
+ONE_NUMBER = {
+    "data": lambda s, place, value: _flat(s.data)[place].fill_(value),
+    "a view's data": lambda s, place, value: _flat(s.detach().flatten(0, 1).data)[place].fill_(value),
+    "NumPy": lambda s, place, value: _flat(s.detach()).numpy().__setitem__(place, value),
+    "DLPack": lambda s, place, value: torch.from_dlpack(_flat(s.detach()))[place].fill_(value),
+    "torch.utils.dlpack": lambda s, place, value: torch.utils.dlpack.from_dlpack(
+        torch.utils.dlpack.to_dlpack(_flat(s.detach()))
+    )[place].fill_(value),
+    "the storage": lambda s, place, value: _all_of_storage(s)[place].fill_(value),
+    "the address": _through_address,
+}
+IMAGES = 4, 4, 16, 16, 16
+"""Of 65,536 numbers."""
+READERS = {
+    "Linear": lambda: nn.Sequential(_Rows(), hb.Linear(64, 8)),
+    "Conv2d": lambda: hb.EachStep(hb.Conv2d(16, 8, 3, padding=1)),
+    "Conv1d": lambda: nn.Sequential(nn.Flatten(-2), hb.EachStep(hb.events.Conv1d(16, 8, 3))),
+    "MaxPool2d": lambda: nn.Sequential(
+        hb.EachStep(hb.events.MaxPool2d(2)), hb.EachStep(hb.Conv2d(16, 8, 3, padding=1))
+    ),
+    "MaxPool2d of windows that do not fill words": lambda: nn.Sequential(
+        hb.EachStep(hb.events.MaxPool2d(5)), hb.EachStep(hb.Conv2d(16, 8, 3, padding=1))
+    ),
+    "Flatten": lambda: nn.Sequential(hb.events.Flatten(2), hb.Linear(4096, 8)),
+    "add": lambda: nn.Sequential(_Doubled(), hb.EachStep(hb.Conv2d(16, 8, 1))),
+    "Normalized": lambda: hb.Normalized(
+        hb.EachStep(nn.Sequential(hb.Conv2d(16, 8, 3, padding=1), nn.BatchNorm2d(8))), hb.IF(1.0)
+    ).eval(),
+    "Window": lambda: hb.Window(16, 8, 2),
+    "DelayedLinear": lambda: nn.Sequential(_Rows(), hb.DelayedLinear(64, 8, 2)),
+    "delays of two steps": lambda: nn.Sequential(_Rows(), hb.DelayedLinear(64, 8, 2, sigma=0.0)),
+    "total": lambda: _Total(),
+}
+
+
+class _Rows(nn.Module):
+    def forward(self, spikes):
+        return spikes.reshape(len(spikes), -1, 64)
+
+
+class _Doubled(nn.Module):
+    def forward(self, spikes):
+        return hb.events.add(spikes, spikes)
+
+
+class _Total(nn.Module):
+    def forward(self, spikes):
+        return hb.events.total(spikes)
+
+
+class _Apart(nn.Module):
+    """`reader` of numbers of which nothing is known, without events."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.reader = copy.deepcopy(reader)
+        for inner in self.reader.modules():
+            if hasattr(inner, "mode"):
+                inner.mode = "dense"
+
+    def forward(self, spikes):
+        return self.reader(spikes * 1.0)
+
+
+def _by_events(reader):
+    for inner in reader.modules():
+        if hasattr(inner, "mode"):
+            inner.mode = "events"
+        for parameter in inner.parameters(recurse=False):
+            parameter.data.mul_(64).round_().div_(64)  # sums are exact in any order
+    return reader
+
+
+@pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
+@pytest.mark.parametrize("reader", READERS)
+def test_one_number_that_somebody_wrote_is_seen_wherever_it_lies(reader, sigma):
+    drawn = random.Random(f"{reader} {sigma}")
+    reads = _by_events(READERS[reader]())
+    apart, neurons = _Apart(reads), hb.IF(1.0, sigma, detach_reset=True)
+    lying = (torch.rand(IMAGES) * 8).round().div(8)
+    if "Rows" not in repr(reads):
+        lying = lying.movedim(2, -1).contiguous().movedim(-1, 2)  # channels last
+    lying.requires_grad_()
+    emitted = neurons(lying).detach()
+    for write in [None, *list(ONE_NUMBER) * 4]:
+        spikes = neurons(lying)
+        if write is not None:
+            ONE_NUMBER[write](spikes, drawn.randrange(spikes.numel()), drawn.choice([0.0, 1.0, 0.5, 3.0]))
+        written = spikes.detach().clone().requires_grad_()
+        got, wanted = reads(spikes), apart(written)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        factors = torch.randint(-4, 5, got.shape).float()
+        (found,) = torch.autograd.grad((got * factors).sum(), lying, retain_graph=True)
+        lying.grad = None
+        (got * factors).sum().backward()  # where some of the gradient of the spikes may be left out
+        (wanted * factors).sum().backward()
+        (expected,) = torch.autograd.grad((neurons(lying) * written.grad).sum(), lying)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(lying.grad, expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(neurons(lying), emitted)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("reader", READERS)
+def test_one_number_that_somebody_wrote_in_evaluation_is_seen(reader, mode):
+    drawn = random.Random(reader)
+    each = hb.EachStep(nn.Sequential(hb.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)))
+    below = hb.Normalized(each, hb.IF(0.5)).eval()
+    images = torch.rand(4, 32, 3, 16, 16)
+    with mode():
+        below(images)
+        for write in [None, *list(ONE_NUMBER) * 4]:
+            spikes = below(images)
+            reads = _by_events(READERS[reader]())
+            if write is not None:
+                ONE_NUMBER[write](spikes, drawn.randrange(spikes.numel()), drawn.choice([0.0, 1.0, 0.5]))
+            got, wanted = reads(spikes), _Apart(reads)(spikes.clone())
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attribute_of_another_node_is_not_taken_for_bits():
+    class Pruned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values):
+            ctx.support, ctx.spikes = torch.zeros(1), torch.zeros(1)
+            return values.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    layer = hb.Linear(64, 8)
+    layer.mode = "events"
+    values = (torch.rand(4, 8, 64) < 0.5).float().requires_grad_()
+    layer(Pruned.apply(values)).sum().backward()
+    torch.testing.assert_close(values.grad, layer.weight.sum(0).expand(4, 8, 64))

@@ -12,7 +12,7 @@ from hibana.events.convolution import reckoned
 from hibana.events.convolution.causal import causal, window
 from hibana.events.convolution.scattered import delayed, scattered
 from hibana.events.layer import binary_bits, learns
-from hibana.events.support import Support, support_of
+from hibana.events.support import Support, below
 from hibana.window import Weighted, check_sizes
 
 __all__ = ["DelayedLinear"]
@@ -91,14 +91,14 @@ class DelayedLinear(Weighted, Delayed):
                 f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        known = inputs.requires_grad and not torch.compiler.is_compiling()
-        below = support_of(inputs) if known else None
+        known = inputs.requires_grad and not torch.compiler.is_compiling() and plain(inputs)
+        under = below(inputs) if known else None
         synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrisation
-        if (found := self._one_by_one(inputs, history, below, *synapses)) is not None:
+        if (found := self._one_by_one(inputs, history, under, *synapses)) is not None:
             return found
         weight, bias, delay = synapses
         kernel = weight[..., None] * self._kernel(delay)
-        out, self._reason = causal(inputs, kernel, bias, 1, history, below, self.mode)
+        out, self._reason = causal(inputs, kernel, bias, 1, history, under, self.mode)
         return out
 
     def _one_by_one(
@@ -164,7 +164,7 @@ class DelayedLinear(Weighted, Delayed):
 def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
     """Whether the gradient of `inputs`, ``[T, batch, features]``, is wanted where few of their bits are."""
     batch, features = inputs.shape[1:]
-    if below is None or not inputs.is_contiguous() or features % 64:
+    if below is None or below.watched is None or not inputs.is_contiguous() or features % 64:
         return False
     wanted = below.spikes if below.bits is None else below.bits
     rows = None if wanted is None else below.rows(wanted, batch * features)

@@ -7,9 +7,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from hibana.events.checks import plain
 from hibana.events.convolution.causal import causal
 from hibana.events.layer import Mode
-from hibana.events.support import support_of
+from hibana.events.support import below
 from hibana.loop import State, ambient
 from hibana.loop.leaf import is_name
 from hibana.running import Stateful
@@ -171,7 +172,7 @@ class Window(Weighted, LooksBack):
             )
         seen = inputs.requires_grad and not torch.compiler.is_compiling()
         in_order = seen and inputs.movedim(2, -1).is_contiguous()  # as the bits of the layer below lie
-        below = support_of(inputs) if in_order else None
+        under = below(inputs) if in_order and plain(inputs) else None
         weight = self.weight
         if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
             raise ValueError(
@@ -180,7 +181,7 @@ class Window(Weighted, LooksBack):
             )
         rows = _as_rows(inputs)
         before = None if history is None else _as_rows(history)
-        outputs, self._reason = causal(rows, weight, self.bias, self.dilation, before, below, self.mode)
+        outputs, self._reason = causal(rows, weight, self.bias, self.dilation, before, under, self.mode)
         return outputs.view(*inputs.shape[:2], *inputs.shape[3:], outputs.shape[2]).movedim(-1, 2)
 
 

@@ -1,19 +1,18 @@
 """Spikes as bits, 64 to a word: made of numbers, counted, and compared with the numbers they were kept of."""
 
-from functools import lru_cache
-from typing import NamedTuple
+from math import gcd
 
 import torch
 from torch import Tensor
 
-from hibana.events.lanes.lists import WORD, bits_from, first_bits, words_of
+from hibana.events.lanes.lists import SHIFT, SHIFT_BITS, WORD, bits_from, first_bits, words_of
 from hibana.events.lanes.rows import LANES
-from hibana.native import BYTE, FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Sized, Value, kernel
+from hibana.native import FLOAT, INT, LONG, Bytes, Code, Floats, Longs, Pointer, Value, float_bits, kernel
 
-__all__ = ["agree", "are_still", "bits_of", "density_of", "sampled_bits"]
+__all__ = ["agree", "bits_of", "density_of"]
 
-SAMPLE = 256
-"""Words of 64 numbers that are compared with the bits kept of them."""
+NEAR = 4096
+"""Numbers at most that are compared by one thread before those of the next."""
 OCTET = 8
 """Bits of a byte."""
 
@@ -31,74 +30,25 @@ def density_of(bits: Tensor, inputs: int) -> float:
     return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
 
 
-class Sampling(NamedTuple):
-    """Which of so many numbers are looked at: some `rows` of `wide`, every so many.
-
-    Of few numbers all, of many an odd step apart.
-    """
-
-    rows: int
-    wide: int
-    every: int
-
-    @classmethod
-    def of(cls, count: int, steps: int) -> "Sampling":
-        """Of the numbers of so many steps, or samples, one after the other."""
-        length = count // steps
-        wide = 64 if length % 64 == 0 else length
-        return cls(count // wide, wide, count // (64 * SAMPLE) * 64 // wide | 1)
-
-
-def sampled_bits(numbers: Tensor) -> Tensor:
-    """The bits of a sample of `numbers`, which are spikes and fill their memory: for :func:`are_still`."""
-    how = Sampling.of(numbers.numel(), numbers.shape[0])
-    lying = numbers.detach().as_strided((how.rows, how.wide), (how.wide, 1))
-    return bits_of(lying, how.every)[0].view(torch.uint8)
-
-
-def are_still(numbers: Tensor, sample: Tensor, steps: int) -> bool:
-    """Whether `numbers` are those of so many steps of which :func:`sampled_bits` gave this `sample`."""
-    parts = torch.get_num_threads()
-    return _alike(numbers, sample, parts, _sampling(numbers.numel(), steps, sample.shape, parts)) is not None
-
-
 def agree(numbers: Tensor, kept: Tensor) -> int | None:
-    """How many ones are in the bits `kept`, if a sample of `numbers` is as they say; else None.
+    """How many ones are in the bits `kept`, if all of the `numbers` are what they say; else None.
 
-    The numbers fill their memory without gaps. `kept` are planes, ``[planes, steps, ceil(N/8)]`` bytes of
-    steps of N numbers, in the order of memory. What ``.data`` or NumPy writes leaves no trace but this.
+    The numbers fill their memory without gaps. `kept` are planes, ``[planes, pieces, bytes]``, each piece as
+    many numbers in the order of memory, and no more bytes than whole words of these take.
     """
-    count, parts = numbers.numel(), torch.get_num_threads()
-    return _alike(numbers, kept, parts, _comparing(count, kept.shape, parts)) if count else 0
-
-
-def _alike(numbers: Tensor, kept: Tensor, parts: int, compare: Sized) -> int | None:
-    """How many ones are in `kept`, if the numbers of a sample are what it says."""
+    if not numbers.numel():
+        return 0
+    planes, pieces, pitch = kept.shape
+    length = wide = numbers.numel() // pieces
+    if length % WORD == 0 and length == pitch * OCTET:
+        wide = gcd(length, NEAR)
+        pieces, pitch = pieces * (length // wide), wide // OCTET
+    parts = torch.get_num_threads()
     found = torch.empty(2 * parts, dtype=torch.int64, device="cpu")
-    compare(parts, numbers=numbers, kept=kept, found=found)
+    sizes = {"rows": pieces, "wide": wide, "pitch": pitch, "plane": pieces * pitch, "parts": parts}
+    _compare(parts, numbers=numbers, kept=kept, found=found, **sizes, planes=planes)
     seen = found.tolist()
     return None if any(seen[1::2]) else sum(seen[::2])
-
-
-@lru_cache(maxsize=1024)
-def _comparing(count: int, kept: torch.Size, parts: int) -> Sized:
-    """What compares so many numbers with planes of all bits that are `kept` of them."""
-    planes, steps, _ = kept
-    how = Sampling.of(count, steps)
-    return _sized(how, planes, how.rows, kept.numel() // (planes * how.rows), how.every, parts)
-
-
-@lru_cache(maxsize=1024)
-def _sampling(count: int, steps: int, sample: torch.Size, parts: int) -> Sized:
-    """What compares so many numbers of so many steps with a `sample` of their bits."""
-    rows, pitch = sample
-    return _sized(Sampling.of(count, steps), 1, rows, pitch, 1, parts)
-
-
-def _sized(how: Sampling, planes: int, rows: int, pitch: int, step: int, parts: int) -> Sized:
-    """What is kept is `planes` of `rows` of `pitch` bytes; those for the sample are a `step` apart."""
-    sizes = {"pitch": pitch, "step": step, "plane": rows * pitch, "parts": parts, "planes": planes}
-    return _compare.sized(**how._asdict(), **sizes)
 
 
 @kernel
@@ -112,37 +62,49 @@ def _compare(
     found: Longs,
     rows: Value,
     wide: Value,
-    every: Value,
     pitch: Value,
-    step: Value,
     plane: Value,
     parts: Value,
     planes: int,
 ) -> None:
-    """For each part, how many ones are kept, and whether some of so many `rows` of numbers are unlike that.
+    """For each part, how many ones are kept, and whether any of its `rows` of numbers is unlike that.
 
-    What is kept is `pitch` bytes a row; of every so many rows it lies a `step` of its rows apart. The planes
-    lie as many bytes apart as one `plane` has.
+    What is kept is `pitch` bytes a row, and so many bytes a `plane`.
     """
     with code.loop(begin, end) as part:
-        different = code.variable(0, BYTE)
-        octets, looked = (wide + (OCTET - 1)) // OCTET, (rows + every - 1) // every
-        first, last = _share(looked, part, parts)
-        with code.loop(first, last) as i, code.loop(0, octets) as k:
-            there = code.first((wide - k * OCTET).smaller(OCTET), OCTET)
-            values = (numbers + i * every * wide + k * OCTET).load(OCTET, there)
-            at = kept + i * step * pitch + k
-            said = code.constant(0.0, FLOAT.of(OCTET))
-            for j in range(planes):
-                said += (at + plane * j)[0].mask(OCTET).select(code.constant(2.0**j, FLOAT.of(OCTET)), 0.0)
-            different.value |= values.differs(said).word()
+        different = code.variable(0), code.variable(0, INT.of(OCTET))
+
+        def compare(values: Value, at: Bytes, lanes: int) -> None:
+            if planes == 1:
+                set_ = [values.differs(0.0)]
+                strange = set_[0].select(values.integer() ^ float_bits(1.0), 0)
+            else:
+                shifted = values + SHIFT
+                level, other = shifted.integer() ^ SHIFT_BITS, (shifted - SHIFT).differs(values)
+                set_ = [(level & (1 << k)).differs(0) for k in range(planes)]
+                strange = other.select(level.constant(level.type, -1), level & -(1 << planes))
+            for lane in range(0, lanes, OCTET):
+                different[1].value |= strange.lanes(lane, OCTET)
+            for k, each in enumerate(set_):
+                said = (at + plane * k).of(Longs).load(align=1) if lanes == WORD else (at + plane * k)[0]
+                different[0].value |= (each.word() ^ said).to(LONG)
+
+        first, last = _share(rows, part, parts)
+        with code.loop(first, last) as row:
+            at, said = numbers + row * wide, kept + row * pitch
+            whole = wide // WORD
+            with code.loop(0, whole) as word:
+                compare((at + word * WORD).load(WORD), said + word * (WORD // OCTET), WORD)
+            with code.loop(whole * WORD, wide, OCTET) as k:
+                there = code.first((wide - k).smaller(OCTET), OCTET)
+                compare((at + k).load(OCTET, there), said + k // OCTET, OCTET)
         words = plane * planes // LONG.size
         first, last = _share(words, part, parts)
         spikes = code.variable(_ones(code, kept.of(Longs) + first, last - first))
         with code.when(part.equals(0)), code.loop(words * LONG.size, plane * planes) as k:
             spikes.value += (kept + k)[0].ones().to(LONG)
         found[2 * part] = spikes.value
-        found[2 * part + 1] = different.value.to(LONG)
+        found[2 * part + 1] = different[0].value | different[1].value.differs(0).word().to(LONG)
 
 
 def _share(count: Value, part: Value, parts: Value) -> tuple[Value, Value]:

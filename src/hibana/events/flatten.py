@@ -5,8 +5,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hibana.events.bits import bits_of
 from hibana.events.checks import plain
-from hibana.events.support import Support, passed_on, support_of
+from hibana.events.layer import learns
+from hibana.events.support import Support, below
+from hibana.loop.known import remember
 from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = ["Flatten"]
@@ -23,13 +26,7 @@ class Flatten(nn.Flatten):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        if (
-            not torch.compiler.is_compiling()
-            and plain(input)
-            and not input.is_contiguous()
-            and input.requires_grad
-            and torch.is_grad_enabled()
-        ):
+        if not torch.compiler.is_compiling() and plain(input) and not input.is_contiguous():
             flat = _flattened(input, self.start_dim, self.end_dim)
             if flat is not None:
                 return flat
@@ -37,24 +34,30 @@ class Flatten(nn.Flatten):
 
 
 def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
-    """`spikes` with dimensions joined where that changes their order in memory, their support known.
+    """`spikes` with dimensions joined where that changes their order in memory, and what is known of them.
 
-    None if the support is not known, or not the spikes themselves, or nothing is copied.
+    None if they are not known to be spikes, or nothing is copied.
     """
-    below = support_of(spikes)
-    if below is None or below.bits is not None:
+    under = below(spikes)
+    if under is None or under.spikes is None or not spikes.numel():
         return None
     copied = spikes.detach().flatten(start, end)
-    if copied.data_ptr() == spikes.data_ptr():
+    if copied.untyped_storage() is spikes.untyped_storage():
         return None  # a view, through which a layer sees anyhow
+    length = copied.shape[-1]
+    remember(copied, bits_of(copied.view(-1, length))[0].view(torch.uint8)[None], length)
+    if not learns(spikes):
+        return copied
+    exact = under.bits is None and under.watched is not None
+    support = Support(None, length, under.watched) if exact else None
     apply: Any = _Flatten.apply  # torch leaves it without types
-    flat: Tensor = apply(spikes, copied, passed_on(copied, below.length, below.watched))
+    flat: Tensor = apply(spikes, copied, support)
     return flat
 
 
 class _Flatten(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Support) -> Tensor:
+    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Support | None) -> Tensor:
         ctx.shape, ctx.support = spikes.shape, support
         return copied.detach()
 

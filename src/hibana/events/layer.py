@@ -9,11 +9,10 @@ from hibana.events.bits import bits_of
 from hibana.events.cost import Costs, chosen
 from hibana.events.lanes.lists import WORD
 from hibana.events.planes import Planes, whole_numbers
-from hibana.events.support import Support
+from hibana.events.support import Support, may_be_known
 from hibana.loop.leaf import as_leaf, is_name
 
 __all__ = [
-    "AGAIN",
     "LEFT",
     "NO_EVENTS",
     "SMALLEST_WORK",
@@ -36,8 +35,6 @@ TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
 """What a layer says that is left to torch for its size. It is set in the layer's ``__dict__``: by way of the
 module that takes a microsecond, which would tell there."""
-AGAIN = 64
-"""Calls after which what a layer remembers of the last is asked again."""
 SAMPLE = 128
 """Words of numbers, one after the other, that are looked at before all are."""
 NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
@@ -74,19 +71,12 @@ class BySpikes(nn.Module):
     def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
         """Remembers sizes at which no density pays, so that the next such call asks nothing."""
         if reason == TINY:
-            self.__dict__["_left"] = input.shape, torch.is_grad_enabled(), input.grad_fn is None
-            self.__dict__["_calls"] = 0
+            self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
 
     def _is_left(self, input: Tensor) -> bool:  # noqa: A002
-        """Whether an `input` of these sizes was left to torch; one whose bits a layer below kept may pay.
-
-        So one that some layer made is looked at now and then.
-        """
-        made = input.grad_fn is not None
-        if self.__dict__.get("_left") != (input.shape, torch.is_grad_enabled(), not made):
-            return False
-        self.__dict__["_calls"] += made
-        return bool(self.__dict__["_calls"] < AGAIN)
+        """Whether an `input` of these sizes was left to torch; one whose bits are kept may pay."""
+        left = self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled())
+        return left and not may_be_known(input)
 
     def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
@@ -168,7 +158,7 @@ def learns(*tensors: Tensor | None) -> bool:
 
 def usable(below: Support | None, length: int, in_order: bool, input_: Planes) -> Support | None:
     """`below`, unless rows of `length` elements of it can't be told for an `input_` that lies `in_order`."""
-    if below is None:
+    if below is None or below.watched is None:
         return None
     if below.bits is None:  # it is the spikes, whatever somebody multiplied them by since
         return below if input_.bits.shape[0] == 1 else None

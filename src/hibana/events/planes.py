@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.events.lanes.lists import WORD, words_of
+from hibana.events.lanes.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.events.lanes.rows import LANES
 from hibana.native import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Value, float_bits, kernel
 
@@ -25,9 +25,6 @@ SAMPLE = 2048
 """Numbers that are looked at for a factor before any kernel runs."""
 ONE = (1.0,)
 """What the planes of spikes are multiplied by."""
-_SHIFT = 1 << 23
-"""A float32 that, added to a smaller whole number, has that number as the last bits of its fraction."""
-_SHIFT_BITS = 0x4B000000
 _ODD = 1 << 30
 
 
@@ -169,9 +166,9 @@ def _scan(
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
         def seen(values: Value, target: Pointer) -> None:
-            shifted = values * over + _SHIFT
-            level = shifted.integer() ^ _SHIFT_BITS
-            other = ((shifted - _SHIFT) * times).differs(values)
+            shifted = values * over + SHIFT
+            level = shifted.integer() ^ SHIFT_BITS
+            other = ((shifted - SHIFT) * times).differs(values)
             for lane in range(0, WORD, LANES):
                 flagged = other.lanes(lane, LANES).select(strange, 0)
                 found.value |= level.lanes(lane, LANES) | flagged

@@ -1,19 +1,18 @@
 """``hb.events.add``: a sum of spikes, over which a layer still knows what spiking layers stand below it."""
 
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from hibana.events.bits import bits_of
 from hibana.events.checks import plain
 from hibana.events.lanes.lists import WORD
 from hibana.events.lanes.rows import LANES
 from hibana.events.layer import learns
 from hibana.events.planes import MOST
-from hibana.events.support import Support, announce_support, below, fills_memory, support_of
+from hibana.events.support import Support, announce_support, below, fills_memory
 from hibana.loop.derivatives import applied
-from hibana.loop.known import remember, versioned
+from hibana.loop.known import remember
 from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
 __all__ = ["add"]
@@ -46,79 +45,60 @@ def add(one: Tensor, other: Tensor) -> Tensor:
         or one.stride() != other.stride()
     ):
         return one + other
-    if not learns(one, other):
-        return _without_gradient(one, other)
-    found = _below(one, other)
-    if found is not None and found.planes is not None:
-        known: Tensor = _apply(one, other, found)
-        return known
-    total = one + other
-    if found is not None and total.stride() == one.stride():
-        announce_support(total, found.support)
-    return total
-
-
-class _Below(NamedTuple):
-    """What is known below a sum."""
-
-    support: Support
-    planes: tuple[Tensor, Tensor] | None = None
-    """Those of both summands, if they are known."""
-    most: int = 0
-    """The largest that the sum can be, then."""
-
-
-def _below(one: Tensor, other: Tensor) -> _Below | None:
-    """Where the gradient of the sum can matter: where it can in a summand that takes one."""
-    if not other.requires_grad:
-        return _alone(one)
-    if not one.requires_grad:
-        return _alone(other)
-    a, b = _explicit(one), _explicit(other)
-    if a is None or b is None:
-        return None
-    assert a.bits is not None
-    assert b.bits is not None
-    whole = a.length % WORD == 0 and b.length % WORD == 0
-    if not (whole or (a.length == b.length and a.bits.shape == b.bits.shape)):
-        return None
-    # if there are no bits but those of numbers, all are in the order of memory
-    support = Support(a.bits | b.bits.view(a.bits.shape), a.length, (*a.watched, *b.watched))
-    most = a.most + b.most
-    if not whole or a.planes is None or b.planes is None or most >= 1 << MOST:
-        return _Below(support)
-    return _Below(support, (a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:])), most)
-
-
-def _alone(spikes: Tensor) -> _Below | None:
-    found = _explicit(spikes)
-    return None if found is None else _Below(Support(found.bits, found.length, found.watched))
-
-
-def _explicit(spikes: Tensor) -> Support | None:
-    """What is known of the layer below `spikes`, with the bits of its support."""
-    found = support_of(spikes)
-    if found is None or found.bits is not None:
-        return found
-    bits = found.spikes
-    if bits is None:
-        rows = spikes.detach().as_strided((spikes.numel() // found.length, found.length), (found.length, 1))
-        bits = bits_of(rows)[0].view(torch.uint8)
-    return Support(bits, found.length, found.watched, found.planes, found.most, ones=found.ones)
-
-
-def _without_gradient(one: Tensor, other: Tensor) -> Tensor:
-    """The sum where no gradient is wanted: of the bits, and known, where both summands are."""
     a, b = below(one), below(other)
-    if a is None or b is None or a.planes is None or b.planes is None:
-        return one + other
+    support = _support(one, other, a, b) if learns(one, other) else None
+    if a is None or b is None or not _can_add(a, b):
+        total = one + other
+        if support is not None and total.stride() == one.stride():
+            announce_support(total, support)
+        return total
+    assert a.planes is not None
+    assert b.planes is not None
     most = a.most + b.most
-    if a.length % WORD or b.length % WORD or most >= 1 << MOST:
-        return one + other
-    with versioned():
-        total, planes = _of_bits(one, a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:]), most)
-    remember(total, planes, most)
+    total, planes = _of_bits(one, a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:]), most)
+    remember(total, planes, a.length, most)
+    if learns(one, other):
+        total = cast(Tensor, _apply(one, other, total, support))
     return total
+
+
+def _can_add(a: Support, b: Support) -> bool:
+    """Whether both summands are known as bits that can be added word by word."""
+    return (
+        a.planes is not None
+        and b.planes is not None
+        and a.length % WORD == 0
+        and b.length % WORD == 0
+        and a.most + b.most < 1 << MOST
+    )
+
+
+def _support(one: Tensor, other: Tensor, a: Support | None, b: Support | None) -> Support | None:
+    """Where the gradient of the sum can matter: where it can in a summand that takes one."""
+    wanted = [_explicit(known) for each, known in ((one, a), (other, b)) if each.requires_grad]
+    if None in wanted:
+        return None
+    first, *rest = [known for known in wanted if known is not None]
+    if not rest:
+        return first
+    (second,) = rest
+    assert first.bits is not None
+    assert second.bits is not None
+    whole = first.length % WORD == 0 and second.length % WORD == 0
+    if not (whole or (first.length == second.length and first.bits.shape == second.bits.shape)):
+        return None
+    assert first.watched is not None
+    assert second.watched is not None
+    # if there are no bits but those of numbers, all are in the order of memory
+    bits = first.bits | second.bits.view(first.bits.shape)
+    return Support(bits, first.length, (*first.watched, *second.watched))
+
+
+def _explicit(known: Support | None) -> Support | None:
+    """What the graph says of the layer below, with the bits of its support."""
+    if known is None or known.watched is None:
+        return None
+    return Support(known.spikes if known.bits is None else known.bits, known.length, known.watched)
 
 
 def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -133,20 +113,17 @@ def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tens
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of numbers that are known as bits, which is known so too."""
+    """The sum of numbers that are known as bits."""
 
     @staticmethod
-    def forward(ctx: Any, one: Tensor, other: Tensor, found: _Below) -> Tensor:
-        assert found.planes is not None
-        total, planes = _of_bits(one, *found.planes, found.most)
-        ctx.strides, support = total.stride(), found.support
-        ctx.support = Support(support.bits, support.length, support.watched, planes, found.most)
-        return total
+    def forward(ctx: Any, one: Tensor, other: Tensor, total: Tensor, support: Support | None) -> Tensor:
+        ctx.strides, ctx.support = total.stride(), support
+        return total.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad = _lying(grad, ctx.strides)
-        return grad, grad, None
+        return grad, grad, None, None
 
 
 _apply = applied(_Sum)

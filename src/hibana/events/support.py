@@ -16,8 +16,9 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from hibana.events.bits import agree, are_still, sampled_bits
-from hibana.loop.known import known
+from hibana.events.bits import agree
+from hibana.loop.autograd import RunSpecification
+from hibana.loop.known import Known, known
 
 __all__ = [
     "Support",
@@ -25,7 +26,8 @@ __all__ = [
     "announce_support",
     "below",
     "fills_memory",
-    "passed_on",
+    "may_be_known",
+    "numbers_of",
     "probe",
     "support_of",
 ]
@@ -39,15 +41,14 @@ class Support(NamedTuple):
     bits: Tensor | None
     """``[pieces, bytes]``, each piece `length` elements in the order of memory; None: they are the spikes."""
     length: int
-    watched: Watched
-    """Weak references to the tensors on the way, and the hooks that anybody puts on them."""
+    watched: Watched | None
+    """Weak references to the tensors on the way, and the hooks that anybody puts on them; None if the graph
+    does not say what layer is below: the gradient matters everywhere then."""
     planes: Tensor | None = None
-    """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they were kept and nothing was
-    written since. Those of spikes are one plane, those of their sums several (:class:`Planes`)."""
+    """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they are known. Those of spikes are
+    one plane, those of their sums several (:class:`Planes`)."""
     most: int = 1
     """The largest that a number can be."""
-    sample: Tensor | None = None
-    """Bits of a sample of the spikes, where these are passed on and are the support themselves."""
     ones: int = 0
     """How many bits of the planes are set."""
 
@@ -69,6 +70,8 @@ class Support(NamedTuple):
 
     def unseen(self) -> bool:
         """Whether, in the backward that runs now, only the node below gets this gradient."""
+        if self.watched is None:
+            return False
         for tensor, hooks in self.watched:
             there = tensor()
             if hooks or (there is not None and there.retains_grad):
@@ -99,12 +102,60 @@ def support_of(tensor: Tensor) -> Support | None:
 
     Bits are in the order of memory, which is that of `tensor` too.
     """
+    return _from_graph(tensor, *_checked(tensor))
+
+
+def below(tensor: Tensor) -> Support | None:
+    """:func:`support_of`, or, where that is not known, what the numbers are known to be."""
+    found, ones = _checked(tensor)
+    support = _from_graph(tensor, found, ones) if tensor.requires_grad else None
+    if support is None and found is not None:
+        return Support(None, found.length, None, found.planes, found.most, ones)
+    return support
+
+
+def numbers_of(tensor: Tensor) -> Known | None:
+    """What the numbers of `tensor` are known to be, and are: whatever was written to them since."""
+    return _checked(tensor)[0]
+
+
+def _checked(tensor: Tensor) -> tuple[Known | None, int]:
+    """What is known of `tensor`, whose numbers are all compared with the bits, and how many bits are set."""
+    found = known(tensor) or _emitted(tensor)
+    ones = agree(tensor, found.planes) if found is not None and fills_memory(tensor) else None
+    return (None, 0) if ones is None else (found, ones)
+
+
+def may_be_known(tensor: Tensor) -> bool:
+    """Whether :func:`numbers_of` has bits to compare the numbers with."""
+    return known(tensor) is not None or _emitted(tensor) is not None
+
+
+def _emitted(tensor: Tensor) -> Known | None:
+    """The bits that the node of autograd has of what it emitted."""
+    base = tensor if tensor._base is None else tensor._base
+    node: Any = base.grad_fn
+    spikes: Tensor | None = node.spikes if _is_run(node) else None
+    if spikes is None or tensor.numel() != base.numel() or not fills_memory(base):
+        return None
+    return Known(spikes[None], base.shape[1:].numel(), 1, (0, 0))
+
+
+def _is_run(node: Any) -> bool:
+    """Whether `node` is a compiled spiking layer's, and no other that has attributes of the same names."""
+    return isinstance(getattr(node, "specification", None), RunSpecification)
+
+
+def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Support | None:
+    """What the graph says of the layer below `tensor`, whose numbers were `found`, with so many bits set."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
-    if support is None or not _is_all_of(tensor, base):
+    if not isinstance(support, Support) and (support is None or not _is_run(node)):
+        return None  # nothing, or an attribute of somebody else's node
+    if not _is_all_of(tensor, base):
         return None
     watched = _views_between(tensor, node)
     if watched is None:
@@ -113,48 +164,16 @@ def support_of(tensor: Tensor) -> Support | None:
     if base is not tensor:
         watched = (*watched, (ref(base), _hooks(base)))
     if isinstance(support, Support):
-        ones, planes = None, support.planes
-        if planes is not None and not tensor._version:
-            ones = agree(tensor, planes)
-        if support.bits is None and ones is None and not _is_as_passed_on(tensor, base, support):
-            return None
-        watched = (*watched, *support.watched)
-        planes = None if ones is None else planes
-        return Support(support.bits, support.length, watched, planes, support.most, ones=ones or 0)
-    spikes: Tensor | None = node.spikes
-    if spikes is None:
-        return Support(support, base.shape[1:].numel(), watched)
-    ones = None if tensor._version else agree(tensor, spikes[None])
-    if ones is None:
-        return Support(support, base.shape[1:].numel(), watched)
-    bits = None if support is spikes else support
-    return Support(bits, base.shape[1:].numel(), watched, spikes[None], ones=ones)
-
-
-def below(tensor: Tensor) -> Support | None:
-    """:func:`support_of`, or, where no gradient goes there, what the numbers are known to be."""
-    if tensor.requires_grad:
-        return support_of(tensor)
-    base = tensor if tensor._base is None else tensor._base
-    found = known(base)
-    if found is None or not _is_all_of(tensor, base):
-        return None
-    ones = agree(tensor, found.planes)
-    if ones is None:
-        return None
-    return Support(None, base.shape[1:].numel(), (), found.planes, found.most, ones=ones)
-
-
-def passed_on(spikes: Tensor, length: int, watched: Watched, planes: Tensor | None = None) -> Support:
-    """What is known below `spikes` that were made of others, which were their own support."""
-    return Support(None, length, watched, planes, sample=None if planes is not None else sampled_bits(spikes))
-
-
-def _is_as_passed_on(spikes: Tensor, base: Tensor, support: Support) -> bool:
-    """Whether nobody wrote to `spikes`, a view of all of `base`, nor unseen, as by ``.data`` and NumPy."""
-    if spikes._version or support.sample is None:
-        return False
-    return spikes.numel() == 0 or are_still(spikes, support.sample, base.shape[0])
+        bits, length, watched = support.bits, support.length, (*watched, *(support.watched or ()))
+        if bits is None and found is None:
+            return None  # the spikes that were emitted are no longer there
+    else:
+        bits, length = support, base.shape[1:].numel()
+        if found is not None and support is node.spikes:
+            bits = None
+    if found is None:
+        return Support(bits, length, watched)
+    return Support(bits, length, watched, found.planes, found.most, ones)
 
 
 def announce(view: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.loop.derivatives import applied, differentiated_once
-from hibana.loop.known import remember, versioned
+from hibana.loop.known import remember
 from hibana.loop.producer import Producer
 from hibana.loop.strides import (
     expansion,
@@ -147,9 +147,8 @@ def _known(
     if given.plan is None:
         outputs, last, _ = forward(given)
         return outputs, last
-    with versioned():
-        outputs, last, (bits,) = forward(given)
-    remember(outputs, bits[None])
+    outputs, last, (bits,) = forward(given)
+    remember(outputs, bits[None], outputs.shape[1:].numel())
     return outputs, last
 
 

@@ -42,12 +42,11 @@ class Normalized(nn.Sequential):
     written and read again, and back the one in which the gradient is read for its sums. In evaluation,
     without a gradient, neither are the sums of a :class:`hibana.Conv2d` on the processor's unit for matrices
     (AMX) that is the last module before the normalisation; in training these are read for mean and variance
-    while they are in the cache. Spikes are known as bits to the layer above in evaluation too; in inference
-    mode they are ordinary tensors, for only those say when they were written to. The numbers are those of
-    ``nn.BatchNorm2d`` on the joined batch (and of ThresholdBatchNorm2d), running statistics included: in
-    evaluation to the bit (where torch's kernels multiply and add in one, as for AVX2 and AVX-512), in
-    training up to the last digits of mean and variance. Names of parameters and buffers are those of
-    ``nn.Sequential``, and it folds likewise (:func:`hibana.fold_batchnorm`).
+    while they are in the cache. Spikes are known as bits to the layer above in evaluation too. The numbers
+    are those of ``nn.BatchNorm2d`` on the joined batch (and of ThresholdBatchNorm2d), running statistics
+    included: in evaluation to the bit (where torch's kernels multiply and add in one, as for AVX2 and
+    AVX-512), in training up to the last digits of mean and variance. Names of parameters and buffers are
+    those of ``nn.Sequential``, and it folds likewise (:func:`hibana.fold_batchnorm`).
 
     It is done so on the CPU, in float32, for a million numbers and more over all steps (in evaluation half)
     whose channels come last in memory, as :class:`hibana.Conv2d` gives them, and for neurons that are

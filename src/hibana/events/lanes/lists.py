@@ -6,6 +6,8 @@ from hibana.native import SHORT, Code, Pointer, Value
 __all__ = [
     "HALF",
     "PLACES",
+    "SHIFT",
+    "SHIFT_BITS",
     "SLACK",
     "WORD",
     "bits_from",
@@ -27,6 +29,9 @@ SLACK = 64
 PLACES = 1 << SHORT.bits
 """What an entry can count."""
 ALL = (1 << WORD) - 1
+SHIFT = 1 << 23
+"""A float32 that, added to a smaller whole number, has that number as the last bits of its fraction."""
+SHIFT_BITS = 0x4B000000
 
 
 def words_of(bits: Value) -> Value:

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.events.layer import AGAIN
 from hibana.events.linear.few import are_few, weight_gradient_of_few
 from hibana.loop.derivatives import applied
 
 __all__ = ["Fewness", "linear", "there"]
+
+
+AGAIN = 64
+"""Updates of the weights after which gradients are looked at again."""
 
 
 @final
@@ -25,12 +28,19 @@ class Fewness:
 
     def __init__(self) -> None:
         self.few = True
-        self.calls = 0
+        self.updates = 0
+        self._version, self._likely = -1, True
 
-    def likely(self) -> bool:
-        """Whether this call's should be looked at: as the last were, and now and then anyway."""
-        self.calls += 1
-        return self.few or self.calls % AGAIN == 0
+    def likely(self, weight: Tensor) -> bool:
+        """Whether gradients should be looked at: as the last were, and now and then anyway.
+
+        The same for all calls between two updates of the `weight`: a checkpoint's call is repeated in the
+        backward, and must save the same tensors.
+        """
+        if weight._version != self._version:
+            self.updates += 1
+            self._version, self._likely = weight._version, self.few or self.updates % AGAIN == 0
+        return self._likely
 
 
 def there() -> bool:

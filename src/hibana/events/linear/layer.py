@@ -37,10 +37,9 @@ class Linear(BySpikes, nn.Linear):
     by bit. Any other input ``[..., in_features]`` is multiplied densely, by torch; so is any but float32 on
     the CPU, and a call that is being compiled or transformed. An input that does not change over time
     (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
-    the backward. Where the input comes from a layer of hibana, the bits that it kept are used, unless the
-    spikes were written to since; of writes that autograd does not see, by ``.data`` or NumPy, a sample of
-    the spikes is looked through. Its gradient is computed only where that layer's surrogate can let it
-    through, if nobody else looks at it.
+    the backward. Where the input comes from a layer of hibana, the bits that it kept are used, if all of the
+    spikes still are what these say: whatever was written to them counts. Its gradient is computed only where
+    that layer's surrogate can let it through, if nobody else looks at it.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
@@ -118,7 +117,7 @@ class Linear(BySpikes, nn.Linear):
         work = input.numel() * self.out_features
         if self.mode == "auto" and work >= BY_ONEDNN:
             by_onednn = reckoned.by_onednn()
-            if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely()):
+            if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely(weight)):
                 self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
                 return dense.linear(input, weight, bias, by_onednn, self._fewness)
         return self._densely(input, weight, bias, reason)

@@ -1,16 +1,16 @@
 """Max-pooling of spikes as an autograd node, which keeps what it knows of the layer below."""
 
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hibana.events.bits import bits_of
 from hibana.events.checks import dense_for_more
 from hibana.events.pooling import kernels
-from hibana.events.support import Support, below, passed_on
+from hibana.events.support import Support, below
 from hibana.loop.derivatives import applied
-from hibana.loop.known import remember, versioned
+from hibana.loop.known import remember
 
 __all__ = ["max_pooled"]
 
@@ -65,20 +65,21 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     under = below(images)
     spikes = None if under is None else _known_spikes(images, under, geometry)
     shape = images.shape[0], *geometry.output, geometry.channels
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    which = torch.empty(shape, dtype=torch.uint8, device="cpu") if learning else None
     planes = None
-    with nullcontext() if spikes is None else versioned():
-        out = torch.empty(shape, dtype=torch.float32, device="cpu")
-        which = torch.empty(shape, dtype=torch.uint8, device="cpu") if learning else None
-        if spikes is not None:
-            planes = _pooled_bits(spikes, out, which, geometry)
-    if spikes is None and not _pooled_numbers(images, out, which, geometry):
+    if spikes is not None:
+        planes = _pooled_bits(spikes, out, which, geometry)
+    elif not _pooled_numbers(images, out, which, geometry):
         return None
+    if under is not None and under.spikes is not None:
+        if planes is None:
+            planes = bits_of(out.view(-1, geometry.row))[0].view(torch.uint8)[None]
+        remember(out, planes, geometry.row)
     result = out.permute(0, 3, 1, 2)
     if which is None:
-        if planes is not None:
-            remember(out, planes)
         return result
-    support = None if under is None else _pooled_support(images, out, under, planes, which, geometry)
+    support = None if under is None else _pooled_support(images, under, which, geometry)
     pooled: Tensor = _apply(images, result, which, support, geometry)
     return pooled
 
@@ -106,18 +107,13 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry:
     return not strange.item()
 
 
-def _pooled_support(
-    images: Tensor,
-    out: Tensor,
-    below: Support,
-    planes: Tensor | None,
-    which: Tensor,
-    geometry: _Window,
-) -> Support | None:
-    """The support `below`, at the pixels that were taken to be put `out`, whose `planes` may be known."""
+def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Window) -> Support | None:
+    """The support `below`, at the pixels that were taken."""
     length = geometry.row
+    if below.watched is None:
+        return None
     if below.bits is None:
-        return passed_on(out, length, below.watched, planes)
+        return Support(None, length, below.watched)
     per_step, rest = divmod(below.length, images[0].numel())
     if rest:
         return None
@@ -125,7 +121,7 @@ def _pooled_support(
     bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
     given = {"bits": below.bits, "target": bits, "which": which}
     kernels.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
-    return Support(bits.view(torch.uint8), length, below.watched, planes)
+    return Support(bits.view(torch.uint8), length, below.watched)
 
 
 class _MaxPool(torch.autograd.Function):
