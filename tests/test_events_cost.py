@@ -149,33 +149,6 @@ def test_time_lies_on_lines_between_what_was_reckoned():
     assert together.ratio(0.1, planes=3) == pytest.approx((0.2 + 3 * 0.6) / 2 + cost.OVERHEAD / 2)
 
 
-def test_a_unit_for_matrices_that_would_have_to_be_much_faster_than_reckoned_is_not_measured():
-    asked = []
-    unit = cost.Matrix(1.0, lambda: asked.append(None) or 0.3)
-    product = cost.Product(2.0, lambda density: density, matrix=unit)
-    assert product.ratio(0.7) == pytest.approx(0.35 + cost.OVERHEAD / 2)
-    assert not product.by_matrix(0.7)
-    assert not product.all_by_matrix(0.35)
-    assert not asked
-    assert product.by_matrix(0.9)
-    assert product.all_by_matrix(0.45)
-    assert len(asked) == 2
-
-
-def test_the_unit_for_matrices_takes_as_long_at_every_density_and_with_every_plane():
-    product = cost.Product(2.0, lambda density: density * 8, matrix=cost.Matrix(1.6, lambda: 1.6))
-    assert product.ratio(0.1) == pytest.approx(0.4 + cost.OVERHEAD / 2)
-    assert not product.by_matrix(0.1)
-    for density, planes in ((0.1, 3), (0.5, 1), (1.0, 4)):
-        assert product.ratio(density, planes) == pytest.approx(0.8 + cost.OVERHEAD / 2)
-        assert product.by_matrix(density, planes)
-    costs = cost.Costs(product, CHEAP, CHEAP, 0.0)
-    assert not cost.chosen(costs, 0.1, 1, False, True).matrix
-    assert not cost.chosen(costs, 0.5, 1, False, False).forward
-    quick = cost.Product(2.0, lambda density: density * 8, matrix=cost.Matrix(1.0, lambda: 1.0))
-    assert cost.chosen(cost.Costs(quick, CHEAP, CHEAP, 0.0), 0.5, 1, False, True).matrix
-
-
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Where speeds are kept, and none is known."""

@@ -11,20 +11,10 @@ from hibana.events.convolution import layer as convolution_layer
 from hibana.loop.cpu.kernels import CpuKernels
 from hibana.loop.cpu.walk import MULTIPLE
 from hibana.loop.producer import Producer
-from hibana.native import amx
 from hibana.normalized import kernels as of_normalized
 from hibana.normalized import layer as normalized
 
-ON_UNIT = [
-    (16, 64, (16, 16), 3, 1, 3, True),
-    (40, 32, (30, 14), 5, 2, 2, True),
-    (32, 48, (12, 20), 1, 1, 5, True),
-    (8, 128, (64, 64), 3, 1, 1, True),  # in several pieces
-    (16, 20, (11, 13), 3, 1, 2, True),  # rows that are no whole words: computed first, for a loop
-    (16, 32, (8, 8), 3, 1, 16, False),  # images that lie side by side
-]
-"""Channels, outputs, size, kernel, stride and batch, and whether the sums may be left to who reads them."""
-BY_PIXELS = [
+PRODUCED = [
     (32, 64, (16, 16), 3, 1, 3, True),
     (40, 32, (30, 14), 5, 1, 2, True),
     (70, 128, (64, 64), 3, 1, 1, True),
@@ -34,13 +24,9 @@ BY_PIXELS = [
     (70, 64, (16, 16), 3, 2, 3, False),  # gathered under windows
     (32, 1024, (10, 40), 5, 1, 1, False),  # rows that the cache does not hold enough of
 ]
-"""The same of spikes that are listed once for each pixel."""
-needs_it = pytest.mark.skipif(not amx.there(), reason="this processor has no unit for matrices (AMX)")
-WAYS = [pytest.param(True, *each, marks=needs_it) for each in ON_UNIT] + [
-    (False, *each) for each in BY_PIXELS
-]
+"""Channels, outputs, size, kernel, stride and batch, and whether the sums may be left to who reads them."""
 each_way = pytest.mark.parametrize(
-    ("on_unit", "channels", "outputs", "size", "kernel", "stride", "batch", "produced"), WAYS
+    ("channels", "outputs", "size", "kernel", "stride", "batch", "produced"), PRODUCED
 )
 
 
@@ -50,8 +36,8 @@ def _numbers(batch, channels, size):
     return numbers.contiguous(memory_format=torch.channels_last).view(4, batch, channels, *size)
 
 
-def _normalised(monkeypatch, channels, outputs, kernel, stride, on_unit):
-    monkeypatch.setattr(convolution_layer, "choice", lambda *of: cost.Choice(matrix=on_unit))
+def _normalised(monkeypatch, channels, outputs, kernel, stride):
+    monkeypatch.setattr(convolution_layer, "choice", lambda *of: cost.Choice())
     monkeypatch.setattr(normalized, "WORTH", 0)
     convolution = hb.Conv2d(channels, outputs, kernel, stride, kernel // 2)
     convolution.mode = "events"
@@ -64,9 +50,9 @@ def _normalised(monkeypatch, channels, outputs, kernel, stride, on_unit):
 @pytest.mark.parametrize("threads", [1, 2])
 @each_way
 def test_moments_of_sums_are_taken_from_the_cache_and_gradients_stay_what_they_are(
-    monkeypatch, on_unit, channels, outputs, size, kernel, stride, batch, produced, threads
+    monkeypatch, channels, outputs, size, kernel, stride, batch, produced, threads
 ):
-    layer = _normalised(monkeypatch, channels, outputs, kernel, stride, on_unit)
+    layer = _normalised(monkeypatch, channels, outputs, kernel, stride)
     layer[0].module[0].bias.requires_grad_(False)  # whose gradient is what was rounded
     x = _numbers(batch, channels, size).requires_grad_()
     runs = []
@@ -90,11 +76,8 @@ def test_moments_of_sums_are_taken_from_the_cache_and_gradients_stay_what_they_a
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("on_unit", [pytest.param(True, marks=needs_it), False])
-def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in_evaluation(
-    monkeypatch, on_unit
-):
-    layer = _normalised(monkeypatch, 32, 64, 3, 1, on_unit).eval()
+def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in_evaluation(monkeypatch):
+    layer = _normalised(monkeypatch, 32, 64, 3, 1).eval()
     layer[0].module[1].requires_grad_(False)
     x = _numbers(3, 32, (16, 16))
     found = []
@@ -113,9 +96,9 @@ def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in
 @pytest.mark.parametrize("threads", [1, 2])
 @each_way
 def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(
-    monkeypatch, on_unit, channels, outputs, size, kernel, stride, batch, produced, threads
+    monkeypatch, channels, outputs, size, kernel, stride, batch, produced, threads
 ):
-    layer = _normalised(monkeypatch, channels, outputs, kernel, stride, on_unit).eval()
+    layer = _normalised(monkeypatch, channels, outputs, kernel, stride).eval()
     x = _numbers(batch, channels, size)
     runs, finished = [], []
     monkeypatch.setattr(CpuKernels, "forward_over", _counted(CpuKernels.forward_over, runs))
@@ -125,7 +108,6 @@ def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(
         layer(x)  # the first time the step is compiled
         monkeypatch.setattr(Producer, "finish", _counted(Producer.finish, finished))
         found = [layer(x) for _ in range(2)][-1]
-        assert ("AMX" in layer[0].module[0].explain()) == on_unit
         assert len(runs) == (2 if produced else 0)
         assert len(finished) == (2 if produced and found[0, 0].numel() % MULTIPLE else 0)
         monkeypatch.setattr(autograd, "producer", lambda *given: None)

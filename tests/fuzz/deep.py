@@ -19,11 +19,9 @@ import hibana as hb
 from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from hibana import surrogate
-from hibana.events import cost
 from hibana.events.convolution import dense
 from hibana.events.convolution import layer as convolution
 from hibana.loop.strides import inverse
-from hibana.native import amx
 from hibana.normalized import layer as normalized
 
 __all__ = ["Deep", "compare", "deep"]
@@ -70,8 +68,6 @@ class Deep:
     mode: str = "events"
     context: str = "plain"
     """How its layers are called."""
-    matrix: bool = False
-    """Whether all goes by the unit for matrices, where there is one."""
     seed: int = 0
 
 
@@ -98,7 +94,6 @@ def deep(draw: st.DrawFn) -> Deep:
         size=draw(st.sampled_from([8, 7, 16])),
         mode=draw(st.sampled_from(["events", "auto"])),
         context=draw(st.sampled_from(["plain"] * 3 + CONTEXTS)),
-        matrix=draw(st.booleans()),
         seed=draw(st.integers(0, 1 << 20)),
     )
 
@@ -177,9 +172,6 @@ def compare(of: Deep, counts: Counts) -> None:
     with ExitStack() as patched:
         patched.enter_context(mock.patch.object(normalized, "WORTH", 0))
         patched.enter_context(mock.patch.object(convolution, "SMALLEST_WORK", 0))
-        if of.matrix and amx.there():
-            chosen = cost.Choice(matrix=True)
-            patched.enter_context(mock.patch.object(convolution, "choice", return_value=chosen))
         _compare(of, counts)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-__all__ = ["ALL", "DENSITIES", "Choice", "Costs", "Matrix", "Product", "choice", "chosen"]
+__all__ = ["ALL", "DENSITIES", "Choice", "Costs", "Product", "choice", "chosen"]
 
 DENSITIES = (1 / 64, 1 / 16, 1 / 4, 1 / 2, 1.0)
 """Of bits that are set, at which events are reckoned."""
@@ -18,11 +18,6 @@ MARGIN = 0.75
 """Events are chosen where they should take less than this part of the dense product's time."""
 ELSEWHERE_ZERO = 0.8
 """The same for an input's gradient computed on the support."""
-EVERYWHERE = 0.95
-"""And for one computed everywhere, on the unit for matrices: torch's takes up to a fifth longer than the
-product forward, by which it is reckoned."""
-SOONER = 1.25
-"""How many times as fast as reckoned a unit for matrices may be for it to matter, and be measured."""
 LOOK = 3e-3
 """Seconds of torch's beside which it does not count that an input is looked at."""
 SAVING = 5
@@ -34,15 +29,6 @@ OVERHEAD = 4e-5
 """:attr:`Product.call` there."""
 
 
-class Matrix(NamedTuple):
-    """Seconds on the processor's unit for matrices, however many spikes there are."""
-
-    reckoned: float
-    """By a formula."""
-    seconds: Callable[[], float]
-    """As this machine takes, which is measured when it is first asked."""
-
-
 @dataclass(frozen=True)
 class Product:
     """Seconds that one product takes."""
@@ -52,8 +38,6 @@ class Product:
     """At one of :data:`DENSITIES`; what it takes to know it is measured when it is first asked."""
     call: float = OVERHEAD
     """Of events, before and after their kernel, more than torch's."""
-    matrix: Matrix | None = None
-    """On the processor's unit for matrices, if there is one."""
     shared: Callable[[float], float] = lambda density: 0.0
     """Of events, what several planes of bits take together, and not each."""
 
@@ -62,37 +46,14 @@ class Product:
         return self.seconds(density, planes) / self.dense
 
     def seconds(self, density: float, planes: int = 1) -> float:
-        """Of events at this `density`, the sooner way."""
-        added = self._added(density, planes)
-        return min(added, self._by_matrix(added)) + self.call
-
-    def by_matrix(self, density: float, planes: int = 1) -> bool:
-        """Whether the sooner way is the unit for matrices."""
-        if self.matrix is None:
-            return False
-        added = self._added(density, planes)
-        return self._by_matrix(added) < added
-
-    def all_by_matrix(self, most: float) -> bool:
-        """Whether all of it takes that unit less than `most` of the dense product's time."""
-        limit = most * self.dense - self.call
-        return self._by_matrix(limit) < limit
-
-    def _by_matrix(self, most: float) -> float:
-        """Seconds on that unit; never, where it can't be done in less than `most`."""
-        if self.matrix is None or self.matrix.reckoned >= SOONER * most:
-            return float("inf")
-        return self.matrix.seconds()
-
-    def _added(self, density: float, planes: int) -> float:
-        """Of so many planes without that unit."""
-        taken = self._one_by_one(density)
+        """Of events at this `density`."""
+        taken = self._of_one_plane(density)
         if planes == 1:
-            return taken
+            return taken + self.call
         shared = min(taken, self.shared(density))
-        return shared + planes * (taken - shared)
+        return shared + planes * (taken - shared) + self.call
 
-    def _one_by_one(self, density: float) -> float:
+    def _of_one_plane(self, density: float) -> float:
         """Of one plane, on lines between the densities that are reckoned."""
         right = min(max(1, bisect_left(DENSITIES, density)), len(DENSITIES) - 1)
         low, high = DENSITIES[right - 1], DENSITIES[right]
@@ -160,10 +121,6 @@ class Choice(NamedTuple):
     costs: Costs | None = None
     said: str = ""
     """What they should take, for people."""
-    matrix: bool = False
-    """Whether the sums of the forward are computed on the processor's unit for matrices."""
-    weights_matrix: bool = False
-    """Whether the weights' gradient is."""
 
     @property
     def any(self) -> bool:
@@ -178,15 +135,7 @@ class Choice(NamedTuple):
         """Whether the input's gradient is computed on this density of it only; unreckoned, up to `most`."""
         if self.costs is None:
             return density <= most
-        product = self.costs.input
-        return not product.by_matrix(density) and product.ratio(density) < ELSEWHERE_ZERO
-
-    @property
-    def everywhere(self) -> bool:
-        """Whether the input's gradient, where it is computed everywhere, is on the unit for matrices."""
-        if self.costs is None:
-            return False
-        return self.costs.input.all_by_matrix(EVERYWHERE)
+        return self.costs.input.ratio(density) < ELSEWHERE_ZERO
 
 
 ALL = Choice()
@@ -226,9 +175,7 @@ def _chosen(costs: Costs, density: float, planes: int, scanned: bool, learns: bo
         pays: tuple[bool, bool | None] = _pay(costs, forward, weights)
     else:
         pays = forward < MARGIN * costs.forward.dense, None
-    matrix = pays[0] and costs.forward.by_matrix(density, planes)
-    weights_matrix = bool(pays[1]) and costs.weights.by_matrix(density, planes)
-    return Choice(*pays, costs, f"{said} of the dense time", matrix, weights_matrix)
+    return Choice(*pays, costs, f"{said} of the dense time")
 
 
 def _pay(costs: Costs, forward: float, weights: float) -> tuple[bool, bool]:

@@ -40,8 +40,8 @@ class Normalized(nn.Sequential):
     with mean and variance over time and batch in training, and the running ones in evaluation. What is
     normalised is never written to memory, nor is its gradient: forward that saves the passes in which it is
     written and read again, and back the one in which the gradient is read for its sums. In evaluation,
-    without a gradient, neither are the sums of a :class:`hibana.Conv2d` on the processor's unit for matrices
-    (AMX) that is the last module before the normalisation; in training these are read for mean and variance
+    without a gradient, neither are the sums of a :class:`hibana.Conv2d` that works per spike and is the
+    last module before the normalisation; in training these are read for mean and variance
     while they are in the cache. Spikes are known as bits to the layer above in evaluation too. The numbers
     are those of ``nn.BatchNorm2d`` on the joined batch (and of ThresholdBatchNorm2d), running statistics
     included: in evaluation to the bit (where torch's kernels multiply and add in one, as for AVX2 and

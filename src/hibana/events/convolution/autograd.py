@@ -7,7 +7,6 @@ from torch import Tensor
 
 from hibana.events.checks import dense_for_more
 from hibana.events.convolution import dense, kernels, pixels
-from hibana.events.convolution.amx import of_input, of_weights, sums
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.strided import remainders
@@ -61,8 +60,6 @@ def producer(
     """What :func:`forward` gives, yet to be computed, of so many steps; None where not done in pieces."""
     if not (steps and choice.forward):
         return None
-    if choice.matrix:
-        return sums.producer(input_, weight, bias, geometry, steps)
     if pixels.pay(geometry, weight.shape[0], input_.density):
         return pixels.producer(input_, weight, bias, geometry, steps)
     return None
@@ -72,8 +69,6 @@ def _sums(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
     """The same, and the bits under each window, if they were gathered for it."""
-    if choice.matrix:
-        return sums.forward(input_, weight, bias, geometry), None
     if pixels.pay(geometry, weight.shape[0], input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
@@ -172,17 +167,14 @@ def _weight_gradient(
     rows: Tensor,
     weight: Tensor,
     geometry: Geometry,
-    choice: Choice,
     biases: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradient of the `weight`, and if asked for that of the `biases`.
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
-    found = of_weights.weight_gradient(input_, rows, geometry) if choice.weights_matrix else None
-    if found is None and pixels.pay_for_weights(geometry, input_.density):
+    if pixels.pay_for_weights(geometry, input_.density):
         found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
-    if found is not None:
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     if windows is None:
@@ -217,8 +209,7 @@ class _Convolution(torch.autograd.Function):
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, kernel, bias, geometry)
         out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
-        by_pixels = choice.weights_matrix or pixels.pay_for_weights(geometry, input_.density)
-        used = choice.weights and not by_pixels
+        used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
         ctx.save_for_backward(input_.bits, weight, windows, numbers)
@@ -238,21 +229,16 @@ class _Convolution(torch.autograd.Function):
             length = geometry.channels * geometry.image[1]
             used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
             by_values = geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry)
-        everywhere = to_inputs and used is None and not by_values
-        if everywhere and ctx.choice.everywhere:
-            to_images = of_input.input_gradient(rows, weight, ctx.shape[0], geometry)
-        densely = everywhere and to_images is None, to_weights and numbers is not None
+        densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
         if any(densely):
-            found, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
-            to_images = found if densely[0] else to_images
+            to_images, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
         if by_values:
             to_images = _input_gradient_of_few(weight, rows, geometry)
         elif used is not None:
             to_images = input_gradient(used.bits, weight, rows, geometry)
         if to_weights and numbers is None:
             input_ = Planes(bits, ctx.density, ctx.scales[0])
-            given = input_, windows, rows, weight, geometry, ctx.choice, to_biases
-            to_weight, to_bias = _weight_gradient(*given)
+            to_weight, to_bias = _weight_gradient(input_, windows, rows, weight, geometry, to_biases)
         elif to_biases:
             to_bias = rows.sum(0)
         if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's

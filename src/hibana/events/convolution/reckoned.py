@@ -5,19 +5,14 @@ convolutions of 8 to 256 channels, kernels 1, 3, 5, strides 1 and 2; what is lis
 and of it what slides to 20 on an Intel Xeon.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from math import exp
-from typing import Any
 
 import torch
 from torch.nn import functional
 
 from hibana.events import cost
 from hibana.events.convolution import autograd, kernels, pixels, scattered
-from hibana.events.convolution.amx import of_input, of_weights
-from hibana.events.convolution.amx import reckoned as amx
-from hibana.events.convolution.amx.sums import forward as sums_by_amx
 from hibana.events.convolution.dense import channels_last
 from hibana.events.convolution.geometry import Geometry
 from hibana.events.convolution.strided import remainders
@@ -27,7 +22,6 @@ from hibana.events.linear.reckoned import forward as sums
 from hibana.events.linear.reckoned import weights as weights_sums
 from hibana.events.planes import Planes
 from hibana.events.speeds import YARDSTICK, Call, Way, fixed, numbers, random_bits, speed, waited_for
-from hibana.native.amx import there
 
 __all__ = ["costs", "one_by_one"]
 
@@ -58,21 +52,17 @@ def _costs(images: int, outputs: int, geometry: Geometry, threads: int, by_formu
             dense,
             cache(partial(_forward, *sizes)),
             call,
-            _on_unit(_AMX, amx.forward, *sizes, threads),
             lambda density: _shared(*sizes, density),
         ),
         cost.Product(
             learned,
             cache(partial(_weights, *sizes, threads)),
             call,
-            _on_unit(_AMX_WEIGHTS, amx.weight_gradient, *sizes, threads),
         ),
         cost.Product(
             dense if max(geometry.stride) == 1 else AT_A_STRIDE * dense,
             cache(lambda density: _input(*sizes, density) * speed(_INPUT)),
             cost.OVERHEAD * pace,
-            # one pixel is soon multiplied
-            None if geometry.kernel == (1, 1) else _on_unit(_AMX_INPUT, amx.input_gradient, *sizes, threads),
         ),
         scan(images * geometry.image[0] * geometry.image[1] * geometry.channels),
         cost.APART * pace,
@@ -119,14 +109,6 @@ def _by_pixels(images: int, outputs: int, geometry: Geometry, density: float) ->
     per_row = rows * (0.24 * wide + 3.6 * geometry.kernel[0] * words * panels) + listed
     added = rows * inputs * density * (0.05 + 0.175 * wide)
     return NANO * (14_000 + packing + per_row + added)
-
-
-def _on_unit(way: Way, seconds: Callable[[int, int, Geometry, int], float], *of: Any) -> cost.Matrix | None:
-    """What `seconds` says of the unit for matrices; nothing, if there is none, or costs are fixed."""
-    if fixed() or not there():
-        return None
-    reckoned = seconds(*of)
-    return cost.Matrix(reckoned, lambda: reckoned * speed(way))
 
 
 def _weights(images: int, outputs: int, geometry: Geometry, threads: int, density: float) -> float:
@@ -309,23 +291,6 @@ def _by_pixels_of() -> Call:
     )
 
 
-def _by_amx_of() -> Call:
-    planes, geometry = _planes()
-    return partial(sums_by_amx, planes, numbers(geometry.channels, geometry.channels, 3, 3), None, geometry)
-
-
-def _input_by_amx_of() -> Call:
-    images, channels, geometry = _WIDE
-    rows = numbers(_sizes(images, geometry)[0], channels)
-    return partial(of_input.input_gradient, rows, numbers(channels, channels, 3, 3), images, geometry)
-
-
-def _weights_by_amx_of() -> Call:
-    planes, geometry = _planes()
-    rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
-    return partial(of_weights.weight_gradient, planes, rows, geometry)
-
-
 def _weights_by_pixels_of() -> Call:
     planes, geometry = _planes()
     rows = numbers(_sizes(_WIDE[0], geometry)[0], geometry.channels)
@@ -344,9 +309,6 @@ _WINDOWS = Way("windows", _windows(_WIDE[0], _WIDE[2]), _windows_of)
 _INPUT = Way("input of windows", _input(*_WIDE, 1 / 4), _input_of)
 _FEW = 1 / 8
 _PIXELS = Way("pixels", _by_pixels(*_WIDE, _FEW), _by_pixels_of)
-_AMX = Way("unit for matrices", amx.forward(*_WIDE, 1), _by_amx_of)
-_AMX_INPUT = Way("input by that unit", amx.input_gradient(*_WIDE, 1), _input_by_amx_of)
-_AMX_WEIGHTS = Way("weights by that unit", amx.weight_gradient(*_WIDE, 1), _weights_by_amx_of)
 _PIXELS_WEIGHTS = Way("pixels' weights", _weights_by_pixels(*_WIDE, _FEW), _weights_by_pixels_of)
 _DELAYED = 40, 32, 128, 64, 8, 1, 1 / 16
 

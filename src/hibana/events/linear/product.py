@@ -85,17 +85,13 @@ class Explained(NamedTuple):
     outputs: int
     forward: bool
     weights: bool | None
-    matrix: bool
     said: str
     """What it should take."""
 
     def __str__(self) -> str:
         limit = crossover(self.outputs)
-        if self.matrix:
-            how = "multiplied on the processor's unit for matrices (AMX)"
-        else:
-            how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
-            how += f" {limit:.0%}"
+        how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
+        how += f" {limit:.0%}"
         what = f"{self.density:.0%} of the input spiked"
         if (self.planes, self.factor) != (1, 1.0):
             times = "" if self.factor == 1.0 else f" times {self.factor:g}"
@@ -108,7 +104,7 @@ class Explained(NamedTuple):
 
 def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
     """What `choice` does with such an input."""
-    about = choice.forward, choice.weights, choice.matrix, choice.said
+    about = choice.forward, choice.weights, choice.said
     return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
 
 

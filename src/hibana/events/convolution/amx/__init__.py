@@ -1,1 +1,0 @@
-"""A convolution on the processor's unit for matrices (AMX): its sums, both gradients, and what they take."""
