@@ -1,12 +1,10 @@
-"""Source text to native functions, kept on disk.
+"""Compiles LLVM IR to native functions, with a cache of object code on disk.
 
-A kernel's source, in LLVM's language, is compiled once; its object code is then kept in one file, whose name
-says what it was made from and by: the source, and the versions of hibana, LLVM, torch, Python and the
-processor. A file is believed only if its digest is right, it was written under the name that it bears, and
-nobody else can have written it. Where it can't be kept, the kernel is compiled in memory, and that is said
-once.
+The name of a cache file is a hash of the IR and of the versions of hibana, LLVM, torch, Python and the
+processor. A file is used only if its digest is right, it carries the key that it is stored under, and no
+other user can have written it. Where the cache can't be used, kernels are compiled in memory, with a warning.
 
-``HIBANA_CACHE`` names another folder than the user's own cache, or ``off`` keeps nothing.
+``HIBANA_CACHE`` names another folder than the user's cache; ``off`` disables the cache.
 """
 
 import hashlib
@@ -28,8 +26,8 @@ from hibana.native import files
 __all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "compresses", "kept_in"]
 
 COMPILING = threading.RLock()
-"""Held by the one thread that compiles, links or loads native code."""
-if hasattr(os, "register_at_fork"):  # a child would wait for a thread that it does not have
+"""Held while a thread compiles, links or loads native code."""
+if hasattr(os, "register_at_fork"):  # or a forked child could inherit the lock as held
     os.register_at_fork(
         before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
     )
@@ -37,7 +35,7 @@ if hasattr(os, "register_at_fork"):  # a child would wait for a thread that it d
 
 @dataclass(frozen=True)
 class Kernel:
-    """A native function ``void (int64 begin, int64 end, void *args)``, and the source it came from."""
+    """A native function ``void (int64 begin, int64 end, void *args)`` and its LLVM IR."""
 
     name: str
     address: int
@@ -48,12 +46,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Object:
-    """Object code, and the kernels that it defines."""
+    """Object code and the names of the kernels in it."""
 
     code: bytes
     names: tuple[str, ...]
     key: str = ""
-    """Of the file that it was read from: what :func:`_key` was when it was written."""
+    """The value of :func:`_key` when the file was written."""
 
     def packed(self, key: str) -> bytes:
         head = json.dumps({"key": key, "names": self.names}).encode()
@@ -62,7 +60,7 @@ class _Object:
 
     @classmethod
     def unpacked(cls, data: bytes) -> "_Object | None":
-        """The object in `data`, or None if it is damaged."""
+        """Parses `data`; None if its digest does not match."""
         digest, body = data[:32], data[32:]
         if hashlib.sha256(body).digest() != digest:
             return None
@@ -72,11 +70,11 @@ class _Object:
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
-    """The kernels called `names` in a module of LLVM's language, compiled now or taken from the cache.
+    """The kernels `names` of an LLVM IR module, compiled or read from the cache.
 
     Args:
         source: the module.
-        names: of the functions in it that are called from outside.
+        names: the functions in it that are called from outside.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
@@ -87,7 +85,7 @@ def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
 
 @dataclass(eq=False)
 class _Code:
-    """Native code in this process, which goes when nobody holds it any more."""
+    """Native code loaded into this process; freed with its last reference."""
 
     addresses: dict[str, int]
     engine: Any
@@ -97,7 +95,7 @@ _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 
 def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
-    """The code of `source`, one in the process however many threads ask for it."""
+    """The code of `source`, loaded once in the process however many threads ask for it."""
     text = "\n".join((*names, source))
     key = hashlib.sha256(text.encode()).hexdigest()
     with COMPILING:
@@ -119,7 +117,7 @@ def _file(text: str) -> Path | None:
 
 
 def _key(path: Path) -> str:
-    """What a file was made from and by, as its place says it: under another name it is another kernel."""
+    """The key stored in a cache file: its folder and name, so that a renamed file is not used."""
     return f"{path.parent.name}/{path.name}"
 
 
@@ -148,10 +146,10 @@ _said_once = cache(_say_not_kept)
 
 
 def _compiled(source: str, names: tuple[str, ...]) -> _Object:
-    """The object code of a module.
+    """Compiles a module to object code.
 
-    In its text what does not change in a loop stands before it, and vectors are written as such: passes of
-    LLVM that look for either would take half as long again to find nothing, and are left out.
+    The IR has loop-invariant code hoisted and vectors explicit already, so LLVM's passes for either are left
+    out: they would take half as long again and find nothing.
     """
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
@@ -175,7 +173,7 @@ def _compiled(source: str, names: tuple[str, ...]) -> _Object:
 
 
 def _llvm() -> tuple[Any, Any]:
-    """LLVM, and this very processor as its target."""
+    """The LLVM bindings, and a target machine for the host processor."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -198,9 +196,9 @@ def _linked(found: _Object) -> _Code:
 
 @cache
 def compresses() -> bool:
-    """Whether one instruction of this processor puts chosen elements of a vector together.
+    """Whether the processor compresses vectors of 16-bit integers in one instruction (AVX-512 VBMI2).
 
-    With it, listing spikes costs little, and adding them one by one pays up to a higher density of them.
+    It makes listing the positions of spikes cheap.
     """
     import llvmlite.binding as llvm
 
@@ -208,7 +206,7 @@ def compresses() -> bool:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled kernels are kept: ``HIBANA_CACHE``, or the user's cache folder; None if off.
+    """The folder of compiled kernels: ``HIBANA_CACHE``, or the user's cache folder; None if off.
 
     Raises:
         RuntimeError: if it lies in the user's home, and this user has none.
@@ -227,7 +225,7 @@ def cache_folder() -> Path | None:
 
 @cache
 def kept_in() -> Path | None:
-    """This toolchain's part of the cache, or None (said once) if it can't be used."""
+    """The cache folder of this toolchain; None, with one warning, if it can't be used."""
     try:
         base = cache_folder()
         if base is None:
@@ -245,7 +243,7 @@ def kept_in() -> Path | None:
 
 @cache
 def _toolchain() -> str:
-    """A name for everything but the source that a kernel's code depends on."""
+    """A hash of everything but the IR that object code depends on."""
     import llvmlite.binding as llvm
     import torch
 

@@ -1,4 +1,4 @@
-"""A function that is being written: its variables, its loops, and the memory that it takes for itself."""
+"""The function under construction: its arguments, variables, loops, branches and scratch memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,13 +12,13 @@ from hibana.native.writer import Writer
 __all__ = ["Code", "Variable"]
 
 LINE = 64
-"""Bytes of a line of a cache."""
+"""Size of a cache line in bytes."""
 
 _Pointer = TypeVar("_Pointer", bound=Pointer)
 
 
 class Variable:
-    """A value that changes from one pass of a loop to the next; LLVM keeps it in a register."""
+    """A mutable value, such as a loop's accumulator; LLVM keeps it in a register."""
 
     def __init__(self, writer: Writer, type_: Type, name: str) -> None:
         self._writer = writer
@@ -27,7 +27,7 @@ class Variable:
 
     @property
     def value(self) -> Value:
-        """What it is now."""
+        """The current value."""
         text = self._writer.let("", f"load {self._type}, ptr {self._name}")
         return Value(self._writer, self._type, text)
 
@@ -41,22 +41,22 @@ class Variable:
 
 
 class Code:
-    """One function as it is written."""
+    """Builds one function."""
 
     def __init__(self) -> None:
         self.writer = Writer()
         self.texts: dict[str, None] = {}
-        """What defines or declares the functions that it calls."""
+        """Definitions and declarations of the functions that this one calls, in order."""
         self._variables: list[str] = []
         self._named = 0
 
     def text(self, head: str, result: Value | None = None) -> str:
-        """The whole function, which begins with `head` and gives the `result`."""
+        """The IR of the whole function: `head`, the body, and a return of `result`."""
         end = f"  ret {'void' if result is None else result}"
         return "\n".join([f"{head} {{", *self._variables, *self.writer.lines, end, "}"])
 
     def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-        """What a kernel is given at ``%args``, by name: addresses and integers of 64 bits."""
+        """Loads a kernel's arguments from ``%args``: each is an address or an integer of 64 bits."""
         found = {}
         for i, (name, kind) in enumerate(kinds.items()):
             place = Longs(self.writer, "%args") + i
@@ -65,7 +65,7 @@ class Code:
         return found
 
     def constant(self, number: float, type_: Type = LONG) -> Value:
-        """A `number`, in each lane of `type_`."""
+        """The constant `number`, in each lane of `type_`."""
         return constant(self.writer, type_, number)
 
     def counted(self, type_: Type) -> Value:
@@ -73,7 +73,7 @@ class Code:
         return counted(self.writer, type_)
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
-        """A variable that is `value` from here on."""
+        """A new variable, initialised with `value`."""
         if not isinstance(value, Value):
             value = self.constant(value, type_)
         name = f"%{self._name('v')}"
@@ -83,14 +83,14 @@ class Code:
         return made
 
     def array(self, kind: type[_Pointer], count: int) -> _Pointer:
-        """Memory for `count` elements on the stack, from a line of the cache on."""
+        """Memory for `count` elements on the stack, aligned to a cache line."""
         name = f"%{self._name('m')}"
         self._variables.append(f"  {name} = alloca [{count} x {kind.element}], align {LINE}")
         return kind(self.writer, name)
 
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
-        """What is written meanwhile, for each number from `start` up, as long as it is less than `stop`."""
+        """``for i in range(start, stop, step)`` around the body of the ``with`` statement."""
         first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
         name = self._name("i")
         self._begin(f"{name}.enter")
@@ -110,19 +110,19 @@ class Code:
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
-        """What is written meanwhile, if the `condition` holds."""
+        """``if condition`` around the body of the ``with`` statement."""
         name = self._name("w")
         with self._inside(name, condition.text):
             yield
         self._begin(f"{name}.done")
 
     def fence(self) -> None:
-        """Has all that was written before be seen before all that is written after."""
+        """A sequentially consistent memory fence."""
         self.writer.do("fence seq_cst")
 
     @contextmanager
     def each_bit(self, word: Value) -> Iterator[Value]:
-        """What is written meanwhile, for the position of each bit of `word` that is set, from the lowest."""
+        """A loop over the positions of the set bits of `word`, lowest first."""
         left, name = self.variable(word), self._name("b")
         with self.writer.loop():
             self._begin(f"{name}.test")
@@ -135,7 +135,7 @@ class Code:
 
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:
-        """What is written meanwhile, again and again while the condition given to what this yields holds."""
+        """``do ... while``: the body passes its condition to the function that this yields."""
         name, conditions = self._name("r"), list[Value]()
         with self.writer.loop():
             self._begin(f"{name}.body")
@@ -145,10 +145,9 @@ class Code:
         self.writer.label(f"{name}.done")
 
     def vectors(self, count: Value, lanes: int) -> Iterator[tuple[Value, Value | None]]:
-        """Where each vector of `lanes` of `count` elements begins, and which of its elements are there.
+        """Offsets of the vectors of `lanes` elements that cover `count` elements, each with its mask.
 
-        What is done with them is written twice: for whole vectors, with None for that all elements are there,
-        and for what is left.
+        The body is written twice: for full vectors, whose mask is None, and for the remainder.
         """
         whole = count - count % lanes
         with self.loop(0, whole, lanes) as at:
@@ -157,14 +156,14 @@ class Code:
             yield whole, self.first(count - whole, lanes)
 
     def first(self, count: Value, lanes: int) -> Value:
-        """Truth values of which the first `count` hold; `lanes` of them, at most 64."""
+        """A mask of `lanes` booleans, at most 64, of which the first `count` are true."""
         return (~(self.constant(-1) << count)).mask(lanes)
 
     @contextmanager
     def scratch(self, *parts: tuple[type[Pointer], Operand]) -> Iterator[tuple[Pointer, ...]]:
-        """Memory of the function's own, while what is written meanwhile runs: so many elements of each kind.
+        """Heap memory for the body of the ``with`` statement: one array for each (kind, count) of `parts`.
 
-        Each part begins with a line of the cache.
+        Each array is aligned to a cache line.
         """
         self.texts |= {"declare noalias ptr @malloc(i64)": None, "declare void @free(ptr)": None}
         begins, end = list[Value](), self.constant(0)
@@ -178,13 +177,13 @@ class Code:
         self.writer.do(f"call void @free(ptr {whole.text})")
 
     def _begin(self, block: str) -> None:
-        """Goes on in a block of this name."""
+        """Ends the current basic block with a branch to a new one."""
         self.writer.do(f"br label %{block}")
         self.writer.label(block)
 
     @contextmanager
     def _inside(self, name: str, condition: str) -> Iterator[None]:
-        """What is written meanwhile is a block that is entered if the `condition` holds; else ``.done``."""
+        """A block that is entered if `condition` is true; otherwise control goes to ``NAME.done``."""
         self.writer.do(f"br i1 {condition}, label %{name}.body, label %{name}.done")
         self.writer.label(f"{name}.body")
         self.writer.depth += 1

@@ -1,7 +1,7 @@
-"""Files of machine code, which is run unseen: read only if nobody else can have written them.
+"""Reads and writes cache files of machine code safely: only files that no other user can have written.
 
-Nothing here knows what is in a file. A file that can't be believed counts as absent, so that it is made anew
-and replaced; a folder that can't be believed is an error.
+The contents are not interpreted here. An untrusted file counts as missing, so that it is replaced; an
+untrusted folder is an error.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from pathlib import Path
 __all__ = ["UNFINISHED", "read", "require_private", "sweep", "write"]
 
 UNFINISHED = "unfinished-"
-"""Begins the name of what is being written; whoever is killed meanwhile leaves it behind."""
+"""Prefix of a temporary file; a process that is killed while writing leaves one behind."""
 ABANDONED = 600
-"""Seconds after which nobody is writing any more: a kernel takes a millisecond, the node half a minute."""
+"""Age in seconds from which a temporary file is abandoned; the slowest write takes half a minute."""
 LARGEST = 1 << 28
-"""Bytes; a kernel has a ten thousandth of them."""
+"""Largest file that is read, in bytes; a kernel has a ten-thousandth of that."""
 
 _FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # neither through links, nor waiting at a pipe
 
 
 def read(path: Path) -> bytes | None:
-    """What the plain file at `path` holds; None if there is none, or others own it or can write to it."""
+    """The contents of the regular file at `path`; None if it is missing, or others own or can write it."""
     try:
         opened = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
     except OSError:
@@ -43,10 +43,10 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` in one move, so that nobody sees half of it, and leaves nothing else behind.
+    """Writes `data` to `path` atomically, by renaming a temporary file.
 
     Raises:
-        OSError: if it can't be written; what was at `path` is still there.
+        OSError: if it can't be written; the previous file at `path` is kept.
     """
     handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
     try:
@@ -60,7 +60,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes from `folder` what processes that were killed left unfinished."""
+    """Removes temporary files from `folder` that killed processes left behind."""
     for left in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # another process sweeps too, or the disk is read-only
             if time.time() - left.lstat().st_mtime > ABANDONED:
@@ -71,7 +71,7 @@ def sweep(folder: Path) -> None:
 
 
 def require_private(folder: Path) -> None:
-    """Refuses a folder in which others can put files.
+    """Raises if other users can create files in `folder`.
 
     Raises:
         PermissionError: if somebody else owns `folder`, or can write to it.
@@ -81,7 +81,7 @@ def require_private(folder: Path) -> None:
 
 
 def _foreign(status: os.stat_result) -> str | None:
-    """Why others may have written what `status` is of, on systems that know owners."""
+    """Why another user may have written the file; None if none can, or the system has no users."""
     if not hasattr(os, "getuid"):
         return None
     if status.st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""Functions that call one another in what is compiled together, and the source that they make."""
+"""Functions that kernels call, and the LLVM IR module that a kernel and its functions make."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ _TAIL = "!0 = !{i32 1}"
 
 @dataclass(frozen=True)
 class Function:
-    """A function that :func:`function` wrote, that another library has, or that is at an address."""
+    """A callee: built by :func:`function`, declared from another library, or at an address."""
 
     place: str
-    """Its name, or what holds its address."""
+    """Its LLVM identifier, or the one that holds its address."""
     kinds: tuple[Kind, ...]
     result: Type | None = None
     texts: tuple[str, ...] = ()
-    """What defines or declares it and those that it calls; nothing, if it is at an address."""
+    """Definitions and declarations of it and of its callees; empty if it is at an address."""
 
     @classmethod
     def at(cls, address: Pointer, *kinds: Kind) -> "Function":
-        """The function at an address, which takes `kinds` and gives nothing."""
+        """The ``void`` function at an address, with parameters of `kinds`."""
         return cls(address.text, kinds)
 
     def __call__(self, code: Code, *given: Value | Pointer) -> Value:
-        """What it gives for what it is given."""
+        """Emits a call and returns its result."""
         if self.result is None:
-            raise TypeError(f"{self.place} gives nothing")
+            raise TypeError(f"{self.place} returns nothing: call it by do()")
         return Value(code.writer, self.result, code.writer.let("", self._called(code, given)))
 
     def do(self, code: Code, *given: Value | Pointer) -> None:
-        """Calls it for what it does."""
+        """Emits a call without a result."""
         code.writer.do(self._called(code, given))
 
     def _called(self, code: Code, given: tuple[Value | Pointer, ...]) -> str:
@@ -52,9 +52,9 @@ class Function:
 def function(
     name: str, body: Callable[..., Value | None], kinds: Mapping[str, Kind], *, exported: bool = False
 ) -> Function:
-    """The function that `body(code, **arguments)` writes, and which gives what that returns, if anything.
+    """Builds the function that ``body(code, **arguments)`` writes; it returns what `body` returns.
 
-    It is known in what is compiled with it; outside, too, if `exported`.
+    Its linkage is internal to the module unless it is `exported`.
     """
     code = Code()
     result = body(code, **{one: taken(code.writer, kind, named(one)) for one, kind in kinds.items()})
@@ -65,13 +65,13 @@ def function(
 
 
 def declared(name: str, result: Type | None, *kinds: Kind) -> Function:
-    """The function `name` of another library."""
+    """Declares the function `name` of another library."""
     given = ", ".join(map(_said, kinds))
     return Function(f"@{name}", kinds, result, (f"declare {result or 'void'} @{name}({given})",))
 
 
 def source(texts: Iterable[str]) -> str:
-    """The source that the `texts` of functions make, each once."""
+    """The LLVM IR module of these definitions and declarations, each once."""
     return "\n\n".join([*dict.fromkeys(texts), _TAIL]) + "\n"
 
 

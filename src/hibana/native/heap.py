@@ -1,4 +1,4 @@
-"""What the C library does with the memory of tensors that are gone."""
+"""Settings of the C library's allocator."""
 
 import ctypes
 import sys

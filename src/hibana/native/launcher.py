@@ -1,9 +1,9 @@
-"""Kernels written in Python: declared with their arguments, built when first used, launched by name.
+"""Kernels written in Python: declared with their arguments, compiled when first used, launched by keyword.
 
-``@kernel`` makes a launcher of a function ``body(code, begin, end, *, ...)`` that writes the pieces of work
-from `begin` to `end`. What else it takes is what the kernel is given, by name: an address for a parameter of
-a kind of :class:`Pointer`, a number for a :class:`Value`, and one for each name in a :class:`Group`. Any
-other parameter is known while the kernel is written, and each value of it makes a kernel of its own.
+``@kernel`` makes a :class:`Launcher` of a function ``body(code, begin, end, *, ...)`` that emits the code for
+the work items `begin` to `end`. Its keyword parameters are the kernel's arguments: a subclass of
+:class:`Pointer` is a tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each of
+its names. Any other parameter is an option, known at compile time: each value of it compiles a new kernel.
 """
 
 import inspect
@@ -26,12 +26,12 @@ from hibana.native.values import Group, Value
 __all__ = ["Call", "Launcher", "Sized", "kernel"]
 
 SHAPES = 512
-"""How many shapes of a kernel are remembered."""
+"""Combinations of options and integers that a launcher remembers."""
 _OWN = ("code", "begin", "end")
 
 
 class Arguments:
-    """What a kernel is given, by name, as the parameters of its `body` say."""
+    """The arguments of a kernel, read from the signature of its `body`."""
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.addresses: dict[str, type[Pointer]] = {}
@@ -52,42 +52,42 @@ class Arguments:
             else:
                 self.options.append(name)
         self.order = (*self.addresses, *self.numbers)
-        """As they lie in memory; eight bytes each."""
+        """Names in the order of the argument block; eight bytes each."""
         self.names = frozenset([*self.order, *self.options])
         self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
         self._pack = struct.Struct(f"{len(self.addresses)}q").pack
 
     def packed(self, tensors: Iterable[Tensor | None]) -> bytes:
-        """The addresses of `tensors`, in the order in which they are declared."""
+        """The addresses of `tensors` in declared order, as bytes; 0 for None."""
         return self._pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
 class Call(NamedTuple):
-    """A kernel with all that it is given, to be run."""
+    """A kernel bound to all of its arguments."""
 
     address: int
     arguments: bytes
     tensors: tuple[Tensor | None, ...]
-    """Whose memory it reads and writes."""
+    """Kept alive for the call, which reads and writes their memory."""
 
     def run(self, pieces: int, grain: int = 1) -> None:
-        """Runs it over ``range(pieces)``, split among torch's threads."""
+        """Runs the work items ``range(pieces)``, split among torch's threads."""
         run(self.address, pieces, self.arguments, grain)
 
 
 class Sized(NamedTuple):
-    """A kernel with its numbers and options, to be given tensors alone: for sizes that come again."""
+    """A kernel bound to its integers and options; each call gives the tensors alone."""
 
     launcher: "Launcher"
     address: int
     numbers: bytes
 
     def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
-        """As :class:`Launcher`."""
+        """Runs the kernel as :class:`Launcher` does."""
         run(self.address, pieces, self._packed(tensors)[0], grain)
 
     def call(self, **tensors: Tensor | None) -> Call:
-        """A call that is yet to be run."""
+        """Binds the tensors without running the kernel."""
         return Call(self.address, *self._packed(tensors))
 
     def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
@@ -102,10 +102,10 @@ class Sized(NamedTuple):
 
 
 class Launcher:
-    """A kernel, and how it is called: ``launcher(pieces, grain, name=..., ...)``.
+    """Compiles and runs a kernel: ``launcher(pieces, grain, name=..., ...)``.
 
     Raises:
-        TypeError: if a name is missing, or is none of the kernel's.
+        TypeError: if an argument is missing or unknown.
     """
 
     def __init__(self, body: Callable[..., None]) -> None:
@@ -116,16 +116,16 @@ class Launcher:
 
     @cached_property
     def arguments(self) -> Arguments:
-        """What it is given, looked up when it is first needed: importing a kernel costs nothing."""
+        """Parsed on first use, so that importing a kernel costs nothing."""
         return Arguments(self.body)
 
     def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
-        """Runs the kernel over ``range(pieces)``, split among torch's threads.
+        """Runs the work items ``range(pieces)``, split among torch's threads.
 
         Args:
-            pieces: how many pieces of work there are.
-            grain: pieces that are not worth a thread of their own.
-            given: for each address a tensor, or None for no address; for each number an int; the options.
+            pieces: number of work items.
+            grain: number of items up to which a single thread runs them all.
+            given: a tensor or None for each address, an int for each integer, and the options.
         """
         arguments = self.arguments
         try:
@@ -138,7 +138,7 @@ class Launcher:
         run(address, pieces, arguments.packed(tensors) + numbers, grain)
 
     def sized(self, **fixed: Hashable) -> Sized:
-        """The kernel for these numbers and options."""
+        """Binds the integers and options."""
         arguments = self.arguments
         names = arguments.names - arguments.addresses.keys()
         if fixed.keys() != names:
@@ -146,11 +146,11 @@ class Launcher:
         return self._made_ready(arguments.fixed(fixed))
 
     def place(self, name: str) -> int:
-        """Which of its arguments is called so."""
+        """The position of argument `name` in the argument block."""
         return self.arguments.order.index(name)
 
     def source(self, **options: Hashable) -> str:
-        """The kernel in LLVM's language."""
+        """The LLVM IR of the kernel."""
         code, kinds = Code(), dict.fromkeys(self.arguments.numbers, LONG)
         taken = code.arguments({**self.arguments.addresses, **kinds})
         for name, group in self.arguments.groups.items():
@@ -161,14 +161,14 @@ class Launcher:
         return source([*code.texts, code.text(head)])
 
     def built(self, *options: Hashable) -> Kernel:
-        """The kernel itself, for these values of its options."""
+        """The compiled kernel for these values of its options."""
         if options not in self._built:
             text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
             (self._built[options],) = assemble(text, (self.name,))
         return self._built[options]
 
     def _made_ready(self, fixed: tuple[Any, ...]) -> Sized:
-        """The kernel for these options and numbers."""
+        """Compiles the kernel if need be, and packs its integers."""
         options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
         address = self.built(*options).address
         if len(self._sized) >= SHAPES:
@@ -177,13 +177,13 @@ class Launcher:
         return found
 
     def refusal(self, given: Mapping[str, object], names: Set[str]) -> TypeError:
-        """What says that of `names` some are not `given`, or others are."""
+        """The TypeError for arguments `given` that do not match `names`."""
         missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
         return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 
 
 def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """What takes the values of these `names` out of a mapping."""
+    """A function that returns the values of `names` from a mapping, as a tuple."""
     wanted = list(names)
     if len(wanted) > 1:
         return itemgetter(*wanted)
@@ -191,5 +191,5 @@ def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ..
 
 
 def kernel(body: Callable[..., None]) -> Launcher:
-    """The launcher of the kernel that `body` writes; see the module."""
+    """Decorator: makes a :class:`Launcher` of `body`; see the module's docstring."""
     return Launcher(body)

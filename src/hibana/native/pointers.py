@@ -1,4 +1,4 @@
-"""Addresses in a kernel that is being written: typed, so that an index counts elements."""
+"""Typed addresses in the kernel under construction: an index counts elements, not bytes."""
 
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -10,7 +10,7 @@ __all__ = ["Bytes", "Doubles", "Floats", "Ints", "Kind", "Longs", "Pointer", "Sh
 
 
 class Pointer:
-    """An address of elements of one type; a kind of pointer for each."""
+    """An address of elements of one type; each element type has its subclass."""
 
     element: ClassVar[Type]
 
@@ -19,15 +19,15 @@ class Pointer:
         self.text = text
 
     def __add__(self, count: Operand) -> Self:
-        """The address `count` elements further."""
+        """The address `count` elements after this one."""
         return self._moved(self.element.element, count)
 
     def bytes(self, count: Operand) -> Self:
-        """The address `count` bytes further."""
+        """The address `count` bytes after this one."""
         return self._moved("i8", count)
 
     def of(self, kind: "type[_Pointer]") -> "_Pointer":
-        """The same address, as one of what `kind` points at."""
+        """The same address, cast to the pointer type `kind`."""
         return kind(self.writer, self.text)
 
     def __getitem__(self, index: Operand) -> Value:
@@ -37,7 +37,7 @@ class Pointer:
         (self + index).store(value)
 
     def load(self, lanes: int = 1, there: Value | None = None, align: int = 0, absent: float = 0) -> Value:
-        """The element here, or the vector of those from here on; `absent` where it is not `there`."""
+        """Loads an element, or a vector; with a mask `there`, its other lanes are `absent`."""
         type_ = self.element.of(lanes)
         align = align or self.element.size
         if there is None:
@@ -49,7 +49,7 @@ class Pointer:
     def store(
         self, value: Operand, there: Value | None = None, align: int = 0, *, nontemporal: bool = False
     ) -> None:
-        """Writes one element, or a vector of them where it is `there`, past the caches if `nontemporal`."""
+        """Stores an element, or a vector, only the lanes of the mask `there` if given."""
         if not isinstance(value, Value):
             value = constant(self.writer, self.element, value)
         align = align or self.element.size
@@ -61,23 +61,23 @@ class Pointer:
         self.writer.do(f"store {value}, ptr {self.text}, align {align}{hint}")
 
     def clear(self, count: Operand, byte: int = 0) -> None:
-        """Writes zeros, or another `byte`, to all of `count` elements."""
+        """Sets all bytes of `count` elements to `byte`."""
         size = self._size(count)
         self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 {byte}, {size}, i1 false)")
 
     def fetch(self, *, to_write: bool) -> None:
-        """Has the line of the cache that this lies in be fetched."""
+        """Prefetches the cache line of this address."""
         self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
 
     def copy(self, source: "Pointer", count: Operand) -> None:
-        """Writes `count` elements of `source`, which must not overlap."""
+        """Copies `count` elements from `source`, which must not overlap."""
         size = self._size(count)
         self.writer.do(
             f"call void @llvm.memcpy.p0.p0.i64(ptr {self.text}, ptr {source.text}, {size}, i1 false)"
         )
 
     def instead(self, condition: Value, other: "Pointer") -> Self:
-        """The address of the `other` if the `condition` holds, else this one."""
+        """`other` if `condition` is true, else this address."""
         chosen = f"select {condition}, ptr {other.text}, ptr {self.text}"
         return type(self)(self.writer, self._let(chosen))
 
@@ -87,11 +87,11 @@ class Pointer:
 
     @classmethod
     def at(cls, address: Value) -> Self:
-        """What is at an address that :meth:`address` gave."""
+        """The pointer of an integer that :meth:`address` returned."""
         return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
 
     def given(self) -> Value:
-        """Whether it is an address at all: zero stands for none."""
+        """Whether this is not the null pointer, which stands for a tensor that is None."""
         return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
 
     def _size(self, count: Operand) -> Value:
@@ -110,45 +110,45 @@ class Pointer:
 
 _Pointer = TypeVar("_Pointer", bound=Pointer)
 Kind = Type | type[Pointer]
-"""What a function takes: a value of a type, or an address."""
+"""The type of a function's parameter: of a value, or of an address."""
 
 
 def taken(writer: Writer, kind: Kind, text: str) -> Any:
-    """What is called `text`, a value or an address as `kind` says."""
+    """The value or pointer of type `kind` whose LLVM identifier is `text`."""
     return Value(writer, kind, text) if isinstance(kind, Type) else kind(writer, text)
 
 
 class Bytes(Pointer):
-    """Of bytes."""
+    """Address of bytes."""
 
     element = BYTE
 
 
 class Shorts(Pointer):
-    """Of integers of 16 bits."""
+    """Address of 16-bit integers."""
 
     element = SHORT
 
 
 class Ints(Pointer):
-    """Of integers of 32 bits."""
+    """Address of 32-bit integers."""
 
     element = INT
 
 
 class Longs(Pointer):
-    """Of integers of 64 bits: numbers, addresses, or words of bits."""
+    """Address of 64-bit integers: numbers, addresses, or words of bits."""
 
     element = LONG
 
 
 class Floats(Pointer):
-    """Of single-precision numbers."""
+    """Address of float32 numbers."""
 
     element = FLOAT
 
 
 class Doubles(Pointer):
-    """Of double-precision numbers."""
+    """Address of float64 numbers."""
 
     element = DOUBLE

@@ -1,8 +1,8 @@
-"""Native functions on torch's own thread pool.
+"""Runs native functions on torch's own thread pool.
 
-Another pool of threads and torch's would spin against each other for the same cores. libtorch exports its
-``at::parallel_for`` through a stable C interface (torch >= 2.10): a kernel handed to it shares torch's
-threads and follows ``torch.set_num_threads``. ctypes releases the GIL for the call.
+A second thread pool would spin against torch's for the same cores. libtorch exports ``at::parallel_for``
+through its stable C interface (torch >= 2.10), so kernels share torch's threads and follow
+``torch.set_num_threads``. ctypes releases the GIL during the call.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 @cache
 def libtorch() -> ctypes.CDLL:
-    """The library that holds torch's CPU kernels, already loaded in this process."""
+    """The shared library of torch's CPU kernels, which this process has loaded already."""
     name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
 
@@ -45,7 +45,7 @@ def _serial(address: int) -> "ctypes._CFunctionType":
 
 
 def arguments(values: Sequence[int]) -> bytes:
-    """`values` (addresses, sizes) as the one argument that a kernel takes."""
+    """Packs `values` (addresses, sizes) into the argument block of a kernel."""
     return _packed(len(values))(*values)
 
 
@@ -59,9 +59,9 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
 
     Args:
         address: of a C function ``void (int64 begin, int64 end, void *args)``.
-        count: how many pieces of work there are; a kernel gets ranges of them.
-        args: what every call of the kernel gets.
-        grain: pieces that are not worth a thread of their own.
+        count: number of work items; each thread gets a range of them.
+        args: argument block, the same for every thread.
+        grain: number of items up to which a single thread runs them all.
 
     Raises:
         RuntimeError: if torch reports an error.
@@ -73,7 +73,7 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
 
 
 class Work(NamedTuple):
-    """A kernel with all but its own arguments, for what is run again and again."""
+    """A kernel bound to its number of work items; each run gives the argument block alone."""
 
     address: int
     pieces: int
@@ -83,7 +83,7 @@ class Work(NamedTuple):
 
 
 def ready(address: int, count: int, grain: int = 1) -> Work:
-    """The work of :func:`run`, made ready."""
+    """Prepares :func:`run` for repeated use."""
     if count <= grain:
         return Work(address, count, grain, partial(_serial(address), 0, count))
     parallel = partial(_parallel_for(), 0, count, grain, address)
@@ -100,10 +100,10 @@ def _failed(count: int) -> RuntimeError:
 
 
 def alone(work: Callable[[], Result]) -> Result:
-    """What `work` gives, done by a thread of its own that has no others to help it.
+    """Runs `work` in a new thread, single-threaded.
 
-    ``torch.set_num_threads`` is of the whole process: a thread that first computes meanwhile would keep that
-    number. OpenMP's and MKL's are of the thread that sets them; where libtorch has neither, others help.
+    ``torch.set_num_threads`` applies to the process, and a thread that first computes meanwhile would keep
+    the number. OpenMP's and MKL's settings are per thread; where libtorch has neither, `work` stays parallel.
     """
 
     def told() -> Result:

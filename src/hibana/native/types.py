@@ -1,4 +1,4 @@
-"""What values of a kernel are: numbers, truth values, and vectors of them."""
+"""Types of the values in a kernel: integers, floats, booleans, and vectors of them."""
 
 from dataclasses import dataclass
 
@@ -7,31 +7,31 @@ __all__ = ["BIT", "BYTE", "DOUBLE", "FLOAT", "INT", "LONG", "SHORT", "Type"]
 
 @dataclass(frozen=True)
 class Type:
-    """What a value is: `lanes` elements of one kind, or one of them."""
+    """The type of a value: a scalar, or a vector of `lanes` elements."""
 
     element: str
-    """LLVM's name of an element: ``i1`` a truth value, ``i64`` an integer, ``float``."""
+    """LLVM's name of the element type: ``i1`` for booleans, ``i64`` for integers, ``float``."""
     bits: int
     """Bits of an element."""
     lanes: int = 1
 
     def of(self, lanes: int) -> "Type":
-        """The vector of `lanes` such elements."""
+        """The vector type with `lanes` elements of this type."""
         return Type(self.element, self.bits, lanes)
 
     @property
     def real(self) -> bool:
-        """Whether an element is a floating-point number."""
+        """Whether the elements are floating-point numbers."""
         return not self.element.startswith("i")
 
     @property
     def size(self) -> int:
-        """Bytes of an element in memory."""
+        """Size of an element in memory, in bytes."""
         return -(-self.bits // 8)
 
     @property
     def mangled(self) -> str:
-        """As the name of an intrinsic has it: ``v16f32``."""
+        """The type as it is written in the name of an LLVM intrinsic, such as ``v16f32``."""
         element = f"f{self.bits}" if self.real else self.element
         return element if self.lanes == 1 else f"v{self.lanes}{element}"
 

@@ -1,8 +1,8 @@
-"""Values of a kernel that is being written: they know their type, and write down what is done with them.
+"""Typed values of the kernel under construction, with Python operators that emit LLVM IR.
 
-A :class:`Value` is a number, a truth value, or a vector of either. ``a + b`` adds a line to the function that
-`a` belongs to and is what that line computes. Nothing is contracted or reassociated: floats are multiplied
-and added in one only by :meth:`Value.fused`.
+A :class:`Value` is a scalar or a vector of integers, floats or booleans. ``a + b`` appends an instruction to
+the function that `a` belongs to and returns its result. Floating-point operations are never contracted or
+reassociated, except by :meth:`Value.fused`.
 """
 
 import struct
@@ -16,14 +16,14 @@ __all__ = ["Group", "Operand", "Value", "constant", "counted", "float_bits"]
 
 
 class Group:
-    """Numbers that a kernel is given together: a :class:`Value` for each name that a subclass annotates."""
+    """A named group of integer arguments: a subclass annotates one :class:`Value` for each name."""
 
     def __init__(self, **values: "Value") -> None:
         self.__dict__.update(values)
 
 
 class Value:
-    """A number or a truth value, or a vector of them. Integers are divided as numbers without a sign."""
+    """An integer, a float, a boolean, or a vector of them. Integer division is unsigned."""
 
     def __init__(self, writer: Writer, type_: Type, text: str) -> None:
         self.writer = writer
@@ -32,7 +32,7 @@ class Value:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "a value of a kernel is not known while the kernel is written: use `select` or `when`"
+            "the value of a kernel's variable is not known while the kernel is built: use `select` or `when`"
         )
 
     def __add__(self, other: "Operand") -> "Value":
@@ -100,15 +100,15 @@ class Value:
         return self._compared("oge", "sge", other)
 
     def equals(self, other: "Operand") -> "Value":
-        """Whether both are the same number; NaN equals nothing."""
+        """Element-wise ``==``; false for NaN."""
         return self._compared("oeq", "eq", other)
 
     def differs(self, other: "Operand") -> "Value":
-        """Whether they are not the same number; NaN differs from everything."""
+        """Element-wise ``!=``; true for NaN."""
         return self._compared("une", "ne", other)
 
     def select(self, yes: "Operand", no: "Operand") -> "Value":
-        """`yes` where this truth value holds, `no` elsewhere."""
+        """`yes` where this boolean is true, `no` elsewhere."""
         if not isinstance(yes, Value):
             if not isinstance(no, Value):
                 raise TypeError(f"one of the two must be a value of the kernel, got {yes!r} and {no!r}")
@@ -124,11 +124,11 @@ class Value:
         return self.call("smax", self.lift(other))
 
     def ones(self) -> "Value":
-        """How many bits of each element are set."""
+        """The number of set bits of each element."""
         return self.call("ctpop")
 
     def lowest(self) -> "Value":
-        """The position of the lowest bit that is set; the number of bits if none is."""
+        """The position of the lowest set bit; the width of the element if no bit is set."""
         return self.call("cttz", self.constant(BIT, 0))
 
     def fused(self, factor: "Value", term: "Value") -> "Value":
@@ -140,11 +140,11 @@ class Value:
         return self.call("fma", self.lift(factor), self.lift(term))
 
     def compressed(self, mask: "Value") -> "Value":
-        """The elements where `mask` holds, together at the front; what follows them is undefined."""
+        """The elements where `mask` is true, packed at the front; the rest is undefined."""
         return self.call("experimental.vector.compress", mask, self.undefined(self.type))
 
     def to(self, type_: Type) -> "Value":
-        """This integer with more bits (zeros) or fewer, or this number in more digits or rounded to fewer."""
+        """Converts to another width: integers are zero-extended or truncated, floats extended or rounded."""
         target = type_.of(self.type.lanes)
         if target.bits == self.type.bits:
             return self
@@ -152,62 +152,62 @@ class Value:
         return self.new(target, f"{more if target.bits > self.type.bits else fewer} {self} to {target}")
 
     def signed_to(self, type_: Type) -> "Value":
-        """This integer, which may be negative, with more bits."""
+        """This signed integer, sign-extended to `type_`."""
         target = type_.of(self.type.lanes)
         return self.new(target, f"sext {self} to {target}")
 
     def real(self, type_: Type) -> "Value":
-        """This integer, which may be negative, as the nearest number."""
+        """This signed integer, converted to the nearest float of `type_`."""
         target = type_.of(self.type.lanes)
         return self.new(target, f"sitofp {self} to {target}")
 
     def integer(self) -> "Value":
-        """The bits of each number, as an integer."""
+        """The bits of each float, reinterpreted as an integer of the same width."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def number(self) -> "Value":
-        """The number that the bits of each integer are."""
+        """The bits of each integer, reinterpreted as a float of the same width."""
         type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.lanes)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def whole(self) -> "Value":
-        """Each number without its fraction, as an integer of as many bits; the nearest that there is."""
+        """Each float truncated towards zero to an integer of the same width, saturating."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
         name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
         return self.new(type_, f"call {type_} @{name}({self})")
 
     def word(self) -> "Value":
-        """The bits of this vector, the first element's lowest, as one integer."""
+        """The bits of this vector as one integer; the first element takes the lowest bits."""
         bits = self.type.lanes * self.type.bits
         word = Type(f"i{bits}", bits)
         return self.new(word, f"bitcast {self} to {word}")
 
     def octets(self) -> "Value":
-        """The bytes of this integer, the lowest first, or of each of a vector's in turn."""
+        """The bytes of each element, lowest first, as one vector of bytes."""
         type_ = BYTE.of(self.type.size * self.type.lanes)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def mask(self, lanes: int) -> "Value":
-        """The `lanes` lowest bits of this integer as truth values."""
+        """The `lanes` lowest bits of this integer as a vector of booleans."""
         word = Type(f"i{lanes}", lanes)
         low = self if self.type.bits == lanes else self.new(word, f"trunc {self} to {word}")
         return self.new(BIT.of(lanes), f"bitcast {low} to {BIT.of(lanes)}")
 
     def spread(self, lanes: int) -> "Value":
-        """A vector of which each of the `lanes` is this."""
+        """A vector that has this scalar in each of its `lanes`."""
         type_ = self.type.of(lanes)
         one = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
         return one.shuffled(one, [0] * lanes)
 
     def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
-        """The chosen lanes of this vector and, counted on, of the `other`."""
+        """Lanes picked from the concatenation of this vector and `other`."""
         chosen = f"<{', '.join([f'i32 {lane}' for lane in lanes])}>" if any(lanes) else "zeroinitializer"
         type_ = self.type.of(len(lanes))
         return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> {chosen}")
 
     def lanes(self, first: int, count: int) -> "Value":
-        """The vector of `count` lanes of this one from the `first` on."""
+        """The `count` lanes of this vector that start at `first`."""
         return self.shuffled(self, range(first, first + count))
 
     def lane(self, lane: int) -> "Value":
@@ -215,18 +215,18 @@ class Value:
         return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
 
     def with_lane(self, lane: int, value: "Value") -> "Value":
-        """This vector, but for one element."""
+        """This vector with one element replaced."""
         return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
 
     def total(self) -> "Value":
-        """The sum of this vector; of numbers, in any order."""
+        """The sum of the elements; of floats in an unspecified order."""
         one = self.type.of(1)
         how, start = ("reassoc", f"{one} -0.0, ") if self.type.real else ("", "")
         name = f"llvm.vector.reduce.{'fadd' if self.type.real else 'add'}.{self.type.mangled}"
         return self.new(one, f"call {how} {one} @{name}({start}{self})")
 
     def call(self, intrinsic: str, *arguments: "Value") -> "Value":
-        """What LLVM's `intrinsic` for this type computes of this and of `arguments`, of this type too."""
+        """Calls LLVM's `intrinsic` for this type with this value and `arguments` of the same type."""
         given = ", ".join(map(str, (self, *arguments)))
         return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({given})")
 
@@ -234,20 +234,20 @@ class Value:
         """`other` as a value of this type."""
         if isinstance(other, Value):
             if other.type != self.type:
-                raise TypeError(f"{self.type} and {other.type} don't go together in a kernel")
+                raise TypeError(f"operands of a kernel must have one type, got {self.type} and {other.type}")
             return other
         return self.constant(self.type, other)
 
     def constant(self, type_: Type, number: float) -> "Value":
-        """A `number` of `type_`, in each lane."""
+        """The constant `number` of `type_`, in each lane."""
         return constant(self.writer, type_, number)
 
     def undefined(self, type_: Type) -> "Value":
-        """A value that nobody reads."""
+        """An undefined value of `type_`."""
         return Value(self.writer, type_, "undef")
 
     def new(self, type_: Type, said: str) -> "Value":
-        """What the line `said` computes."""
+        """The result of the instruction `said`."""
         return Value(self.writer, type_, self.writer.let("", said))
 
     def _computed(self, name: str, other: "Operand") -> "Value":
@@ -266,7 +266,7 @@ Operand = Value | int | float
 
 
 def constant(writer: Writer, type_: Type, number: float) -> Value:
-    """A `number` of `type_`, in each lane."""
+    """The constant `number` of `type_`, in each lane."""
     if type_.real:
         if type_.bits == 32:
             (number,) = struct.unpack("<f", struct.pack("<f", number))
@@ -281,7 +281,7 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
 
 @lru_cache(maxsize=256)
 def float_bits(number: float) -> int:
-    """The bits of `number` as float32, as a kernel is given one: ``value.to(INT).number()``.
+    """The bits of `number` as float32, to pass it to a kernel, which reads ``value.to(INT).number()``.
 
     Raises:
         OverflowError: if it is finite and too large for float32.

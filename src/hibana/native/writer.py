@@ -1,4 +1,4 @@
-"""Lines of LLVM's language: the statements that every kernel is made of, whoever writes it."""
+"""The LLVM IR of one function, as a list of lines. What the instructions mean is not known here."""
 
 import re
 from collections.abc import Iterator
@@ -9,22 +9,21 @@ __all__ = ["Writer", "named"]
 _INTEGERS = "add sub mul shl lshr ashr and or xor icmp trunc zext sext ptrtoint inttoptr getelementptr"
 _FLOATS = "fadd fsub fmul fneg fcmp"
 PURE = frozenset(f"{_INTEGERS} {_FLOATS} bitcast select insertelement shufflevector".split())
-"""Instructions that may be done where nobody asks for what they give: they read no memory, and none fails."""
+"""Instructions that are safe to hoist out of a loop: they read no memory and cannot fail."""
 _OPERAND = re.compile(r'%(?:[\w.-]+|"[^"]*")', re.ASCII)
 
 
 def named(name: str, sign: str = "%") -> str:
-    """`name` as LLVM writes it: a state may be called by any word of Python, in any alphabet."""
+    """`name` as an LLVM identifier, quoted if it has characters beyond ASCII: a cell may name a state so."""
     if re.fullmatch(r"[\w.-]+", name, re.ASCII):
         return f"{sign}{name}"
     return sign + '"' + "".join(f"\\{byte:02X}" for byte in name.encode()) + '"'
 
 
 class Writer:
-    """Lines of one function.
+    """The lines of one function, with loop-invariant code motion as they are added.
 
-    What a pure instruction computes of values from outside a loop is written before the loop: loop-invariant
-    code motion, while the lines are written.
+    A pure instruction whose operands are all defined outside the current loop is written before that loop.
     """
 
     def __init__(self) -> None:
@@ -32,21 +31,21 @@ class Writer:
         self.count = 0
         self._lines: list[str | list[str]] = []
         self._before: list[list[str]] = []
-        """Of each loop that is being written, from the outermost: the lines before it."""
+        """For each open loop, outermost first: the lines hoisted before it."""
         self._inside: dict[str, int] = {}
-        """In how many of these a value is computed."""
+        """For each value: the number of open loops that its definition is inside of."""
 
     @property
     def lines(self) -> list[str]:
-        """All of them."""
+        """All lines, hoisted ones in place."""
         return [line for some in self._lines for line in ([some] if isinstance(some, str) else some)]
 
     def do(self, line: str) -> None:
-        """Adds a line."""
+        """Appends a line."""
         self._lines.append("  " * self.depth + line)
 
     def let(self, name: str, said: str) -> str:
-        """Gives what `said` computes a name, and returns it; one of its own if `name` is empty."""
+        """Writes ``name = said`` and returns the identifier; a fresh one if `name` is empty."""
         if not name:
             self.count += 1
             name = f"a{self.count}"
@@ -62,12 +61,12 @@ class Writer:
         return text
 
     def label(self, name: str) -> None:
-        """Begins a block called `name`, which a branch may lead to."""
+        """Begins a basic block called `name`."""
         self._lines.append(f"{'  ' * (self.depth - 1)}{name}:")
 
     @contextmanager
     def loop(self) -> Iterator[None]:
-        """What is written meanwhile is done again and again: first the branch to where it begins."""
+        """Marks the lines written in the ``with`` block as the body of a loop."""
         before = list[str]()
         self._lines.append(before)
         self._before.append(before)
