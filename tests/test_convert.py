@@ -24,6 +24,34 @@ def settled(model, x):
     return model.eval()
 
 
+class Named(nn.Module):
+    """A layer called `name`, another, and a ReLU between them."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.add_module(name, nn.Linear(3, 8))
+        self.name, self.out = name, nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(torch.relu(self.get_submodule(self.name)(x)))
+
+
+@pytest.mark.parametrize("name", ['a"b', "import", "graph", "meta", "readout", "relu", "new\nline"])
+def test_a_layer_may_have_any_name(name):
+    model, x = Named(name), torch.rand(50, 3)
+    network, _ = hb.from_ann(model, x, T=256, percentile=100)
+    assert len([*network.children()]) == 4
+    torch.testing.assert_close(network(x.expand(256, 50, 3))[-1] / 256, model(x), rtol=0.0, atol=0.05)
+
+
+def test_a_name_that_torch_would_write_as_code_is_refused():
+    for name in ('a"b', "import", "graph", "a\\b", 'x", print(1)) or getattr(self, "y'):
+        with pytest.raises(ValueError, match=r"net holds '.*', a name that torch\.export can't write"):
+            export(Named(name), torch.rand(4, 2, 3))
+    program = export(Named("a b"), torch.rand(4, 2, 3))
+    assert program.module()(torch.rand(4, 2, 3)).shape == (4, 2, 2)
+
+
 def mlp():
     return nn.Sequential(
         nn.Linear(6, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 12),

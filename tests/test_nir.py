@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
+from hibana.cli import main
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 from hibana.nir import Scale, file, read, write  # noqa: E402 - needs the extra
@@ -504,6 +505,76 @@ def test_a_layer_whose_output_would_be_huge(tmp_path):
     path = put(tmp_path / "x.nir", {"input": image, "x": conv, "output": OUT}, LINE)
     with pytest.raises(ValueError, match=r"node 'x' \(Conv2d\).*max_bytes"):
         read(path)
+
+
+def test_a_delay_whose_past_would_be_huge(tmp_path):
+    image, late = {"type": "Input", "shape": [3]}, {"type": "Delay", "delay": np.full(3, 1e9)}
+    path = put(tmp_path / "x.nir", {"input": image, "x": late, "output": OUT}, LINE)
+    for dt, says in (
+        (1e-4, r"delay must be at most 16,777,216 steps"),
+        (1e2, r"\(10000000, 3\), takes 120,"),
+    ):
+        with pytest.raises(ValueError, match=rf"node 'x' \(Delay\): .*{says}"):
+            read(path, dt=dt, max_bytes=10**8)
+    assert read(path, dt=1e6).x.reach == 1000
+
+
+NAMES = [
+    *(
+        "forward",
+        "train",
+        "training",
+        "__class__",
+        "_modules",
+        "meta",
+        "graph",
+        "import",
+        "None",
+        "a.forward",
+    ),
+    *("add", "flatten", "ﬁ", 'a"b', "a b", "a\\", "a/b", "a.b", "a", ".", "", "*/", "é", "0"),
+]
+IN_FILES = [name for name in NAMES if "/" not in name and name not in (".", "")]  # HDF5 takes those for paths
+
+
+def named(names):
+    """A linear layer under each name, one after the other; the weights tell each from the others."""
+    layers = [nir.Linear(torch.randn(3, 3).numpy()) for _ in names]
+    line = {"input": nir.Input(np.array([3])), **dict(zip(names, layers, strict=True))}
+    return chain(**{**line, "output": nir.Output(np.array([3]))}), layers
+
+
+@pytest.mark.parametrize("names", [*([name] for name in NAMES), NAMES, NAMES[::-1]], ids=str)
+def test_any_name_of_a_node_is_a_layer(names):
+    graph, layers = named(names)
+    net, x = read(graph), torch.randn(2, 1, 3)
+    wanted = x
+    for layer in layers:
+        wanted = wanted @ torch.from_numpy(layer.weight).T
+    torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
+    assert len({*net.state_dict()}) == len(names)
+    net.load_state_dict(net.state_dict())
+    again = write(net)
+    assert {*again.nodes} >= {*names} & {*IN_FILES}
+
+
+def test_names_of_nodes_come_back_from_a_file(tmp_path):
+    graph, _ = named(IN_FILES)
+    write(read(graph), tmp_path / "one.nir")
+    net, x = read(tmp_path / "one.nir"), torch.randn(2, 1, 3)
+    write(net, tmp_path / "two.nir")
+    assert {*nir.read(tmp_path / "two.nir").nodes} == {"input", "output", *IN_FILES}
+    assert torch.equal(read(tmp_path / "two.nir")(x), read(graph)(x))
+    assert main(["convert", str(tmp_path / "one.nir"), str(tmp_path / "one.c")]) == 0
+
+
+@pytest.mark.parametrize("name", ['a"b', "import", "graph", "meta", "add", "a/b", "??/", "*/", "new\nline"])
+def test_any_name_of_a_layer_is_written(tmp_path, name):
+    net = nn.Sequential()
+    net.add_module(name, nn.Linear(3, 2))
+    write(net, tmp_path / "x.nir")
+    x = torch.rand(2, 1, 3)
+    assert torch.equal(read(tmp_path / "x.nir")(x), net(x))
 
 
 def test_links_and_bottomless_groups_are_not_followed(tmp_path):

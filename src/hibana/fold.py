@@ -1,6 +1,13 @@
-"""Batch normalisation folded into the layer before it: for inference, where it is a scale and a shift."""
+"""A network traced to calls of its layers, and batch normalisation folded into the layer before it.
+
+For inference, where batch normalisation is a scale and a shift.
+"""
 
 import copy
+import unicodedata
+from collections.abc import Collection
+from functools import cache
+from keyword import iskeyword
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,7 +19,7 @@ from hibana.each_step import EachStep
 from hibana.running import Stateful
 from hibana.window import Window
 
-__all__ = ["fold_batchnorm", "traced_layers"]
+__all__ = ["fold_batchnorm", "fold_calls", "is_writable", "layer_name", "traced_calls", "traced_layers"]
 
 Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Window
@@ -43,29 +50,35 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     ['Conv2d', 'Identity']
     """
     folded = copy.deepcopy(net).eval()
-    traced = folded if isinstance(folded, fx.GraphModule) else traced_layers(folded)
-    for node in list(traced.graph.nodes):
-        module = folded.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if isinstance(folded, fx.GraphModule):
+        fold_calls(folded, folded.graph, erase=True)
+        folded.recompile()
+    else:
+        fold_calls(folded, traced_layers(folded))
+    return folded
+
+
+def fold_calls(net: nn.Module, graph: fx.Graph, *, erase: bool = False) -> None:
+    """Folds batch normalisation in `net` itself, whose calls are `graph`; with `erase` in that too."""
+    for node in list(graph.nodes):
+        module = net.get_submodule(str(node.target)) if node.op == "call_module" else None
         if not isinstance(module, Normalised):
             continue
         if module.running_mean is None or module.running_var is None:
             raise ValueError(f"layer {node.target}: batch normalisation without running statistics")
         before = node.args[0]
-        inner = _sole_layer(traced, folded, before)
+        inner = _sole_layer(net, graph, before)
         if inner is not None:
-            folded.set_submodule(str(before.target), _fused(inner, module))
-            if folded is traced:
+            net.set_submodule(str(before.target), _fused(inner, module))
+            if erase:
                 node.replace_all_uses_with(before)
-                traced.graph.erase_node(node)
+                graph.erase_node(node)
             else:
-                folded.set_submodule(str(node.target), nn.Identity())
+                net.set_submodule(str(node.target), nn.Identity())
         elif isinstance(module, nn.BatchNorm2d):
-            folded.set_submodule(str(node.target), fuse_conv_bn_eval(_each_channel(module), module))
+            net.set_submodule(str(node.target), fuse_conv_bn_eval(_each_channel(module), module))
         else:
             raise ValueError(f"layer {node.target}: no linear layer or convolution before it to fold it into")
-    if folded is traced:
-        traced.recompile()
-    return folded
 
 
 class _Tracer(fx.Tracer):
@@ -85,21 +98,62 @@ class _Tracer(fx.Tracer):
 _OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
-def traced_layers(net: nn.Module) -> fx.GraphModule:
-    """`net` as calls of its layers, :class:`EachStep` seen through, spiking layers as they are.
+def traced_layers(net: nn.Module) -> fx.Graph:
+    """The calls of `net`'s layers, :class:`EachStep` seen through, spiking layers as they are.
+
+    Raises:
+        ValueError: if its ``forward`` can't be traced.
+    """
+    return traced_calls(net, _Tracer())
+
+
+def traced_calls(net: nn.Module, tracer: fx.Tracer) -> fx.Graph:
+    """What `tracer` makes of `net`: a graph, of which no code is generated, so that layers may have any name.
 
     Raises:
         ValueError: if its ``forward`` can't be traced.
     """
     try:
-        return fx.GraphModule(net, _Tracer().trace(net))
+        return tracer.trace(net)
     except (fx.proxy.TraceError, TypeError) as error:
         raise ValueError(f"{type(net).__name__}.forward cannot be traced: {error}") from error
-    except SyntaxError as error:
-        line = (error.text or "").strip()
-        raise ValueError(
-            f"{type(net).__name__} has a layer named by a word of Python's own: {line}"
-        ) from error
+
+
+@cache
+def _bare() -> tuple[nn.Module, nn.Module]:
+    """A traced network and a module that hold nothing, but what every one of them has."""
+    return fx.GraphModule({}, fx.Graph()), nn.Module()
+
+
+def is_writable(path: str) -> bool:
+    """Whether code that torch generates can name what lies at `path`, ``layer.layer.parameter``.
+
+    torch writes ``self.name`` for an identifier, also for a keyword, and ``getattr(self, "name")`` for any
+    other text, without escapes. What every traced module has itself, such as ``graph``, can be no layer.
+    """
+    for depth, name in enumerate(path.split(".")):
+        spelled = unicodedata.normalize("NFKC", name) == name and not iskeyword(name)
+        quoted = name.isprintable() and not {'"', "\\"} & {*name}
+        if not name or not (spelled if name.isidentifier() else quoted) or hasattr(_bare()[depth > 0], name):
+            return False
+    return True
+
+
+def layer_name(path: str, taken: Collection[str]) -> str:
+    """A name for a layer of an ``fx.GraphModule``, as near to `path` as can be, beside those `taken`."""
+    plain = unicodedata.normalize("NFKC", path)
+    name = "".join(c if c.isalnum() or c in "._" else "_" for c in plain)
+    if not all(name.split(".")) or _holds(name, taken):
+        name = name.replace(".", "_") or "_"
+    name = ".".join(part if is_writable(part) else f"{part}_" for part in name.split("."))
+    while not is_writable(name) or name in taken or _holds(name, taken):
+        name += "_"
+    return name
+
+
+def _holds(name: str, taken: Collection[str]) -> bool:
+    """Whether a layer of that name would hold one of those `taken`, or one of them it."""
+    return any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in taken)
 
 
 def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:
@@ -108,13 +162,13 @@ def _fused(inner: Convolution | nn.Linear, module: Normalised) -> nn.Module:
     return fuse_conv_bn_eval(cast(nn.Conv1d, inner), module)  # a window has the weights of one
 
 
-def _sole_layer(traced: fx.GraphModule, folded: nn.Module, node: fx.Node) -> Convolution | nn.Linear | None:
+def _sole_layer(net: nn.Module, graph: fx.Graph, node: fx.Node) -> Convolution | nn.Linear | None:
     """The linear layer or convolution that `node` calls, if nothing else uses it or its result."""
     if node.op != "call_module" or len(node.users) != 1:
         return None
-    if sum(other.target == node.target for other in traced.graph.nodes if other.op == "call_module") != 1:
+    if sum(other.target == node.target for other in graph.nodes if other.op == "call_module") != 1:
         return None
-    module = folded.get_submodule(str(node.target))
+    module = net.get_submodule(str(node.target))
     return module if isinstance(module, Convolution | nn.Linear) else None
 
 

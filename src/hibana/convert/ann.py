@@ -13,7 +13,7 @@ from torch.nn import functional
 from hibana.cells import Cell
 from hibana.convert.report import Batch, Conversion, Watch, batches_of, report
 from hibana.each_step import EachStep
-from hibana.fold import fold_batchnorm
+from hibana.fold import fold_calls, layer_name, traced_calls
 from hibana.layers import IF, LI, OverTime
 
 __all__ = ["from_ann"]
@@ -103,13 +103,17 @@ class _Tracer(fx.Tracer):
 
 def _trace(model: nn.Module) -> fx.GraphModule:
     """`model` in evaluation as calls of modules, one module a call, and additions; without batch norm."""
-    try:
-        evaluated = copy.deepcopy(model).eval()
-        traced = fold_batchnorm(fx.GraphModule(evaluated, _Tracer().trace(evaluated)))
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise ValueError(f"{type(model).__name__}.forward cannot be traced: {error}") from error
-    for node in list(traced.graph.nodes):
-        if node.op in ("placeholder", "output", "call_module") or node.target in ADDITIONS:
+    evaluated = copy.deepcopy(model).eval()
+    calls = traced_calls(evaluated, _Tracer())
+    fold_calls(evaluated, calls, erase=True)
+    layers: dict[str, nn.Module] = {}
+    for node in list(calls.nodes):
+        name = layer_name(node.name, layers)
+        if node.op == "call_module":
+            layers[name] = evaluated.get_submodule(str(node.target))
+            node.meta["path"], node.target = node.target, name
+            continue
+        if node.op in ("placeholder", "output") or node.target in ADDITIONS:
             continue
         arguments = node.args[1:]
         if node.target in FLATTEN:
@@ -125,13 +129,13 @@ def _trace(model: nn.Module) -> fx.GraphModule:
             raise ValueError(
                 f"layer {node.name!r}: {getattr(node.target, '__name__', node.target)} can't be converted"
             )
-        traced.add_submodule(node.name, module)
-        with traced.graph.inserting_after(node):
-            call = traced.graph.call_module(node.name, (node.args[0],))
+        layers[name] = module
+        with calls.inserting_after(node):
+            call = calls.call_module(name, (node.args[0],))
+        call.meta["path"] = name
         node.replace_all_uses_with(call)
-        traced.graph.erase_node(node)
-    traced.recompile()
-    return traced
+        calls.erase_node(node)
+    return fx.GraphModule(layers, calls)
 
 
 def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) -> dict[str, float]:
@@ -184,16 +188,15 @@ def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphMo
         elif node.op == "output":
             if not isinstance(node.args[0], fx.Node):
                 raise ValueError("model must return one tensor")
-            layers["readout"] = LI()
-            lines.output(lines.call_module("readout", (whole(node.args[0]),)))
+            layers[readout := layer_name("readout", layers)] = LI()
+            lines.output(lines.call_module(readout, (whole(node.args[0]),)))
         elif node.op == "call_module":
+            name = str(node.target)
             value, scale = values[node.args[0]]
-            layer, scale = _layer(
-                traced.get_submodule(str(node.target)), scale, thresholds.get(node.name), node
-            )
+            layer, scale = _layer(traced.get_submodule(name), scale, thresholds.get(name), node.meta["path"])
             if layer is not None:
-                layers[node.name] = layer
-                value = lines.call_module(node.name, (value,))
+                layers[name] = layer
+                value = lines.call_module(name, (value,))
             values[node] = value, scale
         else:
             values[node] = _sum(node, values, lines, whole)
@@ -213,7 +216,7 @@ def _sum(
 
 
 def _layer(
-    module: nn.Module, scale: float, threshold: float | None, node: fx.Node
+    module: nn.Module, scale: float, threshold: float | None, path: str
 ) -> tuple[nn.Module | None, float]:
     """The spiking network's layer for `module`, whose input is `scale` times too small, and its own scale."""
     match module:
@@ -232,6 +235,6 @@ def _layer(
         case _ if isinstance(module, Nothing):
             return None, scale
     raise ValueError(
-        f"layer {node.target!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
+        f"layer {path!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
         "convolutions, batch normalisation, pooling, flatten and additions"
     )

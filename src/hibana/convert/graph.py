@@ -136,7 +136,7 @@ class _Shown:
     calls: int = 0
 
 
-def _shown(net: nn.Module, lines: fx.GraphModule, example: Tensor) -> dict[str, _Shown]:
+def _shown(net: nn.Module, lines: fx.Graph, example: Tensor) -> dict[str, _Shown]:
     shown: dict[str, _Shown] = {}
 
     def watching(name: str) -> Callable[..., None]:
@@ -145,7 +145,7 @@ def _shown(net: nn.Module, lines: fx.GraphModule, example: Tensor) -> dict[str, 
 
         return hook
 
-    names = {str(node.target) for node in lines.graph.nodes if node.op == "call_module"}
+    names = {str(node.target) for node in lines.nodes if node.op == "call_module"}
     hooks = [net.get_submodule(name).register_forward_hook(watching(name)) for name in names]
     try:
         with warnings.catch_warnings():
@@ -160,14 +160,14 @@ def _shown(net: nn.Module, lines: fx.GraphModule, example: Tensor) -> dict[str, 
 class _Reading:
     """One reading of a traced network."""
 
-    def __init__(self, net: nn.Module, lines: fx.GraphModule, shown: dict[str, _Shown]) -> None:
+    def __init__(self, net: nn.Module, lines: fx.Graph, shown: dict[str, _Shown]) -> None:
         self.net, self.lines, self.shown = net, lines, shown
         self.each_step = tuple(f"{n}.module" for n, m in net.named_modules() if isinstance(m, EachStep))
         self.nodes: list[Node] = []
         self.values: dict[fx.Node, tuple[Node, tuple[int, ...]]] = {}
 
     def network(self, example: Tensor) -> Network:
-        for line in self.lines.graph.nodes:
+        for line in self.lines.nodes:
             if line.op == "placeholder":
                 if self.nodes:
                     raise Unsupported(f"net takes a second input, {line.name!r}")

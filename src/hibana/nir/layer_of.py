@@ -21,6 +21,8 @@ __all__ = ["to_layer"]
 
 USUAL_DT = 1e-4
 """Seconds per step where a graph says nothing: the default of those who write none."""
+LONGEST_DELAY = 2**24
+"""Steps; float32, which delays are kept in, does not hold every whole number above."""
 ROUNDING = 1e-6
 """A gain this near to one is one: what float32 leaves of ``dt * r / tau``."""
 
@@ -158,6 +160,8 @@ def _whole(steps: float | Tensor) -> float | Tensor:
     whole = value.round()
     if bool(((value - whole).abs() > ROUNDING * whole.clamp(min=1)).any()) or bool((value < 0).any()):
         raise ValueError(f"delay must be whole steps of dt, 0 or more, got {steps!r} steps; give another dt")
+    if bool((whole > LONGEST_DELAY).any()):
+        raise ValueError(f"delay must be at most {LONGEST_DELAY:,} steps of dt, got {steps!r} steps")
     return float(whole) if whole.ndim == 0 else whole.float()
 
 

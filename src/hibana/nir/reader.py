@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from hibana.fold import layer_name
 from hibana.nir.file import load
 from hibana.nir.layer_of import to_layer
 from hibana.nir.nodes import LINEAR, NEURONS, Node, Shape, output_shape
+from hibana.window import LooksBack
 
 __all__ = ["read"]
 
@@ -24,12 +26,13 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     Args:
         source: the path of a NIR file, or a ``nir.NIRGraph``.
         dt: seconds per time step; what the writer noted in the graph if ``None``.
-        max_bytes: the most memory that the file's arrays, or the output of one layer for one sample, may
-            take.
+        max_bytes: the most memory that the file's arrays, or for one sample the output of one layer or the
+            past input that it keeps, may take.
 
     Returns:
-        A module whose layers bear the names of the nodes. Its `meta` holds ``input_shape`` and ``dt``, which
-        :func:`write` takes up.
+        A module whose layers bear the names of the nodes, changed where no layer can have them (``forward``,
+        ``a"b``). Its `meta` holds ``input_shape``, ``dt`` and, where names were changed, the nodes' own in
+        ``nodes``, all of which :func:`write` takes up.
 
     Raises:
         ValueError: naming the node, if the file is damaged or too large, if a node is unknown, does not fit
@@ -158,6 +161,7 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
     begin, end = (_outermost(graph, kind) for kind in PORTS)
     layers: dict[str, nn.Module] = {}
     shapes: dict[str, Shape] = {begin: _input_shape(graph.nodes[begin], begin)}
+    renamed: dict[str, str] = {}
     lines = fx.Graph()
     values = {begin: lines.placeholder("inputs")}
     for name in order:
@@ -172,8 +176,10 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
         try:
             shape = given[sources[0]]
             shapes[name] = output_shape(node, shape)
-            _check_size(shapes[name], max_bytes)
+            _check_size("one sample of its output", shapes[name], max_bytes)
             layer = None if node.type in PORTS else to_layer(node, dt, graph.feedback.get(name))
+            if isinstance(layer, LooksBack):
+                _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             missing = f"has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"node {name!r} ({node.type}): {missing}") from error
@@ -182,7 +188,9 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             value = lines.call_function(add, (value, values[source]))
         if layer is not None:
             path = name.rpartition(".")[0] or name if name in graph.feedback else name
-            layers[key := _layer_name(path, layers)] = layer
+            layers[key := layer_name(path, layers)] = layer
+            if key != path:
+                renamed[key] = path
             value = lines.call_module(key, (value,))
         values[name] = value
     _warn_of_dead_ends(graph, end)
@@ -191,7 +199,7 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
     network.graph.eliminate_dead_code()
     network.delete_all_unused_submodules()
     network.recompile()
-    network.meta.update(input_shape=shapes[begin], dt=dt)
+    network.meta.update(input_shape=shapes[begin], dt=dt, **({"nodes": renamed} if renamed else {}))
     return network
 
 
@@ -214,14 +222,12 @@ def _input_shape(node: Node, name: str) -> Shape:
     return tuple(int(n) for n in shape)
 
 
-def _check_size(shape: Shape, max_bytes: int) -> None:
+def _check_size(what: str, shape: Shape, max_bytes: int) -> None:
     size = 4
     for n in shape:
         size *= n
     if size > max_bytes:
-        raise ValueError(
-            f"one sample of its output, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}"
-        )
+        raise ValueError(f"{what}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
 
 
 def _warn_of_dead_ends(graph: _Graph, end: str) -> None:
@@ -232,16 +238,6 @@ def _warn_of_dead_ends(graph: _Graph, end: str) -> None:
         ahead += new
     if dead := [name for name in graph.nodes if name not in used]:
         warnings.warn(f"nodes that lead to no output are left out: {', '.join(dead)}", stacklevel=4)
-
-
-def _layer_name(path: str, taken: dict[str, nn.Module]) -> str:
-    """A name that a torch module can have, near to `path` and unlike those taken."""
-    name = "".join(c if c.isalnum() or c in "._" else "_" for c in path)
-    inside = any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in taken)
-    name = name.replace(".", "_") if inside or "" in name.split(".") else name
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _in_memory(graph: Any) -> dict[str, Any]:

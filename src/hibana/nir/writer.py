@@ -1,6 +1,8 @@
 """From a network to a NIR graph: traced with torch.fx, batch normalisation folded, shapes followed."""
 
+import copy
 import os
+import re
 import warnings
 from dataclasses import fields
 from inspect import signature
@@ -15,7 +17,7 @@ from torch import fx, nn
 
 from hibana.delayed_linear import DelayedLinear
 from hibana.each_step import EachStep
-from hibana.fold import fold_batchnorm
+from hibana.fold import fold_calls, traced_calls
 from hibana.nir.node_of import lost_in_training, to_node
 from hibana.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.running import Stateful
@@ -55,13 +57,15 @@ def write(
 
     Source: Pedersen et al. (2024), *Neuromorphic intermediate representation*.
     """
-    noted = getattr(net, "meta", {})
+    noted = net.meta if isinstance(net, fx.GraphModule) else {}
     dt = next(x for x in (dt, noted.get("dt"), 1e-4) if x is not None)
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
-    traced = _trace(net)
-    shape = input_shape or noted.get("input_shape") or _taken_by_the_first(traced)
-    nodes, edges = _Walk(traced, dt).graph(tuple(shape))
+    folded = copy.deepcopy(net).eval()
+    calls = traced_calls(folded, _Tracer())
+    fold_calls(folded, calls, erase=True)
+    shape = input_shape or noted.get("input_shape") or _taken_by_the_first(folded, calls)
+    nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
     if path is not None:
         part = Path(path).with_name(f"{Path(path).name}.part")
@@ -93,17 +97,9 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _trace(net: nn.Module) -> fx.GraphModule:
-    try:
-        traced = fx.GraphModule(net, _Tracer().trace(net))
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise ValueError(f"{type(net).__name__}.forward cannot be traced: {error}") from error
-    return fold_batchnorm(traced)
-
-
-def _taken_by_the_first(traced: fx.GraphModule) -> Shape:
-    first = next((node for node in traced.graph.nodes if node.op == "call_module"), None)
-    layer = None if first is None else traced.get_submodule(str(first.target))
+def _taken_by_the_first(net: nn.Module, calls: fx.Graph) -> Shape:
+    first = next((node for node in calls.nodes if node.op == "call_module"), None)
+    layer = None if first is None else net.get_submodule(str(first.target))
     if isinstance(layer, nn.Linear | DelayedLinear):
         return (layer.in_features,)
     raise ValueError("input_shape must be given, the shape of one sample, unless the first layer is linear")
@@ -112,8 +108,8 @@ def _taken_by_the_first(traced: fx.GraphModule) -> Shape:
 class _Walk:
     """Walks over a traced network once and makes its nodes and edges; additions become several edges."""
 
-    def __init__(self, traced: fx.GraphModule, dt: float) -> None:
-        self.traced, self.dt = traced, dt
+    def __init__(self, net: nn.Module, calls: fx.Graph, dt: float, names: dict[str, str]) -> None:
+        self.net, self.calls, self.dt, self.names = net, calls, dt, names
         self.nodes: dict[str, Node] = {}
         self.edges: list[tuple[str, str]] = []
         self.shapes: dict[str, Shape] = {}
@@ -121,7 +117,7 @@ class _Walk:
 
     def graph(self, shape: Shape) -> tuple[dict[str, Node], list[tuple[str, str]]]:
         lost = []
-        for line in self.traced.graph.nodes:
+        for line in self.calls.nodes:
             where = f"layer {line.target if line.op == 'call_module' else line.name!r}"
             try:
                 self.line(line, shape)
@@ -134,7 +130,7 @@ class _Walk:
         return self.nodes, self.edges
 
     def module(self, line: fx.Node) -> nn.Module:
-        return self.traced.get_submodule(str(line.target))
+        return self.net.get_submodule(str(line.target))
 
     def line(self, line: fx.Node, shape: Shape) -> None:
         if line.op == "placeholder":
@@ -147,7 +143,7 @@ class _Walk:
             sources = self.sources[line.args[0]]
             shape = self.shapes[sources[0]]
             self.put("output", Node("Output", {"shape": np.array(shape)}), sources, shape)
-        elif line.target in (add, iadd, torch.add, "add", "add_"):
+        elif line.op != "call_module" and line.target in (add, iadd, torch.add, "add", "add_"):
             self.sources[line] = self.added(line)
         else:
             self.layer(line)
@@ -166,7 +162,9 @@ class _Walk:
             node = to_node(self.module(line), shape, self.dt)
         else:
             raise ValueError(f"NIR has no node for {getattr(line.target, '__name__', line.target)}")
-        name = str(line.target) if line.op == "call_module" else line.name
+        name = line.name
+        if line.op == "call_module":
+            name = self.names.get(str(line.target), str(line.target))
         self.sources[line] = sources if node is None else [self.put(name, node, sources, shape)]
 
     def added(self, line: fx.Node) -> list[str]:
@@ -181,6 +179,7 @@ class _Walk:
         return sources
 
     def put(self, name: str, node: Node, sources: list[str], shape: Shape) -> str:
+        name = re.sub(r"[/\0]|^\.?$", "_", name)  # HDF5 takes these for paths
         while name in self.nodes:
             name += "_"
         self.nodes[name] = node
@@ -195,7 +194,7 @@ def _flattened(line: fx.Node, module: nn.Module | None) -> tuple[int, int] | Non
     """The dimensions that `line` flattens, if that is what it does."""
     if isinstance(module, nn.Flatten):
         return module.start_dim, module.end_dim
-    if line.target not in (torch.flatten, "flatten"):
+    if line.op == "call_module" or line.target not in (torch.flatten, "flatten"):
         return None
     named: Any = dict(zip(("start_dim", "end_dim"), line.args[1:], strict=False)) | line.kwargs
     return named.get("start_dim", 0), named.get("end_dim", -1)
