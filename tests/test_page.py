@@ -153,6 +153,18 @@ def test_a_page_spikes_as_pytorch(browser, tmp_path):
     assert page.execute_script("return document.querySelector('h1').textContent") == "<b>mine</b>"
 
 
+def test_no_name_leaves_its_place_in_the_page(monkeypatch):
+    monkeypatch.setattr("hibana.convert.page.build.webassembly", lambda program: b"")
+    name = '</script><!--<script>"@WASM@'
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 3))
+    net.add_module(name, hb.IF(0.3))
+    page = to_page(net, torch.rand(1, 2, 4, 5).expand(6, 2, 4, 5), title="<b>@NETWORK@")
+    assert "<title>&lt;b&gt;@NETWORK@</title>" in page
+    (content,) = re.findall(r'<script id="network" type="application/json">(.*?)</script>', page)
+    assert "<" not in content
+    assert [layer["name"] for layer in json.loads(content)["layers"]] == [name]
+
+
 def test_what_is_no_drawing_is_refused():
     net = nn.Sequential(nn.Linear(3, 2), hb.IF())
     with pytest.raises(ValueError, match=r"example must hold images .*\(2, 1, 3\)"):

@@ -1,5 +1,6 @@
 """Lines of C: blocks, loops, and arrays of constants."""
 
+import re
 from collections.abc import Iterable, Sequence
 from textwrap import wrap
 
@@ -22,8 +23,8 @@ def each(index: str, count: int | str, lines: Iterable[str]) -> list[str]:
 
 def commented(text: str) -> str:
     """`text` as it may stand in a comment."""
-    plain = text.encode("ascii", "replace").decode()
-    return plain.replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+    plain = re.sub(r"[^ -~]", "?", text).replace("\\", "/")
+    return re.sub(r"\*(?=/)|/(?=\*)|\?(?=\?)", r"\g<0> ", plain)  # the ends of comments, and trigraphs
 
 
 def number_text(values: Tensor, kind: str) -> list[str]:

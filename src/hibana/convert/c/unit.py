@@ -119,7 +119,8 @@ class Unit:
     def _comment(self) -> list[str]:
         """What network it is, and what it costs."""
         rows = [
-            f"{commented(c.name):16.16} {c.what:12} {c.numbers:8,} {c.additions:14,} {round(c.seen):14,}"
+            f"{commented(c.name):16.16} {commented(c.what):12} "
+            f"{c.numbers:8,} {c.additions:14,} {round(c.seen):14,}"
             f"{'  with as many products' if c.multiplies else ''}"
             for c in self.written.costs
         ]

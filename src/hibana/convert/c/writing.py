@@ -77,7 +77,7 @@ class Writing:
 
     def _titled(self, node: Node, lines: list[str]) -> list[str]:
         sides = "x".join(map(str, node.shape))
-        return [*block("", [f"/* {commented(node.name)}: {what(node)}, gives {sides} */", *lines])]
+        return [*block("", [f"/* {commented(f'{node.name}: {what(node)}')}, gives {sides} */", *lines])]
 
     def _layer(self, node: Node, over: Active | None = None) -> list[str]:
         """One layer; `over` is what it goes over, if that lies not in the struct."""

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import math
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -81,13 +82,8 @@ def to_page(
     page = files("hibana.convert.page").joinpath("page.html").read_text(encoding="utf-8")
     described = json.dumps(_described(program, small, example, report.same_class))
     compiled = base64.b64encode(webassembly(program)).decode()
-    for name, text in (
-        ("TITLE", html.escape(title)),
-        ("NETWORK", described.replace("</", "<\\/")),
-        ("WASM", compiled),
-    ):
-        page = page.replace(f"@{name}@", text)
-    return page
+    parts = {"TITLE": html.escape(title), "NETWORK": described.replace("<", "\\u003c"), "WASM": compiled}
+    return re.sub(f"@({'|'.join(parts)})@", lambda found: parts[found[1]], page)
 
 
 def _described(program: CProgram, net: Quantized, example: Tensor, same: float) -> dict[str, Any]:
