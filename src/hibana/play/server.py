@@ -3,8 +3,8 @@
 The page runs code that is typed into it, so nobody else may reach it. The socket is bound to 127.0.0.1. A
 request whose ``Host`` is another name (a page elsewhere whose name was pointed here) or whose ``Origin`` is
 another page is refused before anything is done. The page itself is given only to who knows the token in the
-address that was printed, which other users of this machine don't; it holds the signature without which the
-websocket closes. All scripts and styles come from this machine.
+address that was printed, which other users of this machine don't; it holds a signed token of its own, without
+which no websocket is opened. All scripts and styles come from this machine.
 """
 
 import gc
@@ -12,6 +12,7 @@ import logging
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from bokeh.server.server import BaseServer
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.static_handler import StaticHandler
 from bokeh.server.views.ws import WSHandler
+from bokeh.util.token import check_token_signature, get_token_payload
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
@@ -80,10 +82,24 @@ class _Guarded(BokehTornado):  # type: ignore[misc] # Bokeh is Any to mypy, see 
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() not in [f"http://{host}" for host in self._hosts]:
             return True
-        if request.path == "/ws" or request.path.startswith("/static/") or request.path == "/favicon.ico":
-            return False
+        if request.path == "/ws":
+            return not self._is_signed(request.headers.get("Sec-WebSocket-Protocol", ""))
+        if request.path.startswith("/static/") or request.path == "/favicon.ico":
+            return "%00" in request.path  # of which Tornado would ask the file system
         given = parse_qs(request.query).get("token", [""])[-1]
         return not secrets.compare_digest(given.encode(), self._token.encode())
+
+    def _is_signed(self, protocols: str) -> bool:
+        """Whether the protocols of a websocket are Bokeh's, with a token of this server that has not expired.
+
+        Bokeh would open the websocket, and raise.
+        """
+        name, _, token = (part.strip() for part in protocols.partition(","))
+        try:
+            signed = check_token_signature(token, signed=True, secret_key=self.secret_key)
+            return name == "bokeh" and signed and time.time() < get_token_payload(token)["session_expiry"]
+        except Exception:  # a stranger's text, of which decoding it may make any error
+            return False
 
     def resources(self, absolute_url: str | bool | None = None) -> Resources:
         """Scripts from this server, whatever the environment says of Bokeh's."""
@@ -105,7 +121,8 @@ def serve(
         KeyboardInterrupt: when it was interrupted, and all that it started has ended.
         ValueError: if the port can't be listened on.
     """
-    logging.getLogger("tornado.access").setLevel(logging.ERROR)  # each refusal would be a line
+    for name in ("access", "general"):  # each refusal would be a line
+        logging.getLogger(f"tornado.{name}").setLevel(logging.ERROR)
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be in 0 to 65535, got {port}")
     try:

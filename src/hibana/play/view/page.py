@@ -1,5 +1,6 @@
 """A page: the two views in their frame, and the light that they are seen in."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 
@@ -24,7 +25,17 @@ dark.active = wanted.matches
 wanted.addEventListener("change", (event) => { dark.active = event.matches })
 """
 silence(EMPTY_LAYOUT)  # controls and rasters come when it is known what they are of
-PAINT = 'document.documentElement.classList.toggle("dark", cb_obj.active)'
+THEMES = ("Dark theme", "Light theme")
+"""What the button goes to: in light, in dark."""
+PAINT = """
+document.documentElement.classList.toggle("dark", cb_obj.active)
+cb_obj.label = themes[Number(cb_obj.active)]
+"""
+PLAIN = """
+.bk-btn.bk-active { color: var(--text); background: var(--field); border-color: var(--edge); }
+.bk-btn { padding: 6px; }
+"""
+"""Of the button: its words change, so it never looks pressed."""
 
 
 def page(
@@ -47,15 +58,18 @@ def page(
         margin=0,
         stylesheets=[WIDGET],
     )
-    dark = Toggle(label="Dark", name="dark", margin=0, width=58, stylesheets=[WIDGET])
+    dark = Toggle(label=THEMES[0], name="dark", margin=0, width=94, stylesheets=[WIDGET, PLAIN])
     look = Look()
     dark.on_change("active", lambda attribute, old, new: look.paint(new))
-    dark.js_on_change("active", CustomJS(code=PAINT))
+    dark.js_on_change("active", CustomJS(args={"themes": THEMES}, code=PAINT))
     document.js_on_event(DocumentReady, CustomJS(args={"dark": dark}, code=LIGHT))
 
-    pump = Pump(
-        worker, threads, document.add_next_tick_callback, lambda slow: setattr(waiting, "visible", slow)
-    )
+    def later(function: Callable[[], None]) -> None:
+        session = document.session_context
+        if session is not None and not session.destroyed:  # else the tab is gone, and nobody waits
+            document.add_next_tick_callback(function)
+
+    pump = Pump(worker, threads, later, lambda slow: setattr(waiting, "visible", slow))
     neuron = NeuronView(document, look, pump)
     network = NetworkView(document, look, pump, checkpoint, trust)
     for root in (waiting, dark, neuron.controls, *neuron.figures):
