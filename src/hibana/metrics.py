@@ -13,13 +13,16 @@ from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from hibana import lengths as padding
 from hibana.delayed_linear import DelayedLinear
 from hibana.delayed_recurrent import DelayedRecurrent
+from hibana.extras import needing
 from hibana.loop import NetworkWarning
 from hibana.window import LooksBack, Window
+
+with needing("hibana.metrics"):
+    from torchmetrics import Metric
 
 __all__ = [
     "ACCUMULATE_JOULES",

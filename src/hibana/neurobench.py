@@ -17,12 +17,6 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from neurobench.blocks.activation import SUPPORTED_ACTIVATIONS
-from neurobench.blocks.layer import SUPPORTED_LAYERS
-from neurobench.hooks.layer import LayerHook
-from neurobench.hooks.neuron import NeuronHook
-from neurobench.metrics.abstract import AccumulatedMetric
-from neurobench.models import NeuroBenchModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,12 +25,21 @@ from hibana.cells import Cell
 from hibana.delayed_linear import DelayedLinear
 from hibana.each_step import EachStep
 from hibana.events.checks import alike_each_step
+from hibana.extras import needing
 from hibana.layers import OverTime, Recurrent
 from hibana.loop import emits_spikes, record
 from hibana.loop.graph.ops import OPERATIONS
 from hibana.loop.graph.plan import reachable
 from hibana.loop.graph.trace import trace
 from hibana.window import Window
+
+with needing("hibana.neurobench"):
+    from neurobench.blocks.activation import SUPPORTED_ACTIVATIONS
+    from neurobench.blocks.layer import SUPPORTED_LAYERS
+    from neurobench.hooks.layer import LayerHook
+    from neurobench.hooks.neuron import NeuronHook
+    from neurobench.metrics.abstract import AccumulatedMetric
+    from neurobench.models import NeuroBenchModel
 
 __all__ = ["Model", "NeuronOperations"]
 

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _said(name, str(refusal), 2)
     except Failure as failure:
         return _said(name, str(failure), 1)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         said = extras.missing(error)
         if said is None:
             raise

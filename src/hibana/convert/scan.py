@@ -10,6 +10,7 @@ from hibana.convert.graph import Network, Node, read
 from hibana.convert.scan_past import Body, looking_back
 from hibana.convert.sliding import whole
 from hibana.convert.whole import Quantized
+from hibana.extras import needing
 from hibana.layers import OverTime, Recurrent, RecurrentCell
 from hibana.loop.graph.ops import OPERATIONS, Unsupported
 from hibana.loop.graph.passes import forward_pass, leaves
@@ -23,6 +24,7 @@ __all__ = ["to_onnx"]
 OPSET = 17
 
 
+@needing("hibana.convert.to_onnx")
 def to_onnx(net: nn.Module, example: Tensor) -> Any:
     """`net` as an ONNX model: ``Scan`` over time of one step, so that T and the batch may be any.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from hibana.data.ragged import Ragged, padded
+from hibana.extras import needing
 
 __all__ = ["DataSet", "InMemory", "Samples", "memory"]
 
@@ -74,7 +75,8 @@ class DataSet:
     def setup(self) -> None:
         """Makes the splits, unless they are there."""
         if not hasattr(self, "test"):
-            self.training, self.validation, self.test = self.splits()
+            with needing(f"hibana.data.{type(self).__name__}"):
+                self.training, self.validation, self.test = self.splits()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self._loader(self.training, self.batch_size, shuffle=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
+from hibana.extras import needing
 
 __all__ = ["MNIST", "Digits", "FashionMNIST"]
 
@@ -90,7 +91,8 @@ class _IDX(DataSet):
     def prepare_data(self) -> None:
         """Downloads, if that was asked for and is needed; once on each machine."""
         if self.download and self._found() is None:
-            import torchvision
+            with needing("the download"):
+                import torchvision
 
             getattr(torchvision.datasets, type(self).__name__)(self.root, download=True)
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from hibana.data.base import DataSet, Samples
 from hibana.data.cached import AsBits
+from hibana.extras import needing
 
 __all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
 
@@ -93,9 +94,10 @@ class _Recordings(DataSet):
 
     def _open(self, part: dict[str, Any]) -> Any:
         """Tonic's own reader of one of the official parts."""
-        import tonic
-
         kind = type(self).__name__
+        with needing(f"hibana.data.{kind}"):
+            import tonic
+
         asked, suffix = self.download, self.suffix
 
         def present(reader: Any) -> bool:

@@ -56,13 +56,9 @@ class MNIST1D(DataSet):
 
 def _mnist1d() -> dict[str, Any]:
     """The arrays that the package makes; the global random numbers are left as they were."""
-    try:
-        from mnist1d import data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "MNIST-1D is made by the package mnist1d, which is not installed: pip install mnist1d"
-        ) from error
     import random
+
+    from mnist1d import data
 
     kept = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002 - it seeds them all
     try:

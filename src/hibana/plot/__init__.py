@@ -12,14 +12,17 @@ Where a function takes `dt`, it is the length of a step in milliseconds; without
 Importing this module needs Matplotlib (``pip install hibana[train]``).
 """
 
-from hibana.plot.animation import animate
-from hibana.plot.gradients import gradient_flow, gradient_norms
-from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
-from hibana.plot.learning import learning_curves, training
-from hibana.plot.neurons import current_step, membrane, surrogate, surrogate_gallery
-from hibana.plot.outputs import output_potentials, spike_counts
-from hibana.plot.rates import firing_rates, layer_activity
-from hibana.plot.spikes import raster
+from hibana.extras import needing
+
+with needing("hibana.plot"):
+    from hibana.plot.animation import animate
+    from hibana.plot.gradients import gradient_flow, gradient_norms
+    from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
+    from hibana.plot.learning import learning_curves, training
+    from hibana.plot.neurons import current_step, membrane, surrogate, surrogate_gallery
+    from hibana.plot.outputs import output_potentials, spike_counts
+    from hibana.plot.rates import firing_rates, layer_activity
+    from hibana.plot.spikes import raster
 
 __all__ = [
     "animate",

@@ -11,6 +11,7 @@ that was trained (`load`, `predict`, `Network`) does not.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hibana.extras import needing
 from hibana.train.fluctuations import fluctuation_driven_
 from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiking_layers
 
@@ -62,8 +63,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """What needs Lightning, loaded now."""
+    """What needs the extra ``train``, loaded now.
+
+    Raises:
+        ModuleNotFoundError: if that is not installed.
+    """
     for place, names in _PLACES.items():
         if name in names:
-            return getattr(importlib.import_module(f"hibana.train.{place}"), name)
+            with needing(f"hibana.train.{name}"):
+                return getattr(importlib.import_module(f"hibana.train.{place}"), name)
     raise AttributeError(f"module 'hibana.train' has no attribute {name!r}")

@@ -7,6 +7,7 @@ from torch.utils.data import default_collate
 
 from hibana import data
 from hibana import lengths as padding
+from hibana.extras import needing
 
 if TYPE_CHECKING:
     from hibana.train.network import Network
@@ -29,6 +30,7 @@ class Linear(NamedTuple):
 
 
 @torch.no_grad()
+@needing("hibana.train.linear")
 def linear(model: "Network", samples: data.DataSet) -> Linear:
     """Logistic regression, or of a quantity a ridge, on the input; of spikes on their counts, without timing.
 

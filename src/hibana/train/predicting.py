@@ -9,6 +9,7 @@ import torch
 
 from hibana.data import arrays
 from hibana.data.own.base import called
+from hibana.extras import needing
 from hibana.train.network import Network
 from hibana.train.restoring import load
 
@@ -38,6 +39,7 @@ class Answers(NamedTuple):
 
 
 @torch.inference_mode()
+@needing("hibana.train.predict")
 def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
     """What a network answers to samples.
 

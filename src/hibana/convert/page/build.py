@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hibana.convert.c import CProgram, to_c
 from hibana.convert.quantized import quantize
 from hibana.convert.whole import Quantized
+from hibana.extras import needing
 
 __all__ = ["to_page", "webassembly"]
 
@@ -123,6 +124,7 @@ def _columns(neurons: int) -> int:
     return max(8, math.ceil(math.sqrt(neurons * 4)))
 
 
+@needing("hibana.convert.page")
 def webassembly(program: CProgram) -> bytes:
     """A program in whole numbers, compiled.
 
