@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -238,6 +239,49 @@ def test_a_setting_that_lies_deep_is_seen_by_a_compiled_graph_when_it_changes() 
             gain.value = values[0] = value
             expected, _ = hb.unroll(layer.cell, inputs, backend="reference")
             torch.testing.assert_close(compiled_layer(inputs), expected)
+
+
+FACTOR = 1.0
+
+
+class OfItsClass(hb.Cell):
+    factor = 1.0
+
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (0.5 * v + self.factor * input_,)
+
+
+class OfAGlobal(hb.Cell):
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (0.5 * v + FACTOR * input_,)
+
+
+class OfAnArray(hb.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = np.array([1.0])
+
+    def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        return (0.5 * v + float(self.factors[0]) * input_,)
+
+
+@pytest.mark.parametrize("kind", [OfItsClass, OfAGlobal, OfAnArray])
+def test_a_number_outside_the_cell_is_seen_by_a_compiled_graph_when_it_changes(
+    kind: type[hb.Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell: hb.Cell = kind()
+    monkeypatch.setattr("hibana.loop.operator.said_once", lambda *_: None)
+    monkeypatch.setattr(OfItsClass, "factor", 1.0)
+    torch._dynamo.reset()
+    compiled_layer = torch.compile(hb.OverTime(cell), backend="eager")
+    for value in (1.0, 2.0, 5.0, 9.0):
+        monkeypatch.setitem(globals(), "FACTOR", value)
+        OfItsClass.factor = value
+        if isinstance(cell, OfAnArray):
+            cell.factors.fill(value)
+        inputs = torch.rand(4, 2)
+        expected, _ = hb.unroll(cell, inputs, backend="reference")
+        torch.testing.assert_close(compiled_layer(inputs), expected)
 
 
 @pytest.mark.parametrize("text", ["cell0", "{}", "[]", '{"hibana step": "0.0.0", "facts": []}'])

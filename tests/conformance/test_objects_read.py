@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import hibana as hb
 import test_markdown
@@ -625,6 +626,50 @@ def test_an_object_that_is_refused(name, monkeypatch):
     change()
     _, said = both(cell)
     assert not said
+
+
+class Learned(hb.Cell):
+    """Reads a tensor, a parameter or one that is loose, by no operation of its own."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5]))
+        self.loose = [torch.tensor([0.5])]
+        self.read = read
+
+    def forward(self, input_, v_previous):
+        return (v_previous * self.read(self) + input_,)
+
+
+def changed(cell):
+    with torch.no_grad():
+        cell.weight.mul_(0.5)
+        cell.loose[0].mul_(0.5)
+    cell.loose[0].grad = torch.ones(1)
+
+
+TENSORS = {
+    "a parameter's numpy": lambda cell: float(cell.weight.detach().numpy()[0]),
+    "a parameter's tolist": lambda cell: cell.weight.tolist()[0],
+    "a parameter as text": lambda cell: float(repr(cell.weight.data)[8:-2]),
+    "a loose tensor's numpy": lambda cell: float(cell.loose[0].numpy()[0]),
+    "a loose tensor's tolist": lambda cell: cell.loose[0].tolist()[0],
+    "a loose tensor as text": lambda cell: float(repr(cell.loose[0])[8:-2]),
+    "an array made of a tensor": lambda cell: float(np.asarray(cell.loose[0])[0]),
+    "a gradient": lambda cell: 0.5 if cell.loose[0].grad is None else 0.25,
+    "a version": lambda cell: 1 / (2 + cell.loose[0]._version),
+    "whether gradients are recorded": lambda cell: 0.5 * torch.is_grad_enabled() * cell.loose[0],
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_that_is_read_by_no_operation_is_refused(name):
+    cell = Learned(TENSORS[name])
+    with pytest.raises(Unsupported, match=r"the step looks at|the step may call"):
+        hb.unroll(cell, INPUTS, backend="cpu")
+    for _ in range(2):
+        both(cell)
+        changed(cell)
 
 
 class Hung(hb.Cell):

@@ -20,7 +20,7 @@ INTERNAL = "_hibana"
 class Internal:
     """What hibana keeps of one cell, as its attribute ``_hibana``; a copy of the cell has its own."""
 
-    __slots__ = ("calls", "followed", "states")
+    __slots__ = ("calls", "followed", "outside", "states")
 
     def __init__(self, states: tuple[str, ...]) -> None:
         self.states = states
@@ -29,6 +29,8 @@ class Internal:
         """What :mod:`hibana.loop` has made for calls of the cell; None as soon as an attribute is set."""
         self.followed: Any = None
         """What the step can read, as it was when it was last followed."""
+        self.outside: Any = None
+        """What of that does not lie in the cell, if there is any, and tells whether `calls` hold."""
 
 
 class Cell(nn.Module):

@@ -45,8 +45,8 @@ def known(cell: Cell, call: Hashable) -> Any:
     own: Internal | None = cell.__dict__.get(INTERNAL)
     if own is None or not (calls := own.calls) or not _is_bare(cell):
         return None
-    watched = own.followed.watched  # the cell itself drops its calls
-    return None if watched and not unchanged(watched) else calls.get(_of(cell, call))
+    outside = own.outside
+    return None if outside is not None and not unchanged(*outside) else calls.get(_of(cell, call))
 
 
 def remember(cell: Cell, call: Hashable, what: Any) -> None:
@@ -55,6 +55,8 @@ def remember(cell: Cell, call: Hashable, what: Any) -> None:
         own = getattr(cell, INTERNAL)
         if own.calls is None:
             own.calls = Bounded(CALLS)
+        found = own.followed
+        own.outside = (found.items, found.watched) if found.items or found.watched else None
         own.calls[_of(cell, call)] = what
 
 

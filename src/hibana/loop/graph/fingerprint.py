@@ -16,7 +16,7 @@ from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.walk import NOT_HYPER, Walk
-from hibana.loop.graph.watch import Look, Watch, held, hooked, is_fixed, unchanged
+from hibana.loop.graph.watch import Item, Look, Watch, held, hooked, is_fixed, unchanged
 
 __all__ = [
     "NOT_HYPER",
@@ -45,8 +45,9 @@ class Followed(NamedTuple):
     look: Look
     """The look at the cell itself, which tells with `seen` whether that has changed."""
     seen: Hashable
+    items: tuple[Item, ...]
     watched: tuple[Watch, ...]
-    """What tells whether anything else has changed."""
+    """With `items`, what tells whether anything else has changed."""
     uncopied: tuple[object, ...]
     """What a copy of the cell that reads the same must have itself, not a copy of it."""
     alive: tuple[object, ...]
@@ -68,6 +69,7 @@ def follow(module: nn.Module) -> Followed:
         plain=walk.is_plain(),
         look=look,
         seen=look(module),
+        items=tuple(walk.items()),
         watched=tuple(walk.watched()),
         uncopied=tuple(walk.uncopied()),
         alive=tuple(walk.alive),
@@ -82,7 +84,7 @@ def followed(cell: Cell) -> Followed:
     """
     own: Internal = getattr(cell, INTERNAL)
     found: Followed | None = own.followed
-    if found is None or found.look(cell) != found.seen or not unchanged(found.watched):
+    if found is None or found.look(cell) != found.seen or not unchanged(found.items, found.watched):
         found = own.followed = follow(cell)
         own.calls = None
     if found.refused:

@@ -26,6 +26,7 @@ from hibana.loop.graph.watch import PLAIN
 __all__ = [
     "CONSTANT",
     "DESCRIPTORS",
+    "READS_STATE",
     "UNCHANGED_PACKAGES",
     "Same",
     "does_not_change",
@@ -66,6 +67,13 @@ UNCHANGED_PACKAGES = {
     *("numbers", "operator", "reprlib", "types", "typing"),
 }
 """Packages whose functions and classes do the same at each call."""
+READS_STATE = {
+    *("are_deterministic_algorithms_enabled", "get_autocast_dtype", "get_default_device"),
+    *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
+    *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
+    *("is_inference_mode_enabled", "seed"),
+}
+"""Functions of torch that do not."""
 
 
 class Same:
@@ -94,6 +102,8 @@ def root(name: object) -> str:
 def does_not_change(value: Any) -> bool:
     """Whether `value`, a function or a class, does the same at each call, whatever happens elsewhere."""
     where = value.__module__ if isinstance(value, type) else value.__globals__.get("__name__")
+    if isinstance(value, FunctionType) and value.__name__ in READS_STATE:
+        return False
     return root(where) in UNCHANGED_PACKAGES or (where == "builtins" and isinstance(value, type))
 
 
@@ -102,6 +112,8 @@ def is_code_of_package(module: ModuleType, value: Any) -> bool:
     code = isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type) or is_operation(
         type(value)
     )
+    if getattr(value, "__name__", "") in READS_STATE:
+        return False
     return code and root(module.__name__) in UNCHANGED_PACKAGES
 
 

@@ -89,7 +89,14 @@ _LAYOUT = {
     Tensor.storage_offset,
     Tensor.untyped_storage,
 }
-_LAYOUT |= {getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf")}
+_LAYOUT |= {
+    getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf", "grad", "_version")
+}
+_VALUES = {
+    getattr(Tensor, name)
+    for name in ("numpy", "tolist", "__array__", "__dlpack__", "__repr__", "__format__", "__reduce_ex__")
+}
+"""What gives a tensor's numbers by no operation that is recorded."""
 _SET_DATA = _OF_TENSORS.data.__set__
 _MAY_COPY = {getattr(of, name) for of in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
 _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
@@ -113,7 +120,7 @@ class _Looking(TorchFunctionMode):
             self.at_sizes = True
         elif func == _SET_DATA:  # which no operation of ATen tells of
             raise Unsupported("the step puts another tensor in the place of one, by `.data =`")
-        elif func in _LAYOUT:
+        elif func in _LAYOUT or func in _VALUES:
             name = getattr(getattr(func, "__self__", func), "__name__", func)
             raise Unsupported(f"the step looks at {name} of a tensor")
         kwargs = kwargs or {}

@@ -1,4 +1,4 @@
-"""Follows all that a step can read, from its cell on; ``docs/extending.md`` says what is followed.
+"""Follows all that a step can read, from its cell on; ``docs/how/loop.md`` says what is followed.
 
 Of a module of torch, of a class and of a Python module those attributes count whose names are in the code
 that the step can reach; of all other objects every attribute does.
@@ -22,6 +22,7 @@ from hibana.loop.graph.code import names_in, names_of_methods, native_bases
 from hibana.loop.graph.kinds import (
     CONSTANT,
     DESCRIPTORS,
+    READS_STATE,
     UNCHANGED_PACKAGES,
     Same,
     does_not_change,
@@ -34,7 +35,7 @@ from hibana.loop.graph.kinds import (
     root,
 )
 from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.watch import CONTAINERS, MISSING, NUMBERS, PLAIN, Look, Watch
+from hibana.loop.graph.watch import CONTAINERS, MISSING, NUMBERS, PLAIN, Item, Look, Watch
 
 __all__ = ["NOT_HYPER", "Walk"]
 
@@ -70,11 +71,6 @@ class _Names:
         self.index, self.path, self.values, self.of = index, path, values, of
         self.read: dict[str, Any] = {}
 
-    def watch(self) -> Watch:
-        look = watch.at_module if isinstance(self.of, nn.Module) else watch.at_attributes
-        seen = look(list(self.read))
-        return seen, self.of, seen(self.of)
-
 
 class Walk:
     """Each object that a step can read, once, and what they are as a key."""
@@ -83,6 +79,7 @@ class Walk:
         self.key: list[Hashable] = []
         self.alive: list[object] = []
         self._watched: list[Watch] = []
+        self._items: list[Item] = []
         self._places: dict[int, int] = {}
         self._waiting: deque[tuple[Any, str]] = deque()
         self._attributes: list[_Names] = []
@@ -123,8 +120,21 @@ class Walk:
         return all(map(watch.is_fixed, self._attributes[0].read.values()))
 
     def watched(self) -> list[Watch]:
-        """What tells whether anything else that was followed has changed."""
-        return [*(names.watch() for names in self._attributes[1:]), *self._watched]
+        """What tells, with :meth:`items`, whether anything else that was followed has changed."""
+        found = list(self._watched)
+        for names in self._attributes[1:]:
+            if isinstance(names.of, nn.Module):
+                look, of = watch.at_module(list(names.read)), names.of
+            else:
+                look, of = len, vars(names.of)
+            found.append((look, of, look(of)))
+        return found
+
+    def items(self) -> list[Item]:
+        """Global variables, and attributes of classes, functions and Python modules, that were followed."""
+        others = [names for names in self._attributes if not isinstance(names.of, nn.Module)]
+        read = [(vars(names.of).get, name, value) for names in others for name, value in names.read.items()]
+        return [*self._items, *read]
 
     def uncopied(self) -> list[object]:
         """Loose tensors, and attributes of modules that are not read."""
@@ -201,7 +211,7 @@ class Walk:
         if where == "builtins":
             repeats = value.__name__ not in _READS_ANYTHING
         else:
-            repeats = root(where) in UNCHANGED_PACKAGES
+            repeats = root(where) in UNCHANGED_PACKAGES and value.__name__ not in READS_STATE
         if not repeats:
             raise Unsupported(
                 f"the step may call {where}.{value.__name__}, which can give another result each time"
@@ -262,7 +272,7 @@ class Walk:
         self._names |= names.attributes
         self._any_attribute = self._any_attribute or names.any_attribute
         self._any_class = self._any_class or "type" in variables or "__class__" in names.attributes
-        self._watch(watch.at_items(variables), outer)
+        self._items += [(outer.get, variable, outer.get(variable, MISSING)) for variable in variables]
         for variable in variables:
             value = outer.get(variable, MISSING)
             if value is MISSING:
@@ -275,7 +285,7 @@ class Walk:
         for imported, level in sorted(names.imports):
             whole = resolve_name("." * level + imported, outer.get("__package__")) if level else imported
             parents = [whole[: dot.start()] for dot in re.finditer(r"\.|$", whole)]
-            self._watch(watch.at_items(parents), sys.modules)
+            self._items += [(sys.modules.get, name, sys.modules.get(name, MISSING)) for name in parents]
             self.key.append((index, *(self._refer(sys.modules.get(parent), parent) for parent in parents)))
 
     def _in_python_module(self, module: ModuleType, path: list[str]) -> Hashable:
@@ -286,7 +296,7 @@ class Walk:
             return self._refer(module, module.__name__)
         if is_code_of_package(module, value):
             return None
-        self._watch(watch.at_items([first]), vars(module))
+        self._items.append((vars(module).get, first, value))
         if isinstance(value, ModuleType) and rest:
             return self._in_python_module(value, rest)
         return self._refer(value, f"{module.__name__}.{first}")

@@ -29,12 +29,11 @@ __all__ = [
     "MISSING",
     "NUMBERS",
     "PLAIN",
+    "Item",
     "Look",
     "Watch",
     "at_array",
-    "at_attributes",
     "at_function",
-    "at_items",
     "at_module",
     "at_object",
     "at_tensor",
@@ -50,6 +49,8 @@ Look = Callable[[Any], Hashable]
 """What tells one state of an object from another."""
 Watch = tuple[Look, Any, Hashable]
 """A look, an object, and what the look gave when the object was followed."""
+Item = tuple[Callable[[str, Any], Any], str, Any]
+"""The ``get`` of a mapping, a name, and the value that it had when it was followed."""
 
 PLAIN = frozenset({float, int, bool, str, NoneType})
 """Types of which each value is a constant that a kernel can take."""
@@ -92,9 +93,15 @@ NUMBERS: dict[type, Callable[[Any], Any]] = {
 """The constant in an object of a subclass of such a type."""
 
 
-def unchanged(watched: Iterable[Watch]) -> bool:
-    """Whether each look at what is `watched` gives the same as before."""
-    return all(look(value) == before for look, value, before in watched)
+def unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
+    """Whether `items` are the same objects, and each look at what is `watched` gives the same, as before."""
+    for get, name, value in items:
+        if get(name, MISSING) is not value:
+            return False
+    for look, value, before in watched:  # noqa: SIM110 - a generator would take as long as the looks
+        if look(value) != before:
+            return False
+    return True
 
 
 def hooked(module: nn.Module) -> bool:
@@ -125,16 +132,6 @@ def held(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
     """Names of `tensors`, and all about them that a program depends on: not their values."""
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
-
-
-def at_items(names: list[str]) -> Look:
-    """The look at the values that a mapping has for `names`."""
-    return lambda values: tuple([id(values.get(name, MISSING)) for name in names])
-
-
-def at_attributes(names: list[str]) -> Look:
-    """The look at the attributes `names` of a class, function or Python module, and at how many it has."""
-    return lambda of: (len(own := vars(of)), *[id(own.get(name, MISSING)) for name in names])
 
 
 def at_module(names: list[str]) -> Look:
