@@ -449,3 +449,21 @@ def test_what_it_is_handed_is_of_one_backward():
     other = inputs.detach().requires_grad_()
     again, _ = emitted(hb.IFCell(1.0, Box()), other, of_a_layer=True)
     assert torch.equal(grad, torch.autograd.grad(again.sum(), other)[0])
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_batch_of_gradients_is_gone_through_one_by_one(create):
+    x = torch.rand(5, 3, 8, requires_grad=True)
+    outputs = hb.LIF(surrogate=ATan())(x)
+    assert type(outputs.grad_fn).__module__ != "torch.autograd.function"
+    grads = torch.randn(4, *outputs.shape)
+    wanted = torch.stack([torch.autograd.grad(outputs, x, grad, retain_graph=True)[0] for grad in grads])
+    (found,) = torch.autograd.grad(
+        outputs, x, grads, is_grads_batched=True, retain_graph=True, create_graph=create
+    )
+    assert torch.equal(found, wanted)
+    if create:
+        with pytest.raises(RuntimeError, match="twice differentiated"):
+            found.sum().backward()
+    with pytest.raises(RuntimeError, match="is_grads_batched"):
+        torch.vmap(lambda grad: torch.autograd.grad(outputs, x, grad, retain_graph=True)[0])(grads)

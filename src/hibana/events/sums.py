@@ -11,7 +11,7 @@ from hibana.events.lanes.rows import LANES
 from hibana.events.layer import learns
 from hibana.events.planes import MOST
 from hibana.events.support import Support, announce_support, below, fills_memory
-from hibana.loop.derivatives import applied
+from hibana.loop.derivatives import applied, are_batched
 from hibana.loop.known import remember
 from hibana.native import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 
@@ -122,7 +122,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad = _lying(grad, ctx.strides)
+        grad = grad if are_batched([grad]) else _lying(grad, ctx.strides)
         return grad, grad, None, None
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from hibana.events.checks import plain
 from hibana.events.layer import learns
 from hibana.events.support import Support, below, probe
-from hibana.loop.derivatives import applied
+from hibana.loop.derivatives import applied, are_batched
 from hibana.loop.uniform import hand, takes
 
 __all__ = ["total"]
@@ -56,7 +56,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         node, _ = ctx.next_functions[0]
-        if takes(node) and not torch.is_grad_enabled() and ctx.below.unseen():
+        once = not (torch.is_grad_enabled() or are_batched([grad]))
+        if once and takes(node) and ctx.below.unseen():
             hand(node, grad.resolve_neg())  # its memory is what a kernel reads
             return None, None, None
         return grad.expand(ctx.shape), None, None

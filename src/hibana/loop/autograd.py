@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.loop.backend import BackwardArguments, ForwardArguments, Launch
-from hibana.loop.derivatives import applied, differentiated_once
+from hibana.loop.derivatives import applied, are_batched, differentiated_once
 from hibana.loop.known import remember
 from hibana.loop.producer import Producer
 from hibana.loop.strides import (
@@ -212,7 +212,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         # what refuses a second derivative costs a good part of a small backward, and matters only for one
-        return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
+        return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:

@@ -1,12 +1,18 @@
-"""Nodes of autograd that can be differentiated once: what a second derivative is told."""
+"""Nodes of autograd that can be differentiated once, and take one gradient at a time.
 
-from collections.abc import Callable
+What a second derivative is told, and how a batch of gradients is gone through.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["applied", "differentiated_once"]
+__all__ = ["applied", "are_batched", "differentiated_once"]
+
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_transformed = torch._C._functorch.is_batchedtensor
 
 
 def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -28,6 +34,8 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
     """
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
+        if are_batched(grads):
+            return _one_by_one(once, ctx, grads)
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():
@@ -40,6 +48,51 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
         return tuple(next(hanging) if isinstance(g, Tensor) else g for g in found)
 
     return once
+
+
+def are_batched(grads: Sequence[Tensor | None]) -> bool:
+    """Whether `grads` are those of a batch at once, as ``is_grads_batched=True`` has them.
+
+    Raises:
+        RuntimeError: if :func:`torch.vmap` made the batch.
+    """
+    for grad in grads:
+        if grad is not None:
+            if _is_batched(grad):
+                return True
+            if _is_transformed(grad):
+                raise RuntimeError(
+                    "layers of hibana take no batch of gradients from torch.vmap: give it to "
+                    "torch.autograd.grad(..., is_grads_batched=True) instead"
+                )
+    return False
+
+
+def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> Any:
+    """What `backward` gives for each gradient of a batch, as a batch."""
+    level = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined] # torch leaves it out
+    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined] # as above
+    opened = [_opened(grad, level) for grad in grads]
+    size = next(len(part) for part, of_batch in opened if part is not None and of_batch)
+    found = []
+    for i in range(size):
+        # a backward may write to what it is given
+        one = backward(ctx, *[p if p is None else p[i] if of_batch else p.clone() for p, of_batch in opened])
+        found.append(one if isinstance(one, tuple) else (one,))
+    return tuple(
+        torch._add_batch_dim(torch.stack(each), 0, level) if isinstance(each[0], Tensor) else None
+        for each in zip(*found, strict=True)
+    )
+
+
+def _opened(grad: Tensor | None, level: int) -> tuple[Tensor | None, bool]:
+    """`grad` with the batch as its first dimension, if it is of a batch."""
+    if grad is None or not _is_batched(grad):
+        return grad, False
+    opened: Tensor = torch._remove_batch_dim(grad, level, 1, 0)
+    if _is_batched(opened):
+        raise RuntimeError("layers of hibana take no batch of batches of gradients: flatten them to one batch")
+    return opened, True
 
 
 class _Refused(torch.autograd.Function):

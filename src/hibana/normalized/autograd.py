@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.loop.derivatives import applied, differentiated_once
+from hibana.loop.derivatives import applied, are_batched, differentiated_once
 from hibana.loop.producer import Producer
 from hibana.native import FLOAT, Sized, float_bits
 from hibana.normalized import kernels
@@ -147,7 +147,7 @@ class _Standardised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (_once if torch.is_grad_enabled() else _backward)(ctx, *grads)
+        return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
 
 
 _apply = applied(_Standardised)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.events.linear.few import are_few, weight_gradient_of_few
-from hibana.loop.derivatives import applied
+from hibana.loop.derivatives import applied, are_batched
 
 __all__ = ["Fewness", "linear", "there"]
 
@@ -95,7 +95,7 @@ class _Linear(torch.autograd.Function):
         rows, grads = input_.reshape(-1, weight.shape[1]), grad.reshape(-1, weight.shape[0])
         wanted = ctx.needs_input_grad
         to_input = to_weight = None
-        if torch.is_grad_enabled():  # to be differentiated again
+        if torch.is_grad_enabled() or are_batched([grad]):  # to be differentiated again, or several at once
             to_input = grads @ weight if wanted[0] else None
             to_weight = grads.T @ rows if wanted[1] else None
         else:

@@ -4,6 +4,7 @@
 // rest. All that is known before the tensors are comes from hibana.loop.cpu.node, as a Launch.
 
 #include <ATen/ATen.h>
+#include <ATen/LegacyBatchedTensorImpl.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/strides.h>
 #include <torch/csrc/Exceptions.h>
@@ -214,6 +215,15 @@ struct Run final : Node {
   }
 
   variable_list apply(variable_list&& grads) override {
+    const auto of_a_batch = [](auto& grad) { return grad.defined() && at::isBatchedTensor(grad); };
+    const auto batched = std::find_if(grads.begin(), grads.end(), of_a_batch);
+    if (batched != grads.end()) return {one_by_one(grads, *batched)};
+    for (const auto& grad : grads) {
+      TORCH_CHECK(
+          !grad.defined() || !grad.key_set().has(c10::DispatchKey::FuncTorchBatched),
+          "layers of hibana take no batch of gradients from torch.vmap: give it to "
+          "torch.autograd.grad(..., is_grads_batched=True) instead");
+    }
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!task_should_compute_output(0)) return {Tensor()};
     const bool again = at::GradMode::is_enabled();
@@ -235,6 +245,26 @@ struct Run final : Node {
         std::move(edges));
     torch::autograd::set_history(found, error);
     return {found};
+  }
+
+  // the gradient for each of a batch of `grads` (is_grads_batched), of which `batched` is one, as a batch
+  Tensor one_by_one(const variable_list& grads, const Tensor& batched) {
+    const auto level = at::maybeGetBatchedImpl(batched)->bdims().back().level();
+    const auto opened = [&](const Tensor& grad) { return at::_remove_batch_dim(grad, level, 1, 0); };
+    const auto size = opened(batched).size(0);
+    std::vector<Tensor> found;
+    for (int64_t i = 0; i < size; ++i) {
+      variable_list one;
+      for (const auto& grad : grads) {
+        one.push_back(grad.defined() && at::isBatchedTensor(grad) ? opened(grad)[i] : grad);
+        TORCH_CHECK(
+            !one.back().defined() || !at::isBatchedTensor(one.back()),
+            "layers of hibana take no batch of batches of gradients: flatten them to one batch");
+      }
+      found.push_back(apply(std::move(one))[0]);
+      if (!found.back().defined()) return Tensor();
+    }
+    return at::_add_batch_dim(at::stack(found), 0, level);
   }
 
   Tensor gradient(variable_list grads) {
