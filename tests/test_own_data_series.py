@@ -26,7 +26,9 @@ def waves(count=40, steps=30):
 
 
 def trains(count=40, steps=30):
-    return (np.random.default_rng(0).random([count, steps, 5]) < 0.2) * 1
+    spikes = (np.random.default_rng(0).random([count, steps, 5]) < 0.2) * 1
+    spikes[3] = 0  # a sample in which nothing fires
+    return spikes
 
 
 def made_of(path, **changes):

@@ -67,19 +67,19 @@ def test_pictures_and_recordings_of_ones_own_are_seen_by_convolutions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "pictures"),
+    ("shape", "dtype", "kind"),
     [
-        ((9, 8), np.uint8, True),
-        ((9, 8), np.float32, False),  # sequences, maybe
-        ((3, 9, 8), np.float32, True),
-        ((9, 8, 3), np.float64, True),
-        ((5, 9, 8), np.float32, False),
-        ((9,), np.uint8, False),
+        ((9, 8), np.uint8, "images"),
+        ((9, 8), np.float32, "sequences"),
+        ((3, 9, 8), np.float32, "images"),
+        ((9, 8, 3), np.float64, "images"),
+        ((5, 9, 8), np.float32, "table"),
+        ((9,), np.uint8, "table"),
     ],
 )
 @pytest.mark.parametrize("names", [("x", "y"), ("images_train", "labels_train")])
-def test_arrays_are_pictures_by_their_shape_and_type(tmp_path, shape, dtype, pictures, names):
-    layers = Settings(data="mine", kind="images" if pictures else "table").layers
+def test_arrays_are_pictures_by_their_shape_and_type(tmp_path, shape, dtype, kind, names):
+    layers = Settings(data="mine", kind=kind).layers
     inputs, labels = np.zeros([6, *shape], dtype), np.array(["a", "b"] * 3)
     np.savez(tmp_path / "mine.npz", **dict(zip(names, (inputs, labels), strict=True)))
     np.savez_compressed(tmp_path / "packed.npz", **dict(zip(names, (inputs, labels), strict=True)))

@@ -9,6 +9,7 @@ import atexit
 import importlib.util
 import logging
 import math
+import pickle
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -204,17 +205,29 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     Raises:
         ValueError: if a setting was changed on which nothing depends, or the layers do not fit, or have more
             weights than this machine can train or a checkpoint can hold, or nothing of a chosen coding is
-            left of the samples, or the checkpoint's training let other parameters decay, as versions before
-            this one did.
+            left of the samples, or the data have more columns than a checkpoint can hold, or the checkpoint's
+            training let other parameters decay, as versions before this one did.
     """
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
     if resume is None:
         serving.check(settings, serving.changed(settings), model)
+        _check_description(description)
     else:
         check_groups(model, Path(resume))
     return model
+
+
+def _check_description(description: data.Description | None) -> None:
+    """Refuses data that a checkpoint could not describe, before anything is trained."""
+    size = 0 if description is None else len(pickle.dumps(description.said()))
+    most = checkpoint.MOST_PICKLED * 3 // 4  # the rest is for what else describes a checkpoint
+    if size > most:
+        raise ValueError(
+            f"data must be described in {most:,} bytes for a checkpoint to hold it, this takes {size:,}: "
+            f"learn from fewer columns or features"
+        )
 
 
 def _leave() -> None:

@@ -157,7 +157,7 @@ class Sequences(Own):
         known = None if self.description is None else self.description.inputs
         if isinstance(known, SequenceInputs):
             self.steps, self.lengths = known.steps, known.lengths
-        elif self._in_arrays(source) and all(map(are_spikes, raw.values)):
+        elif self._in_arrays(source) and are_spikes(*raw.values):
             self.steps = max(lengths) if self._of_any_length else self.steps
             self._spikes, self.lengths = True, "pad"
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"

@@ -174,9 +174,9 @@ def beginnings(source: Any) -> list[arrays.Start]:
     return [found[x + end] for x, _ in PAIRS for end in ("", TRAINING) if x + end in found]
 
 
-def are_spikes(values: "np.ndarray[Any, Any]") -> bool:
-    """Whether all are 0 or 1, and there are some."""
-    return values.size > 0 and bool(((values == 0) | (values == 1)).all())
+def are_spikes(*values: "np.ndarray[Any, Any]") -> bool:
+    """Whether all values are 0 or 1, and some are 1."""
+    return all(((each == 0) | (each == 1)).all() for each in values) and any(each.any() for each in values)
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:
