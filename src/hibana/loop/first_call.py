@@ -40,7 +40,7 @@ def forget(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, Cell):
             _CHECKED.discard(module)
-            module._enter()  # an attribute is set, so that its calls are not known any more
+            module._enter()  # as when it was made: no call of it is known
 
 
 def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) -> None:
@@ -75,7 +75,7 @@ def _first_backward(
     from hibana.loop.graph.plan import passes_gradient  # loaded with the first step that is compiled
 
     shape, dtype = inputs.shape, reference.carried(inputs.dtype)
-    emits = cell.states[-1]
+    emits = cell.state_names()[-1]
     waiting = [True]
 
     def check(to_inputs: Sequence[Tensor | None], of_outputs: Sequence[Tensor | None]) -> None:
