@@ -92,6 +92,27 @@ def test_few_steps_from_rest_say_nothing_of_the_gradient(steps):
     outputs.sum().backward()
 
 
+def test_a_batch_of_gradients_is_left_to_a_later_backward():
+    class Passes(torch.autograd.Function):
+        """A node whose backward takes a batch of gradients, as a layer's may."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.support = None
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    cell, x = hb.IFCell(), torch.ones(6, 2, 4, requires_grad=True)
+    outputs = Passes.apply(x)
+    hb.loop.first_call.check_first_call(cell, x, outputs, "cpu")
+    grads = torch.rand(3, 6, 2, 4)
+    (got,) = torch.autograd.grad(outputs, x, grads, is_grads_batched=True)
+    assert torch.equal(got, grads)
+
+
 def test_of_no_sample_nothing_is_said():
     net, x = over_time(hb.IF())
     net(x[:, :0]).sum().backward()

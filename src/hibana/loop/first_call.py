@@ -79,6 +79,8 @@ def _first_backward(
     waiting = [True]
 
     def check(to_inputs: Sequence[Tensor | None], of_outputs: Sequence[Tensor | None]) -> None:
+        if any(grad is not None and _is_batched(grad) for grad in to_inputs):
+            return  # of is_grads_batched: a batch of gradients has no one truth value
         first = bool(waiting)
         waiting.clear()
         if not first or _any(to_inputs):
@@ -98,6 +100,11 @@ def _first_backward(
             )
 
     return check
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _any(tensors: Sequence[Tensor | None]) -> bool:
