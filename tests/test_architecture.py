@@ -25,12 +25,26 @@ def sizes(net):
         ("8c3-p2-16c5-p2-32", (28, 28), [(8, 1, 3, 3), (16, 8, 5, 5), (32, 784), (10, 32)]),
         ("16w5b-8w3d2-4r", (13,), [(16, 13, 5), (8, 16, 3), (4, 8), (4, 4), (10, 4)]),
         ("8c3s2b-a2", (2, 34, 34), [(8, 2, 3, 3), (10, 8 * 8 * 8)]),
+        ("8-skip", (13,), [(8, 13), (10, 8), (10, 13)]),
+        ("skip-4c3", (2, 6, 6), [(4, 2, 3, 3), (10, 4 * 36), (10, 72)]),
     ],
 )
 def test_a_description_gives_its_weights_and_its_shape(description, shape, expected):
     net = architecture.build(description, shape, 10, hb.IFCell)
     assert sizes(net) == expected
     assert net(torch.rand(3, 2, *shape)).shape == (3, 2, 10)
+
+
+def test_a_skip_adds_a_linear_map_of_the_input_to_the_current_of_the_readout():
+    net = architecture.build("8-skip", (5,), 3, hb.IFCell)
+    inputs = torch.rand(4, 2, 5)
+    assert not net(inputs).any()  # training begins at no answer
+    torch.nn.init.normal_(net.skip.linear.weight)
+    torch.nn.init.normal_(net.linear.weight)
+    plain = nn.Sequential(net.linear1, net.if1, net.linear)
+    expected = (plain(inputs) + inputs @ net.skip.linear.weight.T).cumsum(0)
+    assert torch.allclose(net(inputs), expected, atol=1e-5)
+    assert list(spiking_layers(net)) == ["if1"]
 
 
 def test_each_layer_has_a_cell_of_its_own():

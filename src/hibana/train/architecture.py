@@ -12,6 +12,7 @@ A description is a row of layers, joined by ``-`` or ``,``:
 ``32c3b``   the same with batch normalisation between convolution and neurons (``32c3s2b`` too)
 ``p2``      max-pooling, 2x2; of spikes it makes spikes
 ``a2``      average pooling, 2x2
+``skip``    a linear path from the input to the readout, beside all the other layers
 =========== ====================================================================================
 
 A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
@@ -24,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from hibana import events, layers
 from hibana.cells import Cell
@@ -40,6 +41,7 @@ _TOKEN = re.compile(
     r"|(?P<pool>[pa])(?P<window>\d{1,8})"
     r"|(?P<seen>\d{1,8})w(?P<taps>\d{1,4})(?:d(?P<dilation>\d{1,4}))?(?P<seen_norm>b)?"
     r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
+    r"|(?P<skip>skip)"
 )
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 LONGEST = 2_000
@@ -113,6 +115,10 @@ def build(
             more than `most_weights`.
         TypeError: if the function returns anything but a module.
 
+    The readout of a description with ``skip`` sums two currents: that of the layers and that of one linear
+    map of the input. Both start at zero, so that training begins at no answer and the map, which is
+    convex to learn, comes first.
+
     >>> import torch, hibana as hb
     >>> net = build("8c3-p2-32", (28, 28), 10, hb.IFCell)
     >>> net(torch.rand(4, 2, 28, 28)).shape
@@ -120,7 +126,9 @@ def build(
     """
     if _FUNCTION.fullmatch(description):
         return _from_function(description, shape, classes, cell)
-    parts = _parts(description)
+    words = _parts(description)
+    parts = [part for part in words if part.says["skip"] is None]
+    given = shape
     stack: OrderedDict[str, nn.Module] = OrderedDict()
     if any(part.says["channels"] or part.says["pool"] for part in parts):
         if len(shape) == 2:
@@ -134,8 +142,28 @@ def build(
     features = _flat(stack, "flatten", shape)
     spend(features * classes)
     stack["linear"] = events.Linear(features, classes)
-    stack["readout"] = layers.LI(readout_tau)
-    return nn.Sequential(stack)
+    if len(parts) == len(words):
+        stack["readout"] = layers.LI(readout_tau)
+        return nn.Sequential(stack)
+    direct: OrderedDict[str, nn.Module] = OrderedDict()
+    inputs = _flat(direct, "flatten", given)
+    spend(inputs * classes)
+    direct["linear"] = events.Linear(inputs, classes, bias=False)
+    for parameter in (*stack["linear"].parameters(), *direct["linear"].parameters()):
+        nn.init.zeros_(parameter)
+    return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
+
+
+class _Skipping(nn.Sequential):
+    """Layers, and beside all of them a linear path: the last two modules are that path and the readout."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        *path, skip, readout = self
+        currents = inputs
+        for layer in path:
+            currents = layer(currents)
+        read: Tensor = readout(currents + skip(inputs))
+        return read
 
 
 def _allowance(most: int | None) -> Callable[[int], None]:
