@@ -102,7 +102,11 @@ def read(path: Path) -> dict[str, Any]:
             return _named(_Reader(archive).load())
     except _RefusedError as error:
         raise ValueError(f"{wanted}; {path} {error}") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{wanted}; there is no file or folder {path}") from error
     except OSError as error:
+        if path.is_dir():
+            raise ValueError(f"{wanted}; folder {path} holds no run of hibana train") from error
         raise ValueError(f"{wanted}; {path} can't be read: {error.strerror}") from error
     except (*_DAMAGE, RecursionError) as error:  # what contradicts itself may end in any of them
         raise ValueError(f"{wanted}; {path} holds something else") from error

@@ -74,7 +74,12 @@ class Network(nn.Module):
         return self.objective.scores(self.net(self.encode(inputs)), *told(lengths))
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``."""
+        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``.
+
+        They take the weights' dtype: those of a network that was trained in 64 bits are ``float64``.
+        """
+        weights = next(self.parameters(), inputs)
+        inputs = inputs.to(weights.dtype)
         match self.settings.coding:
             case "none":
                 return inputs.transpose(0, 1)

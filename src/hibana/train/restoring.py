@@ -42,6 +42,8 @@ def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings,
     kept = path / LAST
     if kept.exists() and identity(kept) == identity(path):
         return _opened(kept, trust, whole=True)[0], kept
+    if not (path / SETTINGS).exists():
+        raise ValueError(f"{_WANTED}; folder {path} holds no run of hibana train")
     if not record.read(path / SETTINGS).unchanged:
         raise ValueError(
             f"{path / SETTINGS} was changed since the run began, and there is no epoch to go on from; "
