@@ -698,7 +698,7 @@ def test_runs_are_listed_with_what_is_not_usual(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["runs"]) == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for words in ("plants-0", "plants.csv", "layers 16", "epochs 3", "accuracy"):
+    for words in ("plants-0", "plants.csv", "layers 16", "epochs 3", "result linear"):
         assert words in printed
     assert "learning_rate" not in printed
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,12 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
-from hibana import train
-from hibana.cli import main
+import pandas
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+
+from hibana import data, train
+from hibana.cli import main, tables
 from hibana.train import checkpoint, durable
 from hibana.train.folder import identity, own
 
@@ -291,3 +296,82 @@ def test_a_run_that_ended_early_stays_as_it_ended(tmp_path):
     assert checkpoint.read(tmp_path / "moved" / "checkpoint.ckpt")["epoch"] == before["epoch"]
     _, elsewhere = train.fit(resumed, tmp_path / "elsewhere", resume=kept)
     assert elsewhere.accuracy == outcome.accuracy
+
+
+def rows(**options):
+    """A quantity that a linear model explains in part."""
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 2, generator=drawn)
+    y = x[:, 0] + 0.5 * torch.randn(80, generator=drawn)
+    frame = pandas.DataFrame({"a": x[:, 0].numpy(), "b": x[:, 1].numpy(), "y": y.numpy()})
+    return data.Table(frame, **options)
+
+
+def test_runs_are_listed_in_80_columns_with_the_linear_models_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    runs = Path("hibana-runs")
+    assert main(["train", *QUICK, "--surrogate", "ATan", "--smoothing", "0.125"]) == 0
+    train.fit(train.Settings(layers="4", epochs=1), runs / "quantity", samples=rows())
+    capsys.readouterr()
+    assert main(["runs"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert max(len(line) for line in lines) <= 80
+    assert lines[0].split() == ["run", "data", "result", "linear", "when", "settings"]
+    said = json.loads((runs / "digits-0" / "result.json").read_text())
+    (digits,) = (line.split() for line in lines if line.startswith("digits-0"))
+    assert digits[1:4] == ["digits", f"{said['value']:.1%}", f"{said['linear']['accuracy']:.1%}"]
+    (quantity,) = (line for line in lines if line.startswith("quantity"))
+    assert "in memory" in quantity
+    assert "R² " in quantity
+    assert "not finished" not in quantity
+
+
+def test_a_run_on_data_in_memory_says_that_no_file_holds_them(tmp_path, capsys):
+    train.fit(train.Settings(layers="4", epochs=1), tmp_path / "run", samples=rows())
+    assert train.load(tmp_path / "run").settings.data == "in memory"
+    assert main(["predict", str(tmp_path / "run")]) == 2
+    assert "data of this run were in memory and can't be read again" in capsys.readouterr().err
+
+
+def test_variance_explained_is_r_squared_on_the_test_set(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = rows().source
+    frame[:60].to_csv("mine.csv", index=False)
+    (frame[60:] * 0.3 + 0.1).to_csv("test.csv", index=False)  # of another variance
+    given = ["--data", "mine.csv", "--test", "test.csv", "--layers", "8", "--epochs", "2"]
+    assert main(["train", *given, "--out", "run"]) == 0
+    printed = capsys.readouterr().out
+    answers = train.predict("run", "test.csv")
+    truth = [float(label) for label in answers.labels]
+    expected = r2_score(truth, answers.answers)
+    said = json.loads(Path("run/result.json").read_text())
+    assert said["value"] == pytest.approx(expected, abs=1e-4)
+    error = sum((a - b) ** 2 for a, b in zip(truth, answers.answers, strict=True)) / len(truth)
+    assert f"{error:.3g}" in printed
+    assert f"{expected:.1%}" in printed
+    samples = data.Table("mine.csv", test="test.csv")
+    samples.setup()
+    ridge = Ridge().fit(samples.training.inputs, samples.training.labels)
+    beside = r2_score(samples.test.labels, ridge.predict(samples.test.inputs))
+    assert said["linear"]["accuracy"] == pytest.approx(beside, abs=1e-4)
+    assert main(["predict", "run"]) == 0
+    assert f"{expected:.1%} of the variance explained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("layers", "reached", "words"),
+    [
+        ("256,256", 0.4, "try --layers 32-skip --patience 30 --weight-decay 2.0."),
+        ("32-skip", 0.4, "more samples may help; with these, use the linear model."),
+        ("256,256", 0.56, ""),
+    ],
+)
+def test_a_result_far_below_the_linear_model_says_what_to_try(layers, reached, words, capsys):
+    few = {"patience": 30, "weight_decay": 2.0} if layers == "32-skip" else {}
+    settings = train.Settings(layers=layers, **few)
+    outcome = train.Outcome(settings, Path("a"), None, reached, {}, {}, {}, 1.0, {})
+    tables.report(outcome, train.Linear("linear classifier", 0.6, None), [], 1.0)
+    printed = capsys.readouterr().out
+    assert ("The network is far below the linear classifier (40.0% beside 60.0%)" in printed) is bool(words)
+    assert words in printed

@@ -1,5 +1,6 @@
 """Runs through Lightning: repeated, stopped and gone on with, and shared by two processes."""
 
+import math
 import os
 import signal
 import subprocess
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.metrics import r2_score
 
-from hibana import train
+from hibana import data, loss, train
+from hibana.train import finite
+from hibana.train.classifier import RSquared
 
 PATIENCE = 600
 """Seconds for what a loaded machine may take; nothing here says how long anything should."""
@@ -139,11 +143,11 @@ def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
 def test_training_stops_early_and_tests_the_best(tmp_path):
     settings = small(epochs=40, patience=2, learning_rate=1e-7)
     model, outcome = train.fit(settings, tmp_path)
-    seen = outcome.history["validation/accuracy"]
+    seen = outcome.history["validation/loss"]
     assert len(seen) < 40
     assert outcome.checkpoint.name == "best.ckpt"
     best = torch.load(outcome.checkpoint, weights_only=True)["epoch"]
-    assert seen[best] == max(seen)
+    assert seen[best] == min(seen)
     kept = parameters(outcome.checkpoint)
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
 
@@ -272,3 +276,59 @@ def test_the_articles_derivative_neither_runs_away_nor_dies(tmp_path, learning_r
     _, outcome = train.fit(train.Settings(**settings), tmp_path)
     assert outcome.accuracy > 0.8
     assert all(0.02 < rate < 0.2 for rate in outcome.rates.values())
+
+
+class Listed(data.DataSet):
+    """Samples that are made one at a time, and lie in no tensor."""
+
+    shape, classes = (3,), 2
+
+    def __init__(self, broken, *, held):
+        super().__init__(batch_size=8)
+        self.broken, self.held = broken, held
+
+    def splits(self):
+        parts = []
+        for part in ("training", "validation", "test"):
+            inputs, labels = torch.rand(24, 3), torch.arange(24) % 2
+            if part == self.broken:
+                inputs[16, 1] = math.nan
+            parts.append(
+                data.InMemory(inputs, labels) if self.held else list(zip(inputs, labels, strict=True))
+            )
+        return tuple(parts)
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("part", ["training", "validation", "test"])
+def test_an_input_that_is_not_finite_is_refused_by_its_sample_and_column(part, held, tmp_path):
+    words = rf"inputs must be finite numbers, sample 17 of the {part} part has nan, column 2"
+    settings = small(layers="4", epochs=1, augment="none")
+    with pytest.raises(ValueError if held else FloatingPointError, match=words):
+        train.fit(settings, tmp_path / "run", samples=Listed(part, held=held))
+    assert (tmp_path / "run" / "settings.yaml").exists() is not held  # refused before the run begins
+
+
+def test_a_label_that_is_not_finite_is_refused():
+    samples = Listed("", held=True)
+    samples.setup()
+    samples.validation.labels = torch.full([24], math.inf)
+    with pytest.raises(ValueError, match="labels must be finite numbers, sample 1 of the validation part"):
+        finite.check(samples)
+
+
+def test_a_network_trained_in_64_bits_takes_samples_of_32(tmp_path):
+    model, outcome = train.fit(small(precision="64-true"), tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+    assert model(torch.rand(3, 8, 8)).dtype == torch.float64
+    assert train.load(outcome.checkpoint)(torch.rand(3, 8, 8)).shape == (3, 10)
+
+
+def test_r_squared_of_all_batches_is_what_scikit_learn_says_of_all_samples():
+    metric, answers, targets = RSquared(), torch.randn(30), 5 + 0.3 * torch.randn(30)
+    for part in (slice(0, 7), slice(7, 30)):
+        metric.update(answers[part], targets[part])
+    expected = r2_score(targets.numpy(), answers.numpy())
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
+    assert loss.r_squared(answers, targets) == pytest.approx(expected, rel=1e-6)
+    assert math.isnan(loss.r_squared(torch.ones(3), torch.zeros(3)))  # which do not differ

@@ -11,14 +11,17 @@ import torch
 import hibana as hb
 from hibana import data, loss
 from hibana.data import DATA_SETS
-from hibana.train import Classifier, Settings, architecture, fit, results
+from hibana.train import Classifier, Settings, architecture, fit, linear, results
 from hibana.train.usual import NAMES
 
 SEQUENCES = ["mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels", "spoken-digits", "shd", "ssc"]
 OTHERS = ["digits", "fashion-mnist", "n-mnist", "dvs-gesture", "cifar10-dvs"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "layers"])
+ALIKE = ("epochs", "patience", "batch_size")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("layers", *ALIKE)])
 def test_sequences_of_numbers_share_what_is_not_said_and_nothing_else_has_it(name):
     (found,) = {getattr(Settings(data=each), name) for each in SEQUENCES}
     assert found not in {getattr(Settings(data=each), name) for each in OTHERS}
@@ -101,10 +104,60 @@ def test_data_in_memory_are_trained_on_as_a_command_would_train_on_their_files(t
     usual = Settings(data="mine", kind="sequences", steps=16)
     assert outcome.settings.cell == "ALIF"
     for name in NAMES:
-        assert name == "cell" or getattr(outcome.settings, name) == getattr(usual, name)
+        said = name in ("cell", "epochs", "batch_size")
+        assert said or getattr(outcome.settings, name) == getattr(usual, name)
     pictures = data.Arrays(np.zeros([6, 3, 9, 9]), labels=[0, 1] * 3)
     assert Settings().on(pictures).layers == Settings(data="mine", kind="images").layers
     assert Settings(layers="256,256").on(pictures).layers == "256,256"
+
+
+FEW_ROWS = {"layers": "32-skip", "patience": 30, "batch_size": 16, "weight_decay": 2.0}
+
+
+def rows(count):
+    drawn = torch.Generator().manual_seed(0)
+    return data.Arrays(torch.randn(count, 3, generator=drawn), labels=[0, 1] * (count // 2))
+
+
+@pytest.mark.parametrize(("count", "few"), [(200, True), (40, True), (4000, False)])
+def test_few_rows_have_a_recipe_of_their_own_where_nothing_else_was_said(count, few):
+    settings = Settings().on(rows(count))
+    expected = {**FEW_ROWS, "patience": 30 if count > 100 else 0}  # 4 of 40 rows validate: they tell nothing
+    assert all((getattr(settings, name) == value) is few for name, value in expected.items())
+    chosen = Settings(layers="256,256", patience=0, batch_size=64, weight_decay=0.01).on(rows(count))
+    assert {name: getattr(chosen, name) for name in expected} == {
+        **{"layers": "256,256", "patience": 0},
+        **{"batch_size": 64, "weight_decay": 0.01},
+    }
+    assert Settings(layers="16").on(rows(count)).weight_decay == 0.01  # the recipe is for its own layers
+    assert settings.on(rows(4000)) == settings  # what was filled in stays
+    pictures = data.Arrays(np.zeros([60, 3, 9, 9]), labels=[0, 1] * 30)
+    assert Settings().on(pictures).layers == Settings(data="mine", kind="images").layers
+
+
+def test_a_batch_is_as_large_as_was_said_of_the_run_or_of_the_data():
+    samples = rows(200)
+    assert Settings(batch_size=8).on(samples).batch_size == 8
+    samples.batch_size = 10
+    assert Settings().on(samples).batch_size == 10
+    assert Settings(batch_size=8).on(samples).batch_size == 8
+
+
+def test_a_run_on_few_rows_is_listed_without_what_is_usual_for_them(tmp_path):
+    for name, said in (("usual", {}), ("other", {"patience": 3})):
+        (tmp_path / name).mkdir()
+        Settings(**said).on(rows(200)).write(tmp_path / name / "settings.yaml")
+    assert {run.name: run.settings for run in results.found(tmp_path)} == {"usual": "", "other": "patience 3"}
+
+
+def test_on_few_noisy_rows_a_network_is_no_worse_than_a_linear_model(tmp_path):
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 6, generator=drawn)
+    y = x @ torch.tensor([1.0, -1.0, 0.5, 0, 0, 0]) + torch.randn(300, generator=drawn)
+    samples = data.Arrays(x, labels=y, task="regression")
+    model, outcome = fit(Settings(), tmp_path / "run", samples=samples)
+    assert outcome.error < 1.1 * linear(model, samples).error
+    assert outcome.checkpoint.name == "best.ckpt"
 
 
 def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):

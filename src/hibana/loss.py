@@ -37,6 +37,7 @@ __all__ = [
     "Objective",
     "Rate",
     "named",
+    "r_squared",
     "rate_penalty",
     "silence_penalty",
 ]
@@ -295,8 +296,8 @@ class EveryStep(Objective):
 class MeanSquaredError(Objective):
     """The squared difference between the score of one output and a quantity, ``(y - target)^2``.
 
-    What :meth:`accuracy` gives is ``1 - mean (y - target)^2``: of a quantity of deviation 1 the part of its
-    variance that is explained.
+    What :meth:`accuracy` gives is ``1 - mean (y - target)^2``: for a target of deviation 1, the part of its
+    variance that is explained. For targets of any deviation, see :func:`r_squared`.
 
     Args:
         read: the objective whose scores are the quantity.
@@ -349,6 +350,20 @@ def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None =
     if name not in _BY_NAME:
         raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
     return _BY_NAME[name](smoothing=smoothing, weights=weights)
+
+
+def r_squared(answers: Tensor, target: Tensor) -> float:
+    """The coefficient of determination, ``1 - sum (y - target)^2 / sum (target - mean target)^2``.
+
+    The mean is that of these targets, as in scikit-learn's ``r2_score``: 1 is right everywhere, 0 is as good
+    as their mean, and below 0 is worse. NaN where the targets do not differ.
+
+    >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    0.5
+    """
+    answers, target = answers.double(), target.double()
+    deviation = (target - target.mean()).square().sum().item()
+    return 1 - (answers - target).square().sum().item() / deviation if deviation > 0 else math.nan
 
 
 def _mean(over_time: Tensor, lengths: Tensor | None) -> Tensor:

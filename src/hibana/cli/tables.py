@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from hibana.train.usual import usual
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +34,10 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
             for name, recall in outcome.recalls.items():
                 table.add_row(f"recall, {name}", "none tested" if math.isnan(recall) else f"{recall:.1%}")
     else:
-        unit = deviation**2
-        table.add_row("mean squared error", f"[bold]{(1 - outcome.accuracy) * unit:.4g}[/bold]")
-        table.add_row(linear.name, f"{(1 - linear.accuracy) * unit:.4g}")
+        assert outcome.error is not None
+        assert linear.error is not None
+        table.add_row("mean squared error", f"[bold]{outcome.error * deviation**2:.4g}[/bold]")
+        table.add_row(linear.name, f"{linear.error * deviation**2:.4g}")
         table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
     for name, rate in outcome.rates.items():
         silent = outcome.silent[name]
@@ -43,6 +46,28 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+    if told := _behind(outcome, linear):
+        print(told)
+
+
+FAR = 0.05
+"""Accuracy, or R², by which a network is far below a linear model."""
+
+
+def _behind(outcome: "Outcome", linear: "Linear") -> str:
+    """What to try where the linear model is far better; empty where it is not."""
+    reached, beside = outcome.accuracy, linear.accuracy
+    settings = outcome.settings
+    if settings.class_weights == "balanced" and None not in (outcome.balanced, linear.balanced):
+        reached, beside = cast(float, outcome.balanced), cast(float, linear.balanced)
+    if not beside - reached > FAR:
+        return ""
+    few = usual("few", settings.steps)
+    names = ("layers", "patience", "weight_decay")
+    others = [name for name in names if getattr(settings, name) != few[name]]
+    said = " ".join(f"--{name.replace('_', '-')} {few[name]}" for name in others)
+    remedy = f"try {said}" if said else "more samples may help; with these, use the linear model"
+    return f"The network is far below the {linear.name} ({reached:.1%} beside {beside:.1%}): {remedy}."
 
 
 def _is_uneven(outcome: "Outcome") -> bool:

@@ -17,6 +17,7 @@ from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritab
 with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
+    from hibana.data import Own
     from hibana.train import Settings, read, results, resumed, serving
     from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
@@ -65,6 +66,8 @@ def train(  # noqa: D417 - the settings have docstrings of their own
             from hibana.train import made
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)
+        if resume is None and isinstance(samples, Own):
+            chosen = chosen.on(samples)
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
         if resume is None:
             serving.check(chosen, given, model)
@@ -106,11 +109,13 @@ def _chosen(
 
 
 def _samples(settings: Settings, checkpoint: Path | None) -> "DataSet":
+    from hibana.train import finite
     from hibana.train.restoring import described
 
     samples = settings.samples(None if checkpoint is None else described(checkpoint))
     samples.prepare_data()
     samples.setup()
+    finite.check(samples)
     return samples
 
 
@@ -215,20 +220,24 @@ def _drawn(
 
 
 def runs(folder: Path = RUNS, /) -> None:
-    """Lists the runs in a folder: data, settings that are not the usual ones, accuracy, when.
+    """Lists the runs in a folder: data, result, a linear model's, when, settings that are not the usual ones.
 
     Args:
         folder: where the runs' folders are.
     """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    if not folder.is_dir():
+        raise Refusal(f"there is no folder {folder}; hibana train writes its runs to {RUNS}, or to --out")
     found = results.found(folder)
     if not found:
         raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
-    table = Table(show_lines=False)
-    for heading in ("run", "data", "settings", "result", "when"):
-        table.add_column(heading, overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in results.Run._fields:
+        whole = heading in ("result", "linear", "when")
+        table.add_column(heading.replace("name", "run"), overflow="fold", no_wrap=whole)
     for run in found:
-        table.add_row(run.name, run.data, run.settings, run.result, run.when)
+        table.add_row(*run)
     Console().print(table)

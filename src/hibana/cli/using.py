@@ -61,6 +61,8 @@ def _tested(model: "Network") -> None:
     """Prints what the network makes of the test set of its data."""
     import torch
 
+    from hibana import loss
+
     with doing(f"reading {model.settings.data}"), refusing():
         samples = model.settings.samples(model.description)
         samples.setup()
@@ -70,11 +72,12 @@ def _tested(model: "Network") -> None:
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if model.is_regression:
         error = (scores[:, 0] - labels).square().mean().item()
+        explained = loss.r_squared(scores[:, 0], labels)
         assert model.description is not None
         unit = model.description.target
         print(
             f"{unit.name}: {len(labels)} samples, mean squared error {error * unit.deviation**2:.4g}, "
-            f"{1 - error:.1%} of the variance explained"
+            f"{explained:.1%} of the variance explained"
         )
         return
     confusions(scores.argmax(1), labels, samples.names)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import default_collate
 
-from hibana import data
+from hibana import data, loss
 from hibana import lengths as padding
 from hibana.extras import needing
 
@@ -19,14 +19,16 @@ ENOUGH = 10_000
 
 
 class Linear(NamedTuple):
-    """A linear model's accuracy, or of a quantity the part of its variance explained, on the test set.
+    """A linear model's accuracy, or of a quantity the part of its variance explained (R²), on the test set.
 
-    `balanced` is the mean of the classes' recalls.
+    `balanced` is the mean of the classes' recalls; `error` is the mean squared error of a quantity, in units
+    of its variance in the training part.
     """
 
     name: str
     accuracy: float
     balanced: float | None
+    error: float | None = None
 
 
 @torch.no_grad()
@@ -53,7 +55,8 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
         parts += [inputs.flatten(1).numpy(), labels.numpy()]
     if model.is_regression:
         answers = Ridge().fit(*parts[:2]).predict(parts[2])
-        return Linear("ridge regression", 1 - float(((answers - parts[3]) ** 2).mean()), None)
+        explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(parts[3]))
+        return Linear("ridge regression", explained, None, float(((answers - parts[3]) ** 2).mean()))
     weights = "balanced" if model.settings.class_weights == "balanced" else None
     with threadpool_limits(1, user_api="blas"):
         fitted = LogisticRegression(max_iter=1000, class_weight=weights).fit(*parts[:2])

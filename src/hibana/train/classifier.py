@@ -5,10 +5,13 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
+from torchmetrics.utilities import dim_zero_cat
 
 from hibana import loss, metrics
 from hibana.data import Description
+from hibana.train import finite
 from hibana.train.augment import augmented
 from hibana.train.network import Network, told
 from hibana.train.settings import Settings
@@ -41,6 +44,7 @@ class Classifier(Network, lightning.LightningModule):
     ) -> None:
         super().__init__(settings, shape, classes, description=description, most_weights=most_weights)
         self.save_hyperparameters(self.hyper)
+        self.explained = RSquared() if self.is_regression else None
         self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
@@ -69,7 +73,7 @@ class Classifier(Network, lightning.LightningModule):
         super().seed_evaluation(mine if rank is None else rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        inputs, labels, lengths = _parts(batch)
+        inputs, labels, lengths = self._parts(batch, "training")
         how = self.settings.augment or self.settings.data_set.augmentation
         outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)), lengths)
         extra = told(lengths)
@@ -124,10 +128,15 @@ class Classifier(Network, lightning.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
-        inputs, labels, lengths = _parts(batch)
+        inputs, labels, lengths = self._parts(batch, part)
         outputs, spikes = activity(self.net, self.encode(inputs), lengths)
         size, extra = len(labels), told(lengths)
-        measured = self.objective.accuracy(outputs, labels, *extra)
+        measured: Tensor | RSquared
+        if self.explained is None:
+            measured = self.objective.accuracy(outputs, labels, *extra)
+        else:  # the variance is that of the whole part, not of a batch
+            measured = self.explained
+            measured.update(self.objective.scores(outputs, *extra)[:, 0], labels)
         if part == "test" and self.recall is not None:
             self.recall.update(self.objective.scores(outputs, *extra), labels)
         error = self.objective(outputs, labels, *extra)
@@ -144,6 +153,21 @@ class Classifier(Network, lightning.LightningModule):
                 assert isinstance(count, metrics.FiringRate | metrics.SilentNeurons)
                 count.update(layer, lengths)
                 self.log(f"{part}/{what}/{name}", count, batch_size=size)
+
+    def _parts(self, batch: tuple[Tensor, ...], part: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs, labels, and the lengths of samples that are padded.
+
+        Raises:
+            FloatingPointError: naming sample and column of an input or label that is not finite.
+        """
+        samples = getattr(getattr(self.trainer, "datamodule", None), "samples", None)
+        try:
+            finite.check_batch(batch, getattr(samples, part, None), part)
+        except ValueError as error:
+            epoch = self.current_epoch + 1
+            raise FloatingPointError(f"training stopped in epoch {epoch}: {error}") from error
+        inputs, labels, *lengths = batch
+        return inputs, labels, lengths[0] if lengths else None
 
     def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
         """Logs the mean over an epoch's samples with its last batch: each log takes a good part of a step."""
@@ -170,18 +194,43 @@ class Classifier(Network, lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class RSquared(Metric):
+    """The coefficient of determination R² (:func:`hibana.loss.r_squared`) over all samples that were seen.
+
+    >>> import torch
+    >>> explained = RSquared()
+    >>> explained.update(torch.tensor([1.0]), torch.tensor([1.0]))
+    >>> explained.update(torch.tensor([2.0]), torch.tensor([3.0]))
+    >>> explained.compute()
+    tensor(0.5000)
+    """
+
+    full_state_update = False
+    answers: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("answers", [], dist_reduce_fx="cat")
+        self.add_state("targets", [], dist_reduce_fx="cat")
+
+    def update(self, answers: Tensor, targets: Tensor) -> None:
+        """Keeps `answers` and `targets`, ``[batch]``."""
+        self.answers.append(answers.detach())
+        self.targets.append(targets)
+
+    def compute(self) -> Tensor:
+        """R², NaN where the targets do not differ."""
+        answers, targets = dim_zero_cat(self.answers), dim_zero_cat(self.targets)
+        return targets.new_tensor(loss.r_squared(answers, targets))
+
+
 class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
     """One cycle over all steps of the run, also of one that goes on for longer than it was to."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         planned = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
         super().load_state_dict({**state_dict, **planned})
-
-
-def _parts(batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs, labels, and the lengths of samples that are padded."""
-    inputs, labels, *lengths = batch
-    return inputs, labels, lengths[0] if lengths else None
 
 
 def _key(name: str) -> str:

@@ -67,20 +67,21 @@ class History(Callback):
 
 
 class Keeper(Checkpoint):
-    """Keeps each epoch as it ends, and with `patience` the one that validated best, which then ends the run.
+    """Keeps each epoch as it ends; with `patience` also the one of least validation loss, and ends the run.
+
+    The loss tells epochs apart that name the same samples right, as most do where few validate.
 
     The best is kept before the last: a run that is killed between the two goes on from the epoch before, and
     comes to the same.
 
     Args:
         folder: where they are kept.
-        patience: epochs without a better validation after which training ends; 0 is never.
-        measure: what is better the higher it is, as :attr:`hibana.loss.Objective.measure` says.
+        patience: epochs without a smaller validation loss after which training ends; 0 is never.
     """
 
-    def __init__(self, folder: Path, patience: int, measure: str = "accuracy") -> None:
-        self.folder, self.patience, self.measure = folder, patience, measure
-        self.best, self.waited = -math.inf, 0
+    def __init__(self, folder: Path, patience: int) -> None:
+        self.folder, self.patience = folder, patience
+        self.least, self.waited = math.inf, 0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # the first process chose it
@@ -91,10 +92,10 @@ class Keeper(Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         _check_finite(pl_module.state_dict().items(), trainer.current_epoch)
         if self.patience > 0:
-            measured = trainer.callback_metrics[f"validation/{self.measure}"].item()
+            loss = trainer.callback_metrics["validation/loss"].item()
             self.waited += 1
-            if measured > self.best:
-                self.best, self.waited = measured, 0
+            if loss < self.least:
+                self.least, self.waited = loss, 0
                 trainer.save_checkpoint(self.folder / BEST)
             self._judge(trainer)
         trainer.save_checkpoint(self.folder / LAST)
@@ -104,10 +105,11 @@ class Keeper(Checkpoint):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited}
+        return {"least": self.least, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self.least = state_dict.get("least", math.inf)  # older versions kept the best accuracy
+        self.waited = state_dict["waited"]
 
 
 def _check_finite(state: Iterable[tuple[str, torch.Tensor]], epoch: int) -> None:

@@ -23,24 +23,26 @@ MOST_BYTES = 1 << 16
 
 
 class Run(NamedTuple):
-    """A run in words: its folder's name, data, settings that are not the usual ones, result and time."""
+    """A run in words: its folder's name, data, result, a linear model's, time, settings not usual."""
 
     name: str
     data: str
-    settings: str
     result: str
+    linear: str
     when: str
+    settings: str
 
 
-def write(folder: Path, outcome: "Outcome", linear: "Linear") -> None:
-    """Keeps what a run came to."""
+def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> None:
+    """Keeps what a run came to, beside a linear model if one was fitted."""
     content = {
         "measure": outcome.measure,
-        "value": outcome.accuracy,
+        "value": _known(outcome.accuracy),
+        "error": outcome.error,
         "balanced": outcome.balanced,
-        "recalls": {name: None if math.isnan(value) else value for name, value in outcome.recalls.items()},
+        "recalls": {name: _known(value) for name, value in outcome.recalls.items()},
         "rates": outcome.rates,
-        "linear": linear._asdict(),
+        "linear": linear and {**linear._asdict(), "accuracy": _known(linear.accuracy)},
         "seconds": outcome.seconds,
     }
     durable.replace(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
@@ -63,29 +65,49 @@ def _run(path: Path) -> Run:
     try:
         content = record.read(path / SETTINGS).content
     except ValueError as error:
-        return Run(path.name, "", record.line(error)[:60], "", when)
-    usual = {**asdict(Settings()), **_usual(content)}
+        return Run(path.name, "", "", "", when, record.line(error)[:60])
+    plain, usual = asdict(Settings()), _usual(content)
     known = {each.name for each in fields(Settings)}
     differing = [
         f"{name} {record.shown(value).strip(chr(39))}"
         for name, value in content.items()
-        if name in known and name not in ("data", "kind", "steps", "coding") and value != usual[name]
+        if name in known
+        and name not in ("data", "kind", "steps", "coding")
+        and all(value != each.get(name, plain[name]) for each in usual)
     ]
-    return Run(path.name, Path(str(content.get("data"))).name, ", ".join(differing), _result(path), when)
+    result, linear = _result(path)
+    return Run(path.name, Path(str(content.get("data"))).name, result, linear, when, ", ".join(differing))
 
 
-def _usual(content: dict[str, Any]) -> dict[str, Any]:
-    """What settings with this `content` are where nothing was said; a class of the user's is not loaded."""
-    made, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")
-    return usual(of_what(content.get("kind"), made), steps if isinstance(steps, int) else 1)
+def _usual(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """What settings with this `content` are where nothing was said, of many samples and of few.
+
+    A class of the user's is not loaded, nor are data.
+    """
+    kind, made, steps = content.get("kind"), DATA_SETS.get(str(content.get("data"))), content.get("steps")
+    found = {of_what(kind, made), of_what(kind, made, rows=1)}
+    return [usual(of, steps if isinstance(steps, int) else 1) for of in found]
 
 
-def _result(path: Path) -> str:
+def _result(path: Path) -> tuple[str, str]:
+    """A run's result, and a linear model's if one was fitted."""
     try:
         with (path / RESULT).open("rb") as file:
             said = json.loads(file.read(MOST_BYTES))
-        return f"{float(said['value']):.1%} {said['measure']}"[:40]
+        explained, beside = said["measure"] == "explained", said["linear"] or {}
+        return _shown(explained, said["value"]), _shown(explained, beside.get("accuracy"))
     except FileNotFoundError:
-        return "not finished" if (path / LAST).exists() else "not begun"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "unreadable"
+        return "not finished" if (path / LAST).exists() else "not begun", ""
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "unreadable", ""
+
+
+def _shown(explained: bool, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"R² {float(value):.3f}" if explained else f"{float(value):.1%}"
+
+
+def _known(value: float) -> float | None:
+    """`value`, or nothing where it is NaN, which JSON has not."""
+    return None if math.isnan(value) else value

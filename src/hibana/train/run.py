@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from hibana import data
 from hibana.data.base import memory
-from hibana.train import checkpoint, serving
+from hibana.train import checkpoint, finite, results, serving
 from hibana.train.baseline import first
 from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
@@ -41,10 +41,10 @@ class Outcome:
     """What came of a run.
 
     `measure` is what `accuracy` is: the part that is right, or of a quantity the part of its variance that is
-    explained; `recalls` are, by class, the parts of its test samples that are named so. `rates` are the
-    layers' firing rates on the test set, `silent` the numbers of their neurons that never spiked there;
-    `started` are the rates before training; `history` has one value per epoch
-    and name.
+    explained (R², :func:`hibana.loss.r_squared`), whose mean squared error is `error`, in units of the
+    variance in the training part; `recalls` are, by class, the parts of its test samples that are named so.
+    `rates` are the layers' firing rates on the test set, `silent` the numbers of their neurons that never
+    spiked there; `started` are the rates before training; `history` has one value per epoch and name.
     """
 
     settings: Settings
@@ -58,6 +58,7 @@ class Outcome:
     history: dict[str, list[float]]
     measure: str = "accuracy"
     recalls: dict[str, float] = field(default_factory=dict)
+    error: float | None = None
 
     @property
     def balanced(self) -> float | None:
@@ -85,8 +86,9 @@ def fit(
 ) -> tuple[Classifier, Outcome]:
     """Trains a network, keeps what :mod:`hibana.train.run` names in a folder, and tests it once at the end.
 
-    What is tested is the network of the last epoch; with early stopping, that of the epoch that validated
-    best.
+    What is tested is the network of the last epoch; with early stopping, that of the epoch of least
+    validation loss. Settings that were not given are as usual for data of that kind and number
+    (:meth:`Settings.on`); the outcome has those that were used.
 
     Args:
         settings: of the run; those in the checkpoint if it goes on from one.
@@ -99,9 +101,10 @@ def fit(
         progress: show a progress bar.
 
     Raises:
-        FloatingPointError: if a loss, a gradient or a weight is no longer finite; it says where.
+        FloatingPointError: if a loss, a gradient or a weight is no longer finite, or an input of data that
+            are not held in memory is not; it says where.
         OSError: if a checkpoint can't be written. The one before is still there.
-        ValueError: if `resume` is no checkpoint, or the folder is in use.
+        ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.
     """
     resume = None if resume is None else Path(resume)
     if not isinstance(folder, Folder):
@@ -111,19 +114,20 @@ def fit(
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
-    if isinstance(samples, data.Own) and settings.kind is None:  # they are in memory, and have no path
-        samples.setup()  # which decides how many steps spike trains have
-        settings = settings.on(samples)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)
-    folder.begin(settings)
     samples = samples or settings.samples(None if resume is None else described(resume))
     samples.prepare_data()
     samples.setup()
+    finite.check(samples)
+    if isinstance(samples, data.Own):
+        settings = settings.on(samples) if resume is None else settings
+        samples.batch_size = settings.batch_size
+    folder.begin(settings)
     model = made(settings, samples, resume)
     started = {} if resume else model.prepare(*first(samples))
     measure = model.objective.measure
-    history, keeper = History(), Keeper(folder.path, settings.patience, measure)
+    history, keeper = History(), Keeper(folder.path, settings.patience)
     callbacks: list[Callback] = [history, keeper]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
@@ -159,12 +163,13 @@ def fit(
         (tested,) = trainer.test(model, batches, ckpt_path=chosen, verbose=False, weights_only=True)
     if trainer.world_size > 1:
         atexit.register(_leave)  # not after a failure: an exchange under way would be waited for
-    return model, Outcome(
+    outcome = Outcome(
         settings=settings,
         checkpoint=keeper.folder / (LAST if chosen is None else BEST),
         logs=keeper.folder / "tensorboard" if board else None,
         accuracy=tested[f"test/{measure}"],
         measure=measure,
+        error=tested["test/loss"] if model.is_regression else None,
         recalls=_recalls(model, samples),
         rates={name.removeprefix("test/rate/"): rate for name, rate in tested.items() if "/rate/" in name},
         silent={
@@ -176,6 +181,9 @@ def fit(
         seconds=seconds,
         history=learned,
     )
+    if folder.run is not None:
+        results.write(folder.path, outcome)
+    return model, outcome
 
 
 class _Batches(lightning.LightningDataModule):
@@ -203,11 +211,16 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     """The network for `samples`, before any training, or before it goes on from a checkpoint.
 
     Raises:
-        ValueError: if a setting was changed on which nothing depends, or the layers do not fit, or have more
-            weights than this machine can train or a checkpoint can hold, or nothing of a chosen coding is
-            left of the samples, or the data have more columns than a checkpoint can hold, or the checkpoint's
-            training let other parameters decay, as versions before this one did.
+        ValueError: if the accelerator has not the precision, a setting was changed on which nothing depends,
+            or the layers do not fit, or have more weights than this machine can train or a checkpoint can
+            hold, or nothing of a chosen coding is left of the samples, or the data have more columns than a
+            checkpoint can hold, or the checkpoint's training let other parameters decay, as versions before
+            this one did.
     """
+    if settings.precision == "16-mixed" and settings.accelerator == "cpu":  # Lightning would take another
+        raise ValueError(
+            "precision 16-mixed needs a GPU (accelerator gpu); bf16-mixed is what a CPU computes with 16 bits"
+        )
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)

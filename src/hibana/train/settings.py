@@ -15,7 +15,7 @@ from hibana import cells, loss, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.train import architecture, durable, record, serving
 from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
-from hibana.train.usual import NAMES, Of, usual
+from hibana.train.usual import BATCH, FEW, JUDGES, NAMES, Of, usual
 
 __all__ = ["Settings", "of_what", "read"]
 
@@ -50,8 +50,9 @@ class Settings:
         root: the folder of its files, where it needs one.
         download: fetch them into `root` if they are not there.
         layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``; 256,256 if
-            not said, of pictures in folders ``16c3b-p2-32c3b-p2-128``, of recordings of
-            one's own ``16c5s2b-32c5s2b-128``, of sequences ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
+            not said, of tables of fewer than 2,000 training rows ``32-skip``, of pictures in folders
+            ``16c3b-p2-32c3b-p2-128``, of recordings of one's own ``16c5s2b-32c5s2b-128``, of sequences
+            ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
         cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
         surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
@@ -65,11 +66,12 @@ class Settings:
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
-        epochs: passes over the training set.
-        patience: epochs without a better validation accuracy after which training ends; 0 is never.
-        batch_size: samples in a batch, over all processes together.
+        epochs: passes over the training set; 40, of few rows 60.
+        patience: epochs without a smaller validation loss after which training ends, and the epoch with the
+            smallest is kept; 0, which is never, of few rows 30 where at least 10 validate.
+        batch_size: samples in a batch, over all processes together; 64, of few rows 16.
         learning_rate: the peak of the one-cycle schedule; 0.005, of sequences 0.003.
-        weight_decay: of AdamW, of weights alone; 0.01, of sequences 0.1.
+        weight_decay: of AdamW, of weights alone; 0.01, of few rows 2, of sequences 0.1.
         clip: the largest norm of a gradient.
         start_rate: spikes per neuron and step that the layers are scaled to before training; 0 leaves them.
             0.2, of sequences 0.15.
@@ -81,7 +83,7 @@ class Settings:
         devices: processes to train on, on each machine.
         nodes: machines.
         accelerator: what they run on, as Lightning names it.
-        precision: as Lightning names it; state is carried in float32 at least.
+        precision: as Lightning names it, 16-mixed on a GPU; state is carried in float32 at least.
     """
 
     data: str = "digits"
@@ -113,9 +115,9 @@ class Settings:
     loss: str = field(default=None)  # type: ignore[assignment] # likewise
     smoothing: float = field(default=None)  # type: ignore[assignment] # likewise
     augment: str | None = None
-    epochs: int = 40
-    patience: int = 0
-    batch_size: int = 64
+    epochs: int = field(default=None)  # type: ignore[assignment] # likewise
+    patience: int = field(default=None)  # type: ignore[assignment] # likewise
+    batch_size: int = field(default=None)  # type: ignore[assignment] # likewise
     learning_rate: float = field(default=None)  # type: ignore[assignment] # likewise
     weight_decay: float = field(default=None)  # type: ignore[assignment] # likewise
     clip: float = 1.0
@@ -171,21 +173,40 @@ class Settings:
             raise ValueError(f"coding of {self.data} must be one of {', '.join(right)}; got {self.coding!r}")
 
     def on(self, samples: Own) -> "Settings":
-        """These for samples that are in memory, of which what nobody said is as usual for them."""
-        steps = samples.steps if samples.sequential else self.steps
-        coding: Any = None if samples.sequential else self.coding
+        """These for `samples`: what nobody said is as usual for data of their kind and number.
+
+        The recipe for few rows is one for its own layers: where others were said, the rest is as for many.
+        Without a kind of their own they become settings of `samples`, which may be in memory.
+        """
+        samples.setup()
+        changes: dict[str, Any] = {}
         said: frozenset[str] = vars(self)["_said"]
-        each = usual(of_what(samples.kind, None, samples.source), steps).items()
-        unsaid = {name: value for name, value in each if name not in said}
-        return replace(self, data=samples.called, kind=samples.kind, steps=steps, coding=coding, **unsaid)
+        if self.kind is None:
+            path = str(samples.source.absolute()) if isinstance(samples.source, Path) else IN_MEMORY
+            changes = {"data": path, "kind": samples.kind}
+            if samples.sequential:
+                changes |= {"steps": samples.steps, "coding": None}
+        rows = None if "layers" in said else len(samples.training)  # type: ignore[arg-type] # all splits have a length
+        of = of_what(samples.kind, None, samples.source, rows=rows)
+        each = usual(of, changes.get("steps", self.steps))
+        if len(samples.validation) < JUDGES:  # type: ignore[arg-type] # likewise
+            each = {**each, "patience": 0}
+        if samples.batch_size != BATCH:  # chosen where they were made
+            each = {**each, "batch_size": samples.batch_size}
+        return replace(self, **changes, **{name: value for name, value in each.items() if name not in said})
 
     def _fill_in(self) -> None:
         """Puts what the data decide in the place of ``None``, looking at names of files and of columns."""
         filled: dict[str, Any] = {}
-        if self.data not in DATA_SETS and not _CLASS.fullmatch(self.data):
+        held = self.data == IN_MEMORY and self.kind is not None
+        if self.data not in DATA_SETS and not _CLASS.fullmatch(self.data) and not held:
             path = Path(self.data).expanduser()
             if self.kind is None:
                 if not os.path.exists(path) and (path.parent == Path() or len(self.data) > 255):  # noqa: PTH110 - of names that are none Path raises
+                    if path.suffix and len(self.data) <= 255:
+                        raise ValueError(
+                            f"data must be a data set's name, a file or folder: there is no file {self.data}"
+                        )
                     near = difflib.get_close_matches(self.data, DATA_SETS, 1)
                     hint = f"; did you mean {near[0]}?" if near else ""
                     raise ValueError(
@@ -255,7 +276,15 @@ class Settings:
         return sides if min(sides) > 0 and max(sides) <= 4096 else None
 
     def samples(self, description: Description | None = None) -> DataSet:
-        """The data set, in batches of this run, of one's own read again as `description` says."""
+        """The data set, in batches of this run, of one's own read again as `description` says.
+
+        Raises:
+            ValueError: if the data were in memory, and are in no file that could be read.
+        """
+        if self.data == IN_MEMORY:
+            raise ValueError(
+                "data of this run were in memory and can't be read again; give a file, or samples in memory"
+            )
         made = self.data_set
         options: dict[str, Any] = {"seed": self.seed}
         if issubclass(made, Own):
@@ -305,8 +334,17 @@ class Settings:
         durable.replace(Path(path), record.text(asdict(self), run).encode())
 
 
-def of_what(kind: str | None, made: type[DataSet] | None, source: Any = None) -> Of:
-    """What data of this `kind`, or of the class that they are `made` by, are of; arrays as `source` says."""
+IN_MEMORY = "in memory"
+"""What stands for `data` that no file holds."""
+
+
+def of_what(
+    kind: str | None, made: type[DataSet] | None, source: Any = None, *, rows: int | None = None
+) -> Of:
+    """What data of this `kind`, or of the class that they are `made` by, are of; arrays as `source` says.
+
+    `rows` are the samples that train, where their number is known.
+    """
     if kind == "arrays" and source is not None and own.are_pictures(source):
         return "pictures"
     if kind is not None or made is None:
@@ -315,7 +353,8 @@ def of_what(kind: str | None, made: type[DataSet] | None, source: Any = None) ->
             "events": "recordings",
             "sequences": "sequences",
         }
-        return of_kinds.get(kind, "still")
+        few = kind is not None and rows is not None and rows < FEW
+        return of_kinds.get(kind, "few" if few else "still")
     shape = vars(made).get("shape")
     of_numbers = made.sequential and isinstance(shape, tuple) and len(shape) == 1
     return "sequences" if of_numbers else "still"

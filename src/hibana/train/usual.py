@@ -1,15 +1,21 @@
 """The settings of a run that nobody chose.
 
 Of still inputs the article's, of pictures in folders and of recordings of cameras the same over
-convolutions, and of sequences one recipe for all.
+convolutions, of sequences one recipe for all, and of tables of few rows one that starts at a linear model.
 """
 
 import math
 from typing import Any, Literal
 
-__all__ = ["NAMES", "Of", "usual"]
+__all__ = ["BATCH", "FEW", "JUDGES", "NAMES", "Of", "usual"]
 
+BATCH = 64
+"""Samples in a batch, also of data sets that were made without a word of it."""
+FEW, JUDGES = 2_000, 10
+"""Rows of a table's training part below which they are few, and rows to validate on that can end a run."""
+_ALL: dict[str, Any] = {"epochs": 40, "patience": 0, "batch_size": BATCH}
 _STILL: dict[str, Any] = {
+    **_ALL,
     "layers": "256,256",
     "cell": "IF",
     "surrogate": "Step",
@@ -21,9 +27,19 @@ _STILL: dict[str, Any] = {
     "start_rate": 0.2,
     "rate_target": 0.07,
 }
+_FEW: dict[str, Any] = {
+    **_STILL,
+    "layers": "32-skip",
+    "epochs": 60,
+    "patience": 30,
+    "batch_size": 16,
+    "weight_decay": 2.0,
+}
+"""Each part is chosen on parts of the training rows of eight tables: docs/results.md."""
 _PICTURES: dict[str, Any] = {**_STILL, "layers": "16c3b-p2-32c3b-p2-128"}
 _RECORDINGS: dict[str, Any] = {**_STILL, "layers": "16c5s2b-32c5s2b-128"}
 _SEQUENCES: dict[str, Any] = {
+    **_ALL,
     "cell": "LIF",
     "surrogate": "ATan",
     "readout_tau": 20.0,
@@ -42,8 +58,8 @@ FARTHEST = 99
 """Of d, whose square a description can say."""
 
 
-Of = Literal["still", "pictures", "recordings", "sequences"]
-"""What data are of; sequences are of numbers."""
+Of = Literal["still", "few", "pictures", "recordings", "sequences"]
+"""What data are of; few are still, in a table of few rows, and sequences are of numbers."""
 
 
 def usual(of: Of, steps: int) -> dict[str, Any]:
@@ -55,6 +71,8 @@ def usual(of: Of, steps: int) -> dict[str, Any]:
             return _PICTURES
         case "recordings":
             return _RECORDINGS
+        case "few":
+            return _FEW
         case "still":
             return _STILL
 
