@@ -32,8 +32,11 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     found: Program | None = known(cell, place)
     if found:
         return found
-    alike = followed(cell).key
-    served = _SHARED.get((alike, place)) or _shared_program(cell, alike, place)
+    read = followed(cell)
+    served = read.served.get(place)
+    if served is None:
+        served = _SHARED.get((read.key, place)) or _shared_program(cell, read.key, place)
+        read.served[place] = served
     if isinstance(served, str):
         raise Unsupported(served)
     remember(cell, place, served)

@@ -8,7 +8,7 @@ never guessed (:mod:`hibana.loop.graph.walk`).
 import random
 import sys
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,6 +17,7 @@ from hibana.cells.base import INTERNAL, Internal
 from hibana.loop.graph.ops import Unsupported
 from hibana.loop.graph.walk import NOT_HYPER, Walk
 from hibana.loop.graph.watch import Item, Look, Watch, held, hooked, is_fixed, unchanged
+from hibana.loop.shared import Bounded
 
 __all__ = [
     "NOT_HYPER",
@@ -29,6 +30,9 @@ __all__ = [
     "random_state",
     "unchanged",
 ]
+
+PROGRAMS = 16
+"""Programs that one cell keeps, which differ in backend, shape or dtype."""
 
 
 class Followed(NamedTuple):
@@ -50,6 +54,8 @@ class Followed(NamedTuple):
     """With `items`, what tells whether anything else has changed."""
     uncopied: tuple[object, ...]
     """What a copy of the cell that reads the same must have itself, not a copy of it."""
+    served: dict[Hashable, Any]
+    """Programs that have served it, found without a look at the key."""
     alive: tuple[object, ...]
     """What was followed: the looks of `watched` are of identities."""
 
@@ -72,6 +78,7 @@ def follow(module: nn.Module) -> Followed:
         items=tuple(walk.items()),
         watched=tuple(walk.watched()),
         uncopied=tuple(walk.uncopied()),
+        served=Bounded(PROGRAMS),
         alive=tuple(walk.alive),
     )
 
