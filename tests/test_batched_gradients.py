@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from every_layer import CASES, made
 from torch import nn
 
 import hibana as hb
+from every_layer import CASES, made
 from hibana.events.totals import total
 
-smooth = hb.surrogate.ATan()
+smooth, box = hb.surrogate.ATan(), hb.surrogate.Box()
 
 
 def large(layer, x):
@@ -18,7 +18,9 @@ def large(layer, x):
 OTHERS = {
     "by oneDNN": large(lambda: hb.Linear(512, 512), lambda: torch.rand(64, 512)),
     "spikes above neurons": large(
-        lambda: nn.Sequential(hb.IF(surrogate=hb.surrogate.Box()), hb.Linear(256, 256), hb.IF(surrogate=smooth)),
+        lambda: nn.Sequential(
+            hb.IF(surrogate=hb.surrogate.Box()), hb.Linear(256, 256), hb.IF(surrogate=smooth)
+        ),
         lambda: torch.rand(25, 32, 256),
     ),
     "a convolution": large(
@@ -26,7 +28,7 @@ OTHERS = {
         lambda: torch.rand(4, 2, 8, 12, 12).round(),
     ),
     "between two steps": large(
-        lambda: nn.Sequential(hb.IF(surrogate=hb.surrogate.Box()), hb.DelayedLinear(64, 8, 4, sigma=0.0)),
+        lambda: nn.Sequential(hb.IF(surrogate=box), hb.DelayedLinear(64, 8, 4, sigma=0.0)),
         lambda: torch.rand(9, 4, 64),
     ),
     "normalised": large(
@@ -44,9 +46,7 @@ OTHERS = {
     "learned": large(
         lambda: hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth), lambda: torch.rand(5, 2, 4)
     ),
-    "a step for all": large(
-        lambda: hb.LIF(surrogate=smooth), lambda: torch.rand(1, 2, 4).expand(5, 2, 4)
-    ),
+    "a step for all": large(lambda: hb.LIF(surrogate=smooth), lambda: torch.rand(1, 2, 4).expand(5, 2, 4)),
 }
 
 

@@ -334,12 +334,10 @@ def test_dilated_pooling_keeps_within_the_image(kernel, stride, dilation, ceil):
         found.backward(torch.ones_like(found))
         inside = wanted > -torch.inf
         counts = torch.zeros(2, 2, height * width, dtype=torch.float64)
-        counts.scatter_add_(
-            2, torch.where(inside, places, 0).flatten(2), inside.to(torch.float64).flatten(2)
-        )
+        counts.scatter_add_(2, torch.where(inside, places, 0).flatten(2), inside.to(torch.float64).flatten(2))
         assert torch.equal(x.grad, counts.view_as(x))
         sizes = zip((height, width), kernel, strides, padding, dilations, wanted.shape[2:], strict=True)
-        alone = any([_in_padding_alone(*size) for size in sizes])
+        alone = any(_in_padding_alone(*size) for size in sizes)
         assert ("padding alone" in layer.explain()) == alone
         tried += alone
     assert tried or dilation == 1 or kernel != (2, 3)

@@ -4,18 +4,18 @@ import copy
 
 import pytest
 import torch
-from every_layer import CASES, Above, made
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import hibana as hb
+from every_layer import CASES, made
 from hibana.loop.graph.ops import Unsupported
 
 smooth = hb.surrogate.ATan()
 
 
 class Counted(nn.Module):
-    """Changes nothing, and counts how often it is asked, in a buffer: a step may be traced once and run often."""
+    """Changes nothing, and counts how often it is asked, in a buffer, since a step may be traced once."""
 
     def __init__(self):
         super().__init__()
@@ -37,6 +37,11 @@ def counted(module):
     for each in found.values():
         each.calls.zero_()
     return found
+
+
+def own_name(name):
+    """Of a parameter that a parametrisation holds, or of another."""
+    return name.replace("parametrizations.", "").replace(".original", "")
 
 
 OTHERS = {
@@ -130,7 +135,10 @@ def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):
     outputs.square().sum().backward()
     plain(x).square().sum().backward()
     for (_, inner), (_, wanted) in zip(
-        sorted((n.replace("parametrizations.", "").replace(".original", ""), p) for n, p in layer.named_parameters()),
+        sorted(
+            (n.replace("parametrizations.", "").replace(".original", ""), p)
+            for n, p in layer.named_parameters()
+        ),
         sorted(plain.named_parameters()),
         strict=True,
     ):

@@ -63,7 +63,7 @@ class Delayed(LooksBack):
     def fix(self) -> None:
         """Makes whole steps of the delays, which are learned no more: ``delay.requires_grad_(False)``.
 
-        What is trained from then on is what is evaluated. What a parametrisation gives is rounded as it is read.
+        What is trained from then on is what is evaluated. What a parametrisation gives is rounded when read.
         """
         self._fixed = True
         if not nn.utils.parametrize.is_parametrized(self, "delay"):

@@ -148,9 +148,7 @@ class DelayedLinear(Weighted, Delayed):
             return delayed(seen, found.bits[0], taps, lags, bias, skip, below)
         return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
 
-    def _reckoned(
-        self, seen: Tensor, density: float, learning: bool, between: bool
-    ) -> tuple[float, float]:
+    def _reckoned(self, seen: Tensor, density: float, learning: bool, between: bool) -> tuple[float, float]:
         """Seconds that additions for each synapse should take, and those of kernels over time."""
         steps, rows, inputs = seen.shape
         taps = 2 if between else 1

@@ -176,8 +176,8 @@ class Window(Weighted, LooksBack):
         weight = self.weight
         if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
             raise ValueError(
-                f"weight must be [{self.out_channels}, {self.in_channels // self.groups}, {self.kernel_size}] "
-                f"to go on from a state, got shape {tuple(weight.shape)}"
+                f"weight must have {self.kernel_size} steps, the kernel_size, for a call with a state, "
+                f"got shape {tuple(weight.shape)}"
             )
         rows = _as_rows(inputs)
         before = None if history is None else _as_rows(history)

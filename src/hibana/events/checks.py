@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hibana.loop.derivatives import differentiated_once
 
-__all__ = ["alike_each_step", "check_no_time", "dense_for_more", "misfit", "pair", "plain"]
+__all__ = ["alike_each_step", "check_no_time", "check_saved", "dense_for_more", "misfit", "pair", "plain"]
 
 
 dense_for_more = partial(
@@ -41,6 +41,19 @@ def plain(*tensors: Tensor | None) -> bool:
         ):
             return False
     return True
+
+
+def check_saved(tensor: Tensor, shape: torch.Size) -> None:
+    """Refuses a `tensor` saved for a backward whose ``data`` was set to what kernels do not take.
+
+    Raises:
+        RuntimeError: if it has another shape than `shape`, or is not float32.
+    """
+    if tensor.shape != shape or tensor.dtype != torch.float32:
+        raise RuntimeError(
+            "weights and inputs must keep their shape and dtype between forward and backward: one was "
+            f"{tuple(shape)}, torch.float32, and its `.data` was set to {tuple(tensor.shape)}, {tensor.dtype}"
+        )
 
 
 def misfit(weight: torch.Size, bias: torch.Size | None, channels: int, dimensions: int) -> str | None:

@@ -20,7 +20,7 @@ from hibana.loop.producer import Producer
 from hibana.loop.slow import SlowPathWarning, said_once
 from hibana.loop.spiking import emits_spikes
 from hibana.loop.strides import repeated
-from hibana.loop.tensors import computed_once, tensors_of
+from hibana.loop.tensors import computed_once, computing_once, tensors_of
 
 __all__ = [
     "NetworkWarning",
@@ -160,7 +160,8 @@ def _served(
     """What `served` emits over `inputs`, or, if it is None, the reference loop."""
     if served is None:
         assert state is not None
-        outputs, last = reference.unroll(cell, inputs, state)
+        with computing_once():
+            outputs, last = reference.unroll(cell, inputs, state)
         if outputs.shape != inputs.shape:
             raise ValueError(
                 f"inputs must be [T, ...], time first, got shape {tuple(inputs.shape)}: of a step of "

@@ -70,8 +70,8 @@ def are_batched(grads: Sequence[Tensor | None]) -> bool:
 
 def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> Any:
     """What `backward` gives for each gradient of a batch, as a batch."""
-    level = torch._C._vmapmode_increment_nesting() - 1  # type: ignore[attr-defined] # torch leaves it out
-    torch._C._vmapmode_decrement_nesting()  # type: ignore[attr-defined] # as above
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
     opened = [_opened(grad, level) for grad in grads]
     size = next(len(part) for part, of_batch in opened if part is not None and of_batch)
     found = []
@@ -91,7 +91,9 @@ def _opened(grad: Tensor | None, level: int) -> tuple[Tensor | None, bool]:
         return grad, False
     opened: Tensor = torch._remove_batch_dim(grad, level, 1, 0)
     if _is_batched(opened):
-        raise RuntimeError("layers of hibana take no batch of batches of gradients: flatten them to one batch")
+        raise RuntimeError(
+            "layers of hibana take no batch of batches of gradients: flatten them to one batch"
+        )
     return opened, True
 
 

@@ -5,7 +5,6 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cells.base import check_states
-from hibana.loop.tensors import computing_once
 
 __all__ = ["carried", "unroll"]
 
@@ -13,14 +12,13 @@ __all__ = ["carried", "unroll"]
 def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.
 
-    State is carried in float32 where the input is of half precision; outputs take the input's dtype. What
-    parametrisations compute is computed once for all steps (:func:`hibana.loop.tensors.computed_once`).
+    State is carried in float32 where the input is of half precision; outputs take the input's dtype. Whoever
+    calls it has computed what parametrisations do, once for all steps.
     """
     emitted = []
-    with computing_once():
-        for input_ in inputs.unbind():
-            state = check_states(cell, cell(input_.to(carried(inputs.dtype)), *state))
-            emitted.append(state[-1].to(inputs.dtype))
+    for input_ in inputs.unbind():
+        state = check_states(cell, cell(input_.to(carried(inputs.dtype)), *state))
+        emitted.append(state[-1].to(inputs.dtype))
     return torch.stack(emitted), state
 
 

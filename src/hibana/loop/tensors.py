@@ -15,10 +15,10 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def computed_once(module: ModuleT) -> ModuleT:
-    """`module`; or a copy that holds what parametrisations compute, if there are any: for all steps of a call.
+    """`module`; or, where parametrisations compute tensors of it, a copy that holds them, for a whole call.
 
-    Modules of the copy hold the parameters and buffers themselves, and computed tensors as buffers. What a step
-    sets as an attribute of the copy is gone after the call. Beside :func:`computing_once` in a graph of Dynamo.
+    Modules of the copy hold the parameters and buffers themselves, and computed tensors as buffers. What a
+    step sets as an attribute of the copy is gone after the call. Dynamo has :func:`computing_once`.
     """
     if module._modules and is_computed(module) and not torch.compiler.is_dynamo_compiling():
         copied: ModuleT = _with_computed(module, {})
@@ -44,8 +44,9 @@ def is_computed(module: nn.Module | None) -> bool:
 def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:
     if module in known:
         return known[module]
-    computed = list(module._modules["parametrizations"]) if parametrize.is_parametrized(module) else []
-    kind = parametrize.type_before_parametrizations(module)
+    parametrisations = module._modules.get("parametrizations")
+    computed = list(parametrisations) if isinstance(parametrisations, nn.ModuleDict) else []
+    kind: Any = parametrize.type_before_parametrizations(module)
     copied = known[module] = kind.__new__(kind)
     own = {name: value for name, value in vars(module).items() if name != "made"}
     own["_buffers"] = module._buffers | {name: getattr(module, name) for name in computed}

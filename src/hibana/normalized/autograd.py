@@ -141,7 +141,7 @@ class _Standardised(torch.autograd.Function):
         found: Moments,
         steps: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(currents, found.mean, found.inverse, found.scale)
+        ctx.save_for_backward(currents.detach(), found.mean, found.inverse, found.scale)
         values = currents.detach()
         return values.view(steps, -1, *values.shape[1:]) if steps else values, found.scale, found.shift
 

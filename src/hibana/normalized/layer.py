@@ -136,7 +136,9 @@ class Normalized(nn.Sequential):
         held: Any = norm._parameters | norm._buffers  # where a module looks last
         if norm._modules:
             return "a parametrisation computes tensors of the normalisation"
-        tensors = _Tensors(*[held[name] if name in held else getattr(norm, name) for name in _Tensors._fields])
+        tensors = _Tensors(
+            *[held[name] if name in held else getattr(norm, name) for name in _Tensors._fields]
+        )
         if inputs.ndim < 3 or not plain(inputs, *tensors):
             return "the input is not float32 on the CPU, or something watches the call"
         inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])

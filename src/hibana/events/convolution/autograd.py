@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.events.checks import dense_for_more
+from hibana.events.checks import check_saved, dense_for_more
 from hibana.events.convolution import dense, kernels, pixels
 from hibana.events.convolution.few import input_gradient_of_few
 from hibana.events.convolution.geometry import Geometry
@@ -200,10 +200,10 @@ class _Convolution(torch.autograd.Function):
         left: Producer | None,
     ) -> Tensor:
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
-        ctx.geometry, ctx.whole, ctx.choice = geometry, images.shape, choice
+        ctx.geometry, ctx.whole, ctx.choice, ctx.of_weight = geometry, images.shape, choice, weight.shape
         images = images.flatten(0, -4)
         ctx.shape = images.shape
-        kernel = as_kernel(weight, geometry)
+        kernel = as_kernel(weight)
         numbers = images if choice.weights is False else None
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
@@ -220,7 +220,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
-        shape, weight = weight.shape, as_kernel(weight, geometry)
+        check_saved(weight, ctx.of_weight)
+        weight = as_kernel(weight)
         rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, weight.shape[0])
         to_images = to_weight = to_bias = used = None
         to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
@@ -243,20 +244,20 @@ class _Convolution(torch.autograd.Function):
             to_bias = rows.sum(0)
         if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
             to_images = to_images.view(ctx.whole).detach()
-        if to_weight is not None and to_weight.shape != shape:
-            to_weight = to_weight.reshape(shape)
+        if to_weight is not None and len(ctx.of_weight) == 3:
+            to_weight = to_weight.reshape(ctx.of_weight)
         return to_images, to_weight, to_bias, None, None, None, None, None, None
 
 
 _apply = applied(_Convolution)
 
 
-def as_kernel(weight: Tensor, geometry: Geometry) -> Tensor:
-    """`weight` as ``[outputs, channels, down, across]``, which one over one dimension is not.
+def as_kernel(weight: Tensor) -> Tensor:
+    """`weight` as ``[outputs, channels, down, across]``, one pixel high if it has one dimension.
 
-    Autograd is given the weight itself, so that a backward sees what ``weight.data`` is set to.
+    Autograd is given the weight itself: what ``weight.data`` is set to, a backward sees, as torch's does.
     """
-    return weight if weight.ndim == 4 else weight.unsqueeze(2 if geometry.kernel[0] == 1 else 3)
+    return weight if weight.ndim == 4 else weight.unsqueeze(2)
 
 
 def convolution(
@@ -272,8 +273,7 @@ def convolution(
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
 
     Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. `weight`
-    is as :func:`as_kernel` takes it. What is
-    `left` has yet to compute it; whoever gives that runs it.
+    is as :func:`as_kernel` takes it. What is `left` has yet to compute it; whoever gives that runs it.
     """
     leaf = probe() if support is not None else None
     out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice, left)

@@ -96,12 +96,12 @@ def _by_spikes(
     if not chosen.any:
         return chosen.refused(found.density)
     bias = None if bias is None else bias.contiguous()
-    images = inputs.permute(2, 0, 1)[None]  # [1, channels, T, rows]
+    images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if learns(inputs, weight, bias):
         support = usable(below, length, in_order, found)
-        out = autograd.convolution(images, weight, bias, found, support, geometry, chosen)
+        out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)
     else:
-        out = autograd.forward(found, weight[..., None].detach(), bias, geometry, chosen)
+        out = autograd.forward(found, kernel.detach(), bias, geometry, chosen)
     return out[0].permute(1, 2, 0), str(product.explained(found, len(weight), chosen))
 
 

@@ -56,7 +56,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.is_cpu
             and (self._is_left(input) or self._is_small(input, weight))
         ):
-            if dense.lies_last(input) and (input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)):
+            if dense.lies_last(input) and (
+                input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
+            ):
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
             return self._densely(input, weight, bias, TINY)
@@ -105,7 +107,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         return out
 
     def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        return cast(Tensor, self._conv_forward(input, weight, bias))
+        return self._conv_forward(input, weight, bias)
 
     def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether torch has done all before events have begun, which is remembered."""
@@ -145,7 +147,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         weight_ = weight.detach() if learning else weight
-        given = found, autograd.as_kernel(weight_, geometry), bias, geometry
+        given = found, autograd.as_kernel(weight_), bias, geometry
         left = autograd.producer(*given, chosen, steps)
         if not (learning or learns(whole, bias)):
             return left or autograd.forward(*given, chosen)

@@ -59,7 +59,8 @@ class _Linear(torch.autograd.Function):
             ctx.table = table if support is not None and ctx.scales == ONE else None
         else:
             out = _densely(input, weight, bias)
-        ctx.save_for_backward(bits, weight, input if choice.weights is False else None)
+        # what the forward read, as of torch's, whatever ``weight.data`` is set to
+        ctx.save_for_backward(bits, weight.detach(), input if choice.weights is False else None)
         return out
 
     @staticmethod

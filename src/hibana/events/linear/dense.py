@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.events.checks import check_saved
 from hibana.events.linear.few import are_few, weight_gradient_of_few
 from hibana.loop.derivatives import applied, are_batched
 
@@ -82,7 +83,9 @@ class _Linear(torch.autograd.Function):
         by_onednn: bool,
         fewness: Fewness | None,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        # the last is what the forward read, whatever ``weight.data`` is set to, as torch's layer has it
+        ctx.save_for_backward(input, weight, weight.detach())
+        ctx.shape = input.shape
         ctx.by_onednn, ctx.fewness = by_onednn, fewness
         rows = input.reshape(-1, weight.shape[1]).contiguous()
         out = _product(rows, weight.contiguous(), bias, by_onednn)
@@ -91,7 +94,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        input_, weight = ctx.saved_tensors
+        input_, weight, read = ctx.saved_tensors
+        check_saved(input_, ctx.shape)
+        weight = weight if torch.is_grad_enabled() else read
         rows, grads = input_.reshape(-1, weight.shape[1]), grad.reshape(-1, weight.shape[0])
         wanted = ctx.needs_input_grad
         to_input = to_weight = None

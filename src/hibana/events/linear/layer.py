@@ -104,7 +104,7 @@ class Linear(BySpikes, nn.Linear):
         choice = cost.choice(costs, found.density, found.bits.shape[0], learning)
         if not choice.any:
             return self._multiplied(input, weight, bias, choice.refused(found.density))
-        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
+        bias = bias if bias is None else bias.contiguous()
         self.__dict__["_reason"] = product.explained(found, outputs, choice)
         if learning or learns(input, bias):
             support = usable(under, inputs, in_order, found) if input.requires_grad else None

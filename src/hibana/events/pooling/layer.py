@@ -18,9 +18,9 @@ class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d``; pooled spikes are spikes, and a layer above knows what stands below.
 
     Without overlap, padding or dilation, over spikes that lie channels last, of each output only the
-    place that it came from is kept, in one byte. All else is torch's; where a dilated window lies in the padding
-    alone, -inf is put around the image first, which gives the same numbers: torch itself keeps a place outside
-    of the image for such a window, and writes there in the backward.
+    place that it came from is kept, in one byte. All else is torch's; where a dilated window lies in the
+    padding alone, -inf is put around the image first, which gives the same numbers: torch itself keeps a
+    place outside of the image for such a window, and writes there in the backward.
 
     Raises:
         ValueError: if indices are asked for and a window lies in the padding alone, which has none.
@@ -67,7 +67,10 @@ class MaxPool2d(nn.MaxPool2d):
         if dilation == (1, 1) or padding == (0, 0) or input.ndim < 3 or not input.is_floating_point():
             return False
         kernel, stride = self._kernel_and_stride()
-        if any(2 * p > k for p, k in zip(padding, kernel, strict=True)) or min(*kernel, *stride, *dilation) < 1:
+        if (
+            any(2 * p > k for p, k in zip(padding, kernel, strict=True))
+            or min(*kernel, *stride, *dilation) < 1
+        ):
             return False  # torch refuses them
         sizes = list(zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True))
         if min(_windows(*size, ceil=self.ceil_mode) for size in sizes) < 1:
@@ -110,6 +113,4 @@ def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *
 def _meets_nothing(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool) -> bool:
     """Whether some window over `size` pixels in a row meets none of them: one that begins in the padding."""
     begins = range(-padding, 0, stride)[: _windows(size, kernel, stride, padding, dilation, ceil=ceil)]
-    return not all(
-        any(0 <= begin + tap * dilation < size for tap in range(kernel)) for begin in begins
-    )
+    return not all(any(0 <= begin + tap * dilation < size for tap in range(kernel)) for begin in begins)

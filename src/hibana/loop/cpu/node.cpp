@@ -259,7 +259,7 @@ struct Run final : Node {
         one.push_back(grad.defined() && at::isBatchedTensor(grad) ? opened(grad)[i] : grad);
         TORCH_CHECK(
             !one.back().defined() || !at::isBatchedTensor(one.back()),
-            "layers of hibana take no batch of batches of gradients: flatten them to one batch");
+            "layers of hibana take no batch of batches of gradients: make them one batch");
       }
       found.push_back(apply(std::move(one))[0]);
       if (!found.back().defined()) return Tensor();
@@ -315,7 +315,7 @@ PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
     node.sizes = inputs.sizes().vec();
     node.shape = node.sizes;
     node.options = inputs.options();
-    if (launch->reads_input) node.inputs = torch::autograd::SavedVariable(inputs, false);
+    if (launch->reads_input) node.inputs = torch::autograd::SavedVariable(inputs.detach(), false);
     for (const auto& value : found.kept) node.kept.emplace_back(value, false);
     if (launch->support_at >= 0) node.support = found.kept[launch->support_at];
     if (launch->spikes_at >= 0) node.spikes = found.kept[launch->spikes_at];
