@@ -60,6 +60,20 @@ def test_a_surrogate_is_named_by_a_string(name):
     assert getattr(hb, name)(surrogate="atan").cell.surrogate == hb.surrogate.ATan()
 
 
+@pytest.mark.parametrize("layer", [hb.IF(), hb.Recurrent(hb.LIFCell(), 3), hb.Delay(1.0)], ids=repr)
+@pytest.mark.parametrize("name", ["reset_mem", "reset", "init_leaky", "set_step_mode", "reset_net"])
+def test_what_others_call_between_calls_is_no_attribute_and_says_what_to_do(layer, name):
+    for asked in (layer, hb):
+        with pytest.raises(AttributeError, match=rf"{name}.*every call starts at rest; .*use hb\.run\("):
+            getattr(asked, name)
+        assert not hasattr(asked, name)
+    with pytest.raises(AttributeError, match=r"has no attribute 'other'$"):
+        getattr(layer, "oth" + "er")
+    setattr(layer, name, torch.nn.Identity())
+    assert isinstance(getattr(layer, name), torch.nn.Identity)
+    delattr(layer, name)
+
+
 MISTAKES = {
     "a size": (lambda: hb.IF(16), "is its threshold, not a number of neurons"),
     "a decay": (lambda: hb.LIF(beta=0.9), "hibana's is tau, in time steps"),

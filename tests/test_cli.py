@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import article
-from hibana.cli import main
+from hibana.cli import _COMMANDS, main
 
 SMALL = ["--layers", "24", "--epochs", "2", "--steps", "4"]
 
@@ -47,11 +47,20 @@ def is_picture(path):
 def test_demo_prints_the_article_and_draws(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "new" / "folder")]) == 0
     printed = capsys.readouterr().out
-    assert article.DEMO_1 in printed
+    assert article.DEMO_1.replace("backwardした", "after the backward") in printed
     for name in ("heaviside", "demo1", "demo2"):
         picture = tmp_path / "new" / "folder" / f"{name}.png"
         assert str(picture) in printed
         assert is_picture(picture)
+
+
+@pytest.mark.parametrize("command", sorted(_COMMANDS))
+def test_help_is_plain_text(command, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown) > 50
+    assert "`" not in shown
+    assert not re.search(r":\w+:", shown)
 
 
 def test_demo_repeats_with_the_seed_and_only_with_it(tmp_path, capsys):
@@ -102,6 +111,7 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
     ("options", "words"),
     [
         (["--data", "cifar"], "data must be one of digits"),
+        (["--data", "absent.csv"], "data must be a file or folder, there is no absent.csv"),
         (["--surrogate", "relu"], "surrogate must be one of Step, ATan"),
         (["--learning-rate", "-1"], "learning_rate must be positive and finite, got -1.0"),
         (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
@@ -300,7 +310,9 @@ def test_convert_refuses(trained, tmp_path, capsys):
     checkpoint = trained[0] / "checkpoint.ckpt"
     assert ".c, .html, .nir, .onnx or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.tflite")
     assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
-    assert "no file" in refused(capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2")
+    assert "source must be a NIR file, there is no" in refused(
+        capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2"
+    )
     assert "dt must be positive" in refused(capsys, "convert", checkpoint, tmp_path / "x.nir", "--dt", "-1")
     assert main(["convert", str(checkpoint), str(tmp_path / "net.nir")]) == 0
     capsys.readouterr()

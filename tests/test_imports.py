@@ -1,9 +1,12 @@
 """What `import hibana` loads."""
 
+import re
 import subprocess
 import sys
 
 import pytest
+
+import hibana
 
 HEAVY = [
     "bokeh",
@@ -77,6 +80,14 @@ def test_the_gradient_of_a_matrix_in_a_step_is_added_up_per_spike_though_no_even
         "seen(); y.backward(); seen()"
     )
     assert printed(code).split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help"])
+def test_the_version_is_said_without_torch(argument):
+    command = [sys.executable, "-X", "importtime", "-m", "hibana", argument]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert bool(re.search(r"\btorch$", done.stderr, re.MULTILINE)) == (argument == "--help")
+    assert argument == "--help" or done.stdout == f"{hibana.__version__}\n"
 
 
 def test_a_network_is_trained_without_numba():

@@ -334,6 +334,18 @@ def test_a_run_of_a_compiled_network_goes_on_from_its_state():
     assert torch.equal(compiled(x), net(x))
 
 
+@pytest.mark.parametrize("layer", [hb.LIF(), hb.LI(), hb.Recurrent(hb.LIFCell(), 4)], ids=repr)
+def test_a_second_backward_through_a_state_says_to_detach_it(layer):
+    net = nn.Sequential(nn.Linear(3, 4), layer)
+    outputs, state = hb.run(net, torch.rand(5, 2, 3))
+    outputs.sum().backward()
+    outputs, state = hb.run(net, torch.rand(5, 2, 3), state)
+    with pytest.raises(RuntimeError, match=r"(?s)graph a second time.*detach it between the calls"):
+        outputs.sum().backward()
+    state = {name: tuple(part.detach() for part in parts) for name, parts in state.items()}
+    hb.run(net, torch.rand(5, 2, 3), state)[0].sum().backward()
+
+
 def test_layers_over_time_are_no_part_of_what_knows_no_time():
     for make in (hb.EachStep, lambda inner: hb.Recurrent(hb.IFCell(), 3, inner)):
         for layer in (hb.IF(), hb.Recurrent(hb.IFCell(), 3)):

@@ -12,9 +12,16 @@ Beside cells, their layers and the loop, all is loaded when it is first touched.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hibana import waiting as waiting  # first: it must be there before torch
+
+__version__ = "0.1.0"
+
+if waiting.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
+    print(__version__)
+    raise SystemExit
 
 # isort: split
 from hibana import extras, foreign, surrogate
@@ -80,8 +87,6 @@ if TYPE_CHECKING:
     from hibana.native.heap import keep_memory
     from hibana.normalized import Normalized
     from hibana.window import Window
-
-__version__ = "0.1.0"
 
 _LAZY = (
     *("convert", "data", "demo", "encode", "events", "lengths", "loss", "metrics", "models", "neurobench"),
@@ -189,7 +194,8 @@ def __getattr__(name: str) -> Any:
         found = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
         return globals().setdefault(name, found)
     if name not in _LAZY:
-        hint = f"; its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
+        own = f"its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
+        hint = f"; {own or foreign.METHODS[name]}" if own or name in foreign.METHODS else ""
         raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")
     try:
         return importlib.import_module(f"hibana.{name}")

@@ -49,7 +49,7 @@ def one_step(show: Callable[[str], None] = print) -> OneStep:
     show(f"{o = }")
     show(f"{vt.grad = }")
     o.sum().backward()
-    show("backwardした")
+    show("after the backward")
     show(f"{vt.grad = }")
     assert vt.grad is not None
     return OneStep(vt.detach(), o.detach(), vt.grad, threshold=1.0)

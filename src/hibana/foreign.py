@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-__all__ = ["MODULES", "OPTIONS", "answered", "no_argument"]
+__all__ = ["METHODS", "MODULES", "OPTIONS", "answered", "no_argument"]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -61,6 +61,17 @@ MODULES = {
     **dict.fromkeys(("export_to_nir", "export_nir", "import_nir"), "nir"),
 }
 """What stands in hibana for names of other libraries' modules and layers."""
+
+_AT_REST = "every call starts at rest; to carry a state on, use hb.run(net, inputs, state)"
+METHODS = {
+    **dict.fromkeys(
+        ("reset", "reset_mem", "reset_hidden", "reset_net", "reset_state", "reset_states"), _AT_REST
+    ),
+    **dict.fromkeys(("init_leaky", "init_lif", "init_synaptic", "init_rleaky", "init_alpha"), _AT_REST),
+    **dict.fromkeys(("detach_hidden", "detach_net"), _AT_REST),
+    "set_step_mode": f"a layer always takes a whole sequence, [T, batch, ...]; {_AT_REST}",
+}
+"""What to say of what other libraries' layers, or functions of layers, do between calls."""
 
 OPTIONS = {
     **dict.fromkeys(("lr", "max-lr", "learningrate"), "learning-rate"),

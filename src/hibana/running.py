@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hibana import foreign
 from hibana.loop import State, ambient
 from hibana.loop.leaf import as_leaf, is_name
 from hibana.recomputation import Checkpoint, around
@@ -30,6 +31,19 @@ class Stateful(nn.Module):
             return served(self, inputs, state, return_state)
         outputs, ended = self.over_time(inputs, state)
         return (outputs, ended) if return_state else outputs
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds under `name`; of what other libraries reset layers by, what to do here.
+
+        Raises:
+            AttributeError: if there is nothing.
+        """
+        if name not in foreign.METHODS:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}; {foreign.METHODS[name]}", name=name, obj=self) from None
 
     @abstractmethod
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:

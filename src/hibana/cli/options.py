@@ -1,6 +1,7 @@
 """Options made of the settings: their names, types, defaults and meanings stand in ``Settings`` alone."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Annotated, Any
@@ -36,7 +37,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     }
     for field in fields(Settings):
         choices = CHOICES.get(field.name)
-        words = " ".join(told[field.name].replace("``", "").split())
+        words = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", " ".join(told[field.name].split()))
         option = cyclopts.Parameter(
             help=words + (f" One of {', '.join(choices)}." if choices else ""),
             group=groups[field.name in OF_KINDS],

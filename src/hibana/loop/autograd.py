@@ -218,7 +218,15 @@ class _Run(torch.autograd.Function):
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    tensors = iter(ctx.saved_tensors)
+    try:
+        tensors = iter(ctx.saved_tensors)
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
+            "detach it between the calls, if each has a backward of its own."
+        ) from None
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
     inputs, needed, cell_tensors, parameters, residuals = saved
     first: Sequence[Tensor | None] = program.at_rest

@@ -38,7 +38,7 @@ def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
         RuntimeError: if no process can read it: Python does not start there, or h5py does not load.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file {os.fspath(path)!r}")
+        raise FileNotFoundError(f"source must be a NIR file, there is no {os.fspath(path)}")
     patience = PATIENCE * (1 + Path(path).stat().st_size / 1e8)
     with _started(path, max_bytes) as program:
         watch = threading.Timer(patience, program.kill)

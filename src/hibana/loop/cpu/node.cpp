@@ -269,8 +269,16 @@ struct Run final : Node {
 
   Tensor gradient(variable_list grads) {
     variable_list values;
-    for (const auto& value : kept) values.push_back(value.unpack());
-    const auto read = launch.reads_input ? inputs.unpack() : Tensor();
+    Tensor read;
+    try {
+      for (const auto& value : kept) values.push_back(value.unpack());
+      if (launch.reads_input) read = inputs.unpack();
+    } catch (const c10::Error& error) {
+      const std::string said = error.what_without_backtrace();
+      if (said.find("backward through the graph a second time") == std::string::npos) throw;
+      TORCH_CHECK(false, said, "\nA state that hibana.run or return_state=True gave has the graph of all calls before: ",
+                  "detach it between the calls, if each has a backward of its own.");
+    }
     const auto given = uniform_task == torch::autograd::get_current_graph_task_id() ? uniform : Tensor();
     const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
     if (any == grads.end() && !given.defined()) return Tensor();
