@@ -96,6 +96,7 @@ def _in(path: Path, encoding: str) -> "tuple[DataFrame, list[str]]":
         na_values=["?"],
         skipinitialspace=True,
         encoding=encoding,
+        low_memory=False,  # in parts, a column is guessed and joined once for each part
     )
     return table, ["numbers with a decimal comma"] if layout.decimal == "," else []
 
