@@ -145,6 +145,23 @@ def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):
         torch.testing.assert_close(inner.grad, wanted.grad)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_computed_value_is_kept_in_its_range_as_a_parameter_is(backend):
+    plain = hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth, backend=backend)
+    layer = copy.deepcopy(plain)
+    counted(layer)
+    learned = plain.cell._parameters["tau"], layer.cell.parametrizations.tau.original
+    with torch.no_grad():
+        for each in learned:
+            each.copy_(torch.tensor([0.25, 1.0, 1.5, -0.5]))  # of at least 1
+    x = 1.5 * torch.rand(30, 2, 4)
+    outputs = layer(x), plain(x)
+    assert torch.equal(*outputs)
+    for each in outputs:
+        each.sum().backward()
+    torch.testing.assert_close(*[each.grad for each in learned])
+
+
 def test_recording_reads_each_tensor_of_a_cell_once():
     cell = hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)))
     found = counted(cell)

@@ -17,8 +17,9 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def computed_once(module: ModuleT) -> ModuleT:
     """`module`; or, where parametrisations compute tensors of it, a copy that holds them, for a whole call.
 
-    Modules of the copy hold the parameters and buffers themselves, and computed tensors as buffers. What a
-    step sets as an attribute of the copy is gone after the call. Dynamo has :func:`computing_once`.
+    Modules of the copy hold the parameters and buffers themselves, and computed tensors in the place of what
+    these were computed from: a :class:`hibana.cells.Range` keeps them in it. What a step sets as an attribute
+    of the copy is gone after the call. Dynamo has :func:`computing_once`.
     """
     if module._modules and is_computed(module) and not torch.compiler.is_dynamo_compiling():
         copied: ModuleT = _with_computed(module, {})
@@ -45,11 +46,13 @@ def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:
     if module in known:
         return known[module]
     parametrisations = module._modules.get("parametrizations")
-    computed = list(parametrisations) if isinstance(parametrisations, nn.ModuleDict) else []
+    computed = dict(parametrisations.items()) if isinstance(parametrisations, nn.ModuleDict) else {}
     kind: Any = parametrize.type_before_parametrizations(module)
     copied = known[module] = kind.__new__(kind)
     own = {name: value for name, value in vars(module).items() if name != "made"}
-    own["_buffers"] = module._buffers | {name: getattr(module, name) for name in computed}
+    for place in ("_parameters", "_buffers"):
+        held = {name: getattr(module, name) for name, each in computed.items() if getattr(each, place)}
+        own[place] = getattr(module, place) | held
     own["_modules"] = {
         name: None if inner is None else _with_computed(inner, known)
         for name, inner in module._modules.items()
