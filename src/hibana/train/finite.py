@@ -51,7 +51,9 @@ def _first(split: Any, part: str) -> str:
     """Where the first value of `split` lies that is not finite, in a sentence; empty if there is none."""
     for number in range(len(split)):
         for name, value in zip(("inputs", "labels"), split[number], strict=False):
-            tensor = torch.as_tensor(value)
+            tensor = (
+                value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+            )
             if _are_finite([tensor]):
                 continue
             place = (~tensor.isfinite()).nonzero()[0].tolist()
