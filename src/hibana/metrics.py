@@ -151,7 +151,7 @@ class SynOps(Metric):
     A spike that enters a linear or convolutional layer causes one accumulate (AC) for each output that it
     reaches, borders counted as they are. An input that is not spikes causes one multiply-accumulate (MAC)
     for each output that each of its values reaches, zeros included; where it is the same at each step (a
-    stride of zero over time) it is counted once. Biases are not counted.
+    stride of zero over time) it is counted once. Biases are not counted, nor are reads and writes of memory.
 
         energy = ACs * 0.9 pJ + MACs * 4.6 pJ
 
