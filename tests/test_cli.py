@@ -111,7 +111,7 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
     ("options", "words"),
     [
         (["--data", "cifar"], "data must be one of digits"),
-        (["--data", "absent.csv"], "data must be a file or folder, there is no absent.csv"),
+        (["--data", "absent.csv"], "there is no file absent.csv"),
         (["--surrogate", "relu"], "surrogate must be one of Step, ATan"),
         (["--learning-rate", "-1"], "learning_rate must be positive and finite, got -1.0"),
         (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),

@@ -28,7 +28,7 @@ def compare(network: Network, counts: Counts) -> None:
         Different: if outputs or gradients are not those of the dense twin.
     """
     torch.manual_seed(network.seed)
-    if _writes_to_what_is_kept(network):
+    if _writes_to_what_is_kept(network) or _looks_at_a_batch(network):
         counts.invalid += 1
         return
     images = any("2d" in word or word == "Flatten" for word in network.layers)
@@ -92,6 +92,12 @@ def _writes_to_what_is_kept(network: Network) -> bool:
         how == "data" and place and words[place].startswith("Flatten") and words[place - 1] == "ReLU"
         for place, how in network.touched.items()
     )
+
+
+def _looks_at_a_batch(network: Network) -> bool:
+    """Whether a hook would get a batch of gradients, which nothing outside of the backward can read."""
+    looks = {"hook", "retain", "total and hook"}
+    return network.context == BATCHED and not looks.isdisjoint(network.touched.values())
 
 
 def _exact(network: Network) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.loop import programs, reference
+from hibana.loop.derivatives import are_batched
 from hibana.loop.graph.ops import Unsupported
 
 __all__ = ["NO_DERIVATIVE", "NetworkWarning", "axis_mistake", "check_first_call", "features_first", "forget"]
@@ -79,7 +80,7 @@ def _first_backward(
     waiting = [True]
 
     def check(to_inputs: Sequence[Tensor | None], of_outputs: Sequence[Tensor | None]) -> None:
-        if any(grad is not None and _is_batched(grad) for grad in to_inputs):
+        if are_batched(to_inputs):
             return  # of is_grads_batched: a batch of gradients has no one truth value
         first = bool(waiting)
         waiting.clear()
@@ -100,11 +101,6 @@ def _first_backward(
             )
 
     return check
-
-
-def _is_batched(tensor: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return functorch.is_batchedtensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 def _any(tensors: Sequence[Tensor | None]) -> bool:
