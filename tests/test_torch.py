@@ -31,6 +31,7 @@ PRIVATE = {
     "torch._C._will_engine_execute_node": "whether the backward that runs now goes on to a node",
     "torch._C.DisableTorchFunction": "attributes of a tensor subclass read without its __torch_function__",
     "torch._higher_order_ops.scan": "a loop in an exported graph",
+    "torch._ops": "the module that operators are of",
     "torch._ops.OpOverload": "the type of the operators in a graph",
     "torch._ops._OpNamespace": "the type of torch.ops.aten",
     "torch._subclasses.fake_tensor": "whether a tensor is fake",

@@ -182,7 +182,7 @@ def _run(
         leaves = [x, *net.parameters()]
         asked = [value for _, value in looked]
         if network.context == BATCHED:
-            grads = gradients(h, loss, [*leaves, *asked], batched=batched)
+            grads = gradients(h, _loss(h, network), [*leaves, *asked], batched=batched)
         elif asked:
             grads = torch.autograd.grad(loss, [*leaves, *asked], allow_unused=True)
         else:
