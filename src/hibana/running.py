@@ -56,7 +56,9 @@ def run(
 ) -> tuple[Any, dict[str, State]]:
     """Runs a network that holds hibana layers, from a state, and returns the state it ended in.
 
-    The state is that of this call alone: other calls of `net`, in this thread or others, begin at rest.
+    The state is that of this call alone: other calls of `net`, in this thread or others, begin at rest. It
+    has its gradient's graph: where each call has a backward of its own, detach it between them (torch says
+    "backward through the graph a second time" otherwise).
     Checkpointed parts (``torch.utils.checkpoint``) begin at it again when they are computed again; with
     ``use_reentrant=True`` no gradient comes back through the state that they end in.
 
