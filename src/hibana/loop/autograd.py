@@ -192,7 +192,8 @@ class _Run(torch.autograd.Function):
         )
         if not program.takes_zeros and ends and len(last) < len(program.step.states):
             last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
-        read = (inputs.detach(),) if plan.reads_input else ()  # whatever ``inputs.data`` is set to
+        # of a leaf what it is now, whatever ``inputs.data`` is set to
+        read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
         saved = _Saved(read, needed, cell_tensors, parameters, residuals)
         ctx.save_for_backward(*chain(*saved))

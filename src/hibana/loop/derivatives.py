@@ -13,6 +13,7 @@ __all__ = ["applied", "are_batched", "differentiated_once"]
 
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _is_transformed = torch._C._functorch.is_batchedtensor
+_are_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -60,7 +61,7 @@ def are_batched(grads: Sequence[Tensor | None]) -> bool:
         if grad is not None:
             if _is_batched(grad):
                 return True
-            if _is_transformed(grad):
+            if _are_transforms_active() and _is_transformed(grad):
                 raise RuntimeError(
                     "layers of hibana take no batch of gradients from torch.vmap: give it to "
                     "torch.autograd.grad(..., is_grads_batched=True) instead"

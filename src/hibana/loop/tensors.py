@@ -34,12 +34,12 @@ def computing_once() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def is_computed(module: nn.Module | None) -> bool:
+def is_computed(module: nn.Module) -> bool:
     """Whether parametrisations compute tensors of `module`, or of a module in it."""
-    inner = module._modules if module is not None else None
-    if not inner:
-        return False
-    return isinstance(inner.get("parametrizations"), nn.ModuleDict) or any(map(is_computed, inner.values()))
+    inner = module._modules
+    if isinstance(inner.get("parametrizations"), nn.ModuleDict):
+        return True
+    return any(each is not None and each._modules and is_computed(each) for each in inner.values())
 
 
 def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:

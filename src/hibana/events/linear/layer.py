@@ -56,10 +56,6 @@ class Linear(BySpikes, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling():
             return self._compiled(input)
-        return self._product(input, None)
-
-    def _product(self, input: Tensor, tensors: tuple[Tensor, Tensor | None] | None) -> Tensor:  # noqa: A002
-        """The product with weight and bias, `tensors` if they were read already."""
         if (
             type(input) is Tensor
             and self.mode == "auto"
@@ -67,14 +63,20 @@ class Linear(BySpikes, nn.Linear):
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # asked first, since all else would take longer than such a product
             self.__dict__["_reason"] = LEFT
-            return functional.linear(input, *(tensors or self._tensors()))
-        weight, bias = tensors or self._tensors()
+            return functional.linear(input, *self._tensors())
+        return self._product(input, *self._tensors())
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
         if self.mode == "auto" and self._is_left(input):
             return self._multiplied(input, weight, bias, TINY)
         if input.ndim > 1 and alike_each_step(input):
-            once = self._product(input[0], (weight, bias))
+            one = input[0]
+            if self.mode == "auto" and one.numel() * self.out_features < SMALLEST_WORK // 2:
+                self._reason, once = LEFT, functional.linear(one, weight, bias)
+            else:
+                once = self._product(one, weight, bias)
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
             spread: Tensor = once.expand(input.shape[0], *once.shape)
             return spread
