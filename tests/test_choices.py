@@ -50,7 +50,13 @@ def sources(folder):
 
 
 KIND_OF = {
-    **{"task": "table", "missing": "table", "class_weights": "table", "lengths": "sequences"},
+    **{
+        "task": "table",
+        "missing": "table",
+        "class_weights": "table",
+        "lengths": "sequences",
+        "dates": "table",
+    },
     **{"bins": "events", "delta": "sequences", "none": "sequences"},
 }
 """What data an option, or a coding, is of; the digits unless it is named here."""
