@@ -212,6 +212,7 @@ struct Run final : Node {
     support = Tensor();
     spikes = Tensor();
     uniform = Tensor();
+    released = true;
   }
 
   variable_list apply(variable_list&& grads) override {
@@ -270,15 +271,12 @@ struct Run final : Node {
   Tensor gradient(variable_list grads) {
     variable_list values;
     Tensor read;
-    try {
-      for (const auto& value : kept) values.push_back(value.unpack());
-      if (launch.reads_input) read = inputs.unpack();
-    } catch (const c10::Error& error) {
-      const std::string said = error.what_without_backtrace();
-      if (said.find("backward through the graph a second time") == std::string::npos) throw;
-      TORCH_CHECK(false, said, "\nA state that hibana.run or return_state=True gave has the graph of all calls before: ",
-                  "detach it between the calls, if each has a backward of its own.");
-    }
+    TORCH_CHECK(!released,
+                "Trying to backward through the graph a second time: what the first backward read has been freed "
+                "(retain_graph=True keeps it).\nA state that hibana.run or return_state=True gave has the graph of all "
+                "calls before: detach it between the calls, if each has a backward of its own.");
+    for (const auto& value : kept) values.push_back(value.unpack());
+    if (launch.reads_input) read = inputs.unpack();
     const auto given = uniform_task == torch::autograd::get_current_graph_task_id() ? uniform : Tensor();
     const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
     if (any == grads.end() && !given.defined()) return Tensor();
@@ -298,6 +296,7 @@ struct Run final : Node {
   at::TensorOptions options;
   torch::autograd::SavedVariable inputs;
   std::vector<torch::autograd::SavedVariable> kept;
+  bool released = false;  // by a backward that keeps no graph
   Tensor support, spikes;
   Tensor uniform;  // a gradient that is the same for all that was emitted, and the backward that it is of
   int64_t uniform_task = -1;
