@@ -48,7 +48,7 @@ def ready(folder: Path) -> Path:
 
 def build_node(python: Path, variables: dict[str, str]) -> None:
     """Builds hibana's node in C++ unless it is there; if that can't be done, says why and goes on without."""
-    code = "from hibana.loop.cpu import node; node.built() or print('built', node.build())"
+    code = "from hibana.compiler.cpu import node; node.built() or print('built', node.build())"
     done = subprocess.run([python, "-c", code], env=variables, check=False, capture_output=True, text=True)
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import hibana as hb
 from benchmarks import agreement, measure, peers
-from hibana.loop.cpu import kernels as cpu
-from hibana.loop.cpu import node
+from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.cpu import node
 
 __all__ = ["IN_PYTHON", "SIZES", "in_python", "jobs"]
 

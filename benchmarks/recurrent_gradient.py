@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import hibana as hb
 from hibana.data import MNIST1D, SpokenDigits
-from hibana.encode import delta
+from hibana.nn.encode import delta
 from hibana.train import activity, fluctuation_driven_, scale_to_rate
 
 NEURONS, EPOCHS, BATCH, RATE = 128, 12, 64, 3e-3

@@ -140,7 +140,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
 
     import hibana
     from benchmarks import peers
-    from hibana.loop.cpu import node
+    from hibana.compiler.cpu import node
 
     _, reasons = peers.available()
     pip = environment.not_installed(Path(os.environ["HIBANA_BENCH_ENV"]))

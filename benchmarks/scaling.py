@@ -9,7 +9,7 @@ import torch
 import hibana as hb
 from benchmarks import agreement, layers, measure, peers
 from benchmarks.promises import OPERATIONS_PER_CALL
-from hibana.loop.cpu import node
+from hibana.compiler.cpu import node
 
 __all__ = ["jobs"]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hibana.neurobench import Model, NeuronOperations
 from neurobench.benchmarks import Benchmark
 from neurobench.metrics.static import ConnectionSparsity, Footprint, ParameterCount
 from neurobench.metrics.workload import (
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hibana as hb
-from hibana.neurobench import Model, NeuronOperations
 
 STATIC = [ParameterCount, Footprint, ConnectionSparsity]
 COUNTS = [ActivationSparsity, MembraneUpdates, SynapticOperations, NeuronOperations]

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import hibana as hb
 from every_layer import CASES, made, near, reference
-from hibana.metrics import FiringRate, SynOps
+from hibana.nn.metrics import FiringRate, SynOps
 
 PROCESSES = 2
 Case = tuple[str, nn.Module, Tensor]

@@ -14,13 +14,13 @@ from triton.compiler import ASTSource
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES
 from conformance.suite import made as kind_made
-from hibana.loop.graph.ops import CALLS, OPERATIONS
-from hibana.loop.graph.plan import make_plan, reachable
-from hibana.loop.graph.synapses import needed
-from hibana.loop.graph.trace import trace
-from hibana.loop.triton.language import Language
-from hibana.loop.triton.running import kernel_of
-from hibana.loop.triton.source import backward_source, forward_source, function_source
+from hibana.compiler.graph.ops import CALLS, OPERATIONS
+from hibana.compiler.graph.plan import make_plan, reachable
+from hibana.compiler.graph.synapses import needed
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.triton.language import Language
+from hibana.compiler.triton.running import kernel_of
+from hibana.compiler.triton.source import backward_source, forward_source, function_source
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}

@@ -6,7 +6,7 @@ from torch import nn
 
 import hibana as hb
 from every_layer import CASES, made
-from hibana.events.totals import total
+from hibana.spikes.totals import total
 
 smooth, box = hb.surrogate.ATan(), hb.surrogate.Box()
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
-from hibana.events.kept import Kept
+from hibana.spikes.kept import Kept
 
 
 def test_a_neuron_is_dropped_for_all_steps_or_none():

@@ -13,10 +13,10 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import events
-from hibana.convert import in_order, quantize, to_c
-from hibana.convert.files import write_whole
-from hibana.loop.c.source import dialect
-from hibana.loop.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.c.source import dialect
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.network import in_order, quantize, to_c
+from hibana.network.files import write_whole
 
 
 def images(*layers):

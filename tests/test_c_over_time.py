@@ -13,7 +13,7 @@ import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import loss
 from hibana.cli import main, using
-from hibana.convert import in_order, quantize, to_c
+from hibana.network import in_order, quantize, to_c
 from hibana.train import activity, load
 
 
@@ -166,7 +166,7 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     net = nn.Sequential(hb.Window(64, 64, 3, groups=64, bias=False), hb.LI())
     inputs = torch.ones(2, 1, 64)
     small, _ = quantize(net, inputs)
-    from hibana.convert.c import program
+    from hibana.network.c import program
 
     numbers = program._written(small, inputs, "net", "sum").numbers
     window = next(node for node in numbers.bounds if node.kind == "window")

@@ -13,8 +13,9 @@ import torch
 
 import hibana
 import hibana as hb
-from hibana.native import Code, Longs, Value, arguments, assemble, files, kernel, run
-from hibana.native import build as module
+from hibana.runtime import build as module
+from hibana.runtime import files
+from hibana.runtime.kernels import Code, Longs, Value, arguments, assemble, kernel, run
 
 
 def _source(factor):

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 import hibana as hb
 from conformance.suite import CELLS, drive, takes
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
 
 SHAPE = (8, 2, 5)
 VALUES = {"tau": 3.0, "threshold": 0.9, "tau_synapse": 2.5, "tau_adaptation": 20.0}

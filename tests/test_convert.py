@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.convert import accuracy_over_time, export
-from hibana.fold import fold_batchnorm
+from hibana.network import accuracy_over_time, export
+from hibana.nn.fold import fold_batchnorm
 
 
 def settled(model, x):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.events.linear import dense as products
+from hibana.spikes.linear import dense as products
 
 box = hb.surrogate.Box()
 

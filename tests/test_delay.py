@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
-from hibana.events.convolution.scattered import scattered
+from hibana.spikes.convolution.scattered import scattered
 
 
 def later(x, steps):

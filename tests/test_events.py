@@ -11,10 +11,10 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events.bits import agree, bits_of
-from hibana.events.linear import layer as linear_layer
-from hibana.events.linear import product
-from hibana.loop.strides import same_each_step
+from hibana.compiler.strides import same_each_step
+from hibana.spikes.bits import agree, bits_of
+from hibana.spikes.linear import layer as linear_layer
+from hibana.spikes.linear import product
 
 
 def _spikes(*shape, density):

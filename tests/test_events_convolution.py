@@ -10,15 +10,15 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events.bits import bits_of
-from hibana.events.convolution import autograd, pixels
-from hibana.events.convolution import layer as convolution_layer
-from hibana.events.convolution.geometry import Geometry
-from hibana.events.lanes.rows import panel
-from hibana.events.linear import product
-from hibana.events.planes import Planes
-from hibana.events.pooling import kernels as pooling_kernels
-from hibana.events.support import support_of
+from hibana.spikes.bits import bits_of
+from hibana.spikes.convolution import autograd, pixels
+from hibana.spikes.convolution import layer as convolution_layer
+from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.linear import product
+from hibana.spikes.planes import Planes
+from hibana.spikes.pooling import kernels as pooling_kernels
+from hibana.spikes.simd.rows import panel
+from hibana.spikes.support import support_of
 
 
 def _spikes(*shape, density, last=True):
@@ -533,7 +533,7 @@ def test_a_gradient_on_the_support_is_right_at_every_stride(
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
 def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
-    from hibana.events.lanes import rows
+    from hibana.spikes.simd import rows
 
     layers = hb.Conv2d(3, 20, 3, padding=1), hb.Conv2d(33, 20, 3, padding=1), hb.Linear(130, 70)
     inputs = [_spikes(2, channels, 9, 9, density=density) for channels in (3, 33)]
@@ -780,7 +780,7 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
 
 @pytest.mark.parametrize("training", [True, False])
 def test_images_that_are_summed_together_are_normalised_alike(training, request, monkeypatch):
-    from hibana.normalized import layer as normalized
+    from hibana.nn.normalized import layer as normalized
 
     monkeypatch.setattr(normalized, "WORTH", 0)
     convolution = hb.Conv2d(64, 64, 3, padding=1, bias=False)
@@ -811,7 +811,7 @@ def test_images_that_are_summed_together_are_normalised_alike(training, request,
 def test_windows_that_slide_have_the_same_sums_to_the_bit(
     channels, outputs, image, kernel, down, padding, planes, lies, monkeypatch
 ):
-    from hibana.events.lanes import rows
+    from hibana.spikes.simd import rows
 
     geometry = Geometry(channels, image, kernel, (down, 1), padding, (1, 1))
     numbers = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.3

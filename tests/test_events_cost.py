@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.events import cost, speeds
-from hibana.events import layer as shared_layer
-from hibana.events.convolution import causal as of_windows
-from hibana.events.convolution import layer as convolution_layer
-from hibana.events.convolution import reckoned as of_convolutions
-from hibana.events.convolution.geometry import Geometry
-from hibana.events.linear import dense as dense_product
-from hibana.events.linear import layer as linear_layer
-from hibana.events.linear import reckoned as of_linear
-from hibana.events.linear.few import weight_gradient_of_few
+from hibana.spikes import cost, speeds
+from hibana.spikes import layer as shared_layer
+from hibana.spikes.convolution import causal as of_windows
+from hibana.spikes.convolution import layer as convolution_layer
+from hibana.spikes.convolution import reckoned as of_convolutions
+from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.linear import dense as dense_product
+from hibana.spikes.linear import layer as linear_layer
+from hibana.spikes.linear import reckoned as of_linear
+from hibana.spikes.linear.few import weight_gradient_of_few
 
 CHEAP = cost.Product(1.0, lambda density: 0.1)
 DEAR = cost.Product(1.0, lambda density: 0.1 if density == cost.DENSITIES[0] else 2.0)

@@ -10,8 +10,8 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.events.planes import whole_numbers
-from hibana.events.support import support_of
+from hibana.spikes.planes import whole_numbers
+from hibana.spikes.support import support_of
 
 
 def _numbers(*shape, density, most, factor=1.0):

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.loop import emitted_around
-from hibana.loop.producer import Producer
-from hibana.native import Code, Floats, Value, kernel
-from hibana.normalized import autograd as of_normalized
-from hibana.normalized.autograd import moments
-from hibana.normalized.layer import Scaled
+from hibana.compiler import emitted_around
+from hibana.compiler.producer import Producer
+from hibana.nn.normalized import autograd as of_normalized
+from hibana.nn.normalized.autograd import moments
+from hibana.nn.normalized.layer import Scaled
+from hibana.runtime.kernels import Code, Floats, Value, kernel
 
 STEPS, BATCH = 5, 3
 

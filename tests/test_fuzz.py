@@ -10,10 +10,10 @@ from fuzz import deep, differ, large, networks, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
-from hibana.events import support
-from hibana.events.convolution import pixels
-from hibana.events.linear import layer
-from hibana.loop import autograd
+from hibana.compiler import autograd
+from hibana.spikes import support
+from hibana.spikes.convolution import pixels
+from hibana.spikes.linear import layer
 
 BOUNDED = settings(max_examples=7, suppress_health_check=list(HealthCheck))
 FEW = settings(max_examples=30, suppress_health_check=list(HealthCheck))

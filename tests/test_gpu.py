@@ -12,11 +12,11 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, TRITON, interpreted
-from hibana.loop import operator, programs
-from hibana.loop.graph import serial
-from hibana.loop.graph.plan import reachable
-from hibana.loop.graph.trace import trace
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
+from hibana.compiler import operator, programs
+from hibana.compiler.graph import serial
+from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.trace import trace
 
 triton = pytest.importorskip("triton")
 NATIVE = Path(__file__).parent / "native_kernels.py"
@@ -98,7 +98,7 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
 
 @interpreted
 def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hibana.loop.triton import agreement, running
+    from hibana.compiler.triton import agreement, running
 
     class Grows(hb.Cell):  # which no other test has had a kernel made for
         def forward(self, input_, v):

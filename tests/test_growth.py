@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.loop import compiling, programs
-from hibana.loop.cpu import kernels as cpu
-from hibana.loop.shared import Bounded
+from hibana.compiler import compiling, programs
+from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.shared import Bounded
 
 X = 3 * torch.rand(6, 2, 5)
 

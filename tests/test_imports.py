@@ -61,12 +61,12 @@ def test_a_trained_network_is_opened_and_used_without_lightning(tmp_path):
 
 
 def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched():
-    later = ("hibana.convert", "hibana.events", "hibana.loss", "hibana.native", "hibana.loop.cpu")
+    later = ("hibana.network", "hibana.spikes", "hibana.nn.loss", "hibana.runtime", "hibana.compiler.cpu")
     code = (
         "import sys, hibana;"
         f"print([name for name in {later} if name in sys.modules]);"
         "print([name for name in hibana.__all__ if getattr(hibana, name, None) is None]);"
-        "print(hibana.Linear is hibana.events.Linear, 'Linear' in dir(hibana))"
+        "print(hibana.Linear is hibana.spikes.Linear, 'Linear' in dir(hibana))"
     )
     assert printed(code).split() == ["[]", "[]", "True", "True"]
 
@@ -76,7 +76,7 @@ def test_the_gradient_of_a_matrix_in_a_step_is_added_up_per_spike_though_no_even
         "import sys, torch, hibana as hb;"
         "layer = hb.Recurrent(hb.IFCell(), 70);"
         "y = layer(2 * torch.rand(5, 4, 70)).sum();"
-        "seen = lambda: print('hibana.events.linear.product' in sys.modules);"
+        "seen = lambda: print('hibana.spikes.linear.product' in sys.modules);"
         "seen(); y.backward(); seen()"
     )
     assert printed(code).split() == ["False", "True"]

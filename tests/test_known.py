@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.events.bits import bits_of
-from hibana.events.convolution import layer as convolution_layer
-from hibana.events.linear import layer as linear_layer
-from hibana.events.support import below
-from hibana.loop.known import known
+from hibana.compiler.known import known
+from hibana.spikes.bits import bits_of
+from hibana.spikes.convolution import layer as convolution_layer
+from hibana.spikes.linear import layer as linear_layer
+from hibana.spikes.support import below
 
 MODES = [torch.no_grad, torch.inference_mode]
 SHAPE = 4, 16, 8, 16, 16

@@ -9,7 +9,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CELLS, CPU, drive, takes
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
 
 SHAPE = (8, 2, 5)
 LEAST = {"tau": 1.0, "tau_synapse": 1.0, "tau_adaptation": 1.0, "threshold": 0.0, "sharpness": 0.0, "dt": 0.0}

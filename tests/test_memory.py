@@ -36,7 +36,7 @@ def test_freed_memory_is_found_again_without_the_kernel():
 PEAK = """
 import sys, torch, hibana as hb
 from torch import nn
-from hibana.models.parts import convolved, neuron
+from hibana.nn.models.parts import convolved, neuron
 
 def mark():
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.metrics import FiringRate, SilentNeurons, Sparsity, SynOps, operations
+from hibana.nn.metrics import FiringRate, SilentNeurons, Sparsity, SynOps, operations
 
 
 def binary(*shape, rate=0.3, seed=0):

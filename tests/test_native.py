@@ -6,7 +6,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from hibana.native import (
+from hibana.runtime import build
+from hibana.runtime.kernels import (
     BIT,
     BYTE,
     DOUBLE,
@@ -25,7 +26,6 @@ from hibana.native import (
     Pointer,
     Shorts,
     Value,
-    build,
     declared,
     function,
     kernel,

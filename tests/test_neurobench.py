@@ -21,7 +21,7 @@ with pytest.MonkeyPatch.context() as patch:
     from neurobench.metrics import static, workload
     from neurobench.models import SNNTorchModel
 
-    from hibana.neurobench import Model, NeuronOperations
+    from hibana.network.neurobench import Model, NeuronOperations
 
 STATIC = [static.ParameterCount, static.ConnectionSparsity]
 COUNTS = [

@@ -20,7 +20,7 @@ import hibana as hb
 from hibana.cli import main
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
-from hibana.nir import Scale, file, read, write  # noqa: E402 - needs the extra
+from hibana.network.nir import Scale, file, read, write  # noqa: E402 - needs the extra
 
 HAS_RESET = "v_reset" in nir.IF.__dataclass_fields__
 needs_reset = pytest.mark.skipif(not HAS_RESET, reason="this version of nir has no v_reset")

@@ -8,7 +8,7 @@ from torch import nn
 import hibana as hb
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
-from hibana.nir import read, write  # noqa: E402 - only where nir is installed
+from hibana.network.nir import read, write  # noqa: E402 - only where nir is installed
 
 LAYERS = [
     hb.Window(3, 5, 4, dilation=2),

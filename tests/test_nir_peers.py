@@ -17,7 +17,7 @@ from torch import nn
 import hibana as hb
 
 pytest.importorskip("nir", reason="the extra nir is not installed")
-from hibana.nir import read, write
+from hibana.network.nir import read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the peers warn of is theirs
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, drive, made, takes
+from hibana.cells.surrogate import ATan, Box, Step
 from hibana.cli import main
-from hibana.events.totals import total
-from hibana.loop import emitted, programs
-from hibana.loop.cpu import kernels as cpu
-from hibana.loop.cpu import node
-from hibana.loop.cpu.row_walk import OUTPUT_OFFSET, PAGE
-from hibana.loop.cpu.unaliased import ALIASING_FROM
-from hibana.surrogate import ATan, Box, Step
+from hibana.compiler import emitted, programs
+from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.cpu import node
+from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
+from hibana.compiler.cpu.unaliased import ALIASING_FROM
+from hibana.spikes.totals import total
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),

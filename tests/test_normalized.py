@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.normalized import layer as normalized
-from hibana.normalized.autograd import moments
+from hibana.nn.normalized import layer as normalized
+from hibana.nn.normalized.autograd import moments
 
 STEPS, BATCH = 4, 3
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.convert import to_onnx
-from hibana.loop.graph.ops import Unsupported
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network import to_onnx
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
-import hibana.loop.operator  # what a traced call would load
-from hibana.loop import programs
-from hibana.loop.graph import serial
-from hibana.loop.tensors import tensors_of
+import hibana.compiler.operator  # what a traced call would load
+from hibana.compiler import programs
+from hibana.compiler.graph import serial
+from hibana.compiler.tensors import tensors_of
 
 pytestmark = pytest.mark.filterwarnings(
     # Dynamo's own way of looking at an autograd function
@@ -270,7 +270,7 @@ def test_a_number_outside_the_cell_is_seen_by_a_compiled_graph_when_it_changes(
     kind: type[hb.Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell: hb.Cell = kind()
-    monkeypatch.setattr("hibana.loop.operator.said_once", lambda *_: None)
+    monkeypatch.setattr("hibana.compiler.operator.said_once", lambda *_: None)
     monkeypatch.setattr(OfItsClass, "factor", 1.0)
     torch._dynamo.reset()
     compiled_layer = torch.compile(hb.OverTime(cell), backend="eager")

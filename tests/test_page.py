@@ -16,7 +16,7 @@ from torch import nn
 
 import hibana as hb
 from c_targets import needs_zig
-from hibana.convert.page import to_page
+from hibana.network.page import to_page
 
 SHIPPED = Path(__file__).parent.parent / "docs" / "digits.html"
 
@@ -154,7 +154,7 @@ def test_a_page_spikes_as_pytorch(browser, tmp_path):
 
 
 def test_no_name_leaves_its_place_in_the_page(monkeypatch):
-    monkeypatch.setattr("hibana.convert.page.build.webassembly", lambda program: b"")
+    monkeypatch.setattr("hibana.network.page.build.webassembly", lambda program: b"")
     name = '</script><!--<script>"@WASM@'
     net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 3))
     net.add_module(name, hb.IF(0.3))

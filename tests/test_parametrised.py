@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import hibana as hb
 from every_layer import CASES, made
-from hibana.loop.graph.ops import Unsupported
+from hibana.compiler.graph.ops import Unsupported
 
 smooth = hb.surrogate.ATan()
 

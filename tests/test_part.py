@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hibana.loop.graph.part import SUM, Part, Place
+from hibana.compiler.graph.part import SUM, Part, Place
 
 SUMMED = [
     (torch.tensor([[-0.0, 2.0, torch.inf]]).view(1, 3, 1, 1), [0, 2, 3]),

@@ -108,7 +108,7 @@ def current_step():
 
 
 def surrogate():
-    from hibana.surrogate import ATan
+    from hibana.cells.surrogate import ATan
 
     return plot.surrogate(ATan(), torch.linspace(-1, 1, 201))[0]
 

@@ -14,9 +14,9 @@ from torch import nn
 import hibana as hb
 from c_programs import WARNINGS, compiled, needs_cc, outputs_of
 from hibana.cells import AtLeast
-from hibana.convert import to_c
-from hibana.convert.quantized.leak import Leak
-from hibana.loop.graph.ops import Unsupported
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network import to_c
+from hibana.network.quantized.leak import Leak
 
 CELLS = {
     "IF": lambda: hb.IF(0.4),
@@ -160,7 +160,7 @@ def test_bounds_hold_on_the_worst_input():
 
 
 def _bounds(small, inputs):
-    from hibana.convert.c import program
+    from hibana.network.c import program
 
     written = program._written(small, inputs, "net", "sum")
     return next(iter(written.numbers.states.values()))

@@ -7,10 +7,10 @@ from torch import nn
 import hibana as hb
 from conformance.suite import CELLS as KINDS
 from conformance.suite import drive
-from hibana.loop.graph.plan import gradients, has_gradient, reachable
-from hibana.loop.graph.synapses import gated
-from hibana.loop.graph.trace import trace
-from hibana.surrogate import ATan, Box, Step, Triangle
+from hibana.cells.surrogate import ATan, Box, Step, Triangle
+from hibana.compiler.graph.plan import gradients, has_gradient, reachable
+from hibana.compiler.graph.synapses import gated
+from hibana.compiler.graph.trace import trace
 
 SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
 CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]
@@ -245,7 +245,7 @@ class AddedFirst(hb.Cell):
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.24, 1.0])
 @pytest.mark.parametrize("kind", [AddedLast, AddedFirst])
 def test_spikes_are_listed_alike_by_one_instruction_and_one_by_one(kind, density, dtype, monkeypatch):
-    from hibana.loop.cpu import product
+    from hibana.compiler.cpu import product
 
     if kind is AddedFirst:
         monkeypatch.setattr(product, "compresses", lambda: False)

@@ -8,10 +8,10 @@ import torch
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, made, takes
-from hibana.loop.graph.cut import INFINITE, Network
-from hibana.loop.graph.plan import make_plan
-from hibana.loop.graph.residuals import _Split, cheapest_residuals, cost_in_bits
-from hibana.loop.graph.trace import trace
+from hibana.compiler.graph.cut import INFINITE, Network
+from hibana.compiler.graph.plan import make_plan
+from hibana.compiler.graph.residuals import _Split, cheapest_residuals, cost_in_bits
+from hibana.compiler.graph.trace import trace
 
 
 def cut_by_trying(nodes, edges, source, sink):

@@ -11,8 +11,8 @@ from torch.distributed._composable import checkpoint as composable
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
-from hibana.loop import ambient
-from hibana.recomputation import around
+from hibana.compiler import ambient
+from hibana.compiler.recomputation import around
 
 
 def network():
@@ -131,7 +131,7 @@ def test_this_release_of_torch_keeps_checkpoints_where_they_are_looked_for(use_r
 
 def test_a_checkpoint_that_torch_keeps_otherwise_is_refused(monkeypatch):
     net = Checkpointed(network(), True)
-    monkeypatch.setattr("hibana.recomputation.Checkpoint.replace", None)
+    monkeypatch.setattr("hibana.compiler.recomputation.Checkpoint.replace", None)
     monkeypatch.setattr("torch.utils.checkpoint.CheckpointFunction.forward", _other_forward)
     with pytest.raises(RuntimeError, match=r"call hibana\.run within the checkpointed function"):
         hb.run(net, torch.rand(4, 2, 3, requires_grad=True))

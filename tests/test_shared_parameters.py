@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.loop.cpu.kernels import REPEATED_FROM
+from hibana.compiler.cpu.kernels import REPEATED_FROM
 
 LAST = (0, 1, 3, 4, 2)
 """Channels last, as a permutation of ``[T, batch, channels, height, width]``."""

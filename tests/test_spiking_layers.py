@@ -9,8 +9,8 @@ from torch import nn
 import hibana as hb
 from conformance.suite import CELLS, takes
 from hibana import train
-from hibana.loop import emits_spikes
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
+from hibana.compiler import emits_spikes
 
 
 def cell(step, start=None, **attributes):

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.events import cost
-from hibana.events.convolution import autograd
-from hibana.events.convolution import layer as convolution_layer
-from hibana.loop.cpu.kernels import CpuKernels
-from hibana.loop.cpu.walk import MULTIPLE
-from hibana.loop.producer import Producer
-from hibana.normalized import kernels as of_normalized
-from hibana.normalized import layer as normalized
+from hibana.compiler.cpu.kernels import CpuKernels
+from hibana.compiler.cpu.walk import MULTIPLE
+from hibana.compiler.producer import Producer
+from hibana.nn.normalized import kernels as of_normalized
+from hibana.nn.normalized import layer as normalized
+from hibana.spikes import cost
+from hibana.spikes.convolution import autograd
+from hibana.spikes.convolution import layer as convolution_layer
 
 PRODUCED = [
     (32, 64, (16, 16), 3, 1, 3, True),

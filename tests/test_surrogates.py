@@ -10,7 +10,7 @@ import torch
 
 import hibana as hb
 from hibana import surrogate
-from hibana.surrogate import Formula, Surrogate
+from hibana.cells.surrogate import Formula, Surrogate
 
 
 def gaussian_like(x):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.loop.graph.fingerprint import followed
-from hibana.loop.programs import is_plain
-from hibana.native import assemble
+from hibana.compiler.graph.fingerprint import followed
+from hibana.compiler.programs import is_plain
+from hibana.runtime.kernels import assemble
 
 THREADS = 8
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
-from hibana.events import totals
-from hibana.events.totals import total
-from hibana.surrogate import Box
+from hibana.cells.surrogate import Box
+from hibana.spikes import totals
+from hibana.spikes.totals import total
 
 
 @pytest.fixture(autouse=True)

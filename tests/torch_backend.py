@@ -3,11 +3,11 @@
 import torch
 from torch.nn.functional import pad
 
-from hibana.loop.backend import Backend, Kernels
-from hibana.loop.eager import in_torch
-from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.passes import backward_pass, before_pass, forward_pass
-from hibana.loop.packed import unpacked
+from hibana.compiler.backend import Backend, Kernels
+from hibana.compiler.eager import in_torch
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass
+from hibana.compiler.packed import unpacked
 
 
 class TorchKernels(Kernels):

@@ -13,18 +13,19 @@ Beside cells, their layers and the loop, all is loaded when it is first touched.
 
 import importlib
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hibana import waiting as waiting  # first: it must be there before torch
+from hibana.runtime import openmp_spin  # first: it must be there before torch
 
 __version__ = "0.1.0"
 
-if waiting.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
+if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
     print(__version__)
     raise SystemExit
 
 # isort: split
-from hibana import extras, foreign, surrogate
 from hibana.cells import (
     AdLIFCell,
     ALIFCell,
@@ -39,8 +40,12 @@ from hibana.cells import (
     QIFCell,
     RefractoryLIFCell,
     log_uniform,
+    peer_aliases,
+    surrogate,
 )
-from hibana.layers import (
+from hibana.cells.surrogate import Heaviside
+from hibana.compiler import NetworkWarning, SlowPathWarning, explain, outer, record, unroll
+from hibana.nn.layers import (
     ALIF,
     EIF,
     IF,
@@ -56,55 +61,65 @@ from hibana.layers import (
     RefractoryLIF,
     run,
 )
-from hibana.loop import NetworkWarning, SlowPathWarning, explain, outer, record, unroll
-from hibana.surrogate import Heaviside
+from hibana.runtime import extras
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hibana import convert as convert
     from hibana import data as data
-    from hibana import demo as demo
-    from hibana import encode as encode
-    from hibana import events as events
-    from hibana import lengths as lengths
-    from hibana import loss as loss
-    from hibana import metrics as metrics
-    from hibana import models as models
-    from hibana import neurobench as neurobench
-    from hibana import nir as nir
+    from hibana import network as convert
     from hibana import plot as plot
+    from hibana import spikes as events
     from hibana import train as train
-    from hibana.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
-    from hibana.checking import check
-    from hibana.convert import from_ann, quantize
-    from hibana.delay import Delay, fix_delays, narrow_delays
-    from hibana.delayed_linear import DelayedLinear
-    from hibana.delayed_recurrent import DelayedRecurrent
-    from hibana.each_step import EachStep
-    from hibana.events import Conv2d, Linear
-    from hibana.fold import fold_batchnorm
-    from hibana.native.heap import keep_memory
-    from hibana.normalized import Normalized
-    from hibana.window import Window
+    from hibana.network import from_ann, quantize
+    from hibana.network import neurobench as neurobench
+    from hibana.network import nir as nir
+    from hibana.nn import encode, lengths, loss
+    from hibana.nn import metrics as metrics
+    from hibana.nn import models as models
+    from hibana.nn.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
+    from hibana.nn.checking import check
+    from hibana.nn.delay import Delay, fix_delays, narrow_delays
+    from hibana.nn.delayed_linear import DelayedLinear
+    from hibana.nn.delayed_recurrent import DelayedRecurrent
+    from hibana.nn.each_step import EachStep
+    from hibana.nn.fold import fold_batchnorm
+    from hibana.nn.normalized import Normalized
+    from hibana.nn.window import Window
+    from hibana.play import demo as demo
+    from hibana.runtime.heap import keep_memory
+    from hibana.spikes import Conv2d, Linear
 
-_LAZY = (
-    *("convert", "data", "demo", "encode", "events", "lengths", "loss", "metrics", "models", "neurobench"),
-    *("nir", "plot", "train"),
-)
+_PUBLIC = {
+    "convert": "network",
+    "data": "data",
+    "demo": "play.demo",
+    "encode": "nn.encode",
+    "events": "spikes",
+    "lengths": "nn.lengths",
+    "loss": "nn.loss",
+    "metrics": "nn.metrics",
+    "models": "nn.models",
+    "neurobench": "network.neurobench",
+    "nir": "network.nir",
+    "plot": "plot",
+    "surrogate": "cells.surrogate",
+    "train": "train",
+}
+"""Where each public module is: ``import hibana.loss`` finds ``hibana.nn.loss``."""
 _MODULES = {
-    "blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
-    "checking": ("check",),
-    "convert": ("from_ann", "quantize"),
-    "delay": ("Delay", "fix_delays", "narrow_delays"),
-    "delayed_linear": ("DelayedLinear",),
-    "delayed_recurrent": ("DelayedRecurrent",),
-    "each_step": ("EachStep",),
-    "events": ("Conv2d", "Linear"),
-    "fold": ("fold_batchnorm",),
-    "native.heap": ("keep_memory",),
-    "normalized": ("Normalized",),
-    "window": ("Window",),
+    "network": ("from_ann", "quantize"),
+    "nn.blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
+    "nn.checking": ("check",),
+    "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
+    "nn.delayed_linear": ("DelayedLinear",),
+    "nn.delayed_recurrent": ("DelayedRecurrent",),
+    "nn.each_step": ("EachStep",),
+    "nn.fold": ("fold_batchnorm",),
+    "nn.normalized": ("Normalized",),
+    "nn.window": ("Window",),
+    "runtime.heap": ("keep_memory",),
+    "spikes": ("Conv2d", "Linear"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 """Of each name that is loaded when it is first touched, the module that it is in."""
@@ -171,8 +186,8 @@ __all__ = [
 
 
 def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
-    """``rows^T B``, as :mod:`hibana.events` has it, which is loaded at the first of them."""
-    from hibana.events.linear import product
+    """``rows^T B``, as :mod:`hibana.spikes` has it, which is loaded at the first of them."""
+    from hibana.spikes.linear import product
 
     return product.over_bits(rows, words)
 
@@ -180,8 +195,29 @@ def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
 outer.by_bits = _by_bits
 
 
+class _PublicModules:
+    """Finds ``hibana.loss`` and its like where :data:`_PUBLIC` says: the same module under both names."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, public = name.rpartition(".")
+        moved = package == "hibana" and _PUBLIC.get(public, public) != public
+        return ModuleSpec(name, self) if moved else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(f"hibana.{_PUBLIC[spec.name.rpartition('.')[2]]}")
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state  # its own again: the import has put this one's there
+
+
+sys.meta_path.append(_PublicModules())
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_LAZY})
+    return sorted({*globals(), *__all__, *_PUBLIC})
 
 
 def __getattr__(name: str) -> Any:
@@ -193,12 +229,12 @@ def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
         found = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
         return globals().setdefault(name, found)
-    if name not in _LAZY:
-        own = f"its own is hibana.{foreign.MODULES[name]}" if name in foreign.MODULES else ""
-        hint = f"; {own or foreign.METHODS[name]}" if own or name in foreign.METHODS else ""
+    if name not in _PUBLIC:
+        own = f"its own is hibana.{peer_aliases.MODULES[name]}" if name in peer_aliases.MODULES else ""
+        hint = f"; {own or peer_aliases.METHODS[name]}" if own or name in peer_aliases.METHODS else ""
         raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")
     try:
-        return importlib.import_module(f"hibana.{name}")
+        return importlib.import_module(f"hibana.{_PUBLIC[name]}")
     except ModuleNotFoundError as error:
         said = extras.missing(error)
         if said is None:

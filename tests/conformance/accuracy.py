@@ -17,8 +17,8 @@ from torch import Tensor
 
 import hibana as hb
 from conformance.functions import ONE
-from hibana.loop.cpu.functions import library_function, own_function, sleef_function
-from hibana.loop.graph.ops import OPERATIONS
+from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
+from hibana.compiler.graph.ops import OPERATIONS
 
 EXTENDED = np.finfo(np.longdouble).nmant > 60
 """Whether this processor has numbers that hold the true value of one of 64 bits."""

@@ -16,7 +16,7 @@ from torch import Tensor
 import hibana as hb
 from conformance.compare import reference
 from hibana import cells, surrogate
-from hibana.surrogate import Formula, Surrogate
+from hibana.cells.surrogate import Formula, Surrogate
 
 SHAPE = (9, 3, 23)
 """Sequences of the suite, but where the shape is the point: 69 neurons, no multiple of anything; twice the

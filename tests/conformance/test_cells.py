@@ -6,7 +6,7 @@ import torch
 from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values
 from conformance.suite import CELLS, SHAPE, SURROGATES, drive, each_backend, made, takes
 from hibana.cells import IFCell, LIFCell
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
 
 SPIKING = [kind for kind in CELLS if takes(kind, "surrogate")]
 RESETTING = [kind for kind in SPIKING if takes(kind, "reset")]

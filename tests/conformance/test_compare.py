@@ -7,7 +7,7 @@ from torch import Tensor
 import hibana as hb
 from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values, reference
 from conformance.suite import CELLS, SHAPE, drive
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
 
 
 class _Scaled(torch.autograd.Function):

@@ -9,9 +9,9 @@ import torch
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
-from hibana.loop.graph.fingerprint import follow
-from hibana.loop.graph.ops import Unsupported
-from hibana.loop.graph.trace import trace
+from hibana.compiler.graph.fingerprint import follow
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.trace import trace
 
 spike = hb.surrogate.ATan()
 

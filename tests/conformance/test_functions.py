@@ -9,11 +9,11 @@ from conformance.accuracy import EXTENDED, TRUTH, Alone, distance, sample, serve
 from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
-from hibana.loop.cpu.libraries import approximate
-from hibana.loop.eager import function_of
-from hibana.loop.graph.ops import OPERATIONS, Unsupported, row_of
-from hibana.loop.graph.plan import reachable
-from hibana.loop.graph.trace import trace
+from hibana.compiler.cpu.libraries import approximate
+from hibana.compiler.eager import function_of
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
+from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.trace import trace
 
 SERVED = list(FUNCTIONS)
 DTYPES = [torch.float32, torch.float64]

@@ -10,7 +10,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import each_backend
-from hibana.surrogate import ATan, Box, Step, Triangle
+from hibana.cells.surrogate import ATan, Box, Step, Triangle
 
 NEURONS = 13
 

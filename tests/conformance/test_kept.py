@@ -6,7 +6,7 @@ import torch
 import hibana as hb
 from conformance.compare import on_its_device
 from conformance.suite import CPU, each_backend
-from hibana.surrogate import ATan, Box, Step, Triangle
+from hibana.cells.surrogate import ATan, Box, Step, Triangle
 
 
 @each_backend

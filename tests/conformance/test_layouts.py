@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import on_its_device, reference
 from conformance.suite import each_backend
-from hibana.loop.strides import repeated
+from hibana.compiler.strides import repeated
 
 SHAPE = (5, 2, 3, 4, 6)
 

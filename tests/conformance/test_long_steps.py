@@ -8,9 +8,9 @@ import torch
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
-from hibana.loop.cpu.source import backward_source
-from hibana.loop.graph.plan import make_plan
-from hibana.loop.graph.trace import trace
+from hibana.compiler.cpu.source import backward_source
+from hibana.compiler.graph.plan import make_plan
+from hibana.compiler.graph.trace import trace
 
 
 class HodgkinHuxley(hb.Cell):

@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_conforms, assert_same, on_its_device, reference
 from conformance.suite import CELLS, drive, each_backend
-from hibana.surrogate import ATan, Box, Triangle
+from hibana.cells.surrogate import ATan, Box, Triangle
 
 HALVES = [torch.float16, torch.bfloat16]
 

@@ -35,8 +35,8 @@ from torch import nn
 import hibana as hb
 import test_markdown
 from conformance.suite import CELLS, SURROGATES, made
-from hibana.loop.graph.fingerprint import follow
-from hibana.loop.graph.ops import Unsupported
+from hibana.compiler.graph.fingerprint import follow
+from hibana.compiler.graph.ops import Unsupported
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 SLOPE = 0.5
@@ -620,7 +620,7 @@ def test_an_object_that_is_refused(name, monkeypatch):
     with pytest.raises(Unsupported, match=reason):
         hb.unroll(cell, INPUTS, backend="cpu")
     assert "reference loop, because the step may " in hb.explain(cell)
-    monkeypatch.setattr("hibana.loop.slow._SAID", set())
+    monkeypatch.setattr("hibana.compiler.slow._SAID", set())
     _, said = both(cell)
     assert len(said) == 1
     change()

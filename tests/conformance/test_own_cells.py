@@ -19,8 +19,8 @@ from conformance.compare import (
 )
 from conformance.suite import CPU, SHAPE, drive, each_backend
 from hibana.cells.base import Internal
-from hibana.loop.graph.trace import trace
-from hibana.surrogate import ATan, Box, Sigmoid
+from hibana.cells.surrogate import ATan, Box, Sigmoid
+from hibana.compiler.graph.trace import trace
 
 NEURONS = SHAPE[-1]
 

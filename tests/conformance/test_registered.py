@@ -10,7 +10,7 @@ import hibana as hb
 import torch_backend
 from conformance.compare import assert_conforms
 from conformance.suite import CELLS, SURROGATES, Backend, drive, made
-from hibana.loop.backend import Kernels, register
+from hibana.compiler.backend import Kernels, register
 
 TORCH = Backend("torch")
 register(torch_backend.BACKEND)

@@ -8,10 +8,10 @@ import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
 from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
-from hibana.loop import programs
-from hibana.loop.cpu import kernels as cpu
-from hibana.loop.cpu import libraries, recompute
-from hibana.surrogate import ATan
+from hibana.cells.surrogate import ATan
+from hibana.compiler import programs
+from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.cpu import libraries, recompute
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
 

@@ -15,8 +15,8 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_same_gradients, assert_same_values, reference
 from conformance.suite import CPU, each_backend
-from hibana.loop import programs
-from hibana.surrogate import ATan, Formula
+from hibana.cells.surrogate import ATan, Formula
+from hibana.compiler import programs
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 

@@ -9,7 +9,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, SURROGATES, TRITON, interpreted
-from hibana.surrogate import ATan, Box, Step
+from hibana.cells.surrogate import ATan, Box, Step
 
 SHAPES = [(6, 5, 8), (9, 33, 63), (4, 2, 3, 20), (7, 130), (3, 1, 500), (1, 4, 16)]
 """``[T, ..., neurons]``: sizes that are whole bytes, words and panels, and sizes that are none."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
-from hibana.loop.graph.ops import Unsupported
+from hibana.compiler.graph.ops import Unsupported
 
 spike = hb.surrogate.ATan()
 

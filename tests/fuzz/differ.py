@@ -12,8 +12,8 @@ import hibana as hb
 from conformance.compare import TOLERANCE, assert_close, assert_same
 from fuzz.steps import SETTINGS, Step
 from fuzz.variations import Variation, variations
-from hibana.loop.graph.ops import Unsupported
-from hibana.loop.programs import program
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.programs import program
 
 __all__ = ["Counts", "Different", "compare", "compare_all"]
 

@@ -4,7 +4,7 @@ A *cell* maps ``(input, *previous state)`` to the next state; **the last state i
 emits**. This module holds equations only, a file a family: nothing here loops over time, allocates a backward
 or knows a device. A neuron of your own is a subclass of :class:`Cell` with one method:
 
->>> from hibana.surrogate import Step
+>>> from hibana.cells.surrogate import Step
 >>> class Doubler(Cell):
 ...     def forward(self, input_, v_previous, s_previous):
 ...         v = 2.0 * v_previous * (1.0 - s_previous) + input_

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana.cells.ranges import AtLeast, Between
 from hibana.cells.spiking import Spiking, decay
+from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
-from hibana.surrogate import Step, Surrogate
 
 __all__ = ["ALIFCell", "AdLIFCell"]
 

@@ -8,8 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from hibana.cells.peer_aliases import no_argument
 from hibana.cells.ranges import Range
-from hibana.foreign import no_argument
 
 __all__ = ["INTERNAL", "BuiltIn", "Cell", "Internal", "check_cell", "check_states"]
 
@@ -26,7 +26,7 @@ class Internal:
         self.states = states
         """:meth:`Cell.state_names`, looked up once."""
         self.calls: dict[Any, Any] | None = None
-        """What :mod:`hibana.loop` has made for calls of the cell; None as soon as an attribute is set."""
+        """What :mod:`hibana.compiler` has made for calls of the cell; None as soon as an attribute is set."""
         self.followed: Any = None
         """What the step can read, as it was when it was last followed."""
         self.outside: Any = None
@@ -41,7 +41,7 @@ class Cell(nn.Module):
     """
 
     emits_spikes: bool | None = None
-    """Whether what it emits are zeros and ones. None: as its step says (:func:`hibana.loop.emits_spikes`)."""
+    """Whether it emits only zeros and ones. None: as its step says (:func:`hibana.compiler.emits_spikes`)."""
     _hibana: Internal
 
     def __init__(self) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hibana.cells.spiking import Spiking
+from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite
-from hibana.surrogate import Step, Surrogate
 
 __all__ = ["IFCell"]
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast
+from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Value, checked_surrogate, positive
-from hibana.surrogate import Step, Surrogate
 
 __all__ = ["IzhikevichCell"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast
 from hibana.cells.spiking import Spiking, bounded_below, decay
+from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite, time_constant
-from hibana.surrogate import Step, Surrogate
 
 __all__ = ["CubaLIFCell", "LICell", "LIFCell", "PLIFCell", "RefractoryLIFCell"]
 

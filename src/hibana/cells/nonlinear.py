@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana.cells.ranges import AtLeast
 from hibana.cells.spiking import Spiking
+from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, positive, time_constant
-from hibana.surrogate import Step, Surrogate
 
 __all__ = ["EIFCell", "QIFCell"]
 

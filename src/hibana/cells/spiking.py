@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast
+from hibana.cells.surrogate import Surrogate
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
-from hibana.surrogate import Surrogate
 
 __all__ = ["Spiking", "after_reset", "bounded_below", "decay"]
 

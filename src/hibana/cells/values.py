@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hibana.surrogate import Surrogate, named
+from hibana.cells.surrogate import Surrogate, named
 
 __all__ = [
     "Learn",

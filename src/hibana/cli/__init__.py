@@ -14,8 +14,10 @@ from collections.abc import Sequence
 import cyclopts
 from cyclopts.exceptions import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
-from hibana import __version__, extras, foreign
+from hibana import __version__
+from hibana.cells import peer_aliases as foreign
 from hibana.cli.saying import Failure, Refusal
+from hibana.runtime import extras
 
 __all__ = ["Failure", "Refusal", "main"]
 

@@ -26,8 +26,9 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
     with doing("loading Matplotlib"):
         import torch
 
-        from hibana import demo, plot
-        from hibana import surrogate as surrogates
+        from hibana import plot
+        from hibana.cells import surrogate as surrogates
+        from hibana.play import demo
 
     torch.manual_seed(seed)
     print("Demo 1: forty neurons at one moment\n")
@@ -59,7 +60,7 @@ def explain(
         code: the generated code too.
     """
     import hibana
-    from hibana.surrogate import named
+    from hibana.cells.surrogate import named
 
     with refusing():
         given: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
@@ -70,7 +71,7 @@ def explain(
 
 def build() -> None:
     """Builds the C++ part, once a machine: a call of a layer then takes half the time."""
-    from hibana.loop.cpu import node
+    from hibana.compiler.cpu import node
 
     begun = time.perf_counter()
     try:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import cyclopts
 from docstring_parser import parse
 
-from hibana import loss, surrogate
+from hibana.cells import surrogate
 from hibana.cli.numbers import Whole
 from hibana.data import own
+from hibana.nn import loss
 from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS
 from hibana.train.settings import Settings
 

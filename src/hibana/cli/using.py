@@ -61,7 +61,7 @@ def _tested(model: "Network") -> None:
     """Prints what the network makes of the test set of its data."""
     import torch
 
-    from hibana import loss
+    from hibana.nn import loss
 
     with doing(f"reading {model.settings.data}"), refusing():
         samples = model.settings.samples(model.description)
@@ -207,7 +207,7 @@ def _network(
 ) -> "tuple[Any, tuple[int, ...], int | None, Network | None]":
     """The network in a file, the shape of one sample at a step, the steps as trained, and its training."""
     if source.suffix == ".nir":
-        from hibana import nir
+        from hibana.network import nir
 
         net = nir.read(source, dt=dt)
         return net, net.meta["input_shape"], None, None
@@ -237,7 +237,7 @@ def _write_c(
 ) -> None:
     import torch
 
-    from hibana.convert.files import write_c
+    from hibana.network.files import write_c
 
     if model is None:
         print("rates seen are those of a silent input: a graph has no samples")
@@ -253,7 +253,7 @@ def _write_c(
 
 
 def _in_whole_numbers(net: Any, model: "Network | None", bits: int) -> Any:
-    from hibana.convert import quantize
+    from hibana.network import quantize
 
     if model is None:
         raise ValueError("--bits needs samples to see the range of inputs, which a graph has none of")
@@ -267,8 +267,8 @@ def _write_onnx(
 ) -> None:
     import torch
 
-    from hibana.convert import to_onnx
-    from hibana.convert.files import write_whole
+    from hibana.network import to_onnx
+    from hibana.network.files import write_whole
 
     example = torch.zeros(1, 1, *shape, dtype=torch.float32, device="cpu")
     takes = "currents or spikes at each step"
@@ -283,8 +283,8 @@ def _write_onnx(
 
 
 def _write_page(model: "Network | None", target: Path, bits: int | None) -> None:
-    from hibana.convert.files import write_whole
-    from hibana.convert.page import to_page
+    from hibana.network.files import write_whole
+    from hibana.network.page import to_page
 
     if model is None:
         raise ValueError("a page needs samples to show, which a graph has none of; take a checkpoint")
@@ -306,7 +306,7 @@ def _shown(model: "Network") -> "Tensor":
 
 
 def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...]) -> None:
-    from hibana import nir
+    from hibana.network import nir
 
     nir.write(net, target, dt=dt, input_shape=shape)
 
@@ -314,7 +314,7 @@ def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...])
 def _write_program(net: Any, target: Path, shape: tuple[int, ...], steps: int | None) -> None:
     import torch
 
-    from hibana.convert import export
+    from hibana.network import export
 
     if steps is None or steps < 1:
         raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")

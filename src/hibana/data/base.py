@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from hibana.data.ragged import Ragged, padded
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 
 __all__ = ["DataSet", "InMemory", "Samples", "memory"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 
 __all__ = ["MNIST", "Digits", "FashionMNIST"]
 

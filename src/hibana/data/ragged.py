@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hibana import lengths as padding
+from hibana.nn import lengths as padding
 
 __all__ = ["Ragged", "padded"]
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from hibana.data.base import DataSet, Samples
 from hibana.data.cached import AsBits
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 
 __all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
 

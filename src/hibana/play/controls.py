@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from hibana import surrogate
-from hibana.cells import Cell
+from hibana.cells import Cell, surrogate
 from hibana.play.source import Trouble, said
 
 __all__ = ["Choice", "Control", "Number", "Switch", "made", "of_cell", "of_surrogate", "surrogates"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import unroll
+from hibana.compiler import unroll
 from hibana.play import controls
 from hibana.play.source import Trouble, found
 

@@ -12,7 +12,7 @@ Where a function takes `dt`, it is the length of a step in milliseconds; without
 Importing this module needs Matplotlib (``pip install hibana[train]``).
 """
 
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 
 with needing("hibana.plot"):
     from hibana.plot.animation import animate

@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from hibana.layers import OverTime, Recurrent
+from hibana.nn.layers import OverTime, Recurrent
 from hibana.plot.style import array, colours, legend_beside, new_axes, quiet, times
 
 __all__ = ["gradient_flow", "gradient_norms"]
@@ -28,7 +28,7 @@ def gradient_norms(
         n_t = |dL/dI_t|_2   of what enters it (``of="inputs"``), through its own state and recurrence too
 
     The gradients of parameters are neither used nor changed. Whether or not a layer of
-    :mod:`hibana.events` leaves out gradients that no one uses, these are whole.
+    :mod:`hibana.spikes` leaves out gradients that no one uses, these are whole.
 
     Args:
         net: any module that holds hibana layers; it is called once, in the mode that it is in.

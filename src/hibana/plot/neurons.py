@@ -10,7 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from hibana import surrogate as surrogates
+from hibana.cells import surrogate as surrogates
+from hibana.cells.surrogate import Surrogate
 from hibana.plot.style import (
     BLUE,
     GREY,
@@ -25,7 +26,6 @@ from hibana.plot.style import (
     size_in_points,
     times,
 )
-from hibana.surrogate import Surrogate
 
 __all__ = ["current_step", "membrane", "surrogate", "surrogate_gallery"]
 
@@ -170,7 +170,7 @@ def surrogate_gallery(
     """What each surrogate calls the derivative of the step, a panel each, the step itself behind it.
 
     Args:
-        functions: which; all of :mod:`hibana.surrogate` at their defaults if ``None``.
+        functions: which; all of :mod:`hibana.cells.surrogate` at their defaults if ``None``.
         axes: one for each of them.
         reach: drawn from ``-reach`` to ``reach``.
 

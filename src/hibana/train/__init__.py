@@ -11,7 +11,7 @@ that was trained (`load`, `predict`, `Network`) does not.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 from hibana.train.fluctuations import fluctuation_driven_
 from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiking_layers
 

@@ -27,10 +27,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from hibana import events, layers
+from hibana import spikes as events
 from hibana.cells import Cell
-from hibana.each_step import EachStep
-from hibana.window import Window
+from hibana.nn import layers
+from hibana.nn.each_step import EachStep
+from hibana.nn.window import Window
 
 __all__ = ["build", "check", "check_trust"]
 

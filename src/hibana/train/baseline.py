@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import default_collate
 
-from hibana import data, loss
-from hibana import lengths as padding
-from hibana.extras import needing
+from hibana import data
+from hibana.nn import lengths as padding
+from hibana.nn import loss
+from hibana.runtime.extras import needing
 
 if TYPE_CHECKING:
     from hibana.train.network import Network

@@ -9,8 +9,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from hibana import loss, metrics
 from hibana.data import Description
+from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augmented
 from hibana.train.network import Network, told
@@ -195,7 +195,7 @@ class Classifier(Network, lightning.LightningModule):
 
 
 class RSquared(Metric):
-    """The coefficient of determination R² (:func:`hibana.loss.r_squared`) over all samples that were seen.
+    """The coefficient of determination R² (:func:`hibana.nn.loss.r_squared`) over all samples that were seen.
 
     >>> import torch
     >>> explained = RSquared()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.loop import record
+from hibana.compiler import record
 
 __all__ = ["fluctuation_driven_"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana import encode, loss
 from hibana.cells import Cell
 from hibana.data import Description
+from hibana.nn import encode, loss
 from hibana.train import architecture
 from hibana.train.settings import Settings
 from hibana.train.start import scale_to_rate

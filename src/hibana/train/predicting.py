@@ -9,7 +9,7 @@ import torch
 
 from hibana.data import arrays
 from hibana.data.own.base import called
-from hibana.extras import needing
+from hibana.runtime.extras import needing
 from hibana.train.network import Network
 from hibana.train.restoring import load
 

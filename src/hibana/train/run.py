@@ -41,7 +41,7 @@ class Outcome:
     """What came of a run.
 
     `measure` is what `accuracy` is: the part that is right, or of a quantity the part of its variance that is
-    explained (R², :func:`hibana.loss.r_squared`), whose mean squared error is `error`, in units of the
+    explained (R², :func:`hibana.nn.loss.r_squared`), whose mean squared error is `error`, in units of the
     variance in the training part; `recalls` are, by class, the parts of its test samples that are named so.
     `rates` are the layers' firing rates on the test set, `silent` the numbers of their neurons that never
     spiked there; `started` are the rates before training; `history` has one value per epoch and name.

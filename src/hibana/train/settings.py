@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hibana import cells, loss, surrogate
+from hibana import cells
+from hibana.cells import surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
+from hibana.nn import loss
 from hibana.train import architecture, durable, record, serving
 from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
 from hibana.train.usual import BATCH, FEW, JUDGES, NAMES, Of, usual

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana import cells, layers
-from hibana import lengths as padding
-from hibana.delayed_recurrent import DelayedRecurrent
-from hibana.loop import emits_spikes, record
-from hibana.loop.graph.ops import Unsupported
+from hibana import cells
+from hibana.compiler import emits_spikes, record
+from hibana.compiler.graph.ops import Unsupported
+from hibana.nn import layers
+from hibana.nn import lengths as padding
+from hibana.nn.delayed_recurrent import DelayedRecurrent
 
 __all__ = ["Activity", "activity", "decayed", "scale_to_rate", "spiking_layers"]
 

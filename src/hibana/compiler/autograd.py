@@ -1,0 +1,318 @@
+"""A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
+from hibana.compiler.derivatives import applied, are_batched, differentiated_once
+from hibana.compiler.known import remember
+from hibana.compiler.producer import Producer
+from hibana.compiler.strides import (
+    expansion,
+    in_callers_order,
+    inverse,
+    memory_order,
+    repeated,
+    step_back,
+    step_in,
+    steps_contiguous,
+)
+from hibana.compiler.tensors import tensors_of
+from hibana.compiler.uniform import handed
+
+if TYPE_CHECKING:
+    from hibana.compiler.compiling import Program
+    from hibana.compiler.graph.plan import Plan
+
+__all__ = ["RunSpecification", "from_rest", "go", "go_over", "run"]
+
+
+def run(
+    program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
+
+    Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
+    """
+    begun = () if state is None else state
+    cell_tensors = tuple(tensors_of(cell).values())
+    spec = None if begun else from_rest(program, inputs, ends, alone=not cell_tensors)
+    if spec is None:
+        order = _order(program, inputs)
+        if order is None and not steps_contiguous(inputs):
+            inputs = inputs.contiguous()
+        spec = _specified(program, inputs, ends, order, len(begun))
+    return go(spec, inputs, (*begun, *cell_tensors))
+
+
+class RunSpecification(NamedTuple):
+    """All about a run but its tensors; by default, a run over contiguous inputs from rest."""
+
+    program: "Program"
+    plan: "Plan"
+    """What is kept, if a gradient is wanted."""
+    shape: torch.Size
+    """Of the inputs, in the order in which they lie in memory."""
+    ends: bool
+    order: list[int] | None = None
+    """The order of dimensions in which they lie in memory, if it is another than theirs."""
+    begun: int = 0
+    """How many states it is given to begin with: all, or none if it begins at rest."""
+    constant: bool = False
+    """Whether the inputs are the same at every step, as their strides say."""
+    launch: Launch | None = None
+    """What runs it without Python, if something does: see :mod:`hibana.compiler.cpu.node`."""
+    once: bool = False
+    """Whether it is given one step, which is the input of all, and gives the gradient of that one."""
+    deep: bool = False
+    """Whether what is emitted is known as bits without a gradient too; of neurons alone it costs a tenth."""
+
+
+def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
+    """How inputs that lie as `inputs` are run from rest, `alone` without tensors; None if not as they lie."""
+    order = _order(program, inputs)
+    if order is None and not steps_contiguous(inputs):
+        return None
+    spec = _specified(program, inputs, ends, order)
+    if not (alone and program.takes_zeros and inputs.is_contiguous()):
+        return spec
+    keeps = torch.is_grad_enabled() and inputs.requires_grad
+    return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
+
+
+def _order(program: "Program", inputs: Tensor) -> list[int] | None:
+    """In which the dimensions of `inputs` lie in memory, if it is another than theirs."""
+    if program.step.matrices or inputs.is_contiguous():
+        return None  # neurons of a sample lie together
+    return memory_order(inputs)
+
+
+def _specified(
+    program: "Program", inputs: Tensor, ends: bool, order: list[int] | None, begun: int = 0
+) -> RunSpecification:
+    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
+    constant = inputs.stride(0) == 0 and shape[0] > 1
+    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
+
+
+def go(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    if spec.launch is not None:
+        return spec.launch(inputs, spec)
+    if torch.is_grad_enabled() and (
+        inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
+    ):
+        outputs, *last = _apply(spec, inputs, *tensors)
+        return outputs, last
+    order, given = _without_gradient(spec, inputs, tensors)
+    outputs, last = _known(spec.program.kernels.forward, given)
+    return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+
+
+def go_over(
+    spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> Tensor:
+    """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
+    order, given = _without_gradient(spec, inputs, tensors)
+    outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
+    return outputs if order is None else outputs.permute(inverse(order))
+
+
+def _without_gradient(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
+) -> tuple[list[int] | None, ForwardArguments]:
+    """The order of dimensions in memory, and what kernels are given of it."""
+    program, _, shape, ends, order, begun, _, _, once, deep = spec
+    if once:
+        inputs = repeated(inputs, shape[0])
+    first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+    inputs = inputs if order is None else inputs.permute(order)
+    parameters = program.parameters(tensors[begun:], inputs, order)
+    plan = program.kernels.emitting if deep else None
+    return order, ForwardArguments(inputs, first, parameters, plan, ends)
+
+
+def _known(
+    forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
+) -> tuple[Tensor, list[Tensor]]:
+    """What `forward` emits, of which the bits are remembered where it keeps them, and the last states."""
+    if given.plan is None:
+        outputs, last, _ = forward(given)
+        return outputs, last
+    outputs, last, (bits,) = forward(given)
+    remember(outputs, bits[None], outputs.shape[1:].numel())
+    return outputs, last
+
+
+class _Saved(NamedTuple):
+    """What a run saves for its backward."""
+
+    inputs: Sequence[Tensor]
+    """One, if they are a residual."""
+    first: Sequence[Tensor | None]
+    """The states begun with that the plan reads, if there are any."""
+    cell_tensors: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+    residuals: Sequence[Tensor]
+
+
+class _Run(torch.autograd.Function):
+    """The whole sequence as one node, whose attributes `specification`, `support` and `spikes` others read.
+
+    `specification` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
+    ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
+    lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
+    :class:`hibana.compiler.graph.plan.Plan`. `uniform`, where there is such, is what others write, a gradient
+    that is the same for all that was emitted: see :mod:`hibana.compiler.uniform`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
+        program, plan, shape, ends, order, begun, constant, _, once, _ = spec
+        cell_tensors = tensors[begun:]
+        ctx.specification = spec
+        if once:
+            inputs = repeated(inputs, shape[0])
+        elif constant:
+            ctx.inputs = inputs
+        first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+        if order is not None:
+            inputs = inputs.permute(order)
+        parameters = program.parameters(cell_tensors, inputs, order)
+        outputs, last, residuals = program.kernels.forward(
+            ForwardArguments(inputs, first, parameters, plan, ends)
+        )
+        if not program.takes_zeros and ends and len(last) < len(program.step.states):
+            last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
+        # of a leaf what it is now, whatever ``inputs.data`` is set to
+        read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
+        needed = [first[i] for i in plan.first] if begun else ()
+        saved = _Saved(read, needed, cell_tensors, parameters, residuals)
+        ctx.save_for_backward(*chain(*saved))
+        ctx.counts = [len(tensors) for tensors in saved]
+        ctx.set_materialize_grads(False)
+        known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
+        ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
+        ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
+        if program.takes_uniform:
+            ctx.uniform = None
+        if order is not None:
+            outputs, last = in_callers_order(order, outputs, last)
+            # not as views, or autograd would put a node of its own above this one
+            outputs, last = outputs.detach(), [value.detach() for value in last]
+        return outputs, *last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # what refuses a second derivative costs a good part of a small backward, and matters only for one
+        return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
+
+
+def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+    program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
+    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
+    try:
+        tensors = iter(ctx.saved_tensors)
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
+            "detach it between the calls, if each has a backward of its own."
+        ) from None
+    saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
+    inputs, needed, cell_tensors, parameters, residuals = saved
+    first: Sequence[Tensor | None] = program.at_rest
+    if begun:
+        by_state = dict(zip(plan.first, needed, strict=True))
+        first = [by_state.get(i) for i in range(begun)]
+    if grad_outputs is not None:
+        if order is not None:
+            grad_outputs = grad_outputs.permute(order)
+        if grad_outputs.is_neg():
+            grad_outputs = grad_outputs.resolve_neg()
+        if not steps_contiguous(grad_outputs):
+            grad_outputs = grad_outputs.contiguous()
+    grads: Sequence[Tensor | None] = program.at_rest[1:]
+    if last_grads:
+        grads = [None if g is None else step_in(order, g) for g in last_grads]
+    constant = program.takes_zeros and constant and wanted[0] and (once or _only_summed(ctx.inputs))
+    given = BackwardArguments(
+        plan,
+        shape,
+        inputs[0] if inputs else None,
+        first,
+        parameters,
+        residuals,
+        grad_outputs,
+        grads,
+        wants_input=wanted[0],
+        constant=constant,
+        wants_first=any(wanted[1 : 1 + begun]),
+        folds=program.folds(order, len(shape) - 1) if program.step.grad_sums and program.takes_zeros else (),
+        uniform_grad=handed(ctx) if program.takes_uniform else None,
+    )
+    backward = program.kernels.backward if program.takes_zeros else program.absences.backward
+    grad_input, first_grads, sums = backward(given)
+    if grad_input is not None and once and not constant:
+        grad_input = grad_input.sum(0)
+    elif grad_input is not None and constant and not once:
+        grad_input = grad_input.div_(shape[0]).expand(shape[0], *grad_input.shape)
+    if order is not None:
+        back = inverse(order)
+        if grad_input is not None:
+            grad_input = step_back(back, grad_input) if once else grad_input.permute(back)
+        first_grads, sums = (
+            [None if g is None else step_back(back, g) for g in some] for some in (first_grads, sums)
+        )
+    if len(wanted) == 1:
+        return None, grad_input
+    to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
+    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
+    if any(wanted[1 + begun :]):
+        if program.takes_zeros:
+            last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
+            sums = program.absences.there(sums, last, grad_outputs is not None, shape[0])
+        to_cell_tensors = program.absences.epilogue(cell_tensors, sums)
+    return None, grad_input, *to_state, *to_cell_tensors
+
+
+_once = differentiated_once(
+    _backward,
+    'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
+)
+_apply = applied(_Run)
+
+
+def _only_summed(inputs: Tensor) -> bool:
+    """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
+
+    Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
+    ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
+    it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
+    """
+    node = expansion(inputs)
+    return (
+        node is not None
+        and not inputs.retains_grad
+        and not inputs._backward_hooks
+        and any(_is_reached(n) for n, _ in node.next_functions if n is not None)
+    )
+
+
+def _is_reached(node: Any) -> bool:
+    """Whether the backward that runs now goes on to `node`."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        if node.name() != "torch::autograd::AccumulateGrad":
+            raise
+        return True  # torch won't say it of a leaf that torch.autograd.grad was asked for

@@ -1,0 +1,33 @@
+"""The backends of the package: each is loaded when a step is first compiled for it."""
+
+from hibana.compiler.backend import Backend, Kernels, register
+
+
+def _of_cpu(products: bool) -> type[Kernels]:
+    if products:
+        from hibana.compiler.cpu.samples import SampleKernels
+
+        return SampleKernels
+    from hibana.compiler.cpu.kernels import CpuKernels
+
+    return CpuKernels
+
+
+def _of_triton(products: bool) -> type[Kernels]:
+    if products:
+        from hibana.compiler.triton.samples import SampleKernels
+
+        return SampleKernels
+    from hibana.compiler.triton.kernels import GpuKernels
+
+    return GpuKernels
+
+
+def _triton_refuses(device: str) -> str:
+    from hibana.compiler.triton import kernels as gpu
+
+    return gpu.refusal(device)
+
+
+register(Backend("cpu", ("cpu",), _of_cpu))
+register(Backend("triton", ("cuda",), _of_triton, _triton_refuses))

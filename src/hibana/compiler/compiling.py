@@ -1,0 +1,188 @@
+"""One step compiled: traced, planned, and given a backend's kernels.
+
+It is loaded with the first step that is compiled, for it takes a while.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.compiler.absent import Absences
+from hibana.compiler.backend import Kernels, kernels_of
+from hibana.compiler.graph.bounds import takes_zeros
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.part import SUM, Part, places_in
+from hibana.compiler.graph.plan import Plan, make_plan, reachable
+from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.synapses import needed
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.shared import Bounded
+from hibana.compiler.strides import inverse, order_of_step, step_in
+
+__all__ = ["Program", "compiled", "program_of", "structure"]
+
+STRUCTURES = 256
+_BY_STRUCTURE: Bounded[object, tuple[Step, Kernels]] = Bounded(STRUCTURES)
+
+
+@dataclass(frozen=True)
+class Program:
+    """One step, compiled for one shape, dtype and device."""
+
+    step: Step
+    plan: Plan
+    kernels: Kernels
+    at_rest: tuple[None, ...]
+    """The state begun with, where it is zeros that need not be written out."""
+    absences: Absences
+    takes_zeros: bool = True
+    """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
+
+    @property
+    def takes_uniform(self) -> bool:
+        """Whether its backward does as the kernels say: what runs for `absences` does not."""
+        return self.kernels.takes_uniform and self.takes_zeros
+
+    @cached_property
+    def summed(self) -> tuple[frozenset[int], ...]:
+        """For each of the sums over time: the dimensions of a step over which it is summed before all."""
+        epilogue = self.step.epilogue
+        if not isinstance(epilogue, Part):
+            return (frozenset(),) * len(self.step.grad_sums)
+        first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
+        return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
+
+    def folds(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
+        """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
+        return _folds(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
+
+    def parameters(
+        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
+    ) -> list[Tensor]:
+        """What the kernels take for the cell's tensors: a number, or one per neuron; then the matrices.
+
+        `inputs` are given in the `order` in which they lie in memory. What is the same over the first
+        dimensions in memory, of samples or pixels, is given once if the kernels take that.
+        """
+        if not (self.step.parameters or self.step.matrices):
+            return []
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._parameters(cell_tensors, inputs.shape[1:], order)
+        return self._parameters(cell_tensors, inputs.shape[1:], order)
+
+    def _parameters(
+        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: list[int] | None
+    ) -> list[Tensor]:
+        values = self.step.prologue(*cell_tensors)
+        dtype, count = self.kernels.dtype, self.step.parameters
+        repeated = one.numel() >= self.kernels.patterns_from
+        found = []
+        for value in values[:count]:
+            if value.dtype != dtype or value.is_neg():
+                value = value.to(dtype).resolve_neg()
+            if value.numel() > 1:
+                if repeated:
+                    value = _once(value, one, order)
+                else:
+                    value = step_in(order, value.expand(_shape(one, order)))
+            found.append(value)
+        return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+
+
+@lru_cache(maxsize=256)
+def _folds(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
+    """For each sum over some dimensions: how many of the first in memory are among them."""
+    return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
+
+
+def _once(value: Tensor, one: torch.Size, order: list[int] | None) -> Tensor:
+    """What `value`, expanded to `one` step, has over and over in memory; else all of it."""
+    length = _repeats(value.shape, value.stride(), one, None if order is None else tuple(order))
+    if not length:
+        return _lying(value.expand(_shape(one, order)), order).contiguous()
+    return value if value.numel() == length else value.as_strided((length,), (1,))
+
+
+@lru_cache(maxsize=1024)
+def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Sequence[int] | None) -> int:
+    """How many elements that lie together a tensor has over and over when it is expanded; 0 if not so."""
+    value = torch.empty_strided(size, stride, dtype=torch.float32, device="meta")
+    lying = _lying(value.expand(_shape(one, order)), order)
+    first = 0
+    while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
+        first += 1
+    row = lying[(0,) * first]
+    return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
+
+
+def _shape(one: torch.Size, order: Sequence[int] | None) -> torch.Size:
+    """The shape of `one` step as the caller has its dimensions, which lie in this `order` in memory."""
+    return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
+
+
+def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:
+    """One `step` in the `order` in which the dimensions of the sequence lie in memory."""
+    return step if order is None else step.permute(order_of_step(order))
+
+
+def _summed(part: Part, at: int) -> frozenset[int]:
+    """The dimensions of the value at a place that `part` sums over first, whatever it does with it."""
+    found: list[frozenset[int]] = []
+    for function, args, kwargs in part.calls:
+        for place in places_in([args, kwargs]):
+            if place.at != at:
+                continue
+            kept = len(args) > 2 and args[2] is True and not kwargs
+            found.append(frozenset(args[1]) if function is SUM and kept else frozenset())
+    found += [frozenset() for end in part.ends if end == at]
+    return frozenset.intersection(*found) if found else frozenset()
+
+
+def program_of(step: Step, kernels: Kernels) -> Program:
+    """The program of `step` with its `kernels`."""
+    zeros = takes_zeros(step)
+    if not zeros:
+        kernels = kernels.alike(step)
+        kernels.recomputing = None  # what a step keeps must be at hand
+    return Program(step, kernels.plan, kernels, (None,) * len(step.states), Absences(step, kernels), zeros)
+
+
+def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
+    """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
+    step = trace(cell, shape, dtype, kernels_of(backend).device())
+    if (step.matrices or step.blank) and not takes_zeros(step):
+        other = "a product" if step.matrices else "an operation without a slope"
+        raise Unsupported(f"a derivative of the step may be infinite, beside {other}")
+    alike = (backend, dtype, structure(step))
+    found = _BY_STRUCTURE.get(alike)
+    if found is None:
+        make = kernels_of(backend, bool(step.matrices))
+        kernels = make(step, make_plan(step, needed(step)), dtype)
+        kernels.check(shape)
+        _BY_STRUCTURE[alike] = step, kernels
+        return step, kernels
+    first, kernels = found  # whose plan speaks of the values of the first step
+    kernels.check(shape)
+    own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
+    step = replace(first, **own)
+    return step, kernels.alike(step)
+
+
+def structure(step: Step) -> tuple[Any, ...]:
+    """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
+    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *step.sides)
+    values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
+    place = {value: i for i, value in enumerate(values)}
+
+    def places(of: Iterable[Value | None]) -> tuple[int | None, ...]:
+        return tuple(None if value is None else place[value] for value in of)
+
+    said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
+    counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
+    return step.states, said, places(step.nexts), places(gradients), counts

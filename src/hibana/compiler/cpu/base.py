@@ -1,0 +1,45 @@
+"""What a step's kernels have in common, whether they go over rows of neurons or over samples."""
+
+import ctypes
+from typing import ClassVar
+
+import torch
+
+from hibana.compiler.backend import BackwardArguments, Kernels
+from hibana.compiler.cpu.libraries import approximate, vector_functions
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.graph.step import Step
+
+__all__ = ["NativeKernels"]
+
+
+class NativeKernels(Kernels):
+    """The kernels of one step in one dtype, with the functions that they call and the step's constants.
+
+    Raises:
+        Unsupported: if the step computes a function that can't be had here within 2 ulp.
+    """
+
+    takes_uniform: ClassVar = True
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        self.plan = plan
+        self.dtype = dtype
+        self.real = str(dtype).removeprefix("torch.")
+        self.size = dtype.itemsize
+        self.number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
+        self.no_uniform = self.number(-0.0)  # added, it changes no bit
+        self.no_uniform_at = ctypes.addressof(self.no_uniform)
+        self.functions = vector_functions(step, dtype)
+        self.calls = frozenset(self.functions)
+        self.approximate = approximate(step, dtype)
+        self._take(step)
+
+    def _take(self, step: Step) -> None:
+        super()._take(step)
+        self.constants = (self.number * len(step.constants))(*step.constants)
+        self.constants_at = ctypes.addressof(self.constants)
+
+    def uniform_at(self, given: BackwardArguments) -> int:
+        """Where the number is that is added to all of the gradient that arrives."""
+        return self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()

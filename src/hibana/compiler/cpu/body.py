@@ -1,0 +1,213 @@
+"""The operations of a step as LLVM's instructions: functions of a row of neurons, block by block.
+
+LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
+value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
+contracted or reassociated: an instruction without flags does what IEEE says.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from hibana.compiler.graph import step as graph
+from hibana.compiler.graph.ops import row_of
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.plan import evaluated
+from hibana.runtime.kernels import (
+    BIT,
+    LONG,
+    Bytes,
+    Code,
+    Doubles,
+    Floats,
+    Function,
+    Ints,
+    Kind,
+    Pointer,
+    Value,
+    function,
+)
+
+__all__ = ["LANES", "LINE", "NUMBERS", "Rows", "row_function"]
+
+LANES = 32
+"""Neurons in one value: two registers of AVX-512, and their truth values one integer."""
+
+MASK = BIT.of(LANES)
+
+OCTETS = LANES // 8
+"""Bytes of their truth values."""
+
+LINE = 64
+"""Bytes of a line of a cache."""
+
+AHEAD = 512
+"""Bytes ahead of a block from which memory is fetched: the processor's own guesses end at every few rows."""
+
+NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
+"""Of each dtype that kernels compute in: addresses of such numbers."""
+
+Rows = Mapping[str, Pointer]
+"""Where rows begin, of numbers or, as bytes, of bits."""
+
+
+class _Block:
+    """One block of neurons: every leaf read once, each value computed once, then everything stored."""
+
+    def __init__(self, code: Code, rows: Rows, number: type[Pointer], at: Value, count: Value | None) -> None:
+        self.code = code
+        self.rows = rows
+        self.vector = number.element.of(LANES)
+        self.at = at
+        self.octet = at >> 3
+        self.there = self.octets_there = None
+        if count is not None:
+            self.there = code.counted(LONG.of(LANES)) < count.spread(LANES)
+            self.octets_there = code.counted(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+        self.places: dict[str, Pointer] = {}
+        vector = self.vector
+        self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
+
+    def place(self, name: str) -> Pointer:
+        """The address of the block in the row `name`."""
+        if name not in self.places:
+            row = self.rows[name]
+            self.places[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
+        return self.places[name]
+
+    def read(self, name: str) -> Value:
+        place = self.place(name)
+        if not isinstance(place, Bytes):
+            return place.load(LANES, self.there)
+        if self.octets_there is None:
+            return place.of(Ints).load(align=1).mask(LANES)
+        return place.load(OCTETS, self.octets_there).word().mask(LANES)
+
+    def fetch(self, name: str, *, to_write: bool) -> None:
+        """Asks for the lines of a block that comes later in the row `name`."""
+        for line in range(AHEAD, AHEAD + LANES * self.vector.size, LINE):
+            self.place(name).bytes(line).fetch(to_write=to_write)
+
+    def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
+        place = self.place(name)
+        if not isinstance(place, Bytes):
+            place.store(value, self.there, LINE if nontemporal else 0, nontemporal=nontemporal)
+        elif self.there is None:
+            place.of(Ints).store(value.word(), align=1)
+        else:
+            place.store((value & self.there).word().octets(), self.octets_there)
+
+    def compute(self, value: graph.Value, arguments: list[Value], name: str) -> Value:
+        if value.op == "number":
+            return self.code.constant(float(value.data), self.vector)
+        *before, last = row_of(value.op, "llvm").llvm
+        texts, types, writer = [argument.text for argument in arguments], dict(self.types), self.code.writer
+        for i, instruction in enumerate(before):
+            types[f"t{i}"] = writer.let("", instruction.format(*texts, **types))
+        text = writer.let(name, last.format(*texts, **types))
+        return Value(writer, MASK if value.boolean else self.vector, text)
+
+
+def row_function(
+    name: str,
+    stores: Stores,
+    number: type[Pointer],
+    *,
+    short: bool,
+    nontemporal: frozenset[str],
+    ahead: frozenset[str],
+) -> tuple[Function, list[str], list[str]]:
+    """A function that computes `stores` for `n` neurons, the last `in_reverse` last to first; what it takes.
+
+    If it is to be `short`, each block is done as if it were a part of one: in a third of the code.
+    """
+    read = leaves(stores)
+    scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
+    rows: dict[str, type[Pointer]] = {
+        name: Bytes if value.boolean else number
+        for name, value in (read | stores).items()
+        if name not in scalars
+    }
+
+    def write(code: Code, n: Value, in_reverse: Value, **given: Any) -> None:
+        standing = {s: given[_plain(s)].spread(LANES) for s in scalars}
+        block = partial(_block, code, stores, given, standing, number)
+        if short:
+            with code.loop(0, n, LANES) as at:
+                block(at, n - at)
+            return
+        whole = n & -LANES
+        turn = (whole - in_reverse).larger(0)
+        with code.loop(0, turn, LANES) as at:
+            block(at, nontemporal=nontemporal, ahead=ahead)
+        with code.loop(0, whole - turn, LANES) as back:
+            block(whole - LANES - back, nontemporal=nontemporal)
+        left = n - whole
+        with code.when(left.differs(0)):
+            block(whole, left)
+
+    kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_plain, scalars), number.element)}
+    kinds |= {"n": LONG, "in_reverse": LONG}
+    return function(name, write, kinds), list(rows), scalars
+
+
+def _plain(scalar: str) -> str:
+    """``c[0]`` as a name."""
+    return scalar.replace("[", ".").replace("]", "")
+
+
+def _block(
+    code: Code,
+    stores: Stores,
+    rows: Rows,
+    scalars: Mapping[str, Value],
+    number: type[Pointer],
+    at: Value,
+    count: Value | None = None,
+    *,
+    nontemporal: frozenset[str] = frozenset(),
+    ahead: frozenset[str] = frozenset(),
+) -> None:
+    """Computes `stores` for the block of neurons at index `at`.
+
+    Args:
+        code: the function that does.
+        stores: the rows to write, and their values.
+        rows: where they begin, and those that are read.
+        scalars: the vectors that stand for scalar leaves.
+        number: addresses of what is computed with.
+        at: the index of the block's first neuron.
+        count: how many neurons the block has, if it is not a whole one.
+        nontemporal: the rows that are written by non-temporal stores; they lie on whole lines of a cache.
+        ahead: the rows that come from memory: what follows the block is asked for.
+    """
+    block = _Block(code, rows, number, at, count)
+    done: dict[graph.Value, Value] = {}
+    read = dict(scalars)
+    names: dict[graph.Value, str] = {}
+    for name, value in stores.items():
+        names.setdefault(value, f"{name}.{at.text[1:]}")
+
+    def computed(value: graph.Value) -> Value:
+        for one in evaluated([value], done):
+            if one.op in ("row", "bits", "scalar"):
+                name = str(one.data)
+                if name not in read:
+                    if name in ahead and one.op == "row":
+                        block.fetch(name, to_write=False)
+                    read[name] = block.read(name)
+                done[one] = read[name]
+            else:
+                done[one] = block.compute(one, [done[a] for a in one.args], names.get(one, ""))
+        return done[value]
+
+    rewritten = leaves(stores)
+    for name, value in stores.items():
+        said = computed(value)
+        if name not in rewritten:
+            if name in ahead - nontemporal and not value.boolean:
+                block.fetch(name, to_write=True)
+            block.store(name, said, nontemporal=name in nontemporal)
+    for name, value in stores.items():
+        if name in rewritten:
+            block.store(name, done[value], nontemporal=name in nontemporal)

@@ -1,0 +1,113 @@
+"""Functions of a row of numbers, for what no processor rounds: hibana's own code, or a library's.
+
+Each is ``void (int32 count, *source, …, *target, int64 mode)``, which is how Intel's library has it, so that
+a kernel calls it by an address, whoever made it. Functions of 32-bit numbers are computed in 64 bits and
+rounded once; those of 64 bits stand on the C library's.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from hibana.compiler.cpu.numbers import LANES, Numbers, lane_by_lane
+from hibana.compiler.cpu.own import OWN
+from hibana.compiler.cpu.schedule import libm_function
+from hibana.compiler.graph.ops import OPERATIONS
+from hibana.runtime.kernels import (
+    DOUBLE,
+    INT,
+    LONG,
+    Code,
+    Doubles,
+    Floats,
+    Kind,
+    Pointer,
+    Value,
+    assemble,
+    declared,
+    function,
+    source,
+)
+from hibana.runtime.threads import libtorch
+
+__all__ = ["library_function", "own_function", "sleef_function"]
+
+
+@cache
+def own_function(name: str, dtype: torch.dtype) -> int:
+    """The address of hibana's own function, or 0 if there is none."""
+    single = dtype != torch.float64
+    if name not in OWN or (name == "gelu" and not single and not _named_symbol("hibana_erfc", "vmdErfc")):
+        return 0
+
+    def computed(code: Code, *given: Value) -> Value:
+        numbers = Numbers(code, single=single)
+        return OWN[name](numbers, *[x.to(DOUBLE) for x in given]).to(given[0].type)
+
+    return _row(name, dtype, LANES, computed)
+
+
+@cache
+def library_function(name: str, dtype: torch.dtype) -> int:
+    """The address of a function that applies the C library's, or 0 if it has none; 64 bits serve 32."""
+    libm = OPERATIONS[name].libm
+    if not libm:
+        return 0
+    function = libm_function(name, _numbers(dtype).element)
+    return _row(name, dtype, LANES, lambda code, *given: lane_by_lane(code, function, given))
+
+
+def _numbers(dtype: torch.dtype) -> type[Pointer]:
+    return Doubles if dtype == torch.float64 else Floats
+
+
+def _named_symbol(name: str, symbol: str) -> bool:
+    """Has what is compiled find libtorch's function `symbol` by `name`; False if there is none."""
+    import llvmlite.binding as llvm
+
+    if not hasattr(libtorch(), symbol):
+        return False
+    llvm.add_symbol(name, ctypes.cast(getattr(libtorch(), symbol), ctypes.c_void_p).value)
+    return True
+
+
+_WIDTHS = {"AVX512": 64, "AVX2": 32}
+"""Bytes of the vectors that PyTorch computes in."""
+
+
+@cache
+def sleef_function(name: str, dtype: torch.dtype) -> int:
+    """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
+    kind = _numbers(dtype).element
+    lanes = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
+    accuracy = "u05" if name == "hypot" else "u10"
+    symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{lanes}_{accuracy}"
+    if not (lanes and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
+        return 0
+    vector = kind.of(lanes)
+    function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
+    return _row(name, dtype, lanes, function)
+
+
+_ROWS: list[object] = []
+"""Kernels whose addresses were given away: they stay."""
+
+
+def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Value]) -> int:
+    """The address of a function of rows that computes `lanes` numbers at a time by `computed`."""
+    real, sources = _numbers(dtype), ("source", "second")[: OPERATIONS[name].arity]
+
+    def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:
+        n = count.signed_to(LONG)
+        with code.loop(0, n, lanes) as j:
+            there = code.counted(LONG.of(lanes)) < (n - j).spread(lanes)
+            ones = [(given[one] + j).load(lanes, there, absent=0.5) for one in sources]  # of no matter
+            (target + j).store(computed(code, *ones), there)
+
+    kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}
+    row = function(f"{name}_row", body, kinds, exported=True)
+    (kernel,) = assemble(source(row.texts), (f"{name}_row",))
+    _ROWS.append(kernel)
+    return kernel.address

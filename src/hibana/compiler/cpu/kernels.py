@@ -1,0 +1,386 @@
+"""A step's kernels on the CPU: built when first asked for, run over tensors.
+
+Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are contiguous, with any stride
+over time; a stride of zero is an input that stays the same and is never written out.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import inf
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
+from hibana.compiler.cpu.base import NativeKernels
+from hibana.compiler.cpu.body import LINE
+from hibana.compiler.cpu.fused import Fusion, Produced, fuse
+from hibana.compiler.cpu.node import built, called, launch
+from hibana.compiler.cpu.parameters import patterns_of, written_out
+from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
+from hibana.compiler.cpu.row_walk import PATTERNS
+from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
+from hibana.compiler.cpu.source import backward_source, forward_source
+from hibana.compiler.cpu.unaliased import unaliased
+from hibana.compiler.cpu.walk import Bound, Walk, folded, walk
+from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
+from hibana.compiler.graph.step import Step
+from hibana.compiler.packed import row_bytes
+from hibana.compiler.producer import Producer
+from hibana.runtime.kernels import assemble
+
+__all__ = ["CpuKernels"]
+
+CPU = torch.device("cpu")
+
+NONTEMPORAL_FROM = 8 << 20
+"""Bytes from which on a sequence is written by non-temporal stores: little of it would be left in a cache
+that cores share, beside what else is read and written, until somebody reads it."""
+
+RECOMPUTED_FROM = 4 << 20
+"""Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
+
+REPEATED_FROM = 1 << 17
+"""Neurons from which on what many share is not written out for each, nor is its gradient: fewer numbers stay
+in a second-level cache, and are as soon read."""
+
+SHAPES = 256
+"""Shapes of sequences that a step's kernels are kept ready for."""
+LAUNCHES = 64
+"""As many with a step's own constants."""
+
+
+class CpuKernels(NativeKernels):
+    """The kernels of one step in one dtype, over rows of neurons; they raise what their base raises."""
+
+    about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        super().__init__(step, plan, dtype)
+        self.recomputing = recomputing(step, plan)
+        self.emitting = emitting(step)
+        self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
+        self._built: dict[object, Bound] = {}
+        self._kept = lru_cache(SHAPES)(self.residual_shapes)
+        self._forward = lru_cache(SHAPES)(self._make_forward)
+        self._fusion = lru_cache(SHAPES)(self._make_fusion)
+        self._backward = lru_cache(SHAPES)(self._make_backward)
+        self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
+
+    def _take(self, step: Step) -> None:
+        super()._take(step)
+        self._launch = lru_cache(LAUNCHES)(self._make_launch)
+
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """The source of the ``"forward"`` or ``"backward"`` kernel."""
+        return (
+            self._forward_source(self.plan if keep else None)
+            if direction == "forward"
+            else self._backward_source(True, False)
+        ).text
+
+    def plan_for(self, shape: torch.Size) -> Plan:
+        """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
+        longer = self.recomputing
+        if longer is None or shape.numel() * self.size < RECOMPUTED_FROM:
+            return self.plan
+        return longer if fits_tiles(self._residual_bits(self.plan), shape[0]) else self.plan
+
+    def _residual_bits(self, plan: Plan) -> list[int]:
+        """What each sequence that `plan` keeps takes of a neuron and step."""
+        return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
+
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
+
+        If `may_offset`, what is emitted may begin later than its memory does: see :func:`unaliased`.
+        """
+        inputs, first, parameters, plan, ends, may_offset = given
+        shape, dtype = inputs.shape, self.dtype
+        outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
+        place = outputs.data_ptr()
+        patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
+        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
+        if any(patterns) and not ready.repeated:
+            parameters = written_out(parameters, patterns, shape[1:].numel())
+        last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
+        residuals = self._residuals(plan, shape)
+        ready.run(  # as self._forward_names has them
+            *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),
+            *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
+        )
+        return outputs, last, residuals
+
+    def forward_over(
+        self, producer: Producer, given: ForwardArguments
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The same, over inputs that a `producer` computes, each piece when it is read."""
+        inputs, first, parameters, plan, ends, _ = given
+        shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
+        outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
+        place = outputs.data_ptr()
+        patterns = patterns_of(parameters, shape[1:].numel())
+        produced = Produced(address, len(packed) // 8, target, producer.pieces, producer.length)
+        fusion = self._fusion(shape, plan, produced, place % LINE == 0, patterns, torch.get_num_threads())
+        if fusion is None or ends:
+            return super().forward_over(producer, given)
+        last = (None,) * (len(first) - 1)
+        residuals = self._residuals(plan, shape)
+        fusion.run(
+            packed,  # then as self._forward_names has them, but for the input's step
+            (self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
+            place,
+        )
+        return outputs, [], residuals
+
+    def _residuals(self, plan: Plan | None, shape: torch.Size) -> list[Tensor]:
+        """New tensors for what `plan` keeps of a sequence of `shape`."""
+        if plan is None:
+            return []
+        kept = self._kept(shape[0], shape[1:], plan)
+        return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
+
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients of the input and of the states begun with, and the sums over time.
+
+        With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
+        than its memory does. Sums are folded, each row of neurons by itself, where rows fit what they end in.
+        """
+        plan, shape, inputs, first, parameters, residuals = given[:6]
+        grad_outputs, wants_input, constant = given.grad_outputs, given.wants_input, given.constant
+        one, dtype = shape[1:], self.dtype
+        if grad_outputs is None:
+            grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
+        grad_input, place = None, 0
+        if wants_input:
+            wanted = one if constant else shape
+            grad_input = (
+                unaliased(grad_outputs, wanted)
+                if given.may_offset
+                else torch.empty(wanted, dtype=dtype, device=CPU)
+            )
+            place = grad_input.data_ptr()
+        first_grads: list[Tensor | None] = [None] * len(first)
+        if given.wants_first:
+            first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
+        patterns: tuple[int, ...] = ()
+        folds: tuple[int, ...] = ()
+        if parameters:
+            patterns = patterns_of(parameters, one.numel())
+            if given.folds and one.numel() >= self.patterns_from:
+                folds = tuple([folded(one[over:].numel()) for over in given.folds])
+        aligned, threads = place % LINE == 0, torch.get_num_threads()
+        variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, folds)
+        again = plan.recomputed
+        back = self._backward(variant) if again is None else self._recomputing(again, variant)
+        if any(patterns) and not back.repeated:
+            parameters = written_out(parameters, patterns, one.numel())
+        of_rows: Tensor | list[Tensor] = []
+        if back.folds:
+            of_rows, sums_at = _of_rows(back.rows, back.folds, dtype)
+        else:
+            sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
+            sums_at = _addresses(*sums)
+        read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
+        values = [  # as self._backward_names has them
+            *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
+            self.uniform_at(given),
+            *_addresses(*parameters, *first, *given.last_grads, *first_grads),
+            *sums_at,
+        ]
+        if isinstance(back, Walk):
+            back.run(*values, *_addresses(*residuals))
+        else:
+            forward = [  # as self._forward_names has them
+                *(self.constants_at, *read, 0),
+                *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
+            ]
+            back.run(forward, values, grad_outputs.data_ptr())
+        if back.folds:
+            sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.folds])
+        return grad_input, first_grads, sums
+
+    def _forward_names(self, plan: Plan | None) -> list[str]:
+        """The names of what a forward is given that keeps the residuals of `plan`."""
+        *carried, _ = states = self.step.states
+        return [
+            *("constants", *FORWARD),
+            *(f"p{i}_at" for i in range(self.step.parameters)),
+            *(f"{name}_first" for name in states),
+            *(f"{name}_last" for name in carried),
+            *(plan.names if plan else ()),
+        ]
+
+    def _backward_names(self) -> list[str]:
+        """The names of what a backward is given besides residuals."""
+        *carried, _ = states = self.step.states
+        return [
+            *("constants", *BACKWARD),
+            *(f"p{i}_at" for i in range(self.step.parameters)),
+            *(f"{name}_first" for name in states),
+            *(f"{name}_last_grad" for name in carried),
+            *(f"{name}_first_grad" for name in states),
+            *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
+        ]
+
+    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """What runs sequences of `shape` from rest without Python, and keeps what `plan` says; or None."""
+        if built() is None or self.step.parameters:
+            return None
+        return self._launch(plan, shape, ends, torch.get_num_threads())
+
+    def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
+        given = {"constants": self.constants_at, "uniform_grad_at": self.no_uniform_at}
+        kept = plan.names if plan else ()
+        *carried, _ = self.step.states
+        forward = self._forward(shape, plan, True, threads, ())
+        groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
+        calls = {"forward": called(forward.work, forward.binding, given, FORWARD, groups)}
+        if plan is not None:
+            variant = _Variant(shape, True, False, True, threads, (), ())
+            groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
+            if plan.recomputed is None:
+                backward = self._backward(variant)
+                calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
+            else:
+                calls |= self._recomputing(plan.recomputed, variant).called(given, groups)
+        steps, neurons = _sizes(shape)
+        facts = {"ends": ends, "states": len(self.step.states), "bits": (steps, row_bytes(neurons))}
+        facts |= {"booleans": tuple(value.boolean for value in plan.stored) if plan else ()}
+        facts |= {"nontemporal": self._nontemporal(steps, neurons)}
+        return launch(built(), plan, calls | facts)
+
+    def _make_forward(
+        self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int, patterns: tuple[int, ...]
+    ) -> Walk:
+        steps, neurons = _sizes(shape)
+        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
+        return walk(bound, self._forward_names(plan), steps, neurons, threads, patterns)
+
+    def _make_fusion(
+        self,
+        shape: torch.Size,
+        plan: Plan | None,
+        produced: Produced,
+        aligned: bool,
+        patterns: tuple[int, ...],
+        threads: int,
+    ) -> Fusion | None:
+        steps, neurons = _sizes(shape)
+        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
+        return fuse(bound, self._forward_names(plan), produced, steps, neurons, patterns)
+
+    def _make_backward(self, of: "_Variant") -> Walk:
+        names = [*self._backward_names(), *self.plan.names]
+
+        def make(folds: tuple[int, ...]) -> Walk:
+            bound = self._backward_kernel(of, bool(folds))
+            return walk(bound, names, *_sizes(of.shape), of.threads, of.patterns, folds)
+
+        return _if_they_fit(make, of.folds)
+
+    def _make_recomputing(self, recomputed: Plan, of: "_Variant") -> Recomputation:
+        forward = self._kernel("forward", recomputed, False, False)
+        names = (self._forward_names(None), self._backward_names())
+        bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
+
+        def make(folds: tuple[int, ...]) -> Recomputation:
+            both = (forward, self._backward_kernel(of, bool(folds)))
+            return recomputation(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, folds)
+
+        return _if_they_fit(make, of.folds)
+
+    def _backward_kernel(self, of: "_Variant", folds: bool) -> Bound:
+        written = of.wants_input and not of.constant and of.aligned
+        nontemporal = written and self._nontemporal(*_sizes(of.shape))
+        return self._kernel("backward", of.wants_input, of.constant, nontemporal, folds)
+
+    def _nontemporal(self, steps: int, neurons: int) -> bool:
+        """Whether a sequence is too long for a cache, and each step can begin where a line does."""
+        step = neurons * self.size
+        return steps * step >= NONTEMPORAL_FROM and step % LINE == 0
+
+    def _kernel(self, direction: str, *variant: Any) -> Bound:
+        """A kernel, made when it is first asked for."""
+        key = (direction, variant)
+        found = self._built.get(key)
+        if found is None:
+            made = self._forward_source if direction == "forward" else self._backward_source
+            source = made(*variant)
+            (kernel,) = assemble(source.text, (direction,))
+            calls = {name: self.functions[op] for name, op in source.calls.items()}
+            # a thread that was here first may run its own by now, which must stay
+            found = self._built.setdefault(key, Bound(kernel, source.arguments, calls, source.row))
+        return found
+
+    def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
+        return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
+
+    def _backward_source(
+        self, wants_input: bool, constant: bool, nontemporal: bool = False, folds: bool = False
+    ) -> Source:
+        return backward_source(
+            self.step,
+            self.plan,
+            self.real,
+            self.calls,
+            wants_input=wants_input,
+            constant_input=constant,
+            nontemporal=nontemporal,
+            folded=folds,
+        )
+
+
+class _Variant(NamedTuple):
+    """What a backward is made ready for."""
+
+    shape: torch.Size
+    wants_input: bool
+    constant: bool
+    """Whether the input's gradient is summed over time."""
+    aligned: bool
+    """Whether the input's gradient begins where a cache line does."""
+    threads: int
+    patterns: tuple[int, ...]
+    """Of each parameter, how many neurons it is given for."""
+    folds: tuple[int, ...]
+    """Of each sum that is folded, how many neurons it is for."""
+
+
+_Made = TypeVar("_Made", Walk, Recomputation)
+
+
+def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...]) -> _Made:
+    """What is made with sums folded so, or, if rows don't fit them, with none folded."""
+    made = make(folds)
+    return made if made.folds == folds else make(())
+
+
+def _of_rows(
+    rows: int, folds: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor | list[Tensor], Sequence[int]]:
+    """What each row adds to each sum, and where; those of one length together, ``[sums, rows, length]``."""
+    if len(set(folds)) == 1:
+        together = torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU)
+        size, at = rows * folds[0] * dtype.itemsize, together.data_ptr()
+        return together, range(at, at + len(folds) * size, size)
+    apart = [torch.empty(rows, length, dtype=dtype, device=CPU) for length in folds]
+    return apart, _addresses(*apart)
+
+
+def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+    """Sums of these `shapes`, over the rows and over what each was folded to more than once."""
+    if isinstance(of_rows, Tensor) and len(set(shapes)) == 1:
+        totals = of_rows.view(len(shapes), -1, shapes[0].numel()).sum(1)
+        return list(totals.view(-1, *shapes[0]).unbind())
+    return [part.view(-1, s.numel()).sum(0).view(s) for part, s in zip(of_rows, shapes, strict=True)]
+
+
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def _sizes(shape: torch.Size) -> tuple[int, int]:
+    """Steps, and the neurons of one."""
+    return shape[0], shape[1:].numel()

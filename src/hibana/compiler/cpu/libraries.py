@@ -1,0 +1,95 @@
+"""Which function computes an operation: the one by which this torch does, if it can be called."""
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
+from hibana.compiler.cpu.rows import kernel_says
+from hibana.compiler.cpu.schedule import ACCURATE
+from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
+from hibana.compiler.graph.plan import gradients, reachable
+from hibana.compiler.graph.step import Step
+from hibana.runtime.threads import libtorch
+
+__all__ = ["approximate", "vector_functions"]
+
+CPU = torch.device("cpu")
+
+
+def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
+    """The addresses of the functions that compute what `step` calls.
+
+    They are those by which this torch computes it, if they are found; hibana's own or the C library's for
+    what else its forward calls. What only its backward calls may be left out: kernels have the C library.
+
+    Raises:
+        Unsupported: if there is none.
+    """
+    forward = {value.op for value in reachable(step.nexts)} & CALLS
+    found = {}
+    for op in sorted(forward.union(v.op for v in reachable(gradients(step))) & CALLS):
+        address = _vector_function(op, dtype)
+        if not address and (op in forward or not kernel_says(op)):
+            two = OPERATIONS[op].arity == 2  # Sleef's of one number are believed only where they are torch's
+            address = own_function(op, dtype) or (two and sleef_function(op, dtype))
+            address = address or library_function(op, dtype)
+            if not address:
+                raise Unsupported(f"{op} is nothing that hibana computes in {dtype} within 2 ulp")
+        if address:
+            found[op] = address
+    return found
+
+
+def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
+    """What the forward of `step` calls that does not give this torch's own bits."""
+    called = {value.op for value in reachable(step.nexts)} & CALLS
+    return tuple(op for op in sorted(called) if not _vector_function(op, dtype))
+
+
+@cache
+def _vector_function(op: str, dtype: torch.dtype) -> int:
+    """The address of the function by which this torch computes `op`, or 0 if it can't be found.
+
+    It is believed only if it gives torch's own bits on a sample, and on pieces of it of every length: some of
+    torch's give other bits where a tensor ends.
+    """
+    row = OPERATIONS[op]
+    wanted = getattr(torch, op, None)
+    if row.arity != 1 or row.own or wanted is None:
+        return 0
+    sample = _sample(dtype)
+    expected = wanted(sample)
+    pieces = [slice(first, first + 1 + first % 39) for first in range(0, sample.numel() - 40, 53)]
+    alone = [(piece, wanted(sample[piece])) for piece in pieces]
+    for address in (_mkl_function(op, dtype), sleef_function(op, dtype), library_function(op, dtype)):
+        if not address:
+            continue
+        found = torch.empty_like(sample)
+        prototype = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        prototype(address)(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
+        if _equal(found, expected) and all(_equal(found[piece], each) for piece, each in alone):
+            return address
+    return 0
+
+
+@cache
+def _sample(dtype: torch.dtype) -> Tensor:
+    """Numbers of every size and sign, dense where functions bend."""
+    even = torch.linspace(-20.0, 20.0, 4097, dtype=dtype, device=CPU)
+    near = torch.linspace(-1.0, 1.0, 4097, dtype=dtype, device=CPU)
+    sizes = torch.logspace(-45, 38, 4097, dtype=torch.float64, device=CPU).to(dtype)
+    return torch.cat([even, near, sizes, -sizes])
+
+
+def _equal(found: Tensor, expected: Tensor) -> bool:
+    return bool(((found == expected) | (found.isnan() & expected.isnan())).all())
+
+
+def _mkl_function(op: str, dtype: torch.dtype) -> int:
+    name = ("vmd" if dtype == torch.float64 else "vms") + OPERATIONS[op].mkl
+    if not OPERATIONS[op].mkl or not hasattr(libtorch(), name):
+        return 0
+    return ctypes.cast(getattr(libtorch(), name), ctypes.c_void_p).value or 0

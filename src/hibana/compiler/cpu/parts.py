@@ -1,0 +1,179 @@
+"""The passes that a walk over time is made of: one step or several, at the edge of time or inside."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from hibana.compiler.cpu.rows import Pass, is_long
+from hibana.compiler.graph.passes import Stores, leaves, substitute
+from hibana.compiler.graph.plan import Plan, evaluated
+from hibana.compiler.graph.step import Step, Value
+from hibana.runtime.kernels import Pointer
+
+__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward", "with_uniform"]
+
+AT_ONCE = 4
+"""Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A row that is another one at each step: where its sequence begins, and how far steps are apart."""
+
+    base: str
+    stride: str
+    bits: bool = False
+
+
+def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
+    """What moves where `once` is stored; steps of outputs are `whole` apart, those of numbers kept `kept`."""
+    moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
+    return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
+
+
+def moving_back(
+    step: Step, plan: Plan, once: Stores, *, constant_input: bool, whole: str, kept: str
+) -> tuple[dict[str, Moving], dict[str, str]]:
+    """The same of a step back, and by name the arguments that sums over time end in."""
+    moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
+    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
+    moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
+    moving |= {name: Moving(f"{name}_all", whole) for name in once if name.startswith("outer")}
+    sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
+    if "x_grad" in once and constant_input:
+        sums["x_grad"] = "grad_input"
+    elif "x_grad" in once:
+        moving["x_grad"] = Moving("grad_input", whole)
+    return moving, sums
+
+
+def with_uniform(once: Stores) -> Stores:
+    """A step back, with ``uniform_grad[0]`` added to what arrives for what was emitted."""
+    arriving = leaves(once).get("emitted_grad")
+    if arriving is None:
+        return once
+    uniform = Value("scalar", data="uniform_grad[0]")
+    return substitute(once, {arriving: Value("add", (arriving, uniform))})
+
+
+def _residual(name: str, boolean: bool, kept: str) -> Moving:
+    return Moving(f"{name}_all", "row_bytes" if boolean else kept, boolean)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The passes that a walk over time is made of: one step or several, at the edge of time or inside.
+
+    The step at time 0 is at the *edge*: the states before it are those that the run begins with, and are read
+    from where they were given; inside they come from what another step left.
+    """
+
+    name: str
+    once: Stores
+    moving: Mapping[str, Moving]
+    left: Mapping[str, str]
+    """For a row that one step leaves to the next, the store that it is."""
+    inner: Stores
+    """For each leaf that is another one at the edge, what it is inside."""
+    number: type[Pointer]
+    calls: frozenset[str]
+    nontemporal: bool
+    earlier: int
+    """How many steps later than a step the one before it in time is done: 1 going back, else -1."""
+
+    @cached_property
+    def before(self) -> Pass | None:
+        """For a long step, a pass for what is another at the edge, where the step is then the same."""
+        if not self.inner or not is_long(self._together(1, edge=False)):
+            return None
+        inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
+        made = Pass(f"{self.name}_before", inner, self.number, self.calls)
+        made.scratch += self.inner
+        return made
+
+    @cached_property
+    def step(self) -> Pass:
+        """One step, inside."""
+        return self._pass("step", 1, edge=self.before is not None)
+
+    @cached_property
+    def steps(self) -> Pass | None:
+        """Several, if nothing of them has to pass through memory."""
+        short = len(self.step.does) == 1 and not self.step.long
+        return self._pass("steps", AT_ONCE, edge=False) if short else None
+
+    @cached_property
+    def edge_step(self) -> Pass | None:
+        """One step at time 0, if that differs."""
+        if self.before is not None:
+            return self.step
+        return self._pass("edge_step", 1, edge=True) if self.inner else None
+
+    @cached_property
+    def edge_steps(self) -> Pass | None:
+        """Several of which one is at time 0."""
+        return self._pass("edge_steps", AT_ONCE, edge=True) if self.inner and self.steps else None
+
+    def all(self) -> list[Pass]:
+        """Those that there are."""
+        parts = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
+        return list(dict.fromkeys(part for part in parts if part))
+
+    def single(self) -> list[Pass]:
+        """Those that do one step."""
+        return list(dict.fromkeys(part for part in (self.before, self.step, self.edge_step) if part))
+
+    def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
+        stores = self._together(count, edge=edge)
+        ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
+        nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
+        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, ahead)
+
+    def _together(self, count: int, *, edge: bool) -> Stores:
+        """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.
+
+        A row that moves is called ``{name}.0`` at the first step done, ``{name}.1`` at the second, and so on.
+        """
+        known: dict[tuple[str, str], Value] = {}
+        together: Stores = {}
+        now: Stores = {}
+        passed: dict[str, Value] = {}
+        at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
+        for i in range(count):
+            standing = self._standing(i, passed, known)
+            inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
+            now = _replaced(self.once, _replaced(inside, {}, standing), standing)
+            together |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
+            passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
+        return together | {name: v for name, v in now.items() if name not in self.moving}
+
+    def _standing(
+        self, ahead: int, passed: Mapping[str, Value], known: dict[tuple[str, str], Value]
+    ) -> Callable[[Value], Value | None]:
+        """What stands for each row in the step done `ahead` steps after the first, by its name there."""
+
+        def standing(value: Value) -> Value | None:
+            if value.op not in ("row", "bits"):
+                return None
+            name = str(value.data)
+            if name in passed:
+                return passed[name]
+            own = name.removesuffix("_earlier")
+            if own in self.moving:
+                name = f"{own}.{ahead if own == name else ahead + self.earlier}"
+            return known.setdefault((value.op, name), Value(value.op, data=name))
+
+        return standing
+
+
+def _replaced(
+    stores: Stores, named: Mapping[str, Value], standing: Callable[[Value], Value | None]
+) -> Stores:
+    """`stores` with each leaf replaced by the one of `named`, or by what `standing` says."""
+    found = {}
+    for value in evaluated(stores.values(), ()):
+        other = named.get(str(value.data)) if value.op in ("row", "bits") else None
+        other = other or standing(value)
+        if other is not None:
+            found[value] = other
+    return substitute(stores, found)

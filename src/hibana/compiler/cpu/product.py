@@ -1,0 +1,281 @@
+"""Products of rows of neurons with a matrix, inside a kernel: per spike where a row is mostly zero.
+
+A matrix ``[inputs, outputs]`` is a *table*: its rows lie one after the other, each padded with zeros to whole
+panels of :data:`PANEL` numbers. ``y = x M`` adds a row of the table per number of ``x`` that is not zero, or,
+where most are not, goes through the whole table for several samples at a time; ``y = g M^T`` at chosen places
+is one dot product with a row of the table each. Sums are in another order than PyTorch's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hibana.compiler.cpu.body import LINE
+from hibana.runtime.kernels import (
+    INT,
+    LONG,
+    Bytes,
+    Code,
+    Function,
+    Ints,
+    Kind,
+    Longs,
+    Pointer,
+    Value,
+    Variable,
+    compresses,
+    function,
+)
+
+__all__ = ["PANEL", "padded", "product", "product_at", "table_step"]
+
+PANEL = 64
+"""Numbers of a row of a table that are summed in registers at a time."""
+
+DENSE_FROM = 4
+"""A row's list of numbers is added one by one if it is shorter than this part of it: a quarter."""
+
+TOGETHER = 4
+"""Samples that a dense product goes through the table for at once."""
+
+WIDE = 2
+"""Panels that are summed at once where numbers are added one by one."""
+
+
+def table_step(count: int, size: int) -> int:
+    """Numbers of `size` bytes from one row of a table to the next, for rows of `count`.
+
+    A line of a cache more than the row, or rows would lie a page apart and share few places of a cache.
+    """
+    return padded(count) + LINE // size
+
+
+def padded(count: int) -> int:
+    """`count` numbers to whole panels."""
+    return -(-count // PANEL) * PANEL
+
+
+def product(number: type[Pointer]) -> Function:
+    """For each sample, ``y = x M``.
+
+    ``x_step`` and ``y_step`` are numbers between samples; `y` has whole panels, `places`, `values` and
+    `counts` are memory of its own, for the lists of all samples, the first two with a line to spare.
+    """
+    kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
+    return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
+
+
+def product_at(number: type[Pointer]) -> Function:
+    """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere.
+
+    The table is that of M; ``g`` has whole panels that end in zeros; `indices` are memory of its own, with a
+    line to spare.
+    """
+    kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
+    kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
+    return function("product_at", _product_at, {**kinds, **_SIZES, "indices": Longs})
+
+
+_SIZES = dict.fromkeys(("y_step", "samples", "inputs", "outputs"), LONG)
+
+
+@dataclass
+class _Product:
+    """A product that is being written."""
+
+    code: Code
+    x: Pointer
+    x_step: Value
+    table: Pointer
+    y: Pointer
+    y_step: Value
+    samples: Value
+    inputs: Value
+    outputs: Value
+    places: Ints
+    values: Pointer
+    counts: Longs
+
+    def __post_init__(self) -> None:
+        self.lanes = LINE // self.x.element.size
+        self.table_step = _bytes_of_a_row(self.table, self.outputs)
+
+    def sums(self, panels: int) -> list[Variable]:
+        """Registers for so many panels of sums, each zero."""
+        zeros = self.code.constant(0, self.x.element.of(self.lanes))
+        return [self.code.variable(zeros) for _ in range(panels * PANEL // self.lanes)]
+
+    def row(self, place: Pointer, vectors: int) -> list[Value]:
+        """So many vectors of a row of the table."""
+        return [(place + self.lanes * i).load(self.lanes) for i in range(vectors)]
+
+    def write(self, sums: Sequence[Variable], sample: Value, panel: Value) -> None:
+        """Has what was summed be the panel of a sample's result."""
+        y = self.y + (sample * self.y_step + panel)
+        for i, one in enumerate(sums):
+            (y + self.lanes * i).store(one.value)
+
+
+def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Value]) -> None:
+    """``sums += factor * vectors``, each rounded once."""
+    for one, vector in zip(sums, vectors, strict=True):
+        one.value = factor.fma(vector, one.value)
+
+
+def _product(code: Code, **given: Pointer | Value) -> None:
+    p = _Product(code, **given)  # type: ignore[arg-type] # by name, as `product` has them
+    number = type(p.x)
+    kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
+    listed = function("listed", _listed_at_once if compresses() else _listed, kinds)
+    total = code.variable(0)
+    with code.loop(0, p.samples) as s:
+        at = s * p.inputs
+        n = listed(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
+        p.counts[s] = n
+        total.value += n
+    few = total.value * DENSE_FROM < p.samples * p.inputs
+    with code.when(few):
+        wide = p.outputs & -WIDE * PANEL
+        _by_list(p, WIDE, 0, wide)
+        _by_list(p, 1, wide, p.outputs)
+    with code.when(~few), code.loop(0, p.outputs, PANEL) as panel:
+        whole = p.samples & -TOGETHER
+        _through(p, panel, TOGETHER, 0, whole)
+        _through(p, panel, 1, whole, p.samples)
+
+
+def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
+    """The numbers of `x` that are not zero, and their places in it; it returns how many there are."""
+    n = code.variable(0)
+    for at, there in code.vectors(inputs, LINE // x.element.size):
+        some = (x + at).load(LINE // x.element.size, there).differs(0)
+        with code.each_bit(some.word()) as bit:
+            place = at + bit.to(LONG)
+            values[n.value] = x[place]
+            places[n.value] = place.to(INT)
+            n.value += 1
+    return n.value
+
+
+def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
+    """The same by the instruction that puts elements together; it writes up to a line beyond the lists."""
+    n, lanes = code.variable(0), LINE // x.element.size
+    here = code.counted(INT.of(lanes))
+    for at, there in code.vectors(inputs, lanes):
+        vector = (x + at).load(lanes, there)
+        some = vector.differs(0)
+        (values + n.value).store(vector.compressed(some))
+        (places + n.value).store((at.to(INT).spread(lanes) + here).compressed(some))
+        n.value += some.word().ones().to(LONG)
+    return n.value
+
+
+def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
+    """The panels from `first` to `last` by lists, so many at once."""
+    code = p.code
+    with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
+        at, table, sums = s * p.inputs, p.table + panel, p.sums(panels)
+        places, values = p.places + at, p.values + at
+        with code.loop(0, p.counts[s]) as e:
+            row = p.row(table.bytes(places[e].to(LONG) * p.table_step), len(sums))
+            _add_products(sums, values[e].spread(p.lanes), row)
+        p.write(sums, s, panel)
+
+
+def _through(p: _Product, panel: Value, together: int, first: Value | int, last: Value) -> None:
+    """A panel for samples `first` to `last`, so many together."""
+    code, table = p.code, p.table + panel
+    with code.loop(first, last, together) as s:
+        samples = [s + i for i in range(together)]
+        xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(1) for _ in samples]
+        with code.loop(0, p.inputs) as k:
+            row = p.row(table.bytes(k * p.table_step), len(sums[0]))
+            for x, each in zip(xs, sums, strict=True):
+                _add_products(each, x[k].spread(p.lanes), row)
+        for sample, each in zip(samples, sums, strict=True):
+            p.write(each, sample, panel)
+
+
+NEAR = 384 << 10
+"""Bytes of a table that several samples read one after another: a part of a second-level cache."""
+
+AT_ONCE = 8
+"""Dot products that are computed together, sharing what they read of the gradient."""
+
+
+def _product_at(
+    code: Code,
+    g: Pointer,
+    g_step: Value,
+    table: Pointer,
+    bits: Bytes,
+    bits_step: Value,
+    y: Pointer,
+    y_step: Value,
+    samples: Value,
+    inputs: Value,
+    outputs: Value,
+    indices: Longs,
+) -> None:
+    kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
+    bits_listed = function("bits_listed", _bits_listed_at_once if compresses() else _bits_listed, kinds)
+    row = _bytes_of_a_row(table, outputs)
+    tile = ((code.constant(NEAR) // row) & -64).larger(64)
+    with code.loop(0, (inputs + tile) // tile) as i, code.loop(0, samples) as s:
+        begun = i * tile
+        here = (inputs - begun).smaller(tile)
+        rows, out, given = table.bytes(begun * row), y + (s * y_step + begun), g + s * g_step
+        out.clear(here)
+        n = bits_listed(code, bits + (s * bits_step + (begun >> 3)), here, indices)
+        whole = n & -AT_ONCE
+        _dots(code, out, rows, row, given, outputs, indices, AT_ONCE, 0, whole)
+        _dots(code, out, rows, row, given, outputs, indices, 1, whole, n)
+
+
+def _dots(
+    code: Code,
+    out: Pointer,
+    rows: Pointer,
+    row: Value,
+    given: Pointer,
+    outputs: Value,
+    indices: Longs,
+    together: int,
+    first: Value | int,
+    last: Value,
+) -> None:
+    """The dot products of what is `given` with the rows of `indices`, so many together."""
+    lanes = LINE // given.element.size
+    zeros = code.constant(0, given.element.of(lanes))
+    with code.loop(first, last, together) as e:
+        chosen = [indices[e + k] for k in range(together)]
+        places = [rows.bytes(index * row) for index in chosen]
+        sums = [code.variable(zeros) for _ in chosen]
+        with code.loop(0, outputs, lanes) as j:
+            vectors = [(place + j).load(lanes) for place in places]
+            _add_products(sums, (given + j).load(lanes), vectors)
+        for index, one in zip(chosen, sums, strict=True):
+            out[index] = one.value.total()
+
+
+def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
+    """Which of the first `inputs` bits are set; it returns how many."""
+    n = code.variable(0)
+    with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
+        indices[n.value] = i + bit.to(LONG)
+        n.value += 1
+    return n.value
+
+
+def _bits_listed_at_once(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
+    """The same by the instruction that puts elements together; it writes up to a line beyond the list."""
+    n, here = code.variable(0), code.counted(LONG.of(8))
+    with code.loop(0, inputs, 8) as i:
+        octet = bits[i >> 3]
+        (indices + n.value).store((i.spread(8) + here).compressed(octet.mask(8)))
+        n.value += octet.ones().to(LONG)
+    return n.value
+
+
+def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:
+    """As :func:`table_step`, in bytes, of a table whose `outputs` are padded."""
+    return outputs * table.element.size + LINE

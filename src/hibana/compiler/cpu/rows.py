@@ -1,0 +1,203 @@
+"""The functions of a CPU kernel that work on one row of neurons: one step, or several at once.
+
+A pass (``graph.passes``) becomes a function of rows. Where it calls a library's vector function, it
+is cut there, and a row of numbers goes from one part to the next; where it calls none, several steps are made
+one function, and what a step leaves to the next stays in registers.
+"""
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
+
+from hibana.compiler.cpu.body import row_function
+from hibana.compiler.graph.ops import CALLS, OPERATIONS, Written
+from hibana.compiler.graph.passes import Stores, leaves, substitute
+from hibana.compiler.graph.plan import evaluated
+from hibana.compiler.graph.step import Value
+from hibana.runtime.kernels import Function, Pointer
+
+__all__ = ["Call", "Pass", "is_long", "kernel_says"]
+
+LONG = 256
+"""Values from which on a pass is written so that it compiles soon: what one part computed, the next reads,
+and whole blocks of neurons are done by the code for a part of one."""
+
+FEW_RECOMPUTED = 4
+"""Values that a part of a long pass recomputes rather than reads."""
+
+
+@dataclass(eq=False)
+class Pass:
+    """The functions that do a pass over one row, and the calls by which the kernel does it."""
+
+    name: str
+    stores: Stores
+    number: type[Pointer]
+    calls: frozenset[str]
+    """Operations whose vector functions the kernel is given; the C library stands in for the others."""
+    nontemporal: frozenset[str] = frozenset()
+    """The rows that are written by non-temporal stores."""
+    ahead: frozenset[str] = frozenset()
+    """The rows that come from memory, and of which what follows is asked for."""
+    functions: int = 0
+    """How many there are."""
+    does: list["Call"] = field(default_factory=list)
+    """What to call, in this order."""
+    scratch: list[str] = field(default_factory=list)
+    """Rows of the pass's own, of numbers."""
+    products: list[str] = field(default_factory=list)
+    """Rows of the pass's own that products are written to."""
+    called: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.leaves = leaves(self.stores)
+        stores = _spelled_out(self.stores, self.calls)
+        self.long = is_long(stores)
+        while ready := _ready(stores):
+            operands = [(value, operand) for value in ready for operand in _operands(value)]
+            names = self._rows(stores, len(operands))
+            given = dict(zip(names, operands, strict=True))
+            calls: dict[Value, list[str]] = {}
+            for name, (value, _) in given.items():
+                calls.setdefault(value, []).append(name)
+            arguments = {name: operand for name, (value, operand) in given.items() if not _is_read(value)}
+            handed = _handed_over(stores, arguments.values()) if self.long else []
+            more = dict(zip(self._rows(stores, len(handed), names), handed, strict=True))
+            self._function(arguments | more)
+            results = {v: Value("row", data=self._call(rows, v)) for v, rows in calls.items()}
+            results |= {v: Value("bits" if v.boolean else "row", data=name) for name, v in more.items()}
+            stores = substitute(stores, results)
+        if stores:
+            self._function(stores)
+
+    def _rows(self, stores: Stores, count: int, taken: Container[str] = ()) -> list[str]:
+        """Names of `count` rows of the pass's own: those that `stores` don't need, then new ones."""
+        needed = leaves(stores) if self.long else self.scratch
+        found = [name for name in self.scratch if name not in needed and name not in taken][:count]
+        first = len(self.scratch)
+        new = [f"{self.name}.{first + i}" for i in range(count - len(found))]
+        self.scratch += new
+        return found + new
+
+    def _call(self, rows: list[str], value: Value) -> str:
+        """Adds the call that computes `value` from `rows`, and returns the result's row."""
+        name = rows[0]
+        if value.op != "product":
+            self.called.add(value.op)
+            self.does.append(Call(value.op, rows))
+            return name
+        result = f"{name}.product{len(self.does)}"
+        self.products.append(result)
+        given = str(value.args[0].data) if _is_read(value) else name
+        where = [str(gate.data) for gate in value.args[1:]]
+        self.does.append(Call("product", [given, *where, result], matrix=int(value.data)))
+        return result
+
+    def _function(self, stores: Stores) -> None:
+        if not stores:
+            return
+        made = row_function(
+            f"{self.name}{self.functions or ''}",
+            stores,
+            self.number,
+            short=self.long,
+            nontemporal=self.nontemporal,
+            ahead=self.ahead,
+        )
+        self.functions += 1
+        self.does.append(Call(*made))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is done to rows: a function of the pass's own, the name of a vector function, or ``product``."""
+
+    function: Function | str
+    rows: list[str]
+    """A product's are its operand, the bits of where it matters if it doesn't everywhere, and its result."""
+    scalars: list[str] = field(default_factory=list)
+    matrix: int = 0
+
+
+def is_long(stores: Stores) -> bool:
+    """Whether `stores` take :data:`LONG` values or more."""
+    return len(evaluated(stores.values(), ())) >= LONG
+
+
+def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
+    """What of the values behind `roots` is to be left for the rest of `stores`, which uses it as well."""
+    here = [value for value in evaluated(roots, ()) if value.args]
+    inside = set(here)
+    everything = evaluated(stores.values(), ())
+    wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
+    recomputed: dict[Value, int] = {}
+    """How many values are recomputed where this one is."""
+    handed = []
+    for value in here:
+        recomputed[value] = 1 + sum(recomputed.get(argument, 0) for argument in value.args)
+        if value in wanted and recomputed[value] >= FEW_RECOMPUTED:
+            handed.append(value)
+            recomputed[value] = 0
+    return handed
+
+
+def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
+    """`stores` in operations that LLVM or a vector function knows, and that wait least for what was compared.
+
+    What no function of `calls` computes is written out, as its row of the table says. A factor that is a
+    truth value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the
+    last bit, and that product waits for nothing.
+    """
+    new: dict[Value, Value] = {}
+    zero = Value("number")
+    for value in evaluated(stores.values(), ()):
+        args = tuple(new[a] for a in value.args)
+        if value.op not in calls and (row := OPERATIONS.get(value.op)) and row.written:
+            new[value] = _written(row.written, args)
+        elif value.op == "sub" and args[0].is_number(1) and args[1].op == "to_float":
+            new[value] = Value("to_float", (Value("not", args[1].args),))
+        elif value.op == "mul" and any(a.op == "to_float" for a in args):
+            gate, other = args if args[0].op == "to_float" else args[::-1]
+            new[value] = Value("where", (gate.args[0], other, Value("mul", (other, zero))))
+        else:
+            new[value] = replace(value, args=args) if args else value
+    return {name: new[value] for name, value in stores.items()}
+
+
+def _written(how: Written, args: tuple[Value, ...]) -> Value:
+    """What a row of the table has as `how` it is written, of `args`."""
+    if isinstance(how, tuple):
+        return Value(how[0], tuple(_written(part, args) for part in how[1:]))
+    return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
+
+
+def kernel_says(op: str) -> bool:
+    """Whether a kernel computes `op` with no function given: it is written out, or the C library does."""
+    row = OPERATIONS[op]
+    return bool(row.written or (row.libm and row.arity == 1))
+
+
+def _operands(value: Value) -> tuple[Value, ...]:
+    """What a function or a product takes as rows; the rest of a product's arguments are bits."""
+    return value.args[:1] if value.op == "product" else value.args
+
+
+_CUTS = CALLS | {"product"}
+"""What is computed a whole row at a time."""
+
+
+def _ready(stores: Stores) -> list[Value]:
+    """Vector calls and products in `stores` whose argument needs no other."""
+    behind: set[Value] = set()
+    found: list[Value] = []
+    for value in evaluated(stores.values(), ()):
+        if any(argument in behind for argument in value.args):
+            behind.add(value)
+        elif value.op in _CUTS:
+            found.append(value)
+            behind.add(value)
+    return found
+
+
+def _is_read(value: Value) -> bool:
+    """Whether a product's operand is a row that need not be written first."""
+    return value.op == "product" and len(value.args) == 1 and value.args[0].op == "row"

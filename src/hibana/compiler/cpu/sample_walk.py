@@ -1,0 +1,249 @@
+"""The schedule over samples: for steps that multiply by matrices, where a sample's neurons need one another.
+
+Samples are independent of one another. A thread takes some of them at a time and runs all T steps over them;
+their states, and the lists of their spikes, stay near. A step is cut at its products: what is pointwise goes
+sample by sample through the same functions of rows as elsewhere (:mod:`hibana.compiler.cpu.rows`), a product
+takes all the samples at hand at once (:mod:`hibana.compiler.cpu.product`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+from hibana.compiler.cpu.body import LINE
+from hibana.compiler.cpu.parts import Moving, Parts
+from hibana.compiler.cpu.product import product, product_at
+from hibana.compiler.cpu.rows import Call, Pass
+from hibana.compiler.cpu.schedule import Schedule, Source
+from hibana.compiler.graph.step import Step
+from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
+
+__all__ = ["SampleWalk"]
+
+_SIZES = ("steps", "samples", "neurons", "padded", "together", "blocks", "blocks_each", "workspace_bytes")
+_STRIDES = ("input_step", "grad_outputs_step", "row_bytes", "sample_bytes", "wants_first")
+
+
+class SampleWalk(Schedule):
+    """A kernel over samples as it is written."""
+
+    sample: Value
+    """The first of the samples at hand."""
+    count: Value
+    """How many they are."""
+    zeros: Pointer
+    """A row of them."""
+
+    def __init__(
+        self,
+        name: str,
+        step: Step,
+        parts: Parts,
+        calls: frozenset[str],
+        carried: Sequence[str],
+        edge: Mapping[str, str],
+    ) -> None:
+        super().__init__(name, parts.number, parts.single(), calls)
+        self.step = step
+        self.parts = parts
+        self.edge = edge
+        """For a leaf that is another one at time 0: the argument that is it there."""
+        self.begun: Mapping[str, str] = {}
+        """For a row that a step leaves to the next, the argument that it begins with; else it begins as 0."""
+        self.ends: Mapping[str, str] = {}
+        """And the argument that it ends in."""
+        scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
+        self.own = list(dict.fromkeys([*carried, *scratch]))
+        self.carried = carried
+        self.by_matrix, self.by_rows = product(parts.number), product_at(parts.number)
+        self.rows: dict[str, Pointer] = {}
+        """Where the own rows of the samples at hand begin."""
+
+    def made(self) -> Source:
+        """The kernel and its functions, as a module."""
+        code = self.code
+        moving = self.parts.moving.values()
+        bits = [row.base for row in moving if row.bits]
+        self.take(self._arguments(), (*_SIZES, *_STRIDES), ["workspace", *bits])
+        size = self.size
+        size["step"] = size["samples"] * size["neurons"]
+        with code.loop(self.begin, self.end) as piece:
+            self._workspace(piece)
+            first = piece * size["blocks_each"]
+            last = (first + size["blocks_each"]).smaller(size["blocks"])
+            with code.loop(first, last) as block:
+                self.sample = block * size["together"]
+                self.count = size["together"].smaller(size["samples"] - self.sample)
+                self._begin()
+                self._steps()
+                self._end()
+        return self.source(len(self.own))
+
+    def _arguments(self) -> list[str]:
+        moving = [row.base for row in self.parts.moving.values()]
+        tables = sorted({_table(call) for p in self.passes for call in p.does if call.function == "product"})
+        parameters = [i for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
+        return [
+            *_SIZES,
+            *_STRIDES,
+            "workspace",
+            *dict.fromkeys([*moving, *self.edge.values(), *self.begun.values(), *self.ends.values()]),
+            *(f"p{i}_at" for i in parameters),
+            *(["uniform_grad_at"] if "uniform_grad[0]" in self.leaves else []),
+            "constants",
+            *tables,
+        ]
+
+    def _workspace(self, piece: Value) -> None:
+        """A thread's own memory: rows, a row of zeros, lists, and bits that are all one or zero."""
+        size = self.size
+        at = self.at["workspace"] + piece * size["workspace_bytes"]
+        at.clear(size["workspace_bytes"])
+        padded, together = size["padded"], size["together"]
+        numbers, octets = together * padded, padded >> 3
+
+        def taken(kind: type[Pointer], count: Value) -> Any:
+            nonlocal at
+            found = at.of(kind)
+            at = found + count
+            return found
+
+        self.rows = {name: taken(self.number, numbers) for name in self.own}
+        self.zeros = taken(self.number, padded)
+        self.all_bits, self.no_bits = taken(Bytes, octets), taken(Bytes, octets)
+        lists = (self.number, numbers), (Ints, numbers), (Longs, padded)
+        self.values, self.places, self.indices = [taken(k, n + LINE // k.element.size) for k, n in lists]
+        self.counts = taken(Longs, together)
+        self.all_bits.clear(octets, 0xFF)
+
+    @contextmanager
+    def _each_sample(self) -> Iterator[tuple[Value, Value]]:
+        """What is written meanwhile is done for each sample at hand: its number here, and in the batch."""
+        with self.code.loop(0, self.count) as s:
+            yield s, self.sample + s
+
+    def _begin(self) -> None:
+        """Has what a step leaves to the next begin as it was given, or at zero."""
+        with self._each_sample() as (s, sample):
+            for name in self.carried:
+                begun = self._given(self.begun[name], sample) if name in self.begun else self.zeros
+                self._own_row(name, s).copy(begun, self.size["neurons"])
+
+    def _end(self) -> None:
+        """Copies what was left to where it is wanted."""
+        for name, argument in self.ends.items():
+            wanted = self.at[argument]
+            with self.code.when(wanted.given()), self._each_sample() as (s, sample):
+                (wanted + self._first_of(sample)).copy(self._own_row(name, s), self.size["neurons"])
+
+    def _steps(self) -> None:
+        code, parts, steps = self.code, self.parts, self.size["steps"]
+        zero, edge = code.constant(0), parts.edge_step
+        if self.name == "forward":
+            if edge is not None:
+                self._do(edge, zero, edge=True)
+            with code.loop(0 if edge is None else 1, steps) as t:
+                self._inside(t)
+            return
+        with code.loop(0, steps if edge is None else steps - 1) as done:
+            self._inside(steps - 1 - done)
+        if edge is not None:
+            self._do(edge, zero, edge=True)
+
+    def _inside(self, t: Value) -> None:
+        if self.parts.before is not None:
+            self._do(self.parts.before, t, edge=False)
+        self._do(self.parts.step, t, edge=False)
+
+    def _do(self, pass_: Pass, t: Value, *, edge: bool) -> None:
+        """The calls of a pass at step `t`: sample by sample, and products for all samples at once."""
+        for products, calls in groupby(pass_.does, key=lambda call: call.function == "product"):
+            if products:
+                for call in calls:
+                    self._product(call, t, edge=edge)
+                continue
+            with self._each_sample() as (s, sample):
+                rows: dict[str, Pointer] = {}
+                for call in calls:
+                    for name in call.rows:
+                        if name not in rows:
+                            rows[name] = self._row(name, t, s, sample, edge=edge)
+                    given = [rows[name] for name in call.rows]
+                    self.call(call, given, self.size["neurons"], self.code.constant(0))
+
+    def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
+        """The address of a sample's row, wherever rows of that name are."""
+        moving = self._moving(name)
+        if moving is not None:
+            row, when = moving
+            return self._at_step(row, t, when) + sample * self._sample_step(row)
+        if edge and name in self.edge:
+            return self._given(self.edge[name], sample)
+        if name in self.own:
+            return self._own_row(name, s)
+        return self.at[f"{name}_at"] + self._first_of(sample)
+
+    def _product(self, call: Call, t: Value, *, edge: bool) -> None:
+        code, size = self.code, self.size
+        operand, *where, result = call.rows
+        x, x_step = self._block(operand, t, edge=edge)
+        table, y = self.at[_table(call)], self.rows[result]
+        sizes = size["padded"], self.count, size["neurons"], size["padded"]
+        if not where:
+            lists = self.places, self.values, self.counts
+            self.by_matrix.do(code, x, x_step, table, y, *sizes, *lists)
+            return
+        bits, bits_step = self._bits(where[0], t, edge=edge)
+        self.by_rows.do(code, x, x_step, table, bits, bits_step, y, *sizes, self.indices)
+
+    def _block(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
+        """Where the rows `name` of the samples at hand begin, and how far they are apart."""
+        moving = self._moving(name)
+        if moving is not None:
+            row, when = moving
+            apart = self._sample_step(row)
+            return self._at_step(row, t, when) + self.sample * apart, apart
+        if edge and name in self.edge:
+            there = self.at[self.edge[name]].given()
+            return self._given(self.edge[name], self.sample), there.select(self.size["neurons"], 0)
+        return self.rows[name], self.size["padded"]
+
+    def _bits(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
+        """The same of rows of bits: where a product matters."""
+        if self._moving(name) is not None:
+            return self._block(name, t, edge=edge)
+        if not edge:
+            return self.rows[name].of(Bytes), self.size["padded"] * self.number.element.size
+        # the step before time 0: it matters where the state begun with gets a gradient
+        wanted = self.size["wants_first"].differs(0)
+        return self.no_bits.instead(wanted, self.all_bits), self.code.constant(0)
+
+    def _moving(self, name: str) -> tuple[Moving, int] | None:
+        """The sequence that the row `name` is of, and how many steps from the one at hand."""
+        own, _, ahead = name.rpartition(".")
+        return (self.parts.moving[own], int(ahead)) if own in self.parts.moving else None
+
+    def _at_step(self, row: Moving, t: Value, ahead: int) -> Pointer:
+        step = t if not ahead else t + ahead if self.name == "forward" else t - ahead
+        return self.at[row.base] + step * self.size[row.stride]
+
+    def _sample_step(self, row: Moving) -> Value:
+        """How far apart are samples in what moves."""
+        return self.size["sample_bytes" if row.bits else "neurons"]
+
+    def _given(self, argument: str, sample: Value) -> Pointer:
+        """A sample's row of an argument, or of zeros if that is null."""
+        base = self.at[argument]
+        return self.zeros.instead(base.given(), base + self._first_of(sample))
+
+    def _own_row(self, name: str, s: Value) -> Pointer:
+        return self.rows[name] + s * self.size["padded"]
+
+    def _first_of(self, sample: Value) -> Value:
+        return sample * self.size["neurons"]
+
+
+def _table(call: Call) -> str:
+    """Which table a product reads: that of the matrix transposed, if dot products do it."""
+    return f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at"

@@ -1,0 +1,127 @@
+"""A kernel as it is written: what it is given, by name, and the functions of rows that it calls."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hibana.compiler.cpu.rows import Call, Pass
+from hibana.compiler.graph.ops import row_of
+from hibana.runtime.kernels import (
+    FLOAT,
+    INT,
+    LONG,
+    Bytes,
+    Code,
+    Function,
+    Kind,
+    Pointer,
+    Type,
+    Value,
+    declared,
+    function,
+    source,
+)
+
+__all__ = ["ACCURATE", "BACKWARD", "FORWARD", "Schedule", "Source", "libm_function", "own"]
+
+FORWARD = ("input", "input_step", "outputs")
+"""What a forward over rows is given at each launch, whatever the step."""
+BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")
+"""And a backward."""
+
+ACCURATE = 0x2 | 0x100 | 0x140000
+"""What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kernel's source, and what it declares."""
+
+    text: str
+    arguments: tuple[str, ...]
+    """Their names."""
+    calls: Mapping[str, str]
+    """Of the arguments that are addresses of functions: the operation that each computes."""
+    rows: int
+    """Rows of the kernel's own."""
+    row: int = 0
+    """Neurons in a row at most, if they are done in rows."""
+
+
+class Schedule:
+    """A kernel as it is written; its name, the passes that it does, and the functions that it is given."""
+
+    def __init__(
+        self, name: str, number: type[Pointer], passes: Sequence[Pass], calls: frozenset[str]
+    ) -> None:
+        self.name = name
+        self.number = number
+        self.passes = passes
+        self.calls = calls
+        self.leaves = {name for pass_ in passes for name in pass_.leaves}
+        """What the passes read."""
+        called = sorted({op for pass_ in passes for op in pass_.called} & calls)
+        self.functions = {f"{op}_at": op for op in called}
+        """Arguments that are addresses of functions, and the operations that these compute."""
+        self.code = Code()
+        self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
+        self.arguments: tuple[str, ...] = ()
+        """Their names."""
+        self.at: dict[str, Pointer] = {}
+        """Those that are addresses,"""
+        self.size: dict[str, Value] = {}
+        """and those that are numbers."""
+        self.scalars: dict[str, Value] = {}
+
+    def take(self, names: Iterable[str], numbers: Iterable[str], bits: Iterable[str]) -> None:
+        """Reads the arguments called `names`, of which some are `numbers` and some sequences of `bits`."""
+        self.arguments = (*names, *self.functions)
+        kinds: dict[str, Kind] = dict.fromkeys(self.arguments, self.number)
+        special: dict[str, Kind] = {**dict.fromkeys(numbers, LONG), **dict.fromkeys(bits, Bytes)}
+        kinds |= dict.fromkeys(self.functions, Pointer) | {n: k for n, k in special.items() if n in kinds}
+        for name, value in self.code.arguments(kinds).items():
+            (self.size if isinstance(value, Value) else self.at)[name] = value
+        for name in dict.fromkeys(n for p in self.passes for call in p.does for n in call.scalars):
+            array, _, index = name.rstrip("]").partition("[")
+            self.scalars[name] = self.at["constants" if array == "c" else f"{array}_at"][int(index)]
+
+    def call(self, call: Call, rows: Sequence[Pointer], neurons: Value, in_reverse: Value) -> None:
+        """Calls a function of rows, the vector function of an operation or one of a pass."""
+        code = self.code
+        if isinstance(call.function, Function):
+            kinds = call.function.kinds[: len(rows)]
+            given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
+            call.function.do(code, *given, *(self.scalars[s] for s in call.scalars), neurons, in_reverse)
+            return
+        takes: list[Kind] = [INT, *[self.number] * (len(rows) + 1), LONG]
+        if call.function in self.calls:
+            called = Function.at(self.at[f"{call.function}_at"], *takes)
+        else:
+            called = _libm_row(call.function, self.number)
+        called.do(code, neurons.to(INT), *rows, rows[0], code.constant(ACCURATE))
+
+    def source(self, rows: int, row: int = 0) -> Source:
+        """The kernel and its functions, as a module."""
+        text = self.code.text(f"define void @{self.name}(i64 %begin, i64 %end, ptr %args)")
+        return Source(source([*self.code.texts, text]), self.arguments, self.functions, rows, row)
+
+
+def libm_function(op: str, number: Type) -> Function:
+    """The C library's function of a number for `op`."""
+    row = row_of(op, "libm")
+    return declared(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
+
+
+def _libm_row(op: str, kind: type[Pointer]) -> Function:
+    """A function that applies the C library's `op` to a row: what stands in for a vector function."""
+    one = libm_function(op, kind.element)
+
+    def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
+        with code.loop(0, count.signed_to(LONG)) as j:
+            target[j] = one(code, source[j])
+
+    return function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})
+
+
+def own(name: str) -> str:
+    """The kernel's own row for what is called `name`."""
+    return f"{name}.own"

@@ -1,0 +1,125 @@
+"""The source of the kernels over rows: a step's passes, forward and backward, in the walk around them."""
+
+from hibana.compiler.cpu.body import NUMBERS
+from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_uniform
+from hibana.compiler.cpu.row_walk import SIZES, RowWalk
+from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
+from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.graph.step import Step, Value
+
+__all__ = ["backward_source", "forward_source"]
+
+
+def forward_source(
+    step: Step,
+    plan: Plan | None,
+    real: str,
+    calls: frozenset[str],
+    *,
+    emits: bool = True,
+    nontemporal: bool = False,
+) -> Source:
+    """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None).
+
+    Args:
+        step: the step.
+        plan: what its backward wants kept.
+        real: the dtype of all numbers.
+        calls: the operations computed by vector functions.
+        emits: whether what the step emits is written; only spikes can be left out.
+        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+    """
+    once = forward_pass(step, plan)
+    *carried, emitted = step.states
+    moving = moving_forward(step, once, whole="neurons", kept="residual_step")
+    left = {**{name: name for name in carried}, "emitted_before": emitted}
+    inner: Stores = {}
+    if "emitted_before" in leaves(once):
+        inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
+        if once[emitted].op == "to_float":  # a bit is less to read again than a number
+            once["fired"] = once[emitted].args[0]
+            inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
+    if not emits:
+        del once[emitted], moving[emitted]
+        left["fired"] = "fired"
+    parts = Parts(
+        "forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal=nontemporal, earlier=-1
+    )
+    walk = RowWalk("forward", NUMBERS[real], parts.all(), calls, moving, forwards=True)
+    walk.read(
+        step,
+        [*map(own, carried), *(["fired"] if "fired" in once else [])],
+        SIZES,
+        FORWARD,
+        [f"{name}_first" for name in step.states],
+        [f"{name}_last" for name in carried],
+        plan.names if plan else (),
+    )
+    with walk.each_row():
+        for name in carried:
+            walk.carried(name, f"{name}_last", f"{name}_first")
+        walk.parameters(step)
+        walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first")})
+    return walk.made()
+
+
+def backward_source(
+    step: Step,
+    plan: Plan,
+    real: str,
+    calls: frozenset[str],
+    *,
+    wants_input: bool,
+    constant_input: bool,
+    nontemporal: bool = False,
+    folded: bool = False,
+) -> Source:
+    """The kernel that runs the gradient of `step` back over time.
+
+    Args:
+        step: the step.
+        plan: what its forward kept.
+        real: the dtype of all numbers.
+        calls: the operations computed by vector functions.
+        wants_input: whether the gradient of the input is asked for.
+        constant_input: whether that gradient is a sum over time.
+        folded: whether sums over time are of a few neurons each, which follow one another in a row.
+        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+    """
+    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
+    before = before_pass(step, plan)
+    *carried, emitted = step.states
+    moving, sums = moving_back(
+        step, plan, once, constant_input=constant_input, whole="neurons", kept="residual_step"
+    )
+    carried_rows = [*(f"{name}_grad" for name in step.states), *sums]
+    left = dict(zip(carried_rows, carried_rows, strict=True))
+    parts = Parts(
+        "backward", once, moving, left, before, NUMBERS[real], calls, nontemporal=nontemporal, earlier=1
+    )
+    walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
+    folds = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
+    walk.read(
+        step,
+        map(own, carried_rows),
+        [*SIZES, *folds.values()],
+        BACKWARD,
+        [f"{name}_first" for name in step.states],
+        [f"{name}_last_grad" for name in carried],
+        [f"{name}_first_grad" for name in step.states],
+        plan.names,
+        [f"sum{i}_all" for i in range(len(step.grad_sums))],
+    )
+    with walk.each_row():
+        for name in carried:
+            walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
+        walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
+        for name, base in sums.items():
+            walk.carried(name, "" if name in folds else base)
+        walk.parameters(step)
+        begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
+        walk.steps(parts, begun)
+        for name, fold in folds.items():
+            walk.fold(name, sums[name], fold)
+    return walk.made()

@@ -1,0 +1,193 @@
+"""The report on one cell, which :func:`hibana.explain` makes of each that it finds."""
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+
+from hibana.cells import Cell
+from hibana.compiler import programs
+from hibana.compiler.backend import refusal
+from hibana.compiler.first_call import NO_DERIVATIVE
+from hibana.compiler.graph.emit import Dialect, statements
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
+from hibana.compiler.graph.plan import Plan, cost_in_bits, passes_gradient
+from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.reference import carried
+from hibana.compiler.tensors import computed_once, is_computed, tensors_of
+
+__all__ = ["REFERENCE", "Report", "explain_cell"]
+
+REFERENCE = "backend    reference loop, because "
+
+MATHEMATICS = Dialect(
+    "mathematics",
+    {**{name: row.said for name, row in OPERATIONS.items()}, "product": "({0} @ {matrix})"},
+    number="{0}",
+)
+
+
+class Report(NamedTuple):
+    """What is said of a layer: in a line of a table, and by itself."""
+
+    runs: str
+    """What computes it, and why."""
+    text: str
+    """All that is said of it, but the code."""
+    source: str = ""
+    """The code that was generated."""
+    keeps: str = ""
+    """Bits for the backward."""
+    gradient: str = ""
+    """Where the gradient of what it emits matters."""
+
+
+def explain_cell(
+    cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu"
+) -> Report:
+    """The report on `cell` over steps of `shape`."""
+    name = type(cell).__name__
+    dtype = carried(dtype)  # what kernels compute in
+    if is_computed(cell):
+        cell = computed_once(copy.deepcopy(cell))  # which may iterate
+    if shape is None:
+        shape = _fitting(cell)
+    unserved = f"{name}\n{REFERENCE}"
+    if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
+        return Report(f"reference loop, because {reason}", f"{unserved}{reason}\n")
+    try:
+        made = programs.program(cell, backend, torch.Size(shape), dtype)
+    except Unsupported as refused:
+        return Report(f"reference loop, because {refused}", f"{unserved}{refused}\n")
+    step, plan = made.step, made.plan
+    bits = plan.bits(torch.finfo(dtype).bits)
+    lines = [
+        f"{name}   state ({', '.join(cell.state_names())}), emits {cell.state_names()[-1]}",
+        f"backend    {made.kernels.about}",
+        *(
+            [f"numerics   {', '.join(made.kernels.approximate)}: within 2 ulp, not PyTorch's own bits"]
+            if made.kernels.approximate
+            else []
+        ),
+        f"residuals  {_bits(bits)} per neuron and step for the backward, nothing for inference",
+        *(
+            f"           {_bits(cost_in_bits(v, torch.finfo(dtype).bits))}: {_kept(step, v)}"
+            for v in plan.residuals
+        ),
+        *(
+            ["long       of sequences of 4 MB and more the input instead: the backward recomputes, in tiles"]
+            if made.kernels.recomputing
+            else []
+        ),
+        f"gradient   {_support(step, plan)}",
+        "",
+        "one step ([...] is 1 where true, else 0)",
+        *_equations(step, forward_pass(step, None)),
+        "",
+        "its gradient, from after the step to before it",
+        *_equations(step, backward_pass(step, plan, wants_input=True, constant_input=False)),
+    ]
+    source = [
+        "source, forward",
+        _indented(made.kernels.source("forward")),
+        "source, backward",
+        _indented(made.kernels.source("backward")),
+    ]
+    return Report(
+        made.kernels.about,
+        "\n".join(lines) + "\n",
+        "\n".join(source) + "\n",
+        _bits(bits),
+        _where(step, plan),
+    )
+
+
+def _fitting(cell: Cell) -> tuple[int, ...]:
+    """The shape of a step that the tensors of `cell` go with, as far as they tell."""
+    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
+    if not sizes:
+        return (8,)
+    try:
+        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
+    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
+        return (max(size for shape in sizes for size in shape),)
+
+
+def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
+    standing = {name: _spoken(name, step) for name in leaves(stores)}
+    lines, results = statements(stores, standing, MATHEMATICS)
+    said = [_as_written(line) for line in lines]
+    named = {line.partition(" = ")[0] for line in said}
+    rest = [_as_written(f"{store}' = {result}") for store, result in results.items()]
+    said += [line for line in rest if line.partition(" = ")[0] not in named]
+    return [f"  {_readable(line)}" for line in said]
+
+
+def _as_written(text: str) -> str:
+    """`text` with the names that the cell has for its states, primed after the step."""
+    return text.replace("_new", "'").replace("_state", "")
+
+
+def _spoken(name: str, step: Step) -> str:
+    if name.startswith("c["):
+        return f"{step.constants[int(name[2:-1])]:.7g}"
+    return (
+        step.states[-1].removesuffix("_state") if name == "emitted_before" else name.replace("_state", "", 1)
+    )
+
+
+def _readable(line: str) -> str:
+    target, _, value = line.partition(" = ")
+    value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
+    return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
+
+
+def _kept(step: Step, value: Value) -> str:
+    for name, next_ in zip(step.states, step.nexts, strict=True):
+        name = name.removesuffix("_state")  # as the cell calls it
+        if value is next_:
+            return f"{name} after the step"
+        if next_.op == "to_float" and value is next_.args[0]:
+            return f"whether {name} is 1"
+    if value.op == "input":
+        return "the input itself"
+    stores = forward_pass(step, Plan((value,), (), (), None, None))
+    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
+    text = results["residual0"]
+    for line in reversed(lines):  # what has a name of its own is written out, but for the next states
+        name, _, said = line.partition(" = ")
+        if name.removesuffix("_new") not in step.states:
+            text = said if text == name else re.sub(rf"\b{name}\b", f"({said})", text)
+    return f"whether {_as_written(text)}" if value.boolean else _as_written(text)
+
+
+def _support(step: Step, plan: Plan) -> str:
+    where = _where(step, plan)
+    if where == NOWHERE:
+        return f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
+    if where == EVERYWHERE:
+        return "of what is emitted can matter everywhere"
+    return f"of what is emitted matters only {where}"
+
+
+NOWHERE, EVERYWHERE = "none", "everywhere"
+
+
+def _where(step: Step, plan: Plan) -> str:
+    """Where the gradient of what is emitted matters."""
+    if not passes_gradient(step):
+        return NOWHERE
+    if plan.support is None:
+        return EVERYWHERE
+    return f"where {_kept(step, plan.support).removeprefix('whether ')}"
+
+
+def _bits(count: int) -> str:
+    return f"{count} bit{'' if count == 1 else 's'}"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

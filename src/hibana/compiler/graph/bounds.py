@@ -1,0 +1,170 @@
+"""Whether an absent gradient of a step may be taken for a gradient of zero.
+
+Autograd tells a gradient that is not there from one that is zero: what is not there is multiplied by
+nothing. A kernel is given zeros instead, and zero times a finite number is the same. It is not where a
+derivative is infinite or NaN, as that of ``sqrt`` at zero: there the kernel's answer would be NaN.
+
+Everything is bounded from above and below, given that what a step reads and what it leaves is finite; but a
+quotient that may divide by zero may be infinite wherever it stands.
+"""
+
+import math
+from collections.abc import Callable
+
+from hibana.compiler.graph.ops import OPERATIONS
+from hibana.compiler.graph.plan import gradients, reachable
+from hibana.compiler.graph.step import Step, Value
+
+__all__ = ["takes_zeros"]
+
+Bounds = tuple[float, float]
+"""What a finite number lies between; infinite bounds are no bounds."""
+
+ANY: Bounds = (-math.inf, math.inf)
+LEAST = 1e-30
+"""A divisor at least this far from zero makes no infinity of what a loss is made of."""
+MOST = 80.0
+"""Up to here ``exp`` is finite in float32."""
+LARGEST = 3.4028234663852886e38
+"""What is larger is infinite in float32."""
+
+
+def takes_zeros(step: Step) -> bool:
+    """Whether the backward of `step` gives the same for absent gradients and for gradients of zero.
+
+    So it is where each gradient is only added, chosen, or multiplied by what is surely finite.
+    """
+    found = _Found(step)
+    behind: set[Value] = set()
+    for value in reachable(gradients(step)):
+        mine = [argument for argument in value.args if argument in behind]
+        begins = value.op == "gradient" or (step.blank and value.is_number(0))
+        if not begins and (not mine or (value.op not in _LINEAR and all(v.is_number(0) for v in mine))):
+            continue
+        behind.add(value)
+        if value.op == "mul" and len(mine) == 1:
+            (factor,) = (argument for argument in value.args if argument not in behind)
+            if found.of(factor) is None:
+                return False
+        elif value.op == "div" and mine == [value.args[0]]:
+            if _reciprocal(found.of(value.args[1])) is None:
+                return False
+        elif value.op == "where":
+            if value.args[0] in behind:
+                return False
+        elif not begins and value.op not in ("add", "sub", "neg", "product"):
+            return False
+    return all(found.of(side) is not None for side in step.sides if side not in behind)
+
+
+_LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
+"""What gradients are taken by."""
+
+
+class _Found:
+    """The bounds of a step's values; None for what may be infinite or NaN."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.known: dict[Value, Bounds | None] = {}
+        self.finite: set[Value] = set()
+        """What must have been finite for the states after the step to be."""
+        waiting = list(step.nexts)
+        while waiting:
+            value = waiting.pop()
+            if value not in self.finite:
+                self.finite.add(value)
+                if value.op in ("add", "sub", "mul", "neg", "abs"):
+                    waiting += value.args
+                elif value.op == "div":
+                    waiting.append(value.args[0])
+
+    def of(self, value: Value) -> Bounds | None:
+        for other in reachable([value]):
+            if other not in self.known:
+                found = self._made(other)
+                if found is not None and any(LARGEST < abs(end) < math.inf for end in found):
+                    found = None
+                if found is None and other.args and other.op != "div" and other in self.finite:
+                    found = (0.0, math.inf) if other.op == "exp" else ANY
+                self.known[other] = found
+        return self.known[value]
+
+    def _made(self, value: Value) -> Bounds | None:
+        if value.boolean:
+            return 0.0, 1.0
+        if value.op == "number":
+            return float(value.data), float(value.data)
+        if value.op == "constant":
+            number = self.step.constants[int(value.data)]
+            return (number, number) if abs(number) <= LARGEST else None
+        if not value.args or value.op == "product":
+            return ANY
+        args = [self.known[argument] for argument in value.args]
+        given = [bounds for bounds in args if bounds is not None]
+        if len(given) < len(args):
+            return None
+        if value.op == "mul" and value.args[0] is value.args[1]:
+            low, high = given[0]
+            return (0.0 if low <= 0 <= high else min(low * low, high * high)), max(low * low, high * high)
+        row = OPERATIONS.get(value.op)
+        if row is not None and row.within is not None:
+            return row.within
+        rule = _RULES.get(value.op)
+        return rule(*given) if rule else None
+
+
+def _product(a: Bounds, b: Bounds) -> Bounds:
+    ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
+    return min(ends), max(ends)
+
+
+def _reciprocal(a: Bounds | None) -> Bounds | None:
+    if a is None or not (a[0] >= LEAST or a[1] <= -LEAST):
+        return None
+    return 1 / a[1], 1 / a[0]
+
+
+def _quotient(a: Bounds, b: Bounds) -> Bounds | None:
+    turned = _reciprocal(b)
+    return None if turned is None else _product(a, turned)
+
+
+def _absolute(a: Bounds) -> Bounds:
+    return max(0.0, a[0], -a[1]), max(-a[0], a[1])
+
+
+def _root(a: Bounds) -> Bounds | None:
+    return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
+
+
+def _exponential(a: Bounds) -> Bounds | None:
+    return (math.exp(a[0]), math.exp(a[1])) if a[1] <= MOST else None
+
+
+def _logarithm(a: Bounds) -> Bounds | None:
+    return ANY if a[0] >= LEAST else None
+
+
+def _whole(a: Bounds) -> Bounds:
+    return a[0] - 1, a[1] + 1
+
+
+_RULES: dict[str, Callable[..., Bounds | None]] = {
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "neg": lambda a: (-a[1], -a[0]),
+    "mul": _product,
+    "div": _quotient,
+    "abs": _absolute,
+    "maximum": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
+    "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
+    "where": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1])),
+    "to_float": lambda a: a,
+    "sqrt": _root,
+    "root": _root,
+    "exp": _exponential,
+    "log": _logarithm,
+    "log2": _logarithm,
+    **dict.fromkeys(("floor", "ceil", "trunc"), _whole),
+}

@@ -1,0 +1,146 @@
+"""Which values, types, functions and packages are constants: they do the same whenever a step reads them."""
+
+import sys
+from collections import namedtuple
+from decimal import Decimal
+from types import (
+    BuiltinFunctionType,
+    ClassMethodDescriptorType,
+    CodeType,
+    EllipsisType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    ModuleType,
+    NotImplementedType,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+import torch
+from torch import nn
+
+from hibana.compiler.graph.watch import PLAIN
+
+__all__ = [
+    "CONSTANT",
+    "DESCRIPTORS",
+    "READS_STATE",
+    "UNCHANGED_PACKAGES",
+    "Same",
+    "does_not_change",
+    "exact",
+    "is_array",
+    "is_code_of_package",
+    "is_operation",
+    "is_read_by_torch",
+    "is_scalar_of_numpy",
+    "root",
+]
+
+CONSTANT = PLAIN | {
+    *(complex, bytes, range, EllipsisType, NotImplementedType, CodeType, Decimal),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+}
+DESCRIPTORS = (
+    ClassMethodDescriptorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+    type(vars(namedtuple("_Named", "field"))["field"]),
+)
+UNCHANGED_PACKAGES = {
+    *(
+        "hibana",
+        "numpy",
+        "torch",
+        "_collections",
+        "_collections_abc",
+        "_functools",
+        "_operator",
+        "abc",
+        "cmath",
+    ),
+    *("collections", "contextlib", "dataclasses", "enum", "fractions", "functools", "itertools", "math"),
+    *("numbers", "operator", "reprlib", "types", "typing"),
+}
+"""Packages whose functions and classes do the same at each call."""
+READS_STATE = {
+    *("are_deterministic_algorithms_enabled", "get_autocast_dtype", "get_default_device"),
+    *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
+    *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
+    *("is_inference_mode_enabled", "seed"),
+}
+"""Functions of torch that do not."""
+
+
+class Same:
+    """Equal to itself alone; it keeps its object alive, so that no other gets its place in memory."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def exact(value: Any) -> Any:
+    """`value`, or what tells minus zero from zero and finds one NaN equal to another."""
+    return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
+
+
+def root(name: object) -> str:
+    """The package of the module called `name`."""
+    return str(name).partition(".")[0]
+
+
+def does_not_change(value: Any) -> bool:
+    """Whether `value`, a function or a class, does the same at each call, whatever happens elsewhere."""
+    where = value.__module__ if isinstance(value, type) else value.__globals__.get("__name__")
+    if isinstance(value, FunctionType) and value.__name__ in READS_STATE:
+        return False
+    return root(where) in UNCHANGED_PACKAGES or (where == "builtins" and isinstance(value, type))
+
+
+def is_code_of_package(module: ModuleType, value: Any) -> bool:
+    """Whether `value`, of `module`, is code that does the same at each call."""
+    code = isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type) or is_operation(
+        type(value)
+    )
+    if getattr(value, "__name__", "") in READS_STATE:
+        return False
+    return code and root(module.__name__) in UNCHANGED_PACKAGES
+
+
+def is_read_by_torch(kind: type) -> bool:
+    """Whether torch's own code, whose names are not known, reads the attributes of a module of `kind`."""
+    return any(root(base.__module__) == "torch" and base is not nn.Module for base in kind.__mro__)
+
+
+def is_operation(kind: type) -> bool:
+    """Whether objects of `kind` are functions of NumPy's or of torch's, which are of types of their own."""
+    functions = "ufunc", "_ArrayFunctionDispatcher", "ScriptFunction"
+    return kind.__module__ == "torch._ops" or (
+        kind.__name__ in functions and root(kind.__module__) in ("numpy", "torch")
+    )
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy, and of no subclass, which may keep more."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray
+
+
+def is_scalar_of_numpy(value: Any) -> bool:
+    """Whether `value` is a number of NumPy, which can't change."""
+    numpy = sys.modules.get("numpy")
+    return (
+        numpy is not None
+        and isinstance(value, numpy.generic)
+        and not isinstance(value, numpy.void | numpy.object_)
+    )

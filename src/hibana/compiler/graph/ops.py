@@ -1,0 +1,293 @@
+"""The table of operations: all that is to be known of each, a row an operation.
+
+A column is how somebody says it: LLVM, Triton, a person. A gap in a column is an operation that this one
+doesn't say, which :class:`Unsupported` then names. What PyTorch's operations come to in these is
+:mod:`hibana.compiler.graph.aten`.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "OPERATIONS", "Operation", "Unsupported", "row_of"]
+
+
+class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
+    """A step, or a call, that a compiled backend can't serve, and why."""
+
+
+Written = str | tuple[Any, ...]
+"""A number, an argument, or the name of an operation and what it is of."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One pointwise operation."""
+
+    name: str
+    arity: int
+    said: str
+    """How a person says it: a template with ``{0}``, ``{1}``, … for its arguments."""
+    llvm: tuple[str, ...] = ()
+    """LLVM's instructions: ``{V}`` is the vector's type, ``{T}`` the number's, ``{M}`` a mask's, ``{K}`` an
+    intrinsic's suffix, ``{t0}`` what the first instruction gave; none for what a function computes."""
+    triton: str = ""
+    """A template; ``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` are what rounds as IEEE has it."""
+    c: str = ""
+    """A template of C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
+    boolean: bool = False
+    """Whether a truth value comes of it."""
+    call: bool = False
+    """Whether a function computes it, a row at a time: what IEEE does not determine."""
+    effort: float = 0.1
+    """What recomputing it costs, in bits kept."""
+    mkl: str = ""
+    """Of the functions that may compute it: the one of Intel's library,"""
+    sleef: str = ""
+    """that of Sleef,"""
+    libm: str = ""
+    """and that of the C library."""
+    own: bool = False
+    """Whether hibana has code of its own for it (:mod:`hibana.compiler.cpu.functions`)."""
+    written: Written = ""
+    """How it is written in other operations where no function computes it: to more than two units in the last
+    place, which gradients bear. ``"{0}"`` is an argument, a digit a number."""
+    within: tuple[float, float] | None = None
+    """Between which numbers it surely lies, if it does whatever its arguments are."""
+
+    @property
+    def onnx(self) -> str:
+        """ONNX's operator for it, if there is one."""
+        return _IN_ONNX.get(self.name, "")
+
+
+_MASKED = "{M} {0}, {1}"
+
+
+def _binary(name: str, sign: str, *, effort: float = 0.1, triton: str = "") -> Operation:
+    said = f"({{0}} {sign} {{1}})"
+    llvm = (f"f{name} {{V}} {{0}}, {{1}}",)
+    return Operation(name, 2, said, llvm, triton or said, said, effort=effort)
+
+
+def _comparison(name: str, sign: str, order: str) -> Operation:
+    said = f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, said, (f"fcmp {order} {{V}} {{0}}, {{1}}",), said, said, boolean=True)
+
+
+def _logical(name: str, sign: str, c: str) -> Operation:
+    said, triton = f"({{0}} {name} {{1}})", f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, said, (f"{name} {_MASKED}",), triton, f"({{0}} {c} {{1}})", boolean=True)
+
+
+def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
+    llvm = (
+        f"fcmp {order} {{V}} {{0}}, {{1}}",
+        "fcmp uno {V} {0}, {0}",
+        "or {M} {t0}, {t1}",
+        "select {M} {t2}, {V} {0}, {V} {1}",
+    )
+    passing_nan = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
+    c = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})"
+    return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan, c)
+
+
+def _intrinsic(
+    name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1, c: str = ""
+) -> Operation:
+    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({{V}} {{0}})",)
+    c = f"{c or intrinsic}@({{0}})"
+    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, c, effort=effort)
+
+
+_ROUGH_ON_CUDA = ("acosh", "asinh")
+"""Functions in which CUDA's library takes an approximate root."""
+
+
+def _call(
+    name: str,
+    arity: int = 1,
+    *,
+    mkl: str = "",
+    sleef: str = "",
+    libm: str = "",
+    own: bool = False,
+    c: str = "",
+    triton: str = "",
+    written: Written = "",
+    within: tuple[float, float] | None = None,
+) -> Operation:
+    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
+    served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
+    triton = triton or (f"libdevice.{name}({arguments})" if served else "")
+    return Operation(
+        name,
+        arity,
+        f"{name}({arguments})",
+        triton=triton,
+        c=c or (f"{libm}@({arguments})" if libm else ""),
+        call=True,
+        effort=8.0,
+        mkl=mkl,
+        sleef=sleef,
+        libm=libm,
+        own=own,
+        written=written,
+        within=within,
+    )
+
+
+_SIGN = ("select {M} {t0}, {V} splat ({T} 1.0), {V} zeroinitializer", "fcmp olt {V} {0}, zeroinitializer")
+
+OPERATIONS = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            _comparison("gt", ">", "ogt"),
+            _comparison("ge", ">=", "oge"),
+            _comparison("lt", "<", "olt"),
+            _comparison("le", "<=", "ole"),
+            _comparison("eq", "==", "oeq"),
+            _comparison("ne", "!=", "une"),
+            _logical("and", "&", "&&"),
+            _logical("or", "|", "||"),
+            _logical("xor", "^", "!="),
+            Operation(
+                "not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", "(!{0})", boolean=True
+            ),
+            Operation(
+                "to_bool",
+                1,
+                "({0} != 0)",
+                ("fcmp une {V} {0}, splat ({T} 0.0)",),
+                "({0} != 0)",
+                "({0} != 0)",
+                boolean=True,
+            ),
+            Operation(
+                "to_float",
+                1,
+                "[{0}]",
+                ("select {M} {0}, {V} splat ({T} 1.0), {V} zeroinitializer",),
+                "{0}.to(tl.REAL)",
+                "(REAL)({0})",
+            ),
+            _binary("add", "+"),
+            _binary("sub", "-"),
+            _binary("mul", "*"),
+            _binary("div", "/", effort=0.5, triton="DIVIDED"),
+            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})"),
+            _intrinsic("abs", "fabs", "tl.abs({0})"),
+            _intrinsic("root", "sqrt", "ROOT", "sqrt", effort=0.5),
+            _intrinsic("floor", "floor", "tl.floor({0})"),
+            _intrinsic("ceil", "ceil", "tl.ceil({0})"),
+            _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
+            _intrinsic("round", "roundeven", "", c="rint"),
+            _extreme("maximum", "max", "ogt", ">"),
+            _extreme("minimum", "min", "olt", "<"),
+            Operation(
+                "sign",
+                1,
+                "sign({0})",
+                (
+                    "fcmp ogt {V} {0}, zeroinitializer",
+                    *_SIGN,
+                    "select {M} {t2}, {V} splat ({T} 1.0), {V} zeroinitializer",
+                    "fsub {V} {t1}, {t3}",
+                ),
+                "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
+                "(REAL)(({0} > 0) - ({0} < 0))",
+                within=(-1.0, 1.0),
+            ),
+            Operation(
+                "copysign",
+                2,
+                "copysign({0}, {1})",
+                ("call {V} @llvm.copysign.{K}({V} {0}, {V} {1})",),
+                c="copysign@({0}, {1})",
+            ),
+            Operation(
+                "fma",
+                3,
+                "fma({0}, {1}, {2})",
+                ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",),
+                c="fma@({0}, {1}, {2})",
+            ),
+            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
+            Operation(
+                "where",
+                3,
+                "({1} if {0} else {2})",
+                ("select {M} {0}, {V} {1}, {V} {2}",),
+                "tl.where({0}, {1}, {2})",
+                "({0} ? {1} : {2})",
+            ),
+            _call("exp", mkl="Exp", libm="exp"),
+            _call("log", mkl="Ln", libm="log"),
+            _call("log2", mkl="Log2", libm="log2"),
+            _call("log10", mkl="Log10", libm="log10"),
+            _call("tanh", mkl="Tanh", libm="tanh", within=(-1.0, 1.0)),
+            _call("sin", mkl="Sin", libm="sin", within=(-1.0, 1.0)),
+            _call("cos", mkl="Cos", libm="cos", within=(-1.0, 1.0)),
+            _call("tan", mkl="Tan", libm="tan"),
+            _call("asin", mkl="Asin", libm="asin"),
+            _call("acos", mkl="Acos", libm="acos"),
+            _call("atan", mkl="Atan", libm="atan", within=(-2.0, 2.0)),
+            _call("erf", mkl="Erf", libm="erf", within=(-1.0, 1.0)),
+            _call("erfc", mkl="Erfc", libm="erfc", within=(0.0, 2.0)),
+            _call("erfinv", mkl="ErfInv"),
+            _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT"),
+            _call("exp2", sleef="exp2", libm="exp2"),
+            _call("expm1", sleef="expm1", libm="expm1"),
+            _call("log1p", sleef="log1p", libm="log1p"),
+            _call("sinh", sleef="sinh", libm="sinh"),
+            _call("cosh", sleef="cosh", libm="cosh"),
+            _call("asinh", sleef="asinh", libm="asinh"),
+            _call("acosh", sleef="acosh", libm="acosh"),
+            _call("atanh", sleef="atanh", libm="atanh"),
+            _call("pow", 2, sleef="pow", libm="pow"),
+            _call("atan2", 2, sleef="atan2", libm="atan2"),
+            _call("hypot", 2, sleef="hypot", libm="hypot"),
+            _call(
+                "sigmoid",
+                own=True,
+                c="(1.0@ / (1.0@ + exp@(-{0})))",
+                written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
+                within=(0.0, 1.0),
+            ),
+            _call("silu", own=True, c="({0} / (1.0@ + exp@(-{0})))"),
+            _call("softplus", own=True, c="log1p@(exp@({0}))"),
+            _call("mish", own=True, c="({0} * tanh@(log1p@(exp@({0}))))"),
+            _call("gelu", own=True, c="({0} * 0.5@ * (1.0@ + erf@({0} * 0.70710678118654752440@)))"),
+            _call("gelu_tanh", own=True),
+            _call("logit", own=True),
+            _call("logaddexp", 2, own=True),
+            _call("xlogy", 2, own=True),
+            _call("elu", own=True, c="expm1@({0})"),
+        )
+    }
+)
+_IN_ONNX = {
+    **{"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"},
+    **{"root": "Sqrt", "maximum": "Max", "minimum": "Min"},
+    **{n: n.capitalize() for n in ("and", "or", "xor", "not", "add", "sub", "mul", "div", "neg", "abs")},
+    **{n: n.capitalize() for n in ("floor", "ceil", "round", "sign", "where", "exp", "log", "sqrt", "tanh")},
+    **{n: n.capitalize() for n in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh")},
+    **{n: n.capitalize() for n in ("acosh", "atanh", "erf", "sigmoid", "softplus", "pow")},
+}
+COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+BOOLEAN = frozenset({name for name, row in OPERATIONS.items() if row.boolean} | {"bits"})
+CALLS = frozenset(name for name, row in OPERATIONS.items() if row.call)
+"""Operations that nobody rounds correctly, which functions compute a row at a time."""
+
+
+def row_of(name: str, column: str) -> Operation:
+    """The row of the operation `name`.
+
+    Raises:
+        Unsupported: if it says nothing in `column`.
+    """
+    row = OPERATIONS.get(name)
+    if row is None or not getattr(row, column):
+        raise Unsupported(f"{name} is nothing that hibana says in {column}")
+    return row

@@ -1,0 +1,199 @@
+"""What the backward must keep: bits, values, nothing.
+
+A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from those.
+The plan is the cheapest choice: a truth value costs a bit, a number its bits, and recomputing a
+little. The state before a step is the state after the step before, so what was kept there gives it back.
+"""
+
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from hibana.compiler.graph.ops import CALLS
+from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
+from hibana.compiler.graph.step import Step, Value
+
+__all__ = [
+    "Plan",
+    "cost_in_bits",
+    "emitting",
+    "evaluated",
+    "gate_of",
+    "gradients",
+    "has_gradient",
+    "make_plan",
+    "passes_gradient",
+    "reachable",
+    "recomputing",
+    "users_of",
+    "zero_outside",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a backward keeps of each step, and what it reads from it."""
+
+    residuals: tuple[Value, ...]
+    """What is kept of every step: truth values as bits, the ``input`` as the input itself."""
+    before: tuple[int, ...]
+    """The previous states that the backward uses, computed from what was kept a step earlier."""
+    first: tuple[int, ...]
+    """The states begun with that the backward reads: those of `before`, and those that were multiplied."""
+    support: Value | None
+    """Where the gradient of what was emitted can matter (one of `residuals`); None means everywhere."""
+    spikes: Value | None
+    """The truth value that is emitted as 1 or 0 (one of `residuals`); None if it is not kept, or none is."""
+    recomputed: "Plan | None" = None
+    """What the recomputation keeps, a tile of neurons at a time, where the backward recomputes."""
+
+    @cached_property
+    def reads_input(self) -> bool:
+        """Whether the input itself is a residual."""
+        return any(value.op == "input" for value in self.residuals)
+
+    @cached_property
+    def stored(self) -> tuple[Value, ...]:
+        """The residuals besides the input: each is stored in a tensor of its own."""
+        return tuple(value for value in self.residuals if value.op != "input")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What kernels call the arguments that `stored` are."""
+        return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if value.op != "input")
+
+    @cached_property
+    def support_at(self) -> int | None:
+        """Which of `stored` the support is."""
+        return None if self.support is None else self.stored.index(self.support)
+
+    @cached_property
+    def spikes_at(self) -> int | None:
+        """Which of `stored` the spikes are."""
+        return None if self.spikes is None else self.stored.index(self.spikes)
+
+    def bits(self, number_bits: int = 32) -> int:
+        """Bits kept per neuron and step."""
+        return sum(cost_in_bits(value, number_bits) for value in self.residuals)
+
+
+def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
+    """The cheapest plan for the backward of `step` that keeps the values `needed`."""
+    roots = gradients(step)
+    residuals = cheapest_residuals(step, roots, needed)
+    support = gate_of(step, len(step.nexts) - 1)
+    if support is not None and has_gradient(support):
+        support = None
+    elif support is not None and support not in residuals:
+        residuals = (*residuals, support)
+    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.op == "previous"}))
+    multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
+    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, residuals))
+
+
+def emitting(step: Step) -> Plan | None:
+    """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
+    emitted = step.nexts[-1]
+    if emitted.op != "to_float" or not emitted.args[0].args:
+        return None
+    return Plan((emitted.args[0],), (), (), None, emitted.args[0])
+
+
+def recomputing(step: Step, plan: Plan) -> Plan | None:
+    """The plan by which the backward recomputes `step` from its input, in tiles, for what `plan` keeps.
+
+    It is worth that where numbers would be kept, and where the step costs little: the input is read twice,
+    but nothing is written that is read again. None where it isn't, and for what does not spike.
+    """
+    forward = reachable([*step.nexts, *plan.residuals])
+    dear = any(value.op in CALLS or value.op == "product" for value in forward)
+    input_ = next((value for value in forward if value.op == "input"), None)
+    if dear or input_ is None or step.nexts[-1].op != "to_float":
+        return None
+    if all(value.boolean for value in plan.stored):
+        return None
+    residuals = (input_,) if plan.support is None else (input_, plan.support)
+    all_ = tuple(range(len(step.states)))
+    return Plan(residuals, all_, all_, plan.support, _spikes(step, residuals), plan)
+
+
+def reachable(roots: Iterable[Value]) -> list[Value]:
+    """Every value that `roots` are made of, each after its arguments."""
+    return evaluated(roots, ())
+
+
+def gradients(step: Step) -> list[Value]:
+    """All that the backward of `step` computes; of a pair of ``outer``, the other side is kept."""
+    grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
+    return grads + [side for side in step.sides if has_gradient(side)]
+
+
+def has_gradient(value: Value) -> bool:
+    """Whether a gradient is part of `value`."""
+    return any(other.op == "gradient" for other in reachable([value]))
+
+
+def passes_gradient(step: Step) -> bool:
+    """Whether the gradient of what `step` emits reaches its input or a tensor of the cell, at any step."""
+    reaching: set[int | str] = set()
+    """The states after the step whose gradient does."""
+    roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
+    while roots:
+        states = {v.data for v in reachable(roots) if v.op == "gradient"} - reaching
+        reaching |= states
+        before = (step.grad_states[int(state)] for state in states)
+        roots = [root for root in before if root is not None]
+    return len(step.nexts) - 1 in reaching
+
+
+def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:
+    """For each argument of `values`, those that take it."""
+    users: dict[Value, list[Value]] = {}
+    for value in values:
+        for argument in value.args:
+            users.setdefault(argument, []).append(value)
+    return users
+
+
+def _spikes(step: Step, residuals: Container[Value]) -> Value | None:
+    """The truth value that `step` emits as 1 or 0, if it is in `residuals`."""
+    emitted = step.nexts[-1]
+    return emitted.args[0] if emitted.op == "to_float" and emitted.args[0] in residuals else None
+
+
+def gate_of(step: Step, state: int) -> Value | None:
+    """The truth value that gates the gradient of a state after the step wherever it goes, if any does."""
+    roots = gradients(step)
+    order = reachable(roots)
+    users = users_of(order)
+    gate: dict[Value, Value | None] = {}
+    """For each value, what gates it wherever it is used; None if it is a result, or is used without."""
+    for value in reversed(order):
+        found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
+        gate[value] = found.pop() if len(found) == 1 and value not in roots else None
+    gates = {gate[v] for v in order if v.op == "gradient" and v.data == state}
+    return gates.pop() if len(gates) == 1 else None
+
+
+def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
+    """What gates `value` in `user`, which `later` gates."""
+    if later is not None and user.op in ("mul", "neg"):
+        return later
+    if user.op == "mul" and user.args[0] is not user.args[1]:
+        (other,) = (a for a in user.args if a is not value)
+        return zero_outside(other)
+    if user.op == "where" and user.args[1] is value and user.args[2].is_number(0):
+        return user.args[0]
+    return None
+
+
+def zero_outside(factor: Value) -> Value | None:
+    """The truth value outside which `factor` is zero."""
+    waiting = [factor]
+    while waiting:
+        value = waiting.pop()
+        if value.op == "to_float" or (value.op == "where" and value.args[2].is_number(0)):
+            return value.args[0]
+        if value.op == "mul":
+            waiting += reversed(value.args)
+    return None

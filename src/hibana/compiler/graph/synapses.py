@@ -1,0 +1,142 @@
+"""What a step's products need besides the step: their operands over time, and where their gradients matter.
+
+The gradient of a matrix is one product over the whole sequence, of the gradients that arrived at the product
+and of what was multiplied; the latter must be kept, or be what was kept a step earlier. The gradient that a
+product hands back to spikes is multiplied by a surrogate's derivative next: where that is zero (a truth value
+says so) it need not be computed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
+from hibana.compiler.graph.step import Step, Value
+
+__all__ = ["Operand", "gated", "needed", "operands"]
+
+
+class Operand(NamedTuple):
+    """What a matrix was multiplied with at a step."""
+
+    residual: Value
+    """A value of the step to keep: a truth value, a number or the input."""
+    state: int | None
+    """The state that it is, if it is what that was before the step."""
+    gradient: Value
+    """What arrives at the product."""
+    turned: bool
+    """Whether the operand is the left of the pair."""
+
+
+def operands(step: Step) -> tuple[Operand, ...]:
+    """For each pair of ``step.outer``, which of it is the operand and where it is found.
+
+    Raises:
+        Unsupported: if neither side is a gradient, or the operand is the same number everywhere.
+    """
+    return tuple(_operand(step, pair) for pair in step.outer)
+
+
+def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
+    turned = has_gradient(pair[1])
+    if has_gradient(pair[0]) == turned:
+        raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
+    value, gradient = pair if turned else pair[::-1]
+    state = int(value.data) if value.op == "previous" else None
+    if state is not None:
+        value = step.nexts[state]
+    if value.op == "to_float":
+        (value,) = value.args
+    if value.op in ("previous", "number", "constant", "parameter"):
+        raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
+    return Operand(value, state, gradient, turned)
+
+
+def needed(step: Step) -> list[Value]:
+    """The values that products want kept whatever the plan: operands, and where gradients matter."""
+    if not step.matrices:
+        return []
+    gates = [gate for gate, _ in _gates(step).values()]
+    return list(dict.fromkeys([*(o.residual for o in operands(step)), *gates]))
+
+
+def gated(step: Step) -> tuple[Step, dict[int, Value]]:
+    """`step` whose gradients' products say where they matter, and the truth values of the step before.
+
+    A product that matters everywhere has one argument. Else the second is a truth value of this step, or a
+    leaf ``gate`` with the number of a state: what the truth value given for that state was a step earlier.
+    """
+    found = _gates(step)
+    changed = {
+        product: Value(
+            "product", (*product.args, gate if state is None else Value("gate", data=state)), product.data
+        )
+        for product, (gate, state) in found.items()
+    }
+    grads = {"x": step.grad_input, **{f"state{i}": g for i, g in enumerate(step.grad_states)}}
+    grads |= {f"sum{i}": g for i, g in enumerate(step.grad_sums)}
+    grads |= {f"outer{i}": o.gradient for i, o in enumerate(operands(step))}
+    new = _substituted({name: g for name, g in grads.items() if g is not None}, changed)
+    pairs = [
+        (left, new[f"outer{i}"]) if o.turned else (new[f"outer{i}"], right)
+        for i, (o, (left, right)) in enumerate(zip(operands(step), step.outer, strict=True))
+    ]
+    return replace(
+        step,
+        grad_input=new.get("x"),
+        grad_states=tuple(new.get(f"state{i}") for i in range(len(step.grad_states))),
+        grad_sums=tuple(new[f"sum{i}"] for i in range(len(step.grad_sums))),
+        outer=tuple(pairs),
+    ), {state: gate for gate, state in found.values() if state is not None}
+
+
+def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> dict[str, Value]:
+    """`grads` in which each product of `changed` has the argument that it gets there as well."""
+    done: dict[Value, Value] = {}
+    for value in reachable(grads.values()):
+        args = tuple(done[a] for a in value.args)
+        if value in changed:
+            args = (*args, *changed[value].args[1:])
+        done[value] = value if args == value.args else replace(value, args=args)
+    return {name: done[value] for name, value in grads.items()}
+
+
+def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
+    """For each product of a gradient that matters in places only: the truth value, and whose it is."""
+    roots = gradients(step)
+    users = users_of(reachable(roots))
+    of_state = {i: gate_of(step, i) for i in range(len(step.nexts))}
+    forward = set(reachable(step.nexts))
+    found = {}
+    for product in reachable(roots):
+        if product.op == "product" and product not in forward:
+            gates = set(_matters(product, step, users, of_state))
+            gate, state = gates.pop() if len(gates) == 1 else (None, None)
+            if gate is not None and not has_gradient(gate):
+                found[product] = gate, state
+    return found
+
+
+def _matters(
+    value: Value, step: Step, users: Mapping[Value, list[Value]], of_state: Mapping[int, Value | None]
+) -> Iterator[tuple[Value | None, int | None]]:
+    """Where `value` matters, for each way in which it goes on: a truth value, of a state or of this step."""
+    if value is step.grad_input or value in step.grad_sums or any(value in pair for pair in step.outer):
+        yield None, None
+    for i, grad in enumerate(step.grad_states):
+        if value is grad:
+            yield of_state[i], i
+    for user in users.get(value, []):
+        if user.op in ("add", "sub", "neg"):
+            yield from _matters(user, step, users, of_state)
+        elif user.op == "mul" and user.args[0] is not user.args[1]:
+            (other,) = (a for a in user.args if a is not value)
+            gate = zero_outside(other)
+            if gate is not None:
+                yield gate, None
+            else:
+                yield from _matters(user, step, users, of_state)
+        else:
+            yield None, None

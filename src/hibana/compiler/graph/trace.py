@@ -1,0 +1,75 @@
+"""A step to the graph of its pointwise operations, forward and backward.
+
+The cell's ``forward`` and its gradient run on small tensors while the operations of ATen that they come to
+are written down (:mod:`hibana.compiler.graph.recorder`); these are read as a :class:`Step`
+(:mod:`hibana.compiler.graph.reading`). Nothing here knows about cost, and of devices only where PyTorch
+itself computes another thing on them.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.compiler.graph.fingerprint import follow, random_state
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.reading import Reading
+from hibana.compiler.graph.recorder import joint_graph
+from hibana.compiler.graph.step import Step
+from hibana.compiler.tensors import shape_class, tensors_of
+
+__all__ = ["trace"]
+
+
+def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
+    """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
+
+    The step runs on two small shapes. If it comes to the same on both, the size of a dimension that no
+    tensor of the cell has does not matter; else it runs once on `shape` itself, without data.
+
+    Raises:
+        Unsupported: if the step is not pointwise in operations known here; the message says which
+            one it is.
+    """
+    with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
+        return clean.submit(_trace, cell, shape, dtype, device).result()
+
+
+def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
+    tensors = tensors_of(cell)
+    small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
+    alone = _copied(cell, tensors)
+    graphs, looked, seen = [], False, []
+    for one in small:
+        drawn = random_state()
+        graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
+        graphs.append(graph)
+        looked = looked or sizes
+        seen.append((follow(alone)[:2], random_state() == drawn))
+    if seen[0][0] != seen[1][0]:
+        raise Unsupported("the step changes what it holds besides its states, as a counter does")
+    if not any(same for _, same in seen):
+        raise Unsupported("the step draws random numbers")
+    if not looked and str(graphs[0]) == str(graphs[1]):
+        return replace(Reading(cell, tensors, graphs[0], small[0], dtype, device).step(), any_size=True)
+    if str(graphs[0]) != str(joint_graph(alone, tensors, small[0], dtype, "cpu")[0]):
+        raise Unsupported("the step is another one at each call")
+    graph, _ = joint_graph(alone, tensors, shape, dtype, "meta")
+    return Reading(cell, tensors, graph, shape, dtype, device).step()
+
+
+def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
+    """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy."""
+    try:
+        same = [*tensors.values(), *follow(cell).uncopied]
+        return deepcopy(cell, {id(value): value for value in same})
+    except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
+        return cell
+
+
+def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
+    """`shape` with each dimension replaced by `size` that no tensor of the cell has a say in."""
+    return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))

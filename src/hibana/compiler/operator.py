@@ -1,0 +1,274 @@
+"""A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
+
+A graph holds tensors, numbers and text, not cells, and it may outlive the process that made it. So the
+operator takes the step itself, written down (``graph.serial``): its operations, its settings and
+what is kept of it. Eager calls do not pass through here: they go straight to the kernels, and this module,
+whose registration loads much of torch, is imported only by a call that is being traced.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
+from hibana.compiler.compiling import Program, program_of
+from hibana.compiler.graph import serial
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.guards import guard, settings
+from hibana.compiler.programs import program
+from hibana.compiler.slow import said_once
+from hibana.compiler.strides import steps_contiguous
+from hibana.compiler.tensors import tensors_of
+
+__all__ = ["serving"]
+
+_Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
+
+
+def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool) -> _Run | str:
+    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
+    dynamo = torch.compiler.is_dynamo_compiling()
+    keeps = torch.is_grad_enabled()
+    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto, keeps)
+    if reason:
+        return str(reason)
+    if dynamo:
+        guard(cell, inputs[0].to(dtype))
+    return partial(_unroll, cell, text, backend)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
+def _written(
+    cell: Cell,
+    backend: str,
+    device: str,
+    dtype: torch.dtype,
+    ndim: int,
+    dynamo: bool,
+    auto: bool,
+    keeps: bool,
+) -> tuple[str, str]:
+    """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
+
+    With `keeps`, a gradient may be wanted. Where `dynamo` makes the graph, it must see when a setting of the
+    cell changes. What serves where nothing else can, if the choice is ours (`auto`), is said.
+    """
+    if _is_for_onnx():
+        return "", "ONNX has no operators of hibana's"
+    reason = refusal(backend, device)
+    try:
+        made = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
+        if dynamo:
+            settings(cell)
+        if made is not None and made.step.any_size:
+            if made.takes_zeros or not keeps:
+                return serial.write(made.step, made.plan, dtype), ""
+            reason = "a derivative of the step may be infinite, and a graph has zeros for absent gradients"
+        reason = reason or "the step is another one for another size, and a graph may be of any"
+    except Unsupported as refused:
+        reason = str(refused)
+    if auto and device != "meta":
+        said_once(type(cell).__name__, reason)
+    return "", reason
+
+
+def _is_for_onnx() -> bool:
+    """Whether ``torch.onnx.export`` asks for the graph; what asks has loaded it."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
+def _any_size(cell: Cell, ndim: int) -> torch.Size:
+    """Some shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
+    sizes = [2] * ndim
+    for tensor in tensors_of(cell).values():
+        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
+            sizes[dimension] = max(sizes[dimension], size)
+    return torch.Size(sizes)
+
+
+def _unroll(
+    cell: Cell, text: str, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, list[Tensor]]:
+    """`cell` over `inputs` through the operator; as :func:`hibana.compiler.autograd.run`."""
+    first = [] if state is None else list(state)
+    cell_tensors = list(tensors_of(cell).values())
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep)
+    return outputs, rest[: len(cell._hibana.states) - 1]
+
+
+@lru_cache(maxsize=1024)
+def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
+    step, plan, dtype = serial.read(text)
+    kernels = kernels_of(backend, bool(step.matrices))(step, plan, dtype)
+    return program_of(step, kernels), dtype
+
+
+def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Program:
+    """The program of the step in `text` for `inputs`, on whose device it is to run if they are `real`.
+
+    Raises:
+        RuntimeError: if it was written for another dtype or device.
+    """
+    made, dtype = _read(text, backend)
+    if inputs.dtype != dtype:
+        raise RuntimeError(
+            f"the step was written down for {dtype}, got inputs of {inputs.dtype}: export it again"
+        )
+    if real and (reason := refusal(backend, inputs.device.type)):
+        raise RuntimeError(
+            f"the step was written down for backend {backend!r}, and {reason}: export it again"
+        )
+    return made
+
+
+def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
+    return [t.contiguous() for t in first] if first else [None for _ in made.step.states]
+
+
+def _stepwise(tensor: Tensor) -> Tensor:
+    return tensor if steps_contiguous(tensor) else tensor.contiguous()
+
+
+_MAY_OFFSET = False
+"""A graph expects of every tensor that it begins where its memory does."""
+
+
+@torch.library.custom_op("hibana::unroll", mutates_args=())
+def _forward(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    step: str,
+    backend: str,
+    keep: bool,
+) -> list[Tensor]:
+    made = _program(step, backend, inputs, real=True)
+    parameters = made.parameters(cell_tensors, inputs)
+    begun = _begun(made, first)
+    given = ForwardArguments(
+        _stepwise(inputs), begun, parameters, made.plan if keep else None, may_offset=_MAY_OFFSET
+    )
+    outputs, last, residuals = made.kernels.forward(given)
+    return [outputs, *last, *residuals]
+
+
+@_forward.register_fake
+def _(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    step: str,
+    backend: str,
+    keep: bool,
+) -> list[Tensor]:
+    made = _program(step, backend, inputs)
+    steps, *one = inputs.shape
+    residuals = made.kernels.residual_shapes(steps, one) if keep else []
+    last = [inputs.new_empty(one) for _ in made.step.states[1:]]
+    return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in residuals)]
+
+
+@torch.library.custom_op("hibana::unroll_backward", mutates_args=())
+def _backward(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    grad_outputs: Tensor,
+    last_grads: Sequence[Tensor],
+    step: str,
+    backend: str,
+    learned: Sequence[bool],
+) -> list[Tensor]:
+    made = _program(step, backend, inputs, real=True)
+    parameters = made.parameters(cell_tensors, inputs)
+    begun = _begun(made, first)
+    given = BackwardArguments(
+        made.plan,
+        inputs.shape,
+        _stepwise(inputs),
+        begun,
+        parameters,
+        residuals,
+        _stepwise(grad_outputs),
+        [g.contiguous() for g in last_grads],
+        wants_input=True,
+        constant=False,
+        wants_first=True,
+        may_offset=_MAY_OFFSET,
+    )
+    grad_input, first_grads, sums = made.kernels.backward(given)
+    assert grad_input is not None
+    grads = made.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
+    to_cell_tensors = [
+        g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
+        for g, t, wanted in zip(grads, cell_tensors, learned, strict=True)
+        if wanted
+    ]
+    return [grad_input, *(g for g in first_grads if g is not None), *to_cell_tensors]
+
+
+@_backward.register_fake
+def _(
+    inputs: Tensor,
+    first: Sequence[Tensor],
+    cell_tensors: Sequence[Tensor],
+    residuals: Sequence[Tensor],
+    grad_outputs: Tensor,
+    last_grads: Sequence[Tensor],
+    step: str,
+    backend: str,
+    learned: Sequence[bool],
+) -> list[Tensor]:
+    steps, *one = inputs.shape
+    states = len(_program(step, backend, inputs).step.states)
+    to_cell_tensors = [torch.empty_like(t) for t, wanted in zip(cell_tensors, learned, strict=True) if wanted]
+    return [
+        inputs.new_empty((steps, *one)),
+        *(inputs.new_empty(one) for _ in range(states)),
+        *to_cell_tensors,
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    sequence, first, cell_tensors, step, backend, keep = inputs
+    if not keep:
+        raise RuntimeError(
+            "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
+        )
+    made = _program(step, backend, sequence)
+    states = len(made.step.states)
+    reads_input = made.plan.reads_input
+    ctx.step, ctx.backend, ctx.states, ctx.counts = step, backend, states, (len(first), len(cell_tensors))
+    ctx.shape, ctx.reads_input = sequence.shape, reads_input
+    ctx.learned = [t.requires_grad for t in cell_tensors]
+    saved = output[states:]
+    ctx.save_for_backward(*([sequence] if reads_input else []), *first, *cell_tensors, *saved)
+
+
+def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    saved = list(ctx.saved_tensors)
+    begun, count = ctx.counts
+    one = ctx.shape[1:]
+    given = [g for g in grads if g is not None]
+    inputs = saved.pop(0) if ctx.reads_input else given[0].new_empty(()).expand(ctx.shape)
+    first, cell_tensors, residuals = saved[:begun], saved[begun : begun + count], saved[begun + count :]
+    outputs, *last = grads[: ctx.states]
+    if outputs is None:
+        outputs = inputs.new_zeros(()).expand(ctx.shape)
+    last = [inputs.new_zeros(one) if g is None else g for g in last]
+    grad_input, *rest = torch.ops.hibana.unroll_backward(
+        inputs, first, cell_tensors, residuals, outputs, last, ctx.step, ctx.backend, ctx.learned
+    )
+    to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
+    to_cell_tensors = [next(to_learned) if wanted else None for wanted in ctx.learned]
+    return grad_input, to_first, to_cell_tensors, None, None, None
+
+
+_forward.register_autograd(_gradient, setup_context=_setup)

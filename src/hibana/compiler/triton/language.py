@@ -1,0 +1,93 @@
+"""How Triton says each operation, rounded as IEEE has it, and a product of a block with a matrix.
+
+What a product multiplies goes through memory of the program's own, ``workspace``, since a block can't be cut
+in registers; the sums are ``tl.dot``'s, whose order is its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from hibana.compiler.graph.emit import Dialect
+from hibana.compiler.graph.ops import OPERATIONS, Written
+
+__all__ = ["MULTIPLIED", "Language", "interpreted"]
+
+
+@dataclass(frozen=True)
+class Language:
+    """Triton for numbers of one kind, compiled for a device or run by Triton's interpreter."""
+
+    real: str
+    """``"float32"`` or ``"float64"``."""
+    interpreted: bool
+    """The interpreter has no device's library; PyTorch's own functions stand in for it."""
+    by_samples: bool = False
+    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, and not some neurons."""
+
+    @property
+    def shape(self) -> str:
+        """The shape of a block."""
+        return "(SAMPLES, NEURONS)" if self.by_samples else "(BLOCK,)"
+
+    @property
+    def dialect(self) -> Dialect:
+        """How Triton says each operation, so that it is rounded as IEEE has it."""
+        single = self.real == "float32"
+        divided, root = (
+            ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
+        )
+        operations = {
+            name: row.triton.replace("REAL", self.real).replace("DIVIDED", divided).replace("ROOT", root)
+            for name, row in OPERATIONS.items()
+            if row.triton
+        }
+        if self.interpreted:
+            operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
+        else:
+            written = {n: row.written for n, row in OPERATIONS.items() if row.written and not row.triton}
+            operations |= {name: self._template(how, operations) for name, how in written.items()}
+        if self.by_samples:
+            operations["product"] = _PRODUCT
+        return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
+
+    def _template(self, how: Written, operations: Mapping[str, str]) -> str:
+        """How an operation is written in others, as one template."""
+        if isinstance(how, tuple):
+            return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))
+        return how if how.startswith("{") else self.number(how)
+
+    def number(self, number: int | str) -> str:
+        """A whole number, or one that lies in memory."""
+        return f"tl.full({self.shape}, {number}, tl.{self.real})"
+
+    def cast(self, text: str) -> str:
+        """`text` as a number that can be computed with."""
+        return f"{text}.to(tl.{self.real})"
+
+
+def interpreted() -> list[str]:
+    """The functions of one argument that PyTorch has, which are what the interpreter has of a library."""
+    return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
+
+
+_PRODUCT = "multiplied({0}, {matrix}_at, workspace, sample, neuron, here, features, INNER)"
+
+MULTIPLIED = """\
+def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.constexpr):
+    tl.debug_barrier()  # until all have read what was there before
+    tl.store(workspace + sample * features + neuron, x, here & (neuron < features))
+    tl.debug_barrier()
+    y = tl.zeros_like(x)
+    k = tl.arange(0, INNER)
+    for begun in range(0, features, INNER):
+        row = begun + k[None, :]
+        left = tl.load(workspace + sample * features + row, here & (row < features), 0)
+        column = begun + k[:, None]
+        there = (column < features) & (neuron < features)
+        right = tl.load(matrix + column * features + neuron, there, 0)
+        y = tl.dot(left, right, y, input_precision="ieee", out_dtype=y.dtype)
+    return y
+"""
+"""``y = x M`` for a block: what is multiplied is read back a part at a time."""

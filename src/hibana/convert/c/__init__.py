@@ -1,8 +1,0 @@
-"""A network as one file of C99: without Python, dependencies or allocation.
-
-What a step comes to in C is :mod:`hibana.loop.c`; here are layers, memory and the file.
-"""
-
-from hibana.convert.c.program import Cost, CProgram, in_order, proved, to_c
-
-__all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]

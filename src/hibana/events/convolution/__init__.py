@@ -1,5 +1,0 @@
-"""A convolution of spikes: layer, autograd's node and kernels."""
-
-from hibana.events.convolution.layer import Conv1d, Conv2d, over_steps
-
-__all__ = ["Conv1d", "Conv2d", "over_steps"]

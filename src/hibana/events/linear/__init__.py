@@ -1,5 +1,0 @@
-"""A linear layer of spikes: layer, autograd's node, product and kernels."""
-
-from hibana.events.linear.layer import Linear
-
-__all__ = ["Linear"]

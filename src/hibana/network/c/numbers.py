@@ -1,0 +1,238 @@
+"""What a program computes with: the types of its numbers, how they are written, and how a step is said."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.c import source
+from hibana.compiler.c.whole import Bounds, Said, in_whole_numbers
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.passes import Stores
+from hibana.compiler.graph.step import Value
+from hibana.network.c.memory import SIZES
+from hibana.network.graph import Node
+
+if TYPE_CHECKING:
+    from hibana.network.c.neurons import Layer
+
+__all__ = ["Floating", "Numbers", "Whole"]
+
+Standing = Callable[[str, Value], str | float]
+
+
+class Numbers(ABC):
+    """A kind of numbers."""
+
+    kind: str
+    """What sums and states are."""
+    input: str
+    """What is given at each step."""
+    lowest: str
+    """Less than any number."""
+    guards: tuple[str, ...]
+    """What has to hold where the program is compiled, in the preprocessor's words."""
+    runs: str = "that it was made with; it runs any number"
+    """For how many steps it may run."""
+    remarks: tuple[str, ...] = ()
+    """What is to be said of the numbers."""
+
+    @abstractmethod
+    def statements(
+        self, made: "Layer", stores: Stores, standing: Standing
+    ) -> tuple[list[str], dict[str, str]]:
+        """The body of a loop over neurons that computes `stores`, and what stands for each.
+
+        Raises:
+            Unsupported: naming the layer, if an operation can't be said.
+        """
+
+    @abstractmethod
+    def of(self, name: str, values: Tensor) -> str:
+        """The type that the constants `values` of the layer `name` are written in.
+
+        Raises:
+            ValueError: if they are no such numbers.
+        """
+
+    def settle(self, made: "Layer") -> None:  # noqa: B027 - only some look
+        """Looks at a layer of neurons before its step is written."""
+
+    def added(self, node: Node, source: Node, weights: Tensor, bias: Tensor | None) -> None:  # noqa: B027 - only some look
+        """Looks at a layer of weights ``[inputs, ..., outputs]``."""
+
+    def passed(self, node: Node, taps: int) -> None:  # noqa: B027 - only some look
+        """Looks at a layer without weights, of whose numbers each is of so many."""
+
+    def summed(self, node: Node, steps: int) -> None:  # noqa: B027 - only some look
+        """Looks at what is summed over time."""
+
+    def bytes(self, kind: str) -> int:
+        """Of a number of a type."""
+        return SIZES[kind]
+
+    def literal(self, number: float, kind: str) -> str:
+        """A number as a literal of a type."""
+        return source.literal(number, kind) if kind in ("float", "double") else str(int(number))
+
+
+@final
+class Floating(Numbers):
+    """Numbers of IEEE 754, in the order of operations in which the step is written."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise Unsupported(f"numbers of {dtype} are nothing that C has; use float32 or float64")
+        self.kind = self.input = "float" if dtype == torch.float32 else "double"
+        self.lowest = "(-INFINITY)"
+        self.guards = _GUARDS
+
+    def statements(
+        self, made: "Layer", stores: Stores, standing: Standing
+    ) -> tuple[list[str], dict[str, str]]:
+        try:
+            return source.neuron_statements(
+                stores, lambda name, leaf: self._said(standing(name, leaf)), source.dialect(self.kind)
+            )
+        except Unsupported as refused:
+            raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
+
+    def _said(self, stands: str | float) -> str:
+        return stands if isinstance(stands, str) else self.literal(stands, self.kind)
+
+    def of(self, name: str, values: Tensor) -> str:
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"layer {name!r}: its weights must be finite, and some are not")
+        return self.kind
+
+
+@final
+class Whole(Numbers):
+    """Whole numbers of 32 bits, with bounds that prove that none overflows in so many steps."""
+
+    def __init__(self, range_: Bounds, steps: int, input_scale: float, output_scale: float) -> None:
+        self.range, self.steps = range_, steps
+        self.runs = "at most, from a reset on: a number may overflow beyond"
+        self.remarks = (
+            f"Whole numbers: an input is x / {input_scale:.9g}, rounded, from {range_[0]} to {range_[1]};",
+            f"an output times {output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",
+        )
+        self.kind, self.input = "int32_t", "uint8_t" if range_[0] >= 0 else "int8_t"
+        self.lowest, self.guards = "INT32_MIN", ()
+        self.bounds: dict[Node, Bounds] = {}
+        self.states: dict[Node, dict[str, Bounds]] = {}
+        self.largest = 0
+        """The largest number on any way."""
+
+    def of(self, name: str, values: Tensor) -> str:
+        if not bool((values == values.round()).all()):
+            raise ValueError(f"layer {name!r}: its weights must be whole numbers, and some are not")
+        largest = float(values.abs().max()) if values.numel() else 0.0
+        return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
+
+    def statements(
+        self, made: "Layer", stores: Stores, standing: Standing
+    ) -> tuple[list[str], dict[str, str]]:
+        lines, said, _ = self._said(made, stores, standing, self.states[made.node])
+        for name, value in said.items():
+            if value.exponent:
+                what = name.removesuffix("_state")
+                raise Unsupported(f"layer {made.node.name!r}: {what} is no whole number after a step")
+        return lines, {name: value.text for name, value in said.items()}
+
+    def _said(
+        self, made: "Layer", stores: Stores, standing: Standing, bounds: dict[str, Bounds]
+    ) -> tuple[list[str], dict[str, Said], int]:
+        try:
+            return in_whole_numbers(stores, standing, bounds)
+        except Unsupported as refused:
+            raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
+
+    def settle(self, made: "Layer") -> None:
+        bounds = {f"p{i}": _ends(values) for i, values in enumerate(made.parameters)}
+        bounds["x"] = self._of(made.node.inputs[0])
+        names = [*made.step.states[:-1], "emitted_before"]
+        bounds |= {name: _ends(begun) for name, begun in zip(names, made.begun, strict=True)}
+        for _ in range(self.steps):
+            before = dict(bounds)
+            for i, product in enumerate(made.products):
+                operand = self._said(made, {"operand": product.operand}, made.standing, bounds)[1]["operand"]
+                low, high = (0, 1) if product.truth else (operand.low, operand.high)
+                bounds[f"product{i}"] = self._sum(made.weights(product), None, (low, high))
+            _, said, largest = self._said(made, made.stores, made.standing, bounds)
+            self.largest = max(self.largest, largest)
+            for j, (name, value) in enumerate(zip(names, said.values(), strict=True)):
+                low, high = (0, 1) if j in made.known else (value.low, value.high)
+                bounds[name] = min(bounds[name][0], low), max(bounds[name][1], high)
+                self._check(made.node, f"state {made.step.states[j].removesuffix('_state')}", bounds[name])
+            if bounds == before:
+                break
+        self.states[made.node] = bounds
+        self.bounds[made.node] = bounds["emitted_before"]
+
+    def added(self, node: Node, source: Node, weights: Tensor, bias: Tensor | None) -> None:
+        groups = getattr(node.module, "groups", 1)
+        self._check(node, "a sum", self._sum(weights, None, self._of(source), groups))
+        self.bounds[node] = self._sum(weights, bias, self._of(source), groups)
+        self._check(node, "a sum", self.bounds[node])
+
+    def passed(self, node: Node, taps: int) -> None:
+        ends = [self._of(source) for source in node.inputs]
+        low, high = (sum(end[i] for end in ends) * taps for i in (0, 1))
+        none = taps > 1 or node.kind == "delay"  # pixels beyond the image, steps before the first
+        self.bounds[node] = (min(0, low), max(0, high)) if none else (low, high)
+        self._check(node, "a sum", self.bounds[node])
+
+    def summed(self, node: Node, steps: int) -> None:
+        low, high = self._of(node)
+        self._check(node, "the sum over time", (low * steps, high * steps))
+
+    def _of(self, node: Node) -> Bounds:
+        return self.range if node.kind == "input" else self.bounds[node]
+
+    def _sum(self, weights: Tensor, bias: Tensor | None, of: Bounds, groups: int = 1) -> Bounds:
+        """The bounds of sums of numbers, of which some may be left out, times weights ``[..., outputs]``.
+
+        The outputs are those of a group, and rows stand group by group.
+        """
+        low, high = min(0, of[0]), max(0, of[1])
+        rows = weights.detach().double().reshape(groups, -1, weights.shape[-1])
+        more, less = rows.clamp(min=0).sum(1).flatten(), rows.clamp(max=0).sum(1).flatten()
+        one = torch.zeros_like(more) if bias is None else bias.detach().double()
+        most = (more * high + less * low + one).max()
+        least = (more * low + less * high + one).min()
+        self.largest = max(self.largest, int(((more - less) * max(-low, high) + one.abs()).max()))
+        return int(least), int(most)
+
+    def _check(self, node: Node, what: str, bounds: Bounds) -> None:
+        self.largest = max(self.largest, -bounds[0], bounds[1])
+        if -bounds[0] >= 2**31 or bounds[1] >= 2**31:
+            most = max(-bounds[0], bounds[1])
+            raise Unsupported(
+                f"layer {node.name!r}: {what} may reach {most:,} in {self.steps} steps, "
+                "more than 32 bits hold; calibrate with fewer steps, or take fewer bits"
+            )
+
+
+def _ends(values: Tensor) -> Bounds:
+    return int(values.min()), int(values.max())
+
+
+_GUARDS = (
+    "#include <float.h>",
+    "",
+    "/* A product and a sum rounded once would give other spikes than PyTorch's. */",
+    "#if defined(__FAST_MATH__)",
+    '#error "compile this file without -ffast-math"',
+    "#endif",
+    "#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16",
+    '#error "numbers are computed in more precision than they have: on x86 compile with -msse2 -mfpmath=sse"',
+    "#endif",
+    "#if defined(__clang__) || !defined(__GNUC__)",
+    "#pragma STDC FP_CONTRACT OFF",
+    "#elif !defined(__STRICT_ANSI__)",
+    '#pragma GCC optimize ("fp-contract=off")',
+    "#endif",
+)

@@ -1,0 +1,132 @@
+"""A network in PyTorch that takes its sums in the order in which the program in C does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hibana.network.c.memory import Held
+from hibana.network.graph import Node
+from hibana.network.sliding import image_of, sliding_of
+from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.window import Window
+
+__all__ = ["ordered"]
+
+
+class OrderedLinear(nn.Module):
+    """``sum_i x_i w_i + b``: one input after the other, the bias last; inputs in the order `places`."""
+
+    def __init__(self, layer: nn.Linear, places: Tensor | None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.places = range(layer.in_features) if places is None else places.tolist()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.layer.weight
+        total = inputs.new_zeros(*inputs.shape[:-1], len(weight))
+        for i in self.places:
+            total = total + inputs[..., i, None] * weight[:, i]
+        return total if self.layer.bias is None else total + self.layer.bias
+
+
+class OrderedConvolution(nn.Module):
+    """A convolution, one tap after the other, as the pixels under it lie, the bias last."""
+
+    def __init__(self, node: Node, channels_last: bool) -> None:
+        super().__init__()
+        assert node.module is not None
+        self.layer: Any = node.module
+        self.window, self.channels_last = sliding_of(node), channels_last
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        window, sequence = self.window, inputs.ndim == 3
+        images = inputs[:, :, None] if sequence else inputs
+        weight = self.layer.weight[:, :, None] if sequence else self.layer.weight
+        (top, left), (rows, columns) = window.padding, window.outputs
+        reach = [
+            (o - 1) * s + d * (k - 1) + 1
+            for o, s, d, k in zip(window.outputs, window.stride, window.dilation, window.kernel, strict=True)
+        ]
+        below, right = reach[0] - top - images.shape[2], reach[1] - left - images.shape[3]
+        padded = functional.pad(images, (left, max(0, right), top, max(0, below)))
+        groups, of_group = self.layer.groups, len(weight) // self.layer.groups
+        total = images.new_zeros(len(images), groups, of_group, rows, columns)
+        for c, ky, kx in self._order(weight.shape[1]):
+            y, x = ky * window.dilation[0], kx * window.dilation[1]
+            seen = padded[:, c :: weight.shape[1], y:, x:][:, :, :: window.stride[0], :: window.stride[1]]
+            tap = weight[:, c, ky, kx].view(1, groups, of_group, 1, 1)
+            total = total + seen[:, :, None, :rows, :columns] * tap
+        flat = total.flatten(1, 2)
+        if self.layer.bias is not None:
+            flat = flat + self.layer.bias.view(-1, 1, 1)
+        return flat[:, :, 0] if sequence else flat
+
+    def _order(self, channels: int) -> list[tuple[int, int, int]]:
+        kernel = [(ky, kx) for ky in range(self.window.kernel[0]) for kx in range(self.window.kernel[1])]
+        if self.channels_last:
+            return [(c, ky, kx) for ky, kx in kernel for c in range(channels)]
+        return [(c, ky, kx) for c in range(channels) for ky, kx in kernel]
+
+
+class OrderedWindow(nn.Module):
+    """A convolution over time, or delayed synapses: what arrives from the earliest step first, bias last.
+
+    Of one step the inputs add one after the other, in the order `places`.
+    """
+
+    def __init__(self, layer: Window | DelayedLinear, places: Tensor) -> None:
+        super().__init__()
+        self.layer, self.places = layer, places
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layer = self.layer
+        kernel, dilation = layer.kernel() if isinstance(layer, DelayedLinear) else layer.weight, 1
+        groups = 1
+        if isinstance(layer, Window):
+            dilation, groups = layer.dilation, layer.groups
+        outputs, inner, taps = kernel.shape
+        rows = inputs.movedim(2, -1)  # [T, batch, ..., channels]
+        total = rows.new_zeros(*rows.shape[:-1], outputs)
+        of_group = outputs // groups
+        features = inputs.ndim == 3
+        order = self.places.tolist() if features else range(rows.shape[-1])
+        for k in range(taps):
+            lag = (taps - 1 - k) * dilation
+            if lag >= len(rows):
+                continue
+            seen = torch.cat([rows.new_zeros(lag, *rows.shape[1:]), rows[: len(rows) - lag]])
+            for c in order:
+                group = c // inner
+                to = slice(group * of_group, (group + 1) * of_group)
+                total[..., to] = total[..., to] + seen[..., c, None] * kernel[to, c % inner, k]
+        total = total if layer.bias is None else total + layer.bias
+        return total.movedim(-1, 2)
+
+
+def ordered(net: nn.Module, held: dict[Node, Held]) -> nn.Module:
+    """`net`, of which the nodes of `held` are layers, with sums in their order; it is changed."""
+    for node in held:
+        read = held[node.inputs[0]] if node.inputs else None
+        if read is None:
+            continue
+        if node.kind == "linear":
+            net.set_submodule(node.name, OrderedLinear(_layer(node), read.places))
+        elif node.kind == "convolution":
+            last = read.channels_last(node.seen[0]) and image_of(node.seen[0])[0] > 1
+            net.set_submodule(node.name, OrderedConvolution(node, last))
+        elif isinstance(node.module, Window | DelayedLinear):
+            net.set_submodule(node.name, OrderedWindow(node.module, read.places))
+        elif isinstance(node.module, OverTime | Recurrent):
+            node.module.backend = "reference"
+            for name, inner in list(node.module.named_modules()):
+                if isinstance(inner, nn.Linear):
+                    node.module.set_submodule(name, OrderedLinear(inner, read.places))
+    return net.eval()
+
+
+def _layer(node: Node) -> nn.Linear:
+    assert isinstance(node.module, nn.Linear)
+    return node.module

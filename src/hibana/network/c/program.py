@@ -1,0 +1,150 @@
+"""A network as one file of C99 and a header."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.c.costs import Cost, Spiking
+from hibana.network.c.numbers import Floating, Numbers, Whole
+from hibana.network.c.ordered import ordered
+from hibana.network.c.unit import Unit
+from hibana.network.c.writing import Writing
+from hibana.network.graph import read
+from hibana.network.whole import Quantized
+
+__all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]
+
+SCORES = ("sum", "max", "last", "first")
+
+
+@dataclass(frozen=True)
+class CProgram:
+    """A network in C: two files, and what they cost."""
+
+    name: str
+    source: str
+    header: str
+    kind: str
+    """C's type of potentials,"""
+    input: str
+    """and of what goes in."""
+    inputs: int
+    outputs: int
+    constant_bytes: int
+    """Of weights and other constants."""
+    changing_bytes: int
+    """Of the struct: states, and what is needed between two layers."""
+    costs: tuple[Cost, ...]
+    spiking: tuple[Spiking, ...]
+    functions: tuple[str, ...]
+    """Functions of math.h whose last bit may be another than PyTorch's."""
+
+    def write(self, path: Path | str) -> tuple[Path, Path]:
+        """Writes ``NAME.c`` and ``NAME.h`` beside each other; `path` is that of the first."""
+        target = Path(path)
+        header = target.with_suffix(".h")
+        target.write_text(self.source)
+        header.write_text(self.header)
+        return target, header
+
+
+def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "sum") -> CProgram:
+    """`net` as one file of C99 and a header, without dependencies, allocation or recursion.
+
+    The program holds the weights as constants and the state in a struct. ``NAME_reset`` sets it to rest,
+    ``NAME_step`` runs one step of one sample on numbers, ``NAME_step_events`` on a list of the inputs that
+    are 1; ``NAME_output`` gives what the network put out, ``NAME_scores`` that over the steps,
+    ``NAME_class`` the place of its largest. A number that is zero costs nothing: layers add a row of weights
+    for each that is not.
+
+    Spikes equal PyTorch's bit for bit where all operations are those that IEEE 754 determines, and sums are
+    taken in the program's order, as :func:`in_order` does.
+
+    Args:
+        net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
+            normalisation after a linear layer or convolution, sums, windows, delays, and neurons; it is left
+            as it is.
+        example: inputs ``[T, batch, ...]``, on which firing rates are counted; its dtype is the program's.
+        name: what the program's functions begin with.
+        scores: what becomes of the outputs over time: their ``"sum"``, the ``"max"``, the ``"last"``, or
+            minus the steps before the ``"first"`` that is not zero.
+
+    Raises:
+        TypeError: if `example` is no floating-point tensor.
+        ValueError: if `name` is no name in C, `scores` is none of these, `example` is not
+            ``[T, batch, ...]``, or weights are not finite.
+        Unsupported: naming the layer, if C does not say it.
+
+    >>> import torch, hibana as hb
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF())
+    >>> program = hb.convert.to_c(net, torch.rand(8, 2, 4))
+    >>> program.constant_bytes, program.changing_bytes
+    (60, 40)
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,30}", name):
+        raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
+    if scores not in SCORES:
+        raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
+    written = _written(net, example, name, scores)
+    unit = Unit(written, str(net))
+    return CProgram(
+        name,
+        "\n".join(unit.source()) + "\n",
+        "\n".join(unit.header()) + "\n",
+        written.numbers.kind,
+        written.numbers.input,
+        written.network.input.size,
+        written.network.output.size,
+        written.parts.constant_bytes,
+        written.parts.memory.bytes(),
+        tuple(written.costs),
+        tuple(written.spiking),
+        tuple(sorted(written.functions)),
+    )
+
+
+def proved(net: Quantized, example: Tensor) -> torch.dtype:
+    """The dtype that holds all numbers of `net` exactly, for as many steps as `example` has.
+
+    Raises:
+        Unsupported: naming the layer, if a number may not fit in 32 bits, or is no whole one.
+    """
+    numbers = _written(net, example, "net", "sum").numbers
+    assert isinstance(numbers, Whole)
+    if numbers.largest >= 2**53:
+        raise Unsupported("net computes with numbers that no dtype of PyTorch holds exactly")
+    return torch.float32 if numbers.largest < 2**24 else torch.float64
+
+
+def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Writing:
+    """The layers of `net`, in whole numbers if it computes so."""
+    if isinstance(net, Quantized):
+        network = read(net.net, net.whole_input(example))
+        numbers: Numbers = Whole(net.input_range, len(example), net.input_scale, net.output_scale)
+    else:
+        network = read(net, example)
+        numbers = Floating(network.dtype)
+    return Writing(network, numbers, name, scores, len(example))
+
+
+def in_order(net: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `net` in evaluation that takes its sums in the order of the program in C.
+
+        y_o = ((w_o1 x_1 + w_o2 x_2) + w_o3 x_3) + ... + b_o
+
+    One input after the other, over time what the earliest step gave first: slow, for comparisons. Linear
+    layers, convolutions, windows and delayed synapses are followed, in a cell too; a product that a cell
+    writes itself (``x @ w``) is not. `example` and what is raised are as in :func:`to_c`.
+
+    >>> import torch, hibana as hb
+    >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF()), torch.rand(8, 2, 4)
+    >>> hb.convert.in_order(net, x)(x).shape
+    torch.Size([8, 2, 3])
+    """
+    network = read(net, example)
+    written = Writing(network, Floating(network.dtype), "net", "sum", len(example))
+    return ordered(network.net, written.held)

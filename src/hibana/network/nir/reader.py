@@ -1,0 +1,270 @@
+"""From a NIR graph to a network: nested graphs are unfolded, shapes checked, nodes put in order."""
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from operator import add
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from hibana.network.nir.file import load
+from hibana.network.nir.layer_of import to_layer
+from hibana.network.nir.nodes import LINEAR, NEURONS, Node, Shape, output_shape
+from hibana.nn.fold import layer_name
+from hibana.nn.window import LooksBack
+
+__all__ = ["read"]
+
+PORTS = ("Input", "Output")
+
+
+def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.GraphModule:
+    """The network that a NIR graph describes, over ``[T, batch, ...]``, starting at rest.
+
+    Args:
+        source: the path of a NIR file, or a ``nir.NIRGraph``.
+        dt: seconds per time step; what the writer noted in the graph if ``None``.
+        max_bytes: the most memory that the file's arrays, or for one sample the output of one layer or the
+            past input that it keeps, may take.
+
+    Returns:
+        A module whose layers bear the names of the nodes, changed where no layer can have them (``forward``,
+        ``a"b``). Its `meta` holds ``input_shape``, ``dt`` and, where names were changed, the nodes' own in
+        ``nodes``, all of which :func:`write` takes up.
+
+    Raises:
+        ValueError: naming the node, if the file is damaged or too large, if a node is unknown, does not fit
+            the one before it or cannot be run, or if a cycle holds no neuron.
+
+    Source: Pedersen et al. (2024), *Neuromorphic intermediate representation: a unified instruction set for
+    interoperable brain-inspired computing*.
+    """
+    if dt is not None and not (np.isfinite(dt) and dt > 0):
+        raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
+    if isinstance(source, str | os.PathLike):
+        content = load(source, max_bytes)
+    elif hasattr(source, "nodes") and hasattr(source, "edges"):
+        content = _in_memory(source)
+    else:
+        raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
+    graph = _Graph()
+    graph.add(content, "")
+    graph.take_feedback()
+    return _network(graph, _noted_dt(content) if dt is None else dt, max_bytes)
+
+
+def _noted_dt(content: dict[str, Any]) -> float | None:
+    """The seconds per time step that the writer noted."""
+    metadata = content.get("metadata")
+    noted = metadata.get("dt") if isinstance(metadata, dict) else None
+    if noted is None:
+        return None
+    value = np.asarray(noted)
+    if value.size != 1 or value.dtype.kind not in "fiu" or not (np.isfinite(value) & (value > 0)).all():
+        raise ValueError(f"the graph's dt must be positive and finite seconds, got {noted!r}; give dt")
+    return float(value.reshape(()))
+
+
+@dataclass
+class _Graph:
+    """All nodes of a graph and of the graphs within it, by their path, and what each takes its input from.
+
+    The one linear node from a neuron back to itself is taken out of the graph, into `feedback`.
+    """
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    feedback: dict[str, Node] = field(default_factory=dict)
+
+    def add(self, content: dict[str, Any], path: str) -> None:
+        where = f"graph {path}" if path else "the graph"
+        if not isinstance(content.get("nodes"), dict) or "edges" not in content:
+            raise ValueError(f"{where} has no nodes and edges, so it is not a NIR graph")
+        for name, entry in content["nodes"].items():
+            self._add_node(entry, _below(path, name))
+        nodes = content["nodes"]
+        for edge in _pairs(content["edges"], where):
+            if unknown := [_text(end) for end in edge if _text(end) not in nodes]:
+                raise ValueError(f"{where} has an edge between nodes it does not have: {unknown}")
+            begin, end = (_text(name) for name in edge)
+            source, target = self._port(nodes, path, begin, "Output"), self._port(nodes, path, end, "Input")
+            if source in self.sources[target]:
+                raise ValueError(f"{where} has the edge {begin} -> {end} twice")
+            self.sources[target].append(source)
+
+    def _add_node(self, entry: Any, path: str) -> None:
+        if not isinstance(entry, dict) or not isinstance(_text(entry.get("type")), str):
+            raise ValueError(f"node {path!r} has no type")  # noqa: TRY004 - what is wrong is the file
+        kind = _text(entry["type"])
+        if kind == "NIRGraph":
+            self.add(entry, path)
+            return
+        metadata = entry.get("metadata")
+        fields = {key: value for key, value in entry.items() if key not in ("type", "metadata")}
+        self.nodes[path] = Node(kind, fields, metadata if isinstance(metadata, dict) else {})
+        self.sources[path] = []
+
+    def _port(self, nodes: dict[str, Any], path: str, name: str, kind: str) -> str:
+        """The node that an edge from or to `name` means: itself, or the one port of a graph within."""
+        if _text(nodes[name].get("type")) != "NIRGraph":
+            return _below(path, name)
+        ports = [port for port, node in nodes[name]["nodes"].items() if _text(node.get("type")) == kind]
+        if len(ports) != 1:
+            raise ValueError(f"graph {_below(path, name)!r} must have one {kind} node, has {len(ports)}")
+        return self._port(nodes[name]["nodes"], _below(path, name), ports[0], kind)
+
+    def take_feedback(self) -> None:
+        """Takes out each linear node that stands between a neuron and itself and nowhere else."""
+        targets: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for name, sources in self.sources.items():
+            for source in sources:
+                targets[source].append(name)
+        for name in [name for name, node in self.nodes.items() if node.type in LINEAR]:
+            neuron = self.sources[name][0] if self.sources[name] else name
+            alone = self.sources[name] == targets[name] == [neuron] and neuron != name
+            if alone and self.nodes[neuron].type in NEURONS and neuron not in self.feedback:
+                self.feedback[neuron] = self.nodes.pop(name)
+                del self.sources[name]
+                self.sources[neuron].remove(name)
+
+    def ordered(self) -> list[str]:
+        """The nodes, each after all that it takes its input from."""
+        waiting = {name: set(sources) for name, sources in self.sources.items()}
+        order: list[str] = []
+        while ready := [name for name, sources in waiting.items() if not sources]:
+            for name in ready:
+                del waiting[name]
+            order += ready
+            for sources in waiting.values():
+                sources.difference_update(ready)
+        if waiting:
+            raise ValueError(self._about_a_cycle(waiting))
+        return order
+
+    def _about_a_cycle(self, waiting: dict[str, set[str]]) -> str:
+        cycle = [next(iter(waiting))]
+        while (before := next(iter(waiting[cycle[-1]] & waiting.keys()))) not in cycle:
+            cycle.append(before)
+        cycle = cycle[cycle.index(before) :][::-1]
+        shown = " -> ".join([*cycle, cycle[0]])
+        if not any(self.nodes[name].type in NEURONS for name in cycle):
+            return f"the cycle {shown} holds no neuron, so nothing delays it"
+        return (
+            f"the cycle {shown} is more than one neuron layer with one {' or '.join(LINEAR)} back to itself"
+        )
+
+
+def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
+    order = graph.ordered()
+    begin, end = (_outermost(graph, kind) for kind in PORTS)
+    layers: dict[str, nn.Module] = {}
+    shapes: dict[str, Shape] = {begin: _input_shape(graph.nodes[begin], begin)}
+    renamed: dict[str, str] = {}
+    lines = fx.Graph()
+    values = {begin: lines.placeholder("inputs")}
+    for name in order:
+        node, sources = graph.nodes[name], graph.sources[name]
+        if name == begin:
+            continue
+        if not sources:
+            raise ValueError(f"node {name!r} ({node.type}) has no input")
+        given = {source: shapes[source] for source in sources}
+        if len(set(given.values())) != 1:
+            raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {given}")
+        try:
+            shape = given[sources[0]]
+            shapes[name] = output_shape(node, shape)
+            _check_size("one sample of its output", shapes[name], max_bytes)
+            layer = None if node.type in PORTS else to_layer(node, dt, graph.feedback.get(name))
+            if isinstance(layer, LooksBack):
+                _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            missing = f"has no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"node {name!r} ({node.type}): {missing}") from error
+        value = values[sources[0]]
+        for source in sources[1:]:
+            value = lines.call_function(add, (value, values[source]))
+        if layer is not None:
+            path = name.rpartition(".")[0] or name if name in graph.feedback else name
+            layers[key := layer_name(path, layers)] = layer
+            if key != path:
+                renamed[key] = path
+            value = lines.call_module(key, (value,))
+        values[name] = value
+    _warn_of_dead_ends(graph, end)
+    lines.output(values[end])
+    network = fx.GraphModule(layers, lines, class_name="NIRNetwork")
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    network.meta.update(input_shape=shapes[begin], dt=dt, **({"nodes": renamed} if renamed else {}))
+    return network
+
+
+def _outermost(graph: _Graph, kind: str) -> str:
+    """The one port of the whole graph: those of graphs within it have an input, or feed something."""
+    fed = {source for sources in graph.sources.values() for source in sources}
+    free = {name for name, sources in graph.sources.items() if not sources} if kind == "Input" else (
+        graph.nodes.keys() - fed
+    )  # fmt: skip
+    found = [name for name in graph.nodes if name in free and graph.nodes[name].type == kind]
+    if len(found) != 1:
+        raise ValueError(f"a graph must have one {kind} node, has {len(found)}: {found}")
+    return found[0]
+
+
+def _input_shape(node: Node, name: str) -> Shape:
+    shape = np.asarray(node.fields.get("shape"))
+    if shape.ndim != 1 or not np.issubdtype(shape.dtype, np.integer) or (shape < 1).any():
+        raise ValueError(f"node {name!r} (Input): shape must be whole numbers above 0, got {shape!r}")
+    return tuple(int(n) for n in shape)
+
+
+def _check_size(what: str, shape: Shape, max_bytes: int) -> None:
+    size = 4
+    for n in shape:
+        size *= n
+    if size > max_bytes:
+        raise ValueError(f"{what}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
+
+
+def _warn_of_dead_ends(graph: _Graph, end: str) -> None:
+    used, ahead = {end}, [end]
+    while ahead:
+        new = [source for source in graph.sources[ahead.pop()] if source not in used]
+        used.update(new)
+        ahead += new
+    if dead := [name for name in graph.nodes if name not in used]:
+        warnings.warn(f"nodes that lead to no output are left out: {', '.join(dead)}", stacklevel=4)
+
+
+def _in_memory(graph: Any) -> dict[str, Any]:
+    """A ``nir.NIRGraph`` as a file would hold it."""
+    nodes = {}
+    for name, node in graph.nodes.items():
+        if hasattr(node, "nodes") and hasattr(node, "edges"):
+            nodes[name] = _in_memory(node)
+            continue
+        nodes[name] = {**vars(node), "type": type(node).__name__}
+        if nodes[name]["type"] == "Input":
+            nodes[name]["shape"] = node.input_type["input"]
+    metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
+    return {"type": "NIRGraph", "nodes": nodes, "edges": list(graph.edges), "metadata": metadata}
+
+
+def _pairs(edges: Any, where: str) -> Any:
+    """The edges, ``[edge, 2]``, of names."""
+    pairs = np.asarray(edges, object)
+    if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
+        raise ValueError(f"{where} must have pairs of names as edges, got {edges!r}")
+    return pairs.reshape(-1, 2)
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value

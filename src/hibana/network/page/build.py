@@ -1,0 +1,149 @@
+"""The page of a network: its program in C as WebAssembly, in one file that loads nothing."""
+
+import base64
+import html
+import json
+import math
+import re
+import subprocess
+import sys
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana.network.c import CProgram, to_c
+from hibana.network.quantized import quantize
+from hibana.network.whole import Quantized
+from hibana.runtime.extras import needing
+
+__all__ = ["to_page", "webassembly"]
+
+_EXPORTS = """
+#include "net.h"
+
+static net_state net;
+static uint8_t input[NET_INPUTS];
+static int32_t output[NET_OUTPUTS];
+
+void *input_at(void) {{ return input; }}
+void *output_at(void) {{ return output; }}
+void begin(void) {{ net_reset(&net); }}
+void go(int again) {{
+    net_step(&net, again ? 0 : input);
+    net_output(&net, output);
+}}
+void *scores_at(void) {{
+    net_scores(&net, output);
+    return output;
+}}
+void *spikes_at(int layer) {{
+    switch (layer) {{
+{cases}
+    default: return 0;
+    }}
+}}
+"""
+EXPORTED = ("input_at", "output_at", "begin", "go", "scores_at", "spikes_at")
+
+
+def to_page(
+    net: nn.Module, example: Tensor, *, title: str = "hibana", scores: str = "sum", bits: int = 8
+) -> str:
+    """The text of a page that runs `net`, of still images, in the browser: one draws, and watches it spike.
+
+    The network runs in whole numbers (:func:`hibana.quantize`), as WebAssembly in the page. It loads
+    nothing, and opens from a file.
+
+    Args:
+        net: a network over ``[T, batch, height, width]`` or ``[T, batch, 1, height, width]``.
+        example: images as it is shown them, of which each step is the same; some are shown as samples.
+        title: of the page.
+        scores: what becomes of the outputs over time, as in :func:`to_c`.
+        bits: of a weight.
+
+    Raises:
+        ModuleNotFoundError: if ziglang, which compiles it, is not installed.
+        ValueError: if inputs are no images, or change over time.
+        Unsupported: naming the layer, if it has no form in whole numbers or in C.
+    """
+    shape = tuple(example.shape[2:])
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
+        raise ValueError(f"example must hold images [T, batch, height, width], got {tuple(example.shape)}")
+    if not bool((example == example[:1]).all()):
+        raise ValueError(
+            "example must be the same image at each step, which a drawing is, and changes over time"
+        )
+    small, report = quantize(net, example, bits)
+    program = to_c(small, example, scores=scores)
+    page = files("hibana.network.page").joinpath("page.html").read_text(encoding="utf-8")
+    described = json.dumps(_described(program, small, example, report.same_class))
+    compiled = base64.b64encode(webassembly(program)).decode()
+    parts = {"TITLE": html.escape(title), "NETWORK": described.replace("<", "\\u003c"), "WASM": compiled}
+    return re.sub(f"@({'|'.join(parts)})@", lambda found: parts[found[1]], page)
+
+
+def _described(program: CProgram, net: Quantized, example: Tensor, same: float) -> dict[str, Any]:
+    """What the page has to know of its network."""
+    height, width = example.shape[-2:]
+    spiking = {layer.name: i for i, layer in enumerate(program.spiking)}
+    samples = net.whole_input(example[0, :12]).flatten(1).to(torch.int64)
+    return {
+        "height": height,
+        "width": width,
+        "steps": len(example),
+        "scale": net.input_scale,
+        "range": list(net.input_range),
+        "outputs": program.outputs,
+        "outputScale": net.output_scale,
+        "bytes": [program.constant_bytes, program.changing_bytes],
+        "same": same,
+        "layers": [
+            {
+                "name": layer.name,
+                "neurons": layer.neurons,
+                "columns": _columns(layer.neurons),
+            }
+            for layer in program.spiking
+        ],
+        "weights": [
+            {"dense": cost.dense, "from": spiking.get(cost.source), "size": cost.size}
+            for cost in program.costs
+            if cost.dense
+        ],
+        "samples": samples.tolist(),
+    }
+
+
+def _columns(neurons: int) -> int:
+    """How many neurons stand in a row of the picture of a layer."""
+    return max(8, math.ceil(math.sqrt(neurons * 4)))
+
+
+@needing("hibana.convert.page")
+def webassembly(program: CProgram) -> bytes:
+    """A program in whole numbers, compiled.
+
+    Raises:
+        ModuleNotFoundError: if ziglang is not installed.
+        RuntimeError: if it does not compile.
+    """
+    if find_spec("ziglang") is None:
+        raise ModuleNotFoundError("No module named 'ziglang'", name="ziglang")
+    cases = "\n".join(f"    case {i}: return {layer.array};" for i, layer in enumerate(program.spiking))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        source, _ = program.write(folder / "net.c")
+        (folder / "page.c").write_text(_EXPORTS.format(cases=cases.replace("net->", "net.")))
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-std=c99", "-O2"]
+        command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
+        command += [f"-Wl,--export={exported}" for exported in EXPORTED]
+        command += ["-o", str(folder / "net.wasm"), str(source), str(folder / "page.c")]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise RuntimeError(f"ziglang could not compile the network: {made.stderr.strip()[-400:]}")
+        return (folder / "net.wasm").read_bytes()

@@ -1,0 +1,235 @@
+"""A network as ONNX, with the loop over time in it: a graph whose size does not grow with T."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.passes import forward_pass, leaves
+from hibana.compiler.graph.plan import evaluated
+from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.tensors import tensors_of
+from hibana.network.graph import Network, Node, read
+from hibana.network.scan_past import Body, looking_back
+from hibana.network.sliding import whole
+from hibana.network.whole import Quantized
+from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
+from hibana.runtime.extras import needing
+
+__all__ = ["to_onnx"]
+
+OPSET = 17
+
+
+@needing("hibana.convert.to_onnx")
+def to_onnx(net: nn.Module, example: Tensor) -> Any:
+    """`net` as an ONNX model: ``Scan`` over time of one step, so that T and the batch may be any.
+
+    Layers are ONNX's own (``Gemm``, ``Conv``, ``MaxPool``, ``AveragePool``), and take sums in the order
+    that the runtime likes: spikes are equal where every sum is exact, as those of :func:`hibana.quantize`
+    are. A quantised network is given whole numbers (``whole_input``) and puts out whole numbers; they are
+    float64 where float32 does not hold them all, of which onnxruntime has no convolutions.
+
+    Args:
+        net: a network, as :func:`to_c` takes it; it is left as it is.
+        example: inputs ``[T, batch, ...]``; their dtype is the model's.
+
+    Returns:
+        An ``onnx.ModelProto``, from ``input`` ``[T, batch, ...]`` to ``output`` ``[T, batch, ...]``.
+
+    Raises:
+        ModuleNotFoundError: if onnx is not installed.
+        Unsupported: naming the layer, if ONNX does not say it.
+    """
+    if isinstance(net, Quantized):
+        return to_onnx(net.net, net.whole_input(example))
+    with torch.no_grad():
+        return _Model(read(net, example)).written()
+
+
+class _Model(Body):
+    """The writing of one model."""
+
+    def __init__(self, network: Network) -> None:
+        import onnx
+
+        self.onnx, self.network = onnx, network
+        self.kind = onnx.helper.np_dtype_to_tensor_dtype(
+            torch.empty(0, dtype=network.dtype, device="cpu").numpy().dtype
+        )
+        self.body: list[Any] = []
+        self.outer: list[Any] = []
+        self.constants: list[Any] = []
+        self.states: list[tuple[str, str, tuple[int, ...]]] = []
+        """Names before and after a step, and shapes."""
+        self.count = 0
+
+    def written(self) -> Any:
+        """The model."""
+        helper = self.onnx.helper
+        values: dict[Node, str] = {self.network.input: "x"}
+        for at, node in enumerate(self.network.nodes[1:], start=1):
+            given = [
+                self._shaped(values[s], s.shape, seen) for s, seen in zip(node.inputs, node.seen, strict=True)
+            ]
+            values[node] = self._layer(node, at, given)
+        out = self._shaped(values[self.network.output], self.network.output.shape, self.network.outputs)
+        self.op("Identity", [out], name="y")
+        befores = [self._info(before, shape) for before, _, shape in self.states]
+        afters = [self._info(after, shape) for _, after, shape in self.states]
+        into, out_of = self._info("x", self.network.input.shape), self._info("y", self.network.outputs)
+        step = helper.make_graph(self.body, "step", [*befores, into], [*afters, out_of])
+        firsts = self._at_rest()
+        lasts = [f"{after}_last" for _, after, _ in self.states]
+        scan = helper.make_node("Scan", [*firsts, "input"], [*lasts, "output"], body=step, num_scan_inputs=1)
+        graph = helper.make_graph(
+            [*self.outer, scan],
+            "network",
+            [self._info("input", self.network.input.shape, over_time=True)],
+            [self._info("output", self.network.outputs, over_time=True)],
+            self.constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+        self.onnx.checker.check_model(model)
+        return model
+
+    def _info(self, name: str, shape: tuple[int, ...], over_time: bool = False) -> Any:
+        sides: list[str | int] = ["batch", *shape]
+        return self.onnx.helper.make_tensor_value_info(name, self.kind, ["T", *sides] if over_time else sides)
+
+    def constant(self, values: Tensor) -> str:
+        name = f"c{len(self.constants)}"
+        self.constants.append(self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name))
+        return name
+
+    def _number(self, number: float) -> str:
+        return self.constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
+
+    def op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
+        self.count += 1
+        name = name or f"v{self.count}"
+        (self.outer if outer else self.body).append(self.onnx.helper.make_node(op, given, [name], **settings))
+        return name
+
+    def state(self, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
+        before, after = f"{name}_before", name
+        self.states.append((before, after, shape))
+        zero = torch.zeros((1, *(1 for _ in shape)), dtype=self.network.dtype, device="cpu")
+        self.constants.append(self.onnx.numpy_helper.from_array(zero.numpy(), f"{before}_first"))
+        return before, after
+
+    def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
+        if shape == seen:
+            return value
+        return self.op("Reshape", [value, self.constant(whole([-1, *seen]))])
+
+    def _layer(self, node: Node, at: int, given: list[str]) -> str:
+        module: Any = node.module
+        if node.kind == "neurons":
+            return self._neurons(node, at, given[0])
+        if node.kind == "sum":
+            return self.op("Add", given)
+        if node.kind == "scale":
+            return self.op("Mul", [given[0], self._number(node.factor)])
+        if node.kind == "linear":
+            bias = [] if module.bias is None else [self.constant(module.bias)]
+            return self.op("Gemm", [given[0], self.constant(module.weight), *bias], transB=1)
+        if node.kind in ("window", "delay", "delayed"):
+            return looking_back(self, node, at, given[0])
+        rank = len(node.shape) - 1
+        names = ("kernel_size", "stride", "dilation")
+        sizes = {n: _each(getattr(module, n), rank) for n in names if hasattr(module, n)}
+        named: dict[str, Any] = {"kernel_shape": sizes["kernel_size"], "strides": sizes["stride"]}
+        if module.padding == "same":
+            total = [d * (k - 1) for d, k in zip(sizes["dilation"], sizes["kernel_size"], strict=True)]
+            named["pads"] = [t // 2 for t in total] + [t - t // 2 for t in total]
+        else:
+            named["pads"] = _each(0 if module.padding == "valid" else module.padding, rank) * 2
+        if node.kind == "convolution":
+            bias = [] if module.bias is None else [self.constant(module.bias)]
+            named |= {"dilations": sizes["dilation"], "group": module.groups}
+            return self.op("Conv", [given[0], self.constant(module.weight), *bias], **named)
+        if node.kind == "maximum":
+            return self.op("MaxPool", given, **named)
+        mean = self.op("AveragePool", given, count_include_pad=int(module.count_include_pad), **named)
+        divisor = getattr(module, "divisor_override", None)
+        if divisor is None:
+            return mean
+        area = math.prod(named["kernel_shape"]) / divisor
+        return self.op("Mul", [mean, self._number(area)])
+
+    def _neurons(self, node: Node, at: int, given: str) -> str:
+        module = node.module
+        assert isinstance(module, OverTime | Recurrent)
+        cell = module.cell
+        if isinstance(module, Recurrent):
+            cell = RecurrentCell(cell, module.recurrent, 1.0)
+        one = torch.zeros(1, *node.shape, dtype=self.network.dtype, device="cpu")
+        try:
+            step = trace(cell, one.shape, self.network.dtype)
+            return self._step(step, at, given, cell, one)
+        except Unsupported as refused:
+            raise Unsupported(f"layer {node.name!r}: {refused}") from refused
+
+    def _step(self, step: Step, at: int, given: str, cell: Any, one: Tensor) -> str:
+        held = step.prologue(*tensors_of(cell).values())
+        names = {"x": given}
+        begun = cell.initial_state(one)
+        for i, (state, first) in enumerate(zip(step.states, begun, strict=True)):
+            before = f"{state}{at}_before"
+            names["emitted_before" if i == len(step.states) - 1 else state] = before
+            self.states.append((before, f"{state}{at}", tuple(one.shape[1:])))
+            begun_at = first.detach().expand_as(one).contiguous().numpy()
+            self.constants.append(self.onnx.numpy_helper.from_array(begun_at, f"{before}_first"))
+        stores = forward_pass(step, None)
+        for name, leaf in leaves(stores).items():
+            if leaf.op == "scalar" and name[0] == "c":
+                names[name] = self._number(step.constants[int(name[2:-1])])
+            elif name[0] == "p" and name not in names:
+                names[name] = self.constant(held[int(name[1:].partition("[")[0])].to(self.network.dtype))
+        done: dict[Value, str] = {}
+        for value in evaluated(stores.values(), ()):
+            done[value] = self._value(value, [done[a] for a in value.args], names, held[step.parameters :])
+        for name, value in stores.items():
+            self.op("Identity", [done[value]], name=f"{name}{at}")
+        return f"{step.states[-1]}{at}"
+
+    def _value(self, value: Value, args: list[str], names: dict[str, str], matrices: Any) -> str:
+        if value.op == "number":
+            return self._number(float(value.data))
+        if not value.args:
+            return names[str(value.data)]
+        if value.op == "product":
+            index, turned = divmod(int(value.data), 2)
+            matrix = matrices[index].reshape(matrices[index].shape[-2:])
+            return self.op("MatMul", [args[0], self.constant(matrix.T if turned else matrix)])
+        if value.op == "ne":
+            return self.op("Not", [self.op("Equal", args)])
+        if value.op == "to_float":
+            return self.op("Cast", args, to=self.kind)
+        if value.op == "to_bool":
+            return self.op("Cast", args, to=self.onnx.TensorProto.BOOL)
+        op = OPERATIONS[value.op].onnx
+        if not op:
+            raise Unsupported(f"{value.op} is nothing that hibana says in ONNX")
+        return self.op(op, args)
+
+    def _at_rest(self) -> list[str]:
+        """The states at rest, for as many samples as there are."""
+        if not self.states:
+            return []
+        one = self.constant(whole([1]))
+        sides = self.op("Shape", ["input"], outer=True)
+        batch = self.op("Slice", [sides, one, self.constant(whole([2]))], outer=True)
+        firsts = []
+        for before, _, shape in self.states:
+            sizes = self.op("Concat", [batch, self.constant(whole(shape))], outer=True, axis=0)
+            firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
+        return firsts
+
+
+def _each(sizes: int | tuple[int, ...], rank: int) -> list[int]:
+    return [sizes] * rank if isinstance(sizes, int) else list(sizes)

@@ -1,0 +1,1 @@
+"""Layers and what stands around them in a network: encodings, losses, penalties, models."""

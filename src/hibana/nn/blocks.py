@@ -1,0 +1,173 @@
+"""Parts of deep networks over time: one mask for all steps, normalisation to a threshold, less memory.
+
+Nothing here is faster than what torch has; each is what a network over time wants in its place.
+"""
+
+from contextlib import nullcontext
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from hibana.compiler.leaf import as_leaf, is_name
+from hibana.spikes.kept import Kept
+
+__all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]
+
+
+@final
+class StepsDropout(nn.Module):
+    """Dropout whose mask is one for all time steps: ``[T, batch, ...] -> [T, batch, ...]``.
+
+        y_t = x_t * m / (1 - p),   m_i = 0 with probability p, else 1
+
+    A neuron is left out for a whole sequence, instead of spike by spike. What is left of spikes are whole
+    numbers times one factor, for which :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights.
+
+    Args:
+        p: the probability, in [0, 1).
+
+    Raises:
+        ValueError: if `p` is not in [0, 1), or the input has no batch.
+
+    Source: Srivastava et al. (2014), *Dropout*; Gal & Ghahramani (2016), *A theoretically grounded
+    application of dropout in recurrent neural networks*, for one mask over time.
+
+    >>> dropped = StepsDropout(0.5)(torch.ones(7, 2, 100))
+    >>> torch.equal(dropped[0], dropped[6])
+    True
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"p must be in [0, 1), got {p!r}")
+        self.p = p
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
+        if inputs.ndim < 2:
+            raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        if not self.training or self.p == 0:
+            return inputs
+        return inputs * functional.dropout(torch.ones_like(inputs[0]), self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+@final
+class ThresholdBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over time and batch to a neuron's threshold (tdBN), of ``[N, channels, H, W]``.
+
+        y = alpha * threshold * (x - mean) / sqrt(variance + eps)
+
+    to begin with: ``nn.BatchNorm2d`` whose weight starts there. In :class:`hibana.EachStep` the N are all
+    steps of the batch, so that mean and variance are over time too. It folds into the convolution before it
+    (:func:`hibana.fold_batchnorm`) as any other does.
+
+    Args:
+        features: channels.
+        threshold: of the neurons behind it.
+        alpha: 1, or ``1 / sqrt(n)`` where the outputs of n such layers are added.
+        eps, momentum: as of ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: if `threshold` or `alpha` is not positive.
+
+    Source: Zheng, Wu, Deng, Hu & Li (2021), *Going deeper with directly-trained larger spiking neural
+    networks*.
+
+    >>> ThresholdBatchNorm2d(3, threshold=0.5).weight.data
+    tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        threshold: float = 1.0,
+        alpha: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+    ) -> None:
+        for name, value in (("threshold", threshold), ("alpha", alpha)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value!r}")
+        self.threshold, self.alpha = threshold, alpha
+        super().__init__(features, eps, momentum)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.BatchNorm2d's name for it
+        return cast(Tensor, as_leaf(self, input) if is_name(input) else super().forward(input))
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.weight, self.alpha * self.threshold)
+
+
+@final
+class Checkpointed(nn.Module):
+    """`module`, of which nothing is kept for the backward but what went in, as bits if that is spikes.
+
+    The backward runs it once more (``torch.utils.checkpoint``): a third more arithmetic, and the memory of
+    one block instead of all. Running statistics of batch normalisation are updated once, not twice. Spikes
+    and small whole numbers at its border take a bit instead of a float32 each.
+
+    What is freed goes back to the system, or to what comes next, as the C library sees fit: glibc takes large
+    tensors from one heap after a while, where bits that are kept between them hold holes open
+    (``MALLOC_MMAP_THRESHOLD_=1000000`` in the environment has each go back at once; the peak of ten blocks at
+    [T=4, batch 16, 32x32x32] is then 51 MB instead of 113). The first checkpoint of a process loads torch's
+    compiler, 140 MB, whatever is checkpointed.
+
+    >>> import hibana as hb
+    >>> block = Checkpointed(nn.Sequential(nn.Linear(4, 8), hb.IF()))
+    >>> block(torch.rand(3, 2, 4, requires_grad=True)).sum().backward()
+    >>> block.module[0].weight.grad.shape
+    torch.Size([8, 4])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What the module makes of `inputs`."""
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
+            return cast(Tensor, self.module(inputs))
+        with torch.autograd.graph.saved_tensors_hooks(Kept.of, Kept.numbers):
+            made: Any = checkpoint(
+                self.module,
+                inputs,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _StatisticsKept(self.module)),
+            )
+        return cast(Tensor, made)
+
+
+def _watched() -> bool:
+    """Whether transforms, forward-mode derivatives or a trace are about, which know no checkpoints."""
+    return bool(
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+class _StatisticsKept:
+    """Running statistics afterwards are those before: they have counted this batch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
+
+    def __enter__(self) -> None:
+        self.before = [buffer.clone() for buffer in self.buffers]
+
+    def __exit__(self, *raised: object) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self.buffers, self.before, strict=True):
+                buffer.copy_(value)

@@ -1,0 +1,79 @@
+"""A module without time over a sequence: all steps at once, as one batch."""
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from hibana import spikes as events
+from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.strides import repeated
+from hibana.nn.running import Stateful, check_knows_no_time
+from hibana.spikes.checks import alike_each_step
+from hibana.spikes.support import announce
+
+__all__ = ["EachStep"]
+
+
+class EachStep(nn.Module):
+    """`module`, which knows no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
+
+    Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
+    ``torch.nn`` sees the rank it expects. An input that does not change over time (expanded: zero stride)
+    costs one call instead of T, in evaluation and, for linear layers, convolutions, pooling and batch
+    normalisation, in training. (T copies of a batch have its mean and variance; the running variance counts
+    the batch, not its copies, as its samples.)
+
+    Raises:
+        ValueError: if the input has fewer than three dimensions, or `module` holds a layer over time, which
+            would take time and batch for time.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.EachStep(torch.nn.Conv2d(1, 4, 3))
+    >>> layer(torch.rand(5, 2, 1, 8, 8)).shape
+    torch.Size([5, 2, 4, 6, 6])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        check_knows_no_time("module", module)
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
+        if is_name(inputs):
+            return cast(Tensor, as_leaf(self, inputs))
+        if inputs.ndim < 3:
+            raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        if self.module._modules or isinstance(self.module, Stateful):
+            check_knows_no_time("module", self.module)  # it may have got another since
+        steps, batch = inputs.shape[:2]
+        if self.runs_once(inputs):
+            once: Tensor = self.module(inputs[0])
+            return repeated(once, steps)
+        try:
+            outputs: Tensor = self.module(inputs.flatten(0, 1))
+        except (RuntimeError, ValueError) as error:
+            joined = [steps * batch, *inputs.shape[2:]]
+            error.add_note(
+                f"hibana.EachStep read its input {list(inputs.shape)} as {steps} steps of {batch} samples, "
+                f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
+            )
+            raise
+        return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
+
+    def runs_once(self, inputs: Tensor) -> bool:
+        """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""
+        batch = inputs.shape[1]
+        return alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch))
+
+
+def _may_run_once(module: nn.Module, batch: int) -> bool:
+    """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
+    return all(type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules())
+
+
+_PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
+_PURE |= {events.AvgPool2d, events.Conv1d, events.Conv2d, events.Conv3d}
+_PURE |= {events.Flatten, events.Linear, events.MaxPool2d}
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+"""Raise for a single sample in training, where they may not for its copies."""

@@ -1,0 +1,391 @@
+"""Out of spikes: from what the last layer emits over time to a loss, and to a decision.
+
+An *objective* is a small immutable object. Its :meth:`~Objective.scores` turn ``[T, batch, classes]`` into
+``[batch, classes]``; calling it gives the loss, and :meth:`~Objective.accuracy` counts the highest score.
+Samples of unequal length, padded at their ends, are told by `lengths`, ``[batch]``: each counts as it would
+by itself. Penalties on activity are functions of one layer's spikes. Nothing here runs a network or keeps a
+count.
+
+>>> import torch
+>>> from hibana import loss
+>>> potentials = torch.tensor([[[0.0, 1.0]], [[3.0, 0.0]]])  # [T = 2, batch = 1, classes = 2]
+>>> loss.MembraneMax().scores(potentials), loss.MembraneMean().scores(potentials)
+(tensor([[3., 1.]]), tensor([[1.5000, 0.5000]]))
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.nn import lengths as padding
+from hibana.nn.penalties import rate_penalty, silence_penalty
+
+__all__ = [
+    "TET",
+    "Count",
+    "FirstSpike",
+    "EveryStep",
+    "MeanSquaredError",
+    "MembraneLast",
+    "MembraneMax",
+    "MembraneMean",
+    "Objective",
+    "Rate",
+    "named",
+    "r_squared",
+    "rate_penalty",
+    "silence_penalty",
+]
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """What the outputs over time, ``[T, batch, classes]``, are asked for.
+
+    Args:
+        smoothing: the part of the wanted probability that is spread evenly over all classes, in [0, 1)
+            (Szegedy et al. 2016, *Rethinking the inception architecture for computer vision*).
+        weights: what a sample of each class counts; 1 if ``None``.
+    """
+
+    smoothing: float = field(default=0.0, kw_only=True)
+    weights: tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
+    measure: ClassVar[str] = "accuracy"
+    """What :meth:`accuracy` is; the higher, the better."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
+            raise ValueError(
+                f"weights must be finite and at least 0, one for each class, got {self.weights!r}"
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing!r}")
+
+    @abstractmethod
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """One score per class, ``[batch, classes]``, the highest of which is the decision."""
+
+    @final
+    def __call__(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, mean over the batch.
+
+        Args:
+            outputs: ``[T, batch, classes]``.
+            target: class indices, ``[batch]``; of :class:`EveryStep` ``[T, batch]``.
+            lengths: of samples that are padded, ``[batch]``.
+
+        Raises:
+            TypeError: if `target` or `lengths` are no whole numbers.
+            ValueError: if a shape is another, or `lengths` are not in [1, T].
+        """
+        self._check(outputs, target)
+        return self.loss(outputs, target, *_given(lengths))
+
+    @final
+    def accuracy(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The fraction of the batch whose highest score is the target's; of equals, the first counts."""
+        self._check(outputs, target)
+        return self.right(outputs, target, *_given(lengths))
+
+    @final
+    def cross_entropy(self, scores: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        """``-w[target] log softmax(scores)[target]``; its mean is over samples by weight."""
+        weights = None if self.weights is None else scores.new_tensor(self.weights)
+        return functional.cross_entropy(
+            scores, target, weights, reduction=reduction, label_smoothing=self.smoothing
+        )
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What calling the objective gives, for arguments that have been checked."""
+
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What :meth:`accuracy` gives, for arguments that have been checked."""
+        return (self.scores(outputs, *_given(lengths)).argmax(dim=1) == target).float().mean()
+
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        _check(outputs, target, outputs.shape[1:2], "one class index per sample")
+
+
+def _given(lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
+    return () if lengths is None else (lengths,)
+
+
+@dataclass(frozen=True)
+class _CrossEntropy(Objective):
+    """``-log softmax(scores)[target]``."""
+
+    @final
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        scores = self.scores(outputs, *_given(lengths))
+        return self.cross_entropy(scores, target)
+
+
+@final
+@dataclass(frozen=True)
+class Rate(_CrossEntropy):
+    """Cross-entropy of the firing rate, ``1/T sum_t s_t``: spikes per step, in [0, 1].
+
+    Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance
+    learning of spiking neural networks* (the rate as the network's output).
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
+
+
+@final
+@dataclass(frozen=True)
+class Count(_CrossEntropy):
+    """Cross-entropy of the spike count, ``sum_t s_t``.
+
+    Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked(outputs, lengths).sum(dim=0)
+
+
+@final
+@dataclass(frozen=True)
+class MembraneMax(_CrossEntropy):
+    """Cross-entropy of the highest potential, ``max_t v_t``.
+
+    Source: Cramer, Stradmann, Schemmel & Zenke (2022), *The Heidelberg spiking data sets for the systematic
+    evaluation of spiking neural networks*.
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked(outputs, lengths, -math.inf).amax(dim=0)
+
+
+@final
+@dataclass(frozen=True)
+class MembraneLast(_CrossEntropy):
+    """Cross-entropy of the last potential, ``v_T``: what is remembered at the end.
+
+    Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
+    neurons* (the readout at the end of a sequence).
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.last(outputs, lengths)
+
+
+@final
+@dataclass(frozen=True)
+class MembraneMean(_CrossEntropy):
+    """Cross-entropy of the mean potential, ``1/T sum_t v_t``.
+
+    Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
+
+
+@final
+@dataclass(frozen=True)
+class FirstSpike(_CrossEntropy):
+    """Cross-entropy of minus the time to the first spike, ``-t/tau``: the earliest wins.
+
+        t = sum_u prod_(w <= u) (1 - s_w)
+
+    which is the number of steps before the first spike, and T where there is none. The product makes it
+    differentiable: the gradient of an unspent step is the time that a spike there would have saved.
+
+    Args:
+        tau: in steps; the smaller, the sharper.
+
+    Source: Mostafa (2018), *Supervised learning based on temporal coding in spiking neural networks* (the
+    softmax over negative spike times).
+
+    >>> import torch
+    >>> FirstSpike().scores(torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]))
+    tensor([[-1., -3.]])
+    """
+
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.tau) and self.tau > 0):
+            raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return padding.masked((1 - outputs).cumprod(dim=0), lengths).sum(dim=0) / -self.tau
+
+
+@final
+@dataclass(frozen=True)
+class TET(Objective):
+    """Temporal efficient training: the cross-entropy at each step, averaged, not that of the average.
+
+        L = (1 - weight) * 1/T sum_t CE(v_t, target) + weight * mean (v - potential)^2
+
+    Args:
+        weight: of the regulariser, in [0, 1].
+        potential: what the regulariser draws every output to; the paper takes the threshold.
+
+    Source: Deng, Li, Zhang & Gu (2022), *Temporal efficient training of spiking neural network via gradient
+    re-weighting*.
+    """
+
+    weight: float = 0.0
+    potential: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must lie in [0, 1], got {self.weight!r}")
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return _mean(outputs, lengths)
+
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        steps = outputs.shape[0]
+        how = "mean" if lengths is None else "none"
+        each = self.cross_entropy(outputs.flatten(0, 1), target.repeat(steps), how)
+        if lengths is not None:
+            weight = 1.0 if self.weights is None else outputs.new_tensor(self.weights)[target].mean()
+            each = _mean(each.view(steps, -1), lengths).mean() / weight
+        if self.weight == 0:
+            return each
+        drawn = _mean((outputs - self.potential).square(), lengths).mean()
+        return (1 - self.weight) * each + self.weight * drawn
+
+
+@final
+@dataclass(frozen=True)
+class EveryStep(Objective):
+    """A target at each step: the cross-entropy of each step's outputs with its own target.
+
+        L = mean over the batch of 1/T sum_t CE(v_t, target_t)
+
+    `target` is ``[T, batch]``; where it is -100, nothing is asked for, and the mean is over the other steps
+    of the sample. The scores are the outputs, ``[T, batch, classes]``, and the accuracy is that of the steps.
+
+    Source: Graves (2012), *Supervised sequence labelling with recurrent neural networks* (framewise
+    classification).
+    """
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return outputs
+
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        each = self.cross_entropy(outputs.flatten(0, 1), target.flatten(), "none")
+        asked = _asked(target, lengths)
+        return ((each.view_as(target) * asked).sum(dim=0) / asked.sum(dim=0).clamp(min=1)).mean()
+
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        asked = _asked(target, lengths)
+        return ((outputs.argmax(dim=2) == target) & asked).sum() / asked.sum()
+
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        _check(outputs, target, outputs.shape[:2], "one class index per step and sample")
+
+
+@final
+@dataclass(frozen=True)
+class MeanSquaredError(Objective):
+    """The squared difference between the score of one output and a quantity, ``(y - target)^2``.
+
+    What :meth:`accuracy` gives is ``1 - mean (y - target)^2``: for a target of deviation 1, the part of its
+    variance that is explained. For targets of any deviation, see :func:`r_squared`.
+
+    Args:
+        read: the objective whose scores are the quantity.
+    """
+
+    read: Objective = field(default_factory=MembraneMean)
+    measure: ClassVar[str] = "explained"
+
+    def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.read.scores(outputs, *_given(lengths))
+
+    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return (self.scores(outputs, *_given(lengths))[:, 0] - target).square().mean()
+
+    def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return 1 - self.loss(outputs, target, *_given(lengths))
+
+    def _check(self, outputs: Tensor, target: Tensor) -> None:
+        if outputs.ndim != 3 or outputs.shape[2] != 1 or target.shape != outputs.shape[1:2]:
+            raise ValueError(
+                f"outputs must be [T, batch, 1] and target [batch], got shapes {tuple(outputs.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        if not target.is_floating_point():
+            raise TypeError(f"target must hold quantities, floating point, got {target.dtype}")
+
+
+_BY_NAME: dict[str, type[Objective]] = {
+    "rate": Rate,
+    "count": Count,
+    "membrane-max": MembraneMax,
+    "membrane-mean": MembraneMean,
+    "membrane-last": MembraneLast,
+    "first-spike": FirstSpike,
+    "tet": TET,
+}
+NAMES = tuple(_BY_NAME)
+"""What :func:`named` knows."""
+
+
+def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None = None) -> Objective:
+    """The objective called `name`, at its defaults but for `smoothing` and `weights`.
+
+    >>> named("first-spike")
+    FirstSpike(smoothing=0.0, tau=1.0)
+
+    Raises:
+        ValueError: if there is none of that name; the message lists them all.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
+    return _BY_NAME[name](smoothing=smoothing, weights=weights)
+
+
+def r_squared(answers: Tensor, target: Tensor) -> float:
+    """The coefficient of determination, ``1 - sum (y - target)^2 / sum (target - mean target)^2``.
+
+    The mean is that of these targets, as in scikit-learn's ``r2_score``: 1 is right everywhere, 0 is as good
+    as their mean, and below 0 is worse. NaN where the targets do not differ.
+
+    >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
+    0.5
+    """
+    answers, target = answers.double(), target.double()
+    deviation = (target - target.mean()).square().sum().item()
+    return 1 - (answers - target).square().sum().item() / deviation if deviation > 0 else math.nan
+
+
+def _mean(over_time: Tensor, lengths: Tensor | None) -> Tensor:
+    """The mean over the steps of each sample, ``[batch, ...]``."""
+    if lengths is None:
+        return over_time.mean(dim=0)
+    count = padding.checked(lengths, over_time).view(-1, *[1] * (over_time.ndim - 2))
+    return padding.masked(over_time, lengths).sum(dim=0) / count
+
+
+def _asked(target: Tensor, lengths: Tensor | None) -> Tensor:
+    """Where `target`, ``[T, batch]``, asks for a class."""
+    asked = target != -100
+    return asked if lengths is None else asked & padding.within(lengths, target)
+
+
+def _check(outputs: Tensor, target: Tensor, shape: torch.Size, what: str) -> None:
+    if outputs.ndim != 3 or outputs.shape[0] == 0:
+        raise ValueError(
+            f"outputs must be [T, batch, classes] with T at least 1, got shape {tuple(outputs.shape)}"
+        )
+    if target.shape != shape:
+        raise ValueError(f"target must hold {what}, {list(shape)}, got shape {tuple(target.shape)}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target must hold class indices, int64, got {target.dtype}")

@@ -1,0 +1,216 @@
+"""Networks from a state, and to the state they end in: :func:`run`.
+
+The state travels with the call: layers ask which run they are called within, and no module is changed. So a
+network may be run in several threads at once, called plainly beside that, and run within a run.
+"""
+
+import sys
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana.cells import peer_aliases as foreign
+from hibana.compiler import State, ambient
+from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.recomputation import Checkpoint, around
+
+__all__ = ["Stateful", "check_knows_no_time", "run"]
+
+
+class Stateful(nn.Module):
+    """A layer over time: what a run carries the state of."""
+
+    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
+        """What it emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        if is_name(inputs):
+            return as_leaf(self, inputs, state, return_state=return_state)
+        if ambient.active:
+            return served(self, inputs, state, return_state)
+        outputs, ended = self.over_time(inputs, state)
+        return (outputs, ended) if return_state else outputs
+
+    def __getattr__(self, name: str) -> Any:
+        """What a module holds under `name`; of what other libraries reset layers by, what to do here.
+
+        Raises:
+            AttributeError: if there is nothing.
+        """
+        if name not in foreign.METHODS:
+            return super().__getattr__(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}; {foreign.METHODS[name]}", name=name, obj=self) from None
+
+    @abstractmethod
+    def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """What it emits over `inputs`, ``[T, ...]``, from `state`, and the state it ends in."""
+        raise NotImplementedError
+
+
+def run(
+    net: nn.Module, inputs: Tensor, state: dict[str, State] | None = None
+) -> tuple[Any, dict[str, State]]:
+    """Runs a network that holds hibana layers, from a state, and returns the state it ended in.
+
+    The state is that of this call alone: other calls of `net`, in this thread or others, begin at rest. It
+    has its gradient's graph: where each call has a backward of its own, detach it between them (torch says
+    "backward through the graph a second time" otherwise).
+    Checkpointed parts (``torch.utils.checkpoint``) begin at it again when they are computed again; with
+    ``use_reentrant=True`` no gradient comes back through the state that they end in.
+
+    Args:
+        net: any module; it is called as ``net(inputs)``.
+        inputs: what `net` takes, time first.
+        state: what an earlier call returned; every layer at rest if ``None``.
+
+    Returns:
+        The network's output, and a dictionary from each hibana layer's name in `net` to its state, a
+        tuple of plain tensors. A layer that is called more than once in a pass has one entry a call:
+        ``name``, ``name#1``, …. What a run within this one carries is its own, and not among these.
+
+    Raises:
+        ValueError: if `state` does not have exactly one entry for each layer that was called; or `net` has
+            states that can't be carried so: recurrent layers of torch, layers that are not modules in it,
+            calls of :func:`hibana.unroll`, and of layers with a state of their own.
+
+    >>> import torch, hibana as hb
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), hb.IF())
+    >>> x = torch.rand(6, 1, 3)
+    >>> whole, _ = hb.run(net, x)
+    >>> first, state = hb.run(net, x[:2])
+    >>> rest, state = hb.run(net, x[2:], state)
+    >>> torch.equal(whole, torch.cat([first, rest]))
+    True
+    """
+    recurrent = (named for named in net.named_modules() if isinstance(named[1], _RECURRENT))
+    for name, module in recurrent:
+        raise ValueError(
+            f"net must hold no recurrent layer of torch: the state of {name or 'net'!r}, "
+            f"{type(module).__name__}, would be lost; call it outside of the network that is run, "
+            "or use hibana.Recurrent"
+        )
+    if "torch._dynamo" in sys.modules:
+        _leave_to_python()
+    names = {module: name for name, module in net.named_modules() if isinstance(module, Stateful)}
+    going = _Run(names, state, {}, torch.is_grad_enabled())
+    with ambient.within(going):
+        outputs = net(inputs)
+    if state is not None and (unknown := state.keys() - going.ended.keys()):
+        raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
+    return outputs, going.ended
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+class _Run:
+    """One run: where its layers begin, how often each was called, and where they ended."""
+
+    def __init__(
+        self,
+        names: dict[Stateful, str],
+        state: dict[str, State] | None,
+        calls: dict[str, int],
+        differentiable: bool,
+    ) -> None:
+        self.names = names
+        self.state = state
+        self.calls = calls
+        self.differentiable = differentiable
+        self.ended: dict[str, State] = {}
+        self.checkpoints: list[Any] = []
+        """Those that begin again where they began: their handles, kept so that none is taken for another."""
+
+    def serve(self, layer: Stateful, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """One call of `layer`, from this run's state."""
+        name = self.names.get(layer)
+        if name is None:
+            raise ValueError(
+                f"{type(layer).__name__} was called within hibana.run but is no module of the network: "
+                "its state has no name; register it, or run it by a hibana.run of its own"
+            )
+        if state is not None:
+            raise ValueError(
+                f"layer {name!r} was given a state within hibana.run, which carries the states of layers "
+                "itself; leave the state out, or run the layer by a hibana.run of its own"
+            )
+        checkpoints = around(_ENDS)
+        for checkpoint in checkpoints:
+            self._recompute_from_here(checkpoint)
+        call = self.calls[name] = self.calls.get(name, -1) + 1
+        key = name if call == 0 else f"{name}#{call}"
+        if self.state is not None and key not in self.state:
+            there = ", ".join(self.state) or "none"
+            raise ValueError(f"state has no entry for layer {key!r}; it has {there}")
+        with ambient.within(None):
+            outputs, ended = layer.over_time(inputs, None if self.state is None else self.state[key])
+        cut = self.differentiable and any(c.reentrant for c in checkpoints) and not torch.is_grad_enabled()
+        self.ended[key] = tuple(map(_without_gradient, ended)) if cut else ended
+        return outputs, ended
+
+    def _recompute_from_here(self, checkpoint: Checkpoint) -> None:
+        """Has the recomputation of `checkpoint`, if this is its first call, begin after the calls so far."""
+        if any(checkpoint.handle is known for known in self.checkpoints):
+            return
+        self.checkpoints.append(checkpoint.handle)
+        calls = dict(self.calls)
+        checkpoint.replace(lambda function: _Again(function, self, calls))
+
+
+class _Again:
+    """The function of a checkpoint within the run that it was first called in, as that was then."""
+
+    def __init__(self, function: Callable[..., Any], first: _Run, calls: dict[str, int]) -> None:
+        self.function = function
+        self.given = first.names, first.state
+        self.calls = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with ambient.within(_Run(*self.given, dict(self.calls), False)):
+            return self.function(*args, **kwargs)
+
+
+_ENDS = frozenset({run.__code__, _Again.__call__.__code__})
+"""Where a run begins: checkpoints further out begin it themselves."""
+
+
+def served(layer: Stateful, inputs: Tensor, state: State | None, return_state: bool) -> Any:
+    """A call of `layer` while some thread is within a run, perhaps not this one."""
+    going: _Run | None = ambient.current()
+    serve = layer.over_time if going is None else lambda x, begun: going.serve(layer, x, begun)
+    outputs, ended = serve(inputs, state)
+    return (outputs, ended) if return_state else outputs
+
+
+def _leave_to_python() -> None:
+    """Has graphs compiled by torch call :func:`served` rather than look into it."""
+    global served
+    if not getattr(served, "_torchdynamo_disable", False):
+        reason = "hibana.run carries the states of layers"
+        served = torch.compiler.disable(served, reason=reason)  # type: ignore[no-untyped-call] # torch's own
+
+
+def _without_gradient(tensor: Tensor) -> Tensor:
+    """`tensor`, through which a gradient can't go back: asked to, it says so."""
+    message = (
+        "hibana.run: no gradient comes back through the state that a checkpoint with use_reentrant=True "
+        "ends in; detach the state between calls, or checkpoint with use_reentrant=False"
+    )
+    error: Any = torch._C._functions.DelayedError(message.encode(), 1)
+    refused: Tensor = error(tensor.detach().requires_grad_())
+    return refused
+
+
+def check_knows_no_time(argument: str, module: nn.Module) -> None:
+    """Raises a ValueError if `module`, given as `argument`, holds a layer over time."""
+    over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
+    for name, inner in over_time:
+        raise ValueError(
+            f"{argument} must hold no layer over time: {name or argument!r} is {type(inner).__name__}, "
+            "which would take what it is given, one step or all with the batch, for its sequence; "
+            "put it beside, as in nn.Sequential(hibana.EachStep(nn.Conv2d(...)), hibana.IF())"
+        )

@@ -1,5 +1,0 @@
-"""Batch normalisation within the pass of the neurons behind it."""
-
-from hibana.normalized.layer import Normalized
-
-__all__ = ["Normalized"]

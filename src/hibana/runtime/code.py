@@ -1,0 +1,195 @@
+"""The function under construction: its arguments, variables, loops, branches and scratch memory."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, taken
+from hibana.runtime.types import BIT, LONG, Type
+from hibana.runtime.values import Operand, Value, constant, counted
+from hibana.runtime.writer import Writer
+
+__all__ = ["Code", "Variable"]
+
+LINE = 64
+"""Size of a cache line in bytes."""
+
+_Pointer = TypeVar("_Pointer", bound=Pointer)
+
+
+class Variable:
+    """A mutable value, such as a loop's accumulator; LLVM keeps it in a register."""
+
+    def __init__(self, writer: Writer, type_: Type, name: str) -> None:
+        self._writer = writer
+        self._type = type_
+        self._name = name
+
+    @property
+    def value(self) -> Value:
+        """The current value."""
+        text = self._writer.let("", f"load {self._type}, ptr {self._name}")
+        return Value(self._writer, self._type, text)
+
+    @value.setter
+    def value(self, value: Operand) -> None:
+        if not isinstance(value, Value):
+            value = constant(self._writer, self._type, value)
+        if value.type != self._type:
+            raise TypeError(f"a variable of {self._type} cannot become {value.type}")
+        self._writer.do(f"store {value}, ptr {self._name}")
+
+
+class Code:
+    """Builds one function."""
+
+    def __init__(self) -> None:
+        self.writer = Writer()
+        self.texts: dict[str, None] = {}
+        """Definitions and declarations of the functions that this one calls, in order."""
+        self._variables: list[str] = []
+        self._named = 0
+
+    def text(self, head: str, result: Value | None = None) -> str:
+        """The IR of the whole function: `head`, the body, and a return of `result`."""
+        end = f"  ret {'void' if result is None else result}"
+        return "\n".join([f"{head} {{", *self._variables, *self.writer.lines, end, "}"])
+
+    def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
+        """Loads a kernel's arguments from ``%args``: each is an address or an integer of 64 bits."""
+        found = {}
+        for i, (name, kind) in enumerate(kinds.items()):
+            place = Longs(self.writer, "%args") + i
+            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place.text}")
+            found[name] = taken(self.writer, kind, text)
+        return found
+
+    def constant(self, number: float, type_: Type = LONG) -> Value:
+        """The constant `number`, in each lane of `type_`."""
+        return constant(self.writer, type_, number)
+
+    def counted(self, type_: Type) -> Value:
+        """The vector 0, 1, 2, … of integers."""
+        return counted(self.writer, type_)
+
+    def variable(self, value: Operand, type_: Type = LONG) -> Variable:
+        """A new variable, initialised with `value`."""
+        if not isinstance(value, Value):
+            value = self.constant(value, type_)
+        name = f"%{self._name('v')}"
+        self._variables.append(f"  {name} = alloca {value.type}")
+        made = Variable(self.writer, value.type, name)
+        made.value = value
+        return made
+
+    def array(self, kind: type[_Pointer], count: int) -> _Pointer:
+        """Memory for `count` elements on the stack, aligned to a cache line."""
+        name = f"%{self._name('m')}"
+        self._variables.append(f"  {name} = alloca [{count} x {kind.element}], align {LINE}")
+        return kind(self.writer, name)
+
+    @contextmanager
+    def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
+        """``for i in range(start, stop, step)`` around the body of the ``with`` statement."""
+        first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
+        name = self._name("i")
+        self._begin(f"{name}.enter")
+        with self.writer.loop():
+            self._begin(f"{name}.test")
+            text = self.writer.let(
+                name, f"phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]"
+            )
+            i = Value(self.writer, LONG, text)
+            self.writer.let(f"{name}.more", f"icmp slt {i}, {last}")
+            with self._inside(name, f"%{name}.more"):
+                yield i
+            self._begin(f"{name}.again")
+            self.writer.let(f"{name}.next", f"add {i}, {by}")
+            self.writer.do(f"br label %{name}.test")
+        self.writer.label(f"{name}.done")
+
+    @contextmanager
+    def when(self, condition: Value) -> Iterator[None]:
+        """``if condition`` around the body of the ``with`` statement."""
+        name = self._name("w")
+        with self._inside(name, condition.text):
+            yield
+        self._begin(f"{name}.done")
+
+    def fence(self) -> None:
+        """A sequentially consistent memory fence."""
+        self.writer.do("fence seq_cst")
+
+    @contextmanager
+    def each_bit(self, word: Value) -> Iterator[Value]:
+        """A loop over the positions of the set bits of `word`, lowest first."""
+        left, name = self.variable(word), self._name("b")
+        with self.writer.loop():
+            self._begin(f"{name}.test")
+            bits = left.value
+            with self._inside(name, bits.differs(0).text):
+                yield bits.call("cttz", constant(self.writer, BIT, 1))
+                left.value = bits & (bits - 1)
+            self.writer.do(f"br label %{name}.test")
+        self.writer.label(f"{name}.done")
+
+    @contextmanager
+    def repeat(self) -> Iterator[Callable[[Value], None]]:
+        """``do ... while``: the body passes its condition to the function that this yields."""
+        name, conditions = self._name("r"), list[Value]()
+        with self.writer.loop():
+            self._begin(f"{name}.body")
+            yield conditions.append
+            (condition,) = conditions
+            self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
+        self.writer.label(f"{name}.done")
+
+    def vectors(self, count: Value, lanes: int) -> Iterator[tuple[Value, Value | None]]:
+        """Offsets of the vectors of `lanes` elements that cover `count` elements, each with its mask.
+
+        The body is written twice: for full vectors, whose mask is None, and for the remainder.
+        """
+        whole = count - count % lanes
+        with self.loop(0, whole, lanes) as at:
+            yield at, None
+        with self.when(whole < count):
+            yield whole, self.first(count - whole, lanes)
+
+    def first(self, count: Value, lanes: int) -> Value:
+        """A mask of `lanes` booleans, at most 64, of which the first `count` are true."""
+        return (~(self.constant(-1) << count)).mask(lanes)
+
+    @contextmanager
+    def scratch(self, *parts: tuple[type[Pointer], Operand]) -> Iterator[tuple[Pointer, ...]]:
+        """Heap memory for the body of the ``with`` statement: one array for each (kind, count) of `parts`.
+
+        Each array is aligned to a cache line.
+        """
+        self.texts |= {"declare noalias ptr @malloc(i64)": None, "declare void @free(ptr)": None}
+        begins, end = list[Value](), self.constant(0)
+        for kind, count in parts:
+            begins.append(end)
+            size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
+            end = end + ((size + (LINE - 1)) & -LINE)
+        whole = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
+        block = whole + ((0 - whole.address()) & (LINE - 1))
+        yield tuple((block + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
+        self.writer.do(f"call void @free(ptr {whole.text})")
+
+    def _begin(self, block: str) -> None:
+        """Ends the current basic block with a branch to a new one."""
+        self.writer.do(f"br label %{block}")
+        self.writer.label(block)
+
+    @contextmanager
+    def _inside(self, name: str, condition: str) -> Iterator[None]:
+        """A block that is entered if `condition` is true; otherwise control goes to ``NAME.done``."""
+        self.writer.do(f"br i1 {condition}, label %{name}.body, label %{name}.done")
+        self.writer.label(f"{name}.body")
+        self.writer.depth += 1
+        yield
+        self.writer.depth -= 1
+
+    def _name(self, kind: str) -> str:
+        self._named += 1
+        return f"{kind}{self._named}"

@@ -1,0 +1,195 @@
+"""Kernels written in Python: declared with their arguments, compiled when first used, launched by keyword.
+
+``@kernel`` makes a :class:`Launcher` of a function ``body(code, begin, end, *, ...)`` that emits the code for
+the work items `begin` to `end`. Its keyword parameters are the kernel's arguments: a subclass of
+:class:`Pointer` is a tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each of
+its names. Any other parameter is an option, known at compile time: each value of it compiles a new kernel.
+"""
+
+import inspect
+import struct
+from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from functools import cached_property
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from hibana.runtime.build import Kernel, assemble
+from hibana.runtime.code import Code
+from hibana.runtime.functions import source
+from hibana.runtime.pointers import Pointer
+from hibana.runtime.threads import run
+from hibana.runtime.types import LONG
+from hibana.runtime.values import Group, Value
+
+__all__ = ["Call", "Launcher", "Sized", "kernel"]
+
+SHAPES = 512
+"""Combinations of options and integers that a launcher remembers."""
+_OWN = ("code", "begin", "end")
+
+
+class Arguments:
+    """The arguments of a kernel, read from the signature of its `body`."""
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.addresses: dict[str, type[Pointer]] = {}
+        self.numbers: list[str] = []
+        self.groups: dict[str, type[Group]] = {}
+        self.options: list[str] = []
+        for name, parameter in inspect.signature(body, eval_str=True).parameters.items():
+            kind = parameter.annotation
+            if name in _OWN:
+                continue
+            if isinstance(kind, type) and issubclass(kind, Pointer):
+                self.addresses[name] = kind
+            elif kind is Value:
+                self.numbers.append(name)
+            elif isinstance(kind, type) and issubclass(kind, Group):
+                self.groups[name] = kind
+                self.numbers += kind.__annotations__
+            else:
+                self.options.append(name)
+        self.order = (*self.addresses, *self.numbers)
+        """Names in the order of the argument block; eight bytes each."""
+        self.names = frozenset([*self.order, *self.options])
+        self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
+        self._pack = struct.Struct(f"{len(self.addresses)}q").pack
+
+    def packed(self, tensors: Iterable[Tensor | None]) -> bytes:
+        """The addresses of `tensors` in declared order, as bytes; 0 for None."""
+        return self._pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
+
+
+class Call(NamedTuple):
+    """A kernel bound to all of its arguments."""
+
+    address: int
+    arguments: bytes
+    tensors: tuple[Tensor | None, ...]
+    """Kept alive for the call, which reads and writes their memory."""
+
+    def run(self, pieces: int, grain: int = 1) -> None:
+        """Runs the work items ``range(pieces)``, split among torch's threads."""
+        run(self.address, pieces, self.arguments, grain)
+
+
+class Sized(NamedTuple):
+    """A kernel bound to its integers and options; each call gives the tensors alone."""
+
+    launcher: "Launcher"
+    address: int
+    numbers: bytes
+
+    def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
+        """Runs the kernel as :class:`Launcher` does."""
+        run(self.address, pieces, self._packed(tensors)[0], grain)
+
+    def call(self, **tensors: Tensor | None) -> Call:
+        """Binds the tensors without running the kernel."""
+        return Call(self.address, *self._packed(tensors))
+
+    def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
+        arguments = self.launcher.arguments
+        try:
+            tensors = arguments.tensors(given)
+        except KeyError:
+            raise self.launcher.refusal(given, arguments.addresses.keys()) from None
+        if len(given) != len(tensors):
+            raise self.launcher.refusal(given, arguments.addresses.keys())
+        return arguments.packed(tensors) + self.numbers, tensors
+
+
+class Launcher:
+    """Compiles and runs a kernel: ``launcher(pieces, grain, name=..., ...)``.
+
+    Raises:
+        TypeError: if an argument is missing or unknown.
+    """
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body = body
+        self.name = body.__name__
+        self._built: dict[tuple[Hashable, ...], Kernel] = {}
+        self._sized: dict[tuple[Hashable, ...], Sized] = {}
+
+    @cached_property
+    def arguments(self) -> Arguments:
+        """Parsed on first use, so that importing a kernel costs nothing."""
+        return Arguments(self.body)
+
+    def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
+        """Runs the work items ``range(pieces)``, split among torch's threads.
+
+        Args:
+            pieces: number of work items.
+            grain: number of items up to which a single thread runs them all.
+            given: a tensor or None for each address, an int for each integer, and the options.
+        """
+        arguments = self.arguments
+        try:
+            fixed, tensors = arguments.fixed(given), arguments.tensors(given)
+        except KeyError:
+            raise self.refusal(given, arguments.names) from None
+        if len(given) != len(arguments.names):
+            raise self.refusal(given, arguments.names)
+        _, address, numbers = self._sized.get(fixed) or self._made_ready(fixed)
+        run(address, pieces, arguments.packed(tensors) + numbers, grain)
+
+    def sized(self, **fixed: Hashable) -> Sized:
+        """Binds the integers and options."""
+        arguments = self.arguments
+        names = arguments.names - arguments.addresses.keys()
+        if fixed.keys() != names:
+            raise self.refusal(fixed, names)
+        return self._made_ready(arguments.fixed(fixed))
+
+    def place(self, name: str) -> int:
+        """The position of argument `name` in the argument block."""
+        return self.arguments.order.index(name)
+
+    def source(self, **options: Hashable) -> str:
+        """The LLVM IR of the kernel."""
+        code, kinds = Code(), dict.fromkeys(self.arguments.numbers, LONG)
+        taken = code.arguments({**self.arguments.addresses, **kinds})
+        for name, group in self.arguments.groups.items():
+            taken[name] = group(**{number: taken.pop(number) for number in group.__annotations__})
+        begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
+        self.body(code, begin, end, **taken, **options)
+        head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
+        return source([*code.texts, code.text(head)])
+
+    def built(self, *options: Hashable) -> Kernel:
+        """The compiled kernel for these values of its options."""
+        if options not in self._built:
+            text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
+            (self._built[options],) = assemble(text, (self.name,))
+        return self._built[options]
+
+    def _made_ready(self, fixed: tuple[Any, ...]) -> Sized:
+        """Compiles the kernel if need be, and packs its integers."""
+        options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
+        address = self.built(*options).address
+        if len(self._sized) >= SHAPES:
+            self._sized.clear()
+        found = self._sized[fixed] = Sized(self, address, struct.pack(f"{len(numbers)}q", *numbers))
+        return found
+
+    def refusal(self, given: Mapping[str, object], names: Set[str]) -> TypeError:
+        """The TypeError for arguments `given` that do not match `names`."""
+        missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
+        return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
+
+
+def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A function that returns the values of `names` from a mapping, as a tuple."""
+    wanted = list(names)
+    if len(wanted) > 1:
+        return itemgetter(*wanted)
+    return lambda given: tuple([given[name] for name in wanted])
+
+
+def kernel(body: Callable[..., None]) -> Launcher:
+    """Decorator: makes a :class:`Launcher` of `body`; see the module's docstring."""
+    return Launcher(body)

@@ -1,0 +1,295 @@
+"""Typed values of the kernel under construction, with Python operators that emit LLVM IR.
+
+A :class:`Value` is a scalar or a vector of integers, floats or booleans. ``a + b`` appends an instruction to
+the function that `a` belongs to and returns its result. Floating-point operations are never contracted or
+reassociated, except by :meth:`Value.fused`.
+"""
+
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+
+from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, Type
+from hibana.runtime.writer import Writer
+
+__all__ = ["Group", "Operand", "Value", "constant", "counted", "float_bits"]
+
+
+class Group:
+    """A named group of integer arguments: a subclass annotates one :class:`Value` for each name."""
+
+    def __init__(self, **values: "Value") -> None:
+        self.__dict__.update(values)
+
+
+class Value:
+    """An integer, a float, a boolean, or a vector of them. Integer division is unsigned."""
+
+    def __init__(self, writer: Writer, type_: Type, text: str) -> None:
+        self.writer = writer
+        self.type = type_
+        self.text = text
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "the value of a kernel's variable is not known while the kernel is built: use `select` or `when`"
+        )
+
+    def __add__(self, other: "Operand") -> "Value":
+        return self._computed("add", other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: "Operand") -> "Value":
+        return self._computed("sub", other)
+
+    def __rsub__(self, other: "Operand") -> "Value":
+        return self.lift(other) - self
+
+    def __mul__(self, other: "Operand") -> "Value":
+        return self._computed("mul", other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: "Operand") -> "Value":
+        return self._computed("div", other)
+
+    def __rtruediv__(self, other: "Operand") -> "Value":
+        return self.lift(other) / self
+
+    def __neg__(self) -> "Value":
+        return self.new(self.type, f"fneg {self}")
+
+    def __abs__(self) -> "Value":
+        return self.call("fabs")
+
+    def __floordiv__(self, other: "Operand") -> "Value":
+        return self._computed("udiv", other)
+
+    def __mod__(self, other: "Operand") -> "Value":
+        return self._computed("urem", other)
+
+    def __and__(self, other: "Operand") -> "Value":
+        return self._computed("and", other)
+
+    def __or__(self, other: "Operand") -> "Value":
+        return self._computed("or", other)
+
+    def __xor__(self, other: "Operand") -> "Value":
+        return self._computed("xor", other)
+
+    def __invert__(self) -> "Value":
+        return self ^ -1
+
+    def __lshift__(self, other: "Operand") -> "Value":
+        return self._computed("shl", other)
+
+    def __rshift__(self, other: "Operand") -> "Value":
+        return self._computed("lshr", other)
+
+    def __lt__(self, other: "Operand") -> "Value":
+        return self._compared("olt", "slt", other)
+
+    def __le__(self, other: "Operand") -> "Value":
+        return self._compared("ole", "sle", other)
+
+    def __gt__(self, other: "Operand") -> "Value":
+        return self._compared("ogt", "sgt", other)
+
+    def __ge__(self, other: "Operand") -> "Value":
+        return self._compared("oge", "sge", other)
+
+    def equals(self, other: "Operand") -> "Value":
+        """Element-wise ``==``; false for NaN."""
+        return self._compared("oeq", "eq", other)
+
+    def differs(self, other: "Operand") -> "Value":
+        """Element-wise ``!=``; true for NaN."""
+        return self._compared("une", "ne", other)
+
+    def select(self, yes: "Operand", no: "Operand") -> "Value":
+        """`yes` where this boolean is true, `no` elsewhere."""
+        if not isinstance(yes, Value):
+            if not isinstance(no, Value):
+                raise TypeError(f"one of the two must be a value of the kernel, got {yes!r} and {no!r}")
+            yes = no.lift(yes)
+        return yes.new(yes.type, f"select {self.type} {self.text}, {yes}, {yes.lift(no)}")
+
+    def smaller(self, other: "Operand") -> "Value":
+        """The smaller of two integers."""
+        return self.call("smin", self.lift(other))
+
+    def larger(self, other: "Operand") -> "Value":
+        """The larger of two integers."""
+        return self.call("smax", self.lift(other))
+
+    def ones(self) -> "Value":
+        """The number of set bits of each element."""
+        return self.call("ctpop")
+
+    def lowest(self) -> "Value":
+        """The position of the lowest set bit; the width of the element if no bit is set."""
+        return self.call("cttz", self.constant(BIT, 0))
+
+    def fused(self, factor: "Value", term: "Value") -> "Value":
+        """``self * factor + term``, rounded once where the processor has an instruction for it."""
+        return self.call("fmuladd", factor, term)
+
+    def fma(self, factor: "Operand", term: "Operand") -> "Value":
+        """``self * factor + term``, rounded once on every processor."""
+        return self.call("fma", self.lift(factor), self.lift(term))
+
+    def compressed(self, mask: "Value") -> "Value":
+        """The elements where `mask` is true, packed at the front; the rest is undefined."""
+        return self.call("experimental.vector.compress", mask, self.undefined(self.type))
+
+    def to(self, type_: Type) -> "Value":
+        """Converts to another width: integers are zero-extended or truncated, floats extended or rounded."""
+        target = type_.of(self.type.lanes)
+        if target.bits == self.type.bits:
+            return self
+        more, fewer = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
+        return self.new(target, f"{more if target.bits > self.type.bits else fewer} {self} to {target}")
+
+    def signed_to(self, type_: Type) -> "Value":
+        """This signed integer, sign-extended to `type_`."""
+        target = type_.of(self.type.lanes)
+        return self.new(target, f"sext {self} to {target}")
+
+    def real(self, type_: Type) -> "Value":
+        """This signed integer, converted to the nearest float of `type_`."""
+        target = type_.of(self.type.lanes)
+        return self.new(target, f"sitofp {self} to {target}")
+
+    def integer(self) -> "Value":
+        """The bits of each float, reinterpreted as an integer of the same width."""
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        return self.new(type_, f"bitcast {self} to {type_}")
+
+    def number(self) -> "Value":
+        """The bits of each integer, reinterpreted as a float of the same width."""
+        type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.lanes)
+        return self.new(type_, f"bitcast {self} to {type_}")
+
+    def whole(self) -> "Value":
+        """Each float truncated towards zero to an integer of the same width, saturating."""
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
+        return self.new(type_, f"call {type_} @{name}({self})")
+
+    def word(self) -> "Value":
+        """The bits of this vector as one integer; the first element takes the lowest bits."""
+        bits = self.type.lanes * self.type.bits
+        word = Type(f"i{bits}", bits)
+        return self.new(word, f"bitcast {self} to {word}")
+
+    def octets(self) -> "Value":
+        """The bytes of each element, lowest first, as one vector of bytes."""
+        type_ = BYTE.of(self.type.size * self.type.lanes)
+        return self.new(type_, f"bitcast {self} to {type_}")
+
+    def mask(self, lanes: int) -> "Value":
+        """The `lanes` lowest bits of this integer as a vector of booleans."""
+        word = Type(f"i{lanes}", lanes)
+        low = self if self.type.bits == lanes else self.new(word, f"trunc {self} to {word}")
+        return self.new(BIT.of(lanes), f"bitcast {low} to {BIT.of(lanes)}")
+
+    def spread(self, lanes: int) -> "Value":
+        """A vector that has this scalar in each of its `lanes`."""
+        type_ = self.type.of(lanes)
+        one = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
+        return one.shuffled(one, [0] * lanes)
+
+    def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
+        """Lanes picked from the concatenation of this vector and `other`."""
+        chosen = f"<{', '.join([f'i32 {lane}' for lane in lanes])}>" if any(lanes) else "zeroinitializer"
+        type_ = self.type.of(len(lanes))
+        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> {chosen}")
+
+    def lanes(self, first: int, count: int) -> "Value":
+        """The `count` lanes of this vector that start at `first`."""
+        return self.shuffled(self, range(first, first + count))
+
+    def lane(self, lane: int) -> "Value":
+        """One element of this vector."""
+        return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
+
+    def with_lane(self, lane: int, value: "Value") -> "Value":
+        """This vector with one element replaced."""
+        return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
+
+    def total(self) -> "Value":
+        """The sum of the elements; of floats in an unspecified order."""
+        one = self.type.of(1)
+        how, start = ("reassoc", f"{one} -0.0, ") if self.type.real else ("", "")
+        name = f"llvm.vector.reduce.{'fadd' if self.type.real else 'add'}.{self.type.mangled}"
+        return self.new(one, f"call {how} {one} @{name}({start}{self})")
+
+    def call(self, intrinsic: str, *arguments: "Value") -> "Value":
+        """Calls LLVM's `intrinsic` for this type with this value and `arguments` of the same type."""
+        given = ", ".join(map(str, (self, *arguments)))
+        return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({given})")
+
+    def lift(self, other: "Operand") -> "Value":
+        """`other` as a value of this type."""
+        if isinstance(other, Value):
+            if other.type != self.type:
+                raise TypeError(f"operands of a kernel must have one type, got {self.type} and {other.type}")
+            return other
+        return self.constant(self.type, other)
+
+    def constant(self, type_: Type, number: float) -> "Value":
+        """The constant `number` of `type_`, in each lane."""
+        return constant(self.writer, type_, number)
+
+    def undefined(self, type_: Type) -> "Value":
+        """An undefined value of `type_`."""
+        return Value(self.writer, type_, "undef")
+
+    def new(self, type_: Type, said: str) -> "Value":
+        """The result of the instruction `said`."""
+        return Value(self.writer, type_, self.writer.let("", said))
+
+    def _computed(self, name: str, other: "Operand") -> "Value":
+        name = f"f{name}" if self.type.real else name
+        return self.new(self.type, f"{name} {self}, {self.lift(other).text}")
+
+    def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
+        name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
+        return self.new(BIT.of(self.type.lanes), f"{name} {self}, {self.lift(other).text}")
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.text}"
+
+
+Operand = Value | int | float
+
+
+def constant(writer: Writer, type_: Type, number: float) -> Value:
+    """The constant `number` of `type_`, in each lane."""
+    if type_.real:
+        if type_.bits == 32:
+            (number,) = struct.unpack("<f", struct.pack("<f", number))
+        exact = abs(number) < 1 << 24 and number == int(number)
+        text = f"{number:.1f}" if exact else f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+    elif type_.bits == 1:
+        text = "true" if number else "false"
+    else:
+        text = str(int(number))
+    return Value(writer, type_, text if type_.lanes == 1 else f"splat ({type_.element} {text})")
+
+
+@lru_cache(maxsize=256)
+def float_bits(number: float) -> int:
+    """The bits of `number` as float32, to pass it to a kernel, which reads ``value.to(INT).number()``.
+
+    Raises:
+        OverflowError: if it is finite and too large for float32.
+    """
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
+
+
+def counted(writer: Writer, type_: Type) -> Value:
+    """The vector 0, 1, 2, … of integers."""
+    return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.lanes)) + ">")

@@ -1,0 +1,43 @@
+"""Layers of ``torch.nn`` made those of this module."""
+
+from torch import nn
+
+from hibana.spikes import torchs
+from hibana.spikes.convolution import Conv1d, Conv2d
+from hibana.spikes.flatten import Flatten
+from hibana.spikes.linear import Linear
+from hibana.spikes.pooling import MaxPool2d
+
+__all__ = ["adopt"]
+
+_ADOPTED: dict[type, type] = {
+    nn.Linear: Linear,
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.MaxPool2d: MaxPool2d,
+    nn.Flatten: Flatten,
+    nn.Conv3d: torchs.Conv3d,
+    nn.ConvTranspose2d: torchs.ConvTranspose2d,
+    nn.AvgPool2d: torchs.AvgPool2d,
+    nn.AdaptiveAvgPool2d: torchs.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d: torchs.AdaptiveMaxPool2d,
+    nn.Upsample: torchs.Upsample,
+}
+
+
+def adopt(module: nn.Module) -> nn.Module:
+    """Makes every layer of ``torch.nn`` in `module` that has one the layer of this module, in place.
+
+    ``Linear``, ``Conv1d``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; ``Conv3d``, ``ConvTranspose2d``,
+    ``AvgPool2d``, ``AdaptiveAvgPool2d``, ``AdaptiveMaxPool2d`` and ``Upsample`` stay torch's, and say so to
+    :func:`hibana.explain`. Subclasses are left alone. Parameters, buffers and hooks stay the same objects.
+    Returns `module`.
+
+    >>> import torch, hibana as hb
+    >>> hb.events.adopt(torch.nn.Sequential(torch.nn.Linear(2, 3), hb.IF()))[0]
+    Linear(in_features=2, out_features=3, bias=True)
+    """
+    for inner in module.modules():
+        if type(inner) in _ADOPTED:
+            inner.__class__ = _ADOPTED[type(inner)]
+    return module

@@ -1,0 +1,212 @@
+"""Spikes as bits, 64 to a word: made of numbers, counted, and compared with the numbers they were kept of."""
+
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from hibana.runtime.kernels import (
+    FLOAT,
+    INT,
+    LONG,
+    Bytes,
+    Code,
+    Floats,
+    Longs,
+    Pointer,
+    Value,
+    float_bits,
+    kernel,
+)
+from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, bits_from, first_bits, words_of
+from hibana.spikes.simd.rows import LANES
+
+__all__ = ["agree", "bits_of", "density_of"]
+
+NEAR = 4096
+"""Numbers at most that are compared by one thread before those of the next."""
+OCTET = 8
+"""Bits of a byte."""
+
+
+def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
+    """The bits ``[rows / step, words]`` of contiguous `rows`, and the density of ones: None if not binary."""
+    inputs = rows.shape[1]
+    bits = torch.empty(-(-rows.shape[0] // step), -(-inputs // 64), dtype=torch.int64, device="cpu")
+    spikes, strange = _scanned(rows, bits, inputs, step)
+    return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
+
+
+def density_of(bits: Tensor, inputs: int) -> float:
+    """The density of ones in `bits`, ``[rows, words]``, of rows of `inputs`."""
+    return _scanned(None, bits, inputs, 1)[0] / max(1, bits.shape[0] * inputs)
+
+
+def agree(numbers: Tensor, kept: Tensor) -> int | None:
+    """How many ones are in the bits `kept`, if all of the `numbers` are what they say; else None.
+
+    The numbers fill their memory without gaps. `kept` are planes, ``[planes, pieces, bytes]``, each piece as
+    many numbers in the order of memory, and no more bytes than whole words of these take.
+    """
+    if not numbers.numel():
+        return 0
+    planes, pieces, pitch = kept.shape
+    length = wide = numbers.numel() // pieces
+    if length % WORD == 0 and length == pitch * OCTET:
+        wide = gcd(length, NEAR)
+        pieces, pitch = pieces * (length // wide), wide // OCTET
+    parts = torch.get_num_threads()
+    found = torch.empty(2 * parts, dtype=torch.int64, device="cpu")
+    sizes = {"rows": pieces, "wide": wide, "pitch": pitch, "plane": pieces * pitch, "parts": parts}
+    _compare(parts, numbers=numbers, kept=kept, found=found, **sizes, planes=planes)
+    seen = found.tolist()
+    return None if any(seen[1::2]) else sum(seen[::2])
+
+
+@kernel
+def _compare(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    numbers: Floats,
+    kept: Bytes,
+    found: Longs,
+    rows: Value,
+    wide: Value,
+    pitch: Value,
+    plane: Value,
+    parts: Value,
+    planes: int,
+) -> None:
+    """For each part, how many ones are kept, and whether any of its `rows` of numbers is unlike that.
+
+    What is kept is `pitch` bytes a row, and so many bytes a `plane`.
+    """
+    with code.loop(begin, end) as part:
+        different = code.variable(0), code.variable(0, INT.of(OCTET))
+
+        def compare(values: Value, at: Bytes, lanes: int) -> None:
+            if planes == 1:
+                set_ = [values.differs(0.0)]
+                strange = set_[0].select(values.integer() ^ float_bits(1.0), 0)
+            else:
+                shifted = values + SHIFT
+                level, other = shifted.integer() ^ SHIFT_BITS, (shifted - SHIFT).differs(values)
+                set_ = [(level & (1 << k)).differs(0) for k in range(planes)]
+                strange = other.select(level.constant(level.type, -1), level & -(1 << planes))
+            for lane in range(0, lanes, OCTET):
+                different[1].value |= strange.lanes(lane, OCTET)
+            for k, each in enumerate(set_):
+                said = (at + plane * k).of(Longs).load(align=1) if lanes == WORD else (at + plane * k)[0]
+                different[0].value |= (each.word() ^ said).to(LONG)
+
+        first, last = _share(rows, part, parts)
+        with code.loop(first, last) as row:
+            at, said = numbers + row * wide, kept + row * pitch
+            whole = wide // WORD
+            with code.loop(0, whole) as word:
+                compare((at + word * WORD).load(WORD), said + word * (WORD // OCTET), WORD)
+            with code.loop(whole * WORD, wide, OCTET) as k:
+                there = code.first((wide - k).smaller(OCTET), OCTET)
+                compare((at + k).load(OCTET, there), said + k // OCTET, OCTET)
+        words = plane * planes // LONG.size
+        first, last = _share(words, part, parts)
+        spikes = code.variable(_ones(code, kept.of(Longs) + first, last - first))
+        with code.when(part.equals(0)), code.loop(words * LONG.size, plane * planes) as k:
+            spikes.value += (kept + k)[0].ones().to(LONG)
+        found[2 * part] = spikes.value
+        found[2 * part + 1] = different[0].value | different[1].value.differs(0).word().to(LONG)
+
+
+def _share(count: Value, part: Value, parts: Value) -> tuple[Value, Value]:
+    """Which of so many are a part's: the first, and the one after the last."""
+    each = (count + parts - 1) // parts
+    return (part * each).smaller(count), ((part + 1) * each).smaller(count)
+
+
+def _ones(code: Code, words: Pointer, count: Value) -> Value:
+    """How many bits are set in so many `words`, which may begin at any byte."""
+    total = code.variable(0, LONG.of(8))
+    for word, there in code.vectors(count, 8):
+        total.value += (words + word).load(8, there, align=1).ones()
+    return total.value.total()
+
+
+def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
+    count, parts = bits.shape[0], torch.get_num_threads()
+    found = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
+    given = {"source": source, "bits": bits, "counts": found}
+    _scan(parts, **given, inputs=inputs, rows=count, step=step, parts=parts)
+    seen = found.view(-1).tolist()
+    return sum(seen[::2]), sum(seen[1::2])
+
+
+@kernel
+def _scan(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    source: Floats,
+    bits: Longs,
+    counts: Longs,
+    inputs: Value,
+    rows: Value,
+    step: Value,
+    parts: Value,
+) -> None:
+    """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
+
+    Without floats the bits are known, and their ones are counted. Rows that lie together, but not each on
+    lines of the cache, are read as one, and their bits cut out: a vector across two lines takes two loads.
+    """
+    whole, rest = inputs // WORD, inputs % WORD
+    words = words_of(inputs)
+    cut = source.given() & ((inputs & (LANES - 1)) > 0) & step.equals(1)
+    with (
+        code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, together),
+        code.loop(begin, end) as part,
+    ):
+        tail.clear(WORD)
+        spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
+        one = code.constant(1.0, FLOAT.of(WORD)).integer()
+        first, last = _share(rows, part, parts)
+
+        def seen(values: Value) -> Value:
+            fired = values.differs(0.0)
+            unlike = fired.select(values.integer() ^ one, 0)
+            for lane in range(0, WORD, LANES):
+                strange.value |= unlike.lanes(lane, LANES)
+            return fired.word()
+
+        def put(target: Pointer, word: Value) -> None:
+            target.store(word)
+            spikes.value += word.ones()
+
+        with code.when(cut), code.loop(first, last, WORD) as top:
+            block = (last - top).smaller(WORD)
+            position, stop = top * inputs, (top + block) * inputs
+            from_word, full = position // WORD, stop // WORD
+            with code.loop(from_word, full) as w:
+                together[w - from_word] = seen((source + WORD * w).load(WORD))
+            with code.when(stop > full * WORD):
+                tail.copy(source + full * WORD, stop - full * WORD)
+                together[full - from_word] = seen(tail.load(WORD))
+            with code.loop(0, block) as i:
+                begun, out = position + inputs * i - from_word * WORD, bits + words * (top + i)
+                with code.loop(0, whole) as w:
+                    put(out + w, bits_from(together + w, begun))
+                with code.when(rest > 0):
+                    put(out + whole, bits_from(together + whole, begun) & first_bits(code, rest))
+        with code.when(source.given() & ~cut), code.loop(first, last) as row:
+            at, out = source + inputs * row * step, bits + words * row
+            with code.loop(0, whole) as w:
+                put(out + w, seen((at + WORD * w).load(WORD)))
+            with code.when(rest > 0):
+                tail.copy(at + WORD * whole, rest)
+                put(out + whole, seen(tail.load(WORD)))
+        with code.when(~source.given()):
+            spikes.value = _ones(code, bits + words * first, words * (last - first))
+        counts[2 * part] = spikes.value
+        counts[2 * part + 1] = strange.value.differs(0).word().differs(0).to(LONG)

@@ -1,0 +1,280 @@
+"""The convolution of spikes as an autograd node: the product of the bits under the window and the weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.derivatives import applied
+from hibana.compiler.producer import Producer
+from hibana.spikes.checks import check_saved, dense_for_more
+from hibana.spikes.convolution import dense, kernels, pixels
+from hibana.spikes.convolution.few import input_gradient_of_few
+from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.convolution.strided import remainders
+from hibana.spikes.cost import ALL, Choice
+from hibana.spikes.linear import product
+from hibana.spikes.linear.few import share_of_values
+from hibana.spikes.planes import Planes, joined
+from hibana.spikes.simd.lists import PLACES
+from hibana.spikes.simd.rows import panel
+from hibana.spikes.support import Support, probe
+
+__all__ = ["as_kernel", "convolution", "forward", "input_gradient", "producer", "rows_of", "windows_of"]
+
+
+def rows_of(images: Tensor) -> Tensor:
+    """``[N * height, width * channels]`` of images ``[N, channels, height, width]``, channels last."""
+    last = images.permute(0, 2, 3, 1).contiguous()
+    return last.view(last.shape[0] * last.shape[1], last.shape[2] * last.shape[3])
+
+
+def windows_of(planes: Tensor, geometry: Geometry) -> Tensor:
+    """For each output pixel the bits under the window, ``[N * height * width, planes * words]``."""
+    return joined([_plane_windows(bits, geometry) for bits in planes])
+
+
+def _plane_windows(bits: Tensor, geometry: Geometry) -> Tensor:
+    height, width = geometry.output
+    items = bits.shape[0] // geometry.image[0] * height
+    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    out = torch.empty(items * width, -(-inputs // 64), dtype=torch.int64, device="cpu")
+    kernels.windows(items, GRAIN, bits=bits, target=out, **geometry.sizes)
+    return out
+
+
+GRAIN = 4
+"""Rows of pixels that are not worth a thread of their own."""
+
+
+def forward(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice = ALL
+) -> Tensor:
+    """``[N, outputs, height, width]``, channels last."""
+    return _sums(input_, weight, bias, geometry, choice)[0]
+
+
+def producer(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice, steps: int
+) -> Producer | None:
+    """What :func:`forward` gives, yet to be computed, of so many steps; None where not done in pieces."""
+    if not (steps and choice.forward):
+        return None
+    if pixels.pay(geometry, weight.shape[0], input_.density):
+        return pixels.producer(input_, weight, bias, geometry, steps)
+    return None
+
+
+def _sums(
+    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
+) -> tuple[Tensor, Tensor | None]:
+    """The same, and the bits under each window, if they were gathered for it."""
+    if pixels.pay(geometry, weight.shape[0], input_.density):
+        return pixels.forward(input_, weight, bias, geometry), None
+    windows = windows_of(input_.bits, geometry)
+    return _under_windows(windows, input_, weight, bias, geometry), windows
+
+
+def _under_windows(
+    windows: Tensor, input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    out, _ = product.forward(windows, input_.density, weight, bias, input_.scales)
+    return out.view(-1, *geometry.output, weight.shape[0]).permute(0, 3, 1, 2)
+
+
+def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
+    shape = support.shape[0] // geometry.image[0], *geometry.image, geometry.channels
+    if geometry.stride == (1, 1):
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        _on_support(support, weight, grad, geometry, out)
+        return out.permute(0, 3, 1, 2)
+    parts = remainders(geometry)
+    met = sum(part.geometry.image[0] * part.geometry.image[1] for part in parts)
+    made = torch.empty if met == geometry.image[0] * geometry.image[1] else torch.zeros
+    out = made(shape, dtype=torch.float32, device="cpu")
+    for part in parts:
+        given = part.bits(support, geometry), part.weight(weight), grad, part.geometry
+        _on_support(*given, part.image(out))
+    return out.permute(0, 3, 1, 2)
+
+
+def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, target: Tensor) -> None:
+    """Writes the gradient at stride 1 to `target`, ``[N, height, width, channels]``."""
+    outputs = weight.shape[0]
+    row = panel(outputs)
+    height, width = geometry.image
+    table = product.packed(weight.reshape(outputs, -1), row)
+    together, deep, wide = geometry.tile(kernels.TILE)
+    images = target.shape[0]
+    pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
+    given = {"bits": support, "table": table, "gradient": grad, "target": target, "outputs": outputs}
+    tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
+    image, line, pixel, _ = target.stride()
+    lies = {"target_image": image, "target_row": line, "target_pixel": pixel}
+    kernels.input_gradient(
+        pieces, 1, **given, **geometry.sizes, **tiles, **lies, row=row, beside=geometry.beside
+    )
+
+
+KEPT = 0.5
+"""Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
+FEW = 0.5
+"""Up to this density a gradient that is gone through value by value beats the dense product."""
+DOTS = 0.9
+"""How much longer a weight takes in a product computed where the support is than in a sum of few values."""
+DEEP = 8
+"""Rows of an image that are gone through at a time, at most."""
+SAMPLE = 512
+
+
+def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient ``[N, channels, height, width]``, channels last, from that of the output, mostly zero."""
+    outputs, channels = len(weight), geometry.channels
+    row = panel(channels)
+    table = product.packed(weight.permute(1, 2, 3, 0).reshape(channels, -1), row)
+    images = rows.shape[0] // (geometry.output[0] * geometry.output[1])
+    out = torch.empty(images, *geometry.image, channels, dtype=torch.float32, device="cpu")
+    parts = -(-geometry.image[0] // DEEP)
+    deep = -(-geometry.image[0] // parts)
+    given = {"table": table, "gradient": rows, "target": out, "outputs": outputs, "deep": deep}
+    input_gradient_of_few(images * parts, **given, **geometry.sizes, row=row)
+    return out.permute(0, 3, 1, 2)
+
+
+def _pays_by_values(rows: Tensor, used: product.Used | None, geometry: Geometry) -> bool:
+    """Whether the gradient `rows` has so few values that going through them is the least work."""
+    density = share_of_values(rows, SAMPLE)
+    outputs = rows.shape[1]
+    if density > FEW or outputs > PLACES or geometry.output[1] * outputs >= 1 << 23:  # offsets have 31 bits
+        return False
+    if used is None:
+        return True
+    channels = geometry.channels
+    wanted = channels * used.density
+    return density * outputs * _lanes(channels) < DOTS * wanted * _lanes(outputs)
+
+
+def _lanes(outputs: int) -> int:
+    """Floats in the panels of so many outputs."""
+    row = panel(outputs).floats
+    return -(-outputs // row) * row
+
+
+def _weight_gradient(
+    input_: Planes,
+    windows: Tensor | None,
+    rows: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
+    biases: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of the `weight`, and if asked for that of the `biases`.
+
+    From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
+    """
+    if pixels.pay_for_weights(geometry, input_.density):
+        found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
+        return found, rows.sum(0) if biases else None
+    inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
+    if windows is None:
+        windows = windows_of(input_.bits, geometry)
+    flat, to_biases = product.weight_gradient(windows, input_.density, rows, inputs, biases, input_.scales)
+    return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2), to_biases
+
+
+class _Convolution(torch.autograd.Function):
+    """Keeps the bits of the spikes, not the spikes; those under each window too where they are few."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        leaf: Tensor | None,
+        input_: Planes,
+        support: Support | None,
+        geometry: Geometry,
+        choice: Choice,
+        left: Producer | None,
+    ) -> Tensor:
+        ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
+        ctx.geometry, ctx.whole, ctx.choice, ctx.of_weight = geometry, images.shape, choice, weight.shape
+        images = images.flatten(0, -4)
+        ctx.shape = images.shape
+        kernel = as_kernel(weight)
+        numbers = images if choice.weights is False else None
+        if not choice.forward:
+            ctx.save_for_backward(input_.bits, weight, None, numbers)
+            return dense.convolution(images, kernel, bias, geometry)
+        out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
+        used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
+        if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
+            windows = None
+        ctx.save_for_backward(input_.bits, weight, windows, numbers)
+        return out.detach()  # not as a view, which would have a node more
+
+    @staticmethod
+    @dense_for_more
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        bits, weight, windows, numbers = ctx.saved_tensors
+        geometry: Geometry = ctx.geometry
+        check_saved(weight, ctx.of_weight)
+        weight = as_kernel(weight)
+        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, weight.shape[0])
+        to_images = to_weight = to_bias = used = None
+        to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
+        by_values = False
+        if to_inputs:
+            length = geometry.channels * geometry.image[1]
+            used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
+            by_values = geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry)
+        densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
+        if any(densely):
+            to_images, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
+        if by_values:
+            to_images = _input_gradient_of_few(weight, rows, geometry)
+        elif used is not None:
+            to_images = input_gradient(used.bits, weight, rows, geometry)
+        if to_weights and numbers is None:
+            input_ = Planes(bits, ctx.density, ctx.scales[0])
+            to_weight, to_bias = _weight_gradient(input_, windows, rows, weight, geometry, to_biases)
+        elif to_biases:
+            to_bias = rows.sum(0)
+        if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
+            to_images = to_images.view(ctx.whole).detach()
+        if to_weight is not None and len(ctx.of_weight) == 3:
+            to_weight = to_weight.reshape(ctx.of_weight)
+        return to_images, to_weight, to_bias, None, None, None, None, None, None
+
+
+_apply = applied(_Convolution)
+
+
+def as_kernel(weight: Tensor) -> Tensor:
+    """`weight` as ``[outputs, channels, down, across]``, one pixel high if it has one dimension.
+
+    Autograd is given the weight itself: what ``weight.data`` is set to, a backward sees, as torch's does.
+    """
+    return weight if weight.ndim == 4 else weight.unsqueeze(2)
+
+
+def convolution(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_: Planes,
+    support: Support | None,
+    geometry: Geometry,
+    choice: Choice = ALL,
+    left: Producer | None = None,
+) -> Tensor:
+    """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
+
+    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. `weight`
+    is as :func:`as_kernel` takes it. What is `left` has yet to compute it; whoever gives that runs it.
+    """
+    leaf = probe() if support is not None else None
+    out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice, left)
+    return out

@@ -1,0 +1,98 @@
+"""Torch's own convolution of images that lie channels last, and its gradients.
+
+A window of one pixel at a stride meets some of the pixels, and these are convolved by themselves: with all of
+them torch 2.13 (oneDNN) writes beyond its memory in the backward of up to 12 channels, and takes up to seven
+times as long for many.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hibana.spikes.convolution.geometry import Geometry, Pair
+
+__all__ = ["channels_last", "convolution", "gradients", "lies_last", "met"]
+
+How = tuple[Pair, Pair, Pair]
+"""Stride, padding and dilation."""
+SAFE = 16
+"""From so many channels on torch keeps within its memory."""
+CLOSE: How = ((1, 1), (0, 0), (1, 1))
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """`images` channels last in memory, and with strides that say so where there is one channel only."""
+    if lies_last(images):
+        return images
+    last = images.permute(0, 2, 3, 1)
+    return last.flatten().view(last.shape).permute(0, 3, 1, 2)
+
+
+def lies_last(images: Tensor) -> bool:
+    """Whether `images` lie channels last, and have strides that say so."""
+    if images.ndim != 4:
+        return False
+    _, channels, height, width = images.shape
+    return channels > 1 and images.stride() == (height * width * channels, 1, width * channels, channels)
+
+
+def met(images: Tensor, stride: Pair) -> Tensor:
+    """The pixels that a window of one pixel meets, channels last."""
+    return channels_last(images[:, :, :: stride[0], :: stride[1]])
+
+
+def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Of `images`, ``[N, channels, height, width]``; channels last."""
+    if geometry.skips:
+        return functional.conv2d(met(images, geometry.stride), weight, bias)
+    how = geometry.stride, geometry.padding, geometry.dilation
+    return functional.conv2d(channels_last(images), weight, bias, *how)[:, :, : geometry.output[0]]
+
+
+def gradients(
+    shape: torch.Size,
+    numbers: Tensor | None,
+    weight: Tensor,
+    rows: Tensor,
+    geometry: Geometry,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Torch's gradients of images and weights, as `wanted`; without their `numbers` of the images alone."""
+    grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
+    if geometry.skips:
+        return _of_met(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
+    if numbers is None:  # nothing of the images is read but in which order they lie
+        numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
+    how = geometry.stride, geometry.padding, geometry.dilation
+    return _torchs(geometry.whole(grad), channels_last(numbers), weight, how, wanted)
+
+
+def _of_met(
+    shape: torch.Size,
+    numbers: Tensor | None,
+    weight: Tensor,
+    grad: Tensor,
+    geometry: Geometry,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same where the pixels between are met by no window, and get no gradient."""
+    down, across = geometry.stride
+    if numbers is None:
+        met_ = grad.new_empty(shape[0], *grad.shape[2:], shape[1]).permute(0, 3, 1, 2)
+    else:
+        met_ = met(numbers, geometry.stride)
+    of_met, of_weights = _torchs(grad, met_, weight, CLOSE, wanted)
+    if of_met is None:
+        return None, of_weights
+    of_images = grad.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+    of_images[:, :, ::down, ::across] = of_met
+    return of_images, of_weights
+
+
+def _torchs(
+    grad: Tensor, images: Tensor, weight: Tensor, how: How, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    of_images, of_weights, _ = torch.ops.aten.convolution_backward(
+        grad, images, weight, None, *how, False, [0, 0], 1, [*wanted, False]
+    )
+    return of_images, of_weights

@@ -1,0 +1,301 @@
+"""``hb.Conv2d`` and ``hb.events.Conv1d``."""
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hibana.compiler.graph.fingerprint import hooked
+from hibana.compiler.producer import Producer
+from hibana.spikes.checks import check_no_time, misfit, pair, plain
+from hibana.spikes.convolution import autograd, dense, reckoned
+from hibana.spikes.convolution.geometry import Geometry, Pair, meets
+from hibana.spikes.cost import choice
+from hibana.spikes.layer import (
+    LEFT,
+    SMALLEST_WORK,
+    TINY,
+    BySpikes,
+    check_mode,
+    known_bits,
+    learns,
+    numbers_as_bits,
+    usable,
+)
+from hibana.spikes.linear import product
+from hibana.spikes.support import below
+
+__all__ = ["Conv1d", "Conv2d", "over_steps"]
+
+
+class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
+    """What convolutions share; one of one dimension is of images one pixel high."""
+
+    dimensions: int
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        return cast(Tensor, self._convolved(input, 0))
+
+    def _convolved(self, input: Tensor, steps: int, sequence: Tensor | None = None) -> Tensor | Producer:  # noqa: A002
+        """The convolution; or, of images of so many steps, what has yet to compute it, if that can be.
+
+        With a `sequence`, ``[T, batch, ...]``, that `input` is a view of, its gradient is computed as such.
+        """
+        if torch.compiler.is_compiling():
+            return self._compiled(input)
+        weight, bias = self._tensors()
+        if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
+            return self._of_padding(input, weight, bias)
+        if (
+            type(input) is Tensor
+            and input.ndim == self.dimensions + 2
+            and self.mode == "auto"
+            and input.is_cpu
+            and (self._is_left(input) or self._is_small(input, weight))
+        ):
+            if dense.lies_last(input) and (
+                input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
+            ):
+                self.__dict__["_reason"] = LEFT
+                return self._conv_forward(input, weight, bias)
+            return self._densely(input, weight, bias, TINY)
+        if not plain(input, weight, bias):
+            return self._left_to_torch(input, weight, bias)
+        check_mode(self.mode)
+        about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
+        how = self.stride, self.padding, self.dilation, self.padding_mode
+        sizes = "asked for" if self.mode == "dense" else _sizes(self.dimensions, *about, *how)
+        if isinstance(sizes, str):
+            return self._densely(input, weight, bias, sizes)
+        if sizes.work < SMALLEST_WORK and self.mode == "auto":
+            self._leave(input, TINY)
+            return self._densely(input, weight, bias, TINY)
+        around = sizes.around
+        images = functional.pad(input, around, sizes.mode) if around else input
+        if self.dimensions == 1:  # a view through which a layer still sees what stands below
+            images = images.view(*images.shape[:2], 1, images.shape[2])
+        whole = images if sequence is None or images is not input else sequence
+        found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
+        if isinstance(found, str):
+            self._leave(input, found)
+            return self._densely(input, weight, bias, found)
+        return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
+
+    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        check_no_time(self, input, self.dimensions)
+        return super()._densely(input, weight, bias, reason)
+
+    def _meets_padding_alone(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
+        """Whether no window of those that there are meets the image."""
+        if type(input) is not Tensor or input.ndim != self.dimensions + 2:
+            return False
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        sizes = input.shape[2:], weight.shape[2:], self.stride, self.padding, self.dilation
+        return not all(meets(*each) for each in zip(*sizes, strict=True))
+
+    def _of_padding(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """The bias: zeros are put around first, for torch (2.13) ends the process as it does so."""
+        self._reason = "dense: no window meets the image"
+        assert not isinstance(self.padding, str)
+        around = functional.pad(input, [side for side in self.padding[::-1] for _ in range(2)])
+        convolved = functional.conv1d if self.dimensions == 1 else functional.conv2d
+        out: Tensor = convolved(around, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return out
+
+    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return self._conv_forward(input, weight, bias)
+
+    def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
+        """Whether torch has done all before events have begun, which is remembered."""
+        small = input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
+        if small:
+            self._leave(input, TINY)
+        return small
+
+    def _by_windows(
+        self,
+        images: Tensor,
+        whole: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        steps: int,
+    ) -> Tensor | Producer | str:
+        """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's.
+
+        They are those of `whole`, whatever its shape, which gets the gradient.
+        """
+        if bias is not None:
+            bias = bias.contiguous()
+        outputs = weight.shape[0]
+        costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
+        learning = learns(weight)
+        under = below(whole)
+        length = geometry.channels * geometry.image[1]
+        in_order = images.is_contiguous(memory_format=torch.channels_last)
+        found = known_bits(under, length, in_order) or numbers_as_bits(
+            autograd.rows_of(images.detach()), costs, learning
+        )
+        if isinstance(found, str):
+            return found
+        chosen = choice(costs, found.density, found.bits.shape[0], learning)
+        if not chosen.any:
+            return chosen.refused(found.density)
+        self.__dict__["_reason"] = product.explained(found, outputs, chosen)
+        weight_ = weight.detach() if learning else weight
+        given = found, autograd.as_kernel(weight_), bias, geometry
+        left = autograd.producer(*given, chosen, steps)
+        if not (learning or learns(whole, bias)):
+            return left or autograd.forward(*given, chosen)
+        support = usable(under, length, in_order, found) if whole.requires_grad else None
+        out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)
+        return out if left is None else left._replace(into=out)
+
+    def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
+        """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
+        return (
+            torch.is_grad_enabled()
+            and self.dimensions == 2
+            and input.shape[1] < dense.SAFE
+            and max(_pair(self.stride, self.dimensions, 1)) > 1
+            and self.padding in ((0, 0), "valid")
+            and weight.shape[2:] == (1, 1)
+            and learns(input, weight, bias)
+        )
+
+
+class _Sizes(NamedTuple):
+    """Of a convolution of images of one or two dimensions."""
+
+    geometry: Geometry
+    """Of the images with what is put around them; images of one dimension are one pixel high."""
+    around: list[int]
+    """What is put around them, as ``pad`` takes it; nothing, where it is zeros on either side."""
+    mode: str
+    """How."""
+    work: int
+    """Multiplications of all."""
+
+
+@lru_cache(maxsize=1024)
+def _sizes(
+    dimensions: int,
+    shape: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    groups: int,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
+    padding_mode: str,
+) -> _Sizes | str:
+    """Of an input of this `shape`; or why it is torch's, whatever it holds."""
+    if len(shape) != dimensions + 2:
+        return f"the input is not [N, channels, {'height, width' if dimensions == 2 else 'length'}]"
+    if groups != 1:
+        return "groups"
+    if reason := misfit(weight, bias, shape[1], dimensions + 2):
+        return reason
+    given = stride, dilation, () if isinstance(padding, str) else padding
+    if any(isinstance(size, tuple) and len(size) > dimensions for size in given):
+        return "sizes that there are not"
+    strides, dilations = _pair(stride, dimensions, 1), _pair(dilation, dimensions, 1)
+    if min(*strides, *dilations) <= 0 or (padding == "same" and strides != (1, 1)):
+        return "sizes that there are not"
+    kernel = _pair(tuple(weight[2:]), dimensions, 1)
+    if padding == "valid":
+        sides = [(0, 0), (0, 0)]
+    elif padding == "same":
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        sides = [(whole // 2, whole - whole // 2) for whole in reach]
+    else:
+        sides = [(one, one) for one in _pair(padding, dimensions, 0)]
+    zeros = padding_mode == "zeros"
+    (height, width), around = _pair(tuple(shape[2:]), dimensions, 1), list[int]()
+    (up, down), (left, right) = sides
+    if not (zeros and up == down and left == right):
+        around = [left, right, up, down][: 2 * dimensions]
+        height, width = height + up + down, width + left + right
+        up = left = 0
+    geometry = Geometry(shape[1], (height, width), kernel, strides, (up, left), dilations)
+    work = shape[0] * prod(geometry.output) * prod(weight)
+    if work == 0 or min(geometry.output) <= 0:
+        return "nothing to add"
+    return _Sizes(geometry, around, "constant" if zeros else padding_mode, work)
+
+
+def _pair(sizes: int | tuple[int, ...] | str, dimensions: int, missing: int) -> Pair:
+    """`sizes` down and across, `missing` down if there is one dimension."""
+    return (missing, pair(sizes)[1]) if dimensions == 1 else pair(sizes)
+
+
+class Conv2d(_ByWindows, nn.Conv2d):
+    """``torch.nn.Conv2d``, which for an input of spikes adds a row of weights per spike under its window.
+
+    Takes the same arguments, holds the same parameters, and computes the same sums and gradients, in
+    another order; ``[N, channels, height, width]`` comes out channels last in memory, which torch's own
+    convolution, normalisation and pooling are several times faster in too. Multiplied densely, by
+    torch: an input of neither spikes nor small whole numbers, groups, and what :class:`hibana.Linear` leaves
+    to torch. The input's gradient is torch's too, unless it is needed only where the surrogate of the layer
+    below can let it through, or the output's gradient is mostly zero, which at a stride of 1 is gone through
+    value by value.
+
+    `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.Conv2d(32, 64, 3, padding=1)
+    >>> spikes = (torch.rand(16, 32, 16, 16) < 0.05).float()
+    >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
+    True
+    >>> print(layer.explain())  # doctest: +ELLIPSIS
+    events: ...% of the input spiked; added one by one, as up to ...%...
+    """
+
+    dimensions = 2
+
+    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        if input.ndim != 4 or input.layout != torch.strided:
+            return super()._densely(input, weight, bias, reason)
+        if self._skips(input, weight, bias):
+            self._reason = f"dense: {reason}"
+            met = dense.met(input, _pair(self.stride, self.dimensions, 1))
+            return functional.conv2d(met, weight, bias, groups=self.groups)
+        return super()._densely(dense.channels_last(input), weight, bias, reason)
+
+
+def over_steps(
+    layer: nn.Module, images: Tensor, steps: int, sequence: Tensor | None = None
+) -> tuple[Tensor, Producer | None]:
+    """What `layer` makes of the joined images of so many steps, and what has yet to compute it, if anything.
+
+    The latter of a :class:`Conv2d`: whoever reads the sums first then reads them from the cache, a piece of
+    each step at a time. The layer is called where something watches that.
+
+    Args:
+        layer: any module of images.
+        images: ``[steps * batch, channels, ...]``.
+        steps: of which a piece of each is read at a time; 0, if what is made is wanted at once.
+        sequence: whose steps the images are, ``[steps, batch, channels, ...]``, for its gradient; None if
+            they are of none.
+    """
+    if type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
+        return layer(images), None
+    if sequence is not None and sequence.data_ptr() != images.data_ptr():
+        sequence = None  # a copy lies in another order, and what is known below a sequence is of its memory
+    found = layer._convolved(images, steps, sequence)
+    return (found, None) if isinstance(found, Tensor) else (found.into, found)
+
+
+class Conv1d(_ByWindows, nn.Conv1d):
+    """``torch.nn.Conv1d`` of ``[N, channels, length]``, which is for spikes what :class:`hibana.Conv2d` is.
+
+    >>> import torch, hibana as hb
+    >>> hb.events.Conv1d(2, 8, 3)(torch.ones(4, 2, 10)).shape
+    torch.Size([4, 8, 8])
+    """
+
+    dimensions = 1

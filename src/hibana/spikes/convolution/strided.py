@@ -1,0 +1,153 @@
+"""At a stride, the input's pixels by the remainder of their place: each meets the same places of the window.
+
+Those of one remainder are an image of their own, to which the convolution has a stride of 1.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.runtime.kernels import Code, Longs, Value, kernel
+from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.simd.lists import WORD, bits_from, first_bits, put_word, words_of
+
+__all__ = ["Remainder", "met", "remainders"]
+
+GRAIN = 8
+"""Rows of pixels that are not worth a thread of their own."""
+
+
+class Remainder(NamedTuple):
+    """Some pixels of the input and the places of the window that they meet, down and across."""
+
+    pixels: tuple[slice, slice]
+    places: tuple[slice, slice]
+    geometry: Geometry
+    """Of the image that they are, at a stride of 1."""
+
+    def image(self, images: Tensor) -> Tensor:
+        """Of ``[N, height, width, channels]`` these pixels, as a view."""
+        return images[:, *self.pixels]
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """Of ``[outputs, channels, kernel height, kernel width]`` these places, as a view."""
+        return weight[:, :, *self.places]
+
+    def bits(self, bits: Tensor, whole: Geometry) -> Tensor:
+        """Of the bits of the images `whole`, ``[N * height, words]``, those of these pixels."""
+        height, width = self.geometry.image
+        images = len(bits) // whole.image[0]
+        words = -(-width * whole.channels // WORD)
+        out = torch.empty(images * height, words, dtype=torch.int64, device="cpu")
+        down, across = self.pixels
+        _picked(
+            len(out),
+            GRAIN,
+            bits=bits,
+            target=out,
+            channels=whole.channels,
+            whole_height=whole.image[0],
+            whole_width=whole.image[1],
+            height=height,
+            width=width,
+            first_down=down.start,
+            first_across=across.start,
+            stride_down=down.step,
+            stride_across=across.step,
+        )
+        return out
+
+
+@lru_cache(maxsize=256)
+def remainders(geometry: Geometry) -> tuple[Remainder, ...]:
+    """Those of which there are pixels that meet a place of the window."""
+    down, across = _images(geometry, 0), _images(geometry, 1)
+    return tuple(_remainder(geometry, one, other) for one in down for other in across)
+
+
+def met(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
+    """Down (0) or across (1): remainder, place, and by how much the output's pixel lies further on."""
+    step, padding = geometry.stride[direction], geometry.padding[direction]
+    return [
+        (remainder, place, (remainder + padding - place * geometry.dilation[direction]) // step)
+        for remainder in range(step)
+        for place in range(geometry.kernel[direction])
+        if (remainder + padding - place * geometry.dilation[direction]) % step == 0
+    ]
+
+
+class _Image(NamedTuple):
+    """What a :class:`Remainder` is in one direction."""
+
+    pixels: slice
+    places: slice
+    size: int
+    kernel: int
+    padding: int
+    dilation: int
+
+
+def _images(geometry: Geometry, direction: int) -> list[_Image]:
+    size, step = geometry.image[direction], geometry.stride[direction]
+    found = []
+    for first in range(min(step, size)):
+        of_first = [each[1:] for each in met(geometry, direction) if each[0] == first]
+        if of_first:
+            places, further = zip(*of_first, strict=True)
+            apart = max(1, len(places) - 1)
+            every, dilation = (places[-1] - places[0]) // apart, (further[0] - further[-1]) // apart
+            found.append(
+                _Image(
+                    slice(first, None, step),
+                    slice(places[0], places[-1] + 1, max(1, every)),
+                    -(-(size - first) // step),
+                    len(places),
+                    further[0],
+                    max(1, dilation),
+                )
+            )
+    return found
+
+
+def _remainder(whole: Geometry, down: _Image, across: _Image) -> Remainder:
+    sizes = (down.size, across.size), (down.kernel, across.kernel), (1, 1)
+    how = (down.padding, across.padding), (down.dilation, across.dilation)
+    geometry = Geometry(whole.channels, *sizes, *how, whole.output)
+    return Remainder((down.pixels, across.pixels), (down.places, across.places), geometry)
+
+
+@kernel
+def _picked(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    target: Longs,
+    channels: Value,
+    whole_height: Value,
+    whole_width: Value,
+    height: Value,
+    width: Value,
+    first_down: Value,
+    first_across: Value,
+    stride_down: Value,
+    stride_across: Value,
+) -> None:
+    """The bits of every so many pixels. One piece of work is a row of these."""
+    given, words = words_of(whole_width * channels), words_of(width * channels)
+    with (
+        code.scratch((Longs, given + 1), (Longs, words + 1)) as (source, row),
+        code.loop(begin, end) as item,
+    ):
+        source[given] = 0
+        line = item // height * whole_height + first_down + item % height * stride_down
+        source.copy(bits + given * line, given)
+        row.clear(words + 1)
+        with code.loop(0, width) as x, code.loop(0, channels, WORD) as channel:
+            at = (first_across + x * stride_across) * channels + channel
+            there = first_bits(code, (channels - channel).smaller(WORD))
+            put_word(row, x * channels + channel, bits_from(source, at) & there)
+        (target + words * item).copy(row, words)

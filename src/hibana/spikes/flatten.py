@@ -1,0 +1,66 @@
+"""``hb.events.Flatten``: a change of the order in memory that passes spikes on as spikes."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler.known import remember
+from hibana.compiler.leaf import as_leaf, is_name
+from hibana.spikes.bits import bits_of
+from hibana.spikes.checks import plain
+from hibana.spikes.layer import learns
+from hibana.spikes.support import Support, below
+
+__all__ = ["Flatten"]
+
+
+class Flatten(nn.Flatten):
+    """``torch.nn.Flatten``, over which a layer still knows what spiking layer stands below it.
+
+    >>> import torch, hibana as hb
+    >>> hb.events.Flatten()(torch.ones(5, 2, 3)).shape
+    torch.Size([5, 6])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
+        if is_name(input):
+            return cast(Tensor, as_leaf(self, input))
+        if not torch.compiler.is_compiling() and plain(input) and not input.is_contiguous():
+            flat = _flattened(input, self.start_dim, self.end_dim)
+            if flat is not None:
+                return flat
+        return super().forward(input)
+
+
+def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
+    """`spikes` with dimensions joined where that changes their order in memory, and what is known of them.
+
+    None if they are not known to be spikes, or nothing is copied.
+    """
+    under = below(spikes)
+    if under is None or under.spikes is None or not spikes.numel():
+        return None
+    copied = spikes.detach().flatten(start, end)
+    if copied.untyped_storage() is spikes.untyped_storage():
+        return None  # a view, through which a layer sees anyhow
+    length = copied.shape[-1]
+    remember(copied, bits_of(copied.view(-1, length))[0].view(torch.uint8)[None], length)
+    if not learns(spikes):
+        return copied
+    exact = under.bits is None and under.watched is not None
+    support = Support(None, length, under.watched) if exact else None
+    apply: Any = _Flatten.apply  # torch leaves it without types
+    flat: Tensor = apply(spikes, copied, support)
+    return flat
+
+
+class _Flatten(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Support | None) -> Tensor:
+        ctx.shape, ctx.support = spikes.shape, support
+        return copied.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.reshape(ctx.shape), None, None

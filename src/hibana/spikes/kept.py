@@ -1,0 +1,61 @@
+"""Tensors kept for a backward as bits, where they are spikes or small whole numbers."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.known import remember
+from hibana.spikes.checks import plain
+from hibana.spikes.layer import numbers_as_bits
+from hibana.spikes.support import fills_memory, numbers_of
+
+__all__ = ["Kept"]
+
+SMALLEST = 4096
+"""Fewer numbers are kept as they are."""
+
+
+class Kept(NamedTuple):
+    """A tensor of which bits are kept, in the order in which it lay in memory."""
+
+    bits: Tensor
+    """``[planes, pieces, bytes]``, each piece of whole numbers of bytes."""
+    factor: float
+    shape: torch.Size
+    strides: tuple[int, ...]
+    most: int = 0
+    """The largest that a number can be, if that was known before; a layer then knows it again."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Kept | Tensor":
+        """What to keep of `tensor`: itself, unless bits say the same in less memory."""
+        count = tensor.numel()
+        if count < SMALLEST or not plain(tensor) or not fills_memory(tensor):
+            return tensor
+        known = numbers_of(tensor)
+        if known is not None:
+            return cls(known.planes, 1.0, tensor.shape, tensor.stride(), known.most)
+        if count % 64:
+            return tensor
+        found = numbers_as_bits(tensor.detach().as_strided((count // 64, 64), (64, 1)))
+        if isinstance(found, str):
+            return tensor
+        return cls(found.bits.view(torch.uint8), found.factor, tensor.shape, tensor.stride())
+
+    @staticmethod
+    def numbers(kept: "Kept | Tensor") -> Tensor:
+        """The tensor that :meth:`of` kept, to its last bit."""
+        if isinstance(kept, Tensor):
+            return kept
+        shifts = torch.arange(8, dtype=torch.uint8, device="cpu")
+        pieces = kept.bits.shape[1]
+        length = kept.shape.numel() // pieces
+        levels = torch.zeros(pieces, length, dtype=torch.uint8, device="cpu")
+        for k, plane in enumerate(kept.bits):
+            ones = (plane[..., None] >> shifts) & 1
+            levels |= ones.view(pieces, -1)[:, :length] << k
+        numbers = levels.to(torch.float32).mul_(kept.factor).as_strided(kept.shape, kept.strides)
+        if kept.most:
+            remember(numbers, kept.bits, length, kept.most)
+        return numbers

@@ -1,0 +1,125 @@
+"""The product of spikes and weights as an autograd node."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.derivatives import applied
+from hibana.compiler.strides import same_each_step
+from hibana.spikes.checks import dense_for_more
+from hibana.spikes.cost import Choice
+from hibana.spikes.linear import product
+from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.simd.rows import panel
+from hibana.spikes.support import Support, probe
+
+__all__ = ["linear"]
+
+STEPS = 4
+"""Of so many that have the same gradient, one step's product is sooner done than all on the support."""
+
+
+def linear(
+    input: Tensor,  # noqa: A002 - torch's name
+    weight: Tensor,
+    bias: Tensor | None,
+    planes: Planes,
+    support: Support | None,
+    choice: Choice,
+) -> Tensor:
+    """``input @ weight.T + bias`` for an input, ``[..., in_features]``, whose planes of bits are known.
+
+    No view of a matrix: a write to another view of it would make autograd forget hooks on this one.
+    """
+    leaf = probe() if support is not None else None
+    out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    """Keeps the bits of the spikes, not the spikes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,  # noqa: A002
+        weight: Tensor,
+        bias: Tensor | None,
+        leaf: Tensor | None,
+        planes: Planes,
+        support: Support | None,
+        choice: Choice,
+    ) -> Tensor:
+        bits, ctx.density, ctx.scales = planes.together, planes.density, planes.scales
+        ctx.leading = leading = input.shape[:-1]
+        ctx.below, ctx.choice, ctx.table = support, choice, None
+        if choice.forward:
+            out, table = product.forward(bits, ctx.density, weight, bias, ctx.scales, leading)
+            ctx.table = table if support is not None and ctx.scales == ONE else None
+        else:
+            out = _densely(input, weight, bias)
+        # what the forward read, as of torch's, whatever ``weight.data`` is set to
+        ctx.save_for_backward(bits, weight.detach(), input if choice.weights is False else None)
+        return out
+
+    @staticmethod
+    @dense_for_more
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        bits, weight, numbers = ctx.saved_tensors
+        outputs, inputs = weight.shape
+        grad = grad.resolve_neg()
+        rows = grad.reshape(-1, outputs).contiguous()
+        to_input = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_input = _input_gradient(ctx, bits, weight, grad, rows)
+        if ctx.needs_input_grad[1] and numbers is None:
+            given = bits, ctx.density, rows, inputs, ctx.needs_input_grad[2], ctx.scales
+            to_weight, to_bias = product.weight_gradient(*given)
+        elif ctx.needs_input_grad[1]:
+            to_weight = rows.T @ _matrix(numbers)
+        if ctx.needs_input_grad[2] and to_bias is None:
+            to_bias = rows.sum(0)
+        return to_input, to_weight, to_bias, None, None, None, None
+
+
+_apply = applied(_Linear)
+
+
+def _matrix(input: Tensor) -> Tensor:  # noqa: A002
+    return input.reshape(-1, input.shape[-1])
+
+
+def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    """``input @ weight.T + bias`` by torch, no view of a matrix."""
+    outputs = weight.shape[0]
+    out = torch.empty(*input.shape[:-1], outputs, dtype=torch.float32, device="cpu")
+    rows = _matrix(input)
+    if bias is None:
+        torch.mm(rows, weight.T, out=out.view(-1, outputs))
+    else:
+        torch.addmm(bias, rows, weight.T, out=out.view(-1, outputs))
+    return out
+
+
+def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
+    """``grad @ weight``; one step's, expanded, where the gradient is the same at each.
+
+    Else on the support only, if that is allowed and worth it.
+    """
+    steps = grad.shape[0]
+    once = same_each_step(grad) if steps >= STEPS else None
+    if once is not None:
+        return (once @ weight).expand(steps, *once.shape[:-1], weight.shape[1])
+    restricted = _restricted(ctx, bits, weight, rows)
+    return grad @ weight if restricted is None else restricted
+
+
+def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
+    """The input's gradient on the support only, if that is allowed and worth it."""
+    outputs, inputs = weight.shape
+    used = product.used_bits(ctx.below, bits, inputs, ctx.density, ctx.choice)
+    if used is None:
+        return None
+    table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
+    return product.input_gradient(used, table, rows, inputs, ctx.leading)

@@ -1,0 +1,136 @@
+"""``hb.Linear``."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hibana.spikes import cost
+from hibana.spikes.checks import alike_each_step, misfit, plain
+from hibana.spikes.layer import (
+    LEFT,
+    SMALLEST_WORK,
+    TINY,
+    BySpikes,
+    check_mode,
+    known_bits,
+    learns,
+    numbers_as_bits,
+    usable,
+)
+from hibana.spikes.linear import autograd, dense, product, reckoned
+from hibana.spikes.planes import Planes
+from hibana.spikes.support import below
+
+__all__ = ["Linear"]
+
+BY_ONEDNN = 4_000_000
+"""Multiplications from which on it matters which library does them."""
+OF_FEW = 50_000_000
+"""From which on a sum over a gradient's few values spares more than a node of autograd in Python costs."""
+
+
+class Linear(BySpikes, nn.Linear):
+    """``torch.nn.Linear``, which for an input of spikes adds a row of weights per spike.
+
+    Takes the same arguments, holds the same parameters, and computes ``x W^T + b`` and its gradients, sums
+    in another order. Small whole numbers times one factor (sums of spikes, averages of them) are added bit
+    by bit. Any other input ``[..., in_features]`` is multiplied densely, by torch; so is any but float32 on
+    the CPU, and a call that is being compiled or transformed. An input that does not change over time
+    (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
+    the backward. Where the input comes from a layer of hibana, the bits that it kept are used, if all of the
+    spikes still are what these say: whatever was written to them counts. Its gradient is computed only where
+    that layer's surrogate can let it through, if nobody else looks at it.
+
+    `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
+    second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.Linear(784, 512)
+    >>> spikes = (torch.rand(25, 128, 784) < 0.05).float()
+    >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
+    True
+    >>> print(layer.explain())  # doctest: +ELLIPSIS
+    events: ...% of the input spiked; added one by one, as up to ...%...
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        if torch.compiler.is_compiling():
+            return self._compiled(input)
+        if (
+            type(input) is Tensor
+            and self.mode == "auto"
+            and input.numel() * self.out_features < SMALLEST_WORK // 2
+            and not (input.ndim > 1 and input.stride(0) == 0)
+        ):  # asked first, since all else would take longer than such a product
+            self.__dict__["_reason"] = LEFT
+            return functional.linear(input, *self._tensors())
+        return self._product(input, *self._tensors())
+
+    def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        if not plain(input, weight, bias):
+            return self._left_to_torch(input, weight, bias)
+        if self.mode == "auto" and self._is_left(input):
+            return self._multiplied(input, weight, bias, TINY)
+        if input.ndim > 1 and alike_each_step(input):
+            one = input[0]
+            if self.mode == "auto" and one.numel() * self.out_features < SMALLEST_WORK // 2:
+                self._reason, once = LEFT, functional.linear(one, weight, bias)
+            else:
+                once = self._product(one, weight, bias)
+            self._reason = f"one step for all {input.shape[0]}: {self._reason}"
+            spread: Tensor = once.expand(input.shape[0], *once.shape)
+            return spread
+        return self._of_spikes(input, weight, bias)
+
+    def _of_spikes(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        check_mode(self.mode)
+        if self.mode == "dense":
+            return self._densely(input, weight, bias, "asked for")
+        of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
+        if reason := misfit(weight.shape, of_bias, channels, 2):
+            return self._densely(input, weight, bias, reason)
+        outputs, inputs = weight.shape
+        count = input.numel() // max(1, inputs)
+        if count == 0 or outputs == 0 or inputs == 0:
+            return self._densely(input, weight, bias, "nothing to add")
+        costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
+        learning = learns(weight)
+        under = below(input)
+        in_order = input.is_contiguous()
+        found: Planes | str | None = known_bits(under, inputs, in_order)
+        if found is None:
+            numbers = input.detach() if input.requires_grad else input
+            rows = numbers.reshape(count, inputs).contiguous()
+            found = numbers_as_bits(rows, costs, learning)
+        if isinstance(found, str):
+            self._leave(input, found)
+            return self._multiplied(input, weight, bias, found)
+        choice = cost.choice(costs, found.density, found.bits.shape[0], learning)
+        if not choice.any:
+            return self._multiplied(input, weight, bias, choice.refused(found.density))
+        bias = bias if bias is None else bias.contiguous()
+        self.__dict__["_reason"] = product.explained(found, outputs, choice)
+        if learning or learns(input, bias):
+            support = usable(under, inputs, in_order, found) if input.requires_grad else None
+            return autograd.linear(input, weight, bias, found, support, choice)
+        given = found.together, found.density, weight, bias, found.scales
+        return product.forward(*given, input.shape[:-1])[0]
+
+    def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        """The dense product of float32 numbers on the CPU that fit, the sooner way."""
+        work = input.numel() * self.out_features
+        if self.mode == "auto" and work >= BY_ONEDNN:
+            by_onednn = reckoned.by_onednn()
+            if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely(weight)):
+                self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
+                return dense.linear(input, weight, bias, by_onednn, self._fewness)
+        return self._densely(input, weight, bias, reason)
+
+    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        return functional.linear(input, weight, bias)
+
+    @property
+    def _fewness(self) -> dense.Fewness:
+        """What is remembered of gradients: nothing that a state dictionary holds."""
+        found: dense.Fewness = self.__dict__.setdefault("_few", dense.Fewness())
+        return found

@@ -1,0 +1,312 @@
+"""The product of spikes and weights, and its gradients: which kernel computes them, and the calls."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import ceil
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.runtime.kernels import Sized, float_bits
+from hibana.spikes.bits import density_of
+from hibana.spikes.cost import ALL, Choice
+from hibana.spikes.linear import kernels, weights
+from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.simd.lists import PLACES, WORD
+from hibana.spikes.simd.rows import Row, compresses, panel
+from hibana.spikes.support import Support
+
+__all__ = [
+    "Explained",
+    "Parts",
+    "Used",
+    "crossover",
+    "explained",
+    "forward",
+    "gradient_crossover",
+    "input_gradient",
+    "over_bits",
+    "packed",
+    "parts",
+    "used_bits",
+    "weight_gradient",
+    "words_near",
+]
+
+Scales = tuple[float, ...]
+"""What each plane of bits is multiplied by."""
+
+NEAR_FROM = 0.06
+"""From this density on, few weights at a time are kept near."""
+NEAR_WORDS = 192
+"""How many words of inputs have their weights near then, times the floats in a row of them."""
+LISTED = 512
+"""Rows that are listed at a time, for which weights that the second cache can't hold are brought near once;
+half as many where few weights are near, since sums are written and read again for each tile of these."""
+DOTS_NEAR = 1 << 18
+"""Weights that are kept near for an input's gradient, of at most so many words of inputs."""
+DOTS_WORDS = 8
+DOTS = 4
+"""And of no fewer words than have so many bits set in a row: they are multiplied four and eight at once."""
+GRADIENT_EVERYWHERE_FROM = 0.3
+"""Above this density of the support, the dense product gives the input's gradient sooner."""
+GRAIN = 32
+PARTS = 8
+"""Parts of the rows that a weights' gradient of few sums is computed in, whatever the number of threads."""
+LONG = 1024
+"""Rows that are worth such a part."""
+FEW_SUMS = 64
+"""Panels of outputs times words of inputs that are few."""
+
+
+def crossover(outputs: int) -> float:
+    """The density above which sums of four rows of weights are looked up instead of each being added.
+
+    A model: adding a spike costs one listing and, for each panel of outputs, one row of it; looking up costs
+    the panels alone. Its constants are from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4,
+    with and without the instruction that makes listing cheap).
+    """
+    return _crossover(outputs, compresses())
+
+
+@lru_cache(maxsize=256)
+def _crossover(outputs: int, cheap: bool) -> float:
+    panels = _up(outputs, panel(outputs).floats)
+    return 0.29 * panels / (panels + 0.1) if cheap else 0.30 * panels / (panels + 0.69)
+
+
+class Explained(NamedTuple):
+    """What is done with so many spikes, and from where on something else would be: said when it is asked."""
+
+    planes: int
+    density: float
+    factor: float
+    outputs: int
+    forward: bool
+    weights: bool | None
+    said: str
+    """What it should take."""
+
+    def __str__(self) -> str:
+        limit = crossover(self.outputs)
+        how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
+        how += f" {limit:.0%}"
+        what = f"{self.density:.0%} of the input spiked"
+        if (self.planes, self.factor) != (1, 1.0):
+            times = "" if self.factor == 1.0 else f" times {self.factor:g}"
+            what = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
+        what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
+        if self.weights is False and self.forward:
+            what += ", the weights' gradient densely"
+        return f"{what}; {self.said}" if self.said else what
+
+
+def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
+    """What `choice` does with such an input."""
+    about = choice.forward, choice.weights, choice.said
+    return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
+
+
+def gradient_crossover() -> float:
+    """:func:`crossover` for rows of a gradient, of which there are many for each listing."""
+    return 0.25 if compresses() else 0.18
+
+
+def _up(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def packed(weight: Tensor, row: Row, scales: Scales = ONE, columns: bool = False) -> Tensor:
+    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, to whole words][row]``, and zeros.
+
+    One of windows, ``[outputs, channels, height, width]``, has the inputs ``[height][width][channels]``, or
+    by `columns` ``[width][height][channels]``. Of each of the `scales`, 1, 2, 4, … times the first, the
+    weights are that many times as large.
+    """
+    places = down = 1
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 3, 2, 1) if columns else weight.permute(0, 2, 3, 1)
+    elif weight.ndim == 4:
+        places, down = weight.shape[2] * weight.shape[3], weight.shape[2] if columns else 1
+    weight = weight.contiguous()
+    outputs = weight.shape[0]
+    pieces, shape, pack = _packing(outputs, weight.numel() // outputs, places, down, row, scales)
+    table = torch.empty(shape, dtype=torch.float32, device="cpu")
+    pack(pieces, source=weight, target=table)
+    return table
+
+
+@lru_cache(maxsize=256)
+def _packing(
+    outputs: int, inputs: int, places: int, down: int, row: Row, scales: Scales
+) -> tuple[int, tuple[int, ...], Sized]:
+    """Pieces of work, the shape of the table, and the kernel for :func:`packed`."""
+    words, panels, planes = _up(inputs, WORD), _up(outputs, row.floats), len(scales)
+    shape = panels, planes * words * WORD, row.floats
+    sizes = {"outputs": outputs, "inputs": inputs, "row": row}
+    if places == 1 and scales == ONE:
+        return panels * words, shape, kernels.pack.sized(**sizes)
+    scaled = {"places": places, "down": down, "factor": float_bits(scales[0]), "planes": planes}
+    return panels * words, shape, kernels.pack_planes.sized(**sizes, **scaled)
+
+
+def forward(
+    bits: Tensor,
+    density: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    scales: Scales = ONE,
+    leading: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the weights as packed.
+
+    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    """
+    outputs = weight.shape[0]
+    row = panel(outputs)
+    table = packed(weight, row, scales)
+    inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
+    rows = bits.shape[0]
+    leading = (rows,) if leading is None else leading
+    out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
+    given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
+    if density > crossover(outputs):
+        kernels.forward_tables(rows, GRAIN, **given, row=row)
+    else:
+        near = density > NEAR_FROM
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
+        together = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
+        kernels.forward_lists(rows, GRAIN, **given, tile=tile, together=together, row=row)
+    return out, table
+
+
+class Used(NamedTuple):
+    """Where the input's gradient is wanted."""
+
+    bits: Tensor
+    """``[rows, words]``."""
+    density: float
+
+
+def input_gradient(
+    used: Used, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
+) -> Tensor:
+    """``grad @ weight``, ``[rows, inputs]``, where it is `used`, and zeros; `table` are packed weights.
+
+    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    """
+    rows, outputs = grad.shape
+    out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
+    kernels.input_gradient(
+        rows,
+        GRAIN,
+        bits=used.bits,
+        table=table,
+        gradient=grad,
+        target=out,
+        inputs=inputs,
+        outputs=outputs,
+        tile=words_near(outputs, used.bits.shape[1], used.density),
+        row=panel(outputs),
+    )
+    return out
+
+
+def words_near(outputs: int, words: int, density: float) -> int:
+    """Of so many `words` of inputs, how many are gone through at a time for an input's gradient."""
+    row = panel(outputs)
+    near = DOTS_NEAR // (_up(outputs, row.floats) * row.floats * WORD)
+    enough = ceil(DOTS / (WORD * max(density, 1e-3)))
+    return min(max(near, enough), DOTS_WORDS, words)
+
+
+def weight_gradient(
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
+) -> tuple[Tensor, Tensor | None]:
+    """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
+    if scales == ONE:
+        return _bits_gradient(bits, density, grad, inputs, bias)
+    of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
+    return _of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+
+
+def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
+    """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
+    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
+
+
+def _bits_gradient(
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    rows, outputs = grad.shape
+    row = panel(outputs)
+    split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
+    several = (split.rows,) if split.rows > 1 else ()
+    out = torch.empty(*several, outputs, inputs, dtype=torch.float32, device="cpu")
+    summed = torch.empty(*several, outputs, dtype=torch.float32, device="cpu") if bias else None
+    weights.weight_gradient(
+        split.number,
+        bits=bits,
+        gradient=grad,
+        targets=out,
+        biases=summed,
+        total=rows,
+        inputs=inputs,
+        outputs=outputs,
+        by_table=density > gradient_crossover(),
+        parts_across=split.across,
+        parts_down=split.down,
+        per_part=_up(rows, split.rows),
+        row=row,
+    )
+    if not several:
+        return out, summed
+    return out.sum(0), None if summed is None else summed.sum(0)
+
+
+class Parts(NamedTuple):
+    """How a weights' gradient is divided: its sums over all rows, or rows of which each part has all sums."""
+
+    rows: int
+    across: int
+    down: int
+
+    @property
+    def number(self) -> int:
+        """Parts that threads can take."""
+        return self.rows * self.across * self.down
+
+
+def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
+    """The parts of a gradient of `words` of inputs, whose rows can be divided into `most`."""
+    panels = _up(outputs, panel(outputs).floats)
+    if rows >= PARTS * LONG and panels * words <= FEW_SUMS and most >= PARTS:
+        return Parts(PARTS, 1, 1)
+    across = min(threads, panels)
+    return Parts(1, across, min(_up(threads, across), words))
+
+
+def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
+    """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
+    neurons = rows.shape[1]
+    return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
+
+
+def used_bits(
+    support: Support | None, bits: Tensor, length: int, density: float, choice: Choice
+) -> Used | None:
+    """Where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
+
+    `bits` are the spikes, of the `density`.
+    """
+    if support is None or not support.unseen():
+        return None
+    if support.bits is None:
+        used = Used(bits, density)
+        return used if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
+    found = support.rows(support.bits, length)
+    if found is None:
+        return None
+    used = Used(found, density_of(found, length))
+    return used if choice.restricted(used.density) else None

@@ -1,0 +1,154 @@
+"""Max-pooling of spikes as an autograd node, which keeps what it knows of the layer below."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.derivatives import applied
+from hibana.compiler.known import remember
+from hibana.spikes.bits import bits_of
+from hibana.spikes.checks import dense_for_more
+from hibana.spikes.pooling import kernels
+from hibana.spikes.support import Support, below
+
+__all__ = ["max_pooled"]
+
+Pair = tuple[int, int]
+GRAIN = 4
+"""Rows of output pixels that are not worth a thread of their own."""
+
+
+NARROW = 4
+"""Pixels across a window for which there is a kernel of its own."""
+
+
+class _Window(NamedTuple):
+    """Sizes of a max-pooling without overlap, (down, across)."""
+
+    channels: int
+    image: Pair
+    window: Pair
+
+    @property
+    def output(self) -> Pair:
+        """Height and width of the output."""
+        return self.image[0] // self.window[0], self.image[1] // self.window[1]
+
+    @property
+    def row(self) -> int:
+        """Numbers of a row of the output."""
+        return self.channels * self.output[1]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the kernels take."""
+        (height, width), window, out = self.image, self.window, self.output
+        return {
+            "channels": self.channels,
+            "height": height,
+            "width": width,
+            "window_height": window[0],
+            "window_width": window[1],
+            "out_height": out[0],
+            "out_width": out[1],
+        }
+
+
+def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
+    """``[N, channels, height / window, width / window]`` of spikes that lie channels last.
+
+    None if they are no spikes, which is seen on the way.
+    """
+    geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
+    learning = torch.is_grad_enabled() and images.requires_grad
+    under = below(images)
+    spikes = None if under is None else _known_spikes(images, under, geometry)
+    shape = images.shape[0], *geometry.output, geometry.channels
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    which = torch.empty(shape, dtype=torch.uint8, device="cpu") if learning else None
+    planes = None
+    if spikes is not None:
+        planes = _pooled_bits(spikes, out, which, geometry)
+    elif not _pooled_numbers(images, out, which, geometry):
+        return None
+    if under is not None and under.spikes is not None:
+        if planes is None:
+            planes = bits_of(out.view(-1, geometry.row))[0].view(torch.uint8)[None]
+        remember(out, planes, geometry.row)
+    result = out.permute(0, 3, 1, 2)
+    if which is None:
+        return result
+    support = None if under is None else _pooled_support(images, under, which, geometry)
+    pooled: Tensor = _apply(images, result, which, support, geometry)
+    return pooled
+
+
+def _known_spikes(images: Tensor, below: Support, geometry: _Window) -> Tensor | None:
+    """Their bits, if pooled spikes can be made of them: a 32nd of the numbers to read."""
+    whole = geometry.channels % 16 == 0 and below.length % images[0].numel() == 0
+    return below.spikes if whole else None
+
+
+def _pooled_bits(spikes: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> Tensor | None:
+    """Puts out what is pooled; and gives its plane of bits, ``[1, rows, bytes]``, if rows are whole words."""
+    rows, length = out.shape[0] * out.shape[1], geometry.row
+    planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
+    given = {"bits": spikes, "target": out, "pooled": planes, "which": which}
+    kernels.forward_of_bits(rows, GRAIN, **given, **geometry.sizes)
+    return planes
+
+
+def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> bool:
+    """Whether the numbers are spikes, from which it was done."""
+    strange = torch.zeros((), dtype=torch.int64, device="cpu")
+    pieces = out.shape[0] * out.shape[1]
+    kernels.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
+    return not strange.item()
+
+
+def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Window) -> Support | None:
+    """The support `below`, at the pixels that were taken."""
+    length = geometry.row
+    if below.watched is None:
+        return None
+    if below.bits is None:
+        return Support(None, length, below.watched)
+    per_step, rest = divmod(below.length, images[0].numel())
+    if rest:
+        return None
+    rows = images.shape[0] * geometry.output[0]
+    bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
+    given = {"bits": below.bits, "target": bits, "which": which}
+    kernels.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
+    return Support(bits.view(torch.uint8), length, below.watched)
+
+
+class _MaxPool(torch.autograd.Function):
+    """Keeps, for each output, which pixel of its window was taken; `support` says where that matters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, result: Tensor, which: Tensor, support: Support | None, geometry: _Window
+    ) -> Tensor:
+        ctx.support, ctx.geometry, ctx.shape = support, geometry, images.shape
+        ctx.save_for_backward(which)
+        return result.detach()
+
+    @staticmethod
+    @dense_for_more
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (which,) = ctx.saved_tensors
+        geometry: _Window = ctx.geometry
+        rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous()
+        count, channels = ctx.shape[0], geometry.channels
+        out = torch.empty(count, *geometry.image, channels, dtype=torch.float32, device="cpu")
+        given = {"gradient": rows, "target": out, "which": which}
+        across = geometry.window[1]
+        columns = across if across <= NARROW else 0
+        pieces = count * geometry.output[0]
+        kernels.backward(pieces, GRAIN, **given, **geometry.sizes, columns=columns)
+        return out.permute(0, 3, 1, 2), None, None, None, None
+
+
+_apply = applied(_MaxPool)

@@ -1,0 +1,150 @@
+"""Words of 64 bits: listed, turned about, and cut out from between words."""
+
+from hibana.runtime.kernels import SHORT, Code, Pointer, Value
+from hibana.spikes.simd.rows import Row
+
+__all__ = [
+    "HALF",
+    "PLACES",
+    "SHIFT",
+    "SHIFT_BITS",
+    "SLACK",
+    "WORD",
+    "bits_from",
+    "first_bits",
+    "listed",
+    "put_bits",
+    "put_word",
+    "transposed_bits",
+    "values_together",
+    "words_of",
+]
+
+WORD = 64
+"""Bits of a word."""
+HALF = 32
+"""Of them are listed by one instruction."""
+SLACK = 64
+"""Entries of a list that are written beyond its end."""
+PLACES = 1 << SHORT.bits
+"""What an entry can count."""
+ALL = (1 << WORD) - 1
+SHIFT = 1 << 23
+"""A float32 that, added to a smaller whole number, has that number as the last bits of its fraction."""
+SHIFT_BITS = 0x4B000000
+
+
+def words_of(bits: Value) -> Value:
+    """Words that so many bits fill."""
+    return (bits + (WORD - 1)) // WORD
+
+
+def listed(
+    code: Code,
+    row: Row,
+    word: Value,
+    base: Value,
+    index: Pointer,
+    n: Value,
+    width: int = WORD,
+    times: Value | None = None,
+) -> Value:
+    """Appends `base` + the position of each bit of `word` to ``index[n:]``, and returns the new `n`.
+
+    Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more. The bits
+    from `width` on, which is WORD or HALF, are not set. A position may count so many `times`.
+    """
+    if row.compresses:
+        return _listed_at_once(code, word, base, index, n, width, times)
+    return _listed_in_fours(code, word, base, index, n, times)
+
+
+def _listed_in_fours(
+    code: Code, word: Value, base: Value, index: Pointer, n: Value, times: Value | None
+) -> Value:
+    """Four positions at a time without asking, so that no branch depends on how many there are."""
+    stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
+    with code.repeat() as again:
+        for ahead in range(4):
+            position = left.value.lowest()
+            index[at.value + ahead] = (base + (position if times is None else position * times)).to(SHORT)
+            left.value &= left.value - 1
+        at.value += 4
+        again(at.value < stop)
+    return stop
+
+
+def _listed_at_once(
+    code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int, times: Value | None
+) -> Value:
+    """By the instruction that puts the chosen of 32 places together."""
+
+    def places(first: int) -> Value:
+        counted = code.counted(SHORT.of(HALF)) + first
+        more = counted if times is None else counted * times.to(SHORT).spread(HALF)
+        return base.to(SHORT).spread(HALF) + more
+
+    (index + n).store(places(0).compressed(word.mask(HALF)))
+    if width == WORD:
+        count = (word & 0xFFFFFFFF).ones()
+        (index + n + count).store(places(HALF).compressed((word >> HALF).mask(HALF)))
+    return n + word.ones()
+
+
+def values_together(code: Code, row: Row, target: Pointer, source: Pointer, word: Value) -> None:
+    """Writes those of the 64 floats at `source` whose bits in `word` are set, and up to SLACK floats more."""
+    if row.compresses:
+        for part in range(4):
+            bits = word >> 16 * part
+            target.store((source + 16 * part).load(16).compressed(bits.mask(16)))
+            target = target + (bits & 0xFFFF).ones()
+        return
+    n = code.variable(0)
+    with code.each_bit(word) as bit:
+        target[n.value] = source[bit]
+        n.value += 1
+
+
+def transposed_bits(code: Code, words: Pointer) -> None:
+    """Transposes the 64 x 64 bits of `words` in place: bit j of word i and bit i of word j."""
+    rows, octet = words.load(WORD), 8
+    for width in (32, 16, 8):  # what this bit says of a row's place and of a byte's within it is exchanged
+        mask = ALL // ((1 << width) + 1)  # in turn `width` bits that are set, and as many that aren't
+        clear = [row for row in range(WORD) if not row & width]
+        low, high = (rows.shuffled(rows, [row + more for row in clear]) for more in (0, width))
+        low, high = (low & mask) | ((high & mask) << width), ((low >> width) & mask) | (high & (ALL - mask))
+        taken = [*clear, *(row + width for row in clear)]
+        rows = low.shuffled(high, [taken.index(row) for row in range(WORD)])
+    words.store(rows)
+    in_order = [octet * row + byte for byte in range(octet) for row in range(octet)]
+    with code.loop(0, WORD, octet) as first:
+        eight = words + first
+        bytes_ = eight.load(octet).octets()
+        bytes_ = bytes_.shuffled(bytes_, in_order)
+        for bit in range(octet):
+            eight[bit] = (bytes_ & (1 << bit)).differs(0).word()
+
+
+def bits_from(at: Pointer, position: Value) -> Value:
+    """64 bits from bit `position` on of the words at `at`; one word more than they fill is read."""
+    word, shift = at + (position >> 6), position & (WORD - 1)
+    return (word[0] >> shift) | ((word[1] << ((WORD - 1) - shift)) << 1)
+
+
+def first_bits(code: Code, count: Value) -> Value:
+    """A word of which the first `count` bits are set, 1 to 64."""
+    return code.constant(-1) >> (WORD - count)
+
+
+def put_bits(code: Code, at: Pointer, position: Value, source: Pointer, count: Value) -> None:
+    """`count` bits at `source`, to where there are zeros at `at` from `position` on."""
+    with code.loop(0, count, WORD) as done:
+        words = done // WORD
+        put_word(at + words, position, source[words] & first_bits(code, (count - done).smaller(WORD)))
+
+
+def put_word(at: Pointer, position: Value, bits: Value) -> None:
+    """A word of `bits`, to where there are zeros at `at` from `position` on; two words are written."""
+    word, shift = at + (position >> 6), position & (WORD - 1)
+    word[0] = word[0] | (bits << shift)
+    word[1] = word[1] | ((bits >> 1) >> ((WORD - 1) - shift))

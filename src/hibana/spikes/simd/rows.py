@@ -1,0 +1,293 @@
+"""Rows of packed weights: how they are summed, one by one, looked up in fours, or scaled, and multiplied.
+
+A *row* is some vectors of 16 floats that lie in one piece; sums stay in registers from the first row to the
+last.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
+
+__all__ = [
+    "LANES",
+    "Row",
+    "add_listed",
+    "add_rows",
+    "add_scaled_rows",
+    "begin_with",
+    "compresses",
+    "dots",
+    "folded",
+    "panel",
+    "transposed",
+    "transposed_square",
+    "vectors",
+]
+
+LANES = 16
+"""Floats of a vector."""
+
+
+class Row(NamedTuple):
+    """A row of packed weights."""
+
+    vectors: int
+    compresses: bool
+    """Whether positions are listed by the instruction of :func:`compresses`."""
+
+    @property
+    def floats(self) -> int:
+        """Outputs that a row holds the weights of."""
+        return LANES * self.vectors
+
+    def panels(self, outputs: Value) -> Value:
+        """Panels of so many outputs, each of one row."""
+        return (outputs + (self.floats - 1)) // self.floats
+
+    def load(self, at: Pointer) -> list[Value]:
+        """The vectors of the row at `at`."""
+        return [(at + LANES * v).load(LANES) for v in range(self.vectors)]
+
+    def store(self, values: Sequence[Value], at: Pointer) -> None:
+        """Writes a row to `at`."""
+        for v, value in enumerate(values):
+            (at + LANES * v).store(value)
+
+    def whole_or_part(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
+        """For each vector of a row of which `wide` floats are there, which they are: None where all.
+
+        What is done with them is written twice, as in :meth:`Code.vectors`.
+        """
+        with code.when(wide.equals(self.floats)):
+            yield [None] * self.vectors
+        with code.when(wide < self.floats):
+            yield [
+                code.first((wide - LANES * v).larger(0).smaller(LANES), LANES) for v in range(self.vectors)
+            ]
+
+    @contextmanager
+    def placed(
+        self, code: Code, panel: Value, target: Floats, outputs: Value, count: Value, block: Pointer
+    ) -> Iterator[tuple[Floats, Value]]:
+        """What is written meanwhile, to a panel of each of `count` places at `target`, of so many `outputs`.
+
+        It is told where the first row goes, and how far the next is from it: to the panel itself, or, if that
+        is not full, to the `block`, which is copied to it afterwards.
+        """
+        wide = (outputs - panel * self.floats).smaller(self.floats)
+        narrow, into = wide < self.floats, target + panel * self.floats
+        yield into.instead(narrow, block), narrow.select(self.floats, outputs)
+        with code.when(narrow), code.loop(0, count) as k:
+            (into + outputs * k).copy(block + self.floats * k, wide)
+
+
+def panel(outputs: int) -> Row:
+    """The row of packed weights for a layer of so many outputs."""
+    return _panel(outputs, compresses())
+
+
+@lru_cache(maxsize=256)
+def _panel(outputs: int, by_instruction: bool) -> Row:
+    return Row(vectors(outputs), by_instruction)
+
+
+def vectors(outputs: int) -> int:
+    """Of that row."""
+    return 1 if outputs <= 16 else 2 if outputs <= 32 else 4
+
+
+def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
+    """Fills `start` with what a sum begins with: a panel of the bias, or zeros."""
+    start.clear(row.floats)
+    with code.when(bias.given()):
+        start.copy(bias + row.floats * panel, (outputs - row.floats * panel).smaller(row.floats))
+
+
+def add_rows(
+    code: Code,
+    row: Row,
+    target: Pointer,
+    start: Pointer,
+    table: Pointer,
+    index: Pointer,
+    count: Value,
+    beside: int = 1,
+) -> None:
+    """``target = start + sum of the rows index[0..count) of table``, one row each.
+
+    Or so many rows `beside` one another at a time: targets, and what comes from each place of the table on.
+    """
+    wide = row._replace(vectors=row.vectors * beside)
+    sums = [code.variable(value) for value in wide.load(start)]
+    add_listed(code, sums, table, row.floats, index, count)
+    wide.store([total.value for total in sums], target)
+
+
+def add_listed(
+    code: Code,
+    sums: Sequence[Variable],
+    table: Pointer,
+    floats: int,
+    index: Pointer,
+    count: Value,
+    ahead: int = 4,
+) -> None:
+    """Adds to the vectors of `sums` those from ``table + floats * index[k]`` on, for each `k` of the `count`.
+
+    So many are done at a time, `ahead` of the next question whether there are more.
+    """
+
+    def add(position: Value) -> None:
+        at = table + index[position].to(LONG) * floats
+        for v, total in enumerate(sums):
+            total.value += (at + LANES * v).load(LANES)
+
+    whole = count & -ahead
+    with code.loop(0, whole, ahead) as i:
+        for more in range(ahead):
+            add(i + more)
+    if ahead > 1:
+        with code.loop(whole, count) as i:
+            add(i)
+
+
+def add_scaled_rows(
+    code: Code,
+    row: Row,
+    target: Pointer,
+    start: Pointer,
+    table: Pointer,
+    offsets: Pointer,
+    factors: Pointer,
+    count: Value,
+) -> None:
+    """``target = start + sum of factors[k] * the row at table + offsets[k]``, the offsets int32, in bytes."""
+    side_by_side = max(1, 4 // row.vectors)  # so many sums hide how long one takes
+    zero = code.constant(0.0, FLOAT.of(LANES))
+    sums = [[code.variable(value) for value in row.load(start)]]
+    sums += [[code.variable(zero) for _ in range(row.vectors)] for _ in range(side_by_side - 1)]
+
+    def add(position: Value, into: int) -> None:
+        factor = factors[position].spread(LANES)
+        values = row.load(table.bytes(offsets[position].signed_to(LONG)))
+        for total, value in zip(sums[into], values, strict=True):
+            total.value = factor.fused(value, total.value)
+
+    whole = count & -side_by_side
+    with code.loop(0, whole, side_by_side) as i:
+        for ahead in range(side_by_side):
+            add(i + ahead, ahead)
+    for other in sums[1:]:
+        for total, more in zip(sums[0], other, strict=True):
+            total.value += more.value
+    with code.loop(whole, count) as i:
+        add(i, 0)
+    row.store([total.value for total in sums[0]], target)
+
+
+def dots(
+    code: Code,
+    row: Row,
+    out: Pointer,
+    places: Pointer,
+    table: Pointer,
+    pieces: Value,
+    piece_floats: Value,
+    index: Pointer,
+    count: Value,
+) -> None:
+    """``out[k] = <vector, row k of table>`` for each ``k`` of the `count` in `index`.
+
+    Row and vector are `pieces` of one row each; the vector's are where the addresses at `places` say, a row's
+    are `piece_floats` apart. The last is repeated to fill eight or four: `index` needs room for eight more.
+    """
+    with code.when(count > 0):
+        (index + count).store(index[count - 1].spread(8))
+    with code.loop(0, count - 4, 8) as i:
+        _some_dots(code, row, 8, out, places, table, pieces, piece_floats, index + i)
+    eights = (count + 3) & -8
+    with code.when(eights < count):
+        _some_dots(code, row, 4, out, places, table, pieces, piece_floats, index + eights)
+
+
+def _some_dots(
+    code: Code,
+    row: Row,
+    entries: int,
+    out: Pointer,
+    places: Pointer,
+    table: Pointer,
+    pieces: Value,
+    piece_floats: Value,
+    index: Pointer,
+) -> None:
+    """:func:`dots` of the first `entries` of `index`."""
+    which = [index[e].to(LONG) for e in range(entries)]
+    rows = [table + k * row.floats for k in which]
+    sums = [code.variable(0.0, FLOAT.of(LANES)) for _ in which]
+    with code.loop(0, pieces) as i:
+        piece = Floats.at(places[i])
+        beside = [at + i * piece_floats for at in rows]
+        for v, factor in enumerate(row.load(piece)):
+            for total, at in zip(sums, beside, strict=True):
+                total.value = factor.fused((at + LANES * v).load(LANES), total.value)
+    totals = folded([total.value for total in sums])
+    for e, k in enumerate(which):
+        out[k] = totals.lane(e * LANES // entries)
+
+
+def folded(vectors: list[Value]) -> Value:
+    """One vector of the sums over each of 2, 4 or 8 vectors, in order, repeated to 16 lanes."""
+    width = LANES // 2
+    while len(vectors) > 1:
+        halves = [[lane for lane in range(2 * LANES) if (lane // width) % 2 == side] for side in (0, 1)]
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [one.shuffled(two, halves[0]) + one.shuffled(two, halves[1]) for one, two in pairs]
+        width //= 2
+    (sums,) = vectors
+    while width:
+        sums = sums + sums.shuffled(sums, [lane ^ width for lane in range(LANES)])
+        width //= 2
+    return sums
+
+
+def transposed(
+    code: Code,
+    target: Pointer,
+    target_pitch: Value,
+    source: Pointer,
+    source_pitch: Value,
+    rows: Value,
+    columns: Value,
+) -> None:
+    """`rows` x `columns` floats, their rows `pitch` apart, transposed from `source` to `target`."""
+    with code.loop(0, rows, LANES) as i, code.loop(0, columns, LANES) as j:
+        to, at = target + target_pitch * j + i, source + source_pitch * i + j
+        square = (i + LANES <= rows) & (j + LANES <= columns)
+        with code.when(square):
+            transposed_square(to, target_pitch, at, source_pitch)
+        with code.when(~square):
+            down, across = (rows - i).smaller(LANES), (columns - j).smaller(LANES)
+            with code.loop(0, down) as k, code.loop(0, across) as m:
+                to[target_pitch * m + k] = at[source_pitch * k + m]
+
+
+def transposed_square(
+    to: Pointer,
+    target_pitch: Value,
+    at: Pointer,
+    source_pitch: Value,
+    written: Sequence[Value | None] = (None,) * LANES,
+) -> None:
+    """LANES x LANES floats transposed, of which those are `written` in each row that it says."""
+    low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
+    high = [LANES // 2 + lane for lane in low]
+    rows = [(at + source_pitch * i).load(LANES) for i in range(LANES)]
+    for _ in range(4):
+        pairs = list(zip(rows[:8], rows[8:], strict=True))
+        rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]
+    for i, (row, there) in enumerate(zip(rows, written, strict=True)):
+        (to + target_pitch * i).store(row, there)

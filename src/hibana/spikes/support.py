@@ -1,0 +1,247 @@
+"""Where the gradient of a layer's input can matter, read from the graph that autograd has built.
+
+The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
+derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this module
+that pass spikes on carry a :class:`Support` of their own, and torch's node of a sum has one in its metadata.
+A gradient may be left out elsewhere only if nobody else looks at it. Anything that is not known here means
+everywhere, which is always right. A hook put on a node itself (``Node.register_prehook``), not on a tensor,
+is not seen.
+"""
+
+from collections import OrderedDict
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.autograd import RunSpecification
+from hibana.compiler.known import Known, known
+from hibana.spikes.bits import agree
+
+__all__ = [
+    "Support",
+    "announce",
+    "announce_support",
+    "below",
+    "fills_memory",
+    "may_be_known",
+    "numbers_of",
+    "probe",
+    "support_of",
+]
+
+Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
+
+
+class Support(NamedTuple):
+    """What is known about the spiking layer below: where its gradient matters, and who may look on."""
+
+    bits: Tensor | None
+    """``[pieces, bytes]``, each piece `length` elements in the order of memory; None: they are the spikes."""
+    length: int
+    watched: Watched | None
+    """Weak references to the tensors on the way, and the hooks that anybody puts on them; None if the graph
+    does not say what layer is below: the gradient matters everywhere then."""
+    planes: Tensor | None = None
+    """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they are known. Those of spikes are
+    one plane, those of their sums several (:class:`Planes`)."""
+    most: int = 1
+    """The largest that a number can be."""
+    ones: int = 0
+    """How many bits of the planes are set."""
+
+    @property
+    def spikes(self) -> Tensor | None:
+        """The bits of what the layer emitted, if :attr:`planes` are those of spikes."""
+        return self.planes[0] if self.planes is not None and self.planes.shape[0] == 1 else None
+
+    def rows(self, bits: Tensor, length: int) -> Tensor | None:
+        """`bits` as rows of `length` elements that begin with a word each, if they can be seen so.
+
+        They are ``[..., pieces, bytes]``, the rows ``[..., rows, words]``.
+        """
+        words = -(-length // 64)
+        whole_words = length % 64 == 0 and self.length % 64 == 0
+        if whole_words or (length == self.length and bits.shape[-1] == 8 * words):
+            return bits.view(torch.int64).view(*bits.shape[:-2], -1, words)
+        return None
+
+    def unseen(self) -> bool:
+        """Whether, in the backward that runs now, only the node below gets this gradient."""
+        if self.watched is None:
+            return False
+        for tensor, hooks in self.watched:
+            there = tensor()
+            if hooks or (there is not None and there.retains_grad):
+                return False
+        return bool(torch._C._will_engine_execute_node(_probe_node()))
+
+
+_PROBE = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
+
+
+def probe() -> Tensor:
+    """A leaf that never gets a gradient, given to a layer's node as one more input.
+
+    The engine executes its node in a plain ``backward()`` only: where gradients of chosen tensors are asked
+    for (``torch.autograd.grad``, ``inputs=``), any of them may be one that would be left out.
+    """
+    return _PROBE
+
+
+@cache
+def _probe_node() -> Any:
+    """The node that accumulates the probe's gradient, which is the same while somebody holds it."""
+    return torch.autograd.graph.get_gradient_edge(_PROBE).node
+
+
+def support_of(tensor: Tensor) -> Support | None:
+    """What is known of the spiking layer that `tensor`, or what it is a view of all of, came from.
+
+    Bits are in the order of memory, which is that of `tensor` too.
+    """
+    return _from_graph(tensor, *_checked(tensor))
+
+
+def below(tensor: Tensor) -> Support | None:
+    """:func:`support_of`, or, where that is not known, what the numbers are known to be."""
+    found, ones = _checked(tensor)
+    support = _from_graph(tensor, found, ones) if tensor.requires_grad else None
+    if support is None and found is not None:
+        return Support(None, found.length, None, found.planes, found.most, ones)
+    return support
+
+
+def numbers_of(tensor: Tensor) -> Known | None:
+    """What the numbers of `tensor` are known to be, and are: whatever was written to them since."""
+    return _checked(tensor)[0]
+
+
+def _checked(tensor: Tensor) -> tuple[Known | None, int]:
+    """What is known of `tensor`, whose numbers are all compared with the bits, and how many bits are set."""
+    found = known(tensor) or _emitted(tensor)
+    ones = agree(tensor, found.planes) if found is not None and fills_memory(tensor) else None
+    return (None, 0) if ones is None else (found, ones)
+
+
+def may_be_known(tensor: Tensor) -> bool:
+    """Whether :func:`numbers_of` has bits to compare the numbers with."""
+    return known(tensor) is not None or _emitted(tensor) is not None
+
+
+def _emitted(tensor: Tensor) -> Known | None:
+    """The bits that the node of autograd has of what it emitted."""
+    base = tensor if tensor._base is None else tensor._base
+    node: Any = base.grad_fn
+    spikes: Tensor | None = node.spikes if _is_run(node) else None
+    if spikes is None or tensor.numel() != base.numel() or not fills_memory(base):
+        return None
+    return Known(spikes[None], base.shape[1:].numel(), 1, (0, 0))
+
+
+def _is_run(node: Any) -> bool:
+    """Whether `node` is a compiled spiking layer's, and no other that has attributes of the same names."""
+    return isinstance(getattr(node, "specification", None), RunSpecification)
+
+
+def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Support | None:
+    """What the graph says of the layer below `tensor`, whose numbers were `found`, with so many bits set."""
+    base = tensor if tensor._base is None else tensor._base
+    node: Any = base.grad_fn
+    support = getattr(node, "support", None)
+    if support is None and node is not None and node.name() == _SUM:
+        support = node.metadata.get(_BELOW)
+    if not isinstance(support, Support) and (support is None or not _is_run(node)):
+        return None  # nothing, or an attribute of somebody else's node
+    if not _is_all_of(tensor, base):
+        return None
+    watched = _views_between(tensor, node)
+    if watched is None:
+        return None
+    watched = (*watched, (ref(tensor), _hooks(tensor)))
+    if base is not tensor:
+        watched = (*watched, (ref(base), _hooks(base)))
+    if isinstance(support, Support):
+        bits, length, watched = support.bits, support.length, (*watched, *(support.watched or ()))
+        if bits is None and found is None:
+            return None  # the spikes that were emitted are no longer there
+    else:
+        bits, length = support, base.shape[1:].numel()
+        if found is not None and support is node.spikes:
+            bits = None
+    if found is None:
+        return Support(bits, length, watched)
+    return Support(bits, length, watched, found.planes, found.most, ones)
+
+
+def announce(view: Tensor) -> Tensor:
+    """Lets :func:`support_of` see through `view`, which was made of all of a tensor, and who looks at it."""
+    node: Any = None if torch.compiler.is_compiling() else view.grad_fn
+    if node is not None and node.name() in _VIEWS:
+        node.metadata[_SEEN] = (ref(view), _hooks(view))
+    return view
+
+
+def announce_support(total: Tensor, support: Support) -> None:
+    """Lets :func:`support_of` know what stands below `total`, a sum that torch has just made."""
+    node: Any = total.grad_fn
+    if node.name() == _SUM:
+        node.metadata[_BELOW] = support
+
+
+_VIEWS = ("ViewBackward0", "ReshapeAliasBackward0")
+"""Views of all of a tensor."""
+_SEEN = "hibana: who looks at this view"
+_SUM = "AddBackward0"
+_BELOW = "hibana: what stands below this sum"
+
+
+def _views_between(tensor: Tensor, node: Any) -> Watched | None:
+    """Who may look at the views between `tensor` and what `node` put out; None if that can't be told."""
+    above: Any = tensor.grad_fn
+    watched: list[Any] = []
+    while above is not node:
+        if above is None or above.name() not in _VIEWS:
+            return None
+        if above is not tensor.grad_fn:
+            if _SEEN not in above.metadata:
+                return None
+            watched.append(above.metadata[_SEEN])
+        above = above.next_functions[0][0]
+    return tuple(watched)
+
+
+def _is_all_of(view: Tensor, base: Tensor) -> bool:
+    """Whether `view` is of all numbers of `base`, both of which fill their memory."""
+    if view is base:
+        return fills_memory(view)
+    return view.numel() == base.numel() and fills_memory(view) and fills_memory(base)
+
+
+def fills_memory(tensor: Tensor) -> bool:
+    """Whether `tensor` fills its memory without gaps, in whatever order of dimensions."""
+    return tensor.is_contiguous() or _is_without_gaps(tensor.shape, tensor.stride())
+
+
+@lru_cache(maxsize=1024)
+def _is_without_gaps(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    size = 1
+    for stride, extent in sorted(zip(strides, shape, strict=True)):
+        if extent != 1:
+            if stride != size:
+                return False
+            size *= extent
+    return True
+
+
+def _hooks(tensor: Tensor) -> "OrderedDict[int, Any]":
+    """The dictionary that every hook put on `tensor`, now or later, enters."""
+    hooks = tensor._backward_hooks
+    if hooks is None:  # as Tensor.register_hook makes it
+        hooks = tensor._backward_hooks = OrderedDict()
+        if tensor.grad_fn is not None:
+            tensor.grad_fn._register_hook_dict(tensor)
+    assert isinstance(hooks, OrderedDict)
+    return hooks

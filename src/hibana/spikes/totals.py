@@ -1,0 +1,66 @@
+"""The sum of all spikes of a sequence: counted in their bits, with a gradient that is one number for all."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.derivatives import applied, are_batched
+from hibana.compiler.uniform import hand, takes
+from hibana.spikes.checks import plain
+from hibana.spikes.layer import learns
+from hibana.spikes.support import Support, below, probe
+
+__all__ = ["total"]
+
+
+def total(values: Tensor) -> Tensor:
+    """``values.sum()``, for penalties on activity: of spikes it is counted in their bits.
+
+        y = sum_i x_i,   dL/dx_i = dL/dy
+
+    The gradient, one number for all, is neither expanded nor added to the others in a pass over memory: the
+    spiking layer below adds it as it reads them, unless somebody looks at the gradient of its spikes. Bits
+    are known of what a layer has emitted, as they are to :class:`hibana.Linear`; of any other tensor this is
+    torch's sum. To the bit up to 2^24 spikes; of more, it is rounded once.
+
+    Args:
+        values: of any shape; spikes ``[T, batch, ...]``.
+
+    >>> import torch, hibana as hb
+    >>> spikes = hb.IF()(torch.ones(4, 1, 2, requires_grad=True))
+    >>> total(spikes) / spikes.numel()
+    tensor(0.5000, grad_fn=<DivBackward0>)
+    """
+    if torch.compiler.is_compiling() or not plain(values):
+        return values.sum()
+    under = below(values)
+    if under is None or under.spikes is None:
+        return values.sum()
+    if not learns(values):
+        return _counted(under)
+    found: Tensor = _apply(values, probe(), under)
+    return found
+
+
+def _counted(under: Support) -> Tensor:
+    return torch.tensor(float(under.ones), dtype=torch.float32, device="cpu")
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, leaf: Tensor, under: Support) -> Tensor:
+        ctx.shape, ctx.below = values.shape, under
+        return _counted(under)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        node, _ = ctx.next_functions[0]
+        once = not (torch.is_grad_enabled() or are_batched([grad]))
+        if once and takes(node) and ctx.below.unseen():
+            hand(node, grad.resolve_neg())  # its memory is what a kernel reads
+            return None, None, None
+        return grad.expand(ctx.shape), None, None
+
+
+_apply = applied(_Total)

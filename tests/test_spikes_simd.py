@@ -1,0 +1,23 @@
+"""What the events' kernels are written with, one by one."""
+
+import pytest
+import torch
+
+from hibana.runtime.kernels import Code, Longs, Value, kernel
+from hibana.spikes.simd.lists import WORD, transposed_bits
+
+PLACES = torch.arange(WORD)
+
+
+@kernel
+def turned(code: Code, begin: Value, end: Value, *, words: Longs) -> None:
+    with code.loop(begin, end) as k:
+        transposed_bits(code, words + k * WORD)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+def test_bit_j_of_word_i_becomes_bit_i_of_word_j(density):
+    bits = torch.rand(5, WORD, WORD) < density
+    words = (bits.long() << PLACES).sum(-1)
+    turned(5, words=words)
+    assert torch.equal((words[..., None] >> PLACES & 1).bool(), bits.mT)
