@@ -108,7 +108,7 @@ def test_a_batch_of_gradients_is_left_to_a_later_backward():
 
     cell, x = hb.IFCell(), torch.ones(6, 2, 4, requires_grad=True)
     outputs = Passes.apply(x)
-    hb.loop.first_call.check_first_call(cell, x, outputs, "cpu")
+    hb.compiler.first_call.check_first_call(cell, x, outputs, "cpu")
     grads = torch.rand(3, 6, 2, 4)
     (got,) = torch.autograd.grad(outputs, x, grads, is_grads_batched=True)
     assert torch.equal(got, grads)
@@ -283,7 +283,7 @@ def test_another_error_within_check_says_in_which_layer():
 
 def test_no_call_but_the_first_with_a_gradient_is_checked(monkeypatch):
     calls = []
-    monkeypatch.setattr(hb.loop.first_call, "_layer_called", lambda cell: calls.append(cell) or "layer")
+    monkeypatch.setattr(hb.compiler.first_call, "_layer_called", lambda cell: calls.append(cell) or "layer")
     net, x = over_time(hb.IF())
     with torch.no_grad():
         net(x)

@@ -11,9 +11,9 @@ from torch import nn
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
 
-from hibana import layers
 from hibana.cli import main
 from hibana.cli.options import CHOICES
+from hibana.nn import layers
 
 TINY = ["--layers", "8", "--epochs", "1", "--steps", "4"]
 

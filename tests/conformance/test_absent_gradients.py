@@ -305,7 +305,9 @@ def test_what_can_not_be_served_is_refused_by_name_and_the_loop_gives_its_gradie
 
     inputs = torch.zeros(3, 2, 4)
     for cell in (Recurrent(), Floored()):
-        with pytest.raises(hb.loop.graph.ops.Unsupported, match="a derivative of the step may be infinite"):
+        with pytest.raises(
+            hb.compiler.graph.ops.Unsupported, match="a derivative of the step may be infinite"
+        ):
             hb.unroll(cell, inputs, backend="cpu")
         with pytest.warns(SlowPathWarning, match="a derivative of the step may be infinite"):
             found = gradients(cell, inputs, None, (0,), "auto")

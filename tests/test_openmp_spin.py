@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import hibana as hb
+from hibana.runtime import openmp_spin
 
-SPINS = str(hb.waiting.SPINS)
+SPINS = str(openmp_spin.SPINS)
 SPIES = "import os\nraise SystemExit(f\"torch sees {os.environ.get('GOMP_SPINCOUNT')}\")\n"
 
 
@@ -19,7 +20,7 @@ def seen_by_torch(folder, *started, **variables):
     for name in ("hibana", "mine.py"):
         (folder / name).write_text("from hibana.cli import main\nmain()\n")
     path = os.pathsep.join(map(str, (folder, Path(hb.__file__).parents[1])))
-    clean = {name: value for name, value in os.environ.items() if name not in hb.waiting._THEIRS}
+    clean = {name: value for name, value in os.environ.items() if name not in openmp_spin._THEIRS}
     run = subprocess.run(
         [sys.executable, *started],
         cwd=folder,
