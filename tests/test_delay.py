@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
+from hibana.spikes import select
 from hibana.spikes.convolution.scattered import scattered
 
 
@@ -228,26 +229,30 @@ def test_what_makes_no_sense_is_refused(call, words):
 
 
 @pytest.mark.parametrize(("one_by_one", "kernels"), [(1.0, 2.0), (2.0, 1.0)])
-def test_additions_for_each_synapse_are_chosen_where_they_should_take_less(monkeypatch, one_by_one, kernels):
+def test_additions_for_each_synapse_are_chosen_where_they_take_less(monkeypatch, one_by_one, kernels):
+    monkeypatch.setattr(select, "priors_only", lambda: False)
+    asked = []
+
+    def times(key, calls):
+        asked.append(key)
+        return (one_by_one, kernels) if key.product == "delays" else (1.0,) * len(calls())
+
+    monkeypatch.setattr(select, "_times", times)
     layer, dense = (hb.DelayedLinear(64, 32, 9, sigma=0.0) for _ in range(2))
     dense.load_state_dict(layer.state_dict())
     dense.mode = "dense"
-    layer._reckoned = lambda *_: (one_by_one, kernels)
     x = (torch.rand(40, 32, 64) < 0.1).float()
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
-    said = "an addition for each synapse, later; 0.50 of the time of kernels over time"
-    assert layer.explain().endswith(said) == (one_by_one < kernels)
+    assert ("an addition for each synapse" in layer.explain()) == (one_by_one < kernels)
+    assert asked[0].product == "delays"
 
 
-def test_long_delays_and_few_spikes_are_reckoned_for_additions_and_short_ones_and_many_are_not(monkeypatch):
-    monkeypatch.setenv("HIBANA_COSTS", "fixed")
-
-    def part(longest, density):
-        layer = hb.DelayedLinear(128, 128, longest, sigma=0.0)
-        one_by_one, kernels = layer._reckoned(torch.zeros(100, 64, 128), density, True, True)
-        return one_by_one / kernels
-
-    assert part(50, 0.02) < part(25, 0.03) < 1 < part(2, 0.3)
+@pytest.mark.parametrize(("longest", "one_by_one"), [(50, True), (2, False)])
+def test_long_delays_are_added_one_by_one_where_nothing_is_timed(monkeypatch, longest, one_by_one):
+    monkeypatch.setenv("HIBANA_SELECT", "prior")
+    layer = hb.DelayedLinear(64, 32, longest, sigma=0.0)
+    layer((torch.rand(40, 32, 64) < 0.1).float())
+    assert ("an addition for each synapse" in layer.explain()) == one_by_one
 
 
 OUTSIDE = [-0.6, -1e9, 9.4, 1e9, torch.inf, -torch.inf, 9.0, 0.0]

@@ -10,9 +10,9 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
+from hibana.spikes import layer as shared_layer
 from hibana.spikes.bits import bits_of
 from hibana.spikes.convolution import autograd, pixels
-from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
@@ -262,11 +262,8 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
     layer = hb.events.adopt(copy.deepcopy(dense))
     layer.mode = "events"
     scanned = []
-    monkeypatch.setattr(
-        convolution_layer,
-        "numbers_as_bits",
-        lambda *given, scan=convolution_layer.numbers_as_bits: scanned.append(1) or scan(*given),
-    )
+    scan = shared_layer._binary
+    monkeypatch.setattr(shared_layer, "_binary", lambda rows: scanned.append(1) or scan(rows))
     found = []
     for conv in (layer, dense):
         x = currents.detach().requires_grad_()
@@ -401,50 +398,6 @@ def test_a_dense_convolution_comes_out_channels_last_too():
     out = layer(torch.rand(2, 1, 6, 6))
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert not out.is_contiguous()
-
-
-@pytest.mark.parametrize("few", [True, False])
-def test_a_gradient_of_few_values_is_gone_through_value_by_value(few):
-    layer = hb.Conv2d(4, 8, 3, padding=1)
-    layer.mode = "events"
-    x = _spikes(2, 4, 15, 9, density=0.3).requires_grad_()
-    out = layer(x)
-    weights = torch.zeros_like(out)
-    weights[:, 1:, 3:6] = 1.0  # whole rows, which a sample at even distances could miss or hit
-    if not few:
-        weights[:, 1:] += 1
-    with torch.no_grad():
-        layer.weight.data[0] = float("inf")  # of an output whose gradient is zero everywhere
-    out.backward(weights)
-    assert x.grad.isfinite().all() == few  # a product, unlike a sum of what there is, has zero times infinity
-
-
-@pytest.mark.parametrize(
-    ("channels", "outputs", "image", "kernel", "padding", "dilation"),
-    [
-        (32, 64, (14, 14), (3, 3), (1, 1), (1, 1)),  # a row of the kernel at a time
-        (64, 70, (7, 7), (3, 3), (1, 1), (1, 1)),  # one of its weights at a time
-        (5, 7, (19, 11), (3, 2), (2, 0), (2, 1)),
-        (70, 130, (9, 8), (5, 5), (2, 2), (1, 2)),
-        (16, 64, (20, 7), (3, 5), (0, 4), (3, 1)),
-        (2, 5, (1, 1), (1, 1), (0, 0), (1, 1)),
-        (1, 3, (4, 5), (1, 1), (2, 3), (1, 1)),
-    ],
-)
-@pytest.mark.parametrize("density", [0.0, 0.1, 0.3])
-def test_values_of_a_gradient_give_the_whole_gradient_of_the_input(
-    channels, outputs, image, kernel, padding, dilation, density
-):
-    layer = hb.Conv2d(channels, outputs, kernel, padding=padding, dilation=dilation)
-    layer.mode = "events"
-    x = _spikes(3, channels, *image, density=0.3).requires_grad_()
-    out = layer(x)
-    grad = torch.randn(out.shape) * (torch.rand(out.shape) < density)
-    grad[:, -1] = 0.0
-    wanted = torch.nn.grad.conv2d_input(x.shape, layer.weight, grad, 1, padding, dilation)
-    layer.weight.data[-1] = float("inf")  # see above: nothing but the sum of values leaves it out
-    out.backward(grad)
-    torch.testing.assert_close(x.grad, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
 
 
 @pytest.mark.parametrize(

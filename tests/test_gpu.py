@@ -136,6 +136,7 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
 
 
 @interpreted
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own look
 def test_opcheck() -> None:
     cell = hb.PLIFCell(surrogate=ATan())
     inputs = torch.rand(4, 2, 3, requires_grad=True)

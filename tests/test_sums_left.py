@@ -10,9 +10,7 @@ from hibana.compiler.cpu.walk import MULTIPLE
 from hibana.compiler.producer import Producer
 from hibana.nn.normalized import kernels as of_normalized
 from hibana.nn.normalized import layer as normalized
-from hibana.spikes import cost
 from hibana.spikes.convolution import autograd
-from hibana.spikes.convolution import layer as convolution_layer
 
 PRODUCED = [
     (32, 64, (16, 16), 3, 1, 3, True),
@@ -37,7 +35,6 @@ def _numbers(batch, channels, size):
 
 
 def _normalised(monkeypatch, channels, outputs, kernel, stride):
-    monkeypatch.setattr(convolution_layer, "choice", lambda *of: cost.Choice())
     monkeypatch.setattr(normalized, "WORTH", 0)
     convolution = hb.Conv2d(channels, outputs, kernel, stride, kernel // 2)
     convolution.mode = "events"

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from hibana.nn.delay import Delayed
 from hibana.nn.window import Weighted, check_sizes
+from hibana.spikes import select
 from hibana.spikes.bits import density_of
 from hibana.spikes.checks import misfit, plain
-from hibana.spikes.convolution import reckoned
-from hibana.spikes.convolution.causal import causal, window
+from hibana.spikes.convolution.causal import causal
 from hibana.spikes.convolution.scattered import delayed, scattered
 from hibana.spikes.layer import binary_bits, learns
+from hibana.spikes.planes import Planes
 from hibana.spikes.support import Support, below
 
 __all__ = ["DelayedLinear"]
@@ -133,30 +134,49 @@ class DelayedLinear(Weighted, Delayed):
         if found is None:
             return None
         self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
-        if self.mode == "auto":
-            one_by_one, kernels = self._reckoned(seen, found.density, learns(weight), between)
-            if one_by_one >= kernels:
-                return None
-            self._reason += f"; {one_by_one / kernels:.2f} of the time of kernels over time"
         skip = len(seen) - len(inputs)
         if between:
             lags, later = self._between(delay)
             taps = torch.stack([weight * (1 - later), weight * later])
         else:
             lags, taps = self._whole(delay), weight[None]
+        if self.mode == "auto" and not self._is_faster(seen, found, taps, lags, bias, weight, delay):
+            return None
         if learns(inputs, taps, bias):
             return delayed(seen, found.bits[0], taps, lags, bias, skip, below)
         return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
 
-    def _reckoned(self, seen: Tensor, density: float, learning: bool, between: bool) -> tuple[float, float]:
-        """Seconds that additions for each synapse should take, and those of kernels over time."""
+    def _is_faster(
+        self,
+        seen: Tensor,
+        spikes: Planes,
+        taps: Tensor,
+        lags: Tensor,
+        bias: Tensor | None,
+        weight: Tensor,
+        delay: Tensor,
+    ) -> bool:
+        """Whether an addition for each spike, synapse and tap takes less time than kernels over time."""
         steps, rows, inputs = seen.shape
-        taps = 2 if between else 1
-        sizes = steps, rows, inputs, self.out_features, self.max_delay, taps
-        kernels = reckoned.costs(
-            1, self.out_features, window(*sizes[:3], self.max_delay + 1, 1, self.max_delay)
-        )
-        return reckoned.one_by_one(*sizes, density, learning), kernels.sooner(density, learning)
+        longest, number = self.max_delay, len(taps)
+        sizes = steps, select.bucket(rows), inputs, self.out_features, longest, number
+        density = select.density_bucket(spikes.density)
+        key = select.Key("delays", sizes, torch.get_num_threads(), density)
+
+        def calls() -> list[select.Call]:
+            of_bias = None if bias is None else bias.detach()
+            kernel = (weight[..., None] * self._kernel(delay)).detach()
+            numbers = seen.detach()
+            return [
+                lambda: scattered(spikes.bits[0], taps.detach(), lags, of_bias, steps, 0),
+                lambda: causal(numbers, kernel, of_bias, 1, None, None, "events"),
+            ]
+
+        return select.faster(key, calls, PER_SYNAPSE * number <= longest)
+
+
+PER_SYNAPSE = 8
+"""Prior: longest delay per tap from which on additions for each synapse beat kernels over time."""
 
 
 def _at_few_places(inputs: Tensor, below: Support | None) -> bool:

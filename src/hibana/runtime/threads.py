@@ -9,14 +9,13 @@ import ctypes
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Work", "alone", "arguments", "libtorch", "ready", "run"]
+__all__ = ["Work", "arguments", "libtorch", "ready", "run"]
 
 Result = TypeVar("Result")
 
@@ -97,21 +96,3 @@ def ready(address: int, count: int, grain: int = 1) -> Work:
 
 def _failed(count: int) -> RuntimeError:
     return RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
-
-
-def alone(work: Callable[[], Result]) -> Result:
-    """Runs `work` in a new thread, single-threaded.
-
-    ``torch.set_num_threads`` applies to the process, and a thread that first computes meanwhile would keep
-    the number. OpenMP's and MKL's settings are per thread; where libtorch has neither, `work` stays parallel.
-    """
-
-    def told() -> Result:
-        torch.get_num_threads()  # the first time that a thread asks, torch sets both
-        for name in ("omp_set_num_threads", "MKL_Set_Num_Threads_Local"):
-            if hasattr(libtorch(), name):
-                getattr(libtorch(), name)(1)
-        return work()
-
-    with ThreadPoolExecutor(1) as own:
-        return own.submit(told).result()

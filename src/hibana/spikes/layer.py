@@ -1,13 +1,14 @@
 """What layers of weights share: how a call is computed is chosen, and said, before any kernel runs."""
 
-from typing import Literal, cast
+from collections.abc import Callable
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from hibana.compiler.leaf import as_leaf, is_name
+from hibana.spikes import select
 from hibana.spikes.bits import bits_of
-from hibana.spikes.cost import Costs, chosen
 from hibana.spikes.planes import Planes, whole_numbers
 from hibana.spikes.simd.lists import WORD
 from hibana.spikes.support import Support, may_be_known
@@ -18,7 +19,9 @@ __all__ = [
     "SMALLEST_WORK",
     "TINY",
     "BySpikes",
+    "Found",
     "Mode",
+    "as_bits",
     "binary_bits",
     "check_mode",
     "known_bits",
@@ -69,7 +72,7 @@ class BySpikes(nn.Module):
         return weight, bias
 
     def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
-        """Remembers sizes at which no density pays, so that the next such call asks nothing."""
+        """Remembers sizes too small for kernels per spike, so that the next such call asks nothing."""
         if reason == TINY:
             self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
 
@@ -113,22 +116,59 @@ def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | N
     return Planes(found, below.ones / max(1, found.shape[1] * planes * length))
 
 
-def numbers_as_bits(rows: Tensor, costs: Costs | None = None, learning: bool = False) -> Planes | str:
-    """Contiguous `rows` of spikes or of small whole numbers as bits; or why they are left to torch.
+def numbers_as_bits(rows: Tensor) -> Planes | str:
+    """Contiguous `rows` of spikes or of small whole numbers as bits; or why they are left to torch."""
+    return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
+
+
+class Found(NamedTuple):
+    """An input as bits, and how its times are looked up."""
+
+    planes: Planes
+    key: select.Key
+
+
+def as_bits(
+    below: Support | None,
+    length: int,
+    in_order: bool,
+    rows: Callable[[], Tensor],
+    key: select.Key,
+    auto: bool,
+) -> Found | str:
+    """An input as planes of bits, known from what stands `below` or made of its numbers; or why torch's.
 
     Args:
-        rows: of the input.
-        costs: of the layer's sizes, at some of which torch is sooner done; None if that is not asked.
-        learning: whether the weights get a gradient.
+        below: what is known of the input.
+        length: of a row.
+        in_order: whether the input lies as rows do.
+        rows: makes contiguous rows of the input.
+        key: of the call, but for what depends on the input.
+        auto: whether what was found to take longer per spike is left to torch, without making bits.
     """
-    if costs is not None and not costs.worth_looking(learning):
-        return TINY
-    density = _density(rows)
-    if density is None:
-        return whole_numbers(rows) or NO_EVENTS
-    if costs is not None and not (choice := chosen(costs, density, 1, True, learning)).any:
-        return choice.refused(density)
-    return _binary(rows) or whole_numbers(rows) or NO_EVENTS
+    planes = known_bits(below, length, in_order)
+    if planes is not None:
+        return Found(planes, _key(key, planes))
+    numbers = rows()
+    density = _density(numbers)
+    if density is not None:
+        # of the sample, not of all bits: a recomputation asks for the same key
+        sampled = key._replace(density=select.density_bucket(density), scanned=True)
+        choice = select.known(sampled) if auto and not select.priors_only() else None
+        if choice is not None and not choice.any:
+            return choice.refused(density)
+        planes = _binary(numbers)
+        if planes is not None:
+            return Found(planes, sampled)
+    planes = whole_numbers(numbers)
+    if planes is None:
+        return NO_EVENTS
+    return Found(planes, _key(key._replace(scanned=True), planes))
+
+
+def _key(key: select.Key, planes: Planes) -> select.Key:
+    density = select.density_bucket(planes.density)
+    return key._replace(density=density, planes=planes.bits.shape[0])
 
 
 def binary_bits(rows: Tensor) -> Planes | None:

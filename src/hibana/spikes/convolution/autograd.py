@@ -7,20 +7,28 @@ from torch import Tensor
 
 from hibana.compiler.derivatives import applied
 from hibana.compiler.producer import Producer
+from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
-from hibana.spikes.convolution.few import input_gradient_of_few
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.convolution.strided import remainders
-from hibana.spikes.cost import ALL, Choice
+from hibana.spikes.layer import Found, numbers_as_bits
 from hibana.spikes.linear import product
-from hibana.spikes.linear.few import share_of_values
 from hibana.spikes.planes import Planes, joined
-from hibana.spikes.simd.lists import PLACES
+from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
 from hibana.spikes.support import Support, probe
 
-__all__ = ["as_kernel", "convolution", "forward", "input_gradient", "producer", "rows_of", "windows_of"]
+__all__ = [
+    "as_kernel",
+    "chosen",
+    "convolution",
+    "forward",
+    "input_gradient",
+    "producer",
+    "rows_of",
+    "windows_of",
+]
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -119,46 +127,6 @@ def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometr
 
 KEPT = 0.5
 """Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
-FEW = 0.5
-"""Up to this density a gradient that is gone through value by value beats the dense product."""
-DOTS = 0.9
-"""How much longer a weight takes in a product computed where the support is than in a sum of few values."""
-DEEP = 8
-"""Rows of an image that are gone through at a time, at most."""
-SAMPLE = 512
-
-
-def _input_gradient_of_few(weight: Tensor, rows: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient ``[N, channels, height, width]``, channels last, from that of the output, mostly zero."""
-    outputs, channels = len(weight), geometry.channels
-    row = panel(channels)
-    table = product.packed(weight.permute(1, 2, 3, 0).reshape(channels, -1), row)
-    images = rows.shape[0] // (geometry.output[0] * geometry.output[1])
-    out = torch.empty(images, *geometry.image, channels, dtype=torch.float32, device="cpu")
-    parts = -(-geometry.image[0] // DEEP)
-    deep = -(-geometry.image[0] // parts)
-    given = {"table": table, "gradient": rows, "target": out, "outputs": outputs, "deep": deep}
-    input_gradient_of_few(images * parts, **given, **geometry.sizes, row=row)
-    return out.permute(0, 3, 1, 2)
-
-
-def _pays_by_values(rows: Tensor, used: product.Used | None, geometry: Geometry) -> bool:
-    """Whether the gradient `rows` has so few values that going through them is the least work."""
-    density = share_of_values(rows, SAMPLE)
-    outputs = rows.shape[1]
-    if density > FEW or outputs > PLACES or geometry.output[1] * outputs >= 1 << 23:  # offsets have 31 bits
-        return False
-    if used is None:
-        return True
-    channels = geometry.channels
-    wanted = channels * used.density
-    return density * outputs * _lanes(channels) < DOTS * wanted * _lanes(outputs)
-
-
-def _lanes(outputs: int) -> int:
-    """Floats in the panels of so many outputs."""
-    row = panel(outputs).floats
-    return -(-outputs // row) * row
 
 
 def _weight_gradient(
@@ -225,17 +193,12 @@ class _Convolution(torch.autograd.Function):
         rows = grad.resolve_neg().permute(0, 2, 3, 1).contiguous().view(-1, weight.shape[0])
         to_images = to_weight = to_bias = used = None
         to_inputs, to_weights, to_biases = ctx.needs_input_grad[:3]
-        by_values = False
         if to_inputs:
-            length = geometry.channels * geometry.image[1]
-            used = product.used_bits(ctx.below, bits[0], length, ctx.density, ctx.choice)
-            by_values = geometry.stride == (1, 1) and _pays_by_values(rows, used, geometry)
-        densely = to_inputs and used is None and not by_values, to_weights and numbers is not None
+            used = _used(ctx, bits, weight, rows, geometry)
+        densely = to_inputs and used is None, to_weights and numbers is not None
         if any(densely):
             to_images, to_weight = dense.gradients(ctx.shape, numbers, weight, rows, geometry, densely)
-        if by_values:
-            to_images = _input_gradient_of_few(weight, rows, geometry)
-        elif used is not None:
+        if used is not None:
             to_images = input_gradient(used.bits, weight, rows, geometry)
         if to_weights and numbers is None:
             input_ = Planes(bits, ctx.density, ctx.scales[0])
@@ -250,6 +213,46 @@ class _Convolution(torch.autograd.Function):
 
 
 _apply = applied(_Convolution)
+
+
+def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geometry) -> product.Used | None:
+    """Where the images' gradient is computed; None if everywhere, by torch."""
+    used = product.used_bits(ctx.below, bits[0], geometry.channels * geometry.image[1], ctx.density)
+    if used is None:
+        return None
+    wanted: Tensor = used.bits
+    calls = (
+        lambda: input_gradient(wanted, weight, rows, geometry),
+        lambda: dense.gradients(ctx.shape, None, weight, rows, geometry, (True, False)),
+    )
+    sizes = select.bucket(ctx.shape[0]), len(weight), geometry
+    density = select.density_bucket(used.density)
+    key = select.Key("convolution input", sizes, torch.get_num_threads(), density)
+    return used if select.input_gradient(ctx.choice, key, used.density, lambda: calls) else None
+
+
+def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Choice:
+    """Which products of `images`, ``[N, channels, height, width]``, whose bits were found, are per spike."""
+    planes, scanned = found.planes, found.key.scanned
+
+    def calls() -> list[Call]:
+        numbers = dense.channels_last(images.detach())
+        kernel = as_kernel(weight.detach())
+        out = dense.convolution(numbers, kernel, bias, geometry)
+        candidates: list[Call] = [
+            lambda: forward(planes, kernel, bias, geometry),
+            lambda: dense.convolution(numbers, kernel, bias, geometry),
+        ]
+        if found.key.learning:
+            rows = out.permute(0, 2, 3, 1).contiguous().view(-1, kernel.shape[0])
+            candidates += [
+                lambda: _weight_gradient(planes, None, rows, kernel, geometry, False),
+                lambda: dense.gradients(numbers.shape, numbers, kernel, rows, geometry, (False, True)),
+            ]
+        return [*candidates, lambda: numbers_as_bits(rows_of(numbers))] if scanned else candidates
+
+    ones = planes.density * planes.bits.shape[0]
+    return select.choose(found.key, ones, calls)
 
 
 def as_kernel(weight: Tensor) -> Tensor:

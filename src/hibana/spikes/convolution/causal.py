@@ -4,18 +4,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.spikes import select
 from hibana.spikes.checks import misfit, plain
-from hibana.spikes.convolution import autograd, reckoned
+from hibana.spikes.convolution import autograd
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.cost import choice
 from hibana.spikes.layer import (
     SMALLEST_WORK,
     TINY,
     Mode,
+    as_bits,
     check_mode,
-    known_bits,
     learns,
-    numbers_as_bits,
     usable,
 )
 from hibana.spikes.linear import product
@@ -87,16 +86,23 @@ def _by_spikes(
     steps, rows, channels = inputs.shape
     in_order, length, learning = inputs.is_contiguous(), rows * channels, learns(weight)
     geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
-    costs = reckoned.costs(1, len(weight), geometry) if mode == "auto" else None
-    flat = inputs.detach().reshape(steps, length).contiguous()
-    found = known_bits(below, length, in_order) or numbers_as_bits(flat, costs, learning)
-    if isinstance(found, str):
-        return found
-    chosen = choice(costs, found.density, len(found.bits), learning)
+    auto = mode == "auto"
+    sizes = len(weight), geometry._replace(image=(steps, select.bucket(rows)), made=None)
+    key = select.Key("window", sizes, torch.get_num_threads(), learning=learning)
+
+    def lines() -> Tensor:
+        return inputs.detach().reshape(steps, length).contiguous()
+
+    bits = as_bits(below, length, in_order, lines, key, auto)
+    if isinstance(bits, str):
+        return bits
+    found, chosen = bits.planes, select.ALL
+    images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
+    if auto:
+        chosen = autograd.chosen(bits, images, kernel, None if bias is None else bias.detach(), geometry)
     if not chosen.any:
         return chosen.refused(found.density)
     bias = None if bias is None else bias.contiguous()
-    images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if learns(inputs, weight, bias):
         support = usable(below, length, in_order, found)
         out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)

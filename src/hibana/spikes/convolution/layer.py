@@ -10,19 +10,18 @@ from torch.nn import functional
 
 from hibana.compiler.graph.fingerprint import hooked
 from hibana.compiler.producer import Producer
+from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain
-from hibana.spikes.convolution import autograd, dense, reckoned
+from hibana.spikes.convolution import autograd, dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, meets
-from hibana.spikes.cost import choice
 from hibana.spikes.layer import (
     LEFT,
     SMALLEST_WORK,
     TINY,
     BySpikes,
+    as_bits,
     check_mode,
-    known_bits,
     learns,
-    numbers_as_bits,
     usable,
 )
 from hibana.spikes.linear import product
@@ -132,17 +131,18 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if bias is not None:
             bias = bias.contiguous()
         outputs = weight.shape[0]
-        costs = reckoned.costs(images.shape[0], outputs, geometry) if self.mode == "auto" else None
-        learning = learns(weight)
+        learning, auto = learns(weight), self.mode == "auto"
         under = below(whole)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
-        found = known_bits(under, length, in_order) or numbers_as_bits(
-            autograd.rows_of(images.detach()), costs, learning
-        )
-        if isinstance(found, str):
-            return found
-        chosen = choice(costs, found.density, found.bits.shape[0], learning)
+        sizes = select.bucket(images.shape[0]), outputs, geometry
+        key = select.Key("convolution", sizes, torch.get_num_threads(), learning=learning)
+        bits = as_bits(under, length, in_order, lambda: autograd.rows_of(images.detach()), key, auto)
+        if isinstance(bits, str):
+            return bits
+        found, chosen = bits.planes, select.ALL
+        if auto:
+            chosen = autograd.chosen(bits, images, weight, bias if bias is None else bias.detach(), geometry)
         if not chosen.any:
             return chosen.refused(found.density)
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)

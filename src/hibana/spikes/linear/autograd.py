@@ -7,10 +7,11 @@ from torch import Tensor
 
 from hibana.compiler.derivatives import applied
 from hibana.compiler.strides import same_each_step
+from hibana.spikes import select
 from hibana.spikes.checks import dense_for_more
-from hibana.spikes.cost import Choice
 from hibana.spikes.linear import product
 from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.select import Choice
 from hibana.spikes.simd.rows import panel
 from hibana.spikes.support import Support, probe
 
@@ -118,8 +119,15 @@ def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: 
 def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
     """The input's gradient on the support only, if that is allowed and worth it."""
     outputs, inputs = weight.shape
-    used = product.used_bits(ctx.below, bits, inputs, ctx.density, ctx.choice)
+    used = product.used_bits(ctx.below, bits, inputs, ctx.density)
     if used is None:
         return None
-    table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
-    return product.input_gradient(used, table, rows, inputs, ctx.leading)
+
+    def there() -> Tensor:
+        table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
+        return product.input_gradient(used, table, rows, inputs, ctx.leading)
+
+    sizes, density = (select.bucket(len(rows)), inputs, outputs), select.density_bucket(used.density)
+    key = select.Key("linear input", sizes, torch.get_num_threads(), density)
+    chosen = select.input_gradient(ctx.choice, key, used.density, lambda: (there, lambda: rows @ weight))
+    return there() if chosen else None

@@ -1,94 +1,65 @@
-"""The dense product, whose weights' gradient is summed over few values where the output's gradient has few.
+"""The dense product by oneDNN, which torch has beside its BLAS and uses for convolutions only.
 
     y = x W^T + b,   dL/dx = G W,   dL/dW = G^T x,   dL/db = sum of the rows of G
 
-By torch's own BLAS, or by oneDNN, which torch has beside it and takes for convolutions only: on an AMD EPYC
-(Zen 5) it takes half as long as MKL's, whose kernels are Intel's. Sums are in another order.
+On AMD's processors it takes about half the time of MKL, whose kernels are Intel's. Sums are in another order.
 """
 
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hibana.compiler.derivatives import applied, are_batched
+from hibana.spikes import select
 from hibana.spikes.checks import check_saved
-from hibana.spikes.linear.few import are_few, weight_gradient_of_few
 
-__all__ = ["Fewness", "linear", "there"]
+__all__ = ["FROM", "is_faster", "linear", "product"]
 
-
-AGAIN = 64
-"""Updates of the weights after which gradients are looked at again."""
+FROM = 4_000_000
+"""Multiplications from which on it is timed beside torch's BLAS."""
 
 
-@final
-class Fewness:
-    """Whether the gradients of a layer's output had few values that are not zero when last looked at."""
-
-    def __init__(self) -> None:
-        self.few = True
-        self.updates = 0
-        self._version, self._likely = -1, True
-
-    def likely(self, weight: Tensor) -> bool:
-        """Whether gradients should be looked at: as the last were, and now and then anyway.
-
-        The same for all calls between two updates of the `weight`: a checkpoint's call is repeated in the
-        backward, and must save the same tensors.
-        """
-        if weight._version != self._version:
-            self.updates += 1
-            self._version, self._likely = weight._version, self.few or self.updates % AGAIN == 0
-        return self._likely
+def is_faster(input: Tensor, weight: Tensor) -> bool:  # noqa: A002 - torch's name
+    """Whether oneDNN took less time than torch's BLAS for such a product, where torch has it."""
+    rows, inputs = input.numel() // weight.shape[1], weight.shape[1]
+    if rows * weight.numel() < FROM or not _is_there():
+        return False
+    key = select.Key("oneDNN", (select.bucket(rows), inputs, weight.shape[0]), torch.get_num_threads())
+    numbers, of_outputs = input.detach().reshape(rows, inputs), weight.detach()
+    calls = (
+        lambda: product(numbers.contiguous(), of_outputs.contiguous(), None),
+        lambda: functional.linear(numbers, of_outputs),
+    )
+    return select.faster(key, lambda: calls, prior=False)
 
 
-def there() -> bool:
-    """Whether torch has oneDNN."""
+def _is_there() -> bool:
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch leaves it so
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(
-    input: Tensor,  # noqa: A002 - torch's name
-    weight: Tensor,
-    bias: Tensor | None,
-    by_onednn: bool = True,
-    fewness: Fewness | None = None,
-) -> Tensor:
-    """``input W^T + bias`` of float32 numbers on the CPU, with derivatives of every order.
-
-    `fewness` is told what the gradient's values were.
-    """
-    out: Tensor = _apply(input, weight, bias, by_onednn, fewness)
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    """``input W^T + bias`` of float32 numbers on the CPU, with derivatives of every order."""
+    out: Tensor = _apply(input, weight, bias)
     return out
 
 
-def _product(left: Tensor, right: Tensor, bias: Tensor | None, by_onednn: bool) -> Tensor:
+def product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     """``left right^T + bias``."""
-    if not by_onednn:
-        return functional.linear(left, right, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
     return out
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,  # noqa: A002
-        weight: Tensor,
-        bias: Tensor | None,
-        by_onednn: bool,
-        fewness: Fewness | None,
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         # the last is what the forward read, whatever ``weight.data`` is set to, as torch's layer has it
         ctx.save_for_backward(input, weight, weight.detach())
         ctx.shape = input.shape
-        ctx.by_onednn, ctx.fewness = by_onednn, fewness
         rows = input.reshape(-1, weight.shape[1]).contiguous()
-        out = _product(rows, weight.contiguous(), bias, by_onednn)
+        out = product(rows, weight.contiguous(), bias)
         shaped: Tensor = torch.ops.aten._unsafe_view(out, [*input.shape[:-1], weight.shape[0]])
         return shaped  # no view to autograd
 
@@ -99,24 +70,15 @@ class _Linear(torch.autograd.Function):
         weight = weight if torch.is_grad_enabled() else read
         rows, grads = input_.reshape(-1, weight.shape[1]), grad.reshape(-1, weight.shape[0])
         wanted = ctx.needs_input_grad
-        to_input = to_weight = None
         if torch.is_grad_enabled() or are_batched([grad]):  # to be differentiated again, or several at once
             to_input = grads @ weight if wanted[0] else None
             to_weight = grads.T @ rows if wanted[1] else None
         else:
             grads = grads.resolve_neg().contiguous()
-            to_input = _product(grads, weight.contiguous().T, None, ctx.by_onednn) if wanted[0] else None
-            to_weight = _weight_gradient(ctx, grads, rows.contiguous()) if wanted[1] else None
+            to_input = product(grads, weight.contiguous().T, None) if wanted[0] else None
+            to_weight = product(grads.T, rows.T, None) if wanted[1] else None
         to_bias = grads.sum(0) if wanted[2] else None
-        return None if to_input is None else to_input.view(input_.shape), to_weight, to_bias, None, None
+        return None if to_input is None else to_input.view(input_.shape), to_weight, to_bias
 
 
 _apply = applied(_Linear)
-
-
-def _weight_gradient(ctx: Any, grads: Tensor, rows: Tensor) -> Tensor:
-    """``grads.T @ rows`` of contiguous matrices."""
-    few = are_few(grads)
-    if ctx.fewness is not None:
-        ctx.fewness.few = few
-    return weight_gradient_of_few(grads, rows) if few else _product(grads.T, rows.T, None, ctx.by_onednn)

@@ -1,32 +1,30 @@
 """``hb.Linear``."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.spikes import cost
+from hibana.spikes import select
 from hibana.spikes.checks import alike_each_step, misfit, plain
 from hibana.spikes.layer import (
     LEFT,
     SMALLEST_WORK,
     TINY,
     BySpikes,
+    Found,
+    as_bits,
     check_mode,
-    known_bits,
     learns,
     numbers_as_bits,
     usable,
 )
-from hibana.spikes.linear import autograd, dense, product, reckoned
-from hibana.spikes.planes import Planes
+from hibana.spikes.linear import autograd, dense, product
+from hibana.spikes.select import Call, Choice
 from hibana.spikes.support import below
 
 __all__ = ["Linear"]
-
-BY_ONEDNN = 4_000_000
-"""Multiplications from which on it matters which library does them."""
-OF_FEW = 50_000_000
-"""From which on a sum over a gradient's few values spares more than a node of autograd in Python costs."""
 
 
 class Linear(BySpikes, nn.Linear):
@@ -93,44 +91,65 @@ class Linear(BySpikes, nn.Linear):
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, weight, bias, "nothing to add")
-        costs = reckoned.costs(count, inputs, outputs) if self.mode == "auto" else None
-        learning = learns(weight)
-        under = below(input)
-        in_order = input.is_contiguous()
-        found: Planes | str | None = known_bits(under, inputs, in_order)
-        if found is None:
-            numbers = input.detach() if input.requires_grad else input
-            rows = numbers.reshape(count, inputs).contiguous()
-            found = numbers_as_bits(rows, costs, learning)
+        learning, auto = learns(weight), self.mode == "auto"
+        under, in_order = below(input), input.is_contiguous()
+        numbers = input.detach() if input.requires_grad else input
+
+        def rows() -> Tensor:
+            return numbers.reshape(count, inputs).contiguous()
+
+        sizes = select.bucket(count), inputs, outputs
+        key = select.Key("linear", sizes, torch.get_num_threads(), learning=learning)
+        found = as_bits(under, inputs, in_order, rows, key, auto)
         if isinstance(found, str):
-            self._leave(input, found)
             return self._multiplied(input, weight, bias, found)
-        choice = cost.choice(costs, found.density, found.bits.shape[0], learning)
-        if not choice.any:
-            return self._multiplied(input, weight, bias, choice.refused(found.density))
+        planes = found.planes
+        choice = select.ALL
+        if auto:
+            choice = _choice(found, rows, weight.detach(), bias if bias is None else bias.detach())
+            if not choice.any:
+                return self._multiplied(input, weight, bias, choice.refused(planes.density))
         bias = bias if bias is None else bias.contiguous()
-        self.__dict__["_reason"] = product.explained(found, outputs, choice)
+        self.__dict__["_reason"] = product.explained(planes, outputs, choice)
         if learning or learns(input, bias):
-            support = usable(under, inputs, in_order, found) if input.requires_grad else None
-            return autograd.linear(input, weight, bias, found, support, choice)
-        given = found.together, found.density, weight, bias, found.scales
+            support = usable(under, inputs, in_order, planes) if input.requires_grad else None
+            return autograd.linear(input, weight, bias, planes, support, choice)
+        given = planes.together, planes.density, weight, bias, planes.scales
         return product.forward(*given, input.shape[:-1])[0]
 
     def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
-        """The dense product of float32 numbers on the CPU that fit, the sooner way."""
-        work = input.numel() * self.out_features
-        if self.mode == "auto" and work >= BY_ONEDNN:
-            by_onednn = reckoned.by_onednn()
-            if by_onednn or (work >= OF_FEW and learns(weight) and self._fewness.likely(weight)):
-                self.__dict__["_reason"] = f"dense: {reason}" + "; by oneDNN" * by_onednn
-                return dense.linear(input, weight, bias, by_onednn, self._fewness)
+        """The dense product of float32 numbers on the CPU, by the faster library."""
+        if self.mode == "auto" and dense.is_faster(input, weight):
+            self.__dict__["_reason"] = f"dense: {reason}; by oneDNN"
+            return dense.linear(input, weight, bias)
         return self._densely(input, weight, bias, reason)
 
     def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         return functional.linear(input, weight, bias)
 
-    @property
-    def _fewness(self) -> dense.Fewness:
-        """What is remembered of gradients: nothing that a state dictionary holds."""
-        found: dense.Fewness = self.__dict__.setdefault("_few", dense.Fewness())
-        return found
+
+def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tensor | None) -> Choice:
+    """Which products of the `rows`, whose bits were found, are computed per spike."""
+    planes, scanned = found.planes, found.key.scanned
+    inputs = weight.shape[1]
+
+    def calls() -> list[Call]:
+        bits, numbers = planes.together, rows()
+        multiply = dense.product if dense.is_faster(numbers, weight) else functional.linear
+        density, scales = planes.density, planes.scales
+        outputs = functional.linear(numbers, weight, bias)
+        ready = None if bias is None else bias.contiguous()
+        candidates: list[Call] = [
+            lambda: product.forward(bits, density, weight, ready, scales),
+            lambda: multiply(numbers, weight, bias),
+        ]
+        if found.key.learning:
+            with_bias = bias is not None
+            candidates += [
+                lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
+                lambda: multiply(outputs.T, numbers.T, None),
+            ]
+        return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates
+
+    ones = planes.density * planes.bits.shape[0]
+    return select.choose(found.key, ones, calls)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hibana.runtime.kernels import Sized, float_bits
 from hibana.spikes.bits import density_of
-from hibana.spikes.cost import ALL, Choice
 from hibana.spikes.linear import kernels, weights
 from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
 from hibana.spikes.support import Support
@@ -49,8 +49,6 @@ DOTS_NEAR = 1 << 18
 DOTS_WORDS = 8
 DOTS = 4
 """And of no fewer words than have so many bits set in a row: they are multiplied four and eight at once."""
-GRADIENT_EVERYWHERE_FROM = 0.3
-"""Above this density of the support, the dense product gives the input's gradient sooner."""
 GRAIN = 32
 PARTS = 8
 """Parts of the rows that a weights' gradient of few sums is computed in, whatever the number of threads."""
@@ -293,20 +291,14 @@ def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
-def used_bits(
-    support: Support | None, bits: Tensor, length: int, density: float, choice: Choice
-) -> Used | None:
-    """Where the input's gradient is wanted; None if everywhere, or if all is sooner computed.
+def used_bits(support: Support | None, bits: Tensor, length: int, density: float) -> Used | None:
+    """Where the input's gradient is wanted; None if everywhere.
 
     `bits` are the spikes, of the `density`.
     """
     if support is None or not support.unseen():
         return None
     if support.bits is None:
-        used = Used(bits, density)
-        return used if choice.restricted(density, GRADIENT_EVERYWHERE_FROM) else None
+        return Used(bits, density)
     found = support.rows(support.bits, length)
-    if found is None:
-        return None
-    used = Used(found, density_of(found, length))
-    return used if choice.restricted(used.density) else None
+    return None if found is None else Used(found, density_of(found, length))

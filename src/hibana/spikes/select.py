@@ -1,0 +1,258 @@
+"""Whether a product is computed per spike or by torch: timed on the first call of its sizes, then remembered.
+
+A product of spikes has two candidates, the kernels of this package and torch's dense product. At the first
+call of a *key* (sizes, interval of densities, threads) both run on the call's own tensors, in turn, and the
+least time of each is kept: in the process, and on disk beside the compiled kernels. The choice is made before
+the call returns, so that a recomputation in the backward makes the same one. A busy machine can make a choice
+worse, never a result wrong.
+
+With ``torch.use_deterministic_algorithms``, ``HIBANA_SELECT=prior`` or no folder for kernels, nothing is
+timed: a product is computed per spike up to a fixed density.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hibana.compiler.shared import Bounded
+from hibana.runtime import files
+from hibana.runtime.build import kept_in
+
+__all__ = [
+    "ALL",
+    "Call",
+    "Choice",
+    "Key",
+    "bucket",
+    "choose",
+    "density_bucket",
+    "faster",
+    "input_gradient",
+    "known",
+    "priors_only",
+]
+
+Call = Callable[[], object]
+
+FORWARD_UP_TO, WEIGHTS_UP_TO, INPUT_UP_TO = 0.3, 0.3, 0.3
+"""Priors: densities of bits, over all planes, up to which a product is computed per spike."""
+OVERHEAD = 4e-5
+"""Seconds that a call per spike spends in Python more than torch's: a linear layer on an AMD EPYC (Zen 3)."""
+ROUNDS = 6
+"""Timed calls of each candidate, at most."""
+LONG, ENOUGH = 0.01, 0.1
+"""Seconds from which on a first call counts, and from which on no further round is timed."""
+CLEAR = 1.3
+"""Ratio of two least times from which on no further round is needed."""
+REMEMBERED = 4096
+"""Keys that a process remembers."""
+
+
+class Key(NamedTuple):
+    """All that the times of a product's candidates depend on; its ``repr`` names the file on disk."""
+
+    product: str
+    sizes: tuple[object, ...]
+    threads: int
+    density: int = 0
+    """The interval of densities: see :func:`density_bucket`."""
+    planes: int = 1
+    learning: bool = False
+    """Whether the weights get a gradient."""
+    scanned: bool = False
+    """Whether bits are made of numbers."""
+
+
+class Choice(NamedTuple):
+    """Which products of a call are computed per spike."""
+
+    forward: bool = True
+    weights: bool | None = True
+    """None where the weights get no gradient."""
+    said: str = ""
+    """The times that decided, for :func:`hibana.explain`."""
+    timed: bool = False
+    """Whether the input's gradient is to be timed too; else its prior decides."""
+
+    @property
+    def any(self) -> bool:
+        """Whether any product is computed per spike."""
+        return self.forward or bool(self.weights)
+
+    def refused(self, density: float) -> str:
+        """Why none is."""
+        return f"{density:.0%} of the input spiked; events would take {self.said}"
+
+
+ALL = Choice()
+"""Everything per spike: of ``mode="events"``."""
+
+_LOWER = [2.0 ** (-k / 2) for k in range(1, 17)]
+"""Where intervals of densities end."""
+_CHOICES: Bounded[Key, Choice] = Bounded(REMEMBERED)
+_TIMES: Bounded[Key, tuple[float, ...]] = Bounded(REMEMBERED)
+_DENSE: Bounded[Key, tuple[float, ...]] = Bounded(REMEMBERED)
+"""Of torch's candidates alone, which no density changes."""
+_TIMING = threading.RLock()
+
+
+def priors_only() -> bool:
+    """Whether nothing is timed, so that no result depends on a clock."""
+    return (
+        os.environ.get("HIBANA_SELECT") == "prior"
+        or torch.are_deterministic_algorithms_enabled()
+        or kept_in() is None
+    )
+
+
+def bucket(count: int) -> int:
+    """`count` rounded down to an eighth of its power of two: counts that share a choice."""
+    step = max(1, 1 << count.bit_length() >> 4)
+    return count // step * step
+
+
+def density_bucket(density: float) -> int:
+    """The interval of `density`: 0 from 1/sqrt(2) to 1, each a factor sqrt(2) wide, up to 16."""
+    number = 0
+    while number < 16 and density < _LOWER[number]:
+        number += 1
+    return number
+
+
+def known(key: Key) -> Choice | None:
+    """What was chosen for `key` in this process."""
+    return _CHOICES.get(key)
+
+
+def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
+    """Which products are computed per spike.
+
+    Args:
+        key: of the call.
+        ones: density of bits, over all planes.
+        calls: makes the candidates: the sums per spike and by torch; if weights learn, their gradient per
+            spike and by torch; if numbers are scanned, last what makes bits of them.
+    """
+    found = None if priors_only() else _CHOICES.get(key)
+    if found is None:
+        found = _chosen(key, ones, calls)
+        if found.timed:
+            _CHOICES[key] = found
+    return found
+
+
+def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
+    if priors_only():
+        by_prior = ones <= WEIGHTS_UP_TO if key.learning else None
+        return Choice(ones <= FORWARD_UP_TO, by_prior, "longer at such a density, by the prior")
+    times = _times(key, calls)
+    scan = OVERHEAD + (times[-1] if key.scanned else 0.0)
+    sums, dense_sums = times[:2]
+    said = f"forward {sums / dense_sums:.2f}"
+    if not key.learning:
+        return Choice(sums + scan < dense_sums, None, f"{said} of the dense time", True)
+    weights, dense_weights = times[2:4]
+    said += f" and weights' gradient {weights / dense_weights:.2f} of the dense time"
+    forward, of_weights = sums < dense_sums, weights < dense_weights
+    if min(sums, dense_sums) + min(weights, dense_weights) + scan >= dense_sums + dense_weights:
+        forward = of_weights = False
+    return Choice(forward, of_weights, said, True)
+
+
+def input_gradient(choice: Choice, key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> bool:
+    """Whether the input's gradient is computed only where a surrogate lets it through.
+
+    Args:
+        choice: of the forward.
+        key: of the gradient.
+        ones: density of where it is wanted.
+        calls: makes the two candidates: there alone, and everywhere by torch.
+    """
+    return choice is ALL or faster(key, calls, ones <= INPUT_UP_TO)
+
+
+def faster(key: Key, calls: Callable[[], Sequence[Call]], prior: bool) -> bool:
+    """Whether the first of two candidates took less time than the second; `prior`, where nothing is timed."""
+    if priors_only():
+        return prior
+    first, second = _times(key, calls)
+    return first < second
+
+
+def _times(key: Key, calls: Callable[[], Sequence[Call]]) -> tuple[float, ...]:
+    """The least seconds of the candidates that `calls` makes: per spike and by torch in turn."""
+    found, dense = _TIMES.get(key), key._replace(density=0, planes=1, scanned=False)
+    if found is None:
+        with _TIMING:  # two threads that time slow one another down
+            found = _TIMES.get(key) or _read(key)
+            if found is None:
+                found = _timed(calls(), _DENSE.get(dense, ()))
+                _write(key, found)
+            _TIMES[key] = found
+            _DENSE[dense] = found[1::2]
+    return found
+
+
+@torch.no_grad()
+def _timed(calls: Sequence[Call], dense: Sequence[float]) -> tuple[float, ...]:
+    """What the candidates take, of which torch's took so many seconds before, if that is known."""
+    for call in calls[::2]:
+        call()  # which may compile it
+    least = [float("inf")] * len(calls)
+    least[1::2] = dense or least[1::2]
+    spent = 0.0
+    for number in range(ROUNDS):
+        for which, call in enumerate(calls):
+            if number == 0 and which % 2 and dense:
+                continue
+            seconds = _seconds(call)
+            if number == 0 and which % 2 and seconds < LONG:
+                seconds = _seconds(call)  # the first also prepares
+            least[which] = min(least[which], seconds)
+            spent += seconds
+        pairs = zip(least[::2], least[1::2], strict=False)
+        if spent > ENOUGH or all(max(pair) > CLEAR * min(pair) for pair in pairs):
+            break
+    return tuple(least)
+
+
+def _seconds(call: Call) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _path(key: Key) -> Path | None:
+    folder = kept_in()
+    return None if folder is None else folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.times"
+
+
+def _read(key: Key) -> tuple[float, ...] | None:
+    """What a file says of `key`; None if there is none, or it is damaged or of something else."""
+    path = _path(key)
+    data = None if path is None else files.read(path)
+    if data is None:
+        return None
+    try:
+        said = json.loads(data)
+        found = tuple(float(each) for each in said["seconds"])
+        return found if said["key"] == repr(key) and found and min(found) > 0 else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(key: Key, seconds: tuple[float, ...]) -> None:
+    path = _path(key)
+    if path is None:
+        return
+    try:
+        files.write(path, json.dumps({"key": repr(key), "seconds": seconds}).encode())
+    except OSError:
+        return  # said where kernels can't be kept; the next process times again

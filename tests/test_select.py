@@ -1,0 +1,285 @@
+"""What is computed per spike and what by torch, and the times that this is chosen by."""
+
+import json
+import threading
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.spikes import layer as shared_layer
+from hibana.spikes import select
+from hibana.spikes.convolution import causal as of_windows
+from hibana.spikes.convolution import layer as convolution_layer
+from hibana.spikes.linear import layer as linear_layer
+
+
+@pytest.fixture
+def times(monkeypatch):
+    """Has candidates take the seconds said here, whatever their sizes; torch takes 1."""
+    said = {"forward": 0.1, "weights": 0.1, "input": 0.1, "scan": 0.0}
+    asked = []
+
+    def taken(key, calls):
+        asked.append(key)
+        for call in calls():
+            call()
+        if key.product.endswith("input") or key.product == "delays":
+            return said["input"], 1.0
+        found = [said["forward"], 1.0] + [said["weights"], 1.0] * key.learning
+        return (*found, said["scan"]) if key.scanned else tuple(found)
+
+    monkeypatch.setattr(select, "priors_only", lambda: False)
+    monkeypatch.setattr(select, "_times", taken)
+    monkeypatch.setattr(select, "_CHOICES", {})
+    for module in (linear_layer, convolution_layer, of_windows):
+        monkeypatch.setattr(module, "SMALLEST_WORK", 0)
+    said["asked"] = asked
+    return said
+
+
+def _layers():
+    linear = hb.Linear(128, 70), nn.Linear(128, 70), (300, 128)
+    convolution = hb.Conv2d(16, 40, 3, padding=1), nn.Conv2d(16, 40, 3, padding=1), (4, 16, 9, 8)
+    window = hb.Window(16, 40, 5, dilation=2), hb.Window(16, 40, 5, dilation=2), (12, 8, 16)
+    delayed = hb.DelayedLinear(16, 40, 9), hb.DelayedLinear(16, 40, 9), (12, 8, 16)
+    window[1].mode = delayed[1].mode = "dense"
+    for layer, dense, shape in (linear, convolution, window, delayed):
+        layer.load_state_dict(dense.state_dict())
+        yield layer, dense, shape
+
+
+def _run(layer, x, weights):
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    spikes = hb.IF(0.5, hb.surrogate.Box(0.4), detach_reset=True)(x[None])[0]
+    out = layer(spikes)
+    out.mul(weights).sum().backward()
+    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("input_", [True, False])
+def test_outputs_and_gradients_are_torchs_whatever_is_chosen(times, forward, weights, input_):
+    times |= {"forward": 0.1 if forward else 2.0, "weights": 0.1 if weights else 2.0}
+    times["input"] = 0.1 if input_ else 2.0
+    for layer, dense, shape in _layers():
+        x = torch.rand(shape)
+        if len(shape) == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        factors = torch.randn(dense(x).shape)
+        for got, wanted in zip(_run(layer, x, factors), _run(dense, x, factors), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
+        said = layer.explain()
+        assert said.startswith("events" if forward else "dense forward" if weights else "dense:")
+        assert f"forward {0.1 if forward else 2.0:.2f}" in said
+        assert ("the weights' gradient densely" in said) == (forward and not weights)
+
+
+def test_without_a_gradient_of_the_weights_the_forward_alone_decides(times):
+    times["forward"] = 2.0
+    spikes = (torch.rand(300, 128) < 0.1).float()
+    layer = hb.Linear(128, 70).requires_grad_(False)
+    layer(spikes)
+    assert layer.explain() == (
+        f"dense: {spikes.mean():.0%} of the input spiked; events would take forward 2.00 of the dense time"
+    )
+
+
+@pytest.mark.parametrize(("scan", "said"), [(0.5, "events: "), (1.5, "dense: ")])
+def test_bits_that_have_to_be_made_cost_their_making(times, scan, said):
+    times["scan"] = scan
+    layer = hb.Linear(128, 70).requires_grad_(False)
+    for _ in range(2):
+        layer((torch.rand(300, 128) < 0.1).float())
+        assert layer.explain().startswith(said)
+
+
+def test_no_bits_are_made_where_the_dense_product_was_faster(times, monkeypatch):
+    times |= {"forward": 2.0, "weights": 2.0}
+    layer, spikes = hb.Linear(128, 70), (torch.rand(300, 128) < 0.1).float()
+    layer(spikes)
+    made = []
+    monkeypatch.setattr(shared_layer, "_binary", lambda rows: made.append(1))
+    layer(spikes)
+    assert layer.explain().startswith("dense: ")
+    assert not made
+    assert len(times["asked"]) == 1
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_bits_that_are_known_are_left_where_the_dense_product_is_faster(times, learning):
+    times |= {"forward": 2.0, "weights": 2.0, "input": 2.0}
+    linear, convolution, window, _ = _layers()
+    for layer, dense, shape in (linear, convolution, window):
+        for each in (layer, dense):
+            each.requires_grad_(learning)
+        spikes = hb.IF(0.5)(torch.rand(shape if len(shape) == 3 else (2, *shape), requires_grad=learning))
+        x = spikes if len(shape) == 3 or isinstance(layer, nn.Linear) else spikes.flatten(0, 1)
+        torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
+        assert layer.explain().startswith("dense: ")
+
+
+def _forget(monkeypatch):
+    """As another process would begin."""
+    monkeypatch.setattr(select, "_TIMES", {})
+    monkeypatch.setattr(select, "_DENSE", {})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where times are kept, and none is known."""
+    monkeypatch.delenv("HIBANA_SELECT", raising=False)
+    monkeypatch.setattr(select, "kept_in", lambda: tmp_path)
+    _forget(monkeypatch)
+    torch.use_deterministic_algorithms(False)  # which every test runs under
+    return tmp_path
+
+
+def _key(name, learning=False):
+    return select.Key(name, (3, 4), 1, learning=learning)
+
+
+def _sleeping(*seconds, ran=None):
+    """Candidates that take so many seconds each."""
+    counted = [] if ran is None else ran
+    return lambda: [lambda s=s: (counted.append(s), time.sleep(s)) for s in seconds]
+
+
+def test_the_candidate_that_took_less_time_is_chosen_and_not_timed_again(folder, monkeypatch):
+    ran = []
+    assert select.faster(_key("a"), _sleeping(0.001, 0.02, ran=ran), prior=False)
+    assert not select.faster(_key("b"), _sleeping(0.02, 0.001), prior=True)
+    assert len(ran) == 3  # the first of this package to compile it, and one round that was clear
+    assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=False)
+    _forget(monkeypatch)
+    assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=False)
+    assert len(ran) == 3
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda said: b"",
+        lambda said: b"\xff{",
+        lambda said: json.dumps(said | {"key": "'other'"}).encode(),
+        lambda said: json.dumps(said | {"seconds": ["soon"]}).encode(),
+        lambda said: json.dumps(said | {"seconds": [-1.0, 1.0]}).encode(),
+        lambda said: json.dumps([1]).encode(),
+    ],
+)
+def test_a_file_that_can_not_be_believed_is_measured_anew(folder, monkeypatch, spoil):
+    select.faster(_key("a"), _sleeping(0.02, 0.001), prior=True)
+    (file,) = folder.glob("*.times")
+    file.write_bytes(spoil(json.loads(file.read_bytes())))
+    _forget(monkeypatch)
+    assert select.faster(_key("a"), _sleeping(0.001, 0.02), prior=False)
+    assert json.loads(file.read_bytes())["key"] == repr(_key("a"))
+
+
+@pytest.mark.parametrize("how", ["variable", "torch", "no folder"])
+def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkeypatch, how):
+    if how == "variable":
+        monkeypatch.setenv("HIBANA_SELECT", "prior")
+    if how == "no folder":
+        monkeypatch.setattr(select, "kept_in", lambda: None)
+    if how == "torch":
+        torch.use_deterministic_algorithms(True)
+    ran = []
+    assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
+    assert select.choose(_key("b", True), 0.05, _sleeping(1, 0, 1, 0, ran=ran))[:2] == (True, True)
+    assert select.choose(_key("b", True), 0.6, _sleeping(0, 1, 0, 1, ran=ran))[:2] == (False, False)
+    assert select.choose(_key("b", False), 0.05, _sleeping(1, 0, ran=ran))[:2] == (True, None)
+    assert not ran
+    assert not list(folder.iterdir())
+
+
+def test_torchs_product_is_not_timed_again_for_another_density_where_it_is_clear(folder):
+    ran = []
+    key = _key("a")
+    assert select.faster(key, _sleeping(0.001, 0.03, ran=ran), prior=False)
+    assert select.faster(key._replace(density=3), _sleeping(0.002, 0.03, ran=ran), prior=False)
+    assert ran.count(0.03) == 1
+    select.faster(key._replace(density=2), _sleeping(0.025, 0.03, ran=ran), prior=False)
+    assert ran.count(0.03) > 1
+
+
+def test_one_thread_times_at_a_time(folder):
+    running, most = [], []
+
+    def call():
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.002)
+        running.pop()
+
+    threads = [
+        threading.Thread(target=select.faster, args=(_key(name), lambda: [call, call], True))
+        for name in "abcd"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+
+
+def test_a_choice_is_shared_by_counts_an_eighth_and_densities_a_square_root_of_two_apart():
+    assert [select.bucket(n) for n in (1, 7, 8, 9, 16, 17, 1000, 1023, 1024, 1151, 1152)] == [
+        *(1, 7, 8, 9, 16, 16, 960, 960, 1024, 1024, 1152),
+    ]
+    assert [select.density_bucket(d) for d in (1.0, 0.71, 0.7, 0.5, 0.49, 0.25, 0.05, 0.0)] == [
+        *(0, 0, 1, 1, 2, 3, 8, 16),
+    ]
+
+
+def test_a_sample_of_the_input_is_of_all_columns(monkeypatch):
+    seen = []
+    scan = shared_layer.bits_of
+    monkeypatch.setattr(shared_layer, "bits_of", lambda *given: seen.append(scan(*given)) or seen[-1])
+    rows = torch.ones(1024, 512)
+    rows[:, :64] = 0.0  # a word of each row, of eight
+    assert 0.8 < shared_layer._density(rows) < 0.95
+
+
+def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
+    monkeypatch.setattr(shared_layer, "bits_of", lambda *_: pytest.fail("it was looked at"))
+    layer = hb.Linear(128, 70)
+    layer((torch.rand(30, 128) < 0.1).float())
+    assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
+
+
+def test_small_calls_take_parameters_wherever_they_are():
+    parametrized = nn.utils.parametrizations.weight_norm(hb.Linear(8, 4))
+    x = torch.rand(2, 8)
+    for layer in (parametrized, hb.Linear(8, 4, bias=False), hb.Linear(8, 4)):
+        torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
+
+
+@pytest.mark.parametrize("mode", ["auto", "dense", "events"])
+@pytest.mark.parametrize("grad", [True, False], ids=["learns", "frozen"])
+@pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
+@pytest.mark.parametrize("stride", [2, (2, 3)])
+def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode, grad, last, stride):
+    """Torch's own, of as many channels that lie last, writes beyond its memory."""
+    layer, dense = hb.Conv2d(8, 8, 1, stride), nn.Conv2d(8, 8, 1, stride)
+    layer.load_state_dict(dense.state_dict())
+    layer.mode = mode
+    layer.weight.requires_grad_(grad)
+    x = (torch.rand(4, 8, 64, 64) < 0.3).float()
+    mine = x.contiguous(memory_format=torch.channels_last) if last else x.clone()
+    factors = torch.randn(dense(x).shape)
+    for _ in range(20):  # what is written beyond is seen when it is freed
+        mine, x = mine.detach().requires_grad_(), x.detach().requires_grad_()
+        layer.zero_grad()
+        (layer(mine) * factors).sum().backward()
+    dense(x).mul(factors).sum().backward()
+    torch.testing.assert_close(layer(mine), dense(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine.grad, x.grad, rtol=1e-4, atol=1e-4)
+    if grad:
+        torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-3)
+    assert layer(mine).is_contiguous(memory_format=torch.channels_last)
