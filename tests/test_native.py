@@ -134,17 +134,17 @@ class Sizes(Group):
 
 @kernel
 def copied(
-    code: Code, begin: Value, end: Value, *, source: Floats, target: Floats, sizes: Sizes, lanes: int
+    code: Code, begin: Value, end: Value, *, source: Floats, target: Floats, sizes: Sizes, vector_width: int
 ) -> None:
-    for at, there in code.vectors(sizes.count, lanes):
-        (target + at).store((source + at * sizes.step).load(lanes, there), there)
+    for at, there in code.vectors(sizes.count, vector_width):
+        (target + at).store((source + at * sizes.step).load(vector_width, there), there)
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 63, 500])
-@pytest.mark.parametrize("lanes", [4, 16, 64])
-def test_vectors_touch_what_is_there_and_no_more(count, lanes):
+@pytest.mark.parametrize("vector_width", [4, 16, 64])
+def test_vectors_touch_what_is_there_and_no_more(count, vector_width):
     target = torch.full([count + 64], 7.0)
-    copied(1, source=torch.arange(count + 0.0), target=target, count=count, step=1, lanes=lanes)
+    copied(1, source=torch.arange(count + 0.0), target=target, count=count, step=1, vector_width=vector_width)
     assert target.tolist() == [*range(count), *[7.0] * 64]
 
 
@@ -212,10 +212,10 @@ def test_arguments_are_bound_by_name():
     with pytest.raises(TypeError, match=r"kernel chosen: missing \['bits'\], not among .* \['bit'\]"):
         chosen(1, x=x, out=x, bit=3)
     with pytest.raises(TypeError, match=r"missing \['count'\]"):
-        copied(1, source=x, target=x, step=1, lanes=16)
+        copied(1, source=x, target=x, step=1, vector_width=16)
     with pytest.raises(TypeError, match=r"kernel copied: missing \['count'\], not among .* \['many'\]"):
-        copied.sized(many=16, step=1, lanes=16)
-    sized = copied.sized(count=16, step=1, lanes=16)
+        copied.sized(many=16, step=1, vector_width=16)
+    sized = copied.sized(count=16, step=1, vector_width=16)
     with pytest.raises(TypeError, match=r"missing \['target'\], not among .* \['count'\]"):
         sized(1, source=x, count=x)
 

@@ -98,7 +98,7 @@ def read(path, **options):
 
 def test_a_table_is_told_in_a_line(tmp_path):
     made = read(table(tmp_path / "plants.csv", gaps=True))
-    assert made.told == (
+    assert made.summary == (
         "plants.csv: 80 rows, 2 numbers, 1 category, 3.3% missing, filled with the median, "
         "left out: `id`, label `kind`: 2 classes (training part: herb 42, tree 14)"
     )
@@ -177,7 +177,7 @@ def test_encodings_and_decimal_marks_hold_the_same_numbers(tmp_path, encoding, s
     path.write_bytes((text if header else text.partition("\n")[2]).encode(encoding))
     made = read(path)
     comma = "numbers with a decimal comma, " if decimal == "," else ""
-    assert made.told.startswith(f"fruit.csv: {said}{comma}40 rows, 2 numbers, label `")
+    assert made.summary.startswith(f"fruit.csv: {said}{comma}40 rows, 2 numbers, label `")
     assert made.names == ("apfel", "kürbis")
     columns = made.description.inputs.columns
     assert [column.name for column in columns] == (["größe", "süße"] if header else ["column 1", "column 2"])
@@ -189,7 +189,7 @@ def test_a_mark_after_the_first_block_is_no_utf_8_either(tmp_path):
     path = tmp_path / "long.csv"
     path.write_bytes(("a,label\n" + "1,x\n2,y\n" * 20_000 + "1,é\n2,é\n1,é\n").encode("latin-1"))
     made = read(path)
-    assert made.told.startswith("long.csv: not UTF-8, read as cp1252, 40,003 rows")
+    assert made.summary.startswith("long.csv: not UTF-8, read as cp1252, 40,003 rows")
     assert "é" in made.names
 
 
@@ -200,7 +200,7 @@ def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes("\n".join(["é;e", *(f"{t},5;1" for t in range(5 + k % 2))]).encode(encoding))
     said = "" if encoding == "utf-8" else "not UTF-8, read as cp1252, "
-    assert read(tmp_path / "waves").told.startswith(
+    assert read(tmp_path / "waves").summary.startswith(
         f"waves: {said}numbers with a decimal comma, 20 sequences of 2 features"
     )
 
@@ -234,7 +234,7 @@ def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path,
     again = hb.data.Table(frame, missing=missing, description=first.description)
     again.setup()
     assert len(first.test) < 16
-    assert "9 rows without a label left out" in again.told
+    assert "9 rows without a label left out" in again.summary
     for part in ("training", "validation", "test"):
         assert torch.equal(getattr(first, part).inputs, getattr(again, part).inputs)
         assert torch.equal(getattr(first, part).labels, getattr(again, part).labels)
@@ -290,13 +290,13 @@ def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
 
 def test_rows_with_missing_values_are_left_out_where_that_is_asked_for(tmp_path):
     made = read(table(tmp_path / "plants.csv", gaps=True), missing="drop")
-    assert "8 rows with missing values left out" in made.told
+    assert "8 rows with missing values left out" in made.summary
     assert sum(map(len, (made.training, made.validation, made.test))) == 72
 
 
 def test_pictures_of_several_sizes_become_one(tmp_path):
     made = read(pictures(tmp_path / "tones"))
-    assert made.told.startswith(
+    assert made.summary.startswith(
         "tones: 24 pictures, grey, 8x11 to 12x15 pixels brought to 25x32, label `class`"
     )
     assert made.shape == (25, 32)
@@ -319,7 +319,7 @@ def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_pat
         (folder / name).write_text("1")
     (folder / "__MACOSX" / "dark").mkdir(parents=True)
     made = read(folder)
-    assert made.told.startswith("tones: 24 pictures, grey")
+    assert made.summary.startswith("tones: 24 pictures, grey")
     assert made.names == ("dark", "light")
 
 
@@ -329,7 +329,7 @@ def test_channels_of_arrays_that_come_last_come_first(tmp_path):
     for each in made:
         each.setup()
         assert each.shape == (3, 6, 5)
-    assert made[0].told.startswith("Arrays: 20 arrays of 6x5x3, turned to 3x6x5, ")
+    assert made[0].summary.startswith("Arrays: 20 arrays of 6x5x3, turned to 3x6x5, ")
     assert torch.equal(made[0].test[0][0], made[1].test[0][0])
     description = made[0].description
     read = [description.read(each) for each in (images, images.transpose(0, 3, 1, 2))]
@@ -410,7 +410,7 @@ def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp
     in_memory = hb.data.Sequences(frames, labels=kinds, steps=12)
     in_memory.setup()
     for made in (read(tmp_path / "long.csv", group="case", steps=12), read(tmp_path / "waves.ts", steps=12)):
-        assert "40 sequences of 2 features, 10 to 29 steps, stretched to 12" in made.told
+        assert "40 sequences of 2 features, 10 to 29 steps, stretched to 12" in made.summary
         assert torch.equal(made.training.inputs, in_memory.training.inputs)
         assert torch.equal(made.test.labels, in_memory.test.labels)
     assert read(tmp_path / "long.csv", group="case").description.target.name == "speed"
@@ -422,15 +422,15 @@ def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
     table = long_table(*waves())
     table.to_csv(tmp_path / "long.csv", index=False)
     wanted = read(tmp_path / "long.csv", group="case", steps=12)
-    assert "in the order" not in wanted.told
+    assert "in the order" not in wanted.summary
     within = [part.sample(frac=1, random_state=1) for _, part in table.groupby("case")]
     pandas.concat(within).to_csv(tmp_path / "long.csv", index=False)
     found = read(tmp_path / "long.csv", group="case", steps=12)
-    assert "rows put in the order of 'time'" in found.told
+    assert "rows put in the order of 'time'" in found.summary
     assert torch.equal(found.training.inputs, wanted.training.inputs)
     again = table.assign(time=table["time"] // 2 * -1)  # a time stands twice
     again.to_csv(tmp_path / "long.csv", index=False)
-    assert "in the order" not in read(tmp_path / "long.csv", group="case", steps=12).told
+    assert "in the order" not in read(tmp_path / "long.csv", group="case", steps=12).summary
 
 
 def test_a_column_is_not_named_where_there_are_none(tmp_path):
@@ -469,11 +469,11 @@ def test_a_long_table_without_group_says_what_it_may_be_and_learns_what_is_named
         lines.append(",".join(cells[name] for name in names))
     path = tmp_path / "long.csv"
     path.write_text("\n".join(lines))
-    told = read(path).told
-    assert f"label `{label}`: " in told
+    summary = read(path).summary
+    assert f"label `{label}`: " in summary
     hint = f"rows of one `{group}` may be the steps of a sequence (--group {group})"
-    assert (hint in told) is (group is not None)
-    assert ("--group" in told) is (group is not None)
+    assert (hint in summary) is (group is not None)
+    assert ("--group" in summary) is (group is not None)
 
 
 def test_sequences_are_stretched_or_padded():
@@ -489,7 +489,7 @@ def test_sequences_are_stretched_or_padded():
 
 def test_recordings_in_four_formats_are_binned_alike(tmp_path):
     made = read(recordings(tmp_path / "moves"), steps=5)
-    assert made.told.startswith("moves: 24 recordings, 1,440 events on 5x6 pixels, 5 bins of")
+    assert made.summary.startswith("moves: 24 recordings, 1,440 events on 5x6 pixels, 5 bins of")
     assert made.shape == (2, 5, 6)
     spikes, label = made.test[0]
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
@@ -520,7 +520,7 @@ def test_recordings_in_csv_are_known_by_the_names_of_their_columns_in_any_order(
             rows = zip(*(events[column] for column in columns), strict=True)
             path.write_text("\n".join([names, *(between.join(map(str, row)) for row in rows)]))
     made, plain = read(tmp_path / "as"), read(tmp_path / "txyp")
-    assert made.told.startswith(
+    assert made.summary.startswith(
         "as: 20 recordings, 1,000 events by the names of their columns (--kind sequences if they are none)"
     )
     assert made.shape == (2, 4, 7)

@@ -95,7 +95,9 @@ def test_wide_tables_are_read_by_blocks_and_not_column_by_column(tmp_path, monke
 
     monkeypatch.setattr(pandas.DataFrame, "__getitem__", counted)
     made = read(tmp_path / "wide.csv")
-    assert made.told.startswith("wide.csv: 30 rows, 500 numbers, label `label`: 2 classes (training part: ")
+    assert made.summary.startswith(
+        "wide.csv: 30 rows, 500 numbers, label `label`: 2 classes (training part: "
+    )
     assert len(looked) < 50
     assert torch.allclose(made.training.inputs.mean(0), torch.zeros(500), atol=1e-6)
 
@@ -127,7 +129,7 @@ def test_counts_in_the_line_are_said_to_be_those_of_the_training_part(tmp_path):
         (x[:, 0], "50 arrays of 3, label `class`: a quantity (training part: "),
     ):
         np.savez(tmp_path / "some.npz", x=x, y=y)
-        assert words in read(tmp_path / "some.npz").told
+        assert words in read(tmp_path / "some.npz").summary
 
 
 def events(folder, columns, *, side=34, length=3000, count=20, **given):
@@ -150,8 +152,8 @@ def events(folder, columns, *, side=34, length=3000, count=20, **given):
 @pytest.mark.parametrize("length", [1000, 400_000])
 def test_the_order_of_columns_of_events_is_seen_from_their_values(tmp_path, columns, length):
     made = read(events(tmp_path / "mine", columns, length=length), steps=5)
-    assert f"with the columns {' '.join(columns)}, as their values say" in made.told
-    assert "on 40x34 pixels" in made.told
+    assert f"with the columns {' '.join(columns)}, as their values say" in made.summary
+    assert "on 40x34 pixels" in made.summary
     named = read(events(tmp_path / "plain", "txyp", length=length), steps=5)
     assert torch.equal(made.training.inputs, named.training.inputs)
     again = own.described(made.description.said())
@@ -164,12 +166,12 @@ def test_an_order_of_columns_that_values_do_not_tell_is_asked_for(tmp_path, caps
     x = np.sort(np.random.default_rng(1).integers(0, 34, 300))  # grows, as the time does
     folder = events(tmp_path / "mine", "xytp", x=x, length=2000)
     assert "their values allow the orders txyp, xytp" in refusal(capsys, "--data", folder)
-    assert "columns x y t p on 40x34 pixels" in read(folder, columns="xytp").told
+    assert "columns x y t p on 40x34 pixels" in read(folder, columns="xytp").summary
     for columns in ("xyt", "xyyp", "x,y,t,p"):
         said = refusal(capsys, "--data", folder, "--event-columns", columns)
         assert "event_columns must be an order of t, x, y and p, such as xytp" in said
     shuffled = events(tmp_path / "shuffled", "xytp", t=np.arange(300)[::-1] * 10_000)
-    assert "with the columns x y t p" in read(shuffled).told
+    assert "with the columns x y t p" in read(shuffled).summary
     none = events(tmp_path / "none", "xytp", p=np.arange(300))
     assert "their values allow no order" in refusal(capsys, "--data", none)
 
@@ -269,7 +271,7 @@ def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
     assert settings.kind == "sequences"
     made = settings.samples()
     made.setup()
-    assert made.told.startswith("Gait_TRAIN.ts: 20 sequences")
+    assert made.summary.startswith("Gait_TRAIN.ts: 20 sequences")
     assert len(made.test) == 7
     ts_file(tmp_path / "Gait" / "Other_TRAIN.ts", 20)
     with pytest.raises(ValueError, match=r"must hold one \*_TRAIN.ts, .* has 2; name one of them: Gait_"):
@@ -309,9 +311,9 @@ def test_dates_in_a_table_are_refused_left_out_or_made_numbers(tmp_path, capsys,
     said = refusal(capsys, "--data", path)
     assert f"`when` holds dates such as {days[0].strftime(form)}; --dates parts makes numbers of them" in said
     assert "--dates drop leaves them out" in said
-    assert "60 rows, 1 number, dates left out: `when`, label" in read(path, dates="drop").told
+    assert "60 rows, 1 number, dates left out: `when`, label" in read(path, dates="drop").summary
     made = read(path, dates="parts")
-    assert "60 rows, 6 numbers, dates as numbers: `when`, label" in made.told
+    assert "60 rows, 6 numbers, dates as numbers: `when`, label" in made.summary
     numbers = made.description.read(path).values
     assert [name.removeprefix("when: ") for name in numbers.columns[:5]] == list(own.dates.PARTS)
     seconds = np.array([day.timestamp() for day in days])
@@ -345,7 +347,7 @@ def test_dates_of_which_the_month_is_not_seen_and_text_that_is_none(tmp_path):
         read(tmp_path / "either.csv", dates="parts")
     rows = [f"{k % 3}-4-x,192.168.0.{k},{k},{'ab'[k % 2]}" for k in range(40)]
     (tmp_path / "none.csv").write_text("\n".join(["part,address,size,label", *rows]))
-    assert "1 number, 1 category, left out: `address`, label" in read(tmp_path / "none.csv").told
+    assert "1 number, 1 category, left out: `address`, label" in read(tmp_path / "none.csv").summary
     with pytest.raises(ValueError, match="dates must be one of refuse, drop, parts; got 'some'"):
         train.Settings(data=str(tmp_path / "none.csv"), dates="some")
 

@@ -44,7 +44,7 @@ def test_series_in_arrays_are_series_and_the_line_says_so(tmp_path, dtype):
     np.savez(tmp_path / "waves.npz", x=x, y=LABELS)
     settings, made = made_of(tmp_path / "waves.npz")
     assert (settings.kind, settings.steps, settings.coding, settings.cell) == ("sequences", 64, "none", "LIF")
-    assert made.told.startswith(
+    assert made.summary.startswith(
         "waves.npz: 40 sequences of 2 features, 30 steps, stretched to 64 "
         "(--kind arrays if they have no time axis)"
     )
@@ -53,14 +53,14 @@ def test_series_in_arrays_are_series_and_the_line_says_so(tmp_path, dtype):
     assert torch.equal(made.training.inputs, in_memory.training.inputs)
     settings, flat = made_of(tmp_path / "waves.npz", kind="arrays")
     assert settings.cell == "IF"
-    assert "40 arrays of 30x2 without a time axis (--kind sequences if they are series)" in flat.told
+    assert "40 arrays of 30x2 without a time axis (--kind sequences if they are series)" in flat.summary
 
 
 def test_lengths_beside_series_end_them(tmp_path):
     x, lengths = waves(), np.arange(40) % 7 + 20
     np.savez(tmp_path / "waves.npz", x=x, y=LABELS, lengths=lengths)
     _, made = made_of(tmp_path / "waves.npz")
-    assert "40 sequences of 2 features, 20 to 26 steps" in made.told
+    assert "40 sequences of 2 features, 20 to 26 steps" in made.summary
     frames = [each[:length] for each, length in zip(x, lengths, strict=True)]
     in_memory = own.Sequences(frames, labels=LABELS)
     in_memory.setup()
@@ -74,14 +74,14 @@ def test_lengths_beside_series_end_them(tmp_path):
     np.savez(tmp_path / "parts.npz", **given)
     _, parts = made_of(tmp_path / "parts.npz")
     assert [len(part) for part in (parts.training, parts.validation, parts.test)] == [27, 3, 10]
-    assert "20 to 26 steps" in parts.told
+    assert "20 to 26 steps" in parts.summary
 
 
 def test_rows_of_numbers_are_series_where_that_is_asked_for(tmp_path):
     np.savez(tmp_path / "rows.npz", x=waves()[..., 0], y=LABELS)
     assert made_of(tmp_path / "rows.npz")[0].kind == "arrays"
     _, made = made_of(tmp_path / "rows.npz", kind="sequences")
-    assert "40 sequences of 1 feature, 30 steps, stretched to 64" in made.told
+    assert "40 sequences of 1 feature, 30 steps, stretched to 64" in made.summary
     np.savez(tmp_path / "video.npz", x=np.zeros([40, 5, 3, 4]), y=LABELS)
     with pytest.raises(ValueError, match=r"series in arrays must be \[N, T, F\] or \[N, T\], got the shape"):
         made_of(tmp_path / "video.npz", kind="sequences")
@@ -93,7 +93,7 @@ def test_spike_trains_are_shown_as_they_are(tmp_path, dtype):
     np.savez(tmp_path / "spikes.npz", x=x, y=LABELS, lengths=np.arange(40) % 5 + 26)
     settings, made = made_of(tmp_path / "spikes.npz")
     assert (settings.kind, settings.steps) == ("sequences", 30)
-    assert "40 trains of spikes, 0 and 1, of 5 features, 26 to 30 steps, cut or padded to 30" in made.told
+    assert "40 trains of spikes, 0 and 1, of 5 features, 26 to 30 steps, cut or padded to 30" in made.summary
     frames = [each[:length] for each, length in zip(x, np.arange(40) % 5 + 26, strict=True)]
     wanted = torch.stack(
         [torch.cat([torch.from_numpy(f).float(), torch.zeros(30 - len(f), 5)]) for f in frames]
@@ -113,11 +113,11 @@ def test_bytes_stay_pictures_and_text_stays_stretched(tmp_path):
     np.savez(tmp_path / "bytes.npz", x=bytes_, y=LABELS)
     settings, made = made_of(tmp_path / "bytes.npz")
     assert (settings.kind, settings.layers) == ("arrays", "16c3b-p2-32c3b-p2-128")
-    assert "--kind" not in made.told
+    assert "--kind" not in made.summary
     for number in range(20):
         (tmp_path / "text" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         np.savetxt(tmp_path / "text" / "ab"[number % 2] / f"{number}.csv", trains()[number], delimiter=",")
-    assert "20 sequences of 5 features, 30 steps, stretched to 64" in made_of(tmp_path / "text")[1].told
+    assert "20 sequences of 5 features, 30 steps, stretched to 64" in made_of(tmp_path / "text")[1].summary
 
 
 def test_one_command_trains_on_series_in_arrays_and_names_more(tmp_path, capsys, monkeypatch):

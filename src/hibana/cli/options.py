@@ -31,14 +31,14 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """`command`, whose parameter ``**given`` takes each of the settings as an option."""
     signature = inspect.signature(command)
     kept = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    told = {each.arg_name: each.description or "" for each in parse(Settings.__doc__ or "").params}
+    descriptions = {each.arg_name: each.description or "" for each in parse(Settings.__doc__ or "").params}
     groups = {
         False: cyclopts.Group("Settings", sort_key=1),
         True: cyclopts.Group("Data of your own", sort_key=2),
     }
     for field in fields(Settings):
         choices = CHOICES.get(field.name)
-        words = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", " ".join(told[field.name].split()))
+        words = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", " ".join(descriptions[field.name].split()))
         option = cyclopts.Parameter(
             help=words + (f" One of {', '.join(choices)}." if choices else ""),
             group=groups[field.name in OF_KINDS],

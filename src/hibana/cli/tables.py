@@ -46,8 +46,8 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    if told := _behind(outcome, linear):
-        print(told)
+    if warning := _behind(outcome, linear):
+        print(warning)
 
 
 FAR = 0.05
@@ -56,18 +56,18 @@ FAR = 0.05
 
 def _behind(outcome: "Outcome", linear: "Linear") -> str:
     """What to try where the linear model is far better; empty where it is not."""
-    reached, beside = outcome.accuracy, linear.accuracy
+    reached, baseline = outcome.accuracy, linear.accuracy
     settings = outcome.settings
     if settings.class_weights == "balanced" and None not in (outcome.balanced, linear.balanced):
-        reached, beside = cast(float, outcome.balanced), cast(float, linear.balanced)
-    if not beside - reached > FAR:
+        reached, baseline = cast(float, outcome.balanced), cast(float, linear.balanced)
+    if not baseline - reached > FAR:
         return ""
     few = usual("few", settings.steps)
     names = ("layers", "patience", "weight_decay")
     others = [name for name in names if getattr(settings, name) != few[name]]
     said = " ".join(f"--{name.replace('_', '-')} {few[name]}" for name in others)
     remedy = f"try {said}" if said else "more samples may help; with these, use the linear model"
-    return f"The network is far below the {linear.name} ({reached:.1%} beside {beside:.1%}): {remedy}."
+    return f"The network is far below the {linear.name} ({reached:.1%} beside {baseline:.1%}): {remedy}."
 
 
 def _is_uneven(outcome: "Outcome") -> bool:

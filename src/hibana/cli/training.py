@@ -79,8 +79,8 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     with _owned(where, resume, overwrite) as folder:
         if folder.path != where:
             print(f"{where} holds another run, which stays; this one goes to {folder.path}", flush=True)
-        if told := getattr(samples, "told", ""):
-            print(told, flush=True)
+        if summary := getattr(samples, "summary", ""):
+            print(summary, flush=True)
         choose(model, samples, threads)
         _trained(chosen, folder, samples, checkpoint)
 
@@ -171,11 +171,11 @@ def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint:
         if model.global_rank > 0:
             return
         with doing("fitting a linear model to compare with"):
-            beside = linear(model, samples)
-        results.write(folder.path, outcome, beside)
+            baseline = linear(model, samples)
+        results.write(folder.path, outcome, baseline)
         with doing("drawing"):
             picture = _drawn(
-                model, outcome, samples, (beside.name, beside.accuracy), folder.path / "training.png"
+                model, outcome, samples, (baseline.name, baseline.accuracy), folder.path / "training.png"
             )
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
         hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
@@ -190,11 +190,11 @@ def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint:
     if outcome.logs is not None:
         rows.append(("TensorBoard", str(outcome.logs)))
     deviation = 1.0 if model.description is None else model.description.target.deviation
-    tables.report(outcome, beside, rows, deviation)
+    tables.report(outcome, baseline, rows, deviation)
 
 
 def _drawn(
-    model: "Classifier", outcome: "Outcome", samples: "DataSet", beside: tuple[str, float], path: Path
+    model: "Classifier", outcome: "Outcome", samples: "DataSet", baseline: tuple[str, float], path: Path
 ) -> Path:
     """The picture of a training, with the first test sample on its way through the network."""
     import torch
@@ -208,7 +208,7 @@ def _drawn(
     row = shown.reshape(1, -1) if shown.ndim == 1 else shown.reshape(-1, *shown.shape[-2:]).mean(0)
     figure = plot.training(
         outcome.history,
-        beside,
+        baseline,
         shown.T if shown.ndim == 2 and samples.sequential else row,
         {name: layer[:, 0].flatten(1) for name, layer in spikes.items()},
         outputs[:, 0],

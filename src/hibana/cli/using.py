@@ -50,8 +50,8 @@ def predict(
         return
     with doing(f"reading {inputs}"), refusing():
         answers = answer(model, inputs)
-    if answers.told:
-        print(answers.told, file=sys.stderr)
+    if answers.summary:
+        print(answers.summary, file=sys.stderr)
     if answers.warning:
         print(f"hibana predict: the samples are unlike those trained on: {answers.warning}", file=sys.stderr)
     print(said(answers, "csv" if csv else "json" if json else "table"), end="")

@@ -257,10 +257,12 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         wants_input=wanted[0],
         constant=constant,
         wants_first=any(wanted[1 : 1 + begun]),
-        folds=program.folds(order, len(shape) - 1) if program.step.grad_sums and program.takes_zeros else (),
+        reduced=program.reduced(order, len(shape) - 1)
+        if program.step.grad_sums and program.takes_zeros
+        else (),
         uniform_grad=handed(ctx) if program.takes_uniform else None,
     )
-    backward = program.kernels.backward if program.takes_zeros else program.absences.backward
+    backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward
     grad_input, first_grads, sums = backward(given)
     if grad_input is not None and once and not constant:
         grad_input = grad_input.sum(0)
@@ -280,8 +282,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if any(wanted[1 + begun :]):
         if program.takes_zeros:
             last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
-            sums = program.absences.there(sums, last, grad_outputs is not None, shape[0])
-        to_cell_tensors = program.absences.epilogue(cell_tensors, sums)
+            sums = program.missing_gradients.there(sums, last, grad_outputs is not None, shape[0])
+        to_cell_tensors = program.missing_gradients.epilogue(cell_tensors, sums)
     return None, grad_input, *to_state, *to_cell_tensors
 
 

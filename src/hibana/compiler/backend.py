@@ -81,7 +81,7 @@ class BackwardArguments(NamedTuple):
     """Whether it is then summed over time."""
     wants_first: bool
     """Whether the gradients of the states begun with are wanted."""
-    folds: Sequence[int] = ()
+    reduced: Sequence[int] = ()
     """For each of the sums over time, over how many of the first dimensions of a step it may be summed too,
     which then have the size 1; none, if there is nothing here."""
     may_offset: bool = True

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.absent import Absences
 from hibana.compiler.backend import Kernels, kernels_of
 from hibana.compiler.graph.bounds import takes_zeros
 from hibana.compiler.graph.ops import Unsupported
@@ -21,6 +20,7 @@ from hibana.compiler.graph.plan import Plan, make_plan, reachable
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import needed
 from hibana.compiler.graph.trace import trace
+from hibana.compiler.missing_gradients import MissingGradients
 from hibana.compiler.shared import Bounded
 from hibana.compiler.strides import inverse, order_of_step, step_in
 
@@ -39,13 +39,13 @@ class Program:
     kernels: Kernels
     at_rest: tuple[None, ...]
     """The state begun with, where it is zeros that need not be written out."""
-    absences: Absences
+    missing_gradients: MissingGradients
     takes_zeros: bool = True
-    """Whether its kernels may take gradients that are absent for zeros; else `absences` runs its backward."""
+    """Whether its kernels may take gradients that are absent for zeros; else `missing_gradients` runs its backward."""
 
     @property
     def takes_uniform(self) -> bool:
-        """Whether its backward does as the kernels say: what runs for `absences` does not."""
+        """Whether its backward does as the kernels say: what runs for `missing_gradients` does not."""
         return self.kernels.takes_uniform and self.takes_zeros
 
     @cached_property
@@ -57,9 +57,9 @@ class Program:
         first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
         return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
 
-    def folds(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
+    def reduced(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
         """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
-        return _folds(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
+        return _reduced(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
 
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
@@ -96,7 +96,7 @@ class Program:
 
 
 @lru_cache(maxsize=256)
-def _folds(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
+def _reduced(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
     """For each sum over some dimensions: how many of the first in memory are among them."""
     return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
 
@@ -150,7 +150,9 @@ def program_of(step: Step, kernels: Kernels) -> Program:
     if not zeros:
         kernels = kernels.alike(step)
         kernels.recomputing = None  # what a step keeps must be at hand
-    return Program(step, kernels.plan, kernels, (None,) * len(step.states), Absences(step, kernels), zeros)
+    return Program(
+        step, kernels.plan, kernels, (None,) * len(step.states), MissingGradients(step, kernels), zeros
+    )
 
 
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:

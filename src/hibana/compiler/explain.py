@@ -83,16 +83,16 @@ def _reports(
     """The report on each part of `module` that has one, by the name of the layer."""
     from hibana.compiler.equations import REFERENCE, Report, explain_cell
 
-    told: set[nn.Module] = set()
+    described: set[nn.Module] = set()
     named: set[str] = set()
     for name, part in module.named_modules():
-        if part in told:
+        if part in described:
             continue
         if isinstance(part, Cell):
             layer, _, last = name.rpartition(".")
             report = explain_cell(part, shape, dtype, backend)
             if REFERENCE not in report.text:
-                told.update(part.modules())
+                described.update(part.modules())
             named.add(called := layer if last == "cell" and layer not in named else name)
             yield called, report
         elif callable(step := getattr(part, "step", None)) and isinstance(whole := step(), Cell):
@@ -102,7 +102,7 @@ def _reports(
                 how = "each step is called in Python, with the cell alone compiled"
                 yield name, report._replace(runs=f"{report.runs}; {how}", text=f"{report.text}{how}\n")
             else:
-                told.update(part.modules())
+                described.update(part.modules())
                 yield name, report
         elif callable(own := getattr(part, "explain", None)):
             yield name, Report(str(own()), f"{own()}\n")

@@ -97,11 +97,11 @@ def _start(file: IO[bytes]) -> Start:
 
 
 def _array(file: BinaryIO) -> np.ndarray[Any, Any]:
-    told = os.fstat(file.fileno())
-    if not stat.S_ISREG(told.st_mode):
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is no file")
     shape, order, dtype = _head(file)
-    said, held = math.prod(shape) * dtype.itemsize, told.st_size - file.tell()
+    said, held = math.prod(shape) * dtype.itemsize, status.st_size - file.tell()
     if said != held:
         raise ValueError(f"its header speaks of {said:,} bytes, and it holds {held:,}")
     return np.frombuffer(file.read(held), dtype).reshape(shape, order=order)

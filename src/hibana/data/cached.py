@@ -48,9 +48,9 @@ class AsBits(Dataset[tuple[Tensor, ...]]):
         if len(kept) != length:  # not there yet, or cut short
             spikes, label = self.samples[index]
             kept = int(label).to_bytes(8, "little") + np.packbits(spikes.numpy().astype(bool)).tobytes()
-            beside = path.with_name(f"{path.name}.{os.getpid()}")
-            beside.write_bytes(kept)
-            beside.replace(path)
+            temporary = path.with_name(f"{path.name}.{os.getpid()}")
+            temporary.write_bytes(kept)
+            temporary.replace(path)
         bits = np.unpackbits(np.frombuffer(kept, np.uint8, offset=8), count=count)
         label = torch.tensor(int.from_bytes(kept[:8], "little"), dtype=torch.int64, device="cpu")
         return torch.from_numpy(bits.astype(np.float32)).reshape(self.shape), label

@@ -44,7 +44,7 @@ def write_c(
 def write_whole(files: Mapping[Path, str | bytes]) -> None:
     """Writes texts or bytes to their paths, each whole; none before all of them are on the disk."""
     with ExitStack() as unfinished:
-        parts = [(_beside(path, content, unfinished), path) for path, content in files.items()]
+        parts = [(_temporary(path, content, unfinished), path) for path, content in files.items()]
         for part, path in parts:
             part.replace(path)
 
@@ -65,7 +65,7 @@ def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
             raise ValueError(f"--{option} is {most:,}, and the network takes {needed:,} {what}")
 
 
-def _beside(path: Path, content: str | bytes, unfinished: ExitStack) -> Path:
+def _temporary(path: Path, content: str | bytes, unfinished: ExitStack) -> Path:
     """A file with `content` in the folder of `path`, to be put in its place; `unfinished` takes it away."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     part = Path(name)

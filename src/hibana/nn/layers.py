@@ -273,9 +273,9 @@ def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Argumen
 
 def _over_time(cell: Callable[Arguments, cells.Cell]) -> str:
     """What the layer of `cell` says of itself: what the cell does, but its example, and `backend`."""
-    told = inspect.getdoc(cell) or ""
-    told = told.partition(">>> ")[0].rstrip()
-    summary, _, rest = told.partition("\n")
+    text = inspect.getdoc(cell) or ""
+    text = text.partition(">>> ")[0].rstrip()
+    summary, _, rest = text.partition("\n")
     over_time = f"Over a whole sequence, ``[T, batch, ...]``: ``OverTime({cell.__name__}(...))``."
     arguments, source, named = rest.partition("\n\nSource:")
     backend = "    backend: what runs it, as in :func:`hibana.unroll`."

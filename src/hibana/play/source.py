@@ -88,8 +88,8 @@ def said(error: BaseException) -> str:
     if isinstance(error, Trouble):
         return str(error)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    told = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename == NAME:
-        return f"line {error.lineno}: {told}"
+        return f"line {error.lineno}: {text}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == NAME]
-    return f"line {lines[-1]}: {told}" if lines else told
+    return f"line {lines[-1]}: {text}" if lines else text

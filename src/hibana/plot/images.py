@@ -22,7 +22,7 @@ from hibana.plot.style import (
     background,
     diverging,
     foreground,
-    legend_beside,
+    legend_outside,
     new_axes,
     ramp,
 )
@@ -125,7 +125,7 @@ def event_frames(
     axes.set_title("Input events")
     if channels == 2:
         patches = [Patch(color=colour, label=name) for colour, name in ((BLUE, "on"), (ORANGE, "off"))]
-        legend_beside(axes, handles=patches)
+        legend_outside(axes, handles=patches)
     return _frameless(axes)
 
 

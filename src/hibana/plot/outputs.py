@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from hibana.plot.style import BLUE, GREY, RED, apart, array, new_axes, quiet, times, whole_numbers
+from hibana.plot.style import BLUE, GREY, RED, array, new_axes, quiet, spread_out, times, whole_numbers
 
 __all__ = ["answered", "output_potentials", "spike_counts"]
 
@@ -92,7 +92,7 @@ def _name_at_the_end(
 ) -> None:
     """Each line's name right of its end, moved apart where ends lie close; of many, only the `bold`."""
     named = [neuron for neuron in last.argsort().tolist() if len(last) <= 12 or neuron in bold]
-    for neuron, height in zip(named, apart([float(last[n]) for n in named], 0.045 * span), strict=True):
+    for neuron, height in zip(named, spread_out([float(last[n]) for n in named], 0.045 * span), strict=True):
         axes.annotate(
             names[neuron],
             (end, height),

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from hibana.plot.style import array, colours, legend_beside, new_axes, quiet, rate_label, times
+from hibana.plot.style import array, colours, legend_outside, new_axes, quiet, rate_label, times
 
 __all__ = ["firing_rates", "layer_activity"]
 
@@ -36,7 +36,7 @@ def layer_activity(
     axes.set(title="Activity of the layers", ylabel=label)
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    legend_beside(axes)
+    legend_outside(axes)
     return quiet(axes)
 
 

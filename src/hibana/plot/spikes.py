@@ -11,13 +11,13 @@ from torch import Tensor
 
 from hibana.plot.style import (
     GREY,
-    apart,
     array,
     colours,
     new_axes,
     quiet,
     rate_label,
     size_in_points,
+    spread_out,
     times,
     whole_numbers,
 )
@@ -155,7 +155,7 @@ def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None
     lines = 2 if 2 * line * len(names) <= tops[-1] else 1
     between = " " if lines == 1 else "\n"
     labels = [f"{name}{between}{s.mean():.1%}" for name, s in zip(names, spikes, strict=True)]
-    axes.set_yticks(apart(middles, lines * line), labels)
+    axes.set_yticks(spread_out(middles, lines * line), labels)
     axes.tick_params(axis="y", length=0)
     axes.set(title="Spikes, layer by layer", ylabel=f"Neurons{order}" if sort else "")
 

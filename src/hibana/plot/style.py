@@ -18,13 +18,13 @@ __all__ = [
     "ORANGE",
     "PALETTE",
     "RED",
-    "apart",
+    "spread_out",
     "array",
     "background",
     "colours",
     "diverging",
     "foreground",
-    "legend_beside",
+    "legend_outside",
     "new_axes",
     "new_figure",
     "quiet",
@@ -91,7 +91,7 @@ def diverging(axes: Axes) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("diverging", [to_rgb(ORANGE), background(axes), to_rgb(BLUE)])
 
 
-def apart(heights: Sequence[float], gap: float) -> list[float]:
+def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     """The nearest to `heights`, which ascend, by least squares, that are at least `gap` apart.
 
     That is isotonic regression of ``heights[i] - i * gap``: neighbours that descend are pooled.
@@ -112,7 +112,7 @@ def whole_numbers(bins: int = 9) -> MaxNLocator:
     return MaxNLocator(bins, integer=True, steps=[1, 2, 5, 10])
 
 
-def legend_beside(axes: Axes, **what: Any) -> None:
+def legend_outside(axes: Axes, **what: Any) -> None:
     """A legend right of the axes, where it covers nothing."""
     axes.legend(
         frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1.5, **what

@@ -144,20 +144,20 @@ class Code:
             self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
         self.writer.label(f"{name}.done")
 
-    def vectors(self, count: Value, lanes: int) -> Iterator[tuple[Value, Value | None]]:
-        """Offsets of the vectors of `lanes` elements that cover `count` elements, each with its mask.
+    def vectors(self, count: Value, width: int) -> Iterator[tuple[Value, Value | None]]:
+        """Offsets of the vectors of `width` elements that cover `count` elements, each with its mask.
 
         The body is written twice: for full vectors, whose mask is None, and for the remainder.
         """
-        whole = count - count % lanes
-        with self.loop(0, whole, lanes) as at:
+        whole = count - count % width
+        with self.loop(0, whole, width) as at:
             yield at, None
         with self.when(whole < count):
-            yield whole, self.first(count - whole, lanes)
+            yield whole, self.first(count - whole, width)
 
-    def first(self, count: Value, lanes: int) -> Value:
-        """A mask of `lanes` booleans, at most 64, of which the first `count` are true."""
-        return (~(self.constant(-1) << count)).mask(lanes)
+    def first(self, count: Value, width: int) -> Value:
+        """A mask of `width` booleans, at most 64, of which the first `count` are true."""
+        return (~(self.constant(-1) << count)).mask(width)
 
     @contextmanager
     def scratch(self, *parts: tuple[type[Pointer], Operand]) -> Iterator[tuple[Pointer, ...]]:

@@ -36,13 +36,13 @@ class Pointer:
     def __setitem__(self, index: Operand, value: Operand) -> None:
         (self + index).store(value)
 
-    def load(self, lanes: int = 1, there: Value | None = None, align: int = 0, absent: float = 0) -> Value:
-        """Loads an element, or a vector; with a mask `there`, its other lanes are `absent`."""
-        type_ = self.element.of(lanes)
+    def load(self, width: int = 1, there: Value | None = None, align: int = 0, other: float = 0) -> Value:
+        """Loads an element, or a vector; with a mask `there`, its other lanes are `other`."""
+        type_ = self.element.of(width)
         align = align or self.element.size
         if there is None:
             return Value(self.writer, type_, self._let(f"load {type_}, ptr {self.text}, align {align}"))
-        rest = f"i32 {align}, {there}, {constant(self.writer, type_, absent)}"
+        rest = f"i32 {align}, {there}, {constant(self.writer, type_, other)}"
         call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {rest})"
         return Value(self.writer, type_, self._let(call))
 

@@ -7,17 +7,17 @@ __all__ = ["BIT", "BYTE", "DOUBLE", "FLOAT", "INT", "LONG", "SHORT", "Type"]
 
 @dataclass(frozen=True)
 class Type:
-    """The type of a value: a scalar, or a vector of `lanes` elements."""
+    """The type of a value: a scalar, or a vector of `width` elements."""
 
     element: str
     """LLVM's name of the element type: ``i1`` for booleans, ``i64`` for integers, ``float``."""
     bits: int
     """Bits of an element."""
-    lanes: int = 1
+    width: int = 1
 
-    def of(self, lanes: int) -> "Type":
-        """The vector type with `lanes` elements of this type."""
-        return Type(self.element, self.bits, lanes)
+    def of(self, width: int) -> "Type":
+        """The vector type with `width` elements of this type."""
+        return Type(self.element, self.bits, width)
 
     @property
     def real(self) -> bool:
@@ -33,10 +33,10 @@ class Type:
     def mangled(self) -> str:
         """The type as it is written in the name of an LLVM intrinsic, such as ``v16f32``."""
         element = f"f{self.bits}" if self.real else self.element
-        return element if self.lanes == 1 else f"v{self.lanes}{element}"
+        return element if self.width == 1 else f"v{self.width}{element}"
 
     def __str__(self) -> str:
-        return self.element if self.lanes == 1 else f"<{self.lanes} x {self.element}>"
+        return self.element if self.width == 1 else f"<{self.width} x {self.element}>"
 
 
 BIT, BYTE, SHORT, INT, LONG = (Type(f"i{bits}", bits) for bits in (1, 8, 16, 32, 64))

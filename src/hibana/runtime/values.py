@@ -145,7 +145,7 @@ class Value:
 
     def to(self, type_: Type) -> "Value":
         """Converts to another width: integers are zero-extended or truncated, floats extended or rounded."""
-        target = type_.of(self.type.lanes)
+        target = type_.of(self.type.width)
         if target.bits == self.type.bits:
             return self
         more, fewer = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
@@ -153,60 +153,60 @@ class Value:
 
     def signed_to(self, type_: Type) -> "Value":
         """This signed integer, sign-extended to `type_`."""
-        target = type_.of(self.type.lanes)
+        target = type_.of(self.type.width)
         return self.new(target, f"sext {self} to {target}")
 
     def real(self, type_: Type) -> "Value":
         """This signed integer, converted to the nearest float of `type_`."""
-        target = type_.of(self.type.lanes)
+        target = type_.of(self.type.width)
         return self.new(target, f"sitofp {self} to {target}")
 
     def integer(self) -> "Value":
         """The bits of each float, reinterpreted as an integer of the same width."""
-        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def number(self) -> "Value":
         """The bits of each integer, reinterpreted as a float of the same width."""
-        type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.lanes)
+        type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
     def whole(self) -> "Value":
         """Each float truncated towards zero to an integer of the same width, saturating."""
-        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.lanes)
+        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.width)
         name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
         return self.new(type_, f"call {type_} @{name}({self})")
 
     def word(self) -> "Value":
         """The bits of this vector as one integer; the first element takes the lowest bits."""
-        bits = self.type.lanes * self.type.bits
+        bits = self.type.width * self.type.bits
         word = Type(f"i{bits}", bits)
         return self.new(word, f"bitcast {self} to {word}")
 
     def octets(self) -> "Value":
         """The bytes of each element, lowest first, as one vector of bytes."""
-        type_ = BYTE.of(self.type.size * self.type.lanes)
+        type_ = BYTE.of(self.type.size * self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
-    def mask(self, lanes: int) -> "Value":
-        """The `lanes` lowest bits of this integer as a vector of booleans."""
-        word = Type(f"i{lanes}", lanes)
-        low = self if self.type.bits == lanes else self.new(word, f"trunc {self} to {word}")
-        return self.new(BIT.of(lanes), f"bitcast {low} to {BIT.of(lanes)}")
+    def mask(self, width: int) -> "Value":
+        """The `width` lowest bits of this integer as a vector of booleans."""
+        word = Type(f"i{width}", width)
+        low = self if self.type.bits == width else self.new(word, f"trunc {self} to {word}")
+        return self.new(BIT.of(width), f"bitcast {low} to {BIT.of(width)}")
 
-    def spread(self, lanes: int) -> "Value":
-        """A vector that has this scalar in each of its `lanes`."""
-        type_ = self.type.of(lanes)
+    def spread(self, width: int) -> "Value":
+        """A vector that has this scalar in each of its `width`."""
+        type_ = self.type.of(width)
         one = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
-        return one.shuffled(one, [0] * lanes)
+        return one.shuffled(one, [0] * width)
 
-    def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
+    def shuffled(self, other: "Value", places: Sequence[int]) -> "Value":
         """Lanes picked from the concatenation of this vector and `other`."""
-        chosen = f"<{', '.join([f'i32 {lane}' for lane in lanes])}>" if any(lanes) else "zeroinitializer"
-        type_ = self.type.of(len(lanes))
-        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> {chosen}")
+        chosen = f"<{', '.join([f'i32 {lane}' for lane in places])}>" if any(places) else "zeroinitializer"
+        type_ = self.type.of(len(places))
+        return self.new(type_, f"shufflevector {self}, {other}, <{len(places)} x i32> {chosen}")
 
-    def lanes(self, first: int, count: int) -> "Value":
+    def part(self, first: int, count: int) -> "Value":
         """The `count` lanes of this vector that start at `first`."""
         return self.shuffled(self, range(first, first + count))
 
@@ -256,7 +256,7 @@ class Value:
 
     def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
         name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
-        return self.new(BIT.of(self.type.lanes), f"{name} {self}, {self.lift(other).text}")
+        return self.new(BIT.of(self.type.width), f"{name} {self}, {self.lift(other).text}")
 
     def __str__(self) -> str:
         return f"{self.type} {self.text}"
@@ -276,7 +276,7 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
         text = "true" if number else "false"
     else:
         text = str(int(number))
-    return Value(writer, type_, text if type_.lanes == 1 else f"splat ({type_.element} {text})")
+    return Value(writer, type_, text if type_.width == 1 else f"splat ({type_.element} {text})")
 
 
 @lru_cache(maxsize=256)
@@ -292,4 +292,4 @@ def float_bits(number: float) -> int:
 
 def counted(writer: Writer, type_: Type) -> Value:
     """The vector 0, 1, 2, … of integers."""
-    return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.lanes)) + ">")
+    return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.width)) + ">")

@@ -19,7 +19,7 @@ from hibana.runtime.kernels import (
     kernel,
 )
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, bits_from, first_bits, words_of
-from hibana.spikes.simd.rows import LANES
+from hibana.spikes.simd.rows import VECTOR
 
 __all__ = ["agree", "bits_of", "density_of"]
 
@@ -86,7 +86,7 @@ def _compare(
     with code.loop(begin, end) as part:
         different = code.variable(0), code.variable(0, INT.of(OCTET))
 
-        def compare(values: Value, at: Bytes, lanes: int) -> None:
+        def compare(values: Value, at: Bytes, width: int) -> None:
             if planes == 1:
                 set_ = [values.differs(0.0)]
                 strange = set_[0].select(values.integer() ^ float_bits(1.0), 0)
@@ -95,10 +95,10 @@ def _compare(
                 level, other = shifted.integer() ^ SHIFT_BITS, (shifted - SHIFT).differs(values)
                 set_ = [(level & (1 << k)).differs(0) for k in range(planes)]
                 strange = other.select(level.constant(level.type, -1), level & -(1 << planes))
-            for lane in range(0, lanes, OCTET):
-                different[1].value |= strange.lanes(lane, OCTET)
+            for lane in range(0, width, OCTET):
+                different[1].value |= strange.part(lane, OCTET)
             for k, each in enumerate(set_):
-                said = (at + plane * k).of(Longs).load(align=1) if lanes == WORD else (at + plane * k)[0]
+                said = (at + plane * k).of(Longs).load(align=1) if width == WORD else (at + plane * k)[0]
                 different[0].value |= (each.word() ^ said).to(LONG)
 
         first, last = _share(rows, part, parts)
@@ -163,21 +163,21 @@ def _scan(
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)
-    cut = source.given() & ((inputs & (LANES - 1)) > 0) & step.equals(1)
+    cut = source.given() & ((inputs & (VECTOR - 1)) > 0) & step.equals(1)
     with (
-        code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, together),
+        code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, bytes_of_rows),
         code.loop(begin, end) as part,
     ):
         tail.clear(WORD)
-        spikes, strange = code.variable(0), code.variable(0, INT.of(LANES))
+        spikes, strange = code.variable(0), code.variable(0, INT.of(VECTOR))
         one = code.constant(1.0, FLOAT.of(WORD)).integer()
         first, last = _share(rows, part, parts)
 
         def seen(values: Value) -> Value:
             fired = values.differs(0.0)
             unlike = fired.select(values.integer() ^ one, 0)
-            for lane in range(0, WORD, LANES):
-                strange.value |= unlike.lanes(lane, LANES)
+            for lane in range(0, WORD, VECTOR):
+                strange.value |= unlike.part(lane, VECTOR)
             return fired.word()
 
         def put(target: Pointer, word: Value) -> None:
@@ -189,16 +189,16 @@ def _scan(
             position, stop = top * inputs, (top + block) * inputs
             from_word, full = position // WORD, stop // WORD
             with code.loop(from_word, full) as w:
-                together[w - from_word] = seen((source + WORD * w).load(WORD))
+                bytes_of_rows[w - from_word] = seen((source + WORD * w).load(WORD))
             with code.when(stop > full * WORD):
                 tail.copy(source + full * WORD, stop - full * WORD)
-                together[full - from_word] = seen(tail.load(WORD))
+                bytes_of_rows[full - from_word] = seen(tail.load(WORD))
             with code.loop(0, block) as i:
                 begun, out = position + inputs * i - from_word * WORD, bits + words * (top + i)
                 with code.loop(0, whole) as w:
-                    put(out + w, bits_from(together + w, begun))
+                    put(out + w, bits_from(bytes_of_rows + w, begun))
                 with code.when(rest > 0):
-                    put(out + whole, bits_from(together + whole, begun) & first_bits(code, rest))
+                    put(out + whole, bits_from(bytes_of_rows + whole, begun) & first_bits(code, rest))
         with code.when(source.given() & ~cut), code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, whole) as w:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Value, float_bits, kernel
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
-from hibana.spikes.simd.rows import LANES
+from hibana.spikes.simd.rows import VECTOR
 
 __all__ = ["ONE", "Planes", "joined", "whole_numbers"]
 
@@ -43,7 +43,7 @@ class Planes(NamedTuple):
         return _scales(self.factor, self.bits.shape[0])
 
     @property
-    def together(self) -> Tensor:
+    def joint(self) -> Tensor:
         """``[rows, planes * words]``."""
         return joined(self.bits.unbind())
 
@@ -119,7 +119,7 @@ def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
     bits = torch.empty(planes, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
     parts = torch.get_num_threads()
     ones = torch.empty(parts, dtype=torch.int64, device="cpu")
-    levels = torch.empty(parts, LANES, dtype=torch.int32, device="cpu")
+    levels = torch.empty(parts, VECTOR, dtype=torch.int32, device="cpu")
     try:
         unit = {"factor": float_bits(factor), "inverse": float_bits(1 / factor)}
     except OverflowError:
@@ -159,19 +159,19 @@ def _scan(
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)
     times, over = (number.to(INT).number().spread(WORD) for number in (factor, inverse))
-    strange = code.constant(_ODD, INT.of(LANES))
+    strange = code.constant(_ODD, INT.of(VECTOR))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
-        count, found = code.variable(0), code.variable(0, INT.of(LANES))
+        count, found = code.variable(0), code.variable(0, INT.of(VECTOR))
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
         def seen(values: Value, target: Pointer) -> None:
             shifted = values * over + SHIFT
             level = shifted.integer() ^ SHIFT_BITS
             other = ((shifted - SHIFT) * times).differs(values)
-            for lane in range(0, WORD, LANES):
-                flagged = other.lanes(lane, LANES).select(strange, 0)
-                found.value |= level.lanes(lane, LANES) | flagged
+            for lane in range(0, WORD, VECTOR):
+                flagged = other.part(lane, VECTOR).select(strange, 0)
+                found.value |= level.part(lane, VECTOR) | flagged
             for plane in range(planes):
                 word = (level & (1 << plane)).differs(0).word()
                 count.value += word.ones()
@@ -185,4 +185,4 @@ def _scan(
                 tail.copy(at + WORD * whole, rest)
                 seen(tail.load(WORD), out + whole)
         ones[part] = count.value
-        (levels + LANES * part).store(found.value)
+        (levels + VECTOR * part).store(found.value)

@@ -12,7 +12,7 @@ from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
 from hibana.spikes.planes import MOST
 from hibana.spikes.simd.lists import WORD
-from hibana.spikes.simd.rows import LANES
+from hibana.spikes.simd.rows import VECTOR
 from hibana.spikes.support import Support, announce_support, below, fills_memory
 
 __all__ = ["add"]
@@ -167,11 +167,11 @@ def _added(
             found.append(code.constant(0) if total is None else total)
         for k, bits_of_plane in enumerate(found):
             (planes + words * k)[word] = bits_of_plane
-        for lane in range(0, WORD, LANES):
-            number = code.constant(0.0, FLOAT.of(LANES))
+        for lane in range(0, WORD, VECTOR):
+            number = code.constant(0.0, FLOAT.of(VECTOR))
             for k, bits_of_plane in enumerate(found):
-                there = (bits_of_plane >> lane).mask(LANES)
-                number += there.select(code.constant(2.0**k, FLOAT.of(LANES)), 0.0)
+                there = (bits_of_plane >> lane).mask(VECTOR)
+                number += there.select(code.constant(2.0**k, FLOAT.of(VECTOR)), 0.0)
             (target + word * WORD + lane).store(number)
 
 

@@ -123,15 +123,15 @@ def _bytes(path: Path) -> bytes:
     if "\0" in str(path):
         raise _RefusedError("can't be read: it is no path")
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123 - of a pipe nobody writes to, Path.open waits for ever
-        told = os.fstat(file.fileno())
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise _RefusedError("can't be read: it is no file")
-        if told.st_size > MOST_BYTES:
-            raise _RefusedError(f"has {told.st_size:,} bytes, more than {MOST_BYTES:,}")
+        if status.st_size > MOST_BYTES:
+            raise _RefusedError(f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}")
         first = file.read(4)
         if first != b"PK\x03\x04":
             raise _RefusedError("is none, or was cut short")
-        return first + file.read(told.st_size)
+        return first + file.read(status.st_size)
 
 
 def _opened(raw: bytes) -> zipfile.ZipFile:
@@ -179,10 +179,12 @@ def _directory(raw: bytes, end: int) -> tuple[int, int, int, int]:
 def _pickle(archive: zipfile.ZipFile) -> tuple[str, bytes]:
     """The folder in which all parts lie, and the pickle in it, which does nothing but name data."""
     folder = archive.namelist()[0].partition("/")[0]
-    told = archive.getinfo(f"{folder}/data.pkl")
-    if told.file_size > MOST_PICKLED:
-        raise _RefusedError(f"describes its tensors in {told.file_size:,} bytes, more than {MOST_PICKLED:,}")
-    pickled = archive.read(told)
+    status = archive.getinfo(f"{folder}/data.pkl")
+    if status.file_size > MOST_PICKLED:
+        raise _RefusedError(
+            f"describes its tensors in {status.file_size:,} bytes, more than {MOST_PICKLED:,}"
+        )
+    pickled = archive.read(status)
     tuples = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
         tuples += operation.name.startswith("TUPLE")

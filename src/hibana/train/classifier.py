@@ -13,7 +13,7 @@ from hibana.data import Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augmented
-from hibana.train.network import Network, told
+from hibana.train.network import Network, length_arguments
 from hibana.train.settings import Settings
 from hibana.train.start import activity, decayed, spiking_layers
 
@@ -76,7 +76,7 @@ class Classifier(Network, lightning.LightningModule):
         inputs, labels, lengths = self._parts(batch, "training")
         how = self.settings.augment or self.settings.data_set.augmentation
         outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)), lengths)
-        extra = told(lengths)
+        extra = length_arguments(lengths)
         error = self.objective(outputs, labels, *extra)
         self._check("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
@@ -130,7 +130,7 @@ class Classifier(Network, lightning.LightningModule):
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
         inputs, labels, lengths = self._parts(batch, part)
         outputs, spikes = activity(self.net, self.encode(inputs), lengths)
-        size, extra = len(labels), told(lengths)
+        size, extra = len(labels), length_arguments(lengths)
         measured: Tensor | RSquared
         if self.explained is None:
             measured = self.objective.accuracy(outputs, labels, *extra)

@@ -16,16 +16,16 @@ def replace(path: Path, content: bytes | bytearray) -> None:
     Raises:
         OSError: if it can't be written; what was at `path` is still there, and nothing else.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
 

@@ -13,7 +13,7 @@ from hibana.train import architecture
 from hibana.train.settings import Settings
 from hibana.train.start import scale_to_rate
 
-__all__ = ["Network", "told"]
+__all__ = ["Network", "length_arguments"]
 
 
 class Network(nn.Module):
@@ -71,7 +71,7 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
-        return self.objective.scores(self.net(self.encode(inputs)), *told(lengths))
+        return self.objective.scores(self.net(self.encode(inputs)), *length_arguments(lengths))
 
     def encode(self, inputs: Tensor) -> Tensor:
         """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``.
@@ -108,6 +108,6 @@ def _objective(settings: Settings, description: Description | None) -> loss.Obje
     return loss.named(settings.loss, settings.smoothing, weights)
 
 
-def told(lengths: Tensor | None) -> tuple[Tensor, ...]:
+def length_arguments(lengths: Tensor | None) -> tuple[Tensor, ...]:
     """`lengths` as arguments: an objective of one's own that knows of none is called without."""
     return () if lengths is None else (lengths,)

@@ -24,7 +24,7 @@ class Answers(NamedTuple):
 
     Of a quantity `classes` is empty and `answers` are numbers. `label` is what was learned; `warning` says in
     what the samples are not like those trained on, and is empty if they are; `labels` are those that the
-    samples came with, as they are written, empty where one is missing. `told` says how their text was read,
+    samples came with, as they are written, empty where one is missing. `summary` says how their text was read,
     where that is not as usual.
     """
 
@@ -35,7 +35,7 @@ class Answers(NamedTuple):
     probabilities: list[list[float]]
     labels: list[str] | None
     warning: str
-    told: str = ""
+    summary: str = ""
 
 
 @torch.inference_mode()
@@ -55,7 +55,7 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    description, told = model.description, ""
+    description, summary = model.description, ""
     if description is None:
         inputs, warning = _plain(model, source)
         labels, label = None, "class"
@@ -63,7 +63,7 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
     else:
         raw = description.read(source)
-        told = (
+        summary = (
             raw.said(called(Path(source) if isinstance(source, str) else source, "samples"))
             if raw.how
             else ""
@@ -75,9 +75,9 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     scores = torch.cat([model(_numbers(part)) for part in torch.split(inputs, AT_ONCE)])
     if not classes:
         assert description is not None
-        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning, told)
+        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning, summary)
     chosen = [classes[index] for index in scores.argmax(1).tolist()]
-    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning, told)
+    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning, summary)
 
 
 def _numbers(inputs: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def read(path: Path) -> Record:
     written = _written(path)
     run, unchanged = None, True
     if written.startswith(_FIRST):
-        body, last = _apart(written)
+        body, last = _split(written)
         if not re.fullmatch(rf"{_LAST}[0-9a-f]{{64}}\n", last):
             raise ValueError(
                 f"settings {path} were cut short: the last line must be {_LAST.strip()!r} and a digest; "
@@ -106,7 +106,7 @@ def _written(path: Path) -> str:
         raise ValueError(f"settings {path} must be YAML: {line(error)}") from error
 
 
-def _apart(written: str) -> tuple[str, str]:
+def _split(written: str) -> tuple[str, str]:
     """All but the last line, and that."""
     begins = written[:-1].rfind("\n") + 1
     return written[:begins], written[begins:]

@@ -94,8 +94,8 @@ def _result(path: Path) -> tuple[str, str]:
     try:
         with (path / RESULT).open("rb") as file:
             said = json.loads(file.read(MOST_BYTES))
-        explained, beside = said["measure"] == "explained", said["linear"] or {}
-        return _shown(explained, said["value"]), _shown(explained, beside.get("accuracy"))
+        explained, baseline = said["measure"] == "explained", said["linear"] or {}
+        return _shown(explained, said["value"]), _shown(explained, baseline.get("accuracy"))
     except FileNotFoundError:
         return "not finished" if (path / LAST).exists() else "not begun", ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

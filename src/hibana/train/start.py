@@ -202,11 +202,11 @@ def _warn_of_far_potentials(net: nn.Module, outputs: Tensor, lengths: Tensor | N
     if not summing or outputs.ndim != 3 or outputs.shape[2] < 2:
         return
     potentials = padding.masked(outputs, lengths).mean(dim=0)
-    apart = potentials.std(dim=1).mean().item()
-    if apart > FAR:
+    spread = potentials.std(dim=1).mean().item()
+    if spread > FAR:
         warnings.warn(
             f"the readout LI() sums its input over {len(outputs)} steps, so that its potentials differ by "
-            f"{apart:.0f} between classes before training, and a cross-entropy of them begins far above that "
+            f"{spread:.0f} between classes before training, and a cross-entropy of them begins far above that "
             "of guessing; a time constant, such as LI(tau=20), bounds them",
             stacklevel=3,
         )

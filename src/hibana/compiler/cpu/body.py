@@ -28,14 +28,14 @@ from hibana.runtime.kernels import (
     function,
 )
 
-__all__ = ["LANES", "LINE", "NUMBERS", "Rows", "row_function"]
+__all__ = ["VECTOR", "LINE", "NUMBERS", "Rows", "row_function"]
 
-LANES = 32
+VECTOR = 32
 """Neurons in one value: two registers of AVX-512, and their truth values one integer."""
 
-MASK = BIT.of(LANES)
+MASK = BIT.of(VECTOR)
 
-OCTETS = LANES // 8
+OCTETS = VECTOR // 8
 """Bytes of their truth values."""
 
 LINE = 64
@@ -57,12 +57,12 @@ class _Block:
     def __init__(self, code: Code, rows: Rows, number: type[Pointer], at: Value, count: Value | None) -> None:
         self.code = code
         self.rows = rows
-        self.vector = number.element.of(LANES)
+        self.vector = number.element.of(VECTOR)
         self.at = at
         self.octet = at >> 3
         self.there = self.octets_there = None
         if count is not None:
-            self.there = code.counted(LONG.of(LANES)) < count.spread(LANES)
+            self.there = code.counted(LONG.of(VECTOR)) < count.spread(VECTOR)
             self.octets_there = code.counted(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
         self.places: dict[str, Pointer] = {}
         vector = self.vector
@@ -78,14 +78,14 @@ class _Block:
     def read(self, name: str) -> Value:
         place = self.place(name)
         if not isinstance(place, Bytes):
-            return place.load(LANES, self.there)
+            return place.load(VECTOR, self.there)
         if self.octets_there is None:
-            return place.of(Ints).load(align=1).mask(LANES)
-        return place.load(OCTETS, self.octets_there).word().mask(LANES)
+            return place.of(Ints).load(align=1).mask(VECTOR)
+        return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
 
     def fetch(self, name: str, *, to_write: bool) -> None:
         """Asks for the lines of a block that comes later in the row `name`."""
-        for line in range(AHEAD, AHEAD + LANES * self.vector.size, LINE):
+        for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
             self.place(name).bytes(line).fetch(to_write=to_write)
 
     def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
@@ -130,18 +130,18 @@ def row_function(
     }
 
     def write(code: Code, n: Value, in_reverse: Value, **given: Any) -> None:
-        standing = {s: given[_plain(s)].spread(LANES) for s in scalars}
+        standing = {s: given[_plain(s)].spread(VECTOR) for s in scalars}
         block = partial(_block, code, stores, given, standing, number)
         if short:
-            with code.loop(0, n, LANES) as at:
+            with code.loop(0, n, VECTOR) as at:
                 block(at, n - at)
             return
-        whole = n & -LANES
+        whole = n & -VECTOR
         turn = (whole - in_reverse).larger(0)
-        with code.loop(0, turn, LANES) as at:
+        with code.loop(0, turn, VECTOR) as at:
             block(at, nontemporal=nontemporal, ahead=ahead)
-        with code.loop(0, whole - turn, LANES) as back:
-            block(whole - LANES - back, nontemporal=nontemporal)
+        with code.loop(0, whole - turn, VECTOR) as back:
+            block(whole - VECTOR - back, nontemporal=nontemporal)
         left = n - whole
         with code.when(left.differs(0)):
             block(whole, left)

@@ -11,7 +11,7 @@ from functools import cache
 
 import torch
 
-from hibana.compiler.cpu.numbers import LANES, Numbers, lane_by_lane
+from hibana.compiler.cpu.numbers import VECTOR, Numbers, lane_by_lane
 from hibana.compiler.cpu.own import OWN
 from hibana.compiler.cpu.schedule import libm_function
 from hibana.compiler.graph.ops import OPERATIONS
@@ -46,7 +46,7 @@ def own_function(name: str, dtype: torch.dtype) -> int:
         numbers = Numbers(code, single=single)
         return OWN[name](numbers, *[x.to(DOUBLE) for x in given]).to(given[0].type)
 
-    return _row(name, dtype, LANES, computed)
+    return _row(name, dtype, VECTOR, computed)
 
 
 @cache
@@ -56,7 +56,7 @@ def library_function(name: str, dtype: torch.dtype) -> int:
     if not libm:
         return 0
     function = libm_function(name, _numbers(dtype).element)
-    return _row(name, dtype, LANES, lambda code, *given: lane_by_lane(code, function, given))
+    return _row(name, dtype, VECTOR, lambda code, *given: lane_by_lane(code, function, given))
 
 
 def _numbers(dtype: torch.dtype) -> type[Pointer]:
@@ -81,29 +81,29 @@ _WIDTHS = {"AVX512": 64, "AVX2": 32}
 def sleef_function(name: str, dtype: torch.dtype) -> int:
     """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
     kind = _numbers(dtype).element
-    lanes = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
+    width = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
-    symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{lanes}_{accuracy}"
-    if not (lanes and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
+    symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{width}_{accuracy}"
+    if not (width and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
         return 0
-    vector = kind.of(lanes)
+    vector = kind.of(width)
     function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
-    return _row(name, dtype, lanes, function)
+    return _row(name, dtype, width, function)
 
 
 _ROWS: list[object] = []
 """Kernels whose addresses were given away: they stay."""
 
 
-def _row(name: str, dtype: torch.dtype, lanes: int, computed: Callable[..., Value]) -> int:
-    """The address of a function of rows that computes `lanes` numbers at a time by `computed`."""
+def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Value]) -> int:
+    """The address of a function of rows that computes `width` numbers at a time by `computed`."""
     real, sources = _numbers(dtype), ("source", "second")[: OPERATIONS[name].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:
         n = count.signed_to(LONG)
-        with code.loop(0, n, lanes) as j:
-            there = code.counted(LONG.of(lanes)) < (n - j).spread(lanes)
-            ones = [(given[one] + j).load(lanes, there, absent=0.5) for one in sources]  # of no matter
+        with code.loop(0, n, width) as j:
+            there = code.counted(LONG.of(width)) < (n - j).spread(width)
+            ones = [(given[one] + j).load(width, there, other=0.5) for one in sources]  # of no matter
             (target + j).store(computed(code, *ones), there)
 
     kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}

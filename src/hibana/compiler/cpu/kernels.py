@@ -165,20 +165,20 @@ class CpuKernels(NativeKernels):
         if given.wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
         patterns: tuple[int, ...] = ()
-        folds: tuple[int, ...] = ()
+        reduced: tuple[int, ...] = ()
         if parameters:
             patterns = patterns_of(parameters, one.numel())
-            if given.folds and one.numel() >= self.patterns_from:
-                folds = tuple([folded(one[over:].numel()) for over in given.folds])
+            if given.reduced and one.numel() >= self.patterns_from:
+                reduced = tuple([folded(one[over:].numel()) for over in given.reduced])
         aligned, threads = place % LINE == 0, torch.get_num_threads()
-        variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, folds)
+        variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, reduced)
         again = plan.recomputed
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
         if any(patterns) and not back.repeated:
             parameters = written_out(parameters, patterns, one.numel())
         of_rows: Tensor | list[Tensor] = []
-        if back.folds:
-            of_rows, sums_at = _of_rows(back.rows, back.folds, dtype)
+        if back.reduced:
+            of_rows, sums_at = _of_rows(back.rows, back.reduced, dtype)
         else:
             sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
             sums_at = _addresses(*sums)
@@ -197,8 +197,8 @@ class CpuKernels(NativeKernels):
                 *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
             ]
             back.run(forward, values, grad_outputs.data_ptr())
-        if back.folds:
-            sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.folds])
+        if back.reduced:
+            sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.reduced])
         return grad_input, first_grads, sums
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
@@ -274,27 +274,27 @@ class CpuKernels(NativeKernels):
     def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]
 
-        def make(folds: tuple[int, ...]) -> Walk:
-            bound = self._backward_kernel(of, bool(folds))
-            return walk(bound, names, *_sizes(of.shape), of.threads, of.patterns, folds)
+        def make(reduced: tuple[int, ...]) -> Walk:
+            bound = self._backward_kernel(of, bool(reduced))
+            return walk(bound, names, *_sizes(of.shape), of.threads, of.patterns, reduced)
 
-        return _if_they_fit(make, of.folds)
+        return _if_they_fit(make, of.reduced)
 
     def _make_recomputing(self, recomputed: Plan, of: "_Variant") -> Recomputation:
         forward = self._kernel("forward", recomputed, False, False)
         names = (self._forward_names(None), self._backward_names())
         bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
 
-        def make(folds: tuple[int, ...]) -> Recomputation:
-            both = (forward, self._backward_kernel(of, bool(folds)))
-            return recomputation(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, folds)
+        def make(reduced: tuple[int, ...]) -> Recomputation:
+            both = (forward, self._backward_kernel(of, bool(reduced)))
+            return recomputation(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, reduced)
 
-        return _if_they_fit(make, of.folds)
+        return _if_they_fit(make, of.reduced)
 
-    def _backward_kernel(self, of: "_Variant", folds: bool) -> Bound:
+    def _backward_kernel(self, of: "_Variant", reduced: bool) -> Bound:
         written = of.wants_input and not of.constant and of.aligned
         nontemporal = written and self._nontemporal(*_sizes(of.shape))
-        return self._kernel("backward", of.wants_input, of.constant, nontemporal, folds)
+        return self._kernel("backward", of.wants_input, of.constant, nontemporal, reduced)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for a cache, and each step can begin where a line does."""
@@ -318,7 +318,7 @@ class CpuKernels(NativeKernels):
         return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
 
     def _backward_source(
-        self, wants_input: bool, constant: bool, nontemporal: bool = False, folds: bool = False
+        self, wants_input: bool, constant: bool, nontemporal: bool = False, reduced: bool = False
     ) -> Source:
         return backward_source(
             self.step,
@@ -328,7 +328,7 @@ class CpuKernels(NativeKernels):
             wants_input=wants_input,
             constant_input=constant,
             nontemporal=nontemporal,
-            folded=folds,
+            folded=reduced,
         )
 
 
@@ -344,29 +344,29 @@ class _Variant(NamedTuple):
     threads: int
     patterns: tuple[int, ...]
     """Of each parameter, how many neurons it is given for."""
-    folds: tuple[int, ...]
+    reduced: tuple[int, ...]
     """Of each sum that is folded, how many neurons it is for."""
 
 
 _Made = TypeVar("_Made", Walk, Recomputation)
 
 
-def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], folds: tuple[int, ...]) -> _Made:
+def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], reduced: tuple[int, ...]) -> _Made:
     """What is made with sums folded so, or, if rows don't fit them, with none folded."""
-    made = make(folds)
-    return made if made.folds == folds else make(())
+    made = make(reduced)
+    return made if made.reduced == reduced else make(())
 
 
 def _of_rows(
-    rows: int, folds: tuple[int, ...], dtype: torch.dtype
+    rows: int, reduced: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor | list[Tensor], Sequence[int]]:
     """What each row adds to each sum, and where; those of one length together, ``[sums, rows, length]``."""
-    if len(set(folds)) == 1:
-        together = torch.empty(len(folds), rows, folds[0], dtype=dtype, device=CPU)
-        size, at = rows * folds[0] * dtype.itemsize, together.data_ptr()
-        return together, range(at, at + len(folds) * size, size)
-    apart = [torch.empty(rows, length, dtype=dtype, device=CPU) for length in folds]
-    return apart, _addresses(*apart)
+    if len(set(reduced)) == 1:
+        stacked = torch.empty(len(reduced), rows, reduced[0], dtype=dtype, device=CPU)
+        size, at = rows * reduced[0] * dtype.itemsize, stacked.data_ptr()
+        return stacked, range(at, at + len(reduced) * size, size)
+    separate = [torch.empty(rows, length, dtype=dtype, device=CPU) for length in reduced]
+    return separate, _addresses(*separate)
 
 
 def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from hibana.compiler.cpu.schedule import ACCURATE
 from hibana.runtime.kernels import DOUBLE, INT, LONG, Code, Doubles, Function, Value, declared
 
-__all__ = ["LANES", "Numbers", "lane_by_lane"]
+__all__ = ["VECTOR", "Numbers", "lane_by_lane"]
 
-LANES = 8
+VECTOR = 8
 
 
 class Numbers:
@@ -26,11 +26,11 @@ class Numbers:
     def erfc(self, x: Value) -> Value:
         """Intel's function of each number: the C library's is not within two units in the last place."""
         function = declared("hibana_erfc", None, INT, Doubles, Doubles, LONG)
-        buffer = self.code.array(Doubles, LANES)
+        buffer = self.code.array(Doubles, VECTOR)
         buffer.store(x)
-        count, mode = self.code.constant(LANES, INT), self.code.constant(ACCURATE)
+        count, mode = self.code.constant(VECTOR, INT), self.code.constant(ACCURATE)
         function.do(self.code, count, buffer, buffer, mode)
-        return buffer.load(LANES)
+        return buffer.load(VECTOR)
 
     def exp(self, x: Value) -> Value:
         if not self.single:
@@ -65,6 +65,6 @@ def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> 
     """The vector of what `function` gives for each lane of the `arguments`."""
     type_ = arguments[0].type
     result = arguments[0].undefined(type_)
-    for lane in range(type_.lanes):
+    for lane in range(type_.width):
         result = result.with_lane(lane, function(code, *[x.lane(lane) for x in arguments]))
     return result

@@ -177,13 +177,13 @@ def _logit(n: Numbers, x: Value) -> Value:
 def _logaddexp(n: Numbers, x: Value, y: Value) -> Value:
     """``log(exp(x) + exp(y))``; of 64 bits to two units in the last place where it is no less than 2**-45."""
     most = (x > y).select(x, y)
-    apart = x.equals(y).select(0, x - y)  # infinities, too
-    part = _decay(n, apart)
+    difference = x.equals(y).select(0, x - y)  # infinities, too
+    part = _decay(n, difference)
     smooth = n.log1p_of_part(part)
     if n.single:
         return most + smooth
     rest = two_sum(x, -y)[1]
-    rest = (apart < 0).select(rest, -rest)
+    rest = (difference < 0).select(rest, -rest)
     rest = (abs(x - y) < math.inf).select(rest, 0)
     found = most + (smooth + part * rest / (part + 1))
     # near zero the sum cancels, or its second part is most of it: log(1 + (exp(most) - 1) + exp(least))

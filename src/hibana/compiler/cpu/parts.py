@@ -84,7 +84,7 @@ class Parts:
     @cached_property
     def before(self) -> Pass | None:
         """For a long step, a pass for what is another at the edge, where the step is then the same."""
-        if not self.inner or not is_long(self._together(1, edge=False)):
+        if not self.inner or not is_long(self._merged(1, edge=False)):
             return None
         inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
         made = Pass(f"{self.name}_before", inner, self.number, self.calls)
@@ -124,18 +124,18 @@ class Parts:
         return list(dict.fromkeys(part for part in (self.before, self.step, self.edge_step) if part))
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
-        stores = self._together(count, edge=edge)
+        stores = self._merged(count, edge=edge)
         ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
         nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
         return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, ahead)
 
-    def _together(self, count: int, *, edge: bool) -> Stores:
+    def _merged(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.
 
         A row that moves is called ``{name}.0`` at the first step done, ``{name}.1`` at the second, and so on.
         """
         known: dict[tuple[str, str], Value] = {}
-        together: Stores = {}
+        merged: Stores = {}
         now: Stores = {}
         passed: dict[str, Value] = {}
         at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
@@ -143,9 +143,9 @@ class Parts:
             standing = self._standing(i, passed, known)
             inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
             now = _replaced(self.once, _replaced(inside, {}, standing), standing)
-            together |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
+            merged |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
             passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
-        return together | {name: v for name, v in now.items() if name not in self.moving}
+        return merged | {name: v for name, v in now.items() if name not in self.moving}
 
     def _standing(
         self, ahead: int, passed: Mapping[str, Value], known: dict[tuple[str, str], Value]

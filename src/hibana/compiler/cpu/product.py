@@ -34,7 +34,7 @@ PANEL = 64
 DENSE_FROM = 4
 """A row's list of numbers is added one by one if it is shorter than this part of it: a quarter."""
 
-TOGETHER = 4
+SAMPLES_PER_TILE = 4
 """Samples that a dense product goes through the table for at once."""
 
 WIDE = 2
@@ -96,23 +96,23 @@ class _Product:
     counts: Longs
 
     def __post_init__(self) -> None:
-        self.lanes = LINE // self.x.element.size
+        self.width = LINE // self.x.element.size
         self.table_step = _bytes_of_a_row(self.table, self.outputs)
 
     def sums(self, panels: int) -> list[Variable]:
         """Registers for so many panels of sums, each zero."""
-        zeros = self.code.constant(0, self.x.element.of(self.lanes))
-        return [self.code.variable(zeros) for _ in range(panels * PANEL // self.lanes)]
+        zeros = self.code.constant(0, self.x.element.of(self.width))
+        return [self.code.variable(zeros) for _ in range(panels * PANEL // self.width)]
 
     def row(self, place: Pointer, vectors: int) -> list[Value]:
         """So many vectors of a row of the table."""
-        return [(place + self.lanes * i).load(self.lanes) for i in range(vectors)]
+        return [(place + self.width * i).load(self.width) for i in range(vectors)]
 
     def write(self, sums: Sequence[Variable], sample: Value, panel: Value) -> None:
         """Has what was summed be the panel of a sample's result."""
         y = self.y + (sample * self.y_step + panel)
         for i, one in enumerate(sums):
-            (y + self.lanes * i).store(one.value)
+            (y + self.width * i).store(one.value)
 
 
 def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Value]) -> None:
@@ -138,8 +138,8 @@ def _product(code: Code, **given: Pointer | Value) -> None:
         _by_list(p, WIDE, 0, wide)
         _by_list(p, 1, wide, p.outputs)
     with code.when(~few), code.loop(0, p.outputs, PANEL) as panel:
-        whole = p.samples & -TOGETHER
-        _through(p, panel, TOGETHER, 0, whole)
+        whole = p.samples & -SAMPLES_PER_TILE
+        _through(p, panel, SAMPLES_PER_TILE, 0, whole)
         _through(p, panel, 1, whole, p.samples)
 
 
@@ -158,13 +158,13 @@ def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer
 
 def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
     """The same by the instruction that puts elements together; it writes up to a line beyond the lists."""
-    n, lanes = code.variable(0), LINE // x.element.size
-    here = code.counted(INT.of(lanes))
-    for at, there in code.vectors(inputs, lanes):
-        vector = (x + at).load(lanes, there)
+    n, width = code.variable(0), LINE // x.element.size
+    here = code.counted(INT.of(width))
+    for at, there in code.vectors(inputs, width):
+        vector = (x + at).load(width, there)
         some = vector.differs(0)
         (values + n.value).store(vector.compressed(some))
-        (places + n.value).store((at.to(INT).spread(lanes) + here).compressed(some))
+        (places + n.value).store((at.to(INT).spread(width) + here).compressed(some))
         n.value += some.word().ones().to(LONG)
     return n.value
 
@@ -177,20 +177,20 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
         places, values = p.places + at, p.values + at
         with code.loop(0, p.counts[s]) as e:
             row = p.row(table.bytes(places[e].to(LONG) * p.table_step), len(sums))
-            _add_products(sums, values[e].spread(p.lanes), row)
+            _add_products(sums, values[e].spread(p.width), row)
         p.write(sums, s, panel)
 
 
-def _through(p: _Product, panel: Value, together: int, first: Value | int, last: Value) -> None:
+def _through(p: _Product, panel: Value, per_tile: int, first: Value | int, last: Value) -> None:
     """A panel for samples `first` to `last`, so many together."""
     code, table = p.code, p.table + panel
-    with code.loop(first, last, together) as s:
-        samples = [s + i for i in range(together)]
+    with code.loop(first, last, per_tile) as s:
+        samples = [s + i for i in range(per_tile)]
         xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(1) for _ in samples]
         with code.loop(0, p.inputs) as k:
             row = p.row(table.bytes(k * p.table_step), len(sums[0]))
             for x, each in zip(xs, sums, strict=True):
-                _add_products(each, x[k].spread(p.lanes), row)
+                _add_products(each, x[k].spread(p.width), row)
         for sample, each in zip(samples, sums, strict=True):
             p.write(each, sample, panel)
 
@@ -239,20 +239,20 @@ def _dots(
     given: Pointer,
     outputs: Value,
     indices: Longs,
-    together: int,
+    per_tile: int,
     first: Value | int,
     last: Value,
 ) -> None:
     """The dot products of what is `given` with the rows of `indices`, so many together."""
-    lanes = LINE // given.element.size
-    zeros = code.constant(0, given.element.of(lanes))
-    with code.loop(first, last, together) as e:
-        chosen = [indices[e + k] for k in range(together)]
+    width = LINE // given.element.size
+    zeros = code.constant(0, given.element.of(width))
+    with code.loop(first, last, per_tile) as e:
+        chosen = [indices[e + k] for k in range(per_tile)]
         places = [rows.bytes(index * row) for index in chosen]
         sums = [code.variable(zeros) for _ in chosen]
-        with code.loop(0, outputs, lanes) as j:
-            vectors = [(place + j).load(lanes) for place in places]
-            _add_products(sums, (given + j).load(lanes), vectors)
+        with code.loop(0, outputs, width) as j:
+            vectors = [(place + j).load(width) for place in places]
+            _add_products(sums, (given + j).load(width), vectors)
         for index, one in zip(chosen, sums, strict=True):
             out[index] = one.value.total()
 

@@ -107,7 +107,7 @@ class Recomputation(NamedTuple):
     repeated: bool
     """This and what follows: as of a :class:`Walk`."""
     rows: int
-    folds: tuple[int, ...]
+    reduced: tuple[int, ...]
 
     def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
         """Runs both; each is given what :func:`recomputation` was told the names of.
@@ -149,7 +149,7 @@ def recomputation(
     neurons: int,
     threads: int,
     patterns: Sequence[int] = (),
-    folds: Sequence[int] = (),
+    reduced: Sequence[int] = (),
 ) -> Recomputation:
     """A forward and a backward alternately over `steps` of `neurons`.
 
@@ -165,11 +165,11 @@ def recomputation(
     """
     bits = list(residuals.values())
     longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
-    rows, width, _, repeated = split_rows(steps, neurons, threads, longest, [*patterns, *folds])
+    rows, width, _, repeated = split_rows(steps, neurons, threads, longest, [*patterns, *reduced])
     pieces = max(1, min(rows, threads))
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0}
     sizes |= {"row_bytes": width // 8, "residual_step": width, **dict.fromkeys(residuals, 0)}
-    sizes |= pattern_sizes(patterns, folds, repeated)
+    sizes |= pattern_sizes(patterns, reduced, repeated)
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
     forward, backward = (Binding(bound.arguments, bound.fixed | sizes) for bound in kernels)
     starts, each = array("q", ends[:-1]), array("q", bits)
@@ -193,7 +193,7 @@ def recomputation(
         (at[0], at[1]),
         known,
         pieces * ends[-1],
-        *(repeated, rows, tuple(folds) if repeated else ()),
+        *(repeated, rows, tuple(reduced) if repeated else ()),
     )
 
 

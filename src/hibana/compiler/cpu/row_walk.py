@@ -9,7 +9,7 @@ computed by the same functions, a row at a time.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from hibana.compiler.cpu.body import LANES, LINE
+from hibana.compiler.cpu.body import LINE, VECTOR
 from hibana.compiler.cpu.parts import AT_ONCE, Moving, Parts
 from hibana.compiler.cpu.rows import Pass
 from hibana.compiler.cpu.schedule import Schedule, Source, own
@@ -94,8 +94,8 @@ class RowWalk(Schedule):
         repeated = [f"p{i}_length" for i in range(step.parameters)]
         names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
         bits = [row.base for row in self.moving.values() if row.bits]
-        folds = [name for name in names if name.endswith("_fold")]
-        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *repeated, *folds), bits)
+        reduced = [name for name in names if name.endswith("_fold")]
+        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *repeated, *reduced), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
         if len(scratch) > MANY:  # a stack is small
@@ -191,7 +191,7 @@ class RowWalk(Schedule):
         steps = self.size["steps"]
         several = self.code.constant(0)
         if parts.steps:
-            several = (self.n & (LANES - 1)).equals(0).select(steps // AT_ONCE, 0)
+            several = (self.n & (VECTOR - 1)).equals(0).select(steps // AT_ONCE, 0)
         at_once = several * AT_ONCE
         if not parts.inner:
             self._groups(parts.steps, 0, several, 0)

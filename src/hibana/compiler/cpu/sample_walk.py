@@ -21,7 +21,7 @@ from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
 
 __all__ = ["SampleWalk"]
 
-_SIZES = ("steps", "samples", "neurons", "padded", "together", "blocks", "blocks_each", "workspace_bytes")
+_SIZES = ("steps", "samples", "neurons", "padded", "per_tile", "blocks", "blocks_each", "workspace_bytes")
 _STRIDES = ("input_step", "grad_outputs_step", "row_bytes", "sample_bytes", "wants_first")
 
 
@@ -73,8 +73,8 @@ class SampleWalk(Schedule):
             first = piece * size["blocks_each"]
             last = (first + size["blocks_each"]).smaller(size["blocks"])
             with code.loop(first, last) as block:
-                self.sample = block * size["together"]
-                self.count = size["together"].smaller(size["samples"] - self.sample)
+                self.sample = block * size["per_tile"]
+                self.count = size["per_tile"].smaller(size["samples"] - self.sample)
                 self._begin()
                 self._steps()
                 self._end()
@@ -100,8 +100,8 @@ class SampleWalk(Schedule):
         size = self.size
         at = self.at["workspace"] + piece * size["workspace_bytes"]
         at.clear(size["workspace_bytes"])
-        padded, together = size["padded"], size["together"]
-        numbers, octets = together * padded, padded >> 3
+        padded, per_tile = size["padded"], size["per_tile"]
+        numbers, octets = per_tile * padded, padded >> 3
 
         def taken(kind: type[Pointer], count: Value) -> Any:
             nonlocal at
@@ -114,7 +114,7 @@ class SampleWalk(Schedule):
         self.all_bits, self.no_bits = taken(Bytes, octets), taken(Bytes, octets)
         lists = (self.number, numbers), (Ints, numbers), (Longs, padded)
         self.values, self.places, self.indices = [taken(k, n + LINE // k.element.size) for k, n in lists]
-        self.counts = taken(Longs, together)
+        self.counts = taken(Longs, per_tile)
         self.all_bits.clear(octets, 0xFF)
 
     @contextmanager
@@ -202,8 +202,8 @@ class SampleWalk(Schedule):
         moving = self._moving(name)
         if moving is not None:
             row, when = moving
-            apart = self._sample_step(row)
-            return self._at_step(row, t, when) + self.sample * apart, apart
+            distance = self._sample_step(row)
+            return self._at_step(row, t, when) + self.sample * distance, distance
         if edge and name in self.edge:
             there = self.at[self.edge[name]].given()
             return self._given(self.edge[name], self.sample), there.select(self.size["neurons"], 0)

@@ -147,15 +147,15 @@ class SampleKernels(NativeKernels):
         wide = padded(neurons)
         each = max(1, -(-samples // threads))
         near = NEAR // (max(1, kernel.rows) * wide * self.size)
-        together = max(1, min(each, MOST, max(4, near)))
-        blocks = -(-samples // together)
+        per_tile = max(1, min(each, MOST, max(4, near)))
+        blocks = -(-samples // per_tile)
         pieces = min(blocks, threads)
         blocks_each = -(-blocks // pieces) if pieces else 0
-        bytes_ = workspace(kernel.rows, wide, together, self.size)
+        bytes_ = workspace(kernel.rows, wide, per_tile, self.size)
         bytes_ = -(-bytes_ // 64) * 64
         sizes = {
             **{"steps": steps, "samples": samples, "neurons": neurons, "padded": wide},
-            **{"together": together, "blocks": blocks, "blocks_each": blocks_each, "workspace_bytes": bytes_},
+            **{"per_tile": per_tile, "blocks": blocks, "blocks_each": blocks_each, "workspace_bytes": bytes_},
             **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
         }
         return _Schedule(ready(kernel.kernel.address, pieces), sizes, bytes_ * pieces)

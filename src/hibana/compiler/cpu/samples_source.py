@@ -12,10 +12,10 @@ from hibana.compiler.graph.synapses import gated
 __all__ = ["backward_source", "forward_source", "workspace"]
 
 
-def workspace(rows: int, padded: int, together: int, size: int) -> int:
-    """Bytes of a thread's own memory, for `rows` rows of each of `together` samples."""
-    lists = together * padded * (4 + size) + 3 * LINE + 8 * together + 8 * padded
-    return (rows * together + 1) * padded * size + lists + padded // 4
+def workspace(rows: int, padded: int, per_tile: int, size: int) -> int:
+    """Bytes of a thread's own memory, for `rows` rows of each of `per_tile` samples."""
+    lists = per_tile * padded * (4 + size) + 3 * LINE + 8 * per_tile + 8 * padded
+    return (rows * per_tile + 1) * padded * size + lists + padded // 4
 
 
 def forward_source(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:

@@ -99,11 +99,11 @@ def backward_source(
         "backward", once, moving, left, before, NUMBERS[real], calls, nontemporal=nontemporal, earlier=1
     )
     walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
-    folds = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
+    reduced = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
     walk.read(
         step,
         map(own, carried_rows),
-        [*SIZES, *folds.values()],
+        [*SIZES, *reduced.values()],
         BACKWARD,
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
@@ -116,10 +116,10 @@ def backward_source(
             walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
         walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
         for name, base in sums.items():
-            walk.carried(name, "" if name in folds else base)
+            walk.carried(name, "" if name in reduced else base)
         walk.parameters(step)
         begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
         walk.steps(parts, begun)
-        for name, fold in folds.items():
+        for name, fold in reduced.items():
             walk.fold(name, sums[name], fold)
     return walk.made()

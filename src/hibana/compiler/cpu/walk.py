@@ -63,7 +63,7 @@ class Walk(NamedTuple):
     """Whether parameters that repeat are given as one; else they are written out."""
     rows: int
     """How many rows there are."""
-    folds: tuple[int, ...]
+    reduced: tuple[int, ...]
     """How many neurons each sum over time ends in, of each row; none, if they are not folded."""
 
     def run(self, *given: int) -> None:
@@ -78,21 +78,21 @@ def walk(
     neurons: int,
     threads: int,
     patterns: Sequence[int] = (),
-    folds: Sequence[int] = (),
+    reduced: Sequence[int] = (),
 ) -> Walk:
     """A kernel over `steps` of `neurons`, split among `threads`; at each launch it is given `names`.
 
-    `patterns` are how many neurons a parameter is given for, over and over; 0, if for each. `folds` are how
+    `patterns` are how many neurons a parameter is given for, over and over; 0, if for each. `reduced` are how
     many each sum over time ends in.
     """
-    count, width, grain, repeated = split_rows(steps, neurons, threads, bound.row, [*patterns, *folds])
+    count, width, grain, repeated = split_rows(steps, neurons, threads, bound.row, [*patterns, *reduced])
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
     sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons} | pattern_sizes(
-        patterns, folds, repeated
+        patterns, reduced, repeated
     )
     binding = Binding(bound.arguments, bound.fixed | sizes)
     work = ready(bound.kernel.address, count, grain)
-    repeating = (repeated, count, tuple(folds) if repeated else ())
+    repeating = (repeated, count, tuple(reduced) if repeated else ())
     return Walk(work, binding, binding.pack_named(names), *repeating)
 
 
@@ -124,10 +124,10 @@ def split_rows(
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width)), repeated
 
 
-def pattern_sizes(patterns: Sequence[int], folds: Sequence[int], repeated: bool) -> dict[str, int]:
+def pattern_sizes(patterns: Sequence[int], reduced: Sequence[int], repeated: bool) -> dict[str, int]:
     """By the argument of a kernel: how many neurons a parameter is for, over and over; 0, if for each.
 
     And how many neurons a sum ends in.
     """
     sizes = {f"p{i}_length": length if repeated else 0 for i, length in enumerate(patterns)}
-    return sizes | {f"sum{i}_fold": length for i, length in enumerate(folds)}
+    return sizes | {f"sum{i}_fold": length for i, length in enumerate(reduced)}

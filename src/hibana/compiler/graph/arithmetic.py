@@ -99,10 +99,10 @@ def _xlogy(make: Make, value: Make, x: Any, y: Any) -> Any:
 
 def _lerp(make: Make, value: Make, start: Any, end: Any, weight: Any) -> Any:
     start, end, weight = value(start), value(end), value(weight)
-    apart = make("sub", end, start)
+    difference = make("sub", end, start)
     near = make("lt", make("abs", weight), value(0.5))
     other = make("sub", weight, value(1))
-    return make("fma", where(make, near, weight, other), apart, where(make, near, start, end))
+    return make("fma", where(make, near, weight, other), difference, where(make, near, start, end))
 
 
 def _addcmul(make: Make, value: Make, x: Any, y: Any, z: Any, *, value_: Any = 1) -> Any:

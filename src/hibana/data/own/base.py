@@ -39,20 +39,20 @@ class Raw:
     values: Any
     labels: list[str] | None
     names: list[str]
-    told: str = ""
+    summary: str = ""
     parts: Parts | None = None
     label: str = "class"
     how: Sequence[str] = ()
 
     def said(self, name: str) -> str:
         """What the file called `name` holds, and before it how it was read."""
-        return f"{name}: {', '.join([*self.how, *([self.told] if self.told else [])])}"
+        return f"{name}: {', '.join([*self.how, *([self.summary] if self.summary else [])])}"
 
     def only(self, kept: Sequence[int]) -> "Raw":
         """Those samples alone, of `values` that are a list; given parts are then no more."""
         labels = None if self.labels is None else [self.labels[index] for index in kept]
         values, names = ([each[index] for index in kept] for each in (self.values, self.names))
-        return Raw(values, labels, names, self.told, None, self.label, self.how)
+        return Raw(values, labels, names, self.summary, None, self.label, self.how)
 
 
 class Inputs(ABC):
@@ -142,7 +142,7 @@ class Own(DataSet):
         self.given_test = Path(test).expanduser() if isinstance(test, str | Path) else test
         self.label, self.task, self.missing, self.unit, self.steps = label, task, missing, unit, steps
         self.description = description
-        self.told = ""
+        self.summary = ""
 
     @abstractmethod
     def read(self, source: Any) -> Raw:
@@ -156,7 +156,7 @@ class Own(DataSet):
         with readable(self.source):
             raw = self.read(self.source)
         if raw.labels is None:
-            raise ValueError(f"{self.called} must have labels to learn from; {raw.told or 'it has none'}")
+            raise ValueError(f"{self.called} must have labels to learn from; {raw.summary or 'it has none'}")
         guessed = target.learned_from(raw.label, raw.labels, range(len(raw.labels)), self.task)
         split = raw.parts or drawn(
             raw.labels, self.seed, stratified=bool(guessed.classes), tested=self.given_test is None
@@ -166,12 +166,12 @@ class Own(DataSet):
             self.description = Description(self.kind, self.learn(raw, split[0]), learned)
         self.trained = self.description
         made = self._samples(raw)
-        self.told = f"{raw.said(self.called)}, {self.trained.target}"
+        self.summary = f"{raw.said(self.called)}, {self.trained.target}"
         if self.given_test is None:
             return _part(made, split[0]), _part(made, split[1]), _part(made, split[2])
         with readable(self.given_test):
             held = self.read(self.given_test)  # as the training part was described
-        self.told += f"\n{held.said(called(self.given_test, 'test'))}"
+        self.summary += f"\n{held.said(called(self.given_test, 'test'))}"
         return _part(made, split[0]), _part(made, split[1]), self._samples(held)
 
     def _samples(self, raw: Raw) -> InMemory:

@@ -133,14 +133,14 @@ class Events(Own):
         values, used = _recordings(found, self.columns)
         if self.columns and not used:
             raise ValueError(f"event_columns is of files that do not name them; those of {self.called} do")
-        told = f"{len(values):,} recordings, {sum(map(len, values)):,} events"
+        summary = f"{len(values):,} recordings, {sum(map(len, values)):,} events"
         if found.files[0].suffix.lower() == ".csv" and is_headed(found.files[0]):
-            told += " by the names of their columns (--kind sequences if they are none)"
+            summary += " by the names of their columns (--kind sequences if they are none)"
         elif used:
             guess = "" if self.columns else ", as their values say (--event-columns if not)"
-            told += f" with the columns {' '.join(used)}{guess}"
+            summary += f" with the columns {' '.join(used)}{guess}"
         self.columns = used
-        return Raw(values, found.labels, found.names, told, found.parts)
+        return Raw(values, found.labels, found.names, summary, found.parts)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         lengths = sorted(float(np.ptp(raw.values[index][:, 0])) for index in training)
@@ -156,7 +156,7 @@ class Events(Own):
                 f"recordings must be of a sensor of at most {order.MOST_SIDE:,} pixels a side, unless its "
                 f"size is given; got events on {height}x{width}{used}"
             )
-        raw.told += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
+        raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
         return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins, self.columns)
 
 

@@ -51,9 +51,9 @@ def opened(source: Any) -> "tuple[DataFrame, list[str]]":
         if path.suffix.lower() in (".parquet", ".pq"):
             import pyarrow  # noqa: F401 - pandas says of its absence what is no ModuleNotFoundError
 
-            table, told = pandas.read_parquet(path), list[str]()
+            table, summary = pandas.read_parquet(path), list[str]()
         else:
-            table, told = _of_text(path)
+            table, summary = _of_text(path)
     except OSError as error:
         raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
@@ -63,7 +63,7 @@ def opened(source: Any) -> "tuple[DataFrame, list[str]]":
         raise ValueError(f"table {path} must have rows, it has none")
     if all(isinstance(name, int) for name in table.columns):
         table.columns = [f"{PLAIN}{number}" for number in range(1, len(table.columns) + 1)]
-    return table.rename(columns=str), told
+    return table.rename(columns=str), summary
 
 
 def _of_text(path: Path) -> "tuple[DataFrame, list[str]]":
@@ -77,10 +77,10 @@ def _of_text(path: Path) -> "tuple[DataFrame, list[str]]":
         return _in(path, "utf-8-sig")
     except UnicodeDecodeError:
         try:
-            table, told = _in(path, "cp1252")
+            table, summary = _in(path, "cp1252")
         except UnicodeDecodeError:
             raise ValueError("its text is neither UTF-8 nor cp1252; save it as UTF-8") from None
-        return table, ["not UTF-8, read as cp1252", *told]
+        return table, ["not UTF-8, read as cp1252", *summary]
 
 
 def _in(path: Path, encoding: str) -> "tuple[DataFrame, list[str]]":

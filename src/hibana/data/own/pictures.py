@@ -83,7 +83,7 @@ class Images(Own):
         least, most = min(sizes), max(sizes)
         came = f"{least[0]}x{least[1]}" + (f" to {most[0]}x{most[1]}" if least != most else "")
         brought = "" if sizes == {(height, width)} else f" brought to {height}x{width}"
-        raw.told += f", {'colour' if colour else 'grey'}, {came} pixels{brought}"
+        raw.summary += f", {'colour' if colour else 'grey'}, {came} pixels{brought}"
         return ImageInputs(height, width, colour)
 
 

@@ -56,12 +56,12 @@ class Scale:
         return ""
 
 
-def learned_from(values: Tensor, *, unit: bool, together: bool = False) -> Scale:
+def learned_from(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
     """The scale on which `values`, ``[..., F]``, have mean 0 and deviation 1; with `unit`, reach from 0 to 1.
 
-    A feature that never changes becomes 0. `together` takes one scale for all features.
+    A feature that never changes becomes 0. `joint` takes one scale for all features.
     """
-    flat = values.reshape(-1, 1 if together else values.shape[-1]).double()
+    flat = values.reshape(-1, 1 if joint else values.shape[-1]).double()
     low, high = flat.amin(0), flat.amax(0)
     deviation, mean = torch.std_mean(flat, dim=0, correction=0)
     shift, width = (low, high - low) if unit else (mean, deviation)

@@ -127,9 +127,9 @@ class Sequences(Own):
             with readable(self.source):
                 pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))  # of a folder that holds one
             self.source = pairs[0] if len(pairs) == 1 else self.source
-            beside = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
-            if self.given_test is None and beside != self.source and beside.exists():
-                self.given_test = beside
+            test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
+            if self.given_test is None and test_file != self.source and test_file.exists():
+                self.given_test = test_file
 
     def read(self, source: Any) -> Raw:
         if self.labels is not None:
@@ -145,14 +145,14 @@ class Sequences(Own):
         gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
         if any(gaps) and self.missing == "refuse":
             raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
-        told = ""
+        summary = ""
         if any(gaps) and self.missing == "drop":
             kept = [index for index, gap in enumerate(gaps) if not gap]
             raw = raw.only(kept)
-            told = f", {sum(gaps)} sequences with missing values left out"
+            summary = f", {sum(gaps)} sequences with missing values left out"
         elif any(gaps):
             share = np.isnan(np.concatenate(raw.values)).mean()
-            told = f", {share:.1%} missing, filled with the median"
+            summary = f", {share:.1%} missing, filled with the median"
         lengths = [len(frames) for frames in raw.values]
         known = None if self.description is None else self.description.inputs
         if isinstance(known, SequenceInputs):
@@ -163,12 +163,12 @@ class Sequences(Own):
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         count = len(self._features)
-        raw.told = (
+        raw.summary = (
             f"{len(lengths):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
-            f"{'feature' if count == 1 else 'features'}, {spread} steps, {how} to {self.steps}{told}"
+            f"{'feature' if count == 1 else 'features'}, {spread} steps, {how} to {self.steps}{summary}"
         )
         if self.labels is None and series_arrays.is_array(source):
-            raw.told += " (--kind arrays if they have no time axis)"
+            raw.summary += " (--kind arrays if they have no time axis)"
         return raw
 
     def _in_arrays(self, source: Any) -> bool:
@@ -311,9 +311,9 @@ def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:
 
 
 def _frames(table: Any, features: Sequence[str], where: str) -> "np.ndarray[Any, Any]":
-    absent = [name for name in features if name not in table.columns]
-    if absent:
-        raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {absent[0]!r}")
+    unknown = [name for name in features if name not in table.columns]
+    if unknown:
+        raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {unknown[0]!r}")
     try:
         return np.stack([_numbers(name, table[name]) for name in features], axis=1)
     except ValueError as error:

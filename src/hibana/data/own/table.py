@@ -88,11 +88,11 @@ class TableInputs(Inputs):
             there = set(written)
         whole = [name for name in written if name in there and name not in names]  # dates, of which parts are
         table = pandas.concat([table, *(parts(name, table[name]) for name in whole)], axis=1)
-        absent = [name for name in names if name not in table.columns]
-        if absent:
+        gaps = [name for name in names if name not in table.columns]
+        if gaps:
             raise ValueError(
                 f"table must have the {len(names)} columns that were trained on; it has "
-                f"{len(table.columns)}, and no {absent[0]!r}"
+                f"{len(table.columns)}, and no {gaps[0]!r}"
             )
         return table[names]
 
@@ -116,12 +116,12 @@ class TableInputs(Inputs):
         numeric = np.array([not column.categories for column in self.columns])
         chosen = [column for column in self.columns if not column.categories]
         numbers = _matrix(values[[column.name for column in chosen]])
-        absent = np.isnan(numbers)
-        if self.missing == "refuse" and absent.any():
-            at = int(absent.any(axis=0).argmax())
-            row = int(absent[:, at].argmax()) + 1
+        gaps = np.isnan(numbers)
+        if self.missing == "refuse" and gaps.any():
+            at = int(gaps.any(axis=0).argmax())
+            row = int(gaps[:, at].argmax()) + 1
             raise ValueError(f"table must have no missing values, row {row} has none in {chosen[at].name!r}")
-        made[:, places[numeric]] = np.where(absent, [column.fill for column in chosen], numbers)
+        made[:, places[numeric]] = np.where(gaps, [column.fill for column in chosen], numbers)
         return torch.from_numpy(made)
 
     def unlike(self, values: "DataFrame") -> str:
@@ -136,7 +136,7 @@ class Table(Own):
     """A table: a CSV or Parquet file, or a ``pandas.DataFrame``.
 
     Whether the file has a header, what separates its columns, which are numbers and which categories, and
-    which is to be learned is seen from it, and said in :attr:`told`. Numbers are brought to mean 0 and
+    which is to be learned is seen from it, and said in :attr:`summary`. Numbers are brought to mean 0 and
     deviation 1 by the training part; categories become one number each; a column of another text in each row,
     or that numbers the rows, is left out. Rows without a label are left out.
 
@@ -151,7 +151,7 @@ class Table(Own):
     >>> frame = pandas.DataFrame({"size": range(20), "kind": ["a", "b"] * 10})
     >>> table = Table(frame, label="kind")
     >>> table.setup()
-    >>> print(table.told)
+    >>> print(table.summary)
     Table: 20 rows, 1 number, label `kind`: 2 classes (training part: a 7, b 7)
     """
 
@@ -174,32 +174,32 @@ class Table(Own):
         name = called(source, type(self).__name__)
         if label not in table.columns:
             raise ValueError(f"{name} must have a column {label!r}, the label that was trained on")
-        absent = table[label].isna()
-        table = table[~absent].reset_index(drop=True)
+        gaps = table[label].isna()
+        table = table[~gaps].reset_index(drop=True)
         if len(table) == 0:
             raise ValueError(f"{name} must have rows with a label; {label!r} is empty in all")
-        if absent.any() and table[label].nunique() == 1:
+        if gaps.any() and table[label].nunique() == 1:
             raise ValueError(
                 f"label {label!r} must have at least two classes, got {table[label].iloc[0]}; "
-                f"{int(absent.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
+                f"{int(gaps.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
                 f"read so"
             )
         inputs, left = self._inputs(table, label) if known is None else (known.chosen(table), [])
         gaps = inputs.isna()
         share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
-        told = [f"{len(table):,} rows", *_counted(inputs)]
+        summary = [f"{len(table):,} rows", *_counted(inputs)]
         if share and self.missing == "drop":
             whole = ~gaps.any(axis=1)
             inputs, table = inputs[whole].reset_index(drop=True), table[whole].reset_index(drop=True)
-            told.append(f"{int((~whole).sum()):,} rows with missing values left out")
+            summary.append(f"{int((~whole).sum()):,} rows with missing values left out")
         elif share:
-            told.append(f"{share:.1%} missing, filled with the median")
-        if absent.any():
-            told.append(f"{int(absent.sum()):,} rows without a label left out")
-        told += left
-        told += _grouping(table)
+            summary.append(f"{share:.1%} missing, filled with the median")
+        if gaps.any():
+            summary.append(f"{int(gaps.sum()):,} rows without a label left out")
+        summary += left
+        summary += _grouping(table)
         labels = listed(table[label].tolist())
-        return Raw(inputs, labels, _rows(table), ", ".join(told), label=label, how=how)
+        return Raw(inputs, labels, _rows(table), ", ".join(summary), label=label, how=how)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         frame = raw.values
@@ -242,15 +242,15 @@ class Table(Own):
     def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
         """The columns to learn from, and what to say of others."""
         if self.columns is not None:
-            absent = [name for name in self.columns if name not in table.columns]
-            if absent or label in self.columns:
+            gaps = [name for name in self.columns if name not in table.columns]
+            if gaps or label in self.columns:
                 raise ValueError(
-                    f"columns must be others than the label of {self.called}, got {absent or label}"
+                    f"columns must be others than the label of {self.called}, got {gaps or label}"
                 )
         names = [name for name in table.columns if name != label] if self.columns is None else self.columns
-        chosen, told = numbers_of(table[names], self.dates, self.called)
+        chosen, summary = numbers_of(table[names], self.dates, self.called)
         if self.columns is not None:
-            return chosen, told
+            return chosen, summary
         kept, left = [], []
         empty = chosen.isna().all().to_numpy()
         most = min(MOST_CATEGORIES, len(table) // 2)
@@ -264,7 +264,7 @@ class Table(Own):
             why = "; left out, as empty, numbers of rows or text that differs from row to row: "
             shown = why + ", ".join(left) if left else ""
             raise ValueError(f"{self.called} must have columns to learn from beside {label!r}{shown}")
-        return chosen[kept], told + ([f"left out: {', '.join(left)}"] if left else [])
+        return chosen[kept], summary + ([f"left out: {', '.join(left)}"] if left else [])
 
 
 def _rows(table: "DataFrame") -> list[str]:

@@ -144,7 +144,7 @@ class Arrays(Own):
             return ArrayInputs(values.shape[1:], None)
         part = torch.from_numpy(values[list(training)].astype(np.float64))
         flat = part.ndim == 2
-        learned = scale.learned_from(part, unit=self.unit or not flat, together=not flat)
+        learned = scale.learned_from(part, unit=self.unit or not flat, joint=not flat)
         return ArrayInputs(values.shape[1:], learned)
 
 

@@ -44,7 +44,7 @@ class Rows:
 
     def function(self, over: Active) -> list[str]:
         """A function that adds several rows at once, if they are."""
-        if not self._together(over):
+        if not self._merged(over):
             return []
         rows = "ab" if over.valued else "abcd"
         times = f"{self._factor(over)} x, {self._factor(over)} y, " if over.valued else ""
@@ -61,12 +61,12 @@ class Rows:
 
     def lines(self, over: Active) -> list[str]:
         """What adds a row for each of `over` to the sums."""
-        if self._together(over):
+        if self._merged(over):
             return self._pairs(over) if over.valued else self._fours(over)
         times = "x * " if over.valued else ""
         return block(over.head, [*over.begins, *self._row(f"{times}{self.weights}[i][o]")])
 
-    def _together(self, over: Active) -> bool:
+    def _merged(self, over: Active) -> bool:
         """Whether rows are added together: where there are as many, and a list holds nothing but places."""
         return bool(over.array) and self.inputs >= (2 if over.valued else 4)
 

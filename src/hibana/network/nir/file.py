@@ -48,14 +48,14 @@ def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
             assert program.stderr is not None
             found = _Findings(max_bytes)
             found.take_from(program.stdout)
-            told = b"" if found.begun else program.stderr.read()
+            message = b"" if found.begun else program.stderr.read()
         finally:
             watch.cancel()
             if not (found.ended and found.begun):
                 program.kill()
     if not found.begun:
         reason = (
-            told.decode(errors="replace").strip().splitlines() or [f"it ended with {program.returncode}"]
+            message.decode(errors="replace").strip().splitlines() or [f"it ended with {program.returncode}"]
         )[-1]
         raise RuntimeError(f"{os.fspath(path)} can't be read, because no process can do it: {reason}")
     if not found.ended:
@@ -101,10 +101,10 @@ class _Findings:
             self.left -= line + data
             if len(sizes) < 16 or line > LONGEST_LINE or self.left < 0:
                 return
-            told, array = stream.read(line), bytearray(data)
-            if len(told) < line or stream.readinto(array) < data:  # type: ignore[attr-defined] # it is buffered
+            message, array = stream.read(line), bytearray(data)
+            if len(message) < line or stream.readinto(array) < data:  # type: ignore[attr-defined] # it is buffered
                 return
-            place, kind, value = json.loads(told)
+            place, kind, value = json.loads(message)
             self.take(place, kind, value, array)
 
     def take(self, place: list[str], kind: str, value: Any, data: bytearray) -> None:

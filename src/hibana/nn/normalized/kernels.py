@@ -16,7 +16,7 @@ from hibana.runtime.kernels import (
 
 __all__ = ["moments", "moments_of_blocks", "moments_of_pieces", "scales", "through_moments"]
 
-LANES = 64
+VECTOR = 64
 """Channels that are gone through at a time."""
 WIDE = 16
 """And in float64."""
@@ -87,16 +87,16 @@ def _of_block(
 ) -> None:
     first = block * each
     last = (first + each).smaller(pixels)
-    count = (last - first).real(FLOAT).spread(LANES)
-    for channel, there in code.vectors(channels, LANES):
-        total, drift, square = (code.variable(0.0, FLOAT.of(LANES)) for _ in range(3))
+    count = (last - first).real(FLOAT).spread(VECTOR)
+    for channel, there in code.vectors(channels, VECTOR):
+        total, drift, square = (code.variable(0.0, FLOAT.of(VECTOR)) for _ in range(3))
         with code.loop(first, last) as pixel:
-            total.value += (source + (pixel * channels + channel)).load(LANES, there)
+            total.value += (source + (pixel * channels + channel)).load(VECTOR, there)
         mean = total.value / count
         with code.loop(first, last) as pixel:
-            apart = (source + (pixel * channels + channel)).load(LANES, there) - mean
-            drift.value += apart
-            square.value = apart.fused(apart, square.value)
+            deviation = (source + (pixel * channels + channel)).load(VECTOR, there) - mean
+            drift.value += deviation
+            square.value = deviation.fused(deviation, square.value)
         at = block * channels + channel
         (means + at).store(mean, there)
         (drifts + at).store(drift.value, there)
@@ -146,8 +146,8 @@ def moments(
                     about, drift, square = found
                     exact = about + drift / count
                     if second:
-                        apart = exact - centre.value
-                        spread.value += square - drift * drift / count + apart * apart * count
+                        deviation = exact - centre.value
+                        spread.value += square - drift * drift / count + deviation * deviation * count
                     else:
                         centre.value += exact * count
                 if not second:
@@ -171,11 +171,11 @@ def _given(
     code: Code, inverse: Value, weight: Pointer, bias: Pointer, channel: Value, there: Value | None
 ) -> tuple[Value, Value]:
     """`inverse` times the weight, and the bias, of the channels from one on; without what is not given."""
-    factor, term, lanes = code.variable(inverse), code.variable(0.0, inverse.type), inverse.type.lanes
+    factor, term, width = code.variable(inverse), code.variable(0.0, inverse.type), inverse.type.width
     with code.when(weight.given()):
-        factor.value *= (weight + channel).load(lanes, there)
+        factor.value *= (weight + channel).load(width, there)
     with code.when(bias.given()):
-        term.value = (bias + channel).load(lanes, there)
+        term.value = (bias + channel).load(width, there)
     return factor.value, term.value
 
 
@@ -200,14 +200,14 @@ def scales(
     What is not given is left out. `eps` is the bits of a float32. The shift is rounded once, as in torch's
     own kernel. One piece of work.
     """
-    added = eps.to(INT).number().spread(LANES)
+    added = eps.to(INT).number().spread(VECTOR)
     with code.loop(begin, end):
-        for channel, there in code.vectors(channels, LANES):
-            one = _inverse((variance + channel).load(LANES, there), added)
+        for channel, there in code.vectors(channels, VECTOR):
+            one = _inverse((variance + channel).load(VECTOR, there), added)
             factor, term = _given(code, one, weight, bias, channel, there)
             (inverse + channel).store(one, there)
             (scale + channel).store(factor, there)
-            (shift + channel).store((-(mean + channel).load(LANES, there)).fma(factor, term), there)
+            (shift + channel).store((-(mean + channel).load(VECTOR, there)).fma(factor, term), there)
 
 
 @kernel
@@ -231,19 +231,19 @@ def through_moments(
 
     -scale * (of_shift + (source - mean) * inverse^2 * of_scale) / pixels
     """
-    count = pixels.real(FLOAT).spread(LANES)
+    count = pixels.real(FLOAT).spread(VECTOR)
     with code.scratch((Floats, channels), (Floats, channels)) as (slopes, shifts):
-        for channel, there in code.vectors(channels, LANES):
+        for channel, there in code.vectors(channels, VECTOR):
             rows = (mean, inverse, scale, of_scale, of_shift)
-            about, root, factor, to_scale, to_shift = ((row + channel).load(LANES, there) for row in rows)
+            about, root, factor, to_scale, to_shift = ((row + channel).load(VECTOR, there) for row in rows)
             share = -factor / count
             slope = share * root * root * to_scale
             (slopes + channel).store(slope, there)
             (shifts + channel).store(share * to_shift - slope * about, there)
         with code.loop(begin * each, (end * each).smaller(pixels)) as pixel:
-            for channel, there in code.vectors(channels, LANES):
+            for channel, there in code.vectors(channels, VECTOR):
                 at = pixel * channels + channel
-                slope, shift = ((row + channel).load(LANES, there) for row in (slopes, shifts))
+                slope, shift = ((row + channel).load(VECTOR, there) for row in (slopes, shifts))
                 place = gradient + at
-                value = place.load(LANES, there) + shift
-                place.store((source + at).load(LANES, there).fused(slope, value), there)
+                value = place.load(VECTOR, there) + shift
+                place.store((source + at).load(VECTOR, there).fused(slope, value), there)

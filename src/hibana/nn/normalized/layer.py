@@ -85,10 +85,10 @@ class Normalized(nn.Sequential):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Sequential's name for it
         """What the neurons emit over `input`, ``[T, batch, ...]``."""
         if is_name(input):
-            return self._apart(input, "the call is traced")
+            return self._unfused(input, "the call is traced")
         layers = self._layers(input)
         if isinstance(layers, str):
-            return self._apart(input, layers)
+            return self._unfused(input, layers)
         each, neurons, norm, before, _, of_the_batch = layers
         if any(module._modules or isinstance(module, Stateful) for module in before):
             check_knows_no_time("each", each.module)  # it may have got another since
@@ -118,7 +118,7 @@ class Normalized(nn.Sequential):
         how = f"apart: {self._reason}" if self._reason else "in the neurons' own pass"
         return f"normalised {how}"
 
-    def _apart(self, input_: Tensor, reason: str) -> Tensor:
+    def _unfused(self, input_: Tensor, reason: str) -> Tensor:
         self.__dict__["_reason"] = reason
         return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MOVE", "PLAY", "apart", "coloured", "room", "short"]
+__all__ = ["MOVE", "PLAY", "spread_out", "coloured", "room", "short"]
 
 PLAY = """
 clearInterval(window.playing)
@@ -36,7 +36,7 @@ def coloured(layer: dict[str, Any], colour: str) -> dict[str, Any]:
     }
 
 
-def apart(ends: np.ndarray[Any, Any], distance: float) -> list[float]:
+def spread_out(ends: np.ndarray[Any, Any], distance: float) -> list[float]:
     """The ends of lines as places for names, moved up where they lie closer than `distance`."""
     places, height = ends.astype(float), -np.inf
     for index in ends.argsort():

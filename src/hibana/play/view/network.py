@@ -22,7 +22,7 @@ from bokeh.models import (
 from hibana.play.network import DIGITS
 from hibana.play.pump import Pump
 from hibana.play.source import Trouble
-from hibana.play.view.drawn import MOVE, PLAY, apart, coloured, room, short
+from hibana.play.view.drawn import MOVE, PLAY, coloured, room, short, spread_out
 from hibana.play.view.fields import WIDTH, label
 from hibana.play.view.look import BLUE, GREY, LAYERS, RED, WIDGET, Figure, Look, empty
 
@@ -280,7 +280,7 @@ class NetworkView:
         }
         self._names.data = {
             "x": [steps - 1] * classes,
-            "y": apart(potentials[-1], min(0.06, 0.9 / classes) * float(np.ptp(potentials))),
+            "y": spread_out(potentials[-1], min(0.06, 0.9 / classes) * float(np.ptp(potentials))),
             "name": names,
             "colour": colours,
         }

@@ -11,7 +11,7 @@ from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.convolution.strided import remainders
+from hibana.spikes.convolution.strided import stride_phases
 from hibana.spikes.layer import Found, numbers_as_bits
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes, joined
@@ -97,9 +97,9 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
         out = torch.empty(shape, dtype=torch.float32, device="cpu")
         _on_support(support, weight, grad, geometry, out)
         return out.permute(0, 3, 1, 2)
-    parts = remainders(geometry)
-    met = sum(part.geometry.image[0] * part.geometry.image[1] for part in parts)
-    made = torch.empty if met == geometry.image[0] * geometry.image[1] else torch.zeros
+    parts = stride_phases(geometry)
+    covered = sum(part.geometry.image[0] * part.geometry.image[1] for part in parts)
+    made = torch.empty if covered == geometry.image[0] * geometry.image[1] else torch.zeros
     out = made(shape, dtype=torch.float32, device="cpu")
     for part in parts:
         given = part.bits(support, geometry), part.weight(weight), grad, part.geometry
@@ -113,15 +113,15 @@ def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometr
     row = panel(outputs)
     height, width = geometry.image
     table = product.packed(weight.reshape(outputs, -1), row)
-    together, deep, wide = geometry.tile(kernels.TILE)
+    per_tile, deep, wide = geometry.tile(kernels.TILE)
     images = target.shape[0]
-    pieces = -(-images // together) * -(-height // deep) * -(-width // wide)
+    pieces = -(-images // per_tile) * -(-height // deep) * -(-width // wide)
     given = {"bits": support, "table": table, "gradient": grad, "target": target, "outputs": outputs}
-    tiles = {"images": images, "together": together, "deep": deep, "wide": wide}
+    tiles = {"images": images, "per_tile": per_tile, "deep": deep, "wide": wide}
     image, line, pixel, _ = target.stride()
     lies = {"target_image": image, "target_row": line, "target_pixel": pixel}
     kernels.input_gradient(
-        pieces, 1, **given, **geometry.sizes, **tiles, **lies, row=row, beside=geometry.beside
+        pieces, 1, **given, **geometry.sizes, **tiles, **lies, row=row, unrolled=geometry.unrolled
     )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from hibana.spikes.convolution.geometry import Geometry, Pair
 
-__all__ = ["channels_last", "convolution", "gradients", "lies_last", "met"]
+__all__ = ["channels_last", "convolution", "gradients", "lies_last", "sampled"]
 
 How = tuple[Pair, Pair, Pair]
 """Stride, padding and dilation."""
@@ -36,7 +36,7 @@ def lies_last(images: Tensor) -> bool:
     return channels > 1 and images.stride() == (height * width * channels, 1, width * channels, channels)
 
 
-def met(images: Tensor, stride: Pair) -> Tensor:
+def sampled(images: Tensor, stride: Pair) -> Tensor:
     """The pixels that a window of one pixel meets, channels last."""
     return channels_last(images[:, :, :: stride[0], :: stride[1]])
 
@@ -44,7 +44,7 @@ def met(images: Tensor, stride: Pair) -> Tensor:
 def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Of `images`, ``[N, channels, height, width]``; channels last."""
     if geometry.skips:
-        return functional.conv2d(met(images, geometry.stride), weight, bias)
+        return functional.conv2d(sampled(images, geometry.stride), weight, bias)
     how = geometry.stride, geometry.padding, geometry.dilation
     return functional.conv2d(channels_last(images), weight, bias, *how)[:, :, : geometry.output[0]]
 
@@ -60,14 +60,14 @@ def gradients(
     """Torch's gradients of images and weights, as `wanted`; without their `numbers` of the images alone."""
     grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
     if geometry.skips:
-        return _of_met(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
+        return _gradients_of_sampled(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
     if numbers is None:  # nothing of the images is read but in which order they lie
         numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
     how = geometry.stride, geometry.padding, geometry.dilation
     return _torchs(geometry.whole(grad), channels_last(numbers), weight, how, wanted)
 
 
-def _of_met(
+def _gradients_of_sampled(
     shape: torch.Size,
     numbers: Tensor | None,
     weight: Tensor,
@@ -78,14 +78,14 @@ def _of_met(
     """The same where the pixels between are met by no window, and get no gradient."""
     down, across = geometry.stride
     if numbers is None:
-        met_ = grad.new_empty(shape[0], *grad.shape[2:], shape[1]).permute(0, 3, 1, 2)
+        sampled_ = grad.new_empty(shape[0], *grad.shape[2:], shape[1]).permute(0, 3, 1, 2)
     else:
-        met_ = met(numbers, geometry.stride)
-    of_met, of_weights = _torchs(grad, met_, weight, CLOSE, wanted)
-    if of_met is None:
+        sampled_ = sampled(numbers, geometry.stride)
+    of_sampled, of_weights = _torchs(grad, sampled_, weight, CLOSE, wanted)
+    if of_sampled is None:
         return None, of_weights
     of_images = grad.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-    of_images[:, :, ::down, ::across] = of_met
+    of_images[:, :, ::down, ::across] = of_sampled
     return of_images, of_weights
 
 

@@ -39,7 +39,7 @@ class Geometry(NamedTuple):
         return down * (height - 1), across * (width - 1)
 
     @property
-    def beside(self) -> int:
+    def unrolled(self) -> int:
         """Places of a row of the window that are done at a time: all, if few and side by side, or 1."""
         return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 

@@ -14,7 +14,7 @@ from hibana.spikes.simd.lists import (
     transposed_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import LANES, Row, folded
+from hibana.spikes.simd.rows import VECTOR, Row, folded
 
 __all__ = ["Sizes", "brought_near", "input_gradient", "windows"]
 
@@ -125,23 +125,23 @@ def input_gradient(
     sizes: Sizes,
     images: Value,
     outputs: Value,
-    together: Value,
+    per_tile: Value,
     deep: Value,
     wide: Value,
     target_image: Value,
     target_row: Value,
     target_pixel: Value,
     row: Row,
-    beside: int,
+    unrolled: int,
 ) -> None:
     """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
 
-    One piece of work is a tile of `deep` x `wide` pixels of the input, or that many of each of `together`
+    One piece of work is a tile of `deep` x `wide` pixels of the input, or that many of each of `per_tile`
     images that it covers; TILE pixels at most. The pixels where each channel is wanted are listed. A panel of
     the output's gradient around them is brought near, zeros beyond its border, and each channel goes through
     its list: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
     ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Places
-    of the window that lie `beside` one another are done at a time: all of a row, or 1. From an image, a row
+    of the window that lie `unrolled` one another are done at a time: all of a row, or 1. From an image, a row
     and a pixel of the target to the next are as many floats as it is said.
     """
     channels, width = sizes.channels, sizes.width
@@ -155,7 +155,7 @@ def input_gradient(
     tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
     joined = target_pixel.equals(channels)
     with code.scratch(
-        (Floats, together * tall * pitch),
+        (Floats, per_tile * tall * pitch),
         (Longs, blocks * TILE),
         (Longs, words + 1),
         (Longs, TILE),
@@ -164,13 +164,13 @@ def input_gradient(
         (Shorts, channels * TILE + SLACK),
     ) as (near, wanted, pixels, places, into, begins, index):
         pixels[words] = 0
-        with code.loop(0, together) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
+        with code.loop(0, per_tile) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
             pixel = (k * deep + down) * wide + across
             places[pixel] = (k * tall + down) * pitch + across * row.floats
             into[pixel] = k * target_image + down * target_row + across * target_pixel
         with code.loop(begin, end) as item:
-            image, tile = item // (tiles_down * tiles_across) * together, item % (tiles_down * tiles_across)
-            count = (images - image).smaller(together)
+            image, tile = item // (tiles_down * tiles_across) * per_tile, item % (tiles_down * tiles_across)
+            count = (images - image).smaller(per_tile)
             top, left = tile // tiles_across * deep, tile % tiles_across * wide
             height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
             out = target + (image * target_image + top * target_row + left * target_pixel)
@@ -218,9 +218,9 @@ def input_gradient(
                     given = out + channel, into, near, places, tables + channel * taps * row.floats
                     eights = stop - ((stop - first) & 4)
                     with code.loop(first, eights, 8) as i:
-                        _of_some(code, row, 8, *given, index + i, pitch, sizes, beside)
+                        _of_some(code, row, 8, *given, index + i, pitch, sizes, unrolled)
                     with code.when(eights < stop):
-                        _of_some(code, row, 4, *given, index + eights, pitch, sizes, beside)
+                        _of_some(code, row, 4, *given, index + eights, pitch, sizes, unrolled)
 
 
 def brought_near(
@@ -243,8 +243,8 @@ def brought_near(
     for there in row.whole_or_part(code, wide):
         with code.loop(first, stop) as x:
             at, to = line + (begin + x) * outputs, target + x * row.floats
-            for v, lanes in enumerate(there):
-                (to + LANES * v).store((at + LANES * v).load(LANES, lanes))
+            for v, vector_width in enumerate(there):
+                (to + VECTOR * v).store((at + VECTOR * v).load(VECTOR, vector_width))
 
 
 def _of_some(
@@ -259,30 +259,30 @@ def _of_some(
     index: Pointer,
     pitch: Value,
     sizes: Sizes,
-    beside: int,
+    unrolled: int,
 ) -> None:
     """Adds a panel's part to one channel of the first `entries` pixels of `index`, the last repeated."""
     which = [index[e].to(LONG) for e in range(entries)]
     pixels = [near + places[k] for k in which]
-    sums = [code.variable(0.0, FLOAT.of(LANES)) for _ in which]
+    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in which]
 
-    def multiplied(factors: Pointer, beside: list[Pointer]) -> None:
+    def multiplied(factors: Pointer, unrolled: list[Pointer]) -> None:
         for v, factor in enumerate(row.load(factors)):
-            for total, at in zip(sums, beside, strict=True):
-                total.value = factor.fused((at + LANES * v).load(LANES), total.value)
+            for total, at in zip(sums, unrolled, strict=True):
+                total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
 
     with code.loop(0, sizes.kernel_height) as i:
         factors = weights + i * sizes.kernel_width * row.floats
         lines = [at + (sizes.kernel_height - 1 - i) * pitch for at in pixels]
-        if beside > 1:
-            for j in range(beside):
-                multiplied(factors + j * row.floats, [at + (beside - 1 - j) * row.floats for at in lines])
+        if unrolled > 1:
+            for j in range(unrolled):
+                multiplied(factors + j * row.floats, [at + (unrolled - 1 - j) * row.floats for at in lines])
         else:
             with code.loop(0, sizes.kernel_width) as place:
                 across = (sizes.kernel_width - 1 - place) * sizes.dilation_across * row.floats
                 multiplied(factors + place * row.floats, [at + across for at in lines])
     totals = folded([total.value for total in sums])
     targets = [out + into[k] for k in which]
-    found = [at.load() + totals.lane(e * LANES // entries) for e, at in enumerate(targets)]
+    found = [at.load() + totals.lane(e * VECTOR // entries) for e, at in enumerate(targets)]
     for at, value in zip(targets, found, strict=True):
         at.store(value)

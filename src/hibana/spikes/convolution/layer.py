@@ -262,8 +262,8 @@ class Conv2d(_ByWindows, nn.Conv2d):
             return super()._densely(input, weight, bias, reason)
         if self._skips(input, weight, bias):
             self._reason = f"dense: {reason}"
-            met = dense.met(input, _pair(self.stride, self.dimensions, 1))
-            return functional.conv2d(met, weight, bias, groups=self.groups)
+            sampled = dense.sampled(input, _pair(self.stride, self.dimensions, 1))
+            return functional.conv2d(sampled, weight, bias, groups=self.groups)
         return super()._densely(dense.channels_last(input), weight, bias, reason)
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from hibana.runtime.kernels import FLOAT
 from hibana.spikes.convolution.geometry import Geometry
 
-__all__ = ["PIECES", "rows_at_once", "rows_together"]
+__all__ = ["PIECES", "rows_at_once", "rows_per_tile"]
 
 PIECES = 4
 """Of work, for each thread, that they may share evenly."""
@@ -22,7 +22,7 @@ def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def rows_together(images: int, outputs: int, geometry: Geometry, steps: int, threads: int) -> int:
+def rows_per_tile(images: int, outputs: int, geometry: Geometry, steps: int, threads: int) -> int:
     """Rows of the output, a divisor of all, whose sums at all steps stay in the cache; 0 if none do."""
     height, width = geometry.output
     most = min(height, ROOM // (steps * width * outputs * FLOAT.size))

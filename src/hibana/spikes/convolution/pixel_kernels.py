@@ -20,9 +20,9 @@ from hibana.spikes.simd.lists import (
     transposed_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import LANES, Row, add_rows, begin_with, transposed, transposed_square
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, transposed, transposed_square
 
-__all__ = ["Input", "Words", "forward", "together", "weight_gradient"]
+__all__ = ["Input", "Words", "forward", "per_tile", "weight_gradient"]
 
 
 class Input(Group):
@@ -76,13 +76,13 @@ def forward(
     sizes: Sizes,
     outputs: Value,
     deep: Value,
-    together: Value,
+    per_tile: Value,
     row: Row,
 ) -> None:
     """Rows of output pixels: for each spike under a window, its row of weights is added.
 
     One piece of work is `deep` rows, to each of which all is added that stands in 64 channels under a row of
-    its windows, whose weights stay near meanwhile; whole images may be so many `together`. The table holds
+    its windows, whose weights stay near meanwhile; whole images may be so many `per_tile`. The table holds
     ``[panels][planes][kernel height][kernel width][channels][panel]``, those of a plane filled up to 64 rows.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
@@ -93,14 +93,14 @@ def forward(
     with (
         code.scratch(
             (Floats, row.floats),
-            (Floats, together * deep * out_width * row.floats),
+            (Floats, per_tile * deep * out_width * row.floats),
             (Longs, words_of(width * channels) + 1),
-            (Longs, together * lists * tall * width + 1),
-            (Shorts, together * input_.planes * tall * width * channels + SLACK),
+            (Longs, per_tile * lists * tall * width + 1),
+            (Shorts, per_tile * input_.planes * tall * width * channels + SLACK),
         ) as (begun, block, pixels, first, index),
-        code.loop(begin, end, together) as item,
+        code.loop(begin, end, per_tile) as item,
     ):
-        images = (end - item).smaller(together)
+        images = (end - item).smaller(per_tile)
         image, upper = item // pieces, item % pieces * deep
         lower = (upper + deep).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
@@ -157,19 +157,19 @@ def weight_gradient(
     sizes: Sizes,
     outputs: Value,
     deep: Value,
-    together: Value,
+    per_tile: Value,
     parts_across: Value,
     parts_down: Value,
     per_part: Value,
     row: Row,
-    beside: int,
+    unrolled: int,
 ) -> None:
     """Parts of the weights' gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
 
     Each part is of some panels of outputs and some planes, words of channels and rows of the kernel, over
-    `per_part` images. `deep` rows of `together` images are done at a time: their pixels are places in rows
+    `per_part` images. `deep` rows of `per_tile` images are done at a time: their pixels are places in rows
     that end with as many zeros as a window reaches across, the gradient's that lie around them likewise.
-    Places of the window that lie `beside` one another are done at a time: all of a row, or 1.
+    Places of the window that lie `unrolled` one another are done at a time: all of a row, or 1.
     """
     channels, width = sizes.channels, sizes.width
     taps = sizes.kernel_height * sizes.kernel_width
@@ -177,7 +177,7 @@ def weight_gradient(
     reach_down = (sizes.kernel_height - 1) * sizes.dilation_down
     reach_across = (sizes.kernel_width - 1) * sizes.dilation_across
     pitch, tall = width + reach_across, deep + reach_down
-    blocks = words_of(together * tall * pitch)
+    blocks = words_of(per_tile * tall * pitch)
     lists, panels = input_.planes * words_of(channels), row.panels(outputs)
     units = lists * sizes.kernel_height
     most_wide = (panels + parts_across - 1) // parts_across
@@ -186,11 +186,11 @@ def weight_gradient(
     with (
         code.scratch(
             (Floats, most_wide * most_units * row_floats),
-            (Floats, together * tall * pitch * row.floats),
+            (Floats, per_tile * tall * pitch * row.floats),
             (Longs, words_of(width * channels) + 1),
             (Longs, blocks * WORD),
             (Longs, lists * WORD + 1),
-            (Shorts, input_.planes * channels * together * deep * width + SLACK),
+            (Shorts, input_.planes * channels * per_tile * deep * width + SLACK),
         ) as (sums, near, pixels, columns, first, index),
         code.loop(begin, end) as part,
     ):
@@ -203,10 +203,10 @@ def weight_gradient(
         sums.clear((panel_end - panel_begin) * (unit_end - unit_begin) * row_floats)
         last = (per_part * (share + 1)).smaller(input_.images)
         with (
-            code.loop(per_part * share, last, together) as image,
+            code.loop(per_part * share, last, per_tile) as image,
             code.loop(0, sizes.height, deep) as top,
         ):
-            count, rows = (last - image).smaller(together), (sizes.height - top).smaller(deep)
+            count, rows = (last - image).smaller(per_tile), (sizes.height - top).smaller(deep)
             n = code.variable(0)
             with code.loop(0, lists) as list_:
                 plane, word = list_ // words.each, list_ % words.each
@@ -238,7 +238,7 @@ def weight_gradient(
                 done = sums + (panel - panel_begin) * (unit_end - unit_begin) * row_floats
                 with (
                     code.loop(unit_begin, unit_end) as unit,
-                    code.loop(0, sizes.kernel_width, beside) as from_last,
+                    code.loop(0, sizes.kernel_width, unrolled) as from_last,
                 ):
                     lags_down = (sizes.kernel_height - 1 - unit % sizes.kernel_height) * sizes.dilation_down
                     lags_across = from_last * sizes.dilation_across
@@ -249,7 +249,7 @@ def weight_gradient(
                     with code.loop(0, there) as channel:
                         at = into + channel * sizes.kernel_width * row.floats
                         place = first + (list_ * WORD + channel)
-                        add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0], beside)
+                        add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0], unrolled)
         with (
             code.loop(panel_begin, panel_end) as panel,
             code.loop(unit_begin, unit_end) as unit,
@@ -268,7 +268,7 @@ def weight_gradient(
 
 
 @kernel
-def together(
+def per_tile(
     code: Code,
     begin: Value,
     end: Value,
@@ -290,18 +290,18 @@ def together(
     of one output.
     """
     each = taps * channels
-    unit = factor.to(INT).number().spread(LANES)
-    whole = (taps + LANES) * channels + LANES  # squares read beyond the last place and channel
+    unit = factor.to(INT).number().spread(VECTOR)
+    whole = (taps + VECTOR) * channels + VECTOR  # squares read beyond the last place and channel
     with code.scratch((Floats, whole)) as (sums,), code.loop(begin, end) as output:
         to = target + output * each
         summed = sums.instead(channels_last > 0, to)
-        for at, there in code.vectors(each, LANES):
+        for at, there in code.vectors(each, VECTOR):
             of_planes = []
             for plane in range(planes):
-                total = code.variable(0.0, FLOAT.of(LANES))
+                total = code.variable(0.0, FLOAT.of(VECTOR))
                 with code.loop(0, parts) as part:
                     place = source + ((part * outputs + output) * planes + plane) * each + at
-                    total.value += place.load(LANES, there)
+                    total.value += place.load(VECTOR, there)
                 of_planes.append(total.value * (unit * 2.0**plane))
             value = of_planes[0]
             for more in of_planes[1:]:
@@ -309,11 +309,11 @@ def together(
             (summed + at).store(value, there)
         with (
             code.when(channels_last.equals(0)),
-            code.loop(0, taps, LANES) as tap,
-            code.loop(0, channels, LANES) as channel,
+            code.loop(0, taps, VECTOR) as tap,
+            code.loop(0, channels, VECTOR) as channel,
         ):
-            count = (taps - tap).smaller(LANES)
+            count = (taps - tap).smaller(VECTOR)
             left = channels - channel
-            inside = [code.first((left > k).select(count, 0), LANES) for k in range(LANES)]
+            inside = [code.first((left > k).select(count, 0), VECTOR) for k in range(VECTOR)]
             square = sums + tap * channels + channel
             transposed_square(to + channel * taps + tap, taps, square, channels, inside)

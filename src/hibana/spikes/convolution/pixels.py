@@ -11,7 +11,7 @@ from hibana.runtime.kernels import Call, Sized, float_bits
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution import window_kernels as windows
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.convolution.pieces import rows_together
+from hibana.spikes.convolution.pieces import rows_per_tile
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
 from hibana.spikes.simd.lists import HALF, PLACES, WORD
@@ -36,7 +36,7 @@ WASTED = 1.2
 """Pixels of an image to those of the output."""
 PIXELS = 256
 """Output pixels that are gone through at a time."""
-TOGETHER = 512
+PIXELS_PER_TILE = 512
 """Output pixels of several images that are gone through at a time, where weights are more than FAR."""
 FAR = 1 << 19
 """Weights that a second cache does not hold."""
@@ -66,7 +66,7 @@ def _by_pixels(geometry: Geometry) -> bool:
 
 def slides(geometry: Geometry, row: Row) -> bool:
     """Whether a window slides over columns, the sums of all that lie over one in registers."""
-    return geometry.stride[1] == 1 < _beside(geometry, row)
+    return geometry.stride[1] == 1 < _unrolled(geometry, row)
 
 
 def whole_windows(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
@@ -165,10 +165,10 @@ def _ready_for_steps(
 ) -> _Ready | None:
     """For images of so many steps, rows at a time of which the sums at all steps stay in the cache."""
     images = bits[1] // geometry.image[0] // steps
-    deep = rows_together(images, outputs, geometry, steps, threads)
+    deep = rows_per_tile(images, outputs, geometry, steps, threads)
     if deep < max(1, min(geometry.output[0], geometry.reach[0])):
         return None
-    if steps > 1 and not whole and _images_together(bits[0], outputs, geometry) > 1:
+    if steps > 1 and not whole and _images_per_tile(bits[0], outputs, geometry) > 1:
         return None  # of which a piece is one image's
     return _ready(bits, outputs, geometry, row, whole, deep)
 
@@ -182,28 +182,28 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
     sliding = whole and slides(geometry, row)
     if whole:
         chosen = windows.forward
-        sized = chosen.sized(**sizes, row=row, beside=geometry.beside if sliding else 0)
+        sized = chosen.sized(**sizes, row=row, unrolled=geometry.unrolled if sliding else 0)
     else:
         chosen = kernels.forward
-        together = _images_together(planes, outputs, geometry) if deep == height else 1
-        sized = chosen.sized(**sizes, together=together, row=row)
+        per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
+        sized = chosen.sized(**sizes, per_tile=per_tile, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
     return _Ready(sized, row, sliding, shape, pieces, deep * width * outputs, chosen.place("target"))
 
 
-def _images_together(planes: int, outputs: int, geometry: Geometry) -> int:
+def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
     """Whole images that are done at a time: several, if they are small beside weights that lie far away."""
     pixels, taps = geometry.output[0] * geometry.output[1], geometry.kernel[0] * geometry.kernel[1]
-    return max(1, TOGETHER // pixels) if planes * taps * geometry.channels * outputs > FAR else 1
+    return max(1, PIXELS_PER_TILE // pixels) if planes * taps * geometry.channels * outputs > FAR else 1
 
 
-def _beside(geometry: Geometry, row: Row) -> int:
+def _unrolled(geometry: Geometry, row: Row) -> int:
     """Places of a row of the window whose sums registers hold: all that are done at a time, or 1.
 
     Of 32 registers of AVX-512 a vector of sums is one, of 16 others two or more.
     """
     most = 24 if row.compresses else 6
-    return geometry.beside if row.vectors * geometry.beside <= most else 1
+    return geometry.unrolled if row.vectors * geometry.unrolled <= most else 1
 
 
 def near(density: float) -> int:
@@ -232,7 +232,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
     places = near(input_.density) // row.floats
     pieces = -(-geometry.image[0] // max(1, places // pitch))
     deep = -(-geometry.image[0] // pieces)
-    together = max(1, places // (pitch * (deep + down))) if pieces == 1 else 1
+    per_tile = max(1, places // (pitch * (deep + down))) if pieces == 1 else 1
     split = parts(rows.shape[0], outputs, planes, geometry, torch.get_num_threads())
     inputs = planes * geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
@@ -246,18 +246,18 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
         **geometry.sizes,
         outputs=outputs,
         deep=deep,
-        together=together,
+        per_tile=per_tile,
         parts_across=split.across,
         parts_down=split.down,
         per_part=-(-images // split.rows),
         row=row,
-        beside=_beside(geometry, row),
+        unrolled=_unrolled(geometry, row),
     )
     if channels_last and split.rows == planes == input_.factor == 1:
         found = out
     else:
         found = torch.empty(outputs, inputs // planes, dtype=torch.float32, device="cpu")
-        kernels.together(
+        kernels.per_tile(
             outputs,
             GRAIN,
             source=out,

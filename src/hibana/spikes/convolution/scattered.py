@@ -12,7 +12,7 @@ from torch import Tensor
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Ints, Longs, Pointer, Value, kernel
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.simd.lists import WORD, words_of
-from hibana.spikes.simd.rows import LANES, transposed
+from hibana.spikes.simd.rows import VECTOR, transposed
 from hibana.spikes.support import Support, probe
 
 __all__ = ["delayed", "scattered"]
@@ -183,12 +183,12 @@ def _scatter(
                 at.store(at.load(taps) + (table + (first + k) * taps).load(taps))
 
         _each_spike(code, bits, steps, rows, inputs, row, spike)
-        out, apart = target + row * outputs, rows * outputs
-        transposed(code, out, apart, sums + skip, columns, outputs, steps - skip)
+        out, stride = target + row * outputs, rows * outputs
+        transposed(code, out, stride, sums + skip, columns, outputs, steps - skip)
         with code.when(bias.given()), code.loop(0, steps - skip) as step:
-            for k, there in code.vectors(outputs, LANES):
-                at = out + (step * apart + k)
-                at.store(at.load(LANES, there) + (bias + k).load(LANES, there), there)
+            for k, there in code.vectors(outputs, VECTOR):
+                at = out + (step * stride + k)
+                at.store(at.load(VECTOR, there) + (bias + k).load(VECTOR, there), there)
 
 
 @kernel

@@ -13,13 +13,13 @@ from hibana.runtime.kernels import Code, Longs, Value, kernel
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.simd.lists import WORD, bits_from, first_bits, put_word, words_of
 
-__all__ = ["Remainder", "met", "remainders"]
+__all__ = ["StridePhase", "taps", "stride_phases"]
 
 GRAIN = 8
 """Rows of pixels that are not worth a thread of their own."""
 
 
-class Remainder(NamedTuple):
+class StridePhase(NamedTuple):
     """Some pixels of the input and the places of the window that they meet, down and across."""
 
     pixels: tuple[slice, slice]
@@ -61,13 +61,13 @@ class Remainder(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def remainders(geometry: Geometry) -> tuple[Remainder, ...]:
+def stride_phases(geometry: Geometry) -> tuple[StridePhase, ...]:
     """Those of which there are pixels that meet a place of the window."""
     down, across = _images(geometry, 0), _images(geometry, 1)
     return tuple(_remainder(geometry, one, other) for one in down for other in across)
 
 
-def met(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
+def taps(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
     """Down (0) or across (1): remainder, place, and by how much the output's pixel lies further on."""
     step, padding = geometry.stride[direction], geometry.padding[direction]
     return [
@@ -79,7 +79,7 @@ def met(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
 
 
 class _Image(NamedTuple):
-    """What a :class:`Remainder` is in one direction."""
+    """What a :class:`StridePhase` is in one direction."""
 
     pixels: slice
     places: slice
@@ -93,11 +93,11 @@ def _images(geometry: Geometry, direction: int) -> list[_Image]:
     size, step = geometry.image[direction], geometry.stride[direction]
     found = []
     for first in range(min(step, size)):
-        of_first = [each[1:] for each in met(geometry, direction) if each[0] == first]
+        of_first = [each[1:] for each in taps(geometry, direction) if each[0] == first]
         if of_first:
             places, further = zip(*of_first, strict=True)
-            apart = max(1, len(places) - 1)
-            every, dilation = (places[-1] - places[0]) // apart, (further[0] - further[-1]) // apart
+            gaps = max(1, len(places) - 1)
+            every, dilation = (places[-1] - places[0]) // gaps, (further[0] - further[-1]) // gaps
             found.append(
                 _Image(
                     slice(first, None, step),
@@ -111,11 +111,11 @@ def _images(geometry: Geometry, direction: int) -> list[_Image]:
     return found
 
 
-def _remainder(whole: Geometry, down: _Image, across: _Image) -> Remainder:
+def _remainder(whole: Geometry, down: _Image, across: _Image) -> StridePhase:
     sizes = (down.size, across.size), (down.kernel, across.kernel), (1, 1)
     how = (down.padding, across.padding), (down.dilation, across.dilation)
     geometry = Geometry(whole.channels, *sizes, *how, whole.output)
-    return Remainder((down.pixels, across.pixels), (down.places, across.places), geometry)
+    return StridePhase((down.pixels, across.pixels), (down.places, across.places), geometry)
 
 
 @kernel

@@ -81,11 +81,11 @@ def forward(
     outputs: Value,
     deep: Value,
     row: Row,
-    beside: int,
+    unrolled: int,
 ) -> None:
     """Rows of output pixels, of at most HALF channels; one piece of work is `deep` of them.
 
-    Windows slide if `beside` is not 0: it is their width then, and the stride across is 1. To each sum is
+    Windows slide if `unrolled` is not 0: it is their width then, and the stride across is 1. To each sum is
     added in the same order. The table holds for each panel and plane ``[kernel width][kernel height]
     [channels][panel]``, or of windows that slide ``[channels][kernel height][kernel width][panel]``, as the
     weights lie; those of a plane are filled up to 64 rows.
@@ -93,9 +93,9 @@ def forward(
     out_width, column = sizes.out_width, sizes.kernel_height * sizes.channels
     plane_rows = words_of(sizes.kernel_width * column) * WORD
     pieces = (sizes.out_height + deep - 1) // deep
-    if beside:
-        window = sizes.kernel_height * beside
-        columns = _Columns(plane_rows, code.constant(0), code.constant(beside), window)
+    if unrolled:
+        window = sizes.kernel_height * unrolled
+        columns = _Columns(plane_rows, code.constant(0), code.constant(unrolled), window)
     else:
         columns = _Columns(plane_rows, column, sizes.channels, code.constant(1))
     with (
@@ -118,8 +118,8 @@ def forward(
                 weights = table + panel * input_.planes * plane_rows * row.floats
                 with row.placed(code, panel, into, outputs, out_width, block) as (out, pitch):
                     windows = _Windows(code, row, sizes, weights, index, first, begun, out, pitch)
-                    if beside:
-                        windows.slide(outside, beside)
+                    if unrolled:
+                        windows.slide(outside, unrolled)
                     else:
                         windows.one_by_one(columns.column)
 
@@ -149,19 +149,19 @@ class _Windows(NamedTuple):
             of_window = weights + (0 - left) * column * row.floats
             add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
 
-    def slide(self, outside: Pointer, beside: int) -> None:
+    def slide(self, outside: Pointer, unrolled: int) -> None:
         """Their sums, to all of which a column is added at once; others go `outside`."""
         code, row, sizes, weights, index, first, begun, out, pitch = self
         # of the window that begins last, of the one before it, …
-        sums = [[code.variable(value) for value in row.load(begun)] for _ in range(beside)]
-        together = [total for of_one in sums for total in of_one]
-        with code.loop(1 - beside, sizes.out_width) as x:
-            column = x + (beside - 1) - sizes.padding_across
+        sums = [[code.variable(value) for value in row.load(begun)] for _ in range(unrolled)]
+        all_sums = [total for of_one in sums for total in of_one]
+        with code.loop(1 - unrolled, sizes.out_width) as x:
+            column = x + (unrolled - 1) - sizes.padding_across
             at = first + column.larger(0).smaller(sizes.width - 1)
             count = ((column >= 0) & (column < sizes.width)).select(at[1] - at[0], 0)
-            add_listed(code, together, weights, row.floats, index + at[0], count, ahead=1)
+            add_listed(code, all_sums, weights, row.floats, index + at[0], count, ahead=1)
             row.store([total.value for total in sums[-1]], outside.instead(x >= 0, out + pitch * x))
-            for before in reversed(range(1, beside)):
+            for before in reversed(range(1, unrolled)):
                 for total, later in zip(sums[before], sums[before - 1], strict=True):
                     total.value = later.value
             for total, value in zip(sums[0], row.load(begun), strict=True):

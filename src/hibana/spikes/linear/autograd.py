@@ -52,7 +52,7 @@ class _Linear(torch.autograd.Function):
         support: Support | None,
         choice: Choice,
     ) -> Tensor:
-        bits, ctx.density, ctx.scales = planes.together, planes.density, planes.scales
+        bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales
         ctx.leading = leading = input.shape[:-1]
         ctx.below, ctx.choice, ctx.table = support, choice, None
         if choice.forward:

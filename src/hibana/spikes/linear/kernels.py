@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, words_of
-from hibana.spikes.simd.rows import LANES, Row, add_rows, begin_with, dots, transposed
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, dots, transposed
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
@@ -60,7 +60,7 @@ def pack_planes(
     column of so many `down`: 1, row by row.
     """
     words, channels = words_of(inputs), inputs // places
-    unit = factor.to(INT).number().spread(LANES)
+    unit = factor.to(INT).number().spread(VECTOR)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
         deep = _turned(code, row, block, source, panel, word, outputs, inputs)
@@ -71,12 +71,12 @@ def pack_planes(
             out = target + (panel * planes * words * WORD + to) * row.floats
             for plane in range(planes):
                 for v, value in enumerate(row.load(block + k * row.floats)):
-                    (out + LANES * v).store(value * (unit * 2.0**plane))
+                    (out + VECTOR * v).store(value * (unit * 2.0**plane))
                 out = out + words * (WORD * row.floats)
             last = (place.value + 1).equals(places)
             channel.value += last.select(code.constant(1), 0)
-            beside = place.value + down
-            place.value = last.select(0, (beside < places).select(beside, beside - (places - 1)))
+            following = place.value + down
+            place.value = last.select(0, (following < places).select(following, following - (places - 1)))
 
 
 def _turned(
@@ -112,25 +112,25 @@ def forward_lists(
     inputs: Value,
     outputs: Value,
     tile: Value,
-    together: Value,
+    per_tile: Value,
     row: Row,
 ) -> None:
     """Rows of outputs: for each spike of a row, its row of weights is added.
 
-    So many rows are listed `together`, and gone through for one `tile` of words of inputs after the other.
+    So many rows are listed `per_tile`, and gone through for one `tile` of words of inputs after the other.
     """
     words = words_of(inputs)
     tiles = (words + tile - 1) // tile
     with (
         code.scratch(
-            (Floats, together * row.floats),
+            (Floats, per_tile * row.floats),
             (Floats, row.floats),
-            (Longs, tiles * together + 1),
-            (Shorts, words * together * WORD + SLACK),
+            (Longs, tiles * per_tile + 1),
+            (Shorts, words * per_tile * WORD + SLACK),
         ) as (block, begun, first, index),
-        code.loop(begin, end, together) as top,
+        code.loop(begin, end, per_tile) as top,
     ):
-        rows = (end - top).smaller(together)
+        rows = (end - top).smaller(per_tile)
         n = code.variable(0)
         with code.loop(0, tiles) as t, code.loop(0, rows) as i:
             first[t * rows + i] = n.value

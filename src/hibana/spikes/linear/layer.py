@@ -114,7 +114,7 @@ class Linear(BySpikes, nn.Linear):
         if learning or learns(input, bias):
             support = usable(under, inputs, in_order, planes) if input.requires_grad else None
             return autograd.linear(input, weight, bias, planes, support, choice)
-        given = planes.together, planes.density, weight, bias, planes.scales
+        given = planes.joint, planes.density, weight, bias, planes.scales
         return product.forward(*given, input.shape[:-1])[0]
 
     def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
@@ -134,7 +134,7 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
     inputs = weight.shape[1]
 
     def calls() -> list[Call]:
-        bits, numbers = planes.together, rows()
+        bits, numbers = planes.joint, rows()
         multiply = dense.product if dense.is_faster(numbers, weight) else functional.linear
         density, scales = planes.density, planes.scales
         outputs = functional.linear(numbers, weight, bias)

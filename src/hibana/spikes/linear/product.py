@@ -174,8 +174,8 @@ def forward(
     else:
         near = density > NEAR_FROM
         tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
-        together = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
-        kernels.forward_lists(rows, GRAIN, **given, tile=tile, together=together, row=row)
+        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
+        kernels.forward_lists(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
     return out, table
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, transposed_bits, words_of
-from hibana.spikes.simd.rows import LANES, Row, add_rows, transposed
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transposed
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["weight_gradient"]
@@ -161,8 +161,8 @@ def _brought_near(
         sums = [code.variable(value) for value in row.load(total)]
         with code.loop(0, rows) as i:
             for v, (there, summed) in enumerate(zip(masks, sums, strict=True)):
-                value = (gradient + (outputs * i + LANES * v)).load(LANES, there)
-                (near + (i * row.floats + LANES * v)).store(value)
+                value = (gradient + (outputs * i + VECTOR * v)).load(VECTOR, there)
+                (near + (i * row.floats + VECTOR * v)).store(value)
                 summed.value += value
         row.store([summed.value for summed in sums], total)
 

@@ -21,7 +21,7 @@ from hibana.runtime.kernels import (
 
 __all__ = ["backward", "forward", "forward_of_bits", "support"]
 
-LANES = 16
+VECTOR = 16
 """Channels that are gone through at a time."""
 
 
@@ -40,7 +40,7 @@ class Sizes(Group):
 @contextmanager
 def _window(code: Code, sizes: Sizes) -> Iterator[tuple[Value, Value, Value]]:
     """Each pixel of a window: how far down and across it lies, and its place, row by row, in bytes."""
-    place = code.variable(0, BYTE.of(LANES))
+    place = code.variable(0, BYTE.of(VECTOR))
     with code.loop(0, sizes.window_height) as down, code.loop(0, sizes.window_width) as across:
         yield down, across, place.value
         place.value += 1
@@ -66,11 +66,11 @@ def forward(
     with code.loop(begin, end) as item, code.loop(0, sizes.out_width) as x:
         image, y = item // sizes.out_height, item % sizes.out_height
         pixel = (image * sizes.height + y * sizes.window_height) * sizes.width + x * sizes.window_width
-        for channel, there in code.vectors(sizes.channels, LANES):
-            found, places = code.variable(0.0, FLOAT.of(LANES)), code.variable(0, BYTE.of(LANES))
+        for channel, there in code.vectors(sizes.channels, VECTOR):
+            found, places = code.variable(0.0, FLOAT.of(VECTOR)), code.variable(0, BYTE.of(VECTOR))
             with _window(code, sizes) as (down, across, place):
                 at = (pixel + down * sizes.width + across) * sizes.channels + channel
-                values = (source + at).load(LANES, there)
+                values = (source + at).load(VECTOR, there)
                 spiked = values.differs(0.0)
                 odd.value |= (spiked & values.differs(1.0)).word()
                 places.value = (spiked & found.value.equals(0.0)).select(place, places.value)
@@ -103,16 +103,16 @@ def forward_of_bits(
     with code.loop(begin, end) as item:
         image, y = item // sizes.out_height, item % sizes.out_height
         row = image * sizes.height + y * sizes.window_height
-        with code.loop(0, sizes.out_width) as x, code.loop(0, sizes.channels, LANES) as channel:
-            found, places = code.variable(0, SHORT), code.variable(0, BYTE.of(LANES))
+        with code.loop(0, sizes.out_width) as x, code.loop(0, sizes.channels, VECTOR) as channel:
+            found, places = code.variable(0, SHORT), code.variable(0, BYTE.of(VECTOR))
             corner = bits + ((row * sizes.width + x * sizes.window_width) * pixel_bytes + channel // 8)
             with _window(code, sizes) as (down, across, place):
                 pixel = corner + (down * sizes.width + across) * pixel_bytes
                 spiked = pixel.of(Shorts).load(align=1)
-                places.value = (spiked & ~found.value).mask(LANES).select(place, places.value)
+                places.value = (spiked & ~found.value).mask(VECTOR).select(place, places.value)
                 found.value |= spiked
             at = (item * sizes.out_width + x) * sizes.channels + channel
-            (target + at).store(found.value.mask(LANES).select(code.constant(1.0, FLOAT.of(LANES)), 0.0))
+            (target + at).store(found.value.mask(VECTOR).select(code.constant(1.0, FLOAT.of(VECTOR)), 0.0))
             with code.when(pooled.given()):
                 (pooled + at // 8).of(Shorts).store(found.value, align=1)
             with code.when(which.given()):
@@ -153,10 +153,10 @@ def backward(
                 for across, pixels in _columns(code, sizes.window_width, columns):
                     corner = (row * sizes.width + x * sizes.window_width + across) * sizes.channels
                     first = down * sizes.window_width + across
-                    places = [(first + i).to(BYTE).spread(LANES) for i in range(pixels)]
-                    for channel, there in code.vectors(sizes.channels, LANES):
-                        taken = (which + (source + channel)).load(LANES, there)
-                        given = (gradient + (source + channel)).load(LANES, there)
+                    places = [(first + i).to(BYTE).spread(VECTOR) for i in range(pixels)]
+                    for channel, there in code.vectors(sizes.channels, VECTOR):
+                        taken = (which + (source + channel)).load(VECTOR, there)
+                        given = (gradient + (source + channel)).load(VECTOR, there)
                         for i, place in enumerate(places):
                             at = target + (corner + sizes.channels * i + channel)
                             at.store(taken.equals(place).select(given, 0.0), there)

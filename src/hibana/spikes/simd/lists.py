@@ -16,7 +16,7 @@ __all__ = [
     "put_bits",
     "put_word",
     "transposed_bits",
-    "values_together",
+    "compressed_values",
     "words_of",
 ]
 
@@ -91,7 +91,7 @@ def _listed_at_once(
     return n + word.ones()
 
 
-def values_together(code: Code, row: Row, target: Pointer, source: Pointer, word: Value) -> None:
+def compressed_values(code: Code, row: Row, target: Pointer, source: Pointer, word: Value) -> None:
     """Writes those of the 64 floats at `source` whose bits in `word` are set, and up to SLACK floats more."""
     if row.compresses:
         for part in range(4):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
 
 __all__ = [
-    "LANES",
+    "VECTOR",
     "Row",
     "add_listed",
     "add_rows",
@@ -27,7 +27,7 @@ __all__ = [
     "vectors",
 ]
 
-LANES = 16
+VECTOR = 16
 """Floats of a vector."""
 
 
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     @property
     def floats(self) -> int:
         """Outputs that a row holds the weights of."""
-        return LANES * self.vectors
+        return VECTOR * self.vectors
 
     def panels(self, outputs: Value) -> Value:
         """Panels of so many outputs, each of one row."""
@@ -49,12 +49,12 @@ class Row(NamedTuple):
 
     def load(self, at: Pointer) -> list[Value]:
         """The vectors of the row at `at`."""
-        return [(at + LANES * v).load(LANES) for v in range(self.vectors)]
+        return [(at + VECTOR * v).load(VECTOR) for v in range(self.vectors)]
 
     def store(self, values: Sequence[Value], at: Pointer) -> None:
         """Writes a row to `at`."""
         for v, value in enumerate(values):
-            (at + LANES * v).store(value)
+            (at + VECTOR * v).store(value)
 
     def whole_or_part(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
         """For each vector of a row of which `wide` floats are there, which they are: None where all.
@@ -65,7 +65,7 @@ class Row(NamedTuple):
             yield [None] * self.vectors
         with code.when(wide < self.floats):
             yield [
-                code.first((wide - LANES * v).larger(0).smaller(LANES), LANES) for v in range(self.vectors)
+                code.first((wide - VECTOR * v).larger(0).smaller(VECTOR), VECTOR) for v in range(self.vectors)
             ]
 
     @contextmanager
@@ -114,13 +114,13 @@ def add_rows(
     table: Pointer,
     index: Pointer,
     count: Value,
-    beside: int = 1,
+    unrolled: int = 1,
 ) -> None:
     """``target = start + sum of the rows index[0..count) of table``, one row each.
 
-    Or so many rows `beside` one another at a time: targets, and what comes from each place of the table on.
+    Or so many rows `unrolled` one another at a time: targets, and what comes from each place of the table on.
     """
-    wide = row._replace(vectors=row.vectors * beside)
+    wide = row._replace(vectors=row.vectors * unrolled)
     sums = [code.variable(value) for value in wide.load(start)]
     add_listed(code, sums, table, row.floats, index, count)
     wide.store([total.value for total in sums], target)
@@ -143,7 +143,7 @@ def add_listed(
     def add(position: Value) -> None:
         at = table + index[position].to(LONG) * floats
         for v, total in enumerate(sums):
-            total.value += (at + LANES * v).load(LANES)
+            total.value += (at + VECTOR * v).load(VECTOR)
 
     whole = count & -ahead
     with code.loop(0, whole, ahead) as i:
@@ -166,12 +166,12 @@ def add_scaled_rows(
 ) -> None:
     """``target = start + sum of factors[k] * the row at table + offsets[k]``, the offsets int32, in bytes."""
     side_by_side = max(1, 4 // row.vectors)  # so many sums hide how long one takes
-    zero = code.constant(0.0, FLOAT.of(LANES))
+    zero = code.constant(0.0, FLOAT.of(VECTOR))
     sums = [[code.variable(value) for value in row.load(start)]]
     sums += [[code.variable(zero) for _ in range(row.vectors)] for _ in range(side_by_side - 1)]
 
     def add(position: Value, into: int) -> None:
-        factor = factors[position].spread(LANES)
+        factor = factors[position].spread(VECTOR)
         values = row.load(table.bytes(offsets[position].signed_to(LONG)))
         for total, value in zip(sums[into], values, strict=True):
             total.value = factor.fused(value, total.value)
@@ -227,29 +227,29 @@ def _some_dots(
     """:func:`dots` of the first `entries` of `index`."""
     which = [index[e].to(LONG) for e in range(entries)]
     rows = [table + k * row.floats for k in which]
-    sums = [code.variable(0.0, FLOAT.of(LANES)) for _ in which]
+    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in which]
     with code.loop(0, pieces) as i:
         piece = Floats.at(places[i])
-        beside = [at + i * piece_floats for at in rows]
+        unrolled = [at + i * piece_floats for at in rows]
         for v, factor in enumerate(row.load(piece)):
-            for total, at in zip(sums, beside, strict=True):
-                total.value = factor.fused((at + LANES * v).load(LANES), total.value)
+            for total, at in zip(sums, unrolled, strict=True):
+                total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
     totals = folded([total.value for total in sums])
     for e, k in enumerate(which):
-        out[k] = totals.lane(e * LANES // entries)
+        out[k] = totals.lane(e * VECTOR // entries)
 
 
 def folded(vectors: list[Value]) -> Value:
     """One vector of the sums over each of 2, 4 or 8 vectors, in order, repeated to 16 lanes."""
-    width = LANES // 2
+    width = VECTOR // 2
     while len(vectors) > 1:
-        halves = [[lane for lane in range(2 * LANES) if (lane // width) % 2 == side] for side in (0, 1)]
+        halves = [[lane for lane in range(2 * VECTOR) if (lane // width) % 2 == side] for side in (0, 1)]
         pairs = zip(vectors[::2], vectors[1::2], strict=True)
         vectors = [one.shuffled(two, halves[0]) + one.shuffled(two, halves[1]) for one, two in pairs]
         width //= 2
     (sums,) = vectors
     while width:
-        sums = sums + sums.shuffled(sums, [lane ^ width for lane in range(LANES)])
+        sums = sums + sums.shuffled(sums, [lane ^ width for lane in range(VECTOR)])
         width //= 2
     return sums
 
@@ -264,13 +264,13 @@ def transposed(
     columns: Value,
 ) -> None:
     """`rows` x `columns` floats, their rows `pitch` apart, transposed from `source` to `target`."""
-    with code.loop(0, rows, LANES) as i, code.loop(0, columns, LANES) as j:
+    with code.loop(0, rows, VECTOR) as i, code.loop(0, columns, VECTOR) as j:
         to, at = target + target_pitch * j + i, source + source_pitch * i + j
-        square = (i + LANES <= rows) & (j + LANES <= columns)
+        square = (i + VECTOR <= rows) & (j + VECTOR <= columns)
         with code.when(square):
             transposed_square(to, target_pitch, at, source_pitch)
         with code.when(~square):
-            down, across = (rows - i).smaller(LANES), (columns - j).smaller(LANES)
+            down, across = (rows - i).smaller(VECTOR), (columns - j).smaller(VECTOR)
             with code.loop(0, down) as k, code.loop(0, across) as m:
                 to[target_pitch * m + k] = at[source_pitch * k + m]
 
@@ -280,12 +280,12 @@ def transposed_square(
     target_pitch: Value,
     at: Pointer,
     source_pitch: Value,
-    written: Sequence[Value | None] = (None,) * LANES,
+    written: Sequence[Value | None] = (None,) * VECTOR,
 ) -> None:
     """LANES x LANES floats transposed, of which those are `written` in each row that it says."""
-    low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
-    high = [LANES // 2 + lane for lane in low]
-    rows = [(at + source_pitch * i).load(LANES) for i in range(LANES)]
+    low = [lane // 2 + VECTOR * (lane % 2) for lane in range(VECTOR)]
+    high = [VECTOR // 2 + lane for lane in low]
+    rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
     for _ in range(4):
         pairs = list(zip(rows[:8], rows[8:], strict=True))
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]

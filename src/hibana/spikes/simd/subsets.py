@@ -5,7 +5,7 @@ from functools import partial
 
 from hibana.runtime.kernels import FLOAT, Code, Pointer, Value
 from hibana.spikes.simd.lists import WORD
-from hibana.spikes.simd.rows import LANES, Row
+from hibana.spikes.simd.rows import VECTOR, Row
 
 __all__ = ["TABLES", "Sum", "add_subsets"]
 
@@ -13,7 +13,7 @@ STRIP = 2
 """Vectors of a row that are looked up at a time."""
 PITCH = 17
 """Rows from one four's table to the next: one more than its 16, lest a subset of all lie in one cache set."""
-TABLES = WORD // 4 * PITCH * STRIP * LANES
+TABLES = WORD // 4 * PITCH * STRIP * VECTOR
 """Floats of the tables of 64 rows; 34 KiB, so that they stay in the nearest cache."""
 
 Sum = tuple[Value, Pointer, Pointer]
@@ -66,9 +66,9 @@ def _add(
 def _tabulate(code: Code, strip: Row, table: Pointer, rows: list[Pointer]) -> None:
     """The sums of the subsets of four rows, subset ``b`` as row ``b`` of the table."""
     for v in range(strip.vectors):
-        sums = [code.constant(0.0, FLOAT.of(LANES))]
+        sums = [code.constant(0.0, FLOAT.of(VECTOR))]
         for at in rows:
-            value = (at + LANES * v).load(LANES)
+            value = (at + VECTOR * v).load(VECTOR)
             sums += [total + value if n else value for n, total in enumerate(sums)]
         for subset, value in enumerate(sums):
-            (table + (strip.floats * subset + LANES * v)).store(value)
+            (table + (strip.floats * subset + VECTOR * v)).store(value)

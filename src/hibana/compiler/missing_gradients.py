@@ -21,7 +21,7 @@ from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.stepwise import Left, Run, sum_of
 
-__all__ = ["Absences", "Found", "without"]
+__all__ = ["MissingGradients", "Found", "without"]
 
 Given = frozenset[int]
 """The states after a step whose gradient there is."""
@@ -73,7 +73,7 @@ def _has_gradient(values: Sequence[Value]) -> bool:
 
 
 @dataclass(frozen=True)
-class Absences:
+class MissingGradients:
     """The backward of one step, by which of its states have a gradient."""
 
     step: Step
