@@ -41,7 +41,7 @@ class Program:
     """The state begun with, where it is zeros that need not be written out."""
     missing_gradients: MissingGradients
     takes_zeros: bool = True
-    """Whether its kernels may take gradients that are absent for zeros; else `missing_gradients` runs its backward."""
+    """Whether its kernels may take missing gradients for zeros; else `missing_gradients` runs the backward."""
 
     @property
     def takes_uniform(self) -> bool:

@@ -24,8 +24,8 @@ class Answers(NamedTuple):
 
     Of a quantity `classes` is empty and `answers` are numbers. `label` is what was learned; `warning` says in
     what the samples are not like those trained on, and is empty if they are; `labels` are those that the
-    samples came with, as they are written, empty where one is missing. `summary` says how their text was read,
-    where that is not as usual.
+    samples came with, as they are written, empty where one is missing. `summary` says how their text was
+    read, where that is not as usual.
     """
 
     label: str

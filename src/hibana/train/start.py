@@ -206,8 +206,8 @@ def _warn_of_far_potentials(net: nn.Module, outputs: Tensor, lengths: Tensor | N
     if spread > FAR:
         warnings.warn(
             f"the readout LI() sums its input over {len(outputs)} steps, so that its potentials differ by "
-            f"{spread:.0f} between classes before training, and a cross-entropy of them begins far above that "
-            "of guessing; a time constant, such as LI(tau=20), bounds them",
+            f"{spread:.0f} between classes before training, and a cross-entropy of them begins far above "
+            "that of guessing; a time constant, such as LI(tau=20), bounds them",
             stacklevel=3,
         )
 

@@ -161,7 +161,7 @@ def recomputation(
         neurons: of a step.
         threads: among which they are split.
         patterns: how many neurons a parameter is given for, over and over; 0, if for each.
-        folds: how many neurons each sum over time ends in.
+        reduced: how many neurons each sum over time ends in.
     """
     bits = list(residuals.values())
     longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
