@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
-from hibana.spikes.kept import Kept
+from hibana.spikes.packed_tensor import PackedTensor
 
 
 def test_a_neuron_is_dropped_for_all_steps_or_none():
@@ -199,13 +199,13 @@ def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
 
 
 def test_what_is_kept_at_a_border_are_bits():
-    kept, of = [], Kept.of
+    kept, of = [], PackedTensor.of
     spikes = (torch.rand(4, 2, 16, 8, 8) < 0.2).float().requires_grad_()
     block = hb.Checkpointed(_blocks()[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Kept, "of", lambda tensor: kept.append(of(tensor)) or kept[-1])
+        patch.setattr(PackedTensor, "of", lambda tensor: kept.append(of(tensor)) or kept[-1])
         block(spikes)
-    (border,) = (each for each in kept if isinstance(each, Kept))
+    (border,) = (each for each in kept if isinstance(each, PackedTensor))
     assert border.shape == spikes.shape
     assert border.bits.nbytes == spikes.nbytes / 32
 
@@ -215,9 +215,9 @@ def test_what_is_kept_at_a_border_are_bits():
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
 def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
     x = (torch.randint(0, most + 1, (4, 16, 8, 10)) * factor).permute(order)
-    kept = Kept.of(x)
-    assert isinstance(kept, Kept)
-    back = Kept.numbers(kept)
+    kept = PackedTensor.of(x)
+    assert isinstance(kept, PackedTensor)
+    back = PackedTensor.numbers(kept)
     assert torch.equal(back, x)
     assert back.stride() == x.stride()
 
@@ -226,5 +226,5 @@ def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
     "x", [torch.rand(80, 64), torch.ones(2, 64), torch.ones(80, 64)[:, ::2]], ids=range(3)
 )
 def test_what_bits_can_not_say_or_need_not_is_kept_as_it_is(x):
-    assert Kept.of(x) is x
-    assert Kept.numbers(x) is x
+    assert PackedTensor.of(x) is x
+    assert PackedTensor.numbers(x) is x

@@ -17,8 +17,8 @@ from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
 from hibana.spikes.pooling import kernels as pooling_kernels
+from hibana.spikes.provenance import lookup_mask
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.support import support_of
 
 
 def _spikes(*shape, density, last=True):
@@ -129,7 +129,7 @@ def test_what_stands_below_is_known_through_pooling_and_flattening():
     known = []
     for layer in net:
         x = layer(x)
-        known.append(x.requires_grad and support_of(x) is not None)
+        known.append(x.requires_grad and lookup_mask(x) is not None)
     assert known == [False, True, True, False, True, True, True, False, True, False]
 
 
@@ -224,15 +224,15 @@ def test_spikes_kept_as_bits_are_pooled_from_these(window, channels, monkeypatch
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
-@pytest.mark.parametrize("write", [None, "in place", "unseen"])
+@pytest.mark.parametrize("write", [None, "in place", "has_no_observer"])
 def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):
     currents = torch.rand(4, 3, 8, 8, 16).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
     pooled = hb.EachStep(hb.events.MaxPool2d(2))(hb.IF(1.0, sigma, detach_reset=True)(currents))
     if write == "in place":
         pooled[:, 0].mul_(1.0)
-    if write == "unseen":
+    if write == "has_no_observer":
         pooled.data.neg_()
-    found = support_of(pooled)
+    found = lookup_mask(pooled)
     if write is None:
         rows = pooled.detach().movedim(2, -1).reshape(-1, 64)
         assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
@@ -520,7 +520,7 @@ def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
     with torch.no_grad():
         layer.weight.copy_(torch.eye(64))
     middle = layer(spikes)  # not spikes, though all 0 and 1
-    assert support_of(middle) is None
+    assert lookup_mask(middle) is None
     above(middle).sum().backward()
     torch.testing.assert_close(
         layer.weight.grad, above.weight.detach().sum(0)[:, None] * spikes.detach().sum((0, 1))
@@ -677,7 +677,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         patch.setattr(pixels, "NEAR", near)
         patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
         found = pixels.forward(input_, weight, bias, geometry)
-        whole = pixels.whole_windows(geometry, panel(outputs), planes)
+        whole = pixels.full_window(geometry, panel(outputs), planes)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "LONG", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
@@ -720,7 +720,7 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
     numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.2)
     weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
-    assert not pixels.whole_windows(geometry, panel(outputs), planes)
+    assert not pixels.full_window(geometry, panel(outputs), planes)
     one_by_one = pixels.forward(input_, weight, bias, geometry)
     request.getfixturevalue("_all_weights_lie_far")
     count = torch.get_num_threads()
@@ -735,7 +735,7 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
 def test_images_that_are_summed_together_are_normalised_alike(training, request, monkeypatch):
     from hibana.nn.normalized import layer as normalized
 
-    monkeypatch.setattr(normalized, "WORTH", 0)
+    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
     convolution = hb.Conv2d(64, 64, 3, padding=1, bias=False)
     convolution.mode = "events"
     net = hb.Normalized(hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(64))), hb.IF()).train(training)
@@ -773,7 +773,7 @@ def test_windows_that_slide_have_the_same_sums_to_the_bit(
     slide = pixels.slides
     for compresses in (rows.compresses(), False):
         monkeypatch.setattr(rows, "compresses", lambda there=compresses: there)
-        assert pixels.whole_windows(geometry, panel(outputs), planes)
+        assert pixels.full_window(geometry, panel(outputs), planes)
         assert slide(geometry, panel(outputs)) or not compresses
         found = []
         for slides in (slide, lambda *of: False):
@@ -788,8 +788,8 @@ def test_windows_whose_weights_lie_farther_away_are_summed_whole_of_few_spikes()
     row = panel(64)
     for stride, few, many in ((1, 0.1, 0.2), (2, 0.2, 0.3)):
         geometry = Geometry(32, (9, 9), (3, 3), (stride, stride), (1, 1), (1, 1))
-        assert pixels.whole_windows(geometry, row, 1, few)
-        assert not pixels.whole_windows(geometry, row, 1, many)
+        assert pixels.full_window(geometry, row, 1, few)
+        assert not pixels.full_window(geometry, row, 1, many)
         numbers = torch.rand(2 * 9, 9 * 32) < 0.1
         weight = torch.randn(64, 32, 3, 3)
         found = [
@@ -812,7 +812,7 @@ def test_windows_whose_weights_lie_farther_away_are_summed_whole_of_few_spikes()
 )
 def test_windows_of_few_channels_are_summed_whole(channels, image, kernel, stride, planes, whole, lies):
     geometry = Geometry(channels, image, kernel, stride, (1, 1), (1, 1))
-    assert pixels.whole_windows(geometry, panel(24), planes) is whole
+    assert pixels.full_window(geometry, panel(24), planes) is whole
     rows = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), 0.2)
     weight = torch.randn(24, channels, *kernel).to(memory_format=lies)

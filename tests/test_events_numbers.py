@@ -11,7 +11,7 @@ from torch import nn
 import hibana as hb
 from hibana import surrogate
 from hibana.spikes.planes import whole_numbers
-from hibana.spikes.support import support_of
+from hibana.spikes.provenance import lookup_mask
 
 
 def _numbers(*shape, density, most, factor=1.0):
@@ -240,20 +240,20 @@ def test_a_summand_without_a_gradient_does_not_widen_the_support():
     _, (spikes, _), layer = _two_layers()
     given_ = (torch.rand(5, 3, 64) < 0.5).float()
     for total in (hb.events.add(spikes, given_), hb.events.add(given_, spikes)):
-        below = support_of(total)
+        below = lookup_mask(total)
         assert below is not None
-        assert torch.equal(below.bits, support_of(spikes).spikes)
-    assert support_of(hb.events.add(given_, given_)) is None
+        assert torch.equal(below.bits, lookup_mask(spikes).spikes)
+    assert lookup_mask(hb.events.add(given_, given_)) is None
     assert layer(total).shape == (5, 3, 7)
 
 
 def test_what_is_unknown_below_a_sum_is_everywhere():
     _, (spikes, _), _ = _two_layers()
     other = torch.rand(5, 3, 64, requires_grad=True)
-    assert support_of(hb.events.add(spikes, other * 2)) is None
-    assert support_of(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
-    assert support_of(hb.events.add(spikes[:, :1], spikes)) is None
-    assert support_of(spikes + spikes) is None
+    assert lookup_mask(hb.events.add(spikes, other * 2)) is None
+    assert lookup_mask(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
+    assert lookup_mask(hb.events.add(spikes[:, :1], spikes)) is None
+    assert lookup_mask(spikes + spikes) is None
 
 
 @pytest.mark.parametrize("channels", [16, 5])
@@ -264,7 +264,7 @@ def test_sums_of_pooled_spikes_know_what_stands_below(channels):
         for threshold in (1.0, 1.2)
     ]
     total = hb.events.add(*pooled)
-    assert support_of(total) is not None
+    assert lookup_mask(total) is not None
     conv = hb.Conv2d(channels, 4, 3)
     conv.mode = "events"
     conv(total.flatten(0, 1)).sum().backward()
@@ -327,7 +327,7 @@ def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
         total, wanted = hb.events.add(total, each), wanted + each.detach()
         assert torch.equal(total, wanted)
         assert total.stride() == spikes[0].stride()
-        below = support_of(total)
+        below = lookup_mask(total)
         assert (below.planes is not None) == (i < 16 and below.length % 64 == 0)
         if below.planes is not None:
             rows = below.rows(below.planes[0], below.length)

@@ -11,7 +11,7 @@ from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
 from hibana.compiler import autograd
-from hibana.spikes import support
+from hibana.spikes import provenance
 from hibana.spikes.convolution import pixels
 from hibana.spikes.linear import layer
 
@@ -170,16 +170,16 @@ def test_an_error_without_a_name_is_found(monkeypatch):
 
 
 def test_support_read_from_written_spikes_is_found(monkeypatch):
-    monkeypatch.setattr(layer, "below", lambda t, of=support.below: _blind(of, t))
+    monkeypatch.setattr(layer, "lookup", lambda t, of=provenance.lookup: _blind(of, t))
     wrong = networks.Network(("Linear", "IF", "Linear"), {1: "mul_"}, batch=64, width=64)
     with pytest.raises(Different, match="gradient of the input"):
         twins.compare(wrong, Counts())
 
 
-def _blind(below, tensor):
+def _blind(lookup, tensor):
     """What would be known if the version that torch counts were not asked."""
-    found = below(tensor)
+    found = lookup(tensor)
     node = tensor.grad_fn
     if found is None or getattr(node, "spikes", None) is None:
         return found
-    return support.Support(None, found.length, found.watched)
+    return provenance.Provenance(None, found.length, found.observers)

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.compiler.known import known
+from hibana.compiler.attached import known
 from hibana.spikes.bits import bits_of
 from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.linear import layer as linear_layer
-from hibana.spikes.support import below
+from hibana.spikes.provenance import lookup
 
 MODES = [torch.no_grad, torch.inference_mode]
 SHAPE = 4, 16, 8, 16, 16
@@ -47,12 +47,12 @@ def test_bits_of_spikes_are_known_without_a_gradient(mode, still):
             layer(images)
     with mode():
         spikes = layer(images)
-        found = below(spikes.flatten(0, 1))
+        found = lookup(spikes.flatten(0, 1))
     assert 0.02 < spikes.mean() < 0.5
     rows = spikes.movedim(2, -1).reshape(SHAPE[0], -1)
     assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
     assert found.ones == spikes.sum()
-    assert found.watched is None
+    assert found.observers is None
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -79,7 +79,7 @@ def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch
         again = hb.events.MaxPool2d(2)(pooled)
         assert torch.equal(again, nn.functional.max_pool2d(pooled, 2))
         assert torch.equal(
-            below(again).spikes.view(torch.int64), bits_of(again.movedim(1, -1).flatten(1))[0].view(-1, 2)
+            lookup(again).spikes.view(torch.int64), bits_of(again.movedim(1, -1).flatten(1))[0].view(-1, 2)
         )
 
 
@@ -108,12 +108,12 @@ def test_what_was_written_to_is_taken_as_it_is(mode, write, what):
         spikes = layer(images)
         if what == "sum":
             spikes = hb.events.add(spikes, layer(images.flip(0)))
-            assert below(spikes).most == 2
+            assert lookup(spikes).most == 2
         if what == "pooled":
             spikes = hb.EachStep(hb.events.MaxPool2d(2))(spikes)
-            assert below(spikes).ones == spikes.sum()
+            assert lookup(spikes).ones == spikes.sum()
         WRITES[write](spikes)
-        assert below(spikes) is None
+        assert lookup(spikes) is None
         got, wanted = above(spikes.flatten(0, 1)), dense(spikes.flatten(0, 1))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
@@ -126,13 +126,13 @@ def test_sums_of_spikes_are_known_and_sums_of_sums(mode):
         total = hb.events.add(one, other)
         assert torch.equal(total, one + other)
         assert total.stride() == (one + other).stride()
-        assert below(total).most == 2
+        assert lookup(total).most == 2
         more = hb.events.add(total, one)
         assert torch.equal(more, one + other + one)
-        assert below(more).most == 3
+        assert lookup(more).most == 3
         for unknown in (one * 1.0, torch.rand_like(one)):
             assert torch.equal(hb.events.add(one, unknown), one + unknown)
-            assert below(hb.events.add(one, unknown)) is None
+            assert lookup(hb.events.add(one, unknown)) is None
 
 
 def test_other_memory_than_all_of_it_in_order_is_not_known():
@@ -140,8 +140,8 @@ def test_other_memory_than_all_of_it_in_order_is_not_known():
     with torch.no_grad():
         spikes = layer(images)
         for part in (spikes[1:], spikes[:, :, :16], spikes.clone(), spikes.contiguous()):
-            assert below(part) is None
-    assert below(torch.zeros(3)) is None
+            assert lookup(part) is None
+    assert lookup(torch.zeros(3)) is None
 
 
 def test_nothing_is_remembered_of_spikes_that_are_gone():
@@ -150,7 +150,7 @@ def test_nothing_is_remembered_of_spikes_that_are_gone():
         spikes = layer(images)
         view, planes = spikes.flatten(0, 1), ref(known(spikes).planes)
         del spikes
-        assert below(view) is not None  # a view keeps the memory, and what is known of it
+        assert lookup(view) is not None  # a view keeps the memory, and what is known of it
         assert planes() is not None
         del view
     gc.collect()
@@ -167,7 +167,7 @@ def test_spikes_in_evaluation_are_saved_and_copied_as_any_tensor():
     assert torch.equal(torch.load(file, weights_only=True), spikes)
     copied = copy.deepcopy(spikes)
     assert torch.equal(copied, spikes)
-    assert below(copied) is None
+    assert lookup(copied) is None
 
 
 def test_a_layer_above_learns_from_spikes_that_got_no_gradient():
@@ -191,7 +191,7 @@ def test_what_emits_no_spikes_is_run_as_before():
 
     layer, images = _deep(neurons=hb.OverTime(Graded()))
     with torch.no_grad():
-        assert below(layer(images)) is None
+        assert lookup(layer(images)) is None
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (4, 16, 16, 16, 64)])
@@ -204,6 +204,6 @@ def test_spikes_that_were_given_another_shape_are_not_known(shape):
             lambda t: t.resize_(shape),
         ):
             spikes = _base(layer(images))
-            assert below(spikes) is not None
+            assert lookup(spikes) is not None
             changed(spikes)
-            assert below(spikes) is None
+            assert lookup(spikes) is None

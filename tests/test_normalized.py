@@ -15,7 +15,7 @@ STEPS, BATCH = 4, 3
 
 @pytest.fixture
 def _however_few(monkeypatch):
-    monkeypatch.setattr(normalized, "WORTH", 0)
+    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
 
 
 def twins(below, neurons):
@@ -28,7 +28,7 @@ def images(channels=8, size=9, batch=BATCH):
     return (torch.rand(STEPS, batch, channels, size, size) < 0.3).float()
 
 
-def below(outputs, inputs=8, **options):
+def lookup(outputs, inputs=8, **options):
     norm = nn.BatchNorm2d(outputs, **options)
     if norm.affine:
         nn.init.uniform_(norm.weight, 0.5, 2.0)
@@ -61,19 +61,19 @@ def check_as_near(found, other, exact):
 
 
 SHAPES = {
-    "of a few channels": lambda: (below(5), images()),
-    "of 64": lambda: (below(64), images()),
-    "of 100": lambda: (below(100), images(size=7)),
-    "without weight and bias": lambda: (below(16, affine=False), images()),
-    "without running statistics": lambda: (below(16, track_running_stats=False), images()),
+    "of a few channels": lambda: (lookup(5), images()),
+    "of 64": lambda: (lookup(64), images()),
+    "of 100": lambda: (lookup(100), images(size=7)),
+    "without weight and bias": lambda: (lookup(16, affine=False), images()),
+    "without running statistics": lambda: (lookup(16, track_running_stats=False), images()),
     "alone": lambda: (
         nn.BatchNorm2d(8),
         images().flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (STEPS, BATCH)),
     ),
     "of rows": lambda: (nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10)), torch.randn(STEPS, BATCH, 6)),
-    "of an average over batches": lambda: (below(16, momentum=None), images()),
-    "to a threshold": lambda: (nn.Sequential(below(16)[0], hb.ThresholdBatchNorm2d(16, 0.5)), images()),
-    "large enough": lambda: (below(64, inputs=2), images(2, 32, 2)),
+    "of an average over batches": lambda: (lookup(16, momentum=None), images()),
+    "to a threshold": lambda: (nn.Sequential(lookup(16)[0], hb.ThresholdBatchNorm2d(16, 0.5)), images()),
+    "large enough": lambda: (lookup(64, inputs=2), images(2, 32, 2)),
 }
 
 
@@ -113,7 +113,7 @@ def test_evaluation_gives_it_to_the_bit(case):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.usefixtures("_however_few")
 def test_tensors_of_another_size_are_torchs_error(name, training):
-    for layer in twins(below(16), hb.IF()):
+    for layer in twins(lookup(16), hb.IF()):
         norm = layer[0].module[-1].train(training)
         held = getattr(norm, name)
         setattr(norm, name, type(held)(held.detach()[:5].clone()))
@@ -141,7 +141,7 @@ def test_an_eps_that_torch_refuses_is_refused(eps, training):
 
 def test_neurons_spike_alike_and_their_gradients_too():
     x = images()
-    ours, theirs = twins(below(64), hb.IF(1.0, hb.surrogate.ATan()))
+    ours, theirs = twins(lookup(64), hb.IF(1.0, hb.surrogate.ATan()))
     found, wanted = gradients(ours, x), gradients(theirs, x)
     assert 0.05 < found[0].mean() < 0.5
     assert torch.equal(found[0], wanted[0])
@@ -150,7 +150,7 @@ def test_neurons_spike_alike_and_their_gradients_too():
 
 @pytest.mark.usefixtures("_however_few")
 def test_what_is_changed_between_two_calls_is_heeded():
-    layer, modules = twins(below(16), hb.IF())
+    layer, modules = twins(lookup(16), hb.IF())
     x = images()
     changes = [
         lambda net: None,
@@ -194,7 +194,7 @@ class Divides(hb.Cell):
 @pytest.mark.parametrize("steps", [3, 4])
 def test_an_image_shown_at_each_step_is_normalised_once(neurons, steps):
     image = torch.randn(BATCH, 8, 9, 9)
-    ours, theirs = twins(below(64), neurons)
+    ours, theirs = twins(lookup(64), neurons)
     ours[0].module[0].mode = theirs[0].module[0].mode = "dense"
     seen = torch.randn(steps, BATCH, 64, 9, 9)
     for _ in range(3):  # the first call makes ready what the later ones find
@@ -220,7 +220,7 @@ def test_an_image_shown_at_each_step_is_normalised_once(neurons, steps):
 @pytest.mark.usefixtures("_however_few")
 @pytest.mark.parametrize("training", [True, False])
 def test_a_normalisation_alone_learns_after_a_call_that_learned_nothing(training):
-    layer, modules = twins(below(16), hb.IF())
+    layer, modules = twins(lookup(16), hb.IF())
     x = images()
     found = []
     for net in (layer.train(training), modules.train(training)):
@@ -243,7 +243,7 @@ def test_spikes_that_lie_in_any_order_are_taken_as_they_are(channels, order):
     shape = (STEPS, 8, channels, 8, 64 if channels == 1 else 8)  # rows of whole words
     lying = torch.randn([shape[order.index(d)] for d in range(5)]).permute(order)
     assert lying.shape == shape
-    layer, modules = twins(below(16, channels), hb.LIF(surrogate=hb.surrogate.ATan()))
+    layer, modules = twins(lookup(16, channels), hb.LIF(surrogate=hb.surrogate.ATan()))
     modules[0].module[0].mode = "dense"
     first = hb.IF(0.5, hb.surrogate.Box(), detach_reset=True)
     for _ in range(2):
@@ -265,7 +265,7 @@ def test_moments_are_those_in_float64(shape, offset):
 
 
 def test_parameters_and_buffers_have_the_names_of_a_sequence_and_fold():
-    ours, theirs = twins(below(16), hb.IF())
+    ours, theirs = twins(lookup(16), hb.IF())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     x = images()
     theirs(x)
@@ -295,7 +295,7 @@ def _swapped(net):
     ],
 )
 def test_where_it_is_not_done_so_the_modules_are_called_and_it_says_why(change, reason):
-    ours, theirs = twins(below(4), hb.IF())
+    ours, theirs = twins(lookup(4), hb.IF())
     change(ours), change(theirs)
     x = images().to(next(ours.parameters()).dtype)
     assert torch.equal(ours(x), theirs(x))
@@ -308,7 +308,7 @@ def test_where_it_is_not_done_so_the_modules_are_called_and_it_says_why(change, 
 @pytest.mark.parametrize("way", ["a hook", "a function in its place"])
 @pytest.mark.usefixtures("_however_few")
 def test_what_watches_a_convolution_or_takes_its_place_is_called(way, training):
-    ours, _ = twins(below(16), hb.IF())
+    ours, _ = twins(lookup(16), hb.IF())
     convolution, x, seen = ours[0].module[0], images(), []
     ours.train(training)
     ours(x)
@@ -337,7 +337,7 @@ def test_channels_first_and_cells_that_are_not_compiled_are_normalised_apart():
             hb.IF(),
             "channels do not come last in memory",
         ),
-        (below(4), hb.OverTime(Sorted()), "sort"),
+        (lookup(4), hb.OverTime(Sorted()), "sort"),
     ):
         ours, theirs = twins(made, neurons)
         assert torch.equal(ours(x), theirs(x))
@@ -347,7 +347,7 @@ def test_channels_first_and_cells_that_are_not_compiled_are_normalised_apart():
 
 @pytest.mark.usefixtures("_however_few")
 def test_a_run_in_chunks_is_the_whole():
-    ours, _ = twins(below(4), hb.IF())
+    ours, _ = twins(lookup(4), hb.IF())
     x = images()
     ours(x)
     ours.eval()
@@ -381,7 +381,7 @@ def test_what_can_not_be_is_refused(each, neurons, message):
 @pytest.mark.usefixtures("_however_few")
 def test_losses_of_a_training_are_those_of_the_modules_one_after_the_other():
     smooth = hb.surrogate.ATan()
-    first, second = (hb.EachStep(below(16, inputs)) for inputs in (8, 16))
+    first, second = (hb.EachStep(lookup(16, inputs)) for inputs in (8, 16))
     layers = [
         first,
         hb.IF(surrogate=smooth),
@@ -409,7 +409,7 @@ def test_losses_of_a_training_are_those_of_the_modules_one_after_the_other():
 
 @pytest.mark.usefixtures("_however_few")
 def test_a_checkpointed_layer_has_the_same_gradients_and_counts_a_batch_once():
-    ours, _ = twins(below(16), hb.IF(surrogate=hb.surrogate.ATan()))
+    ours, _ = twins(lookup(16), hb.IF(surrogate=hb.surrogate.ATan()))
     kept = hb.Checkpointed(copy.deepcopy(ours))
     x = images()
     check_close(gradients(kept, x), gradients(ours, x))
@@ -431,7 +431,7 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.usefixtures("_however_few")
 def test_every_kind_of_neuron_may_be_behind_it_and_be_called_again(name):
-    ours, theirs = twins(below(16), KINDS[name](surrogate=hb.surrogate.ATan()))
+    ours, theirs = twins(lookup(16), KINDS[name](surrogate=hb.surrogate.ATan()))
     for training in (True, False):
         for net in (ours, theirs):
             net[0].module[1].train(training)

@@ -35,7 +35,7 @@ def _numbers(batch, channels, size):
 
 
 def _normalised(monkeypatch, channels, outputs, kernel, stride):
-    monkeypatch.setattr(normalized, "WORTH", 0)
+    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
     convolution = hb.Conv2d(channels, outputs, kernel, stride, kernel // 2)
     convolution.mode = "events"
     norm = nn.BatchNorm2d(outputs)

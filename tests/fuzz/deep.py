@@ -170,7 +170,7 @@ def compare(of: Deep, counts: Counts) -> None:
         Different: if what comes out, or a gradient, is not that of torch's layers.
     """
     with ExitStack() as patched:
-        patched.enter_context(mock.patch.object(normalized, "WORTH", 0))
+        patched.enter_context(mock.patch.object(normalized, "FUSED_FROM", 0))
         patched.enter_context(mock.patch.object(convolution, "SMALLEST_WORK", 0))
         _compare(of, counts)
 

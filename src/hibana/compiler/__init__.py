@@ -209,7 +209,7 @@ def emitted_around(
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
             spec = spec._replace(once=steps > 0, deep=True)
-            programs.remember(cell, call, (spec, [place[id(t)] for t in tensors_of(made).values()]))
+            programs.attach(cell, call, (spec, [place[id(t)] for t in tensors_of(made).values()]))
     return outputs
 
 
@@ -259,7 +259,7 @@ def _serving(
     if at_rest and inputs.dtype == dtype and cell.rests_at_zero() and programs.is_plain(cell):
         spec = autograd.from_rest(made, inputs, ends, alone=not tensors_of(cell))
         if spec is not None:
-            programs.remember(cell, _call(backend, inputs, ends), spec)
+            programs.attach(cell, _call(backend, inputs, ends), spec)
     run: _Runner = partial(autograd.run, made, cell, ends)
     return (
         run

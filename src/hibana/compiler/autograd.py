@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.compiler.attached import attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
-from hibana.compiler.known import remember
 from hibana.compiler.producer import Producer
+from hibana.compiler.scalar_gradient import handed
 from hibana.compiler.strides import (
     expansion,
     in_callers_order,
@@ -24,7 +25,6 @@ from hibana.compiler.strides import (
     steps_contiguous,
 )
 from hibana.compiler.tensors import tensors_of
-from hibana.compiler.uniform import handed
 
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
@@ -148,7 +148,7 @@ def _known(
         outputs, last, _ = forward(given)
         return outputs, last
     outputs, last, (bits,) = forward(given)
-    remember(outputs, bits[None], outputs.shape[1:].numel())
+    attach(outputs, bits[None], outputs.shape[1:].numel())
     return outputs, last
 
 
@@ -171,7 +171,7 @@ class _Run(torch.autograd.Function):
     ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
     lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
     :class:`hibana.compiler.graph.plan.Plan`. `uniform`, where there is such, is what others write, a gradient
-    that is the same for all that was emitted: see :mod:`hibana.compiler.uniform`.
+    that is the same for all that was emitted: see :mod:`hibana.compiler.scalar_gradient`.
     """
 
     @staticmethod

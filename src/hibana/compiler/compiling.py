@@ -41,7 +41,7 @@ class Program:
     """The state begun with, where it is zeros that need not be written out."""
     missing_gradients: MissingGradients
     takes_zeros: bool = True
-    """Whether its kernels may take missing gradients for zeros; else `missing_gradients` runs the backward."""
+    """Whether its kernels may take missing gradients for zeros; else `missing_gradients` runs it back."""
 
     @property
     def takes_uniform(self) -> bool:

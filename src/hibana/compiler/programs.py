@@ -19,7 +19,7 @@ from hibana.compiler.tensors import shape_class, tensors_of
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
 
-__all__ = ["is_plain", "known", "program", "remember"]
+__all__ = ["is_plain", "known", "program", "attach"]
 
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
@@ -39,7 +39,7 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
         read.served[place] = served
     if isinstance(served, str):
         raise Unsupported(served)
-    remember(cell, place, served)
+    attach(cell, place, served)
     return served
 
 
@@ -52,7 +52,7 @@ def known(cell: Cell, call: Hashable) -> Any:
     return None if outside is not None and not unchanged(*outside) else calls.get(_of(cell, call))
 
 
-def remember(cell: Cell, call: Hashable, what: Any) -> None:
+def attach(cell: Cell, call: Hashable, what: Any) -> None:
     """Has :func:`known` find `what` while the step of `cell` reads the same, if all of it is plain."""
     if is_plain(cell):
         own = getattr(cell, INTERNAL)

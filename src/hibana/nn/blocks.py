@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hibana.compiler.leaf import as_leaf, is_name
-from hibana.spikes.kept import Kept
+from hibana.spikes.packed_tensor import PackedTensor
 
 __all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]
 
@@ -138,7 +138,7 @@ class Checkpointed(nn.Module):
             return cast(Tensor, as_leaf(self, inputs))
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
             return cast(Tensor, self.module(inputs))
-        with torch.autograd.graph.saved_tensors_hooks(Kept.of, Kept.numbers):
+        with torch.autograd.graph.saved_tensors_hooks(PackedTensor.of, PackedTensor.numbers):
             made: Any = checkpoint(
                 self.module,
                 inputs,

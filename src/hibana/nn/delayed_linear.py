@@ -14,7 +14,7 @@ from hibana.spikes.convolution.causal import causal
 from hibana.spikes.convolution.scattered import delayed, scattered
 from hibana.spikes.layer import binary_bits, learns
 from hibana.spikes.planes import Planes
-from hibana.spikes.support import Support, below
+from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["DelayedLinear"]
 
@@ -93,7 +93,7 @@ class DelayedLinear(Weighted, Delayed):
                 f"got shape {tuple(inputs.shape)}"
             )
         known = inputs.requires_grad and not torch.compiler.is_compiling() and plain(inputs)
-        under = below(inputs) if known else None
+        under = lookup(inputs) if known else None
         synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrisation
         if (found := self._one_by_one(inputs, history, under, *synapses)) is not None:
             return found
@@ -106,7 +106,7 @@ class DelayedLinear(Weighted, Delayed):
         self,
         inputs: Tensor,
         history: Tensor | None,
-        below: Support | None,
+        below: Provenance | None,
         weight: Tensor,
         bias: Tensor | None,
         delay: Tensor,
@@ -179,10 +179,10 @@ PER_SYNAPSE = 8
 """Prior: longest delay per tap from which on additions for each synapse beat kernels over time."""
 
 
-def _at_few_places(inputs: Tensor, below: Support | None) -> bool:
+def _at_few_places(inputs: Tensor, below: Provenance | None) -> bool:
     """Whether the gradient of `inputs`, ``[T, batch, features]``, is wanted where few of their bits are."""
     batch, features = inputs.shape[1:]
-    if below is None or below.watched is None or not inputs.is_contiguous() or features % 64:
+    if below is None or below.observers is None or not inputs.is_contiguous() or features % 64:
         return False
     wanted = below.spikes if below.bits is None else below.bits
     rows = None if wanted is None else below.rows(wanted, batch * features)

@@ -9,7 +9,7 @@ from hibana.compiler.leaf import as_leaf, is_name
 from hibana.compiler.strides import repeated
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import alike_each_step
-from hibana.spikes.support import announce
+from hibana.spikes.provenance import attach_view
 
 __all__ = ["EachStep"]
 
@@ -59,7 +59,7 @@ class EachStep(nn.Module):
                 f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
             )
             raise
-        return announce(outputs.reshape(steps, batch, *outputs.shape[1:]))
+        return attach_view(outputs.reshape(steps, batch, *outputs.shape[1:]))
 
     def runs_once(self, inputs: Tensor) -> bool:
         """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""

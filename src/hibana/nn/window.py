@@ -13,7 +13,7 @@ from hibana.nn.running import Stateful
 from hibana.spikes.checks import plain
 from hibana.spikes.convolution.causal import causal
 from hibana.spikes.layer import Mode
-from hibana.spikes.support import below
+from hibana.spikes.provenance import lookup
 
 __all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
 
@@ -172,7 +172,7 @@ class Window(Weighted, LooksBack):
             )
         seen = inputs.requires_grad and not torch.compiler.is_compiling()
         in_order = seen and inputs.movedim(2, -1).is_contiguous()  # as the bits of the layer below lie
-        under = below(inputs) if in_order and plain(inputs) else None
+        under = lookup(inputs) if in_order and plain(inputs) else None
         weight = self.weight
         if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
             raise ValueError(

@@ -5,12 +5,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.known import remember
+from hibana.compiler.attached import attach
 from hibana.compiler.leaf import as_leaf, is_name
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
-from hibana.spikes.support import Support, below
+from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["Flatten"]
 
@@ -38,18 +38,18 @@ def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
 
     None if they are not known to be spikes, or nothing is copied.
     """
-    under = below(spikes)
+    under = lookup(spikes)
     if under is None or under.spikes is None or not spikes.numel():
         return None
     copied = spikes.detach().flatten(start, end)
     if copied.untyped_storage() is spikes.untyped_storage():
         return None  # a view, through which a layer sees anyhow
     length = copied.shape[-1]
-    remember(copied, bits_of(copied.view(-1, length))[0].view(torch.uint8)[None], length)
+    attach(copied, bits_of(copied.view(-1, length))[0].view(torch.uint8)[None], length)
     if not learns(spikes):
         return copied
-    exact = under.bits is None and under.watched is not None
-    support = Support(None, length, under.watched) if exact else None
+    exact = under.bits is None and under.observers is not None
+    support = Provenance(None, length, under.observers) if exact else None
     apply: Any = _Flatten.apply  # torch leaves it without types
     flat: Tensor = apply(spikes, copied, support)
     return flat
@@ -57,7 +57,7 @@ def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
 
 class _Flatten(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Support | None) -> Tensor:
+    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Provenance | None) -> Tensor:
         ctx.shape, ctx.support = spikes.shape, support
         return copied.detach()
 

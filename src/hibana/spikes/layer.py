@@ -10,8 +10,8 @@ from hibana.compiler.leaf import as_leaf, is_name
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of
 from hibana.spikes.planes import Planes, whole_numbers
+from hibana.spikes.provenance import Provenance, may_have_bits
 from hibana.spikes.simd.lists import WORD
-from hibana.spikes.support import Support, may_be_known
 
 __all__ = [
     "LEFT",
@@ -79,7 +79,7 @@ class BySpikes(nn.Module):
     def _is_left(self, input: Tensor) -> bool:  # noqa: A002
         """Whether an `input` of these sizes was left to torch; one whose bits are kept may pay."""
         left = self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled())
-        return left and not may_be_known(input)
+        return left and not may_have_bits(input)
 
     def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
@@ -102,7 +102,7 @@ def check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
-def known_bits(below: Support | None, length: int, in_order: bool) -> Planes | None:
+def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes | None:
     """The planes of bits that are known of what stands `below`, as rows of `length` elements.
 
     None if there are none, or the input does not lie `in_order`, as rows do.
@@ -129,7 +129,7 @@ class Found(NamedTuple):
 
 
 def as_bits(
-    below: Support | None,
+    below: Provenance | None,
     length: int,
     in_order: bool,
     rows: Callable[[], Tensor],
@@ -196,9 +196,9 @@ def learns(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def usable(below: Support | None, length: int, in_order: bool, input_: Planes) -> Support | None:
+def usable(below: Provenance | None, length: int, in_order: bool, input_: Planes) -> Provenance | None:
     """`below`, unless rows of `length` elements of it can't be told for an `input_` that lies `in_order`."""
-    if below is None or below.watched is None:
+    if below is None or below.observers is None:
         return None
     if below.bits is None:  # it is the spikes, whatever somebody multiplied them by since
         return below if input_.bits.shape[0] == 1 else None

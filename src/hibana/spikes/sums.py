@@ -5,15 +5,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from hibana.compiler.attached import attach
 from hibana.compiler.derivatives import applied, are_batched
-from hibana.compiler.known import remember
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Longs, Value, kernel
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
 from hibana.spikes.planes import MOST
+from hibana.spikes.provenance import Provenance, attach_sum, fills_memory, lookup
 from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import VECTOR
-from hibana.spikes.support import Support, announce_support, below, fills_memory
 
 __all__ = ["add"]
 
@@ -45,24 +45,24 @@ def add(one: Tensor, other: Tensor) -> Tensor:
         or one.stride() != other.stride()
     ):
         return one + other
-    a, b = below(one), below(other)
+    a, b = lookup(one), lookup(other)
     support = _support(one, other, a, b) if learns(one, other) else None
     if a is None or b is None or not _can_add(a, b):
         total = one + other
         if support is not None and total.stride() == one.stride():
-            announce_support(total, support)
+            attach_sum(total, support)
         return total
     assert a.planes is not None
     assert b.planes is not None
     most = a.most + b.most
     total, planes = _of_bits(one, a.planes, b.planes.view(b.planes.shape[0], *a.planes.shape[1:]), most)
-    remember(total, planes, a.length, most)
+    attach(total, planes, a.length, most)
     if learns(one, other):
         total = cast(Tensor, _apply(one, other, total, support))
     return total
 
 
-def _can_add(a: Support, b: Support) -> bool:
+def _can_add(a: Provenance, b: Provenance) -> bool:
     """Whether both summands are known as bits that can be added word by word."""
     return (
         a.planes is not None
@@ -73,7 +73,7 @@ def _can_add(a: Support, b: Support) -> bool:
     )
 
 
-def _support(one: Tensor, other: Tensor, a: Support | None, b: Support | None) -> Support | None:
+def _support(one: Tensor, other: Tensor, a: Provenance | None, b: Provenance | None) -> Provenance | None:
     """Where the gradient of the sum can matter: where it can in a summand that takes one."""
     wanted = [_explicit(known) for each, known in ((one, a), (other, b)) if each.requires_grad]
     if None in wanted:
@@ -87,18 +87,18 @@ def _support(one: Tensor, other: Tensor, a: Support | None, b: Support | None) -
     whole = first.length % WORD == 0 and second.length % WORD == 0
     if not (whole or (first.length == second.length and first.bits.shape == second.bits.shape)):
         return None
-    assert first.watched is not None
-    assert second.watched is not None
+    assert first.observers is not None
+    assert second.observers is not None
     # if there are no bits but those of numbers, all are in the order of memory
     bits = first.bits | second.bits.view(first.bits.shape)
-    return Support(bits, first.length, (*first.watched, *second.watched))
+    return Provenance(bits, first.length, (*first.observers, *second.observers))
 
 
-def _explicit(known: Support | None) -> Support | None:
+def _explicit(known: Provenance | None) -> Provenance | None:
     """What the graph says of the layer below, with the bits of its support."""
-    if known is None or known.watched is None:
+    if known is None or known.observers is None:
         return None
-    return Support(known.spikes if known.bits is None else known.bits, known.length, known.watched)
+    return Provenance(known.spikes if known.bits is None else known.bits, known.length, known.observers)
 
 
 def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ class _Sum(torch.autograd.Function):
     """The sum of numbers that are known as bits."""
 
     @staticmethod
-    def forward(ctx: Any, one: Tensor, other: Tensor, total: Tensor, support: Support | None) -> Tensor:
+    def forward(ctx: Any, one: Tensor, other: Tensor, total: Tensor, support: Provenance | None) -> Tensor:
         ctx.strides, ctx.support = total.stride(), support
         return total.detach()
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.derivatives import applied, are_batched
-from hibana.compiler.uniform import hand, takes
+from hibana.compiler.scalar_gradient import hand, takes
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
-from hibana.spikes.support import Support, below, probe
+from hibana.spikes.provenance import Provenance, lookup, probe
 
 __all__ = ["total"]
 
@@ -34,7 +34,7 @@ def total(values: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling() or not plain(values):
         return values.sum()
-    under = below(values)
+    under = lookup(values)
     if under is None or under.spikes is None:
         return values.sum()
     if not learns(values):
@@ -43,13 +43,13 @@ def total(values: Tensor) -> Tensor:
     return found
 
 
-def _counted(under: Support) -> Tensor:
+def _counted(under: Provenance) -> Tensor:
     return torch.tensor(float(under.ones), dtype=torch.float32, device="cpu")
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, leaf: Tensor, under: Support) -> Tensor:
+    def forward(ctx: Any, values: Tensor, leaf: Tensor, under: Provenance) -> Tensor:
         ctx.shape, ctx.below = values.shape, under
         return _counted(under)
 
@@ -57,7 +57,7 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         node, _ = ctx.next_functions[0]
         once = not (torch.is_grad_enabled() or are_batched([grad]))
-        if once and takes(node) and ctx.below.unseen():
+        if once and takes(node) and ctx.below.has_no_observer():
             hand(node, grad.resolve_neg())  # its memory is what a kernel reads
             return None, None, None
         return grad.expand(ctx.shape), None, None

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["DATES", "are_dates", "numbers_of", "parts", "without_part"]
+__all__ = ["DATES", "are_dates", "lookup_numbers", "parts", "without_part"]
 
 DATES = ("refuse", "drop", "parts")
 """What is done about columns of dates: refused, left out, or as numbers: the parts of each date."""
@@ -36,7 +36,7 @@ def are_dates(column: Any) -> bool:
     return bool(texts) and all(_DATE.fullmatch(str(text).strip()) for text in texts)
 
 
-def numbers_of(table: "DataFrame", how: str, called: str) -> tuple["DataFrame", list[str]]:
+def lookup_numbers(table: "DataFrame", how: str, called: str) -> tuple["DataFrame", list[str]]:
     """`table` with its dates as `how`, of :data:`DATES`, says; and what to say of them.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, called, listed
-from hibana.data.own.dates import DATES, numbers_of, parts, without_part
+from hibana.data.own.dates import DATES, lookup_numbers, parts, without_part
 from hibana.data.own.opening import PLAIN, opened
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class Table(Own):
                     f"columns must be others than the label of {self.called}, got {gaps or label}"
                 )
         names = [name for name in table.columns if name != label] if self.columns is None else self.columns
-        chosen, summary = numbers_of(table[names], self.dates, self.called)
+        chosen, summary = lookup_numbers(table[names], self.dates, self.called)
         if self.columns is not None:
             return chosen, summary
         kept, left = [], []

@@ -20,12 +20,12 @@ __all__ = [
     "HELD",
     "Scale",
     "Spikes",
-    "WholeALIFCell",
-    "WholeAdLIFCell",
-    "WholeCubaLIFCell",
-    "WholeLICell",
-    "WholeLIFCell",
-    "WholeRefractoryLIFCell",
+    "IntALIFCell",
+    "IntAdLIFCell",
+    "IntCubaLIFCell",
+    "IntLICell",
+    "IntLIFCell",
+    "IntRefractoryLIFCell",
 ]
 
 Scale = float | Tensor
@@ -47,7 +47,7 @@ class Spikes:
     """and the derivative of its spikes."""
 
 
-class WholeCell(Cell):
+class IntCell(Cell):
     """A cell in whole numbers, with a threshold for each neuron or all."""
 
     def __init__(self, spikes: Spikes) -> None:
@@ -73,7 +73,7 @@ class WholeCell(Cell):
 
 
 @final
-class WholeLIFCell(WholeCell):
+class IntLIFCell(IntCell):
     """``v = leak(rested(v_previous)) + input_``, ``s = H(v - threshold)``, with the options of LIF.
 
     What it leaks to is `rest`.
@@ -118,7 +118,7 @@ class WholeLIFCell(WholeCell):
 
 
 @final
-class WholeCubaLIFCell(WholeCell):
+class IntCubaLIFCell(IntCell):
     """``i = leak_i(i_previous) + input_``, ``v = leak(rested(v_previous)) + i``, ``s = H(v - threshold)``."""
 
     def __init__(self, spikes: Spikes, of_current: Leak, leak: Leak) -> None:
@@ -134,7 +134,7 @@ class WholeCubaLIFCell(WholeCell):
 
 
 @final
-class WholeALIFCell(WholeCell):
+class IntALIFCell(IntCell):
     """``a = leak_a(a_previous) + strength s``, ``v`` as in a LIF, ``s = H(v - a - threshold)``."""
 
     def __init__(self, spikes: Spikes, leak: Leak, of_threshold: Leak, strength: Scale) -> None:
@@ -150,7 +150,7 @@ class WholeALIFCell(WholeCell):
 
 
 @final
-class WholeAdLIFCell(WholeCell):
+class IntAdLIFCell(IntCell):
     """:class:`hibana.AdLIFCell` in whole numbers: ``w`` in units of the input, ``v`` in those over tau.
 
         w = leak_w(w_previous) + floor(coupling v_previous + 1/2) + jump s_previous
@@ -174,7 +174,7 @@ class WholeAdLIFCell(WholeCell):
 
 
 @final
-class WholeRefractoryLIFCell(WholeCell):
+class IntRefractoryLIFCell(IntCell):
     """:class:`hibana.RefractoryLIFCell` in whole numbers."""
 
     def __init__(self, spikes: Spikes, leak: Leak, period: float) -> None:
@@ -191,7 +191,7 @@ class WholeRefractoryLIFCell(WholeCell):
 
 
 @final
-class WholeLICell(Cell):
+class IntLICell(Cell):
     """``v = leak(v_previous) + input_``: a readout."""
 
     def __init__(self, leak: Leak) -> None:

@@ -11,17 +11,17 @@ from hibana import cells
 from hibana.cells import Cell
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.quantized.cells import (
+    IntAdLIFCell,
+    IntALIFCell,
+    IntCubaLIFCell,
+    IntLICell,
+    IntLIFCell,
+    IntRefractoryLIFCell,
     Scale,
     Spikes,
-    WholeAdLIFCell,
-    WholeALIFCell,
-    WholeCubaLIFCell,
-    WholeLICell,
-    WholeLIFCell,
-    WholeRefractoryLIFCell,
 )
 from hibana.network.quantized.leak import FRACTION, Leak
-from hibana.network.quantized.upstroke import Lines, WholeIzhikevichCell, WholeUpstrokeCell
+from hibana.network.quantized.upstroke import IntIzhikevichCell, IntUpstrokeCell, Lines
 from hibana.network.straight import doubles, straight_through
 
 __all__ = ["whole_cell"]
@@ -106,7 +106,7 @@ def _factor(value: Tensor) -> Scale:
 
 
 def _if(cell: Any, units: _Units) -> Cell:
-    return WholeLIFCell(units.spikes(cell), Leak(math.inf), units.whole(cell.initial))
+    return IntLIFCell(units.spikes(cell), Leak(math.inf), units.whole(cell.initial))
 
 
 def _lif(cell: Any, units: _Units) -> Cell:
@@ -117,37 +117,37 @@ def _lif(cell: Any, units: _Units) -> Cell:
         units = units.by(tau)
     rest = units.whole(cell.rest)
     bound = None if cell.lower_bound is None else units.whole(cell.lower_bound)
-    return WholeLIFCell(units.spikes(cell), Leak(tau), rest, rest, cell.leak_first, bound)
+    return IntLIFCell(units.spikes(cell), Leak(tau), rest, rest, cell.leak_first, bound)
 
 
 def _plif(cell: Any, units: _Units) -> Cell:
     tau = _one("tau", cell.tau)
-    return WholeLIFCell(units.by(tau).spikes(cell), Leak(tau))
+    return IntLIFCell(units.by(tau).spikes(cell), Leak(tau))
 
 
 def _cuba(cell: Any, units: _Units) -> Cell:
     leaks = Leak(_one("tau_synapse", cell.tau_synapse)), Leak(_one("tau", cell.tau))
-    return WholeCubaLIFCell(units.spikes(cell), *leaks)
+    return IntCubaLIFCell(units.spikes(cell), *leaks)
 
 
 def _alif(cell: Any, units: _Units) -> Cell:
     leaks = Leak(_one("tau", cell.tau)), Leak(_one("tau_adaptation", cell.tau_adaptation))
-    return WholeALIFCell(units.spikes(cell), *leaks, units.whole(cell.strength))
+    return IntALIFCell(units.spikes(cell), *leaks, units.whole(cell.strength))
 
 
 def _adlif(cell: Any, units: _Units) -> Cell:
     tau = _one("tau", cell.tau)
     leaks = Leak(tau), Leak(_one("tau_adaptation", cell.tau_adaptation))
     coupling = _factor(_one("coupling", cell.coupling) / tau)
-    return WholeAdLIFCell(units.by(tau).spikes(cell), *leaks, coupling, units.whole(cell.jump))
+    return IntAdLIFCell(units.by(tau).spikes(cell), *leaks, coupling, units.whole(cell.jump))
 
 
 def _refractory(cell: Any, units: _Units) -> Cell:
-    return WholeRefractoryLIFCell(units.spikes(cell), Leak(_one("tau", cell.tau)), cell.period)
+    return IntRefractoryLIFCell(units.spikes(cell), Leak(_one("tau", cell.tau)), cell.period)
 
 
 def _li(cell: Any, units: _Units) -> Cell:
-    return WholeLICell(Leak(_one("tau", cell.tau)))
+    return IntLICell(Leak(_one("tau", cell.tau)))
 
 
 def _check_hard(cell: Any) -> None:
@@ -164,7 +164,7 @@ def _eif(cell: Any, units: _Units) -> Cell:
 
     top = _number(_one("threshold", cell.threshold))
     low = min(_number(rheobase - 6 * sharpness), top - _number(sharpness))
-    return WholeUpstrokeCell(units.spikes(cell), _lines(curve, low, top, units), None, units.whole(top))
+    return IntUpstrokeCell(units.spikes(cell), _lines(curve, low, top, units), None, units.whole(top))
 
 
 def _qif(cell: Any, units: _Units) -> Cell:
@@ -179,7 +179,7 @@ def _qif(cell: Any, units: _Units) -> Cell:
     top = _number(_one("threshold", cell.threshold))
     turns = _number((critical - tau / curvature) / 2)  # below which a step goes up, the further down the more
     low = max(min(turns, 0.0), -8 * top)
-    return WholeUpstrokeCell(
+    return IntUpstrokeCell(
         units.spikes(cell), _lines(curve, low, top, units), units.whole(low), units.whole(top)
     )
 
@@ -194,7 +194,7 @@ def _izhikevich(cell: Any, units: _Units) -> Cell:
 
     low = min(_number((-5 - 1 / dt) / 0.08), -65.0, _number(c))  # below which a step goes up
     low = max(low, -65.0 - 3 * (top + 65.0))
-    return WholeIzhikevichCell(
+    return IntIzhikevichCell(
         of_v.spikes(cell, c),
         _lines(curve, low, top, of_v),
         (of_v.whole(low), of_v.whole(top)),

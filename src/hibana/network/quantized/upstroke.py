@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from hibana.cells.spiking import bounded_below
-from hibana.network.quantized.cells import HELD, Scale, Spikes, WholeCell
+from hibana.network.quantized.cells import HELD, IntCell, Scale, Spikes
 from hibana.network.quantized.leak import Leak
 from hibana.network.straight import rounded_down
 
-__all__ = ["Lines", "WholeIzhikevichCell", "WholeUpstrokeCell"]
+__all__ = ["Lines", "IntIzhikevichCell", "IntUpstrokeCell"]
 
 Lines = Sequence[tuple[Scale, Scale]]
 """Slopes and offsets."""
 
 
-class _Curved(WholeCell):
+class _Curved(IntCell):
     """A cell whose potential follows the largest of lines ``floor(slope v + 1/2) + offset``."""
 
     def __init__(self, spikes: Spikes, lines: Lines, low: Scale | None, top: Scale) -> None:
@@ -50,7 +50,7 @@ def _most(v: Tensor, bound: Scale) -> Tensor:
 
 
 @final
-class WholeUpstrokeCell(_Curved):
+class IntUpstrokeCell(_Curved):
     """``v = curve(rested(v_previous)) + input_``, ``s = H(v - threshold)``."""
 
     def forward(  # type: ignore[override]
@@ -61,7 +61,7 @@ class WholeUpstrokeCell(_Curved):
 
 
 @final
-class WholeIzhikevichCell(_Curved):
+class IntIzhikevichCell(_Curved):
     """:class:`hibana.IzhikevichCell` in whole numbers: ``u`` in units of the input, ``v`` in those times dt.
 
     `u` is held within ``2^22``.

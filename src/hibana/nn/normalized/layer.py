@@ -23,7 +23,7 @@ from hibana.spikes.layer import learns
 
 __all__ = ["Normalized"]
 
-WORTH = 1 << 20
+FUSED_FROM = 1 << 20
 """Numbers of a sequence from which on the passes that are saved take longer than a call does before them; in
 evaluation, where less comes before them, half as many."""
 
@@ -201,7 +201,7 @@ def _unfit(layers: _Layers, currents: Tensor, times: int, ours: bool) -> str:
     if not (ours or dense.lies_last(currents) or currents.movedim(1, -1).is_contiguous()):
         return "channels do not come last in memory"
     numbers *= times
-    if numbers < (WORTH if of_the_batch else WORTH // 2):
+    if numbers < (FUSED_FROM if of_the_batch else FUSED_FROM // 2):
         return f"{numbers} numbers are too few for it to pay"
     return ""
 

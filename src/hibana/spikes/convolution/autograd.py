@@ -15,9 +15,9 @@ from hibana.spikes.convolution.strided import stride_phases
 from hibana.spikes.layer import Found, numbers_as_bits
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes, joined
+from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.support import Support, probe
 
 __all__ = [
     "as_kernel",
@@ -68,7 +68,7 @@ def producer(
     """What :func:`forward` gives, yet to be computed, of so many steps; None where not done in pieces."""
     if not (steps and choice.forward):
         return None
-    if pixels.pay(geometry, weight.shape[0], input_.density):
+    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
         return pixels.producer(input_, weight, bias, geometry, steps)
     return None
 
@@ -77,7 +77,7 @@ def _sums(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
     """The same, and the bits under each window, if they were gathered for it."""
-    if pixels.pay(geometry, weight.shape[0], input_.density):
+    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
     return _under_windows(windows, input_, weight, bias, geometry), windows
@@ -141,7 +141,7 @@ def _weight_gradient(
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
-    if pixels.pay_for_weights(geometry, input_.density):
+    if pixels.is_pixelwise_for_weights(geometry, input_.density):
         found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
@@ -162,7 +162,7 @@ class _Convolution(torch.autograd.Function):
         bias: Tensor | None,
         leaf: Tensor | None,
         input_: Planes,
-        support: Support | None,
+        support: Provenance | None,
         geometry: Geometry,
         choice: Choice,
         left: Producer | None,
@@ -177,7 +177,7 @@ class _Convolution(torch.autograd.Function):
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, kernel, bias, geometry)
         out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
-        used = choice.weights and not pixels.pay_for_weights(geometry, input_.density)
+        used = choice.weights and not pixels.is_pixelwise_for_weights(geometry, input_.density)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
         ctx.save_for_backward(input_.bits, weight, windows, numbers)
@@ -268,7 +268,7 @@ def convolution(
     weight: Tensor,
     bias: Tensor | None,
     input_: Planes,
-    support: Support | None,
+    support: Provenance | None,
     geometry: Geometry,
     choice: Choice = ALL,
     left: Producer | None = None,

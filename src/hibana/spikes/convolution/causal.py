@@ -18,7 +18,7 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.support import Support
+from hibana.spikes.provenance import Provenance
 
 __all__ = ["causal", "window"]
 
@@ -29,7 +29,7 @@ def causal(
     bias: Tensor | None,
     dilation: int,
     history: Tensor | None = None,
-    below: Support | None = None,
+    below: Provenance | None = None,
     mode: Mode = "auto",
 ) -> tuple[Tensor, str]:
     """``y_t = bias + sum_k W_k x_(t - (K - 1 - k) dilation)``, and how it was computed, and why.
@@ -79,7 +79,7 @@ def _by_spikes(
     bias: Tensor | None,
     dilation: int,
     padding: int,
-    below: Support | None,
+    below: Provenance | None,
     mode: Mode,
 ) -> tuple[Tensor, str] | str:
     """The sums of rows of weights, and how; or why they would be no sooner, or can't be."""

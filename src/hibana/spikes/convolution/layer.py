@@ -25,7 +25,7 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.support import below
+from hibana.spikes.provenance import lookup
 
 __all__ = ["Conv1d", "Conv2d", "over_steps"]
 
@@ -132,7 +132,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             bias = bias.contiguous()
         outputs = weight.shape[0]
         learning, auto = learns(weight), self.mode == "auto"
-        under = below(whole)
+        under = lookup(whole)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         sizes = select.bucket(images.shape[0]), outputs, geometry

@@ -21,12 +21,12 @@ __all__ = [
     "forward",
     "near",
     "parts",
-    "pay",
-    "pay_for_weights",
+    "is_pixelwise",
+    "is_pixelwise_for_weights",
     "producer",
     "slides",
     "weight_gradient",
-    "whole_windows",
+    "full_window",
 ]
 
 FEWEST = 8
@@ -38,7 +38,7 @@ PIXELS = 256
 """Output pixels that are gone through at a time."""
 PIXELS_PER_TILE = 512
 """Output pixels of several images that are gone through at a time, where weights are more than FAR."""
-FAR = 1 << 19
+BEYOND_L2 = 1 << 19
 """Weights that a second cache does not hold."""
 NEAR = 1 << 14
 """Floats that are kept near at a time, of weights or of a gradient."""
@@ -50,7 +50,7 @@ MOST = 1 << 18
 """Channels, 64 at least, of the rows of pixels that a window reaches over."""
 
 
-def pay(geometry: Geometry, outputs: int, density: float) -> bool:
+def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
     counted = geometry.image[1] * geometry.channels <= PLACES
     return counted and density <= product.crossover(outputs) and _by_pixels(geometry)
@@ -69,7 +69,7 @@ def slides(geometry: Geometry, row: Row) -> bool:
     return geometry.stride[1] == 1 < _unrolled(geometry, row)
 
 
-def whole_windows(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
+def full_window(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
     """Whether windows, whose weights stay near, are summed whole, and not a row of them at a time.
 
     For few spikes that saves more than it takes to load weights from somewhat farther away.
@@ -82,8 +82,8 @@ def whole_windows(geometry: Geometry, row: Row, planes: int, density: float = 1.
     return few and geometry.dilation[1] == 1 and places <= PLACES
 
 
-def pay_for_weights(geometry: Geometry, density: float) -> bool:
-    """:func:`pay` for the weights' gradient, to which each pixel adds, under a whole window or not."""
+def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
+    """:func:`is_pixelwise` for the weights' gradient, to which each pixel adds."""
     return density <= product.gradient_crossover() and _by_pixels_for_weights(geometry)
 
 
@@ -155,7 +155,7 @@ class _Ready(NamedTuple):
 def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
     """What a kernel depends on: the shape of the bits, the outputs, …, and whether windows are whole."""
     bits, row = input_.bits.shape, panel(weight.shape[0])
-    whole = whole_windows(geometry, row, bits[0], input_.density)
+    whole = full_window(geometry, row, bits[0], input_.density)
     return bits, weight.shape[0], geometry, row, whole
 
 
@@ -194,7 +194,7 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
     """Whole images that are done at a time: several, if they are small beside weights that lie far away."""
     pixels, taps = geometry.output[0] * geometry.output[1], geometry.kernel[0] * geometry.kernel[1]
-    return max(1, PIXELS_PER_TILE // pixels) if planes * taps * geometry.channels * outputs > FAR else 1
+    return max(1, PIXELS_PER_TILE // pixels) if planes * taps * geometry.channels * outputs > BEYOND_L2 else 1
 
 
 def _unrolled(geometry: Geometry, row: Row) -> int:

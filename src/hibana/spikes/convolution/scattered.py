@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Ints, Longs, Pointer, Value, kernel
 from hibana.spikes.checks import dense_for_more
+from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.simd.lists import WORD, words_of
 from hibana.spikes.simd.rows import VECTOR, transposed
-from hibana.spikes.support import Support, probe
 
 __all__ = ["delayed", "scattered"]
 
@@ -30,7 +30,7 @@ def delayed(
     lags: Tensor,
     bias: Tensor | None,
     skip: int,
-    support: Support | None,
+    support: Provenance | None,
 ) -> Tensor:
     """What :func:`scattered` gives, with gradients of `inputs`, `weight` and `bias`.
 
@@ -98,10 +98,10 @@ def _tables(weight: Tensor) -> Tensor:
     return weight.detach().permute(2, 1, 0).contiguous()
 
 
-def _wanted(below: Support | None, bits: Tensor, sizes: dict[str, int]) -> Tensor:
+def _wanted(below: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Tensor:
     """Rows of bits of where the inputs' gradient is wanted, in the backward that runs now."""
     inputs = sizes["inputs"]
-    if below is not None and below.unseen():
+    if below is not None and below.has_no_observer():
         known = bits if below.bits is None else below.rows(below.bits, sizes["rows"] * inputs)
         if known is not None:
             return known.view_as(bits)
@@ -124,7 +124,7 @@ class _Delayed(torch.autograd.Function):
         bits: Tensor,
         lags: Tensor,
         skip: int,
-        support: Support | None,
+        support: Provenance | None,
     ) -> Tensor:
         ctx.save_for_backward(bits, weight, lags)
         ctx.skip, ctx.below, ctx.steps = skip, support, len(inputs)

@@ -11,9 +11,9 @@ from hibana.spikes import select
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.linear import product
 from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import Choice
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.support import Support, probe
 
 __all__ = ["linear"]
 
@@ -26,7 +26,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     planes: Planes,
-    support: Support | None,
+    support: Provenance | None,
     choice: Choice,
 ) -> Tensor:
     """``input @ weight.T + bias`` for an input, ``[..., in_features]``, whose planes of bits are known.
@@ -49,7 +49,7 @@ class _Linear(torch.autograd.Function):
         bias: Tensor | None,
         leaf: Tensor | None,
         planes: Planes,
-        support: Support | None,
+        support: Provenance | None,
         choice: Choice,
     ) -> Tensor:
         bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales

@@ -21,8 +21,8 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import autograd, dense, product
+from hibana.spikes.provenance import lookup
 from hibana.spikes.select import Call, Choice
-from hibana.spikes.support import below
 
 __all__ = ["Linear"]
 
@@ -92,7 +92,7 @@ class Linear(BySpikes, nn.Linear):
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, weight, bias, "nothing to add")
         learning, auto = learns(weight), self.mode == "auto"
-        under, in_order = below(input), input.is_contiguous()
+        under, in_order = lookup(input), input.is_contiguous()
         numbers = input.detach() if input.requires_grad else input
 
         def rows() -> Tensor:

@@ -12,10 +12,10 @@ from hibana.runtime.kernels import Sized, float_bits
 from hibana.spikes.bits import density_of
 from hibana.spikes.linear import kernels, weights
 from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.provenance import Provenance
 from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
-from hibana.spikes.support import Support
 
 __all__ = [
     "Explained",
@@ -291,12 +291,12 @@ def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
-def used_bits(support: Support | None, bits: Tensor, length: int, density: float) -> Used | None:
+def used_bits(support: Provenance | None, bits: Tensor, length: int, density: float) -> Used | None:
     """Where the input's gradient is wanted; None if everywhere.
 
     `bits` are the spikes, of the `density`.
     """
-    if support is None or not support.unseen():
+    if support is None or not support.has_no_observer():
         return None
     if support.bits is None:
         return Used(bits, density)

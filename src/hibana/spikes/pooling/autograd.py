@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hibana.compiler.attached import attach
 from hibana.compiler.derivatives import applied
-from hibana.compiler.known import remember
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.pooling import kernels
-from hibana.spikes.support import Support, below
+from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["max_pooled"]
 
@@ -62,7 +62,7 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
     learning = torch.is_grad_enabled() and images.requires_grad
-    under = below(images)
+    under = lookup(images)
     spikes = None if under is None else _known_spikes(images, under, geometry)
     shape = images.shape[0], *geometry.output, geometry.channels
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -75,7 +75,7 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     if under is not None and under.spikes is not None:
         if planes is None:
             planes = bits_of(out.view(-1, geometry.row))[0].view(torch.uint8)[None]
-        remember(out, planes, geometry.row)
+        attach(out, planes, geometry.row)
     result = out.permute(0, 3, 1, 2)
     if which is None:
         return result
@@ -84,7 +84,7 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
     return pooled
 
 
-def _known_spikes(images: Tensor, below: Support, geometry: _Window) -> Tensor | None:
+def _known_spikes(images: Tensor, below: Provenance, geometry: _Window) -> Tensor | None:
     """Their bits, if pooled spikes can be made of them: a 32nd of the numbers to read."""
     whole = geometry.channels % 16 == 0 and below.length % images[0].numel() == 0
     return below.spikes if whole else None
@@ -107,13 +107,13 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry:
     return not strange.item()
 
 
-def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Window) -> Support | None:
+def _pooled_support(images: Tensor, below: Provenance, which: Tensor, geometry: _Window) -> Provenance | None:
     """The support `below`, at the pixels that were taken."""
     length = geometry.row
-    if below.watched is None:
+    if below.observers is None:
         return None
     if below.bits is None:
-        return Support(None, length, below.watched)
+        return Provenance(None, length, below.observers)
     per_step, rest = divmod(below.length, images[0].numel())
     if rest:
         return None
@@ -121,7 +121,7 @@ def _pooled_support(images: Tensor, below: Support, which: Tensor, geometry: _Wi
     bits = torch.empty(rows, -(-length // 64), dtype=torch.int64, device="cpu")
     given = {"bits": below.bits, "target": bits, "which": which}
     kernels.support(rows, GRAIN, **given, **geometry.sizes, per_step=per_step)
-    return Support(bits.view(torch.uint8), length, below.watched)
+    return Provenance(bits.view(torch.uint8), length, below.observers)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -129,7 +129,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, result: Tensor, which: Tensor, support: Support | None, geometry: _Window
+        ctx: Any, images: Tensor, result: Tensor, which: Tensor, support: Provenance | None, geometry: _Window
     ) -> Tensor:
         ctx.support, ctx.geometry, ctx.shape = support, geometry, images.shape
         ctx.save_for_backward(which)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Known", "known", "remember"]
+__all__ = ["Known", "known", "attach"]
 
 _ATTRIBUTE = "_hibana_known"
 
@@ -28,7 +28,7 @@ class Known(NamedTuple):
     """Where in the storage the numbers begin, and how many they are."""
 
 
-def remember(numbers: Tensor, planes: Tensor, length: int, most: int = 1) -> None:
+def attach(numbers: Tensor, planes: Tensor, length: int, most: int = 1) -> None:
     """Attaches what is known to the memory of float32 `numbers`; arguments are as of :class:`Known`."""
     found = Known(planes, length, most, (numbers.storage_offset(), numbers.numel()))
     storage: Any = numbers.untyped_storage()

@@ -5,18 +5,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.known import remember
+from hibana.compiler.attached import attach
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import numbers_as_bits
-from hibana.spikes.support import fills_memory, numbers_of
+from hibana.spikes.provenance import fills_memory, lookup_numbers
 
-__all__ = ["Kept"]
+__all__ = ["PackedTensor"]
 
 SMALLEST = 4096
 """Fewer numbers are kept as they are."""
 
 
-class Kept(NamedTuple):
+class PackedTensor(NamedTuple):
     """A tensor of which bits are kept, in the order in which it lay in memory."""
 
     bits: Tensor
@@ -28,12 +28,12 @@ class Kept(NamedTuple):
     """The largest that a number can be, if that was known before; a layer then knows it again."""
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Kept | Tensor":
+    def of(cls, tensor: Tensor) -> "PackedTensor | Tensor":
         """What to keep of `tensor`: itself, unless bits say the same in less memory."""
         count = tensor.numel()
         if count < SMALLEST or not plain(tensor) or not fills_memory(tensor):
             return tensor
-        known = numbers_of(tensor)
+        known = lookup_numbers(tensor)
         if known is not None:
             return cls(known.planes, 1.0, tensor.shape, tensor.stride(), known.most)
         if count % 64:
@@ -44,7 +44,7 @@ class Kept(NamedTuple):
         return cls(found.bits.view(torch.uint8), found.factor, tensor.shape, tensor.stride())
 
     @staticmethod
-    def numbers(kept: "Kept | Tensor") -> Tensor:
+    def numbers(kept: "PackedTensor | Tensor") -> Tensor:
         """The tensor that :meth:`of` kept, to its last bit."""
         if isinstance(kept, Tensor):
             return kept
@@ -57,5 +57,5 @@ class Kept(NamedTuple):
             levels |= ones.view(pieces, -1)[:, :length] << k
         numbers = levels.to(torch.float32).mul_(kept.factor).as_strided(kept.shape, kept.strides)
         if kept.most:
-            remember(numbers, kept.bits, length, kept.most)
+            attach(numbers, kept.bits, length, kept.most)
         return numbers

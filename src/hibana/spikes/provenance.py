@@ -1,11 +1,15 @@
-"""Where the gradient of a layer's input can matter, read from the graph that autograd has built.
+"""What is known of the spikes in a tensor, and who observes the gradient on its way to what emitted them.
 
-The node of a compiled spiking layer carries `support`: the bits ``[T, ceil(N/8)]`` of where its surrogate's
-derivative can be non-zero, and `spikes`: those of what it emitted, if it kept them. The nodes of this module
-that pass spikes on carry a :class:`Support` of their own, and torch's node of a sum has one in its metadata.
-A gradient may be left out elsewhere only if nobody else looks at it. Anything that is not known here means
-everywhere, which is always right. A hook put on a node itself (``Node.register_prehook``), not on a tensor,
-is not seen.
+Three facts travel with a tensor, each optional:
+
+- its numbers as bits, attached to its storage (:mod:`hibana.compiler.attached`), compared with the numbers at
+  each lookup, since a write through ``.data`` leaves no trace;
+- the *mask* of the layer that produced it: where the surrogate's derivative can be non-zero, kept by the node
+  of autograd, so that a consumer may compute its input's gradient there alone;
+- the *observers* between the two: hooks and ``retain_grad``. With any of them the gradient is computed
+  everywhere. A hook put on a node itself (``Node.register_prehook``) is not seen.
+
+Views of all of a tensor are looked through, and so are the nodes of this package that pass spikes on.
 """
 
 from collections import OrderedDict
@@ -16,34 +20,34 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from hibana.compiler.attached import Known, known
 from hibana.compiler.autograd import RunSpecification
-from hibana.compiler.known import Known, known
 from hibana.spikes.bits import agree
 
 __all__ = [
-    "Support",
-    "announce",
-    "announce_support",
-    "below",
+    "Provenance",
+    "attach_view",
+    "attach_sum",
+    "lookup",
     "fills_memory",
-    "may_be_known",
-    "numbers_of",
+    "may_have_bits",
+    "lookup_numbers",
     "probe",
-    "support_of",
+    "lookup_mask",
 ]
 
-Watched = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
+Observers = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
 
-class Support(NamedTuple):
-    """What is known about the spiking layer below: where its gradient matters, and who may look on."""
+class Provenance(NamedTuple):
+    """What is known of a tensor of spikes: its producer's mask, its numbers, its observers."""
 
     bits: Tensor | None
     """``[pieces, bytes]``, each piece `length` elements in the order of memory; None: they are the spikes."""
     length: int
-    watched: Watched | None
-    """Weak references to the tensors on the way, and the hooks that anybody puts on them; None if the graph
-    does not say what layer is below: the gradient matters everywhere then."""
+    observers: Observers | None
+    """Weak references to the tensors between producer and consumer, and the hooks put on them; None if the
+    graph does not say what produced the tensor: the gradient is computed everywhere then."""
     planes: Tensor | None = None
     """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they are known. Those of spikes are
     one plane, those of their sums several (:class:`Planes`)."""
@@ -68,11 +72,11 @@ class Support(NamedTuple):
             return bits.view(torch.int64).view(*bits.shape[:-2], -1, words)
         return None
 
-    def unseen(self) -> bool:
-        """Whether, in the backward that runs now, only the node below gets this gradient."""
-        if self.watched is None:
+    def has_no_observer(self) -> bool:
+        """Whether, in the backward that runs now, the producer's node alone gets this gradient."""
+        if self.observers is None:
             return False
-        for tensor, hooks in self.watched:
+        for tensor, hooks in self.observers:
             there = tensor()
             if hooks or (there is not None and there.retains_grad):
                 return False
@@ -97,7 +101,7 @@ def _probe_node() -> Any:
     return torch.autograd.graph.get_gradient_edge(_PROBE).node
 
 
-def support_of(tensor: Tensor) -> Support | None:
+def lookup_mask(tensor: Tensor) -> Provenance | None:
     """What is known of the spiking layer that `tensor`, or what it is a view of all of, came from.
 
     Bits are in the order of memory, which is that of `tensor` too.
@@ -105,16 +109,16 @@ def support_of(tensor: Tensor) -> Support | None:
     return _from_graph(tensor, *_checked(tensor))
 
 
-def below(tensor: Tensor) -> Support | None:
-    """:func:`support_of`, or, where that is not known, what the numbers are known to be."""
+def lookup(tensor: Tensor) -> Provenance | None:
+    """:func:`lookup_mask`, or, where that is not known, what the numbers are known to be."""
     found, ones = _checked(tensor)
     support = _from_graph(tensor, found, ones) if tensor.requires_grad else None
     if support is None and found is not None:
-        return Support(None, found.length, None, found.planes, found.most, ones)
+        return Provenance(None, found.length, None, found.planes, found.most, ones)
     return support
 
 
-def numbers_of(tensor: Tensor) -> Known | None:
+def lookup_numbers(tensor: Tensor) -> Known | None:
     """What the numbers of `tensor` are known to be, and are: whatever was written to them since."""
     return _checked(tensor)[0]
 
@@ -126,8 +130,8 @@ def _checked(tensor: Tensor) -> tuple[Known | None, int]:
     return (None, 0) if ones is None else (found, ones)
 
 
-def may_be_known(tensor: Tensor) -> bool:
-    """Whether :func:`numbers_of` has bits to compare the numbers with."""
+def may_have_bits(tensor: Tensor) -> bool:
+    """Whether :func:`lookup_numbers` has bits to compare the numbers with."""
     return known(tensor) is not None or _emitted(tensor) is not None
 
 
@@ -146,25 +150,25 @@ def _is_run(node: Any) -> bool:
     return isinstance(getattr(node, "specification", None), RunSpecification)
 
 
-def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Support | None:
+def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | None:
     """What the graph says of the layer below `tensor`, whose numbers were `found`, with so many bits set."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
-    if not isinstance(support, Support) and (support is None or not _is_run(node)):
+    if not isinstance(support, Provenance) and (support is None or not _is_run(node)):
         return None  # nothing, or an attribute of somebody else's node
     if not _is_all_of(tensor, base):
         return None
-    watched = _views_between(tensor, node)
-    if watched is None:
+    observers = _views_between(tensor, node)
+    if observers is None:
         return None
-    watched = (*watched, (ref(tensor), _hooks(tensor)))
+    observers = (*observers, (ref(tensor), _hooks(tensor)))
     if base is not tensor:
-        watched = (*watched, (ref(base), _hooks(base)))
-    if isinstance(support, Support):
-        bits, length, watched = support.bits, support.length, (*watched, *(support.watched or ()))
+        observers = (*observers, (ref(base), _hooks(base)))
+    if isinstance(support, Provenance):
+        bits, length, observers = support.bits, support.length, (*observers, *(support.observers or ()))
         if bits is None and found is None:
             return None  # the spikes that were emitted are no longer there
     else:
@@ -172,20 +176,20 @@ def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Support | Non
         if found is not None and support is node.spikes:
             bits = None
     if found is None:
-        return Support(bits, length, watched)
-    return Support(bits, length, watched, found.planes, found.most, ones)
+        return Provenance(bits, length, observers)
+    return Provenance(bits, length, observers, found.planes, found.most, ones)
 
 
-def announce(view: Tensor) -> Tensor:
-    """Lets :func:`support_of` see through `view`, which was made of all of a tensor, and who looks at it."""
+def attach_view(view: Tensor) -> Tensor:
+    """Lets :func:`lookup_mask` see through `view`, which was made of all of a tensor, and who looks at it."""
     node: Any = None if torch.compiler.is_compiling() else view.grad_fn
     if node is not None and node.name() in _VIEWS:
         node.metadata[_SEEN] = (ref(view), _hooks(view))
     return view
 
 
-def announce_support(total: Tensor, support: Support) -> None:
-    """Lets :func:`support_of` know what stands below `total`, a sum that torch has just made."""
+def attach_sum(total: Tensor, support: Provenance) -> None:
+    """Lets :func:`lookup_mask` know what stands below `total`, a sum that torch has just made."""
     node: Any = total.grad_fn
     if node.name() == _SUM:
         node.metadata[_BELOW] = support
@@ -198,19 +202,19 @@ _SUM = "AddBackward0"
 _BELOW = "hibana: what stands below this sum"
 
 
-def _views_between(tensor: Tensor, node: Any) -> Watched | None:
+def _views_between(tensor: Tensor, node: Any) -> Observers | None:
     """Who may look at the views between `tensor` and what `node` put out; None if that can't be told."""
     above: Any = tensor.grad_fn
-    watched: list[Any] = []
+    observers: list[Any] = []
     while above is not node:
         if above is None or above.name() not in _VIEWS:
             return None
         if above is not tensor.grad_fn:
             if _SEEN not in above.metadata:
                 return None
-            watched.append(above.metadata[_SEEN])
+            observers.append(above.metadata[_SEEN])
         above = above.next_functions[0][0]
-    return tuple(watched)
+    return tuple(observers)
 
 
 def _is_all_of(view: Tensor, base: Tensor) -> bool:
