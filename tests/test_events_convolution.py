@@ -695,7 +695,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
 
 @pytest.fixture
 def _all_weights_lie_far(monkeypatch):
-    monkeypatch.setattr(pixels, "FAR", 0)
+    monkeypatch.setattr(pixels, "BEYOND_L2", 0)
     for made in (pixels._ready, pixels._ready_for_steps):
         made.cache_clear()
     yield
@@ -742,7 +742,7 @@ def test_images_that_are_summed_together_are_normalised_alike(training, request,
     spikes = (torch.rand(4, 12, 64, 8, 8) < 0.2).float()
     found = [net(spikes)]
     request.getfixturevalue("_all_weights_lie_far")
-    assert pixels._images_together(1, 64, Geometry(64, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))) > 1
+    assert pixels._images_per_tile(1, 64, Geometry(64, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))) > 1
     found.append(net(spikes))
     assert net.explain() == "normalised in the neurons' own pass"
     assert found[0].any()

@@ -13,6 +13,7 @@ import hibana as hb
 from hibana.compiler.attached import known
 from hibana.spikes.bits import bits_of
 from hibana.spikes.convolution import layer as convolution_layer
+from hibana.spikes.layer import as_bits
 from hibana.spikes.linear import layer as linear_layer
 from hibana.spikes.provenance import lookup
 
@@ -55,6 +56,10 @@ def test_bits_of_spikes_are_known_without_a_gradient(mode, still):
     assert found.observers is None
 
 
+def _without_numbers(below, length, in_order, rows, key, auto):
+    return as_bits(below, length, in_order, lambda: pytest.fail("numbers are looked at"), key, auto)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch):
     layer, images = _deep()
@@ -62,10 +67,10 @@ def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch
     above.load_state_dict(dense.state_dict())
     linear = hb.Linear(512, 7)
     above.mode = linear.mode = "events"
-    for where in (convolution_layer, linear_layer):
-        monkeypatch.setattr(where, "numbers_as_bits", lambda *_: pytest.fail("numbers are looked at"))
     with mode():
         spikes = layer(images)
+        for where in (convolution_layer, linear_layer):
+            monkeypatch.setattr(where, "as_bits", _without_numbers)
         got, wanted = above(spikes.flatten(0, 1)), dense(spikes.flatten(0, 1))
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
         last = spikes.movedim(2, -1).flatten(3)

@@ -282,7 +282,7 @@ def transposed_square(
     source_pitch: Value,
     written: Sequence[Value | None] = (None,) * VECTOR,
 ) -> None:
-    """LANES x LANES floats transposed, of which those are `written` in each row that it says."""
+    """VECTOR x VECTOR floats transposed, of which those are `written` in each row that it says."""
     low = [lane // 2 + VECTOR * (lane % 2) for lane in range(VECTOR)]
     high = [VECTOR // 2 + lane for lane in low]
     rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
