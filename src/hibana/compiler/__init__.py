@@ -1,4 +1,4 @@
-"""How time is run: :func:`unroll` checks its arguments once and picks a backend."""
+"""Runs a cell over time: :func:`unroll` checks its arguments once and picks a backend."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial

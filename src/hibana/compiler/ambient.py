@@ -1,4 +1,4 @@
-"""What a call happens within: the run that carries the states of layers, if there is one.
+"""The :func:`hibana.run` that a layer is called within, if any, which carries the states of all layers.
 
 Each thread, and each task of asyncio, is within its own. Nothing here knows what such a run is: it is
 :func:`hibana.run`'s.

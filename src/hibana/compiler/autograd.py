@@ -1,4 +1,4 @@
-"""A whole sequence as one function of autograd, whether its kernels run on a CPU or a GPU."""
+"""The node of autograd of a cell over a whole sequence, for kernels of every backend."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a backend is, and the ones there are.
+"""The interface of a backend, and the registry of backends.
 
 A backend makes kernels: functions that run one step over a sequence, forward and back, on the kinds of device
 that it serves. It is asked for when a step is compiled for it, and loaded then. One of your own is

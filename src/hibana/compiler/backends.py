@@ -1,4 +1,4 @@
-"""The backends of the package: each is loaded when a step is first compiled for it."""
+"""The backends of the package; each is imported when a step is first compiled for it."""
 
 from hibana.compiler.backend import Backend, Kernels, register
 

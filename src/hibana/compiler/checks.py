@@ -1,4 +1,4 @@
-"""What a run is given, checked once: a sentence names what came and what would be right."""
+"""Checks of the arguments of a call: an error names the argument, what it got and what would be right."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""One step compiled: traced, planned, and given a backend's kernels.
+"""Compiles one step: traces and plans it, and makes a backend's kernels for it.
 
 It is loaded with the first step that is compiled, for it takes a while.
 """

@@ -1,4 +1,4 @@
-"""A step's values computed by PyTorch, one operation at a time: for what is too little to be compiled."""
+"""Computes values of a step by PyTorch, one operation at a time, where compiling would not pay."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,4 +1,4 @@
-"""The report on one cell, which :func:`hibana.explain` makes of each that it finds."""
+"""The report on one cell of :func:`hibana.explain`: equations, backend, residuals and code."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""What a network is compiled to, for people: a table by layer, and a cell's equations, backend and code."""
+"""``hb.explain``: a table by layer of what a network is compiled to, and a cell's equations and code."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What ``torch.compile`` must notice of a cell, so that it compiles anew when that changes."""
+"""Guards for ``torch.compile``: which changes of a cell make it compile anew."""
 
 from typing import Any
 

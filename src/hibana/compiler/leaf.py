@@ -1,4 +1,4 @@
-"""Layers in a network that ``torch.fx`` writes down symbolically: leaves, as layers of torch's own are."""
+"""Makes hibana's layers leaves of a symbolic trace by ``torch.fx``, as torch's own layers are."""
 
 from typing import Any
 

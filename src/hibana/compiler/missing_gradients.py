@@ -1,4 +1,4 @@
-"""What is left of a step's backward where some gradients are absent, and that of a whole run.
+"""The backward of a step, and of a run, where some of its gradients are missing.
 
 It is run so where absent gradients can't be taken for zeros: see :mod:`hibana.compiler.graph.bounds`.
 

@@ -1,4 +1,4 @@
-"""The gradient of a matrix that a step multiplies by: outer products, summed over samples and time.
+"""The gradient of a matrix in a step: outer products, summed over samples and time.
 
 The matrix product of all that arrived with all that was multiplied. Of spikes only bits were kept, and a
 product with bits is what :mod:`hibana.spikes` does sooner than a dense one: :data:`by_bits`, for nothing here

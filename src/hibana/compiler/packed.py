@@ -1,4 +1,4 @@
-"""Truth values as bits, eight to a byte."""
+"""Booleans packed into bits, eight to a byte."""
 
 import torch
 from torch import Tensor

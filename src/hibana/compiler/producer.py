@@ -1,4 +1,4 @@
-"""What computes the inputs of a run when they are wanted, so that they need not go through memory."""
+"""A producer computes the inputs of a run piece by piece, so that they are consumed from the cache."""
 
 from typing import TYPE_CHECKING, NamedTuple
 

@@ -1,4 +1,4 @@
-"""Programs found or made: shared by cells alike, in bounded caches.
+"""The bounded caches of compiled programs, shared by cells of one fingerprint.
 
 A *program* is one step's trace and plan with a device's kernels. Programs are shared by cells that are
 alike: of one class, with equal hyper-parameters and tensors of equal shapes.

@@ -1,4 +1,4 @@
-"""Checkpoints of ``torch.utils.checkpoint``, whose function is called once more in the backward.
+"""Support of ``torch.utils.checkpoint``, which calls its function once more in the backward.
 
 torch hands that second call nothing but its arguments. Here the checkpoints that a call is within are found
 on the stack, and what they call again is made to begin where the first call did.

@@ -1,4 +1,4 @@
-"""The specification: what every other backend must equal, and what runs when none of them can."""
+"""The reference loop: the specification of every backend, and the fallback where none serves a cell."""
 
 import torch
 from torch import Tensor

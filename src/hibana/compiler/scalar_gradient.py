@@ -1,4 +1,4 @@
-"""Gradients that are one number for all values of a tensor, handed to the node that made it.
+"""Gradients that are one number for all elements of a tensor, passed to the node that made it as a scalar.
 
 Such a gradient, of a sum of all values, would else be expanded and added to the others in a pass over memory.
 The node's kernel adds it to what it reads anyway. It is worth nothing outside the backward that it was handed

@@ -1,4 +1,4 @@
-"""The caches that what is shared is kept in, which are bounded and serve many threads.
+"""A bounded dictionary for caches that threads share.
 
 Nothing that a cache lets go is lost to who runs it: programs hold their kernels, and these their code.
 """

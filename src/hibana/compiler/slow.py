@@ -1,4 +1,4 @@
-"""What is said where the reference loop runs a call that no compiled backend serves."""
+"""The warning where the reference loop runs a call that no compiled backend serves."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""A run's backward in PyTorch, one step at a time, of those of its gradients that there are."""
+"""The backward of a run in PyTorch, one step at a time, of the gradients that are there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

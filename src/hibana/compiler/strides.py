@@ -1,4 +1,4 @@
-"""How a sequence lies in memory, whatever the order of its dimensions."""
+"""The memory layout of a sequence, whatever the order of its dimensions."""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""The tensors that a cell holds, and what they have to do with the shape of a step."""
+"""The tensors that a cell holds, and how they broadcast to the shape of a step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar

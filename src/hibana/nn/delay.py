@@ -1,4 +1,4 @@
-"""Delays that are learned: one for each neuron, or one for each synapse."""
+"""Learned delays, one per neuron (``hb.Delay``), and what delays per synapse share with them."""
 
 import math
 from typing import final

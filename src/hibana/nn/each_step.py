@@ -1,4 +1,4 @@
-"""A module without time over a sequence: all steps at once, as one batch."""
+"""``hb.EachStep``: applies a module without time to all steps of a sequence, as one batch."""
 
 from typing import cast
 

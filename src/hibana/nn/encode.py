@@ -1,4 +1,4 @@
-"""Into spikes: values become currents or spikes over time, ``[T, batch, ...]``.
+"""Encodings: values to currents or spikes over time, ``[T, batch, ...]``.
 
 Each coding is one function ``(values, steps, ...) -> [steps, *values.shape]``, except :func:`delta`, which
 takes a signal that has a time axis already. Output is on the device and in the dtype of the input, and what

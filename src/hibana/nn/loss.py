@@ -1,4 +1,4 @@
-"""Out of spikes: from what the last layer emits over time to a loss, and to a decision.
+"""Losses and decisions, from what the last layer emits over time.
 
 An *objective* is a small immutable object. Its :meth:`~Objective.scores` turn ``[T, batch, classes]`` into
 ``[batch, classes]``; calling it gives the loss, and :meth:`~Objective.accuracy` counts the highest score.

@@ -1,4 +1,4 @@
-"""What a network's activity amounts to: firing rate, sparsity, synaptic operations and their energy.
+"""Metrics of activity: firing rate, sparsity, synaptic operations and their energy.
 
 Each is a torchmetrics metric that counts in integers, so sums over batches and over processes are exact and
 the mean is the mean over all samples, whatever the sizes of the parts. Nothing here takes a gradient.

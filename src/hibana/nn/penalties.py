@@ -1,4 +1,4 @@
-"""What too much and too little activity cost: functions of one layer's spikes, whatever emitted them."""
+"""Penalties on too much and too little activity, of one layer's spikes."""
 
 import math
 

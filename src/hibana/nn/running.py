@@ -1,4 +1,4 @@
-"""Networks from a state, and to the state they end in: :func:`run`.
+"""``hb.run``: a network from a state, and the state that it ends in.
 
 The state travels with the call: layers ask which run they are called within, and no module is changed. So a
 network may be run in several threads at once, called plainly beside that, and run within a run.

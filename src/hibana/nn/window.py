@@ -1,4 +1,4 @@
-"""What a layer sees beyond the present step: a causal convolution over time."""
+"""``hb.Window``: a causal convolution over time; and what layers with a reach into the past share."""
 
 import math
 from abc import abstractmethod

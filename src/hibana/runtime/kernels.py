@@ -1,4 +1,4 @@
-"""Kernels, and torch's threads to run them on: what `loop` and `events` stand on.
+"""What kernels are written with, and torch's threads that run them, for `compiler` and `spikes`.
 
 Nothing here knows about neurons, spikes or tensors' meaning. A kernel is lines of LLVM's language (`writer`),
 which `code`, `values` and `pointers` write for who computes with them in Python; `build` compiles them and

@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn`` made those of this module."""
+"""``hb.events.adopt``: changes layers of ``torch.nn`` to those of this package, in place."""
 
 from torch import nn
 

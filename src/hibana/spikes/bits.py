@@ -1,4 +1,4 @@
-"""Spikes as bits, 64 to a word: made of numbers, counted, and compared with the numbers they were kept of."""
+"""Spikes as bits, 64 to a word: packed from numbers, counted, and compared with numbers."""
 
 from math import gcd
 

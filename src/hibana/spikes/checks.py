@@ -1,4 +1,4 @@
-"""Whether kernels can take a layer's tensors: asked in one place, before the address of any is taken.
+"""Whether kernels can take a layer's tensors: dtype, device, layout, and nothing that intercepts the call.
 
 Where they can't, the call is torch's: its result, or its error.
 """

@@ -1,4 +1,4 @@
-"""``hb.events.Flatten``: a change of the order in memory that passes spikes on as spikes."""
+"""``hb.events.Flatten``: a copy in another memory order that keeps the provenance of spikes."""
 
 from typing import Any, cast
 

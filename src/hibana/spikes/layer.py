@@ -1,4 +1,4 @@
-"""What layers of weights share: how a call is computed is chosen, and said, before any kernel runs."""
+"""What linear layers and convolutions share: how an input becomes bits, and what ``explain`` reports."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, cast

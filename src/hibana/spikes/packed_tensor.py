@@ -1,4 +1,4 @@
-"""Tensors kept for a backward as bits, where they are spikes or small whole numbers."""
+"""Residuals of a checkpointed block packed into bits, where they are spikes or small whole numbers."""
 
 from typing import NamedTuple
 

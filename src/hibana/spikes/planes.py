@@ -1,4 +1,4 @@
-"""Small whole numbers times one factor as planes of bits: sums of spikes, averages, what dropout scaled up.
+"""Small whole numbers times a factor as bit planes: sums of spikes, averages, spikes scaled by dropout.
 
     input = factor * sum over k of 2^k * plane k
 

@@ -1,4 +1,4 @@
-"""Whether a product is computed per spike or by torch: timed on the first call of its sizes, then remembered.
+"""Chooses between kernels per spike and torch's dense product by timing both on the first call of a shape.
 
 A product of spikes has two candidates, the kernels of this package and torch's dense product. At the first
 call of a *key* (sizes, interval of densities, threads) both run on the call's own tensors, in turn, and the

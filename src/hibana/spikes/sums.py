@@ -1,4 +1,4 @@
-"""``hb.events.add``: a sum of spikes, over which a layer still knows what spiking layers stand below it."""
+"""``hb.events.add``: a sum of spikes that keeps the provenance of both."""
 
 from typing import Any, cast
 

@@ -1,4 +1,4 @@
-"""Layers that stay torch's, whatever they are given, and say so where :func:`hibana.explain` asks."""
+"""Layers that always compute by torch, and report so to :func:`hibana.explain`."""
 
 from typing import Any, ClassVar
 

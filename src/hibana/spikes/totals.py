@@ -1,4 +1,4 @@
-"""The sum of all spikes of a sequence: counted in their bits, with a gradient that is one number for all."""
+"""``hb.events.total``: the sum of all spikes, counted in their bits, with a scalar gradient."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A step forward as statements of C, in stages: what a matrix multiplies comes before what is made of it.
+"""The forward of a step as statements of C, in stages: operands of a matrix product before its users.
 
 A stage is the body of a loop over neurons. What a later stage reads of an earlier one is computed again from
 the same leaves, which gives the same bits; only operands and products of matrices lie in memory between

@@ -1,4 +1,4 @@
-"""A step forward in whole numbers: the same graph in integers, with bounds that prove that none overflows.
+"""The forward of a step in integer arithmetic: the same graph, with bounds that prove that nothing overflows.
 
 Each value is an integer times a power of two, ``n * 2^-e``, and lies between two bounds. Sums bring both
 sides to one exponent, a product with a power of two changes the exponent alone, ``floor`` shifts. So what

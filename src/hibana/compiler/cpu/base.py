@@ -1,4 +1,4 @@
-"""What a step's kernels have in common, whether they go over rows of neurons or over samples."""
+"""The base class of a step's CPU kernels, over rows of neurons or over samples."""
 
 import ctypes
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What a kernel is given, by name: declared by who writes it, filled in once a shape, packed at launch."""
+"""The arguments of a kernel by name: declared by its writer, filled in once a shape, packed at launch."""
 
 import ctypes
 import struct

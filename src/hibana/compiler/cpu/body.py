@@ -1,4 +1,4 @@
-"""The operations of a step as LLVM's instructions: functions of a row of neurons, block by block.
+"""The operations of a step as LLVM instructions: functions of one row of neurons, block by block.
 
 LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
 value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is

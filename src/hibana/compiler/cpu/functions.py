@@ -1,4 +1,4 @@
-"""Functions of a row of numbers, for what no processor rounds: hibana's own code, or a library's.
+"""Transcendental functions of a row of numbers: of a library at hand, or of hibana's own.
 
 Each is ``void (int32 count, *source, …, *target, int64 mode)``, which is how Intel's library has it, so that
 a kernel calls it by an address, whoever made it. Functions of 32-bit numbers are computed in 64 bits and

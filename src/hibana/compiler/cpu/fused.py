@@ -1,4 +1,4 @@
-"""A producer fused with the forward that reads it: what the one computes of a piece, the other reads at once.
+"""A producer fused with the forward that consumes it, one cache-sized piece at a time.
 
 The inputs of a piece, at all steps, go to a buffer that the next piece uses again, and never leave the cache.
 Nothing in here depends on the cell, or on what the inputs are.

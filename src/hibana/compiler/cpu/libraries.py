@@ -1,4 +1,4 @@
-"""Which function computes an operation: the one by which this torch does, if it can be called."""
+"""Which library function computes an operation bit for bit as this build of torch does."""
 
 import ctypes
 from functools import cache

@@ -1,4 +1,4 @@
-"""Arithmetic of vectors of 64-bit numbers, by LLVM's instructions and the libraries at hand."""
+"""Arithmetic on vectors of float64 in a kernel: LLVM instructions and library calls."""
 
 import math
 from collections.abc import Sequence

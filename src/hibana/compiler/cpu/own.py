@@ -1,4 +1,4 @@
-"""Functions that no processor rounds, in hibana's own code."""
+"""Transcendental functions in hibana's own code, for which no library has PyTorch's bits."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Numbers of 106 bits, as sums of two of 64: what sums and products lose to rounding is kept."""
+"""Double-double arithmetic: a number of 106 bits as the sum of two float64."""
 
 import math
 from fractions import Fraction

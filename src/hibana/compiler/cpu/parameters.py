@@ -1,4 +1,4 @@
-"""How a step's parameters lie for a kernel: one number for all, one a neuron, or a row that repeats."""
+"""The layout of a step's parameters for a kernel: a scalar, one number per neuron, or a repeating row."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The passes that a walk over time is made of: one step or several, at the edge of time or inside."""
+"""The passes of a loop over time: one step or several unrolled, at the ends of the sequence or inside."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

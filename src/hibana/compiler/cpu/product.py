@@ -1,4 +1,4 @@
-"""Products of rows of neurons with a matrix, inside a kernel: per spike where a row is mostly zero.
+"""Products of rows of neurons with a matrix inside a kernel: per non-zero value where a row is sparse.
 
 A matrix ``[inputs, outputs]`` is a *table*: its rows lie one after the other, each padded with zeros to whole
 panels of :data:`PANEL` numbers. ``y = x M`` adds a row of the table per number of ``x`` that is not zero, or,

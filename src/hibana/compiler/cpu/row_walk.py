@@ -1,4 +1,4 @@
-"""The walk of a CPU kernel over rows and time.
+"""The loop nest of a CPU kernel over rows of neurons and time.
 
 The loop runs over memory: a *row* is a stretch of neurons whose state stays in the first-level cache while
 all T steps run over it. Where a row is a whole number of blocks, several steps are done at once, and what one

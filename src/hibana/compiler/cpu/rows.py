@@ -1,4 +1,4 @@
-"""The functions of a CPU kernel that work on one row of neurons: one step, or several at once.
+"""The functions of a CPU kernel that process one row of neurons, for one step or several.
 
 A pass (``graph.passes``) becomes a function of rows. Where it calls a library's vector function, it
 is cut there, and a row of numbers goes from one part to the next; where it calls none, several steps are made

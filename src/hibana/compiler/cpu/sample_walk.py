@@ -1,4 +1,4 @@
-"""The schedule over samples: for steps that multiply by matrices, where a sample's neurons need one another.
+"""The loop nest over samples, for steps with matrix products, which need all neurons of a sample.
 
 Samples are independent of one another. A thread takes some of them at a time and runs all T steps over them;
 their states, and the lists of their spikes, stay near. A step is cut at its products: what is pointwise goes

@@ -1,4 +1,4 @@
-"""A step's kernels on the CPU where it multiplies by matrices: built when first asked for, run over tensors.
+"""A step's CPU kernels where it has matrix products: compiled when first asked for, run over tensors.
 
 Sequences are ``[T, ..., N]`` whose single steps are contiguous: N neurons that need one another, and samples,
 which don't. Gradients of matrices are one product over the whole sequence, after the loop.

@@ -1,4 +1,4 @@
-"""The source of the kernels over samples: a step's passes, forward and backward, in the walk around them."""
+"""The source of the kernels over samples: the passes of a step, forward and backward, in their loop nest."""
 
 from hibana.compiler.cpu.body import LINE, NUMBERS
 from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_uniform

@@ -1,4 +1,4 @@
-"""A kernel as it is written: what it is given, by name, and the functions of rows that it calls."""
+"""A kernel while it is written: its arguments by name, and the row functions that it calls."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Tensors that begin where stores to them do not alias, within a page, with what is read meanwhile."""
+"""Tensors offset within their page against 4K aliasing with what is read while they are written."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""How a CPU kernel goes over a sequence: how long its rows are, and which threads do them."""
+"""The split of a sequence into rows, and of rows among threads, for a CPU kernel."""
 
 from collections.abc import Sequence
 from math import lcm

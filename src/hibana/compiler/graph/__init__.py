@@ -1,1 +1,1 @@
-"""A step as data: operations, trace, plan and passes. Nothing here knows a device."""
+"""A step as data: operations, trace, plan and passes, for every device."""

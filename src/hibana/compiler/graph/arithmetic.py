@@ -1,4 +1,4 @@
-"""Rules for arithmetic that comes to several operations.
+"""Rules that turn an arithmetic operation of ATen into several of the table.
 
 Each does what PyTorch's kernel does (ATen/native/cpu), in its order, so that what IEEE determines is the same
 to the last bit. ``make(operation, *values)`` makes a value, ``value`` gives that of an argument.

@@ -1,4 +1,4 @@
-"""What ATen's operations come to in those of the table (:mod:`hibana.compiler.graph.ops`).
+"""Rules that turn operations of ATen into operations of the table (:mod:`hibana.compiler.graph.ops`).
 
 Each operation of the table has one meaning, the one IEEE and PyTorch give it; an emitter must say it without
 contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.

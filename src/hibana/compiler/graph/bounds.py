@@ -1,4 +1,4 @@
-"""Whether an absent gradient of a step may be taken for a gradient of zero.
+"""Whether a missing gradient of a step may be taken for a gradient of zero.
 
 Autograd tells a gradient that is not there from one that is zero: what is not there is multiplied by
 nothing. A kernel is given zeros instead, and zero times a finite number is the same. It is not where a

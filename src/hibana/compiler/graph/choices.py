@@ -1,4 +1,4 @@
-"""What rules are made with: a choice between two values, and a product that may be by one."""
+"""Helpers of the rules: a select between two values, and a product that may be by one."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What Python code names: global variables, attributes, imports; and which classes are written in Python.
+"""The names that Python code refers to: globals, attributes, imports; and which classes are Python.
 
 Nothing here reads the values behind the names: :mod:`hibana.compiler.graph.fingerprint` does.
 """

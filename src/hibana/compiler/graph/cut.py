@@ -1,4 +1,4 @@
-"""The cheapest cut of a directed graph: what flow can not pass. Numbers and nodes only, nothing of steps.
+"""The minimum cut of a directed graph, by maximum flow.
 
 The flow is found by Dinic's algorithm, without recursion: Dinic (1970), *Algorithm for solution of a problem
 of maximum flow in networks with power estimation*.

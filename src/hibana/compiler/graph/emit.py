@@ -1,4 +1,4 @@
-"""Values to the source of a scalar body, in a dialect.
+"""Emits the source of a scalar body from values, in a given language.
 
 What every backend shares: the order of statements, what gets a name and what is written in place. How a
 language says an operation is its dialect's business, how memory is walked is its backend's.

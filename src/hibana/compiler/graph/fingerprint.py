@@ -1,4 +1,4 @@
-"""What decides the program of a cell: two cells of one fingerprint are served by one program.
+"""The fingerprint of a cell: cells with equal fingerprints share one compiled program.
 
 A step is read once, so all that it can read must be known: what its cell holds, and what its code names. The
 values of the cell's tensors are left out: they are arguments of a kernel. What can change unseen is refused,

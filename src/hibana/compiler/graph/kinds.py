@@ -1,4 +1,4 @@
-"""Which values, types, functions and packages are constants: they do the same whenever a step reads them."""
+"""Which values, types, functions and packages are constant, so that a step may read them freely."""
 
 import sys
 from collections import namedtuple

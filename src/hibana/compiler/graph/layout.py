@@ -1,4 +1,4 @@
-"""Which neuron each element of a traced tensor belongs to: what tells a product from what only moves numbers.
+"""The neuron that each element of a traced tensor belongs to, by which products are told from moves.
 
 A step's products come as ``mm``, ``addmm`` or ``bmm``, among views and transpositions that libraries put
 around them. A *layout* is a tensor of the traced one's shape that holds, for each element, the number of its

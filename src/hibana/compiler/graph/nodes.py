@@ -1,4 +1,4 @@
-"""What a node of a traced graph says: its operation, what PyTorch adds, and the memory it writes into."""
+"""Reads a node of a traced graph: its operation, type promotion, and the memory it writes to."""
 
 from typing import Any
 

@@ -1,8 +1,7 @@
-"""The table of operations: all that is to be known of each, a row an operation.
+"""The table of operations: one row for each, with its derivative, dtypes, C, LLVM and Triton forms.
 
-A column is how somebody says it: LLVM, Triton, a person. A gap in a column is an operation that this one
-doesn't say, which :class:`Unsupported` then names. What PyTorch's operations come to in these is
-:mod:`hibana.compiler.graph.aten`.
+A column is a target language. A row without an entry in it can't be emitted there, which
+:class:`Unsupported` names. :mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
 """
 
 from dataclasses import dataclass

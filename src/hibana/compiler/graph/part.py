@@ -1,4 +1,4 @@
-"""A part of a traced graph that PyTorch itself runs: once a call, before the kernels or after them."""
+"""A part of a traced graph that PyTorch runs once per call, before or after the kernels."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What one step reads and writes, by name: the same for every backend.
+"""The forward and backward pass of one step: what it reads and writes, by name, for every backend.
 
 A pass is a set of stores, from a name to the value that goes there, made of named leaves: ``row`` (a
 number per neuron), ``bits`` (a truth value per neuron) and ``scalar`` (one number for all). Where the

@@ -1,4 +1,4 @@
-"""What the backward must keep: bits, values, nothing.
+"""The plan of a step: which values the backward keeps, as bits or numbers, and which it recomputes.
 
 A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from those.
 The plan is the cheapest choice: a truth value costs a bit, a number its bits, and recomputing a

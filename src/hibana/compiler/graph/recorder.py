@@ -1,4 +1,4 @@
-"""One step and its gradient run on small tensors, and the ATen operations that ran, as an fx graph.
+"""Runs one step and its gradient on small tensors and records the ATen operations as an fx graph.
 
 ``make_fx`` would write down the same graph, but its first use in a process loads over a second's worth of
 modules.

@@ -1,4 +1,4 @@
-"""Which values of a step are its residuals, and which are recomputed: a cut of least cost.
+"""Chooses the residuals of a step, and what is recomputed from them, by a minimum cut.
 
 A forward value that the backward uses is kept at every step, or recomputed from what is kept. Keeping costs
 its bits, recomputing an effort in the same measure. Picture every value as a pipe from its arguments, with

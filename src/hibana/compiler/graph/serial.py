@@ -1,4 +1,4 @@
-"""A step and its plan as text that holds all of its meaning, and back, in a process that never saw the cell.
+"""Serialises a step with its plan as text, and reads it in a process that never saw the cell.
 
 A graph that outlives its process (a file of ``torch.export``, the cache of ``torch.compile``) keeps tensors,
 numbers and text. Text of one step is equal to that of another exactly when both compute the same from the

@@ -1,4 +1,4 @@
-"""A step as data: values made by operations, and what is to be known of the step besides."""
+"""The :class:`Step` and its values: the data structure that all passes work on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a step's products need besides the step: their operands over time, and where their gradients matter.
+"""The operands over time of a step's matrix products, and the masks of their gradients.
 
 The gradient of a matrix is one product over the whole sequence, of the gradients that arrived at the product
 and of what was multiplied; the latter must be kept, or be what was kept a step earlier. The gradient that a

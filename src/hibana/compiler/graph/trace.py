@@ -1,4 +1,4 @@
-"""A step to the graph of its pointwise operations, forward and backward.
+"""Traces a step to the graph of its pointwise operations, forward and backward.
 
 The cell's ``forward`` and its gradient run on small tensors while the operations of ATen that they come to
 are written down (:mod:`hibana.compiler.graph.recorder`); these are read as a :class:`Step`

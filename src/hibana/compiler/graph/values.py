@@ -1,4 +1,4 @@
-"""The values of a step as they are made: each once, and its numbers apart from its structure."""
+"""Makes the values of a step: equal ones once, with constants held apart from the structure."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Follows all that a step can read, from its cell on; ``docs/how/loop.md`` says what is followed.
+"""Follows everything that a step can read, from its cell on; ``docs/how/loop.md`` lists what is followed.
 
 Of a module of torch, of a class and of a Python module those attributes count whose names are in the code
 that the step can reach; of all other objects every attribute does.

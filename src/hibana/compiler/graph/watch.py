@@ -1,4 +1,4 @@
-"""What an object holds, type by type, and whether that has changed since it was last looked at.
+"""Snapshots of what an object holds, by type, and whether it has changed since.
 
 A look at an object gives the identities of its parts: whoever keeps a look keeps the parts alive, so that no
 other object gets their place in memory.

@@ -1,4 +1,4 @@
-"""What a step of 32 bits computes in 64 on the way, as ``torch.float_power`` does.
+"""Float64 intermediate values of a float32 step, as ``torch.float_power`` has.
 
 A power within two units in the last place is no better for it, once it is rounded to 32 bits, and a gradient
 agrees to the tolerance of 32 bits anyway. So these are computed in 32. Whatever else a step's states are made

@@ -1,4 +1,4 @@
-"""How Triton says each operation, rounded as IEEE has it, and a product of a block with a matrix.
+"""Triton expressions of each operation, rounded as IEEE 754 requires, and of a product with a matrix.
 
 What a product multiplies goes through memory of the program's own, ``workspace``, since a block can't be cut
 in registers; the sums are ``tl.dot``'s, whose order is its own.

@@ -1,4 +1,4 @@
-"""What every kernel is to Triton: a program for each block, which first finds where its block is."""
+"""What all Triton kernels share: one program per block, which computes where its block lies."""
 
 from collections.abc import Iterable
 

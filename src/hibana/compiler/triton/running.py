@@ -1,4 +1,4 @@
-"""A kernel from its source, and its runs: compiled for a GPU, or by Triton's interpreter.
+"""Compiles a Triton kernel from its source and runs it, on a GPU or in Triton's interpreter.
 
 The interpreter runs the same kernels on tensors of the CPU, slowly, where ``TRITON_INTERPRET=1`` was set
 before Triton was loaded.

@@ -1,4 +1,4 @@
-"""The convolution of spikes as an autograd node: the product of the bits under the window and the weights."""
+"""The node of autograd of a convolution of spikes: which kernels compute the sums and both gradients."""
 
 from typing import Any
 

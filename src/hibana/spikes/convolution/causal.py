@@ -1,4 +1,4 @@
-"""A causal convolution over time: an image of T steps by batch, of whose kernel nothing lies to the sides."""
+"""A causal convolution over time: a 2-d convolution of an image of T steps by batch with a K x 1 kernel."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Torch's own convolution of images that lie channels last, and its gradients.
+"""PyTorch's dense convolution of channels-last images, and its gradients.
 
 A window of one pixel at a stride meets some of the pixels, and these are convolved by themselves: with all of
 them torch 2.13 (oneDNN) writes beyond its memory in the backward of up to 12 channels, and takes up to seven

@@ -1,4 +1,4 @@
-"""Sizes of a convolution."""
+"""The geometry of a convolution: sizes of image, kernel and output, stride, padding, dilation."""
 
 from functools import lru_cache
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""A convolution of spikes as a linear layer's product: the bits under its window, and its input's gradient.
+"""Kernels that gather the bits under each window (im2col of bits), and the masked input gradient.
 
 Images lie channels last, ``[images, height, width, channels]``, a row of pixels as one row of bits.
 """

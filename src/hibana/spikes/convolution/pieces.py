@@ -1,4 +1,4 @@
-"""Pieces of a convolution's work: how many rows of the output are done at a time."""
+"""The number of output rows that a piece of a convolution's work has, for cache and threads."""
 
 from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""A convolution of spikes that are listed once for each pixel, however many windows it lies under.
+"""Kernels of a convolution that list the spikes of each pixel once, for all windows that contain it.
 
 In a row of pixels the spikes of neighbours are neighbours in a list, and the weights of a kernel's row lie as
 they do, ``[kernel width][channels]``: what is under a row of a window is one stretch of that list, at some

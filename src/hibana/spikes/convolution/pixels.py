@@ -1,4 +1,4 @@
-"""Sums and weights' gradients of a convolution whose spikes are listed once for each pixel."""
+"""Calls the pixel-wise kernels: sums and weight gradient of a convolution, spikes listed per pixel."""
 
 from functools import lru_cache
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Spikes that arrive later, each synapse at its own time: an addition for each spike, synapse and tap.
+"""Products with a delay for each synapse: one addition for each spike, synapse and tap.
 
 A tap is a weight at a delay: whole delays have one, those between two steps have two, one after the other.
 """

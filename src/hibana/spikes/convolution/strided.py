@@ -1,6 +1,7 @@
-"""At a stride, the input's pixels by the remainder of their place: each meets the same places of the window.
+"""Stride phases: the input gradient of a strided convolution as one small convolution per phase.
 
-Those of one remainder are an image of their own, to which the convolution has a stride of 1.
+Pixels whose places have the same remainder modulo the stride form an image that the convolution crosses at a
+stride of 1.
 """
 
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""A convolution of few channels, whose weights for a whole window stay near: all under one is summed at once.
+"""Kernels of a convolution of few channels, whose whole window of weights stays in the L1 cache.
 
 Each row of the output has a list of its own, pixel by pixel what lies under a column of the window there. So
 what is under a window is one stretch of it; or, at a stride of 1, each column is gone through once for all

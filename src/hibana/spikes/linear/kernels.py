@@ -1,4 +1,4 @@
-"""``[rows, inputs]`` spikes times ``[outputs, inputs]`` weights, from bits, and the gradient of the input.
+"""Kernels of ``[rows, inputs]`` bits times ``[outputs, inputs]`` weights, and of the input gradient.
 
 Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
 """

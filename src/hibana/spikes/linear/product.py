@@ -1,4 +1,4 @@
-"""The product of spikes and weights, and its gradients: which kernel computes them, and the calls."""
+"""Calls the kernels of the linear product of spikes and weights, and of its gradients."""
 
 from collections.abc import Sequence
 from functools import lru_cache

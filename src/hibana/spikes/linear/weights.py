@@ -1,4 +1,4 @@
-"""The gradient of a linear layer's weights, from bits: an input's is the sum of the rows where it spiked."""
+"""The weight gradient from bits: for each input the sum of the gradient's rows in which it spiked."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

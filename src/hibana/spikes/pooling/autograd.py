@@ -1,4 +1,4 @@
-"""Max-pooling of spikes as an autograd node, which keeps what it knows of the layer below."""
+"""The node of autograd of max-pooling of spikes, which passes their provenance on."""
 
 from typing import Any, NamedTuple
 

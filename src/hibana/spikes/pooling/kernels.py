@@ -1,4 +1,4 @@
-"""Max-pooling of spikes, channels last, without overlap: which pixel of a window spiked first."""
+"""Kernels of max-pooling of spikes, channels last, windows that do not overlap."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,1 +1,1 @@
-"""What kernels of layers share: rows of packed weights, and lists of bits."""
+"""SIMD building blocks that kernels share: panels of packed weights, and lists of set bits."""

@@ -1,4 +1,4 @@
-"""Words of 64 bits: listed, turned about, and cut out from between words."""
+"""Words of 64 bits: their set bits as lists of indices, transposed, and extracted at bit offsets."""
 
 from hibana.runtime.kernels import SHORT, Code, Pointer, Value
 from hibana.spikes.simd.rows import Row

@@ -1,4 +1,4 @@
-"""Rows of packed weights: how they are summed, one by one, looked up in fours, or scaled, and multiplied.
+"""Panels of packed weights: rows added one by one, from tables, scaled, or as dot products.
 
 A *row* is some vectors of 16 floats that lie in one piece; sums stay in registers from the first row to the
 last.

@@ -1,4 +1,4 @@
-"""Rows of weights in fours: the sums of each four's subsets are tabulated, and looked up by the bits."""
+"""Tables of the 16 sums of subsets of four weight rows, looked up by four bits of the input."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
