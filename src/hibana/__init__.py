@@ -41,6 +41,7 @@ from hibana.cells import (
     RefractoryLIFCell,
     log_uniform,
     peer_aliases,
+    spike,
     surrogate,
 )
 from hibana.cells.surrogate import Heaviside
@@ -180,6 +181,7 @@ __all__ = [
     "quantize",
     "record",
     "run",
+    "spike",
     "surrogate",
     "unroll",
 ]

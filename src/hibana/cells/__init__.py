@@ -13,6 +13,7 @@ or knows a device. A neuron of your own is a subclass of :class:`Cell` with one 
 
 from hibana.cells.adaptive import AdLIFCell, ALIFCell
 from hibana.cells.base import Cell
+from hibana.cells.heaviside import spike
 from hibana.cells.integrate_and_fire import IFCell
 from hibana.cells.izhikevich import IzhikevichCell
 from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
@@ -39,6 +40,7 @@ __all__ = [
     "Reset",
     "Value",
     "log_uniform",
+    "spike",
 ]
 
 for _name in set(__all__) - {"Learn", "Reset", "Value"}:

@@ -1,0 +1,113 @@
+"""``hb.spike``: the Heaviside step with a derivative that is any expression of a step's values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.cells.surrogate import Step, Surrogate, forwards
+
+__all__ = ["spike"]
+
+
+def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
+    """``H(x) = 1 if x > 0 else 0``, whose derivative with respect to `x` is `derivative`.
+
+        s = H(x),   dL/dx = dL/ds * derivative
+
+    A surrogate is the case of a derivative that depends on `x` alone. Within a cell the derivative may be
+    written in any value of the step: a state, the input, a parameter, a trace. It is taken as a constant: no
+    gradient flows into what it is made of. It is compiled on every backend; the plan keeps what it needs.
+
+    Args:
+        x: how far the potential is above the threshold, floating point, any shape.
+        derivative: a tensor of the dtype of `x` that broadcasts to its shape, or a surrogate; the article's,
+            ``H(x)``, if ``None``. One that vanishes outside a window is ``torch.where(window, formula, 0)``.
+
+    Returns:
+        Zeros and ones of the shape and dtype of `x`.
+
+    Raises:
+        TypeError: if `x` is no floating-point tensor, or `derivative` is neither a tensor of its dtype nor a
+            surrogate.
+        ValueError: if the derivative's shape does not broadcast to that of `x`.
+
+    >>> import torch, hibana as hb
+    >>> class Sharp(hb.Cell):
+    ...     \"\"\"A leaky neuron whose spikes are as steep as its potential rises, at most 10.\"\"\"
+    ...     def forward(self, input_, v_previous, s_previous):
+    ...         v = 0.9 * v_previous * (1 - s_previous) + input_
+    ...         rise = v - v_previous * (1 - s_previous)
+    ...         return v, hb.spike(v - 1, torch.where(v > 0.5, 1 / rise.abs().clamp(min=0.1), 0))
+    >>> hb.OverTime(Sharp())(torch.rand(5, 2, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {_said(x)}")
+    if derivative is None:
+        derivative = Step()
+    if isinstance(derivative, Surrogate):
+        return derivative(x)
+    if not isinstance(derivative, Tensor) or derivative.dtype != x.dtype:
+        raise TypeError(
+            f"derivative must be a tensor of the dtype of x, {x.dtype}, or a surrogate such as "
+            f"hb.surrogate.ATan(), got {_said(derivative)}"
+        )
+    derivative = derivative.detach()
+    if torch._C._get_tracing_state() is not None and not torch.compiler.is_dynamo_compiling():
+        return _written_out(x, derivative)  # sizes are no numbers while torch.jit.trace runs
+    if derivative.shape != x.shape:
+        _check_broadcast(derivative.shape, x.shape)
+        derivative = derivative.expand(x.shape)
+    if not torch.compiler.is_dynamo_compiling() and forwards():
+        return _BothWays.apply(x, derivative)  # type: ignore[no-untyped-call, no-any-return] # torch's
+    return _Spike.apply(x, derivative)  # type: ignore[no-untyped-call, no-any-return] # as above
+
+
+def _said(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_broadcast(shape: torch.Size, wanted: torch.Size) -> None:
+    try:
+        fits = torch.broadcast_shapes(shape, wanted) == wanted  # type: ignore[no-untyped-call] # torch leaves it so
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"derivative must broadcast to the shape of x, {tuple(wanted)}, got shape {tuple(shape)}"
+        )
+
+
+def _written_out(x: Tensor, derivative: Tensor) -> Tensor:
+    """The step in PyTorch's own operations, for ``torch.jit.trace``: a term of zero has the derivative."""
+    finite = torch.where(x.isfinite(), x, 0)
+    term: Tensor = (finite - finite.detach()) * derivative
+    return term + (x > 0).to(x.dtype)
+
+
+class _Spike(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, derivative: Tensor) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (derivative,) = ctx.saved_tensors
+        return grad * derivative, None
+
+
+class _BothWays(_Spike):
+    """Differentiated forwards too, which torch.compile takes from no function of one's own."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
+        (derivative,) = ctx.saved_tensors
+        return tangent * derivative  # type: ignore[no-any-return] # of a context
