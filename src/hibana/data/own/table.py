@@ -88,11 +88,11 @@ class TableInputs(Inputs):
             there = set(written)
         whole = [name for name in written if name in there and name not in names]  # dates, of which parts are
         table = pandas.concat([table, *(parts(name, table[name]) for name in whole)], axis=1)
-        gaps = [name for name in names if name not in table.columns]
-        if gaps:
+        unknown = [name for name in names if name not in table.columns]
+        if unknown:
             raise ValueError(
                 f"table must have the {len(names)} columns that were trained on; it has "
-                f"{len(table.columns)}, and no {gaps[0]!r}"
+                f"{len(table.columns)}, and no {unknown[0]!r}"
             )
         return table[names]
 
@@ -174,14 +174,14 @@ class Table(Own):
         name = called(source, type(self).__name__)
         if label not in table.columns:
             raise ValueError(f"{name} must have a column {label!r}, the label that was trained on")
-        gaps = table[label].isna()
-        table = table[~gaps].reset_index(drop=True)
+        unlabelled = table[label].isna()
+        table = table[~unlabelled].reset_index(drop=True)
         if len(table) == 0:
             raise ValueError(f"{name} must have rows with a label; {label!r} is empty in all")
-        if gaps.any() and table[label].nunique() == 1:
+        if unlabelled.any() and table[label].nunique() == 1:
             raise ValueError(
                 f"label {label!r} must have at least two classes, got {table[label].iloc[0]}; "
-                f"{int(gaps.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
+                f"{int(unlabelled.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
                 f"read so"
             )
         inputs, left = self._inputs(table, label) if known is None else (known.chosen(table), [])
@@ -194,8 +194,8 @@ class Table(Own):
             summary.append(f"{int((~whole).sum()):,} rows with missing values left out")
         elif share:
             summary.append(f"{share:.1%} missing, filled with the median")
-        if gaps.any():
-            summary.append(f"{int(gaps.sum()):,} rows without a label left out")
+        if unlabelled.any():
+            summary.append(f"{int(unlabelled.sum()):,} rows without a label left out")
         summary += left
         summary += _grouping(table)
         labels = listed(table[label].tolist())
@@ -242,10 +242,10 @@ class Table(Own):
     def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
         """The columns to learn from, and what to say of others."""
         if self.columns is not None:
-            gaps = [name for name in self.columns if name not in table.columns]
-            if gaps or label in self.columns:
+            unknown = [name for name in self.columns if name not in table.columns]
+            if unknown or label in self.columns:
                 raise ValueError(
-                    f"columns must be others than the label of {self.called}, got {gaps or label}"
+                    f"columns must be others than the label of {self.called}, got {unknown or label}"
                 )
         names = [name for name in table.columns if name != label] if self.columns is None else self.columns
         chosen, summary = lookup_numbers(table[names], self.dates, self.called)
