@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from hibana.nn.each_step import EachStep
     from hibana.nn.fold import fold_batchnorm
     from hibana.nn.normalized import Normalized
+    from hibana.nn.optimize import optimize
     from hibana.nn.window import Window
     from hibana.play import demo as demo
     from hibana.runtime.heap import keep_memory
@@ -118,6 +119,7 @@ _MODULES = {
     "nn.each_step": ("EachStep",),
     "nn.fold": ("fold_batchnorm",),
     "nn.normalized": ("Normalized",),
+    "nn.optimize": ("optimize",),
     "nn.window": ("Window",),
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
@@ -178,6 +180,7 @@ __all__ = [
     "log_uniform",
     "loss",
     "narrow_delays",
+    "optimize",
     "quantize",
     "record",
     "run",

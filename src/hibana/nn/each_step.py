@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from hibana import spikes as events
 from hibana.compiler.leaf import as_leaf, is_name
 from hibana.compiler.strides import repeated
+from hibana.nn.over_steps import OVER_STEPS
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import alike_each_step
 from hibana.spikes.provenance import attach_view
@@ -75,5 +76,6 @@ def _may_run_once(module: nn.Module, batch: int) -> bool:
 _PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
 _PURE |= {events.AvgPool2d, events.Conv1d, events.Conv2d, events.Conv3d}
 _PURE |= {events.Flatten, events.Linear, events.MaxPool2d}
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+_PURE |= {OVER_STEPS[kind] for kind in (nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.MaxPool2d)}
+_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, OVER_STEPS[nn.BatchNorm2d]}
 """Raise for a single sample in training, where they may not for its copies."""

@@ -8,7 +8,7 @@ from hibana.spikes.flatten import Flatten
 from hibana.spikes.linear import Linear
 from hibana.spikes.pooling import MaxPool2d
 
-__all__ = ["adopt"]
+__all__ = ["adopt", "adopted"]
 
 _ADOPTED: dict[type, type] = {
     nn.Linear: Linear,
@@ -23,6 +23,11 @@ _ADOPTED: dict[type, type] = {
     nn.AdaptiveMaxPool2d: torchs.AdaptiveMaxPool2d,
     nn.Upsample: torchs.Upsample,
 }
+
+
+def adopted(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class that a layer of class `kind` gets."""
+    return _ADOPTED.get(kind, kind)
 
 
 def adopt(module: nn.Module) -> nn.Module:

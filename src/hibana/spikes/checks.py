@@ -75,7 +75,8 @@ def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
         name = type(layer).__name__
         raise ValueError(
             f"input of {name} must be [N, channels, {sizes}], got shape {tuple(inputs.shape)}; "
-            f"hibana.EachStep({name}(...)) calls it at each step of [T, batch, channels, {sizes}]"
+            f"hibana.EachStep({name}(...)) calls it at each step of [T, batch, channels, {sizes}], and "
+            "hibana.optimize(net) makes a network of torch.nn take time"
         )
 
 

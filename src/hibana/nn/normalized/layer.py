@@ -16,19 +16,20 @@ from hibana.nn.blocks import ThresholdBatchNorm2d
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
 from hibana.nn.normalized.autograd import Moments, moments, scales, standardised
+from hibana.nn.over_steps import BatchNorm2dOverSteps
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import plain
 from hibana.spikes.convolution import dense, over_steps
 from hibana.spikes.layer import learns
 
-__all__ = ["Normalized"]
+__all__ = ["Normalized", "ends_in_norm"]
 
 FUSED_FROM = 1 << 20
 """Numbers of a sequence from which on the passes that are saved take longer than a call does before them; in
 evaluation, where less comes before them, half as many."""
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ThresholdBatchNorm2d)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, ThresholdBatchNorm2d, BatchNorm2dOverSteps)
 
 
 @final
@@ -169,6 +170,11 @@ class _Layers(NamedTuple):
     tensors: _Tensors
     of_the_batch: bool
     """Whether mean and variance are the batch's; else they are the running ones."""
+
+
+def ends_in_norm(each: EachStep) -> bool:
+    """Whether `each` ends in a batch normalisation that :class:`Normalized` takes."""
+    return _parts(each) is not None
 
 
 def _parts(each: EachStep) -> tuple[Norm, list[nn.Module]] | None:

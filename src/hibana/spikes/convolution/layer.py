@@ -256,6 +256,8 @@ class Conv2d(_ByWindows, nn.Conv2d):
     """
 
     dimensions = 2
+    in_pieces = True
+    """Whether :func:`over_steps` may leave the sums to who reads them; a subclass says so anew."""
 
     def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         if input.ndim != 4 or input.layout != torch.strided:
@@ -282,11 +284,11 @@ def over_steps(
         sequence: whose steps the images are, ``[steps, batch, channels, ...]``, for its gradient; None if
             they are of none.
     """
-    if type(layer) is not Conv2d or hooked(layer) or "forward" in vars(layer):
+    if "in_pieces" not in vars(type(layer)) or hooked(layer) or "forward" in vars(layer):
         return layer(images), None
     if sequence is not None and sequence.data_ptr() != images.data_ptr():
         sequence = None  # a copy lies in another order, and what is known below a sequence is of its memory
-    found = layer._convolved(images, steps, sequence)
+    found = cast(Conv2d, layer)._convolved(images, steps, sequence)
     return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 

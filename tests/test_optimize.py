@@ -1,0 +1,196 @@
+"""``hb.optimize``: plain networks of ``torch.nn``, changed in place to what runs fast."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.nn import normalized
+from hibana.nn.optimize import Planned
+
+X = torch.rand(4, 3, 2, 16, 16)
+
+
+def plain():
+    return nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=1, bias=False),  # whose gradient would be what was rounded
+        nn.BatchNorm2d(16),
+        hb.IF(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        hb.LIF(),
+        nn.AvgPool2d(2),
+        nn.Dropout(0.0),
+        nn.Flatten(),
+        nn.Linear(32 * 16, 10),
+        hb.LI(),
+    )
+
+
+def wrapped(net):
+    """The same modules, each of images in an EachStep of its own."""
+    needs = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
+    return nn.Sequential(*(hb.EachStep(m) if isinstance(m, needs) else m for m in copy.deepcopy(net)))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), hb.IF())
+        self.conv, self.norm, self.neurons = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), hb.IF()
+        self.pool, self.readout = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        x = x + self.neurons(self.norm(self.conv(x)))
+        return self.readout(self.pool(x).flatten(2)).mean(0)
+
+
+def results(net, inputs, factors=None):
+    net.zero_grad()
+    x = inputs.clone().requires_grad_()
+    outputs = net(x)
+    factors = torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)
+    (outputs * factors).sum().backward()
+    found = {"outputs": outputs.detach(), "input": x.grad}
+    found |= {name.replace("module.", ""): p.grad for name, p in net.named_parameters()}
+    return found | {name.replace("module.", ""): b.clone() for name, b in net.named_buffers()}
+
+
+def same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        scale = wanted[name].abs().max().item()  # of sums over a batch some are near zero
+        torch.testing.assert_close(value, wanted[name], rtol=0, atol=2e-4 * scale + 1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_outputs_gradients_and_statistics_are_those_of_each_step(training, fused, monkeypatch):
+    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0 if fused else 1 << 40)
+    net = plain()
+    reference = wrapped(net).train(training)
+    names = [*net.state_dict()]
+    tensors = [id(p) for p in (*net.parameters(), *net.buffers())]
+    hb.optimize(net, verbose=False)
+    net.train(training)
+    for _ in range(2):
+        same(results(net, X), results(reference, X))
+    assert [*net.state_dict()] == names
+    assert [id(p) for p in (*net.parameters(), *net.buffers())] == tensors
+    assert any(call is not None for call, _ in net._calls())
+
+
+def test_the_neurons_and_the_normalisation_before_them_are_one_pass(monkeypatch):
+    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0)
+    net = plain()
+    hb.optimize(net, verbose=False)
+    net(X)
+    fused = [call for call, _ in net._calls() if call is not None]
+    assert [call.explain() for call in fused] == ["normalised in the neurons' own pass"] * 2
+
+
+def test_it_is_undone_byte_for_byte():
+    net = plain()
+    own = hb.Linear(10, 4)
+    net.append(nn.Sequential(own, nn.Linear(4, 2)))
+    before = [(type(m), {k: v for k, v in vars(m).items() if k != "_reason"}.keys()) for m in net.modules()]
+    report = hb.optimize(net, verbose=False)
+    assert "10     Linear       per spike" in str(report)
+    hb.optimize(net, undo=True, verbose=False)
+    assert [type(m) for m in net.modules()] == [kind for kind, _ in before]
+    assert type(own) is hb.Linear
+    for module, (_, names) in zip(net.modules(), before, strict=True):
+        assert not {name for name in vars(module) if "was" in name or "plan" in name}
+        assert {*names} <= {*vars(module)}
+
+
+def test_a_forward_of_ones_own_keeps_its_calls():
+    net = Residual()
+    hb.optimize(net, X, verbose=False)
+    outputs = net(X)
+    assert outputs.shape == (3, 3)
+    by_hand = copy.deepcopy(net)
+    hb.optimize(by_hand, undo=True, verbose=False)
+    by_hand.first = nn.Sequential(*map(hb.EachStep, by_hand.first[:2]), by_hand.first[2])
+    for name in ("conv", "norm", "pool"):
+        setattr(by_hand, name, hb.EachStep(getattr(by_hand, name)))
+    net.eval()
+    by_hand.eval()
+    torch.testing.assert_close(net(X), by_hand(X), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_without_images_is_what_it_was(capsys):
+    net = nn.Sequential(
+        nn.Linear(20, 64), hb.IF(), nn.BatchNorm1d(5), nn.Flatten(2), nn.Linear(64, 3), hb.LI()
+    )
+    x = torch.rand(6, 5, 20)
+    wanted = net.eval()(x)
+    hb.optimize(net, x)
+    torch.testing.assert_close(net(x), wanted)
+    assert "2      BatchNorm1d  left: takes axis 1 for features" in capsys.readouterr().out
+
+
+def test_what_is_in_each_step_stays_so_and_is_fused_with_the_neurons_behind():
+    each = hb.EachStep(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)))
+    net = nn.Sequential(each, hb.IF())
+    reference = copy.deepcopy(net)
+    hb.optimize(net, X, verbose=False)
+    same(results(net, X), results(reference, X))
+    ((call, _),) = net._calls()
+    assert isinstance(call, hb.Normalized)
+
+
+def test_images_without_time_go_through_as_before():
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
+    )
+    images = torch.rand(5, 2, 16, 16)
+    wanted = net.eval()(images)
+    hb.optimize(net, images, verbose=False)
+    torch.testing.assert_close(net(images), wanted)
+
+
+def test_subclasses_and_hooks_are_kept():
+    class Mine(nn.Linear):
+        pass
+
+    net, seen = nn.Sequential(nn.Linear(3, 4), hb.IF(), Mine(4, 2)), []
+    net[0].register_forward_hook(lambda *_: seen.append(1))
+    report = hb.optimize(net, verbose=False)
+    assert type(net[2]) is Mine
+    assert "left: a subclass of Linear" in str(report)
+    net(torch.rand(2, 5, 3))
+    assert seen
+
+
+def test_it_is_copied_and_pickled():
+    net = plain()
+    hb.optimize(net, verbose=False)
+    net(X)
+    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(again) is Planned
+        torch.testing.assert_close(again.eval()(X), net.eval()(X))
+    modules = dict(net.named_modules())
+    assert [*modules] == ["", *map(str, range(12)), *(f"{i}.cell" for i in (2, 6, 11))] or len(modules) == 16
+
+
+def test_modules_that_are_added_later_are_called():
+    net = nn.Sequential(nn.Linear(3, 4), hb.IF())
+    hb.optimize(net, verbose=False)
+    net(torch.rand(2, 5, 3))
+    net.append(nn.Linear(4, 7))
+    assert net(torch.rand(2, 5, 3)).shape == (2, 5, 7)
+
+
+def test_a_difference_is_an_error_and_nothing_is_changed(monkeypatch):
+    net = nn.Sequential(nn.Linear(20, 64), hb.LI())
+    monkeypatch.setattr(hb.Linear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], 64))
+    with pytest.raises(RuntimeError, match="gives something else"):
+        hb.optimize(net, torch.rand(3, 2, 20))
+    assert type(net) is nn.Sequential
+    assert type(net[0]) is nn.Linear
