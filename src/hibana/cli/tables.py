@@ -39,15 +39,33 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
         table.add_row("mean squared error", f"[bold]{outcome.error * deviation**2:.4g}[/bold]")
         table.add_row(linear.name, f"{linear.error * deviation**2:.4g}")
         table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
-    for name, rate in outcome.rates.items():
-        silent = outcome.silent[name]
-        never = f"; {silent} never" if silent else ""
-        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step{never}")
+    for name, told in _rates(outcome):
+        table.add_row(f"firing rate, {name}", told)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
     if told := _behind(outcome, linear):
         print(told)
+
+
+MOST_LAYERS = 12
+"""Spiking layers that have a line each."""
+
+
+def _rates(outcome: "Outcome") -> list[tuple[str, str]]:
+    """What to say of each spiking layer's firing rate; of many layers together."""
+    rates, silent = outcome.rates, outcome.silent
+    if len(rates) > MOST_LAYERS:
+        rates = {f"{len(rates)} layers": (min(rates.values()), max(rates.values()))}
+        silent = {next(iter(rates)): sum(silent.values())}
+    else:
+        rates = {name: (rate, rate) for name, rate in rates.items()}
+    found = []
+    for name, (least, most) in rates.items():
+        never = f"; {silent[name]} never" if silent[name] else ""
+        between = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
+        found.append((name, f"{between} of neurons per step{never}"))
+    return found
 
 
 FAR = 0.05

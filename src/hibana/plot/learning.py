@@ -33,7 +33,8 @@ def learning_curves(
         axes.plot(range(1, len(values) + 1), values, label=name, color=colour, marker=marker)
     axes.set(title=title, xlabel="Epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(whole_numbers())
-    axes.legend(frameon=False)
+    if curves:  # none, of a network that was fitted in closed form
+        axes.legend(frameon=False)
     return quiet(axes)
 
 

@@ -13,6 +13,7 @@ A description is a row of layers, joined by ``-`` or ``,``:
 ``p2``      max-pooling, 2x2; of spikes it makes spikes
 ``a2``      average pooling, 2x2
 ``skip``    a linear path from the input to the readout, beside all the other layers
+``rocket9`` alone: :func:`hibana.models.rocket`, whose windows span 9 steps
 =========== ====================================================================================
 
 A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
@@ -25,12 +26,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hibana import spikes as events
 from hibana.cells import Cell
 from hibana.nn import layers
 from hibana.nn.each_step import EachStep
+from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
 __all__ = ["build", "check", "check_trust"]
@@ -44,6 +47,7 @@ _TOKEN = re.compile(
     r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
     r"|(?P<skip>skip)"
 )
+_ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 LONGEST = 2_000
 """Characters of a description at most."""
@@ -66,7 +70,7 @@ def check(description: str) -> None:
     """
     if len(description) > LONGEST:
         raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
-    if not _FUNCTION.fullmatch(description):
+    if not _FUNCTION.fullmatch(description) and not _ROCKET.fullmatch(description):
         _parts(description)
 
 
@@ -127,6 +131,8 @@ def build(
     """
     if _FUNCTION.fullmatch(description):
         return _from_function(description, shape, classes, cell)
+    if series := _ROCKET.fullmatch(description):
+        return _rocket(int(series["span"]), shape, classes, most_weights)
     words = _parts(description)
     parts = [part for part in words if part.says["skip"] is None]
     given = shape
@@ -153,6 +159,15 @@ def build(
     for parameter in (*stack["linear"].parameters(), *direct["linear"].parameters()):
         nn.init.zeros_(parameter)
     return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
+
+
+def _rocket(span: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
+    """The spiking Rocket over `span` steps, its seed drawn by torch."""
+    if len(shape) != 1:
+        raise ValueError(f"layers 'rocket{span}' needs series of numbers, [channels], got {shape}")
+    _allowance(most_weights)(size(shape[0], classes, span))
+    seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
+    return rocket(shape, classes, steps=span, seed=seed).requires_grad_()
 
 
 class _Skipping(nn.Sequential):

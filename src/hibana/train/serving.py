@@ -95,7 +95,7 @@ _RULES = (
     _Rule(
         ("readout_tau",),
         "layers that are described in words",
-        lambda run: ":" not in run.settings.layers,
+        lambda run: ":" not in run.settings.layers and not run.settings.layers.startswith("rocket"),
         lambda run: f"{run.settings.layers} brings a readout of its own",
     ),
     _Rule(("rate_target",), "a rate_penalty above 0", _is_above_0("rate_penalty"), lambda run: "it is 0"),

@@ -106,6 +106,8 @@ class Sequences(Own):
 
     kind = "sequences"
     usual_steps = 64
+    longest: int
+    """Steps of the longest training series, as it was read."""
     _spikes = False
 
     def __init__(
@@ -194,6 +196,7 @@ class Sequences(Own):
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
+        self.longest = max(len(raw.values[index]) for index in training)
         known = [column[~np.isnan(column)] for column in part.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in known])
         whole = torch.from_numpy(np.where(np.isnan(part), fill, part))

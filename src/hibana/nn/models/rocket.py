@@ -19,7 +19,7 @@ from hibana.nn.models.parts import MakeCell
 from hibana.nn.models.ridge import ridge
 from hibana.nn.window import Window
 
-__all__ = ["Rocket", "rocket"]
+__all__ = ["NEURONS", "Rocket", "dilations", "rocket", "size"]
 
 TAPS = 9
 """Steps under a window: six of weight -1 and three of weight 2, in all 84 orders."""
@@ -27,6 +27,8 @@ DILATIONS = 10
 """Dilations at most, spread evenly in their logarithm."""
 MOST_CHANNELS = 9
 """Channels that one neuron listens to at most."""
+NEURONS = 8
+"""For each order of the weights and each dilation."""
 QUANTILES = (0.75, 0.99)
 """Of a neuron's drive over the training set, between which the thresholds lie."""
 DRAWN = 4096
@@ -47,7 +49,7 @@ def rocket(
     make_cell: MakeCell = _neuron,
     *,
     steps: int,
-    neurons: int = 8,
+    neurons: int = NEURONS,
     seed: int = 0,
 ) -> "Rocket":
     """Threshold neurons on dilated windows, read out by their rates: ``[T, B, channels] -> [T, B, classes]``.
@@ -105,6 +107,11 @@ def dilations(steps: int) -> list[int]:
     """
     most = max(1.0, (steps - 1) / (TAPS - 1))
     return sorted({int(most ** (each / (DILATIONS - 1)) + 1e-9) for each in range(DILATIONS)})
+
+
+def size(channels: int, classes: int, steps: int) -> int:
+    """Weights of :func:`rocket` with as many neurons as usual."""
+    return 84 * NEURONS * len(dilations(steps)) * (TAPS * channels + classes)
 
 
 @final
