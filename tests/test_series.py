@@ -1,4 +1,4 @@
-"""Series of one's own: the spiking Rocket where it validates better, trained, kept and used like any network."""
+"""Series of one's own: the spiking Rocket where it validates better, trained, kept and used."""
 
 import numpy as np
 import pytest
