@@ -55,14 +55,13 @@ MOST_LAYERS = 12
 def _rates(outcome: "Outcome") -> list[tuple[str, str]]:
     """What to say of each spiking layer's firing rate; of many layers together."""
     rates, silent = outcome.rates, outcome.silent
+    each = {name: (rate, rate, silent[name]) for name, rate in rates.items()}
     if len(rates) > MOST_LAYERS:
-        rates = {f"{len(rates)} layers": (min(rates.values()), max(rates.values()))}
-        silent = {next(iter(rates)): sum(silent.values())}
-    else:
-        rates = {name: (rate, rate) for name, rate in rates.items()}
+        all_of_them = min(rates.values()), max(rates.values()), sum(silent.values())
+        each = {f"{len(rates)} layers": all_of_them}
     found = []
-    for name, (least, most) in rates.items():
-        never = f"; {silent[name]} never" if silent[name] else ""
+    for name, (least, most, count) in each.items():
+        never = f"; {count} never" if count else ""
         between = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
         found.append((name, f"{between} of neurons per step{never}"))
     return found

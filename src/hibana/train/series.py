@@ -129,7 +129,7 @@ def _windows(settings: Settings, samples: data.Own) -> float:
         rest = order[torch.arange(len(order), dtype=torch.int64, device="cpu") % folds != fold]
         model = _trained(settings, samples, inputs[rest], labels[rest], generator)
         with torch.inference_mode():
-            answers = torch.cat([model(part).argmax(1) for part in inputs[left_out].split(512)])
+            answers = torch.cat([model(part).argmax(1) for part in torch.split(inputs[left_out], 512)])
         right, tested = right + int((answers == labels[left_out]).sum()), tested + len(left_out)
     return right / tested
 
@@ -149,7 +149,7 @@ def _trained(
     )
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
-        for chosen in order.split(settings.batch_size):
+        for chosen in torch.split(order, settings.batch_size):
             outputs, spikes = activity(model.net, model.encode(inputs[chosen]))
             error = model.objective(outputs, labels[chosen])
             excess = [loss.rate_penalty(layer, settings.rate_target) for layer in spikes.values()]

@@ -157,7 +157,7 @@ class Rocket(nn.Module):
     def _windows(self) -> Iterator[tuple[nn.Sequential, Window]]:
         """Of each branch what precedes its neurons, and the last of that, a window."""
         for branch in self.branches:
-            before = cast(nn.Sequential, branch)[:-2]
+            before = cast(nn.Sequential, cast(nn.Sequential, branch)[:-2])
             yield before, cast(Window, before[-1])
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class Rocket(nn.Module):
             scale = _scale(fitted.held_out, labels)
             score = float((fitted.held_out.argmax(1) == labels).double().mean())
         readouts = self._readouts
-        parts = (fitted.weight * scale).split([each.in_features for each in readouts], dim=1)
+        parts = torch.split(fitted.weight * scale, [each.in_features for each in readouts], dim=1)
         for readout, part in zip(readouts, parts, strict=True):
             readout.weight.copy_(part)
         readouts[0].bias.copy_(fitted.bias * scale)
@@ -257,13 +257,14 @@ class Rocket(nn.Module):
                 )
             return None
         if int(labels.min()) < 0 or int(labels.max()) >= self.classes:
-            raise ValueError(f"labels must lie in [0, {self.classes}), got {labels.unique().tolist()}")
+            raise ValueError(f"labels must lie in [0, {self.classes}), got {sorted(set(labels.tolist()))}")
         return 2.0 * functional.one_hot(labels.long(), self.classes).double() - 1
 
     def _chunks(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Samples by number, as many at a time as are computed together."""
         count = max(1, AT_ONCE // (len(inputs) * self._readouts[0].in_features))
-        return torch.arange(inputs.shape[1], dtype=torch.int64, device=inputs.device).split(count)
+        every = torch.arange(inputs.shape[1], dtype=torch.int64, device=inputs.device)
+        return tuple(torch.split(every, count))
 
     def _set_thresholds(self, inputs: Tensor, lengths: Tensor | None) -> None:
         """Has each neuron spike above a quantile of its drive: the window's bias is 1 less the threshold."""
