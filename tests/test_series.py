@@ -114,6 +114,29 @@ def test_steps_that_were_said_are_those_of_the_rocket(file):
     assert (chosen.layers, longer.training.inputs.shape[1]) == ("rocket20", 20)
 
 
+def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
+    """A fast and a slow wave, of any length: stretched, their paces are lost."""
+    drawn = np.random.default_rng(0)
+    (tmp_path / "waves").mkdir()
+    for number in range(48):
+        label, length = ("slow", "fast")[number % 2], int(drawn.integers(30, 80))
+        time = np.arange(length) * (0.45, 0.55)[number % 2] + 6 * drawn.random()
+        folder = tmp_path / "waves" / label
+        folder.mkdir(exist_ok=True)
+        values = np.sin(time) + 0.1 * drawn.standard_normal(length)
+        (folder / f"{number}.csv").write_text("x\n" + "\n".join(f"{value:.4f}" for value in values))
+    settings = train.Settings(data=str(tmp_path / "waves"))
+    samples = settings.samples()
+    samples.setup()
+    chosen, longer = series.recipe(settings, samples)
+    assert (chosen.lengths, chosen.steps) == ("pad", samples.longest)
+    assert f"cut or padded to {samples.longest}" in longer.told
+    _, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
+    assert outcome.accuracy >= 0.8
+    answers = train.predict(outcome.checkpoint, tmp_path / "waves")
+    assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
+
+
 def test_quantities_and_spike_trains_are_as_before(tmp_path):
     x, _ = bumps()
     np.savez(tmp_path / "level.npz", x=x[..., None], y=x.mean(1) + np.linspace(0, 1, 60))
