@@ -76,6 +76,7 @@ def test_the_command_says_what_was_compared(file, tmp_path, capsys):
     assert "bumps.npz: 60 sequences of 1 feature, 40 steps, stretched to 40" in told
     assert "of left-out training series a spiking Rocket over 40 steps names" in told
     assert "the Rocket is taken" in told
+    assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
     main(["runs", str(tmp_path)])
     assert "rocket" not in capsys.readouterr().out  # it is as usual, and so not listed
     main(["train", "--resume", str(tmp_path / "run"), "--epochs", "1"])
