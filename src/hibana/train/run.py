@@ -130,7 +130,7 @@ def fit(
     history, keeper = History(), Keeper(folder.path, settings.patience)
     begun = time.perf_counter()
     if isinstance(model.net, Rocket):
-        samples.evaluated_at_once = series.at_once(settings)
+        samples.evaluated_at_once = series.at_once(model.net, settings.steps)
         if resume is None:
             history.values[f"validation/{measure}"] = [series.fitted(model, samples)]
     started = {} if resume else model.prepare(*first(samples))
@@ -231,6 +231,7 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+    series.check(model, samples)
     if resume is None:
         serving.check(settings, serving.changed(settings), model)
         _check_description(description)

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hibana import data
 from hibana.nn import loss
-from hibana.nn.models.rocket import NEURONS, Rocket, dilations
+from hibana.nn.models.rocket import Rocket
 from hibana.train.network import Network
 from hibana.train.settings import Settings
 from hibana.train.start import activity, decayed
 from hibana.train.usual import NAMES, usual
 
-__all__ = ["at_once", "fitted", "recipe"]
+__all__ = ["at_once", "check", "fitted", "recipe"]
 
 LONGEST = 1_500
 """Steps that series of more are stretched to."""
@@ -87,10 +87,23 @@ def fitted(model: Network, samples: data.DataSet) -> float:
     return model.net.fit(model.encode(inputs), wanted, weights=weights)
 
 
-def at_once(settings: Settings) -> int:
-    """Samples of a Rocket's run that are evaluated together: all of its spikes are counted."""
-    neurons = 84 * NEURONS * len(dilations(settings.steps))
-    return min(512, max(1, VALUES_AT_ONCE // (settings.steps * neurons)))
+def at_once(net: Rocket, steps: int) -> int:
+    """Samples of so many `steps` that are evaluated together: all of the spikes are counted."""
+    return min(512, max(1, VALUES_AT_ONCE // (steps * net.neurons)))
+
+
+def check(model: Network, samples: data.DataSet) -> None:
+    """Refuses a Rocket that could not be fitted to `samples`.
+
+    Raises:
+        ValueError: saying why.
+    """
+    parts = samples.training, samples.validation
+    if isinstance(model.net, Rocket) and not all(isinstance(part, data.InMemory) for part in parts):
+        raise ValueError(
+            f"layers {model.settings.layers} must be of samples of one length that are held in memory, "
+            f"{model.settings.title} has others"
+        )
 
 
 def _is_open(settings: Settings, samples: data.Own) -> bool:
@@ -116,8 +129,6 @@ def _made(settings: Settings, samples: data.Own) -> Network:
 def _gathered(parts: list[data.Samples]) -> tuple[Tensor, Tensor]:
     """The inputs ``[N, T, ...]`` and labels of parts that are held in memory."""
     held = [part for part in parts if isinstance(part, data.InMemory)]
-    if len(held) != len(parts):
-        raise TypeError("samples must be held in memory for a Rocket to be fitted to them")
     inputs, labels = (torch.cat([getattr(part, name) for part in held]) for name in ("inputs", "labels"))
     return inputs.float(), labels
 

@@ -153,7 +153,7 @@ class Settings:
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
         architecture.check(self.layers)
-        fitted = self.layers.startswith("rocket")
+        fitted = architecture.span(self.layers) is not None
         at_least = "at least 0" if fitted else "at least 1"
         _check("epochs", self.epochs, at_least, self.epochs >= (0 if fitted else 1))
         for name in ("steps", "batch_size", "devices", "nodes"):
@@ -194,7 +194,8 @@ class Settings:
             if samples.sequential:
                 changes |= {"steps": samples.steps, "coding": None}
         rows = None if "layers" in said else len(samples.training)  # type: ignore[arg-type] # all splits have a length
-        of = of_what(samples.kind, None, samples.source, rows=rows)
+        fitted = architecture.span(self.layers) is not None
+        of: Of = "rocket" if fitted else of_what(samples.kind, None, samples.source, rows=rows)
         each = usual(of, changes.get("steps", self.steps))
         if len(samples.validation) < JUDGES:  # type: ignore[arg-type] # likewise
             each = {**each, "patience": 0}
@@ -230,9 +231,11 @@ class Settings:
             _among("kind", self.kind, own.KINDS)
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
-        steps = self.steps or own.usual_steps(self.kind, self.data) or made.usual_steps
+        span = architecture.span(self.layers) if self.is_sequential else None
+        steps = self.steps or span or own.usual_steps(self.kind, self.data) or made.usual_steps
         self._fill({"steps": steps, "coding": coding})
-        self._fill(usual(of_what(self.kind, made, self.data), self.steps))
+        of = of_what(self.kind, made, self.data) if span is None else "rocket"
+        self._fill(usual(of, self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
         """Puts `values` where nothing was said."""

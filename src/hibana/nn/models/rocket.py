@@ -151,6 +151,11 @@ class Rocket(nn.Module):
         return evidence
 
     @property
+    def neurons(self) -> int:
+        """How many spiking neurons there are."""
+        return sum(readout.in_features for readout in self._readouts)
+
+    @property
     def _readouts(self) -> list[events.Linear]:
         return [cast(events.Linear, cast(nn.Sequential, branch)[-1]) for branch in self.branches]
 
