@@ -39,6 +39,8 @@ from hibana.cells import (
     PLIFCell,
     QIFCell,
     RefractoryLIFCell,
+    ResonateAndFireCell,
+    SiLIFCell,
     log_uniform,
     peer_aliases,
     spike,
@@ -60,6 +62,8 @@ from hibana.nn.layers import (
     OverTime,
     Recurrent,
     RefractoryLIF,
+    ResonateAndFire,
+    SiLIF,
     run,
 )
 from hibana.runtime import extras
@@ -163,6 +167,10 @@ __all__ = [
     "Recurrent",
     "RefractoryLIF",
     "RefractoryLIFCell",
+    "ResonateAndFire",
+    "ResonateAndFireCell",
+    "SiLIF",
+    "SiLIFCell",
     "SlowPathWarning",
     "StepsDropout",
     "ThresholdBatchNorm2d",

@@ -19,6 +19,7 @@ from hibana.cells.izhikevich import IzhikevichCell
 from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
 from hibana.cells.nonlinear import EIFCell, QIFCell
 from hibana.cells.ranges import AtLeast, Between
+from hibana.cells.resonate import ResonateAndFireCell, SiLIFCell
 from hibana.cells.values import Learn, Reset, Value, log_uniform
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "QIFCell",
     "RefractoryLIFCell",
     "Reset",
+    "ResonateAndFireCell",
+    "SiLIFCell",
     "Value",
     "log_uniform",
     "spike",

@@ -39,15 +39,32 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
         table.add_row("mean squared error", f"[bold]{outcome.error * deviation**2:.4g}[/bold]")
         table.add_row(linear.name, f"{linear.error * deviation**2:.4g}")
         table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
-    for name, rate in outcome.rates.items():
-        silent = outcome.silent[name]
-        never = f"; {silent} never" if silent else ""
-        table.add_row(f"firing rate, {name}", f"{rate:.1%} of neurons per step{never}")
+    for name, rates in _rates(outcome):
+        table.add_row(f"firing rate, {name}", rates)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
     if warning := _behind(outcome, linear):
         print(warning)
+
+
+MOST_LAYERS = 12
+"""Spiking layers that have a line each."""
+
+
+def _rates(outcome: "Outcome") -> list[tuple[str, str]]:
+    """What to say of each spiking layer's firing rate; of many layers together."""
+    rates, silent = outcome.rates, outcome.silent
+    each = {name: (rate, rate, silent[name]) for name, rate in rates.items()}
+    if len(rates) > MOST_LAYERS:
+        all_of_them = min(rates.values()), max(rates.values()), sum(silent.values())
+        each = {f"{len(rates)} layers": all_of_them}
+    found = []
+    for name, (least, most, count) in each.items():
+        never = f"; {count} never" if count else ""
+        between = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
+        found.append((name, f"{between} of neurons per step{never}"))
+    return found
 
 
 FAR = 0.05

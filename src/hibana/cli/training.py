@@ -64,10 +64,12 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         chosen, checkpoint = _chosen(settings, resume, trust, given)
         with doing("loading PyTorch Lightning"):
             from hibana.train import made
+            from hibana.train.series import recipe
         with doing(f"reading {chosen.title}"):
             samples = _samples(chosen, checkpoint)
         if resume is None and isinstance(samples, Own):
-            chosen = chosen.on(samples)
+            with doing("choosing a network"):
+                chosen, samples = recipe(chosen, samples)
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
         if resume is None:
             serving.check(chosen, given, model)

@@ -45,6 +45,8 @@ class DataSet:
     usual_steps: int = 8
     unit: bool = False
     """Whether inputs lie in [0, 1]."""
+    evaluated_at_once: int = 512
+    """Samples in a batch of validation and test."""
     processes: int = 1
     """How many share the samples of each step."""
     rank: int = 0
@@ -82,10 +84,10 @@ class DataSet:
         return self._loader(self.training, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return self._loader(self.validation, 512, shuffle=False)
+        return self._loader(self.validation, self.evaluated_at_once, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return self._loader(self.test, 512, shuffle=False)
+        return self._loader(self.test, self.evaluated_at_once, shuffle=False)
 
     def _loader(self, samples: Samples, batch: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
         processes, rank = self.processes, self.rank

@@ -34,6 +34,8 @@ __all__ = [
     "OverTime",
     "Recurrent",
     "RefractoryLIF",
+    "ResonateAndFire",
+    "SiLIF",
     "checked_gradient_scale",
     "damped",
     "run",
@@ -292,4 +294,6 @@ RefractoryLIF = _layer("RefractoryLIF", cells.RefractoryLIFCell)
 EIF = _layer("EIF", cells.EIFCell)
 QIF = _layer("QIF", cells.QIFCell)
 Izhikevich = _layer("Izhikevich", cells.IzhikevichCell)
+ResonateAndFire = _layer("ResonateAndFire", cells.ResonateAndFireCell)
+SiLIF = _layer("SiLIF", cells.SiLIFCell)
 LI = _layer("LI", cells.LICell)

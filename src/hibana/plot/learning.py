@@ -51,7 +51,8 @@ def training(
     """A training at one look: its curves, and one sample on its way through the trained network.
 
     Args:
-        history: values per epoch, by the names that training logs.
+        history: values per epoch, by the names that training logs; a panel of what was not logged stays
+            empty.
         reference: name and test accuracy of the classifier to compare with.
         image: the sample, ``[height, width]``.
         spikes: of each layer, ``[T, neurons]``; of a network without such layers their panels stay empty.
@@ -66,21 +67,26 @@ def training(
     )
     quantity = measure == "explained"
     learned = "Squared error" if quantity else "Cross-entropy"
-    learning_curves(_of(history, "loss"), panels["loss"], ylabel=learned, title="Loss")
-    panels["loss"].set_yscale("log")
+    if losses := _of(history, "loss"):
+        learning_curves(losses, panels["loss"], ylabel=learned, title="Loss")
+        panels["loss"].set_yscale("log")
+    else:  # of a network that was fitted in closed form
+        panels["loss"].set_axis_off()
     shown_as = "Variance explained" if quantity else "Accuracy"
     learning_curves(_of(history, measure), panels["accuracy"], ylabel=shown_as, title=shown_as)
     called, accuracy = reference
     panels["accuracy"].axhline(accuracy, color=GREY, linestyle="dashed", label=f"{called} (test)")
     panels["accuracy"].legend(frameon=False)
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
-    if spikes:
+    if rates and spikes:
         learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
         panels["rate"].set_ylim(bottom=0)
+    else:
+        panels["rate"].set_axis_off()
+    if spikes:
         raster(spikes, panels["raster"])
     else:
-        for name in ("rate", "raster"):
-            panels[name].set_axis_off()
+        panels["raster"].set_axis_off()
     shown = panels["image"]
     shown.imshow(array("image", image, ("[height, width]",)), cmap=ramp(shown, foreground(shown)))
     classes = list(names) or [str(neuron) for neuron in range(potentials.shape[1])]

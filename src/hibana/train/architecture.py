@@ -13,6 +13,7 @@ A description is a row of layers, joined by ``-`` or ``,``:
 ``p2``      max-pooling, 2x2; of spikes it makes spikes
 ``a2``      average pooling, 2x2
 ``skip``    a linear path from the input to the readout, beside all the other layers
+``rocket9`` alone: :func:`hibana.models.rocket`, whose windows span 9 steps
 =========== ====================================================================================
 
 A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
@@ -25,15 +26,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from hibana import spikes as events
 from hibana.cells import Cell
 from hibana.nn import layers
 from hibana.nn.each_step import EachStep
+from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
-__all__ = ["build", "check", "check_trust"]
+__all__ = ["build", "check", "check_trust", "span"]
 
 Shape = tuple[int, ...]
 
@@ -44,6 +47,7 @@ _TOKEN = re.compile(
     r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
     r"|(?P<skip>skip)"
 )
+_ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 LONGEST = 2_000
 """Characters of a description at most."""
@@ -66,8 +70,18 @@ def check(description: str) -> None:
     """
     if len(description) > LONGEST:
         raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
-    if not _FUNCTION.fullmatch(description):
+    if not _FUNCTION.fullmatch(description) and not _ROCKET.fullmatch(description):
         _parts(description)
+
+
+def span(description: str | None) -> int | None:
+    """The steps that the windows of a Rocket span, if that is what `description` describes.
+
+    >>> span("rocket150"), span("256,256")
+    (150, None)
+    """
+    found = None if description is None else _ROCKET.fullmatch(description)
+    return None if found is None else int(found["span"])
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
@@ -127,6 +141,8 @@ def build(
     """
     if _FUNCTION.fullmatch(description):
         return _from_function(description, shape, classes, cell)
+    if (steps := span(description)) is not None:
+        return _rocket(steps, shape, classes, most_weights)
     words = _parts(description)
     parts = [part for part in words if part.says["skip"] is None]
     given = shape
@@ -153,6 +169,15 @@ def build(
     for parameter in (*stack["linear"].parameters(), *direct["linear"].parameters()):
         nn.init.zeros_(parameter)
     return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
+
+
+def _rocket(steps: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
+    """The spiking Rocket over so many `steps`, its seed drawn by torch."""
+    if len(shape) != 1:
+        raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
+    _allowance(most_weights)(size(shape[0], classes, steps))
+    seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
+    return rocket(shape, classes, steps=steps, seed=seed).requires_grad_()
 
 
 class _Skipping(nn.Sequential):

@@ -189,7 +189,7 @@ class Classifier(Network, lightning.LightningModule):
         schedule = _Cycle(
             optimizer,
             self.settings.learning_rate,
-            total_steps=int(self.trainer.estimated_stepping_batches),
+            total_steps=max(1, int(self.trainer.estimated_stepping_batches)),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

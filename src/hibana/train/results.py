@@ -86,6 +86,8 @@ def _usual(content: dict[str, Any]) -> list[dict[str, Any]]:
     """
     kind, made, steps = content.get("kind"), DATA_SETS.get(str(content.get("data"))), content.get("steps")
     found = {of_what(kind, made), of_what(kind, made, rows=1)}
+    if "sequences" in found and kind is not None:
+        found.add("rocket")
     return [usual(of, steps if isinstance(steps, int) else 1) for of in found]
 
 

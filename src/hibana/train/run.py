@@ -23,7 +23,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from hibana import data
 from hibana.data.base import memory
-from hibana.train import checkpoint, finite, results, serving
+from hibana.nn.models.rocket import Rocket
+from hibana.train import checkpoint, finite, results, series, serving
 from hibana.train.baseline import first
 from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
@@ -121,13 +122,18 @@ def fit(
     samples.setup()
     finite.check(samples)
     if isinstance(samples, data.Own):
-        settings = settings.on(samples) if resume is None else settings
+        settings, samples = series.recipe(settings, samples) if resume is None else (settings, samples)
         samples.batch_size = settings.batch_size
     folder.begin(settings)
     model = made(settings, samples, resume)
-    started = {} if resume else model.prepare(*first(samples))
     measure = model.objective.measure
     history, keeper = History(), Keeper(folder.path, settings.patience)
+    begun = time.perf_counter()
+    if isinstance(model.net, Rocket):
+        samples.evaluated_at_once = series.at_once(model.net, settings.steps)
+        if resume is None:
+            history.values[f"validation/{measure}"] = [series.fitted(model, samples)]
+    started = {} if resume else model.prepare(*first(samples))
     callbacks: list[Callback] = [history, keeper]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
@@ -154,12 +160,13 @@ def fit(
             use_distributed_sampler=False,  # the data set shares itself out
             log_every_n_steps=1,  # nothing is logged but epochs; more would be warned of where they are short
         )
-        begun = time.perf_counter()
         batches = _Batches(samples)
         trainer.fit(model, batches, ckpt_path=resume, weights_only=True)
+        if not settings.epochs:  # no epoch has ended that would have been kept
+            trainer.save_checkpoint(keeper.folder / LAST)
         seconds = time.perf_counter() - begun
         learned = {name: list(values) for name, values in history.values.items()}
-        chosen = keeper.folder / BEST if settings.patience > 0 else None
+        chosen = keeper.folder / BEST if settings.patience > 0 and settings.epochs else None
         (tested,) = trainer.test(model, batches, ckpt_path=chosen, verbose=False, weights_only=True)
     if trainer.world_size > 1:
         atexit.register(_leave)  # not after a failure: an exchange under way would be waited for
@@ -224,6 +231,7 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     description = samples.description if isinstance(samples, data.Own) else None
     most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+    series.check(model, samples)
     if resume is None:
         serving.check(settings, serving.changed(settings), model)
         _check_description(description)

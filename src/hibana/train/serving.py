@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from hibana.train.architecture import span
 from hibana.train.choices import CELLS, OF_KINDS
 from hibana.train.start import spiking_layers
 from hibana.train.usual import Of, usual
@@ -95,7 +96,7 @@ _RULES = (
     _Rule(
         ("readout_tau",),
         "layers that are described in words",
-        lambda run: ":" not in run.settings.layers,
+        lambda run: ":" not in run.settings.layers and span(run.settings.layers) is None,
         lambda run: f"{run.settings.layers} brings a readout of its own",
     ),
     _Rule(("rate_target",), "a rate_penalty above 0", _is_above_0("rate_penalty"), lambda run: "it is 0"),

@@ -54,7 +54,7 @@ class Settings:
         layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``; 256,256 if
             not said, of tables of fewer than 2,000 training rows ``32-skip``, of pictures in folders
             ``16c3b-p2-32c3b-p2-128``, of recordings of one's own ``16c5s2b-32c5s2b-128``, of sequences
-            ``96w5b-96w5d2b-96w5d4b`` at 40 steps.
+            ``96w5b-96w5d2b-96w5d4b`` at 40 steps, or ``rocket40`` where it validates better.
         cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
         surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
@@ -68,7 +68,8 @@ class Settings:
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
-        epochs: passes over the training set; 40, of few rows 60.
+        epochs: passes over the training set; 40, of few rows 60; of the Rocket 0, which is what its closed
+            form gives.
         patience: epochs without a smaller validation loss after which training ends, and the epoch with the
             smallest is kept; 0, which is never, of few rows 30 where at least 10 validate.
         batch_size: samples in a batch, over all processes together; 64, of few rows 16.
@@ -139,7 +140,7 @@ class Settings:
             value = getattr(self, each.name)
             if value is not None or each.name not in ("steps", "coding", *NAMES):
                 _check_type(each.name, value, each.type)
-        said = frozenset(name for name in NAMES if getattr(self, name) is not None)
+        said = frozenset(name for name in ("steps", "coding", *NAMES) if getattr(self, name) is not None)
         object.__setattr__(self, "_said", said)  # no field: what a file says was said
         self._fill_in()
         self._check_own()
@@ -152,8 +153,12 @@ class Settings:
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
         architecture.check(self.layers)
-        for name in ("steps", "epochs", "batch_size", "devices", "nodes"):
+        fitted = architecture.span(self.layers) is not None
+        at_least = "at least 0" if fitted else "at least 1"
+        _check("epochs", self.epochs, at_least, self.epochs >= (0 if fitted else 1))
+        for name in ("steps", "batch_size", "devices", "nodes"):
             _check(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        for name in ("steps", "epochs", "batch_size", "devices", "nodes"):
             _check(name, getattr(self, name), "below 2^31", getattr(self, name) < 2**31)
         for name in ("threshold", "learning_rate", "clip", "delta_threshold"):
             value = getattr(self, name)
@@ -189,7 +194,8 @@ class Settings:
             if samples.sequential:
                 changes |= {"steps": samples.steps, "coding": None}
         rows = None if "layers" in said else len(samples.training)  # type: ignore[arg-type] # all splits have a length
-        of = of_what(samples.kind, None, samples.source, rows=rows)
+        fitted = architecture.span(self.layers) is not None
+        of: Of = "rocket" if fitted else of_what(samples.kind, None, samples.source, rows=rows)
         each = usual(of, changes.get("steps", self.steps))
         if len(samples.validation) < JUDGES:  # type: ignore[arg-type] # likewise
             each = {**each, "patience": 0}
@@ -225,9 +231,11 @@ class Settings:
             _among("kind", self.kind, own.KINDS)
         made = self.data_set
         coding = made.coding or ("none" if self.is_sequential else "constant")
-        steps = self.steps or own.usual_steps(self.kind, self.data) or made.usual_steps
+        span = architecture.span(self.layers) if self.is_sequential else None
+        steps = self.steps or span or own.usual_steps(self.kind, self.data) or made.usual_steps
         self._fill({"steps": steps, "coding": coding})
-        self._fill(usual(of_what(self.kind, made, self.data), self.steps))
+        of = of_what(self.kind, made, self.data) if span is None else "rocket"
+        self._fill(usual(of, self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
         """Puts `values` where nothing was said."""

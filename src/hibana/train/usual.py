@@ -50,6 +50,14 @@ _SEQUENCES: dict[str, Any] = {
     "start_rate": 0.15,
     "rate_target": 0.15,
 }
+_ROCKET: dict[str, Any] = {
+    **_SEQUENCES,
+    "epochs": 0,
+    "loss": "membrane-mean",
+    "smoothing": 0.0,
+    "start_rate": 0.0,
+}
+"""Of :func:`hibana.models.rocket`, which is fitted in closed form."""
 NAMES = tuple(_STILL)
 """Of the settings that are decided here where they are not said."""
 SIZE, WIDTH = 5, 96
@@ -58,8 +66,9 @@ FARTHEST = 99
 """Of d, whose square a description can say."""
 
 
-Of = Literal["still", "few", "pictures", "recordings", "sequences"]
-"""What data are of; few are still, in a table of few rows, and sequences are of numbers."""
+Of = Literal["still", "few", "pictures", "recordings", "sequences", "rocket"]
+"""What data are of; few are still, in a table of few rows, and sequences are of numbers,
+of which those that validation chooses are read by the spiking Rocket."""
 
 
 def usual(of: Of, steps: int) -> dict[str, Any]:
@@ -67,6 +76,8 @@ def usual(of: Of, steps: int) -> dict[str, Any]:
     match of:
         case "sequences":
             return {**_SEQUENCES, "layers": _windows(steps)}
+        case "rocket":
+            return {**_ROCKET, "layers": f"rocket{steps}"}
         case "pictures":
             return _PICTURES
         case "recordings":

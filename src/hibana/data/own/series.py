@@ -106,6 +106,9 @@ class Sequences(Own):
 
     kind = "sequences"
     usual_steps = 64
+    shortest: int
+    longest: int
+    """Steps of the shortest and of the longest training series, as they were read."""
     _spikes = False
 
     def __init__(
@@ -194,6 +197,8 @@ class Sequences(Own):
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
+        lengths = [len(raw.values[index]) for index in training]
+        self.shortest, self.longest = min(lengths), max(lengths)
         known = [column[~np.isnan(column)] for column in part.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in known])
         whole = torch.from_numpy(np.where(np.isnan(part), fill, part))

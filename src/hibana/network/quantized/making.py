@@ -47,8 +47,8 @@ def whole_cell(name: str, cell: Cell, scale: Scale, training: bool = False) -> C
     make = _MADE.get(type(cell))
     if make is None:
         raise Unsupported(
-            f"layer {name!r}: {type(cell).__name__} has no form in whole numbers, which hibana's own cells "
-            "have; convert the network in floats, without quantising it"
+            f"layer {name!r}: {type(cell).__name__} has no form in whole numbers, which most of "
+            "hibana's own cells have; convert the network in floats, without quantising it"
         )
     try:
         return make(cell, _Units(scale, training))

