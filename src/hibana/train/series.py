@@ -1,7 +1,7 @@
 """Which network reads series of one's own, where nobody chose one: the one that validates better.
 
 The candidates are the spiking Rocket, fitted in closed form and validated by leave-one-out, of series of
-unequal length both stretched and padded; and trained windows, validated by folds of few samples and by a
+unequal length both stretched and padded; and trained windows, validated by splits of few samples and by a
 fifth of many. The test part is never looked at.
 """
 
@@ -24,8 +24,8 @@ LONGEST = 1_500
 """Steps that series of more are stretched to."""
 MOST_SERIES, MOST_VALUES = 4_000, 3_000_000
 """Series, and their values, above which the closed form takes more than a minute or so."""
-FEW, FOLDS = 500, 3
-"""Series below which windows are validated by folds, and how many; of more a fifth is held out."""
+FEW, SPLITS = 500, 3
+"""Series below which windows are validated by splits, and how many; of more a fifth is held out."""
 MOST_STEPS = 1_000
 """Steps of the optimiser that windows are tried for at most."""
 VALUES_AT_ONCE = 1 << 26
@@ -139,11 +139,11 @@ def _windows(settings: Settings, samples: data.Own) -> float:
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
     order = order[labels[order].argsort(stable=True)]  # so that each fold has its share of each class
-    folds = FOLDS if len(labels) < FEW else 5
+    splits = SPLITS if len(labels) < FEW else 5
     right = tested = 0
-    for fold in range(FOLDS if len(labels) < FEW else 1):
-        left_out = order[fold::folds]
-        rest = order[torch.arange(len(order), dtype=torch.int64, device="cpu") % folds != fold]
+    for fold in range(SPLITS if len(labels) < FEW else 1):
+        left_out = order[fold::splits]
+        rest = order[torch.arange(len(order), dtype=torch.int64, device="cpu") % splits != fold]
         model = _trained(settings, samples, inputs[rest], labels[rest], generator)
         with torch.inference_mode():
             answers = torch.cat([model(part).argmax(1) for part in torch.split(inputs[left_out], 512)])
