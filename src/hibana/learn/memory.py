@@ -1,0 +1,278 @@
+"""What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hibana.cells.base import check_states
+from hibana.compiler.graph.fingerprint import followed
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.reference import carried
+from hibana.compiler.tensors import tensors_of
+from hibana.learn.coefficients import Coefficient, like_chunk, times
+from hibana.learn.derivatives import Linearised, StepDerivatives
+from hibana.learn.network import Neurons
+from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
+from hibana.learn.rules import PPProp, Rule
+from hibana.learn.synapses import Synapses
+from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Traces
+
+__all__ = ["Memory"]
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Some steps of a layer, run."""
+
+    inputs: Tensor
+    """What the layer was given, ``[T, batch, ...]``, a leaf of its own graph."""
+    drive: Tensor
+    """What the weights made of it, with that graph."""
+    spikes_before: Tensor
+    """What the neurons emitted one step earlier; of a recurrent layer its other input."""
+    system: System
+    sums: list[Tensor]
+    """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
+    effect: Tensor | None
+    """The neuron's side of a trace of rank one, like the chunk."""
+    ended: Any
+    """What the next chunk goes on from: state, the derivatives of the last step, traces of the neuron."""
+
+
+class Memory:
+    """States and traces of one layer."""
+
+    def __init__(self, layer: Neurons, rule: Rule) -> None:
+        self.layer, self.rule = layer, rule
+        self.derivatives: StepDerivatives | None = None
+        self.made_for: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """At rest, without traces."""
+        self.state: tuple[Tensor, ...] | None = None
+        self.last: list[list[Coefficient]] | None = None
+        """C of the last step."""
+        self.traces: dict[Synapses, Traces] = {}
+        self.of_sums: ParameterTraces | None = None
+        self.effect: list[Coefficient] = []
+        """The neuron's side of a trace of rank one."""
+        self.pending: Chunk | None = None
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """All parameters of the layer that have a gradient."""
+        sets = (self.layer.synapses, self.layer.recurrent)
+        weights = [p for one in sets if one is not None for p in one.parameters]
+        return [p for p in (*weights, *self.layer.cell.parameters()) if p.requires_grad]
+
+    @property
+    def trace_numbers(self) -> int:
+        """How many numbers the traces of its synapses are."""
+        return sum(traces.numbers for traces in self.traces.values())
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """What the layer emits over a chunk, with a gradient for its parameters and for `inputs`."""
+        self._advance()
+        learned = self.learned
+        emitted: Tensor = _Layer.apply(self, torch.is_grad_enabled(), inputs, *learned)  # type: ignore[no-untyped-call] # torch leaves it so
+        return emitted
+
+    def _advance(self) -> None:
+        """Takes the last chunk into the traces."""
+        chunk, self.pending = self.pending, None
+        if chunk is None:
+            return
+        for synapses, inputs in self._synapses(chunk):
+            if synapses.learns:
+                if synapses not in self.traces:
+                    self.traces[synapses] = self._new_traces(chunk)
+                self.traces[synapses].advance(synapses, inputs, chunk.system)
+        self.state, self.last, self.of_sums, self.effect = chunk.ended
+
+    def _new_traces(self, chunk: Chunk) -> Traces:
+        if chunk.effect is None:
+            return SynapseTraces()
+        assert isinstance(self.rule, PPProp)
+        return InputTraces(self.rule.decay)
+
+    def _synapses(self, chunk: Chunk) -> list[tuple[Synapses, Tensor]]:
+        found = []
+        if self.layer.synapses is not None:
+            found.append((self.layer.synapses, chunk.inputs.detach()))
+        if self.layer.recurrent is not None:
+            found.append((self.layer.recurrent, chunk.spikes_before))
+        return found
+
+    def begin(self, inputs: Tensor, with_graph: bool) -> Tensor:
+        """Runs a chunk and keeps what its gradient needs."""
+        layer = self.layer
+        with torch.set_grad_enabled(with_graph):
+            own = inputs.detach().requires_grad_(inputs.requires_grad)
+            drive = own if layer.feeds is None else layer.feeds(own)
+        with torch.no_grad():
+            total, previous, state = self._states(drive.detach())
+            whole = self._linearised(total, previous)
+            kept = self._silent(whole, total, previous) if self._is_silent else whole
+            leak = None if layer.readout is None else layer.readout.factor(total)
+            system = system_of(kept, self.last, leak, total.shape)
+            sums: list[Tensor] = []
+            of_sums, effect, of_effect = None, None, self.effect
+            if layer.learned:
+                sums, of_sums = ParameterTraces.after(self.of_sums, whole, system, total)
+            if isinstance(self.rule, PPProp) and not system.is_alike:
+                effect, of_effect = effect_of(self.effect, system, self.rule.decay, total)
+            last = [[c if c is None or c.ndim == 0 else c[-1] for c in row] for row in whole.to_cut]
+        emitted = torch.cat([previous[-1][1:], state[-1][None]])
+        ended = (state, last, of_sums, of_effect)
+        self.pending = Chunk(own, drive, previous[-1], system, sums, effect, ended)
+        return emitted.to(inputs.dtype) if inputs.is_floating_point() else emitted
+
+    def _states(self, drive: Tensor) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
+        """The neurons' input, the states before each step, and the state after the last."""
+        cell, recurrent = self.layer.cell, self.layer.recurrent
+        drive = drive.to(carried(drive.dtype))
+        state = cell.initial_state(drive[0]) if self.state is None else self.state
+        if state[0].shape != drive.shape[1:]:
+            raise ValueError(
+                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
+                f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
+            )
+        total, before = [], []
+        for step in drive.unbind():
+            before.append(state)
+            if recurrent is not None:
+                step = step + recurrent.module(state[-1])
+            state = check_states(cell, cell(step, *state))
+            total.append(step)
+        previous = [torch.stack(one) for one in zip(*before, strict=True)]
+        return drive if recurrent is None else torch.stack(total), previous, state
+
+    def _linearised(self, drive: Tensor, previous: list[Tensor]) -> Linearised:
+        """The steps linearised, with the synapse of a neuron to itself where the rule has it."""
+        cell, name = self.layer.cell, self.layer.name
+        try:
+            made_for = (followed(cell), drive.shape[1:], drive.dtype)
+            if self.derivatives is None or self.made_for != made_for:
+                self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
+                self.made_for = made_for
+        except Unsupported as reason:
+            kind = type(cell).__name__
+            raise ValueError(f"layer {name!r}, {kind}, can't be learned online: {reason}") from reason
+        found = self.derivatives.at(cell, drive, previous)
+        if self.layer.recurrent is not None and self.rule.own_synapse:
+            weight = self.layer.recurrent.parameters[0].detach()
+            return with_own_synapse(found, weight * self.layer.gradient_scale)
+        return found
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether the rule leaves out what goes through a neuron's own spikes."""
+        return self.layer.spikes and not self.rule.through_spikes
+
+    def _silent(self, found: Linearised, drive: Tensor, previous: list[Tensor]) -> Linearised:
+        """`found`, with what a silent neuron's states and input do, and nothing through its spike."""
+        assert self.derivatives is not None
+        zero = torch.zeros((), dtype=drive.dtype, device=drive.device)
+        silent = self.derivatives.at(self.layer.cell, drive, [*previous[:-1], zero])
+        to_states = [[*row[:-1], None] for row in silent.to_states]
+        if any(c is not None and c.ndim for row in (*to_states, silent.to_input) for c in row):
+            raise ValueError(
+                f"layer {self.layer.name!r}, {type(self.layer.cell).__name__}: rule {self.rule.name!r} keeps "
+                "one trace for each input, so the leak must be one number for all neurons at all times; "
+                'use "d-rtrl", or "pp-prop"'
+            )
+        return Linearised(found.to_cut, silent.to_input, to_states, found.to_sums)
+
+    def signals(self, chunk: Chunk, signal: Tensor) -> Signals:
+        """What a learning signal over `chunk`, like it, comes to for the weights."""
+        system = chunk.system
+        if chunk.effect is None:
+            none: list[Coefficient] = [None] * len(system.to_input)
+            factor, before, of_readout = system.backward(signal, none, None)
+            return Signals(like_chunk(factor, signal), [*before, of_readout])
+        assert isinstance(self.rule, PPProp)
+        met = signal * chunk.effect
+        later: Tensor | None = None
+        found = []
+        for t in reversed(range(system.steps)):
+            later = met[t] if later is None else met[t] + later * self.rule.decay
+            found.append(later)
+        assert later is not None
+        return Signals(torch.stack(found[::-1]), [later * self.rule.decay])
+
+    def gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
+        """The gradient of the chunk's input within each step, and those of the parameters."""
+        layer, found = self.layer, dict[nn.Parameter, Tensor]()
+        if chunk is not self.pending:
+            raise RuntimeError(
+                f"layer {layer.name!r} is past the step that this backward is of: call backward for each "
+                "step's loss before the next step, or use Online.sequence"
+            )
+        signal = signal.to(chunk.spikes_before.dtype)
+        signals = self.signals(chunk, signal)
+        instant = chunk.system.instant
+        within = torch.zeros_like(signal) if instant is None else signal * instant
+        own = chunk.inputs
+        if layer.synapses is not None and layer.synapses.learns:
+            learned = [p for p in layer.synapses.parameters if p.requires_grad]
+            of_input = signals.of_input.to(chunk.drive.dtype)
+            grads = torch.autograd.grad(chunk.drive, learned, of_input, retain_graph=True)
+            found.update(zip(learned, grads, strict=True))
+            self._add_before(found, layer.synapses, signals, chunk)
+        if layer.recurrent is not None and layer.recurrent.learns:
+            of_input = layer.recurrent.neurons(signals.of_input) * layer.gradient_scale
+            rows = layer.recurrent.rows(chunk.spikes_before)
+            of_rows = of_input.flatten(0, 1).T @ rows.flatten(0, 1)
+            self._add(found, layer.recurrent, of_rows)
+            scaled = [times(c, torch.full_like(signal[0, :1], layer.gradient_scale)) for c in signals.before]
+            self._add_before(found, layer.recurrent, Signals(signals.of_input, scaled), chunk)
+        if layer.learned:
+            self._add_sums(found, chunk, signal)
+        grad: Tensor | None = None
+        if own.requires_grad:
+            within = within.to(chunk.drive.dtype)
+            grad = within
+            if layer.feeds is not None:
+                (grad,) = torch.autograd.grad(chunk.drive, own, within, retain_graph=True)
+        return grad, found
+
+    def _add_before(
+        self, found: dict[nn.Parameter, Tensor], synapses: Synapses, signals: Signals, chunk: Chunk
+    ) -> None:
+        if synapses in self.traces:
+            of_rows = self.traces[synapses].gradient(synapses, signals.before, chunk.system.shape)
+            if of_rows is not None:
+                self._add(found, synapses, of_rows)
+
+    def _add(self, found: dict[nn.Parameter, Tensor], synapses: Synapses, of_rows: Tensor) -> None:
+        for parameter, grad in zip(synapses.parameters, synapses.gradients(of_rows), strict=True):
+            if parameter.requires_grad:
+                grad = grad.to(parameter.dtype)
+                found[parameter] = found[parameter] + grad if parameter in found else grad
+
+    def _add_sums(self, found: dict[nn.Parameter, Tensor], chunk: Chunk, signal: Tensor) -> None:
+        assert self.derivatives is not None
+        sums = [(signal * one).sum(0) for one in chunk.sums]
+        tensors = tensors_of(self.layer.cell)
+        grads = self.derivatives.step.epilogue(*(t.detach() for t in tensors.values()), *sums)
+        for tensor, grad in zip(tensors.values(), grads, strict=True):
+            if isinstance(tensor, nn.Parameter) and grad is not None and tensor.requires_grad:
+                found[tensor] = grad.reshape(tensor.shape).to(tensor.dtype)
+
+
+class _Layer(torch.autograd.Function):
+    """A chunk of a layer, to autograd: within a step its derivative, over time its rule."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Memory, with_graph: bool, inputs: Tensor, *learned: nn.Parameter) -> Tensor:
+        emitted = memory.begin(inputs, with_graph)
+        ctx.memory, ctx.chunk, ctx.learned = memory, memory.pending, learned
+        return emitted
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        grad, found = ctx.memory.gradients(ctx.chunk, signal)
+        return None, None, grad, *(found.get(parameter) for parameter in ctx.learned)
