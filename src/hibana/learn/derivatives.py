@@ -56,32 +56,39 @@ class StepDerivatives:
             raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
         self.dtype = dtype
         self.gradients = _gradient_leaves(self.step)
-        outputs = [g for g in (self.step.grad_input, *self.step.grad_states) if g is not None]
-        self.cut = smallest_cut(self.gradients, outputs)
-        self.values = _linear_in(self.gradients, [*outputs, *self.step.grad_sums])
-        """Those that a gradient is a part of, each after its arguments."""
+        after = [self.step.grad_input, *self.step.grad_states]
+        self.cut = smallest_cut(self.gradients, [g for g in after if g is not None])
+        self._to_cut = _LinearMap(self.gradients, [*self.cut, *self.step.grad_sums])
+        self._from_cut = _LinearMap(self.cut, after)
+        self._between_states = _LinearMap(self.cut, after[:-1])
 
     def at(self, cell: Cell, input_: Tensor, previous: Sequence[Tensor]) -> Linearised:
         """The step linearised at each of many: `input_` and `previous` states ``[..., batch, neurons]``."""
-        known = self._forward(cell, input_, previous)
-        before = self._coefficients(self.gradients, [*self.cut, *self.step.grad_sums], known)
-        after = self._coefficients(self.cut, [self.step.grad_input, *self.step.grad_states], known)
+        before, after = self._forms([self._to_cut, self._from_cut], cell, input_, previous)
         count = len(self.cut)
-        leaf_of = {int(leaf.data): i for i, leaf in enumerate(self.gradients)}
-        absent: list[Coefficient] = [None] * len(before)
-        rows = [
-            [row[leaf_of[i]] for row in before] if i in leaf_of else absent
-            for i in range(len(self.step.states))
+        place = {int(leaf.data): i for i, leaf in enumerate(self.gradients)}
+        rows: list[list[Coefficient]] = [
+            [form[place[i]] if i in place else None for form in before] for i in range(len(self.step.states))
         ]
         return Linearised(
             [row[:count] for row in rows],
             after[0],
-            [[row[j] for row in after[1:]] for j in range(count)],
+            [[form[j] for form in after[1:]] for j in range(count)],
             [row[count:] for row in rows],
         )
 
-    def _forward(self, cell: Cell, input_: Tensor, previous: Sequence[Tensor]) -> dict[Value, Tensor]:
-        """The values of the step that gradients are multiplied by."""
+    def at_silent(
+        self, cell: Cell, input_: Tensor, previous: Sequence[Tensor]
+    ) -> tuple[list[Coefficient], list[list[Coefficient]]]:
+        """``to_input`` and ``to_states`` of neurons that had emitted zero, without what goes through that."""
+        zero = torch.zeros((), dtype=self.dtype, device=input_.device)
+        (after,) = self._forms([self._between_states], cell, input_, [*previous[:-1], zero])
+        return after[0], [[*(form[j] for form in after[1:]), None] for j in range(len(self.cut))]
+
+    def _forms(
+        self, maps: "list[_LinearMap]", cell: Cell, input_: Tensor, previous: Sequence[Tensor]
+    ) -> list[list[list[Coefficient]]]:
+        """The coefficients of each of `maps`: of each of its roots, of each of its sources."""
         tensors = tensors_of(cell).values()
         with torch.no_grad():
             parameters = self.step.prologue(*tensors) if self.step.parameters else ()
@@ -97,23 +104,35 @@ class StepDerivatives:
             number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
             return torch.tensor(float(number), dtype=self.dtype, device=input_.device)
 
-        carrying = {*self.values}
-        factors = list(dict.fromkeys(a for v in self.values for a in v.args if a not in carrying))
-        return dict(zip(factors, in_torch(factors, {}, leaf, self.dtype), strict=True))
+        factors = list(dict.fromkeys(factor for one in maps for factor in one.factors))
+        known = dict(zip(factors, in_torch(factors, {}, leaf, self.dtype), strict=True))
+        unit = torch.ones((), dtype=self.dtype, device=input_.device)
+        return [one.forms(known, unit) for one in maps]
 
-    def _coefficients(
-        self, sources: Sequence[Value], roots: Sequence[Value | None], known: dict[Value, Tensor]
-    ) -> list[list[Coefficient]]:
-        """For each of `roots`, its coefficient of each of `sources`."""
-        one = torch.ones((), dtype=self.dtype, device=next(iter(known.values())).device if known else None)
-        zero: list[Coefficient] = [None] * len(sources)
+
+class _LinearMap:
+    """What `roots` are of `sources`, which they are linear in."""
+
+    def __init__(self, sources: Sequence[Value], roots: Sequence[Value | None]) -> None:
+        self.sources, self.roots = sources, roots
+        first = {*sources}
+        carrying = _linear_in(sources, [root for root in roots if root is not None])
+        self.values = [value for value in carrying if value not in first]
+        """Those that a source is a part of, each after its arguments."""
+        within = {*carrying}
+        self.factors = list(dict.fromkeys(a for v in self.values for a in v.args if a not in within))
+        """What they are multiplied by, or choose by."""
+
+    def forms(self, known: dict[Value, Tensor], unit: Tensor) -> list[list[Coefficient]]:
+        """For each of the roots, its coefficient of each of the sources, where the factors are `known`."""
+        zero: list[Coefficient] = [None] * len(self.sources)
         forms: dict[Value, list[Coefficient]] = {
-            source: [one if i == j else None for j in range(len(sources))] for i, source in enumerate(sources)
+            source: [unit if i == j else None for j in range(len(self.sources))]
+            for i, source in enumerate(self.sources)
         }
         for value in self.values:
-            if value not in forms and value.args and any(a in forms for a in value.args):
-                forms[value] = _form(value, forms, known, zero)
-        return [zero if root is None else forms.get(root, zero) for root in roots]
+            forms[value] = _form(value, forms, known, zero)
+        return [zero if root is None else forms.get(root, zero) for root in self.roots]
 
 
 def _form(

@@ -1,12 +1,15 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hibana.cells import Cell
 from hibana.cells.base import check_states
+from hibana.compiler import unrolled
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import carried
@@ -20,6 +23,9 @@ from hibana.learn.synapses import Synapses
 from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Traces
 
 __all__ = ["Memory"]
+
+BLOCK = 1 << 16
+"""Neurons times steps that are linearised together, some dozens of operations each: what a cache holds."""
 
 
 @dataclass(eq=False)
@@ -37,8 +43,16 @@ class Chunk:
     """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
     effect: Tensor | None
     """The neuron's side of a trace of rank one, like the chunk."""
-    ended: Any
-    """What the next chunk goes on from: state, the derivatives of the last step, traces of the neuron."""
+    state: tuple[Tensor, ...]
+    """After the last step."""
+
+
+class Block(NamedTuple):
+    """What some steps of a chunk come to, which lie in a processor's cache together."""
+
+    system: System
+    sums: list[Tensor]
+    effect: Tensor | None
 
 
 class Memory:
@@ -48,6 +62,7 @@ class Memory:
         self.layer, self.rule = layer, rule
         self.derivatives: StepDerivatives | None = None
         self.made_for: Any = None
+        self.showing: list[Showing] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +105,7 @@ class Memory:
                 if synapses not in self.traces:
                     self.traces[synapses] = self._new_traces(chunk)
                 self.traces[synapses].advance(synapses, inputs, chunk.system)
-        self.state, self.last, self.of_sums, self.effect = chunk.ended
+        self.state = chunk.state
 
     def _new_traces(self, chunk: Chunk) -> Traces:
         if chunk.effect is None:
@@ -114,20 +129,17 @@ class Memory:
             drive = own if layer.feeds is None else layer.feeds(own)
         with torch.no_grad():
             total, previous, state = self._states(drive.detach())
-            whole = self._linearised(total, previous)
-            kept = self._silent(whole, total, previous) if self._is_silent else whole
-            leak = None if layer.readout is None else layer.readout.factor(total)
-            system = system_of(kept, self.last, leak, total.shape)
-            sums: list[Tensor] = []
-            of_sums, effect, of_effect = None, None, self.effect
-            if layer.learned:
-                sums, of_sums = ParameterTraces.after(self.of_sums, whole, system, total)
-            if isinstance(self.rule, PPProp) and not system.is_alike:
-                effect, of_effect = effect_of(self.effect, system, self.rule.decay, total)
-            last = [[c if c is None or c.ndim == 0 else c[-1] for c in row] for row in whole.to_cut]
-        emitted = torch.cat([previous[-1][1:], state[-1][None]])
-        ended = (state, last, of_sums, of_effect)
-        self.pending = Chunk(own, drive, previous[-1], system, sums, effect, ended)
+            steps = max(1, BLOCK // total[0].numel())
+            blocks = [
+                self._block(total[first : first + steps], [one[first : first + steps] for one in previous])
+                for first in range(0, len(total), steps)
+            ]
+            system = System.joined([block.system for block in blocks])
+            sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
+            effects = [block.effect for block in blocks if block.effect is not None]
+            effect = torch.cat(effects) if effects else None
+            emitted = torch.cat([previous[-1][1:], state[-1][None]])
+        self.pending = Chunk(own, drive, previous[-1], system, sums, effect, state)
         return emitted.to(inputs.dtype) if inputs.is_floating_point() else emitted
 
     def _states(self, drive: Tensor) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
@@ -140,51 +152,70 @@ class Memory:
                 f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
                 f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
             )
-        total, before = [], []
-        for step in drive.unbind():
-            before.append(state)
-            if recurrent is not None:
-                step = step + recurrent.module(state[-1])
-            state = check_states(cell, cell(step, *state))
-            total.append(step)
-        previous = [torch.stack(one) for one in zip(*before, strict=True)]
-        return drive if recurrent is None else torch.stack(total), previous, state
+        if len(drive) > 1:
+            return self._states_compiled(drive, state)
+        (step,) = drive
+        if recurrent is not None:
+            step = step + recurrent.module(state[-1])
+        return step[None], [one[None] for one in state], check_states(cell, cell(step, *state))
 
-    def _linearised(self, drive: Tensor, previous: list[Tensor]) -> Linearised:
-        """The steps linearised, with the synapse of a neuron to itself where the rule has it."""
-        cell, name = self.layer.cell, self.layer.name
+    def _states_compiled(
+        self, drive: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
+        """As :meth:`_states`, by the kernels of the cell: they run once for each of its states."""
+        step = self.layer.step
+        if self.showing is None or self.showing[0].cell is not step:
+            self.showing = [Showing(step, at) for at in range(len(state))]
+        found = [unrolled(one, drive, one.turned(state))[0] for one in self.showing]
+        previous = [torch.cat([begun[None], after[:-1]]) for begun, after in zip(state, found, strict=True)]
+        if self.layer.recurrent is not None:
+            drive = drive + self.layer.recurrent.module(previous[-1])
+        return drive, previous, tuple(after[-1].clone() for after in found)
+
+    def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
+        """The recursions over some steps; traces of neurons go on to the steps after them."""
+        layer = self.layer
+        whole, kept = self._linearised(drive, previous)
+        leak = None if layer.readout is None else layer.readout.factor(drive)
+        system = system_of(kept, self.last, leak, drive.shape)
+        sums, effect = list[Tensor](), None
+        if layer.learned:
+            sums, self.of_sums = ParameterTraces.after(self.of_sums, whole, system, drive)
+        if isinstance(self.rule, PPProp) and not system.is_alike:
+            effect, self.effect = effect_of(self.effect, system, self.rule.decay, drive)
+        self.last = [[c if c is None or c.ndim == 0 else c[-1].clone() for c in row] for row in whole.to_cut]
+        return Block(system, sums, effect)
+
+    def _linearised(self, drive: Tensor, previous: list[Tensor]) -> tuple[Linearised, Linearised]:
+        """The steps linearised as they are, and as the rule has them."""
+        layer, cell = self.layer, self.layer.cell
         try:
             made_for = (followed(cell), drive.shape[1:], drive.dtype)
             if self.derivatives is None or self.made_for != made_for:
                 self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
                 self.made_for = made_for
+            whole = self.derivatives.at(cell, drive, previous)
+            if layer.spikes and not self.rule.through_spikes:
+                return whole, self._silent(whole, drive, previous)
         except Unsupported as reason:
             kind = type(cell).__name__
-            raise ValueError(f"layer {name!r}, {kind}, can't be learned online: {reason}") from reason
-        found = self.derivatives.at(cell, drive, previous)
-        if self.layer.recurrent is not None and self.rule.own_synapse:
-            weight = self.layer.recurrent.parameters[0].detach()
-            return with_own_synapse(found, weight * self.layer.gradient_scale)
-        return found
+            raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {reason}") from reason
+        if layer.recurrent is not None and self.rule.own_synapse:
+            weights = layer.recurrent.parameters[0].detach() * layer.gradient_scale
+            whole = with_own_synapse(whole, weights)
+        return whole, whole
 
-    @property
-    def _is_silent(self) -> bool:
-        """Whether the rule leaves out what goes through a neuron's own spikes."""
-        return self.layer.spikes and not self.rule.through_spikes
-
-    def _silent(self, found: Linearised, drive: Tensor, previous: list[Tensor]) -> Linearised:
-        """`found`, with what a silent neuron's states and input do, and nothing through its spike."""
+    def _silent(self, whole: Linearised, drive: Tensor, previous: list[Tensor]) -> Linearised:
+        """`whole`, with what a silent neuron's states and input do, and nothing through its spike."""
         assert self.derivatives is not None
-        zero = torch.zeros((), dtype=drive.dtype, device=drive.device)
-        silent = self.derivatives.at(self.layer.cell, drive, [*previous[:-1], zero])
-        to_states = [[*row[:-1], None] for row in silent.to_states]
-        if any(c is not None and c.ndim for row in (*to_states, silent.to_input) for c in row):
+        to_input, to_states = self.derivatives.at_silent(self.layer.cell, drive, previous)
+        if any(c is not None and c.ndim for row in (*to_states, to_input) for c in row):
             raise ValueError(
                 f"layer {self.layer.name!r}, {type(self.layer.cell).__name__}: rule {self.rule.name!r} keeps "
                 "one trace for each input, so the leak must be one number for all neurons at all times; "
                 'use "d-rtrl", or "pp-prop"'
             )
-        return Linearised(found.to_cut, silent.to_input, to_states, found.to_sums)
+        return replace(whole, to_input=to_input, to_states=to_states)
 
     def signals(self, chunk: Chunk, signal: Tensor) -> Signals:
         """What a learning signal over `chunk`, like it, comes to for the weights."""
@@ -276,3 +307,29 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, signal: Tensor) -> Any:
         grad, found = ctx.memory.gradients(ctx.chunk, signal)
         return None, None, grad, *(found.get(parameter) for parameter in ctx.learned)
+
+
+class Showing(Cell):
+    """A cell that emits one of its states, so that its kernels give that state at every step."""
+
+    def __init__(self, cell: Cell, shown: int) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.shown = cell, shown
+        self._enter()
+
+    def turned(self, state: Sequence[Any]) -> tuple[Any, ...]:
+        """The states of the cell, or their names, with the one that is emitted last."""
+        return (*state[: self.shown], *state[self.shown + 1 :], state[self.shown])
+
+    def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        as_cell = (*state[: self.shown], state[-1], *state[self.shown : -1])
+        return self.turned(self.cell(input_, *as_cell))
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
+        return self.turned(self.cell.state_names())
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        return self.turned(self.cell.initial_state(input_))
+
+    def rests_at_zero(self) -> bool:
+        return self.cell.rests_at_zero()

@@ -37,7 +37,7 @@ class Neurons:
     """A layer of neurons and the weights in front of it."""
 
     name: str
-    cell: Cell
+    module: OverTime | Recurrent
     feeds: nn.Module | None
     """What is called on a sequence for the neurons' input; None if that is the input itself."""
     synapses: Synapses | None
@@ -48,6 +48,16 @@ class Neurons:
     spikes: bool
     readout: "Leak | None" = None
     """That of the leaky readout behind it, if there is one."""
+
+    @property
+    def cell(self) -> Cell:
+        """One step of a neuron."""
+        return self.module.cell
+
+    @property
+    def step(self) -> Cell:
+        """One step of the layer, recurrent synapses included."""
+        return self.module.step() if isinstance(self.module, Recurrent) else self.module.cell
 
     @property
     def learned(self) -> list[nn.Parameter]:
@@ -123,7 +133,7 @@ def _neurons(
         spikes = emits_spikes(layer.cell)
     except Unsupported as reason:
         raise ValueError(f"layer {name!r}: {reason}") from reason
-    return Neurons(name, layer.cell, feeds, synapses, recurrent, scale, spikes)
+    return Neurons(name, layer, feeds, synapses, recurrent, scale, spikes)
 
 
 def _check_plain(name: str, module: nn.Module) -> None:
@@ -165,7 +175,7 @@ class Leak:
     """
 
     def __init__(self, layer: Neurons) -> None:
-        self.name, self.cell = layer.name, layer.cell
+        self.name, self.layer = layer.name, layer
         self.made: tuple[object, StepDerivatives] | None = None
         if layer.recurrent is not None:
             raise self._refusal("it has recurrent synapses")
@@ -173,17 +183,17 @@ class Leak:
 
     def factor(self, like: Tensor) -> Tensor:
         """The factor now, of the dtype and on the device of a tensor."""
-        if any(tensor.numel() > 1 for tensor in tensors_of(self.cell).values()):
+        if any(tensor.numel() > 1 for tensor in tensors_of(self.layer.cell).values()):
             raise self._refusal("it holds a value for each neuron")
         try:
-            key = followed(self.cell), like.dtype
+            key = followed(self.layer.cell), like.dtype
             if self.made is None or self.made[0] != key:
-                self.made = key, StepDerivatives(self.cell, torch.Size([1, 1]), like.dtype)
+                self.made = key, StepDerivatives(self.layer.cell, torch.Size([1, 1]), like.dtype)
         except Unsupported as reason:
             raise self._refusal(f"its step can't be followed: {reason}") from reason
         derivatives = self.made[1]
         blank = torch.zeros(1, 1, 1, dtype=like.dtype, device=like.device)
-        step = derivatives.at(self.cell, blank, [blank] * len(self.cell.state_names()))
+        step = derivatives.at(self.layer.cell, blank, [blank] * len(self.layer.cell.state_names()))
         if len(derivatives.cut) == 1 and len(step.to_states[0]) == 1:
             (emitted,), leak, of_input = step.to_cut[0], step.to_states[0][0], step.to_input[0]
             if all(c is not None and c.ndim == 0 for c in (emitted, leak, of_input)):
@@ -194,8 +204,9 @@ class Leak:
 
     def _refusal(self, reason: str) -> ValueError:
         return ValueError(
-            f"layer {self.name!r}, {type(self.cell).__name__}: a layer that does not spike must leak by one "
-            f"factor for all neurons, or what it remembers would be lost to the layers before it: {reason}; "
+            f"layer {self.name!r}, {type(self.layer.cell).__name__}: a layer that does not spike must leak "
+            f"by one factor for all neurons, or what it remembers would be lost to the layers before it: "
+            f"{reason}; "
             'rule "ottt" takes no account of it'
         )
 

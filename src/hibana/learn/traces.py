@@ -19,6 +19,9 @@ from hibana.learn.synapses import Synapses
 
 __all__ = ["InputTraces", "Signals", "SynapseTraces", "System", "Traces"]
 
+BLOCK = 1 << 18
+"""Numbers of a trace that are gone through together: what a cache holds."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -37,6 +40,20 @@ class System:
     leak: Tensor | None
     shape: torch.Size
     """Of the chunk."""
+
+    @classmethod
+    def joined(cls, parts: "list[System]") -> "System":
+        """The recursion over the steps of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        transitions = zip(*(part.transition for part in parts), strict=True)
+        return cls(
+            [_rows_joined(rows) for rows in transitions],
+            _rows_joined([part.to_input for part in parts]),
+            _rows_joined([part.emitted for part in parts]),
+            parts[0].leak,
+            torch.Size([sum(part.steps for part in parts), *parts[0].shape[1:]]),
+        )
 
     @property
     def steps(self) -> int:
@@ -77,6 +94,12 @@ class System:
     def _before(self, d: Sequence[Coefficient], t: int) -> list[Coefficient]:
         columns = range(len(d))
         return [dot([at(self.transition[j][i], t) for j in columns], d) for i in columns]
+
+
+def _rows_joined(rows: Sequence[list[Coefficient]]) -> list[Coefficient]:
+    """Rows of coefficients of steps one after the other; what is one number is the same in all of them."""
+    columns = ([c for c in column if c is not None] for column in zip(*rows, strict=True))
+    return [None if not column else torch.cat(column) if column[0].ndim else column[0] for column in columns]
 
 
 @dataclass
@@ -127,34 +150,24 @@ class SynapseTraces(Traces):
             factor, before, of_readout = system.backward(None, end, one if j == count else None)
             of_rows.append(factor)
             of_parts.append([*before, of_readout][:kept])
-        self.parts = [
-            self._next(synapses, rows, factor, parts, system.shape)
-            for factor, parts in zip(of_rows, of_parts, strict=True)
+        factors = [None if c is None else _of_rows(synapses, c, rows) for c in of_rows]
+        coefficients = [
+            [
+                None if c is None or part is None else _of_neurons(synapses, c)
+                for c, part in zip(row, self.parts, strict=True)
+            ]
+            for row in of_parts
         ]
+        self._move(rows, factors, coefficients)
 
-    def _next(
-        self,
-        synapses: Synapses,
-        rows: Tensor,
-        factor: Coefficient,
-        of_parts: list[Coefficient],
-        shape: torch.Size,
-    ) -> Tensor | None:
-        found: Tensor | None = None
-        for coefficient, part in zip(of_parts, self.parts, strict=True):
-            if coefficient is None or part is None:
-                continue
-            if coefficient.ndim:
-                coefficient = synapses.neurons(coefficient[None])[0].unsqueeze(-1)
-            found = part * coefficient if found is None else found + part * coefficient
-        if factor is None:
-            return found
-        if factor.ndim == 1:
-            factor = factor[:, None, None].expand(len(rows), rows.shape[1], 1)
-        else:
-            factor = synapses.neurons(factor)
-        added = torch.bmm(factor.permute(1, 2, 0), rows.transpose(0, 1))
-        return added if found is None else found + added
+    def _move(
+        self, rows: Tensor, factors: list[Tensor | None], coefficients: list[list[Tensor | None]]
+    ) -> None:
+        """The parts after a chunk; in place where no other part still needs what was there."""
+        was, kept = list(self.parts), len(self.parts)
+        for j in reversed(range(kept)):  # what the readout remembers first, which nothing else is made of
+            needed = any(coefficients[i][j] is not None for i in range(j))
+            self.parts[j] = _moved(rows, factors[j], coefficients[j], was, j, keep=needed)
 
     def gradient(self, synapses: Synapses, before: list[Coefficient], shape: torch.Size) -> Tensor | None:
         found: Tensor | None = None
@@ -162,16 +175,83 @@ class SynapseTraces(Traces):
             if coefficient is None or part is None:
                 continue
             of_neurons = synapses.neurons(coefficient.expand(shape[1:])[None])[0]
-            if part.shape[1] == 1:
-                one = of_neurons.T @ part[:, 0]
-            else:
-                one = torch.einsum("rn,rnm->nm", of_neurons, part)
+            one = _summed(of_neurons, part)
             found = one if found is None else found + one
         return found
 
     @property
     def numbers(self) -> int:
         return sum(part.numel() for part in self.parts if part is not None)
+
+
+def _of_neurons(synapses: Synapses, c: Tensor) -> Tensor:
+    """What a trace is multiplied by: a number, or ``[rows, neurons, 1]``."""
+    return c if c.ndim == 0 else synapses.neurons(c[None])[0].unsqueeze(-1)
+
+
+def _of_rows(synapses: Synapses, factor: Tensor, rows: Tensor) -> Tensor:
+    """What the inputs of a chunk are multiplied by: ``[rows, neurons or 1, T]``."""
+    if factor.ndim == 1:
+        return factor[None, None].expand(rows.shape[1], 1, len(rows))
+    return synapses.neurons(factor).permute(1, 2, 0)
+
+
+def _moved(
+    rows: Tensor,
+    factor: Tensor | None,
+    coefficients: list[Tensor | None],
+    was: list[Tensor | None],
+    own: int,
+    *,
+    keep: bool,
+) -> Tensor | None:
+    """Part `own` after a chunk of `rows`, ``[T, rows, inputs]``: a block of rows at a time, in the cache."""
+    terms = [
+        (c, part) for c, part in zip(coefficients, was, strict=True) if c is not None and part is not None
+    ]
+    if factor is None and not terms:
+        return None
+    neurons = max([1 if factor is None else factor.shape[1], *(_neurons_of(c, part) for c, part in terms)])
+    found, mine = was[own], coefficients[own]
+    if found is None or keep or found.shape[1] != neurons:
+        found = rows.new_zeros(rows.shape[1], neurons, rows.shape[2])
+        if mine is not None and was[own] is not None:
+            found.copy_(was[own])  # type: ignore[arg-type] # it is there
+    others = [(c, part) for i, (c, part) in enumerate(zip(coefficients, was, strict=True)) if i != own]
+    step = max(1, BLOCK // (neurons * rows.shape[2]))
+    for first in range(0, len(found), step):
+        here = slice(first, first + step)
+        block = found[here]
+        if mine is None:
+            block.zero_()
+        else:
+            block.mul_(mine if mine.ndim == 0 else mine[here])
+        for c, part in others:
+            if c is not None and part is not None:
+                block.addcmul_(c if c.ndim == 0 else c[here], part[here])
+        if factor is not None:
+            inputs, of_inputs = rows[:, here].transpose(0, 1), factor[here].expand(-1, neurons, -1)
+            if len(rows) == 1:
+                block.addcmul_(of_inputs, inputs)
+            else:
+                block.baddbmm_(of_inputs, inputs)
+    return found
+
+
+def _neurons_of(c: Tensor, part: Tensor) -> int:
+    return part.shape[1] if c.ndim == 0 else max(c.shape[1], part.shape[1])
+
+
+def _summed(of_neurons: Tensor, part: Tensor) -> Tensor:
+    """``sum_r of_neurons[r, n] part[r, n, m]``."""
+    if part.shape[1] == 1:
+        return of_neurons.T @ part[:, 0]
+    if part[0].numel() < BLOCK // 16:
+        return torch.einsum("rn,rnm->nm", of_neurons, part)
+    found = torch.zeros_like(part[0])
+    for one, of_one in zip(part, of_neurons.unsqueeze(-1), strict=True):
+        found.addcmul_(of_one, one)
+    return found
 
 
 @final
