@@ -231,6 +231,15 @@ def test_a_sequence_is_its_steps(rule, chunk):
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, chunk), by_steps(net, x, loss_of(x, 3), rule))
 
 
+def test_a_sequence_may_come_step_by_step():
+    x = spikes(20, 4, 6)
+    net = strong(network(hb.LIF(surrogate=ATan()), "leaky"), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    net.zero_grad()
+    hb.learn.online(net).sequence(iter(x), loss_of(x, 3), chunk=7)
+    check_exact(grads(net), exact)
+
+
 def test_outputs_and_states_are_those_of_the_network():
     torch.manual_seed(0)
     x = spikes(20, 4, 6, dtype=torch.float32)
@@ -432,6 +441,30 @@ def test_ottt_needs_one_leak(cell):
     learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(cell), nn.Linear(5, 3)), "ottt")
     with pytest.raises(ValueError, match=r"layer '1', .*: rule 'ottt' keeps one trace for each input"):
         learner.step(torch.rand(4, 6))
+
+
+def test_what_a_rule_leaves_out_is_said():
+    net = nn.Sequential(
+        nn.Linear(6, 5),
+        hb.Recurrent(hb.ALIFCell(), 5),
+        nn.Linear(5, 5),
+        hb.LIF(tau=torch.rand(5) + 2),
+        nn.Linear(5, 3),
+        hb.LI(),
+    )
+    said = hb.learn.explain(net, "d-rtrl")
+    assert "layer '1', ALIFCell: 3 numbers for each sample and synapse, 1 of them" in said
+    assert "left out: how its neurons act on one another over time" in said
+    assert "left out: what the neurons of '3' remember of earlier steps" in said
+    assert said.count("nothing is left out") == 2  # the last layer of spikes, and the readout
+    said = hb.learn.explain(net[:2], "ottt")
+    assert "left out: the reset" in said
+    assert "all that goes through recurrent synapses over time" in said
+    said = hb.learn.explain(net, "pp-prop")
+    assert "left out: which input met which state" in said
+    assert "layer '5', LICell: 1 number for each sample and input" in said
+    with pytest.raises(ValueError, match="layer '3', LIFCell: rule 'ottt' keeps one trace"):
+        hb.learn.explain(net, "ottt")
 
 
 def test_a_wrong_call_is_named():

@@ -1,15 +1,11 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hibana.cells import Cell
-from hibana.cells.base import check_states
-from hibana.compiler import unrolled
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import carried
@@ -19,6 +15,7 @@ from hibana.learn.derivatives import Linearised, StepDerivatives
 from hibana.learn.network import Neurons
 from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
 from hibana.learn.rules import PPProp, Rule
+from hibana.learn.states import States
 from hibana.learn.synapses import Synapses
 from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Traces
 
@@ -62,7 +59,7 @@ class Memory:
         self.layer, self.rule = layer, rule
         self.derivatives: StepDerivatives | None = None
         self.made_for: Any = None
-        self.showing: list[Showing] | None = None
+        self.states = States(layer)
         self.reset()
 
     def reset(self) -> None:
@@ -128,7 +125,7 @@ class Memory:
             own = inputs.detach().requires_grad_(inputs.requires_grad)
             drive = own if layer.feeds is None else layer.feeds(own)
         with torch.no_grad():
-            total, previous, state = self._states(drive.detach())
+            total, previous, state = self.states.after(drive.detach().to(carried(drive.dtype)), self.state)
             steps = max(1, BLOCK // total[0].numel())
             blocks = [
                 self._block(total[first : first + steps], [one[first : first + steps] for one in previous])
@@ -142,42 +139,10 @@ class Memory:
         self.pending = Chunk(own, drive, previous[-1], system, sums, effect, state)
         return emitted.to(inputs.dtype) if inputs.is_floating_point() else emitted
 
-    def _states(self, drive: Tensor) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """The neurons' input, the states before each step, and the state after the last."""
-        cell, recurrent = self.layer.cell, self.layer.recurrent
-        drive = drive.to(carried(drive.dtype))
-        state = cell.initial_state(drive[0]) if self.state is None else self.state
-        if state[0].shape != drive.shape[1:]:
-            raise ValueError(
-                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
-                f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
-            )
-        if len(drive) > 1:
-            return self._states_compiled(drive, state)
-        (step,) = drive
-        if recurrent is not None:
-            step = step + recurrent.module(state[-1])
-        return step[None], [one[None] for one in state], check_states(cell, cell(step, *state))
-
-    def _states_compiled(
-        self, drive: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """As :meth:`_states`, by the kernels of the cell: they run once for each of its states."""
-        step = self.layer.step
-        if self.showing is None or self.showing[0].cell is not step:
-            self.showing = [Showing(step, at) for at in range(len(state))]
-        found = [unrolled(one, drive, one.turned(state))[0] for one in self.showing]
-        previous = [torch.cat([begun[None], after[:-1]]) for begun, after in zip(state, found, strict=True)]
-        if self.layer.recurrent is not None:
-            drive = drive + self.layer.recurrent.module(previous[-1])
-        return drive, previous, tuple(after[-1].clone() for after in found)
-
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
         """The recursions over some steps; traces of neurons go on to the steps after them."""
         layer = self.layer
-        whole, kept = self._linearised(drive, previous)
-        leak = None if layer.readout is None else layer.readout.factor(drive)
-        system = system_of(kept, self.last, leak, drive.shape)
+        whole, system = self._recursion(drive, previous)
         sums, effect = list[Tensor](), None
         if layer.learned:
             sums, self.of_sums = ParameterTraces.after(self.of_sums, whole, system, drive)
@@ -185,6 +150,17 @@ class Memory:
             effect, self.effect = effect_of(self.effect, system, self.rule.decay, drive)
         self.last = [[c if c is None or c.ndim == 0 else c[-1].clone() for c in row] for row in whole.to_cut]
         return Block(system, sums, effect)
+
+    def linearised_at(self, drive: Tensor, previous: list[Tensor]) -> System:
+        """The recursion of the traces over steps of that input, from those states."""
+        with torch.no_grad():
+            return self._recursion(drive, previous)[1]
+
+    def _recursion(self, drive: Tensor, previous: list[Tensor]) -> tuple[Linearised, System]:
+        whole, kept = self._linearised(drive, previous)
+        readout = self.layer.readout
+        leak = None if readout is None else readout.factor(drive)
+        return whole, system_of(kept, self.last, leak, drive.shape)
 
     def _linearised(self, drive: Tensor, previous: list[Tensor]) -> tuple[Linearised, Linearised]:
         """The steps linearised as they are, and as the rule has them."""
@@ -307,29 +283,3 @@ class _Layer(torch.autograd.Function):
     def backward(ctx: Any, signal: Tensor) -> Any:
         grad, found = ctx.memory.gradients(ctx.chunk, signal)
         return None, None, grad, *(found.get(parameter) for parameter in ctx.learned)
-
-
-class Showing(Cell):
-    """A cell that emits one of its states, so that its kernels give that state at every step."""
-
-    def __init__(self, cell: Cell, shown: int) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.shown = cell, shown
-        self._enter()
-
-    def turned(self, state: Sequence[Any]) -> tuple[Any, ...]:
-        """The states of the cell, or their names, with the one that is emitted last."""
-        return (*state[: self.shown], *state[self.shown + 1 :], state[self.shown])
-
-    def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        as_cell = (*state[: self.shown], state[-1], *state[self.shown : -1])
-        return self.turned(self.cell(input_, *as_cell))
-
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
-        return self.turned(self.cell.state_names())
-
-    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        return self.turned(self.cell.initial_state(input_))
-
-    def rests_at_zero(self) -> bool:
-        return self.cell.rests_at_zero()

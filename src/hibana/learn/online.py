@@ -1,6 +1,7 @@
 """``hb.learn.online``: a network that is learned while it runs, step by step."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import final
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["Online", "online"]
 Loss = Callable[[int, Tensor], Tensor | None]
 """The loss of a step, from its number and what the network gave; None where there is none."""
 
-CHUNK = 32
+CHUNK = 64
 """Steps of a sequence that are run together by default: its memory is that of so many steps."""
 
 
@@ -43,14 +44,15 @@ class Online:
         _check_input("x", x, 1)
         return self._run(x[None])[0]
 
-    def sequence(self, x: Tensor, loss: Loss, *, chunk: int = CHUNK) -> Tensor:
+    def sequence(self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK) -> Tensor:
         """All of a sequence, ``[T, batch, ...]``, from rest: adds the gradients of ``sum_t loss(t, y_t)``.
 
         The gradients are those of :meth:`step` and a backward at each step, with the weights unchanged.
         Memory is that of `chunk` steps; a larger one is faster. What was carried before is given up.
 
         Args:
-            x: the inputs, which get no gradient.
+            x: the inputs, which get no gradient; or the steps, ``[batch, ...]``, of a sequence that is not
+                all at hand.
             loss: from the number of a step and the network's output there, ``[batch, ...]``, to its loss, a
                 tensor of one number, or None.
             chunk: steps that are run together.
@@ -62,19 +64,20 @@ class Online:
             TypeError: if `x` is no floating-point tensor, or the loss of a step no tensor.
             ValueError: if `chunk` is not at least 1, or no step has a loss.
         """
-        _check_input("x", x, 2)
         if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
             raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
         self.reset()
         total: Tensor | None = None
-        for first in range(0, len(x), chunk):
-            outputs = self._run(x[first : first + chunk].detach())
+        first = 0
+        for part in _chunks(x, chunk):
+            outputs = self._run(part)
             losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(outputs.unbind())]
             there = [one for one in losses if one is not None]
             if there:
                 here = torch.stack(there).sum()
                 here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
                 total = here.detach() if total is None else total + here.detach()
+            first += len(part)
         self.reset()
         if total is None:
             raise ValueError("loss must give a tensor at one step at least, got None at all of them")
@@ -123,6 +126,22 @@ def online(net: nn.Module, rule: Rule | str = "d-rtrl") -> Online:
     torch.Size([8, 3])
     """
     return Online(net, named(rule))
+
+
+def _chunks(x: Tensor | Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+    """A sequence in parts of `chunk` steps."""
+    if isinstance(x, Tensor):
+        _check_input("x", x, 2)
+        for first in range(0, len(x), chunk):
+            yield x[first : first + chunk].detach()
+        return
+    if not isinstance(x, Iterable):
+        _check_input("x", x, 2)
+    steps = iter(x)
+    while part := list(itertools.islice(steps, chunk)):
+        for step in part:
+            _check_input("each step of x", step, 1)
+        yield torch.stack(part).detach()
 
 
 def _check_input(name: str, x: object, dimensions: int) -> None:

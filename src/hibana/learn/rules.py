@@ -24,8 +24,8 @@ class Rule:
     """Whether the weight of a recurrent neuron to itself is a part of the state's derivative."""
     through_spikes: ClassVar[bool] = True
     """Whether the derivative of the state goes through the spike before it (reset, adaptation)."""
-    left_out: ClassVar[str] = ""
-    """What the rule leaves out, in words, of one layer of neurons."""
+    of_recurrence: ClassVar[str] = "all that goes through recurrent synapses over time"
+    """What the rule leaves out of a recurrent layer, in words."""
 
 
 @final
@@ -51,7 +51,7 @@ class DRTRL(Rule):
 
     name = "d-rtrl"
     own_synapse = True
-    left_out = "how neurons of a recurrent layer act on one another over time"
+    of_recurrence = "how its neurons act on one another over time"
 
 
 @final
@@ -75,7 +75,6 @@ class EProp(Rule):
     """
 
     name = "e-prop"
-    left_out = "all that goes through recurrent synapses over time"
 
 
 @final
@@ -99,10 +98,6 @@ class OTTT(Rule):
     name = "ottt"
     keeps_readout = False
     through_spikes = False
-    left_out = (
-        "the reset and what else a spike changes in later states, recurrent synapses over time, and the "
-        "memory of a leaky readout behind the layer"
-    )
 
 
 @final
@@ -127,7 +122,6 @@ class PPProp(Rule):
 
     decay: float = 0.9
     name = "pp-prop"
-    left_out = "which input met which state of the neuron, and recurrent synapses over time"
 
     def __post_init__(self) -> None:
         if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
