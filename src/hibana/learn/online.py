@@ -128,7 +128,7 @@ def online(net: nn.Module, rule: Rule | str = "d-rtrl") -> Online:
     return Online(net, named(rule))
 
 
-def _chunks(x: Tensor | Iterable[Tensor], chunk: int) -> Iterator[Tensor]:
+def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
     """A sequence in parts of `chunk` steps."""
     if isinstance(x, Tensor):
         _check_input("x", x, 2)

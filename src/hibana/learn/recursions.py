@@ -74,7 +74,8 @@ class ParameterTraces:
             for rows in (step.to_cut, step.to_states, step.to_sums)
         )
         none: list[Coefficient] = [None] * count
-        traces = before.of_states if before else [[None] * len(states) for _ in range(count)]
+        at_rest: list[list[Coefficient]] = [[None] * len(states) for _ in range(count)]
+        traces = before.of_states if before else at_rest
         remembered = before.of_readout if before else none
         met: list[list[Coefficient]] = [[] for _ in range(count)]
         for t in range(system.steps):

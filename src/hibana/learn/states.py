@@ -24,7 +24,7 @@ class States:
     def after(
         self, drive: Tensor, state: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """Of a chunk ``[T, batch, ...]`` of input: all that neurons got, the states before each step, the last.
+        """Of a chunk of input: all that neurons got, the states before each step, and those after the last.
 
         Raises:
             ValueError: if `state` is that of another batch.
