@@ -13,6 +13,7 @@ __all__ = [
     "one_later",
     "plus",
     "scaled",
+    "scan",
     "spread",
     "stacked",
     "times",
@@ -81,3 +82,32 @@ def like_chunk(c: Coefficient, example: Tensor) -> Tensor:
     if c is None:
         return torch.zeros_like(example)
     return (c.view(-1, *[1] * (example.ndim - 1)) if c.ndim == 1 else c).expand(example.shape)
+
+
+def scan(
+    parts: Sequence[Tensor | None],
+    transition: Sequence[Sequence[Coefficient]],
+    start: Sequence[Coefficient],
+    *,
+    back: bool = False,
+) -> None:
+    """A linear recursion over the steps of a chunk, in place: ``x_t += transition_t x_(t-1)``.
+
+    Args:
+        parts: x of each component, ``[T, ...]``, what is added at each step; None is zero at all of them.
+        transition: what of each component (first index) comes from each one the step before.
+        start: the components before the first step; None is zero.
+        back: from the last step to the first, ``x_t += transition_(t+1) x_(t+1)``; `start` is zero.
+    """
+    steps = [None if part is None else part.unbind() for part in parts]
+    count = next((len(part) for part in parts if part is not None), 0)
+    before, order = list(start), range(count)
+    for t in reversed(order) if back else order:
+        now: list[Coefficient] = [None if one is None else one[t] for one in steps]
+        for x, row in zip(now, transition, strict=True):
+            if x is None:
+                continue
+            for factor, other in zip(row, before, strict=True):
+                if factor is not None and other is not None:
+                    x.addcmul_(factor if factor.ndim == 0 else factor[t + 1 if back else t], other)
+        before = now

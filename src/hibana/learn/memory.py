@@ -10,7 +10,7 @@ from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import tensors_of
-from hibana.learn.coefficients import Coefficient, like_chunk, times
+from hibana.learn.coefficients import Coefficient, like_chunk, scan, times
 from hibana.learn.derivatives import Linearised, StepDerivatives
 from hibana.learn.network import Neurons
 from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
@@ -21,7 +21,7 @@ from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Tra
 
 __all__ = ["Memory"]
 
-BLOCK = 1 << 16
+BLOCK = 1 << 18
 """Neurons times steps that are linearised together, some dozens of operations each: what a cache holds."""
 
 
@@ -33,6 +33,8 @@ class Chunk:
     """What the layer was given, ``[T, batch, ...]``, a leaf of its own graph."""
     drive: Tensor
     """What the weights made of it, with that graph."""
+    fed_back: Tensor | None
+    """What recurrent synapses added, with its graph."""
     spikes_before: Tensor
     """What the neurons emitted one step earlier; of a recurrent layer its other input."""
     system: System
@@ -125,7 +127,10 @@ class Memory:
             own = inputs.detach().requires_grad_(inputs.requires_grad)
             drive = own if layer.feeds is None else layer.feeds(own)
         with torch.no_grad():
-            total, previous, state = self.states.after(drive.detach().to(carried(drive.dtype)), self.state)
+            total = drive.detach().to(carried(drive.dtype))
+            added, previous, state = self.states.after(total, self.state, with_graph=with_graph)
+            if added is not None:
+                total = total + added.detach()
             steps = max(1, BLOCK // total[0].numel())
             blocks = [
                 self._block(total[first : first + steps], [one[first : first + steps] for one in previous])
@@ -136,7 +141,7 @@ class Memory:
             effects = [block.effect for block in blocks if block.effect is not None]
             effect = torch.cat(effects) if effects else None
             emitted = torch.cat([previous[-1][1:], state[-1][None]])
-        self.pending = Chunk(own, drive, previous[-1], system, sums, effect, state)
+        self.pending = Chunk(own, drive, added, previous[-1], system, sums, effect, state)
         return emitted.to(inputs.dtype) if inputs.is_floating_point() else emitted
 
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
@@ -202,13 +207,9 @@ class Memory:
             return Signals(like_chunk(factor, signal), [*before, of_readout])
         assert isinstance(self.rule, PPProp)
         met = signal * chunk.effect
-        later: Tensor | None = None
-        found = []
-        for t in reversed(range(system.steps)):
-            later = met[t] if later is None else met[t] + later * self.rule.decay
-            found.append(later)
-        assert later is not None
-        return Signals(torch.stack(found[::-1]), [later * self.rule.decay])
+        decay = torch.tensor(self.rule.decay, dtype=met.dtype, device=met.device)
+        scan([met], [[decay]], [None], back=True)
+        return Signals(met, [met[0] * decay])
 
     def gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
         """The gradient of the chunk's input within each step, and those of the parameters."""
@@ -230,10 +231,11 @@ class Memory:
             found.update(zip(learned, grads, strict=True))
             self._add_before(found, layer.synapses, signals, chunk)
         if layer.recurrent is not None and layer.recurrent.learns:
-            of_input = layer.recurrent.neurons(signals.of_input) * layer.gradient_scale
-            rows = layer.recurrent.rows(chunk.spikes_before)
-            of_rows = of_input.flatten(0, 1).T @ rows.flatten(0, 1)
-            self._add(found, layer.recurrent, of_rows)
+            learned = [p for p in layer.recurrent.parameters if p.requires_grad]
+            of_input = signals.of_input * layer.gradient_scale
+            assert chunk.fed_back is not None
+            grads = torch.autograd.grad(chunk.fed_back, learned, of_input, retain_graph=True)
+            found.update(zip(learned, grads, strict=True))
             scaled = [times(c, torch.full_like(signal[0, :1], layer.gradient_scale)) for c in signals.before]
             self._add_before(found, layer.recurrent, Signals(signals.of_input, scaled), chunk)
         if layer.learned:

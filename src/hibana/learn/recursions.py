@@ -14,6 +14,7 @@ from hibana.learn.coefficients import (
     one_later,
     plus,
     scaled,
+    scan,
     spread,
     stacked,
     times,
@@ -100,13 +101,16 @@ def effect_of(
 
     f_t = decay A_t f_(t-1) + (1 - decay) k_t,   z_t = decay leak z_(t-1) + c_t f_t
     """
-    *f, remembered = before or [None] * (len(system.to_input) + 1)
-    met = []
-    for t in range(system.steps):
-        moved = [dot([at(a, t) for a in row], f) for row in system.transition]
-        new = [scaled(1 - decay, at(k, t)) for k in system.to_input]
-        f = [plus(scaled(decay, one), other) for one, other in zip(moved, new, strict=True)]
-        emitted = dot([at(c, t) for c in system.emitted], f)
-        remembered = plus(scaled(decay, times(system.leak, remembered)), emitted)
-        met.append(remembered)
-    return like_chunk(stacked(met, system.shape), example), [*f, remembered]
+    count, shape = len(system.to_input), system.shape
+    *begun, remembered = before or [None] * (count + 1)
+    f = [
+        torch.zeros_like(example) if k is None else (k * (1 - decay)).expand(shape).clone()
+        for k in system.to_input
+    ]
+    transition = [[scaled(decay, c) for c in row] for row in system.transition]
+    scan(f, transition, begun)
+    met = dot(system.emitted, f)
+    assert met is not None
+    if system.leak is not None:
+        scan([met], [[system.leak * decay]], [remembered])
+    return met, [*(one[-1].clone() for one in f), met[-1].clone()]

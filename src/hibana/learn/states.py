@@ -22,14 +22,19 @@ class States:
         self.showing: list[Showing] = []
 
     def after(
-        self, drive: Tensor, state: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """Of a chunk of input: all that neurons got, the states before each step, and those after the last.
+        self, drive: Tensor, state: tuple[Tensor, ...] | None, *, with_graph: bool
+    ) -> tuple[Tensor | None, list[Tensor], tuple[Tensor, ...]]:
+        """Of a chunk of input: what recurrent synapses add, the states before each step and after the last.
+
+        Args:
+            drive: the input, ``[T, batch, ...]``.
+            state: before the first step; at rest if None.
+            with_graph: whether what recurrent synapses add has its graph.
 
         Raises:
             ValueError: if `state` is that of another batch.
         """
-        cell, recurrent = self.layer.cell, self.layer.recurrent
+        cell = self.layer.cell
         if state is None:
             state = cell.initial_state(drive[0])
         if state[0].shape != drive.shape[1:]:
@@ -38,24 +43,26 @@ class States:
                 f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
             )
         if len(drive) > 1:
-            return self._compiled(drive, state)
-        (step,) = drive
-        if recurrent is not None:
-            step = step + recurrent.module(state[-1])
-        return step[None], [one[None] for one in state], check_states(cell, cell(step, *state))
+            previous, after = self._compiled(drive, state)
+            return self._fed_back(previous[-1], with_graph), previous, after
+        added = self._fed_back(state[-1][None], with_graph)
+        step = drive[0] if added is None else drive[0] + added[0].detach()
+        return added, [one[None] for one in state], check_states(cell, cell(step, *state))
 
-    def _compiled(
-        self, drive: Tensor, state: tuple[Tensor, ...]
-    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-        """As :meth:`after`, by the kernels of the cell: they run once for each of its states."""
+    def _fed_back(self, spikes: Tensor, with_graph: bool) -> Tensor | None:
+        if self.layer.recurrent is None:
+            return None
+        with torch.set_grad_enabled(with_graph):
+            return self.layer.recurrent.product(spikes)
+
+    def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The states before each step and after the last, by kernels that run once for each of a cell's states."""
         step = self.layer.step
         if not self.showing or self.showing[0].cell is not step:
             self.showing = [Showing(step, at) for at in range(len(state))]
         found = [unrolled(one, drive, one.turned(state))[0] for one in self.showing]
         previous = [torch.cat([begun[None], after[:-1]]) for begun, after in zip(state, found, strict=True)]
-        if self.layer.recurrent is not None:
-            drive = drive + self.layer.recurrent.module(previous[-1])
-        return drive, previous, tuple(after[-1].clone() for after in found)
+        return previous, tuple(after[-1].clone() for after in found)
 
 
 class Showing(Cell):

@@ -1,13 +1,14 @@
 """The weights that feed neurons: their inputs and gradients as rows, and those of a convolution's windows."""
 
 import math
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.compiler.tensors import is_computed
+from hibana.spikes import Linear
 
 __all__ = ["Synapses", "is_synapses"]
 
@@ -29,6 +30,7 @@ class Synapses:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.module = module
+        self._by_spikes: Linear | None = None
         if is_computed(module):
             raise ValueError(
                 f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
@@ -44,6 +46,17 @@ class Synapses:
                     f"layer {name!r}: a convolution must have groups=1 and a padding in numbers, of zeros, "
                     f"to be learned online; got {reason}"
                 )
+
+    def product(self, spikes: Tensor) -> Tensor:
+        """What the weights of a linear layer make of spikes, per spike where :class:`hibana.Linear` would."""
+        if type(self.module) is not nn.Linear:
+            return cast(Tensor, self.module(spikes))
+        if self._by_spikes is None:
+            self._by_spikes = Linear(1, 1, bias=False, device="meta")
+        for name, parameter in self.module._parameters.items():
+            self._by_spikes.register_parameter(name, parameter)
+        self._by_spikes.in_features, self._by_spikes.out_features = spikes.shape[-1], spikes.shape[-1]
+        return cast(Tensor, self._by_spikes(spikes))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

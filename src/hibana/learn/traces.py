@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hibana.learn.coefficients import Coefficient, at, dot, plus, stacked, times
+from hibana.learn.coefficients import Coefficient, at, dot, scan, times
 from hibana.learn.synapses import Synapses
 
 __all__ = ["InputTraces", "Signals", "SynapseTraces", "System", "Traces"]
@@ -62,8 +62,13 @@ class System:
     @property
     def is_alike(self) -> bool:
         """Whether all neurons have the same trace of an input, so that one serves all, exactly."""
+        return self.leak is None and self.moves_alike
+
+    @property
+    def moves_alike(self) -> bool:
+        """Whether one recursion serves all neurons, before a readout."""
         coefficients = [c for row in (*self.transition, self.to_input) for c in row]
-        return self.leak is None and all(c is None or c.ndim == 0 for c in coefficients)
+        return all(c is None or c.ndim == 0 for c in coefficients)
 
     @property
     def instant(self) -> Coefficient:
@@ -79,21 +84,53 @@ class System:
             The factor of each step's input, ``[T, batch, ...]`` or one a step, ``[T]``; and the gradients of
             the components, and of ``z``, before the chunk.
         """
-        d, of_readout = list(end), end_readout
-        found: list[Coefficient] = []
-        for t in reversed(range(self.steps)):
-            if t < self.steps - 1:
-                d, of_readout = self._before(d, t + 1), times(self.leak, of_readout)
-            met = of_readout if signal is None else plus(signal[t], of_readout)
-            if signal is not None and self.leak is not None:
-                of_readout = met
-            d = [plus(one, times(at(c, t), met)) for one, c in zip(d, self.emitted, strict=True)]
-            found.append(dot([at(k, t) for k in self.to_input], d))
-        return stacked(found[::-1], self.shape), self._before(d, 0), times(self.leak, of_readout)
+        met: Coefficient = None
+        dimensions = (1,) * (len(self.shape) - 1)
+        if signal is not None:
+            met = signal
+            if self.leak is not None:
+                met = signal.clone()
+                scan([met], [[self.leak]], [None], back=True)
+        elif end_readout is not None and self.leak is not None:
+            ages = torch.arange(self.steps - 1, -1, -1, dtype=end_readout.dtype, device=end_readout.device)
+            met = (end_readout * self.leak**ages).view(-1, *dimensions)
+        parts = self._begun([times(c, met) for c in self.emitted], end, dimensions)
+        turned = [[row[i] for row in self.transition] for i in range(len(parts))]
+        scan(parts, turned, [None] * len(parts), back=True)
+        factor = dot(self.to_input, parts)
+        if factor is not None and factor.shape[1:] == dimensions != self.shape[1:]:
+            factor = factor.flatten()
+        first = [None if part is None else part[0] for part in parts]
+        before = [dot([at(c, 0) for c in row], first) for row in turned]
+        return factor, before, times(self.leak, None if met is None else met[0])
 
-    def _before(self, d: Sequence[Coefficient], t: int) -> list[Coefficient]:
-        columns = range(len(d))
-        return [dot([at(self.transition[j][i], t) for j in columns], d) for i in columns]
+    def _begun(
+        self, added: list[Coefficient], end: Sequence[Coefficient], dimensions: tuple[int, ...]
+    ) -> list[Tensor | None]:
+        """What the adjoint begins with, `added` at each step and `end` at the last: tensors of its own."""
+        begun = [one is not None or last is not None for one, last in zip(added, end, strict=True)]
+        reached = {i for i, there in enumerate(begun) if there}
+        for _ in added:
+            reached |= {i for j in reached for i, c in enumerate(self.transition[j]) if c is not None}
+        some = next((one for one in (*added, *end) if one is not None), None)
+        alike = self.moves_alike and all(one is None or one.shape[1:] == dimensions for one in added)
+        shape = torch.Size([self.steps, *dimensions]) if alike else self.shape
+        parts: list[Tensor | None] = []
+        for i, (one, last) in enumerate(zip(added, end, strict=True)):
+            if i not in reached or some is None:
+                parts.append(None)
+                continue
+            part = (
+                some.new_zeros(shape)
+                if one is None
+                else one
+                if one.shape == shape
+                else one.expand(shape).clone()
+            )
+            if last is not None:
+                part[-1] += last
+            parts.append(part)
+        return parts
 
 
 def _rows_joined(rows: Sequence[list[Coefficient]]) -> list[Coefficient]:
