@@ -133,6 +133,19 @@ def test_what_a_cell_learns_has_its_traces(readout, rule):
         check_exact(found, exact)
 
 
+@pytest.mark.parametrize("reset", ["subtract", 0.0])
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+def test_traces_larger_than_a_block_are_the_same(readout, reset, monkeypatch):
+    monkeypatch.setattr(hb.learn.traces, "BLOCK", 16)
+    monkeypatch.setattr(hb.learn.memory, "BLOCK", 32)
+    layer = hb.LIF(surrogate=ATan(), reset=reset, detach_reset=True)
+    x = spikes(15, 4, 6)
+    net = strong(network(layer, readout), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+    check_exact(by_sequence(net, x, loss_of(x, 3), "d-rtrl", 4), exact)
+
+
 def test_a_learned_readout_has_the_gradient_of_its_leak():
     x = spikes(20, 4, 6)
     net = strong(network(hb.LIF(), "leaky"), x)

@@ -136,7 +136,7 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
             yield x[first : first + chunk].detach()
         return
     if not isinstance(x, Iterable):
-        _check_input("x", x, 2)
+        raise TypeError(f"x must be a floating-point tensor or steps one by one, got {type(x).__name__}")
     steps = iter(x)
     while part := list(itertools.islice(steps, chunk)):
         for step in part:

@@ -100,9 +100,15 @@ class System:
         factor = dot(self.to_input, parts)
         if factor is not None and factor.shape[1:] == dimensions != self.shape[1:]:
             factor = factor.flatten()
-        first = [None if part is None else part[0] for part in parts]
+        first = [self._first(part) for part in parts]
         before = [dot([at(c, 0) for c in row], first) for row in turned]
-        return factor, before, times(self.leak, None if met is None else met[0])
+        return factor, before, times(self.leak, self._first(met))
+
+    def _first(self, part: Tensor | None) -> Coefficient:
+        """`part` at the first step, as one number where it is one for all neurons."""
+        if part is None:
+            return None
+        return part[0] if part.shape == self.shape else part[0].reshape(())
 
     def _begun(
         self, added: list[Coefficient], end: Sequence[Coefficient], dimensions: tuple[int, ...]
