@@ -494,6 +494,8 @@ def test_a_wrong_call_is_named():
         learner.sequence(torch.rand(3, 4, 6), lambda t, y: y)
     with pytest.raises(ValueError, match="None at all of them"):
         learner.sequence(torch.rand(3, 4, 6), lambda t, y: None)
+    with pytest.raises(TypeError, match="layer '1' must be given float32 or float64"):
+        hb.learn.online(sequential().bfloat16()).step(torch.rand(4, 6).bfloat16())
     learner.step(torch.rand(4, 6))
     with pytest.raises(ValueError, match="call reset"):
         learner.step(torch.rand(3, 6))

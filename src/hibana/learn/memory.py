@@ -1,5 +1,6 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.reference import carried
 from hibana.compiler.tensors import tensors_of
 from hibana.learn.coefficients import Coefficient, like_chunk, scan, times
 from hibana.learn.derivatives import Linearised, StepDerivatives
@@ -80,7 +80,8 @@ class Memory:
         """All parameters of the layer that have a gradient."""
         sets = (self.layer.synapses, self.layer.recurrent)
         weights = [p for one in sets if one is not None for p in one.parameters]
-        return [p for p in (*weights, *self.layer.cell.parameters()) if p.requires_grad]
+        each = dict.fromkeys((*weights, *self.layer.cell.parameters()))
+        return [parameter for parameter in each if parameter.requires_grad]
 
     @property
     def trace_numbers(self) -> int:
@@ -126,8 +127,13 @@ class Memory:
         with torch.set_grad_enabled(with_graph):
             own = inputs.detach().requires_grad_(inputs.requires_grad)
             drive = own if layer.feeds is None else layer.feeds(own)
+        if drive.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"layer {layer.name!r} must be given float32 or float64 to be learned online, "
+                f"got {drive.dtype}"
+            )
         with torch.no_grad():
-            total = drive.detach().to(carried(drive.dtype))
+            total = drive.detach()
             added, previous, state = self.states.after(total, self.state, with_graph=with_graph)
             if added is not None:
                 total = total + added.detach()
@@ -142,7 +148,7 @@ class Memory:
             effect = torch.cat(effects) if effects else None
             emitted = torch.cat([previous[-1][1:], state[-1][None]])
         self.pending = Chunk(own, drive, added, previous[-1], system, sums, effect, state)
-        return emitted.to(inputs.dtype) if inputs.is_floating_point() else emitted
+        return emitted
 
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
         """The recursions over some steps; traces of neurons go on to the steps after them."""
@@ -219,30 +225,27 @@ class Memory:
                 f"layer {layer.name!r} is past the step that this backward is of: call backward for each "
                 "step's loss before the next step, or use Online.sequence"
             )
-        signal = signal.to(chunk.spikes_before.dtype)
         signals = self.signals(chunk, signal)
         instant = chunk.system.instant
         within = torch.zeros_like(signal) if instant is None else signal * instant
         own = chunk.inputs
         if layer.synapses is not None and layer.synapses.learns:
             learned = [p for p in layer.synapses.parameters if p.requires_grad]
-            of_input = signals.of_input.to(chunk.drive.dtype)
-            grads = torch.autograd.grad(chunk.drive, learned, of_input, retain_graph=True)
-            found.update(zip(learned, grads, strict=True))
+            grads = torch.autograd.grad(chunk.drive, learned, signals.of_input, retain_graph=True)
+            _add(found, learned, grads)
             self._add_before(found, layer.synapses, signals, chunk)
         if layer.recurrent is not None and layer.recurrent.learns:
             learned = [p for p in layer.recurrent.parameters if p.requires_grad]
             of_input = signals.of_input * layer.gradient_scale
             assert chunk.fed_back is not None
             grads = torch.autograd.grad(chunk.fed_back, learned, of_input, retain_graph=True)
-            found.update(zip(learned, grads, strict=True))
+            _add(found, learned, grads)
             scaled = [times(c, torch.full_like(signal[0, :1], layer.gradient_scale)) for c in signals.before]
             self._add_before(found, layer.recurrent, Signals(signals.of_input, scaled), chunk)
         if layer.learned:
             self._add_sums(found, chunk, signal)
         grad: Tensor | None = None
         if own.requires_grad:
-            within = within.to(chunk.drive.dtype)
             grad = within
             if layer.feeds is not None:
                 (grad,) = torch.autograd.grad(chunk.drive, own, within, retain_graph=True)
@@ -254,22 +257,28 @@ class Memory:
         if synapses in self.traces:
             of_rows = self.traces[synapses].gradient(synapses, signals.before, chunk.system.shape)
             if of_rows is not None:
-                self._add(found, synapses, of_rows)
-
-    def _add(self, found: dict[nn.Parameter, Tensor], synapses: Synapses, of_rows: Tensor) -> None:
-        for parameter, grad in zip(synapses.parameters, synapses.gradients(of_rows), strict=True):
-            if parameter.requires_grad:
-                grad = grad.to(parameter.dtype)
-                found[parameter] = found[parameter] + grad if parameter in found else grad
+                _add(found, synapses.parameters, synapses.gradients(of_rows))
 
     def _add_sums(self, found: dict[nn.Parameter, Tensor], chunk: Chunk, signal: Tensor) -> None:
         assert self.derivatives is not None
         sums = [(signal * one).sum(0) for one in chunk.sums]
         tensors = tensors_of(self.layer.cell)
         grads = self.derivatives.step.epilogue(*(t.detach() for t in tensors.values()), *sums)
-        for tensor, grad in zip(tensors.values(), grads, strict=True):
-            if isinstance(tensor, nn.Parameter) and grad is not None and tensor.requires_grad:
-                found[tensor] = grad.reshape(tensor.shape).to(tensor.dtype)
+        there = [
+            (tensor, grad.reshape(tensor.shape))
+            for tensor, grad in zip(tensors.values(), grads, strict=True)
+            if isinstance(tensor, nn.Parameter) and grad is not None
+        ]
+        _add(found, [parameter for parameter, _ in there], [grad for _, grad in there])
+
+
+def _add(
+    found: dict[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter], grads: Sequence[Tensor]
+) -> None:
+    """Adds gradients to those `found` of parameters that have one; some are of two sets of synapses."""
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if parameter.requires_grad:
+            found[parameter] = found[parameter] + grad if parameter in found else grad
 
 
 class _Layer(torch.autograd.Function):

@@ -56,7 +56,7 @@ class States:
             return self.layer.recurrent.product(spikes)
 
     def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The states before each step and after the last, by kernels that run once for each of a cell's states."""
+        """The states before each step and after the last, by kernels: one run for each of a cell's states."""
         step = self.layer.step
         if not self.showing or self.showing[0].cell is not step:
             self.showing = [Showing(step, at) for at in range(len(state))]
