@@ -62,9 +62,14 @@ class StepDerivatives:
         self._from_cut = _LinearMap(self.cut, after)
         self._between_states = _LinearMap(self.cut, after[:-1])
 
-    def at(self, cell: Cell, input_: Tensor, previous: Sequence[Tensor]) -> Linearised:
-        """The step linearised at each of many: `input_` and `previous` states ``[..., batch, neurons]``."""
-        before, after = self._forms([self._to_cut, self._from_cut], cell, input_, previous)
+    def at(self, cell: Cell, input_: Tensor, previous: Sequence[Tensor], *, whole: bool = True) -> Linearised:
+        """The step linearised at each of many: `input_` and `previous` states ``[..., batch, neurons]``.
+
+        Without `whole`, ``to_input`` and ``to_states`` are left empty.
+        """
+        maps = [self._to_cut, self._from_cut] if whole else [self._to_cut]
+        before, *rest = self._forms(maps, cell, input_, previous)
+        after = rest[0] if rest else [[]]
         count = len(self.cut)
         place = {int(leaf.data): i for i, leaf in enumerate(self.gradients)}
         rows: list[list[Coefficient]] = [
@@ -73,7 +78,7 @@ class StepDerivatives:
         return Linearised(
             [row[:count] for row in rows],
             after[0],
-            [[form[j] for form in after[1:]] for j in range(count)],
+            [[form[j] for form in after[1:]] for j in range(count)] if whole else [],
             [row[count:] for row in rows],
         )
 

@@ -181,8 +181,9 @@ class Memory:
             if self.derivatives is None or self.made_for != made_for:
                 self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
                 self.made_for = made_for
-            whole = self.derivatives.at(cell, drive, previous)
-            if layer.spikes and not self.rule.through_spikes:
+            silent = layer.spikes and not self.rule.through_spikes
+            whole = self.derivatives.at(cell, drive, previous, whole=not silent or bool(layer.learned))
+            if silent:
                 return whole, self._silent(whole, drive, previous)
         except Unsupported as reason:
             kind = type(cell).__name__

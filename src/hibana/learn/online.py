@@ -35,8 +35,8 @@ class Online:
         """One step, ``[batch, ...]``, from the state that the step before left; what the network gives.
 
         A backward of its loss adds to ``.grad`` what this step has to say about all steps so far, and gives
-        `x` its gradient within the step. Nothing of earlier steps is kept but states and traces, so each step's
-        backward comes before the next step.
+        `x` its gradient within the step. Nothing of earlier steps is kept but states and traces, so each
+        step's backward comes before the next step.
 
         Raises:
             TypeError: if `x` is no floating-point tensor.

@@ -71,7 +71,7 @@ class EProp(Rule):
     Memory: as :class:`DRTRL`.
 
     Source: Bellec et al. (2020), *A solution to the learning dilemma for recurrent networks of spiking
-    neurons*, equations 4, 21 to 25 of its methods.
+    neurons*.
     """
 
     name = "e-prop"
@@ -92,7 +92,7 @@ class OTTT(Rule):
     Memory: one number for each sample, input and independent state.
 
     Source: Xiao, Meng, Zhang, He & Lin (2022), *Online training through time for spiking neural networks*
-    (with the loss at each step, OTTT_A).
+    (OTTT_A where the weights change after the sequence, OTTT_O where they do at each step).
     """
 
     name = "ottt"
