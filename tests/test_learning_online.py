@@ -323,16 +323,23 @@ def test_ottt_is_a_trace_of_the_input(reset):
     torch.testing.assert_close(found, by_hand)
 
 
-def test_pp_prop_is_a_trace_of_rank_one():
-    x = spikes(25, 4, 6)
-    net = strong(network(hb.LIF(tau=4.0, surrogate=ATan(), detach_reset=True), "linear"), x)
-    found = by_steps(net, x, loss_of(x, 3), hb.learn.PPProp(decay=0.8))["0.weight"]
-    signal, (v, s) = signals_and_states(net, x, loss_of(x, 3), ("v", "s"))
-    f, reset, by_hand = torch.zeros(4, 5, dtype=DOUBLE), torch.zeros(4, 5, dtype=DOUBLE), 0
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+def test_pp_prop_is_a_trace_of_rank_one(readout):
+    x, loss = spikes(25, 4, 6), loss_of(spikes(25, 4, 6), 3)
+    net = strong(network(hb.LIF(tau=4.0, surrogate=ATan(), detach_reset=True), readout), x)
+    found = by_steps(net, x, loss, hb.learn.PPProp(decay=0.8))["0.weight"]
+    y = net(x).detach().requires_grad_()  # of the readout's memory, the traces know
+    sum(loss(t, one) for t, one in enumerate(y)).backward()
+    signal, leak = y.grad @ net[2].weight.detach(), 0.75 if readout == "leaky" else 0.0
+    with torch.no_grad():
+        states = hb.record(net[1].cell, net[0](x))
+    f, z, reset = (torch.zeros(4, 5, dtype=DOUBLE) for _ in range(3))
+    by_hand = torch.zeros(5, 6, dtype=DOUBLE)
     for t, pre in enumerate(presynaptic(x, 0.8)):
         f = 0.8 * 0.75 * (1 - reset) * f + (1 - 0.8)
-        by_hand = by_hand + torch.einsum("bj,bi->ji", signal[t] * ATan().derivative(v[t] - 1) * f, pre)
-        reset = s[t]
+        z = 0.8 * leak * z + ATan().derivative(states["v"][t] - 1) * f
+        by_hand += torch.einsum("bj,bi->ji", signal[t] * z, pre)
+        reset = states["s"][t]
     torch.testing.assert_close(found, by_hand)
 
 
