@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import tensors_of
-from hibana.learn.coefficients import Coefficient, like_chunk, scan, times
+from hibana.learn.coefficients import Coefficient, like_chunk, scaled, scan
 from hibana.learn.derivatives import Linearised, StepDerivatives
 from hibana.learn.network import Neurons
 from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
@@ -227,9 +227,6 @@ class Memory:
                 "step's loss before the next step, or use Online.sequence"
             )
         signals = self.signals(chunk, signal)
-        instant = chunk.system.instant
-        within = torch.zeros_like(signal) if instant is None else signal * instant
-        own = chunk.inputs
         if layer.synapses is not None and layer.synapses.learns:
             learned = [p for p in layer.synapses.parameters if p.requires_grad]
             grads = torch.autograd.grad(chunk.drive, learned, signals.of_input, retain_graph=True)
@@ -241,16 +238,19 @@ class Memory:
             assert chunk.fed_back is not None
             grads = torch.autograd.grad(chunk.fed_back, learned, of_input, retain_graph=True)
             _add(found, learned, grads)
-            scaled = [times(c, torch.full_like(signal[0, :1], layer.gradient_scale)) for c in signals.before]
-            self._add_before(found, layer.recurrent, Signals(signals.of_input, scaled), chunk)
+            before = [scaled(layer.gradient_scale, c) for c in signals.before]
+            self._add_before(found, layer.recurrent, Signals(of_input, before), chunk)
         if layer.learned:
             self._add_sums(found, chunk, signal)
-        grad: Tensor | None = None
-        if own.requires_grad:
-            grad = within
-            if layer.feeds is not None:
-                (grad,) = torch.autograd.grad(chunk.drive, own, within, retain_graph=True)
-        return grad, found
+        return self._within_step(chunk, signal) if chunk.inputs.requires_grad else None, found
+
+    def _within_step(self, chunk: Chunk, signal: Tensor) -> Tensor:
+        """The gradient of each step's input, of what is emitted in that step."""
+        instant = chunk.system.instant
+        grad = torch.zeros_like(signal) if instant is None else signal * instant
+        if self.layer.feeds is not None:
+            (grad,) = torch.autograd.grad(chunk.drive, chunk.inputs, grad, retain_graph=True)
+        return grad
 
     def _add_before(
         self, found: dict[nn.Parameter, Tensor], synapses: Synapses, signals: Signals, chunk: Chunk

@@ -126,13 +126,9 @@ class System:
             if i not in reached or some is None:
                 parts.append(None)
                 continue
-            part = (
-                some.new_zeros(shape)
-                if one is None
-                else one
-                if one.shape == shape
-                else one.expand(shape).clone()
-            )
+            part = some.new_zeros(shape) if one is None else one
+            if part.shape != shape:
+                part = part.expand(shape).clone()
             if last is not None:
                 part[-1] += last
             parts.append(part)
