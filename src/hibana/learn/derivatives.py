@@ -69,7 +69,7 @@ class StepDerivatives:
         """
         maps = [self._to_cut, self._from_cut] if whole else [self._to_cut]
         before, *rest = self._forms(maps, cell, input_, previous)
-        after = rest[0] if rest else [[]]
+        after: list[list[Coefficient]] = rest[0] if rest else [[]]
         count = len(self.cut)
         place = {int(leaf.data): i for i, leaf in enumerate(self.gradients)}
         rows: list[list[Coefficient]] = [

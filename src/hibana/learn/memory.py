@@ -35,8 +35,8 @@ class Chunk:
     """What the weights made of it, with that graph."""
     fed_back: Tensor | None
     """What recurrent synapses added, with its graph."""
-    spikes_before: Tensor
-    """What the neurons emitted one step earlier; of a recurrent layer its other input."""
+    spikes_before: Tensor | None
+    """What recurrent synapses were given: what the neurons emitted one step earlier."""
     system: System
     sums: list[Tensor]
     """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
@@ -117,7 +117,7 @@ class Memory:
         found = []
         if self.layer.synapses is not None:
             found.append((self.layer.synapses, chunk.inputs.detach()))
-        if self.layer.recurrent is not None:
+        if self.layer.recurrent is not None and chunk.spikes_before is not None:
             found.append((self.layer.recurrent, chunk.spikes_before))
         return found
 
@@ -134,21 +134,20 @@ class Memory:
             )
         with torch.no_grad():
             total = drive.detach()
-            added, previous, state = self.states.after(total, self.state, with_graph=with_graph)
-            if added is not None:
-                total = total + added.detach()
+            ran = self.states.after(total, self.state, with_graph=with_graph)
+            if ran.fed_back is not None:
+                total = total + ran.fed_back.detach()
             steps = max(1, BLOCK // total[0].numel())
             blocks = [
-                self._block(total[first : first + steps], [one[first : first + steps] for one in previous])
+                self._block(total[first : first + steps], ran.before(first, min(first + steps, len(total))))
                 for first in range(0, len(total), steps)
             ]
             system = System.joined([block.system for block in blocks])
             sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
             effects = [block.effect for block in blocks if block.effect is not None]
             effect = torch.cat(effects) if effects else None
-            emitted = torch.cat([previous[-1][1:], state[-1][None]])
-        self.pending = Chunk(own, drive, added, previous[-1], system, sums, effect, state)
-        return emitted
+        self.pending = Chunk(own, drive, ran.fed_back, ran.spikes_before, system, sums, effect, ran.last())
+        return ran.after[-1]
 
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
         """The recursions over some steps; traces of neurons go on to the steps after them."""

@@ -1,7 +1,7 @@
 """The states of a layer's neurons at every step of a chunk."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,8 @@ class States:
         self.layer = layer
         self.showing: list[Showing] = []
 
-    def after(
-        self, drive: Tensor, state: tuple[Tensor, ...] | None, *, with_graph: bool
-    ) -> tuple[Tensor | None, list[Tensor], tuple[Tensor, ...]]:
-        """Of a chunk of input: what recurrent synapses add, the states before each step and after the last.
+    def after(self, drive: Tensor, state: tuple[Tensor, ...] | None, *, with_graph: bool) -> "Ran":
+        """Runs the neurons over a chunk of input.
 
         Args:
             drive: the input, ``[T, batch, ...]``.
@@ -43,26 +41,54 @@ class States:
                 f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
             )
         if len(drive) > 1:
-            previous, after = self._compiled(drive, state)
-            return self._fed_back(previous[-1], with_graph), previous, after
-        added = self._fed_back(state[-1][None], with_graph)
+            after = self._compiled(drive, state)
+            return Ran(state, after, *self._fed_back(state[-1], after[-1], with_graph))
+        spikes, added = self._fed_back(state[-1], drive[:0], with_graph)
         step = drive[0] if added is None else drive[0] + added[0].detach()
-        return added, [one[None] for one in state], check_states(cell, cell(step, *state))
+        return Ran(state, [one[None] for one in check_states(cell, cell(step, *state))], spikes, added)
 
-    def _fed_back(self, spikes: Tensor, with_graph: bool) -> Tensor | None:
+    def _fed_back(
+        self, first: Tensor, emitted: Tensor, with_graph: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What recurrent synapses are given, the spikes of the step before each, and what they add."""
         if self.layer.recurrent is None:
-            return None
+            return None, None
+        spikes = torch.cat([first[None], emitted[:-1]])
         with torch.set_grad_enabled(with_graph):
-            return self.layer.recurrent.product(spikes)
+            return spikes, self.layer.recurrent.product(spikes)
 
-    def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The states before each step and after the last, by kernels: one run for each of a cell's states."""
+    def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> list[Tensor]:
+        """The states after each step, by the cell's kernels: one run for each of its states."""
         step = self.layer.step
         if not self.showing or self.showing[0].cell is not step:
             self.showing = [Showing(step, at) for at in range(len(state))]
-        found = [unrolled(one, drive, one.turned(state))[0] for one in self.showing]
-        previous = [torch.cat([begun[None], after[:-1]]) for begun, after in zip(state, found, strict=True)]
-        return previous, tuple(after[-1].clone() for after in found)
+        return [unrolled(one, drive, one.turned(state))[0] for one in self.showing]
+
+
+class Ran(NamedTuple):
+    """The states of neurons over a chunk."""
+
+    begun: tuple[Tensor, ...]
+    """The states before the first step."""
+    after: list[Tensor]
+    """Each state after each step, ``[T, batch, ...]``."""
+    spikes_before: Tensor | None
+    """What recurrent synapses were given."""
+    fed_back: Tensor | None
+    """What they made of it, with its graph."""
+
+    def before(self, first: int, end: int) -> list[Tensor]:
+        """Each state before each of the steps from `first` to `end`."""
+        if first:
+            return [one[first - 1 : end - 1] for one in self.after]
+        return [
+            torch.cat([begun[None], one[: end - 1]])
+            for begun, one in zip(self.begun, self.after, strict=True)
+        ]
+
+    def last(self) -> tuple[Tensor, ...]:
+        """The states after the last step."""
+        return tuple(one[-1].clone() for one in self.after)
 
 
 class Showing(Cell):
