@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hibana import data as data
+    from hibana import learn as learn
     from hibana import network as convert
     from hibana import plot as plot
     from hibana import spikes as events
@@ -102,6 +103,7 @@ _PUBLIC = {
     "demo": "play.demo",
     "encode": "nn.encode",
     "events": "spikes",
+    "learn": "learn",
     "lengths": "nn.lengths",
     "loss": "nn.loss",
     "metrics": "nn.metrics",

@@ -1,0 +1,93 @@
+"""What a rule keeps and leaves out of each layer of a network, in words."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler.tensors import tensors_of
+from hibana.learn.memory import Memory
+from hibana.learn.network import Neurons, layers_of
+from hibana.learn.rules import PPProp, Rule, named
+from hibana.learn.traces import System
+
+__all__ = ["explain"]
+
+
+def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
+    """For each layer of neurons of `net`: the traces that `rule` keeps, and what it leaves out.
+
+    Args:
+        net: as of :func:`hibana.learn.online`.
+        rule: likewise.
+
+    Raises:
+        TypeError: as :func:`hibana.learn.online`.
+        ValueError: likewise, and for a cell whose step can't be followed or that the rule does not suit.
+
+    >>> import torch, hibana as hb
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), hb.LIF(), torch.nn.Linear(8, 2), hb.LI(tau=5.0))
+    >>> print(hb.learn.explain(net))
+    rule d-rtrl
+    layer '1', LIFCell: 2 numbers for each sample and synapse, 1 of them for what the readout remembers
+      nothing is left out: the gradient of backpropagation through time
+    layer '3', LICell: 1 number for each sample and input
+      nothing is left out: the gradient of backpropagation through time
+    """
+    chosen = named(rule)
+    layers = [one for one in layers_of(net, chosen.keeps_readout) if isinstance(one, Neurons)]
+    lines = [f"rule {chosen.name}"]
+    for i, layer in enumerate(layers):
+        system = _system(layer, chosen)
+        lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(system, chosen)}")
+        left_out = list(_left_out(layer, layers[i + 1 :], system, chosen))
+        lines += [f"  left out: {one}" for one in left_out]
+        if not left_out:
+            lines.append("  nothing is left out: the gradient of backpropagation through time")
+    return "\n".join(lines)
+
+
+def _system(layer: Neurons, rule: Rule) -> System:
+    """The recursion of the layer's traces at rest, for one neuron or as many as the cell holds values for."""
+    cell = layer.cell
+    held = list(tensors_of(cell).values())
+    one: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in held))  # type: ignore[no-untyped-call] # torch leaves it so
+    if layer.synapses is not None and one.numel() == 1:
+        one = torch.Size([layer.synapses.parameters[0].shape[0]])
+    dtype = next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
+    device = held[0].device if held else torch.device("cpu")
+    blank: Tensor = torch.zeros(1, 1, *one, dtype=dtype, device=device)
+    memory = Memory(layer, rule)
+    return memory.linearised_at(blank, [blank] * len(cell.state_names()))
+
+
+def _traces(system: System, rule: Rule) -> str:
+    count = len(system.to_input)
+    if system.is_alike:
+        return f"{_numbers(count)} for each sample and input"
+    if isinstance(rule, PPProp):
+        kept = count + (system.leak is not None)
+        return f"1 number for each sample and input, {kept} for each sample and neuron"
+    if system.leak is None:
+        return f"{_numbers(count)} for each sample and synapse"
+    total = _numbers(count + 1)
+    return f"{total} for each sample and synapse, 1 of them for what the readout remembers"
+
+
+def _numbers(count: int) -> str:
+    return f"{count} number{'' if count == 1 else 's'}"
+
+
+def _left_out(layer: Neurons, behind: list[Neurons], system: System, rule: Rule) -> Iterator[str]:
+    if layer.recurrent is not None:
+        yield rule.of_recurrence
+    if not rule.through_spikes and layer.spikes:
+        yield "the reset, and what else its spikes change in its own later states"
+    if isinstance(rule, PPProp) and not system.is_alike:
+        yield "which input met which state of the neuron"
+    spiking = [repr(one.name) for one in behind if one.spikes]
+    if spiking:
+        yield f"what the neurons of {', '.join(spiking)} remember of earlier steps"
+    leaky = [repr(one.name) for one in behind if not one.spikes]
+    if leaky and not rule.keeps_readout:
+        yield f"what {', '.join(leaky)} remembers of earlier steps"

@@ -1,0 +1,104 @@
+"""The weights that feed neurons: their inputs and gradients as rows, and those of a convolution's windows."""
+
+import math
+from typing import cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hibana.compiler.tensors import is_computed
+from hibana.spikes import Linear
+
+__all__ = ["Synapses", "is_synapses"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
+
+def is_synapses(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer or convolution that :class:`Synapses` can be made of."""
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+
+
+@final
+class Synapses:
+    """A linear layer or a convolution, whose trace has a row for each sample (and pixel).
+
+    Raises:
+        ValueError: naming the layer, for what a trace can't be made of.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.module = module
+        self._by_spikes: Linear | None = None
+        if is_computed(module):
+            raise ValueError(
+                f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
+            )
+        if isinstance(module, _CONVOLUTIONS):
+            reason = ""
+            if module.groups != 1:
+                reason = f"groups={module.groups}"
+            elif module.padding_mode != "zeros" or isinstance(module.padding, str):
+                reason = f"padding={module.padding!r}, padding_mode={module.padding_mode!r}"
+            if reason:
+                raise ValueError(
+                    f"layer {name!r}: a convolution must have groups=1 and a padding in numbers, of zeros, "
+                    f"to be learned online; got {reason}"
+                )
+
+    def product(self, spikes: Tensor) -> Tensor:
+        """What the weights of a linear layer make of spikes, per spike where :class:`hibana.Linear` would."""
+        if type(self.module) is not nn.Linear:
+            return cast(Tensor, self.module(spikes))
+        if self._by_spikes is None:
+            self._by_spikes = Linear(1, 1, bias=False, device="meta")
+        for name, parameter in self.module._parameters.items():
+            self._by_spikes.register_parameter(name, parameter)
+        self._by_spikes.in_features, self._by_spikes.out_features = spikes.shape[-1], spikes.shape[-1]
+        return cast(Tensor, self._by_spikes(spikes))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight and bias, if they are there."""
+        found = (self.module._parameters.get(name) for name in ("weight", "bias"))
+        return [parameter for parameter in found if parameter is not None]
+
+    @property
+    def learns(self) -> bool:
+        """Whether any of them has a gradient."""
+        return any(parameter.requires_grad for parameter in self.parameters)
+
+    def rows(self, inputs: Tensor) -> Tensor:
+        """What meets the weights of a neuron: ``[T, batch, ...]`` as ``[T, rows, inputs]``; 1 for a bias."""
+        module = self.module
+        if isinstance(module, _CONVOLUTIONS):
+            windows = _windows(module, inputs.flatten(0, 1))  # [T * batch, inputs, pixels]
+            found = windows.transpose(1, 2).reshape(inputs.shape[0], -1, windows.shape[1])
+        else:
+            found = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+        if module.bias is not None:
+            found = torch.cat([found, found.new_ones(*found.shape[:2], 1)], 2)
+        return found
+
+    def neurons(self, values: Tensor) -> Tensor:
+        """Numbers of neurons, ``[T, batch, ...]``, as ``[T, rows, outputs]``."""
+        if isinstance(self.module, _CONVOLUTIONS):
+            moved = values.movedim(2, -1)
+            return moved.reshape(values.shape[0], -1, values.shape[2])
+        return values.reshape(values.shape[0], -1, values.shape[-1])
+
+    def gradients(self, of_rows: Tensor) -> list[Tensor]:
+        """Of a gradient ``[outputs, inputs]``, as of :meth:`rows`: those of weight and bias."""
+        weight = self.parameters[0]
+        found = [of_rows[:, : math.prod(weight.shape[1:])].reshape(weight.shape)]
+        return [*found, of_rows[:, -1]] if self.module.bias is not None else found
+
+
+def _windows(module: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
+    """What is under each window of a convolution, ``[images, channels * window, pixels]``."""
+    sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
+    if isinstance(module, nn.Conv1d):
+        images = images.unsqueeze(2)
+        sizes = tuple((neutral, *size) for neutral, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore[assignment] # two sizes each
+    return functional.unfold(images, *sizes)  # type: ignore[arg-type] # padding is in numbers

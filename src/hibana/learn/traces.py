@@ -1,0 +1,318 @@
+"""Traces: what is kept of earlier steps, for each synapse or for each input, and the recursions over a chunk.
+
+A chunk is some steps run together. Within it, what a synapse carries into the gradient is one product of
+its input and a signal that is filtered backwards, as in backpropagation through time of the layer alone;
+what lies before the chunk is in the trace, which is touched once a chunk. A chunk of one step is the
+textbook's rule.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from hibana.learn.coefficients import Coefficient, at, dot, scan, times
+from hibana.learn.synapses import Synapses
+
+__all__ = ["InputTraces", "Signals", "SynapseTraces", "System", "Traces"]
+
+BLOCK = 1 << 18
+"""Numbers of a trace that are gone through together: what a cache holds."""
+
+
+@dataclass(frozen=True)
+class System:
+    """The linear recursion of a layer's trace over a chunk: ``e_t = A_t e_(t-1) + k_t x_t``.
+
+    The learning signal meets ``c_t e_t``; or, where a leaky readout remembers it, ``z_t``, with
+    ``z_t = leak z_(t-1) + c_t e_t``. Coefficients are those of the chunk, ``[T, batch, ...]``, or numbers.
+    """
+
+    transition: list[list[Coefficient]]
+    """A: what of each component (first index) comes from each one the step before."""
+    to_input: list[Coefficient]
+    """k of each component."""
+    emitted: list[Coefficient]
+    """c of each component."""
+    leak: Tensor | None
+    shape: torch.Size
+    """Of the chunk."""
+
+    @classmethod
+    def joined(cls, parts: "list[System]") -> "System":
+        """The recursion over the steps of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        transitions = zip(*(part.transition for part in parts), strict=True)
+        return cls(
+            [_rows_joined(rows) for rows in transitions],
+            _rows_joined([part.to_input for part in parts]),
+            _rows_joined([part.emitted for part in parts]),
+            parts[0].leak,
+            torch.Size([sum(part.steps for part in parts), *parts[0].shape[1:]]),
+        )
+
+    @property
+    def steps(self) -> int:
+        return self.shape[0]
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether all neurons have the same trace of an input, so that one serves all, exactly."""
+        return self.leak is None and self.moves_alike
+
+    @property
+    def moves_alike(self) -> bool:
+        """Whether one recursion serves all neurons, before a readout."""
+        coefficients = [c for row in (*self.transition, self.to_input) for c in row]
+        return all(c is None or c.ndim == 0 for c in coefficients)
+
+    @property
+    def instant(self) -> Coefficient:
+        """What the input of a step does to what is emitted in it."""
+        return dot(self.emitted, self.to_input)
+
+    def backward(
+        self, signal: Tensor | None, end: Sequence[Coefficient], end_readout: Coefficient
+    ) -> tuple[Coefficient, list[Coefficient], Coefficient]:
+        """The recursion's adjoint, from the gradients of the trace after the chunk and of `signal` within.
+
+        Returns:
+            The factor of each step's input, ``[T, batch, ...]`` or one a step, ``[T]``; and the gradients of
+            the components, and of ``z``, before the chunk.
+        """
+        met: Coefficient = None
+        dimensions = (1,) * (len(self.shape) - 1)
+        if signal is not None:
+            met = signal
+            if self.leak is not None:
+                met = signal.clone()
+                scan([met], [[self.leak]], [None], back=True)
+        elif end_readout is not None and self.leak is not None:
+            ages = torch.arange(self.steps - 1, -1, -1, dtype=end_readout.dtype, device=end_readout.device)
+            met = (end_readout * self.leak**ages).view(-1, *dimensions)
+        parts = self._begun([times(c, met) for c in self.emitted], end, dimensions)
+        turned = [[row[i] for row in self.transition] for i in range(len(parts))]
+        scan(parts, turned, [None] * len(parts), back=True)
+        factor = dot(self.to_input, parts)
+        if factor is not None and factor.shape[1:] == dimensions != self.shape[1:]:
+            factor = factor.flatten()
+        first = [self._first(part) for part in parts]
+        before = [dot([at(c, 0) for c in row], first) for row in turned]
+        return factor, before, times(self.leak, self._first(met))
+
+    def _first(self, part: Tensor | None) -> Coefficient:
+        """`part` at the first step, as one number where it is one for all neurons."""
+        if part is None:
+            return None
+        return part[0] if part.shape == self.shape else part[0].reshape(())
+
+    def _begun(
+        self, added: list[Coefficient], end: Sequence[Coefficient], dimensions: tuple[int, ...]
+    ) -> list[Tensor | None]:
+        """What the adjoint begins with, `added` at each step and `end` at the last: tensors of its own."""
+        begun = [one is not None or last is not None for one, last in zip(added, end, strict=True)]
+        reached = {i for i, there in enumerate(begun) if there}
+        for _ in added:
+            reached |= {i for j in reached for i, c in enumerate(self.transition[j]) if c is not None}
+        some = next((one for one in (*added, *end) if one is not None), None)
+        alike = self.moves_alike and all(one is None or one.shape[1:] == dimensions for one in added)
+        shape = torch.Size([self.steps, *dimensions]) if alike else self.shape
+        parts: list[Tensor | None] = []
+        for i, (one, last) in enumerate(zip(added, end, strict=True)):
+            if i not in reached or some is None:
+                parts.append(None)
+                continue
+            part = some.new_zeros(shape) if one is None else one
+            if part.shape != shape:
+                part = part.expand(shape).clone()
+            if last is not None:
+                part[-1] += last
+            parts.append(part)
+        return parts
+
+
+def _rows_joined(rows: Sequence[list[Coefficient]]) -> list[Coefficient]:
+    """Rows of coefficients of steps one after the other; what is one number is the same in all of them."""
+    columns = ([c for c in column if c is not None] for column in zip(*rows, strict=True))
+    return [None if not column else torch.cat(column) if column[0].ndim else column[0] for column in columns]
+
+
+@dataclass
+class Signals:
+    """What a layer's learning signal over a chunk comes to."""
+
+    of_input: Tensor
+    """What each step's input is multiplied by, for the gradient of the weights; like the chunk."""
+    before: list[Coefficient]
+    """What the traces of before the chunk are multiplied by, of each component."""
+
+
+class Traces(ABC):
+    """The traces of one set of synapses."""
+
+    @abstractmethod
+    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
+        """Takes the chunk's `inputs`, ``[T, batch, ...]``, into the traces."""
+
+    @abstractmethod
+    def gradient(self, synapses: Synapses, before: list[Coefficient], shape: torch.Size) -> Tensor | None:
+        """The gradient ``[outputs, inputs]`` of what lies before the chunk; None if nothing does."""
+
+    @property
+    @abstractmethod
+    def numbers(self) -> int:
+        """How many numbers are kept."""
+
+
+@final
+class SynapseTraces(Traces):
+    """Exact traces: of each component a number a synapse, or an input where all neurons have the same."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor | None] = []
+        """Of each component, and of the readout's memory: ``[rows, neurons or 1, inputs]``."""
+
+    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
+        count = len(system.to_input)
+        kept = count + (system.leak is not None)
+        if not self.parts:
+            self.parts = [None] * kept
+        rows = synapses.rows(inputs)
+        one = torch.ones((), dtype=rows.dtype, device=rows.device)
+        of_rows, of_parts = [], []
+        for j in range(kept):
+            end = [one if i == j else None for i in range(count)]
+            factor, before, of_readout = system.backward(None, end, one if j == count else None)
+            of_rows.append(factor)
+            of_parts.append([*before, of_readout][:kept])
+        factors = [None if c is None else _of_rows(synapses, c, rows) for c in of_rows]
+        coefficients = [
+            [
+                None if c is None or part is None else _of_neurons(synapses, c)
+                for c, part in zip(row, self.parts, strict=True)
+            ]
+            for row in of_parts
+        ]
+        self._move(rows, factors, coefficients)
+
+    def _move(
+        self, rows: Tensor, factors: list[Tensor | None], coefficients: list[list[Tensor | None]]
+    ) -> None:
+        """The parts after a chunk; in place where no other part still needs what was there."""
+        was, kept = list(self.parts), len(self.parts)
+        for j in reversed(range(kept)):  # what the readout remembers first, which nothing else is made of
+            needed = any(coefficients[i][j] is not None for i in range(j))
+            self.parts[j] = _moved(rows, factors[j], coefficients[j], was, j, keep=needed)
+
+    def gradient(self, synapses: Synapses, before: list[Coefficient], shape: torch.Size) -> Tensor | None:
+        found: Tensor | None = None
+        for coefficient, part in zip(before, self.parts, strict=False):
+            if coefficient is None or part is None:
+                continue
+            of_neurons = synapses.neurons(coefficient.expand(shape[1:])[None])[0]
+            one = _summed(of_neurons, part)
+            found = one if found is None else found + one
+        return found
+
+    @property
+    def numbers(self) -> int:
+        return sum(part.numel() for part in self.parts if part is not None)
+
+
+def _of_neurons(synapses: Synapses, c: Tensor) -> Tensor:
+    """What a trace is multiplied by: a number, or ``[rows, neurons, 1]``."""
+    return c if c.ndim == 0 else synapses.neurons(c[None])[0].unsqueeze(-1)
+
+
+def _of_rows(synapses: Synapses, factor: Tensor, rows: Tensor) -> Tensor:
+    """What the inputs of a chunk are multiplied by: ``[rows, neurons or 1, T]``."""
+    if factor.ndim == 1:
+        return factor[None, None].expand(rows.shape[1], 1, len(rows))
+    return synapses.neurons(factor).permute(1, 2, 0)
+
+
+def _moved(
+    rows: Tensor,
+    factor: Tensor | None,
+    coefficients: list[Tensor | None],
+    was: list[Tensor | None],
+    own: int,
+    *,
+    keep: bool,
+) -> Tensor | None:
+    """Part `own` after a chunk of `rows`, ``[T, rows, inputs]``: a block of rows at a time, in the cache."""
+    terms = [
+        (c, part) for c, part in zip(coefficients, was, strict=True) if c is not None and part is not None
+    ]
+    if factor is None and not terms:
+        return None
+    neurons = max([1 if factor is None else factor.shape[1], *(_neurons_of(c, part) for c, part in terms)])
+    found, mine = was[own], coefficients[own]
+    if found is None or keep or found.shape[1] != neurons:
+        found = rows.new_zeros(rows.shape[1], neurons, rows.shape[2])
+        if mine is not None and was[own] is not None:
+            found.copy_(was[own])  # type: ignore[arg-type] # it is there
+    others = [(c, part) for i, (c, part) in enumerate(zip(coefficients, was, strict=True)) if i != own]
+    step = max(1, BLOCK // (neurons * rows.shape[2]))
+    for first in range(0, len(found), step):
+        here = slice(first, first + step)
+        block = found[here]
+        if mine is None:
+            block.zero_()
+        else:
+            block.mul_(mine if mine.ndim == 0 else mine[here])
+        for c, part in others:
+            if c is not None and part is not None:
+                block.addcmul_(c if c.ndim == 0 else c[here], part[here])
+        if factor is not None:
+            inputs, of_inputs = rows[:, here].transpose(0, 1), factor[here].expand(-1, neurons, -1)
+            if len(rows) == 1:
+                block.addcmul_(of_inputs, inputs)
+            else:
+                block.baddbmm_(of_inputs, inputs)
+    return found
+
+
+def _neurons_of(c: Tensor, part: Tensor) -> int:
+    return part.shape[1] if c.ndim == 0 else max(c.shape[1], part.shape[1])
+
+
+def _summed(of_neurons: Tensor, part: Tensor) -> Tensor:
+    """``sum_r of_neurons[r, n] part[r, n, m]``."""
+    if part.shape[1] == 1:
+        return of_neurons.T @ part[:, 0]
+    if part[0].numel() < BLOCK // 16:
+        return torch.einsum("rn,rnm->nm", of_neurons, part)
+    found = torch.zeros_like(part[0])
+    for one, of_one in zip(part, of_neurons.unsqueeze(-1), strict=True):
+        found.addcmul_(of_one, one)
+    return found
+
+
+@final
+class InputTraces(Traces):
+    """One trace for each input, which decays by one factor."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.part: Tensor | None = None
+
+    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
+        rows = synapses.rows(inputs)
+        ages = torch.arange(len(rows) - 1, -1, -1, dtype=rows.dtype, device=rows.device)
+        added = torch.einsum("t,trm->rm", self.decay**ages, rows)
+        self.part = added if self.part is None else self.part * self.decay ** len(rows) + added
+
+    def gradient(self, synapses: Synapses, before: list[Coefficient], shape: torch.Size) -> Tensor | None:
+        (coefficient,) = before
+        if self.part is None or coefficient is None:
+            return None
+        return synapses.neurons(coefficient.expand(shape[1:])[None])[0].T @ self.part
+
+    @property
+    def numbers(self) -> int:
+        return 0 if self.part is None else self.part.numel()

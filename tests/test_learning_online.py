@@ -1,0 +1,533 @@
+"""Learning online: gradients against backpropagation through time, each rule against its formula by hand."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from conformance.suite import CELLS as KINDS
+from hibana.cells.surrogate import ATan
+
+DOUBLE = torch.float64
+SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
+RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
+
+
+class Resonate(hb.Cell):
+    """Two states that act on each other, no reset, a parameter of its own: no cell of hibana's."""
+
+    def __init__(self):
+        super().__init__()
+        self.turn = nn.Parameter(torch.tensor(0.4, dtype=torch.get_default_dtype()))
+
+    def forward(self, input_, w_previous, v_previous, s_previous):
+        w = 0.9 * w_previous + self.turn * v_previous
+        v = 0.8 * v_previous - self.turn * w_previous + input_
+        return w, v, ATan()(v - 1)
+
+
+def grads(net):
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def spikes(*shape, seed=0, dtype=DOUBLE):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.3).to(dtype)
+
+
+def loss_of(x, outputs, signals="each"):
+    """The loss of a step: a linear and a quadratic term, at each step or at the last four alone."""
+    weight = torch.randn(outputs, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+
+    def loss(t, y):
+        if signals == "end" and t < len(x) - 4:
+            return None
+        return (y * weight * (t % 3 - 0.7)).sum() + 0.1 * y.square().sum()
+
+    return loss
+
+
+def through_time(net, x, loss):
+    net.zero_grad()
+    losses = [loss(t, y) for t, y in enumerate(net(x))]
+    sum(one for one in losses if one is not None).backward()
+    return grads(net)
+
+
+def by_steps(net, x, loss, rule):
+    net.zero_grad()
+    learner = hb.learn.online(net, rule)
+    for t, input_ in enumerate(x):
+        one = loss(t, learner.step(input_))
+        if one is not None:
+            one.backward()
+    return grads(net)
+
+
+def by_sequence(net, x, loss, rule, chunk):
+    net.zero_grad()
+    hb.learn.online(net, rule).sequence(x, loss, chunk=chunk)
+    return grads(net)
+
+
+def likeness(found, exact):
+    """Cosine and ratio of the norms."""
+    a, b = (torch.cat([one[name].flatten() for name in exact]) for one in (found, exact))
+    return float(a @ b / (a.norm() * b.norm())), float(a.norm() / b.norm())
+
+
+def check_exact(found, exact, part=1e-9):
+    assert found.keys() == exact.keys()
+    for name, one in exact.items():
+        assert one.abs().max() > 0, name
+        assert (found[name] - one).abs().max() <= part * one.abs().max(), name
+
+
+def strong(net, x):
+    """`net`, the weights of its first layer made so large that its neurons spike."""
+    weights = net[0]
+    for _ in range(40):
+        with torch.no_grad():
+            if net[:2](x).mean() > 0.05:
+                return net
+            for parameter in weights.parameters():
+                parameter.mul_(1.3)
+    raise AssertionError(f"{net[1]} can't be made to spike")
+
+
+def network(layer, readout, inputs=6, neurons=5):
+    torch.manual_seed(0)
+    behind = [] if readout == "linear" else [hb.LI(tau=4.0)]
+    return nn.Sequential(nn.Linear(inputs, neurons), layer, nn.Linear(neurons, 3), *behind).double()
+
+
+@pytest.mark.parametrize("signals", ["each", "end"])
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+@pytest.mark.parametrize("kind", [*SPIKING, Resonate], ids=lambda kind: kind.__name__)
+def test_one_layer_has_the_gradient_of_backpropagation_through_time(kind, readout, signals):
+    cell = kind() if kind is Resonate else kind(surrogate=ATan())
+    x = spikes(15, 3, 6)
+    net = strong(network(hb.OverTime(cell), readout), x)
+    loss = loss_of(x, 3, signals)
+    exact = through_time(net, x, loss)
+    check_exact(by_steps(net, x, loss, "d-rtrl"), exact)
+    check_exact(by_sequence(net, x, loss, "d-rtrl", 7), exact)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+def test_what_a_cell_learns_has_its_traces(readout, rule):
+    cell = hb.LIFCell(tau=hb.log_uniform(2, 20, 5), surrogate=ATan(), learn=("tau", "threshold"))
+    if rule == "ottt":
+        cell = hb.LIFCell(tau=3.0, surrogate=ATan(), learn=("tau", "threshold"))
+    x = spikes(25, 4, 6)
+    net = strong(network(hb.OverTime(cell), readout), x)
+    loss = loss_of(x, 3)
+    exact, found = (
+        {name: one for name, one in all_.items() if "cell" in name}
+        for all_ in (through_time(net, x, loss), by_steps(net, x, loss, rule))
+    )
+    assert len(exact) == 2
+    if not (rule == "ottt" and readout == "leaky"):  # it leaves the readout's memory out
+        check_exact(found, exact)
+
+
+@pytest.mark.parametrize("reset", ["subtract", 0.0])
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+def test_traces_larger_than_a_block_are_the_same(readout, reset, monkeypatch):
+    monkeypatch.setattr(hb.learn.traces, "BLOCK", 16)
+    monkeypatch.setattr(hb.learn.memory, "BLOCK", 32)
+    layer = hb.LIF(surrogate=ATan(), reset=reset, detach_reset=True)
+    x = spikes(15, 4, 6)
+    net = strong(network(layer, readout), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+    check_exact(by_sequence(net, x, loss_of(x, 3), "d-rtrl", 4), exact)
+
+
+def test_a_learned_readout_has_the_gradient_of_its_leak():
+    x = spikes(20, 4, 6)
+    net = strong(network(hb.LIF(), "leaky"), x)
+    net[3] = hb.LI(tau=4.0, learn="tau").double()
+    exact = through_time(net, x, loss_of(x, 3))
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+
+
+def test_float32_agrees_to_rounding():
+    x = spikes(60, 8, 20, dtype=torch.float32)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 30), hb.ALIF(surrogate=ATan()), hb.Linear(30, 3), hb.LI(tau=4.0))
+    net = strong(net, x)
+    exact = through_time(net, x, loss_of(x, 3))
+    for found in (
+        by_steps(net, x, loss_of(x, 3), "d-rtrl"),
+        by_sequence(net, x, loss_of(x, 3), "d-rtrl", 16),
+    ):
+        cosine, norm = likeness(found, exact)
+        assert cosine >= 0.99999
+        assert abs(norm - 1) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1, "bias": False}, {"dilation": 2}], ids=str
+)
+def test_a_convolution_has_the_gradient_of_backpropagation_through_time(options):
+    torch.manual_seed(0)
+    x = spikes(12, 2, 2, 7, 6)
+    sizes = nn.Conv2d(2, 3, 3, **options)(x[0].float()).flatten(1).shape[1]
+    net = nn.Sequential(
+        hb.EachStep(nn.Conv2d(2, 3, 3, **options)),
+        hb.LIF(surrogate=ATan()),
+        nn.Flatten(2),
+        nn.Linear(sizes, 3),
+    )
+    net = strong(net.double(), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+    check_exact(by_sequence(net, x, loss_of(x, 3), "d-rtrl", 5), exact)
+
+
+def test_a_convolution_of_one_dimension_too():
+    torch.manual_seed(0)
+    x = spikes(12, 2, 2, 9)
+    net = nn.Sequential(
+        hb.EachStep(hb.events.Conv1d(2, 3, 4, padding=1)), hb.CubaLIF(), nn.Flatten(2), nn.Linear(24, 3)
+    )
+    net = strong(net.double(), x)
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), through_time(net, x, loss_of(x, 3)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_neurons_connected_with_themselves_alone_have_the_whole_gradient(scale):
+    layer = hb.Recurrent(hb.LIFCell(surrogate=ATan()), 5, gradient_scale=scale)
+    x = spikes(25, 4, 6)
+    net = strong(network(layer, "leaky"), x)
+    with torch.no_grad():
+        net[1].recurrent.weight.copy_(torch.diag(torch.linspace(-1, 1, 5)))
+    exact = through_time(net, x, loss_of(x, 3))
+    found = by_steps(net, x, loss_of(x, 3), "d-rtrl")
+    diagonal = torch.eye(5, dtype=torch.bool)
+    for one in (exact, found):  # a weight of zero acts on other neurons, as soon as it is learned
+        one["1.recurrent.weight"] = one["1.recurrent.weight"][diagonal]
+    check_exact(found, exact)
+    for found in (by_steps(net, x, loss_of(x, 3), "e-prop"), by_sequence(net, x, loss_of(x, 3), "e-prop", 8)):
+        assert (found["0.weight"] - exact["0.weight"]).abs().max() > 1e-3  # it has no synapse to itself
+
+
+@pytest.mark.parametrize(
+    ("rule", "cosine", "norm"), [("d-rtrl", 0.93, 0.9), ("e-prop", 0.93, 0.9), ("pp-prop", 0.9, 0.3)]
+)
+def test_a_recurrent_network_has_nearly_the_gradient(rule, cosine, norm):
+    torch.manual_seed(0)
+    x = spikes(30, 8, 20)
+    net = nn.Sequential(
+        nn.Linear(20, 16), hb.Recurrent(hb.LIFCell(surrogate=ATan()), 16), nn.Linear(16, 3), hb.LI(tau=4.0)
+    )
+    net = strong(net.double(), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    found = likeness(by_steps(net, x, loss_of(x, 3), rule), exact)
+    assert found[0] >= cosine
+    assert norm <= found[1] <= 1 / norm
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("chunk", [4, 30])
+def test_a_sequence_is_its_steps(rule, chunk):
+    torch.manual_seed(0)
+    x = spikes(18, 4, 6)
+    layers = hb.Recurrent(hb.LIFCell(surrogate=ATan(), learn="tau"), 5), hb.ALIF(surrogate=ATan())
+    net = nn.Sequential(
+        nn.Linear(6, 5), layers[0], nn.Linear(5, 8), layers[1], nn.Linear(8, 3), hb.LI(tau=4.0)
+    )
+    net = strong(net.double(), x)
+    check_exact(by_sequence(net, x, loss_of(x, 3), rule, chunk), by_steps(net, x, loss_of(x, 3), rule))
+
+
+def test_a_sequence_may_come_step_by_step():
+    x = spikes(20, 4, 6)
+    net = strong(network(hb.LIF(surrogate=ATan()), "leaky"), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    net.zero_grad()
+    hb.learn.online(net).sequence(iter(x), loss_of(x, 3), chunk=7)
+    check_exact(grads(net), exact)
+
+
+def test_outputs_and_states_are_those_of_the_network():
+    torch.manual_seed(0)
+    x = spikes(20, 4, 6, dtype=torch.float32)
+    net = strong(nn.Sequential(nn.Linear(6, 5), hb.Recurrent(hb.LIFCell(), 5), nn.Linear(5, 3), hb.LI()), x)
+    learner = hb.learn.online(net)
+    with torch.no_grad():
+        wanted = torch.stack([learner.step(one) for one in x])
+    torch.testing.assert_close(wanted, net(x))
+    learner.reset()
+    torch.testing.assert_close(learner.step(x[0]), wanted[0])
+
+
+def presynaptic(x, decay):
+    trace, found = torch.zeros_like(x[0]), []
+    for one in x:
+        trace = decay * trace + one
+        found.append(trace)
+    return torch.stack(found)
+
+
+def signals_and_states(net, x, loss, names):
+    """For each step, the loss's gradient of the spikes and the states of the first layer, readout linear."""
+    with torch.no_grad():
+        states = hb.record(net[1].cell, net[0](x))
+    emitted = states["s"].clone().requires_grad_()
+    sum(loss(t, y) for t, y in enumerate(net[2](emitted))).backward()
+    return emitted.grad, [states[name] for name in names]
+
+
+def test_e_prop_is_the_papers_for_lif():
+    cell = hb.LIFCell(tau=4.0, surrogate=ATan(), detach_reset=True, reset="subtract")
+    x = spikes(25, 4, 6)
+    net = strong(network(hb.OverTime(cell), "linear"), x)
+    found = by_steps(net, x, loss_of(x, 3), "e-prop")["0.weight"]
+    signal, (v,) = signals_and_states(net, x, loss_of(x, 3), "v")
+    psi = ATan().derivative(v - 1)
+    by_hand = torch.einsum("tbj,tbj,tbi->ji", signal, psi, presynaptic(x, 0.75))
+    torch.testing.assert_close(found, by_hand)
+
+
+def test_e_prop_is_the_papers_for_alif():
+    cell = hb.ALIFCell(tau=4.0, tau_adaptation=20.0, strength=0.3, surrogate=ATan(), detach_reset=True)
+    x = spikes(25, 4, 6)
+    net = strong(network(hb.OverTime(cell), "linear"), x)
+    found = by_steps(net, x, loss_of(x, 3), "e-prop")["0.weight"]
+    signal, (v, a, s) = signals_and_states(net, x, loss_of(x, 3), ("v", "a", "s"))
+    psi = ATan().derivative(v - (1 + 0.3 * a))
+    alpha, rho, beta = 0.75, 1 - 1 / 20, 0.3
+    of_v, of_a = torch.zeros(4, 5, 6, dtype=DOUBLE), torch.zeros(4, 5, 6, dtype=DOUBLE)
+    before, by_hand, reset = None, torch.zeros(5, 6, dtype=DOUBLE), torch.zeros(4, 5, dtype=DOUBLE)
+    for t in range(25):
+        if before is not None:  # a_t = rho a + s: the trace of a with the eligibility of the step before
+            of_a = rho * of_a + before
+        of_v = (alpha * (1 - reset))[:, :, None] * of_v + x[t][:, None]
+        before = psi[t][:, :, None] * (of_v - beta * of_a)
+        by_hand += torch.einsum("bj,bji->ji", signal[t], before)
+        reset = s[t]
+    torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("reset", [0.0, "subtract"])
+def test_ottt_is_a_trace_of_the_input(reset):
+    x = spikes(25, 4, 6)
+    net = strong(network(hb.LIF(tau=4.0, surrogate=ATan(), reset=reset), "linear"), x)
+    found = by_steps(net, x, loss_of(x, 3), "ottt")["0.weight"]
+    signal, (v,) = signals_and_states(net, x, loss_of(x, 3), "v")
+    by_hand = torch.einsum("tbj,tbi->ji", signal * ATan().derivative(v - 1), presynaptic(x, 0.75))
+    torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("readout", ["linear", "leaky"])
+def test_pp_prop_is_a_trace_of_rank_one(readout):
+    x, loss = spikes(25, 4, 6), loss_of(spikes(25, 4, 6), 3)
+    net = strong(network(hb.LIF(tau=4.0, surrogate=ATan(), detach_reset=True), readout), x)
+    found = by_steps(net, x, loss, hb.learn.PPProp(decay=0.8))["0.weight"]
+    y = net(x).detach().requires_grad_()  # of the readout's memory, the traces know
+    sum(loss(t, one) for t, one in enumerate(y)).backward()
+    signal, leak = y.grad @ net[2].weight.detach(), 0.75 if readout == "leaky" else 0.0
+    with torch.no_grad():
+        states = hb.record(net[1].cell, net[0](x))
+    f, z, reset = (torch.zeros(4, 5, dtype=DOUBLE) for _ in range(3))
+    by_hand = torch.zeros(5, 6, dtype=DOUBLE)
+    for t, pre in enumerate(presynaptic(x, 0.8)):
+        f = 0.8 * 0.75 * (1 - reset) * f + (1 - 0.8)
+        z = 0.8 * leak * z + ATan().derivative(states["v"][t] - 1) * f
+        by_hand += torch.einsum("bj,bi->ji", signal[t] * z, pre)
+        reset = states["s"][t]
+    torch.testing.assert_close(found, by_hand)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_of_earlier_steps_is_kept(rule):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), hb.Recurrent(hb.LIFCell(), 5), nn.Linear(5, 3), hb.LI(tau=4.0))
+    learner, optimizer = hb.learn.online(net, rule), torch.optim.SGD(net.parameters(), 0.01)
+
+    def live():
+        gc.collect()
+        return sum(one.numel() for one in gc.get_objects() if isinstance(one, torch.Tensor))
+
+    counts = []
+    for _ in range(3):
+        for one in spikes(10, 4, 6, dtype=torch.float32):
+            learner.step(one).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        counts.append(live())
+    assert counts[1] == counts[2]
+
+
+def test_where_all_neurons_leak_alike_an_input_has_one_trace():
+    torch.manual_seed(0)
+    layer = hb.LIF(surrogate=ATan(), reset="subtract", detach_reset=True)
+    net = nn.Sequential(nn.Linear(6, 5), layer, nn.Linear(5, 3)).double()
+    learner = hb.learn.online(net)
+    x = spikes(3, 4, 6)
+    for one in x:
+        learner.step(one)
+    assert learner.trace_numbers == {"1": 4 * 7}
+    net[1].cell.detach_reset = False
+    learner.reset()
+    for one in x:
+        learner.step(one)
+    assert learner.trace_numbers == {"1": 4 * 5 * 7}
+
+
+def test_a_hyper_parameter_may_change():
+    x = spikes(10, 4, 6)
+    net = strong(network(hb.LIF(surrogate=ATan()), "linear"), x)
+    learner = hb.learn.online(net)
+    learner.sequence(x, loss_of(x, 3))
+    net[1].cell.tau = 7.0
+    exact = through_time(net, x, loss_of(x, 3))
+    net.zero_grad()
+    learner.sequence(x, loss_of(x, 3))
+    check_exact(grads(net), exact)
+
+
+def test_frozen_layers_may_stand_before():
+    x = spikes(10, 4, 6)
+    net = strong(network(hb.LIF(surrogate=ATan()), "linear"), x)
+    net[0].requires_grad_(False)
+    exact = through_time(net, x, loss_of(x, 3))
+    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+    assert exact.keys() == {"2.weight", "2.bias"}
+
+
+class Counting(hb.Cell):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def forward(self, input_, s_previous):
+        self.steps += 1
+        return (torch.relu(input_) + 0 * s_previous,)
+
+
+def sequential(*layers):
+    return nn.Sequential(nn.Linear(6, 5), hb.LIF(), *layers)
+
+
+def convolution(**options):
+    return hb.EachStep(nn.Conv2d(2, 4, 3, **options))
+
+
+NORM = hb.EachStep(nn.BatchNorm2d(4, affine=False))
+REFUSED = [
+    ("net", TypeError, "net must be a torch.nn.Module, got str"),
+    (nn.Sequential(nn.Linear(6, 5)), ValueError, "a layer of neurons"),
+    (sequential(hb.Delay(2, 3), nn.Linear(5, 3), hb.LIF()), TypeError, "'2': no rule knows Delay"),
+    (sequential(nn.GRU(5, 3)), TypeError, "'2': no rule knows GRU; use hibana.Recurrent"),
+    (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), hb.LIF()), ValueError, "'0', Linear, has parameters"),
+    (sequential(nn.Linear(5, 3), hb.LI(tau=torch.rand(3) + 2)), ValueError, "'3', LICell: a layer"),
+    (sequential(nn.Linear(5, 3), hb.LI(), nn.Linear(3, 3), hb.LI()), ValueError, "'3' and '5'"),
+    (nn.Sequential(convolution(groups=2), hb.LIF()), ValueError, "'0': a convolution must have groups=1"),
+    (nn.Sequential(convolution(), NORM, hb.LIF()), ValueError, "'1': BatchNorm2d in training"),
+    (
+        nn.Sequential(hb.Recurrent(hb.LIFCell(), 4, nn.Sequential(nn.Linear(4, 4)))),
+        TypeError,
+        "'0': recurrent must be an nn.Linear",
+    ),
+]
+
+
+@pytest.mark.parametrize(("net", "kind", "said"), REFUSED, ids=[one[2] for one in REFUSED])
+def test_a_network_that_no_rule_knows_is_refused(net, kind, said):
+    with pytest.raises(kind, match=said):
+        hb.learn.online(net)
+
+
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="rule must be one of d-rtrl, e-prop, ottt, pp-prop; got 'rtrl'"):
+        hb.learn.online(sequential(), "rtrl")
+    with pytest.raises(TypeError, match=r"rule must be a hibana.learn.Rule or its name, got 3"):
+        hb.learn.online(sequential(), 3)
+
+
+def test_a_cell_that_no_rule_can_follow_is_named():
+    learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(Counting())), "ottt")
+    with pytest.raises(ValueError, match="layer '1', Counting, can't be learned online"):
+        learner.step(torch.rand(4, 6))
+
+
+@pytest.mark.parametrize("cell", [hb.LIFCell(tau=torch.rand(5) + 2), hb.QIFCell()], ids=["tau", "QIF"])
+def test_ottt_needs_one_leak(cell):
+    learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(cell), nn.Linear(5, 3)), "ottt")
+    with pytest.raises(ValueError, match=r"layer '1', .*: rule 'ottt' keeps one trace for each input"):
+        learner.step(torch.rand(4, 6))
+
+
+def test_what_a_rule_leaves_out_is_said():
+    net = nn.Sequential(
+        nn.Linear(6, 5),
+        hb.Recurrent(hb.ALIFCell(), 5),
+        nn.Linear(5, 5),
+        hb.LIF(tau=torch.rand(5) + 2),
+        nn.Linear(5, 3),
+        hb.LI(),
+    )
+    said = hb.learn.explain(net, "d-rtrl")
+    assert "layer '1', ALIFCell: 3 numbers for each sample and synapse, 1 of them" in said
+    assert "left out: how its neurons act on one another over time" in said
+    assert "left out: what the neurons of '3' remember of earlier steps" in said
+    assert said.count("nothing is left out") == 2  # the last layer of spikes, and the readout
+    said = hb.learn.explain(net[:2], "ottt")
+    assert "left out: the reset" in said
+    assert "all that goes through recurrent synapses over time" in said
+    said = hb.learn.explain(net, "pp-prop")
+    assert "left out: which input met which state" in said
+    assert "layer '5', LICell: 1 number for each sample and input" in said
+    with pytest.raises(ValueError, match="layer '3', LIFCell: rule 'ottt' keeps one trace"):
+        hb.learn.explain(net, "ottt")
+
+
+def test_a_wrong_call_is_named():
+    learner = hb.learn.online(sequential(nn.Linear(5, 3)))
+    with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.int64"):
+        learner.step(torch.zeros(4, 6, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"x must be \[T, batch, ...\]"):
+        learner.sequence(torch.rand(4, 6), lambda t, y: y.sum())
+    with pytest.raises(ValueError, match="chunk must be a whole number of at least 1, got 0"):
+        learner.sequence(torch.rand(3, 4, 6), lambda t, y: y.sum(), chunk=0)
+    with pytest.raises(
+        TypeError, match=r"loss must give a tensor of one number, or None, got shape \(4, 3\)"
+    ):
+        learner.sequence(torch.rand(3, 4, 6), lambda t, y: y)
+    with pytest.raises(ValueError, match="None at all of them"):
+        learner.sequence(torch.rand(3, 4, 6), lambda t, y: None)
+    with pytest.raises(TypeError, match="layer '1' must be given float32 or float64"):
+        hb.learn.online(sequential().bfloat16()).step(torch.rand(4, 6).bfloat16())
+    learner.step(torch.rand(4, 6))
+    with pytest.raises(ValueError, match="call reset"):
+        learner.step(torch.rand(3, 6))
+    with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\), got 1"):
+        hb.learn.PPProp(decay=1)
+
+
+def test_a_backward_that_comes_too_late_is_named():
+    learner = hb.learn.online(sequential(nn.Linear(5, 3)))
+    early = learner.step(torch.rand(4, 6))
+    learner.step(torch.rand(4, 6))
+    with pytest.raises(RuntimeError, match="layer '1' is past the step that this backward is of"):
+        early.sum().backward()
+
+
+def test_it_learns_while_it_runs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 32), hb.LIF(surrogate=ATan()), nn.Linear(32, 2), hb.LI(tau=4.0))
+    learner, optimizer = hb.learn.online(net), torch.optim.Adam(net.parameters(), 0.01)
+    targets, losses = torch.tensor([0, 1] * 8), []
+    rates = torch.where((targets[:, None] == 0) == (torch.arange(10) < 5), 0.4, 0.2)
+    for _ in range(200):
+        loss = nn.functional.cross_entropy(learner.step(torch.bernoulli(rates)), targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-50:]) < 0.7 * sum(losses[:50])
