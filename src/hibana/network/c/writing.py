@@ -9,13 +9,15 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import delays, layers
 from hibana.network.c.costs import Cost, Spiking, neurons_below, what
 from hibana.network.c.memory import Held
-from hibana.network.c.neurons import Writer, layer
+from hibana.network.c.neurons import Writer
 from hibana.network.c.numbers import Numbers
 from hibana.network.c.parts import Parts
 from hibana.network.c.rows import Active, Rows
 from hibana.network.c.text import block, commented, each
 from hibana.network.graph import WEIGHTED, Network, Node
+from hibana.network.neurons import layer
 from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.weights import weights_of
 
 __all__ = ["Writing"]
 
@@ -150,7 +152,7 @@ class Writing:
         return ["size_t count = 0;", *each_one, f"{held.count} = ({self.parts.index})count;"]
 
     def _weighted(self, node: Node, read: Held, written: Held, over: Active | None) -> list[str]:
-        weights, bias = layers.weights_of(node, read)
+        weights, bias = weights_of(node, read.places)
         names = (
             f"{self.name}_w{self.parts.at[node]}",
             "" if bias is None else f"{self.name}_b{self.parts.at[node]}",
