@@ -120,6 +120,21 @@ def test_networks_of_all_sorts_spike_as_in_pytorch(data):
     assert torch.equal(torch.cat([*pieces, stream.run(inputs[5:])]), wanted)
 
 
+@pytest.mark.parametrize("name", ["spiking_vgg", "sew_resnet"])
+def test_deep_models_are_compiled(name):
+    torch.manual_seed(0)
+    net = getattr(hb.models, name)((2, 16, 16), 5, depth={"spiking_vgg": 8, "sew_resnet": 10}[name], width=8)
+    inputs = (torch.rand(5, 2, 2, 16, 16) < 0.3).float()
+    with torch.no_grad():
+        for _ in range(30):
+            net(inputs)
+    net.eval()
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
+
+
 @pytest.fixture
 def net():
     torch.manual_seed(0)

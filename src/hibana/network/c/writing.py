@@ -29,6 +29,8 @@ class Writing:
         self.network, self.numbers, self.name, self.scores, self.steps = network, numbers, name, scores, steps
         self.parts = Parts(network, numbers, name)
         self.held: dict[Node, Held] = {}
+        self.weighted: set[Node] = set()
+        """The nodes whose weights are written; one that reads the input is written for numbers and events."""
         self.costs: list[Cost] = []
         self.spiking: list[Spiking] = []
         self.functions: set[str] = set()
@@ -157,7 +159,8 @@ class Writing:
             f"{self.name}_w{self.parts.at[node]}",
             "" if bias is None else f"{self.name}_b{self.parts.at[node]}",
         )
-        again = any(cost.name == node.name for cost in self.costs)
+        again = node in self.weighted
+        self.weighted.add(node)
         over = over or layers.active(read, self.numbers.kind if not read.kind else read.kind)
         if not again:
             self.parts.constant(names[0], self.numbers.of(node.name, weights), weights)
