@@ -103,6 +103,11 @@ class Network:
     net: nn.Module
     """The copy of the network, batch normalisation folded, that the layers are of."""
 
+    def __str__(self) -> str:
+        from hibana.network.table import table  # which reads neurons, and so this module
+
+        return table(self)
+
     @property
     def input(self) -> Node:
         """What goes in."""

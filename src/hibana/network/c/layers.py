@@ -22,7 +22,6 @@ __all__ = [
     "linear",
     "maximum",
     "numbers",
-    "products_of",
     "scaled",
 ]
 
@@ -45,17 +44,6 @@ def events(size: int) -> Active:
     """Over a list of places, of which those that are none are left out."""
     begins = ("const size_t i = events[k];", f"if (i >= {size})", "    continue;")
     return Active("for (size_t k = 0; k < count; k++)", begins, False)
-
-
-def products_of(node: Node) -> int:
-    """How many products the dense layer takes for a step."""
-    module: Any = node.module
-    (source,) = node.inputs
-    if node.kind in ("linear", "delayed"):
-        return source.size * node.size
-    if node.kind == "window":
-        return source.size * int(module.kernel_size * module.out_channels // module.groups)
-    return sliding_of(node).taps * int(module.in_channels // module.groups * module.out_channels)
 
 
 def linear(rows: Rows, over: Active, bias: str) -> list[str]:

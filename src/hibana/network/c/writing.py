@@ -7,7 +7,7 @@ import torch
 from hibana.compiler.c.source import functions
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import delays, layers
-from hibana.network.c.costs import Cost, Spiking, neurons_below, what
+from hibana.network.c.costs import Cost, Spiking, neurons_below
 from hibana.network.c.memory import Held
 from hibana.network.c.neurons import Writer
 from hibana.network.c.numbers import Numbers
@@ -17,6 +17,7 @@ from hibana.network.c.text import block, commented, each
 from hibana.network.graph import WEIGHTED, Network, Node
 from hibana.network.neurons import layer
 from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.table import products_of, what
 from hibana.network.weights import weights_of
 
 __all__ = ["Writing"]
@@ -167,7 +168,7 @@ class Writing:
             if bias is not None:
                 self.parts.constant(names[1], self.numbers.of(node.name, bias), bias)
             self.numbers.added(node, node.inputs[0], weights, bias)
-            products = layers.products_of(node)
+            products = products_of(node)
             self._cost(node, products, over.valued, node.inputs[0].density, products)
         if node.kind == "window":
             ring, order = (

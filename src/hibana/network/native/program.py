@@ -140,7 +140,8 @@ class Stream:
         graph = native.network
         self._dtype = graph.dtype
         self._shape = torch.Size((batch, *graph.input.shape))
-        self._out_shape = torch.Size((batch, *graph.outputs))
+        self._blank = torch.empty((batch, *graph.outputs), dtype=graph.dtype, device="cpu")
+        """Of the shape of what a step gives: ``empty_like`` takes a quarter of the time of ``empty``."""
         self._block = native.rest.repeat(batch, 1)
         self._work = sum(node.size for node in graph.nodes)
         self._status = ctypes.c_int64()
@@ -164,17 +165,16 @@ class Stream:
         """
         if isinstance(x, np.ndarray):
             return self.step(torch.from_numpy(x)).numpy()
-        out_shape = self._out_shape
+        single = False
         if not (isinstance(x, Tensor) and x.shape == self._shape and self._is_plain(x)):
             _check_tensor("x", x, self._dtype)
-            if self.batch == 1 and x.shape == self._shape[1:]:
-                out_shape = out_shape[1:]
-            elif x.shape != self._shape:
+            single = self.batch == 1 and x.shape == self._shape[1:]
+            if not single and x.shape != self._shape:
                 raise ValueError(f"x must be [{_sides(self._shape)}], got {tuple(x.shape)}")
             x = x.contiguous()
-        outputs = torch.empty(out_shape, dtype=self._dtype, device="cpu")
+        outputs = torch.empty_like(self._blank)
         self._run(1, x.data_ptr(), outputs)
-        return outputs
+        return outputs[0] if single else outputs
 
     def events(self, indices: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
         """The output ``[1, ...]`` of a step whose input is 1 at `indices` and 0 elsewhere.
@@ -200,7 +200,7 @@ class Stream:
         places = places.to(torch.int64).contiguous()
         # an empty list has no memory, and an address must say that there is one
         at = places if places.numel() else torch.zeros(1, dtype=torch.int64, device="cpu")
-        outputs = torch.empty(self._out_shape, dtype=self._dtype, device="cpu")
+        outputs = torch.empty_like(self._blank)
         self._run(1, 0, outputs, at.data_ptr(), places.numel())
         return outputs
 
@@ -210,7 +210,7 @@ class Stream:
         if inputs.shape[1:] != self._shape or not len(inputs):
             raise ValueError(f"inputs must be [T, {_sides(self._shape)}], got {tuple(inputs.shape)}")
         inputs = inputs.contiguous()
-        outputs = torch.empty(len(inputs), *self._out_shape, dtype=self._dtype, device="cpu")
+        outputs = torch.empty(len(inputs), *self._blank.shape, dtype=self._dtype, device="cpu")
         self._run(len(inputs), inputs.data_ptr(), outputs)
         return outputs
 
