@@ -264,7 +264,7 @@ class _Reading:
         self, line: fx.Node, name: str, source: Node, seen: tuple[int, ...], shape: tuple[int, ...]
     ) -> None:
         """The mean over all but the channels, of `shape`."""
-        kernel = (1, *seen[1:])[-2:]
+        kernel = (1, seen[1]) if len(seen) == 2 else (seen[1], seen[2])
         made = Node(name, "average", Mean(kernel), (source,), (seen,), (seen[0], *(1 for _ in seen[1:])))
         self._add(line, made, None)
         self.values[line] = made, shape

@@ -60,7 +60,8 @@ def pack_bits(values: Tensor) -> Tensor:
     padded = torch.zeros(*values.shape[:-1], -(-count // 64) * 64, dtype=torch.uint8, device="cpu")
     padded[..., :count] = values
     weights = 2 ** torch.arange(8, dtype=torch.uint8, device="cpu")
-    return (padded.unflatten(-1, (-1, 8)) * weights).sum(-1, dtype=torch.uint8)
+    octets: Tensor = padded.view(*values.shape[:-1], -1, 8) * weights
+    return octets.sum(-1, dtype=torch.uint8)
 
 
 def unpack_bits(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:

@@ -33,7 +33,8 @@ class _Ring:
     def step(self, later: Any) -> Pointer:
         """The numbers of the step that is `later` than the present one, by fewer than there are."""
         at = self.now + later
-        return self.numbers + (at < self.steps).select(at, at - self.steps) * self.size
+        row: Pointer = self.numbers + (at < self.steps).select(at, at - self.steps) * self.size
+        return row
 
     def taken(self, bias: Pointer | None, channels: int) -> Pointer:
         """The sums of the present step with a bias, which leaves the ring; then the next is the present."""

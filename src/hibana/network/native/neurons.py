@@ -105,6 +105,5 @@ def _do(
         if address not in emitter.functions:
             emitter.functions.append(address)
         at = Pointer.at(emitter.functions_at[emitter.functions.index(address)])
-        kinds = [INT, *[emitter.number] * (len(given) + 1), LONG]
-        called = Function.at(at, *kinds)
+        called = Function.at(at, INT, *[emitter.number] * (len(given) + 1), LONG)
         called.do(code, code.constant(size, INT), *given, given[0], code.constant(ACCURATE))

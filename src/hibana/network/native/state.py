@@ -29,12 +29,12 @@ def get(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype) -> dict[str,
             steps = array.shape[0]
             now = _view(block, counters[array.layer], torch.int64)  # [batch, 1]
             order = (now + torch.arange(steps, device="cpu")) % steps  # [batch, steps]
-            rows = flat.unflatten(1, (steps, -1))
+            rows = flat.view(len(flat), steps, -1)
             flat = rows.gather(1, order[..., None].expand_as(rows)).transpose(0, 1)
         values = torch.empty_like(flat, memory_format=torch.contiguous_format)
         values[..., array.places] = flat
         shape = array.shape[1:] if array.kind == "ring" else array.shape
-        found[array.layer] = (*found.get(array.layer, ()), values.unflatten(-1, shape))
+        found[array.layer] = (*found.get(array.layer, ()), values.view(*values.shape[:-1], *shape))
     return found
 
 
@@ -53,9 +53,9 @@ def put(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype, state: Mappi
     for name in names:
         wanted = [_shape(array, len(block)) for array in held if array.layer == name]
         tensors = state[name]
-        got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in tensors]
-        if got != wanted:
-            raise ValueError(f"state of layer {name!r} must be tensors of {wanted}, got {got}")
+        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in tensors]
+        if shapes != wanted:
+            raise ValueError(f"state of layer {name!r} must be tensors of {wanted}, got {shapes}")
         given += tensors
     for array, values in zip(held, given, strict=True):
         if array.kind == "bits" and not bool(((values == 0) | (values == 1)).all()):
