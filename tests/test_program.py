@@ -13,7 +13,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network import in_order
+from hibana.network import in_order, to_c
 from test_c import CELLS, NETWORKS
 
 
@@ -133,6 +133,30 @@ def test_deep_models_are_compiled(name):
         wanted = in_order(net, inputs)(inputs)
     assert wanted.std() > 0.01
     torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
+
+
+def test_neurons_with_delayed_synapses_to_each_other():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 40), hb.DelayedRecurrent(hb.LIFCell(threshold=0.5), 40, 5), nn.Linear(40, 3)
+    )
+    dyadic(net)
+    with torch.no_grad():
+        net[1].recurrent.weight.copy_((net[1].recurrent.weight * 256).round() / 64)
+    net[1].recurrent.delay.data[0] = 5
+    inputs = (torch.rand(40, 2, 6) < 0.4).float()
+    program = hb.compile(net, inputs)
+    with torch.no_grad():
+        wanted = net.eval()(inputs)
+        rest = net[:1](inputs)
+        assert not torch.equal(wanted, net[2:](hb.OverTime(net[1].cell)(rest)))
+    assert torch.equal(program(inputs), wanted)
+    stream = program.stream(2)
+    pieces = [stream.run(inputs[:11])]
+    stream.state = stream.state
+    assert torch.equal(torch.cat([*pieces, stream.run(inputs[11:])]), wanted)
+    with pytest.raises(Unsupported, match="layer '1': DelayedRecurrent is no layer that can be written"):
+        to_c(net, inputs)
 
 
 @pytest.fixture
@@ -310,6 +334,17 @@ def stream_after(program, state):
     stream = program.stream()
     stream.state = state
     return stream
+
+
+def test_whole_numbers_are_exact(net, inputs):
+    inputs = torch.rand(12, 3, 6)
+    quantized, _ = hb.quantize(net, inputs)
+    with pytest.raises(Unsupported, match=r"hibana.compile\(net.net, net.whole_input\(example\)\)"):
+        hb.compile(quantized, inputs)
+    whole = quantized.whole_input(inputs)
+    wanted = quantized.net(whole)
+    assert wanted.abs().max() > 100
+    assert torch.equal(hb.compile(quantized.net, whole)(whole), wanted)
 
 
 def test_another_programs_state_is_refused_and_changes_nothing(program, inputs):

@@ -18,6 +18,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.nn.blocks import StepsDropout
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.each_step import EachStep
 from hibana.nn.fold import fold_batchnorm, traced_layers
 from hibana.nn.layers import OverTime, Recurrent
@@ -28,9 +29,9 @@ __all__ = ["OVER_TIME", "WEIGHTED", "Kind", "Network", "Node", "read"]
 
 Kind = Literal[
     "input", "linear", "convolution", "maximum", "average", "sum", "scale",
-    "neurons", "window", "delay", "delayed",
+    "neurons", "window", "delay", "delayed", "delayed recurrent",
 ]  # fmt: skip
-OVER_TIME = ("neurons", "window", "delay", "delayed")
+OVER_TIME = ("neurons", "window", "delay", "delayed", "delayed recurrent")
 """Layers whose output depends on the steps before, as well as on their input."""
 WEIGHTED = ("linear", "convolution", "window", "delayed")
 """Layers that add rows of weights."""
@@ -44,6 +45,7 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (Window, "window"),
     (Delay, "delay"),
     (DelayedLinear, "delayed"),
+    (DelayedRecurrent, "delayed recurrent"),
 )
 _MOVES = (
     *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
@@ -112,6 +114,14 @@ class Network:
     def input(self) -> Node:
         """What goes in."""
         return self.nodes[0]
+
+    def check_kinds(self, *unknown: Kind) -> None:
+        """Raises Unsupported, naming the first layer of a kind that is `unknown` to who reads the graph."""
+        for node in self.nodes:
+            if node.kind in unknown:
+                raise Unsupported(
+                    f"layer {node.name!r}: {type(node.module).__name__} is no layer that can be written"
+                )
 
     @property
     def still(self) -> tuple[Node, ...]:

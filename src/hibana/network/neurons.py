@@ -13,6 +13,7 @@ from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Node
 from hibana.network.sliding import channels_last
+from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 
 __all__ = ["Layer", "layer"]
@@ -80,7 +81,7 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
         Unsupported: naming the layer, if its step can't be read.
     """
     module = node.module
-    assert isinstance(module, OverTime | Recurrent)
+    assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
     cell = module.cell
     if isinstance(module, Recurrent):
         cell = RecurrentCell(cell, module.recurrent, 1.0)  # which scales no gradient, for there is none

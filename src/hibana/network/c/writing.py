@@ -43,6 +43,7 @@ class Writing:
         """what only a new input has computed again;"""
         self.go: list[str] = []
         """and what every step does."""
+        network.check_kinds("delayed recurrent")
         for node in network.nodes:
             self._node(node)
         self.go += self._scored()

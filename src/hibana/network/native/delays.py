@@ -12,11 +12,12 @@ from torch import Tensor
 from hibana.network.graph import Node
 from hibana.network.native.emitter import Emitter, Held, times
 from hibana.network.native.layers import bias_of
+from hibana.network.native.neurons import neurons
 from hibana.network.sliding import channels_last
 from hibana.network.weights import delays_of, weights_of
 from hibana.runtime.kernels import LONG, Longs, Pointer
 
-__all__ = ["delay", "delayed", "window"]
+__all__ = ["delay", "delayed", "delayed_recurrent", "window"]
 
 
 class _Ring:
@@ -36,6 +37,13 @@ class _Ring:
         row: Pointer = self.numbers + (at < self.steps).select(at, at - self.steps) * self.size
         return row
 
+    def scatter(self, held: Held, rows: Pointer, late: Pointer) -> None:
+        """Adds what is not zero, times its row of weights, each at the step that its delay says."""
+        with self.emitter.each_active(held) as (i, x), self.emitter.code.loop(0, self.size) as o:
+            synapse = i * self.size + o
+            target = self.step(late[synapse].to(LONG))
+            target[o] = target[o] + times(rows[synapse], x)
+
     def taken(self, bias: Pointer | None, channels: int) -> Pointer:
         """The sums of the present step with a bias, which leaves the ring; then the next is the present."""
         emitter, out = self.emitter, self.emitter.temporary(self.size)
@@ -51,7 +59,8 @@ class _Ring:
     def goes_on(self) -> None:
         """Makes the next step the present one."""
         later = self.now + 1
-        self._now.store((later < self.steps).select(later, 0))
+        self.now = (later < self.steps).select(later, 0)
+        self._now.store(self.now)
 
 
 def window(emitter: Emitter, node: Node) -> Held:
@@ -89,10 +98,7 @@ def delayed(emitter: Emitter, node: Node) -> Held:
     steps = delays_of(node, read.places)
     rows, added, late = emitter.constant(weights), bias_of(emitter, bias), emitter.indices(steps)
     ring = _Ring(emitter, node, places, _module(node).reach + 1)
-    with emitter.each_active(read) as (i, x), emitter.code.loop(0, node.size) as o:
-        synapse = i * node.size + o
-        target = ring.step(late[synapse].to(LONG))
-        target[o] = target[o] + times(rows[synapse], x)
+    ring.scatter(read, rows, late)
     return Held(node, places, ring.taken(added, node.size))
 
 
@@ -110,6 +116,24 @@ def delay(emitter: Emitter, node: Node) -> Held:
         out[i] = ring.step(before)[i]
     ring.goes_on()
     return Held(node, read.places, out, truths=read.truths)
+
+
+def delayed_recurrent(emitter: Emitter, node: Node, index: int) -> Held:
+    """Neurons whose spikes come back to them through delayed synapses, a step later at the soonest."""
+    source, module = emitter.held[node.inputs[0]], _module(node).recurrent
+    read = emitter.ordered(source, torch.arange(node.size, device="cpu"))
+    rows, late = emitter.constant(module.weight.T), emitter.indices(module.steps.T)
+    ring = _Ring(emitter, node, read.places, module.reach + 1)
+    numbers, driven = emitter.numbers(read), ring.taken(None, node.size)
+    for at, lanes in emitter.vectors(node.size):
+        place = driven + at
+        place.store((numbers + at).load(lanes) + place.load(lanes))
+    kept = emitter.arrays[-2:]
+    del emitter.arrays[-2:]
+    held = neurons(emitter, node, index, Held(node, read.places, driven))
+    emitter.arrays += kept  # the ring last, as in the state of hibana.run
+    ring.scatter(held, rows, late)
+    return held
 
 
 def _module(node: Node) -> Any:

@@ -103,7 +103,9 @@ def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer)
         if node.kind == "input":
             made = Held(node, torch.arange(node.size, device="cpu"), inputs)
         elif node.kind == "neurons":
-            made = neurons(emitter, node, index)
+            made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
+        elif node.kind == "delayed recurrent":
+            made = delays.delayed_recurrent(emitter, node, index)
         else:
             made = _LAYERS[node.kind](emitter, node)
         emitter.held[node] = made

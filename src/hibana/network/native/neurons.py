@@ -17,9 +17,8 @@ from hibana.runtime.kernels import INT, LONG, Bytes, Function, Pointer, Value
 __all__ = ["neurons"]
 
 
-def neurons(emitter: Emitter, node: Node, index: int) -> Held:
-    """One step of the layer `node`; its states lie in the block of the state."""
-    read = emitter.held[node.inputs[0]]
+def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
+    """One step of the layer `node` on `read`; its states lie in the block of the state."""
     made = layer(node, index, read.places, emitter.dtype)
     stores, spikes = _stores(made)
     try:

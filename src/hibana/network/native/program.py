@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import State
+from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Network, read
 from hibana.network.native.kernel import ARGUMENTS, CHECK, NAN, RUN, Native, build
 from hibana.network.native.state import get, put
+from hibana.network.whole import Quantized
 from hibana.runtime.threads import run
 
 __all__ = ["Program", "Stream", "compile"]
@@ -115,6 +117,11 @@ class Program:
         versions = _versions(self._net)
         if isinstance(self._example, Tensor) and self._example.device.type != "cpu":
             raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
+        if isinstance(self._net, Quantized):
+            raise Unsupported(
+                "net takes and gives scaled whole numbers; compile what is inside it, "
+                "hibana.compile(net.net, net.whole_input(example))"
+            )
         native = build(read(self._net, self._example))
         if replace:
             self._versions = versions

@@ -49,6 +49,7 @@ class QuantizationAware(nn.Module):
 
     def __init__(self, network: Network, bits: int) -> None:
         super().__init__()
+        network.check_kinds("delayed recurrent")
         self.bits, self.limit = bits, check_bits(bits)
         self.plain = network.net
         fix_delays(self.plain)
