@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from hibana.network.native.blocks import Array, Block, Kind
 from hibana.network.sliding import channels_last
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
-__all__ = ["LANES", "Emitter", "Held", "powers"]
+__all__ = ["LANES", "Emitter", "Held", "parts_of", "spread", "times"]
 
 LANES = 32
 """Numbers that an element-wise loop takes at a time."""
@@ -87,10 +88,8 @@ class Emitter:
         if whole:
             with self.code.loop(0, whole, LANES) as at:
                 yield at, LANES
-        begin = whole
-        for lanes in powers(count - whole):
-            yield begin, lanes
-            begin += lanes
+        for at, lanes in parts_of(count - whole):
+            yield whole + at, lanes
 
     def numbers(self, held: Held) -> Pointer:
         """Its numbers; of bits, 0 and 1."""
@@ -140,32 +139,30 @@ class Emitter:
             i = places[k].to(LONG)
             yield i, None if held.truths else self.numbers(held)[i]
 
-    def add_rows(
-        self, held: Held, rows: Pointer, out: Pointer, size: int, bias: Pointer | None = None
-    ) -> None:
-        """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last."""
-        zero, element = self.code.constant(0, self.number.element), self.number.element
-        chunk = CHUNK * 4 // element.size
+    def add_rows(self, held: Held, rows: Tensor, out: Pointer, bias: Pointer | None = None) -> None:
+        """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last.
+
+        `rows` are ``[inputs, outputs]``; sums are taken a chunk of outputs at a time, whose weights lie together.
+        """
+        element, size = self.number.element, rows.shape[1]
+        zero, chunk = self.code.constant(0, element), CHUNK * 4 // element.size
         for first in range(0, size, chunk):
-            parts, at = [], first
-            for lanes in powers(min(chunk, size - first)):
-                parts.append((at, lanes, self.code.variable(spread(zero, lanes))))
-                at += lanes
+            width = min(chunk, size - first)
+            weights = self.constant(rows[:, first : first + width])
+            parts = [(at, n, self.code.variable(spread(zero, n))) for at, n in parts_of(width)]
             with self.each_active(held) as (i, x):
-                row = rows + i * size
+                row = weights + i * width
                 for at, lanes, total in parts:
                     total.value = total.value + times((row + at).load(lanes), x)
             for at, lanes, total in parts:
-                value = total.value
-                (out + at).store(value if bias is None else value + (bias + at).load(lanes))
+                value, place = total.value, first + at
+                (out + place).store(value if bias is None else value + (bias + place).load(lanes))
 
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
         """``target += x row``, of `count` numbers."""
-        at = 0
-        for lanes in powers(count):
+        for at, lanes in parts_of(count):
             place = target + at
             place.store(place.load(lanes) + times((row + at).load(lanes), x))
-            at += lanes
 
     def ordered(self, held: Held, places: Tensor) -> Held:
         """The same value, with its numbers as `places` says."""
@@ -196,6 +193,7 @@ def times(row: Value, x: Value | None) -> Value:
     return row if x is None else spread(x, row.type.lanes) * row
 
 
-def powers(count: int) -> list[int]:
-    """Powers of two, at most :data:`CHUNK`, the largest first, that add up to `count`."""
-    return [CHUNK] * (count // CHUNK) + [1 << b for b in reversed(range(6)) if count % CHUNK & 1 << b]
+def parts_of(count: int) -> list[tuple[int, int]]:
+    """Vectors that cover `count` elements, the longest first: where each begins, and its lanes."""
+    lanes = [CHUNK] * (count // CHUNK) + [1 << b for b in reversed(range(6)) if count % CHUNK & 1 << b]
+    return list(zip(accumulate([0, *lanes]), lanes, strict=False))

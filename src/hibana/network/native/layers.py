@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.native.emitter import Emitter, Held, powers, spread
+from hibana.network.native.emitter import Emitter, Held, parts_of, spread
 from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.network.weights import weights_of
 from hibana.runtime.kernels import Bytes, Pointer, Value
@@ -25,7 +25,7 @@ def linear(emitter: Emitter, node: Node) -> Held:
     read = emitter.held[node.inputs[0]]
     weights, bias = weights_of(node, read.places)
     out = emitter.temporary(node.size)
-    emitter.add_rows(read, emitter.constant(weights), out, node.size, bias_of(emitter, bias))
+    emitter.add_rows(read, weights, out, bias_of(emitter, bias))
     return Held(node, torch.arange(node.size, device="cpu"), out)
 
 
@@ -150,7 +150,7 @@ def _any(emitter: Emitter, node: Node, read: Held, octets: int) -> Held:
     out.clear(-(-node.size // 64) * 8)
     pixels = read.bits
     with _windows(emitter, node) as (oy, ox, taps):
-        totals = [(at, n, emitter.code.variable(0, Bytes.element.of(n))) for at, n in _parts(octets)]
+        totals = [(at, n, emitter.code.variable(0, Bytes.element.of(n))) for at, n in parts_of(octets)]
         with taps() as (y, x):
             pixel = pixels + (y * window.image[1] + x) * octets
             for at, lanes, found in totals:
@@ -182,7 +182,7 @@ def _pooled(
                 (target + ((oy * width + ox) * stride + at)).store(result(found.value, count.value))
 
     if last:
-        channel(numbers, out, channels, _parts(channels))
+        channel(numbers, out, channels, parts_of(channels))
         return Held(node, channels_last(node.shape), out)
     with code.loop(0, channels) as c:
         channel(numbers + c * image, out + c * (height * width), 1, [(0, 1)])
@@ -206,15 +206,6 @@ def _windows(emitter: Emitter, node: Node) -> Iterator[tuple[Value, Value, Any]]
                 yield y, x
 
         yield oy, ox, taps
-
-
-def _parts(count: int) -> list[tuple[int, int]]:
-    """Vectors that cover `count` elements: where each begins, and its lanes."""
-    parts, at = [], 0
-    for lanes in powers(count):
-        parts.append((at, lanes))
-        at += lanes
-    return parts
 
 
 def _module(node: Node) -> Any:
