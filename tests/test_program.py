@@ -1,6 +1,8 @@
 """A network as one native program: what it returns, step by step and over sequences, and what it refuses."""
 
+import copy
 import math
+import pickle
 import threading
 from itertools import pairwise
 
@@ -64,6 +66,38 @@ def test_every_layer_gives_what_it_does_in_pytorch(name):
 @pytest.mark.parametrize("size", [1, 7, 31, 33, 64, 100, 200])
 def test_layers_of_all_sizes(size):
     check(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
+
+
+class OnInput(nn.Module):
+    """A branch that is added to the input, which lies in another order than what a convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.neurons = hb.EachStep(nn.Conv2d(2, 2, 3, padding=1)), hb.IF(0.25)
+
+    def forward(self, x):
+        return self.neurons(self.conv(x)) + x * 0.5
+
+
+def test_images_are_put_in_the_order_in_which_they_are_read():
+    unflattened = nn.Sequential(
+        hb.EachStep(nn.Conv2d(1, 4, 3, padding=1)), hb.IF(0.25), nn.Flatten(2), nn.Unflatten(2, (8, 3, 3)),
+        hb.EachStep(nn.Conv2d(8, 2, 2)), hb.IF(0.25), hb.EachStep(nn.MaxPool2d(2, 1)),
+    )  # fmt: skip
+    for net, shape in ((OnInput(), (2, 5, 5)), (unflattened, (1, 3, 6))):
+        inputs = (torch.rand(8, 3, *shape) < 0.5).float()
+        with torch.no_grad():
+            wanted = dyadic(net.eval())(inputs)
+        assert 0 < wanted.mean() < 1
+        assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
+
+
+def test_neither_a_program_nor_a_stream_is_copied(program):
+    for made, says in ((program, "save the network, and compile"), (program.stream(), "save its state")):
+        with pytest.raises(TypeError, match=says):
+            pickle.dumps(made)
+        with pytest.raises(TypeError, match=says):
+            copy.deepcopy(made)
 
 
 def test_spikes_are_those_of_the_network_itself_on_exact_weights():

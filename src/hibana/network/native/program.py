@@ -127,6 +127,9 @@ class Program:
             self._versions = versions
         return native
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a program can't be pickled or copied: save the network, and compile it again")
+
     def __repr__(self) -> str:
         graph = self.graph
         shapes = f"[T, batch, {_sides(graph.input.shape)}] -> [T, batch, {_sides(graph.outputs)}]"
@@ -253,6 +256,9 @@ class Stream:
             raise ValueError(f"layer must be one of the layers of neurons, {', '.join(found)}, got {layer!r}")
         ((emitted,),) = get((found[layer],), self._block, self._dtype).values()
         return emitted
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a stream can't be pickled or copied: save its state, and give it to a new stream")
 
     def __repr__(self) -> str:
         return f"Stream(batch={self.batch}) of {self.program!r}"
