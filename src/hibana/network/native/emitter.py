@@ -142,8 +142,8 @@ class Emitter:
     def add_rows(self, held: Held, rows: Tensor, out: Pointer, bias: Pointer | None = None) -> None:
         """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last.
 
-        Of `rows`, ``[inputs, outputs]``, the weights of a chunk of outputs lie together; sums are taken a chunk
-        at a time.
+        `rows` are ``[inputs, outputs]``. Sums are taken a chunk of outputs at a time; the weights of a chunk
+        lie together.
         """
         element, size = self.number.element, rows.shape[1]
         zero, chunk = self.code.constant(0, element), CHUNK * 4 // element.size
