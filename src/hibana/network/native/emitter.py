@@ -88,8 +88,8 @@ class Emitter:
         if whole:
             with self.code.loop(0, whole, LANES) as at:
                 yield at, LANES
-        for at, lanes in parts_of(count - whole):
-            yield whole + at, lanes
+        for first, lanes in parts_of(count - whole):
+            yield whole + first, lanes
 
     def numbers(self, held: Held) -> Pointer:
         """Its numbers; of bits, 0 and 1."""
