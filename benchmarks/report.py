@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deep, grid_report, pictures, promises, recurrent_report
+from benchmarks import deep, grid_report, pictures, promises, recurrent_report, streaming
 from benchmarks.pictures import TITLES
 from benchmarks.tables import Row, bold, grouped, number, table
 
@@ -76,6 +76,7 @@ def _page(
         "networks/cold": ("Whole networks without keep_memory, 5% firing", _networks),
         "networks/compiled": ("Whole networks, peers through torch.compile", _networks),
         "networks/memory": ("Memory of a training step, T = 32, 5% firing", _memory),
+        "streaming": ("One step a call", streaming.section),
         "recurrent": ("Recurrent", recurrent_report.section),
         "recurrent/memory": ("Memory of a training step of a recurrent network", _memory),
         "scaling": ("Scaling", _scaling),

@@ -19,7 +19,10 @@ from benchmarks import environment
 
 __all__ = ["main", "wanted"]
 
-PARTS = ("layers", "networks", "recurrent", "scaling", "compile", "deep", "grid", "training", "gpu")
+PARTS = (
+    *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
+    *("deep", "grid", "training", "gpu"),
+)
 _ASKED_FOR = ("deep", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
@@ -82,10 +85,23 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         recurrent,
         recurrent_training,
         scaling,
+        streaming,
         training,
     )
 
-    parts = (layers, networks, recurrent, scaling, compiling, deep, grid, training, recurrent_training, gpu)
+    parts = (
+        layers,
+        networks,
+        streaming,
+        recurrent,
+        scaling,
+        compiling,
+        deep,
+        grid,
+        training,
+        recurrent_training,
+        gpu,
+    )
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 

@@ -66,6 +66,22 @@ class Residual(nn.Module):
         return self.out(torch.flatten(self.pool(x), 2))
 
 
+class Means(nn.Module):
+    """Means over all of an image, and parts that are nothing in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool = each(nn.Conv2d(2, 4, 3, padding=1)), each(nn.AdaptiveAvgPool2d(1))
+        self.neurons, self.out = (
+            hb.Checkpointed(nn.Sequential(hb.StepsDropout(), hb.IF(0.25))),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x):
+        x = self.neurons(self.conv(x))
+        return self.out(x.mean((-2, -1))) + self.out(torch.mean(self.pool(x), dim=(3, 4)))
+
+
 CELLS = {
     "IF": lambda: hb.IF(0.3, reset="subtract", initial=0.15),
     "LIF": lambda: hb.LIF(tau=3.0, threshold=0.3, reset=-0.1),
@@ -103,6 +119,7 @@ NETWORKS = {
         (3, 9),
     ),
     "residual": (Residual, (2, 6, 6)),
+    "means": (Means, (2, 4, 4)),
     "nothing but neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
     "double": (lambda: nn.Sequential(nn.Linear(5, 4), hb.LIF()).double(), (5,)),
 }  # fmt: skip

@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from hibana.network import from_ann, quantize
     from hibana.network import neurobench as neurobench
     from hibana.network import nir as nir
+    from hibana.network.native import compile  # noqa: A004 - as torch.compile
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
     from hibana.nn import models as models
@@ -117,6 +118,7 @@ _PUBLIC = {
 """Where each public module is: ``import hibana.loss`` finds ``hibana.nn.loss``."""
 _MODULES = {
     "network": ("from_ann", "quantize"),
+    "network.native": ("compile",),
     "nn.blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
     "nn.checking": ("check",),
     "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
@@ -178,6 +180,7 @@ __all__ = [
     "ThresholdBatchNorm2d",
     "Window",
     "check",
+    "compile",
     "convert",
     "encode",
     "events",

@@ -15,8 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from hibana.compiler.graph.ops import Unsupported
+from hibana.nn.blocks import StepsDropout
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.each_step import EachStep
 from hibana.nn.fold import fold_batchnorm, traced_layers
 from hibana.nn.layers import OverTime, Recurrent
@@ -27,9 +29,9 @@ __all__ = ["OVER_TIME", "WEIGHTED", "Kind", "Network", "Node", "read"]
 
 Kind = Literal[
     "input", "linear", "convolution", "maximum", "average", "sum", "scale",
-    "neurons", "window", "delay", "delayed",
+    "neurons", "window", "delay", "delayed", "delayed recurrent",
 ]  # fmt: skip
-OVER_TIME = ("neurons", "window", "delay", "delayed")
+OVER_TIME = ("neurons", "window", "delay", "delayed", "delayed recurrent")
 """Layers whose output depends on the steps before, as well as on their input."""
 WEIGHTED = ("linear", "convolution", "window", "delayed")
 """Layers that add rows of weights."""
@@ -43,11 +45,20 @@ _KINDS: tuple[tuple[Any, Kind], ...] = (
     (Window, "window"),
     (Delay, "delay"),
     (DelayedLinear, "delayed"),
+    (DelayedRecurrent, "delayed recurrent"),
 )
-_MOVES = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_MOVES = (
+    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    StepsDropout,
+)
 _RESHAPED: tuple[Any, ...] = (torch.flatten, "flatten", "reshape", "view", torch.reshape, functional.dropout)
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
+_MEANS: tuple[Any, ...] = (torch.mean, "mean")
+
+
+class Mean(nn.AvgPool2d):
+    """The mean over an image or a sequence: a pooling whose window is all of it."""
 
 
 @dataclass(eq=False)
@@ -94,10 +105,23 @@ class Network:
     net: nn.Module
     """The copy of the network, batch normalisation folded, that the layers are of."""
 
+    def __str__(self) -> str:
+        from hibana.network.table import table  # which reads neurons, and so this module
+
+        return table(self)
+
     @property
     def input(self) -> Node:
         """What goes in."""
         return self.nodes[0]
+
+    def check_kinds(self, *unknown: Kind) -> None:
+        """Raises Unsupported, naming the first layer of a kind that is `unknown` to who reads the graph."""
+        for node in self.nodes:
+            if node.kind in unknown:
+                raise Unsupported(
+                    f"layer {node.name!r}: {type(node.module).__name__} is no layer that can be written"
+                )
 
     @property
     def still(self) -> tuple[Node, ...]:
@@ -191,10 +215,15 @@ class _Reading:
         if shown is None or not isinstance(given, fx.Node):
             raise Unsupported(f"layer {name!r}: {type(module).__name__} is called with more than one tensor")
         within = any(name == inner or name.startswith(f"{inner}.") for inner in self.each_step)
+        if not isinstance(shown.outputs, Tensor):
+            raise Unsupported(f"layer {name!r}: {type(module).__name__} gives something else than one tensor")
         shape = tuple(shown.outputs.shape[1 if within else 2 :])
         source, seen = self.values[given]
         if isinstance(module, _MOVES):
             self.values[line] = source, shape
+            return
+        if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d) and set(shape[1:]) == {1}:
+            self._mean(line, name, source, seen, shape)
             return
         kind = next((kind for of, kind in _KINDS if isinstance(module, of)), None)
         if kind is None:
@@ -231,12 +260,38 @@ class _Reading:
             self._add(
                 line, Node(line.name, "scale", None, (source,), (shape,), shape, factor=others[0]), None
             )
+        elif line.target in _MEANS and len(given) == 1:
+            source, shape = given[0]
+            self._mean(line, line.name, source, shape, self._averaged(line, shape))
         elif line.target in _RESHAPED and len(given) == 1:
             source, shape = given[0]
             self.values[line] = source, self._reshaped(line, shape)
         else:
             called = getattr(line.target, "__name__", line.target)
             raise Unsupported(f"{line.name!r}: {called} is no operation that can be written")
+
+    def _mean(
+        self, line: fx.Node, name: str, source: Node, seen: tuple[int, ...], shape: tuple[int, ...]
+    ) -> None:
+        """The mean over all but the channels, of `shape`."""
+        kernel = (1, seen[1]) if len(seen) == 2 else (seen[1], seen[2])
+        made = Node(name, "average", Mean(kernel), (source,), (seen,), (seen[0], *(1 for _ in seen[1:])))
+        self._add(line, made, None)
+        self.values[line] = made, shape
+
+    def _averaged(self, line: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a mean over height and width."""
+        _, *arguments = line.args
+        named: dict[str, Any] = dict(line.kwargs)
+        blank = torch.empty([2] * (2 + len(shape)), dtype=torch.float32, device="meta")
+        image = len(shape) in (2, 3) and bool(arguments or "dim" in named)
+        kept = torch.mean(blank, *cast(Any, arguments), **{**named, "keepdim": True}).shape if image else ()
+        if tuple(kept) != (2, 2, 2, *(1 for _ in shape[1:])):
+            raise Unsupported(
+                f"{line.name!r}: mean is no operation that can be written, but for one over all of an image"
+            )
+        sides = torch.mean(blank, *cast(Any, arguments), **named).shape[3:]
+        return (shape[0], *sides)
 
     def _reshaped(self, line: fx.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
         if line.target is functional.dropout:

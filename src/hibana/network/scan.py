@@ -47,7 +47,9 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
     if isinstance(net, Quantized):
         return to_onnx(net.net, net.whole_input(example))
     with torch.no_grad():
-        return _Model(read(net, example)).written()
+        network = read(net, example)
+        network.check_kinds("delayed recurrent")
+        return _Model(network).written()
 
 
 class _Model(Body):

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana import spikes as events
+from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
 from hibana.nn.running import Stateful
 from hibana.nn.window import Window
@@ -82,7 +83,7 @@ def fold_calls(net: nn.Module, graph: fx.Graph, *, erase: bool = False) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Sees through :class:`EachStep`, and takes spiking layers as they are."""
+    """Sees through :class:`EachStep` and :class:`Checkpointed`, and takes spiking layers as they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if isinstance(m, Stateful):
@@ -90,7 +91,7 @@ class _Tracer(fx.Tracer):
         return type(m) in _OURS or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(m, EachStep):
+        if isinstance(m, EachStep | Checkpointed):
             return m.module(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 

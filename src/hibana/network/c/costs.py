@@ -1,11 +1,10 @@
 """What the layers of a program cost, and what may be looked at after a step."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from hibana.network.graph import Node
 
-__all__ = ["Cost", "Spiking", "neurons_below", "what"]
+__all__ = ["Cost", "Spiking", "neurons_below"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,3 @@ def neurons_below(node: Node) -> Node:
     """The nearest neurons, or the input, that `node` reads."""
     below = node.inputs[0]
     return below if below.kind in ("neurons", "input") else neurons_below(below)
-
-
-def what(node: Node) -> str:
-    """What a layer is, for people."""
-    module: Any = node.module
-    if node.kind == "neurons":
-        return type(module.cell).__name__.removesuffix("Cell")
-    return {"maximum": "max-pooling", "average": "avg-pooling"}.get(node.kind, node.kind)

@@ -8,14 +8,12 @@ long as the longest delay. A layer of delays keeps what it was given, which is r
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from hibana.network.c.memory import Held
 from hibana.network.c.rows import Active
 from hibana.network.c.text import block, each
 from hibana.network.graph import Node
 
-__all__ = ["Ring", "delayed", "delays_of", "late", "reach_of", "window"]
+__all__ = ["Ring", "delayed", "late", "reach_of", "window"]
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,3 @@ def reach_of(node: Node) -> int:
     """How many steps before the present one a window sees."""
     module: Any = node.module
     return int(module.reach)
-
-
-def delays_of(node: Node, held: Held) -> Tensor:
-    """The delay of each synapse ``[inputs, outputs]``, or of each number, in the order in which they lie."""
-    module: Any = node.module
-    steps: Tensor = module.steps
-    if node.kind == "delayed":
-        return steps.T[held.places].contiguous()
-    return steps.expand(node.shape).flatten()[held.places]

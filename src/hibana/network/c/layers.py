@@ -7,8 +7,6 @@ channels last. Sums are taken in the order that the numbers lie in, the bias add
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
 from hibana.network.c.memory import Held
 from hibana.network.c.rows import Active, Rows
 from hibana.network.c.text import block, each
@@ -24,9 +22,7 @@ __all__ = [
     "linear",
     "maximum",
     "numbers",
-    "products_of",
     "scaled",
-    "weights_of",
 ]
 
 
@@ -48,31 +44,6 @@ def events(size: int) -> Active:
     """Over a list of places, of which those that are none are left out."""
     begins = ("const size_t i = events[k];", f"if (i >= {size})", "    continue;")
     return Active("for (size_t k = 0; k < count; k++)", begins, False)
-
-
-def weights_of(node: Node, held: Held) -> tuple[Tensor, Tensor | None]:
-    """The weights of a layer as they are added, ``[inputs, ..., outputs]``, and its bias."""
-    module: Any = node.module
-    weight = module.weight.detach()
-    if node.kind in ("linear", "delayed"):
-        return weight.T[held.places].contiguous(), module.bias
-    if node.kind == "convolution" and weight.ndim == 3:
-        weight = weight[:, :, None]
-    outputs, inner, *kernel = weight.shape
-    groups = module.groups
-    grouped = weight.view(groups, outputs // groups, inner, *kernel)  # [G, O, C, ...]
-    return grouped.movedim(1, -1).reshape(groups * inner, *kernel, outputs // groups), module.bias
-
-
-def products_of(node: Node) -> int:
-    """How many products the dense layer takes for a step."""
-    module: Any = node.module
-    (source,) = node.inputs
-    if node.kind in ("linear", "delayed"):
-        return source.size * node.size
-    if node.kind == "window":
-        return source.size * int(module.kernel_size * module.out_channels // module.groups)
-    return sliding_of(node).taps * int(module.in_channels // module.groups * module.out_channels)
 
 
 def linear(rows: Rows, over: Active, bias: str) -> list[str]:

@@ -16,7 +16,7 @@ from hibana.network.c.memory import SIZES
 from hibana.network.graph import Node
 
 if TYPE_CHECKING:
-    from hibana.network.c.neurons import Layer
+    from hibana.network.neurons import Layer
 
 __all__ = ["Floating", "Numbers", "Whole"]
 

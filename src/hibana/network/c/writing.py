@@ -7,15 +7,18 @@ import torch
 from hibana.compiler.c.source import functions
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import delays, layers
-from hibana.network.c.costs import Cost, Spiking, neurons_below, what
+from hibana.network.c.costs import Cost, Spiking, neurons_below
 from hibana.network.c.memory import Held
-from hibana.network.c.neurons import Writer, layer
+from hibana.network.c.neurons import Writer
 from hibana.network.c.numbers import Numbers
 from hibana.network.c.parts import Parts
 from hibana.network.c.rows import Active, Rows
 from hibana.network.c.text import block, commented, each
 from hibana.network.graph import WEIGHTED, Network, Node
+from hibana.network.neurons import layer
 from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.table import products_of, what
+from hibana.network.weights import weights_of
 
 __all__ = ["Writing"]
 
@@ -27,6 +30,8 @@ class Writing:
         self.network, self.numbers, self.name, self.scores, self.steps = network, numbers, name, scores, steps
         self.parts = Parts(network, numbers, name)
         self.held: dict[Node, Held] = {}
+        self.weighted: set[Node] = set()
+        """The nodes whose weights are written; one that reads the input is written for numbers and events."""
         self.costs: list[Cost] = []
         self.spiking: list[Spiking] = []
         self.functions: set[str] = set()
@@ -38,6 +43,7 @@ class Writing:
         """what only a new input has computed again;"""
         self.go: list[str] = []
         """and what every step does."""
+        network.check_kinds("delayed recurrent")
         for node in network.nodes:
             self._node(node)
         self.go += self._scored()
@@ -150,19 +156,20 @@ class Writing:
         return ["size_t count = 0;", *each_one, f"{held.count} = ({self.parts.index})count;"]
 
     def _weighted(self, node: Node, read: Held, written: Held, over: Active | None) -> list[str]:
-        weights, bias = layers.weights_of(node, read)
+        weights, bias = weights_of(node, read.places)
         names = (
             f"{self.name}_w{self.parts.at[node]}",
             "" if bias is None else f"{self.name}_b{self.parts.at[node]}",
         )
-        again = any(cost.name == node.name for cost in self.costs)
+        again = node in self.weighted
+        self.weighted.add(node)
         over = over or layers.active(read, self.numbers.kind if not read.kind else read.kind)
         if not again:
             self.parts.constant(names[0], self.numbers.of(node.name, weights), weights)
             if bias is not None:
                 self.parts.constant(names[1], self.numbers.of(node.name, bias), bias)
             self.numbers.added(node, node.inputs[0], weights, bias)
-            products = layers.products_of(node)
+            products = products_of(node)
             self._cost(node, products, over.valued, node.inputs[0].density, products)
         if node.kind == "window":
             ring, order = (

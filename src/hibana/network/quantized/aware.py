@@ -49,6 +49,7 @@ class QuantizationAware(nn.Module):
 
     def __init__(self, network: Network, bits: int) -> None:
         super().__init__()
+        network.check_kinds("delayed recurrent")
         self.bits, self.limit = bits, check_bits(bits)
         self.plain = network.net
         fix_delays(self.plain)
@@ -231,7 +232,7 @@ def _line(node: Node, output: Node, at: dict[Node, int]) -> _Line:
     module: Any = node.module
     average = node.kind == "average"
     padded = average and any(sliding_of(node).padding) and not module.count_include_pad
-    if average and (padded or not isinstance(module, nn.AvgPool2d)):
+    if average and (padded or type(module) is not nn.AvgPool2d):
         raise Unsupported(f"layer {node.name!r}: only nn.AvgPool2d that counts its padding is a whole sum")
     if isinstance(module, Recurrent) and not isinstance(module.recurrent, nn.Linear):
         kind = type(module.recurrent).__name__

@@ -1,0 +1,193 @@
+"""One step a call, the state carried: a compiled stream beside `hibana.run`, the peers and a ReLU network.
+
+Batch 1, one thread, no gradients; 5% of the inputs spike. Every contender has the same layers and weights; a
+peer's neuron is called step by step with its state, as its documentation has it. The stream must give what
+the network gives in evaluation before it is timed.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+from benchmarks import measure, peers
+from benchmarks.tables import bold, grouped, number, table
+
+__all__ = ["NETWORKS", "jobs", "section"]
+
+Row = dict[str, Any]
+Layer = nn.Module | Literal["neuron"]
+RATE, STEPS, DECAY = 0.05, 64, 0.5
+PEERS = ("snntorch", "spikingjelly", "norse")
+
+
+def _mlp() -> list[Layer]:
+    return [nn.Linear(128, 256), "neuron", nn.Linear(256, 256), "neuron", nn.Linear(256, 10), "neuron"]
+
+
+def _conv() -> list[Layer]:
+    first: list[Layer] = [nn.Conv2d(2, 16, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    second: list[Layer] = [nn.Conv2d(16, 32, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    return [*first, *second, nn.Flatten(), nn.Linear(32 * 8 * 8, 10), "neuron"]
+
+
+NETWORKS: dict[str, tuple[str, tuple[int, ...], Callable[[], list[Layer]]]] = {
+    "mlp": ("128-256-256-10", (128,), _mlp),
+    "conv": ("events 2x32x32, 16c3-p2-32c3-p2-10", (2, 32, 32), _conv),
+}
+
+
+def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
+    """A job for each network."""
+    return {f"streaming/{name}": partial(_times, name, quick) for name in NETWORKS}
+
+
+def section(rows: list[Row]) -> Iterable[str]:
+    """A line for each network: microseconds a step, and ratios."""
+    yield (
+        "A step of a stream a call, batch 1, no gradients, in µs. `hb.compile` is `stream.step`; ReLU is the "
+        "same layers without states.\n"
+    )
+    names = ["relu", "hibana", "hibana-run", *PEERS]
+    heads = ["ReLU", "**hb.compile**", "hb.run", *(peers.PEERS[name].title for name in PEERS)]
+    lines = []
+    for (network,), group in grouped([row for row in rows if "ms" in row], "network").items():
+        us = {name: row["ms"] * 1e3 for name, row in group.items()}
+        fastest = min((us[name] for name in PEERS if name in us), default=None)
+        shown = [bold(us.get(n)) if n == "hibana" else number(us.get(n)) for n in names]
+        ratios = [us["hibana"] / us["relu"], fastest / us["hibana"] if fastest else None]
+        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
+    yield from table(["network", *heads, "hb.compile / ReLU", "fastest peer / hb.compile"], lines)
+
+
+def _times(name: str, quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    _, shape, layers = NETWORKS[name]
+    torch.manual_seed(0)
+    inputs = (torch.rand(STEPS, 1, *shape) < RATE).float()
+    made = layers()
+    with torch.no_grad():
+        for layer in made:
+            if isinstance(layer, nn.Linear | nn.Conv2d):  # so that layers spike, and sums are exact
+                layer.weight.mul_(6 if isinstance(layer, nn.Linear) else 3)
+                for parameter in layer.parameters():
+                    parameter.copy_((parameter * 256).round() / 256)
+        net = _ours(made)
+        program = hb.compile(net, inputs)
+        wanted, stream = net(inputs), program.stream()
+        if not 0 < wanted.mean() < 0.5 or not torch.equal(
+            torch.stack([stream.step(x) for x in inputs]), wanted
+        ):
+            raise RuntimeError(f"{name}: the stream does not give what the network gives")
+        contenders: dict[str, Callable[[], object]] = {
+            "relu": _over(_relu(made), inputs),
+            "hibana": _over(stream.step, inputs),
+            "hibana-run": _over(_run(net), inputs),
+        }
+        available, _ = peers.available()
+        contenders |= {peer: _over(_STEPS[peer](made), inputs) for peer in PEERS if peer in available}
+        seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, at_least=5, stretch_s=0.02)
+    firing = float(wanted.mean())
+    return [
+        {"network": name, "contender": who, "firing": firing, **_a_step(measure.summary(taken))}
+        for who, taken in seconds.items()
+    ]
+
+
+def _a_step(summary: dict[str, float]) -> dict[str, float]:
+    return {key: value / STEPS if key.startswith("ms") else value for key, value in summary.items()}
+
+
+def _over(step: Callable[[Tensor], object], inputs: Tensor) -> Callable[[], object]:
+    """All steps of `inputs`, one call each."""
+    steps = list(inputs.unbind())
+    return lambda: [step(x) for x in steps]
+
+
+def _ours(layers: list[Layer]) -> nn.Sequential:
+    """Neurons of hibana, and layers that know no time at each step."""
+    made: list[nn.Module] = []
+    for layer in layers:
+        if layer == "neuron":
+            made.append(hb.LIF(tau=1 / DECAY))
+        elif isinstance(layer, nn.Flatten):
+            made.append(nn.Flatten(2))
+        else:
+            assert isinstance(layer, nn.Module)
+            made.append(layer if isinstance(layer, nn.Linear) else hb.EachStep(layer))
+    return nn.Sequential(*made).eval()
+
+
+def _relu(layers: list[Layer]) -> nn.Module:
+    return nn.Sequential(*(nn.ReLU() if isinstance(layer, str) else layer for layer in layers)).eval()
+
+
+def _run(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    state: Any = None
+
+    def step(x: Tensor) -> Tensor:
+        nonlocal state
+        outputs: Tensor
+        outputs, state = hb.run(net, x[None], state)
+        return outputs
+
+    return step
+
+
+def _stateful(layers: list[Layer], neuron: Callable[[], Callable[[Tensor, Any], Any]]) -> Callable[..., Any]:
+    """A step of `layers` in which each neuron has a state of its own, passed on."""
+    calls: list[tuple[Any, bool]] = [
+        (neuron(), True) if isinstance(layer, str) else (layer, False) for layer in layers
+    ]
+    states: list[Any] = [None] * len(calls)
+
+    def step(x: Tensor) -> Tensor:
+        for i, (call, has_state) in enumerate(calls):
+            if has_state:
+                x, states[i] = call(x, states[i])
+            else:
+                x = call(x)
+        return x
+
+    return step
+
+
+def _snntorch(layers: list[Layer]) -> Callable[..., Any]:
+    import snntorch
+
+    def neuron() -> Callable[[Tensor, Any], Any]:
+        made = snntorch.Leaky(beta=DECAY, reset_mechanism="zero")
+        return lambda x, membrane: made(x, torch.zeros_like(x) if membrane is None else membrane)
+
+    return _stateful(layers, neuron)
+
+
+def _spikingjelly(layers: list[Layer]) -> Callable[..., Any]:
+    from spikingjelly.activation_based import neuron
+
+    made = [
+        neuron.LIFNode(tau=1 / DECAY, decay_input=False, step_mode="s") if isinstance(layer, str) else layer
+        for layer in layers
+    ]
+    return nn.Sequential(*made).eval()
+
+
+def _norse(layers: list[Layer]) -> Callable[..., Any]:
+    import norse.torch as norse
+
+    half = torch.tensor(DECAY)
+
+    def neuron() -> Callable[[Tensor, Any], Any]:
+        cell: Any = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=half, v_th=half), dt=1.0)
+        return cell
+
+    return _stateful(layers, neuron)
+
+
+_STEPS = {"snntorch": _snntorch, "spikingjelly": _spikingjelly, "norse": _norse}
+
+if __name__ == "__main__":
+    print("\n".join(section([row for job in jobs(False).values() for row in job()])))

@@ -1,0 +1,166 @@
+"""A network as one native function: all layers of a step, over the steps and samples that a call has."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.graph import Kind, Network
+from hibana.network.native import delays, layers
+from hibana.network.native.blocks import Array
+from hibana.network.native.emitter import Emitter, Held
+from hibana.network.native.neurons import neurons
+from hibana.runtime.functions import source
+from hibana.runtime.kernels import (
+    BYTE,
+    LONG,
+    Bytes,
+    Code,
+    Function,
+    Kernel,
+    Longs,
+    Pointer,
+    Value,
+    assemble,
+    function,
+)
+
+__all__ = ["ARGUMENTS", "CHECK", "NAN", "OUT_OF_RANGE", "RUN", "Native", "build"]
+
+ARGUMENTS = (
+    *("mode", "steps", "samples", "inputs", "outputs", "events", "count", "status"),
+    *("state", "weights", "functions"),
+)
+"""What a call is given, eight bytes each, in this order."""
+CHECK, RUN = 1, 2
+"""Bits of ``mode``: whether a call checks its input first, and whether it goes on to run the network."""
+NAN, OUT_OF_RANGE = 1, 2
+"""What ``status`` is after a call whose input was refused; the state is then as it was."""
+
+_LAYERS: dict[Kind, Callable[[Emitter, Any], Held]] = {
+    "linear": layers.linear,
+    "convolution": layers.convolution,
+    "maximum": layers.maximum,
+    "average": layers.average,
+    "sum": layers.total,
+    "scale": layers.scale,
+    "window": delays.window,
+    "delay": delays.delay,
+    "delayed": delays.delayed,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Native:
+    """A network compiled: its function, the constants that it reads, and the state that it begins with."""
+
+    network: Network
+    kernel: Kernel
+    weights: Tensor
+    """All constants, as bytes."""
+    rest: Tensor
+    """A sample's state at rest, as bytes."""
+    arrays: tuple[Array, ...]
+    """What the state holds."""
+    functions: Tensor
+    """Addresses of the vector functions that it calls."""
+
+
+def build(network: Network) -> Native:
+    """Compiles `network`.
+
+    Raises:
+        Unsupported: naming the layer, if one can't be compiled.
+    """
+    if network.dtype not in (torch.float32, torch.float64):
+        raise Unsupported(f"numbers of {network.dtype} are none that a native step computes in")
+    made: list[Emitter] = []
+    number = Emitter.number_of(network.dtype)
+
+    def body(code: Code, inputs: Any, outputs: Any, **blocks: Any) -> None:
+        emitter = Emitter(code, network.dtype, blocks)
+        made.append(emitter)
+        _step(emitter, network, inputs, outputs)
+
+    kinds = {"inputs": number, "outputs": number, "state": Bytes, "weights": Bytes, "scratch": Bytes}
+    step = function("sample", body, {**kinds, "functions": Longs})
+    (emitter,) = made
+    rest = emitter.state.packed()
+    code = Code()
+    _calls(code, network, step, number, len(rest), emitter.scratch.size)
+    head = "define void @network(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
+    (kernel,) = assemble(source([*code.texts, code.text(head)]), ("network",))
+    functions = torch.tensor(emitter.functions, dtype=torch.int64, device="cpu")
+    return Native(network, kernel, emitter.weights.packed(), rest, tuple(emitter.arrays), functions)
+
+
+def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer) -> None:
+    """All layers in order; what the last gives goes to `outputs`, in PyTorch's order."""
+    for index, node in enumerate(network.nodes):
+        if node.kind == "input":
+            made = Held(node, torch.arange(node.size, device="cpu"), inputs)
+        elif node.kind == "neurons":
+            made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
+        elif node.kind == "delayed recurrent":
+            made = delays.delayed_recurrent(emitter, node, index)
+        else:
+            made = _LAYERS[node.kind](emitter, node)
+        emitter.held[node] = made
+    held = emitter.held[network.output]
+    size, order = held.node.size, torch.arange(held.node.size, device="cpu")
+    if held.bits is not None and torch.equal(held.places, order):
+        emitter.expand(held, outputs)
+    else:
+        outputs.copy(emitter.numbers(emitter.ordered(held, order)), size)
+
+
+def _calls(
+    code: Code, network: Network, step: Function, number: type[Pointer], state: int, scratch: int
+) -> None:
+    """The function that a call runs: checks, then each sample of its range through all steps."""
+    size, out_size = network.input.size, network.output.size
+    addresses = {"inputs": number, "outputs": number, "events": Longs, "status": Longs}
+    blocks = {"state": Bytes, "weights": Bytes, "functions": Longs}
+    kinds = {name: {**addresses, **blocks}.get(name, LONG) for name in ARGUMENTS}
+    at = code.arguments(kinds)
+    begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
+    by_events = at["events"].given()
+    with code.scratch((number, size), (Bytes, scratch)) as (given, memory):
+        refused = code.variable(0)
+        with code.when(by_events):
+            given.clear(size)
+            with code.loop(0, at["count"]) as k:
+                place = at["events"][k]
+                inside = (place >= 0) & (place < size)
+                given[inside.select(place, 0)] = 1
+                refused.value = inside.select(refused.value, OUT_OF_RANGE)
+        with code.when((at["mode"] & CHECK).differs(0) & by_events.equals(0)), code.loop(0, at["steps"]) as t:
+            row = at["inputs"] + (t * at["samples"] + begin) * size
+            _find_nan(code, row, (end - begin) * size, refused)
+        wrong = refused.value
+        with code.when(wrong.differs(0)):
+            at["status"].store(wrong)
+        runs = wrong.equals(0) & (at["mode"] & RUN).differs(0)
+        with code.loop(begin, runs.select(end, begin)) as sample:
+            own = at["state"] + sample * state
+            with code.loop(0, at["steps"]) as t:
+                row = t * at["samples"] + sample
+                inputs = (at["inputs"] + row * size).instead(by_events, given)
+                outputs = at["outputs"] + row * out_size
+                step.do(code, inputs, outputs, own, at["weights"], memory, at["functions"])
+
+
+def _find_nan(code: Code, row: Pointer, count: Value, refused: Any) -> None:
+    """Sets `refused` if one of `count` numbers is NaN."""
+    lanes = 32
+    found = code.variable(0, BYTE.of(lanes))
+    for at, there in code.vectors(count, lanes):
+        x = (row + at).load(lanes, there)
+        one = code.constant(1, BYTE.of(lanes))
+        found.value = found.value | x.differs(x).select(one, 0)
+    zero = code.constant(0, BYTE.of(lanes))
+    bits = found.value.differs(zero).word()
+    refused.value = bits.equals(0).select(refused.value, NAN)

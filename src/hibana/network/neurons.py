@@ -1,0 +1,115 @@
+"""A layer of neurons, traced: its step, and its tensors in the order in which its neurons lie in memory."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.c.source import Product, Truths, operations, staged, truths
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.passes import Stores
+from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.tensors import tensors_of
+from hibana.network.graph import Node
+from hibana.network.sliding import channels_last
+from hibana.nn.delayed_recurrent import DelayedRecurrent
+from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
+
+__all__ = ["Layer", "layer"]
+
+
+@dataclass
+class Layer:
+    """A layer of neurons, traced: what it is made of, and what it is called in C."""
+
+    node: Node
+    index: int
+    step: Step
+    begun: tuple[Tensor, ...]
+    """The states at rest, in the order in which neurons lie."""
+    parameters: tuple[Tensor, ...]
+    """Numbers, or a number for each neuron in that order, or one for each channel."""
+    matrices: tuple[Tensor, ...]
+    """``[from, to]``, in that order."""
+    known: Truths
+    products: list[Product]
+    stores: Stores
+    places: Tensor
+
+    @property
+    def emits_spikes(self) -> bool:
+        """Whether what it emits is zeros and ones at every step."""
+        return len(self.step.states) - 1 in self.known
+
+    @property
+    def operations(self) -> int:
+        """Operations a neuron and step."""
+        return operations(self.stores)
+
+    def state(self, at: int) -> str:
+        """The name of a state in the struct."""
+        return f"{self.step.states[at].removesuffix('_state')}_{self.index}"
+
+    def standing(self, name: str, leaf: Value) -> str | float:
+        """What stands for a leaf of the step: a name, or its number if it is one for all neurons."""
+        if leaf.op != "scalar":
+            return name
+        if name[0] == "c":
+            return self.step.constants[int(name[2:-1])]
+        return float(self.parameters[int(name[1 : name.index("[")])])
+
+    def place(self, name: str) -> str:
+        """Where the number of neuron j lies in a parameter."""
+        count = len(self.parameters[int(name[1:])])
+        return "j" if count == self.node.size else f"j % {count}"
+
+    def weights(self, product: Product) -> Tensor:
+        """The matrix of a product, ``[from, to]``."""
+        values = self.matrices[product.matrix]
+        return values.T.contiguous() if product.turned else values
+
+    def reads_spikes(self) -> bool:
+        """Whether a product reads the list of the spikes of the step before."""
+        return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
+
+
+def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
+    """The layer of neurons `node`, whose input lies as `places` says.
+
+    Raises:
+        Unsupported: naming the layer, if its step can't be read.
+    """
+    module = node.module
+    assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
+    cell = module.cell
+    if isinstance(module, Recurrent):
+        cell = RecurrentCell(cell, module.recurrent, 1.0)  # which scales no gradient, for there is none
+    one = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
+    try:
+        step = trace(cell, one.shape, dtype)
+    except Unsupported as refused:
+        raise Unsupported(f"layer {node.name!r}: {refused}") from refused
+
+    def lying(values: Tensor) -> Tensor:
+        return values.detach().to(dtype).expand_as(one).flatten()[places]
+
+    with torch.no_grad():
+        begun = tuple(lying(state) for state in cell.initial_state(one))
+        given = step.prologue(*tensors_of(cell).values())
+    channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, channels_last(node.shape)) else 0
+
+    def kept(values: Tensor) -> Tensor:
+        of_channels = (
+            channels and values.numel() == channels == values.shape[-min(values.ndim, len(node.shape))]
+        )
+        if values.numel() == 1 or of_channels:
+            return values.detach().to(dtype).flatten()
+        return lying(values)
+
+    parameters = tuple(kept(values) for values in given[: step.parameters])
+    matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
+    start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
+    known = truths(step, start)
+    products, stores = staged(step, known)
+    return Layer(node, index, step, begun, parameters, matrices, known, products, stores, places)

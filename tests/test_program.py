@@ -1,0 +1,427 @@
+"""A network as one native program: what it returns, step by step and over sequences, and what it refuses."""
+
+import copy
+import math
+import pickle
+import threading
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hibana as hb
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network import in_order, to_c
+from test_c import CELLS, NETWORKS
+
+
+def mlp(*sizes, cell=hb.LIF):
+    layers = []
+    for inputs, outputs in pairwise(sizes):
+        layers += [nn.Linear(inputs, outputs), cell()]
+    return nn.Sequential(*layers[:-1], hb.LI()).eval()
+
+
+def dyadic(net, scale=64):
+    """`net`, with weights of which all sums are exact."""
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d):
+                for parameter in module.parameters():
+                    parameter.copy_((parameter * 2 * scale).round() / scale)
+    return net
+
+
+def check(net, inputs):
+    """The program equals PyTorch in the same order of sums, whole and in steps; and something happens."""
+    program = hb.compile(net, inputs)
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    assert wanted.count_nonzero() > 0
+    assert torch.equal(program(inputs), wanted)
+    stream = program.stream(inputs.shape[1])
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
+    return program
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_spikes_as_in_pytorch(cell):
+    net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI())
+    if cell == "Izhikevich":
+        net[0].weight.data *= 60
+    check(net.eval(), torch.rand(12, 3, 6))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_gives_what_it_does_in_pytorch(name):
+    make, shape = NETWORKS[name]
+    dtype = torch.float64 if name == "double" else torch.float32
+    check(make().eval(), (torch.rand(6, 2, *shape, dtype=dtype) - 0.2).relu())
+
+
+@pytest.mark.parametrize("size", [1, 7, 31, 33, 64, 100, 200])
+def test_layers_of_all_sizes(size):
+    check(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
+
+
+class OnInput(nn.Module):
+    """A branch that is added to the input, which lies in another order than what a convolution gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.neurons = hb.EachStep(nn.Conv2d(2, 2, 3, padding=1)), hb.IF(0.25)
+
+    def forward(self, x):
+        return self.neurons(self.conv(x)) + x * 0.5
+
+
+def test_images_are_put_in_the_order_in_which_they_are_read():
+    unflattened = nn.Sequential(
+        hb.EachStep(nn.Conv2d(1, 4, 3, padding=1)), hb.IF(0.25), nn.Flatten(2), nn.Unflatten(2, (8, 3, 3)),
+        hb.EachStep(nn.Conv2d(8, 2, 2)), hb.IF(0.25), hb.EachStep(nn.MaxPool2d(2, 1)),
+    )  # fmt: skip
+    for net, shape in ((OnInput(), (2, 5, 5)), (unflattened, (1, 3, 6))):
+        inputs = (torch.rand(8, 3, *shape) < 0.5).float()
+        with torch.no_grad():
+            wanted = dyadic(net.eval())(inputs)
+        assert 0 < wanted.mean() < 1
+        assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
+
+
+def test_neither_a_program_nor_a_stream_is_copied(program):
+    for made, says in ((program, "save the network, and compile"), (program.stream(), "save its state")):
+        with pytest.raises(TypeError, match=says):
+            pickle.dumps(made)
+        with pytest.raises(TypeError, match=says):
+            copy.deepcopy(made)
+
+
+def test_spikes_are_those_of_the_network_itself_on_exact_weights():
+    net = dyadic(mlp(128, 100, 65, 10), 16)
+    with torch.no_grad():
+        for layer in net[::2]:
+            layer.weight *= 4
+    net[-1] = hb.LIF()
+    inputs = (torch.rand(20, 7, 128) < 0.2).float()
+    with torch.no_grad():
+        wanted = net(inputs)
+    assert 0 < wanted.mean() < 1
+    assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_networks_of_all_sorts_spike_as_in_pytorch(data):
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    draw = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
+    channels, side = draw(1, 2, 3, 8), data.draw(st.integers(4, 9))
+    layers, shape = [], (channels, side, side)
+    for _ in range(data.draw(st.integers(0, 2))):
+        kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+        made = nn.Conv2d(shape[0], draw(1, 3, 8, 16), kernel, stride, kernel // 2, dilation=draw(1, 2))
+        try:
+            shape = tuple(made(torch.zeros(1, *shape)).shape[1:])
+        except RuntimeError:  # the kernel is larger than the image
+            continue
+        layers += [hb.EachStep(made), draw(hb.IF, hb.LIF, hb.ALIF)(threshold=0.2)]
+        if shape[1] > 1 and data.draw(st.booleans()):
+            pool = draw(nn.MaxPool2d, nn.AvgPool2d)(2, data.draw(st.integers(1, 2)), padding=draw(0, 1))
+            layers.append(hb.EachStep(pool))
+            shape = tuple(pool(torch.zeros(1, *shape)).shape[1:])
+    size = math.prod(shape)
+    layers += [nn.Flatten(2), nn.Linear(size, 5, bias=data.draw(st.booleans()))]
+    layers += [
+        draw(
+            hb.IF(0.1),
+            hb.Recurrent(hb.LIFCell(threshold=0.1), 5),
+            hb.Delay(torch.tensor([0.0, 1, 3, 2, 0]), 4),
+        )
+    ]
+    layers += [draw(nn.Linear(5, 3), hb.Window(5, 3, 4, dilation=2), hb.DelayedLinear(5, 3, 4))]
+    inputs = (torch.rand(7, 2, channels, side, side) < 0.5).float()
+    net = nn.Sequential(*layers, hb.LI(draw(math.inf, 3.0))).eval()
+    program = hb.compile(net, inputs)
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    assert torch.equal(program(inputs), wanted)
+    stream = program.stream(2)
+    pieces = [stream.run(inputs[:3]), *(stream.step(x)[None] for x in inputs[3:5])]
+    stream.state = stream.state
+    assert torch.equal(torch.cat([*pieces, stream.run(inputs[5:])]), wanted)
+
+
+@pytest.mark.parametrize("name", ["spiking_vgg", "sew_resnet"])
+def test_deep_models_are_compiled(name):
+    torch.manual_seed(0)
+    net = getattr(hb.models, name)((2, 16, 16), 5, depth={"spiking_vgg": 8, "sew_resnet": 10}[name], width=8)
+    inputs = (torch.rand(5, 2, 2, 16, 16) < 0.3).float()
+    with torch.no_grad():
+        for _ in range(30):
+            net(inputs)
+    net.eval()
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    assert wanted.std() > 0.01
+    torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
+
+
+def test_neurons_with_delayed_synapses_to_each_other():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 40), hb.DelayedRecurrent(hb.LIFCell(threshold=0.5), 40, 5), nn.Linear(40, 3)
+    )
+    dyadic(net)
+    with torch.no_grad():
+        net[1].recurrent.weight.copy_((net[1].recurrent.weight * 256).round() / 64)
+    net[1].recurrent.delay.data[0] = 5
+    inputs = (torch.rand(40, 2, 6) < 0.4).float()
+    program = hb.compile(net, inputs)
+    with torch.no_grad():
+        wanted = net.eval()(inputs)
+        rest = net[:1](inputs)
+        assert not torch.equal(wanted, net[2:](hb.OverTime(net[1].cell)(rest)))
+    assert torch.equal(program(inputs), wanted)
+    stream = program.stream(2)
+    pieces = [stream.run(inputs[:11])]
+    stream.state = stream.state
+    assert torch.equal(torch.cat([*pieces, stream.run(inputs[11:])]), wanted)
+    with pytest.raises(Unsupported, match="layer '1': DelayedRecurrent is no layer that can be written"):
+        to_c(net, inputs)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(6, 70), hb.LIF(threshold=0.1), nn.Linear(70, 3), hb.LI())
+    return made.eval()
+
+
+@pytest.fixture
+def inputs():
+    return (torch.rand(12, 1, 6) < 0.4).float()
+
+
+@pytest.fixture
+def program(net, inputs):
+    return hb.compile(net, inputs)
+
+
+def test_a_step_takes_tensors_arrays_and_places_of_spikes(program, inputs):
+    streams = [program.stream() for _ in range(5)]
+    for x in inputs:
+        wanted = streams[0].step(x)
+        array = streams[1].step(x.numpy())
+        assert isinstance(array, np.ndarray)
+        assert array.shape == (1, 3)
+        assert streams[2].step(x[0]).shape == (3,)
+        places = x[0].nonzero().flatten()
+        given = [places, places.numpy().astype(np.int32), places.tolist() * 2]
+        for one in (torch.from_numpy(array), streams[3].events(given[1]), streams[4].events(given[2])):
+            assert torch.equal(one, wanted)
+    assert torch.equal(streams[2].state["1"][0], streams[0].state["1"][0])
+
+
+def test_strided_inputs_are_read_as_they_are(program, inputs):
+    wide = torch.rand(12, 1, 12)[..., ::2]
+    assert not wide.is_contiguous()
+    assert torch.equal(program(wide), program(wide.contiguous()))
+    assert torch.equal(program.stream().step(wide[0]), program(wide[:1])[0])
+
+
+def test_the_state_is_that_of_run(net, program, inputs):
+    stream = program.stream()
+    first = stream.run(inputs[:5])
+    saved = stream.state
+    outputs, state = hb.run(net, inputs[:5])
+    torch.testing.assert_close(first, outputs.detach())
+    assert saved.keys() == state.keys()
+    for name, tensors in state.items():
+        for one, two in zip(saved[name], tensors, strict=True):
+            torch.testing.assert_close(one, two.detach())
+    rest = stream.run(inputs[5:])
+    stream.reset()
+    assert torch.equal(stream.run(inputs[:5]), first)
+    other = program.stream()
+    other.state = saved
+    assert torch.equal(other.run(inputs[5:]), rest)
+    torch.testing.assert_close(hb.run(net, inputs[5:], saved)[0], net(inputs)[5:])
+
+
+def test_spikes_can_be_looked_at(net, program, inputs):
+    stream, seen = program.stream(), []
+    for x in inputs:
+        stream.step(x)
+        seen.append(stream.spikes("1"))
+    with torch.no_grad():
+        assert torch.equal(torch.stack(seen), net[:2](inputs))
+    assert 0 < torch.stack(seen).mean() < 1
+    with pytest.raises(ValueError, match="layer must be one of the layers of neurons, 1, 3, got '0'"):
+        stream.spikes("0")
+
+
+def test_weights_are_those_that_were_compiled_until_they_are_updated(net, program, inputs):
+    before, stream = program(inputs), program.stream()
+    stream.run(inputs[:6])
+    state = stream.state
+    with torch.no_grad():
+        net[0].weight *= -1
+        net[1].cell.threshold = 0.2
+    assert torch.equal(program(inputs), before)
+    assert not program.is_current
+    assert "net has changed since: call update()" in repr(program)
+    program.update()
+    assert program.is_current
+    with torch.no_grad():
+        torch.testing.assert_close(program(inputs), net(inputs))
+        assert not torch.equal(program(inputs), before)
+        torch.testing.assert_close(stream.run(inputs[6:]), hb.run(net, inputs[6:], state)[0])
+    net[1] = hb.ALIF()
+    with pytest.raises(ValueError, match="net must have the layers and shapes that were compiled"):
+        program.update()
+    with torch.no_grad():
+        assert not torch.equal(program(inputs), before)
+
+
+def test_the_graph_is_printed_as_a_table():
+    net = nn.Sequential(nn.Linear(4, 6), hb.IF(1e-9), nn.Linear(6, 2), hb.LI()).eval()
+    nn.init.ones_(net[0].weight)
+    nn.init.zeros_(net[0].bias)
+    net[0].weight.data[3:] = -1  # half of the neurons spike at each step
+    inputs = torch.tensor([0.5, 0, 0, 0]).expand(2, 1, 4)
+    found = [line.split() for line in str(hb.compile(net, inputs).graph).splitlines()]
+    assert [row[0] for row in found] == ["layer", "input", "0", "1", "2", "3", "in"]
+    assert found[2] == ["0", "linear", "6", "30", "100.0%", "24", "6"]
+    assert found[3] == ["1", "IF", "6", "0", "50.0%", "30", "30"]
+    assert found[4] == ["2", "linear", "2", "14", "100.0%", "12", "6"]
+    assert found[6][:5] == ["in", "all", "2", "44", str(24 + 30 + 12 + int(found[5][5]))]
+
+
+def test_streams_in_threads_are_independent(program):
+    inputs = (torch.rand(6, 400, 1, 6) < 0.4).float()
+    wanted, found = [program(x) for x in inputs], [None] * len(inputs)
+
+    def work(i):
+        stream = program.stream()
+        found[i] = torch.stack([stream.step(x) for x in inputs[i]])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(map(torch.equal, wanted, found))
+
+
+def test_a_batch_is_split_among_torchs_threads(program):
+    inputs = (torch.rand(40, 300, 6) < 0.4).float()
+    wanted, threads = program(inputs), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(program(inputs), wanted)
+        stream = program.stream(300)
+        stream.run(inputs)
+        state = stream.state
+        other = inputs.flip(0)
+        other[3, 299, 1] = torch.nan
+        with pytest.raises(ValueError, match="NaN"):
+            stream.run(other)
+        assert all(map(torch.equal, stream.state["1"], state["1"]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_input_that_makes_no_sense_is_refused_and_changes_nothing(program, inputs):
+    stream = program.stream()
+    stream.run(inputs)
+    state, x = stream.state, inputs[0] + 0.5
+    wrong = x.clone()
+    wrong[0, 5] = torch.nan
+    pair = program.stream(2)
+    for call, error, says in (
+        (lambda: stream.step(wrong), ValueError, "inputs must be numbers, got NaN"),
+        (lambda: stream.step(x[:, :5]), ValueError, r"x must be \[1, 6\], got \(1, 5\)"),
+        (lambda: stream.step(x.double()), TypeError, "x must be of torch.float32.*float64"),
+        (lambda: stream.step(x.double().numpy()), TypeError, "x must be of torch.float32.*float64"),
+        (lambda: stream.step([0.0] * 6), TypeError, "x must be a tensor of torch.float32, got list"),
+        (lambda: stream.step(x.clone().requires_grad_()), ValueError, "x must not require a gradient"),
+        (lambda: stream.step(x.to("meta")), ValueError, "x must be on the CPU.*meta"),
+        (lambda: stream.events([0, 6]), IndexError, r"indices must be in \[0, 6\)"),
+        (lambda: stream.events([-1]), IndexError, r"indices must be in \[0, 6\)"),
+        (lambda: stream.events([0.5]), TypeError, "indices must be whole numbers, got torch.float32"),
+        (lambda: stream.events([[1]]), ValueError, r"one dimension, got shape \(1, 1\)"),
+        (lambda: pair.events([1]), ValueError, "events are of one sample, and this stream has 2"),
+        (lambda: stream.run(inputs[:0]), ValueError, r"inputs must be \[T, 1, 6\], got \(0, 1, 6\)"),
+        (lambda: program(inputs[0]), ValueError, r"inputs must be \[T, batch, 6\], got \(1, 6\)"),
+        (lambda: program(inputs * torch.nan), ValueError, "NaN"),
+        (lambda: program.stream(0), ValueError, "batch must be a whole number of at least 1, got 0"),
+    ):
+        with pytest.raises(error, match=says):
+            call()
+    assert all(map(torch.equal, stream.state["1"], state["1"]))
+    assert torch.equal(stream.events([]), stream_after(program, state).step(torch.zeros(1, 6)))
+
+
+def stream_after(program, state):
+    stream = program.stream()
+    stream.state = state
+    return stream
+
+
+def test_whole_numbers_are_exact(net, inputs):
+    inputs = torch.rand(12, 3, 6)
+    quantized, _ = hb.quantize(net, inputs)
+    with pytest.raises(Unsupported, match=r"hibana.compile\(net.net, net.whole_input\(example\)\)"):
+        hb.compile(quantized, inputs)
+    whole = quantized.whole_input(inputs)
+    wanted = quantized.net(whole)
+    assert wanted.abs().max() > 100
+    assert torch.equal(hb.compile(quantized.net, whole)(whole), wanted)
+
+
+def test_another_programs_state_is_refused_and_changes_nothing(program, inputs):
+    stream = program.stream()
+    stream.run(inputs)
+    state = stream.state
+    other = hb.compile(mlp(6, 5, 3), inputs).stream().state
+    for wrong, says in (
+        (other, r"state of layer '1' must be tensors of \[\(1, 70\), \(1, 70\)\], got \[\(1, 5\)"),
+        ({"1": state["1"]}, "state must have an entry for each layer, 1, 3, got 1"),
+        (None, "state must have an entry for each layer, 1, 3, got NoneType"),
+        ({**state, "1": (state["1"][0], state["1"][1] + 0.5)}, "layer '1': spikes must be 0 or 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            stream.state = wrong
+    assert all(map(torch.equal, stream.state["1"], state["1"]))
+
+
+def test_layers_that_cannot_be_compiled_are_named():
+    class Strange(hb.Cell):
+        def forward(self, input_, v_previous):
+            return (v_previous + input_ * torch.rand_like(input_),)
+
+    x = torch.rand(2, 1, 3)
+    for net, example, says in (
+        (nn.Sequential(nn.GELU(), hb.IF()), x, "layer '0': GELU"),
+        (
+            nn.Sequential(nn.Linear(3, 2), hb.OverTime(Strange())),
+            x,
+            "layer '1': aten.rand_like.*draws random",
+        ),
+        (nn.Sequential(hb.IF()), x.half(), "float16"),
+    ):
+        with pytest.raises(Unsupported, match=says):
+            hb.compile(net, example)
+    with pytest.raises(ValueError, match=r"example must be \[T, batch, ...\]"):
+        hb.compile(nn.Sequential(hb.IF()), x[0])
+    with pytest.raises(ValueError, match="example must be on the CPU"):
+        hb.compile(nn.Sequential(hb.IF()), x.to("meta"))
+
+
+def test_many_streams_take_little_memory(net):
+    program = hb.compile(mlp(128, 256, 256, 10), torch.rand(1, 1, 128))
+    stream = program.stream()
+    assert stream._block.numel() < 6000 - 1024  # 10,000 of them within 60 MB, their Python objects included
