@@ -212,10 +212,10 @@ class Memory:
             factor, before, of_readout = system.backward(signal, none, None)
             return Signals(like_chunk(factor, signal), [*before, of_readout])
         assert isinstance(self.rule, PPProp)
-        met = signal * chunk.effect
-        decay = torch.tensor(self.rule.decay, dtype=met.dtype, device=met.device)
-        scan([met], [[decay]], [None], back=True)
-        return Signals(met, [met[0] * decay])
+        filtered = signal * chunk.effect
+        decay = torch.tensor(self.rule.decay, dtype=filtered.dtype, device=filtered.device)
+        scan([filtered], [[decay]], [None], back=True)
+        return Signals(filtered, [filtered[0] * decay])
 
     def gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
         """The gradient of the chunk's input within each step, and those of the parameters."""

@@ -78,7 +78,7 @@ class ParameterTraces:
         at_rest: list[list[Coefficient]] = [[None] * len(states) for _ in range(count)]
         traces = before.of_states if before else at_rest
         remembered = before.of_readout if before else none
-        met: list[list[Coefficient]] = [[] for _ in range(count)]
+        filtered: list[list[Coefficient]] = [[] for _ in range(count)]
         for t in range(system.steps):
             carried = [[dot([at(c, t) for c in to_states[j]], trace) for j in cut] for trace in traces]
             traces = [
@@ -89,9 +89,11 @@ class ParameterTraces:
                 plus(trace[-1], times(system.leak, one))
                 for trace, one in zip(traces, remembered, strict=True)
             ]
-            for steps, one in zip(met, remembered, strict=True):
+            for steps, one in zip(filtered, remembered, strict=True):
                 steps.append(one)
-        return [like_chunk(stacked(steps, system.shape), example) for steps in met], cls(traces, remembered)
+        return [like_chunk(stacked(steps, system.shape), example) for steps in filtered], cls(
+            traces, remembered
+        )
 
 
 def effect_of(
@@ -109,8 +111,8 @@ def effect_of(
     ]
     transition = [[scaled(decay, c) for c in row] for row in system.transition]
     scan(f, transition, begun)
-    met = dot(system.emitted, f)
-    assert met is not None
+    filtered = dot(system.emitted, f)
+    assert filtered is not None
     if system.leak is not None:
-        scan([met], [[system.leak * decay]], [remembered])
-    return met, [*(one[-1].clone() for one in f), met[-1].clone()]
+        scan([filtered], [[system.leak * decay]], [remembered])
+    return filtered, [*(one[-1].clone() for one in f), filtered[-1].clone()]

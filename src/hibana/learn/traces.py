@@ -84,17 +84,17 @@ class System:
             The factor of each step's input, ``[T, batch, ...]`` or one a step, ``[T]``; and the gradients of
             the components, and of ``z``, before the chunk.
         """
-        met: Coefficient = None
+        filtered: Coefficient = None
         dimensions = (1,) * (len(self.shape) - 1)
         if signal is not None:
-            met = signal
+            filtered = signal
             if self.leak is not None:
-                met = signal.clone()
-                scan([met], [[self.leak]], [None], back=True)
+                filtered = signal.clone()
+                scan([filtered], [[self.leak]], [None], back=True)
         elif end_readout is not None and self.leak is not None:
             ages = torch.arange(self.steps - 1, -1, -1, dtype=end_readout.dtype, device=end_readout.device)
-            met = (end_readout * self.leak**ages).view(-1, *dimensions)
-        parts = self._begun([times(c, met) for c in self.emitted], end, dimensions)
+            filtered = (end_readout * self.leak**ages).view(-1, *dimensions)
+        parts = self._begun([times(c, filtered) for c in self.emitted], end, dimensions)
         turned = [[row[i] for row in self.transition] for i in range(len(parts))]
         scan(parts, turned, [None] * len(parts), back=True)
         factor = dot(self.to_input, parts)
@@ -102,7 +102,7 @@ class System:
             factor = factor.flatten()
         first = [self._first(part) for part in parts]
         before = [dot([at(c, 0) for c in row], first) for row in turned]
-        return factor, before, times(self.leak, self._first(met))
+        return factor, before, times(self.leak, self._first(filtered))
 
     def _first(self, part: Tensor | None) -> Coefficient:
         """`part` at the first step, as one number where it is one for all neurons."""

@@ -125,9 +125,9 @@ def delayed_recurrent(emitter: Emitter, node: Node, index: int) -> Held:
     rows, late = emitter.constant(module.weight.T), emitter.indices(module.steps.T)
     ring = _Ring(emitter, node, read.places, module.reach + 1)
     numbers, driven = emitter.numbers(read), ring.taken(None, node.size)
-    for at, lanes in emitter.vectors(node.size):
+    for at, vector_width in emitter.vectors(node.size):
         place = driven + at
-        place.store((numbers + at).load(lanes) + place.load(lanes))
+        place.store((numbers + at).load(vector_width) + place.load(vector_width))
     kept = emitter.arrays[-2:]
     del emitter.arrays[-2:]
     held = neurons(emitter, node, index, Held(node, read.places, driven))

@@ -14,9 +14,9 @@ from hibana.network.native.blocks import Array, Block, Kind
 from hibana.network.sliding import channels_last
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
-__all__ = ["LANES", "Emitter", "Held", "parts_of", "spread", "times"]
+__all__ = ["VECTOR", "Emitter", "Held", "parts_of", "spread", "times"]
 
-LANES = 32
+VECTOR = 32
 """Numbers that an element-wise loop takes at a time."""
 CHUNK = 64
 """Sums that are kept in registers while rows are added: four registers of AVX-512, eight of AVX2."""
@@ -83,13 +83,13 @@ class Emitter:
         return self.state_at + offset
 
     def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
-        """Offsets of vectors that cover `count` elements, and the lanes of each."""
-        whole = count - count % LANES
+        """Offsets of vectors that cover `count` elements, and the width of each."""
+        whole = count - count % VECTOR
         if whole:
-            with self.code.loop(0, whole, LANES) as at:
-                yield at, LANES
-        for first, lanes in parts_of(count - whole):
-            yield whole + first, lanes
+            with self.code.loop(0, whole, VECTOR) as at:
+                yield at, VECTOR
+        for first, vector_width in parts_of(count - whole):
+            yield whole + first, vector_width
 
     def numbers(self, held: Held) -> Pointer:
         """Its numbers; of bits, 0 and 1."""
@@ -101,12 +101,12 @@ class Emitter:
     def expand(self, held: Held, target: Pointer) -> None:
         """Writes the numbers of bits to `target`."""
         assert held.bits is not None
-        for at, lanes in self.vectors(held.node.size):
+        for at, vector_width in self.vectors(held.node.size):
             if isinstance(at, Value):
-                mask = held.bits.of(Ints)[at // 32].mask(lanes)
+                mask = held.bits.of(Ints)[at // 32].mask(vector_width)
             else:
-                mask = (held.bits.of(Longs)[at // 64] >> (at % 64)).mask(lanes)
-            one = self.code.constant(1, self.number.element.of(lanes))
+                mask = (held.bits.of(Longs)[at // 64] >> (at % 64)).mask(vector_width)
+            one = self.code.constant(1, self.number.element.of(vector_width))
             (target + at).store(mask.select(one, 0))
 
     def listed(self, held: Held) -> tuple[Ints, Value]:
@@ -126,8 +126,8 @@ class Emitter:
                     keep(held.bits.of(Longs)[w], w * 64)
             else:
                 numbers = self.numbers(held)
-                for at, lanes in self.vectors(size):
-                    keep((numbers + at).load(lanes).differs(0).word().to(LONG), at)
+                for at, vector_width in self.vectors(size):
+                    keep((numbers + at).load(vector_width).differs(0).word().to(LONG), at)
             held.active = places, found.value
         return held.active
 
@@ -153,17 +153,17 @@ class Emitter:
             parts = [(at, n, self.code.variable(spread(zero, n))) for at, n in parts_of(width)]
             with self.each_active(held) as (i, x):
                 row = weights + i * width
-                for at, lanes, total in parts:
-                    total.value = total.value + times((row + at).load(lanes), x)
-            for at, lanes, total in parts:
+                for at, vector_width, total in parts:
+                    total.value = total.value + times((row + at).load(vector_width), x)
+            for at, vector_width, total in parts:
                 value, place = total.value, first + at
-                (out + place).store(value if bias is None else value + (bias + place).load(lanes))
+                (out + place).store(value if bias is None else value + (bias + place).load(vector_width))
 
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
         """``target += x row``, of `count` numbers."""
-        for at, lanes in parts_of(count):
+        for at, vector_width in parts_of(count):
             place = target + at
-            place.store(place.load(lanes) + times((row + at).load(lanes), x))
+            place.store(place.load(vector_width) + times((row + at).load(vector_width), x))
 
     def ordered(self, held: Held, places: Tensor) -> Held:
         """The same value, with its numbers as `places` says."""
@@ -184,17 +184,17 @@ class Emitter:
         return self.ordered(held, torch.arange(held.node.size, device="cpu")), False
 
 
-def spread(value: Value, lanes: int) -> Value:
-    """`value` in each of `lanes`."""
-    return value if lanes == 1 else value.spread(lanes)
+def spread(value: Value, vector_width: int) -> Value:
+    """`value` in each of so many lanes."""
+    return value if vector_width == 1 else value.spread(vector_width)
 
 
 def times(row: Value, x: Value | None) -> Value:
     """`row` times a number, where there is one."""
-    return row if x is None else spread(x, row.type.lanes) * row
+    return row if x is None else spread(x, row.type.width) * row
 
 
 def parts_of(count: int) -> list[tuple[int, int]]:
-    """Vectors that cover `count` elements, the longest first: where each begins, and its lanes."""
-    lanes = [CHUNK] * (count // CHUNK) + [1 << b for b in reversed(range(6)) if count % CHUNK & 1 << b]
-    return list(zip(accumulate([0, *lanes]), lanes, strict=False))
+    """Vectors that cover `count` elements, the longest first: where each begins, and its width."""
+    vector_width = [CHUNK] * (count // CHUNK) + [1 << b for b in reversed(range(6)) if count % CHUNK & 1 << b]
+    return list(zip(accumulate([0, *vector_width]), vector_width, strict=False))

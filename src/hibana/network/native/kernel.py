@@ -155,12 +155,12 @@ def _calls(
 
 def _find_nan(code: Code, row: Pointer, count: Value, refused: Any) -> None:
     """Sets `refused` if one of `count` numbers is NaN."""
-    lanes = 32
-    found = code.variable(0, BYTE.of(lanes))
-    for at, there in code.vectors(count, lanes):
-        x = (row + at).load(lanes, there)
-        one = code.constant(1, BYTE.of(lanes))
+    vector_width = 32
+    found = code.variable(0, BYTE.of(vector_width))
+    for at, there in code.vectors(count, vector_width):
+        x = (row + at).load(vector_width, there)
+        one = code.constant(1, BYTE.of(vector_width))
         found.value = found.value | x.differs(x).select(one, 0)
-    zero = code.constant(0, BYTE.of(lanes))
+    zero = code.constant(0, BYTE.of(vector_width))
     bits = found.value.differs(zero).word()
     refused.value = bits.equals(0).select(refused.value, NAN)

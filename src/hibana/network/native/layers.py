@@ -91,7 +91,7 @@ def average(emitter: Emitter, node: Node) -> Held:
 
     def divided(found: Value, count: Value) -> Value:
         by = count.real(element) if counted else emitter.code.constant(area, element)
-        return found / spread(by, found.type.lanes)
+        return found / spread(by, found.type.width)
 
     zero = emitter.code.constant(0, element)
     return _pooled(emitter, node, read, last, zero, lambda found, there: found + there, divided)
@@ -103,8 +103,8 @@ def total(emitter: Emitter, node: Node) -> Held:
     two = emitter.ordered(two, one.places)
     left, right = emitter.numbers(one), emitter.numbers(two)
     out = emitter.temporary(node.size)
-    for at, lanes in emitter.vectors(node.size):
-        (out + at).store((left + at).load(lanes) + (right + at).load(lanes))
+    for at, vector_width in emitter.vectors(node.size):
+        (out + at).store((left + at).load(vector_width) + (right + at).load(vector_width))
     return Held(node, one.places, out)
 
 
@@ -113,8 +113,8 @@ def scale(emitter: Emitter, node: Node) -> Held:
     read = emitter.held[node.inputs[0]]
     numbers, out = emitter.numbers(read), emitter.temporary(node.size)
     factor = emitter.constant(torch.tensor([node.factor], dtype=torch.float64, device="cpu"))[0]
-    for at, lanes in emitter.vectors(node.size):
-        (out + at).store((numbers + at).load(lanes) * spread(factor, lanes))
+    for at, vector_width in emitter.vectors(node.size):
+        (out + at).store((numbers + at).load(vector_width) * spread(factor, vector_width))
     return Held(node, read.places, out)
 
 
@@ -153,8 +153,8 @@ def _any(emitter: Emitter, node: Node, read: Held, octets: int) -> Held:
         totals = [(at, n, emitter.code.variable(0, Bytes.element.of(n))) for at, n in parts_of(octets)]
         with taps() as (y, x):
             pixel = pixels + (y * window.image[1] + x) * octets
-            for at, lanes, found in totals:
-                found.value = found.value | (pixel + at).load(lanes)
+            for at, vector_width, found in totals:
+                found.value = found.value | (pixel + at).load(vector_width)
         for at, _, found in totals:
             (out + ((oy * width + ox) * octets + at)).store(found.value)
     return Held(node, channels_last(node.shape), bits=out, truths=True)
@@ -175,8 +175,8 @@ def _pooled(
             count = code.variable(0)
             with taps() as (y, x):
                 pixel = source + (y * window.image[1] + x) * stride
-                for at, lanes, found in totals:
-                    found.value = folded(found.value, (pixel + at).load(lanes))
+                for at, vector_width, found in totals:
+                    found.value = folded(found.value, (pixel + at).load(vector_width))
                 count.value = count.value + 1
             for at, _, found in totals:
                 (target + ((oy * width + ox) * stride + at)).store(result(found.value, count.value))
