@@ -17,11 +17,13 @@ import doctest
 import importlib.util
 import io
 import itertools
+import os
 import re
 import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
@@ -82,12 +84,28 @@ def run(page, *shorter):
             assert runner.run(examples_, clear_globs=False).failed == 0
             namespace.update(examples_.globs)
             continue
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        printed, timed = io.StringIO(), shown is not None and shown[1]
+        with contextlib.redirect_stdout(printed), as_users_run() if timed else contextlib.nullcontext():
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
         if shown is not None:
             text, measured = shown
             compare(printed.getvalue(), text, f"{page}:{line}", measured)
+
+
+@contextlib.contextmanager
+def as_users_run():
+    """Kernels are chosen by timing, as outside of tests."""
+    chosen_by, deterministic = (
+        os.environ.pop("HIBANA_SELECT", None),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        if chosen_by is not None:
+            os.environ["HIBANA_SELECT"] = chosen_by
 
 
 def examples(page):

@@ -416,7 +416,7 @@ def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(ch
 )
 def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, names):
     pytest.importorskip("bokeh", reason="the extra play is not installed")
-    from hibana.play.view.drawn import apart, room, short
+    from hibana.play.view.drawn import room, short, spread_out
 
     shown = [short(name) for name in names]
     assert all(len(name) <= 16 and name[:15] == whole[:15] for name, whole in zip(shown, names, strict=True))
@@ -424,5 +424,5 @@ def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, na
     pixels = 250 * (end - (steps - 1)) / (end + 0.5)  # from the last step to the edge of the narrowest figure
     assert pixels >= min(6 + 7 * max(map(len, shown)), 125)
     ends = numpy.array([0.0, 0.01, -0.01, 1.0, 0.02])
-    places = numpy.sort(apart(ends, 0.06))
+    places = numpy.sort(spread_out(ends, 0.06))
     assert numpy.diff(places).min() >= 0.06 - 1e-12

@@ -151,7 +151,8 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice
 def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
     if priors_only():
         by_prior = ones <= WEIGHTS_UP_TO if key.learning else None
-        return Choice(ones <= FORWARD_UP_TO, by_prior, "longer at such a density, by the prior")
+        forward = ones <= FORWARD_UP_TO
+        return Choice(forward, by_prior, "by the prior" if forward or by_prior else "longer, by the prior")
     times = _times(key, calls)
     scan = OVERHEAD + (times[-1] if key.scanned else 0.0)
     sums, dense_sums = times[:2]

@@ -74,7 +74,7 @@ def window(emitter: Emitter, node: Node) -> Held:
     order, last = None, False
     if pixels > 1:
         read, last = emitter.image(read, node.seen[0])
-    elif not torch.equal(read.places, torch.arange(len(read.places), device="cpu")):
+    elif not torch.equal(read.places, torch.arange(len(read.places), dtype=torch.int64, device="cpu")):
         order = emitter.indices(read.places)
     ring = _Ring(emitter, node, places, module.reach + 1)
     with emitter.each_active(read) as (i, x):
@@ -93,7 +93,7 @@ def window(emitter: Emitter, node: Node) -> Held:
 
 def delayed(emitter: Emitter, node: Node) -> Held:
     """A linear layer with a delay for each synapse."""
-    read, places = emitter.held[node.inputs[0]], torch.arange(node.size, device="cpu")
+    read, places = emitter.held[node.inputs[0]], torch.arange(node.size, dtype=torch.int64, device="cpu")
     weights, bias = weights_of(node, read.places)
     steps = delays_of(node, read.places)
     rows, added, late = emitter.constant(weights), bias_of(emitter, bias), emitter.indices(steps)
@@ -121,7 +121,7 @@ def delay(emitter: Emitter, node: Node) -> Held:
 def delayed_recurrent(emitter: Emitter, node: Node, index: int) -> Held:
     """Neurons whose spikes come back to them through delayed synapses, a step later at the soonest."""
     source, module = emitter.held[node.inputs[0]], _module(node).recurrent
-    read = emitter.ordered(source, torch.arange(node.size, device="cpu"))
+    read = emitter.ordered(source, torch.arange(node.size, dtype=torch.int64, device="cpu"))
     rows, late = emitter.constant(module.weight.T), emitter.indices(module.steps.T)
     ring = _Ring(emitter, node, read.places, module.reach + 1)
     numbers, driven = emitter.numbers(read), ring.taken(None, node.size)

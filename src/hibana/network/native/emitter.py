@@ -170,7 +170,7 @@ class Emitter:
         if torch.equal(held.places, places):
             return held
         found = torch.empty_like(places)
-        found[held.places] = torch.arange(len(places), device="cpu")
+        found[held.places] = torch.arange(len(places), dtype=torch.int64, device="cpu")
         source, order = self.numbers(held), self.indices(found[places])
         target = self.temporary(held.node.size)
         with self.code.loop(0, held.node.size) as j:
@@ -181,7 +181,7 @@ class Emitter:
         """The same value as an image of `shape`, and whether channels are last in memory."""
         if torch.equal(held.places, channels_last(shape)):
             return held, True
-        return self.ordered(held, torch.arange(held.node.size, device="cpu")), False
+        return self.ordered(held, torch.arange(held.node.size, dtype=torch.int64, device="cpu")), False
 
 
 def spread(value: Value, vector_width: int) -> Value:

@@ -101,7 +101,7 @@ def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer)
     """All layers in order; what the last gives goes to `outputs`, in PyTorch's order."""
     for index, node in enumerate(network.nodes):
         if node.kind == "input":
-            made = Held(node, torch.arange(node.size, device="cpu"), inputs)
+            made = Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), inputs)
         elif node.kind == "neurons":
             made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
         elif node.kind == "delayed recurrent":
@@ -110,7 +110,7 @@ def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer)
             made = _LAYERS[node.kind](emitter, node)
         emitter.held[node] = made
     held = emitter.held[network.output]
-    size, order = held.node.size, torch.arange(held.node.size, device="cpu")
+    size, order = held.node.size, torch.arange(held.node.size, dtype=torch.int64, device="cpu")
     if held.bits is not None and torch.equal(held.places, order):
         emitter.expand(held, outputs)
     else:

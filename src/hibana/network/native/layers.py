@@ -26,7 +26,7 @@ def linear(emitter: Emitter, node: Node) -> Held:
     weights, bias = weights_of(node, read.places)
     out = emitter.temporary(node.size)
     emitter.add_rows(read, weights, out, bias_of(emitter, bias))
-    return Held(node, torch.arange(node.size, device="cpu"), out)
+    return Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), out)
 
 
 def bias_of(emitter: Emitter, bias: Tensor | None) -> Pointer | None:
@@ -186,7 +186,7 @@ def _pooled(
         return Held(node, channels_last(node.shape), out)
     with code.loop(0, channels) as c:
         channel(numbers + c * image, out + c * (height * width), 1, [(0, 1)])
-    return Held(node, torch.arange(node.size, device="cpu"), out)
+    return Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), out)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def get(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype) -> dict[str,
         if array.kind == "ring":
             steps = array.shape[0]
             now = _view(block, counters[array.layer], torch.int64)  # [batch, 1]
-            order = (now + torch.arange(steps, device="cpu")) % steps  # [batch, steps]
+            order = (now + torch.arange(steps, dtype=torch.int64, device="cpu")) % steps  # [batch, steps]
             rows = flat.view(len(flat), steps, -1)
             flat = rows.gather(1, order[..., None].expand_as(rows)).transpose(0, 1)
         values = torch.empty_like(flat, memory_format=torch.contiguous_format)

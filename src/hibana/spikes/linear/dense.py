@@ -15,7 +15,7 @@ from hibana.compiler.derivatives import applied, are_batched
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved
 
-__all__ = ["FROM", "is_faster", "linear", "product"]
+__all__ = ["FROM", "is_faster", "is_there", "linear", "product"]
 
 FROM = 4_000_000
 """Multiplications from which on it is timed beside torch's BLAS."""
@@ -24,7 +24,7 @@ FROM = 4_000_000
 def is_faster(input: Tensor, weight: Tensor) -> bool:  # noqa: A002 - torch's name
     """Whether oneDNN took less time than torch's BLAS for such a product, where torch has it."""
     rows, inputs = input.numel() // weight.shape[1], weight.shape[1]
-    if rows * weight.numel() < FROM or not _is_there():
+    if rows * weight.numel() < FROM or not is_there():
         return False
     key = select.Key("oneDNN", (select.bucket(rows), inputs, weight.shape[0]), torch.get_num_threads())
     numbers, of_outputs = input.detach().reshape(rows, inputs), weight.detach()
@@ -35,7 +35,8 @@ def is_faster(input: Tensor, weight: Tensor) -> bool:  # noqa: A002 - torch's na
     return select.faster(key, lambda: calls, prior=False)
 
 
-def _is_there() -> bool:
+def is_there() -> bool:
+    """Whether torch has oneDNN's linear product."""
     available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call] # torch leaves it so
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
