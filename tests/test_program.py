@@ -351,7 +351,7 @@ def test_input_that_makes_no_sense_is_refused_and_changes_nothing(program, input
         (lambda: stream.step(x.to("meta")), ValueError, "x must be on the CPU.*meta"),
         (lambda: stream.events([0, 6]), IndexError, r"indices must be in \[0, 6\)"),
         (lambda: stream.events([-1]), IndexError, r"indices must be in \[0, 6\)"),
-        (lambda: stream.events([0.5]), TypeError, "indices must be whole numbers, got torch.float32"),
+        (lambda: stream.events([0.5]), TypeError, "indices must be whole numbers, got torch.float64"),
         (lambda: stream.events([[1]]), ValueError, r"one dimension, got shape \(1, 1\)"),
         (lambda: pair.events([1]), ValueError, "events are of one sample, and this stream has 2"),
         (lambda: stream.run(inputs[:0]), ValueError, r"inputs must be \[T, 1, 6\], got \(0, 1, 6\)"),

@@ -49,7 +49,7 @@ def operations_of(node: Node, dtype: torch.dtype) -> tuple[int, int]:
         most = products_of(node)
         return most, round(most * node.inputs[0].density)
     if node.kind == "neurons":
-        made = layer(node, 0, torch.arange(node.size, device="cpu"), dtype)
+        made = layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
         products, own = len(made.products) * node.size**2, made.operations * node.size
         return own + products, own + round(products * (node.density if made.emits_spikes else 1))
     if node.kind in ("maximum", "average"):

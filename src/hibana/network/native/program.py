@@ -200,7 +200,7 @@ class Stream:
         """
         if self.batch != 1:
             raise ValueError(f"events are of one sample, and this stream has {self.batch}; use step")
-        places = torch.as_tensor(indices, device="cpu")
+        places = indices.cpu() if isinstance(indices, Tensor) else torch.from_numpy(np.array(indices))
         if places.numel() and (
             places.is_floating_point() or places.is_complex() or places.dtype == torch.bool
         ):
