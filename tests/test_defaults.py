@@ -71,7 +71,7 @@ def _networks():
     images = images.contiguous(memory_format=torch.channels_last)
     made = {
         name: (layer(), currents)
-        for name, layer in vars(hb.layers).items()
+        for name, layer in vars(hb.nn.layers).items()
         if inspect.isclass(layer) and issubclass(layer, hb.OverTime) and layer is not hb.OverTime
     }
     made["Recurrent"] = hb.Recurrent(hb.LIFCell(), 64), currents
