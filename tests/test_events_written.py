@@ -10,6 +10,7 @@ import random
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import hibana as hb
@@ -314,3 +315,19 @@ def test_an_attribute_of_another_node_is_not_taken_for_bits():
     values = (torch.rand(4, 8, 64) < 0.5).float().requires_grad_()
     layer(Pruned.apply(values)).sum().backward()
     torch.testing.assert_close(values.grad, layer.weight.sum(0).expand(4, 8, 64))
+
+
+@pytest.mark.parametrize("layer", [hb.IF(), hb.LIF(surrogate=hb.surrogate.ATan())], ids=repr)
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+def test_channels_last_spikes_of_a_reentrant_checkpoint_are_written_to(layer):
+    images = torch.rand(3, 2, 5, 5, 4).permute(0, 1, 4, 2, 3)  # [T, batch, channels, height, width]
+    found = []
+    for call in (layer, lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)):
+        x = images.clone().requires_grad_()
+        spikes = call(x * 2)
+        with torch.no_grad():
+            spikes.mul_(0.5)
+        spikes.square().sum().backward()
+        found.append((spikes.detach(), x.grad))
+    for plain, checkpointed in zip(*found, strict=True):
+        assert torch.equal(plain, checkpointed)

@@ -114,7 +114,11 @@ def go(
         return outputs, last
     order, given = _without_gradient(spec, inputs, tensors)
     outputs, last = _known(spec.program.kernels.forward, given)
-    return (outputs, last) if order is None else in_callers_order(order, outputs, last)
+    if order is None:
+        return outputs, last
+    outputs, last = in_callers_order(order, outputs, last)
+    # not as views, which a checkpoint would give on as such, and that may not be written to then
+    return outputs.detach(), [value.detach() for value in last]
 
 
 def go_over(
@@ -123,7 +127,7 @@ def go_over(
     """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
     order, given = _without_gradient(spec, inputs, tensors)
     outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
-    return outputs if order is None else outputs.permute(inverse(order))
+    return outputs if order is None else outputs.permute(inverse(order)).detach()
 
 
 def _without_gradient(
