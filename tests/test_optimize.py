@@ -194,3 +194,10 @@ def test_a_difference_is_an_error_and_nothing_is_changed(monkeypatch):
         hb.optimize(net, torch.rand(3, 2, 20))
     assert type(net) is nn.Sequential
     assert type(net[0]) is nn.Linear
+
+
+def test_what_a_changed_network_raises_is_raised_and_nothing_is_changed():
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), hb.IF(), nn.Flatten(), nn.Linear(5, 3))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        hb.optimize(net, X, verbose=False)
+    assert [type(module) for module in net] == [nn.Conv2d, hb.IF, nn.Flatten, nn.Linear]

@@ -73,6 +73,7 @@ def optimize(
 
     Raises:
         RuntimeError: if the network gives something else for `example` than before; nothing is changed then.
+            What the changed network itself raises for the example is raised too.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), hb.IF())
@@ -87,7 +88,7 @@ def optimize(
     if undo:
         found = _undone(net)
     else:
-        before = None if example is None else _called(net, example)
+        before = None if example is None else _before(net, example)
         found = _optimized(net)
         if example is not None:
             _compare(net, example, before)
@@ -217,21 +218,31 @@ def _in_one(group: tuple[Any, ...]) -> Normalized:
 
 
 def _called(net: nn.Module, example: Tensor) -> Any:
-    """What `net` gives in evaluation; None if it takes no such input."""
+    """What `net` gives in evaluation."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
         with torch.no_grad():
             return net(example)
-    except (RuntimeError, ValueError):
-        return None  # as a network of plain layers of images does, given time
     finally:
         for module, mode in modes:
             module.training = mode
 
 
+def _before(net: nn.Module, example: Tensor) -> Any:
+    """What `net` gives as it is; None if it takes no such input, as plain layers of images given time."""
+    try:
+        return _called(net, example)
+    except (RuntimeError, ValueError):
+        return None
+
+
 def _compare(net: nn.Module, example: Tensor, before: Any) -> None:
-    after = _called(net, example)
+    try:
+        after = _called(net, example)
+    except Exception:
+        _undone(net)
+        raise
     if not isinstance(before, Tensor):
         return
     same = isinstance(after, Tensor) and after.shape == before.shape

@@ -241,8 +241,7 @@ class Conv2d(_ByWindows, nn.Conv2d):
     convolution, normalisation and pooling are several times faster in too. Multiplied densely, by
     torch: an input of neither spikes nor small whole numbers, groups, and what :class:`hibana.Linear` leaves
     to torch. The input's gradient is torch's too, unless it is needed only where the surrogate of the layer
-    below can let it through, or the output's gradient is mostly zero, which at a stride of 1 is gone through
-    value by value.
+    below can let it through.
 
     `mode`, and the bits that a layer below kept, are as in :class:`hibana.Linear`.
 
