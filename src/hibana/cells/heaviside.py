@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.cells.surrogate import Step, Surrogate, forwards
+from hibana.cells.surrogate import Step, Surrogate, forwards, written_out
 
 __all__ = ["spike"]
 
@@ -55,7 +55,7 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
         )
     derivative = derivative.detach()
     if torch._C._get_tracing_state() is not None and not torch.compiler.is_dynamo_compiling():
-        return _written_out(x, derivative)  # sizes are no numbers while torch.jit.trace runs
+        return written_out(x, derivative)  # sizes are no numbers while torch.jit.trace runs
     if derivative.shape != x.shape:
         _check_broadcast(derivative.shape, x.shape)
         derivative = derivative.expand(x.shape)
@@ -77,13 +77,6 @@ def _check_broadcast(shape: torch.Size, wanted: torch.Size) -> None:
         raise ValueError(
             f"derivative must broadcast to the shape of x, {tuple(wanted)}, got shape {tuple(shape)}"
         )
-
-
-def _written_out(x: Tensor, derivative: Tensor) -> Tensor:
-    """The step in PyTorch's own operations, for ``torch.jit.trace``: a term of zero has the derivative."""
-    finite = torch.where(x.isfinite(), x, 0)
-    term: Tensor = (finite - finite.detach()) * derivative
-    return term + (x > 0).to(x.dtype)
 
 
 class _Spike(torch.autograd.Function):

@@ -423,7 +423,7 @@ class Heaviside(_Once):
         """The step of the first argument, differentiated as the second says."""
         if not torch.compiler.is_dynamo_compiling():
             if torch._C._get_tracing_state() is not None:
-                return _written_out(*args, **kwargs)
+                return written_out(*args, **kwargs)
             if forwards():
                 return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
         return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # as above
@@ -434,16 +434,16 @@ def forwards() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _written_out(x: Tensor, surrogate: Surrogate = Step()) -> Tensor:
+def written_out(x: Tensor, derivative: Surrogate | Tensor = Step()) -> Tensor:
     """The step in PyTorch's own operations, which ``torch.jit.trace`` can save.
 
     Of the second term only the derivative is not zero.
     """
     finite = torch.where(x.isfinite(), x, 0)
     at = finite.detach()
-    spikes = (x > 0).to(x.dtype)
-    derivative: Tensor = (finite - at) * surrogate.derivative(at)
-    return derivative + spikes
+    factor = derivative if isinstance(derivative, Tensor) else derivative.derivative(at)
+    term: Tensor = (finite - at) * factor
+    return term + (x > 0).to(x.dtype)
 
 
 def named(name: str) -> Surrogate:
