@@ -62,9 +62,9 @@ class Provenance(NamedTuple):
         return self.planes[0] if self.planes is not None and self.planes.shape[0] == 1 else None
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
-        """`bits` as rows of `length` elements that begin with a word each, if they can be seen so.
+        """`bits`, ``[..., pieces, bytes]``, viewed as ``[..., rows, words]``, `length` elements a row.
 
-        They are ``[..., pieces, bytes]``, the rows ``[..., rows, words]``.
+        None if rows do not begin at a word of 64 bits.
         """
         words = -(-length // 64)
         whole_words = length % 64 == 0 and self.length % 64 == 0

@@ -30,20 +30,19 @@ __all__ = [
 ]
 
 FEWEST = 8
-"""Channels, of fewer of which a word holds what is under a whole window; at a stride, those of more than a
-word are as soon gathered under windows."""
+"""Least number of channels: with fewer, one word of 64 bits holds the bits under a whole window."""
 WASTED = 1.2
-"""Pixels of an image to those of the output."""
+"""Most pixels of the image per pixel of the output for which the weight gradient is pixel-wise."""
 PIXELS = 256
-"""Output pixels that are gone through at a time."""
+"""Output pixels that a piece of work has."""
 PIXELS_PER_TILE = 512
-"""Output pixels of several images that are gone through at a time, where weights are more than FAR."""
+"""Output pixels, of several images, that share one pass over weights that exceed the L2 cache."""
 BEYOND_L2 = 1 << 19
-"""Weights that a second cache does not hold."""
+"""Number of float32 weights from which on they exceed the L2 cache."""
 NEAR = 1 << 14
-"""Floats that are kept near at a time, of weights or of a gradient."""
+"""Float32 values of weights, or of a gradient, that are kept in the L1 and L2 caches at a time."""
 SPARSE = 0.13
-"""Density, times the stride, up to which it may be twice as many for whole windows."""
+"""Density of spikes per unit of stride up to which a full window may have twice NEAR weights."""
 GRAIN = 8
 """Outputs whose parts are not worth a thread of their own."""
 MOST = 1 << 18
@@ -70,9 +69,9 @@ def slides(geometry: Geometry, row: Row) -> bool:
 
 
 def full_window(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
-    """Whether windows, whose weights stay near, are summed whole, and not a row of them at a time.
+    """Whether the sum under a window is computed at once, and not row by row of the window.
 
-    For few spikes that saves more than it takes to load weights from somewhat farther away.
+    That needs all weights of a window in cache; at low density larger windows pay too.
     """
     column = geometry.kernel[0] * geometry.channels
     inputs = geometry.kernel[1] * column
