@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one thread each, or they wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,6 +53,13 @@ def _uninitialised_memory_is_nan():
 @pytest.fixture(autouse=True)
 def _the_smallest_numbers_are_kept():
     torch.set_flush_denormal(False)  # a command may have set it for its process, which is this one
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled_yet():
+    """``torch.compile`` counts recompilations by the code of a function, over all tests of a process."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)
