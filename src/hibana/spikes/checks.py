@@ -21,7 +21,7 @@ dense_for_more = partial(
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 numbers on the CPU, and nothing but autograd watches the call."""
+    """Whether all are float32 on the CPU, and no transform, dispatch mode or autocast is active."""
     if (
         torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()
@@ -103,7 +103,7 @@ _VIEWS |= {"TransposeBackward0", "PermuteBackward0"}
 
 
 def pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:
-    """`size` down and across."""
+    """`size` as (height, width)."""
     if isinstance(size, tuple):
         return size[0], size[-1]
     return int(size), int(size)

@@ -33,23 +33,24 @@ __all__ = [
 Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_WORK = 12_000_000
-"""Of fewer multiplications torch has done all before events have begun."""
+"""Multiplications below which a product always goes to torch: packing bits alone would take longer."""
 TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
-"""What a layer says that is left to torch for its size. It is set in the layer's ``__dict__``: by way of the
-module that takes a microsecond, which would tell there."""
+"""The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
+since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
 SAMPLE = 128
-"""Words of numbers, one after the other, that are looked at before all are."""
+"""Words of 64 numbers that are sampled before all numbers are scanned."""
 NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
 
 class BySpikes(nn.Module):
-    """What layers of weights share: how a call is computed is chosen, and said."""
+    """Base of the layers that multiply spikes with weights: chooses how a call is computed, and reports it.
+    """
 
     mode: Mode = "auto"
     _reason: object = "not called yet"
-    """Of which the text says how the last call was computed."""
+    """``str`` of it describes how the last call was computed."""
 
     def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         """Torch's own product."""
@@ -60,9 +61,11 @@ class BySpikes(nn.Module):
         return self._torchs(input, weight, bias)
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, looked up where they mostly are: a module looks elsewhere first.
+        """Weight and bias, read from ``_parameters`` directly where they are there, since
+        ``Module.__getattr__`` is slow.
 
-        They are read once a call, since a parametrisation may compute them, and iterate as it does.
+        They are read once a call: reading may run a parametrisation, which may have state
+        (``spectral_norm``).
         """
         try:
             weight, bias = self._parameters["weight"], self._parameters["bias"]
@@ -72,12 +75,14 @@ class BySpikes(nn.Module):
         return weight, bias
 
     def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
-        """Remembers sizes too small for kernels per spike, so that the next such call asks nothing."""
+        """Remembers that an input of this shape is too small for kernels per spike; :meth:`_is_left` asks for
+        it.
+        """
         if reason == TINY:
             self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
 
     def _is_left(self, input: Tensor) -> bool:  # noqa: A002
-        """Whether an `input` of these sizes was left to torch; one whose bits are kept may pay."""
+        """Whether an `input` of this shape went to torch before, and no bits of this one are known."""
         left = self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled())
         return left and not may_have_bits(input)
 
@@ -103,9 +108,9 @@ def check_mode(mode: str) -> None:
 
 
 def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes | None:
-    """The planes of bits that are known of what stands `below`, as rows of `length` elements.
+    """The bits that are known of the input, from its provenance `below`, as rows of `length` elements.
 
-    None if there are none, or the input does not lie `in_order`, as rows do.
+    None if there are none, or the input is not contiguous (`in_order`).
     """
     if below is None or below.planes is None or not in_order:
         return None
@@ -117,12 +122,13 @@ def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes 
 
 
 def numbers_as_bits(rows: Tensor) -> Planes | str:
-    """Contiguous `rows` of spikes or of small whole numbers as bits; or why they are left to torch."""
+    """Contiguous `rows` of spikes or of small whole numbers as bits; or, as text, why the product is dense.
+    """
     return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
 
 
 class Found(NamedTuple):
-    """An input as bits, and how its times are looked up."""
+    """An input as bits, and the key under which the times of its product are stored."""
 
     planes: Planes
     key: select.Key
@@ -136,15 +142,15 @@ def as_bits(
     key: select.Key,
     auto: bool,
 ) -> Found | str:
-    """An input as planes of bits, known from what stands `below` or made of its numbers; or why torch's.
+    """An input as planes of bits, known from its producer or packed from its numbers; else why it is dense.
 
     Args:
-        below: what is known of the input.
-        length: of a row.
-        in_order: whether the input lies as rows do.
-        rows: makes contiguous rows of the input.
-        key: of the call, but for what depends on the input.
-        auto: whether what was found to take longer per spike is left to torch, without making bits.
+        below: the provenance of the input.
+        length: elements of a row.
+        in_order: whether the input is contiguous, row after row.
+        rows: returns the input as contiguous rows.
+        key: of the call, without density and planes.
+        auto: whether to return early, without packing bits, where the dense product was found to be faster.
     """
     planes = known_bits(below, length, in_order)
     if planes is not None:
@@ -152,7 +158,7 @@ def as_bits(
     numbers = rows()
     density = _density(numbers)
     if density is not None:
-        # of the sample, not of all bits: a recomputation asks for the same key
+        # the density of the sample, not of all bits, so that a recomputation gets the same key
         sampled = key._replace(density=select.density_bucket(density), scanned=True)
         choice = select.known(sampled) if auto and not select.priors_only() else None
         if choice is not None and not choice.any:
@@ -172,7 +178,7 @@ def _key(key: select.Key, planes: Planes) -> select.Key:
 
 
 def binary_bits(rows: Tensor) -> Planes | None:
-    """The bits of contiguous `rows`; None if not all are 0 and 1, which a sample mostly tells."""
+    """The bits of contiguous `rows`; None if not all are 0 and 1 (a sample is tested first)."""
     return None if _density(rows) is None else _binary(rows)
 
 
@@ -182,9 +188,9 @@ def _binary(rows: Tensor) -> Planes | None:
 
 
 def _density(rows: Tensor) -> float | None:
-    """The density of ones in a sample of contiguous `rows`; None if not all are 0 and 1.
+    """The density of ones in a sample of contiguous `rows`; None if not all of it are 0 and 1.
 
-    Its words are an odd number apart, or they would all be of the same columns.
+    The stride of the sample is odd, or all sampled words could be of the same columns.
     """
     words = rows.numel() // WORD
     lying = rows.as_strided((words, WORD), (WORD, 1)) if words else rows
@@ -192,14 +198,15 @@ def _density(rows: Tensor) -> float | None:
 
 
 def learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of any of the `tensors` will be asked for."""
+    """Whether autograd records a gradient for any of the `tensors`."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def usable(below: Provenance | None, length: int, in_order: bool, input_: Planes) -> Provenance | None:
-    """`below`, unless rows of `length` elements of it can't be told for an `input_` that lies `in_order`."""
+    """`below`, if the input gradient may be restricted to its mask, as rows of `length` elements; else None.
+    """
     if below is None or below.observers is None:
         return None
-    if below.bits is None:  # it is the spikes, whatever somebody multiplied them by since
+    if below.bits is None:  # the mask is the spikes themselves
         return below if input_.bits.shape[0] == 1 else None
     return below if in_order and below.rows(below.bits, length) is not None else None

@@ -52,7 +52,7 @@ def _plane_windows(bits: Tensor, geometry: Geometry) -> Tensor:
 
 
 GRAIN = 4
-"""Rows of pixels that are not worth a thread of their own."""
+"""Rows of pixels per thread, at least."""
 
 
 def forward(
@@ -65,10 +65,10 @@ def forward(
 def producer(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice, steps: int
 ) -> Producer | None:
-    """What :func:`forward` gives, yet to be computed, of so many steps; None where not done in pieces."""
+    """The result of :func:`forward`, to be computed tile by tile by its reader; None where it can't be."""
     if not (steps and choice.forward):
         return None
-    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
+    if pixels.is_pixelwise(geometry):
         return pixels.producer(input_, weight, bias, geometry, steps)
     return None
 
@@ -76,8 +76,8 @@ def producer(
 def _sums(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
-    """The same, and the bits under each window, if they were gathered for it."""
-    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
+    """The convolution, and the bits under each window, if im2col was used."""
+    if pixels.is_pixelwise(geometry):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
     return _under_windows(windows, input_, weight, bias, geometry), windows
@@ -108,7 +108,7 @@ def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geom
 
 
 def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, target: Tensor) -> None:
-    """Writes the gradient at stride 1 to `target`, ``[N, height, width, channels]``."""
+    """Writes the input gradient at stride 1 to `target`, ``[N, height, width, channels]``."""
     outputs = weight.shape[0]
     row = panel(outputs)
     height, width = geometry.image
@@ -126,7 +126,7 @@ def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometr
 
 
 KEPT = 0.5
-"""Bits under windows are kept for the backward up to this part of the spikes' own bytes, else recomputed."""
+"""Im2col bits are saved for the backward up to this share of the images' bytes, and else recomputed."""
 
 
 def _weight_gradient(
@@ -141,18 +141,18 @@ def _weight_gradient(
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
-    if pixels.is_pixelwise_for_weights(geometry, input_.density):
+    if pixels.is_pixelwise_for_weights(geometry):
         found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     if windows is None:
         windows = windows_of(input_.bits, geometry)
-    flat, to_biases = product.weight_gradient(windows, input_.density, rows, inputs, biases, input_.scales)
+    flat, to_biases = product.weight_gradient(windows, rows, inputs, biases, input_.scales)
     return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2), to_biases
 
 
 class _Convolution(torch.autograd.Function):
-    """Keeps the bits of the spikes, not the spikes; those under each window too where they are few."""
+    """Saves the bits of the spikes for the backward, not the spikes; im2col bits too where they are few."""
 
     @staticmethod
     def forward(
@@ -177,11 +177,11 @@ class _Convolution(torch.autograd.Function):
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, kernel, bias, geometry)
         out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
-        used = choice.weights and not pixels.is_pixelwise_for_weights(geometry, input_.density)
+        used = choice.weights and not pixels.is_pixelwise_for_weights(geometry)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
         ctx.save_for_backward(input_.bits, weight, windows, numbers)
-        return out.detach()  # not as a view, which would have a node more
+        return out.detach()  # a view would add a node to the graph
 
     @staticmethod
     @dense_for_more
@@ -205,7 +205,7 @@ class _Convolution(torch.autograd.Function):
             to_weight, to_bias = _weight_gradient(input_, windows, rows, weight, geometry, to_biases)
         elif to_biases:
             to_bias = rows.sum(0)
-        if to_images is not None:  # not as a view, for autograd adds in place to what is nobody else's
+        if to_images is not None:  # not a view, so that autograd may accumulate in place
             to_images = to_images.view(ctx.whole).detach()
         if to_weight is not None and len(ctx.of_weight) == 3:
             to_weight = to_weight.reshape(ctx.of_weight)
@@ -216,7 +216,7 @@ _apply = applied(_Convolution)
 
 
 def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geometry) -> product.Used | None:
-    """Where the images' gradient is computed; None if everywhere, by torch."""
+    """Where the input gradient is computed; None if everywhere, by torch."""
     used = product.used_bits(ctx.below, bits[0], geometry.channels * geometry.image[1], ctx.density)
     if used is None:
         return None
@@ -232,7 +232,7 @@ def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geomet
 
 
 def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Choice:
-    """Which products of `images`, ``[N, channels, height, width]``, whose bits were found, are per spike."""
+    """Which products of `images`, ``[N, channels, height, width]``, are computed per spike."""
     planes, scanned = found.planes, found.key.scanned
 
     def calls() -> list[Call]:

@@ -16,12 +16,12 @@ __all__ = ["channels_last", "convolution", "gradients", "lies_last", "sampled"]
 How = tuple[Pair, Pair, Pair]
 """Stride, padding and dilation."""
 SAFE = 16
-"""From so many channels on torch keeps within its memory."""
+"""Channels from which on torch's backward at a stride does not write beyond its memory."""
 CLOSE: How = ((1, 1), (0, 0), (1, 1))
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """`images` channels last in memory, and with strides that say so where there is one channel only."""
+    """`images` channels last in memory, with strides that say so even for one channel."""
     if lies_last(images):
         return images
     last = images.permute(0, 2, 3, 1)
@@ -29,7 +29,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def lies_last(images: Tensor) -> bool:
-    """Whether `images` lie channels last, and have strides that say so."""
+    """Whether `images` are channels last in memory, with strides that say so even for one channel."""
     if images.ndim != 4:
         return False
     _, channels, height, width = images.shape
@@ -57,11 +57,13 @@ def gradients(
     geometry: Geometry,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Torch's gradients of images and weights, as `wanted`; without their `numbers` of the images alone."""
+    """Torch's gradients of images and weights, those that are `wanted`; `numbers` of the images may be None
+    for the former.
+    """
     grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
     if geometry.skips:
         return _gradients_of_sampled(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
-    if numbers is None:  # nothing of the images is read but in which order they lie
+    if numbers is None:  # only the memory format of the images is read
         numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
     how = geometry.stride, geometry.padding, geometry.dilation
     return _torchs(geometry.whole(grad), channels_last(numbers), weight, how, wanted)
@@ -75,7 +77,7 @@ def _gradients_of_sampled(
     geometry: Geometry,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The same where the pixels between are met by no window, and get no gradient."""
+    """The same for windows of one pixel at a stride: pixels between them get no gradient."""
     down, across = geometry.stride
     if numbers is None:
         sampled_ = grad.new_empty(shape[0], *grad.shape[2:], shape[1]).permute(0, 3, 1, 2)

@@ -10,9 +10,9 @@ __all__ = ["Geometry", "Pair", "meets"]
 
 Pair = tuple[int, int]
 UNROLLED = 5
-"""Places of a row of the window, at most, that are done at a time."""
+"""Places of a row of the window that are unrolled, at most."""
 WIDE = 32
-"""Of them, in a row, so that what lies around them is near."""
+"""Pixels of a row of a tile, at most."""
 
 
 class Geometry(NamedTuple):
@@ -25,7 +25,7 @@ class Geometry(NamedTuple):
     padding: Pair
     dilation: Pair
     made: Pair | None = None
-    """Height and width of the output, where there are not as many windows as fit."""
+    """Height and width of the output, where fewer windows are computed than fit."""
 
     @property
     def output(self) -> Pair:
@@ -34,37 +34,36 @@ class Geometry(NamedTuple):
 
     @property
     def reach(self) -> Pair:
-        """From the first to the last pixel of a window."""
+        """Distance from the first to the last pixel of a window, (down, across)."""
         (down, across), (height, width) = self.dilation, self.kernel
         return down * (height - 1), across * (width - 1)
 
     @property
     def unrolled(self) -> int:
-        """Places of a row of the window that are done at a time: all, if few and side by side, or 1."""
+        """Places of a row of the window that are unrolled: all, if few and not dilated, or 1."""
         return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 
     def tile(self, most: int) -> tuple[int, int, int]:
-        """Images that are done together, of `most` pixels at most, and pixels of one, down and across.
-
-        A row if dilated downwards.
+        """A tile of at most `most` pixels: images, and pixels of each, down and across; one row if dilated
+        downwards.
         """
         wide = -(-self.image[1] // -(-self.image[1] // WIDE))
         deep = min(most // wide, self.image[0]) if self.dilation[0] == 1 else 1
         return (most // (deep * wide) if (deep, wide) == self.image else 1), deep, wide
 
     def whole(self, grad: Tensor) -> Tensor:
-        """`grad` of the output, with zeros for the rows that were left out."""
+        """`grad` of the output, padded with zeros for the rows that were not computed."""
         missing = self._replace(made=None).output[0] - self.output[0]
         return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
 
     @property
     def skips(self) -> bool:
-        """Whether pixels are left out that no window of one pixel meets."""
+        """Whether windows of one pixel at a stride leave pixels out."""
         return self.kernel == (1, 1) and self.padding == (0, 0) and self.stride != (1, 1)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the kernels take."""
+        """The sizes as arguments of the kernels."""
         return _sizes(self)
 
 

@@ -20,7 +20,7 @@ __all__ = ["Sizes", "brought_near", "input_gradient", "windows"]
 
 
 TILE = 128
-"""Pixels of which an input's gradient is computed together; a multiple of 64."""
+"""Pixels of a tile of the input gradient; a multiple of 64."""
 
 
 class Sizes(Group):
@@ -51,9 +51,10 @@ def windows(
     target: Longs,
     sizes: Sizes,
 ) -> None:
-    """For each output pixel the bits under its window, ``[kernel height][kernel width][channels]``.
+    """Im2col of bits: for each output pixel, the bits under its window, ``[kernel height][kernel
+    width][channels]``.
 
-    One piece of work is a row of output pixels.
+    One work item is a row of output pixels.
     """
     channels, out_width = sizes.channels, sizes.out_width
     step = sizes.stride_across * channels
@@ -134,15 +135,15 @@ def input_gradient(
     row: Row,
     unrolled: int,
 ) -> None:
-    """The input's gradient at stride 1, computed where the support's bits are set and zero elsewhere.
+    """The input gradient at stride 1: computed where `bits` are set, zero elsewhere.
 
-    One piece of work is a tile of `deep` x `wide` pixels of the input, or that many of each of `per_tile`
-    images that it covers; TILE pixels at most. The pixels where each channel is wanted are listed. A panel of
-    the output's gradient around them is brought near, zeros beyond its border, and each channel goes through
-    its list: its weights meet eight pixels at a time. The table holds, for each panel of outputs,
-    ``[channels][kernel height][kernel width][panel]``. With a dilation downwards, `deep` is 1. Places
-    of the window that lie `unrolled` one another are done at a time: all of a row, or 1. From an image, a row
-    and a pixel of the target to the next are as many floats as it is said.
+    One work item is a tile of `deep` x `wide` pixels of the input, of `per_tile` whole images where a tile
+    covers an image; TILE pixels at most. For each channel the pixels whose bit is set are listed. Panel by
+    panel, the output gradient around the tile is copied to a block, padded with zeros, and each channel's
+    weights are multiplied with eight listed pixels at a time. The table holds, for each panel of outputs,
+    ``[channels][kernel height][kernel width][panel]``. With a vertical dilation, `deep` is 1. `unrolled`
+    places of a row of the window are computed at a time: all, or 1. The strides of the target are
+    `target_image`, `target_row` and `target_pixel` floats.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -195,7 +196,7 @@ def input_gradient(
                 of_channel = wanted + (channel // WORD * TILE + channel % WORD)
                 for part in range(0, TILE, WORD):
                     n.value = listed(code, row, of_channel[part], code.constant(part), index, n.value)
-                with code.when(n.value > first):  # the last again, so that it is whole fours
+                with code.when(n.value > first):  # pad to a multiple of four with the last
                     (index + n.value).store(index[n.value - 1].spread(4))
                     n.value = (n.value + 3) & -4
             begins[channels] = n.value
@@ -234,7 +235,7 @@ def brought_near(
     sizes: Sizes,
     outputs: Value,
 ) -> None:
-    """A panel of `count` pixels of a gradient's `line` from `begin` on; zeros if there are none."""
+    """Copies a panel of `count` pixels of a gradient's `line`, from pixel `begin` on, padded with zeros."""
     first = (0 - begin).larger(0).smaller(count)
     stop = (sizes.out_width - begin).smaller(count).larger(first)
     target.clear(first * row.floats)
@@ -261,7 +262,7 @@ def _of_some(
     sizes: Sizes,
     unrolled: int,
 ) -> None:
-    """Adds a panel's part to one channel of the first `entries` pixels of `index`, the last repeated."""
+    """Adds a panel's part of the input gradient of one channel, at the first `entries` pixels of `index`."""
     which = [index[e].to(LONG) for e in range(entries)]
     pixels = [near + places[k] for k in which]
     sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in which]

@@ -8,22 +8,23 @@ from hibana.spikes.convolution.geometry import Geometry
 __all__ = ["PIECES", "rows_at_once", "rows_per_tile"]
 
 PIECES = 4
-"""Of work, for each thread, that they may share evenly."""
+"""Work items per thread, so that threads share the work evenly."""
 ROOM = 1 << 19
-"""Bytes of sums that are kept until a forward that is fused has read them: a part of a core's cache."""
+"""Bytes of sums that stay in a core's cache until the fused forward has read them."""
 FEWEST = 96
-"""Pixels that are worth a piece."""
+"""Pixels of a work item, at least."""
 
 
 def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
-    """Of `height` rows of so many pixels: at `most`, and as the work is `shared`, but enough for a piece."""
+    """Rows of a work item, of `height` rows of `row` pixels: at most `most` and `shared`, but FEWEST pixels.
+    """
     deep = max(1, min(most, shared), -(-FEWEST // row))
     return -(-height // -(-height // deep))
 
 
 @lru_cache(maxsize=256)
 def rows_per_tile(images: int, outputs: int, geometry: Geometry, steps: int, threads: int) -> int:
-    """Rows of the output, a divisor of all, whose sums at all steps stay in the cache; 0 if none do."""
+    """Rows of the output, a divisor of its height, whose sums at all steps fit into ROOM; 0 if none do."""
     height, width = geometry.output
     most = min(height, ROOM // (steps * width * outputs * FLOAT.size))
     enough = -(-min(FEWEST, height * width) // width)

@@ -17,27 +17,29 @@ from hibana.spikes.simd.lists import WORD, bits_from, first_bits, put_word, word
 __all__ = ["StridePhase", "taps", "stride_phases"]
 
 GRAIN = 8
-"""Rows of pixels that are not worth a thread of their own."""
+"""Rows of pixels per thread, at least."""
 
 
 class StridePhase(NamedTuple):
-    """Some pixels of the input and the places of the window that they meet, down and across."""
+    """Pixels of the input whose coordinates have the same remainders, and the places of the window that meet
+    them.
+    """
 
     pixels: tuple[slice, slice]
     places: tuple[slice, slice]
     geometry: Geometry
-    """Of the image that they are, at a stride of 1."""
+    """Of the convolution over these pixels, at a stride of 1."""
 
     def image(self, images: Tensor) -> Tensor:
-        """Of ``[N, height, width, channels]`` these pixels, as a view."""
+        """These pixels of ``[N, height, width, channels]``, as a view."""
         return images[:, *self.pixels]
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Of ``[outputs, channels, kernel height, kernel width]`` these places, as a view."""
+        """These places of a weight ``[outputs, channels, kernel height, kernel width]``, as a view."""
         return weight[:, :, *self.places]
 
     def bits(self, bits: Tensor, whole: Geometry) -> Tensor:
-        """Of the bits of the images `whole`, ``[N * height, words]``, those of these pixels."""
+        """The bits of these pixels, of the bits ``[N * height, words]`` of images of geometry `whole`."""
         height, width = self.geometry.image
         images = len(bits) // whole.image[0]
         words = -(-width * whole.channels // WORD)
@@ -63,13 +65,14 @@ class StridePhase(NamedTuple):
 
 @lru_cache(maxsize=256)
 def stride_phases(geometry: Geometry) -> tuple[StridePhase, ...]:
-    """Those of which there are pixels that meet a place of the window."""
+    """The phases of a convolution that have pixels under some place of the window."""
     down, across = _images(geometry, 0), _images(geometry, 1)
     return tuple(_remainder(geometry, one, other) for one in down for other in across)
 
 
 def taps(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
-    """Down (0) or across (1): remainder, place, and by how much the output's pixel lies further on."""
+    """In one direction, down (0) or across (1): remainder, place in the window, offset of the output's pixel.
+    """
     step, padding = geometry.stride[direction], geometry.padding[direction]
     return [
         (remainder, place, (remainder + padding - place * geometry.dilation[direction]) // step)
@@ -137,7 +140,7 @@ def _picked(
     stride_down: Value,
     stride_across: Value,
 ) -> None:
-    """The bits of every so many pixels. One piece of work is a row of these."""
+    """The bits of every `stride`-th pixel. One work item is a row of these."""
     given, words = words_of(whole_width * channels), words_of(width * channels)
     with (
         code.scratch((Longs, given + 1), (Longs, words + 1)) as (source, row),

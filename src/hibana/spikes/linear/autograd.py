@@ -18,7 +18,7 @@ from hibana.spikes.simd.rows import panel
 __all__ = ["linear"]
 
 STEPS = 4
-"""Of so many that have the same gradient, one step's product is sooner done than all on the support."""
+"""Number of steps with the same gradient from which on one dense product for all steps is the fastest."""
 
 
 def linear(
@@ -31,7 +31,8 @@ def linear(
 ) -> Tensor:
     """``input @ weight.T + bias`` for an input, ``[..., in_features]``, whose planes of bits are known.
 
-    No view of a matrix: a write to another view of it would make autograd forget hooks on this one.
+    The result is no view: a write to another view of the same matrix would make autograd drop hooks on this
+    one.
     """
     leaf = probe() if support is not None else None
     out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
@@ -39,7 +40,7 @@ def linear(
 
 
 class _Linear(torch.autograd.Function):
-    """Keeps the bits of the spikes, not the spikes."""
+    """Saves the bits of the spikes for the backward, not the spikes."""
 
     @staticmethod
     def forward(
@@ -60,7 +61,7 @@ class _Linear(torch.autograd.Function):
             ctx.table = table if support is not None and ctx.scales == ONE else None
         else:
             out = _densely(input, weight, bias)
-        # what the forward read, as of torch's, whatever ``weight.data`` is set to
+        # the tensor that the forward read, as in torch, even if ``weight.data`` is set to another
         ctx.save_for_backward(bits, weight.detach(), input if choice.weights is False else None)
         return out
 
@@ -75,8 +76,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_input = _input_gradient(ctx, bits, weight, grad, rows)
         if ctx.needs_input_grad[1] and numbers is None:
-            given = bits, ctx.density, rows, inputs, ctx.needs_input_grad[2], ctx.scales
-            to_weight, to_bias = product.weight_gradient(*given)
+            with_bias = ctx.needs_input_grad[2]
+            to_weight, to_bias = product.weight_gradient(bits, rows, inputs, with_bias, ctx.scales)
         elif ctx.needs_input_grad[1]:
             to_weight = rows.T @ _matrix(numbers)
         if ctx.needs_input_grad[2] and to_bias is None:
@@ -92,7 +93,7 @@ def _matrix(input: Tensor) -> Tensor:  # noqa: A002
 
 
 def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-    """``input @ weight.T + bias`` by torch, no view of a matrix."""
+    """``input @ weight.T + bias`` by torch; the result is no view."""
     outputs = weight.shape[0]
     out = torch.empty(*input.shape[:-1], outputs, dtype=torch.float32, device="cpu")
     rows = _matrix(input)
@@ -104,9 +105,8 @@ def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # n
 
 
 def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
-    """``grad @ weight``; one step's, expanded, where the gradient is the same at each.
-
-    Else on the support only, if that is allowed and worth it.
+    """``grad @ weight``: of one step, expanded, where the gradient is the same at each step; restricted to
+    the producer's surrogate mask, where that is allowed and faster; else by torch.
     """
     steps = grad.shape[0]
     once = same_each_step(grad) if steps >= STEPS else None
@@ -117,7 +117,9 @@ def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: 
 
 
 def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
-    """The input's gradient on the support only, if that is allowed and worth it."""
+    """The input gradient where the producer's surrogate mask is set, zero elsewhere; None if not allowed or
+    slower.
+    """
     outputs, inputs = weight.shape
     used = product.used_bits(ctx.below, bits, inputs, ctx.density)
     if used is None:

@@ -3,19 +3,14 @@
 Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
 """
 
-from collections.abc import Iterator
-
 from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, dots, transposed
-from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
-__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
+__all__ = ["forward", "input_gradient", "pack", "pack_planes"]
 
 BLOCK = 256
-"""Rows of bits, and of support, that are gone through at a time."""
-LOOKED_UP = 512
-"""Rows of bits that are looked up in the same tables."""
+"""Rows of bits that are processed at a time."""
 
 
 @kernel
@@ -89,7 +84,8 @@ def _turned(
     outputs: Value,
     inputs: Value,
 ) -> Value:
-    """Writes the rows of 64 inputs of a panel, zeros where there is none, and returns how many there are."""
+    """Writes the weights of 64 inputs of a panel, padded with zeros, and returns how many inputs there are.
+    """
     wide = (outputs - panel * row.floats).smaller(row.floats)
     deep = (inputs - word * WORD).smaller(WORD)
     with code.when((wide < row.floats) | (deep < WORD)):
@@ -100,7 +96,7 @@ def _turned(
 
 
 @kernel
-def forward_lists(
+def forward(
     code: Code,
     begin: Value,
     end: Value,
@@ -115,9 +111,10 @@ def forward_lists(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: for each spike of a row, its row of weights is added.
+    """Rows of outputs: for each spike of an input row, the spike's row of weights is added.
 
-    So many rows are listed `per_tile`, and gone through for one `tile` of words of inputs after the other.
+    The spikes of `per_tile` rows are listed at a time; then, block by block of `tile` words of inputs, the
+    weights of the block are added to all of these rows.
     """
     words = words_of(inputs)
     tiles = (words + tile - 1) // tile
@@ -153,42 +150,6 @@ def forward_lists(
 
 
 @kernel
-def forward_tables(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    bits: Longs,
-    table: Floats,
-    bias: Floats,
-    target: Floats,
-    inputs: Value,
-    outputs: Value,
-    row: Row,
-) -> None:
-    """Rows of outputs: for each four inputs, the sum of those that spiked is looked up."""
-    words = words_of(inputs)
-    room = code.constant(LOOKED_UP * row.floats)
-    with (
-        code.scratch(
-            (Floats, TABLES), (Floats, (outputs % row.floats).equals(0).select(0, room)), (Floats, row.floats)
-        ) as (tables, block, begun),
-        code.loop(begin, end, LOOKED_UP) as top,
-        code.loop(0, row.panels(outputs)) as panel,
-    ):
-        rows = (end - top).smaller(LOOKED_UP)
-        begin_with(code, row, begun, bias, panel, outputs)
-        with row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
-
-            def sums(word: Value) -> Iterator[Sum]:
-                with code.loop(0, rows) as i:
-                    into_row = out + pitch * i
-                    yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
-
-            add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
-
-
-@kernel
 def input_gradient(
     code: Code,
     begin: Value,
@@ -203,9 +164,9 @@ def input_gradient(
     tile: Value,
     row: Row,
 ) -> None:
-    """Rows of the input's gradient, computed where the support's bits are set and zero elsewhere.
+    """Rows of the input gradient: dot products where `bits` are set, zero elsewhere.
 
-    A `tile` of words of inputs, whose weights stay near, is gone through at a time.
+    One block of `tile` words of inputs is computed at a time, so that its weights stay in the cache.
     """
     words = words_of(inputs)
     panels = row.panels(outputs)

@@ -48,7 +48,7 @@ class Linear(BySpikes, nn.Linear):
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> print(layer.explain())  # doctest: +ELLIPSIS
-    events: ...% of the input spiked; added one by one, as up to ...%...
+    events: ...% of the input spiked; ...
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
@@ -59,7 +59,7 @@ class Linear(BySpikes, nn.Linear):
             and self.mode == "auto"
             and input.numel() * self.out_features < SMALLEST_WORK // 2
             and not (input.ndim > 1 and input.stride(0) == 0)
-        ):  # asked first, since all else would take longer than such a product
+        ):  # tested first: any other test takes longer than such a product
             self.__dict__["_reason"] = LEFT
             return functional.linear(input, *self._tensors())
         return self._product(input, *self._tensors())
@@ -110,7 +110,7 @@ class Linear(BySpikes, nn.Linear):
             if not choice.any:
                 return self._multiplied(input, weight, bias, choice.refused(planes.density))
         bias = bias if bias is None else bias.contiguous()
-        self.__dict__["_reason"] = product.explained(planes, outputs, choice)
+        self.__dict__["_reason"] = product.explained(planes, choice)
         if learning or learns(input, bias):
             support = usable(under, inputs, in_order, planes) if input.requires_grad else None
             return autograd.linear(input, weight, bias, planes, support, choice)
@@ -118,7 +118,9 @@ class Linear(BySpikes, nn.Linear):
         return product.forward(*given, input.shape[:-1])[0]
 
     def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
-        """The dense product of float32 numbers on the CPU, by the faster library."""
+        """The dense product of float32 numbers on the CPU, by torch's BLAS or by oneDNN, whichever was
+        faster.
+        """
         if self.mode == "auto" and dense.is_faster(input, weight):
             self.__dict__["_reason"] = f"dense: {reason}; by oneDNN"
             return dense.linear(input, weight, bias)
@@ -146,7 +148,7 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
         if found.key.learning:
             with_bias = bias is not None
             candidates += [
-                lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
+                lambda: product.weight_gradient(bits, outputs, inputs, with_bias, scales),
                 lambda: multiply(outputs.T, numbers.T, None),
             ]
         return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates

@@ -15,16 +15,14 @@ from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance
 from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
-from hibana.spikes.simd.rows import Row, compresses, panel
+from hibana.spikes.simd.rows import Row, panel
 
 __all__ = [
     "Explained",
     "Parts",
     "Used",
-    "crossover",
     "explained",
     "forward",
-    "gradient_crossover",
     "input_gradient",
     "over_bits",
     "packed",
@@ -35,80 +33,58 @@ __all__ = [
 ]
 
 Scales = tuple[float, ...]
-"""What each plane of bits is multiplied by."""
+"""The factor of each plane of bits."""
 
 NEAR_FROM = 0.06
-"""From this density on, few weights at a time are kept near."""
+"""Density from which on the forward goes through blocks of weights that fit into the L1 cache."""
 NEAR_WORDS = 192
-"""How many words of inputs have their weights near then, times the floats in a row of them."""
+"""Words of 64 inputs of such a block, times the floats in a row of weights."""
 LISTED = 512
-"""Rows that are listed at a time, for which weights that the second cache can't hold are brought near once;
-half as many where few weights are near, since sums are written and read again for each tile of these."""
+"""Input rows whose spikes are listed at a time: weights that exceed the L2 cache are read once for all of
+them. Half as many where weights are taken in blocks, since the sums are written and read again for each
+block."""
 DOTS_NEAR = 1 << 18
-"""Weights that are kept near for an input's gradient, of at most so many words of inputs."""
+"""Weights of a block of the input gradient, at most; it has DOTS_WORDS words of 64 inputs at most."""
 DOTS_WORDS = 8
 DOTS = 4
-"""And of no fewer words than have so many bits set in a row: they are multiplied four and eight at once."""
+"""Set bits that a block of the input gradient has per row, at least: four or eight dot products are computed
+at a time."""
 GRAIN = 32
 PARTS = 8
-"""Parts of the rows that a weights' gradient of few sums is computed in, whatever the number of threads."""
+"""Parts that the rows are divided into for a weight gradient of few sums, whatever the number of threads, so
+that the sums do not depend on it."""
 LONG = 1024
-"""Rows that are worth such a part."""
+"""Rows of such a part, at least."""
 FEW_SUMS = 64
-"""Panels of outputs times words of inputs that are few."""
-
-
-def crossover(outputs: int) -> float:
-    """The density above which sums of four rows of weights are looked up instead of each being added.
-
-    A model: adding a spike costs one listing and, for each panel of outputs, one row of it; looking up costs
-    the panels alone. Its constants are from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4,
-    with and without the instruction that makes listing cheap).
-    """
-    return _crossover(outputs, compresses())
-
-
-@lru_cache(maxsize=256)
-def _crossover(outputs: int, cheap: bool) -> float:
-    panels = _up(outputs, panel(outputs).floats)
-    return 0.29 * panels / (panels + 0.1) if cheap else 0.30 * panels / (panels + 0.69)
+"""Panels of outputs times words of inputs up to which sums are few."""
 
 
 class Explained(NamedTuple):
-    """What is done with so many spikes, and from where on something else would be: said when it is asked."""
+    """What a call did, as text when it is asked for."""
 
     planes: int
     density: float
     factor: float
-    outputs: int
     forward: bool
     weights: bool | None
     said: str
-    """What it should take."""
+    """Times of the candidates."""
 
     def __str__(self) -> str:
-        limit = crossover(self.outputs)
-        how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
-        how += f" {limit:.0%}"
         what = f"{self.density:.0%} of the input spiked"
         if (self.planes, self.factor) != (1, 1.0):
             times = "" if self.factor == 1.0 else f" times {self.factor:g}"
             what = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
-        what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
+        what = f"events: {what}" if self.forward else f"dense forward: {what}"
         if self.weights is False and self.forward:
             what += ", the weights' gradient densely"
         return f"{what}; {self.said}" if self.said else what
 
 
-def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
+def explained(input_: Planes, choice: Choice = ALL) -> Explained:
     """What `choice` does with such an input."""
     about = choice.forward, choice.weights, choice.said
-    return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
-
-
-def gradient_crossover() -> float:
-    """:func:`crossover` for rows of a gradient, of which there are many for each listing."""
-    return 0.25 if compresses() else 0.18
+    return Explained(input_.bits.shape[0], input_.density, input_.factor, *about)
 
 
 def _up(count: int, size: int) -> int:
@@ -116,11 +92,11 @@ def _up(count: int, size: int) -> int:
 
 
 def packed(weight: Tensor, row: Row, scales: Scales = ONE, columns: bool = False) -> Tensor:
-    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, to whole words][row]``, and zeros.
+    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, padded to whole words][row]``.
 
-    One of windows, ``[outputs, channels, height, width]``, has the inputs ``[height][width][channels]``, or
-    by `columns` ``[width][height][channels]``. Of each of the `scales`, 1, 2, 4, … times the first, the
-    weights are that many times as large.
+    The inputs of a convolution's weight, ``[outputs, channels, height, width]``, are in the order
+    ``[height][width][channels]``, with `columns` ``[width][height][channels]``. There is one copy of the
+    weights, multiplied by it, for each of the `scales`, which are 1, 2, 4, … times the first.
     """
     places = down = 1
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
@@ -157,9 +133,9 @@ def forward(
     scales: Scales = ONE,
     leading: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, and the weights as packed.
+    """The product of the planes in `bits`, ``[rows, planes * words]``, with `weight`, and the packed weights.
 
-    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    The product is ``[*leading, outputs]``; the sizes in `leading` multiply to the number of rows.
     """
     outputs = weight.shape[0]
     row = panel(outputs)
@@ -169,18 +145,15 @@ def forward(
     leading = (rows,) if leading is None else leading
     out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
-    if density > crossover(outputs):
-        kernels.forward_tables(rows, GRAIN, **given, row=row)
-    else:
-        near = density > NEAR_FROM
-        tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
-        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
-        kernels.forward_lists(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
+    near = density > NEAR_FROM
+    tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
+    per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
+    kernels.forward(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
     return out, table
 
 
 class Used(NamedTuple):
-    """Where the input's gradient is wanted."""
+    """Where an input gradient is computed."""
 
     bits: Tensor
     """``[rows, words]``."""
@@ -190,9 +163,9 @@ class Used(NamedTuple):
 def input_gradient(
     used: Used, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
 ) -> Tensor:
-    """``grad @ weight``, ``[rows, inputs]``, where it is `used`, and zeros; `table` are packed weights.
+    """``grad @ weight`` where the bits of `used` are set, zero elsewhere; `table` holds packed weights.
 
-    The rows are in as many dimensions as `leading`, whose sizes come to their number.
+    The result is ``[*leading, inputs]``; the sizes in `leading` multiply to the number of rows.
     """
     rows, outputs = grad.shape
     out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
@@ -212,7 +185,7 @@ def input_gradient(
 
 
 def words_near(outputs: int, words: int, density: float) -> int:
-    """Of so many `words` of inputs, how many are gone through at a time for an input's gradient."""
+    """The number of words of inputs, of so many `words`, in a block of the input gradient."""
     row = panel(outputs)
     near = DOTS_NEAR // (_up(outputs, row.floats) * row.floats * WORD)
     enough = ceil(DOTS / (WORD * max(density, 1e-3)))
@@ -220,23 +193,17 @@ def words_near(outputs: int, words: int, density: float) -> int:
 
 
 def weight_gradient(
-    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
+    bits: Tensor, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
 ) -> tuple[Tensor, Tensor | None]:
     """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
     if scales == ONE:
-        return _bits_gradient(bits, density, grad, inputs, bias)
-    of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
-    return _of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+        return _bits_gradient(bits, grad, inputs, bias)
+    of_planes, summed = _bits_gradient(bits, grad, 64 * bits.shape[1], bias)
+    of_planes = of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs]
+    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0), summed
 
 
-def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
-    """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
-    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
-
-
-def _bits_gradient(
-    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
-) -> tuple[Tensor, Tensor | None]:
+def _bits_gradient(bits: Tensor, grad: Tensor, inputs: int, bias: bool) -> tuple[Tensor, Tensor | None]:
     rows, outputs = grad.shape
     row = panel(outputs)
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
@@ -252,7 +219,6 @@ def _bits_gradient(
         total=rows,
         inputs=inputs,
         outputs=outputs,
-        by_table=density > gradient_crossover(),
         parts_across=split.across,
         parts_down=split.down,
         per_part=_up(rows, split.rows),
@@ -264,7 +230,9 @@ def _bits_gradient(
 
 
 class Parts(NamedTuple):
-    """How a weights' gradient is divided: its sums over all rows, or rows of which each part has all sums."""
+    """How a weight gradient is divided into parallel parts: by rows (whose sums are added up), outputs and
+    inputs.
+    """
 
     rows: int
     across: int
@@ -277,7 +245,7 @@ class Parts(NamedTuple):
 
 
 def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
-    """The parts of a gradient of `words` of inputs, whose rows can be divided into `most`."""
+    """The parts of a weight gradient of `words` of inputs, by rows at most `most`."""
     panels = _up(outputs, panel(outputs).floats)
     if rows >= PARTS * LONG and panels * words <= FEW_SUMS and most >= PARTS:
         return Parts(PARTS, 1, 1)
@@ -288,13 +256,17 @@ def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) 
 def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
-    return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
+    return _bits_gradient(bits, rows, neurons, bias=False)[0]
 
 
 def used_bits(support: Provenance | None, bits: Tensor, length: int, density: float) -> Used | None:
-    """Where the input's gradient is wanted; None if everywhere.
+    """Where the input gradient is to be computed, from the producer's mask; None if everywhere.
 
-    `bits` are the spikes, of the `density`.
+    Args:
+        support: the provenance of the input.
+        bits: the spikes, which are the mask where the provenance has no other.
+        length: elements of a row.
+        density: of the spikes.
     """
     if support is None or not support.has_no_observer():
         return None

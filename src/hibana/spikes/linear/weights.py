@@ -1,19 +1,17 @@
 """The weight gradient from bits: for each input the sum of the gradient's rows in which it spiked."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, transposed_bits, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transposed
-from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["weight_gradient"]
 
 GRADIENTS = 256
-"""Rows of a gradient that are kept near at a time; a multiple of 64."""
+"""Rows of the output gradient that are copied to one block at a time; a multiple of 64."""
 LISTED = 8
-"""Words of inputs whose spikes are listed at a time, for which a panel of the gradient is near once."""
+"""Words of inputs whose spikes are listed at a time."""
 LENGTH = GRADIENTS // WORD
 """Words of an input's bits over as many rows."""
 
@@ -35,19 +33,17 @@ def weight_gradient(
     parts_down: Value,
     per_part: Value,
     row: Row,
-    by_table: bool,
 ) -> None:
     """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
 
-    For each block of rows near at hand: an input's sum takes the gradient rows where it spiked, one by
-    one from a list, or (`by_table`) in fours looked up. Each part of the rows has sums of its own.
+    For each block of rows, copied to where they stay in the cache: an input's sum takes the gradient rows
+    where it spiked, from a list. Each part of the rows has sums of its own.
     """
     words, panels = words_of(inputs), row.panels(outputs)
     most_wide = (panels + parts_across - 1) // parts_across
     most_deep = (words + parts_down - 1) // parts_down
     with (
         code.scratch(
-            (Floats, TABLES),
             (Floats, most_wide * most_deep * (WORD * row.floats)),
             (Floats, most_wide * (GRADIENTS * row.floats)),
             (Floats, most_wide * row.floats),
@@ -55,7 +51,7 @@ def weight_gradient(
             (Longs, WORD),
             (Longs, LISTED * WORD + 1),
             (Shorts, LISTED * WORD * GRADIENTS + SLACK),
-        ) as (tables, sums, near, bias_sums, turned, square, first, index),
+        ) as (sums, near, bias_sums, turned, square, first, index),
         code.loop(begin, end) as part,
     ):
         across, down = part // parts_down % parts_across, part % parts_down
@@ -84,10 +80,7 @@ def weight_gradient(
                 columns = bits + (words * top + word_begin + d)
                 _columns(code, columns, words, rows, turned + d * (WORD * LENGTH), square)
             block = _Block(code, row, rows, wide, deep, near, turned, sums)
-            if by_table:
-                _look_up(block, tables)
-            else:
-                _add_listed(block, first, index)
+            _add_listed(block, first, index)
         with code.loop(0, wide) as panel:
             output = (panel_begin + panel) * row.floats
             there = (outputs - output).smaller(row.floats)
@@ -102,7 +95,7 @@ def weight_gradient(
 
 
 class _Block(NamedTuple):
-    """Rows of the gradient near at hand, the bits of the inputs over them, and the sums they add to."""
+    """A copied block of gradient rows, the transposed bits of the inputs over them, and the sums."""
 
     code: Code
     row: Row
@@ -114,22 +107,8 @@ class _Block(NamedTuple):
     sums: Pointer
 
 
-def _look_up(block: _Block, tables: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked, in fours looked up."""
-    code, row = block.code, block.row
-    with code.loop(0, block.wide) as panel:
-
-        def sums(word: Value) -> Iterator[Sum]:
-            with code.loop(0, block.deep * WORD) as k:
-                at = block.sums + (panel * block.deep * WORD + k) * row.floats
-                yield (block.turned + k * LENGTH)[word], at, at
-
-        rows_at = block.near + panel * (GRADIENTS * row.floats)
-        add_subsets(code, row, tables, rows_at, block.rows, sums)
-
-
 def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked, one by one."""
+    """Adds to each input's sum the rows where it spiked."""
     code, row = block.code, block.row
     with code.loop(0, block.deep, LISTED) as word:
         inputs = (block.deep - word).smaller(LISTED) * WORD
@@ -156,7 +135,7 @@ def _brought_near(
     near: Pointer,
     total: Pointer,
 ) -> None:
-    """Packs `rows` of a panel of the gradient to `near`, and adds them to the sums at `total`."""
+    """Copies `rows` of a panel of the gradient to `near`, and adds them to the bias sums at `total`."""
     for masks in row.whole_or_part(code, wide):
         sums = [code.variable(value) for value in row.load(total)]
         with code.loop(0, rows) as i:
@@ -168,7 +147,7 @@ def _brought_near(
 
 
 def _columns(code: Code, bits: Pointer, words: Value, rows: Value, out: Pointer, square: Pointer) -> None:
-    """The bits of 64 inputs over up to GRADIENTS rows, input by input: ``[64][LENGTH]``."""
+    """Transposes the bits of 64 inputs over up to GRADIENTS rows to ``[64][LENGTH]`` words."""
     with code.loop(0, words_of(rows)) as part:
         there = (rows - part * WORD).smaller(WORD)
         with code.loop(0, there) as i:

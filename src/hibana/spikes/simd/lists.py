@@ -23,19 +23,19 @@ __all__ = [
 WORD = 64
 """Bits of a word."""
 HALF = 32
-"""Of them are listed by one instruction."""
+"""Bits that one ``vpcompressw`` lists."""
 SLACK = 64
-"""Entries of a list that are written beyond its end."""
+"""Entries that may be written beyond the end of a list."""
 PLACES = 1 << SHORT.bits
-"""What an entry can count."""
+"""Number of values of a list's entry, which has 16 bits."""
 ALL = (1 << WORD) - 1
 SHIFT = 1 << 23
-"""A float32 that, added to a smaller whole number, has that number as the last bits of its fraction."""
+"""2^23: added to a smaller whole number, the low bits of the float32 are that number."""
 SHIFT_BITS = 0x4B000000
 
 
 def words_of(bits: Value) -> Value:
-    """Words that so many bits fill."""
+    """The number of 64-bit words for so many bits."""
     return (bits + (WORD - 1)) // WORD
 
 
@@ -49,10 +49,11 @@ def listed(
     width: int = WORD,
     times: Value | None = None,
 ) -> Value:
-    """Appends `base` + the position of each bit of `word` to ``index[n:]``, and returns the new `n`.
+    """Appends `base` + `times` * the position of each set bit of `word` to ``index[n:]``; returns the new
+    length.
 
-    Each must be less than :data:`PLACES`. Writes more than that: `index` needs room for SLACK more. The bits
-    from `width` on, which is WORD or HALF, are not set. A position may count so many `times`.
+    Entries must be less than :data:`PLACES`. Up to SLACK entries more are written. Bits from `width` (WORD or
+    HALF) on must be zero.
     """
     if row.compresses:
         return _listed_at_once(code, word, base, index, n, width, times)
@@ -62,7 +63,7 @@ def listed(
 def _listed_in_fours(
     code: Code, word: Value, base: Value, index: Pointer, n: Value, times: Value | None
 ) -> Value:
-    """Four positions at a time without asking, so that no branch depends on how many there are."""
+    """Four positions per iteration, so that few branches depend on the number of bits."""
     stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
     with code.repeat() as again:
         for ahead in range(4):
@@ -77,7 +78,7 @@ def _listed_in_fours(
 def _listed_at_once(
     code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int, times: Value | None
 ) -> Value:
-    """By the instruction that puts the chosen of 32 places together."""
+    """With ``vpcompressw``, 32 positions at a time."""
 
     def places(first: int) -> Value:
         counted = code.counted(SHORT.of(HALF)) + first
@@ -137,14 +138,14 @@ def first_bits(code: Code, count: Value) -> Value:
 
 
 def put_bits(code: Code, at: Pointer, position: Value, source: Pointer, count: Value) -> None:
-    """`count` bits at `source`, to where there are zeros at `at` from `position` on."""
+    """Ors `count` bits of `source` into the words at `at`, from bit `position` on."""
     with code.loop(0, count, WORD) as done:
         words = done // WORD
         put_word(at + words, position, source[words] & first_bits(code, (count - done).smaller(WORD)))
 
 
 def put_word(at: Pointer, position: Value, bits: Value) -> None:
-    """A word of `bits`, to where there are zeros at `at` from `position` on; two words are written."""
+    """Ors a word of `bits` into the words at `at`, from bit `position` on; two words are written."""
     word, shift = at + (position >> 6), position & (WORD - 1)
     word[0] = word[0] | (bits << shift)
     word[1] = word[1] | ((bits >> 1) >> ((WORD - 1) - shift))

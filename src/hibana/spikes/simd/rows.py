@@ -1,6 +1,6 @@
-"""Panels of packed weights: rows added one by one, from tables, scaled, or as dot products.
+"""Operations on rows of packed weights: added, scaled and added, dot products, transposed.
 
-A *row* is some vectors of 16 floats that lie in one piece; sums stay in registers from the first row to the
+A *row* is one, two or four contiguous vectors of 16 floats; sums stay in registers from the first row to the
 last.
 """
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     vectors: int
     compresses: bool
-    """Whether positions are listed by the instruction of :func:`compresses`."""
+    """Whether the processor has ``vpcompressw``, which lists the positions of set bits."""
 
     @property
     def floats(self) -> int:
@@ -57,9 +57,9 @@ class Row(NamedTuple):
             (at + VECTOR * v).store(value)
 
     def whole_or_part(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
-        """For each vector of a row of which `wide` floats are there, which they are: None where all.
+        """The mask of each vector of a row of `wide` floats: None where the vector is full.
 
-        What is done with them is written twice, as in :meth:`Code.vectors`.
+        Yields twice, for a full row and for a part of one, so that the code in the loop is emitted for both.
         """
         with code.when(wide.equals(self.floats)):
             yield [None] * self.vectors
@@ -72,10 +72,11 @@ class Row(NamedTuple):
     def placed(
         self, code: Code, panel: Value, target: Floats, outputs: Value, count: Value, block: Pointer
     ) -> Iterator[tuple[Floats, Value]]:
-        """What is written meanwhile, to a panel of each of `count` places at `target`, of so many `outputs`.
+        """Where code in the ``with`` block writes a panel of `count` rows of `target`: the first row, and the
+        pitch.
 
-        It is told where the first row goes, and how far the next is from it: to the panel itself, or, if that
-        is not full, to the `block`, which is copied to it afterwards.
+        That is `target` itself, or, for the last panel if it is not full, `block`, which is copied to
+        `target` afterwards.
         """
         wide = (outputs - panel * self.floats).smaller(self.floats)
         narrow, into = wide < self.floats, target + panel * self.floats
@@ -85,7 +86,7 @@ class Row(NamedTuple):
 
 
 def panel(outputs: int) -> Row:
-    """The row of packed weights for a layer of so many outputs."""
+    """The row size of packed weights for a layer of so many outputs."""
     return _panel(outputs, compresses())
 
 
@@ -95,12 +96,12 @@ def _panel(outputs: int, by_instruction: bool) -> Row:
 
 
 def vectors(outputs: int) -> int:
-    """Of that row."""
+    """The vectors of a row for so many outputs."""
     return 1 if outputs <= 16 else 2 if outputs <= 32 else 4
 
 
 def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
-    """Fills `start` with what a sum begins with: a panel of the bias, or zeros."""
+    """Fills `start` with the initial value of the sums: a panel of the bias, or zeros."""
     start.clear(row.floats)
     with code.when(bias.given()):
         start.copy(bias + row.floats * panel, (outputs - row.floats * panel).smaller(row.floats))
@@ -116,9 +117,9 @@ def add_rows(
     count: Value,
     unrolled: int = 1,
 ) -> None:
-    """``target = start + sum of the rows index[0..count) of table``, one row each.
+    """``target = start + sum over k < count of table[index[k]]``, rows of floats.
 
-    Or so many rows `unrolled` one another at a time: targets, and what comes from each place of the table on.
+    With `unrolled` > 1, start, target and each summand are that many consecutive rows.
     """
     wide = row._replace(vectors=row.vectors * unrolled)
     sums = [code.variable(value) for value in wide.load(start)]
@@ -135,9 +136,9 @@ def add_listed(
     count: Value,
     ahead: int = 4,
 ) -> None:
-    """Adds to the vectors of `sums` those from ``table + floats * index[k]`` on, for each `k` of the `count`.
+    """``sums += table[floats * index[k]:]`` for each k < `count`, vector by vector.
 
-    So many are done at a time, `ahead` of the next question whether there are more.
+    The loop is unrolled `ahead` times.
     """
 
     def add(position: Value) -> None:
@@ -165,7 +166,7 @@ def add_scaled_rows(
     count: Value,
 ) -> None:
     """``target = start + sum of factors[k] * the row at table + offsets[k]``, the offsets int32, in bytes."""
-    side_by_side = max(1, 4 // row.vectors)  # so many sums hide how long one takes
+    side_by_side = max(1, 4 // row.vectors)  # independent sums hide the latency of an addition
     zero = code.constant(0.0, FLOAT.of(VECTOR))
     sums = [[code.variable(value) for value in row.load(start)]]
     sums += [[code.variable(zero) for _ in range(row.vectors)] for _ in range(side_by_side - 1)]
@@ -199,10 +200,11 @@ def dots(
     index: Pointer,
     count: Value,
 ) -> None:
-    """``out[k] = <vector, row k of table>`` for each ``k`` of the `count` in `index`.
+    """``out[k] = dot(vector, row k of table)`` for each of the `count` numbers k in `index`.
 
-    Row and vector are `pieces` of one row each; the vector's are where the addresses at `places` say, a row's
-    are `piece_floats` apart. The last is repeated to fill eight or four: `index` needs room for eight more.
+    Vector and rows consist of `pieces` rows each: the vector's at the addresses in `places`, a table row's
+    `piece_floats` apart. Eight or four products are computed at a time, the last index repeated: `index`
+    needs room for eight more.
     """
     with code.when(count > 0):
         (index + count).store(index[count - 1].spread(8))
