@@ -24,7 +24,7 @@ from hibana.spikes.simd.rows import VECTOR
 __all__ = ["agree", "bits_of", "density_of"]
 
 NEAR = 4096
-"""Numbers at most that are compared by one thread before those of the next."""
+"""Numbers of a row that :func:`agree` compares, at most; rows are divided among threads."""
 OCTET = 8
 """Bits of a byte."""
 
@@ -43,10 +43,12 @@ def density_of(bits: Tensor, inputs: int) -> float:
 
 
 def agree(numbers: Tensor, kept: Tensor) -> int | None:
-    """How many ones are in the bits `kept`, if all of the `numbers` are what they say; else None.
+    """The number of ones in the bits `kept`, if these are exactly the `numbers`; else None.
 
-    The numbers fill their memory without gaps. `kept` are planes, ``[planes, pieces, bytes]``, each piece as
-    many numbers in the order of memory, and no more bytes than whole words of these take.
+    Args:
+        numbers: a tensor without gaps in memory.
+        kept: planes, ``[planes, pieces, bytes]``, each piece of equally many numbers in the order of memory,
+            padded to bytes or words.
     """
     if not numbers.numel():
         return 0
@@ -79,9 +81,9 @@ def _compare(
     parts: Value,
     planes: int,
 ) -> None:
-    """For each part, how many ones are kept, and whether any of its `rows` of numbers is unlike that.
+    """For each part of the rows: the number of ones in `kept`, and whether any number differs from it.
 
-    What is kept is `pitch` bytes a row, and so many bytes a `plane`.
+    `kept` has `pitch` bytes per row and `plane` bytes per plane.
     """
     with code.loop(begin, end) as part:
         different = code.variable(0), code.variable(0, INT.of(OCTET))

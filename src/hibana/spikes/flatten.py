@@ -34,10 +34,7 @@ class Flatten(nn.Flatten):
 
 
 def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
-    """`spikes` with dimensions joined where that changes their order in memory, and what is known of them.
-
-    None if they are not known to be spikes, or nothing is copied.
-    """
+    """Flattened `spikes` with their bits attached, where flattening copies them; else None."""
     under = lookup(spikes)
     if under is None or under.spikes is None or not spikes.numel():
         return None

@@ -13,23 +13,23 @@ from hibana.spikes.provenance import fills_memory, lookup_numbers
 __all__ = ["PackedTensor"]
 
 SMALLEST = 4096
-"""Fewer numbers are kept as they are."""
+"""Numbers below which a tensor is saved as it is."""
 
 
 class PackedTensor(NamedTuple):
-    """A tensor of which bits are kept, in the order in which it lay in memory."""
+    """A tensor saved as bits, in its memory order."""
 
     bits: Tensor
-    """``[planes, pieces, bytes]``, each piece of whole numbers of bytes."""
+    """``[planes, pieces, bytes]``, each piece padded to whole bytes."""
     factor: float
     shape: torch.Size
     strides: tuple[int, ...]
     most: int = 0
-    """The largest that a number can be, if that was known before; a layer then knows it again."""
+    """The largest possible number, if the bits were attached to the tensor; they are attached again then."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "PackedTensor | Tensor":
-        """What to keep of `tensor`: itself, unless bits say the same in less memory."""
+        """What to save of `tensor`: its bits where it is spikes or small whole numbers, else itself."""
         count = tensor.numel()
         if count < SMALLEST or not plain(tensor) or not fills_memory(tensor):
             return tensor
@@ -45,7 +45,7 @@ class PackedTensor(NamedTuple):
 
     @staticmethod
     def numbers(kept: "PackedTensor | Tensor") -> Tensor:
-        """The tensor that :meth:`of` kept, to its last bit."""
+        """The tensor that was given to :meth:`of`, bit for bit."""
         if isinstance(kept, Tensor):
             return kept
         shifts = torch.arange(8, dtype=torch.uint8, device="cpu")

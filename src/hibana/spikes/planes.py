@@ -22,9 +22,9 @@ __all__ = ["ONE", "Planes", "joined", "whole_numbers"]
 MOST = 4
 """Planes at most: numbers to 15."""
 SAMPLE = 2048
-"""Numbers that are looked at for a factor before any kernel runs."""
+"""Numbers that are sampled for a factor before all are scanned."""
 ONE = (1.0,)
-"""What the planes of spikes are multiplied by."""
+"""The scales of spikes: one plane, factor 1."""
 _ODD = 1 << 30
 
 
@@ -34,12 +34,12 @@ class Planes(NamedTuple):
     bits: Tensor
     """``[planes, rows, words]`` of 64 bits, the plane of ones first."""
     density: float
-    """Of the bits that are set."""
+    """Share of the bits that are set."""
     factor: float = 1.0
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """What each plane is multiplied by."""
+        """The factor of each plane."""
         return _scales(self.factor, self.bits.shape[0])
 
     @property
@@ -80,9 +80,8 @@ def whole_numbers(rows: Tensor) -> Planes | None:
 
 
 def _sampled(rows: Tensor) -> list[float]:
-    """Of some of the numbers: the smallest and the largest above zero; whether any is no whole number.
-
-    That last first of times the smallest, then itself.
+    """Of a sample: smallest and largest number above zero; 1 if any is no multiple of the smallest, or no
+    integer.
     """
     found = torch.empty(4, dtype=torch.float32, device="cpu")
     count = rows.numel()
@@ -95,7 +94,7 @@ def _sampled(rows: Tensor) -> list[float]:
 def _sample(
     code: Code, begin: Value, end: Value, *, source: Floats, found: Floats, count: Value, step: Value
 ) -> None:
-    """What :func:`_sampled` tells of each number of `count`, a `step` apart: one piece of work."""
+    """The kernel of :func:`_sampled`, over every `step`-th of `count` numbers."""
     with code.loop(begin, end):
         smallest, largest = code.variable(float("inf"), FLOAT), code.variable(0.0, FLOAT)
         with code.loop(0, count, step) as i:
@@ -114,7 +113,9 @@ def _sample(
 
 
 def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
-    """`rows` as `planes`, or as many as it takes; None if their numbers are not whole, or too large."""
+    """`rows` as `planes` planes, or more if needed; None if numbers are no multiples of `factor`, or too
+    large.
+    """
     count, inputs = rows.shape
     bits = torch.empty(planes, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
     parts = torch.get_num_threads()
@@ -151,10 +152,10 @@ def _scan(
     inverse: Value,
     planes: int,
 ) -> None:
-    """Rows of floats to planes of bits; for each part, the ones in these and all levels, one or the other.
+    """Packs rows of floats into planes of bits; for each part, counts the ones and ors all levels.
 
-    A level is how many times the `factor` a number is; one with a bit beyond the planes, if it is none. That
-    and its `inverse` are given as the bits of float32.
+    A level is a number divided by `factor`, or a value beyond all planes if that is no integer. `factor` and
+    `inverse` are the bits of float32.
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)

@@ -1,4 +1,4 @@
-"""What is known of the spikes in a tensor, and who observes the gradient on its way to what emitted them.
+"""Provenance of spikes: what is known of a tensor, of its producer, and of observers of its gradient.
 
 Three facts travel with a tensor, each optional:
 
@@ -40,25 +40,25 @@ Observers = tuple[tuple[Any, "OrderedDict[int, Any]"], ...]
 
 
 class Provenance(NamedTuple):
-    """What is known of a tensor of spikes: its producer's mask, its numbers, its observers."""
+    """What is known of a tensor: its producer's surrogate mask, its numbers as bits, its observers."""
 
     bits: Tensor | None
-    """``[pieces, bytes]``, each piece `length` elements in the order of memory; None: they are the spikes."""
+    """The mask, ``[pieces, bytes]``, `length` elements each in memory order; None if it is the spikes."""
     length: int
     observers: Observers | None
-    """Weak references to the tensors between producer and consumer, and the hooks put on them; None if the
-    graph does not say what produced the tensor: the gradient is computed everywhere then."""
+    """Weak references to the tensors between producer and consumer, and their hooks; None if the producer is
+    not known: the gradient is computed everywhere then."""
     planes: Tensor | None = None
-    """``[planes, pieces, bytes]``, as `bits`: the numbers themselves, if they are known. Those of spikes are
-    one plane, those of their sums several (:class:`Planes`)."""
+    """The numbers, ``[planes, pieces, bytes]``, if they are known: one plane for spikes, several for sums
+    (:class:`Planes`)."""
     most: int = 1
-    """The largest that a number can be."""
+    """The largest possible number."""
     ones: int = 0
-    """How many bits of the planes are set."""
+    """Number of set bits in the planes."""
 
     @property
     def spikes(self) -> Tensor | None:
-        """The bits of what the layer emitted, if :attr:`planes` are those of spikes."""
+        """The bits of the tensor, if it is known to be spikes."""
         return self.planes[0] if self.planes is not None and self.planes.shape[0] == 1 else None
 
     def rows(self, bits: Tensor, length: int) -> Tensor | None:
@@ -73,7 +73,7 @@ class Provenance(NamedTuple):
         return None
 
     def has_no_observer(self) -> bool:
-        """Whether, in the backward that runs now, the producer's node alone gets this gradient."""
+        """Whether, in the backward that runs now, nothing but the producer's node receives this gradient."""
         if self.observers is None:
             return False
         for tensor, hooks in self.observers:
@@ -97,14 +97,13 @@ def probe() -> Tensor:
 
 @cache
 def _probe_node() -> Any:
-    """The node that accumulates the probe's gradient, which is the same while somebody holds it."""
+    """The node that accumulates the probe's gradient."""
     return torch.autograd.graph.get_gradient_edge(_PROBE).node
 
 
 def lookup_mask(tensor: Tensor) -> Provenance | None:
-    """What is known of the spiking layer that `tensor`, or what it is a view of all of, came from.
-
-    Bits are in the order of memory, which is that of `tensor` too.
+    """The provenance of `tensor`, or of what it is a view of all of, if the graph says which layer produced
+    it.
     """
     return _from_graph(tensor, *_checked(tensor))
 
@@ -119,24 +118,24 @@ def lookup(tensor: Tensor) -> Provenance | None:
 
 
 def lookup_numbers(tensor: Tensor) -> Known | None:
-    """What the numbers of `tensor` are known to be, and are: whatever was written to them since."""
+    """The known bits of `tensor`, if its numbers still are what they say."""
     return _checked(tensor)[0]
 
 
 def _checked(tensor: Tensor) -> tuple[Known | None, int]:
-    """What is known of `tensor`, whose numbers are all compared with the bits, and how many bits are set."""
+    """The known bits of `tensor`, after comparing all its numbers with them, and the number of ones."""
     found = known(tensor) or _emitted(tensor)
     ones = agree(tensor, found.planes) if found is not None and fills_memory(tensor) else None
     return (None, 0) if ones is None else (found, ones)
 
 
 def may_have_bits(tensor: Tensor) -> bool:
-    """Whether :func:`lookup_numbers` has bits to compare the numbers with."""
+    """Whether bits of `tensor` are stored, which may be outdated."""
     return known(tensor) is not None or _emitted(tensor) is not None
 
 
 def _emitted(tensor: Tensor) -> Known | None:
-    """The bits that the node of autograd has of what it emitted."""
+    """The bits of the spikes that the producer's node of autograd saved."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
     spikes: Tensor | None = node.spikes if _is_run(node) else None
@@ -146,19 +145,19 @@ def _emitted(tensor: Tensor) -> Known | None:
 
 
 def _is_run(node: Any) -> bool:
-    """Whether `node` is a compiled spiking layer's, and no other that has attributes of the same names."""
+    """Whether `node` is that of a compiled spiking layer."""
     return isinstance(getattr(node, "specification", None), RunSpecification)
 
 
 def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | None:
-    """What the graph says of the layer below `tensor`, whose numbers were `found`, with so many bits set."""
+    """The provenance of `tensor` from autograd's graph; `found` and `ones` are its known bits."""
     base = tensor if tensor._base is None else tensor._base
     node: Any = base.grad_fn
     support = getattr(node, "support", None)
     if support is None and node is not None and node.name() == _SUM:
         support = node.metadata.get(_BELOW)
     if not isinstance(support, Provenance) and (support is None or not _is_run(node)):
-        return None  # nothing, or an attribute of somebody else's node
+        return None  # not a node of this package
     if not _is_all_of(tensor, base):
         return None
     observers = _views_between(tensor, node)
@@ -170,7 +169,7 @@ def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | 
     if isinstance(support, Provenance):
         bits, length, observers = support.bits, support.length, (*observers, *(support.observers or ()))
         if bits is None and found is None:
-            return None  # the spikes that were emitted are no longer there
+            return None  # the mask is the spikes, which were overwritten
     else:
         bits, length = support, base.shape[1:].numel()
         if found is not None and support is node.spikes:
@@ -181,7 +180,7 @@ def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | 
 
 
 def attach_view(view: Tensor) -> Tensor:
-    """Lets :func:`lookup_mask` see through `view`, which was made of all of a tensor, and who looks at it."""
+    """Records `view`, of all of a tensor, so that :func:`lookup_mask` sees its hooks."""
     node: Any = None if torch.compiler.is_compiling() else view.grad_fn
     if node is not None and node.name() in _VIEWS:
         node.metadata[_SEEN] = (ref(view), _hooks(view))
@@ -189,7 +188,7 @@ def attach_view(view: Tensor) -> Tensor:
 
 
 def attach_sum(total: Tensor, support: Provenance) -> None:
-    """Lets :func:`lookup_mask` know what stands below `total`, a sum that torch has just made."""
+    """Attaches the provenance `support` to `total`, a sum that torch has just computed."""
     node: Any = total.grad_fn
     if node.name() == _SUM:
         node.metadata[_BELOW] = support
@@ -197,13 +196,14 @@ def attach_sum(total: Tensor, support: Provenance) -> None:
 
 _VIEWS = ("ViewBackward0", "ReshapeAliasBackward0")
 """Views of all of a tensor."""
-_SEEN = "hibana: who looks at this view"
+_SEEN = "hibana: observers of this view"
 _SUM = "AddBackward0"
-_BELOW = "hibana: what stands below this sum"
+_BELOW = "hibana: provenance of this sum"
 
 
 def _views_between(tensor: Tensor, node: Any) -> Observers | None:
-    """Who may look at the views between `tensor` and what `node` put out; None if that can't be told."""
+    """Observers of the views between `tensor` and the output of `node`; None if some view was not recorded.
+    """
     above: Any = tensor.grad_fn
     observers: list[Any] = []
     while above is not node:

@@ -56,7 +56,7 @@ REMEMBERED = 4096
 
 
 class Key(NamedTuple):
-    """All that the times of a product's candidates depend on; its ``repr`` names the file on disk."""
+    """Everything that the times of a product's candidates depend on; its ``repr`` names the file on disk."""
 
     product: str
     sizes: tuple[object, ...]

@@ -18,17 +18,17 @@ from hibana.spikes.simd.rows import VECTOR
 __all__ = ["add"]
 
 GRAIN = 512
-"""Words of bits that are not worth a thread of their own."""
+"""Words of bits per thread, at least."""
 
 
 def add(one: Tensor, other: Tensor) -> Tensor:
-    """``one + other``, of which a layer above knows where both spiking layers below can use a gradient.
+    """``one + other`` that keeps what is known of both summands for the layer that reads the sum.
 
         y = a + b,   dL/da = dL/db = dL/dy where either surrogate's derivative is not zero
 
     For residual connections (SEW-ResNet's ADD). The sum of spikes is 0, 1 or 2, of sums more, and
     :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights for it as they do for spikes.
-    ``one + other`` is the same sum with the same gradients, the one below a layer computed everywhere.
+    ``one + other`` is the same sum with the same gradients; only the masks and bits are lost on it.
 
     Source: Fang et al. (2021), *Deep residual learning in spiking neural networks*.
 
@@ -74,7 +74,7 @@ def _can_add(a: Provenance, b: Provenance) -> bool:
 
 
 def _support(one: Tensor, other: Tensor, a: Provenance | None, b: Provenance | None) -> Provenance | None:
-    """Where the gradient of the sum can matter: where it can in a summand that takes one."""
+    """The provenance of the sum: the union of the masks of the summands that take a gradient."""
     wanted = [_explicit(known) for each, known in ((one, a), (other, b)) if each.requires_grad]
     if None in wanted:
         return None
@@ -89,20 +89,20 @@ def _support(one: Tensor, other: Tensor, a: Provenance | None, b: Provenance | N
         return None
     assert first.observers is not None
     assert second.observers is not None
-    # if there are no bits but those of numbers, all are in the order of memory
     bits = first.bits | second.bits.view(first.bits.shape)
     return Provenance(bits, first.length, (*first.observers, *second.observers))
 
 
 def _explicit(known: Provenance | None) -> Provenance | None:
-    """What the graph says of the layer below, with the bits of its support."""
+    """`known` with the bits of its mask written out, where they are the spikes themselves."""
     if known is None or known.observers is None:
         return None
     return Provenance(known.spikes if known.bits is None else known.bits, known.length, known.observers)
 
 
 def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """A sum up to `most` that lies as `one`, from the planes of bits of both summands, and its own."""
+    """The sum, with the strides of `one` and numbers up to `most`, and its planes, from the planes of both.
+    """
     total = torch.empty_like(one)
     count = most.bit_length()
     planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")
@@ -113,7 +113,7 @@ def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tens
 
 
 class _Sum(torch.autograd.Function):
-    """The sum of numbers that are known as bits."""
+    """The gradient of a sum that was computed from bits."""
 
     @staticmethod
     def forward(ctx: Any, one: Tensor, other: Tensor, total: Tensor, support: Provenance | None) -> Tensor:
@@ -130,7 +130,7 @@ _apply = applied(_Sum)
 
 
 def _lying(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A dense `grad` with these `strides`, as both below want it: written so once, not by each."""
+    """`grad` with the strides that both producers need, so that it is copied once and not by each."""
     if grad.stride() == strides or not fills_memory(grad) or torch.is_grad_enabled():
         return grad
     lying = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
@@ -152,9 +152,9 @@ def _added(
     of_other: int,
     count: int,
 ) -> None:
-    """The sum of numbers that are so many planes of `words`, as `count` planes and as numbers.
+    """Adds numbers given as planes of bits: a ripple-carry adder over words of 64 numbers.
 
-    Bit by bit, as an adder does; a piece of work is a word.
+    Writes the sum as `count` planes and as float32. One work item is a word.
     """
     with code.loop(begin, end) as word:
         carry: Value | None = None
@@ -176,7 +176,7 @@ def _added(
 
 
 def _bit(bits: list[Value]) -> tuple[Value | None, Value | None]:
-    """The sum of up to three bits and what is carried, of 64 numbers at once; None for zeros."""
+    """A full adder on words: sum and carry of up to three bits; None for zero."""
     if not bits:
         return None, None
     total, carry = bits[0], None

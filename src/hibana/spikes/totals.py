@@ -19,10 +19,9 @@ def total(values: Tensor) -> Tensor:
 
         y = sum_i x_i,   dL/dx_i = dL/dy
 
-    The gradient, one number for all, is neither expanded nor added to the others in a pass over memory: the
-    spiking layer below adds it as it reads them, unless somebody looks at the gradient of its spikes. Bits
-    are known of what a layer has emitted, as they are to :class:`hibana.Linear`; of any other tensor this is
-    torch's sum. To the bit up to 2^24 spikes; of more, it is rounded once.
+    The gradient is one number for all spikes. It is not expanded in memory: the spiking layer that emitted
+    them adds it to its other gradients as it reads these, unless a hook observes them. For any other tensor
+    this is torch's sum. Exact up to 2^24 spikes, and rounded once above.
 
     Args:
         values: of any shape; spikes ``[T, batch, ...]``.

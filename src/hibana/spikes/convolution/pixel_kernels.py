@@ -1,10 +1,10 @@
 """Kernels of a convolution that list the spikes of each pixel once, for all windows that contain it.
 
-In a row of pixels the spikes of neighbours are neighbours in a list, and the weights of a kernel's row lie as
-they do, ``[kernel width][channels]``: what is under a row of a window is one stretch of that list, at some
-distance from the rows of a table. Of the weights' gradient, an input's sum for each place in the window takes
-the gradient's rows from one list too, each time from another place on. How windows of few channels are summed
-whole is told in :mod:`hibana.spikes.convolution.window_kernels`.
+The list of a row of pixels is in the order of its pixels and channels, and so are the weights of a kernel's
+row, ``[kernel width][channels]``. So the spikes under one row of a window are a contiguous part of that list,
+and the rows of weights that they select are the listed numbers plus an offset. In the weight gradient, all
+places of a window likewise share one list per channel, with another offset into the gradient each. Windows of
+few channels are summed as a whole by :mod:`hibana.spikes.convolution.window_kernels`.
 """
 
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Input(Group):
 
 
 class Words(NamedTuple):
-    """Where the words of a row of pixels lie, and how many each pixel has."""
+    """Access to the bits of a row of pixels, copied to `pixels`."""
 
     input: Input
     sizes: Sizes
@@ -47,16 +47,16 @@ class Words(NamedTuple):
 
     @property
     def each(self) -> Value:
-        """Words that one pixel's channels fill."""
+        """Words of the channels of a pixel."""
         return words_of(self.sizes.channels)
 
     def bring(self, plane: Value, image: Value, y: Value) -> None:
-        """Copies a row of pixels to `pixels`, from where more than its words can be read."""
+        """Copies a row of pixels to `pixels`, which has room for reading beyond its end."""
         at = (plane * self.input.images + image) * self.sizes.height + y
         self.pixels.copy(self.bits + self.row * at, self.row)
 
     def of(self, code: Code, x: Value, word: Value) -> Value:
-        """The bits of 64 channels of pixel `x`, or as many as there are."""
+        """The bits of the 64 (or remaining) channels of pixel `x` from channel 64 * `word` on."""
         channels = self.sizes.channels
         there = first_bits(code, (channels - word * WORD).smaller(WORD))
         return bits_from(self.pixels, x * channels + word * WORD) & there
@@ -79,11 +79,11 @@ def forward(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of output pixels: for each spike under a window, its row of weights is added.
+    """Rows of output pixels: for each spike under a window, the spike's row of weights is added.
 
-    One piece of work is `deep` rows, to each of which all is added that stands in 64 channels under a row of
-    its windows, whose weights stay near meanwhile; whole images may be so many `per_tile`. The table holds
-    ``[panels][planes][kernel height][kernel width][channels][panel]``, those of a plane filled up to 64 rows.
+    One work item is `deep` rows of an image, or `per_tile` whole images. Its sums are computed for one row of
+    the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
+    ``[panels][planes][kernel height][kernel width][channels][panel]``, each plane padded to 64 rows.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
     kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
@@ -283,15 +283,15 @@ def per_tile(
     channels_last: Value,
     planes: int,
 ) -> None:
-    """The weights' gradient of its `parts`, ``[parts][outputs][planes][taps][channels]``, in order.
+    """Adds up the `parts` of a weight gradient, ``[parts][outputs][planes][taps][channels]``, in order.
 
-    What the planes are multiplied by is the `factor`, the bits of a float32, times 1, 2, 4, … It is
-    ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One piece of work is
-    of one output.
+    Plane k is multiplied by 2^k times `factor`, the bits of a float32. The result is
+    ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One work item is one
+    output.
     """
     each = taps * channels
     unit = factor.to(INT).number().spread(VECTOR)
-    whole = (taps + VECTOR) * channels + VECTOR  # squares read beyond the last place and channel
+    whole = (taps + VECTOR) * channels + VECTOR  # transposed squares read beyond the end
     with code.scratch((Floats, whole)) as (sums,), code.loop(begin, end) as output:
         to = target + output * each
         summed = sums.instead(channels_last > 0, to)

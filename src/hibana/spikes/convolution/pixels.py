@@ -30,23 +30,23 @@ __all__ = [
 ]
 
 FEWEST = 8
-"""Least number of channels: with fewer, one word of 64 bits holds the bits under a whole window."""
+"""Least number of channels: with fewer, im2col fits the bits under a window into few words."""
 WASTED = 1.2
 """Most pixels of the image per pixel of the output for which the weight gradient is pixel-wise."""
 PIXELS = 256
-"""Output pixels that a piece of work has."""
+"""Output pixels of a work item."""
 PIXELS_PER_TILE = 512
-"""Output pixels, of several images, that share one pass over weights that exceed the L2 cache."""
+"""Output pixels, of several images, per pass over weights that exceed the L2 cache."""
 BEYOND_L2 = 1 << 19
 """Number of float32 weights from which on they exceed the L2 cache."""
 NEAR = 1 << 14
-"""Float32 values of weights, or of a gradient, that are kept in the L1 and L2 caches at a time."""
+"""Float32 values of weights, or of a gradient, that stay in the L1 and L2 caches."""
 SPARSE = 0.13
 """Density of spikes per unit of stride up to which a full window may have twice NEAR weights."""
 GRAIN = 8
-"""Outputs whose parts are not worth a thread of their own."""
+"""Outputs per thread, at least, where the parts of a weight gradient are added up."""
 MOST = 1 << 18
-"""Channels, 64 at least, of the rows of pixels that a window reaches over."""
+"""Most numbers in the rows of pixels that a window spans, channels padded to 64."""
 
 
 @lru_cache(maxsize=256)
@@ -62,14 +62,15 @@ def is_pixelwise(geometry: Geometry) -> bool:
 
 
 def slides(geometry: Geometry, row: Row) -> bool:
-    """Whether a window slides over columns, the sums of all that lie over one in registers."""
+    """Whether windows are summed column by column: each column is added to all windows over it, in registers.
+    """
     return geometry.stride[1] == 1 < _unrolled(geometry, row)
 
 
 def full_window(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
-    """Whether the sum under a window is computed at once, and not row by row of the window.
+    """Whether the sum of a whole window is computed at once, and not row by row of the window.
 
-    That needs all weights of a window in cache; at low density larger windows pay too.
+    The weights of a window must fit into the cache; at low density larger windows gain too.
     """
     column = geometry.kernel[0] * geometry.channels
     inputs = geometry.kernel[1] * column
@@ -88,7 +89,7 @@ def is_pixelwise_for_weights(geometry: Geometry) -> bool:
 
 
 def _overlap(geometry: Geometry) -> bool:
-    """Whether windows overlap in a row, and the rows that one reaches over are few and short."""
+    """Whether windows overlap horizontally, and the rows that a window spans fit into :data:`MOST`."""
     down, across = geometry.reach
     rows = (down + 1) * (geometry.image[1] + across) * max(64, geometry.channels)
     return geometry.kernel[1] > geometry.stride[1] and rows < MOST
@@ -107,9 +108,10 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
 def producer(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, steps: int
 ) -> Producer | None:
-    """What :func:`forward` gives, yet to be computed, of images that are those of so many steps.
+    """The result of :func:`forward` for images of so many steps, to be computed tile by tile by its reader.
 
-    None where pieces of all steps would not stay in the cache, or would list most pixels more than once.
+    None where a tile of all steps would not fit into the cache, or most pixels would be listed more than
+    once.
     """
     ready = _ready_for_steps(*_about(input_, weight, geometry), steps, torch.get_num_threads())
     if ready is None:
@@ -119,23 +121,23 @@ def producer(
 
 
 class _Ready(NamedTuple):
-    """The sums' kernel, made ready for input and output of some size."""
+    """A forward kernel with its sizes bound."""
 
     sized: Sized
     row: Row
     slides: bool
-    """Whether its windows slide, whose weights are packed as they lie."""
+    """Whether windows are summed column by column, for which weights are packed in their own order."""
     shape: tuple[int, ...]
-    """Of what comes out, channels last."""
+    """Of the output, channels last."""
     pieces: int
-    """Of work."""
+    """Number of work items."""
     length: int
-    """Numbers of one."""
+    """Output numbers of a work item."""
     target: int
-    """Which of the kernel's arguments says where it writes."""
+    """Position of the kernel's argument ``target``."""
 
     def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
-        """The call, and what it writes, as :func:`forward` gives it."""
+        """The prepared call, and the tensor that it writes."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
         if self.slides:
             table = product.packed(weight.flatten(1), self.row, input_.scales)
@@ -146,7 +148,7 @@ class _Ready(NamedTuple):
 
 
 def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
-    """What a kernel depends on: the shape of the bits, the outputs, …, and whether windows are whole."""
+    """The arguments of :func:`_ready`, for its cache."""
     bits, row = input_.bits.shape, panel(weight.shape[0])
     whole = full_window(geometry, row, bits[0], input_.density)
     return bits, weight.shape[0], geometry, row, whole
@@ -156,19 +158,19 @@ def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Si
 def _ready_for_steps(
     bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, steps: int, threads: int
 ) -> _Ready | None:
-    """For images of so many steps, rows at a time of which the sums at all steps stay in the cache."""
+    """The kernel for tiles of rows whose sums at all `steps` fit into the cache; None if there are none."""
     images = bits[1] // geometry.image[0] // steps
     deep = rows_per_tile(images, outputs, geometry, steps, threads)
     if deep < max(1, min(geometry.output[0], geometry.reach[0])):
         return None
     if steps > 1 and not whole and _images_per_tile(bits[0], outputs, geometry) > 1:
-        return None  # of which a piece is one image's
+        return None  # a tile is of one image
     return _ready(bits, outputs, geometry, row, whole, deep)
 
 
 @lru_cache(maxsize=256)
 def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, deep: int) -> _Ready:
-    """For `bits` of this shape, so many rows of the output at a time."""
+    """The kernel for `bits` of this shape, with work items of `deep` rows of the output."""
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, **geometry.sizes}
@@ -185,27 +187,27 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
 
 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
-    """Whole images that are done at a time: several, if they are small beside weights that lie far away."""
+    """Images per work item: several, if images are small and weights exceed the L2 cache."""
     pixels, taps = geometry.output[0] * geometry.output[1], geometry.kernel[0] * geometry.kernel[1]
     return max(1, PIXELS_PER_TILE // pixels) if planes * taps * geometry.channels * outputs > BEYOND_L2 else 1
 
 
 def _unrolled(geometry: Geometry, row: Row) -> int:
-    """Places of a row of the window whose sums registers hold: all that are done at a time, or 1.
+    """Places of a row of the window that are unrolled, if their sums fit into registers; else 1.
 
-    Of 32 registers of AVX-512 a vector of sums is one, of 16 others two or more.
+    A vector of 16 floats takes one of AVX-512's 32 registers, and two or more of other processors' 16.
     """
     most = 24 if row.compresses else 6
     return geometry.unrolled if row.vectors * geometry.unrolled <= most else 1
 
 
 def near(density: float) -> int:
-    """Floats of a gradient that are kept near at a time, so many of whose rows are taken."""
+    """Floats of a block of the output gradient, for a density of spikes."""
     return NEAR if density > product.NEAR_FROM else 2 * NEAR
 
 
 def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int) -> product.Parts:
-    """The parts of :func:`weight_gradient`, which are of rows of the kernel."""
+    """The parallel parts of :func:`weight_gradient`, divided by rows of the kernel."""
     units = planes * -(-geometry.channels // 64) * geometry.kernel[0]
     images = rows // (geometry.output[0] * geometry.output[1])
     split = product.parts(rows, outputs, units * geometry.kernel[1], threads, images)
@@ -213,9 +215,13 @@ def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int
 
 
 def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_last: bool = False) -> Tensor:
-    """The gradient ``[outputs, channels, *kernel]`` at stride 1, from that of the output, a row a pixel.
+    """The weight gradient ``[outputs, channels, *kernel]`` at stride 1.
 
-    It lies as it is written here or, as the weights may too, with its `channels_last`.
+    Args:
+        input_: bits of the images.
+        rows: gradient of the output, ``[pixels, outputs]``.
+        geometry: of the convolution.
+        channels_last: memory format of the result.
     """
     outputs, planes = rows.shape[1], input_.bits.shape[0]
     row = panel(outputs)

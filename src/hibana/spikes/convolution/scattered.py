@@ -1,6 +1,7 @@
 """Products with a delay for each synapse: one addition for each spike, synapse and tap.
 
-A tap is a weight at a delay: whole delays have one, those between two steps have two, one after the other.
+A tap is a weight at a whole delay: a synapse whose delay is a whole number of steps has one, any other has
+two, at the steps before and after.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from hibana.spikes.simd.rows import VECTOR, transposed
 __all__ = ["delayed", "scattered"]
 
 PARTS = 8
-"""Parts of the rows that a weights' gradient is summed in, whatever the number of threads."""
+"""Parts that the rows are divided into for a weight gradient, whatever the number of threads, so that the
+sums do not depend on it."""
 UNROLLED = 4
-"""Synapses that a loop does at a time."""
+"""Synapses per iteration of a loop."""
 
 
 def delayed(
@@ -32,16 +34,16 @@ def delayed(
     skip: int,
     support: Provenance | None,
 ) -> Tensor:
-    """What :func:`scattered` gives, with gradients of `inputs`, `weight` and `bias`.
+    """The result of :func:`scattered`, with gradients of `inputs`, `weight` and `bias`.
 
     Args:
-        inputs: ``[steps, rows, inputs]``, whose `bits` are known.
+        inputs: spikes ``[steps, rows, inputs]``.
         bits: as of :func:`scattered`.
         weight: as of :func:`scattered`.
         lags: as of :func:`scattered`.
         bias: as of :func:`scattered`.
         skip: as of :func:`scattered`.
-        support: where the gradient of `inputs` is wanted; everywhere if ``None``.
+        support: provenance of `inputs`, whose mask restricts their gradient; None for everywhere.
     """
     apply: Any = _Delayed.apply  # torch leaves it without types
     leaf = probe() if support is not None else None
@@ -55,12 +57,12 @@ def scattered(
     """``y_t,o = bias_o + sum_k,i W_koi s_(t + skip - lag_oi - k),i``, ``[steps - skip, rows, outputs]``.
 
     Args:
-        bits: of spikes ``[steps * rows, inputs]``, a word for each 64.
-        weight: ``[taps, outputs, inputs]``, of one tap or two.
-        lags: in steps, whole numbers ``[outputs, inputs]``.
+        bits: of spikes ``[steps * rows, inputs]``, packed to words of 64.
+        weight: ``[taps, outputs, inputs]``, one tap or two.
+        lags: delay of the first tap in steps, whole numbers ``[outputs, inputs]``.
         bias: ``[outputs]``.
-        steps: of the spikes.
-        skip: the first steps, for which nothing comes out.
+        steps: number of steps of the spikes.
+        skip: number of first steps for which no output is computed.
     """
     outputs = weight.shape[1]
     given, sizes = _places(bits, weight, lags, steps)
@@ -74,10 +76,10 @@ def scattered(
 def _places(
     bits: Tensor, weight: Tensor, lags: Tensor, steps: int
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Where each synapse adds to, in a row's outputs ``[outputs][columns]``, and all sizes.
+    """The index of each synapse's target in a row's outputs ``[outputs][columns]``, and all sizes.
 
     Raises:
-        ValueError: if a place would lie outside the row.
+        ValueError: if an index would lie outside the row.
     """
     taps, outputs, inputs = weight.shape
     least, most = (int(bound) for bound in lags.aminmax())
@@ -94,12 +96,12 @@ def _places(
 
 
 def _tables(weight: Tensor) -> Tensor:
-    """``[inputs, outputs, taps]``."""
+    """`weight` as ``[inputs, outputs, taps]``."""
     return weight.detach().permute(2, 1, 0).contiguous()
 
 
 def _wanted(below: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Tensor:
-    """Rows of bits of where the inputs' gradient is wanted, in the backward that runs now."""
+    """The bits of where the input gradient is computed, in the backward that runs now."""
     inputs = sizes["inputs"]
     if below is not None and below.has_no_observer():
         known = bits if below.bits is None else below.rows(below.bits, sizes["rows"] * inputs)
@@ -112,7 +114,7 @@ def _wanted(below: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Te
 
 
 class _Delayed(torch.autograd.Function):
-    """Keeps the bits of the spikes, not the spikes."""
+    """Saves the bits of the spikes for the backward, not the spikes."""
 
     @staticmethod
     def forward(
@@ -172,7 +174,8 @@ def _scatter(
     skip: Value,
     taps: int,
 ) -> None:
-    """One piece of work is a row of all steps, whose outputs are gathered as ``[outputs][columns]``."""
+    """The forward. One work item is a row over all steps; its outputs are summed as ``[outputs][columns]``.
+    """
     with code.scratch((Floats, outputs * columns)) as (sums,), code.loop(begin, end) as row:
         sums.clear(outputs * columns)
 
@@ -210,7 +213,7 @@ def _to_weights(
     per_part: Value,
     taps: int,
 ) -> None:
-    """One piece of work is a part of the rows, whose weights' gradients are ``[inputs][outputs][taps]``."""
+    """The weight gradient ``[inputs][outputs][taps]``. One work item is a part of the rows."""
     with code.scratch((Floats, outputs * columns)) as (turned,), code.loop(begin, end) as part:
         size = inputs * outputs * taps
         own = target + part * size
@@ -247,7 +250,9 @@ def _to_inputs(
     skip: Value,
     taps: int,
 ) -> None:
-    """One piece of work is a row of all steps: the gradient where `bits` are set, which are zeros before."""
+    """The input gradient where `bits` are set. One work item is a row over all steps; `target` holds zeros
+    before.
+    """
     with code.scratch((Floats, outputs * columns)) as (turned,), code.loop(begin, end) as row:
         _turn(code, gradient, turned, steps, rows, outputs, columns, skip, row)
 
@@ -264,7 +269,7 @@ def _to_inputs(
 
 
 def _unrolled(code: Code, count: Value) -> Iterator[Value]:
-    """Each number below `count`, what is done with it being written for several at a time, and for one."""
+    """Loops over the numbers below `count`, unrolled by UNROLLED, then one by one."""
     whole = count - count % UNROLLED
     with code.loop(0, whole, UNROLLED) as first:
         for offset in range(UNROLLED):
@@ -282,7 +287,7 @@ def _each_spike(
     row: Value,
     write: Callable[[Value, Value], None],
 ) -> None:
-    """What `write` writes for a step and an input, for each spike of a row."""
+    """Calls `write` with step and input for each spike of a row."""
     words = words_of(inputs)
     with (
         code.loop(0, steps) as step,
@@ -303,6 +308,6 @@ def _turn(
     skip: Value,
     row: Value,
 ) -> None:
-    """A row's gradient as ``[outputs][columns]``, with zeros for steps that nothing came out for."""
+    """Transposes a row's gradient to ``[outputs][columns]``, with zeros for steps without output."""
     turned.clear(outputs * columns)
     transposed(code, turned + skip, columns, gradient + row * outputs, rows * outputs, steps - skip, outputs)

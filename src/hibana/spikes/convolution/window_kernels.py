@@ -1,8 +1,8 @@
 """Kernels of a convolution of few channels, whose whole window of weights stays in the L1 cache.
 
-Each row of the output has a list of its own, pixel by pixel what lies under a column of the window there. So
-what is under a window is one stretch of it; or, at a stride of 1, each column is gone through once for all
-the windows that it lies under, of which the sums are in registers meanwhile.
+For each row of the output, the spikes in the rows of pixels under it are listed column by column. The spikes
+under a window are then a contiguous part of that list. Or, at a stride of 1, each column is added once to all
+windows over it, whose sums are in registers.
 """
 
 from typing import NamedTuple
@@ -17,20 +17,23 @@ __all__ = ["forward"]
 
 
 class _Columns(NamedTuple):
-    """Where in a table the rows are of what lies under a window: how far from the first of all."""
+    """Strides of the table of weights, in rows, by plane, column, row and channel of a spike under a window.
+    """
 
     plane: Value
-    """For each plane before."""
+    """From plane to plane."""
     column: Value
-    """For each column of pixels before."""
+    """From column to column of pixels."""
     row: Value
-    """For each row of the window before."""
+    """From row to row of the window."""
     channel: Value
 
     def listed(
         self, code: Code, row: Row, words: Words, image: Value, y: Value, index: Pointer, first: Pointer
     ) -> None:
-        """Lists them for row `y` of the output, column by column; `first` says where those of each begin."""
+        """Lists the spikes under row `y` of the output, column by column; writes the start of each column to
+        `first`.
+        """
         sizes, planes = words.sizes, words.input.planes
         pitch = words_of(sizes.width * sizes.channels) + 1
         with code.loop(0, planes) as plane, code.loop(0, sizes.kernel_height) as i:
@@ -57,7 +60,7 @@ class _Columns(NamedTuple):
 
 
 def _scratch(input_: Input, sizes: Sizes) -> tuple[tuple[type[Pointer], Value], ...]:
-    """The memory that a list takes: its rows of pixels, where each column begins, and the list."""
+    """Scratch memory of a list: its rows of pixels, the start of each column, and the list itself."""
     column = input_.planes * sizes.kernel_height
     return (
         (Longs, column * (words_of(sizes.width * sizes.channels) + 1)),
@@ -83,12 +86,12 @@ def forward(
     row: Row,
     unrolled: int,
 ) -> None:
-    """Rows of output pixels, of at most HALF channels; one piece of work is `deep` of them.
+    """Rows of output pixels, for at most HALF channels; one work item is `deep` rows.
 
-    Windows slide if `unrolled` is not 0: it is their width then, and the stride across is 1. To each sum is
-    added in the same order. The table holds for each panel and plane ``[kernel width][kernel height]
-    [channels][panel]``, or of windows that slide ``[channels][kernel height][kernel width][panel]``, as the
-    weights lie; those of a plane are filled up to 64 rows.
+    With `unrolled` 0, each window is summed by itself. Else `unrolled` is the width of a window, the
+    horizontal stride is 1, and each column is added to all windows over it. The order of a sum is the same.
+    The table holds for each panel and plane ``[kernel width][kernel height][channels][panel]``, or, with
+    `unrolled`, ``[channels][kernel height][kernel width][panel]``; each plane is padded to 64 rows.
     """
     out_width, column = sizes.out_width, sizes.kernel_height * sizes.channels
     plane_rows = words_of(sizes.kernel_width * column) * WORD
@@ -125,7 +128,7 @@ def forward(
 
 
 class _Windows(NamedTuple):
-    """A row of windows, and where a panel of their sums goes: the first, and how far from it the next."""
+    """A row of windows, their lists and weights, and the target of a panel of their sums."""
 
     code: Code
     row: Row
@@ -133,14 +136,14 @@ class _Windows(NamedTuple):
     weights: Pointer
     listed: Pointer
     first: Pointer
-    """Where in the list each column begins."""
+    """Start of each column in the list."""
     begun: Pointer
-    """What sums begin with."""
+    """Initial value of the sums."""
     out: Pointer
     pitch: Value
 
     def one_by_one(self, column: Value) -> None:
-        """Their sums, each of one stretch of the list."""
+        """Computes their sums, each from its part of the list."""
         code, row, sizes, weights, index, first, begun, out, pitch = self
         with code.loop(0, sizes.out_width) as x:
             left = x * sizes.stride_across - sizes.padding_across
@@ -150,7 +153,7 @@ class _Windows(NamedTuple):
             add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
 
     def slide(self, outside: Pointer, unrolled: int) -> None:
-        """Their sums, to all of which a column is added at once; others go `outside`."""
+        """Computes their sums column by column; windows left of the first are written to `outside`."""
         code, row, sizes, weights, index, first, begun, out, pitch = self
         # of the window that begins last, of the one before it, …
         sums = [[code.variable(value) for value in row.load(begun)] for _ in range(unrolled)]

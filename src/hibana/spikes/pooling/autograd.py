@@ -16,11 +16,11 @@ __all__ = ["max_pooled"]
 
 Pair = tuple[int, int]
 GRAIN = 4
-"""Rows of output pixels that are not worth a thread of their own."""
+"""Rows of output pixels per thread, at least."""
 
 
 NARROW = 4
-"""Pixels across a window for which there is a kernel of its own."""
+"""Width of a window up to which a kernel is compiled for it."""
 
 
 class _Window(NamedTuple):
@@ -37,12 +37,12 @@ class _Window(NamedTuple):
 
     @property
     def row(self) -> int:
-        """Numbers of a row of the output."""
+        """Numbers in a row of the output."""
         return self.channels * self.output[1]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """What the kernels take."""
+        """The sizes as arguments of the kernels."""
         (height, width), window, out = self.image, self.window, self.output
         return {
             "channels": self.channels,
@@ -56,9 +56,10 @@ class _Window(NamedTuple):
 
 
 def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
-    """``[N, channels, height / window, width / window]`` of spikes that lie channels last.
+    """Max-pooled spikes, ``[N, channels, height / window, width / window]``, of spikes that are channels
+    last.
 
-    None if they are no spikes, which is seen on the way.
+    None if the images are no spikes, which the kernel finds out.
     """
     geometry = _Window(images.shape[1], (images.shape[2], images.shape[3]), window)
     learning = torch.is_grad_enabled() and images.requires_grad
@@ -85,13 +86,13 @@ def max_pooled(images: Tensor, window: Pair) -> Tensor | None:
 
 
 def _known_spikes(images: Tensor, below: Provenance, geometry: _Window) -> Tensor | None:
-    """Their bits, if pooled spikes can be made of them: a 32nd of the numbers to read."""
+    """The known bits of the images, if the kernel can pool these: a 32nd of the memory traffic."""
     whole = geometry.channels % 16 == 0 and below.length % images[0].numel() == 0
     return below.spikes if whole else None
 
 
 def _pooled_bits(spikes: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> Tensor | None:
-    """Puts out what is pooled; and gives its plane of bits, ``[1, rows, bytes]``, if rows are whole words."""
+    """Pools known bits into `out`; returns the pooled bits, ``[1, rows, bytes]``, if rows are whole words."""
     rows, length = out.shape[0] * out.shape[1], geometry.row
     planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
     given = {"bits": spikes, "target": out, "pooled": planes, "which": which}
@@ -100,7 +101,7 @@ def _pooled_bits(spikes: Tensor, out: Tensor, which: Tensor | None, geometry: _W
 
 
 def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry: _Window) -> bool:
-    """Whether the numbers are spikes, from which it was done."""
+    """Pools numbers into `out`; returns whether all of them are 0 or 1."""
     strange = torch.zeros((), dtype=torch.int64, device="cpu")
     pieces = out.shape[0] * out.shape[1]
     kernels.forward(pieces, GRAIN, source=images, target=out, which=which, strange=strange, **geometry.sizes)
@@ -108,7 +109,7 @@ def _pooled_numbers(images: Tensor, out: Tensor, which: Tensor | None, geometry:
 
 
 def _pooled_support(images: Tensor, below: Provenance, which: Tensor, geometry: _Window) -> Provenance | None:
-    """The support `below`, at the pixels that were taken."""
+    """The provenance of pooled spikes: the producer's mask at the pixels that were taken."""
     length = geometry.row
     if below.observers is None:
         return None
@@ -125,7 +126,8 @@ def _pooled_support(images: Tensor, below: Provenance, which: Tensor, geometry: 
 
 
 class _MaxPool(torch.autograd.Function):
-    """Keeps, for each output, which pixel of its window was taken; `support` says where that matters."""
+    """Saves, for each output, which pixel of its window was taken; `support` is the provenance of the result.
+    """
 
     @staticmethod
     def forward(

@@ -22,7 +22,7 @@ from hibana.runtime.kernels import (
 __all__ = ["backward", "forward", "forward_of_bits", "support"]
 
 VECTOR = 16
-"""Channels that are gone through at a time."""
+"""Channels of a vector."""
 
 
 class Sizes(Group):
@@ -39,7 +39,7 @@ class Sizes(Group):
 
 @contextmanager
 def _window(code: Code, sizes: Sizes) -> Iterator[tuple[Value, Value, Value]]:
-    """Each pixel of a window: how far down and across it lies, and its place, row by row, in bytes."""
+    """Loops over the pixels of a window: its row, its column, and its number as a vector of bytes."""
     place = code.variable(0, BYTE.of(VECTOR))
     with code.loop(0, sizes.window_height) as down, code.loop(0, sizes.window_width) as across:
         yield down, across, place.value
@@ -58,9 +58,10 @@ def forward(
     strange: Longs,
     sizes: Sizes,
 ) -> None:
-    """Rows of output pixels: 1 where the window spiked, and which of its pixels did first, else the first.
+    """Rows of output pixels: 1 where a pixel of the window spiked, and the number of the first that did, or
+    0.
 
-    Where any value is neither 0 nor 1, `strange` becomes 1.
+    `strange` is set to 1 if any value is neither 0 nor 1.
     """
     odd = code.variable(0, SHORT)
     with code.loop(begin, end) as item, code.loop(0, sizes.out_width) as x:
@@ -95,9 +96,9 @@ def forward_of_bits(
     which: Bytes,
     sizes: Sizes,
 ) -> None:
-    """As :func:`forward`, where spikes are known as bits, and sizes.channels are whole vectors of 16.
+    """As :func:`forward`, from bits; the number of channels must be a multiple of 16.
 
-    The bits are those of whole images, one after another; so are those that are `pooled`.
+    `bits`, and the result's in `pooled`, are those of contiguous images.
     """
     pixel_bytes = sizes.channels // 8
     with code.loop(begin, end) as item:
@@ -120,7 +121,9 @@ def forward_of_bits(
 
 
 def _columns(code: Code, width: Value, known: int) -> Iterator[tuple[Value, int]]:
-    """The pixels of a row of a window: the first of them, and how many, which is all if that is `known`."""
+    """Loops over a row of a window: yields the first pixel and a count, once if the width is `known`, else 1
+    each.
+    """
     if known:
         yield code.constant(0), known
     else:
@@ -140,9 +143,9 @@ def backward(
     sizes: Sizes,
     columns: int,
 ) -> None:
-    """Rows of windows: each gradient to the pixel that spiked first, zeros elsewhere.
+    """Rows of windows: the gradient goes to the pixel that was taken, zeros to all others.
 
-    The window is `columns` wide, or so wide that it is gone through pixel by pixel, for 0.
+    `columns` is the width of the window if it is compiled in, else 0.
     """
     with code.loop(begin, end) as item:
         image, y = item // sizes.out_height, item % sizes.out_height
@@ -184,9 +187,9 @@ def support(
     sizes: Sizes,
     per_step: Value,
 ) -> None:
-    """Rows of output pixels: the bits of the support below at the pixels that :func:`forward` took.
+    """Rows of output pixels: the bits of the producer's mask at the pixels that :func:`forward` took.
 
-    The bits below are those of whole images, in one piece for each step of `per_step` images.
+    `bits` are those of whole images, padded to bytes for each step of `per_step` images.
     """
     count = sizes.out_width * sizes.channels
     words = (count + 63) // 64
