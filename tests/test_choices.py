@@ -11,6 +11,8 @@ from torch import nn
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
 
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+
 from hibana.cli import main
 from hibana.cli.options import CHOICES
 from hibana.nn import layers
@@ -30,11 +32,14 @@ def sources(folder):
     (folder / "sequences.csv").write_text(f"case,a,y\n{rows}\n")
     np.savez(folder / "arrays.npz", x=drawn.normal(size=[40, 3]), y=labels)
     for number, label in enumerate(labels):
-        for kind, ending in (("images", "pgm"), ("events", "h5")):
+        for kind, ending in (("images", "pgm"), ("events", "h5"), ("sound", "wav")):
             place = folder / kind / "ab"[label] / f"{number}.{ending}"
             place.parent.mkdir(parents=True, exist_ok=True)
             if kind == "images":
                 place.write_bytes(b"P5 4 4 255\n" + drawn.bytes(16))
+                continue
+            if kind == "sound":
+                soundfile.write(place, drawn.normal(size=800), 8000)
                 continue
             with h5py.File(place, "w") as file:
                 for name, high in (("t", 100), ("x", 4), ("y", 4), ("p", 2)):
@@ -46,6 +51,7 @@ def sources(folder):
         "arrays": ["--data", "arrays.npz"],
         "images": ["--data", "images"],
         "events": ["--data", "events"],
+        "sound": ["--data", "sound"],
     }
 
 

@@ -278,18 +278,6 @@ def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
         own.kind_of(tmp_path / "Gait")
 
 
-@pytest.mark.parametrize("layout", ["class/1.wav", "1.mp3", "file", "list"])
-def test_sound_is_said_not_to_be_read_yet(tmp_path, capsys, layout):
-    source = tmp_path / "mine"
-    path = source / ("x.wav" if layout in ("file", "list") else layout)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"RIFF")
-    if layout == "list":
-        (source / "labels.csv").write_text("filename,label\nx.wav,a\n")
-    said = refusal(capsys, "--data", path if layout == "file" else source)
-    assert "sound is not read yet; features of it are, as sequences" in said
-
-
 def dated(path, write, rows=60):
     days = pandas.date_range("2021-01-03 04:00", periods=rows, freq="37h")
     label = np.where(days.day_of_week >= 5, "weekend", "week")

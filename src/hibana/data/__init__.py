@@ -16,7 +16,7 @@ from typing import Any
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.commands import SpeechCommands
 from hibana.data.images import MNIST, Digits, FashionMNIST
-from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Table
+from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Sound, Table
 from hibana.data.ragged import Ragged, padded
 from hibana.data.recordings import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
@@ -46,6 +46,7 @@ __all__ = [
     "Ragged",
     "Samples",
     "Sequences",
+    "Sound",
     "SpeechCommands",
     "SpokenDigits",
     "Table",

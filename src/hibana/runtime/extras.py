@@ -9,6 +9,7 @@ _MODULES = {
     "nir": ("nir", "h5py"),
     "play": ("bokeh", "tornado"),
     "page": ("ziglang",),
+    "sound": ("soundfile",),
     "onnx": ("onnx",),
     "neurobench": ("neurobench",),
     "node": ("setuptools",),

@@ -16,7 +16,7 @@ from hibana.cells import surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
 from hibana.train import architecture, durable, record, serving
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, RULES, UNIT
 from hibana.train.usual import BATCH, FEW, JUDGES, NAMES, Of, usual
 
 __all__ = ["Settings", "of_what", "read"]
@@ -68,6 +68,9 @@ class Settings:
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
+        rule: how gradients are found: ``bptt``, backpropagation through time; or one of the rules for learning
+            online (``d-rtrl``, ``e-prop``, ``ottt``, ``pp-prop``), which layers without batch normalisation
+            can be learned by, such as 256,256.
         epochs: passes over the training set; 40, of few rows 60; of the Rocket 0, which is what its closed
             form gives.
         patience: epochs without a smaller validation loss after which training ends, and the epoch with the
@@ -118,6 +121,7 @@ class Settings:
     loss: str = field(default=None)  # type: ignore[assignment] # likewise
     smoothing: float = field(default=None)  # type: ignore[assignment] # likewise
     augment: str | None = None
+    rule: str = "bptt"
     epochs: int = field(default=None)  # type: ignore[assignment] # likewise
     patience: int = field(default=None)  # type: ignore[assignment] # likewise
     batch_size: int = field(default=None)  # type: ignore[assignment] # likewise
@@ -149,6 +153,7 @@ class Settings:
         _among("coding", self.coding, CODINGS)
         if self.augment is not None:
             _among("augment", self.augment, AUGMENTATIONS)
+        _among("rule", self.rule, RULES)
         _among("precision", self.precision, PRECISIONS)
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
@@ -277,7 +282,7 @@ class Settings:
     @property
     def is_sequential(self) -> bool:
         """Whether an input has a time axis of its own."""
-        return self.kind in ("sequences", "events") if self.kind else bool(self.data_set.sequential)
+        return self.kind in ("sequences", "events", "sound") if self.kind else bool(self.data_set.sequential)
 
     @property
     def _sides(self) -> tuple[int, int] | None:
@@ -322,6 +327,8 @@ class Settings:
                 options |= {"columns": names, "dates": self.dates}
             case "sequences":
                 options |= {"group": self.group, "lengths": self.lengths}
+            case "sound":
+                options["lengths"] = self.lengths
             case "images":
                 options["size"] = self._sides
             case "events":
@@ -362,6 +369,7 @@ def of_what(
             "images": "pictures",
             "events": "recordings",
             "sequences": "sequences",
+            "sound": "sequences",
         }
         few = kind is not None and rows is not None and rows < FEW
         return of_kinds.get(kind, "few" if few else "still")

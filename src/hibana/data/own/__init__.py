@@ -18,6 +18,8 @@ from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import ImageInputs, Images
 from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences
 from hibana.data.own.series_arrays import are_series, is_array, spike_steps
+from hibana.data.own.sound import SUFFIXES as SOUND
+from hibana.data.own.sound import Sound, SoundInputs
 from hibana.data.own.table import Table, TableInputs
 from hibana.data.own.target import TASKS, Target
 from hibana.data.own.tensors import ArrayInputs, Arrays, are_pictures
@@ -36,6 +38,7 @@ __all__ = [
     "Own",
     "Raw",
     "Sequences",
+    "Sound",
     "Table",
     "are_pictures",
     "check_event_columns",
@@ -51,6 +54,7 @@ KINDS: dict[str, type[Own]] = {
     "arrays": Arrays,
     "sequences": Sequences,
     "events": Events,
+    "sound": Sound,
 }
 _INPUTS: dict[str, type[Inputs]] = {
     "table": TableInputs,
@@ -58,15 +62,16 @@ _INPUTS: dict[str, type[Inputs]] = {
     "arrays": ArrayInputs,
     "sequences": SequenceInputs,
     "events": EventInputs,
+    "sound": SoundInputs,
 }
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
 _OTHERS = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz"), "is packed; unpack it first"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"),
+    **dict.fromkeys((".m4a", ".aac", ".wma"), "is sound that can't be read; save it as .flac, .ogg or .wav"),
+    **dict.fromkeys(SOUND, "is one recording; give a folder, of recordings in folders by class"),
 }
 """What is known, and not read."""
-_SOUND = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff")
-_NO_SOUND = "sound is not read yet; features of it are, as sequences ([frames, features] by class)"
 
 
 def described(given: Any) -> Description:
@@ -114,8 +119,6 @@ def _kind_of(path: Path, grouped: bool) -> str:
         if suffix in _TABLES:
             named = None if grouped else first_listed(path)
             return _most([named], path) if named else "sequences" if grouped else "table"
-        if suffix in _SOUND:
-            raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
         other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; say which: kind")
         raise ValueError(f"data must be one of a known kind, {path} {other}")
     if not path.is_dir():
@@ -143,8 +146,6 @@ def _kind_of(path: Path, grouped: bool) -> str:
     direct = [each for each in shown(path) if each.is_file()]
     if any(each.suffix == ".npy" for each in direct):
         return "sequences" if are_series(path) else "arrays"
-    if any(each.suffix.lower() in _SOUND for each in direct):
-        raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
     raise ValueError(
         f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
         f"such as {path}/labels.csv, or inputs.npy and labels.npy; {path} holds none"
@@ -156,10 +157,7 @@ def _most(files: list[Path], path: Path) -> str:
     kinds = _kinds(files)
     if not kinds:
         raise ValueError(f"data must be one of a known kind, {path} names {files[0].name}, which is none")
-    kind = max(kinds, key=kinds.__getitem__)
-    if kind == "sound":
-        raise ValueError(f"data must be one of a known kind, {path} is not: {_NO_SOUND}")
-    return kind
+    return max(kinds, key=kinds.__getitem__)
 
 
 def of_samples(source: Any, **options: Any) -> Own:
@@ -193,6 +191,6 @@ def _kinds(files: list[Path]) -> Counter[str]:
             kinds[tables] += 1
         elif ends in RECORDINGS:
             kinds["events"] += 1
-        elif ends in _SOUND:
+        elif ends in SOUND:
             kinds["sound"] += 1
     return kinds

@@ -1,0 +1,184 @@
+"""Sound in folders by class: recordings of any rate and length as sequences of log-mel frames."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import numpy as np
+
+from hibana.data.own.base import Inputs, Raw
+from hibana.data.own.folders import by_class
+from hibana.data.own.series import Frames, SequenceInputs, Sequences
+
+__all__ = ["SUFFIXES", "Sound", "SoundInputs", "log_mel"]
+
+Numbers: TypeAlias = "np.ndarray[Any, Any]"
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+"""Endings of the formats that libsndfile reads."""
+WINDOW, HOP = 0.025, 0.010
+"""Seconds of a frame, and from one frame to the next."""
+BANDS = 40
+LOWEST, HIGHEST = 50.0, 8000.0
+"""Hz: the lower end of the first band, and the upper end of the last; half the lowest rate if that is less."""
+RANGE = 80.0
+"""Decibels below the loudest band of a recording at which levels end."""
+LONGEST = 600.0
+"""Seconds of a recording, at most."""
+AT_ONCE = 1024
+"""Frames that are transformed together."""
+
+
+@dataclass(frozen=True)
+class SoundInputs(SequenceInputs):
+    """As of sequences, and the upper end of the last band in Hz."""
+
+    highest: float = HIGHEST
+
+    def read(self, source: Any, label: str | None = None) -> Raw:
+        found = by_class(Path(source), SUFFIXES, "recordings of sound")
+        return Raw([_frames(path, self.highest) for path in found.files], found.labels, found.names)
+
+    def unlike(self, values: Frames) -> str:
+        if self.scale.high[-1] > -RANGE and all((frames[:, -1] <= -RANGE).all() for frames in values):
+            edge = _edges(self.highest)[BANDS - 1]
+            return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; what was trained on has some"
+        return super().unlike(values)
+
+
+@final
+class Sound(Sequences):
+    """Recordings of sound in a folder: ``class/name.wav``, or ``train/class/name.wav`` beside ``test``.
+
+    Each becomes a sequence of frames, one every 10 ms, of 40 levels: the energy in 25 ms of sound (Hann window)
+    in 40 triangular bands, evenly spaced in mel from 50 Hz to 8 kHz (or half the lowest rate in the data), in
+    decibels below the loudest band of the recording, at most 80.
+
+        level[t, b] = max(-80, 10 log10(E[t, b] / max E)),   mel = 2595 log10(1 + f / 700)
+
+    Channels are averaged. Rates may differ: bands are given in Hz, and nothing is resampled. Files are WAV, FLAC,
+    Ogg, Opus, MP3 and AIFF, as ``soundfile`` reads them.
+
+    Args:
+        source: the folder, or a list of files with a label each.
+        lengths: ``stretch``: interpolated to `steps`; ``pad``: zeros after the end, and cut at `steps`.
+        steps: the length in time that all get; 64 if ``None``.
+        options: see :class:`Own`.
+
+    Raises:
+        ValueError: on :meth:`setup`, naming the file that can't be read, holds no sound or is too long.
+        ModuleNotFoundError: on :meth:`setup`, if ``soundfile`` is not installed.
+
+    Source: Davis & Mermelstein (1980), *Comparison of parametric representations for monosyllabic word
+    recognition in continuously spoken sentences*, for mel-spaced bands.
+    """
+
+    kind = "sound"
+    _highest = 0.0
+
+    def __init__(self, source: Any, *, lengths: str = "stretch", **options: Any) -> None:
+        super().__init__(source, lengths=lengths, **options)
+
+    def read(self, source: Any) -> Raw:
+        found = by_class(Path(source), SUFFIXES, "recordings of sound")
+        about = [_about(path) for path in found.files]
+        rates, seconds = sorted({rate for rate, _ in about}), [length for _, length in about]
+        known = None if self.description is None else self.description.inputs
+        if isinstance(known, SoundInputs):
+            self._highest, self.steps, self.lengths = known.highest, known.steps, known.lengths
+        self._highest = self._highest or min(HIGHEST, rates[0] / 2)
+        values = [_frames(path, self._highest) for path in found.files]
+        self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self._highest)[1:-1])
+        spread = f"{min(seconds):.2f} to {max(seconds):.2f} s"
+        at = f"{rates[0]:,} Hz" if len(rates) == 1 else f"{rates[0]:,} to {rates[-1]:,} Hz"
+        how = "stretched" if self.lengths == "stretch" else "cut or padded"
+        frames = [len(each) for each in values]
+        summary = (
+            f"{len(values):,} recordings of sound, {spread} at {at}, {BANDS} mel bands to {self._highest:,.0f} Hz "
+            f"every 10 ms, {min(frames)} to {max(frames)} frames, {how} to {self.steps}"
+        )
+        return Raw(values, found.labels, found.names, summary, found.parts)
+
+    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+        learned = super().learn(raw, training)
+        as_of_sequences = {each.name: getattr(learned, each.name) for each in fields(SequenceInputs)}
+        return SoundInputs(**as_of_sequences, highest=self._highest)
+
+
+def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
+    """Levels ``[frames, 40]`` of `samples` at `rate` Hz, in decibels below the loudest; see :class:`Sound`."""
+    length, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
+    padded = np.pad(samples, (0, max(0, length - len(samples))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::hop]
+    window, filters = np.hanning(length + 1)[:-1], _filters(rate, length, highest)
+    parts = [frames[first : first + AT_ONCE] * window for first in range(0, len(frames), AT_ONCE)]
+    energies = np.concatenate([np.abs(np.fft.rfft(part, 2 * length)) ** 2 @ filters for part in parts])
+    loudest = energies.max()
+    if loudest == 0:
+        return np.full(energies.shape, -RANGE)
+    return 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
+
+
+@lru_cache(maxsize=64)
+def _edges(highest: float) -> tuple[float, ...]:
+    """Lower end, peaks and upper end of the bands, in Hz: a band reaches from the peak before to the one after."""
+    low, high = (2595 * np.log10(1 + f / 700) for f in (min(LOWEST, highest / 2), highest))
+    return tuple((700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)).tolist())
+
+
+@lru_cache(maxsize=64)
+def _filters(rate: int, length: int, highest: float) -> Numbers:
+    """Weights of frequencies in bands, ``[length + 1, 40]``: triangles over the bins of ``2 * length`` samples."""
+    hertz = np.arange(length + 1)[:, None] * rate / (2 * length)
+    edges = np.array(_edges(highest))
+    below, peak, above = edges[:-2], edges[1:-1], edges[2:]
+    rising, falling = (hertz - below) / (peak - below), (above - hertz) / (above - peak)
+    weights: np.ndarray[Any, Any] = np.maximum(0, np.minimum(rising, falling))
+    return weights
+
+
+def _about(path: Path) -> tuple[int, float]:
+    """Rate in Hz and length in seconds of a file.
+
+    Raises:
+        ValueError: if it can't be read, holds nothing, or is too long.
+    """
+    import soundfile
+
+    try:
+        said = soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
+    seconds = said.frames / said.samplerate
+    if said.frames <= 0:
+        raise ValueError(f"recording {path} holds no sound")
+    if seconds > LONGEST:
+        raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {path} lasts {seconds:,.0f} s; cut it")
+    return said.samplerate, seconds
+
+
+def _frames(path: Path, highest: float) -> Numbers:
+    """The levels in a file.
+
+    Raises:
+        ValueError: if it can't be read, or holds numbers that are not finite.
+    """
+    import soundfile
+
+    _about(path)
+    try:
+        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
+    if len(samples) == 0:
+        raise ValueError(f"recording {path} holds no sound")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"recording {path} holds numbers that are not finite")
+    return log_mel(samples.mean(axis=1), rate, highest)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """What libsndfile says, without the path, which stands before it."""
+    return " ".join(str(error).replace(f"Error opening {str(path)!r}: ", "").split())[:200]

@@ -1,0 +1,172 @@
+"""Recordings of sound by class: levels against their formula, training on them, and files that can't be read."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+
+from hibana import data, train
+from hibana.cli import main
+from hibana.data import own
+from hibana.data.own import sound
+
+SMALL = ["--layers", "16", "--epochs", "3", "--batch-size", "8"]
+
+
+def tone(pitch, seconds=0.4, rate=16_000, level=0.3):
+    """A tone with two overtones that fades in and out."""
+    time = np.arange(int(seconds * rate)) / rate
+    waves = sum(np.sin(2 * np.pi * pitch * k * time + k) / k for k in (1, 2, 3))
+    return level * waves * np.sin(np.pi * time / seconds)
+
+
+def written(folder, rates=(16_000,), count=20, ending="wav"):
+    """Low and high tones of several pitches, lengths and levels, as ``class/number.wav``."""
+    draws = np.random.default_rng(0)
+    for k in range(count):
+        name, pitch = ("low", 200) if k % 2 else ("high", 900)
+        path = folder / name / f"{k:02}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rate = rates[k % len(rates)]
+        wave = tone(pitch * draws.uniform(0.8, 1.2), draws.uniform(0.2, 0.5), rate, draws.uniform(0.01, 0.3))
+        soundfile.write(path, wave + 0.001 * draws.normal(size=wave.shape), rate)
+    return folder
+
+
+def test_levels_are_the_formula_by_torch_stft():
+    rate, length, hop = 16_000, 400, 160
+    samples = tone(440) + 0.01 * np.random.default_rng(1).normal(size=6400)
+    window = torch.hann_window(length, periodic=True, dtype=torch.float64)
+    frames = torch.from_numpy(samples).unfold(0, length, hop) * window
+    power = torch.fft.rfft(frames, 2 * length).abs().square()
+    hertz = torch.arange(length + 1, dtype=torch.float64) * rate / (2 * length)
+    mel = torch.linspace(2595 * math.log10(1 + 50 / 700), 2595 * math.log10(1 + 8000 / 700), 42)
+    edges = 700 * (10 ** (mel.double() / 2595) - 1)
+    bands = []
+    for low, peak, high in edges.unfold(0, 3, 1).tolist():
+        triangle = torch.minimum((hertz - low) / (peak - low), (high - hertz) / (high - peak))
+        bands.append(power @ triangle.clamp(min=0))
+    energy = torch.stack(bands, 1)
+    wanted = (10 * torch.log10(energy / energy.max())).clamp(min=-80)
+    torch.testing.assert_close(torch.from_numpy(sound.log_mel(samples, rate)), wanted, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
+def test_a_tone_is_loudest_in_its_band_at_any_rate(rate):
+    levels = sound.log_mel(np.sin(2 * np.pi * 1000 * np.arange(rate) / rate), rate)
+    assert abs(len(levels) - 98) <= 1
+    edges = np.array(sound._edges(8000.0))
+    band = int(levels.mean(0).argmax())
+    assert edges[band] < 1000 < edges[band + 2]
+    assert levels.max() == 0
+    np.testing.assert_allclose(levels, sound.log_mel(7 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate), rate))
+    other = sound.log_mel(np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000), 16_000)
+    near = slice(band - 1, band + 2)
+    np.testing.assert_allclose(levels[10, near], other[10, near], atol=1.0)
+
+
+def test_silence_and_less_than_a_frame_are_levels_too():
+    assert (sound.log_mel(np.zeros(1600), 16_000) == -80).all()
+    assert sound.log_mel(np.ones(3), 16_000).shape == (1, 40)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
+def test_a_folder_is_told_described_and_trained_on(tmp_path, capsys, ending):
+    folder = written(tmp_path / "tones", (16_000, 44_100), ending=ending)
+    assert own.kind_of(folder) == "sound"
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(folder), *SMALL, "--seed", "1", "--out", str(run)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "20 recordings of sound, 0.2" in printed
+    assert "at 16,000 to 44,100 Hz, 40 mel bands to 8,000 Hz every 10 ms" in printed
+    assert "2 classes" in printed
+    soundfile.write(tmp_path / "new.wav", tone(210, 0.3), 22_050)
+    soundfile.write(tmp_path / "phone.wav", tone(210, 0.3, 8000), 8000)
+    assert main(["predict", str(run), str(tmp_path / "new.wav")]) == 0
+    assert "low" in capsys.readouterr().out
+    assert main(["predict", str(run), str(tmp_path / "phone.wav")]) == 0
+    assert "there is no sound above" in " ".join("".join(capsys.readouterr()).split())
+
+
+def test_the_same_levels_are_made_again_from_the_description(tmp_path):
+    folder = written(tmp_path / "tones", (8000, 16_000))
+    settings = train.Settings(data=str(folder), steps=24, lengths="pad")
+    made = settings.samples()
+    made.setup()
+    assert isinstance(made, data.Sound)
+    assert made.shape == (40,)
+    said = json.loads(json.dumps(made.description.said()))
+    again = own.described(said)
+    assert again.inputs.highest == 4000
+    raw = again.read(folder)
+    inputs = again.inputs.tensor(raw.values)
+    assert inputs.shape == (20, 24, 40)
+    first = made.training[0][0]
+    assert any(torch.equal(first, each) for each in inputs)
+
+
+def test_what_takes_a_folder_of_its_own_and_what_is_not_read(tmp_path):
+    path = tmp_path / "one.wav"
+    soundfile.write(path, tone(300), 16_000)
+    with pytest.raises(ValueError, match=r"one.wav is one recording; give a folder, of recordings in folders"):
+        own.kind_of(path)
+    path.rename(tmp_path / "one.m4a")
+    with pytest.raises(ValueError, match=r"one.m4a is sound that can't be read; save it as .flac, .ogg or .wav"):
+        own.kind_of(tmp_path / "one.m4a")
+
+
+def damaged(path):
+    """Files that are no sound, each with what is said of it."""
+    soundfile.write(path, tone(300), 16_000)
+    whole = path.read_bytes()
+    yield "header alone", whole[:44]
+    yield "empty", b""
+    yield "text", b"this is no sound"
+    yield "cut in the header", whole[:20]
+    yield "other magic", b"RIFX" + whole[4:]
+    yield "zeros", bytes(2000)
+    yield "no channels", whole[:22] + b"\0\0" + whole[24:]
+    yield "no rate", whole[:24] + bytes(4) + whole[28:]
+    yield "an unknown format", whole[:20] + b"\x77\x77" + whole[22:]
+    yield "many channels", whole[:22] + b"\xff\xff" + whole[24:]
+    for ending in ("flac", "ogg"):
+        other = path.with_suffix(f".{ending}")
+        soundfile.write(other, tone(300), 16_000)
+        yield f"{ending} cut", other.read_bytes()[:30]
+        yield f"{ending} of zeros", other.read_bytes()[:4] + bytes(500)
+        other.unlink()
+    soundfile.write(path, np.zeros([0, 1]), 16_000)
+    yield "no samples", path.read_bytes()
+    soundfile.write(path, np.array([0.0, np.nan, 0.0] * 500), 16_000, subtype="FLOAT")
+    yield "not a number", path.read_bytes()
+    soundfile.write(path, np.array([0.0, np.inf, 0.0] * 500), 16_000, subtype="DOUBLE")
+    yield "infinite", path.read_bytes()
+    soundfile.write(path, np.zeros(8000 * 601, np.int16), 8000)
+    yield "too long", path.read_bytes()
+
+
+def test_files_that_are_damaged_are_named_in_a_sentence(tmp_path):
+    folder = written(tmp_path / "tones", count=6)
+    path = folder / "low" / "99.wav"
+    said = {}
+    for name, content in damaged(path):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"(99\.wav.*(can't be read|holds|lasts)|must last at most)") as error:
+            data.Sound(folder).setup()
+        said[name] = str(error.value)
+        assert "\n" not in said[name]
+    assert len(said) >= 16
+    assert "lasts 601 s" in said["too long"]
+    assert "not finite" in said["not a number"]
+
+
+def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    folder = written(tmp_path / "tones", count=4)
+    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
+    assert main(["train", "--data", str(folder), *SMALL]) == 2
+    assert "pip install 'hibana[sound]' brings it" in " ".join("".join(capsys.readouterr()).split())
