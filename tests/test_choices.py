@@ -11,7 +11,9 @@ from torch import nn
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
 
-soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+pytest.importorskip("soundfile", reason="the extra sound is not installed")
+
+import soundfile
 
 from hibana.cli import main
 from hibana.cli.options import CHOICES

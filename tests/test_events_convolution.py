@@ -680,7 +680,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         whole = pixels.full_window(geometry, panel(outputs), planes)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "LONG", 1 << 40)
-        flat, _ = product.weight_gradient(windows, gradient, inputs, False, input_.scales)
+        flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
     flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
     if of_weights is not None:
         torch.testing.assert_close(of_weights, flat, rtol=1e-4, atol=1e-4)

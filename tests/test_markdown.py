@@ -123,7 +123,7 @@ def examples(page):
 def compare(printed, shown, where, measured=False):
     """Holds what a block printed against what is shown below it, where ``...`` is anything.
 
-    Of what was `measured` on another machine all but the numbers and the choice of the dense product is compared.
+    Of what was `measured` on another machine, numbers and the choice of the dense product are left out.
     """
     if measured:
         printed, shown = (

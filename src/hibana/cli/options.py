@@ -22,7 +22,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **{"kind": tuple(own.KINDS), "task": own.TASKS, "missing": own.MISSING, "lengths": own.LENGTHS},
     **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
     **{"dates": own.DATES},
-    **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "rule": RULES, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
+    **{
+        "augment": AUGMENTATIONS,
+        "precision": PRECISIONS,
+        "rule": RULES,
+        "loss": loss.NAMES,
+        "surrogate": surrogate.NAMES,
+    },
 }
 """What may be said, where that is a few words; :class:`Settings` refuses others."""
 

@@ -45,8 +45,7 @@ NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
 
 class BySpikes(nn.Module):
-    """Base of the layers that multiply spikes with weights: chooses how a call is computed, and reports it.
-    """
+    """Base of the layers that multiply spikes with weights: how a call is computed, and its report."""
 
     mode: Mode = "auto"
     _reason: object = "not called yet"
@@ -122,8 +121,7 @@ def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes 
 
 
 def numbers_as_bits(rows: Tensor) -> Planes | str:
-    """Contiguous `rows` of spikes or of small whole numbers as bits; or, as text, why the product is dense.
-    """
+    """Contiguous `rows` of spikes or small whole numbers as bits; or, as text, why the product is dense."""
     return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
 
 
@@ -203,8 +201,7 @@ def learns(*tensors: Tensor | None) -> bool:
 
 
 def usable(below: Provenance | None, length: int, in_order: bool, input_: Planes) -> Provenance | None:
-    """`below`, if the input gradient may be restricted to its mask, as rows of `length` elements; else None.
-    """
+    """`below`, if the input gradient may be restricted to its mask, in rows of `length`; else None."""
     if below is None or below.observers is None:
         return None
     if below.bits is None:  # the mask is the spikes themselves

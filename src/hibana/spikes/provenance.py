@@ -202,8 +202,7 @@ _BELOW = "hibana: provenance of this sum"
 
 
 def _views_between(tensor: Tensor, node: Any) -> Observers | None:
-    """Observers of the views between `tensor` and the output of `node`; None if some view was not recorded.
-    """
+    """Observers of the views between `tensor` and the output of `node`; None if a view was not recorded."""
     above: Any = tensor.grad_fn
     observers: list[Any] = []
     while above is not node:

@@ -101,8 +101,7 @@ def _explicit(known: Provenance | None) -> Provenance | None:
 
 
 def _of_bits(one: Tensor, a: Tensor, b: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The sum, with the strides of `one` and numbers up to `most`, and its planes, from the planes of both.
-    """
+    """The sum, with the strides of `one` and numbers up to `most`, and its planes, from those of both."""
     total = torch.empty_like(one)
     count = most.bit_length()
     planes = torch.empty(count, *a.shape[1:], dtype=torch.uint8, device="cpu")

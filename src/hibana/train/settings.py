@@ -68,9 +68,9 @@ class Settings:
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
-        rule: how gradients are found: ``bptt``, backpropagation through time; or one of the rules for learning
-            online (``d-rtrl``, ``e-prop``, ``ottt``, ``pp-prop``), which layers without batch normalisation
-            can be learned by, such as 256,256.
+        rule: how gradients are found: ``bptt``, backpropagation through time; or a rule for learning online
+            (``d-rtrl``, ``e-prop``, ``ottt``, ``pp-prop``), for layers without batch normalisation, such as
+            256,256.
         epochs: passes over the training set; 40, of few rows 60; of the Rocket 0, which is what its closed
             form gives.
         patience: epochs without a smaller validation loss after which training ends, and the epoch with the

@@ -22,7 +22,7 @@ WINDOW, HOP = 0.025, 0.010
 """Seconds of a frame, and from one frame to the next."""
 BANDS = 40
 LOWEST, HIGHEST = 50.0, 8000.0
-"""Hz: the lower end of the first band, and the upper end of the last; half the lowest rate if that is less."""
+"""Hz: the lower end of the first band and the upper end of the last, or half the lowest rate."""
 RANGE = 80.0
 """Decibels below the loudest band of a recording at which levels end."""
 LONGEST = 600.0
@@ -52,14 +52,14 @@ class SoundInputs(SequenceInputs):
 class Sound(Sequences):
     """Recordings of sound in a folder: ``class/name.wav``, or ``train/class/name.wav`` beside ``test``.
 
-    Each becomes a sequence of frames, one every 10 ms, of 40 levels: the energy in 25 ms of sound (Hann window)
-    in 40 triangular bands, evenly spaced in mel from 50 Hz to 8 kHz (or half the lowest rate in the data), in
-    decibels below the loudest band of the recording, at most 80.
+    Each becomes a sequence of frames, one every 10 ms, of 40 levels: the energy in 25 ms of sound (Hann
+    window) in 40 triangular bands, evenly spaced in mel from 50 Hz to 8 kHz (or half the lowest rate in the
+    data), in decibels below the loudest band of the recording, at most 80.
 
         level[t, b] = max(-80, 10 log10(E[t, b] / max E)),   mel = 2595 log10(1 + f / 700)
 
-    Channels are averaged. Rates may differ: bands are given in Hz, and nothing is resampled. Files are WAV, FLAC,
-    Ogg, Opus, MP3 and AIFF, as ``soundfile`` reads them.
+    Channels are averaged. Rates may differ: bands are given in Hz, and nothing is resampled. Files are WAV,
+    FLAC, Ogg, Opus, MP3 and AIFF, as ``soundfile`` reads them.
 
     Args:
         source: the folder, or a list of files with a label each.
@@ -96,8 +96,9 @@ class Sound(Sequences):
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         frames = [len(each) for each in values]
         summary = (
-            f"{len(values):,} recordings of sound, {spread} at {at}, {BANDS} mel bands to {self._highest:,.0f} Hz "
-            f"every 10 ms, {min(frames)} to {max(frames)} frames, {how} to {self.steps}"
+            f"{len(values):,} recordings of sound, {spread} at {at}, {BANDS} mel bands to "
+            f"{self._highest:,.0f} Hz every 10 ms, {min(frames)} to {max(frames)} frames, "
+            f"{how} to {self.steps}"
         )
         return Raw(values, found.labels, found.names, summary, found.parts)
 
@@ -108,7 +109,7 @@ class Sound(Sequences):
 
 
 def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
-    """Levels ``[frames, 40]`` of `samples` at `rate` Hz, in decibels below the loudest; see :class:`Sound`."""
+    """Levels ``[frames, 40]`` of `samples` at `rate` Hz, in decibels below the loudest (:class:`Sound`)."""
     length, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
     padded = np.pad(samples, (0, max(0, length - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::hop]
@@ -123,14 +124,14 @@ def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
 
 @lru_cache(maxsize=64)
 def _edges(highest: float) -> tuple[float, ...]:
-    """Lower end, peaks and upper end of the bands, in Hz: a band reaches from the peak before to the one after."""
+    """Lower end, peaks and upper end of the bands, in Hz; a band reaches from peak to peak of its neighbours."""
     low, high = (2595 * np.log10(1 + f / 700) for f in (min(LOWEST, highest / 2), highest))
     return tuple((700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)).tolist())
 
 
 @lru_cache(maxsize=64)
 def _filters(rate: int, length: int, highest: float) -> Numbers:
-    """Weights of frequencies in bands, ``[length + 1, 40]``: triangles over the bins of ``2 * length`` samples."""
+    """Triangles over frequencies, ``[length + 1, 40]``, for spectra of ``2 * length`` samples."""
     hertz = np.arange(length + 1)[:, None] * rate / (2 * length)
     edges = np.array(_edges(highest))
     below, peak, above = edges[:-2], edges[1:-1], edges[2:]
@@ -155,7 +156,9 @@ def _about(path: Path) -> tuple[int, float]:
     if said.frames <= 0:
         raise ValueError(f"recording {path} holds no sound")
     if seconds > LONGEST:
-        raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {path} lasts {seconds:,.0f} s; cut it")
+        raise ValueError(
+            f"recordings must last at most {LONGEST:.0f} s, {path} lasts {seconds:,.0f} s; cut it"
+        )
     return said.samplerate, seconds
 
 

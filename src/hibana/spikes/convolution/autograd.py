@@ -68,7 +68,7 @@ def producer(
     """The result of :func:`forward`, to be computed tile by tile by its reader; None where it can't be."""
     if not (steps and choice.forward):
         return None
-    if pixels.is_pixelwise(geometry):
+    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
         return pixels.producer(input_, weight, bias, geometry, steps)
     return None
 
@@ -77,7 +77,7 @@ def _sums(
     input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice
 ) -> tuple[Tensor, Tensor | None]:
     """The convolution, and the bits under each window, if im2col was used."""
-    if pixels.is_pixelwise(geometry):
+    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
         return pixels.forward(input_, weight, bias, geometry), None
     windows = windows_of(input_.bits, geometry)
     return _under_windows(windows, input_, weight, bias, geometry), windows
@@ -141,13 +141,13 @@ def _weight_gradient(
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
-    if pixels.is_pixelwise_for_weights(geometry):
+    if pixels.is_pixelwise_for_weights(geometry, input_.density):
         found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     if windows is None:
         windows = windows_of(input_.bits, geometry)
-    flat, to_biases = product.weight_gradient(windows, rows, inputs, biases, input_.scales)
+    flat, to_biases = product.weight_gradient(windows, input_.density, rows, inputs, biases, input_.scales)
     return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2), to_biases
 
 
@@ -177,7 +177,7 @@ class _Convolution(torch.autograd.Function):
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, kernel, bias, geometry)
         out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
-        used = choice.weights and not pixels.is_pixelwise_for_weights(geometry)
+        used = choice.weights and not pixels.is_pixelwise_for_weights(geometry, input_.density)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
         ctx.save_for_backward(input_.bits, weight, windows, numbers)

@@ -108,7 +108,7 @@ def _by_spikes(
         out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)
     else:
         out = autograd.forward(found, kernel.detach(), bias, geometry, chosen)
-    return out[0].permute(1, 2, 0), str(product.explained(found, chosen))
+    return out[0].permute(1, 2, 0), str(product.explained(found, len(weight), chosen))
 
 
 def window(steps: int, rows: int, channels: int, size: int, dilation: int, padding: int) -> Geometry:

@@ -145,7 +145,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             chosen = autograd.chosen(bits, images, weight, bias if bias is None else bias.detach(), geometry)
         if not chosen.any:
             return chosen.refused(found.density)
-        self.__dict__["_reason"] = product.explained(found, chosen)
+        self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         weight_ = weight.detach() if learning else weight
         given = found, autograd.as_kernel(weight_), bias, geometry
         left = autograd.producer(*given, chosen, steps)
@@ -251,7 +251,7 @@ class Conv2d(_ByWindows, nn.Conv2d):
     >>> torch.allclose(layer(spikes), layer._conv_forward(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> print(layer.explain())  # doctest: +ELLIPSIS
-    events: ...% of the input spiked; ...
+    events: ...% of the input spiked; added one by one, as up to ...%...
     """
 
     dimensions = 2

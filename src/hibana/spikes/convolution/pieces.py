@@ -16,8 +16,7 @@ FEWEST = 96
 
 
 def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
-    """Rows of a work item, of `height` rows of `row` pixels: at most `most` and `shared`, but FEWEST pixels.
-    """
+    """Rows of a work item, of `height` rows of `row` pixels: at most `most` and `shared`, but FEWEST."""
     deep = max(1, min(most, shared), -(-FEWEST // row))
     return -(-height // -(-height // deep))
 

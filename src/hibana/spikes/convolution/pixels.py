@@ -49,21 +49,22 @@ MOST = 1 << 18
 """Most numbers in the rows of pixels that a window spans, channels padded to 64."""
 
 
-@lru_cache(maxsize=256)
-def is_pixelwise(geometry: Geometry) -> bool:
-    """Whether the spikes of each pixel are listed once for all windows, and not once for each window.
-
-    Needs windows that overlap, and channels enough for a list of their own.
-    """
+def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
+    """Whether spikes to be summed are listed for each pixel, and not for each window that they lie under."""
     counted = geometry.image[1] * geometry.channels <= PLACES
+    return counted and density <= product.crossover(outputs) and _by_pixels(geometry)
+
+
+@lru_cache(maxsize=256)
+def _by_pixels(geometry: Geometry) -> bool:
+    """Whether a pixel's channels are a list of their own, under windows that overlap."""
     most = WORD if max(geometry.stride) > 1 else geometry.channels
     in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
-    return counted and in_one and _overlap(geometry)
+    return in_one and _overlap(geometry)
 
 
 def slides(geometry: Geometry, row: Row) -> bool:
-    """Whether windows are summed column by column: each column is added to all windows over it, in registers.
-    """
+    """Whether windows are summed column by column: each is added to all windows over it, in registers."""
     return geometry.stride[1] == 1 < _unrolled(geometry, row)
 
 
@@ -80,9 +81,13 @@ def full_window(geometry: Geometry, row: Row, planes: int, density: float = 1.0)
     return few and geometry.dilation[1] == 1 and places <= PLACES
 
 
-@lru_cache(maxsize=256)
-def is_pixelwise_for_weights(geometry: Geometry) -> bool:
+def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
     """:func:`is_pixelwise` for the weights' gradient, to which each pixel adds."""
+    return density <= product.gradient_crossover() and _by_pixels_for_weights(geometry)
+
+
+@lru_cache(maxsize=256)
+def _by_pixels_for_weights(geometry: Geometry) -> bool:
     (height, width), (down, across) = geometry.image, geometry.output
     most = height * width <= WASTED * down * across and geometry.channels >= FEWEST
     return geometry.stride == (1, 1) and most and _overlap(geometry)

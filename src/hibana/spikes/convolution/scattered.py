@@ -174,8 +174,7 @@ def _scatter(
     skip: Value,
     taps: int,
 ) -> None:
-    """The forward. One work item is a row over all steps; its outputs are summed as ``[outputs][columns]``.
-    """
+    """The forward. One work item is a row over all steps, summed as ``[outputs][columns]``."""
     with code.scratch((Floats, outputs * columns)) as (sums,), code.loop(begin, end) as row:
         sums.clear(outputs * columns)
 

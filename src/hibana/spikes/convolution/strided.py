@@ -71,8 +71,7 @@ def stride_phases(geometry: Geometry) -> tuple[StridePhase, ...]:
 
 
 def taps(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
-    """In one direction, down (0) or across (1): remainder, place in the window, offset of the output's pixel.
-    """
+    """Down (0) or across (1): remainder, place in the window, offset of the output's pixel."""
     step, padding = geometry.stride[direction], geometry.padding[direction]
     return [
         (remainder, place, (remainder + padding - place * geometry.dilation[direction]) // step)

@@ -17,8 +17,7 @@ __all__ = ["forward"]
 
 
 class _Columns(NamedTuple):
-    """Strides of the table of weights, in rows, by plane, column, row and channel of a spike under a window.
-    """
+    """Strides of the table of weights, in rows, by plane, column, row and channel under a window."""
 
     plane: Value
     """From plane to plane."""

@@ -76,8 +76,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_input = _input_gradient(ctx, bits, weight, grad, rows)
         if ctx.needs_input_grad[1] and numbers is None:
-            with_bias = ctx.needs_input_grad[2]
-            to_weight, to_bias = product.weight_gradient(bits, rows, inputs, with_bias, ctx.scales)
+            given = bits, ctx.density, rows, inputs, ctx.needs_input_grad[2], ctx.scales
+            to_weight, to_bias = product.weight_gradient(*given)
         elif ctx.needs_input_grad[1]:
             to_weight = rows.T @ _matrix(numbers)
         if ctx.needs_input_grad[2] and to_bias is None:

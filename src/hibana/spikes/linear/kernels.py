@@ -3,14 +3,19 @@
 Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
 """
 
+from collections.abc import Iterator
+
 from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, dots, transposed
+from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
-__all__ = ["forward", "input_gradient", "pack", "pack_planes"]
+__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
 
 BLOCK = 256
 """Rows of bits that are processed at a time."""
+LOOKED_UP = 512
+"""Rows of bits that are looked up in the same tables."""
 
 
 @kernel
@@ -84,8 +89,7 @@ def _turned(
     outputs: Value,
     inputs: Value,
 ) -> Value:
-    """Writes the weights of 64 inputs of a panel, padded with zeros, and returns how many inputs there are.
-    """
+    """Writes the weights of 64 inputs of a panel, padded with zeros; returns the number of inputs."""
     wide = (outputs - panel * row.floats).smaller(row.floats)
     deep = (inputs - word * WORD).smaller(WORD)
     with code.when((wide < row.floats) | (deep < WORD)):
@@ -96,7 +100,7 @@ def _turned(
 
 
 @kernel
-def forward(
+def forward_lists(
     code: Code,
     begin: Value,
     end: Value,
@@ -147,6 +151,42 @@ def forward(
                     into_row = out + pitch * i
                     start = begun.instead(t > 0, into_row)
                     add_rows(code, row, into_row, start, tiled, index + listed_from, listed_to - listed_from)
+
+
+@kernel
+def forward_tables(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    table: Floats,
+    bias: Floats,
+    target: Floats,
+    inputs: Value,
+    outputs: Value,
+    row: Row,
+) -> None:
+    """Rows of outputs: for each four inputs, the sum of those that spiked is looked up."""
+    words = words_of(inputs)
+    room = code.constant(LOOKED_UP * row.floats)
+    with (
+        code.scratch(
+            (Floats, TABLES), (Floats, (outputs % row.floats).equals(0).select(0, room)), (Floats, row.floats)
+        ) as (tables, block, begun),
+        code.loop(begin, end, LOOKED_UP) as top,
+        code.loop(0, row.panels(outputs)) as panel,
+    ):
+        rows = (end - top).smaller(LOOKED_UP)
+        begin_with(code, row, begun, bias, panel, outputs)
+        with row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
+
+            def sums(word: Value) -> Iterator[Sum]:
+                with code.loop(0, rows) as i:
+                    into_row = out + pitch * i
+                    yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
+
+            add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
 
 
 @kernel

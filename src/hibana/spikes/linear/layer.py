@@ -48,7 +48,7 @@ class Linear(BySpikes, nn.Linear):
     >>> torch.allclose(layer(spikes), torch.nn.functional.linear(spikes, layer.weight, layer.bias), atol=1e-5)
     True
     >>> print(layer.explain())  # doctest: +ELLIPSIS
-    events: ...% of the input spiked; ...
+    events: ...% of the input spiked; added one by one, as up to ...%...
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
@@ -110,7 +110,7 @@ class Linear(BySpikes, nn.Linear):
             if not choice.any:
                 return self._multiplied(input, weight, bias, choice.refused(planes.density))
         bias = bias if bias is None else bias.contiguous()
-        self.__dict__["_reason"] = product.explained(planes, choice)
+        self.__dict__["_reason"] = product.explained(planes, outputs, choice)
         if learning or learns(input, bias):
             support = usable(under, inputs, in_order, planes) if input.requires_grad else None
             return autograd.linear(input, weight, bias, planes, support, choice)
@@ -148,7 +148,7 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
         if found.key.learning:
             with_bias = bias is not None
             candidates += [
-                lambda: product.weight_gradient(bits, outputs, inputs, with_bias, scales),
+                lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
                 lambda: multiply(outputs.T, numbers.T, None),
             ]
         return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates

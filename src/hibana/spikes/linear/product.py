@@ -15,14 +15,16 @@ from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance
 from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
-from hibana.spikes.simd.rows import Row, panel
+from hibana.spikes.simd.rows import Row, compresses, panel
 
 __all__ = [
     "Explained",
     "Parts",
     "Used",
+    "crossover",
     "explained",
     "forward",
+    "gradient_crossover",
     "input_gradient",
     "over_bits",
     "packed",
@@ -59,32 +61,57 @@ FEW_SUMS = 64
 """Panels of outputs times words of inputs up to which sums are few."""
 
 
+def crossover(outputs: int) -> float:
+    """The density above which tables of the sums of four rows of weights are faster than adding each row.
+
+    A cost model: adding a spike costs one listing and, for each panel of outputs, one addition; tables cost
+    the panels alone. Constants from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4, with and
+    without ``vpcompressw``).
+    """
+    return _crossover(outputs, compresses())
+
+
+@lru_cache(maxsize=256)
+def _crossover(outputs: int, cheap: bool) -> float:
+    panels = _up(outputs, panel(outputs).floats)
+    return 0.29 * panels / (panels + 0.1) if cheap else 0.30 * panels / (panels + 0.69)
+
+
 class Explained(NamedTuple):
     """What a call did, as text when it is asked for."""
 
     planes: int
     density: float
     factor: float
+    outputs: int
     forward: bool
     weights: bool | None
     said: str
     """Times of the candidates."""
 
     def __str__(self) -> str:
+        limit = crossover(self.outputs)
+        how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
+        how += f" {limit:.0%}"
         what = f"{self.density:.0%} of the input spiked"
         if (self.planes, self.factor) != (1, 1.0):
             times = "" if self.factor == 1.0 else f" times {self.factor:g}"
             what = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
-        what = f"events: {what}" if self.forward else f"dense forward: {what}"
+        what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
         if self.weights is False and self.forward:
             what += ", the weights' gradient densely"
         return f"{what}; {self.said}" if self.said else what
 
 
-def explained(input_: Planes, choice: Choice = ALL) -> Explained:
+def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
     """What `choice` does with such an input."""
     about = choice.forward, choice.weights, choice.said
-    return Explained(input_.bits.shape[0], input_.density, input_.factor, *about)
+    return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
+
+
+def gradient_crossover() -> float:
+    """:func:`crossover` for rows of a gradient, of which there are many for each listing."""
+    return 0.25 if compresses() else 0.18
 
 
 def _up(count: int, size: int) -> int:
@@ -145,10 +172,13 @@ def forward(
     leading = (rows,) if leading is None else leading
     out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
     given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
-    near = density > NEAR_FROM
-    tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
-    per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
-    kernels.forward(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
+    if density > crossover(outputs):
+        kernels.forward_tables(rows, GRAIN, **given, row=row)
+    else:
+        near = density > NEAR_FROM
+        tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
+        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
+        kernels.forward_lists(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
     return out, table
 
 
@@ -193,17 +223,23 @@ def words_near(outputs: int, words: int, density: float) -> int:
 
 
 def weight_gradient(
-    bits: Tensor, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
 ) -> tuple[Tensor, Tensor | None]:
     """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
     if scales == ONE:
-        return _bits_gradient(bits, grad, inputs, bias)
-    of_planes, summed = _bits_gradient(bits, grad, 64 * bits.shape[1], bias)
-    of_planes = of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs]
-    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0), summed
+        return _bits_gradient(bits, density, grad, inputs, bias)
+    of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
+    return _of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
 
 
-def _bits_gradient(bits: Tensor, grad: Tensor, inputs: int, bias: bool) -> tuple[Tensor, Tensor | None]:
+def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
+    """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
+    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
+
+
+def _bits_gradient(
+    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
+) -> tuple[Tensor, Tensor | None]:
     rows, outputs = grad.shape
     row = panel(outputs)
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
@@ -219,6 +255,7 @@ def _bits_gradient(bits: Tensor, grad: Tensor, inputs: int, bias: bool) -> tuple
         total=rows,
         inputs=inputs,
         outputs=outputs,
+        by_table=density > gradient_crossover(),
         parts_across=split.across,
         parts_down=split.down,
         per_part=_up(rows, split.rows),
@@ -256,7 +293,7 @@ def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) 
 def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
-    return _bits_gradient(bits, rows, neurons, bias=False)[0]
+    return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
 def used_bits(support: Provenance | None, bits: Tensor, length: int, density: float) -> Used | None:

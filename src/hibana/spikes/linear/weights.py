@@ -1,10 +1,12 @@
 """The weight gradient from bits: for each input the sum of the gradient's rows in which it spiked."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, listed, transposed_bits, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transposed
+from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["weight_gradient"]
 
@@ -33,17 +35,20 @@ def weight_gradient(
     parts_down: Value,
     per_part: Value,
     row: Row,
+    by_table: bool,
 ) -> None:
     """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
 
     For each block of rows, copied to where they stay in the cache: an input's sum takes the gradient rows
-    where it spiked, from a list. Each part of the rows has sums of its own.
+    where it spiked, from a list, or (`by_table`) from tables of sums of four rows. Each part of the rows has
+    sums of its own.
     """
     words, panels = words_of(inputs), row.panels(outputs)
     most_wide = (panels + parts_across - 1) // parts_across
     most_deep = (words + parts_down - 1) // parts_down
     with (
         code.scratch(
+            (Floats, TABLES),
             (Floats, most_wide * most_deep * (WORD * row.floats)),
             (Floats, most_wide * (GRADIENTS * row.floats)),
             (Floats, most_wide * row.floats),
@@ -51,7 +56,7 @@ def weight_gradient(
             (Longs, WORD),
             (Longs, LISTED * WORD + 1),
             (Shorts, LISTED * WORD * GRADIENTS + SLACK),
-        ) as (sums, near, bias_sums, turned, square, first, index),
+        ) as (tables, sums, near, bias_sums, turned, square, first, index),
         code.loop(begin, end) as part,
     ):
         across, down = part // parts_down % parts_across, part % parts_down
@@ -80,7 +85,10 @@ def weight_gradient(
                 columns = bits + (words * top + word_begin + d)
                 _columns(code, columns, words, rows, turned + d * (WORD * LENGTH), square)
             block = _Block(code, row, rows, wide, deep, near, turned, sums)
-            _add_listed(block, first, index)
+            if by_table:
+                _look_up(block, tables)
+            else:
+                _add_listed(block, first, index)
         with code.loop(0, wide) as panel:
             output = (panel_begin + panel) * row.floats
             there = (outputs - output).smaller(row.floats)
@@ -107,8 +115,22 @@ class _Block(NamedTuple):
     sums: Pointer
 
 
+def _look_up(block: _Block, tables: Pointer) -> None:
+    """Adds to each input's sum the rows where it spiked, by tables of the sums of four rows."""
+    code, row = block.code, block.row
+    with code.loop(0, block.wide) as panel:
+
+        def sums(word: Value) -> Iterator[Sum]:
+            with code.loop(0, block.deep * WORD) as k:
+                at = block.sums + (panel * block.deep * WORD + k) * row.floats
+                yield (block.turned + k * LENGTH)[word], at, at
+
+        rows_at = block.near + panel * (GRADIENTS * row.floats)
+        add_subsets(code, row, tables, rows_at, block.rows, sums)
+
+
 def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked."""
+    """Adds to each input's sum the rows where it spiked, from a list."""
     code, row = block.code, block.row
     with code.loop(0, block.deep, LISTED) as word:
         inputs = (block.deep - word).smaller(LISTED) * WORD

@@ -126,8 +126,7 @@ def _pooled_support(images: Tensor, below: Provenance, which: Tensor, geometry: 
 
 
 class _MaxPool(torch.autograd.Function):
-    """Saves, for each output, which pixel of its window was taken; `support` is the provenance of the result.
-    """
+    """Saves which pixel of each window was taken; `support` is the provenance of the result."""
 
     @staticmethod
     def forward(
