@@ -140,26 +140,6 @@ def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
     assert model(torch.rand(3, 8, 8)).shape == (3, 10)
 
 
-def test_a_rule_that_is_exact_trains_what_backpropagation_does(tmp_path):
-    """One layer of neurons, penalties on its activity, a readout that sums: nothing is left out by d-rtrl."""
-    penalties = {"rate_target": 0.02, "silence_penalty": 0.1, "least_rate": 0.1}
-    runs = [
-        train.fit(small(layers="20", rule=rule, **penalties), tmp_path / rule)[1]
-        for rule in ("bptt", "d-rtrl", "ottt")
-    ]
-    through_time, exact, other = (parameters(run.checkpoint) for run in runs)
-    for name, parameter in through_time.items():
-        assert torch.allclose(parameter, exact[name], rtol=1e-3, atol=1e-5), name
-    assert not torch.allclose(through_time["net.0.weight"], other["net.0.weight"], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("layers", ["16c3b-p2-32", "8w3b", "rocket8"])
-def test_layers_that_no_rule_knows_are_named(tmp_path, layers):
-    of = {"data": "mnist1d"} if layers != "16c3b-p2-32" else {}
-    with pytest.raises(ValueError, match=r"rule e-prop can't learn the layers .* --layers 256,256, can be"):
-        train.fit(train.Settings(layers=layers, rule="e-prop", **of), tmp_path)
-
-
 def test_training_stops_early_and_tests_the_best(tmp_path):
     settings = small(epochs=40, patience=2, learning_rate=1e-7)
     model, outcome = train.fit(settings, tmp_path)

@@ -13,7 +13,7 @@ from hibana.cells import surrogate
 from hibana.cli.numbers import Whole
 from hibana.data import own
 from hibana.nn import loss
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, RULES
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS
 from hibana.train.settings import Settings
 
 __all__ = ["with_settings"]
@@ -22,13 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **{"kind": tuple(own.KINDS), "task": own.TASKS, "missing": own.MISSING, "lengths": own.LENGTHS},
     **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
     **{"dates": own.DATES},
-    **{
-        "augment": AUGMENTATIONS,
-        "precision": PRECISIONS,
-        "rule": RULES,
-        "loss": loss.NAMES,
-        "surrogate": surrogate.NAMES,
-    },
+    **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
 }
 """What may be said, where that is a few words; :class:`Settings` refuses others."""
 

@@ -84,20 +84,6 @@ class Online:
             raise ValueError("loss must give a tensor at one step at least, got None at all of them")
         return total
 
-    def whole(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """All of a sequence, ``[T, batch, ...]``, from rest, with a graph.
-
-        A backward of any loss of what is returned adds the gradients of the rule. Memory is that of T steps:
-        this compares rules with backpropagation through time on batches that fit (``hibana train --rule``).
-
-        Returns:
-            What the network gives, ``[T, batch, ...]``, and what each layer of neurons emits, by its name.
-        """
-        _check_input("x", x, 2)
-        self.reset()
-        emitted: dict[str, Tensor] = {}
-        return self._run(x, emitted), emitted
-
     def reset(self) -> None:
         """At rest, without traces: before a sequence that has nothing to do with the last."""
         for layer in self.layers:
@@ -110,14 +96,9 @@ class Online:
         memories = [layer for layer in self.layers if isinstance(layer, Memory)]
         return {one.layer.name: one.trace_numbers for one in memories if one.trace_numbers}
 
-    def _run(self, x: Tensor, emitted: dict[str, Tensor] | None = None) -> Tensor:
+    def _run(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            if not isinstance(layer, Memory):
-                x = layer.module(x)
-                continue
-            x = layer.run(x)
-            if emitted is not None:
-                emitted[layer.layer.name] = x
+            x = layer.run(x) if isinstance(layer, Memory) else layer.module(x)
         return x
 
 

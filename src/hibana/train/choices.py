@@ -5,7 +5,7 @@ from collections.abc import Callable
 from hibana import cells
 from hibana.data import own
 
-__all__ = ["AUGMENTATIONS", "CELLS", "CLASS_WEIGHTS", "CODINGS", "OF_KINDS", "PRECISIONS", "RULES", "UNIT"]
+__all__ = ["AUGMENTATIONS", "CELLS", "CLASS_WEIGHTS", "CODINGS", "OF_KINDS", "PRECISIONS", "UNIT"]
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     "IF": cells.IFCell,
@@ -22,8 +22,6 @@ CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 UNIT = ("poisson", "latency", "population")
 """Those that take values in [0, 1]."""
-RULES = ("bptt", "d-rtrl", "e-prop", "ottt", "pp-prop")
-"""Backpropagation through time, and the rules of :func:`hibana.learn.online`."""
 AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
 CLASS_WEIGHTS = ("none", "balanced")
 OF_KINDS: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,6 @@ from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
 from hibana.data import Description
-from hibana.learn import Online, online
 from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augmented
@@ -51,7 +50,6 @@ class Classifier(Network, lightning.LightningModule):
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self._sums: dict[str, tuple[Tensor, int]] = {}
-        self._learner = None if settings.rule == "bptt" else _learner(self.net, settings)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
@@ -77,8 +75,7 @@ class Classifier(Network, lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, labels, lengths = self._parts(batch, "training")
         how = self.settings.augment or self.settings.data_set.augmentation
-        shown = self.encode(augmented(inputs, how))
-        outputs, spikes = activity(self.net, shown, lengths, self._learner)
+        outputs, spikes = activity(self.net, self.encode(augmented(inputs, how)), lengths)
         extra = length_arguments(lengths)
         error = self.objective(outputs, labels, *extra)
         self._check("the loss", error, batch_idx)
@@ -234,21 +231,6 @@ class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         planned = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
         super().load_state_dict({**state_dict, **planned})
-
-
-def _learner(net: nn.Module, settings: Settings) -> Online:
-    """What learns `net` by a rule other than backpropagation through time.
-
-    Raises:
-        ValueError: naming the layer that no rule knows.
-    """
-    try:
-        return online(net, settings.rule)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"rule {settings.rule} can't learn the layers {settings.layers}: {error}; others, such as "
-            "--layers 256,256, can be"
-        ) from error
 
 
 def _key(name: str) -> str:

@@ -16,7 +16,7 @@ from hibana.cells import surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
 from hibana.train import architecture, durable, record, serving
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, RULES, UNIT
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
 from hibana.train.usual import BATCH, FEW, JUDGES, NAMES, Of, usual
 
 __all__ = ["Settings", "of_what", "read"]
@@ -68,9 +68,6 @@ class Settings:
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
         augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
             ``flip-shift``, ``none``; what the data set bears if ``None``.
-        rule: how gradients are found: ``bptt``, backpropagation through time; or a rule for learning online
-            (``d-rtrl``, ``e-prop``, ``ottt``, ``pp-prop``), for layers without batch normalisation, such as
-            256,256.
         epochs: passes over the training set; 40, of few rows 60; of the Rocket 0, which is what its closed
             form gives.
         patience: epochs without a smaller validation loss after which training ends, and the epoch with the
@@ -121,7 +118,6 @@ class Settings:
     loss: str = field(default=None)  # type: ignore[assignment] # likewise
     smoothing: float = field(default=None)  # type: ignore[assignment] # likewise
     augment: str | None = None
-    rule: str = "bptt"
     epochs: int = field(default=None)  # type: ignore[assignment] # likewise
     patience: int = field(default=None)  # type: ignore[assignment] # likewise
     batch_size: int = field(default=None)  # type: ignore[assignment] # likewise
@@ -153,7 +149,6 @@ class Settings:
         _among("coding", self.coding, CODINGS)
         if self.augment is not None:
             _among("augment", self.augment, AUGMENTATIONS)
-        _among("rule", self.rule, RULES)
         _among("precision", self.precision, PRECISIONS)
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)

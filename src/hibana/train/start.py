@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.compiler import emits_spikes, record
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn import Online
 from hibana.nn import layers
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_recurrent import DelayedRecurrent
@@ -46,16 +45,13 @@ class Activity(dict[str, Tensor]):
         return {name: int((~spikes.flatten(0, 1).any(dim=0)).sum()) for name, spikes in self.items()}
 
 
-def activity(
-    net: nn.Module, inputs: Tensor, lengths: Tensor | None = None, learner: Online | None = None
-) -> tuple[Tensor, Activity]:
+def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Activity]:
     """What `net` puts out for `inputs`, and the spikes of each of its spiking layers, by name.
 
     Args:
         net: called as ``net(inputs)``. A warning says if it calls no spiking layer.
         inputs: ``[T, batch, ...]``.
         lengths: of samples that are padded to T, ``[batch]``: spikes after the end are zeros.
-        learner: of `net`, whose rule then gives the gradients; backpropagation through time if None.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(nn.Linear(50, 20), hb.IF(), nn.Linear(20, 2), hb.LI())
@@ -73,12 +69,7 @@ def activity(
 
         return hook
 
-    found = _spiking_or_warned(net, "spikes are counted")
-    if learner is not None:
-        outputs, emitted = learner.whole(inputs)
-        spikes.update({name: padding.masked(emitted[name], lengths) for name in found})
-        return outputs, spikes
-    for name, module in found.items():
+    for name, module in _spiking_or_warned(net, "spikes are counted").items():
         hooks.append(module.register_forward_hook(keep(name)))
     try:
         outputs = net(inputs)

@@ -124,7 +124,7 @@ def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
 
 @lru_cache(maxsize=64)
 def _edges(highest: float) -> tuple[float, ...]:
-    """Lower end, peaks and upper end of the bands, in Hz; a band reaches from peak to peak of its neighbours."""
+    """Lower end, peaks and upper end of the bands, in Hz; a band reaches from one neighbour to the other."""
     low, high = (2595 * np.log10(1 + f / 700) for f in (min(LOWEST, highest / 2), highest))
     return tuple((700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)).tolist())
 
