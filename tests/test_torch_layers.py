@@ -31,7 +31,9 @@ def silent(call):
 
 
 def test_the_first_slow_call_says_so_once():
-    said = r"layer '2' \(IF\) takes 2,304 numbers.*beside 1\.module \(BatchNorm2d\).*hibana\.optimize\(net, x\)"
+    said = (
+        r"layer '2' \(IF\) takes 2,304 numbers.*beside 1\.module \(BatchNorm2d\).*hibana\.optimize\(net, x\)"
+    )
     net = network()
     with pytest.warns(hb.SlowPathWarning, match=said) as found:
         net(X)
@@ -89,10 +91,12 @@ def test_images_taken_for_time_name_the_way_out():
 
 def test_explain_has_each_layers_share_of_the_time_and_what_is_faster():
     net = network()
-    first, header, *rows = hb.explain(net, X).splitlines()
+    _, header, *rows = hb.explain(net, X).splitlines()
     assert "time" in header.split()
     shares = [int(re.search(r"% -> +\d+% +(\d+)%", row)[1]) for row in rows[:3]]
     assert abs(sum(shares) - 100) <= 2
-    assert re.search(r"hb\.optimize\(net, x\) would change 1\.module \(BatchNorm2d\), \d+% of the time", rows[3])
+    assert re.search(
+        r"hb\.optimize\(net, x\) would change 1\.module \(BatchNorm2d\), \d+% of the time", rows[3]
+    )
     hb.optimize(net, X, verbose=False)
     assert "would change" not in hb.explain(net, X)

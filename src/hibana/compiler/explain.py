@@ -235,8 +235,8 @@ def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
             if any(f"{other}.".startswith(f"{name}.") or not name for other in found)
         )
         yield (
-            f"hb.optimize(net, x) would change {named(found)}, {taken / seconds:.0%} of the time here, to layers "
-            "that add weights per spike and normalise in the neurons' pass"
+            f"hb.optimize(net, x) would change {named(found)}, {taken / seconds:.0%} of the time here, to "
+            "layers that add weights per spike and normalise in the neurons' pass"
         )
 
 

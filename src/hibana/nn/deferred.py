@@ -140,7 +140,7 @@ def _version(tensor: Tensor) -> int:
 
 
 _NO_GRADIENT = (
-    b"hibana.optimize: the output of a normalisation went into code that reads memory past torch's functions, "
-    b"such as a torch.autograd.Function, where neurons followed on the example; hibana.optimize(net, undo=True)"
+    b"hibana.optimize: the output of a normalisation went into code that reads its memory directly, such as "
+    b"a torch.autograd.Function, where neurons followed on the example; call hibana.optimize(net, undo=True)"
 )
 """Raised if a gradient comes to the blank itself, which torch's own functions never see."""

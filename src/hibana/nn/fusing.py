@@ -56,14 +56,15 @@ class Fusing:
         each, steps = isinstance(layer, EachStep), joined_steps()
         if steps is not None if each else inputs.ndim != (5 if steps is None else 4):
             return False
-        return self.watched or _numbers(layer, inputs) >= normalized.layer.FUSED_FROM // (2 - layer.training)
+        least = normalized.layer.FUSED_FROM // (1 if layer.training else 2)
+        return self.watched or _numbers(layer, inputs) >= least
 
     def note(self, reader: str) -> None:
         if self.watched:
             self.readers.add(reader)
 
     def emitted(self, call: Call, neurons: Any) -> Tensor | None:
-        """What `neurons` emit for the normalisation that `call` is of; None if it has to be computed first."""
+        """What `neurons` emit for the normalisation that `call` is of; None if it must be computed."""
         if not isinstance(neurons, OverTime) or not _is_norm(call.layer):
             return None
         if call.value is not None or call.emitted or call.differentiable != torch.is_grad_enabled():
@@ -100,7 +101,7 @@ class Fusing:
 
 
 def watches_backward(module: nn.Module) -> bool:
-    """Whether `module` runs hooks of the backward, which torch puts around its input as a node of autograd."""
+    """Whether `module` runs backward hooks, for which torch wraps its input in a node of autograd."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -136,8 +137,7 @@ class Watch:
         self.layers = [
             layer
             for layer in net.modules()
-            if isinstance(layer, kinds)
-            or (isinstance(layer, EachStep) and normalized.ends_in_norm(layer))
+            if isinstance(layer, kinds) or (isinstance(layer, EachStep) and normalized.ends_in_norm(layer))
         ]
         self.said: dict[int, str] = {}
         """Of each module, by its id: what was found."""

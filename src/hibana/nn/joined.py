@@ -1,9 +1,9 @@
 """A network of images called with time: its steps joined with the batch, and taken apart for its neurons.
 
-``torch.flatten(x, 1)``, ``torch.cat(..., 1)`` or ``x.mean((2, 3))`` in a ``forward`` mean axes of images. Such
-a network is called with ``[T * batch, channels, ...]``, and each of its layers over time with
-``[T, batch, channels, ...]``. Classes are made here for each class of a network or layer; what they are made of
-is pickled instead of them.
+``torch.flatten(x, 1)``, ``torch.cat(..., 1)`` or ``x.mean((2, 3))`` in a ``forward`` mean axes of images.
+Such a network is called with ``[T * batch, channels, ...]``, and each of its layers over time with
+``[T, batch, channels, ...]``. A class is made here for each class of a network or layer; pickles name the
+latter.
 """
 
 from collections.abc import Iterator
@@ -120,8 +120,8 @@ class JoinedNeurons(_Made):
             return super().__call__(inputs, *rest, **named)
         if rest or named:
             raise TypeError(
-                f"{type(self).__name__} must be called with its input alone in a network that hibana.optimize "
-                "calls with time and batch joined: use hibana.run for states"
+                f"{type(self).__name__} must be called with its input alone in a network that "
+                "hibana.optimize calls with time and batch joined: use hibana.run for states"
             )
         if type(inputs) is Deferred:
             emitted = None if hooked(self) else inputs.call.fuses.emitted(inputs.call, self)

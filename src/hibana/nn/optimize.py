@@ -67,8 +67,8 @@ def optimize(
 
     Args:
         net: any module; changed in place.
-        example: an input ``[T, batch, ...]``; the network is called with it a few times, in evaluation, before
-            and after, and if the two differ all is undone.
+        example: an input ``[T, batch, ...]``; the network is called with it a few times, in evaluation,
+            before and after, and if the two differ all is undone.
         undo: gives every layer its class of before.
         verbose: prints the table.
 

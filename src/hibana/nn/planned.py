@@ -69,8 +69,8 @@ class Planned(nn.Sequential):
                 calls.append((_Group(group) if len(group) > 1 else None, group))
                 place += len(group)
             known = self.__dict__["_plan"] = modules, calls
-        calls = known[1]
-        return calls
+        planned: list[tuple[_Group | None, tuple[Any, ...]]] = known[1]
+        return planned
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}
