@@ -19,9 +19,13 @@ __all__ = ["Call", "Deferred", "Fuses", "Layer", "deferred"]
 class Layer(Protocol):
     """A layer whose output may be deferred."""
 
-    training: bool
-    counts: bool
-    """Whether a call in training changes the layer: running statistics."""
+    @property
+    def training(self) -> bool:
+        """Whether it is in training."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether a call in training changes the layer: running statistics."""
 
     def computed(self, inputs: Tensor) -> Tensor:
         """The output, now."""

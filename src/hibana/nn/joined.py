@@ -55,7 +55,14 @@ def may_be_joined(net: nn.Module, example: Tensor) -> bool:
     return bool(over_time) and not takes_time
 
 
-_OF_IMAGES = (nn.Linear, nn.modules.conv._ConvNd, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.BatchNorm2d)
+_OF_IMAGES: tuple[Any, ...] = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.Flatten,
+    nn.BatchNorm2d,
+)
 _OF_IMAGES += (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 """Layers of hibana's that take images, as torch's of the same names."""
 
@@ -66,8 +73,8 @@ class _Made(nn.Module):
     _of: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *state = super().__reduce_ex__(protocol)
-        return (_new, type(self)._of, *state)
+        reduced: Any = super().__reduce_ex__(protocol)
+        return (_new, type(self)._of, *reduced[2:])
 
 
 def _new(mixin: type, kind: type) -> Any:
@@ -76,7 +83,7 @@ def _new(mixin: type, kind: type) -> Any:
 
 
 @cache
-def joined_kind(mixin: type, kind: type) -> Any:
+def joined_kind(mixin: Any, kind: Any) -> Any:
     """The class `kind`, of a network or of a layer over time, called with steps joined."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_of": (mixin, kind)}
     return type(kind.__name__, (mixin, kind), {**names, "__doc__": kind.__doc__})
