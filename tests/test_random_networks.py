@@ -109,7 +109,7 @@ def agree(found, wanted):
         if name.endswith(".bias"):  # before a normalisation its gradient is what was rounded of larger ones
             scale = max(gradient.abs().max().item() for gradient in wanted.values())
         off = (value - wanted[name]).abs().max().item()
-        assert off <= 5e-4 * scale + 1e-6, f"{name} is off by {off}, its largest is {scale}"
+        assert off <= 1e-3 * scale + 1e-6, f"{name} is off by {off}, its largest is {scale}"
 
 
 def check(seed):

@@ -3,7 +3,8 @@
 In a ``forward`` of its own a network calls one layer after another, and no layer sees who takes its output.
 So a normalisation that was followed by neurons when :func:`hibana.optimize` watched the network returns a
 :class:`Deferred`. A layer of neurons that is called with one computes both in one pass. Anything else that
-touches it (a sum, ``shape``, ``print``) gets the tensor that the layer would have returned.
+touches it (a sum, ``shape``, ``print``) gets the tensor that the layer would have returned. If nothing ever
+does, it is not computed, and running statistics do not count the batch.
 """
 
 from dataclasses import dataclass
@@ -18,14 +19,6 @@ __all__ = ["Call", "Deferred", "Fuses", "Layer", "deferred"]
 
 class Layer(Protocol):
     """A layer whose output may be deferred."""
-
-    @property
-    def training(self) -> bool:
-        """Whether it is in training."""
-
-    @property
-    def counts(self) -> bool:
-        """Whether a call in training changes the layer: running statistics."""
 
     def computed(self, inputs: Tensor) -> Tensor:
         """The output, now."""
@@ -60,13 +53,11 @@ class Call:
     value: Tensor | None = None
     emitted: bool = False
     """Whether neurons were computed from it in one pass."""
-    read_before: bool = False
 
     def read(self, reader: str | None = None) -> Tensor:
         """The output of the layer, for a `reader` who is no layer of neurons."""
         if reader is not None:
             self.fuses.note(reader)
-        self.read_before = True
         if self.value is None:
             self.check_unchanged()
             inputs = self.inputs.call.read() if type(self.inputs) is Deferred else self.inputs
@@ -95,11 +86,6 @@ class Call:
         if type(self.inputs) is Deferred and self.inputs.call.value is None:
             same = same and not self.inputs.call._is_changed()
         return not same or any(_version(tensor) != version for tensor, version in self.read_from)
-
-    def __del__(self) -> None:
-        counts = self.layer.counts and self.layer.training and not (self.emitted or self.read_before)
-        if counts and not self._is_changed():
-            self.read()  # nobody looked at the output; the running statistics count the batch all the same
 
 
 class Deferred(Tensor):

@@ -49,9 +49,6 @@ class EachStep(nn.Module):
             return deferred(self, inputs, fusing, None)
         return self.computed(inputs.call.read(type(self).__name__) if type(inputs) is Deferred else inputs)
 
-    counts = True
-    """That a call in training changes running statistics, where a normalisation's output is deferred."""
-
     def computed(self, inputs: Tensor) -> Tensor:
         """The output, now."""
         if inputs.ndim < 3:

@@ -35,8 +35,6 @@ class OverSteps(nn.Module):
 
     dimensions: ClassVar[int] = 2
     """Of an image."""
-    counts: ClassVar[bool] = False
-    """Whether a call in training changes the layer."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         if is_name(input):
@@ -74,8 +72,6 @@ def normalised_again(norm: Any, images: Tensor) -> Tensor:
 
 class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
     """``nn.BatchNorm2d``: mean and variance are over time and batch."""
-
-    counts = True
 
     def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
         """The same once more; running statistics have counted the batch."""

@@ -79,17 +79,11 @@ class Planned(nn.Sequential):
 class _Group:
     """Neighbours that are computed in one pass: what ends in a normalisation, and neurons."""
 
-    counts = True
-
     def __init__(self, modules: tuple[Any, ...]) -> None:
         each = modules[0] if isinstance(modules[0], EachStep) else EachStep(nn.Sequential(*modules[:-1]))
         self.each, self.neurons = each, modules[-1]
         self.normalized = Normalized(each, self.neurons)
         self.within_neurons = Normalized(each, self.neurons).within_neurons()
-
-    @property
-    def training(self) -> bool:
-        return self.each.training
 
     def __call__(self, inputs: Tensor, training: bool) -> Tensor:
         self.each.training = training
