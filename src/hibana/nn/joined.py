@@ -82,9 +82,13 @@ def _new(mixin: type, kind: type) -> Any:
     return made.__new__(made)
 
 
-@cache
 def joined_kind(mixin: Any, kind: Any) -> Any:
     """The class `kind`, of a network or of a layer over time, called with steps joined."""
+    return _made_of(mixin, kind)
+
+
+@cache
+def _made_of(mixin: Any, kind: Any) -> Any:
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_of": (mixin, kind)}
     return type(kind.__name__, (mixin, kind), {**names, "__doc__": kind.__doc__})
 
