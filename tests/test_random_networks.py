@@ -14,8 +14,14 @@ from test_optimize import results
 
 STEPS, BATCH, SIDE = 4, 2, 8
 NEURONS = (
-    hb.IF, hb.LIF, hb.PLIF, hb.CubaLIF, hb.ALIF, lambda: hb.IF(surrogate=hb.surrogate.ATan()),
-)  # fmt: skip
+    lambda: hb.IF(threshold=0.3),
+    lambda: hb.LIF(threshold=0.3),
+    lambda: hb.PLIF(threshold=0.3),
+    lambda: hb.CubaLIF(threshold=0.3),
+    lambda: hb.ALIF(threshold=0.3),
+    lambda: hb.IF(threshold=0.3, surrogate=hb.surrogate.ATan()),
+)
+"""Thresholds are low, so that most layers of few steps spike."""
 
 
 class Block(nn.Module):
