@@ -236,3 +236,11 @@ def test_hibana_train_optimises_its_network(monkeypatch):
     groups = [group for group, _ in model.net._calls() if group is not None]
     assert [group.within_neurons.explain() for group in groups] == ["normalised in the neurons' own pass"] * 2
     torch.testing.assert_close(outputs, model.net(x), rtol=1e-3, atol=1e-4)
+
+
+def test_an_optimised_network_becomes_a_program():
+    from hibana.convert import export
+
+    net = plain().eval()
+    hb.optimize(net, verbose=False)
+    torch.testing.assert_close(export(net, X).module()(X), net(X), rtol=1e-3, atol=1e-4)
