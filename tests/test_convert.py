@@ -196,6 +196,67 @@ def test_what_cannot_be_converted_is_named(model, says):
         hb.from_ann(model, torch.rand(8, 3))
 
 
+def torchvisions(name):
+    """A small network of torchvision's."""
+    models = pytest.importorskip("torchvision.models")
+    if name == "resnet":
+        return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
+    if name == "mobilenet":
+        settings = [[1, 8, 1, 1], [6, 8, 2, 2]]
+        return models.MobileNetV2(num_classes=5, width_mult=0.25, inverted_residual_setting=settings)
+    return models.DenseNet(4, (2, 2), 8, num_classes=5)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "densenet"])
+def test_networks_of_torchvision(name):
+    x = torch.rand(6, 3, 32, 32)
+    model = settled(torchvisions(name), x)
+    network, _ = hb.from_ann(model, x, T=2, percentile=100)
+    with torch.no_grad():
+        wanted = model(x)
+        off = [
+            float((network(x.expand(T, *x.shape))[-1] / T - wanted).abs().max() / wanted.abs().max())
+            for T in (16, 256)
+        ]
+    assert off[1] < 0.1
+    assert off[1] < off[0] / 2
+
+
+def test_a_rectifier_with_an_end_is_clipped_there():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU6(), nn.Linear(1, 1, bias=False))
+    nn.init.ones_(model[0].weight)
+    nn.init.ones_(model[2].weight)
+    x = torch.tensor([[9.0], [3.0], [-1.0]])
+    network, report = hb.from_ann(model, x, T=256, percentile=100)
+    assert report.layers[0].threshold == 6.0
+    torch.testing.assert_close(network(x.expand(256, 3, 1))[-1] / 256, model(x), rtol=0.0, atol=0.03)
+
+
+class Joining(nn.Module):
+    def __init__(self, axis):
+        super().__init__()
+        self.one, self.two, self.out, self.axis = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2), axis
+
+    def forward(self, x):
+        return self.out(torch.cat([torch.relu(self.one(x)), self.two(x)], dim=self.axis))
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_values_of_different_thresholds_are_concatenated(axis):
+    model, x = Joining(axis), torch.rand(20, 3)
+    network, _ = hb.from_ann(model, x, T=256, percentile=100)
+    torch.testing.assert_close(network(x.expand(256, 20, 3))[-1] / 256, model(x), rtol=0.0, atol=0.05)
+    with pytest.raises(ValueError, match="concatenated"):
+        hb.from_ann(Joining(0), x)
+
+
+def test_efficientnet_is_refused_for_what_has_no_spiking_form():
+    models = pytest.importorskip("torchvision.models")
+    says = r"layer 'features\.0\.2': SiLU can't be converted: it is negative and not monotone"
+    with pytest.raises(ValueError, match=says):
+        hb.from_ann(models.efficientnet_b0(num_classes=5), torch.rand(2, 3, 32, 32))
+
+
 def test_a_silent_layer_is_named():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     nn.init.constant_(model[0].bias, -100.0)

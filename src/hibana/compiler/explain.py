@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.compiler.torch_layers import add_hint, faster_layers, named
 
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report
@@ -32,10 +34,11 @@ def explain(
     Args:
         module: a cell, a layer, or any module that holds some.
         shape: of one step of input; only tensors per neuron make it matter, and by default it is theirs.
-            Or the inputs ``[T, batch, ...]`` of a network: it is then called with them once, without a
+            Or the inputs ``[T, batch, ...]`` of a network: it is then called with them twice, without a
             gradient and leaving its buffers as they were, and the table also has the shapes, how many values
-            are not zero, and what ran; below it stands which layers were silent, and where NaN or infinity
-            is.
+            are not zero, each layer's share of the time of the second call, layer by layer, and what ran;
+            below it stands which layers were silent, where NaN or infinity is, and which layers
+            :func:`hibana.optimize` would change.
         dtype: of the input.
         backend: ``"cpu"`` or ``"triton"``.
         code: whether the generated code follows, of each cell of a network once.
@@ -67,7 +70,7 @@ def explain(
     if inputs is not None or len(reports) > 1:
         lines = _table(module, reports, calls)
         if inputs is not None:
-            lines = [_read_as(inputs), *lines, *_remarks(inputs, calls)]
+            lines = [_read_as(inputs), *lines, *_remarks(inputs, calls), *_faster(module, calls)]
         return "\n".join([*lines, *(_code(reports) if code else [_HINT])]) + "\n"
     ((name, report),) = reports.items()
     text = f"{report.text}\n{report.source}" if code and report.source else report.text
@@ -113,22 +116,34 @@ class _Call(NamedTuple):
 
     input: Tensor
     output: Tensor
+    seconds: float
 
 
 def _called(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
     """The layers of `net` that a call with `inputs` comes to, by name, in order, without those in another."""
     found: dict[str, _Call] = {}
 
+    begun: dict[str, float] = {}
+
+    def beginning(name: str) -> Any:
+        def begin(*_: Any) -> None:
+            begun[name] = perf_counter()
+
+        return begin
+
     def noting(name: str) -> Any:
         def note(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            taken = perf_counter() - begun[name]
             if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                found[name] = _Call(args[0], output)
+                before = found[name].seconds if name in found else 0.0
+                found[name] = _Call(args[0], output, before + taken)
 
         return note
 
     def watch(name: str, module: nn.Module) -> None:
         inner = list(module.named_children())
         if not inner or hasattr(module, "explain") or any(isinstance(part, Cell) for _, part in inner):
+            hooks.callback(module.register_forward_pre_hook(beginning(name)).remove)
             hooks.callback(module.register_forward_hook(noting(name)).remove)
             return
         for child, part in inner:
@@ -136,6 +151,12 @@ def _called(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
 
     with ExitStack() as hooks, torch.no_grad(), left_as_it_was(net, inputs):
         watch("", net)
+        try:
+            net(inputs)  # compiles
+        except (RuntimeError, ValueError) as error:
+            add_hint(net, error)
+            raise
+        found.clear()
         net(inputs)
     return found
 
@@ -161,7 +182,9 @@ def _read_as(inputs: Tensor) -> str:
 
 def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]) -> list[str]:
     """A line for each layer of `net` that has a report or was called."""
-    columns = ["layer", "class", *["input", "output", "not zero"] * bool(calls), "keeps", "gradient", "runs"]
+    measured = ["input", "output", "not zero", "time"] * bool(calls)
+    columns = ["layer", "class", *measured, "keeps", "gradient", "runs"]
+    seconds = sum(call.seconds for call in calls.values())
     rows = [columns]
     for name, module in net.named_modules():
         report, call = reports.get(name), calls.get(name)
@@ -170,9 +193,10 @@ def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]
         row = [name or "-", type(module).__name__]
         if call is not None:
             share = f"{_share(call.input)} -> {_share(call.output)}"
-            row += [str([*call.input.shape]), str([*call.output.shape]), share]
+            time = f"{call.seconds / seconds:.0%}"
+            row += [str([*call.input.shape]), str([*call.output.shape]), share, time]
         elif calls:
-            row += ["", "", ""]
+            row += ["", "", "", ""]
         row += ["", "", "torch"] if report is None else [report.keeps, report.gradient, report.runs]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -188,7 +212,7 @@ def _remarks(inputs: Tensor, calls: dict[str, _Call]) -> Iterator[str]:
     if not inputs.isfinite().all():
         first = int((~inputs.isfinite()).flatten(1).any(1).nonzero()[0])
         yield f"the inputs hold NaN or infinity, first at step {first}, counted from 0"
-    for name, (given, made) in calls.items():
+    for name, (given, made, _) in calls.items():
         spikes = bool(((made == 0) | (made == 1)).all())
         if not spikes and not made.isfinite().all():
             from_finite = " from finite numbers" if given.isfinite().all() else ""
@@ -198,6 +222,22 @@ def _remarks(inputs: Tensor, calls: dict[str, _Call]) -> Iterator[str]:
             yield f"layer {name!r}: {bad} of {_neurons(given)} were given NaN or infinity and are silent"
         elif spikes and made.numel() and not made.any():
             yield f"layer {name!r} is silent: none of {_neurons(made)} spiked"
+
+
+def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
+    """Which layers have a faster form, and what they take now."""
+    found = faster_layers(net)
+    if found:
+        seconds = sum(call.seconds for call in calls.values())
+        taken = sum(
+            call.seconds
+            for name, call in calls.items()
+            if any(f"{other}.".startswith(f"{name}.") or not name for other in found)
+        )
+        yield (
+            f"hb.optimize(net, x) would change {named(found)}, {taken / seconds:.0%} of the time here, to "
+            "layers that add weights per spike and normalise in the neurons' pass"
+        )
 
 
 def _neurons(over_time: Tensor) -> str:

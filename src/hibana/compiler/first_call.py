@@ -17,6 +17,7 @@ from hibana.cells import Cell
 from hibana.compiler import programs, reference
 from hibana.compiler.derivatives import are_batched
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.torch_layers import CALL, suggest
 
 __all__ = ["NO_DERIVATIVE", "NetworkWarning", "axis_mistake", "check_first_call", "features_first", "forget"]
 
@@ -33,7 +34,6 @@ ENOUGH_STEPS = 4
 """Steps from which on a layer that began at rest is said to be silent: networks train on 4 and more."""
 _CHECKED: "WeakSet[Cell]" = WeakSet()
 """The cells whose first call was checked; what is made around one is checked with it."""
-_CALL = nn.Module._call_impl.__code__
 
 
 def forget(net: nn.Module) -> None:
@@ -56,7 +56,9 @@ def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) 
     if inputs.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     _CHECKED.add(checked)
-    layer = _layer_called(cell)
+    called = _being_called()
+    layer = _layer_called(cell, called)
+    suggest(called, layer, inputs)
     if mistake := axis_mistake(inputs):
         _warn(f"{layer}: {mistake}")
     node: Any = outputs.grad_fn
@@ -111,14 +113,19 @@ def _warn(text: str) -> None:
     warnings.warn(text, NetworkWarning, stacklevel=2)
 
 
-def _layer_called(cell: Cell) -> str:
-    """The layer that calls `cell`, as the outermost module that is being called names it."""
+def _being_called() -> list[nn.Module]:
+    """The modules that are being called, the innermost first."""
     called: list[nn.Module] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is _CALL and isinstance(module := frame.f_locals.get("self"), nn.Module):
+        if frame.f_code is CALL and isinstance(module := frame.f_locals.get("self"), nn.Module):
             called.append(module)
         frame = frame.f_back
+    return called
+
+
+def _layer_called(cell: Cell, called: list[nn.Module]) -> str:
+    """The layer that calls `cell`, as the outermost module that is being `called` names it."""
     if not called:
         return type(cell).__name__
     names = (name for name, module in called[-1].named_modules() if module is called[0])
@@ -158,7 +165,7 @@ def features_first(maker: str, inputs: Tensor) -> str:
     what = "features" if inputs.ndim == 2 else "channels"
     return (
         f"its input {list(inputs.shape)} comes from {maker} whose axis 1 is {what}, where a layer over time "
-        f"takes [T, batch, ...]; call modules that know no time by hb.EachStep(module), and give the network "
-        "[T, batch, ...]: hb.encode.constant(x, T) shows samples without time for T steps, x[:, None] is a "
-        "batch of one sample over time"
+        "takes [T, batch, ...]; call modules that know no time by hb.EachStep(module), or change the network "
+        "by hb.optimize(net, x), and give it [T, batch, ...]: hb.encode.constant(x, T) shows samples without "
+        "time for T steps, x[:, None] is a batch of one sample over time"
     )

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from operator import add, iadd, mul
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,7 @@ Maximum = nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPoo
 Nothing = nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d
 FUNCTIONS: dict[Any, type[nn.Module]] = {
     functional.relu: nn.ReLU,
+    functional.relu6: nn.ReLU6,
     torch.relu: nn.ReLU,
     "relu": nn.ReLU,
     functional.avg_pool2d: nn.AvgPool2d,
@@ -35,6 +36,17 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
 }
 FLATTEN = (torch.flatten, "flatten")
 ADDITIONS = (add, iadd, torch.add, "add", "add_")
+CONCATENATIONS = (torch.cat, torch.concat)
+NO_SPIKING_FORM: dict[Any, str] = {
+    nn.SiLU: "it is negative and not monotone, where a rate is neither",
+    nn.GELU: "it is negative and not monotone, where a rate is neither",
+    nn.Hardswish: "it is negative and not monotone, where a rate is neither",
+    nn.Sigmoid: "it is not zero where its input is negative, and gates multiply by it",
+    nn.Hardsigmoid: "it is not zero where its input is negative, and gates multiply by it",
+    mul: "a product of values is no sum of spikes",
+    torch.mul: "a product of values is no sum of spikes",
+}
+"""Why some have none."""
 
 
 def from_ann(
@@ -49,13 +61,14 @@ def from_ann(
     Each ReLU becomes ``IF(threshold, reset="subtract", initial=threshold / 2)``, whose rate over T steps of a
     constant current x is x / threshold, rounded to a multiple of 1/T and clipped to 0 and 1. The threshold is
     a percentile of the activations that the layer shows on the calibration data; it goes into the weights of
-    the layers above. Batch normalisation is folded. A max-pooling emits the steps of the largest count of
-    spikes in its window, so its sum is that maximum exactly. In the limit of large T, with `percentile` 100,
-    the readout divided by T is the output of `model` on the calibration data.
+    the layers above; that of a ReLU6 is at most 6. Batch normalisation is folded. A max-pooling emits the
+    steps of the largest count of spikes in its window, so its sum is that maximum exactly. In the limit of
+    large T, with `percentile` 100, the readout divided by T is the output of `model` on the calibration data.
 
     Args:
-        model: of linear layers, convolutions, batch normalisation, ReLU, average and max-pooling, flatten,
-            dropout and additions between them; it is left as it is.
+        model: of linear layers, convolutions, batch normalisation, ReLU, ReLU6, average and max-pooling,
+            flatten, dropout, additions and concatenations of channels between them, as torchvision's ResNet,
+            MobileNetV2 and DenseNet are; it is left as it is.
         calibration_data: inputs ``[N, ...]``, or (inputs, labels), or batches of either, as a DataLoader
             gives.
         T: the number of steps that the report is about.
@@ -111,9 +124,13 @@ def _trace(model: nn.Module) -> fx.GraphModule:
         name = layer_name(node.name, layers)
         if node.op == "call_module":
             layers[name] = evaluated.get_submodule(str(node.target))
+            if type(layers[name]) in NO_SPIKING_FORM:
+                raise ValueError(_refusal(str(node.target), type(layers[name])))
             node.meta["path"], node.target = node.target, name
             continue
-        if node.op in ("placeholder", "output") or node.target in ADDITIONS:
+        if node.target in CONCATENATIONS:
+            _parts_and_axis(node)
+        if node.op in ("placeholder", "output") or node.target in (*ADDITIONS, *CONCATENATIONS):
             continue
         arguments = node.args[1:]
         if node.target in FLATTEN:
@@ -124,11 +141,9 @@ def _trace(model: nn.Module) -> fx.GraphModule:
             named = {
                 k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "return_indices")
             }
-            module = kind() if kind in (nn.ReLU, nn.Identity) else kind(*arguments, **named)
+            module = kind() if kind in (nn.ReLU, nn.ReLU6, nn.Identity) else kind(*arguments, **named)
         else:
-            raise ValueError(
-                f"layer {node.name!r}: {getattr(node.target, '__name__', node.target)} can't be converted"
-            )
+            raise ValueError(_refusal(node.name, node.target))
         layers[name] = module
         with calls.inserting_after(node):
             call = calls.call_module(name, (node.args[0],))
@@ -136,6 +151,11 @@ def _trace(model: nn.Module) -> fx.GraphModule:
         node.replace_all_uses_with(call)
         calls.erase_node(node)
     return fx.GraphModule(layers, calls)
+
+
+def _refusal(name: str, target: Any) -> str:
+    why = f": {NO_SPIKING_FORM[target]}" if target in NO_SPIKING_FORM else ""
+    return f"layer {name!r}: {getattr(target, '__name__', target)} can't be converted{why}"
 
 
 def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) -> dict[str, float]:
@@ -198,6 +218,8 @@ def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphMo
                 layers[name] = layer
                 value = lines.call_module(name, (value,))
             values[node] = value, scale
+        elif node.target in CONCATENATIONS:
+            values[node] = _concatenated(node, values, lines, whole)
         else:
             values[node] = _sum(node, values, lines, whole)
     return fx.GraphModule(layers, lines, class_name="SpikingNetwork")
@@ -215,6 +237,29 @@ def _sum(
     return lines.call_function(add, tuple(whole(arg) for arg in both)), 1.0
 
 
+def _parts_and_axis(node: fx.Node) -> tuple[list[fx.Node], int]:
+    """What `node` concatenates, and along which axis."""
+    parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
+    nodes = [part for part in parts if isinstance(part, fx.Node)] if isinstance(parts, tuple | list) else []
+    if not nodes or len(nodes) < len(cast(Any, parts)) or not isinstance(axis, int) or axis == 0:
+        raise ValueError(
+            f"layer {node.name!r}: values of the network can be concatenated, along another axis than the "
+            f"batch, got {node.args} {dict(node.kwargs)}"
+        )
+    return nodes, axis
+
+
+def _concatenated(
+    node: fx.Node, values: dict[fx.Node, tuple[fx.Node, float]], lines: fx.Graph, whole: Any
+) -> tuple[fx.Node, float]:
+    parts, axis = _parts_and_axis(node)
+    over_time = axis + (axis > 0)  # behind time
+    scales = {values[part][1] for part in parts}
+    same = len(scales) == 1
+    found = [values[part][0] if same else whole(part) for part in parts]
+    return lines.call_function(torch.cat, (found, over_time)), scales.pop() if same else 1.0
+
+
 def _layer(
     module: nn.Module, scale: float, threshold: float | None, path: str
 ) -> tuple[nn.Module | None, float]:
@@ -224,7 +269,7 @@ def _layer(
             scaled = copy.deepcopy(module)
             scaled.weight.mul_(scale)
             return (scaled if isinstance(scaled, nn.Linear) else EachStep(scaled)), 1.0
-        case nn.ReLU():
+        case nn.ReLU() | nn.ReLU6():
             assert threshold is not None
             start = threshold / scale
             return IF(start, reset="subtract", initial=start / 2), threshold
@@ -236,5 +281,5 @@ def _layer(
             return None, scale
     raise ValueError(
         f"layer {path!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
-        "convolutions, batch normalisation, pooling, flatten and additions"
+        "convolutions, batch normalisation, pooling, flatten, additions and concatenations"
     )

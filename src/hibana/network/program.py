@@ -10,6 +10,7 @@ from hibana.compiler import reference
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.fold import is_writable
 from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.over_steps import OverSteps
 
 __all__ = ["export"]
 
@@ -134,7 +135,8 @@ def _plain(module: nn.Module, loop: type[_Loop | _Scan]) -> nn.Module:
     if isinstance(module, DelayedRecurrent):
         return loop(_FedBackLater(module))
     for kind in (nn.Linear, nn.Conv2d):
-        if isinstance(module, kind) and type(module).__module__.startswith("hibana."):
+        ours = type(module).__module__.startswith("hibana.") and not isinstance(module, OverSteps)
+        if isinstance(module, kind) and ours:
             module.__class__ = kind  # the same parameters, multiplied densely
     for name, child in module.named_children():
         setattr(module, name, _plain(child, loop))

@@ -122,7 +122,7 @@ class Watch(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), nn.ReLU):
+        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), nn.ReLU | nn.ReLU6):
             self.activations[str(n.target)] = result
         return result
 

@@ -172,7 +172,8 @@ class Checking:
             return  # of one sample, time may have been joined with the batch, and there be one channel
         self._refuse(
             f"{_said(module, name)} knows no time and takes axis 1 for channels: it {read}; "
-            f"hb.EachStep({kind}(...)) calls it at each step of [T, batch, ...]"
+            f"hb.EachStep({kind}(...)) calls it at each step of [T, batch, ...], and hb.optimize(net, x) "
+            "makes a network of torch.nn take time"
         )
 
     def _refuse(self, reason: str) -> NoReturn:

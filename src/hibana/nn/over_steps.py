@@ -8,12 +8,26 @@ goes through as before.
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hibana import spikes
 from hibana.compiler.leaf import as_leaf, is_name
+from hibana.nn.deferred import Deferred, deferred
+from hibana.nn.joined import joined_steps
 from hibana.spikes.provenance import attach_view
 
-__all__ = ["OVER_STEPS", "FlattenOverSteps", "OverSteps"]
+__all__ = [
+    "FUSING",
+    "OVER_STEPS",
+    "BatchNorm2dOverSteps",
+    "Conv2dOverSteps",
+    "FlattenOverSteps",
+    "OverSteps",
+    "normalised_again",
+]
+
+FUSING = "_fusing"
+"""Of a layer's ``__dict__``: the :class:`hibana.nn.deferred.Fuses` that its output is left to."""
 
 
 class OverSteps(nn.Module):
@@ -25,11 +39,22 @@ class OverSteps(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
+        fusing: Any = self.__dict__.get(FUSING)
+        if fusing is not None and fusing.takes(self, input):
+            return deferred(self, input, fusing, joined_steps())
+        return self.computed(input.call.read(type(self).__name__) if type(input) is Deferred else input)
+
+    def computed(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """The output, now."""
         call: Any = super().forward  # of the layer of torch.nn
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
         outputs: Tensor = call(input.flatten(0, 1))
         return attach_view(outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
+
+    def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """The same once more."""
+        return self.computed(input)
 
 
 class Conv2dOverSteps(OverSteps, spikes.Conv2d):
@@ -38,8 +63,20 @@ class Conv2dOverSteps(OverSteps, spikes.Conv2d):
     in_pieces = True
 
 
+def normalised_again(norm: Any, images: Tensor) -> Tensor:
+    """What the batch normalisation `norm` made of `images`; its running statistics stay what they are."""
+    if not norm.training:
+        return cast(Tensor, norm(images))
+    return functional.batch_norm(images, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
+
+
 class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
     """``nn.BatchNorm2d``: mean and variance are over time and batch."""
+
+    def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """The same once more; running statistics have counted the batch."""
+        images = input.flatten(0, 1) if input.ndim == 5 else input
+        return normalised_again(self, images).reshape(input.shape)
 
 
 class MaxPool2dOverSteps(OverSteps, spikes.MaxPool2d):

@@ -16,6 +16,7 @@ from hibana.cells import peer_aliases as foreign
 from hibana.compiler import State, ambient
 from hibana.compiler.leaf import as_leaf, is_name
 from hibana.compiler.recomputation import Checkpoint, around
+from hibana.compiler.torch_layers import add_hint
 
 __all__ = ["Stateful", "check_knows_no_time", "run"]
 
@@ -98,7 +99,11 @@ def run(
     names = {module: name for name, module in net.named_modules() if isinstance(module, Stateful)}
     going = _Run(names, state, {}, torch.is_grad_enabled())
     with ambient.within(going):
-        outputs = net(inputs)
+        try:
+            outputs = net(inputs)
+        except (RuntimeError, ValueError) as error:
+            add_hint(net, error)
+            raise
     if state is not None and (unknown := state.keys() - going.ended.keys()):
         raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
     return outputs, going.ended

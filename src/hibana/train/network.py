@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.data import Description
 from hibana.nn import encode, loss
+from hibana.nn.optimize import optimize
 from hibana.train import architecture
 from hibana.train.settings import Settings
 from hibana.train.start import scale_to_rate
@@ -62,6 +63,7 @@ class Network(nn.Module):
             readout_tau=settings.readout_tau,
             most_weights=most_weights,
         )
+        optimize(self.net, verbose=False)
         self.objective = _objective(settings, description)
 
     @property

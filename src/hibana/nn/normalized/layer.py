@@ -72,6 +72,8 @@ class Normalized(nn.Sequential):
     """
 
     _reason = "not called yet"
+    _within_neurons = False
+    """Whether it is called by the neurons themselves, who run their own hooks."""
 
     def __init__(self, each: EachStep, neurons: OverTime) -> None:
         if not isinstance(each, EachStep) or _parts(each) is None:
@@ -111,7 +113,7 @@ class Normalized(nn.Sequential):
             producer.finish()
         self.__dict__["_reason"] = reason
         if outputs is None:
-            outputs = neurons(_over_time(norm(currents), steps, once))
+            outputs = self._emitted_apart(neurons, _over_time(norm(currents), steps, once))
         return outputs
 
     def explain(self) -> str:
@@ -121,7 +123,17 @@ class Normalized(nn.Sequential):
 
     def _unfused(self, input_: Tensor, reason: str) -> Tensor:
         self.__dict__["_reason"] = reason
+        if self._within_neurons:
+            return self._emitted_apart(self[1], cast(EachStep, self[0]).computed(input_))
         return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
+
+    def _emitted_apart(self, neurons: Any, values: Tensor) -> Tensor:
+        return cast(Tensor, (neurons.forward if self._within_neurons else neurons)(values))
+
+    def within_neurons(self) -> "Normalized":
+        """Itself, from now on called by its neurons, whose hooks run around the call."""
+        self.__dict__["_within_neurons"] = True
+        return self
 
     def _layers(self, inputs: Tensor) -> "_Layers | str":
         """What it is made of; or why the modules are to be called one after the other."""
@@ -142,7 +154,8 @@ class Normalized(nn.Sequential):
         )
         if inputs.ndim < 3 or not plain(inputs, *tensors):
             return "the input is not float32 on the CPU, or something watches the call"
-        inner: Any = (each, each._modules["module"], norm, neurons, neurons._modules["cell"])
+        inner: Any = (each, each._modules["module"], norm, neurons._modules["cell"])
+        inner = inner if self._within_neurons else (*inner, neurons)
         if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:

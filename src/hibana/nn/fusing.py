@@ -1,0 +1,173 @@
+"""Which normalisations of a network are computed in the pass of the neurons behind them, found by running it.
+
+While :class:`Watch` is open, each convolution and normalisation of images defers its output (see
+:mod:`hibana.nn.deferred`). Those whose output went to neurons alone go on doing so; of the others it is known
+what read them.
+"""
+
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler import ambient
+from hibana.compiler.graph.fingerprint import hooked
+from hibana.nn import normalized
+from hibana.nn.deferred import Call, Deferred
+from hibana.nn.each_step import EachStep
+from hibana.nn.joined import joined_steps, joining
+from hibana.nn.layers import OverTime
+from hibana.nn.over_steps import FUSING, BatchNorm2dOverSteps, Conv2dOverSteps
+from hibana.spikes.checks import pair, plain
+
+__all__ = ["Fusing", "Watch"]
+
+
+class Fusing:
+    """Of one convolution or normalisation: that its output is deferred, and how it is computed then."""
+
+    def __init__(self) -> None:
+        self.watched = True
+        """Whether what reads the output is recorded."""
+        self.readers: set[str] = set()
+        self.neurons: list[nn.Module] = []
+        """Whose input the output was, on the example."""
+        self.norms: list[nn.Module] = []
+        """The same of normalisations, for a convolution."""
+        self._made: tuple[Any, Any, normalized.Normalized] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": None}
+
+    def takes(self, layer: nn.Module, inputs: Tensor) -> bool:
+        """Whether the output of `layer` for `inputs` is deferred."""
+        if torch.compiler.is_compiling() or hooked(layer) or "forward" in vars(layer):
+            return False
+        if any(map(watches_backward, self.neurons)):
+            return False
+        if type(inputs) is Deferred:
+            follows = isinstance(layer, nn.BatchNorm2d) and isinstance(inputs.call.layer, Conv2dOverSteps)
+            if follows and self.watched:
+                inputs.call.fuses.norms.append(layer)  # type: ignore[attr-defined]
+            return follows
+        if not plain(inputs) or inputs.is_inference() or ambient.active or _has_global_hooks():
+            return False
+        each, steps = isinstance(layer, EachStep), joined_steps()
+        if steps is not None if each else inputs.ndim != (5 if steps is None else 4):
+            return False
+        least = normalized.layer.FUSED_FROM // (1 if layer.training else 2)
+        return self.watched or _numbers(layer, inputs) >= least
+
+    def note(self, reader: str) -> None:
+        if self.watched:
+            self.readers.add(reader)
+
+    def emitted(self, call: Call, neurons: Any) -> Tensor | None:
+        """What `neurons` emit for the normalisation that `call` is of; None if it must be computed."""
+        if not isinstance(neurons, OverTime) or not _is_norm(call.layer):
+            return None
+        if call.value is not None or call.emitted or call.differentiable != torch.is_grad_enabled():
+            return None
+        if watches_backward(neurons) or ambient.active or _has_global_hooks():
+            return None
+        call.check_unchanged()
+        convolution, inputs = None, call.inputs
+        if type(inputs) is Deferred:
+            before = inputs.call
+            if before.value is None:
+                before.check_unchanged()
+                convolution, inputs = before.layer, before.inputs
+            else:
+                inputs = before.value
+        if call.steps is not None:
+            inputs = inputs.reshape(call.steps, -1, *inputs.shape[1:])
+        call.emitted = True
+        with joining(None):
+            outputs: Tensor = self._call(convolution, call.layer, neurons)(inputs)
+        if self.watched:
+            self.neurons.append(neurons)
+        return outputs if call.steps is None else outputs.flatten(0, 1)
+
+    def _call(self, convolution: Any, norm: Any, neurons: OverTime) -> normalized.Normalized:
+        if self._made is None or self._made[:2] != (convolution, neurons):
+            layers = [norm] if convolution is None else [convolution, norm]
+            each = norm if isinstance(norm, EachStep) else EachStep(nn.Sequential(*layers))
+            made = normalized.Normalized(each, neurons)
+            self._made = convolution, neurons, made.within_neurons()
+        made = self._made[2]
+        made[0].training = norm.training
+        return made
+
+
+def watches_backward(module: nn.Module) -> bool:
+    """Whether `module` runs backward hooks, for which torch wraps its input in a node of autograd."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def _numbers(layer: Any, inputs: Tensor) -> float:
+    """How many numbers the normalisation is of, about: those that `layer` puts out."""
+    numbers: float = inputs.numel()
+    for module in layer.modules():
+        if isinstance(module, nn.Conv2d):
+            strides = pair(module.stride)
+            numbers *= module.out_channels / module.in_channels / (strides[0] * strides[1])
+    return numbers
+
+
+def _is_norm(layer: Any) -> bool:
+    return isinstance(layer, nn.BatchNorm2d | EachStep)
+
+
+def _norm(layer: Any) -> nn.Module:
+    """The normalisation that `layer` is, or ends in."""
+    inner = layer.module if isinstance(layer, EachStep) else layer
+    return cast(nn.Module, inner[-1] if isinstance(inner, nn.Sequential) else inner)
+
+
+def _has_global_hooks() -> bool:
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+class Watch:
+    """Finds, while the network is called within, which normalisations neurons follow."""
+
+    def __init__(self, net: nn.Module) -> None:
+        kinds = Conv2dOverSteps | BatchNorm2dOverSteps
+        self.layers = [
+            layer
+            for layer in net.modules()
+            if isinstance(layer, kinds) or (isinstance(layer, EachStep) and normalized.ends_in_norm(layer))
+        ]
+        self.said: dict[int, str] = {}
+        """Of each module, by its id: what was found."""
+
+    def __enter__(self) -> Self:
+        for layer in self.layers:
+            layer.__dict__[FUSING] = Fusing()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+        found = {layer: layer.__dict__.pop(FUSING) for layer in self.layers}
+        if kind is not None:
+            return
+        for layer, fusing in found.items():
+            if not _is_norm(layer):
+                continue
+            if fusing.neurons and not fusing.readers:
+                _keep(layer, fusing)
+                self.said[id(_norm(layer))] = "in the neurons' pass"
+                self.said |= {id(neurons): "with the normalisation before it" for neurons in fusing.neurons}
+            elif fusing.readers:
+                readers = ", ".join(sorted(fusing.readers))
+                self.said[id(_norm(layer))] = f"in a pass of its own: {readers} reads what it gives"
+        for layer, fusing in found.items():
+            follows = fusing.norms and not fusing.readers
+            if follows and all(FUSING in norm.__dict__ for norm in fusing.norms):
+                _keep(layer, fusing)
+
+
+def _keep(layer: nn.Module, fusing: Fusing) -> None:
+    fusing.watched = False
+    fusing.norms = []
+    layer.__dict__[FUSING] = fusing
