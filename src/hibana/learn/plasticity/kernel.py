@@ -245,7 +245,7 @@ def _catch_up(rule: _Rule) -> Function:
             at = row + events.tiles[event].to(LONG) * VECTOR
             at.store(rule.changed(at.load(VECTOR), plus, None, numbers))
 
-    kinds = {
+    kinds: dict[str, Kind] = {
         "row": Floats,
         "trace": Floats,
         **_Events.KINDS,
