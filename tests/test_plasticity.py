@@ -112,7 +112,7 @@ def close(found, expected):
 OPTIONS = {
     "additive": {},
     "nearest": {"nearest": True},
-    "hard": {"bounds": (0.0, 0.3)},
+    "hard": {"bounds": (0.02, 0.09)},
     "below": {"bounds": (0.0, float("inf"))},
     "soft": {"bounds": (0.0, 0.6), "soft": True},
     "soft nearest": {"bounds": (-0.1, 0.6), "soft": True, "nearest": True},
@@ -133,6 +133,9 @@ def test_weights_follow_the_rule(options, batch, backend, monkeypatch):
     assert 0.02 < found.mean() < 0.8
     torch.testing.assert_close(found, emitted)
     close(linear.weight, expected)
+    if options == OPTIONS["hard"]:
+        reached = {round(value, 6) for value in expected.flatten().tolist()}
+        assert {*options["bounds"][batch > 1 :]} <= reached
     for one, other in zip(last, state, strict=True):
         close(one, other)
 
