@@ -6,9 +6,8 @@ kept, as bits of 16 neurons at a step (an *event*), and a row takes those that i
 spikes next, or at the end of a chunk of steps. Each weight sees the same changes in the same order.
 """
 
-from typing import ClassVar
-
 from hibana.learn.plasticity.neurons import VECTOR, NeuronStep, Numbers
+from hibana.learn.plasticity.rows import BLOCK, Events, Rule, RuleNumbers, catch_up_of, spiked_of
 from hibana.runtime.kernels import (
     BYTE,
     FLOAT,
@@ -17,24 +16,18 @@ from hibana.runtime.kernels import (
     SHORT,
     Code,
     Floats,
-    Function,
     Group,
     Ints,
-    Kind,
     Launcher,
     Longs,
     Pointer,
     Shorts,
     Value,
     Variable,
-    function,
     kernel,
 )
 
-__all__ = ["BLOCK", "build"]
-
-BLOCK = 2 * VECTOR
-"""Outputs whose sums are taken at once; a row of weights is padded to a multiple of it."""
+__all__ = ["build"]
 
 
 class Sizes(Group):
@@ -61,75 +54,10 @@ class Change(Group):
     upper: Value
 
 
-class _Rule:
-    """How a vector of weights changes: written into both functions that change weights."""
-
-    def __init__(self, clipped: bool, soft: bool, nearest: bool) -> None:
-        self.clipped, self.soft, self.nearest = clipped, soft, nearest
-
-    def traced(self, faded: Value, spikes: Value) -> Value:
-        """The trace after a step, of what is left of it and the spikes."""
-        if self.nearest:
-            return (spikes > faded).select(spikes, faded)
-        return faded + spikes
-
-    def changed(self, weight: Value, plus: Value, minus: Value | None, numbers: "_Numbers") -> Value:
-        """The weights after a step, from the two sums over pairs."""
-        lanes = weight.type.width
-        lower, upper = numbers.lower.spread(lanes), numbers.upper.spread(lanes)
-        plus = plus * numbers.a_plus.spread(lanes)
-        total = weight + (plus * (upper - weight) if self.soft else plus)
-        if minus is not None:
-            minus = minus * numbers.a_minus.spread(lanes)
-            total = total - (minus * (weight - lower) if self.soft else minus)
-        if not self.clipped:
-            return total
-        total = (total < lower).select(lower, total)
-        return (total > upper).select(upper, total)
-
-
-class _Numbers:
-    """The numbers of :class:`Change` as floats."""
-
-    NAMES = ("decay_pre", "decay_post", "a_plus", "a_minus", "lower", "upper")
-
-    def __init__(self, *values: Value) -> None:
-        self.all = values
-        self.decay_pre, self.decay_post, self.a_plus, self.a_minus, self.lower, self.upper = values
-
-
-class _Events:
-    """The events of a chunk, and the traces of an input at the steps that its row has missed."""
-
-    KINDS: ClassVar[dict[str, type[Pointer]]] = {
-        "tiles": Ints,
-        "at_step": Ints,
-        "bits": Shorts,
-        "first": Longs,
-        "table": Floats,
-    }
-
-    def __init__(self, tiles: Ints, at_step: Ints, bits: Shorts, first: Longs, table: Floats) -> None:
-        self.tiles = tiles
-        """Of each event, which 16 outputs."""
-        self.at_step = at_step
-        """Of each event, its step in the chunk."""
-        self.bits = bits
-        """Of each event and sample, which of the 16 spiked."""
-        self.first = first
-        """Of each step, its first event."""
-        self.table = table
-        """Of each step missed, the trace of each sample."""
-
-    @property
-    def all(self) -> tuple[Pointer, ...]:
-        return self.tiles, self.at_step, self.bits, self.first, self.table
-
-
 def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> Launcher:
     """The kernel for these neurons and this kind of rule."""
-    rule = _Rule(clipped, soft, nearest)
-    catch_up, spiked = _catch_up(rule), _spiked(rule)
+    rule = Rule(clipped, soft, nearest)
+    catch_up, spiked = catch_up_of(rule), spiked_of(rule)
     states = neurons.states
 
     def stdp(
@@ -155,7 +83,7 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
     ) -> None:
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
         tiles, chunk = (outs + (VECTOR - 1)) // VECTOR, sizes.chunk
-        numbers = _Numbers(*[getattr(change, name).to(INT).number() for name in _Numbers.NAMES])
+        numbers = RuleNumbers(*[getattr(change, name).to(INT).number() for name in RuleNumbers.NAMES])
         wrong = _others_than_spikes(code, inputs, sizes.steps * batch * ins)
         with code.when(wrong):
             status[0] = 1
@@ -180,7 +108,7 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
             rows, seen, alive, done = of_inputs
             assert isinstance(scratch, Floats)
             at = Numbers(parameters, constants, matrices, functions, scratch)
-            events = _Events(tile_of, step_of, bits, first, table)  # type: ignore[arg-type] # as they were asked for
+            events = Events(tile_of, step_of, bits, first, table)  # type: ignore[arg-type] # as they were asked for
             plus.clear(stride)
             seen.clear(ins)
             with code.loop(0, ins) as i:
@@ -227,94 +155,16 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
     return kernel(stdp)
 
 
-def _catch_up(rule: _Rule) -> Function:
-    """Brings a row of weights and the traces of its input from `done` steps of the chunk to `until`."""
-
-    def body(
-        code: Code, row: Floats, trace: Floats, done: Value, until: Value, batch: Value, **rest: Value
-    ) -> None:
-        events = _Events(**{name: rest.pop(name) for name in _Events.KINDS})  # type: ignore[arg-type] # pointers
-        numbers = _Numbers(*rest.values())
-        with code.loop(done, until) as step, code.loop(0, batch) as b:
-            value = trace[b] * numbers.decay_pre
-            trace[b] = value
-            events.table[(step - done) * batch + b] = value
-        with code.loop(events.first[done], events.first[until]) as event:
-            values = events.table + (events.at_step[event].to(LONG) - done) * batch
-            plus = _of_event(code, events.bits + event * batch, values, batch)
-            at = row + events.tiles[event].to(LONG) * VECTOR
-            at.store(rule.changed(at.load(VECTOR), plus, None, numbers))
-
-    kinds: dict[str, Kind] = {
-        "row": Floats,
-        "trace": Floats,
-        **_Events.KINDS,
-        **dict.fromkeys(("done", "until", "batch"), LONG),
-    }
-    return function("catch_up", body, {**kinds, **dict.fromkeys(_Numbers.NAMES, FLOAT)})
-
-
-def _spiked(rule: _Rule) -> Function:
-    """One step of a row whose input spiked in a sample: both sums over pairs, at the same weights."""
-
-    def body(
-        code: Code,
-        row: Floats,
-        trace: Floats,
-        sent: Floats,
-        post: Floats,
-        plus: Floats,
-        minus: Floats,
-        step: Value,
-        batch: Value,
-        ins: Value,
-        stride: Value,
-        **rest: Value,
-    ) -> None:
-        events = _Events(**{name: rest.pop(name) for name in _Events.KINDS})  # type: ignore[arg-type] # pointers
-        numbers = _Numbers(*rest.values())
-        minus.clear(stride)
-        with code.loop(0, batch) as b:
-            spike = sent[b * ins]
-            trace[b] = rule.traced(trace[b] * numbers.decay_pre, spike)
-            with code.when(spike.differs(0)), code.loop(0, stride, BLOCK) as j:
-                (minus + j).store((minus + j).load(BLOCK) + (post + (b * stride + j)).load(BLOCK))
-        with code.loop(events.first[step], events.first[step + 1]) as event:
-            total = _of_event(code, events.bits + event * batch, trace, batch)
-            (plus + events.tiles[event].to(LONG) * VECTOR).store(total)
-        with code.loop(0, stride, VECTOR) as j:
-            at = row + j
-            changed = rule.changed(
-                at.load(VECTOR), (plus + j).load(VECTOR), (minus + j).load(VECTOR), numbers
-            )
-            at.store(changed)
-            (plus + j).store(code.constant(0, FLOAT.of(VECTOR)))
-
-    rows: dict[str, Kind] = dict.fromkeys(("row", "trace", "sent", "post", "plus", "minus"), Floats)
-    sizes = dict.fromkeys(("step", "batch", "ins", "stride"), LONG)
-    return function(
-        "spiked", body, {**rows, **_Events.KINDS, **sizes, **dict.fromkeys(_Numbers.NAMES, FLOAT)}
-    )
-
-
-def _of_event(code: Code, bits: Shorts, traces: Floats, batch: Value) -> Value:
-    """The sum over samples of an input's trace, at those of 16 outputs that spiked in the sample."""
-    total = code.variable(0, FLOAT.of(VECTOR))
-    with code.loop(0, batch) as b:
-        total.value = total.value + bits[b].mask(VECTOR).select(traces[b].spread(VECTOR), 0)
-    return total.value
-
-
 def _keep_events(
     code: Code,
-    rule: _Rule,
+    rule: Rule,
     fired: Floats,
     post: Floats,
-    events: _Events,
+    events: Events,
     count: Variable,
     step: Value,
     sizes: Sizes,
-    numbers: _Numbers,
+    numbers: RuleNumbers,
 ) -> None:
     """Appends the events of a step, and takes its spikes into the traces of the neurons."""
     decay = numbers.decay_post.spread(VECTOR)

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import followed
-from hibana.learn.plasticity.kernel import BLOCK, build
+from hibana.learn.plasticity.kernel import build
 from hibana.learn.plasticity.neurons import NeuronStep
 from hibana.learn.plasticity.pairs import Pairs
+from hibana.learn.plasticity.rows import BLOCK
 from hibana.runtime.kernels import Launcher, float_bits
 
 __all__ = ["Native"]
