@@ -1,10 +1,27 @@
-"""Learning online: gradients step by step, in memory that does not grow with time.
+"""Rules other than backpropagation through time.
 
-Rules other than backpropagation through time, each derived from the step of the cell that it is used with.
+Learning online takes gradients step by step, in memory that does not grow with time, derived from the step of
+the cell that it is used with. Plasticity changes weights by the spikes of the neurons that they connect. The
+gradients of spike times go backwards through time, but through no surrogate.
 """
 
 from hibana.learn.explain import explain
 from hibana.learn.online import Online, online
+from hibana.learn.plasticity import STDP, RewardModulatedSTDP
 from hibana.learn.rules import DRTRL, OTTT, EProp, PPProp, Rule
+from hibana.learn.spike_times import EventPropCell, first_spike_times
 
-__all__ = ["DRTRL", "EProp", "OTTT", "Online", "PPProp", "Rule", "explain", "online"]
+__all__ = [
+    "DRTRL",
+    "EProp",
+    "EventPropCell",
+    "OTTT",
+    "Online",
+    "PPProp",
+    "RewardModulatedSTDP",
+    "Rule",
+    "STDP",
+    "explain",
+    "first_spike_times",
+    "online",
+]

@@ -1,0 +1,152 @@
+"""What pair rules have in common: a linear layer, neurons behind it, checked arguments, and a state."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hibana.cells import Cell
+from hibana.compiler import emits_spikes, unrolled
+from hibana.compiler.tensors import computed_once, is_computed, tensors_of
+from hibana.learn.plasticity.pairs import Pairs
+from hibana.nn.layers import OverTime
+
+__all__ = ["PairRule", "check_spikes", "checked_pairs", "time_constant"]
+
+
+class PairRule:
+    """A rule for the weights between the inputs of a linear layer and the neurons behind it."""
+
+    def __init__(self, linear: nn.Linear, neurons: OverTime, pairs: Pairs) -> None:
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be a torch.nn.Linear, got {_said(linear)}")
+        if is_computed(linear):
+            raise ValueError("linear must hold its weight as a parameter, got one with parametrisations")
+        if not isinstance(neurons, OverTime):
+            raise TypeError(
+                f"neurons must be a layer of neurons, such as hibana.LIF() or hibana.OverTime(cell), "
+                f"got {_said(neurons)}"
+            )
+        if not emits_spikes(neurons.cell):
+            raise ValueError(f"neurons must emit spikes, 0 or 1, got {type(neurons.cell).__name__}")
+        self.linear, self.neurons, self.pairs = linear, neurons, pairs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.linear}, {self.neurons}, {self.pairs})"
+
+    @property
+    def _cell(self) -> Cell:
+        return computed_once(self.neurons.cell)
+
+    def _checked(self, inputs: Tensor) -> Tensor:
+        """`inputs` without a graph.
+
+        Raises:
+            TypeError: if they are no tensor of the weights' dtype.
+            ValueError: if they have another shape or device, or the weights lie outside the bounds.
+        """
+        weight, bounds = self.linear.weight, self.pairs.bounds
+        if not isinstance(inputs, Tensor) or inputs.dtype != weight.dtype:
+            raise TypeError(
+                f"inputs must be a tensor of the weights' dtype, {weight.dtype}, got {_said(inputs)}"
+            )
+        if inputs.ndim != 3 or inputs.shape[2] != self.linear.in_features or 0 in inputs.shape:
+            raise ValueError(
+                f"inputs must be [T, batch, {self.linear.in_features}], none of them 0, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        if inputs.device != weight.device:
+            raise ValueError(f"inputs must be on {weight.device} like the weights, got {inputs.device}")
+        for name, tensor in tensors_of(self.neurons.cell).items():
+            if tensor.device != weight.device:
+                raise ValueError(
+                    f"neurons must be on {weight.device} like the weights, got {name} on {tensor.device}"
+                )
+        if bounds is not None:
+            least, most = weight.detach().aminmax()
+            if not (bounds[0] <= least and most <= bounds[1]):
+                raise ValueError(
+                    f"bounds must hold the weights, which lie in [{least.item():.6g}, {most.item():.6g}], "
+                    f"got {bounds}; begin within them: torch.nn.init.uniform_(linear.weight, *bounds)"
+                )
+        return inputs.detach()
+
+    def _from(self, state: Sequence[Tensor] | None, inputs: Tensor) -> tuple[Tensor, ...]:
+        """`state`, or rest if it is None."""
+        cell, step = self._cell, inputs[0]
+        rest = step.new_zeros(len(step), self.linear.out_features)
+        if state is None:
+            return *(one.contiguous() for one in cell.initial_state(rest)), torch.zeros_like(step), rest
+        names = (*cell.state_names(), "pre", "post")
+        shapes = [tuple(rest.shape)] * (len(names) - 2) + [tuple(step.shape), tuple(rest.shape)]
+        got = [tuple(one.shape) for one in state] if all(isinstance(one, Tensor) for one in state) else state
+        if got != shapes:
+            raise ValueError(f"state must be the tensors ({', '.join(names)}) of shapes {shapes}, got {got}")
+        return tuple(one.detach().to(inputs) for one in state)
+
+    def _run_fixed(self, inputs: Tensor, state: Sequence[Tensor] | None) -> Tensor:
+        """The neurons' spikes over a sequence with the weights as they are, from their `state`."""
+        check_spikes(inputs)
+        with torch.no_grad():
+            return unrolled(self.neurons.cell, self.linear(inputs), None if state is None else tuple(state))[
+                0
+            ]
+
+
+def checked_pairs(
+    tau_pre: float,
+    tau_post: float,
+    a_plus: float,
+    a_minus: float,
+    bounds: tuple[float, float] | None,
+    soft: bool,
+    nearest: bool,
+) -> Pairs:
+    """The arguments of a rule.
+
+    Raises:
+        TypeError: if one is of another type.
+        ValueError: if a time constant is below 1, a rate negative, or the bounds are no interval.
+    """
+    rates = {"a_plus": a_plus, "a_minus": a_minus}
+    for name, rate in rates.items():
+        if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
+    if bounds is not None:
+        try:
+            lower, upper = bounds
+        except (TypeError, ValueError):
+            raise TypeError(f"bounds must be two numbers (lower, upper), or None, got {bounds!r}") from None
+        if not (_is_number(lower) and _is_number(upper) and lower < upper):
+            raise ValueError(f"bounds must be two numbers, the lower first, got {bounds!r}")
+        bounds = (float(lower), float(upper))
+    if soft and (bounds is None or not all(map(math.isfinite, bounds))):
+        raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
+    times = time_constant("tau_pre", tau_pre), time_constant("tau_post", tau_post)
+    return Pairs(*times, float(a_plus), float(a_minus), bounds, bool(soft), bool(nearest))
+
+
+def time_constant(name: str, tau: float) -> float:
+    """`tau`, in steps.
+
+    Raises:
+        ValueError: if it is not at least 1.
+    """
+    if not _is_number(tau) or not tau >= 1:
+        raise ValueError(f"{name} must be a number of time steps, at least 1, got {tau!r}")
+    return float(tau)
+
+
+def check_spikes(inputs: Tensor) -> None:
+    """Raises ``ValueError`` if a number is neither 0 nor 1."""
+    if not bool(((inputs == 0) | (inputs == 1)).all()):
+        raise ValueError("inputs must be spikes, 0 or 1")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _said(value: object) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,164 @@
+"""``hb.learn.STDP``: spike-timing-dependent plasticity of the weights of a linear layer."""
+
+from collections.abc import Sequence
+from typing import Literal, final, overload
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.slow import said_once
+from hibana.learn.plasticity.base import PairRule, check_spikes, checked_pairs
+from hibana.learn.plasticity.native import Native
+from hibana.nn.layers import OverTime
+
+__all__ = ["STDP"]
+
+_BACKENDS = ("auto", "cpu", "reference")
+
+
+@final
+class STDP(PairRule):
+    """Pair-based spike-timing-dependent plasticity of the weights from inputs to spiking neurons.
+
+        x_t = (1 - 1/tau_pre) x_(t-1) + s_t        a trace of each input's spikes
+        y_t = (1 - 1/tau_post) y_(t-1) + z_t       a trace of each neuron's spikes
+        w_(t+1) = w_t + a_plus f(w_t) x_t z_t - a_minus g(w_t) y_t s_t
+
+    summed over the batch. Traces are updated first, so two spikes at one step count in both terms. Without
+    `soft`, ``f = g = 1``; with it ``f = upper - w`` and ``g = w - lower``. With `nearest`, a spike sets its
+    trace to 1 instead of adding 1, so that only the nearest spikes make pairs.
+
+    A weight changes as its step ends; the next step runs with it. The work follows the spikes: on the CPU in
+    float32 a sequence is one native call.
+
+    Args:
+        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
+        neurons: a layer of spiking neurons, such as ``hibana.LIF()``, or ``hibana.OverTime`` of any cell.
+        tau_pre: time constant of the inputs' traces, in steps, at least 1.
+        tau_post: that of the neurons' traces.
+        a_plus: how much a pair potentiates, at least 0.
+        a_minus: how much a pair depresses, at least 0.
+        bounds: ``(lower, upper)`` of the weights, beyond which they are clipped; None for no bounds.
+        soft: whether changes get smaller towards the bounds (multiplicative), or not (additive).
+        nearest: pairs of nearest spikes alone, or of all spikes.
+        backend: ``"cpu"``, ``"reference"`` (plain PyTorch, a step at a time, on any device and dtype), or
+            ``"auto"``: the first where it serves.
+
+    Raises:
+        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        ValueError: for a time constant below 1, a negative rate, bounds that are no interval, neurons that do
+            not spike.
+
+    Source: Bi & Poo (1998), *Synaptic modifications in cultured hippocampal neurons*; Morrison, Diesmann &
+    Gerstner (2008), *Phenomenological models of synaptic plasticity based on spike timing*,
+    sections 4.1 and 4.2.
+
+    >>> import torch, hibana as hb
+    >>> linear = torch.nn.Linear(20, 5, bias=False)
+    >>> _ = torch.nn.init.uniform_(linear.weight, 0, 0.5)
+    >>> rule = hb.learn.STDP(linear, hb.LIF(tau=10.0), tau_pre=20.0, tau_post=20.0, bounds=(0, 1))
+    >>> spikes = rule((torch.rand(50, 2, 20) < 0.2).float())  # linear.weight has changed
+    >>> spikes.shape
+    torch.Size([50, 2, 5])
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        neurons: OverTime,
+        *,
+        tau_pre: float,
+        tau_post: float,
+        a_plus: float = 0.01,
+        a_minus: float = 0.01,
+        bounds: tuple[float, float] | None = None,
+        soft: bool = False,
+        nearest: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        pairs = checked_pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
+        super().__init__(linear, neurons, pairs)
+        if backend not in _BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {backend!r}")
+        self.backend = backend
+        self._native = Native(pairs)
+
+    @overload
+    def __call__(
+        self, inputs: Tensor, state: Sequence[Tensor] | None = None, *, return_state: Literal[False] = False
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self, inputs: Tensor, state: Sequence[Tensor] | None = None, *, return_state: Literal[True]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+    def __call__(
+        self, inputs: Tensor, state: Sequence[Tensor] | None = None, *, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
+        """Runs a sequence and changes the weights at each of its steps, in place.
+
+        Args:
+            inputs: spikes, ``[T, batch, inputs]``.
+            state: where to go on from, as was returned; at rest without traces if None. It is the neurons'
+                states, then the traces of the inputs ``[batch, inputs]`` and of the neurons.
+            return_state: whether to return the state after the last step as well.
+
+        Returns:
+            The neurons' spikes, ``[T, batch, outputs]``, without a graph.
+
+        Raises:
+            TypeError: if `inputs` are no tensor of the weights' dtype.
+            ValueError: if `inputs` are no spikes, a shape is wrong, or weights lie outside the bounds; the
+                weights are then as they were.
+            Unsupported: for ``backend="cpu"``, if the cell can't be compiled or numbers are not float32.
+        """
+        inputs = self._checked(inputs)
+        with torch.no_grad():
+            spikes, last = self._run(inputs, self._from(state, inputs))
+        return (spikes, last) if return_state else spikes
+
+    def gradient(self, inputs: Tensor, state: Sequence[Tensor] | None = None) -> Tensor:
+        """Runs a sequence with constant weights, and adds minus their change to ``linear.weight.grad``.
+
+        So a step of ``torch.optim.SGD`` with a learning rate of 1 makes the change, any other optimiser what
+        it makes of it. Nothing is clipped: with bounds, clamp the weights after the optimiser's step.
+
+        Args:
+            inputs: spikes, ``[T, batch, inputs]``.
+            state: the neurons' states to begin with; traces begin at zero.
+
+        Returns:
+            The neurons' spikes, ``[T, batch, outputs]``, without a graph.
+
+        Raises:
+            TypeError, ValueError: as a call does.
+        """
+        inputs = self._checked(inputs)
+        spikes = self._run_fixed(inputs, state)
+        weight = self.linear.weight
+        with torch.no_grad():
+            change = self.pairs.summed(weight, inputs, spikes)
+            weight.grad = -change if weight.grad is None else weight.grad - change
+        return spikes
+
+    def _run(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        cell, weight = self._cell, self.linear.weight.detach()
+        refused = ""
+        if self.backend != "reference":
+            if inputs.device.type == "cpu" and inputs.dtype == torch.float32:
+                try:
+                    self._native.made(cell, self.linear.out_features)
+                except Unsupported as error:
+                    if self.backend == "cpu":
+                        raise
+                    refused = str(error)
+                else:
+                    return self._native.run(self.linear, cell, inputs, state)
+            elif self.backend == "cpu":
+                raise Unsupported(
+                    f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}"
+                )
+        if refused:
+            said_once(type(cell).__name__, refused)
+        check_spikes(inputs)
+        return self.pairs.run(weight, self.linear.bias, cell, inputs, state)

@@ -1,0 +1,316 @@
+"""Plasticity: each rule against its formula written out densely; weights change within the sequence."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.compiler.graph.ops import Unsupported
+from hibana.learn.plasticity import native
+
+RULE = {"tau_pre": 8.0, "tau_post": 5.0, "a_plus": 0.004, "a_minus": 0.005}
+
+
+class Competing(hb.Cell):
+    """A threshold that grows with each spike, and inhibition of all other neurons: a product in a step."""
+
+    def __init__(self, neurons):
+        super().__init__()
+        self.others = 0.4 * (1 - torch.eye(neurons))
+
+    def forward(self, input_, v_previous, theta_previous, s_previous):
+        v = 0.9 * v_previous * (1 - s_previous) + input_ - s_previous @ self.others
+        spikes = hb.spike(v - 1 - theta_previous)
+        return v, 0.99 * theta_previous + 0.05 * spikes, spikes
+
+
+class Exponential(hb.Cell):
+    """A step that calls a vector function, with a number for each neuron."""
+
+    def __init__(self, neurons):
+        super().__init__()
+        self.threshold = torch.linspace(0.6, 1.4, neurons)
+
+    def forward(self, input_, v_previous, s_previous):
+        v = 0.9 * v_previous * (1 - s_previous) + input_ + 0.01 * torch.exp(v_previous.clamp(max=2.0))
+        return v, hb.spike(v - self.threshold)
+
+
+CELLS = {
+    "IF": lambda neurons: hb.IFCell(),
+    "LIF": lambda neurons: hb.LIFCell(tau=5.0, reset="subtract"),
+    "CubaLIF": lambda neurons: hb.CubaLIFCell(),
+    "a product": Competing,
+    "a function": Exponential,
+}
+
+
+def spikes(*shape, rate=0.2, seed=0, dtype=torch.float32):
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < rate).to(dtype)
+
+
+def layer(inputs, outputs, *, bias=False, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    linear = nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
+    nn.init.uniform_(linear.weight, 0.0, 3.0 / inputs)
+    return linear
+
+
+def by_hand(
+    linear,
+    cell,
+    x,
+    *,
+    tau_pre,
+    tau_post,
+    a_plus,
+    a_minus,
+    bounds=None,
+    soft=False,
+    nearest=False,
+    changing=True,
+    reward=None,
+    tau_eligibility=None,
+):
+    """Weights, spikes and state after a sequence: sums over samples and pairs, one after the other."""
+    weight = linear.weight.detach().clone()
+    total = torch.zeros_like(weight)
+    state = cell.initial_state(x.new_zeros(x.shape[1], len(weight)))
+    pre, post = torch.zeros_like(x[0]), torch.zeros_like(state[-1])
+    eligibility, emitted = x.new_zeros(x.shape[1], *weight.shape), []
+    for t, sent in enumerate(x):
+        state = cell(nn.functional.linear(sent, weight, linear.bias), *state)
+        fired = state[-1].detach()
+        if nearest:
+            pre = torch.where(sent > 0, 1.0, pre - pre / tau_pre)
+            post = torch.where(fired > 0, 1.0, post - post / tau_post)
+        else:
+            pre = pre - pre / tau_pre + sent
+            post = post - post / tau_post + fired
+        plus = a_plus * (bounds[1] - weight) if soft else torch.full_like(weight, a_plus)
+        minus = a_minus * (weight - bounds[0]) if soft else torch.full_like(weight, a_minus)
+        each = plus * fired[:, :, None] * pre[:, None, :] - minus * post[:, :, None] * sent[:, None, :]
+        if reward is not None:
+            if tau_eligibility:
+                eligibility = eligibility - eligibility / tau_eligibility + each / tau_eligibility
+            else:
+                eligibility = each
+            each = eligibility * reward[t][:, None, None]
+        total += each.sum(0)
+        if changing:
+            weight = weight + each.sum(0)
+            if bounds is not None:
+                weight = weight.clamp(*bounds)
+        emitted.append(fired)
+    return (weight if changing else total), torch.stack(emitted), (*state, pre, post)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+OPTIONS = {
+    "additive": {},
+    "nearest": {"nearest": True},
+    "hard": {"bounds": (0.02, 0.09)},
+    "below": {"bounds": (0.0, float("inf"))},
+    "soft": {"bounds": (0.0, 0.6), "soft": True},
+    "soft nearest": {"bounds": (-0.1, 0.6), "soft": True, "nearest": True},
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_weights_follow_the_rule(options, batch, backend, monkeypatch):
+    monkeypatch.setattr(native, "CHUNK", 16)  # rows take what they have missed several times
+    linear, x = layer(37, 21), spikes(50, batch, 37)
+    if "bounds" in options:
+        linear.weight.data.clamp_(*options["bounds"])
+    expected, emitted, state = by_hand(linear, hb.LIFCell(tau=5.0), x, **RULE, **options)
+    rule = hb.learn.STDP(linear, hb.LIF(tau=5.0), backend=backend, **RULE, **options)
+    found, last = rule(x, return_state=True)
+    assert 0.02 < found.mean() < 0.8
+    torch.testing.assert_close(found, emitted)
+    close(linear.weight, expected)
+    if options == OPTIONS["hard"]:
+        reached = {round(value, 6) for value in expected.flatten().tolist()}
+        assert {*options["bounds"][batch > 1 :]} <= reached
+    for one, other in zip(last, state, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+@pytest.mark.parametrize(("inputs", "outputs", "batch"), [(5, 3, 2), (70, 48, 1), (33, 65, 4)])
+def test_any_cell_and_size(kind, inputs, outputs, batch):
+    linear, x = layer(inputs, outputs, bias=True), spikes(40, batch, inputs)
+    linear.bias.data.abs_().mul_(0.3)
+    cell = CELLS[kind](outputs)
+    expected, emitted, state = by_hand(linear, cell, x, **RULE)
+    found, last = hb.learn.STDP(linear, hb.OverTime(cell), backend="cpu", **RULE)(x, return_state=True)
+    assert 0 < found.mean() < 1
+    torch.testing.assert_close(found, emitted)
+    close(linear.weight, expected)
+    for one, other in zip(last, state, strict=True):
+        close(one, other)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_sequence_in_two_calls(backend):
+    x = spikes(40, 2, 20)
+    whole, parts = layer(20, 9), layer(20, 9)
+    expected = hb.learn.STDP(whole, hb.LIF(tau=5.0), backend=backend, **RULE)(x)
+    rule = hb.learn.STDP(parts, hb.LIF(tau=5.0), backend=backend, **RULE)
+    first, state = rule(x[:15], return_state=True)
+    second = rule(x[15:], state)
+    torch.testing.assert_close(torch.cat([first, second]), expected)
+    close(parts.weight, whole.weight)
+
+
+def test_only_weights_of_pairs_change():
+    linear, x = layer(30, 8), spikes(40, 1, 30, rate=0.3)
+    x[..., 10:] = 0
+    before = linear.weight.detach().clone()
+    hb.learn.STDP(linear, hb.LIF(tau=20.0), **RULE)(x)
+    assert torch.equal(linear.weight[:, 10:], before[:, 10:])
+    assert not torch.equal(linear.weight[:, :10], before[:, :10])
+
+
+def test_double_precision_runs_in_pytorch():
+    linear, x = layer(20, 9, dtype=torch.float64), spikes(40, 2, 20, dtype=torch.float64)
+    expected, emitted, _ = by_hand(linear, hb.LIFCell(), x, **RULE)
+    assert torch.equal(hb.learn.STDP(linear, hb.LIF(), **RULE)(x), emitted)
+    torch.testing.assert_close(linear.weight.detach(), expected)
+    with pytest.raises(Unsupported, match=r"float32 on the CPU, got torch\.float64"):
+        hb.learn.STDP(linear, hb.LIF(), backend="cpu", **RULE)(x)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_gradient_is_minus_the_change_of_constant_weights(options):
+    linear, x = layer(20, 9), spikes(40, 3, 20)
+    if "bounds" in options:
+        linear.weight.data.clamp_(*options["bounds"])
+    before = linear.weight.detach().clone()
+    expected, emitted, _ = by_hand(linear, hb.LIFCell(), x, changing=False, **RULE, **options)
+    rule = hb.learn.STDP(linear, hb.LIF(), **RULE, **options)
+    assert torch.equal(rule.gradient(x), emitted)
+    close(linear.weight.grad, -expected)
+    rule.gradient(x)  # which adds
+    close(linear.weight.grad, -2 * expected)
+    assert torch.equal(linear.weight, before)
+
+
+@pytest.mark.parametrize("tau_eligibility", [None, 6.0])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_reward_modulates_eligibility(options, tau_eligibility):
+    linear, x = layer(20, 9), spikes(40, 3, 20)
+    if "bounds" in options:
+        linear.weight.data.clamp_(*options["bounds"])
+    reward = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    more = {"reward": reward, "tau_eligibility": tau_eligibility}
+    change, emitted, _ = by_hand(linear, hb.LIFCell(), x, changing=False, **RULE, **options, **more)
+    expected = linear.weight.detach() + change
+    if "bounds" in options:
+        expected = expected.clamp(*options["bounds"])
+    rule = hb.learn.RewardModulatedSTDP(linear, hb.LIF(), tau_eligibility=tau_eligibility, **RULE, **options)
+    assert torch.equal(rule(x), emitted)
+    rule.reward(reward)
+    close(linear.weight, expected)
+
+
+@pytest.mark.parametrize("reward", [0.5, torch.tensor([1.0, -1.0, 0.0]), torch.rand(12, 1)])
+def test_rewards_broadcast(reward):
+    x, found = spikes(12, 3, 20), []
+    for given in (reward, torch.as_tensor(reward).expand(12, 3)):
+        linear = layer(20, 9)
+        rule = hb.learn.RewardModulatedSTDP(linear, hb.LIF(), tau_eligibility=6.0, **RULE)
+        rule(x)
+        rule.reward(given)
+        found.append(linear.weight.detach())
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], layer(20, 9).weight)
+
+
+class Drawing(hb.Cell):
+    """A step that can't be compiled."""
+
+    emits_spikes = True
+
+    def forward(self, input_, s_previous):
+        return (hb.spike(input_.sort().values - 0.3),)
+
+
+def test_a_cell_that_is_not_compiled():
+    linear, x = layer(20, 9), spikes(10, 2, 20)
+    with pytest.raises(Unsupported):
+        hb.learn.STDP(linear, hb.OverTime(Drawing()), backend="cpu", **RULE)(x)
+    expected, emitted, _ = by_hand(linear, Drawing(), x, **RULE)
+    with pytest.warns(hb.SlowPathWarning, match="Drawing is run by the reference loop"):
+        assert torch.equal(hb.learn.STDP(linear, hb.OverTime(Drawing()), **RULE)(x), emitted)
+    close(linear.weight, expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"linear": nn.Conv2d(1, 2, 3)}, TypeError, "linear must be a torch.nn.Linear, got Conv2d"),
+        ({"neurons": hb.LIFCell()}, TypeError, "neurons must be a layer of neurons, .* got LIFCell"),
+        ({"neurons": hb.LI()}, ValueError, "neurons must emit spikes, 0 or 1, got LICell"),
+        ({"tau_pre": 0.5}, ValueError, "tau_pre must be a number of time steps, at least 1, got 0.5"),
+        ({"tau_post": float("nan")}, ValueError, "tau_post must be .* got nan"),
+        ({"a_plus": -0.1}, ValueError, "a_plus must be finite and at least 0, got -0.1"),
+        ({"a_minus": float("inf")}, ValueError, "a_minus must be finite and at least 0, got inf"),
+        ({"bounds": (1, 0)}, ValueError, r"bounds must be two numbers, the lower first, got \(1, 0\)"),
+        ({"bounds": 1.0}, TypeError, r"bounds must be two numbers \(lower, upper\), or None, got 1.0"),
+        ({"soft": True}, ValueError, "bounds must be two finite numbers where soft is True, got None"),
+    ],
+)
+@pytest.mark.parametrize("kind", [hb.learn.STDP, hb.learn.RewardModulatedSTDP])
+def test_arguments_that_are_refused(kind, changed, error, said):
+    given = {"linear": nn.Linear(4, 3), "neurons": hb.LIF(), **RULE, **changed}
+    with pytest.raises(error, match=said):
+        kind(given.pop("linear"), given.pop("neurons"), **given)
+
+
+def test_a_backend_that_is_refused():
+    with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference; got 'triton'"):
+        hb.learn.STDP(nn.Linear(4, 3), hb.LIF(), backend="triton", **RULE)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_inputs_that_are_refused(backend):
+    linear, x = layer(20, 9), spikes(10, 2, 20)
+    before = linear.weight.detach().clone()
+    rule = hb.learn.STDP(linear, hb.LIF(), backend=backend, **RULE)
+    wrong = x.clone()
+    wrong[9, 1, 19] = 0.5
+    for call in (rule, rule.gradient):
+        with pytest.raises(ValueError, match="inputs must be spikes, 0 or 1"):
+            call(wrong)
+        with pytest.raises(TypeError, match=r"inputs must be a tensor of the weights' dtype, torch\.float32"):
+            call(x.double())
+        with pytest.raises(ValueError, match=r"inputs must be \[T, batch, 20\], .* got shape \(10, 20\)"):
+            call(x[:, 0])
+    with pytest.raises(ValueError, match=r"state must be the tensors \(v, s, pre, post\) of shapes"):
+        rule(x, (torch.zeros(2, 9),))
+    bounded = hb.learn.STDP(linear, hb.LIF(), bounds=(0.1, 0.12), **RULE)
+    with pytest.raises(ValueError, match=r"bounds must hold the weights, which lie in \[0.00.*begin within"):
+        bounded(x)
+    assert torch.equal(linear.weight, before)
+    assert linear.weight.grad is None
+
+
+def test_rewards_that_are_refused():
+    rule = hb.learn.RewardModulatedSTDP(layer(20, 9), hb.LIF(), **RULE)
+    with pytest.raises(RuntimeError, match="run a sequence first"):
+        rule.reward(1.0)
+    rule(spikes(10, 2, 20))
+    with pytest.raises(
+        ValueError, match=r"reward must broadcast to \[T, batch\], \(10, 2\), got shape \(3,\)"
+    ):
+        rule.reward(torch.ones(3))
+    with pytest.raises(ValueError, match="reward must be finite"):
+        rule.reward(float("nan"))
+    rule.reward(1.0)
+    with pytest.raises(RuntimeError, match="once for each reward"):
+        rule.reward(1.0)
