@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +79,6 @@ class SequenceInputs(Inputs):
         )
 
 
-@final
 class Sequences(Own):
     """Time series of unequal length, ``[frames, F]`` each.
 

@@ -119,7 +119,8 @@ def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
     loudest = energies.max()
     if loudest == 0:
         return np.full(energies.shape, -RANGE)
-    return 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
+    levels: np.ndarray[Any, Any] = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
+    return levels
 
 
 @lru_cache(maxsize=64)
