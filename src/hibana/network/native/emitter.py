@@ -65,8 +65,8 @@ class Emitter:
         self.scratch_at: Bytes = at["scratch"]
         self.functions_at: Longs = at["functions"]
         self.scratch = Block()
-        self.weights = before.weights if before else Block()
-        self.state = before.state if before else Block()
+        self.weights: Block = before.weights if before else Block()
+        self.state: Block = before.state if before else Block()
         self.arrays: list[Array] = before.arrays if before else []
         """What the state holds."""
         self.functions: list[int] = before.functions if before else []

@@ -115,9 +115,9 @@ class Program:
         versions = _versions(self._net)
         if isinstance(self._example, Tensor) and self._example.device.type != "cpu":
             raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
-        net, example = self._net, self._example
-        if isinstance(net, Quantized) and isinstance(example, Tensor):
-            net, example = net.net, net.whole_input(example)
+        net, example, whole = self._net, self._example, self.whole
+        if whole is not None and isinstance(example, Tensor):
+            net, example = whole.net, whole.whole_input(example)
         native = build(read(net, example))
         if replace:
             self._versions = versions

@@ -80,7 +80,7 @@ class Still:
         }
 
     def compute(
-        self, code: Code, row: Pointer, stride: Value, count: Value, at: dict[str, Any], results: Bytes
+        self, code: Code, row: Pointer, stride: Value, count: Value, at: dict[str, Any], results: Pointer
     ) -> None:
         """The results of `count` steps, at most `steps`, whose inputs lie `stride` numbers apart."""
         blocks = [at["state"], at["weights"]]
@@ -99,7 +99,7 @@ class Still:
         stride: Value,
         count: Value,
         blocks: list[Any],
-        results: Bytes,
+        results: Pointer,
         functions: Longs,
     ) -> None:
         with code.loop(0, count) as k:
