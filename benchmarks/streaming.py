@@ -1,5 +1,7 @@
 """One step a call, the state carried: a compiled stream beside `hibana.run`, the peers and a ReLU network.
 
+And whole sequences by the compiled program, beside the network.
+
 Batch 1, one thread, no gradients; 5% of the inputs spike. Every contender has the same layers and weights; a
 peer's neuron is called step by step with its state, as its documentation has it. The stream must give what
 the network gives in evaluation before it is timed.
@@ -16,7 +18,7 @@ import hibana as hb
 from benchmarks import measure, peers
 from benchmarks.tables import bold, grouped, number, table
 
-__all__ = ["NETWORKS", "jobs", "section"]
+__all__ = ["NETWORKS", "SEQUENCES", "jobs", "section"]
 
 Row = dict[str, Any]
 Layer = nn.Module | Literal["neuron"]
@@ -40,9 +42,39 @@ NETWORKS: dict[str, tuple[str, tuple[int, ...], Callable[[], list[Layer]]]] = {
 }
 
 
+def _wide() -> list[Layer]:
+    return [nn.Linear(784, 512), "neuron", nn.Linear(512, 512), "neuron", nn.Linear(512, 10), "neuron"]
+
+
+def _images(channels: int, features: int) -> list[Layer]:
+    first: list[Layer] = [nn.Conv2d(channels, 32, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    second: list[Layer] = [nn.Conv2d(32, 64, 3, padding=1), "neuron", nn.MaxPool2d(2)]
+    return [*first, *second, nn.Flatten(), nn.Linear(features, 10), "neuron"]
+
+
+_Sequence = tuple[str, tuple[int, ...], float | None, tuple[int, int], Callable[[], list[Layer]]]
+SEQUENCES: dict[str, _Sequence] = {
+    "spikes": ("784-512-512-10, T=25, 5% of the inputs", (25, 784), RATE, (1, 128), _wide),
+    "dense": ("the same, an input that is dense", (25, 784), 1.0, (1, 128), _wide),
+    "constant": ("the same, dense and alike at each step", (25, 784), None, (1, 128), _wide),
+    "events": (
+        *("events 1x28x28, 32c3-p2-64c3-p2-10, T=8", (8, 1, 28, 28), RATE, (1, 16)),
+        partial(_images, 1, 64 * 49),
+    ),
+    "images": (
+        *("images 3x32x32, the same layers, T=4", (4, 3, 32, 32), 1.0, (1, 16)),
+        partial(_images, 3, 64 * 64),
+    ),
+}
+"""Of each its title, T and a step's shape, the part of the inputs that are not zero or None of an input that
+stays the same, batches, and layers.
+"""
+
+
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """A job for each network."""
-    return {f"streaming/{name}": partial(_times, name, quick) for name in NETWORKS}
+    """A job for each network, of steps and of sequences."""
+    steps = {f"streaming/{name}": partial(_times, name, quick) for name in NETWORKS}
+    return steps | {f"streaming/sequence-{name}": partial(_sequences, name, quick) for name in SEQUENCES}
 
 
 def section(rows: list[Row]) -> Iterable[str]:
@@ -54,13 +86,21 @@ def section(rows: list[Row]) -> Iterable[str]:
     names = ["relu", "hibana", "hibana-run", *PEERS]
     heads = ["ReLU", "**hb.compile**", "hb.run", *(peers.PEERS[name].title for name in PEERS)]
     lines = []
-    for (network,), group in grouped([row for row in rows if "ms" in row], "network").items():
+    for (network,), group in grouped([row for row in rows if "network" in row], "network").items():
         us = {name: row["ms"] * 1e3 for name, row in group.items()}
         fastest = min((us[name] for name in PEERS if name in us), default=None)
         shown = [bold(us.get(n)) if n == "hibana" else number(us.get(n)) for n in names]
         ratios = [us["hibana"] / us["relu"], fastest / us["hibana"] if fastest else None]
         lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
     yield from table(["network", *heads, "hb.compile / ReLU", "fastest peer / hb.compile"], lines)
+    yield "Whole sequences: the time of `program(inputs)` as a ratio to that of `net(inputs)`.\n"
+    groups = grouped([row for row in rows if "sequence" in row], "sequence", "size")
+    ratios = {key: group["program"]["ms"] / group["net"]["ms"] for key, group in groups.items()}
+    lines = [
+        [SEQUENCES[name][0], *(number(ratios.get((name, size))) for size in ("one", "many"))]
+        for name in dict.fromkeys(str(name) for name, _ in ratios)
+    ]
+    yield from table(["network", "batch 1", "batch 128 (convolutions 16)"], lines)
 
 
 def _times(name: str, quick: bool) -> list[Row]:
@@ -95,6 +135,30 @@ def _times(name: str, quick: bool) -> list[Row]:
         {"network": name, "contender": who, "firing": firing, **_a_step(measure.summary(taken))}
         for who, taken in seconds.items()
     ]
+
+
+def _sequences(name: str, quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    _, (steps, *shape), rate, batches, layers = SEQUENCES[name]
+    torch.manual_seed(0)
+    net, rows = _ours(layers()), list[Row]()
+    for size, batch in zip(("one", "many"), batches, strict=True):
+        if rate is None:
+            inputs = torch.rand(batch, *shape).expand(steps, batch, *shape)
+        else:
+            spikes = torch.rand(steps, batch, *shape) < rate
+            inputs = spikes.float() if rate < 1 else torch.rand(steps, batch, *shape)
+        program = hb.compile(net, inputs)
+        with torch.no_grad():
+            if not torch.allclose(program(inputs), net(inputs), atol=0.5):  # a spike may come a step later
+                raise RuntimeError(f"{name}: the program does not give what the network gives")
+            contenders = {"net": partial(net, inputs), "program": partial(program, inputs)}
+            seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, at_least=5)
+        rows += [
+            {"sequence": name, "size": size, "contender": who, **measure.summary(taken)}
+            for who, taken in seconds.items()
+        ]
+    return rows
 
 
 def _a_step(summary: dict[str, float]) -> dict[str, float]:

@@ -169,6 +169,52 @@ def test_deep_models_are_compiled(name):
     torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
 
 
+STEPS = [1, 2, 3, 4, 5, 7, 8, 11]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(5, 3), (33, 100, 4), (64, 7, 3), (6, 130, 3)])
+def test_a_dense_input_is_multiplied_for_several_steps_at_once(sizes, dtype):
+    torch.manual_seed(0)
+    net = mlp(*sizes).to(dtype)
+    inputs = torch.randn(max(STEPS), 3, sizes[0], dtype=dtype)
+    inputs[5] *= torch.rand(sizes[0]) < 0.1  # among steps that are dense, one that is not
+    with torch.no_grad():
+        wanted = in_order(net, inputs)(inputs)
+    program = hb.compile(net, inputs)
+    stream = program.stream(3)
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
+    for steps in STEPS:
+        assert torch.equal(program(inputs[:steps]), wanted[:steps])
+    without = mlp(*sizes).to(dtype)
+    for layer in without[::2]:
+        layer.bias = None
+    with torch.no_grad():
+        wanted = in_order(without, inputs)(inputs)
+    assert torch.equal(hb.compile(without, inputs)(inputs), wanted)
+
+
+def test_an_input_that_stays_the_same_is_multiplied_once():
+    for made, shape in (
+        (mlp(6, 20, 3), (6,)),
+        (nn.Sequential(hb.IF(0.3), nn.Linear(4, 2)), (4,)),
+        (nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3)), hb.EachStep(nn.AvgPool2d(2)), hb.IF(0.1)), (2, 8, 8)),
+        (OnInput(), (2, 5, 5)),
+        (nn.Sequential(nn.Linear(3, 2)), (3,)),
+    ):
+        inputs = torch.rand(2, *shape).expand(9, 2, *shape)
+        assert inputs.stride(0) == 0
+        program = hb.compile(made.eval(), inputs)
+        stream = program.stream(2)
+        first = stream.run(inputs[:4])
+        wanted = program(inputs.contiguous())
+        assert torch.equal(program(inputs), wanted)
+        assert torch.equal(torch.cat([first, stream.run(inputs[4:])]), wanted)
+        wrong = torch.full([2, *shape], torch.nan).expand(9, 2, *shape)
+        with pytest.raises(ValueError, match="NaN"):
+            program(wrong)
+
+
 def test_neurons_with_delayed_synapses_to_each_other():
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -371,15 +417,34 @@ def stream_after(program, state):
     return stream
 
 
-def test_whole_numbers_are_exact(net, inputs):
-    inputs = torch.rand(12, 3, 6)
-    quantized, _ = hb.quantize(net, inputs)
-    with pytest.raises(Unsupported, match=r"hibana.compile\(net.net, net.whole_input\(example\)\)"):
-        hb.compile(quantized, inputs)
-    whole = quantized.whole_input(inputs)
-    wanted = quantized.net(whole)
-    assert wanted.abs().max() > 100
-    assert torch.equal(hb.compile(quantized.net, whole)(whole), wanted)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_in_whole_numbers_is_compiled_as_it_computes(net, dtype):
+    inputs = torch.rand(12, 3, 6, dtype=dtype)
+    quantized, _ = hb.quantize(net.to(dtype), inputs)
+    wanted, program = quantized(inputs), hb.compile(quantized, inputs)
+    assert wanted.dtype == dtype
+    assert wanted.abs().max() > 0.1
+    assert torch.equal(program(inputs), wanted)
+    assert torch.equal(program(inputs[:1].expand(12, 3, 6)), quantized(inputs[:1].expand(12, 3, 6)))
+    stream = program.stream(3)
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
+    state = stream.state
+    with pytest.raises(ValueError, match=r"may take 12 steps from rest.*got 13; reset the stream"):
+        stream.step(inputs[0])
+    with pytest.raises(ValueError, match=r"may take 12 steps from rest.*got 13"):
+        program(torch.cat([inputs, inputs[:1]]))
+    assert all(map(torch.equal, stream.state["1"], state["1"]))
+    stream.reset()
+    assert torch.equal(stream.run(inputs), wanted)
+    with pytest.raises(ValueError, match="NaN"):
+        program.stream(3).step(inputs[0] * torch.nan)
+    one, other = program.stream(), program.stream()
+    x = torch.zeros(6, dtype=dtype)
+    x[[1, 4]] = 1
+    assert torch.equal(one.events([4, 1])[0], other.step(x))
+    for wrong in ([6], [-1]):
+        with pytest.raises(IndexError, match=r"indices must be in \[0, 6\)"):
+            one.events(wrong)
 
 
 def test_another_programs_state_is_refused_and_changes_nothing(program, inputs):

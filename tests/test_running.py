@@ -372,3 +372,55 @@ def test_inputs_without_time_are_told_where_that_can_be_known():
         hb.unroll(hb.IFCell(torch.ones(5)), torch.rand(5))
     with pytest.raises(ValueError, match=r"of a step of \(5,\) IFCell makes \(4, 5\)"):
         hb.IF(torch.ones(4, 1))(torch.rand(4, 5))
+
+
+@pytest.mark.parametrize("cell", [hb.IF, hb.CubaLIF, hb.PLIF])
+def test_a_step_like_an_earlier_one_is_what_it_would_be_without(cell):
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(nn.Linear(4, 6), cell()), torch.rand(9, 2, 4) * 3
+    net[0].weight.data.abs_()
+    whole = net(inputs)
+    assert 0 < whole.mean() < 1
+    outputs, state = hb.run(net, inputs[:1])
+    steps = [outputs]
+    for x in inputs[1:]:
+        outputs, state = hb.run(net, x[None], state)
+        steps.append(outputs)
+    assert torch.equal(torch.cat(steps), whole)
+    weights = torch.rand_like(whole)
+    for one, two in zip(
+        torch.autograd.grad((whole * weights).sum(), [*net.parameters()]),
+        torch.autograd.grad((torch.cat(steps) * weights).sum(), [*net.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_state_that_is_like_no_earlier_one_is_looked_at():
+    layer, x = hb.LIF(), torch.rand(1, 2, 4)
+    _, state = hb.run(layer, x)
+    wanted, ended = hb.run(layer, x, state)
+    v, s = state[""]
+    wide = torch.stack([v, s], -1)
+    for same in (
+        [v, s],
+        (v.double(), s),
+        (wide[..., 0], wide[..., 1]),
+        (torch._neg_view(-v), s),
+        (nn.Parameter(v), s),
+    ):
+        outputs, last = hb.run(layer, x, {"": same})
+        assert torch.equal(outputs, wanted)
+        assert all(map(torch.equal, last[""], ended[""]))
+    for wrong, says in (
+        ((v[:1], s), r"state v must have the shape of one step of inputs, \(2, 4\), got \(1, 4\)"),
+        ((v,), r"state must be the tensors \(v, s\) of LIFCell, got 1 tensors"),
+        ((v, s.bool()), "state s must be floating point"),
+        ((v, None), "state s must be a tensor, got NoneType"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=says):
+            hb.run(layer, x, {"": wrong})
+    ended[""][1].zero_()  # is no part of what was emitted
+    assert torch.equal(hb.run(layer, x, state)[0], wanted)
+    layer.cell.threshold = 1e-3
+    assert hb.run(layer, x, state)[0].all()

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from hibana.train.usual import usual
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from hibana.train import Answers, Linear, Outcome
 
-__all__ = ["confusions", "report", "said"]
+__all__ = ["confusions", "report", "said", "said_step", "step_heading"]
 
 
 def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], deviation: float) -> None:
@@ -136,10 +137,32 @@ def said(answers: "Answers", form: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rows(answers: "Answers") -> list[dict[str, Any]]:
+def said_step(answers: "Answers", form: str) -> str:
+    """The answer at one step in a line: a ``table``'s, of ``csv``, or of ``json``; `answers` has the one."""
+    (row,) = _rows(answers, "step")
+    row["step"] = int(row["step"])
+    if form == "json":
+        return json.dumps(row, ensure_ascii=False) + "\n"
+    if form == "csv":
+        return _written([row["step"], row[answers.label], *row.get("probabilities", {}).values()])
+    return f"{row['step']}  {_answer(answers, row)}\n"
+
+
+def step_heading(label: str, classes: Sequence[str]) -> str:
+    """The first line of steps in the form ``csv``."""
+    return _written(["step", label, *classes])
+
+
+def _written(cells: list[Any]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+def _rows(answers: "Answers", of: str = "sample") -> list[dict[str, Any]]:
     rows = []
     for index, name in enumerate(answers.names):
-        row: dict[str, Any] = {"sample": name, answers.label: answers.answers[index]}
+        row: dict[str, Any] = {of: name, answers.label: answers.answers[index]}
         if answers.classes:
             scores = zip(answers.classes, answers.probabilities[index], strict=True)
             row["probabilities"] = {each: round(score, 6) for each, score in scores}

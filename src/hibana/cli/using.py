@@ -23,26 +23,43 @@ def predict(
     *,
     csv: bool = False,
     json: bool = False,
+    stream: bool = False,
+    window: float | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Uses a trained network: on samples of your own, or on the test set of its data.
+    """Uses a trained network: on samples of your own, on the test set of its data, or step by step.
 
     Args:
         checkpoint: a checkpoint of hibana train, or a run's folder.
         inputs: samples to name, a file or folder as those that were trained on; of a data set by name an
             .npy file, [N, ...]. The test set if there are none.
         csv: print a line a sample, values separated by commas.
-        json: print a list of samples.
+        json: print a list of samples; of a stream an object a line.
+        stream: read steps from standard input, a line each: numbers separated by commas or spaces, JSON, or
+            events t x y p; print a line as each is taken, and at the end how long they took. An empty line
+            ends a sequence.
+        window: of a stream of events, the milliseconds that make a step, for times in microseconds; as long
+            as in training if there is none.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
     """
     reachable(trust)
     if csv and json:
         raise Refusal("--csv and --json are two forms; say one of them")
+    if stream and inputs is not None:
+        raise Refusal(f"--stream reads standard input; leave {inputs} out, or pass it by < {inputs}")
+    if window is not None and not stream:
+        raise Refusal("--window is of events that come by --stream")
     with doing("opening the network"), refusing():
         from hibana.train import load
         from hibana.train import predict as answer
 
         model = load(checkpoint, trust=trust)
+    form = "csv" if csv else "json" if json else "table"
+    if stream:
+        from hibana.cli.stream import stream as taken
+
+        taken(model, window, form)
+        return
     if inputs is None:
         if csv or json:
             raise Refusal("--csv and --json need samples to name")
@@ -54,7 +71,7 @@ def predict(
         print(answers.summary, file=sys.stderr)
     if answers.warning:
         print(f"hibana predict: the samples are unlike those trained on: {answers.warning}", file=sys.stderr)
-    print(said(answers, "csv" if csv else "json" if json else "table"), end="")
+    print(said(answers, form), end="")
 
 
 def _tested(model: "Network") -> None:

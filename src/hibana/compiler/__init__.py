@@ -105,7 +105,10 @@ def unrolled(
     """:func:`unroll` for the layers, whose states a run may carry."""
     outputs, last = emitted(cell, inputs, state, backend=backend)
     if len(last) < len(cell._hibana.states):
-        last = (*last, outputs[-1].clone())  # a view would keep, and change with, the whole sequence
+        last = (
+            *last,
+            outputs.select(0, -1).clone(),
+        )  # a view would keep, and change with, the whole sequence
     return outputs, tuple(last)
 
 
@@ -129,11 +132,11 @@ def emitted(
     Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
     """
     ends = not of_a_layer
-    if state is None and isinstance(cell, Cell) and not _is_watched(inputs):
+    if isinstance(cell, Cell) and not _is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
-        spec = programs.known(cell, _call(backend, inputs, ends))
-        if spec is not None and not inputs.is_neg():
-            return autograd.go(spec, inputs, tuple(tensors_of(cell).values()))
+        spec = programs.known(cell, _call(backend, inputs, ends, state is not None))
+        if spec is not None and not inputs.is_neg() and (state is None or _is_plain(cell, inputs, state)):
+            return autograd.go(spec, inputs, (*(state or ()), *tensors_of(cell).values()))
     check_inputs(cell, inputs)
     cell = computed_once(cell)
     if of_a_layer:
@@ -205,7 +208,7 @@ def emitted_around(
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if programs.is_plain(cell) and made.rests_at_zero() and not _is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
-        spec = autograd.from_rest(program, inputs, False, alone=False)
+        spec = autograd.specified(program, inputs, False, alone=False)
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
             spec = spec._replace(once=steps > 0, deep=True)
@@ -256,10 +259,11 @@ def _serving(
             raise
         said_once(type(cell).__name__, str(refused))
         return None
-    if at_rest and inputs.dtype == dtype and cell.rests_at_zero() and programs.is_plain(cell):
-        spec = autograd.from_rest(made, inputs, ends, alone=not tensors_of(cell))
+    if inputs.dtype == dtype and programs.is_plain(cell) and (cell.rests_at_zero() or not at_rest):
+        begun = 0 if at_rest else len(cell._hibana.states)
+        spec = autograd.specified(made, inputs, ends, begun, alone=not tensors_of(cell))
         if spec is not None:
-            programs.attach(cell, _call(backend, inputs, ends), spec)
+            programs.attach(cell, _call(backend, inputs, ends, not at_rest), spec)
     run: _Runner = partial(autograd.run, made, cell, ends)
     return (
         run
@@ -274,11 +278,24 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend must be one of {', '.join(names())}; got {backend!r}")
 
 
-def _call(backend: str, inputs: Tensor, ends: bool) -> Hashable:
-    """All that a run of one cell from rest depends on but the numbers in `inputs`."""
+def _call(backend: str, inputs: Tensor, ends: bool, goes_on: bool = False) -> Hashable:
+    """All that a run of one cell, from rest or from a state, depends on but the numbers it is given."""
     learns = inputs.requires_grad and _is_grad_enabled()
     shape, strides = inputs.shape, inputs.stride()
-    return backend, shape, strides, inputs.dtype, inputs.device, ends, learns, _get_num_threads()
+    return backend, shape, strides, inputs.dtype, inputs.device, ends, goes_on, learns, _get_num_threads()
+
+
+def _is_plain(cell: Cell, inputs: Tensor, state: State) -> bool:
+    """Whether `state` is one that :func:`checked_state` would return as it is."""
+    if type(state) is not tuple or len(state) != len(cell._hibana.states):
+        return False
+    shape, dtype, device = inputs.shape[1:], inputs.dtype, inputs.device
+    for value in state:
+        if type(value) is not Tensor or value.shape != shape:
+            return False
+        if value.dtype != dtype or value.device != device:
+            return False
+    return True
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:

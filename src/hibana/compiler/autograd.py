@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
 
-__all__ = ["RunSpecification", "from_rest", "go", "go_over", "run"]
+__all__ = ["RunSpecification", "go", "go_over", "run", "specified"]
 
 
 def run(
@@ -42,12 +42,10 @@ def run(
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = None if begun else from_rest(program, inputs, ends, alone=not cell_tensors)
+    spec = specified(program, inputs, ends, len(begun), alone=not cell_tensors)
     if spec is None:
-        order = _order(program, inputs)
-        if order is None and not steps_contiguous(inputs):
-            inputs = inputs.contiguous()
-        spec = _specified(program, inputs, ends, order, len(begun))
+        inputs = inputs.contiguous()
+        spec = _specified(program, inputs, ends, None, len(begun))
     return go(spec, inputs, (*begun, *cell_tensors))
 
 
@@ -74,13 +72,18 @@ class RunSpecification(NamedTuple):
     """Whether what is emitted is known as bits without a gradient too; of neurons alone it costs a tenth."""
 
 
-def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
-    """How inputs that lie as `inputs` are run from rest, `alone` without tensors; None if not as they lie."""
+def specified(
+    program: "Program", inputs: Tensor, ends: bool, begun: int = 0, *, alone: bool
+) -> RunSpecification | None:
+    """How inputs that lie as `inputs` are run; None if not as they lie.
+
+    They are run from so many states that it is `begun` with, or from rest; `alone`, without tensors.
+    """
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
         return None
-    spec = _specified(program, inputs, ends, order)
-    if not (alone and program.takes_zeros and inputs.is_contiguous()):
+    spec = _specified(program, inputs, ends, order, begun)
+    if begun or not (alone and program.takes_zeros and inputs.is_contiguous()):
         return spec
     keeps = torch.is_grad_enabled() and inputs.requires_grad
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))

@@ -41,7 +41,8 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
     reentrant = module.CheckpointFunction.forward.__code__
     frame: FrameType | None = sys._getframe(1)
     entered = False  # a checkpoint is found, whose call by ``checkpoint`` is further out
-    while frame is not None and frame.f_code not in end:
+    ends = [id(code) for code in end]  # the hash of a code object is that of all that it holds
+    while frame is not None and id(frame.f_code) not in ends:
         if frame.f_code is reentrant:
             found.append(_checked(Checkpoint(frame.f_locals.get("ctx"), "run_function", True)))
             entered = True

@@ -9,8 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hibana.network.ann import from_ann
-from hibana.network.program import export
 from hibana.network.report import Conversion, LayerReport, accuracy_over_time
+from hibana.network.torch_export import export
 
 if TYPE_CHECKING:
     from hibana.network.c import CProgram, in_order, to_c

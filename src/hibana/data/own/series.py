@@ -55,11 +55,15 @@ class SequenceInputs(Inputs):
     def tensor(self, values: Frames) -> Tensor:
         return torch.stack([self._of_one_length(frames) for frames in values])
 
+    def scaled(self, frames: "np.ndarray[Any, Any]") -> Tensor:
+        """Frames ``[..., F]`` on the scale that was trained on; NaN is a missing value, which is filled."""
+        return self.scale(torch.from_numpy(np.where(np.isnan(frames), np.array(self.fill), frames)))
+
     def _of_one_length(self, frames: "np.ndarray[Any, Any]") -> Tensor:
         """A sequence ``[frames, F]`` as ``[steps, F]``, scaled."""
         if frames.shape[1] != len(self.features):
             raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
-        scaled = self.scale(torch.from_numpy(np.where(np.isnan(frames), np.array(self.fill), frames)))
+        scaled = self.scaled(frames)
         if self.lengths == "pad":
             return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
         if len(scaled) == 1:

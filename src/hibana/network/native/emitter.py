@@ -14,7 +14,7 @@ from hibana.network.native.blocks import Array, Block, Kind
 from hibana.network.sliding import channels_last
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
-__all__ = ["VECTOR", "Emitter", "Held", "parts_of", "spread", "times"]
+__all__ = ["VECTOR", "Emitter", "Held", "Packed", "parts_of", "spread", "times"]
 
 VECTOR = 32
 """Numbers that an element-wise loop takes at a time."""
@@ -37,26 +37,44 @@ class Held:
     """The places of what is not zero, in rising order, and how many they are; once a layer has asked."""
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Rows of weights among the constants, a chunk of outputs after the other, and a bias."""
+
+    inputs: int
+    chunks: tuple[tuple[int, int, int], ...]
+    """Of each its first output, how many it has, and where its rows begin, in bytes."""
+    bias: int | None
+    """Where it begins, in bytes."""
+
+
 class Emitter:
-    """Writes the function that computes one step of one sample.
+    """Writes a function that computes layers of one step of one sample.
 
     Constants and the state lie in blocks, at offsets that the code has in it; so does what lives for a step
-    only, in scratch memory.
+    only, in scratch memory. Another function of the same step has the constants and the state of `before`.
     """
 
-    def __init__(self, code: Code, dtype: torch.dtype, at: dict[str, Any]) -> None:
+    def __init__(
+        self, code: Code, dtype: torch.dtype, at: dict[str, Any], before: "Emitter | None" = None
+    ) -> None:
         self.code, self.dtype = code, dtype
         self.number = self.number_of(dtype)
         self.state_at: Bytes = at["state"]
         self.weights_at: Bytes = at["weights"]
         self.scratch_at: Bytes = at["scratch"]
         self.functions_at: Longs = at["functions"]
-        self.weights, self.state, self.scratch = Block(), Block(), Block()
-        self.arrays: list[Array] = []
+        self.scratch = Block()
+        self.weights: Block = before.weights if before else Block()
+        self.state: Block = before.state if before else Block()
+        self.arrays: list[Array] = before.arrays if before else []
         """What the state holds."""
-        self.functions: list[int] = []
+        self.functions: list[int] = before.functions if before else []
         """Addresses of the vector functions that are called."""
         self.held: dict[Node, Held] = {}
+        self.packed: dict[Node, Packed] = {}
+        """The weights of linear layers."""
+        self._offsets: dict[str, int] = {}
 
     @staticmethod
     def number_of(dtype: torch.dtype) -> type[Pointer]:
@@ -65,7 +83,7 @@ class Emitter:
 
     def constant(self, values: Tensor) -> Pointer:
         """An array of constants, in the step's dtype."""
-        return (self.weights_at + self.weights.add(values.to(self.dtype))).of(self.number)
+        return (self.weights_at + self._place(values)).of(self.number)
 
     def indices(self, values: Tensor) -> Ints:
         """An array of constant indices."""
@@ -74,7 +92,14 @@ class Emitter:
     def temporary(self, count: int, kind: type[Pointer] | None = None) -> Pointer:
         """An array that lives for this step."""
         kind = kind or self.number
-        return (self.scratch_at + self.scratch.reserve(count * kind.element.size)).of(kind)
+        offset = self.scratch.reserve(count * kind.element.size)
+        made = (self.scratch_at + offset).of(kind)
+        self._offsets[made.text] = offset
+        return made
+
+    def offset(self, temporary: Pointer) -> int:
+        """Where an array that :meth:`temporary` gave lies in scratch memory, in bytes."""
+        return self._offsets[temporary.text]
 
     def lasting(self, kind: Kind, rest: Tensor, of: Node, places: Tensor, shape: tuple[int, ...]) -> Bytes:
         """An array of the state, which begins as `rest`."""
@@ -139,25 +164,38 @@ class Emitter:
             i = places[k].to(LONG)
             yield i, None if held.truths else self.numbers(held)[i]
 
-    def add_rows(self, held: Held, rows: Tensor, out: Pointer, bias: Pointer | None = None) -> None:
-        """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last.
+    def pack(self, rows: Tensor, bias: Tensor | None = None) -> Packed:
+        """Rows ``[inputs, outputs]`` among the constants; the weights of a chunk of outputs lie together."""
+        inputs, outputs = rows.shape
+        size, chunks = CHUNK * 4 // self.number.element.size, []
+        for first in range(0, outputs, size):
+            width = min(size, outputs - first)
+            chunks.append((first, width, self._place(rows[:, first : first + width])))
+        return Packed(inputs, tuple(chunks), None if bias is None else self._place(bias))
 
-        `rows` are ``[inputs, outputs]``. Sums are taken a chunk of outputs at a time; the weights of a chunk
-        lie together.
-        """
-        element, size = self.number.element, rows.shape[1]
-        zero, chunk = self.code.constant(0, element), CHUNK * 4 // element.size
-        for first in range(0, size, chunk):
-            width = min(chunk, size - first)
-            weights = self.constant(rows[:, first : first + width])
+    def _place(self, values: Tensor) -> int:
+        return self.weights.add(values.to(self.dtype))
+
+    def add_rows(self, held: Held, packed: Packed, out: Pointer) -> None:
+        """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last."""
+        zero = self.code.constant(0, self.number.element)
+        for first, width, offset in packed.chunks:
+            weights = (self.weights_at + offset).of(self.number)
             parts = [(at, n, self.code.variable(spread(zero, n))) for at, n in parts_of(width)]
             with self.each_active(held) as (i, x):
                 row = weights + i * width
                 for at, vector_width, total in parts:
                     total.value = total.value + times((row + at).load(vector_width), x)
-            for at, vector_width, total in parts:
-                value, place = total.value, first + at
-                (out + place).store(value if bias is None else value + (bias + place).load(vector_width))
+            for at, _, total in parts:
+                place = first + at
+                (out + place).store(self.biased(total.value, packed, place))
+
+    def biased(self, sums: Value, packed: Packed, place: int) -> Value:
+        """Sums of the outputs from `place` on, with their bias if there is one."""
+        if packed.bias is None:
+            return sums
+        bias = (self.weights_at + packed.bias).of(self.number)
+        return sums + (bias + place).load(sums.type.width)
 
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
         """``target += x row``, of `count` numbers."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Kind, Network
+from hibana.network.graph import Kind, Network, Node
 from hibana.network.native import delays, layers
 from hibana.network.native.blocks import Array
 from hibana.network.native.emitter import Emitter, Held
 from hibana.network.native.neurons import neurons
+from hibana.network.native.still import KINDS, Still
 from hibana.runtime.functions import source
 from hibana.runtime.kernels import (
     BYTE,
@@ -31,10 +32,12 @@ from hibana.runtime.kernels import (
 __all__ = ["ARGUMENTS", "CHECK", "NAN", "OUT_OF_RANGE", "RUN", "Native", "build"]
 
 ARGUMENTS = (
-    *("mode", "steps", "samples", "inputs", "outputs", "events", "count", "status"),
-    *("state", "weights", "functions"),
+    *("mode", "steps", "samples", "inputs", "outputs", "events", "count", "stride"),
+    *("status", "state", "weights", "functions"),
 )
-"""What a call is given, eight bytes each, in this order."""
+"""What a call is given, eight bytes each, in this order; ``stride`` is the number of numbers from a step's
+inputs to the next one's, 0 where all are the same.
+"""
 CHECK, RUN = 1, 2
 """Bits of ``mode``: whether a call checks its input first, and whether it goes on to run the network."""
 NAN, OUT_OF_RANGE = 1, 2
@@ -77,38 +80,46 @@ def build(network: Network) -> Native:
     """
     if network.dtype not in (torch.float32, torch.float64):
         raise Unsupported(f"numbers of {network.dtype} are none that a native step computes in")
+    still = Still(network, _write)
     made: list[Emitter] = []
     number = Emitter.number_of(network.dtype)
 
-    def body(code: Code, inputs: Any, outputs: Any, **blocks: Any) -> None:
-        emitter = Emitter(code, network.dtype, blocks)
+    def body(code: Code, inputs: Any, results: Any, outputs: Any, **blocks: Any) -> None:
+        emitter = Emitter(code, network.dtype, blocks, still.emitter)
         made.append(emitter)
-        _step(emitter, network, inputs, outputs)
+        emitter.held = still.held(results, number)
+        for index, node in enumerate(network.nodes):
+            if node not in emitter.held:
+                _write(emitter, node, index, inputs)
+        _give(emitter, network, outputs)
 
-    kinds = {"inputs": number, "outputs": number, "state": Bytes, "weights": Bytes, "scratch": Bytes}
-    step = function("sample", body, {**kinds, "functions": Longs})
+    kinds = {"inputs": number, "results": Bytes, "outputs": number, **KINDS}
+    step = function("sample", body, kinds)
     (emitter,) = made
     rest = emitter.state.packed()
     code = Code()
-    _calls(code, network, step, number, len(rest), emitter.scratch.size)
+    _calls(code, network, still, step, len(rest), emitter.scratch.size)
     head = "define void @network(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
     (kernel,) = assemble(source([*code.texts, code.text(head)]), ("network",))
     functions = torch.tensor(emitter.functions, dtype=torch.int64, device="cpu")
     return Native(network, kernel, emitter.weights.packed(), rest, tuple(emitter.arrays), functions)
 
 
-def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer) -> None:
-    """All layers in order; what the last gives goes to `outputs`, in PyTorch's order."""
-    for index, node in enumerate(network.nodes):
-        if node.kind == "input":
-            made = Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), inputs)
-        elif node.kind == "neurons":
-            made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
-        elif node.kind == "delayed recurrent":
-            made = delays.delayed_recurrent(emitter, node, index)
-        else:
-            made = _LAYERS[node.kind](emitter, node)
-        emitter.held[node] = made
+def _write(emitter: Emitter, node: Node, index: int, inputs: Pointer) -> None:
+    """The layer `node`, which is number `index`."""
+    if node.kind == "input":
+        made = Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), inputs)
+    elif node.kind == "neurons":
+        made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
+    elif node.kind == "delayed recurrent":
+        made = delays.delayed_recurrent(emitter, node, index)
+    else:
+        made = _LAYERS[node.kind](emitter, node)
+    emitter.held[node] = made
+
+
+def _give(emitter: Emitter, network: Network, outputs: Pointer) -> None:
+    """What the last layer gives goes to `outputs`, in PyTorch's order."""
     held = emitter.held[network.output]
     size, order = held.node.size, torch.arange(held.node.size, dtype=torch.int64, device="cpu")
     if held.bits is not None and torch.equal(held.places, order):
@@ -117,18 +128,20 @@ def _step(emitter: Emitter, network: Network, inputs: Pointer, outputs: Pointer)
         outputs.copy(emitter.numbers(emitter.ordered(held, order)), size)
 
 
-def _calls(
-    code: Code, network: Network, step: Function, number: type[Pointer], state: int, scratch: int
-) -> None:
+def _calls(code: Code, network: Network, still: Still, step: Function, state: int, scratch: int) -> None:
     """The function that a call runs: checks, then each sample of its range through all steps."""
-    size, out_size = network.input.size, network.output.size
+    size, out_size, number = network.input.size, network.output.size, still.emitter.number
     addresses = {"inputs": number, "outputs": number, "events": Longs, "status": Longs}
     blocks = {"state": Bytes, "weights": Bytes, "functions": Longs}
     kinds = {name: {**addresses, **blocks}.get(name, LONG) for name in ARGUMENTS}
     at = code.arguments(kinds)
     begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
     by_events = at["events"].given()
-    with code.scratch((number, size), (Bytes, scratch)) as (given, memory):
+    with code.scratch((number, size), (Bytes, still.size * still.steps), (Bytes, scratch)) as (
+        given,
+        results,
+        memory,
+    ):
         refused = code.variable(0)
         with code.when(by_events):
             given.clear(size)
@@ -137,20 +150,30 @@ def _calls(
                 inside = (place >= 0) & (place < size)
                 given[inside.select(place, 0)] = 1
                 refused.value = inside.select(refused.value, OUT_OF_RANGE)
-        with code.when((at["mode"] & CHECK).differs(0) & by_events.equals(0)), code.loop(0, at["steps"]) as t:
-            row = at["inputs"] + (t * at["samples"] + begin) * size
-            _find_nan(code, row, (end - begin) * size, refused)
+        moves = at["stride"].differs(0)
+        with code.when((at["mode"] & CHECK).differs(0) & by_events.equals(0)):
+            different = moves.select(at["steps"], code.constant(1).smaller(at["steps"]))
+            with code.loop(0, different) as t:
+                row = at["inputs"] + (t * at["stride"] + begin * size)
+                _find_nan(code, row, (end - begin) * size, refused)
         wrong = refused.value
         with code.when(wrong.differs(0)):
             at["status"].store(wrong)
         runs = wrong.equals(0) & (at["mode"] & RUN).differs(0)
         with code.loop(begin, runs.select(end, begin)) as sample:
-            own = at["state"] + sample * state
-            with code.loop(0, at["steps"]) as t:
-                row = t * at["samples"] + sample
-                inputs = (at["inputs"] + row * size).instead(by_events, given)
-                outputs = at["outputs"] + row * out_size
-                step.do(code, inputs, outputs, own, at["weights"], memory, at["functions"])
+            own = {**at, "state": at["state"] + sample * state}
+            first = (at["inputs"] + sample * size).instead(by_events, given)
+            with code.loop(0, at["steps"], still.steps) as t:
+                count = (at["steps"] - t).smaller(code.constant(still.steps))
+                row = first + t * at["stride"]
+                if still.size:
+                    once = t.equals(0).select(1, code.constant(0))  # of an input that stays the same
+                    still.compute(code, row, at["stride"], moves.select(count, once), own, results)
+                with code.loop(0, count) as k:
+                    kept = results + moves.select(k * still.size, 0)
+                    outputs = at["outputs"] + ((t + k) * at["samples"] + sample) * out_size
+                    blocks_ = [own["state"], at["weights"], memory, at["functions"]]
+                    step.do(code, row + k * at["stride"], kept, outputs, *blocks_)
 
 
 def _find_nan(code: Code, row: Pointer, count: Value, refused: Any) -> None:

@@ -23,9 +23,9 @@ __all__ = ["average", "bias_of", "convolution", "linear", "maximum", "place_of",
 def linear(emitter: Emitter, node: Node) -> Held:
     """``W x + b``."""
     read = emitter.held[node.inputs[0]]
-    weights, bias = weights_of(node, read.places)
+    packed = emitter.packed[node] = emitter.pack(*weights_of(node, read.places))
     out = emitter.temporary(node.size)
-    emitter.add_rows(read, weights, out, bias_of(emitter, bias))
+    emitter.add_rows(read, packed, out)
     return Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), out)
 
 

@@ -98,7 +98,7 @@ def _do(
         matrix, turned = divmod(call.matrix, 2)
         weights = made.matrices[matrix].T if turned else made.matrices[matrix]
         operand = Held(made.node, made.places, given[0])
-        emitter.add_rows(operand, weights, given[-1])
+        emitter.add_rows(operand, emitter.pack(weights), given[-1])
     else:
         address = functions[call.function]
         if address not in emitter.functions:

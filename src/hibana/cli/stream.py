@@ -1,0 +1,156 @@
+"""``hibana predict --stream``: steps from standard input, an answer a line as each is taken."""
+
+import math
+import os
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hibana.cli.lines import steps_of
+from hibana.cli.saying import Failure, doing, refusing
+from hibana.cli.tables import said_step, step_heading
+from hibana.network import native
+from hibana.train.predicting import Answers, answered
+
+if TYPE_CHECKING:
+    from hibana.train import Network
+
+__all__ = ["stream"]
+
+
+@torch.no_grad()
+def stream(model: "Network", window: float | None, form: str) -> None:
+    """Takes the steps of standard input, and prints what `model` answers after each.
+
+    An answer is that of the objective over the outputs so far, at most as many as were trained on. A line
+    that can't be read is named, and left out. An empty one ends a sequence: the next begins at rest.
+
+    Args:
+        model: a trained network.
+        window: milliseconds of a window of events.
+        form: of a line: ``table``, ``csv`` or ``json``.
+
+    Raises:
+        Refusal: if the network can't be run step by step, or its data give no steps.
+        Failure: at the end, if lines were left out.
+    """
+    steps = steps_of(model, window)
+    running = _Running(model, form, steps.dtype)
+    number, refused = 0, 0
+    try:
+        for number, line in enumerate(sys.stdin.buffer, start=1):
+            begun = time.perf_counter()
+            try:
+                text = _text(line)
+                ends = not text.strip()
+                given = steps.end() if ends else steps.read(text)
+            except ValueError as error:
+                print(f"hibana predict: line {number} is left out: it {error}", file=sys.stderr)
+                refused += 1
+                continue
+            running.answer(given, begun)
+            if ends:
+                running.reset()
+        running.answer(steps.end(), time.perf_counter())
+    except BrokenPipeError:  # who read the answers has ended; Python would say so again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        print(running.summary(), file=sys.stderr)
+    if refused:
+        raise Failure(f"{refused} of {number} lines could not be read")
+
+
+def _text(line: bytes) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8 text") from None
+
+
+class _Running:
+    """A network that goes on from step to step, what it has put out, and how long it takes."""
+
+    def __init__(self, model: "Network", form: str, dtype: torch.dtype) -> None:
+        self.model, self.form = model, form
+        with doing("compiling"), refusing():
+            example = torch.zeros(1, 1, *model.shape, dtype=dtype, device="cpu")
+            self.stream = native.compile(model.net, example).stream()
+        model.seed_evaluation()
+        self.most = model.settings.steps
+        self.outputs: Tensor | None = None
+        """Of the last steps twice over, so that those in order lie together: ``[2 * most, 1, classes]``."""
+        self.count = 0
+        """Steps of this sequence."""
+        self.whole, self.alone = _Times(), _Times()
+
+    def answer(self, steps: list[Tensor], begun: float) -> None:
+        """Takes `steps`, of a line that was read at the time `begun`, and prints an answer for each."""
+        for x in steps:
+            called = time.perf_counter()
+            outputs = self.stream.step(x.contiguous())
+            self.alone.add(time.perf_counter() - called)
+            answers = answered(self.model, self._scores(outputs), [str(self.count)])
+            if self.form == "csv" and self.whole.count == 0:
+                sys.stdout.write(step_heading(answers.label, answers.classes))
+            self._say(answers)
+            self.whole.add(time.perf_counter() - begun)
+
+    def _say(self, answers: Answers) -> None:
+        sys.stdout.write(said_step(answers, self.form))
+        sys.stdout.flush()
+
+    def _scores(self, outputs: Tensor) -> Tensor:
+        """The objective's scores over the last outputs."""
+        if self.outputs is None:
+            self.outputs = outputs.new_empty(2 * self.most, *outputs.shape)
+        at = self.count % self.most
+        self.outputs[at] = self.outputs[at + self.most] = outputs
+        self.count += 1
+        first, last = (0, self.count) if self.count <= self.most else (at + 1, at + 1 + self.most)
+        return self.model.objective.scores(self.outputs[first:last])
+
+    def reset(self) -> None:
+        """Puts the network back to rest."""
+        self.stream.reset()
+        self.count = 0
+
+    def summary(self) -> str:
+        """How many steps there were, and how long they took."""
+        if not self.whole.count:
+            return "no steps"
+        return (
+            f"{self.whole.count:,} steps; from a line to its answer {self.whole}; the network alone "
+            f"{self.alone}"
+        )
+
+
+class _Times:
+    """How often each duration came, to three digits, so that memory does not grow with their number."""
+
+    def __init__(self) -> None:
+        self.counted: Counter[float] = Counter()
+        self.count = 0
+
+    def add(self, seconds: float) -> None:
+        self.counted[float(f"{seconds:.3g}")] += 1
+        self.count += 1
+
+    def quantile(self, part: float) -> float:
+        """The duration that `part` of all do not exceed."""
+        left = math.ceil(part * self.count)
+        for seconds in sorted(self.counted):
+            left -= self.counted[seconds]
+            if left <= 0:
+                return seconds
+        raise ValueError("there are no durations")
+
+    def __str__(self) -> str:
+        return f"median {_shown(self.quantile(0.5))}, 99th percentile {_shown(self.quantile(0.99))}"
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
