@@ -1,8 +1,7 @@
-"""Transcendental functions of a row of numbers: of a library at hand, or of hibana's own.
+"""Transcendental functions of a row of numbers, of a library or of hibana's own, as addresses.
 
-Each is ``void (int32 count, *source, …, *target, int64 mode)``, which is how Intel's library has it, so that
-a kernel calls it by an address, whoever made it. Functions of 32-bit numbers are computed in 64 bits and
-rounded once; those of 64 bits stand on the C library's.
+Each is ``void (int32 count, *source, …, *target, int64 mode)``, the signature of Intel's library, so that a
+kernel calls all of them alike.
 """
 
 import ctypes
@@ -11,8 +10,7 @@ from functools import cache
 
 import torch
 
-from hibana.compiler.cpu.numbers import VECTOR, Numbers, lane_by_lane
-from hibana.compiler.cpu.own import OWN
+from hibana.compiler.cpu.own import FLOAT32_ONLY, OWN, VECTOR, Numbers, lane_by_lane
 from hibana.compiler.cpu.schedule import libm_function
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.runtime.kernels import (
@@ -39,7 +37,7 @@ __all__ = ["library_function", "own_function", "sleef_function"]
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
     single = dtype != torch.float64
-    if name not in OWN or (name == "gelu" and not single and not _named_symbol("hibana_erfc", "vmdErfc")):
+    if name not in OWN or (name in FLOAT32_ONLY and not single):
         return 0
 
     def computed(code: Code, *given: Value) -> Value:
@@ -63,13 +61,13 @@ def _numbers(dtype: torch.dtype) -> type[Pointer]:
     return Doubles if dtype == torch.float64 else Floats
 
 
-def _named_symbol(name: str, symbol: str) -> bool:
-    """Has what is compiled find libtorch's function `symbol` by `name`; False if there is none."""
+def _is_linked(symbol: str) -> bool:
+    """Makes libtorch's function `symbol` known to LLVM's linker; False if there is none."""
     import llvmlite.binding as llvm
 
     if not hasattr(libtorch(), symbol):
         return False
-    llvm.add_symbol(name, ctypes.cast(getattr(libtorch(), symbol), ctypes.c_void_p).value)
+    llvm.add_symbol(symbol, ctypes.cast(getattr(libtorch(), symbol), ctypes.c_void_p).value)
     return True
 
 
@@ -84,7 +82,7 @@ def sleef_function(name: str, dtype: torch.dtype) -> int:
     width = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
     symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{width}_{accuracy}"
-    if not (width and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
+    if not (width and OPERATIONS[name].sleef and _is_linked(symbol)):
         return 0
     vector = kind.of(width)
     function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
