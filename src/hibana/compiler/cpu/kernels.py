@@ -17,13 +17,11 @@ from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
 from hibana.compiler.cpu.node import built, called, launch
-from hibana.compiler.cpu.parameters import patterns_of, written_out
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.unaliased import unaliased
-from hibana.compiler.cpu.walk import Bound, Walk, folded, walk
+from hibana.compiler.cpu.walk import Bound, Walk, folded, patterns_of, unaliased, walk, written_out
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
 from hibana.compiler.packed import row_bytes

@@ -23,7 +23,7 @@ from hibana.compiler.backend import Launch
 from hibana.compiler.cpu.binding import Binding
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import BUFFER_OFFSET, OUTPUT_OFFSET, PAGE
-from hibana.compiler.cpu.unaliased import ALIASING_FROM
+from hibana.compiler.cpu.walk import ALIASING_FROM
 from hibana.compiler.graph.plan import Plan
 from hibana.runtime import files
 from hibana.runtime.kernels import COMPILING, Work, kept_in

@@ -4,12 +4,17 @@ from collections.abc import Sequence
 from math import lcm
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from hibana.compiler.cpu.binding import Binding, Pack
-from hibana.compiler.cpu.row_walk import FOLDED
+from hibana.compiler.cpu.body import LINE
+from hibana.compiler.cpu.row_walk import FOLDED, OUTPUT_OFFSET, PAGE
 from hibana.compiler.packed import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 
 __all__ = [
+    "ALIASING_FROM",
     "MULTIPLE",
     "REVERSED",
     "SHORTEST",
@@ -17,8 +22,11 @@ __all__ = [
     "Walk",
     "folded",
     "pattern_sizes",
+    "patterns_of",
     "split_rows",
+    "unaliased",
     "walk",
+    "written_out",
 ]
 
 SHORTEST = 512
@@ -131,3 +139,37 @@ def pattern_sizes(patterns: Sequence[int], reduced: Sequence[int], repeated: boo
     """
     sizes = {f"p{i}_length": length if repeated else 0 for i, length in enumerate(patterns)}
     return sizes | {f"sum{i}_fold": length for i, length in enumerate(reduced)}
+
+
+def patterns_of(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
+    """How many neurons each is given for, over and over; 0, if for each or as one number."""
+    whole = (1, neurons)
+    return tuple([0 if (count := parameter.numel()) in whole else count for parameter in parameters])
+
+
+def written_out(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int) -> list[Tensor]:
+    """`parameters` of which those that repeat, as `patterns` say, are given for each of the `neurons`."""
+    return [
+        parameter.as_strided((neurons // length, length), (0, 1)).reshape(-1) if length else parameter
+        for parameter, length in zip(parameters, patterns, strict=True)
+    ]
+
+
+ALIASING_FROM = 256 << 10
+"""Bytes from which on 4K aliasing matters; a page more is little then."""
+
+
+def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
+    """A new tensor of `shape`, offset within a page so that stores to it and loads from `read` do not alias.
+
+    See :data:`hibana.compiler.cpu.row_walk.OUTPUT_OFFSET`. A small one begins where its memory does.
+    """
+    count, dtype = shape.numel(), read.dtype
+    if count * dtype.itemsize < ALIASING_FROM:
+        if read.shape == shape and read.is_contiguous():
+            return torch.empty_like(read)  # sizes that come from Python take twice as long
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
+    shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
+    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, shape, ())
+    return buffer.data  # to which nothing was written yet, as others may ask of its version
