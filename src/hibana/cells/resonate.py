@@ -3,6 +3,7 @@
 import math
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor
 
 from hibana.cells.base import BuiltIn
@@ -180,20 +181,14 @@ class SiLIFCell(Spiking):
         self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rested = self._rested(v_previous, s_previous)
-        kept = _exp(-1 / self.tau)
-        along, across = kept * _cos(self.omega), kept * _sin(self.omega)
+        kept = _computed("exp", -1 / self.tau)
+        along, across = kept * _computed("cos", self.omega), kept * _computed("sin", self.omega)
         v = rested * along - w_previous * across + input_
         w = rested * across + w_previous * along
         return w, v, self.surrogate(v - self.threshold)
 
 
-def _exp(value: Value) -> Value:
-    return value.exp() if isinstance(value, Tensor) else math.exp(value)
-
-
-def _cos(value: Value) -> Value:
-    return value.cos() if isinstance(value, Tensor) else math.cos(value)
-
-
-def _sin(value: Value) -> Value:
-    return value.sin() if isinstance(value, Tensor) else math.sin(value)
+def _computed(function: str, value: Value) -> Value:
+    """``exp``, ``cos`` or ``sin`` of a number or a tensor."""
+    found: Value = getattr(torch if isinstance(value, Tensor) else math, function)(value)
+    return found
