@@ -72,12 +72,12 @@ def _is_linked(symbol: str) -> bool:
 
 
 _WIDTHS = {"AVX512": 64, "AVX2": 32}
-"""Bytes of the vectors that PyTorch computes in."""
+"""Bytes of PyTorch's vectors."""
 
 
 @cache
 def sleef_function(name: str, dtype: torch.dtype) -> int:
-    """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
+    """The address of a function that applies Sleef's, as PyTorch does; 0 if libtorch has none."""
     kind = _numbers(dtype).element
     width = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
@@ -90,11 +90,11 @@ def sleef_function(name: str, dtype: torch.dtype) -> int:
 
 
 _ROWS: list[object] = []
-"""Kernels whose addresses were given away: they stay."""
+"""Kernels that live as long as the process, since their addresses do."""
 
 
 def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Value]) -> int:
-    """The address of a function of rows that computes `width` numbers at a time by `computed`."""
+    """The address of a row function that computes `width` numbers at a time by `computed`."""
     real, sources = _numbers(dtype), ("source", "second")[: OPERATIONS[name].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:

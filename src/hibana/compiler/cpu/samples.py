@@ -1,7 +1,6 @@
-"""A step's CPU kernels where it has matrix products: compiled when first asked for, run over tensors.
+"""A step's CPU kernels where it has matrix products: compiled on first use, run over tensors.
 
-Sequences are ``[T, ..., N]`` whose single steps are contiguous: N neurons that need one another, and samples,
-which don't. Gradients of matrices are one product over the whole sequence, after the loop.
+Sequences are ``[T, ..., N]`` with contiguous steps: the N neurons of a sample are multiplied by a matrix.
 """
 
 from collections.abc import Sequence
@@ -27,14 +26,14 @@ from hibana.runtime.kernels import Kernel, Work, arguments, assemble, ready
 __all__ = ["SampleKernels"]
 
 NEAR = 256 << 10
-"""Bytes of the rows of the samples that a thread works on at a time, at most: a part of its own cache."""
+"""Maximum bytes of rows of the samples that a thread works on at a time: a part of L2."""
 
 MOST = 16
-"""Samples that a thread works on at a time, at most; the more, the seldomer it goes through the weights."""
+"""Maximum samples that a thread works on at a time; the more, the fewer passes over the weights."""
 
 
 class SampleKernels(NamedKernels, NativeKernels):
-    """The kernels of one step with products, in one dtype; they raise what their base raises."""
+    """The kernels of one step with products, in one dtype."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
 
@@ -118,12 +117,11 @@ class _Bound(NamedTuple):
 
 
 class _Schedule(NamedTuple):
-    """How a kernel goes over sequences of one shape."""
+    """A kernel bound to sequences of one shape, and the bytes of all threads' memory."""
 
     work: Work
     sizes: dict[str, int]
     bytes: int
-    """Of the memory of all threads."""
 
 
 def _address(value: Any) -> int:
@@ -133,7 +131,7 @@ def _address(value: Any) -> int:
 
 
 def _table(matrix: Tensor, *, transposed: bool) -> Tensor:
-    """The rows of `matrix`, each padded with zeros to whole panels."""
+    """`matrix` as a table (:mod:`hibana.compiler.cpu.product`)."""
     matrix = matrix.squeeze(0) if matrix.ndim == 3 else matrix
     matrix = matrix.T if transposed else matrix
     inputs, outputs = matrix.shape

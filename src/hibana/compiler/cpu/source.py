@@ -22,15 +22,15 @@ def forward_source(
     emits: bool = True,
     nontemporal: bool = False,
 ) -> Source:
-    """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None).
+    """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given.
 
     Args:
         step: the step.
-        plan: what its backward wants kept.
+        plan: the residuals.
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
-        emits: whether what the step emits is written; only spikes can be left out.
-        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+        emits: whether the output is written; only spikes can be left out.
+        nontemporal: whether sequences are written by non-temporal stores.
     """
     once = forward_pass(step, plan)
     *carried, emitted = step.states
@@ -77,17 +77,17 @@ def backward_source(
     nontemporal: bool = False,
     folded: bool = False,
 ) -> Source:
-    """The kernel that runs the gradient of `step` back over time.
+    """The kernel that runs the gradient of `step` back over time; as :func:`forward_source`.
 
     Args:
         step: the step.
-        plan: what its forward kept.
+        plan: the residuals.
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
-        wants_input: whether the gradient of the input is asked for.
-        constant_input: whether that gradient is a sum over time.
-        folded: whether sums over time are of a few neurons each, which follow one another in a row.
-        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+        wants_input: whether the gradient of the input is computed.
+        constant_input: whether that gradient is summed over time.
+        nontemporal: whether sequences are written by non-temporal stores.
+        folded: whether sums over time are reduced to a few neurons that repeat in a row.
     """
     once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
     before = before_pass(step, plan)
@@ -128,7 +128,7 @@ def backward_source(
 
 
 def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:
-    """The kernel that runs `step` over time and keeps what `plan` says."""
+    """:func:`forward_source` of a step with matrix products."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
     moving = moving_forward(step, once, whole="step", kept="step")
@@ -151,7 +151,7 @@ def backward_over_samples(
     wants_input: bool,
     constant_input: bool,
 ) -> Source:
-    """The kernel that runs the gradient of `step` back over time."""
+    """:func:`backward_source` of a step with matrix products."""
     step, gates = gated(step)
     once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
     before = before_pass(step, plan)
