@@ -36,9 +36,9 @@ __all__ = ["RunSpecification", "from_rest", "go", "go_over", "run"]
 def run(
     program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
+    """`cell` over `inputs` by `program`: its outputs, and if `ends` its last states but the emitted one.
 
-    Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
+    Outputs have the memory format of `inputs`.
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
@@ -56,26 +56,27 @@ class RunSpecification(NamedTuple):
 
     program: "Program"
     plan: "Plan"
-    """What is kept, if a gradient is wanted."""
+    """The residuals, if a gradient is wanted."""
     shape: torch.Size
-    """Of the inputs, in the order in which they lie in memory."""
+    """Of the inputs, in memory order."""
     ends: bool
+    """Whether the last states are wanted."""
     order: list[int] | None = None
-    """The order of dimensions in which they lie in memory, if it is another than theirs."""
+    """The memory order of the dimensions, if it is another than theirs."""
     begun: int = 0
-    """How many states it is given to begin with: all, or none if it begins at rest."""
+    """How many initial states are given: all, or none for a run from rest."""
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
     launch: Launch | None = None
-    """What runs it without Python, if something does: see :mod:`hibana.compiler.cpu.node`."""
+    """The run by the node in C++, where there is one: see :mod:`hibana.compiler.cpu.node`."""
     once: bool = False
-    """Whether it is given one step, which is the input of all, and gives the gradient of that one."""
+    """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
-    """Whether what is emitted is known as bits without a gradient too; of neurons alone it costs a tenth."""
+    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of the neurons' time."""
 
 
 def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
-    """How inputs that lie as `inputs` are run from rest, `alone` without tensors; None if not as they lie."""
+    """A run from rest over inputs with these strides, `alone` if the cell has no tensors; None if they need a copy."""
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
         return None
@@ -87,7 +88,7 @@ def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) ->
 
 
 def _order(program: "Program", inputs: Tensor) -> list[int] | None:
-    """In which the dimensions of `inputs` lie in memory, if it is another than theirs."""
+    """The memory order of the dimensions of `inputs`, if it is another than theirs."""
     if program.step.matrices or inputs.is_contiguous():
         return None  # neurons of a sample lie together
     return memory_order(inputs)
@@ -104,7 +105,7 @@ def _specified(
 def go(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
     if spec.launch is not None:
         return spec.launch(inputs, spec)
     if torch.is_grad_enabled() and (
@@ -124,7 +125,7 @@ def go(
 def go_over(
     spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> Tensor:
-    """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
+    """The outputs over `inputs` that a `producer` has yet to compute, without a gradient."""
     order, given = _without_gradient(spec, inputs, tensors)
     outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
     return outputs if order is None else outputs.permute(inverse(order)).detach()
@@ -133,7 +134,7 @@ def go_over(
 def _without_gradient(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[list[int] | None, ForwardArguments]:
-    """The order of dimensions in memory, and what kernels are given of it."""
+    """The memory order, and the arguments of the forward kernel."""
     program, _, shape, ends, order, begun, _, _, once, deep = spec
     if once:
         inputs = repeated(inputs, shape[0])
@@ -147,7 +148,7 @@ def _without_gradient(
 def _known(
     forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `forward` emits, of which the bits are remembered where it keeps them, and the last states."""
+    """The outputs and last states of `forward`; if it keeps the outputs' bits, they are attached."""
     if given.plan is None:
         outputs, last, _ = forward(given)
         return outputs, last
@@ -157,25 +158,22 @@ def _known(
 
 
 class _Saved(NamedTuple):
-    """What a run saves for its backward."""
+    """What a run saves for its backward: the inputs and initial states only if the plan reads them."""
 
     inputs: Sequence[Tensor]
-    """One, if they are a residual."""
     first: Sequence[Tensor | None]
-    """The states begun with that the plan reads, if there are any."""
     cell_tensors: Sequence[Tensor]
     parameters: Sequence[Tensor]
     residuals: Sequence[Tensor]
 
 
 class _Run(torch.autograd.Function):
-    """The whole sequence as one node, whose attributes `specification`, `support` and `spikes` others read.
+    """The whole sequence as one node.
 
-    `specification` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
-    ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
-    lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
-    :class:`hibana.compiler.graph.plan.Plan`. `uniform`, where there is such, is what others write, a gradient
-    that is the same for all that was emitted: see :mod:`hibana.compiler.scalar_gradient`.
+    Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
+    ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`, a
+    gradient that is one number for all outputs (:mod:`hibana.compiler.scalar_gradient`), where it exists.
     """
 
     @staticmethod
@@ -216,7 +214,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        # what refuses a second derivative costs a good part of a small backward, and matters only for one
+        # the check for second derivatives is expensive, and only they need it
         return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
 
 
@@ -299,11 +297,10 @@ _apply = applied(_Run)
 
 
 def _only_summed(inputs: Tensor) -> bool:
-    """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
+    """Whether the gradient of `inputs`, expanded over time, is only summed over time.
 
-    Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
-    ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
-    it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
+    Not so if a hook, `retain_grad` or ``torch.autograd.grad`` reads the gradient of each step. (Asked for
+    `inputs` and for their source at once, ``torch.autograd.grad`` gives `inputs` the mean over time.)
     """
     node = expansion(inputs)
     return (
