@@ -1,11 +1,8 @@
-"""Whether a missing gradient of a step may be taken for a gradient of zero.
+"""Whether a missing gradient of a step may be replaced by zeros.
 
-Autograd tells a gradient that is not there from one that is zero: what is not there is multiplied by
-nothing. A kernel is given zeros instead, and zero times a finite number is the same. It is not where a
-derivative is infinite or NaN, as that of ``sqrt`` at zero: there the kernel's answer would be NaN.
-
-Everything is bounded from above and below, given that what a step reads and what it leaves is finite; but a
-quotient that may divide by zero may be infinite wherever it stands.
+Autograd does not multiply by a gradient that is None; a kernel multiplies by zeros. That is the same unless a
+derivative is infinite or NaN, as that of ``sqrt`` at zero. So values are bounded, given that what a step reads
+and its next states are finite; a quotient that may divide by zero may be infinite.
 """
 
 import math
@@ -18,21 +15,20 @@ from hibana.compiler.graph.step import Step, Value
 __all__ = ["takes_zeros"]
 
 Bounds = tuple[float, float]
-"""What a finite number lies between; infinite bounds are no bounds."""
 
 ANY: Bounds = (-math.inf, math.inf)
 LEAST = 1e-30
-"""A divisor at least this far from zero makes no infinity of what a loss is made of."""
+"""A quotient by a number at least this far from zero counts as finite."""
 MOST = 80.0
 """Up to here ``exp`` is finite in float32."""
 LARGEST = 3.4028234663852886e38
-"""What is larger is infinite in float32."""
+"""The largest float32."""
 
 
 def takes_zeros(step: Step) -> bool:
-    """Whether the backward of `step` gives the same for absent gradients and for gradients of zero.
+    """Whether the backward of `step` gives the same for missing gradients and for zeros.
 
-    So it is where each gradient is only added, chosen, or multiplied by what is surely finite.
+    It does where gradients are only added, selected, or multiplied by what is surely finite.
     """
     found = _Found(step)
     behind: set[Value] = set()
@@ -58,7 +54,6 @@ def takes_zeros(step: Step) -> bool:
 
 
 _LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
-"""What gradients are taken by."""
 
 
 class _Found:
@@ -68,7 +63,7 @@ class _Found:
         self.step = step
         self.known: dict[Value, Bounds | None] = {}
         self.finite: set[Value] = set()
-        """What must have been finite for the states after the step to be."""
+        """Values that are finite since the states after the step are."""
         waiting = list(step.nexts)
         while waiting:
             value = waiting.pop()

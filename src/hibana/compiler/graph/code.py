@@ -43,11 +43,11 @@ class Names(NamedTuple):
     variables: frozenset[tuple[str, ...]]
     """Global variables, read or written, each with the attributes that are read from it at once."""
     attributes: frozenset[str]
-    """Attributes, and text that may be the name of one."""
+    """Attributes, and strings that may be the name of one."""
     imports: frozenset[tuple[str, int]]
-    """Modules, and of how many packages above; 0 if the name is absolute."""
+    """Modules, and their level: 0 if the name is absolute."""
     any_attribute: bool
-    """Whether it may read attributes by names that it computes."""
+    """Whether it may read attributes by computed names."""
 
 
 @lru_cache(maxsize=4096)
@@ -105,7 +105,7 @@ def names_of_methods(kind: type) -> frozenset[str]:
 
 @lru_cache(maxsize=1024)
 def native_bases(kind: type) -> tuple[type, ...]:
-    """Those of the bases of `kind`, and itself, that may keep what Python can't see: written in C."""
+    """Those of the bases of `kind`, and itself, that are written in C, and may hold what Python can't see."""
     return tuple(base for base in kind.__mro__ if base is not object and not _is_python(base))
 
 

@@ -1,8 +1,7 @@
-"""The neuron that each element of a traced tensor belongs to, by which products are told from moves.
+"""The layout of a traced tensor: for each of its elements, the number of its neuron in the step.
 
-A step's products come as ``mm``, ``addmm`` or ``bmm``, among views and transpositions that libraries put
-around them. A *layout* is a tensor of the traced one's shape that holds, for each element, the number of its
-neuron in the step; an operation that only moves numbers moves its layout too.
+A step's matrix products come among views and transpositions. An operation that only moves elements is applied
+to the layout too, so that it is known which dimension of an operand holds the neurons.
 """
 
 from collections.abc import Callable
@@ -22,12 +21,12 @@ PRODUCTS = frozenset({"mm", "addmm", "bmm", "mv", "addmv"})
 
 
 def step_layout(shape: torch.Size) -> Tensor:
-    """The layout of what lies as a step of `shape` does."""
+    """The layout of a step of `shape`."""
     return torch.arange(shape.numel(), dtype=torch.int64, device="cpu").view(shape)
 
 
 def moved(layout: Tensor, operation: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Tensor:
-    """`layout` after `operation`, which only moves numbers; `args` are those after the tensor."""
+    """`layout` after `operation`, with its `args` after the tensor."""
     result = operation(layout.clone(), *args, **{k: v for k, v in kwargs.items() if k == "implicit"})
     assert isinstance(result, Tensor)
     return result.clone()

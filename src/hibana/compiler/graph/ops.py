@@ -1,7 +1,7 @@
-"""The table of operations: one row for each, with its derivative, dtypes, C, LLVM and Triton forms.
+"""The table of operations: one row for each, with its C, LLVM and Triton forms.
 
-A column is a target language. A row without an entry in it can't be emitted there, which
-:class:`Unsupported` names. :mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
+A row without an entry for a language can't be emitted in it, and raises :class:`Unsupported`.
+:mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
 """
 
 from dataclasses import dataclass
@@ -26,37 +26,35 @@ class Operation:
     name: str
     arity: int
     said: str
-    """How a person says it: a template with ``{0}``, ``{1}``, … for its arguments."""
+    """In equations, a template with ``{0}``, ``{1}``, … for its arguments, as the other templates."""
     llvm: tuple[str, ...] = ()
     """LLVM's instructions: ``{V}`` is the vector's type, ``{T}`` the number's, ``{M}`` a mask's, ``{K}`` an
-    intrinsic's suffix, ``{t0}`` what the first instruction gave; none for what a function computes."""
+    intrinsic's suffix, ``{t0}`` the first instruction's result; none if a function computes it."""
     triton: str = ""
-    """A template; ``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` are what rounds as IEEE has it."""
+    """``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` round as IEEE requires."""
     c: str = ""
-    """A template of C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
+    """C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
     boolean: bool = False
-    """Whether a truth value comes of it."""
+    """Whether the result is a truth value."""
     call: bool = False
-    """Whether a function computes it, a row at a time: what IEEE does not determine."""
+    """Whether a function computes it, a row at a time, since IEEE does not determine it."""
     effort: float = 0.1
-    """What recomputing it costs, in bits kept."""
+    """The price of recomputing it, in bits kept."""
     mkl: str = ""
-    """Of the functions that may compute it: the one of Intel's library,"""
+    """The functions that may compute it: of MKL, Sleef and the C library."""
     sleef: str = ""
-    """that of Sleef,"""
     libm: str = ""
-    """and that of the C library."""
     own: bool = False
-    """Whether hibana has code of its own for it (:mod:`hibana.compiler.cpu.functions`)."""
+    """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.own`)."""
     written: Written = ""
-    """How it is written in other operations where no function computes it: to more than two units in the last
-    place, which gradients bear. ``"{0}"`` is an argument, a digit a number."""
+    """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone.
+    ``"{0}"`` is an argument, a digit a number."""
     within: tuple[float, float] | None = None
-    """Between which numbers it surely lies, if it does whatever its arguments are."""
+    """Bounds of the result, whatever the arguments."""
 
     @property
     def onnx(self) -> str:
-        """ONNX's operator for it, if there is one."""
+        """ONNX's operator, or ``""``."""
         return _IN_ONNX.get(self.name, "")
 
 

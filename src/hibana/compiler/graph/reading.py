@@ -1,7 +1,7 @@
 """An fx graph of ATen operations read as a :class:`Step`, node by node.
 
-What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
-numbered constants, so that changing one changes no structure.
+What depends on the cell's tensors alone runs once a call, in PyTorch. Numbers become numbered constants, so
+that changing one changes no structure.
 """
 
 import operator
@@ -62,11 +62,10 @@ class Reading:
         self.sums: list[fx.Node] = []
         """Per-neuron nodes that gradients of the cell's tensors are summed from."""
         self.layouts: dict[fx.Node, Tensor] = {}
-        """Of the nodes in `values`."""
         self.matrices = Matrices(shape, self.once)
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
         self.behind: set[fx.Node] = set()
-        """Nodes that gradients are a part of."""
+        """Nodes that depend on gradients."""
         self.blank = False
         self.wide = Wide(graph, len(self.names), dtype)
 
@@ -311,7 +310,7 @@ class Reading:
         return wide
 
     def _part(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
-        """The part of the graph from `inputs` to `outputs`; sums have the shape of what was summed."""
+        """The part of the graph from `inputs` to `outputs`."""
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
         moved = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
         return part_between(self.graph, inputs, outputs, moved, self.device)

@@ -16,9 +16,9 @@ class Value:
     """One number (or truth value) per neuron and step.
 
     `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
-    ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, or a ``number`` itself. The
-    product of a row of neurons with matrix j is number ``2 j``, that with it transposed ``2 j + 1``. The
-    passes (``graph.passes``) put leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
+    ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, or a ``number`` itself. The product of a row
+    of neurons with matrix j has `data` ``2 j``, with it transposed ``2 j + 1``. The passes (``graph.passes``)
+    have leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
     op: str
@@ -49,7 +49,7 @@ class Step:
     grad_input: Value | None
     grad_states: tuple[Value | None, ...]
     grad_sums: tuple[Value, ...]
-    """Per neuron; summed over time they are what :attr:`epilogue` takes."""
+    """Per neuron, to be summed over time for the :attr:`epilogue`."""
     constants: tuple[float, ...]
     prologue: Callable[..., tuple[Any, ...]]
     """From the cell's tensors to the ``parameter`` leaves, then the matrices."""
@@ -59,12 +59,11 @@ class Step:
     parameters: int
     matrices: int = 0
     outer: tuple[tuple[Value, Value], ...] = ()
-    """Pairs of rows of neurons whose outer products, summed over samples and time, gradients of matrices
-    are made of."""
+    """Pairs of rows whose outer products, summed over samples and time, are gradients of matrices."""
     blank: bool = False
-    """Whether a gradient is zero whatever it is made of, as that of ``floor``: it does not say of what."""
+    """Whether some gradient is the number zero, as that of ``floor``, and no longer names what it is of."""
     any_size: bool = False
-    """Whether it is the same step for every size of a dimension that no tensor of the cell has."""
+    """Whether the step is the same for every size of a dimension that no tensor of the cell has."""
 
     @property
     def sides(self) -> list[Value]:

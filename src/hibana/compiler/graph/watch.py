@@ -1,7 +1,6 @@
 """Snapshots of what an object holds, by type, and whether it has changed since.
 
-A look at an object gives the identities of its parts: whoever keeps a look keeps the parts alive, so that no
-other object gets their place in memory.
+A snapshot (a *look*) holds the identities of an object's parts, which must be kept alive with it.
 """
 
 from collections import OrderedDict, defaultdict, deque
@@ -46,16 +45,15 @@ __all__ = [
 ]
 
 Look = Callable[[Any], Hashable]
-"""What tells one state of an object from another."""
+"""A snapshot function."""
 Watch = tuple[Look, Any, Hashable]
-"""A look, an object, and what the look gave when the object was followed."""
+"""A look, an object, and its snapshot."""
 Item = tuple[Callable[[str, Any], Any], str, Any]
-"""The ``get`` of a mapping, a name, and the value that it had when it was followed."""
+"""The ``get`` of a mapping, a name, and the value that it had."""
 
 PLAIN = frozenset({float, int, bool, str, NoneType})
-"""Types of which each value is a constant that a kernel can take."""
+"""Types whose values are constants."""
 MISSING = object()
-"""Stands for what has no value."""
 
 
 def _items(kind: Any) -> Callable[[Any], Iterator[Any]]:
@@ -94,7 +92,7 @@ NUMBERS: dict[type, Callable[[Any], Any]] = {
 
 
 def unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
-    """Whether `items` are the same objects, and each look at what is `watched` gives the same, as before."""
+    """Whether `items` are the same objects, and all snapshots of `watched` are equal."""
     for get, name, value in items:
         if get(name, MISSING) is not value:
             return False
@@ -115,7 +113,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether nothing can change what `value` holds: a number, or a frozen dataclass of such."""
+    """Whether `value` is immutable: a constant, a plain function, or a frozen dataclass of such."""
     if type(value) in PLAIN:
         return True
     if isinstance(value, FunctionType):
@@ -129,7 +127,7 @@ def is_fixed(value: Any) -> bool:
 
 
 def held(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
-    """Names of `tensors`, and all about them that a program depends on: not their values."""
+    """Names of `tensors`, and all about them that a program depends on but their devices."""
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
 
