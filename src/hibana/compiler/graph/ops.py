@@ -101,37 +101,13 @@ _ROUGH_ON_CUDA = ("acosh", "asinh")
 """Functions in which CUDA's library takes an approximate root."""
 
 
-def _call(
-    name: str,
-    arity: int = 1,
-    *,
-    mkl: str = "",
-    sleef: str = "",
-    libm: str = "",
-    own: bool = False,
-    c: str = "",
-    triton: str = "",
-    written: Written = "",
-    within: tuple[float, float] | None = None,
-) -> Operation:
-    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
-    served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
-    triton = triton or (f"libdevice.{name}({arguments})" if served else "")
-    return Operation(
-        name,
-        arity,
-        f"{name}({arguments})",
-        triton=triton,
-        c=c or (f"{libm}@({arguments})" if libm else ""),
-        call=True,
-        effort=8.0,
-        mkl=mkl,
-        sleef=sleef,
-        libm=libm,
-        own=own,
-        written=written,
-        within=within,
-    )
+def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns: Any) -> Operation:
+    said = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
+    if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA:
+        columns = {"triton": f"libdevice.{said}", **columns}
+    if libm:
+        columns = {"c": said.replace(name, f"{libm}@", 1), **columns}
+    return Operation(name, arity, said, call=True, effort=8.0, mkl=mkl, libm=libm, **columns)
 
 
 _SIGN = ("select {M} {t0}, {V} splat ({T} 1.0), {V} zeroinitializer", "fcmp olt {V} {0}, zeroinitializer")
