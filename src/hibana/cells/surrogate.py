@@ -377,7 +377,7 @@ class _Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, *_: Surrogate | Tensor) -> Tensor:  # not every release of Dynamo has defaults of objects
+    def forward(x: Tensor, *_: Surrogate | Tensor) -> Tensor:  # not every Dynamo has defaults of objects
         return (x > 0).to(x.dtype)
 
     @staticmethod

@@ -72,11 +72,11 @@ class RunSpecification(NamedTuple):
     once: bool = False
     """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
-    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of the neurons' time."""
+    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
 
 
 def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
-    """A run from rest over inputs with these strides, `alone` if the cell has no tensors; None if they need a copy."""
+    """A run from rest over inputs with these strides (None: they need a copy); `alone`: the cell has no tensors."""
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
         return None
@@ -172,8 +172,8 @@ class _Run(torch.autograd.Function):
 
     Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
     ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
-    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`, a
-    gradient that is one number for all outputs (:mod:`hibana.compiler.scalar_gradient`), where it exists.
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`,
+    a gradient that is one number for all outputs (:mod:`hibana.compiler.scalar_gradient`), where it exists.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The interface of a backend, and the registry of backends.
 
-A backend makes kernels that run one step over a sequence, forward and backward, on the devices that it serves.
-It is loaded with the first step that is compiled for it. One of your own is :func:`register`-ed.
+A backend makes kernels that run one step over a sequence, forward and backward, on the devices it serves. It
+is loaded with the first step that is compiled for it. One of your own is :func:`register`-ed.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
-"""A run from rest: from inputs and the run's specification to the outputs and the last states but the emitted."""
+"""A run from rest: inputs and the run's specification to the outputs and the last states but the emitted."""
 
 
 class ForwardArguments(NamedTuple):
@@ -46,8 +46,8 @@ class ForwardArguments(NamedTuple):
     first: Sequence[Tensor | None]
     """The initial states; None for zeros."""
     parameters: Sequence[Tensor]
-    """Of the step: a number, or one per neuron; then its matrices. Contiguous; from `patterns_from` neurons on,
-    one that repeats may have one period."""
+    """Of the step: a number, or one per neuron; then its matrices. Contiguous; from `patterns_from` neurons
+    on, one that repeats may have one period."""
     plan: "Plan | None"
     """The residuals to write, if any."""
     ends: bool = True
@@ -129,7 +129,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states but the emitted one if `ends`, and the residuals of `plan`."""
+        """The outputs ``[T, ...]``, the last states but the emitted if `ends`, and the residuals of `plan`."""
 
     def forward_over(
         self, producer: Producer, given: ForwardArguments
@@ -140,7 +140,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the initial states, and the sums over time (`grad_sums`, `outer`)."""
+        """The gradients of the input and of the initial states, and the sums over time."""
 
     @abstractmethod
     def source(self, direction: str, *, keep: bool = True) -> str:

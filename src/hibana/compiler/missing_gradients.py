@@ -1,8 +1,8 @@
 """The backward of a step, and of a run, where some gradients are None and can't be replaced by zeros.
 
 See :mod:`hibana.compiler.graph.bounds`. Which states have a gradient differs from step to step: at the last
-step those that the loss uses, a step earlier those that lead there, and so on until it stays the same. PyTorch
-computes the last steps, until then, one by one; a kernel without the missing gradients all steps before.
+step those that the loss uses, a step earlier those that lead there, and so on until it stays the same.
+PyTorch computes the last steps, until then, one by one; a kernel without the missing gradients the rest.
 """
 
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ class MissingGradients:
         grads = [*given.last_grads, *[None] * (len(self.step.states) - len(given.last_grads))]
         run = _Run(self.step, given, self.kernels.dtype)
         sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
-        last: list[Tensor | None] = []  # gradients of the input at the steps that PyTorch computes, last first
+        last: list[Tensor | None] = []  # gradients of the input at the steps of PyTorch's, last first
         begin: Tensor | None = None  # and at all steps before them
         t = given.shape[0]
         while t:
@@ -187,7 +187,7 @@ def _before(step: Step, emits: bool) -> Given:
 
 
 def _of_what_is_there(part: Part, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """`part` of `tensors`, missing where it depends on a missing one; a sum is that of its terms that exist."""
+    """`part` of `tensors`: missing where it depends on a missing one; a sum is of its terms that exist."""
     values: list[Tensor | None] = list(tensors)
     for function, args, kwargs in part.calls:
         places = [values[place.at] for place in places_in((args, kwargs))]

@@ -80,7 +80,7 @@ def _is_bare(cell: Cell) -> bool:
 
 
 def _of(cell: Cell, call: Hashable) -> Hashable:
-    """`call` with all about the cell's tensors that matters: they can be replaced without setting an attribute."""
+    """`call`, and the cell's tensors but their values: these can be replaced without setting an attribute."""
     parameters, buffers = cell._parameters, cell._buffers
     if not (parameters or buffers):
         return call

@@ -14,7 +14,7 @@ __all__ = ["NativeKernels"]
 
 
 class NativeKernels(Kernels):
-    """The kernels of one step in one dtype, with the vector functions that they call and the step's constants.
+    """The kernels of one step in one dtype, with the vector functions that they call and its constants.
 
     Raises:
         Unsupported: if the step computes a function that can't be had here within 2 ulp.

@@ -12,7 +12,7 @@ Pack = Callable[[Sequence[int]], bytes]
 
 
 class Binding:
-    """The `arguments` that a kernel declares, of which some are `known`; names that it does not declare are left out.
+    """The `arguments` that a kernel declares, some of them `known`; undeclared names are left out.
 
     >>> pack = Binding(("steps", "input", "outputs"), {"steps": 3}).pack_named(("outputs", "input"))
     >>> struct.unpack("3q", pack((8, 16)))

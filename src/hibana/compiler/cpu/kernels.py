@@ -40,8 +40,7 @@ RECOMPUTED_FROM = 4 << 20
 """Bytes from which on a sequence is recomputed in the backward: shorter ones stay in a core's own caches."""
 
 REPEATED_FROM = 1 << 17
-"""Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2, and are
-read as fast."""
+"""Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2."""
 
 SHAPES = 256
 """Shapes of sequences that kernels are kept bound to, of all steps of one structure, and of one step."""
@@ -189,7 +188,7 @@ class CpuKernels(NativeKernels):
         return grad_input, first_grads, sums
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
-        """The arguments of a forward that keeps the residuals of `plan`, in the order in which they are passed."""
+        """The arguments of a forward that keeps the residuals of `plan`, in the order of their values."""
         *carried, _ = states = self.step.states
         return [
             *("constants", *FORWARD),
@@ -343,7 +342,7 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], reduced: tuple[int, .
 def _of_rows(
     rows: int, reduced: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor | list[Tensor], Sequence[int]]:
-    """Memory for each row's part of each sum, and the addresses; ``[sums, rows, length]`` if all have one length."""
+    """Memory for each row's part of each sum, ``[sums, rows, length]`` if of one length, and addresses."""
     if len(set(reduced)) == 1:
         stacked = torch.empty(len(reduced), rows, reduced[0], dtype=dtype, device=CPU)
         size, at = rows * reduced[0] * dtype.itemsize, stacked.data_ptr()

@@ -54,10 +54,10 @@ def called(
     singles: Sequence[str],
     groups: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """A kernel as ``node.cpp`` takes it: its work items, its arguments, and the positions of those that change.
+    """A kernel as ``node.cpp`` takes it: work items, arguments, and the positions of those that change.
 
-    `given` are known besides those of `binding`; at each launch the arguments `singles` are written, and those
-    of each of the `groups`.
+    `given` are known besides those of `binding`; at each launch the arguments `singles` are written, and
+    those of each of the `groups`.
     """
     at: dict[str, Any] = dict(zip(singles, binding.places(singles), strict=True))
     at |= {name: binding.places(names) for name, names in groups.items()}
@@ -67,7 +67,7 @@ def called(
 
 
 def launch(node: Any, plan: Plan | None, facts: Mapping[str, Any]) -> Launch:
-    """A run by `node`, the module that :func:`built` gives; `facts` are the kernels and sizes that it takes."""
+    """A run by `node`, the module that :func:`built` gives; `facts` are its kernels and sizes."""
     marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
     support_at, spikes_at = (-1 if at is None else at for at in marks)
     known = {

@@ -26,7 +26,7 @@ class Moving:
 
 
 def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
-    """The rows of a forward that differ at each step; `whole` is the stride of outputs, `kept` of residuals."""
+    """The rows of a forward that differ at each step; strides are `whole` of outputs, `kept` of residuals."""
     moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
     return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
 

@@ -57,8 +57,8 @@ def padded(count: int) -> int:
 def product(number: type[Pointer]) -> Function:
     """For each sample, ``y = x M``.
 
-    ``x_step`` and ``y_step`` are strides of samples; `y` has whole panels; `places`, `values` and `counts` are
-    scratch memory for the lists of all samples, the first two with a line to spare.
+    ``x_step`` and ``y_step`` are strides of samples; `y` has whole panels; `places`, `values` and `counts`
+    are scratch memory for the lists of all samples, the first two with a line to spare.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
     return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})

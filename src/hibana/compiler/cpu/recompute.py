@@ -105,7 +105,7 @@ class Recomputation(NamedTuple):
     reduced: tuple[int, ...]
 
     def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
-        """Runs both with the values of the `names` of :func:`recomputation`; `read` is the gradients' address."""
+        """Runs both with the values of their `names`; `read` is the address of the gradients."""
         arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
         buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)

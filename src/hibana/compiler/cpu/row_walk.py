@@ -1,7 +1,7 @@
 """The loop nest of a CPU kernel over rows of neurons and time.
 
-A *row* is a stretch of neurons whose state stays in the L1 cache while all T steps run over it. Where a row is
-a whole number of blocks, several steps are unrolled, and state passes between them in registers.
+A *row* is a stretch of neurons whose state stays in the L1 cache while all T steps run over it. Where a row
+is a whole number of blocks, several steps are unrolled, and state passes between them in registers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from hibana.runtime.kernels import Bytes, Pointer, Value
 __all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "PATTERNS", "ROW", "SIZES", "RowWalk"]
 
 ROW = 4096
-"""Maximum neurons in a row, a multiple of 64: its state fits in L1, and it is long enough for the prefetcher."""
+"""Maximum neurons in a row, a multiple of 64: its state fits in L1, and the prefetcher gets going."""
 
 FOLDED = 16
 """Neurons per vector where a row is folded."""
@@ -32,7 +32,7 @@ PAGE = 4096
 """4K aliasing: a load waits for a store in flight whose address has the same twelve low bits."""
 
 ROW_OFFSET = 1408
-"""Offset of the kernel's first own row from the rows that are read, within a page: see :data:`OUTPUT_OFFSET`."""
+"""Offset of the kernel's first own row from what is read, within a page: see :data:`OUTPUT_OFFSET`."""
 
 OUTPUT_OFFSET = 2816
 """Offset of what is written from what is read, within a page. Stores of up to a kilobyte are in flight at a

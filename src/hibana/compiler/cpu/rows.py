@@ -141,8 +141,8 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     """`stores` in operations that LLVM or a vector function knows.
 
     What no function of `calls` computes is written out, as its row of the table says. A product with a truth
-    value becomes a select: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and that
-    product does not wait for the comparison.
+    value becomes a select: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and
+    that product does not wait for the comparison.
     """
     new: dict[Value, Value] = {}
     zero = Value("number")

@@ -84,9 +84,9 @@ def walk(
     patterns: Sequence[int] = (),
     reduced: Sequence[int] = (),
 ) -> Walk:
-    """Binds a kernel to `steps` of `neurons`, split among `threads`; each launch passes the arguments `names`.
+    """Binds a kernel to `steps` of `neurons`, split among `threads`; each launch passes `names`.
 
-    `patterns` are the periods of the parameters, 0 where they don't repeat; `reduced` those of sums over time.
+    `patterns` are the periods of the parameters, 0 where they don't repeat; `reduced` those of the sums.
     """
     count, width, grain, repeated = split_rows(steps, neurons, threads, bound.row, [*patterns, *reduced])
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
@@ -107,7 +107,7 @@ def folded(length: int) -> int:
 def split_rows(
     steps: int, neurons: int, threads: int, longest: int, patterns: Sequence[int]
 ) -> tuple[int, int, int, bool]:
-    """The most even split: how many rows, how wide, up to how many run on one thread, whether `patterns` fit."""
+    """The most even split: how many rows, how wide, up to how many on one thread, whether `patterns` fit."""
 
     def takes(width: int) -> int:
         return -(-neurons // (width * threads)) * (width + ROW_BEGINS)

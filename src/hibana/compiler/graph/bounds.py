@@ -1,8 +1,8 @@
 """Whether a missing gradient of a step may be replaced by zeros.
 
 Autograd does not multiply by a gradient that is None; a kernel multiplies by zeros. That is the same unless a
-derivative is infinite or NaN, as that of ``sqrt`` at zero. So values are bounded, given that what a step reads
-and its next states are finite; a quotient that may divide by zero may be infinite.
+derivative is infinite or NaN, as that of ``sqrt`` at zero. So values are bounded, given that what a step
+reads and its next states are finite; a quotient that may divide by zero may be infinite.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The fingerprint of a cell: cells with equal fingerprints share one compiled program.
 
 It covers all that a step can read, what its cell holds and what its code names, but the values of the cell's
-tensors, which are arguments of kernels. What can change unseen is refused (:mod:`hibana.compiler.graph.walk`).
+tensors, which are arguments of kernels. What can change unseen is refused.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Reads a node of a traced graph: its operation, its dtype, the matrix that it is, the memory it writes to."""
+"""Reads a node of a traced graph: its operation, its dtype, which matrix it is, where it writes."""
 
 from typing import Any
 
@@ -100,8 +100,8 @@ class Wide:
     """Which float64 nodes of `graph` may be computed in `dtype`; its first ends are the `states`.
 
     A float32 step has such nodes where it calls ``torch.float_power``. A power within 2 ulp in float64 is no
-    better once it is rounded to float32, and gradients agree to the tolerance of float32 anyway. Whatever else
-    a step's states are made of in float64 is refused: it would have another last bit.
+    better once it is rounded to float32, and gradients agree to the tolerance of float32 anyway. Whatever
+    else a step's states are made of in float64 is refused: it would have another last bit.
     """
 
     def __init__(self, graph: fx.Graph, states: int, dtype: torch.dtype) -> None:

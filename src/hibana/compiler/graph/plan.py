@@ -1,7 +1,7 @@
 """The plan of a step: which values the backward keeps, as bits or numbers, and which it recomputes.
 
-A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from residuals, of
-this step or of the one before. The plan is the cheapest choice.
+A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from residuals of
+this step or the one before. The plan is the cheapest choice.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -40,7 +40,7 @@ class Plan:
     first: tuple[int, ...]
     """The initial states that the backward reads: those of `before`, and operands of matrix products."""
     support: Value | None
-    """The surrogate's mask (one of `residuals`), outside which the gradient of the output is not used; or None."""
+    """The surrogate's mask (one of `residuals`): outside it the output's gradient is not used; or None."""
     spikes: Value | None
     """The truth value that is emitted as 1 or 0, if it is one of `residuals`."""
     recomputed: "Plan | None" = None
@@ -99,7 +99,7 @@ def emitting(step: Step) -> Plan | None:
 
 
 def recomputing(step: Step, plan: Plan) -> Plan | None:
-    """The plan of a backward that recomputes the residuals of `plan` from the input; None if it is not faster.
+    """The plan of a backward that recomputes what `plan` keeps from the input; None if it is not faster.
 
     It is where `plan` keeps numbers and the step is cheap and spikes: the input is read twice, but residuals
     are neither written nor read.

@@ -2,8 +2,8 @@
 
 A forward value that the backward uses is kept at every step, or recomputed from what is kept. Keeping costs
 its bits, recomputing an effort in the same unit. In a flow network the input and the states before the step
-are sources, the values that the backward uses are sinks, and keeping a value cuts it: the cheapest choice is a
-minimum cut.
+are sources, the values that the backward uses are sinks, and keeping a value cuts it: the cheapest choice is
+a minimum cut.
 
 The network has two copies of the step, since the states before a step can come from the residuals of the step
 before: the states after the second copy feed the first. A value that is cut in both copies costs once. No

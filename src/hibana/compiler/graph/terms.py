@@ -20,7 +20,7 @@ def _infix(op: str) -> tuple[Rule, Rule]:
 
 
 class Term:
-    """A value of the step: `known`, or what `argument` reads for a node of the graph when it is first used."""
+    """A value of the step: `known`, or what `argument` reads of a node of the graph on first use."""
 
     def __init__(self, argument: Callable[[Any], Value], make: Callable[..., Value], known: Any) -> None:
         self._argument, self._make, self._known = argument, make, known
