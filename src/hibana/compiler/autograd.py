@@ -76,7 +76,7 @@ class RunSpecification(NamedTuple):
 
 
 def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) -> RunSpecification | None:
-    """A run from rest over inputs with these strides (None: they need a copy); `alone`: the cell has no tensors."""
+    """A run from rest over inputs with these strides; None if they need a copy. `alone`: without tensors."""
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
         return None

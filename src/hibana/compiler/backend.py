@@ -129,7 +129,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states but the emitted if `ends`, and the residuals of `plan`."""
+        """The outputs ``[T, ...]``, the last states but the emitted if `ends`, the residuals of `plan`."""
 
     def forward_over(
         self, producer: Producer, given: ForwardArguments

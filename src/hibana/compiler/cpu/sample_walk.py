@@ -1,8 +1,8 @@
 """The loop nest over samples, for steps with matrix products, which need all neurons of a sample.
 
 A thread runs all T steps over a few samples at a time; their states, and the lists of their spikes, stay in
-cache. A step is cut at its products: pointwise parts run sample by sample (:mod:`hibana.compiler.cpu.rows`), a
-product takes all current samples at once (:mod:`hibana.compiler.cpu.product`).
+cache. A step is cut at its products: pointwise parts run sample by sample (:mod:`hibana.compiler.cpu.rows`),
+a product takes all current samples at once (:mod:`hibana.compiler.cpu.product`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -62,7 +62,7 @@ def needed(step: Step) -> list[Value]:
 
 
 def gated(step: Step) -> tuple[Step, dict[int, Value]]:
-    """`step` with masks as second arguments of its gradients' products, and by state the masks a step earlier.
+    """`step` with masks as second arguments of its gradients' products; by state, masks a step earlier.
 
     A mask is a truth value of this step, or a leaf ``gate`` with the number of a state: what the mask of that
     state was a step earlier. A product without one has one argument.
