@@ -30,14 +30,14 @@ NO_DERIVATIVE = (
     "or by a surrogate, such as hb.surrogate.ATan()(v - threshold)"
 )
 ENOUGH_STEPS = 4
-"""Steps from which on a layer that began at rest is said to be silent: networks train on 4 and more."""
+"""Minimum steps for a layer to be reported as silent: networks train on 4 and more."""
 _CHECKED: "WeakSet[Cell]" = WeakSet()
-"""The cells whose first call was checked; what is made around one is checked with it."""
+"""The cells whose first call was checked, also as part of another cell."""
 _CALL = nn.Module._call_impl.__code__
 
 
 def forget(net: nn.Module) -> None:
-    """Has the next call of each layer in `net` checked again."""
+    """Lets the next call of each layer in `net` be checked again."""
     for module in net.modules():
         if isinstance(module, Cell):
             _CHECKED.discard(module)

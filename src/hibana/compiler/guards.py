@@ -14,11 +14,10 @@ __all__ = ["guard", "settings"]
 
 
 def guard(cell: Cell, one: Tensor) -> None:
-    """Has Dynamo take notice of all that the step reads, so that it compiles anew when that changes.
+    """Makes Dynamo guard all that the step reads, so that it compiles again when that changes.
 
-    It follows the step once, on `one` step of input, and throws the result away; the graph is cleared of
-    it. A number may become an input of its graph that way, which then follows each change, but what is
-    written down holds its value: so each number is compared besides.
+    Dynamo traces the step on `one` step of input, whose result is unused. It may turn a number into an input
+    of its graph instead of a guard; the serialised step holds its value, so each number is compared as well.
     """
     cell(one, *cell.initial_state(one))
     for path, number in settings(cell):
@@ -35,7 +34,7 @@ Path = tuple[Step, ...]
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
 def settings(cell: Cell) -> tuple[tuple[Path, float], ...]:
-    """Each number that the step can read of `cell`, and the attributes and items that lead to it.
+    """Each number that the step can read of `cell`, with the path of attributes and items to it.
 
     Raises:
         Unsupported: if one lies where Dynamo does not look for changes.

@@ -27,7 +27,7 @@ def steps_contiguous(tensor: Tensor) -> bool:
 
 
 def same_each_step(sequence: Tensor) -> Tensor | None:
-    """One step of a `sequence` that has the same numbers at each, as the gradient of a mean over time has."""
+    """One step of a `sequence` whose steps are equal, as of the gradient of a mean over time; else None."""
     if sequence.ndim < 3 or sequence.shape[0] < 2:
         return None
     first = sequence[0]
@@ -49,18 +49,18 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
 
 
 def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
-    """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
+    """One step's `value`, contiguous in the memory `order` of a sequence."""
     value = value.resolve_neg()
     return value.contiguous() if order is None else value.permute(order_of_step(order)).contiguous()
 
 
 def step_back(back: Sequence[int], value: Tensor) -> Tensor:
-    """One step's `value` in the order `back` of the sequence's dimensions."""
+    """One step's `value`, permuted by the order `back` of a sequence's dimensions."""
     return value.permute(order_of_step(back))
 
 
 def order_of_step(order: Sequence[int]) -> list[int]:
-    """The order of a step's dimensions, of the `order` of a sequence's, whose first is time."""
+    """The order of a step's dimensions, from that of a sequence's, whose first is time."""
     return _order_of_step(tuple(order))
 
 
@@ -72,7 +72,7 @@ def _order_of_step(order: tuple[int, ...]) -> list[int]:
 def in_callers_order(
     order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """What lies in `order` as the caller has its dimensions."""
+    """Outputs and last states in memory `order`, permuted to the caller's."""
     if order is None:
         return outputs, last
     back = inverse(order)
@@ -80,7 +80,7 @@ def in_callers_order(
 
 
 def memory_order(inputs: Tensor) -> list[int] | None:
-    """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
+    """The order of dimensions in which steps of `inputs` are contiguous, if it is not the identity."""
     if steps_contiguous(inputs):
         return None
     strides = inputs.stride()
@@ -90,10 +90,10 @@ def memory_order(inputs: Tensor) -> list[int] | None:
 
 
 def repeated(once: Tensor, steps: int) -> Tensor:
-    """`once` at each of so many steps, ``[T, ...]``, expanded in the order in which it lies in memory.
+    """`once` expanded over time, ``[T, ...]``, in memory order.
 
-    The sum of its gradient over time, which is torch's, goes through memory in order and lies as `once` does;
-    of channels last torch makes another order, and takes ten times as long.
+    Torch's sum of the gradient over time then goes through memory in order; in another order, as for
+    channels-last, it takes ten times as long.
     """
     order = None if torch.compiler.is_compiling() else memory_order(once[None])
     if order is None:
@@ -107,7 +107,7 @@ def repeated(once: Tensor, steps: int) -> Tensor:
 
 
 def expansion(inputs: Tensor) -> Any:
-    """The node that expanded to `inputs` what is the same at each step, nothing between seen; or None."""
+    """The node that expanded one step to `inputs`; or None."""
     node: Any = inputs.grad_fn
     if node is not None and node.name() == "PermuteBackward0" and _REPEATED in node.metadata:
         node = node.next_functions[0][0]

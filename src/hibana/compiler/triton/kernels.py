@@ -1,7 +1,7 @@
-"""A step's kernels on a GPU, in Triton: built when first asked for, run over tensors.
+"""A step's kernels on a GPU, in Triton: compiled on first use, run over tensors.
 
-What is computed equals PyTorch on that very device: on a GPU a function is had from the device's library only
-if it gives PyTorch's own bits there.
+The numbers are PyTorch's on that device: a function of the device's library is used only if it gives PyTorch's
+own bits there.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class GpuKernels(NamedKernels):
     """The kernels of one step in one dtype; they read and write sequences of half precision as they are.
 
     Raises:
-        Unsupported: if the step computes a function that can't be had here to PyTorch's last bit.
+        Unsupported: if the step has a function that is not available to PyTorch's last bit.
     """
 
     about: ClassVar = "triton: one kernel forward and one back, over blocks of neurons"
@@ -110,11 +110,10 @@ class GpuKernels(NamedKernels):
         given: dict[str, Any],
         device: torch.device,
     ) -> None:
-        """Runs `kernel`, over all blocks of neurons; a step without products has no `matrices`."""
+        """Runs `kernel` over all blocks; a step without products has no `matrices`."""
         over_neurons(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)
 
     def _numbers(self, device: torch.device) -> Tensor:
-        """The step's constants."""
         if device not in self._constants:
             numbers = self.step.constants or (0.0,)
             self._constants[device] = torch.tensor(numbers, dtype=self.dtype, device=device)
@@ -122,11 +121,11 @@ class GpuKernels(NamedKernels):
 
 
 FUNCTION_OF = {"root": "rsqrt"}
-"""What PyTorch has a function for, where it is called otherwise."""
+"""The PyTorch function to compare with, where its name differs."""
 
 
 def agrees(op: str, language: Language) -> bool:
-    """Whether `op` of a sample, as kernels have it on the current device, is PyTorch's to the last bit."""
+    """Whether kernels compute `op` of a sample to PyTorch's last bit on the current device."""
     device = "cpu" if language.interpreted else f"cuda:{torch.cuda.current_device()}"
     return _compared(op, language, device)
 

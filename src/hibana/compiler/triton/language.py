@@ -1,7 +1,7 @@
 """Triton expressions of each operation, rounded as IEEE 754 requires, and of a product with a matrix.
 
-What a product multiplies goes through memory of the program's own, ``workspace``, since a block can't be cut
-in registers; the sums are ``tl.dot``'s, whose order is its own.
+A product's operand goes through scratch memory, ``workspace``, since a block can't be sliced in registers; the
+order of its sums is that of ``tl.dot``.
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ class Language:
     real: str
     """``"float32"`` or ``"float64"``."""
     interpreted: bool
-    """The interpreter has no device's library; PyTorch's own functions stand in for it."""
+    """The interpreter has no device's library, and uses PyTorch's own functions."""
     by_samples: bool = False
-    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, and not some neurons."""
+    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, rather than some neurons."""
 
     @property
     def shape(self) -> str:
@@ -33,7 +33,7 @@ class Language:
 
     @property
     def dialect(self) -> Dialect:
-        """How Triton says each operation, so that it is rounded as IEEE has it."""
+        """Triton's expressions, rounded as IEEE requires."""
         single = self.real == "float32"
         divided, root = (
             ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
@@ -53,22 +53,22 @@ class Language:
         return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
 
     def _template(self, how: Written, operations: Mapping[str, str]) -> str:
-        """How an operation is written in others, as one template."""
+        """A row's entry `written` as a template."""
         if isinstance(how, tuple):
             return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))
         return how if how.startswith("{") else self.number(how)
 
     def number(self, number: int | str) -> str:
-        """A whole number, or one that lies in memory."""
+        """A block of one number, an integer or an expression."""
         return f"tl.full({self.shape}, {number}, tl.{self.real})"
 
     def cast(self, text: str) -> str:
-        """`text` as a number that can be computed with."""
+        """`text` converted to the dtype that is computed in."""
         return f"{text}.to(tl.{self.real})"
 
 
 def interpreted() -> list[str]:
-    """The functions of one argument that PyTorch has, which are what the interpreter has of a library."""
+    """The functions of one argument that PyTorch has, which are the interpreter's library."""
     return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
 
 
@@ -90,4 +90,4 @@ def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.c
         y = tl.dot(left, right, y, input_precision="ieee", out_dtype=y.dtype)
     return y
 """
-"""``y = x M`` for a block: what is multiplied is read back a part at a time."""
+"""``y = x M`` for a block."""

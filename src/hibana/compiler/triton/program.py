@@ -1,4 +1,4 @@
-"""What all Triton kernels share: one program per block, which computes where its block lies."""
+"""The frame of all Triton kernels: one program per block, which computes the offsets of its block."""
 
 from collections.abc import Iterable
 
@@ -15,7 +15,7 @@ _OF_NEURONS = (
     "eighth = tl.arange(0, BLOCK // 8)",
     "there_eighth = eighth < row_bytes - lo // 8",
 )
-"""Which block it is, for programs of some neurons each."""
+"""The offsets of a block of neurons."""
 
 _OF_SAMPLES = (
     "lo = tl.program_id(0).to(tl.int64) * SAMPLES",
@@ -30,7 +30,7 @@ _OF_SAMPLES = (
     "eighth = sample * sample_bytes + byte",
     "there_eighth = here & (byte < sample_bytes)",
 )
-"""Which block it is, for programs of some samples each."""
+"""The offsets of a block of samples."""
 
 
 def program(
@@ -41,15 +41,10 @@ def program(
     body: Iterable[str],
     language: Language,
 ) -> str:
-    """A kernel over blocks.
+    """A kernel over blocks, with `body` for one block.
 
-    Args:
-        name: of the kernel.
-        arguments: before those that every kernel has.
-        rows: the arguments that point to a number per neuron.
-        bits: the arguments that point to a bit per neuron.
-        body: what it does for one block.
-        language: what it is written in.
+    Of its `arguments`, besides those that every kernel has, `rows` point to a number per neuron, `bits` to a
+    bit per neuron.
     """
     by_samples = language.by_samples
     row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")

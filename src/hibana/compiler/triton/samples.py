@@ -1,8 +1,6 @@
 """A step's kernels on a GPU where it multiplies by matrices: a program runs all neurons of some samples.
 
-Both kinds of product, of what is emitted and of a gradient, are dense: ``tl.dot`` with IEEE's numbers. What
-is kept are the bits and numbers that the CPU keeps, and the gradients of matrices are one product over the
-whole sequence after the loop.
+Products are dense: ``tl.dot`` in IEEE arithmetic. The residuals are those of the CPU.
 """
 
 from collections.abc import Sequence
@@ -19,25 +17,20 @@ from hibana.compiler.triton.running import started
 __all__ = ["SampleKernels"]
 
 SAMPLES = 16
-"""Samples of a program: the fewest that ``tl.dot`` takes."""
+"""Samples per program: the fewest that ``tl.dot`` takes."""
 INNER = 16
 """Rows of a matrix that a product reads at a time."""
 WIDEST = {torch.float32: 1024, torch.float64: 512}
-"""Neurons that a program can hold in its registers, with the rows of a matrix in its shared memory."""
+"""Maximum neurons, limited by registers, and by shared memory for the rows of a matrix."""
 
 
 class SampleKernels(GpuKernels):
-    """The kernels of one step with products, in one dtype.
-
-    Raises:
-        Unsupported: as :class:`GpuKernels`, and of :meth:`check`, for more neurons than a program can hold.
-    """
+    """The kernels of one step with products, in one dtype; :meth:`check` refuses steps that are too wide."""
 
     about: ClassVar = "triton: one kernel forward and one back, over samples, with dense products"
     takes_half: ClassVar = False
 
     def check(self, shape: torch.Size) -> None:
-        """Raises ``Unsupported`` for steps of more neurons than a program can hold."""
         if shape[-1] > WIDEST[self.dtype]:
             raise Unsupported(
                 f"a product of {shape[-1]} neurons is wider than the {WIDEST[self.dtype]} of {self.dtype} "
@@ -71,5 +64,5 @@ def _warps(neurons: int) -> int:
 
 
 def _plain(matrix: Tensor) -> Tensor:
-    """`matrix` with its rows one after the other."""
+    """`matrix` as a contiguous one of two dimensions."""
     return (matrix.squeeze(0) if matrix.ndim == 3 else matrix).contiguous()
