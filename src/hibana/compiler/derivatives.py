@@ -14,7 +14,7 @@ _are_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``node.apply`` without its support of ``torch.func``, which takes a good part of a small call's time."""
+    """``node.apply`` without its support of ``torch.func``, a good part of a small call's time."""
     below: Any = super(torch.autograd.Function, node)
     apply: Callable[..., Any] = below.apply
     return apply

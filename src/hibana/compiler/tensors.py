@@ -78,7 +78,7 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
     """`shape` with -1 for each dimension that no tensor of the cell determines.
 
-    A tensor that does not broadcast to a step is a matrix, or a part of one, and fixes the neurons' dimension.
+    A tensor that does not broadcast to a step is a matrix, or part of one, and fixes the neurons' dimension.
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():

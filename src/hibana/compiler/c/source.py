@@ -77,7 +77,7 @@ class Product:
 
 
 def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
-    """The products of a step in order of evaluation, and its next states; product i is the leaf ``product{i}``."""
+    """The products of a step in order, and its next states; product i is then the leaf ``product{i}``."""
     stores = forward_pass(step, None)
     found = [value for value in evaluated(stores.values(), ()) if value.op == "product"]
     read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
@@ -140,6 +140,6 @@ def functions(stores: Stores) -> set[str]:
 
 
 def operations(stores: Stores) -> int:
-    """The number of operations of `stores` per neuron and step: arithmetic, comparisons, selects, functions."""
+    """The operations of `stores` per neuron and step: arithmetic, comparisons, selects, functions."""
     free = ("to_float", "to_bool", "not", "number")
     return sum(bool(v.args) and v.op not in free for v in evaluated(stores.values(), ()))

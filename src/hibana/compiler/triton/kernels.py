@@ -1,7 +1,7 @@
 """A step's kernels on a GPU, in Triton: compiled on first use, run over tensors.
 
-The numbers are PyTorch's on that device: a function of the device's library is used only if it gives PyTorch's
-own bits there.
+The numbers are PyTorch's on that device: a function of the device's library is used only if it gives
+PyTorch's own bits there.
 """
 
 from collections.abc import Callable, Sequence

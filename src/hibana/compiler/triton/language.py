@@ -1,7 +1,7 @@
 """Triton expressions of each operation, rounded as IEEE 754 requires, and of a product with a matrix.
 
-A product's operand goes through scratch memory, ``workspace``, since a block can't be sliced in registers; the
-order of its sums is that of ``tl.dot``.
+A product's operand goes through scratch memory, ``workspace``, since a block can't be sliced in registers;
+the order of its sums is that of ``tl.dot``.
 """
 
 from collections.abc import Mapping
