@@ -109,7 +109,9 @@ class _Found:
         return rule(*given) if rule else None
 
 
-def _product(a: Bounds, b: Bounds) -> Bounds:
+def _product(a: Bounds, b: Bounds | None) -> Bounds | None:
+    if b is None:
+        return None
     ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
     return min(ends), max(ends)
 
@@ -120,29 +122,6 @@ def _reciprocal(a: Bounds | None) -> Bounds | None:
     return 1 / a[1], 1 / a[0]
 
 
-def _quotient(a: Bounds, b: Bounds) -> Bounds | None:
-    turned = _reciprocal(b)
-    return None if turned is None else _product(a, turned)
-
-
-def _absolute(a: Bounds) -> Bounds:
-    return max(0.0, a[0], -a[1]), max(-a[0], a[1])
-
-
-def _root(a: Bounds) -> Bounds | None:
-    return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
-
-
-def _exponential(a: Bounds) -> Bounds | None:
-    return (math.exp(a[0]), math.exp(a[1])) if a[1] <= MOST else None
-
-
-def _logarithm(a: Bounds) -> Bounds | None:
-    return ANY if a[0] >= LEAST else None
-
-
-def _whole(a: Bounds) -> Bounds:
-    return a[0] - 1, a[1] + 1
 
 
 _RULES: dict[str, Callable[..., Bounds | None]] = {
@@ -150,16 +129,14 @@ _RULES: dict[str, Callable[..., Bounds | None]] = {
     "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
     "neg": lambda a: (-a[1], -a[0]),
     "mul": _product,
-    "div": _quotient,
-    "abs": _absolute,
+    "div": lambda a, b: _product(a, _reciprocal(b)),
+    "abs": lambda a: (max(0.0, a[0], -a[1]), max(-a[0], a[1])),
     "maximum": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
     "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "where": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1])),
     "to_float": lambda a: a,
-    "sqrt": _root,
-    "root": _root,
-    "exp": _exponential,
-    "log": _logarithm,
-    "log2": _logarithm,
-    **dict.fromkeys(("floor", "ceil", "trunc"), _whole),
+    **dict.fromkeys(("sqrt", "root"), lambda a: (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None),
+    "exp": lambda a: (math.exp(a[0]), math.exp(a[1])) if a[1] <= MOST else None,
+    **dict.fromkeys(("log", "log2"), lambda a: ANY if a[0] >= LEAST else None),
+    **dict.fromkeys(("floor", "ceil", "trunc"), lambda a: (a[0] - 1, a[1] + 1)),
 }
