@@ -29,7 +29,7 @@ class ALIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*.
@@ -85,7 +85,7 @@ class AdLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``, as in the paper.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Bittar & Garner (2022), *A surrogate gradient spiking baseline for speech command recognition*.
 

@@ -29,7 +29,7 @@ class IFCell(Spiking):
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
         initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
             round to the nearest instead of down (:func:`hibana.from_ann`).
-        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: the article; Lapicque (1907).
 

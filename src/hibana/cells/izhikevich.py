@@ -33,7 +33,7 @@ class IzhikevichCell(BuiltIn):
         threshold: peak of the spike, mV.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
-        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: Izhikevich (2003), *Simple model of spiking neurons* (regular spiking by default).
     """

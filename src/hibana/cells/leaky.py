@@ -30,7 +30,7 @@ class LIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
         rest: the potential that `v` leaks to, ``v = rest + (1 - 1/tau) * (rested - rest) + input_``:
             SpikingJelly's `v_reset` is `rest` and `reset`.
         decay_input: the input counts ``input_/tau``, as SpikingJelly's does by default.
@@ -117,7 +117,7 @@ class PLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks*.
@@ -186,7 +186,7 @@ class CubaLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, with current-based synapses
     (section 3.1).
@@ -235,7 +235,7 @@ class RefractoryLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3 (absolute refractoriness).
     """
@@ -277,7 +277,7 @@ class LICell(BuiltIn):
 
     Args:
         tau: membrane time constant, in time steps; infinite (the default) sums its input.
-        learn: ``"tau"`` makes a parameter of it; a tensor is one for each neuron.
+        learn: ``"tau"`` makes a parameter of it; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, without a threshold.
     """

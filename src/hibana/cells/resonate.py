@@ -46,7 +46,7 @@ class ResonateAndFireCell(BuiltIn):
         threshold: spikes where ``v > threshold + q``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient from a spike to `q`.
-        learn: names of values to make parameters of, such as ``"omega"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"omega"``; a tensor is one per neuron.
 
     Source: Higuchi, Kairat, Bohté & Otte (2024), *Balanced resonate-and-fire neurons*; Izhikevich (2001),
     *Resonate-and-fire neurons*.
@@ -129,7 +129,7 @@ class SiLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``, as in the paper.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one for each neuron.
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Fabre, Dudchenko, Bouhadjar & Neftci (2025), *SiLIF: structured state space model dynamics and
     parametrization for spiking neural networks* (arXiv 2506.06374); Gu, Gupta, Goel & Ré (2022), *On the

@@ -54,13 +54,9 @@ def _packed(count: int) -> Callable[..., bytes]:
 
 
 def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
-    """Runs the kernel at `address` over ``range(count)``, split among torch's threads.
+    """Runs the kernel at `address` over ``range(count)``, on torch's threads if that is more than `grain`.
 
-    Args:
-        address: of a C function ``void (int64 begin, int64 end, void *args)``.
-        count: number of work items; each thread gets a range of them.
-        args: argument block, the same for every thread.
-        grain: number of items up to which a single thread runs them all.
+    It is a C function ``void (int64 begin, int64 end, void *args)``; `args` is its argument block.
 
     Raises:
         RuntimeError: if torch reports an error.
