@@ -113,11 +113,12 @@ def go(
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
         return outputs, last
-    order, given = _without_gradient(spec, inputs, tensors)
-    outputs, last = _known(spec.program.kernels.forward, given)
-    if order is None:
+    kernels = spec.program.kernels
+    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
+    outputs, last = _known(kernels.forward, given)
+    if spec.order is None:
         return outputs, last
-    outputs, last = in_callers_order(order, outputs, last)
+    outputs, last = in_callers_order(spec.order, outputs, last)
     # not as views, which a checkpoint would give on as such, and that may not be written to then
     return outputs.detach(), [value.detach() for value in last]
 
@@ -126,23 +127,22 @@ def go_over(
     spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> Tensor:
     """The outputs over `inputs` that a `producer` has yet to compute, without a gradient."""
-    order, given = _without_gradient(spec, inputs, tensors)
-    outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
+    kernels, order = spec.program.kernels, spec.order
+    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
+    outputs, _ = _known(partial(kernels.forward_over, producer), given)
     return outputs if order is None else outputs.permute(inverse(order)).detach()
 
 
-def _without_gradient(
-    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
-) -> tuple[list[int] | None, ForwardArguments]:
-    """The memory order, and the arguments of the forward kernel."""
-    program, _, shape, ends, order, begun, _, _, once, deep = spec
+def _arguments(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
+) -> ForwardArguments:
+    """The arguments of the forward kernel, in memory order."""
+    program, _, shape, ends, order, begun, _, _, once, _ = spec
     if once:
         inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[begun:], inputs, order)
-    plan = program.kernels.emitting if deep else None
-    return order, ForwardArguments(inputs, first, parameters, plan, ends)
+    return ForwardArguments(inputs, first, program.parameters(tensors[begun:], inputs, order), plan, ends)
 
 
 def _known(
@@ -178,28 +178,21 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, shape, ends, order, begun, constant, _, once, _ = spec
-        cell_tensors = tensors[begun:]
+        program, plan, _, ends, order, begun, constant, _, once, _ = spec
         ctx.specification = spec
-        if once:
-            inputs = repeated(inputs, shape[0])
-        elif constant:
+        if constant and not once:
             ctx.inputs = inputs
-        first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
-        if order is not None:
-            inputs = inputs.permute(order)
-        parameters = program.parameters(cell_tensors, inputs, order)
-        outputs, last, residuals = program.kernels.forward(
-            ForwardArguments(inputs, first, parameters, plan, ends)
-        )
+        given = _arguments(spec, inputs, tensors, plan)
+        inputs, first, parameters, *_ = given
+        outputs, last, residuals = program.kernels.forward(given)
         if not program.takes_zeros and ends and len(last) < len(program.step.states):
             last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
         # of a leaf what it is now, whatever ``inputs.data`` is set to
         read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
-        saved = _Saved(read, needed, cell_tensors, parameters, residuals)
+        saved = _Saved(read, needed, tensors[begun:], parameters, residuals)
         ctx.save_for_backward(*chain(*saved))
-        ctx.counts = [len(tensors) for tensors in saved]
+        ctx.counts = [len(each) for each in saved]
         ctx.set_materialize_grads(False)
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
