@@ -15,6 +15,7 @@ from hibana.compiler.derivatives import applied, are_batched, differentiated_onc
 from hibana.compiler.producer import Producer
 from hibana.compiler.scalar_gradient import handed
 from hibana.compiler.strides import (
+    Order,
     expansion,
     in_callers_order,
     inverse,
@@ -61,7 +62,7 @@ class RunSpecification(NamedTuple):
     """Of the inputs, in memory order."""
     ends: bool
     """Whether the last states are wanted."""
-    order: list[int] | None = None
+    order: Order | None = None
     """The memory order of the dimensions, if it is another than theirs."""
     begun: int = 0
     """How many initial states are given: all, or none for a run from rest."""
@@ -87,7 +88,7 @@ def from_rest(program: "Program", inputs: Tensor, ends: bool, *, alone: bool) ->
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
 
 
-def _order(program: "Program", inputs: Tensor) -> list[int] | None:
+def _order(program: "Program", inputs: Tensor) -> Order | None:
     """The memory order of the dimensions of `inputs`, if it is another than theirs."""
     if program.step.matrices or inputs.is_contiguous():
         return None  # neurons of a sample lie together
@@ -95,7 +96,7 @@ def _order(program: "Program", inputs: Tensor) -> list[int] | None:
 
 
 def _specified(
-    program: "Program", inputs: Tensor, ends: bool, order: list[int] | None, begun: int = 0
+    program: "Program", inputs: Tensor, ends: bool, order: Order | None, begun: int = 0
 ) -> RunSpecification:
     shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
     constant = inputs.stride(0) == 0 and shape[0] > 1

@@ -19,7 +19,7 @@ from hibana.compiler.graph.synapses import needed
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.missing_gradients import MissingGradients
 from hibana.compiler.shared import Bounded
-from hibana.compiler.strides import inverse, order_of_step, step_in
+from hibana.compiler.strides import Order, inverse, order_of_step, step_in
 
 __all__ = ["Program", "compiled", "program_of", "structure"]
 
@@ -54,12 +54,12 @@ class Program:
         first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
         return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
 
-    def reduced(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
+    def reduced(self, order: Order | None, ndim: int) -> tuple[int, ...]:
         """For each of the sums: over how many of a step's first dimensions in memory it may be reduced."""
-        return _reduced(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
+        return _reduced(self.summed, tuple(range(ndim)) if order is None else order_of_step(order))
 
     def parameters(
-        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
+        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: Order | None = None
     ) -> list[Tensor]:
         """The kernels' parameters, a number or one per neuron, and matrices, from the cell's tensors.
 
@@ -74,7 +74,7 @@ class Program:
         return self._parameters(cell_tensors, inputs.shape[1:], order)
 
     def _parameters(
-        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: list[int] | None
+        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: Order | None
     ) -> list[Tensor]:
         values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
@@ -97,16 +97,16 @@ def _reduced(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tupl
     return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
 
 
-def _once(value: Tensor, one: torch.Size, order: list[int] | None) -> Tensor:
+def _once(value: Tensor, one: torch.Size, order: Order | None) -> Tensor:
     """One period of `value` expanded to `one` step, if it repeats in memory; else all of it."""
-    length = _repeats(value.shape, value.stride(), one, None if order is None else tuple(order))
+    length = _repeats(value.shape, value.stride(), one, order)
     if not length:
         return _lying(value.expand(_shape(one, order)), order).contiguous()
     return value if value.numel() == length else value.as_strided((length,), (1,))
 
 
 @lru_cache(maxsize=1024)
-def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Sequence[int] | None) -> int:
+def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Order | None) -> int:
     """The period of a tensor that is expanded to `one` step, in elements; 0 if it does not repeat."""
     value = torch.empty_strided(size, stride, dtype=torch.float32, device="meta")
     lying = _lying(value.expand(_shape(one, order)), order)
@@ -117,12 +117,12 @@ def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: 
     return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
 
 
-def _shape(one: torch.Size, order: Sequence[int] | None) -> torch.Size:
+def _shape(one: torch.Size, order: Order | None) -> torch.Size:
     """The shape in the caller's order of dimensions of `one` step that is in memory `order`."""
     return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
 
 
-def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:
+def _lying(step: Tensor, order: Order | None) -> Tensor:
     """One `step` in memory `order`."""
     return step if order is None else step.permute(order_of_step(order))
 

@@ -1,6 +1,5 @@
 """The memory layout of a sequence, whatever the order of its dimensions."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Order",
     "expansion",
     "in_callers_order",
     "inverse",
@@ -19,6 +19,10 @@ __all__ = [
     "step_in",
     "steps_contiguous",
 ]
+
+
+Order = tuple[int, ...]
+"""A permutation of a sequence's dimensions, such as that in which they lie in memory."""
 
 
 def steps_contiguous(tensor: Tensor) -> bool:
@@ -38,54 +42,42 @@ def same_each_step(sequence: Tensor) -> Tensor | None:
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
-def inverse(order: Sequence[int]) -> list[int]:
-    """The permutation that undoes `order`."""
-    return _inverse(tuple(order))
-
-
 @lru_cache
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
+def inverse(order: Order) -> Order:
+    """The permutation that undoes `order`."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
+def step_in(order: Order | None, value: Tensor) -> Tensor:
     """One step's `value`, contiguous in the memory `order` of a sequence."""
     value = value.resolve_neg()
     return value.contiguous() if order is None else value.permute(order_of_step(order)).contiguous()
 
 
-def step_back(back: Sequence[int], value: Tensor) -> Tensor:
+def step_back(back: Order, value: Tensor) -> Tensor:
     """One step's `value`, permuted by the order `back` of a sequence's dimensions."""
     return value.permute(order_of_step(back))
 
 
-def order_of_step(order: Sequence[int]) -> list[int]:
-    """The order of a step's dimensions, from that of a sequence's, whose first is time."""
-    return _order_of_step(tuple(order))
-
-
 @lru_cache
-def _order_of_step(order: tuple[int, ...]) -> list[int]:
-    return [dimension - 1 for dimension in order[1:]]
+def order_of_step(order: Order) -> Order:
+    """The order of a step's dimensions, from that of a sequence's, whose first is time."""
+    return tuple(dimension - 1 for dimension in order[1:])
 
 
-def in_callers_order(
-    order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def in_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Outputs and last states in memory `order`, permuted to the caller's."""
-    if order is None:
-        return outputs, last
     back = inverse(order)
     return outputs.permute(back), [step_back(back, value) for value in last]
 
 
-def memory_order(inputs: Tensor) -> list[int] | None:
+def memory_order(inputs: Tensor) -> Order | None:
     """The order of dimensions in which steps of `inputs` are contiguous, if it is not the identity."""
     if steps_contiguous(inputs):
         return None
     strides = inputs.stride()
     rest = sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension])
-    order = [0, *rest]
+    order = (0, *rest)
     return order if inputs.permute(order)[0].is_contiguous() else None
 
 
