@@ -54,7 +54,7 @@ class SampleKernels(NamedKernels, NativeKernels):
         parameters: Sequence[Tensor],
         given: dict[str, Any],
     ) -> None:
-        kernel = self._kernel(direction, variant)
+        names = self._kernel(direction, variant)[1].arguments
         schedule = self._schedule(direction, variant, shape, torch.get_num_threads())
         memory = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
         if given.get("uniform_grad_at") is None:
@@ -62,18 +62,17 @@ class SampleKernels(NamedKernels, NativeKernels):
         given |= {"workspace": memory, "constants": self.constants_at}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
         given |= {f"{op}_at": address for op, address in self.functions.items()}
-        for name in kernel.arguments:
+        for name in names:
             if name.startswith("m") and name.endswith("_at") and name[1:-3].isdigit():
                 index, transposed = divmod(int(name[1:-3]), 2)
                 given[name] = _table(parameters[self.step.parameters + index], transposed=bool(transposed))
         values = schedule.sizes | given
-        packed = [_address(values.get(name, 0)) for name in kernel.arguments]
-        schedule.work.go(arguments(packed))
+        schedule.work.go(arguments([_address(values.get(name, 0)) for name in names]))
 
-    def _make_kernel(self, direction: str, variant: tuple[bool, bool]) -> "_Bound":
+    def _make_kernel(self, direction: str, variant: tuple[bool, bool]) -> tuple[Kernel, Source]:
         source = self._source(direction, variant)
         (kernel,) = assemble(source.text, (direction,))
-        return _Bound(kernel, source.arguments, source.rows)
+        return kernel, source
 
     def _source(self, direction: str, variant: tuple[bool, bool]) -> Source:
         one, other = variant
@@ -86,34 +85,26 @@ class SampleKernels(NamedKernels, NativeKernels):
     def _make_schedule(
         self, direction: str, variant: tuple[bool, bool], shape: torch.Size, threads: int
     ) -> "_Schedule":
-        kernel = self._kernel(direction, variant)
+        kernel, source = self._kernel(direction, variant)
         steps, neurons = shape[0], shape[-1]
         samples = shape[1:-1].numel()
         wide = padded(neurons)
         each = max(1, -(-samples // threads))
-        near = NEAR // (max(1, kernel.rows) * wide * self.size)
+        near = NEAR // (max(1, source.rows) * wide * self.size)
         per_tile = max(1, min(each, MOST, max(4, near)))
         blocks = -(-samples // per_tile)
         pieces = min(blocks, threads)
         blocks_each = -(-blocks // pieces) if pieces else 0
         # as SampleWalk lays it out: its rows, a row of zeros, lists of spikes, and rows of bits
         lists = per_tile * wide * (4 + self.size) + 3 * LINE + 8 * per_tile + 8 * wide
-        bytes_ = (kernel.rows * per_tile + 1) * wide * self.size + lists + wide // 4
+        bytes_ = (source.rows * per_tile + 1) * wide * self.size + lists + wide // 4
         bytes_ = -(-bytes_ // LINE) * LINE
         sizes = {
             **{"steps": steps, "samples": samples, "neurons": neurons, "padded": wide},
             **{"per_tile": per_tile, "blocks": blocks, "blocks_each": blocks_each, "workspace_bytes": bytes_},
             **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
         }
-        return _Schedule(ready(kernel.kernel.address, pieces), sizes, bytes_ * pieces)
-
-
-class _Bound(NamedTuple):
-    """A kernel, the names of its arguments, and how many rows of its own it has."""
-
-    kernel: Kernel
-    arguments: tuple[str, ...]
-    rows: int
+        return _Schedule(ready(kernel.address, pieces), sizes, bytes_ * pieces)
 
 
 class _Schedule(NamedTuple):
