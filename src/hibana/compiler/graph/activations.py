@@ -58,7 +58,8 @@ def _shrink_backward(grad: Any, x: Any, bound: Any) -> Any:
 def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
     scaled = times(x, beta)
     smooth = apply("softplus", scaled)
-    return where(scaled > threshold, x, smooth if beta == 1 else smooth / float(beta))
+    smooth = smooth if beta == 1 else smooth / float(beta)
+    return where(scaled > threshold, x, smooth)
 
 
 def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
