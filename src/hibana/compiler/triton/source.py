@@ -13,8 +13,7 @@ from hibana.compiler.graph.emit import statements
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.triton.language import Language
-from hibana.compiler.triton.program import block, program
+from hibana.compiler.triton.language import Language, block, program
 
 __all__ = ["ANY_SIZE", "backward_source", "forward_source", "function_source"]
 
