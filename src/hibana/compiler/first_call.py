@@ -121,12 +121,9 @@ def _layer_called(cell: Cell) -> str:
         frame = frame.f_back
     if not called:
         return type(cell).__name__
+    kind = type(called[0]).__name__
     names = (name for name, module in called[-1].named_modules() if module is called[0])
-    return f"layer {name!r} ({type(called[0]).__name__})" if (name := next(names, "")) else _class(called[0])
-
-
-def _class(module: nn.Module) -> str:
-    return f"layer {type(module).__name__}"
+    return f"layer {name!r} ({kind})" if (name := next(names, "")) else f"layer {kind}"
 
 
 _OF_FEATURES = {

@@ -90,13 +90,13 @@ def _blank(module: nn.Module) -> Any:
     blank = copy.copy(module)
     for kind in ("_parameters", "_buffers"):
         tensors = vars(module)[kind].items()
-        vars(blank)[kind] = {n: None if t is None else _zeros(t) for n, t in tensors}
+        vars(blank)[kind] = {
+            n: None if t is None else torch.zeros(t.shape, dtype=t.dtype, device="cpu") for n, t in tensors
+        }
     vars(blank)["_modules"] = {n: m if m is None else _blank(m) for n, m in module._modules.items()}
     return blank
 
 
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
 
 
 _MADE = {"bernoulli", "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like"}

@@ -171,15 +171,13 @@ class _Writing:
         high = max(abs(one.low), abs(one.high))
         return Said(f"({one.text} < 0 ? -{one.text} : {one.text})", one.exponent, low, high)
 
-    def _maximum(self, one: Said, two: Said) -> Said:
+    def _maximum(self, one: Said, two: Said, order: str = ">", pick: Callable[..., int] = max) -> Said:
         one, two = _aligned(one, two)
-        text = f"({one.text} > {two.text} ? {one.text} : {two.text})"
-        return Said(text, one.exponent, max(one.low, two.low), max(one.high, two.high))
+        text = f"({one.text} {order} {two.text} ? {one.text} : {two.text})"
+        return Said(text, one.exponent, pick(one.low, two.low), pick(one.high, two.high))
 
     def _minimum(self, one: Said, two: Said) -> Said:
-        one, two = _aligned(one, two)
-        text = f"({one.text} < {two.text} ? {one.text} : {two.text})"
-        return Said(text, one.exponent, min(one.low, two.low), min(one.high, two.high))
+        return self._maximum(one, two, "<", min)
 
     def _where(self, condition: Said, one: Said, two: Said) -> Said:
         one, two = _aligned(one, two)

@@ -3,22 +3,10 @@
 import sys
 from collections import namedtuple
 from decimal import Decimal
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    EllipsisType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    ModuleType,
-    NotImplementedType,
-    WrapperDescriptorType,
-)
 from typing import Any
 
 import torch
+import types
 from torch import nn
 
 from hibana.compiler.graph.watch import PLAIN
@@ -40,29 +28,16 @@ __all__ = [
 ]
 
 CONSTANT = PLAIN | {
-    *(complex, bytes, range, EllipsisType, NotImplementedType, CodeType, Decimal),
+    *(complex, bytes, range, types.EllipsisType, types.NotImplementedType, types.CodeType, Decimal),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 }
 DESCRIPTORS = (
-    ClassMethodDescriptorType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    WrapperDescriptorType,
+    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType),
     type(vars(namedtuple("_Named", "field"))["field"]),
 )
 UNCHANGED_PACKAGES = {
-    *(
-        "hibana",
-        "numpy",
-        "torch",
-        "_collections",
-        "_collections_abc",
-        "_functools",
-        "_operator",
-        "abc",
-        "cmath",
-    ),
+    *("hibana", "numpy", "torch", "_collections", "_collections_abc", "_functools", "_operator", "abc", "cmath"),
     *("collections", "contextlib", "dataclasses", "enum", "fractions", "functools", "itertools", "math"),
     *("numbers", "operator", "reprlib", "types", "typing"),
 }
@@ -102,19 +77,17 @@ def root(name: object) -> str:
 def does_not_change(value: Any) -> bool:
     """Whether `value`, a function or a class, does the same at each call."""
     where = value.__module__ if isinstance(value, type) else value.__globals__.get("__name__")
-    if isinstance(value, FunctionType) and value.__name__ in READS_STATE:
+    if isinstance(value, types.FunctionType) and value.__name__ in READS_STATE:
         return False
     return root(where) in UNCHANGED_PACKAGES or (where == "builtins" and isinstance(value, type))
 
 
-def is_code_of_package(module: ModuleType, value: Any) -> bool:
+def is_code_of_package(module: types.ModuleType, value: Any) -> bool:
     """Whether `value`, of `module`, is code that does the same at each call."""
-    code = isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type) or is_operation(
-        type(value)
-    )
-    if getattr(value, "__name__", "") in READS_STATE:
+    if getattr(value, "__name__", "") in READS_STATE or root(module.__name__) not in UNCHANGED_PACKAGES:
         return False
-    return code and root(module.__name__) in UNCHANGED_PACKAGES
+    kinds = types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type
+    return isinstance(value, kinds) or is_operation(type(value))
 
 
 def is_read_by_torch(kind: type) -> bool:

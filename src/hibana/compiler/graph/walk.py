@@ -50,15 +50,7 @@ _READS_ANYTHING = {"__import__", "breakpoint", "compile", "eval", "exec", "globa
 _CALLED_BY_NAME = {"backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
 """Methods that torch and :mod:`hibana.cells.surrogate` call while a step runs."""
 _NOT_IN_A_STEP = {
-    *(
-        "__annotate__",
-        "__annotate_func__",
-        "__class_getitem__",
-        "__copy__",
-        "__deepcopy__",
-        "__del__",
-        "__dir__",
-    ),
+    *("__annotate__", "__annotate_func__", "__class_getitem__", "__copy__", "__deepcopy__", "__del__", "__dir__"),
     *("__getstate__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__set_name__", "__setstate__"),
 }
 _OF_A_NEW_OBJECT = {"__init__", "__new__", "__post_init__"}
@@ -203,11 +195,8 @@ class Walk:
         bound = value.__self__
         if bound is not None and not isinstance(bound, ModuleType | type):
             return value.__name__, self._refer(bound, f"{path}.__self__")
-        where = (
-            bound.__name__
-            if isinstance(bound, ModuleType)
-            else getattr(bound, "__module__", value.__module__)
-        )
+        named = isinstance(bound, ModuleType)
+        where = bound.__name__ if named else getattr(bound, "__module__", value.__module__)
         if where == "builtins":
             repeats = value.__name__ not in _READS_ANYTHING
         else:
