@@ -1,7 +1,6 @@
-"""Reads and writes cache files of machine code safely: only files that no other user can have written.
+"""Reads and writes cache files of machine code: only files that no other user can have written.
 
-The contents are not interpreted here. An untrusted file counts as missing, so that it is replaced; an
-untrusted folder is an error.
+An untrusted file counts as missing, so that it is replaced; an untrusted folder is an error.
 """
 
 import contextlib

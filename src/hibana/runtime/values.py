@@ -1,8 +1,7 @@
 """Typed values of the kernel under construction, with Python operators that emit LLVM IR.
 
-A :class:`Value` is a scalar or a vector of integers, floats or booleans. ``a + b`` appends an instruction to
-the function that `a` belongs to and returns its result. Floating-point operations are never contracted or
-reassociated, except by :meth:`Value.fused`.
+``a + b`` appends an instruction to the function that `a` belongs to and returns its result. Floating-point
+operations are never contracted or reassociated, except by :meth:`Value.fused`.
 """
 
 import struct

@@ -195,8 +195,9 @@ class Walk:
         bound = value.__self__
         if bound is not None and not isinstance(bound, ModuleType | type):
             return value.__name__, self._refer(bound, f"{path}.__self__")
-        named = isinstance(bound, ModuleType)
-        where = bound.__name__ if named else getattr(bound, "__module__", value.__module__)
+        where = getattr(bound, "__module__", value.__module__)
+        if isinstance(bound, ModuleType):
+            where = bound.__name__
         if where == "builtins":
             repeats = value.__name__ not in _READS_ANYTHING
         else:
