@@ -298,22 +298,11 @@ class CpuKernels(NativeKernels):
             found = self._built.setdefault(key, Bound(kernel, source.arguments, calls, source.row))
         return found
 
-    def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
-        return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
+    def _forward_source(self, plan: Plan | None, *options: bool) -> Source:
+        return forward_source(self.step, plan, self.real, self.calls, *options)
 
-    def _backward_source(
-        self, wants_input: bool, constant: bool, nontemporal: bool = False, reduced: bool = False
-    ) -> Source:
-        return backward_source(
-            self.step,
-            self.plan,
-            self.real,
-            self.calls,
-            wants_input=wants_input,
-            constant_input=constant,
-            nontemporal=nontemporal,
-            folded=reduced,
-        )
+    def _backward_source(self, *options: bool) -> Source:
+        return backward_source(self.step, self.plan, self.real, self.calls, *options)
 
 
 class _Variant(NamedTuple):

@@ -24,7 +24,6 @@ def forward_source(
     plan: Plan | None,
     real: str,
     calls: frozenset[str],
-    *,
     emits: bool = True,
     nontemporal: bool = False,
 ) -> Source:
@@ -85,7 +84,6 @@ def backward_source(
     plan: Plan,
     real: str,
     calls: frozenset[str],
-    *,
     wants_input: bool,
     constant_input: bool,
     nontemporal: bool = False,
