@@ -69,11 +69,9 @@ class CpuKernels(NativeKernels):
         self._launch = lru_cache(LAUNCHES)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
-        return (
-            self._forward_source(self.plan if keep else None)
-            if direction == "forward"
-            else self._backward_source(True, False)
-        ).text
+        if direction == "forward":
+            return self._forward_source(self.plan if keep else None).text
+        return self._backward_source(True, False).text
 
     def plan_for(self, shape: torch.Size) -> Plan:
         """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
@@ -89,7 +87,7 @@ class CpuKernels(NativeKernels):
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         inputs, first, parameters, plan, ends, may_offset = given
         shape, dtype = inputs.shape, self.dtype
-        outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
+        outputs = unaliased(inputs, shape, may_offset)
         place = outputs.data_ptr()
         patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
@@ -140,12 +138,7 @@ class CpuKernels(NativeKernels):
             grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
         grad_input, place = None, 0
         if wants_input:
-            wanted = one if constant else shape
-            grad_input = (
-                unaliased(grad_outputs, wanted)
-                if given.may_offset
-                else torch.empty(wanted, dtype=dtype, device=CPU)
-            )
+            grad_input = unaliased(grad_outputs, one if constant else shape, given.may_offset)
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:

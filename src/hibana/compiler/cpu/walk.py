@@ -148,10 +148,10 @@ ALIASING_FROM = 256 << 10
 """Bytes from which on 4K aliasing matters, and another page of memory does not."""
 
 
-def unaliased(read: Tensor, shape: torch.Size) -> Tensor:
+def unaliased(read: Tensor, shape: torch.Size, may_offset: bool = True) -> Tensor:
     """A new tensor of `shape`, if large at :data:`OUTPUT_OFFSET` from `read`, against 4K aliasing."""
     count, dtype = shape.numel(), read.dtype
-    if count * dtype.itemsize < ALIASING_FROM:
+    if not may_offset or count * dtype.itemsize < ALIASING_FROM:
         if read.shape == shape and read.is_contiguous():
             return torch.empty_like(read)  # sizes that come from Python take twice as long
         return torch.empty(shape, dtype=dtype, device="cpu")
