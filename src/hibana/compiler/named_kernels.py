@@ -11,7 +11,14 @@ from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.compiler.graph.synapses import Operand
 from hibana.compiler.outer import over_time
 
-__all__ = ["NamedKernels"]
+__all__ = ["Named", "NamedKernels", "Variant"]
+
+
+Variant = tuple[bool, bool]
+"""Of a forward, whether it keeps residuals; of a backward, whether the gradient of the input is wanted, and
+whether that is summed over time."""
+Named = dict[str, Any]
+"""Tensors, numbers and addresses by the names of a kernel's arguments."""
 
 
 class NamedKernels(Kernels):
@@ -22,18 +29,9 @@ class NamedKernels(Kernels):
 
     @abstractmethod
     def _launch(
-        self,
-        direction: str,
-        variant: tuple[bool, bool],
-        shape: torch.Size,
-        parameters: Sequence[Tensor],
-        given: dict[str, Any],
+        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
-        """Runs a kernel over sequences of `shape` on what is `given`; arguments that are not are null.
-
-        The `variant` of a forward says whether it keeps residuals; of a backward, whether the gradient of the
-        input is wanted, and whether that is summed over time.
-        """
+        """Runs a kernel over sequences of `shape` with the arguments `given`; all others are null."""
 
     def _readable(self, sequence: Tensor) -> Tensor:
         """`sequence` in a dtype that kernels read and write."""
@@ -50,7 +48,7 @@ class NamedKernels(Kernels):
         last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
         kept = self.residual_shapes(steps, one) if plan else []
         residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in kept]
-        named: dict[str, Any] = {"input": read, "input_step": read.stride(0), "outputs": outputs}
+        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs}
         named |= self._by_state(first=first, last=last) | dict(zip(self.plan.names, residuals, strict=False))
         self._launch("forward", (plan is not None, False), inputs.shape, parameters, named)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
@@ -68,7 +66,7 @@ class NamedKernels(Kernels):
             grad_input = like.new_empty(one if given.constant else shape, dtype=arriving.dtype)
         first_grads = [like.new_empty(one, dtype=self.dtype) if given.wants_first else None for _ in first]
         sums = [like.new_empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
-        named: dict[str, Any] = {} if read is None else {"input": read, "input_step": read.stride(0)}
+        named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
         named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
         named |= {"uniform_grad_at": given.uniform_grad, "wants_first": int(given.wants_first)}
         named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
@@ -88,7 +86,7 @@ class NamedKernels(Kernels):
             sums.append(over_time(o, residual, None if o.state is None else first[o.state], at[o.gradient]))
         return grad_input, first_grads, sums
 
-    def _by_state(self, **tensors: Sequence[Tensor | None]) -> dict[str, Any]:
+    def _by_state(self, **tensors: Sequence[Tensor | None]) -> Named:
         """The arguments ``{state}_{name}``; the last of the states may be missing."""
         return {
             f"{state}_{name}": tensor

@@ -19,7 +19,7 @@ from hibana.compiler.cpu.source import backward_over_samples, forward_over_sampl
 from hibana.compiler.graph import synapses
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
-from hibana.compiler.named_kernels import NamedKernels
+from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.packed import row_bytes
 from hibana.runtime.kernels import Kernel, Work, arguments, assemble, ready
 
@@ -47,12 +47,7 @@ class SampleKernels(NamedKernels, NativeKernels):
         return self._source(direction, (keep, False)).text
 
     def _launch(
-        self,
-        direction: str,
-        variant: tuple[bool, bool],
-        shape: torch.Size,
-        parameters: Sequence[Tensor],
-        given: dict[str, Any],
+        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
         names = self._kernel(direction, variant)[1].arguments
         schedule = self._schedule(direction, variant, shape, torch.get_num_threads())
@@ -69,12 +64,12 @@ class SampleKernels(NamedKernels, NativeKernels):
         values = schedule.sizes | given
         schedule.work.go(arguments([_address(values.get(name, 0)) for name in names]))
 
-    def _make_kernel(self, direction: str, variant: tuple[bool, bool]) -> tuple[Kernel, Source]:
+    def _make_kernel(self, direction: str, variant: Variant) -> tuple[Kernel, Source]:
         source = self._source(direction, variant)
         (kernel,) = assemble(source.text, (direction,))
         return kernel, source
 
-    def _source(self, direction: str, variant: tuple[bool, bool]) -> Source:
+    def _source(self, direction: str, variant: Variant) -> Source:
         one, other = variant
         if direction == "forward":
             return forward_over_samples(self.step, self.plan if one else None, self.real, self.calls)
@@ -83,7 +78,7 @@ class SampleKernels(NamedKernels, NativeKernels):
         )
 
     def _make_schedule(
-        self, direction: str, variant: tuple[bool, bool], shape: torch.Size, threads: int
+        self, direction: str, variant: Variant, shape: torch.Size, threads: int
     ) -> "_Schedule":
         kernel, source = self._kernel(direction, variant)
         steps, neurons = shape[0], shape[-1]

@@ -17,7 +17,7 @@ from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.compiler.graph.plan import Plan, gradients, reachable
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
-from hibana.compiler.named_kernels import NamedKernels
+from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons
 from hibana.compiler.triton.source import backward_source, forward_source, function_source
@@ -80,19 +80,14 @@ class GpuKernels(NamedKernels):
     def _readable(self, sequence: Tensor) -> Tensor:
         return exact(sequence)
 
-    def _source(self, direction: str, variant: tuple[bool, bool]) -> str:
+    def _source(self, direction: str, variant: Variant) -> str:
         one, other = variant
         if direction == "forward":
             return forward_source(self.step, self.plan if one else None, self.language)
         return backward_source(self.step, self.plan, self.language, wants_input=one, constant_input=other)
 
     def _launch(
-        self,
-        direction: str,
-        variant: tuple[bool, bool],
-        shape: torch.Size,
-        parameters: Sequence[Tensor],
-        given: dict[str, Any],
+        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
         key = (direction, variant)
         if key not in self._built:
@@ -103,12 +98,7 @@ class GpuKernels(NamedKernels):
         self._run(self._built[key], shape, parameters[self.step.parameters :], given, device)
 
     def _run(
-        self,
-        kernel: Any,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        given: dict[str, Any],
-        device: torch.device,
+        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], given: Named, device: torch.device
     ) -> None:
         """Runs `kernel` over all blocks; a step without products has no `matrices`."""
         over_neurons(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)

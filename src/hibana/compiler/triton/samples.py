@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.named_kernels import Named
 from hibana.compiler.packed import row_bytes
 from hibana.compiler.triton.kernels import GpuKernels
 from hibana.compiler.triton.running import started
@@ -38,12 +39,7 @@ class SampleKernels(GpuKernels):
             )
 
     def _run(
-        self,
-        kernel: Any,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        given: dict[str, Any],
-        device: torch.device,
+        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], given: Named, device: torch.device
     ) -> None:
         steps, features, samples = shape[0], shape[-1], shape[1:-1].numel()
         if not (features and samples):
