@@ -56,7 +56,7 @@ class NamedKernels(Kernels):
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         plan, shape, inputs, first, parameters, residuals, grad_outputs, last_grads = given[:8]
         one = shape[1:]
-        like = residuals[0] if residuals else next(t for t in (grad_outputs, *last_grads) if t is not None)
+        like = next(t for t in (*residuals, grad_outputs, *last_grads, *parameters) if t is not None)
         if grad_outputs is None:
             grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
         arriving = self._readable(grad_outputs)
