@@ -13,21 +13,27 @@ from torch import Tensor, fx
 
 from hibana.cells import Cell
 from hibana.compiler.graph.aten import translate
-from hibana.compiler.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, same, step_layout
 from hibana.compiler.graph.nodes import (
+    MOVES,
+    PRODUCTS,
     Matrices,
     Wide,
     as_computed,
+    columns,
+    is_step,
+    moved,
     name_of,
+    rows,
+    same,
     sharing_memory,
+    step_layout,
     writes,
     writes_to_given,
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import foreign
-from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.values import Values, rounded
+from hibana.compiler.graph.step import Step, Value, Values, rounded
 
 __all__ = ["Reading"]
 
