@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
-__all__ = ["active", "current", "within"]
-
 active = False
 """Whether any thread is within a run: a cheap check, and one that Dynamo can guard."""
 

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Known", "known", "attach"]
-
 _ATTRIBUTE = "_hibana_known"
 
 

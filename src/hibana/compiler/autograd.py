@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
 
-__all__ = ["RunSpecification", "from_rest", "go", "go_over", "run"]
-
-
 def run(
     program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Sequence[Tensor]]:

@@ -6,9 +6,6 @@ from hibana.cells import Cell
 from hibana.cells.base import check_cell
 from hibana.compiler import reference
 
-__all__ = ["check_batch", "check_inputs", "checked_state"]
-
-
 def check_inputs(cell: Cell, inputs: Tensor) -> None:
     """Raises ``TypeError`` or ``ValueError`` if `inputs` are no sequence, or `cell` is none."""
     check_cell(cell)

@@ -21,8 +21,6 @@ from hibana.compiler.missing_gradients import MissingGradients
 from hibana.compiler.shared import Bounded
 from hibana.compiler.strides import Order, inverse, order_of_step, step_in
 
-__all__ = ["Program", "compiled", "program_of", "structure"]
-
 STRUCTURES = 256
 _BY_STRUCTURE: Bounded[object, tuple[Step, Kernels]] = Bounded(STRUCTURES)
 

@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["applied", "are_batched", "differentiated_once"]
-
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _is_transformed = torch._C._functorch.is_batchedtensor
 _are_transforms_active = torch._C._are_functorch_transforms_active

@@ -19,8 +19,6 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import computed_once, is_computed, tensors_of
 
-__all__ = ["REFERENCE", "Report", "explain_cell"]
-
 REFERENCE = "backend    reference loop, because "
 
 MATHEMATICS = Dialect(

@@ -10,9 +10,6 @@ from hibana.compiler.graph.fingerprint import NOT_HYPER, followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import attributes
 
-__all__ = ["guard", "settings"]
-
-
 def guard(cell: Cell, one: Tensor) -> None:
     """Makes Dynamo guard all that the step reads, so that it compiles again when that changes.
 

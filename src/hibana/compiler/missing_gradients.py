@@ -19,8 +19,6 @@ from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.packed import unpacked
 
-__all__ = ["MissingGradients", "Found", "without"]
-
 Given = frozenset[int]
 """The states after a step that have a gradient."""
 

@@ -11,9 +11,6 @@ from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.compiler.graph.synapses import Operand
 from hibana.compiler.outer import over_time
 
-__all__ = ["Named", "NamedKernels", "Variant"]
-
-
 Variant = tuple[bool, bool]
 """Of a forward, whether it keeps residuals; of a backward, whether the gradient of the input is wanted, and
 whether that is summed over time."""

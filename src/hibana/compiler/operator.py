@@ -24,8 +24,6 @@ from hibana.compiler.slow import said_once
 from hibana.compiler.strides import steps_contiguous
 from hibana.compiler.tensors import tensors_of
 
-__all__ = ["serving"]
-
 Tensors = Sequence[Tensor]
 _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
 

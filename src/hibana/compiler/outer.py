@@ -17,8 +17,6 @@ from hibana.compiler.packed import row_bytes, unpacked
 if TYPE_CHECKING:
     from hibana.compiler.graph.synapses import Operand
 
-__all__ = ["over_time"]
-
 by_bits: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
 

@@ -3,9 +3,6 @@
 import torch
 from torch import Tensor
 
-__all__ = ["row_bytes", "unpacked"]
-
-
 def row_bytes(count: int) -> int:
     """Bytes of a row of `count` bits."""
     return (count + 7) // 8

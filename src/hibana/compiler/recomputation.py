@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Checkpoint", "around"]
-
-
 class Checkpoint(NamedTuple):
     """A checkpoint whose function runs now."""
 

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["hand", "handed", "takes"]
-
-
 def takes(node: Any) -> bool:
     """Whether `node` takes a scalar gradient."""
     return hasattr(node, "uniform")

@@ -3,8 +3,6 @@
 from threading import RLock
 from typing import TypeVar
 
-__all__ = ["Bounded"]
-
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
 

@@ -2,9 +2,6 @@
 
 import warnings
 
-__all__ = ["SlowPathWarning", "said_once"]
-
-
 class SlowPathWarning(RuntimeWarning):
     """A call that the reference loop runs, step by step, since no compiled backend serves it; and why."""
 

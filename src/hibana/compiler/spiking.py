@@ -19,8 +19,6 @@ from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["emits_spikes"]
-
 _KNOWN: "WeakKeyDictionary[Cell, tuple[Hashable, bool]]" = WeakKeyDictionary()
 
 

@@ -6,21 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Order",
-    "expansion",
-    "in_callers_order",
-    "inverse",
-    "memory_order",
-    "order_of_step",
-    "repeated",
-    "same_each_step",
-    "step_back",
-    "step_in",
-    "steps_contiguous",
-]
-
-
 Order = tuple[int, ...]
 """A permutation of a sequence's dimensions, such as that in which they lie in memory."""
 

@@ -9,8 +9,6 @@ from torch.nn.utils import parametrize
 
 from hibana.cells import Cell
 
-__all__ = ["computed_once", "computing_once", "is_computed", "shape_class", "tensors_of"]
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 

@@ -21,8 +21,6 @@ from typing import Any
 
 from hibana.runtime import files
 
-__all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "compresses", "kept_in"]
-
 COMPILING = threading.RLock()
 """Held while a thread compiles, links or loads native code."""
 if hasattr(os, "register_at_fork"):  # or a forked child could inherit the lock as held

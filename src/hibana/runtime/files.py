@@ -11,8 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "read", "require_private", "sweep", "write"]
-
 UNFINISHED = "unfinished-"
 """Prefix of a temporary file; a process that is killed while writing leaves one behind."""
 ABANDONED = 600

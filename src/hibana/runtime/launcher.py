@@ -23,8 +23,6 @@ from hibana.runtime.threads import run
 from hibana.runtime.types import LONG
 from hibana.runtime.values import Group, Value
 
-__all__ = ["Call", "Launcher", "Sized", "kernel"]
-
 SHAPES = 512
 """Combinations of options and integers that a launcher remembers."""
 _OWN = ("code", "begin", "end")

@@ -9,8 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["is_command"]
-
 SPINS = 3000
 """Turns that a thread spins before it sleeps; GNU's default is 300,000.
 

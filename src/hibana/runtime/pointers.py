@@ -6,9 +6,6 @@ from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Typ
 from hibana.runtime.values import Operand, Value, constant
 from hibana.runtime.writer import Writer
 
-__all__ = ["Bytes", "Doubles", "Floats", "Ints", "Kind", "Longs", "Pointer", "Shorts", "taken"]
-
-
 class Pointer:
     """An address of elements of one type; each element type has its subclass."""
 

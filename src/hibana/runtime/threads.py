@@ -15,8 +15,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Work", "arguments", "libtorch", "ready", "run"]
-
 Result = TypeVar("Result")
 
 

@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BIT", "BYTE", "DOUBLE", "FLOAT", "INT", "LONG", "SHORT", "Type"]
-
-
 @dataclass(frozen=True)
 class Type:
     """The type of a value: a scalar, or a vector of `width` elements."""

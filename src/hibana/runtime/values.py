@@ -12,9 +12,6 @@ from typing import ClassVar
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, Type
 from hibana.runtime.writer import Writer
 
-__all__ = ["Group", "Operand", "Value", "constant", "counted", "float_bits"]
-
-
 class Group:
     """A named group of integer arguments: a subclass annotates one :class:`Value` for each name."""
 

@@ -16,19 +16,6 @@ from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitut
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = [
-    "IEEE_FUNCTIONS",
-    "Product",
-    "Truths",
-    "dialect",
-    "functions",
-    "literal",
-    "neuron_statements",
-    "operations",
-    "staged",
-    "truths",
-]
-
 Truths = frozenset[int]
 """The states that are zeros and ones, by number."""
 

@@ -15,8 +15,6 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
-__all__ = ["Bounds", "Said", "in_whole_numbers"]
-
 Bounds = tuple[int, int]
 """The least and the largest that a number may be."""
 

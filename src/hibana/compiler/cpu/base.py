@@ -10,9 +10,6 @@ from hibana.compiler.cpu.libraries import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 
-__all__ = ["NativeKernels"]
-
-
 class NativeKernels(Kernels):
     """The kernels of one step in one dtype, with the vector functions that they call and its constants.
 

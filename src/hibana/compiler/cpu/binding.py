@@ -5,8 +5,6 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
-__all__ = ["Binding", "Pack", "in_memory"]
-
 Pack = Callable[[Sequence[int]], bytes]
 """From values, in an order that was agreed on once, to the argument block of a kernel."""
 

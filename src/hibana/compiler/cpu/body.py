@@ -27,8 +27,6 @@ from hibana.runtime.kernels import (
     function,
 )
 
-__all__ = ["VECTOR", "LINE", "NUMBERS", "Rows", "row_function"]
-
 VECTOR = 32
 """Neurons in a vector: two registers of AVX-512, and their truth values one integer."""
 

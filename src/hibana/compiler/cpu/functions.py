@@ -30,9 +30,6 @@ from hibana.runtime.kernels import (
 )
 from hibana.runtime.threads import libtorch
 
-__all__ = ["library_function", "own_function", "sleef_function"]
-
-
 @cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""

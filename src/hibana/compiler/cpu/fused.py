@@ -27,8 +27,6 @@ from hibana.runtime.kernels import (
     ready,
 )
 
-__all__ = ["Fusion", "Produced", "fuse"]
-
 FUSED = ("producer_args", "forward_args", "outputs")
 """Arguments of the kernel that change at each launch."""
 

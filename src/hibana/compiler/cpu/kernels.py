@@ -28,8 +28,6 @@ from hibana.compiler.packed import row_bytes
 from hibana.compiler.producer import Producer
 from hibana.runtime.kernels import assemble
 
-__all__ = ["CpuKernels"]
-
 CPU = torch.device("cpu")
 
 NONTEMPORAL_FROM = 8 << 20

@@ -14,8 +14,6 @@ from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step
 from hibana.runtime.threads import libtorch
 
-__all__ = ["approximate", "vector_functions"]
-
 CPU = torch.device("cpu")
 
 

@@ -25,8 +25,6 @@ from hibana.compiler.graph.plan import Plan
 from hibana.runtime import files
 from hibana.runtime.kernels import COMPILING, Work, kept_in
 
-__all__ = ["build", "built", "called", "launch"]
-
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "hibana_node"
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 
 from hibana.runtime.kernels import DOUBLE, Code, Function, Value, declared
 
-__all__ = ["FLOAT32_ONLY", "OWN", "VECTOR", "Numbers", "lane_by_lane"]
-
 VECTOR = 8
 """Numbers that are computed at a time."""
 

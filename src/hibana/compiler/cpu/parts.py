@@ -10,8 +10,6 @@ from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime.kernels import Pointer
 
-__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward", "with_uniform"]
-
 AT_ONCE = 4
 """Steps that are unrolled: each reads its input and writes its output, and the state stays in registers."""
 

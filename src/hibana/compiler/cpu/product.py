@@ -26,8 +26,6 @@ from hibana.runtime.kernels import (
     function,
 )
 
-__all__ = ["PANEL", "padded", "product", "product_at", "table_step"]
-
 PANEL = 64
 """Numbers of a table's row that are summed in registers at a time."""
 

@@ -20,8 +20,6 @@ from hibana.compiler.cpu.schedule import BACKWARD
 from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
 
-__all__ = ["Recomputation", "fits_tiles", "recomputation"]
-
 BUFFER = 256 << 10
 """Maximum bytes of a row's residuals: a part of L2."""
 

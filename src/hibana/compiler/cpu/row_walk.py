@@ -14,8 +14,6 @@ from hibana.compiler.cpu.schedule import Schedule, Source, own
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Pointer, Value
 
-__all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "PATTERNS", "ROW", "SIZES", "RowWalk"]
-
 ROW = 4096
 """Maximum neurons in a row, a multiple of 64: its state fits in L1, and the prefetcher gets going."""
 

@@ -14,8 +14,6 @@ from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Function, Pointer
 
-__all__ = ["Call", "Pass", "is_long", "kernel_says"]
-
 LONG = 256
 """Values from which on a pass is written for a short compile time: its parts read what earlier ones computed,
 and there is only the masked code for a block of neurons."""

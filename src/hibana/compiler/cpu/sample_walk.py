@@ -18,8 +18,6 @@ from hibana.compiler.cpu.schedule import Schedule, Source
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
 
-__all__ = ["SampleWalk"]
-
 _SIZES = ("steps", "samples", "neurons", "padded", "per_tile", "blocks", "blocks_each", "workspace_bytes")
 _STRIDES = ("input_step", "grad_outputs_step", "row_bytes", "sample_bytes", "wants_first")
 

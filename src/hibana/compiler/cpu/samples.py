@@ -23,8 +23,6 @@ from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.packed import row_bytes
 from hibana.runtime.kernels import Kernel, Work, arguments, assemble, ready
 
-__all__ = ["SampleKernels"]
-
 NEAR = 256 << 10
 """Maximum bytes of rows of the samples that a thread works on at a time: a part of L2."""
 

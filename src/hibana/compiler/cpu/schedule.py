@@ -21,8 +21,6 @@ from hibana.runtime.kernels import (
     source,
 )
 
-__all__ = ["ACCURATE", "BACKWARD", "FORWARD", "Schedule", "Source", "libm_function", "own"]
-
 FORWARD = ("input", "input_step", "outputs")
 """Arguments of every forward over rows, and of every backward, that change at each launch."""
 BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")

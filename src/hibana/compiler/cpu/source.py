@@ -12,8 +12,6 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import gated
 
-__all__ = ["backward_over_samples", "backward_source", "forward_over_samples", "forward_source"]
-
 _OVER_ROWS = {"whole": "neurons", "kept": "residual_step"}
 """The arguments that are the strides over time of outputs and residuals, of kernels over rows, over samples."""
 _OVER_SAMPLES = {"whole": "step", "kept": "step"}

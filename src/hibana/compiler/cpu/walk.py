@@ -13,22 +13,6 @@ from hibana.compiler.cpu.row_walk import FOLDED, OUTPUT_OFFSET, PAGE
 from hibana.compiler.packed import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 
-__all__ = [
-    "ALIASING_FROM",
-    "MULTIPLE",
-    "REVERSED",
-    "SHORTEST",
-    "Bound",
-    "Walk",
-    "folded",
-    "pattern_sizes",
-    "patterns_of",
-    "split_rows",
-    "unaliased",
-    "walk",
-    "written_out",
-]
-
 SHORTEST = 512
 """Minimum neurons in a row."""
 

@@ -9,9 +9,6 @@ from typing import Any
 
 from hibana.compiler.graph.terms import Rule, apply, times, where
 
-__all__ = ["ACTIVATIONS"]
-
-
 def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
     high = x.lift(high)
     return apply("minimum", high, apply("maximum", low, x))

@@ -15,9 +15,6 @@ from hibana.compiler.graph.ops import CALLS, COMPARISONS, Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.terms import Rule, Term, apply, times, where
 
-__all__ = ["translate"]
-
-
 def translate(
     target: torch._ops.OpOverload,
     args: tuple[Any, ...],

@@ -12,8 +12,6 @@ from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["takes_zeros"]
-
 Bounds = tuple[float, float]
 
 ANY: Bounds = (-math.inf, math.inf)

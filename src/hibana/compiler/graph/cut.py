@@ -6,8 +6,6 @@ of maximum flow in networks with power estimation*.
 
 from collections import deque
 
-__all__ = ["INFINITE", "Network"]
-
 INFINITE = 1 << 60
 """A capacity that no cut can pay."""
 

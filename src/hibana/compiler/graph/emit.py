@@ -7,8 +7,6 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
-__all__ = ["Dialect", "statements"]
-
 LONGEST = 60
 """A value used once is written in place up to this many characters."""
 

@@ -11,22 +11,6 @@ from torch import nn
 
 from hibana.compiler.graph.watch import PLAIN
 
-__all__ = [
-    "CONSTANT",
-    "DESCRIPTORS",
-    "READS_STATE",
-    "UNCHANGED_PACKAGES",
-    "Same",
-    "does_not_change",
-    "exact",
-    "is_array",
-    "is_code_of_package",
-    "is_operation",
-    "is_read_by_torch",
-    "is_scalar_of_numpy",
-    "root",
-]
-
 CONSTANT = PLAIN | {
     *(complex, bytes, range, types.EllipsisType, types.NotImplementedType, types.CodeType, Decimal),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),

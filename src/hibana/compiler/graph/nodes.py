@@ -14,8 +14,6 @@ from torch import Tensor, fx
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.recorder import foreign
 
-__all__ = ["MOVES", "PRODUCTS", "Matrices", "Wide", "as_computed", "columns", "is_step", "moved", "name_of", "rows", "same", "sharing_memory", "step_layout", "writes", "writes_to_given"]
-
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
 

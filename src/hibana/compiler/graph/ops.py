@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "OPERATIONS", "Operation", "Unsupported", "row_of"]
-
-
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
     """A step, or a call, that a compiled backend can't serve, and why."""
 

@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-__all__ = ["SUM", "Part", "Place", "filled", "part_between", "places_in"]
-
-
 @dataclass(frozen=True)
 class Place:
     """A reference to the value with this index."""

@@ -25,8 +25,6 @@ from collections.abc import Callable, Mapping
 from hibana.compiler.graph.plan import Plan, evaluated, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
-
 Stores = dict[str, Value]
 Leaf = Callable[[Value], Value | None]
 

@@ -35,9 +35,6 @@ from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value, Values, rounded
 
-__all__ = ["Reading"]
-
-
 class Reading:
     """Reads an fx graph once, node by node."""
 

@@ -17,9 +17,6 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["foreign", "joint_graph"]
-
-
 def joint_graph(
     cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
 ) -> tuple[fx.Graph, bool]:

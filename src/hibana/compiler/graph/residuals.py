@@ -19,8 +19,6 @@ from hibana.compiler.graph.cut import INFINITE, Network
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["cheapest_residuals", "cost_in_bits", "evaluated"]
-
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
 """Leaves that are always available."""
 

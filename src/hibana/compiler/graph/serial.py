@@ -21,8 +21,6 @@ from hibana.compiler.graph.plan import Plan, reachable
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["read", "write"]
-
 FORMAT = "hibana step"
 _NAMED = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 _FACTS = [field.name for field in fields(Value) if field.name != "args"]

@@ -10,9 +10,6 @@ from torch import Tensor
 
 from hibana.compiler.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
 
-__all__ = ["Step", "Value", "Values", "rounded"]
-
-
 @dataclass(frozen=True, eq=False)
 class Value:
     """One number (or truth value) per neuron and step.

@@ -13,9 +13,6 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Operand", "gated", "needed", "operands"]
-
-
 class Operand(NamedTuple):
     """The operand of a matrix product at a step."""
 

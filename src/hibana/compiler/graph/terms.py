@@ -8,8 +8,6 @@ from typing import Any
 
 from hibana.compiler.graph.step import Value
 
-__all__ = ["Rule", "Term", "apply", "times", "where"]
-
 Rule = Callable[..., Any]
 """From the arguments of an ATen operation, terms and whatever else, to a term or a number."""
 

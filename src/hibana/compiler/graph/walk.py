@@ -37,8 +37,6 @@ from hibana.compiler.graph.kinds import (
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import CONTAINERS, MISSING, NUMBERS, PLAIN, Item, Look, Watch
 
-__all__ = ["NOT_HYPER", "Walk"]
-
 NOT_HYPER = frozenset(vars(nn.Module())) | {INTERNAL}
 """Attributes of a module that no step computes with."""
 MANY = 1000

@@ -15,27 +15,6 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.code import native_bases
 
-__all__ = [
-    "CONTAINERS",
-    "MISSING",
-    "NUMBERS",
-    "PLAIN",
-    "Item",
-    "Look",
-    "Watch",
-    "at_array",
-    "at_function",
-    "at_module",
-    "at_object",
-    "at_tensor",
-    "attributes",
-    "enclosed",
-    "held",
-    "hooked",
-    "is_fixed",
-    "unchanged",
-]
-
 Look = Callable[[Any], Hashable]
 """A snapshot function."""
 Watch = tuple[Look, Any, Hashable]

@@ -20,8 +20,6 @@ from hibana.compiler.packed import row_bytes
 from hibana.compiler.triton.language import Language, interpreted
 from hibana.compiler.triton.source import ANY_SIZE
 
-__all__ = ["exact", "is_interpreted", "kernel_of", "over_neurons", "started"]
-
 BLOCKS = ((256, 4), (512, 4), (1024, 4), (1024, 8))
 """Neurons in a block, and warps: the configurations that autotuning tries."""
 INTERPRETED_BLOCK = 64

@@ -15,8 +15,6 @@ from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.triton.language import Language, block, program
 
-__all__ = ["ANY_SIZE", "backward_source", "forward_source", "function_source"]
-
 ANY_SIZE = ("steps", "size")
 """Arguments that kernels are not specialised for."""
 
