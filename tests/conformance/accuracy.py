@@ -2,8 +2,8 @@
 
 ``python -m conformance.accuracy [float32] [float64] [NAME ...]``, from the folder ``tests``, goes over all
 2**32 numbers of 32 bits, 250 million pairs of them, and ten million numbers or pairs of 64 bits: a minute for
-each function. ``slopes [NAME ...]`` compares derivatives of eight million numbers of 32 bits with those in 64,
-PyTorch's own beside them.
+each function. ``slopes [NAME ...]`` compares derivatives of eight million numbers of 32 bits with those in
+64, PyTorch's own beside them.
 """
 
 import ctypes

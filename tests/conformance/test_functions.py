@@ -32,7 +32,9 @@ def test_each_function_conforms(name, dtype):
     inputs = torch.rand((5, 3, 23), generator=torch.Generator().manual_seed(3), dtype=dtype)
     step = trace(cell, torch.Size([23]), dtype)
     if dtype == torch.float64 and FLOAT32_ONLY & {value.op for value in reachable(step.nexts)}:
-        with pytest.raises(Unsupported, match=r"is nothing that hibana computes in torch\.float64 within 2 ulp"):
+        with pytest.raises(
+            Unsupported, match=r"is nothing that hibana computes in torch\.float64 within 2 ulp"
+        ):
             CPU(cell, inputs, None)
         assert "reference loop" in hb.explain(cell, dtype=dtype)
         return

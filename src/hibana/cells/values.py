@@ -31,8 +31,8 @@ Reset = Value | Literal["subtract"]
 """A potential to reset to (hard), or ``"subtract"``: the threshold is subtracted (soft)."""
 
 Learn = str | Sequence[str]
-"""Names of the values that a cell makes parameters of, each in its range: one number for the layer, or one for
-each neuron where the value is a tensor (:func:`log_uniform`)."""
+"""Names of the values that a cell makes parameters of, each in its range: one number for the layer, or one
+for each neuron where the value is a tensor (:func:`log_uniform`)."""
 
 
 def log_uniform(least: float, most: float, *shape: int) -> Tensor:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
 
+
 def run(
     program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Sequence[Tensor]]:

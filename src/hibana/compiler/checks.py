@@ -6,6 +6,7 @@ from hibana.cells import Cell
 from hibana.cells.base import check_cell
 from hibana.compiler import reference
 
+
 def check_inputs(cell: Cell, inputs: Tensor) -> None:
     """Raises ``TypeError`` or ``ValueError`` if `inputs` are no sequence, or `cell` is none."""
     check_cell(cell)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
+
 def in_torch(
     roots: Sequence[Value], known: Mapping[Value, Tensor], leaf: Callable[[Value], Tensor], dtype: torch.dtype
 ) -> list[Tensor]:

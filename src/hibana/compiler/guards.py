@@ -10,6 +10,7 @@ from hibana.compiler.graph.fingerprint import NOT_HYPER, followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import attributes
 
+
 def guard(cell: Cell, one: Tensor) -> None:
     """Makes Dynamo guard all that the step reads, so that it compiles again when that changes.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import fx, nn
 
+
 def is_name(inputs: Any) -> bool:
     """Whether `inputs` only stand for a tensor, in a graph that is being written."""
     return isinstance(inputs, fx.Proxy)

@@ -156,7 +156,7 @@ class MissingGradients:
         return self._kernels[given]
 
     def _rest(
-        self, run: _Run, steps: int, there: Given, grads: list[Tensor | None]
+        self, run: "_Run", steps: int, there: Given, grads: list[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
         """The backward of the first `steps`, by one kernel."""
         left, given = self._without(there), run.given

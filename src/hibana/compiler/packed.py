@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+
 def row_bytes(count: int) -> int:
     """Bytes of a row of `count` bits."""
     return (count + 7) // 8

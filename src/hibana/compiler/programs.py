@@ -18,6 +18,7 @@ from hibana.compiler.tensors import shape_class, tensors_of
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
 
+
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
     """The program of `cell` for steps of `shape`, compiled on first use.
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+
 class Checkpoint(NamedTuple):
     """A checkpoint whose function runs now."""
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.cells.base import check_states
 
+
 def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
 def takes(node: Any) -> bool:
     """Whether `node` takes a scalar gradient."""
     return hasattr(node, "uniform")

@@ -2,6 +2,7 @@
 
 import warnings
 
+
 class SlowPathWarning(RuntimeWarning):
     """A call that the reference loop runs, step by step, since no compiled backend serves it; and why."""
 

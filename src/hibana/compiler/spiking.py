@@ -95,8 +95,6 @@ def _blank(module: nn.Module) -> Any:
     return blank
 
 
-
-
 _MADE = {"bernoulli", "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like"}
 """Operations that give only zeros and ones, whatever their arguments."""
 _FROM: dict[str, Callable[..., Any]] = {

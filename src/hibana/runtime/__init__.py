@@ -1,1 +1,1 @@
-"""Building, caching and running native code on torch's threads; importing it loads nothing, not even torch."""
+"""Building, caching and running native code on torch's threads; importing it does not load torch."""

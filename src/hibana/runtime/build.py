@@ -138,7 +138,7 @@ _said_once = cache(_say_not_kept)
 
 
 def _compiled(source: str, names: tuple[str, ...]) -> _Object:
-    """Compiles a module to object code; vectors and hoisting, explicit in the IR, need no passes of LLVM's."""
+    """Compiles a module to object code; vectors and hoisting are explicit, and need no passes of LLVM's."""
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
     module.verify()

@@ -1,8 +1,8 @@
 """All that kernels are written with: a facade of the package for `compiler` and `spikes`.
 
-`code`, `values` and `pointers` emit LLVM IR from Python expressions (`writer`), `build` compiles it and caches
-it on disk, `threads` runs it on torch's threads, and `launcher` binds arguments by name. LLVM is loaded by the
-first kernel that is built.
+`code`, `values` and `pointers` emit LLVM IR from Python expressions (`writer`), `build` compiles it and keeps
+it on disk, `threads` runs it on torch's threads, and `launcher` binds arguments by name. LLVM is loaded by
+the first kernel that is built.
 """
 
 from hibana.runtime.build import COMPILING, Kernel, assemble, compresses, kept_in

@@ -6,6 +6,7 @@ from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Typ
 from hibana.runtime.values import Operand, Value, constant
 from hibana.runtime.writer import Writer
 
+
 class Pointer:
     """An address of elements of one type; each element type has its subclass."""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Type:
     """The type of a value: a scalar, or a vector of `width` elements."""

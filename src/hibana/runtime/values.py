@@ -12,6 +12,7 @@ from typing import ClassVar
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, Type
 from hibana.runtime.writer import Writer
 
+
 class Group:
     """A named group of integer arguments: a subclass annotates one :class:`Value` for each name."""
 

@@ -10,6 +10,7 @@ from hibana.compiler.cpu.libraries import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 
+
 class NativeKernels(Kernels):
     """The kernels of one step in one dtype, with the vector functions that they call and its constants.
 

@@ -30,6 +30,7 @@ from hibana.runtime.kernels import (
 )
 from hibana.runtime.threads import libtorch
 
+
 @cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""

@@ -13,7 +13,7 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import gated
 
 _OVER_ROWS = {"whole": "neurons", "kept": "residual_step"}
-"""The arguments that are the strides over time of outputs and residuals, of kernels over rows, over samples."""
+"""The arguments that are strides over time of outputs and residuals, of kernels over rows and samples."""
 _OVER_SAMPLES = {"whole": "step", "kept": "step"}
 
 

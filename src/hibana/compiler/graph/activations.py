@@ -9,6 +9,7 @@ from typing import Any
 
 from hibana.compiler.graph.terms import Rule, apply, times, where
 
+
 def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
     high = x.lift(high)
     return apply("minimum", high, apply("maximum", low, x))

@@ -15,6 +15,7 @@ from hibana.compiler.graph.ops import CALLS, COMPARISONS, Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.terms import Rule, Term, apply, times, where
 
+
 def translate(
     target: torch._ops.OpOverload,
     args: tuple[Any, ...],

@@ -120,8 +120,6 @@ def _reciprocal(a: Bounds | None) -> Bounds | None:
     return 1 / a[1], 1 / a[0]
 
 
-
-
 _RULES: dict[str, Callable[..., Bounds | None]] = {
     "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),

@@ -1,12 +1,12 @@
 """Which values, types, functions and packages are constant, so that a step may read them freely."""
 
 import sys
+import types
 from collections import namedtuple
 from decimal import Decimal
 from typing import Any
 
 import torch
-import types
 from torch import nn
 
 from hibana.compiler.graph.watch import PLAIN
@@ -21,7 +21,17 @@ DESCRIPTORS = (
     type(vars(namedtuple("_Named", "field"))["field"]),
 )
 UNCHANGED_PACKAGES = {
-    *("hibana", "numpy", "torch", "_collections", "_collections_abc", "_functools", "_operator", "abc", "cmath"),
+    *(
+        "hibana",
+        "numpy",
+        "torch",
+        "_collections",
+        "_collections_abc",
+        "_functools",
+        "_operator",
+        "abc",
+        "cmath",
+    ),
     *("collections", "contextlib", "dataclasses", "enum", "fractions", "functools", "itertools", "math"),
     *("numbers", "operator", "reprlib", "types", "typing"),
 }

@@ -1,7 +1,7 @@
 """Reads a node of a traced graph: its operation, its dtype, which matrix it is, where it writes, its layout.
 
-A step's matrix products come among views and transpositions. The *layout* of a traced tensor holds for each of
-its elements the number of its neuron in the step. An operation that only moves elements is applied to the
+A step's matrix products come among views and transpositions. The *layout* of a traced tensor holds for each
+of its elements the number of its neuron in the step. An operation that only moves elements is applied to the
 layout too, so that it is known which dimension of an operand holds the neurons.
 """
 

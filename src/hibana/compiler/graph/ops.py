@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
     """A step, or a call, that a compiled backend can't serve, and why."""
 

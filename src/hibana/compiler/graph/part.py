@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+
 @dataclass(frozen=True)
 class Place:
     """A reference to the value with this index."""

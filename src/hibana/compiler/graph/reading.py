@@ -35,6 +35,7 @@ from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value, Values, rounded
 
+
 class Reading:
     """Reads an fx graph once, node by node."""
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.compiler.graph.ops import Unsupported
 
+
 def joint_graph(
     cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
 ) -> tuple[fx.Graph, bool]:

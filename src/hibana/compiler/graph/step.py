@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hibana.compiler.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
 
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """One number (or truth value) per neuron and step.

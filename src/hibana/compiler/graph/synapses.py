@@ -13,6 +13,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
 from hibana.compiler.graph.step import Step, Value
 
+
 class Operand(NamedTuple):
     """The operand of a matrix product at a step."""
 

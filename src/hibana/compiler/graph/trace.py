@@ -19,6 +19,7 @@ from hibana.compiler.graph.recorder import joint_graph
 from hibana.compiler.graph.step import Step
 from hibana.compiler.tensors import shape_class, tensors_of
 
+
 def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
     """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
 

@@ -48,7 +48,15 @@ _READS_ANYTHING = {"__import__", "breakpoint", "compile", "eval", "exec", "globa
 _CALLED_BY_NAME = {"backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
 """Methods that torch and :mod:`hibana.cells.surrogate` call while a step runs."""
 _NOT_IN_A_STEP = {
-    *("__annotate__", "__annotate_func__", "__class_getitem__", "__copy__", "__deepcopy__", "__del__", "__dir__"),
+    *(
+        "__annotate__",
+        "__annotate_func__",
+        "__class_getitem__",
+        "__copy__",
+        "__deepcopy__",
+        "__del__",
+        "__dir__",
+    ),
     *("__getstate__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__set_name__", "__setstate__"),
 }
 _OF_A_NEW_OBJECT = {"__init__", "__new__", "__post_init__"}

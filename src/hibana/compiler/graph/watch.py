@@ -152,7 +152,9 @@ def attributes(value: Any) -> list[tuple[str, Any]]:
 
 def enclosed(function: types.FunctionType) -> list[Any]:
     """What `function` encloses, variable by variable."""
-    return [MISSING if cell == types.CellType() else cell.cell_contents for cell in function.__closure__ or ()]
+    return [
+        MISSING if cell == types.CellType() else cell.cell_contents for cell in function.__closure__ or ()
+    ]
 
 
 @lru_cache(maxsize=1024)

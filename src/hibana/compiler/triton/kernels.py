@@ -23,6 +23,7 @@ from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
 from hibana.compiler.triton.source import backward_source, forward_source, function_source
 
+
 def refusal(device: str) -> str:
     """Why nothing on `device`, a kind of device, can be served, or ``""``."""
     try:

@@ -12,6 +12,7 @@ import torch
 from hibana.compiler.graph.emit import Dialect
 from hibana.compiler.graph.ops import OPERATIONS, Written
 
+
 @dataclass(frozen=True)
 class Language:
     """Triton for numbers of one kind, compiled for a device or run by Triton's interpreter."""
