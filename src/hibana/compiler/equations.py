@@ -95,11 +95,7 @@ def explain_cell(
         _indented(made.kernels.source("backward")),
     ]
     return Report(
-        made.kernels.about,
-        "\n".join(lines) + "\n",
-        "\n".join(source) + "\n",
-        _bits(bits),
-        _where(step, plan),
+        made.kernels.about, "\n".join(lines) + "\n", "\n".join(source) + "\n", _bits(bits), _where(step, plan)
     )
 
 

@@ -111,9 +111,7 @@ def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
 
 
 def neuron_statements(
-    stores: Stores,
-    standing: Callable[[str, Value], str],
-    spoken: Dialect,
+    stores: Stores, standing: Callable[[str, Value], str], spoken: Dialect
 ) -> tuple[list[str], dict[str, str]]:
     """The body of a loop over neurons, as :func:`statements`; `standing` gives the expression of a leaf."""
     read = leaves(stores)

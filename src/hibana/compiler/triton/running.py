@@ -51,12 +51,7 @@ def over_neurons(
 
 
 def started(
-    kernel: Any,
-    grid: Any,
-    given: dict[str, Any],
-    device: torch.device,
-    interpreted: bool,
-    **options: object,
+    kernel: Any, grid: Any, given: dict[str, Any], device: torch.device, interpreted: bool, **options: object
 ) -> None:
     """Runs `kernel` over the programs of `grid` with arguments by name; those not `given` are None."""
     here: AbstractContextManager[object] = np.errstate(all="ignore")
