@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.packed import row_bytes
 from hibana.compiler.producer import Producer
+from hibana.compiler.strides import row_bytes
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan

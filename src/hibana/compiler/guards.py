@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import NOT_HYPER, followed
+from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import NOT_HYPER
 from hibana.compiler.graph.watch import attributes
 
 

@@ -17,7 +17,7 @@ from hibana.compiler.eager import in_torch
 from hibana.compiler.graph.part import Part, filled, places_in
 from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.packed import unpacked
+from hibana.compiler.strides import unpacked
 
 Given = frozenset[int]
 """The states after a step that have a gradient."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hibana.compiler.packed import row_bytes, unpacked
+from hibana.compiler.strides import row_bytes, unpacked
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.synapses import Operand

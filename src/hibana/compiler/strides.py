@@ -1,4 +1,4 @@
-"""The memory layout of a sequence, whatever the order of its dimensions."""
+"""The memory layout of a sequence: the order of its dimensions, and truth values as bits."""
 
 from functools import lru_cache
 from typing import Any
@@ -92,3 +92,14 @@ def expansion(inputs: Tensor) -> Any:
 
 
 _REPEATED = "hibana: of an expansion over time, in order"
+
+
+def row_bytes(count: int) -> int:
+    """Bytes of a row of `count` bits."""
+    return (count + 7) // 8
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first `count` of each row of bits as 0 and 1, eight to a byte, the lowest bit first."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count]

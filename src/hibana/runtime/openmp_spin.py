@@ -1,8 +1,8 @@
 """Limits how long torch's threads spin at a barrier, if this process is the command ``hibana``.
 
 OpenMP's threads spin for milliseconds by default, and so keep the processor from the thread that they wait
-for where another process is busy. GNU's OpenMP reads the limit when torch loads it, so this module is imported
-before torch. Where hibana is only imported, nothing is set.
+for where another process is busy. GNU's OpenMP reads the limit when torch loads it, so this module is
+imported before torch. Where hibana is only imported, nothing is set.
 """
 
 import os

@@ -43,12 +43,7 @@ def _serial(address: int) -> "ctypes._CFunctionType":
 
 def arguments(values: Sequence[int]) -> bytes:
     """Packs `values` (addresses, sizes) into the argument block of a kernel."""
-    return _packed(len(values))(*values)
-
-
-@cache
-def _packed(count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"{count}q").pack
+    return struct.pack(f"{len(values)}q", *values)
 
 
 def run(address: int, count: int, args: bytes, grain: int = 1) -> None:

@@ -12,7 +12,7 @@ from hibana.compiler.cpu.binding import Binding, Pack, in_memory
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.compiler.cpu.walk import MULTIPLE, Bound, pattern_sizes
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import (
     LONG,
     Bytes,

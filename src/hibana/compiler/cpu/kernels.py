@@ -24,8 +24,8 @@ from hibana.compiler.cpu.source import backward_source, forward_source
 from hibana.compiler.cpu.walk import Bound, Walk, folded, patterns_of, unaliased, walk, written_out
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
-from hibana.compiler.packed import row_bytes
 from hibana.compiler.producer import Producer
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import assemble
 
 CPU = torch.device("cpu")

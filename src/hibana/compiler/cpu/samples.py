@@ -20,7 +20,7 @@ from hibana.compiler.graph import synapses
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, arguments, assemble, ready
 
 NEAR = 256 << 10

@@ -10,7 +10,7 @@ from torch import Tensor
 from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import FOLDED, OUTPUT_OFFSET, PAGE
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 
 SHORTEST = 512

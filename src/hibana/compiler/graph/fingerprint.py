@@ -14,21 +14,9 @@ from torch import nn
 from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import NOT_HYPER, Walk
-from hibana.compiler.graph.watch import Item, Look, Watch, held, hooked, is_fixed, unchanged
+from hibana.compiler.graph.walk import Walk
+from hibana.compiler.graph.watch import Item, Look, Watch, unchanged
 from hibana.compiler.shared import Bounded
-
-__all__ = [
-    "NOT_HYPER",
-    "Followed",
-    "follow",
-    "followed",
-    "held",
-    "hooked",
-    "is_fixed",
-    "random_state",
-    "unchanged",
-]
 
 PROGRAMS = 16
 """Maximum programs per cell, which differ in backend, shape or dtype."""

@@ -4,7 +4,7 @@ A row without an entry for a language can't be emitted in it, and raises :class:
 :mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -87,12 +87,10 @@ def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
     return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan, c)
 
 
-def _intrinsic(
-    name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1, c: str = ""
-) -> Operation:
-    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({{V}} {{0}})",)
-    c = f"{c or intrinsic}@({{0}})"
-    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, c, effort=effort)
+def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", c: str = "", n: int = 1) -> Operation:
+    given, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
+    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({typed})",)
+    return Operation(name, n, f"{said or name}({given})", llvm, triton, f"{c or intrinsic}@({given})")
 
 
 _ROUGH_ON_CUDA = ("acosh", "asinh")
@@ -108,7 +106,8 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
     return Operation(name, arity, said, call=True, effort=8.0, mkl=mkl, libm=libm, **columns)
 
 
-_SIGN = ("select {M} {t0}, {V} splat ({T} 1.0), {V} zeroinitializer", "fcmp olt {V} {0}, zeroinitializer")
+_NE = "({0} != 0)"
+_ONE = "select {{M}} {0}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer"
 
 OPERATIONS = MappingProxyType(
     {
@@ -126,30 +125,15 @@ OPERATIONS = MappingProxyType(
             Operation(
                 "not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", "(!{0})", boolean=True
             ),
-            Operation(
-                "to_bool",
-                1,
-                "({0} != 0)",
-                ("fcmp une {V} {0}, splat ({T} 0.0)",),
-                "({0} != 0)",
-                "({0} != 0)",
-                boolean=True,
-            ),
-            Operation(
-                "to_float",
-                1,
-                "[{0}]",
-                ("select {M} {0}, {V} splat ({T} 1.0), {V} zeroinitializer",),
-                "{0}.to(tl.REAL)",
-                "(REAL)({0})",
-            ),
+            Operation("to_bool", 1, _NE, ("fcmp une {V} {0}, splat ({T} 0.0)",), _NE, _NE, boolean=True),
+            Operation("to_float", 1, "[{0}]", (_ONE.format("{0}"),), "{0}.to(tl.REAL)", "(REAL)({0})"),
             _binary("add", "+"),
             _binary("sub", "-"),
             _binary("mul", "*"),
             _binary("div", "/", effort=0.5, triton="DIVIDED"),
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})"),
             _intrinsic("abs", "fabs", "tl.abs({0})"),
-            _intrinsic("root", "sqrt", "ROOT", "sqrt", effort=0.5),
+            replace(_intrinsic("root", "sqrt", "ROOT", "sqrt"), effort=0.5),
             _intrinsic("floor", "floor", "tl.floor({0})"),
             _intrinsic("ceil", "ceil", "tl.ceil({0})"),
             _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
@@ -162,28 +146,17 @@ OPERATIONS = MappingProxyType(
                 "sign({0})",
                 (
                     "fcmp ogt {V} {0}, zeroinitializer",
-                    *_SIGN,
-                    "select {M} {t2}, {V} splat ({T} 1.0), {V} zeroinitializer",
+                    _ONE.format("{t0}"),
+                    "fcmp olt {V} {0}, zeroinitializer",
+                    _ONE.format("{t2}"),
                     "fsub {V} {t1}, {t3}",
                 ),
                 "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
                 "(REAL)(({0} > 0) - ({0} < 0))",
                 within=(-1.0, 1.0),
             ),
-            Operation(
-                "copysign",
-                2,
-                "copysign({0}, {1})",
-                ("call {V} @llvm.copysign.{K}({V} {0}, {V} {1})",),
-                c="copysign@({0}, {1})",
-            ),
-            Operation(
-                "fma",
-                3,
-                "fma({0}, {1}, {2})",
-                ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",),
-                c="fma@({0}, {1}, {2})",
-            ),
+            _intrinsic("copysign", "copysign", "", n=2),
+            _intrinsic("fma", "fma", "", n=3),
             Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
             Operation(
                 "where",

@@ -12,22 +12,6 @@ from hibana.compiler.graph.ops import CALLS
 from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = [
-    "Plan",
-    "cost_in_bits",
-    "emitting",
-    "evaluated",
-    "gate_of",
-    "gradients",
-    "has_gradient",
-    "make_plan",
-    "passes_gradient",
-    "reachable",
-    "recomputing",
-    "users_of",
-    "zero_outside",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Plan:

@@ -18,7 +18,7 @@ from hibana.compiler.graph.plan import Plan, gradients, reachable
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
 from hibana.compiler.triton.source import backward_source, forward_source, function_source
