@@ -13,12 +13,11 @@ from hibana.cells import Cell
 from hibana.cells.surrogate import forwards
 from hibana.compiler import ambient, autograd, backends, programs, reference
 from hibana.compiler.backend import names, of_device, refusal
-from hibana.compiler.checks import check_batch, check_inputs, checked_state
+from hibana.compiler.checks import SlowPathWarning, check_batch, check_inputs, checked_state, said_once
 from hibana.compiler.explain import explain
 from hibana.compiler.first_call import NetworkWarning, check_first_call
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.producer import Producer
-from hibana.compiler.slow import SlowPathWarning, said_once
 from hibana.compiler.spiking import emits_spikes
 from hibana.compiler.strides import repeated
 from hibana.compiler.tensors import computed_once, computing_once, tensors_of

@@ -1,4 +1,6 @@
-"""Checks of the arguments of a call: an error names the argument, what it got and what would be right."""
+"""Checks of the arguments of a call, and the warning where only the reference loop runs it."""
+
+import warnings
 
 from torch import Tensor
 
@@ -56,3 +58,18 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
         if not value.is_floating_point():
             raise TypeError(f"state {name} must be floating point, got {value.dtype}")
     return tuple(value.to(dtype).resolve_neg() for value in state)
+
+
+class SlowPathWarning(RuntimeWarning):
+    """A call that the reference loop runs, step by step, since no compiled backend serves it; and why."""
+
+
+_SAID: set[str] = set()
+
+
+def said_once(cell: str, reason: str) -> None:
+    """Warns, once for each `reason`, that calls of a cell of the class called `cell` are run by the loop."""
+    text = f"{cell} is run by the reference loop, step by step and many times slower, because {reason}"
+    if text not in _SAID:
+        warnings.warn(text, SlowPathWarning, stacklevel=2)
+        _SAID.add(text)  # not before: who makes warnings errors has each one

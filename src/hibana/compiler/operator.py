@@ -15,12 +15,12 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
+from hibana.compiler.checks import said_once
 from hibana.compiler.compiling import Program, program_of
 from hibana.compiler.graph import serial
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.guards import guard, settings
 from hibana.compiler.programs import program
-from hibana.compiler.slow import said_once
 from hibana.compiler.strides import steps_contiguous
 from hibana.compiler.tensors import tensors_of
 
