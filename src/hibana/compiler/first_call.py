@@ -45,10 +45,7 @@ def forget(net: nn.Module) -> None:
 
 
 def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) -> None:
-    """Checks a call of `cell` that wants the gradient of `inputs`, unless one was checked before.
-
-    Of one step, or of none, it waits for another call.
-    """
+    """Checks the first call of `cell` that wants the gradient of `inputs` and has more than one step."""
     inner = cell._modules.get("cell")  # of one that was made around it, perhaps for this call
     checked = inner if isinstance(inner, Cell) else cell
     if inputs.shape[0] < 2 or checked in _CHECKED or not inputs.numel():
@@ -137,15 +134,12 @@ _OF_FEATURES = {
     "AdaptiveAvgPool2DBackward0": ("a pooling", (4,)),
     "_MaxPoolBackward": ("a pooling", (4,)),
 }
-"""By the node of autograd that made a tensor: what it is, and of how many dimensions its axis 1 holds
-features or channels, where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
+"""By node of autograd: the operation, and for how many dimensions axis 1 of its result is features or channels,
+where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
 
 
 def axis_mistake(inputs: Tensor) -> str:
-    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, as the node that made them says; or "".
-
-    What it can't see: a batch that stands first, and whatever was reshaped, or made without a gradient.
-    """
+    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, judging by the node that made them, or ""."""
     made = _OF_FEATURES.get(inputs.grad_fn.name()) if inputs.grad_fn is not None else None
     return "" if made is None or inputs.ndim not in made[1] else features_first(made[0], inputs)
 

@@ -27,8 +27,7 @@ def guard(cell: Cell, one: Tensor) -> None:
             raise RuntimeError("a setting of the cell changed while its step was read")
 
 
-Step = tuple[str, Any]
-Path = tuple[Step, ...]
+Path = tuple[tuple[str, Any], ...]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
@@ -54,7 +53,7 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
     if plain or isinstance(value, Tensor | type | torch.dtype) or id(value) in seen:
         return
     seen.add(id(value))
-    inner: list[tuple[Step, Any]]
+    inner: list[tuple[tuple[str, Any], Any]]
     if isinstance(value, tuple | list):
         inner = [(("item", i), part) for i, part in enumerate(value)]
     elif isinstance(value, dict):
@@ -82,7 +81,7 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
         _collect(part, (*path, step), found, seen)
 
 
-def _of_class(value: Any, own: dict[str, Any]) -> list[tuple[Step, Any]]:
+def _of_class(value: Any, own: dict[str, Any]) -> list[tuple[tuple[str, Any], Any]]:
     """The numbers among the attributes of the class of `value`, which has attributes of its `own`."""
     found = {name: part for kind in reversed(type(value).__mro__) for name, part in vars(kind).items()}
     return [

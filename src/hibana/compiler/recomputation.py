@@ -30,7 +30,7 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
     """The checkpoints that this call is within, the innermost first, up to a function whose code is in `end`.
 
     Raises:
-        RuntimeError: if there is one that this version of torch keeps in another way than those known here.
+        RuntimeError: if this version of torch implements checkpoints in an unknown way.
     """
     module = sys.modules.get("torch.utils.checkpoint")
     if module is None:

@@ -143,12 +143,9 @@ class SampleKernels(GpuKernels):
         given |= {"size": wide.bit_length(), "samples": samples, "features": features}
         given |= {"sample_bytes": row_bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
         given["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
-        options = {} if self.language.interpreted else {"num_warps": _warps(wide)}
+        warps = 4 if wide <= 128 else 8 if wide <= 512 else 16
+        options = {} if self.language.interpreted else {"num_warps": warps}
         started(kernel, (-(-samples // SAMPLES),), given, device, self.language.interpreted, **options)
-
-
-def _warps(neurons: int) -> int:
-    return 4 if neurons <= 128 else 8 if neurons <= 512 else 16
 
 
 def _plain(matrix: Tensor) -> Tensor:
