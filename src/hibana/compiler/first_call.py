@@ -134,12 +134,12 @@ _OF_FEATURES = {
     "AdaptiveAvgPool2DBackward0": ("a pooling", (4,)),
     "_MaxPoolBackward": ("a pooling", (4,)),
 }
-"""By node of autograd: the operation, and for how many dimensions axis 1 of its result is features or channels,
-where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
+"""By node of autograd: the operation, and for how many dimensions axis 1 of its result is features or
+channels, where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
 
 
 def axis_mistake(inputs: Tensor) -> str:
-    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, judging by the node that made them, or ""."""
+    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, by the node that made them; or ""."""
     made = _OF_FEATURES.get(inputs.grad_fn.name()) if inputs.grad_fn is not None else None
     return "" if made is None or inputs.ndim not in made[1] else features_first(made[0], inputs)
 
