@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from hibana.cells.peer_aliases import no_argument
 from hibana.cells.ranges import Range
 
-__all__ = ["INTERNAL", "BuiltIn", "Cell", "Internal", "check_cell", "check_states"]
-
 INTERNAL = "_hibana"
 """The one name of a cell's attributes that is not the user's."""
 

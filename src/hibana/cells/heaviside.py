@@ -5,8 +5,6 @@ from torch import Tensor
 
 from hibana.cells.surrogate import Heaviside, Step, Surrogate
 
-__all__ = ["spike"]
-
 
 def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
     """``H(x) = 1 if x > 0 else 0``, whose derivative with respect to `x` is `derivative`.

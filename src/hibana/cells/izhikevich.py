@@ -10,8 +10,6 @@ from hibana.cells.ranges import AtLeast
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Value, checked_surrogate, positive
 
-__all__ = ["IzhikevichCell"]
-
 
 @final
 class IzhikevichCell(BuiltIn):

@@ -10,8 +10,6 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, positive, time_constant
 
-__all__ = ["EIFCell", "QIFCell"]
-
 
 @final
 class EIFCell(Spiking):

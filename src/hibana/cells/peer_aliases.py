@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-__all__ = ["METHODS", "MODULES", "OPTIONS", "answered", "no_argument"]
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AtLeast", "Between", "Range"]
-
 
 class Range(ABC):
     """A hyper-parameter whose value stays in a range, whatever an optimiser makes of its parameter.

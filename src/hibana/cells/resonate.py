@@ -21,8 +21,6 @@ from hibana.cells.values import (
     time_constant,
 )
 
-__all__ = ["ResonateAndFireCell", "SiLIFCell"]
-
 
 @final
 class ResonateAndFireCell(BuiltIn):

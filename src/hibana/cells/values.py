@@ -9,19 +9,6 @@ from torch import Tensor
 
 from hibana.cells.surrogate import Surrogate, named
 
-__all__ = [
-    "Learn",
-    "Reset",
-    "Value",
-    "between",
-    "checked_reset",
-    "checked_surrogate",
-    "finite",
-    "log_uniform",
-    "positive",
-    "time_constant",
-]
-
 Value = float | Tensor
 """A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
 
