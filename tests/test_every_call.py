@@ -290,7 +290,7 @@ class Random(hb.Cell):
 
 def test_a_fall_back_is_said_once_with_its_reason() -> None:
     layer, x = hb.OverTime(Random()), torch.rand(3, 2)
-    hb.compiler.slow._SAID.clear()
+    hb.compiler.checks._SAID.clear()
     with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*draws random numbers"):
         layer(x)
     with warnings.catch_warnings():

@@ -98,13 +98,13 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
 
 @interpreted
 def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hibana.compiler.triton import agreement, running
+    from hibana.compiler.triton import kernels, running
 
     class Grows(hb.Cell):  # which no other test has had a kernel made for
         def forward(self, input_, v):
             return (torch.exp(v) * 0.1 + input_,)
 
-    agreement._compared.cache_clear()
+    kernels._compared.cache_clear()
     running.kernel_of.cache_clear()
     library = running._pytorchs_library()
     monkeypatch.setattr(library, "exp", library.tanh)
@@ -113,7 +113,7 @@ def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPa
         with pytest.raises(RuntimeError, match="exp can't be had here to the last bit of PyTorch's own"):
             TRITON(cell, torch.rand(3, 5), None)
     finally:
-        agreement._compared.cache_clear()
+        kernels._compared.cache_clear()
         running.kernel_of.cache_clear()
 
 

@@ -18,7 +18,7 @@ from hibana.compiler import emitted, programs
 from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.cpu import node
 from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
-from hibana.compiler.cpu.unaliased import ALIASING_FROM
+from hibana.compiler.cpu.walk import ALIASING_FROM
 from hibana.spikes.totals import total
 
 pytestmark = [

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.compiler import slow, torch_layers
+from hibana.compiler import checks, torch_layers
 
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch):
-    monkeypatch.setattr(slow, "_SAID", set())
+    monkeypatch.setattr(checks, "_SAID", set())
     monkeypatch.setattr(torch_layers, "MANY", 4 * 2 * 8 * 36)
 
 

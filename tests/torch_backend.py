@@ -7,7 +7,7 @@ from hibana.compiler.backend import Backend, Kernels
 from hibana.compiler.eager import in_torch
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass
-from hibana.compiler.packed import unpacked
+from hibana.compiler.strides import unpacked
 
 
 class TorchKernels(Kernels):

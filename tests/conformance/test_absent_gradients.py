@@ -12,9 +12,9 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, CPU, each_backend
+from hibana.compiler.checks import SlowPathWarning
 from hibana.compiler.graph.bounds import takes_zeros
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.slow import SlowPathWarning
 
 spike = hb.surrogate.ATan()
 

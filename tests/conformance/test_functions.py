@@ -10,6 +10,7 @@ from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
 from hibana.compiler.cpu.libraries import approximate
+from hibana.compiler.cpu.own import FLOAT32_ONLY
 from hibana.compiler.eager import function_of
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.compiler.graph.plan import reachable
@@ -30,6 +31,13 @@ def test_each_function_conforms(name, dtype):
     cell = Applied(FUNCTIONS[name])
     inputs = torch.rand((5, 3, 23), generator=torch.Generator().manual_seed(3), dtype=dtype)
     step = trace(cell, torch.Size([23]), dtype)
+    if dtype == torch.float64 and FLOAT32_ONLY & {value.op for value in reachable(step.nexts)}:
+        with pytest.raises(
+            Unsupported, match=r"is nothing that hibana computes in torch\.float64 within 2 ulp"
+        ):
+            CPU(cell, inputs, None)
+        assert "reference loop" in hb.explain(cell, dtype=dtype)
+        return
     if not approximate(step, dtype):
         assert_conforms(CPU, cell, inputs, uses=list(USES)[:1])
         return
@@ -54,21 +62,6 @@ def test_every_row_of_the_table_is_compiled_in_one_of_the_functions():
             for value in reachable(trace(Applied(FUNCTIONS[name]), torch.Size([5]), torch.float32).nexts)
         }
     assert set(OPERATIONS) - seen <= {"not"}
-
-
-def test_a_sum_of_exponentials_that_nearly_cancels_is_within_two_units():
-    x = torch.linspace(-1.2, -1e-3, 997, dtype=torch.float64)
-    y = torch.log1p(-torch.exp(x)) * (1 + 1e-11)
-    assert distance("logaddexp", x, y) <= 2
-
-
-def test_a_sum_of_exponentials_whose_greater_one_is_little_above_one_is_within_two_units():
-    given = [torch.tensor([x], dtype=torch.float64) for x in (9.422479768228716e-07, -1.2902011765558568)]
-    assert distance("logaddexp", *given) <= 2
-
-
-def test_a_gelu_next_to_nothing_is_within_two_units():
-    assert distance("gelu", torch.tensor([-37.579306683908975], dtype=torch.float64)) <= 2
 
 
 def test_what_is_computed_in_64_bits_besides_powers_is_refused_by_name():
@@ -118,9 +111,9 @@ def test_32_bits_are_within_two_units_in_the_last_place(name):
 
 
 @pytest.mark.skipif(not EXTENDED, reason="numpy has no numbers of more than 64 bits here")
-@pytest.mark.parametrize("name", TRUTH)
+@pytest.mark.parametrize("name", sorted(TRUTH.keys() - FLOAT32_ONLY))
 def test_64_bits_are_within_two_units_in_the_last_place(name):
-    assert distance(name, *sample(name, 1 << (13 if name.startswith("gelu") else 18), torch.float64)) <= 2
+    assert distance(name, *sample(name, 1 << 18, torch.float64)) <= 2
 
 
 @pytest.mark.parametrize("name", TRUTH)

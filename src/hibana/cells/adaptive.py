@@ -10,8 +10,6 @@ from hibana.cells.spiking import Spiking, decay
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
 
-__all__ = ["ALIFCell", "AdLIFCell"]
-
 
 @final
 class ALIFCell(Spiking):
@@ -29,8 +27,7 @@ class ALIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*.
@@ -86,8 +83,7 @@ class AdLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``, as in the paper.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Bittar & Garner (2022), *A surrogate gradient spiking baseline for speech command recognition*.
 

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 from hibana.cells.peer_aliases import no_argument
 from hibana.cells.ranges import Range
 
-__all__ = ["INTERNAL", "BuiltIn", "Cell", "Internal", "check_cell", "check_states"]
-
 INTERNAL = "_hibana"
 """The one name of a cell's attributes that is not the user's."""
 
 
 class Internal:
-    """What hibana keeps of one cell, as its attribute ``_hibana``; a copy of the cell has its own."""
+    """The compiler's caches of one cell, its attribute ``_hibana``, which copies of the cell don't share."""
 
     __slots__ = ("calls", "followed", "outside", "states")
 
@@ -26,11 +24,11 @@ class Internal:
         self.states = states
         """:meth:`Cell.state_names`, looked up once."""
         self.calls: dict[Any, Any] | None = None
-        """What :mod:`hibana.compiler` has made for calls of the cell; None as soon as an attribute is set."""
+        """Specifications of calls; None as soon as an attribute is set."""
         self.followed: Any = None
-        """What the step can read, as it was when it was last followed."""
+        """All that the step can read, when it was last followed."""
         self.outside: Any = None
-        """What of that does not lie in the cell, if there is any, and tells whether `calls` hold."""
+        """Snapshots of the part of that which is not in the cell; `calls` are valid while they hold."""
 
 
 class Cell(nn.Module):

@@ -1,13 +1,9 @@
 """``hb.spike``: the Heaviside step with a derivative that is any expression of a step's values."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from hibana.cells.surrogate import Step, Surrogate, forwards, written_out
-
-__all__ = ["spike"]
+from hibana.cells.surrogate import Heaviside, Step, Surrogate
 
 
 def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
@@ -54,14 +50,13 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
             f"hb.surrogate.ATan(), got {_said(derivative)}"
         )
     derivative = derivative.detach()
-    if torch._C._get_tracing_state() is not None and not torch.compiler.is_dynamo_compiling():
-        return written_out(x, derivative)  # sizes are no numbers while torch.jit.trace runs
-    if derivative.shape != x.shape:
+    # sizes are no numbers while torch.jit.trace runs
+    tracing = torch._C._get_tracing_state() is not None and not torch.compiler.is_dynamo_compiling()
+    if not tracing and derivative.shape != x.shape:
         _check_broadcast(derivative.shape, x.shape)
         derivative = derivative.expand(x.shape)
-    if not torch.compiler.is_dynamo_compiling() and forwards():
-        return _BothWays.apply(x, derivative)  # type: ignore[no-untyped-call, no-any-return] # torch's
-    return _Spike.apply(x, derivative)  # type: ignore[no-untyped-call, no-any-return] # as above
+    spikes: Tensor = Heaviside.apply(x, derivative)
+    return spikes
 
 
 def _said(value: object) -> str:
@@ -77,30 +72,3 @@ def _check_broadcast(shape: torch.Size, wanted: torch.Size) -> None:
         raise ValueError(
             f"derivative must broadcast to the shape of x, {tuple(wanted)}, got shape {tuple(shape)}"
         )
-
-
-class _Spike(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, derivative: Tensor) -> Tensor:
-        return (x > 0).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.save_for_forward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        (derivative,) = ctx.saved_tensors
-        return grad * derivative, None
-
-
-class _BothWays(_Spike):
-    """Differentiated forwards too, which torch.compile takes from no function of one's own."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        (derivative,) = ctx.saved_tensors
-        return tangent * derivative  # type: ignore[no-any-return] # of a context

@@ -9,8 +9,6 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite
 
-__all__ = ["IFCell"]
-
 
 @final
 class IFCell(Spiking):
@@ -29,8 +27,7 @@ class IFCell(Spiking):
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
         initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
             round to the nearest instead of down (:func:`hibana.from_ann`).
-        learn: names of values to make parameters of, in their range, such as ``"threshold"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: the article; Lapicque (1907).
 
@@ -53,9 +50,7 @@ class IFCell(Spiking):
         self.initial = finite("initial", initial)
         self._learn(learn)
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         v = self._rested(v_previous, s_previous) + input_
         return v, self.surrogate(v - self.threshold)
 

@@ -10,8 +10,6 @@ from hibana.cells.ranges import AtLeast
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Value, checked_surrogate, positive
 
-__all__ = ["IzhikevichCell"]
-
 
 @final
 class IzhikevichCell(BuiltIn):
@@ -33,8 +31,7 @@ class IzhikevichCell(BuiltIn):
         threshold: peak of the spike, mV.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
-        learn: names of values to make parameters of, in their range, such as ``"threshold"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: Izhikevich (2003), *Simple model of spiking neurons* (regular spiking by default).
     """

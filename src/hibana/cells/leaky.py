@@ -12,8 +12,6 @@ from hibana.cells.spiking import Spiking, bounded_below, decay
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite, time_constant
 
-__all__ = ["CubaLIFCell", "LICell", "LIFCell", "PLIFCell", "RefractoryLIFCell"]
-
 
 @final
 class LIFCell(Spiking):
@@ -30,8 +28,7 @@ class LIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
         rest: the potential that `v` leaks to, ``v = rest + (1 - 1/tau) * (rested - rest) + input_``:
             SpikingJelly's `v_reset` is `rest` and `reset`.
         decay_input: the input counts ``input_/tau``, as SpikingJelly's does by default.
@@ -79,9 +76,7 @@ class LIFCell(Spiking):
         self.most_spikes = most_spikes
         self._learn(learn)
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         drive = input_ / self.tau if self.decay_input else input_
         if self.leak_first:
             v = self._rested(self._leaked(v_previous) + drive, s_previous)
@@ -120,8 +115,7 @@ class PLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks*.
@@ -169,9 +163,7 @@ class PLIFCell(Spiking):
             state_dict[f"{prefix}w"] = w.reshape(1)  # as checkpoints had it once
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         k = self._k()
         v = self._rested(v_previous, s_previous) * (1 - k) + input_ * k
         return v, self.surrogate(v - self.threshold)
@@ -192,8 +184,7 @@ class CubaLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, with current-based synapses
     (section 3.1).
@@ -242,8 +233,7 @@ class RefractoryLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3 (absolute refractoriness).
     """
@@ -285,8 +275,7 @@ class LICell(BuiltIn):
 
     Args:
         tau: membrane time constant, in time steps; infinite (the default) sums its input.
-        learn: ``"tau"`` makes a parameter of it, in its range: one for the layer, or one for each neuron
-            where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: ``"tau"`` makes a parameter of it; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, without a threshold.
     """
@@ -301,7 +290,5 @@ class LICell(BuiltIn):
     def extra_repr(self) -> str:
         return f"tau={self.tau!r}"
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor
-    ) -> tuple[Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (v_previous * decay(self.tau) + input_,)

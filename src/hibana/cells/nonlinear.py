@@ -10,8 +10,6 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, positive, time_constant
 
-__all__ = ["EIFCell", "QIFCell"]
-
 
 @final
 class EIFCell(Spiking):
@@ -28,8 +26,7 @@ class EIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Fourcaud-Trocmé, Hansel, van Vreeswijk & Brunel (2003), *How spike generation mechanisms
     determine the neuronal response to fluctuating inputs*.
@@ -56,9 +53,7 @@ class EIFCell(Spiking):
         self.rheobase = rheobase
         self._learn(learn)
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         u = self._rested(v_previous, s_previous)
         upstroke = torch.exp((u - self.rheobase) / self.sharpness) * self.sharpness
         v = u + (upstroke - u) / self.tau + input_
@@ -80,8 +75,7 @@ class QIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Latham, Richmond, Nelson & Nirenberg (2000), *Intrinsic dynamics in neuronal networks*.
     """
@@ -106,9 +100,7 @@ class QIFCell(Spiking):
         self.critical = critical
         self._learn(learn)
 
-    def forward(  # type: ignore[override]
-        self, input_: Tensor, v_previous: Tensor, s_previous: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         u = self._rested(v_previous, s_previous)
         v = u + u * (u - self.critical) * self.curvature / self.tau + input_
         return v, self.surrogate(v - self.threshold)

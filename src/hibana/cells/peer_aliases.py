@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-__all__ = ["METHODS", "MODULES", "OPTIONS", "answered", "no_argument"]
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -19,10 +17,7 @@ _SURROGATE = (("surrogate", "surrogate, such as 'ATan'"),)
 _RESET = (("reset", "reset, a potential to reset to, or 'subtract'"),)
 _TAU = (("tau", "tau, in time steps"),)
 _TAU_SYNAPSE = (("tau_synapse", "tau_synapse, in time steps"),)
-_STEPS = (
-    ("steps", "steps"),
-    ("", "none is needed: time is the first axis of the input, [T, batch, ...]"),
-)
+_STEPS = (("steps", "steps"), ("", "none is needed: time is the first axis of the input, [T, batch, ...]"))
 _WHOLE = (("", "none is needed: a layer always takes a whole sequence, [T, batch, ...]"),)
 _REST = (("", "none is needed: every call starts at rest, and hb.run goes on from a state"),)
 _LEARNED = (("", "an nn.Parameter in the argument's own place is learned"),)

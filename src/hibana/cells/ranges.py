@@ -1,4 +1,4 @@
-"""Values that are learned without leaving their range: what a cell's class declares of them."""
+"""Hyper-parameters that stay in a range while they are learned, as descriptors of a cell's class."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -7,19 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AtLeast", "Between", "Range"]
-
 
 class Range(ABC):
     """A hyper-parameter whose value stays in a range, whatever an optimiser makes of its parameter.
 
-    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
-    of an ``nn.Parameter`` what :meth:`_kept` makes of it. ``named_parameters()`` and ``state_dict()`` hold
-    the parameter under its name. Of a value that the cell was asked to learn, the parameter is `learned`.
+    Reading it gives a float or a tensor as it was set, of an ``nn.Parameter`` its value moved into the range,
+    and of a value that the cell was asked to learn a function of the parameter :attr:`learned`.
     """
 
     prefix: str
-    """What the name of a parameter that stands for a learned value begins with."""
+    """Of the name of the parameter of a learned value."""
 
     def __init__(self) -> None:
         self.name = ""
@@ -34,23 +31,19 @@ class Range(ABC):
 
     @abstractmethod
     def _kept(self, parameter: Tensor) -> Tensor:
-        """`parameter` where it lies in the range, and what counts from the bound inwards elsewhere."""
+        """`parameter` in the range, and reflected at the bound elsewhere."""
 
     @abstractmethod
     def _inverse(self, value: Tensor) -> Tensor:
-        """The parameter that stands for `value`.
-
-        Raises:
-            ValueError: if none does.
-        """
+        """The parameter of a learned `value`; raises ValueError if it is not inside the range."""
 
     @abstractmethod
     def _value(self, learned: Tensor) -> Tensor:
-        """What a parameter stands for."""
+        """The value of a parameter :attr:`learned`."""
 
     @property
     def learned(self) -> str:
-        """The name of the parameter that stands for a value that is learned."""
+        """The name of the parameter of a learned value."""
         return f"{self.prefix}_{self.name}"
 
     def learn(self, cell: nn.Module) -> None:
@@ -182,17 +175,13 @@ class Between(Range):
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    """Whether this process holds a part of `parameter`; no step runs on such a one."""
+    """Whether this process holds a shard of `parameter`; no step runs on a shard."""
     distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
     return distributed is not None and isinstance(parameter, distributed.DTensor)
 
 
 def _can_branch_on(parameter: Tensor) -> bool:
-    """Whether what `parameter` holds now may decide what is computed: not what is written down for later.
-
-    What writes one down (a trace of the step, :func:`torch.func.functional_call`, fake tensors) puts other
-    tensors in the parameters' place, is a mode, or says so.
-    """
+    """Whether the values of `parameter` may decide what is computed: not under a trace or transform."""
     return (
         type(parameter) is nn.Parameter
         and not parameter.is_meta

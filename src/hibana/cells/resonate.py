@@ -3,6 +3,7 @@
 import math
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor
 
 from hibana.cells.base import BuiltIn
@@ -19,8 +20,6 @@ from hibana.cells.values import (
     positive,
     time_constant,
 )
-
-__all__ = ["ResonateAndFireCell", "SiLIFCell"]
 
 
 @final
@@ -45,8 +44,7 @@ class ResonateAndFireCell(BuiltIn):
         threshold: spikes where ``v > threshold + q``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient from a spike to `q`.
-        learn: names of values to make parameters of, in their range, such as ``"omega"``: one for the layer,
-            or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"omega"``; a tensor is one per neuron.
 
     Source: Higuchi, Kairat, Bohté & Otte (2024), *Balanced resonate-and-fire neurons*; Izhikevich (2001),
     *Resonate-and-fire neurons*.
@@ -129,8 +127,7 @@ class SiLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``, as in the paper.
-        learn: names of values to make parameters of, in their range, such as ``"tau"``: one for the
-            layer, or one for each neuron where the value is a tensor (:func:`hibana.log_uniform`).
+        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
 
     Source: Fabre, Dudchenko, Bouhadjar & Neftci (2025), *SiLIF: structured state space model dynamics and
     parametrization for spiking neural networks* (arXiv 2506.06374); Gu, Gupta, Goel & Ré (2022), *On the
@@ -180,20 +177,14 @@ class SiLIFCell(Spiking):
         self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rested = self._rested(v_previous, s_previous)
-        kept = _exp(-1 / self.tau)
-        along, across = kept * _cos(self.omega), kept * _sin(self.omega)
+        kept = _computed("exp", -1 / self.tau)
+        along, across = kept * _computed("cos", self.omega), kept * _computed("sin", self.omega)
         v = rested * along - w_previous * across + input_
         w = rested * across + w_previous * along
         return w, v, self.surrogate(v - self.threshold)
 
 
-def _exp(value: Value) -> Value:
-    return value.exp() if isinstance(value, Tensor) else math.exp(value)
-
-
-def _cos(value: Value) -> Value:
-    return value.cos() if isinstance(value, Tensor) else math.cos(value)
-
-
-def _sin(value: Value) -> Value:
-    return value.sin() if isinstance(value, Tensor) else math.sin(value)
+def _computed(function: str, value: Value) -> Value:
+    """``exp``, ``cos`` or ``sin`` of a number or a tensor."""
+    found: Value = getattr(torch if isinstance(value, Tensor) else math, function)(value)
+    return found

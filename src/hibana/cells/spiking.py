@@ -10,8 +10,6 @@ from hibana.cells.ranges import AtLeast
 from hibana.cells.surrogate import Surrogate
 from hibana.cells.values import Reset, Value, checked_reset, checked_surrogate, positive
 
-__all__ = ["Spiking", "after_reset", "bounded_below", "decay"]
-
 
 class Spiking(BuiltIn):
     """A cell with a threshold, a reset and a surrogate."""

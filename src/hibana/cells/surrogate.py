@@ -377,22 +377,23 @@ class _Once(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, *_: Surrogate) -> Tensor:  # not every release of Dynamo has defaults of objects
+    def forward(x: Tensor, *_: Surrogate | Tensor) -> Tensor:  # not every Dynamo has defaults of objects
         return (x > 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, *rest = inputs
-        ctx.surrogate = rest[0] if rest else Step()
+        derivative = rest[0] if rest else Step()
         ctx.arguments = len(inputs)
-        kept = ctx.surrogate.keep(x)
+        ctx.surrogate = None if isinstance(derivative, Tensor) else derivative
+        kept = derivative if isinstance(derivative, Tensor) else derivative.keep(x)
         ctx.save_for_backward(kept)
         ctx.save_for_forward(kept)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         (kept,) = ctx.saved_tensors
-        grad = grad_output * ctx.surrogate.restore(kept, grad_output.dtype)
+        grad = grad_output * _restored(ctx.surrogate, kept, grad_output.dtype)
         return grad if ctx.arguments == 1 else (grad, None)
 
 
@@ -402,14 +403,20 @@ class _BothWays(_Once):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         (kept,) = ctx.saved_tensors
-        return tangent * ctx.surrogate.restore(kept, tangent.dtype)  # type: ignore[no-any-return] # of a context
+        return tangent * _restored(ctx.surrogate, kept, tangent.dtype)
+
+
+def _restored(surrogate: Surrogate | None, kept: Tensor, dtype: torch.dtype) -> Tensor:
+    """The derivative, which without a surrogate is what was kept."""
+    return kept if surrogate is None else surrogate.restore(kept, dtype)
 
 
 class Heaviside(_Once):
     """The step ``H(x) = 1 if x > 0 else 0``, with ``H(0) = 0``, in the dtype of `x`.
 
     ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and saves one boolean per
-    element for it. ``Heaviside.apply(x, surrogate)`` has the derivative that the surrogate gives.
+    element for it. ``Heaviside.apply(x, surrogate)`` has the derivative that the surrogate gives; a tensor
+    of the shape of `x` in its place is the derivative itself.
 
     >>> import torch
     >>> x = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)

@@ -1,26 +1,13 @@
 """What a hyper-parameter may be, and what is refused when a neuron is made."""
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hibana.cells.surrogate import Surrogate, named
-
-__all__ = [
-    "Learn",
-    "Reset",
-    "Value",
-    "between",
-    "checked_reset",
-    "checked_surrogate",
-    "finite",
-    "log_uniform",
-    "positive",
-    "time_constant",
-]
 
 Value = float | Tensor
 """A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
@@ -31,7 +18,8 @@ Reset = Value | Literal["subtract"]
 """A potential to reset to (hard), or ``"subtract"``: the threshold is subtracted (soft)."""
 
 Learn = str | Sequence[str]
-"""Names of the time constants and thresholds that a cell makes parameters of, each in its range."""
+"""Names of the values that a cell makes parameters of, each in its range: one number for the layer, or one
+for each neuron where the value is a tensor (:func:`log_uniform`)."""
 
 
 def log_uniform(least: float, most: float, *shape: int) -> Tensor:
@@ -64,41 +52,20 @@ def log_uniform(least: float, most: float, *shape: int) -> Tensor:
 
 def between(name: str, value: Value, least: float, most: float) -> Value:
     """`value`, if each of its elements lies in [least, most]."""
-    _check_type(name, value)
-    if isinstance(value, Tensor):
-        right = not _has_values(value) or bool(((value >= least) & (value <= most)).all())
-    else:
-        right = least <= value <= most
-    if not right:
-        raise ValueError(f"{name} must lie in [{least}, {most}], got {value!r}")
-    return value
+    return _checked(name, value, lambda v: (v >= least) & (v <= most), f"must lie in [{least}, {most}]")
 
 
 def positive(name: str, value: Value) -> Value:
-    """`value`, if each of its elements is positive and finite."""
-    _check_type(name, value)
-    if isinstance(value, Tensor):
-        right = value.is_floating_point() and (
-            not _has_values(value) or bool(((value > 0) & value.isfinite()).all())
-        )
-    else:
+    """`value`, if each of its elements is positive and finite; a number as a float."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
         value = float(value)
-        right = math.isfinite(value) and value > 0
-    if not right:
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
-    return value
+    real = not isinstance(value, Tensor) or value.is_floating_point()
+    return _checked(name, value, lambda v: real & (v > 0) & (v < math.inf), "must be positive and finite")
 
 
 def finite(name: str, value: Value) -> Value:
     """`value`, if each of its elements is finite."""
-    _check_type(name, value)
-    if isinstance(value, Tensor):
-        right = not _has_values(value) or bool(value.isfinite().all())
-    else:
-        right = math.isfinite(value)
-    if not right:
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return value
+    return _checked(name, value, lambda v: abs(v) < math.inf, "must be finite")
 
 
 def time_constant(name: str, value: Value) -> Value:
@@ -106,9 +73,19 @@ def time_constant(name: str, value: Value) -> Value:
     if isinstance(value, float) and value == math.inf:
         return value
     positive(name, value)
-    right = not _has_values(value) or bool((value >= 1).all()) if isinstance(value, Tensor) else value >= 1
+    return _checked(name, value, lambda v: v >= 1, "is in time steps and must be at least 1")
+
+
+def _checked(name: str, value: Value, holds: Callable[[Any], Any], wanted: str) -> Value:
+    """`value`, if it is a number or a tensor, each element of which `holds` accepts."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
+        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor):
+        right = not _has_values(value) or bool(holds(value).all())
+    else:
+        right = holds(value)
     if not right:
-        raise ValueError(f"{name} is in time steps and must be at least 1, got {value!r}")
+        raise ValueError(f"{name} {wanted}, got {value!r}")
     return value
 
 
@@ -130,11 +107,6 @@ def checked_reset(reset: Reset) -> Reset:
     if isinstance(reset, bool) or not isinstance(reset, int | float) or not math.isfinite(reset):
         raise ValueError(f'reset must be a finite potential or "subtract", got {reset!r}')
     return reset
-
-
-def _check_type(name: str, value: Value) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
-        raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
 
 
 def _has_values(value: Tensor) -> bool:

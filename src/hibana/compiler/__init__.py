@@ -10,14 +10,14 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from hibana.cells import Cell
+from hibana.cells.surrogate import forwards
 from hibana.compiler import ambient, autograd, backends, programs, reference
 from hibana.compiler.backend import names, of_device, refusal
-from hibana.compiler.checks import check_batch, check_inputs, checked_state
+from hibana.compiler.checks import SlowPathWarning, check_batch, check_inputs, checked_state, said_once
 from hibana.compiler.explain import explain
 from hibana.compiler.first_call import NetworkWarning, check_first_call
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.producer import Producer
-from hibana.compiler.slow import SlowPathWarning, said_once
 from hibana.compiler.spiking import emits_spikes
 from hibana.compiler.strides import repeated
 from hibana.compiler.tensors import computed_once, computing_once, tensors_of
@@ -149,19 +149,9 @@ def emitted(
     served = _serving(cell, inputs, dtype, backend, ends, state is None)
     if state is None and (served is None or not cell.rests_at_zero()):
         state = cell.initial_state(_one_step(inputs))
-    outputs, last = _served(served, cell, inputs, state)
-    if inputs.requires_grad and _is_grad_enabled() and not _is_watched(inputs):
-        check_first_call(
-            cell, inputs, outputs, of_device(inputs.device.type) if backend == "auto" else backend
-        )
-    return outputs, last
-
-
-def _served(
-    served: _Runner | None, cell: Cell, inputs: Tensor, state: State | None
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """What `served` emits over `inputs`, or, if it is None, the reference loop."""
-    if served is None:
+    if served is not None:
+        outputs, last = served(inputs, state)
+    else:
         assert state is not None
         with computing_once():
             outputs, last = reference.unroll(cell, inputs, state)
@@ -170,8 +160,11 @@ def _served(
                 f"inputs must be [T, ...], time first, got shape {tuple(inputs.shape)}: of a step of "
                 f"{tuple(inputs.shape[1:])} {type(cell).__name__} makes {tuple(outputs.shape[1:])}"
             )
-        return outputs, last
-    return served(inputs, state)
+    if inputs.requires_grad and _is_grad_enabled() and not _is_watched(inputs):
+        check_first_call(
+            cell, inputs, outputs, of_device(inputs.device.type) if backend == "auto" else backend
+        )
+    return outputs, last
 
 
 def emitted_around(
@@ -242,7 +235,7 @@ def _serving(
         reason, said = found, True
     elif torch._C._get_tracing_state() is not None:
         reason, said = "torch.jit.trace writes down PyTorch's own operations; so does convert.export", True
-    elif _is_transformed():
+    elif forwards():
         reason = "transforms of torch.func and forward-mode derivatives are the loop's"
     else:
         reason = refusal(chosen, inputs.device.type)
@@ -323,11 +316,6 @@ def _is_traced(inputs: Tensor) -> bool:
         or type(inputs) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
     )
-
-
-def _is_transformed() -> bool:
-    """Whether this is within a transform of ``torch.func``, or forward-mode derivatives are asked for."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_watched(inputs: Tensor) -> bool:

@@ -1,18 +1,11 @@
-"""The :func:`hibana.run` that a layer is called within, if any, which carries the states of all layers.
-
-Each thread, and each task of asyncio, is within its own. Nothing here knows what such a run is: it is
-:func:`hibana.run`'s.
-"""
+"""The :func:`hibana.run` that a layer is called within, if any: one for each thread and task of asyncio."""
 
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
-__all__ = ["Within", "active", "current"]
-
 active = False
-"""Whether any thread is within a run. Without one, this is all that a layer asks; and graphs compiled by
-torch, which know of no ContextVar, are guarded by it."""
+"""Whether any thread is within a run: a cheap check, and one that Dynamo can guard."""
 
 _COUNTING = Lock()
 _count = 0

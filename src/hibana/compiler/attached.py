@@ -1,8 +1,7 @@
-"""The bits of the spikes in a piece of memory, attached to its storage.
+"""The bits of the spikes in a tensor, attached to its storage, so that views and ``detach()`` have them too.
 
-Whatever shares the memory finds them, while it lives: views, ``detach()``, ``.data``. That the numbers still
-are what the bits say is for the reader to check: a write through ``.data``, NumPy or DLPack leaves no trace.
-Where a gradient is wanted, the node of autograd that made spikes has their bits too.
+The reader must check that the numbers are still those: a write through ``.data``, NumPy or DLPack leaves no
+trace. Where a gradient is wanted, the node of autograd that made the spikes has their bits too.
 """
 
 from typing import Any, NamedTuple
@@ -10,22 +9,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Known", "known", "attach"]
-
 _ATTRIBUTE = "_hibana_known"
 
 
 class Known(NamedTuple):
-    """What is known of numbers that fill their memory."""
+    """What is known of the numbers in a stretch of a storage."""
 
     planes: Tensor
-    """``[planes, pieces, bytes]``, in the order of memory: those of spikes are one."""
+    """Bit planes ``[planes, pieces, bytes]`` in memory order; spikes have one."""
     length: int
-    """Numbers of a piece."""
+    """Numbers per piece."""
     most: int
-    """The largest that a number can be."""
+    """The largest number that is possible."""
     place: tuple[int | torch.SymInt, int]
-    """Where in the storage the numbers begin, and how many they are."""
+    """The offset in the storage, and how many numbers there are."""
 
 
 def attach(numbers: Tensor, planes: Tensor, length: int, most: int = 1) -> None:
@@ -36,7 +33,7 @@ def attach(numbers: Tensor, planes: Tensor, length: int, most: int = 1) -> None:
 
 
 def known(numbers: Tensor) -> Known | None:
-    """What is known of the memory that `numbers` are all of, if anything; not whether it still holds."""
+    """What was attached to just the memory of `numbers`, if anything; not whether it is still true."""
     try:
         storage = numbers.untyped_storage()
     except NotImplementedError:  # sparse, or wrapped by torch.func

@@ -15,6 +15,7 @@ from hibana.compiler.derivatives import applied, are_batched, differentiated_onc
 from hibana.compiler.producer import Producer
 from hibana.compiler.scalar_gradient import handed
 from hibana.compiler.strides import (
+    Order,
     expansion,
     in_callers_order,
     inverse,
@@ -30,15 +31,13 @@ if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
 
-__all__ = ["RunSpecification", "go", "go_over", "run", "specified"]
-
 
 def run(
     program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """`cell` over `inputs` by `program`: what it emits, and its last states but the emitted one, if `ends`.
+    """`cell` over `inputs` by `program`: its outputs, and if `ends` its last states but the emitted one.
 
-    Memory is walked in its order, whatever the order of dimensions: outputs lie as `inputs` do.
+    Outputs have the memory format of `inputs`.
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
@@ -54,30 +53,31 @@ class RunSpecification(NamedTuple):
 
     program: "Program"
     plan: "Plan"
-    """What is kept, if a gradient is wanted."""
+    """The residuals, if a gradient is wanted."""
     shape: torch.Size
-    """Of the inputs, in the order in which they lie in memory."""
+    """Of the inputs, in memory order."""
     ends: bool
-    order: list[int] | None = None
-    """The order of dimensions in which they lie in memory, if it is another than theirs."""
+    """Whether the last states are wanted."""
+    order: Order | None = None
+    """The memory order of the dimensions, if it is another than theirs."""
     begun: int = 0
-    """How many states it is given to begin with: all, or none if it begins at rest."""
+    """How many initial states are given: all, or none for a run from rest."""
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
     launch: Launch | None = None
-    """What runs it without Python, if something does: see :mod:`hibana.compiler.cpu.node`."""
+    """The run by the node in C++, where there is one: see :mod:`hibana.compiler.cpu.node`."""
     once: bool = False
-    """Whether it is given one step, which is the input of all, and gives the gradient of that one."""
+    """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
-    """Whether what is emitted is known as bits without a gradient too; of neurons alone it costs a tenth."""
+    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
 
 
 def specified(
     program: "Program", inputs: Tensor, ends: bool, begun: int = 0, *, alone: bool
 ) -> RunSpecification | None:
-    """How inputs that lie as `inputs` are run; None if not as they lie.
+    """A run over inputs with these strides, from `begun` states or from rest; None if they need a copy.
 
-    They are run from so many states that it is `begun` with, or from rest; `alone`, without tensors.
+    `alone`: without tensors.
     """
     order = _order(program, inputs)
     if order is None and not steps_contiguous(inputs):
@@ -89,15 +89,15 @@ def specified(
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
 
 
-def _order(program: "Program", inputs: Tensor) -> list[int] | None:
-    """In which the dimensions of `inputs` lie in memory, if it is another than theirs."""
+def _order(program: "Program", inputs: Tensor) -> Order | None:
+    """The memory order of the dimensions of `inputs`, if it is another than theirs."""
     if program.step.matrices or inputs.is_contiguous():
         return None  # neurons of a sample lie together
     return memory_order(inputs)
 
 
 def _specified(
-    program: "Program", inputs: Tensor, ends: bool, order: list[int] | None, begun: int = 0
+    program: "Program", inputs: Tensor, ends: bool, order: Order | None, begun: int = 0
 ) -> RunSpecification:
     shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
     constant = inputs.stride(0) == 0 and shape[0] > 1
@@ -107,7 +107,7 @@ def _specified(
 def go(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`run` once it is known how; `tensors` are the states begun with and those of the cell."""
+    """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
     if spec.launch is not None:
         return spec.launch(inputs, spec)
     if torch.is_grad_enabled() and (
@@ -115,11 +115,12 @@ def go(
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
         return outputs, last
-    order, given = _without_gradient(spec, inputs, tensors)
-    outputs, last = _known(spec.program.kernels.forward, given)
-    if order is None:
+    kernels = spec.program.kernels
+    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
+    outputs, last = _known(kernels.forward, given)
+    if spec.order is None:
         return outputs, last
-    outputs, last = in_callers_order(order, outputs, last)
+    outputs, last = in_callers_order(spec.order, outputs, last)
     # not as views, which a checkpoint would give on as such, and that may not be written to then
     return outputs.detach(), [value.detach() for value in last]
 
@@ -127,30 +128,29 @@ def go(
 def go_over(
     spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> Tensor:
-    """What is emitted over `inputs` that a `producer` has yet to compute, without a gradient."""
-    order, given = _without_gradient(spec, inputs, tensors)
-    outputs, _ = _known(partial(spec.program.kernels.forward_over, producer), given)
+    """The outputs over `inputs` that a `producer` has yet to compute, without a gradient."""
+    kernels, order = spec.program.kernels, spec.order
+    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
+    outputs, _ = _known(partial(kernels.forward_over, producer), given)
     return outputs if order is None else outputs.permute(inverse(order)).detach()
 
 
-def _without_gradient(
-    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
-) -> tuple[list[int] | None, ForwardArguments]:
-    """The order of dimensions in memory, and what kernels are given of it."""
-    program, _, shape, ends, order, begun, _, _, once, deep = spec
+def _arguments(
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
+) -> ForwardArguments:
+    """The arguments of the forward kernel, in memory order."""
+    program, _, shape, ends, order, begun, _, _, once, _ = spec
     if once:
         inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[begun:], inputs, order)
-    plan = program.kernels.emitting if deep else None
-    return order, ForwardArguments(inputs, first, parameters, plan, ends)
+    return ForwardArguments(inputs, first, program.parameters(tensors[begun:], inputs, order), plan, ends)
 
 
 def _known(
     forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
 ) -> tuple[Tensor, list[Tensor]]:
-    """What `forward` emits, of which the bits are remembered where it keeps them, and the last states."""
+    """The outputs and last states of `forward`; if it keeps the outputs' bits, they are attached."""
     if given.plan is None:
         outputs, last, _ = forward(given)
         return outputs, last
@@ -160,51 +160,41 @@ def _known(
 
 
 class _Saved(NamedTuple):
-    """What a run saves for its backward."""
+    """What a run saves for its backward: the inputs and initial states only if the plan reads them."""
 
     inputs: Sequence[Tensor]
-    """One, if they are a residual."""
     first: Sequence[Tensor | None]
-    """The states begun with that the plan reads, if there are any."""
     cell_tensors: Sequence[Tensor]
     parameters: Sequence[Tensor]
     residuals: Sequence[Tensor]
 
 
 class _Run(torch.autograd.Function):
-    """The whole sequence as one node, whose attributes `specification`, `support` and `spikes` others read.
+    """The whole sequence as one node.
 
-    `specification` is how it was run. `support` is where a gradient can matter: None (everywhere) or the bits
-    ``[T, ceil(N/8)]`` of a truth value per neuron and step, in the order in which a step lies in memory,
-    lowest bit first; `spikes` are the bits of what was emitted, or None. Both may be the same tensor: see
-    :class:`hibana.compiler.graph.plan.Plan`. `uniform`, where there is such, is what others write, a gradient
-    that is the same for all that was emitted: see :mod:`hibana.compiler.scalar_gradient`.
+    Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
+    ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`,
+    a gradient that is one number for all outputs (:mod:`hibana.compiler.scalar_gradient`), where it exists.
     """
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, shape, ends, order, begun, constant, _, once, _ = spec
-        cell_tensors = tensors[begun:]
+        program, plan, _, ends, order, begun, constant, _, once, _ = spec
         ctx.specification = spec
-        if once:
-            inputs = repeated(inputs, shape[0])
-        elif constant:
+        if constant and not once:
             ctx.inputs = inputs
-        first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
-        if order is not None:
-            inputs = inputs.permute(order)
-        parameters = program.parameters(cell_tensors, inputs, order)
-        outputs, last, residuals = program.kernels.forward(
-            ForwardArguments(inputs, first, parameters, plan, ends)
-        )
+        given = _arguments(spec, inputs, tensors, plan)
+        inputs, first, parameters, *_ = given
+        outputs, last, residuals = program.kernels.forward(given)
         if not program.takes_zeros and ends and len(last) < len(program.step.states):
             last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
         # of a leaf what it is now, whatever ``inputs.data`` is set to
         read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
-        saved = _Saved(read, needed, cell_tensors, parameters, residuals)
+        saved = _Saved(read, needed, tensors[begun:], parameters, residuals)
         ctx.save_for_backward(*chain(*saved))
-        ctx.counts = [len(tensors) for tensors in saved]
+        ctx.counts = [len(each) for each in saved]
         ctx.set_materialize_grads(False)
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
@@ -219,7 +209,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        # what refuses a second derivative costs a good part of a small backward, and matters only for one
+        # the check for second derivatives is expensive, and only they need it
         return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
 
 
@@ -302,11 +292,10 @@ _apply = applied(_Run)
 
 
 def _only_summed(inputs: Tensor) -> bool:
-    """Whether all that becomes of the gradient of `inputs`, expanded over time, is its sum over time.
+    """Whether the gradient of `inputs`, expanded over time, is only summed over time.
 
-    Not so if somebody looks at the gradient of each step: through a hook, `retain_grad`, or
-    ``torch.autograd.grad``, which then does not run the node that sums. (Asked for `inputs` and for what
-    it was expanded from in one call, ``torch.autograd.grad`` gives `inputs` the mean over time at each step.)
+    Not so if a hook, `retain_grad` or ``torch.autograd.grad`` reads the gradient of each step. (Asked for
+    `inputs` and for their source at once, ``torch.autograd.grad`` gives `inputs` the mean over time.)
     """
     node = expansion(inputs)
     return (

@@ -1,8 +1,7 @@
 """The interface of a backend, and the registry of backends.
 
-A backend makes kernels: functions that run one step over a sequence, forward and back, on the kinds of device
-that it serves. It is asked for when a step is compiled for it, and loaded then. One of your own is
-:func:`register`-ed, and asked for by its name or, if it serves a device that no other does, by ``"auto"``.
+A backend makes kernels that run one step over a sequence, forward and backward, on the devices it serves. It
+is loaded with the first step that is compiled for it. One of your own is :func:`register`-ed.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.packed import row_bytes
 from hibana.compiler.producer import Producer
+from hibana.compiler.strides import row_bytes
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
@@ -36,30 +35,29 @@ __all__ = [
 ]
 
 Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
-"""A run from rest: inputs and the run's specification, which its node carries, to the outputs and the last
-states but the emitted one, if they are wanted."""
+"""A run from rest: inputs and the run's specification to the outputs and the last states but the emitted."""
 
 
 class ForwardArguments(NamedTuple):
-    """What a forward is given."""
+    """The arguments of a forward."""
 
     inputs: Tensor
     """``[T, ...]``, each step contiguous."""
     first: Sequence[Tensor | None]
-    """The states begun with; None for zeros."""
+    """The initial states; None for zeros."""
     parameters: Sequence[Tensor]
-    """Of the step: a number, or one per neuron; then its matrices. Contiguous; of `patterns_from` neurons on,
-    what comes again and again in memory may be given once."""
+    """Of the step: a number, or one per neuron; then its matrices. Contiguous; from `patterns_from` neurons
+    on, one that repeats may have one period."""
     plan: "Plan | None"
-    """Whose residuals are kept, if it is given."""
+    """The residuals to write, if any."""
     ends: bool = True
     """Whether the last states are wanted."""
     may_offset: bool = True
-    """Whether what is emitted may begin later than its memory does."""
+    """Whether the outputs may begin after the start of their storage."""
 
 
 class BackwardArguments(NamedTuple):
-    """What a backward is given."""
+    """The arguments of a backward."""
 
     plan: "Plan"
     shape: torch.Size
@@ -67,7 +65,7 @@ class BackwardArguments(NamedTuple):
     inputs: Tensor | None
     """If they are a residual."""
     first: Sequence[Tensor | None]
-    """The states begun with that `plan` reads; None for zeros, and for those not read."""
+    """The initial states that `plan` reads; None for zeros, and for those not read."""
     parameters: Sequence[Tensor]
     residuals: Sequence[Tensor]
     """Besides the inputs."""
@@ -76,18 +74,17 @@ class BackwardArguments(NamedTuple):
     last_grads: Sequence[Tensor | None]
     """Gradients of the last states but the emitted one; None for zeros."""
     wants_input: bool
-    """Whether the gradient of the input is wanted."""
+    """Whether the gradient of the input is wanted,"""
     constant: bool
-    """Whether it is then summed over time."""
+    """and summed over time."""
     wants_first: bool
-    """Whether the gradients of the states begun with are wanted."""
+    """Whether the gradients of the initial states are wanted."""
     reduced: Sequence[int] = ()
-    """For each of the sums over time, over how many of the first dimensions of a step it may be summed too,
-    which then have the size 1; none, if there is nothing here."""
+    """For each sum over time, how many of a step's first dimensions it may be reduced over, to size 1."""
     may_offset: bool = True
-    """Whether the gradient of the input may begin later than its memory does."""
+    """Whether the gradient of the input may begin after the start of its storage."""
     uniform_grad: Tensor | None = None
-    """What is added to all of `grad_outputs`, without dimensions: only for those that take it."""
+    """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
 
 
 class Kernels(ABC):
@@ -98,22 +95,22 @@ class Kernels(ABC):
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     takes_uniform: ClassVar[bool] = False
-    """Whether a gradient that is the same for all that was emitted is added as it is read."""
+    """Whether the backward takes a scalar gradient."""
     patterns_from: float = inf
-    """How many neurons there are at least where a parameter may be given as what comes again and again."""
+    """Neurons from which on a parameter that repeats may have one period."""
     approximate: tuple[str, ...] = ()
-    """What the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
+    """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"
     plan: "Plan"
     recomputing: "Plan | None" = None
-    """The plan for sequences so long that the backward recomputes them, in tiles; None if there is none."""
+    """The plan for long sequences, which the backward recomputes in tiles; None if there is none."""
     emitting: "Plan | None" = None
-    """The plan by which a forward without a backward keeps the bits of what it emits; None if it can't."""
+    """The plan of a forward without a backward that keeps the bits of the outputs; None if it can't."""
     dtype: torch.dtype
 
     @abstractmethod
     def __init__(self, step: "Step", plan: "Plan", dtype: torch.dtype) -> None:
-        """Raises ``Unsupported`` if the step computes what can't be had here."""
+        """Raises ``Unsupported`` if the step has an operation that this backend has not."""
 
     @staticmethod
     def device() -> str:
@@ -121,7 +118,7 @@ class Kernels(ABC):
         return "cpu"
 
     def alike(self, step: "Step") -> Self:
-        """The kernels of `step`, which is this one's but for its constants: the same code."""
+        """The same kernels for a `step` that differs in its constants alone."""
         kernels = copy(self)
         kernels._take(step)
         return kernels
@@ -132,7 +129,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but that if `ends`, and the residuals of `plan`."""
+        """The outputs ``[T, ...]``, the last states but the emitted if `ends`, the residuals of `plan`."""
 
     def forward_over(
         self, producer: Producer, given: ForwardArguments
@@ -143,16 +140,16 @@ class Kernels(ABC):
 
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the states begun with, and the sums over time."""
+        """The gradients of the input and of the initial states, and the sums over time."""
 
     @abstractmethod
     def source(self, direction: str, *, keep: bool = True) -> str:
-        """What ``explain`` shows of the ``"forward"`` or ``"backward"``."""
+        """The source of the ``"forward"`` or ``"backward"``, for ``explain``."""
 
     def residual_shapes(
         self, steps: int, one: Sequence[int], plan: "Plan | None" = None
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each tensor that a forward by `plan` keeps: bits ``[T, ceil(N/8)]``, or numbers.
+        """Shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]``, or numbers.
 
         Of a step with products, the bits of each sample are whole bytes.
         """
@@ -169,23 +166,20 @@ class Kernels(ABC):
         return self.plan
 
     def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:
-        """What runs sequences of `shape` from rest without Python; None if there is nothing that does.
-
-        It keeps what `plan` says for the gradient, which it gives.
-        """
+        """A run over sequences of `shape` from rest without Python, with the gradient of `plan`; or None."""
         return None
 
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend: its name, the kinds of device it serves, and how its kernels are got."""
+    """A backend: its name, the types of device that it serves, and its kernels."""
 
     name: str
     devices: tuple[str, ...]
     kernels: Callable[[bool], type[Kernels]]
-    """From whether a step has products to what makes its kernels; it may raise ``Unsupported``."""
+    """The class of kernels of a step with (True) or without products; it may raise ``Unsupported``."""
     refuses: Callable[[str], str] | None = None
-    """Why it can serve nothing on a kind of device, or ``""``; else as `devices` say."""
+    """Why it can serve nothing on a type of device, or ``""``; by default as `devices` say."""
 
 
 _KNOWN: dict[str, Backend] = {}
@@ -193,7 +187,7 @@ _OF_DEVICE: dict[str, str] = {}
 
 
 def register(backend: Backend) -> None:
-    """Has `backend` asked for by its name, and by ``"auto"`` on devices that no other serves.
+    """Makes `backend` available by its name, and by ``"auto"`` on devices that no other serves.
 
     Raises:
         ValueError: if there is one of that name.
@@ -216,7 +210,7 @@ def of_device(device: str) -> str:
 
 
 def refusal(name: str, device: str) -> str:
-    """Why the backend `name` can serve nothing on `device`, a kind of device, or ``""``."""
+    """Why the backend `name` can serve nothing on the type of device `device`, or ``""``."""
     backend = _KNOWN[name]
     if backend.refuses is not None:
         return backend.refuses(device)
@@ -225,9 +219,9 @@ def refusal(name: str, device: str) -> str:
 
 
 def kernels_of(name: str, products: bool = False) -> type[Kernels]:
-    """What makes kernels of a step for the backend `name`; of one that has `products`.
+    """The class of the kernels of the backend `name`, for steps with or without `products`.
 
     Raises:
-        Unsupported: if nothing does.
+        Unsupported: if there is none.
     """
     return _KNOWN[name].kernels(products)

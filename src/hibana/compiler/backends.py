@@ -14,13 +14,9 @@ def _of_cpu(products: bool) -> type[Kernels]:
 
 
 def _of_triton(products: bool) -> type[Kernels]:
-    if products:
-        from hibana.compiler.triton.samples import SampleKernels
+    from hibana.compiler.triton.kernels import GpuKernels, SampleKernels
 
-        return SampleKernels
-    from hibana.compiler.triton.kernels import GpuKernels
-
-    return GpuKernels
+    return SampleKernels if products else GpuKernels
 
 
 def _triton_refuses(device: str) -> str:

@@ -1,12 +1,12 @@
-"""Checks of the arguments of a call: an error names the argument, what it got and what would be right."""
+"""Checks of the arguments of a call, and the warning where only the reference loop runs it."""
+
+import warnings
 
 from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cells.base import check_cell
 from hibana.compiler import reference
-
-__all__ = ["check_batch", "check_inputs", "checked_state"]
 
 
 def check_inputs(cell: Cell, inputs: Tensor) -> None:
@@ -58,3 +58,27 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
         if not value.is_floating_point():
             raise TypeError(f"state {name} must be floating point, got {value.dtype}")
     return tuple(value.to(dtype).resolve_neg() for value in state)
+
+
+class SlowPathWarning(RuntimeWarning):
+    """A call that runs slower than it could, and why.
+
+    Either the reference loop runs it, step by step, since no compiled backend serves it; or the network has
+    layers of ``torch.nn`` that :func:`hibana.optimize` would change.
+    """
+
+
+_SAID: set[str] = set()
+
+
+def said_once(cell: str, reason: str) -> None:
+    """Warns, once for each `reason`, that the reference loop runs cells of the class called `cell`."""
+    text = f"{cell} is run by the reference loop, step by step and many times slower, because {reason}"
+    warn_once(text, text)
+
+
+def warn_once(key: str, text: str) -> None:
+    """Warns of `text`, unless a warning of this `key` was given before."""
+    if key not in _SAID:
+        warnings.warn(text, SlowPathWarning, stacklevel=3)
+        _SAID.add(key)  # not before: who makes warnings errors has each one

@@ -1,7 +1,4 @@
-"""Compiles one step: traces and plans it, and makes a backend's kernels for it.
-
-It is loaded with the first step that is compiled, for it takes a while.
-"""
+"""Compiles one step: traces and plans it, and makes a backend's kernels for it. Loaded on first use."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +19,7 @@ from hibana.compiler.graph.synapses import needed
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.missing_gradients import MissingGradients
 from hibana.compiler.shared import Bounded
-from hibana.compiler.strides import inverse, order_of_step, step_in
-
-__all__ = ["Program", "compiled", "program_of", "structure"]
+from hibana.compiler.strides import Order, inverse, order_of_step, step_in
 
 STRUCTURES = 256
 _BY_STRUCTURE: Bounded[object, tuple[Step, Kernels]] = Bounded(STRUCTURES)
@@ -38,36 +33,36 @@ class Program:
     plan: Plan
     kernels: Kernels
     at_rest: tuple[None, ...]
-    """The state begun with, where it is zeros that need not be written out."""
+    """Initial states that are zeros."""
     missing_gradients: MissingGradients
     takes_zeros: bool = True
-    """Whether its kernels may take missing gradients for zeros; else `missing_gradients` runs it back."""
+    """Whether missing gradients may be zeros for the kernels; else `missing_gradients` is the backward."""
 
     @property
     def takes_uniform(self) -> bool:
-        """Whether its backward does as the kernels say: what runs for `missing_gradients` does not."""
+        """Whether the backward takes a scalar gradient."""
         return self.kernels.takes_uniform and self.takes_zeros
 
     @cached_property
     def summed(self) -> tuple[frozenset[int], ...]:
-        """For each of the sums over time: the dimensions of a step over which it is summed before all."""
+        """For each of the sums over time: the dimensions of a step over which the epilogue sums it first."""
         epilogue = self.step.epilogue
         if not isinstance(epilogue, Part):
             return (frozenset(),) * len(self.step.grad_sums)
         first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
         return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
 
-    def reduced(self, order: list[int] | None, ndim: int) -> tuple[int, ...]:
-        """For each of the sums: over how many of a step's first dimensions in memory it may be summed."""
-        return _reduced(self.summed, tuple(range(ndim) if order is None else order_of_step(order)))
+    def reduced(self, order: Order | None, ndim: int) -> tuple[int, ...]:
+        """For each of the sums: over how many of a step's first dimensions in memory it may be reduced."""
+        return _reduced(self.summed, tuple(range(ndim)) if order is None else order_of_step(order))
 
     def parameters(
-        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: list[int] | None = None
+        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: Order | None = None
     ) -> list[Tensor]:
-        """What the kernels take for the cell's tensors: a number, or one per neuron; then the matrices.
+        """The kernels' parameters, a number or one per neuron, and matrices, from the cell's tensors.
 
-        `inputs` are given in the `order` in which they lie in memory. What is the same over the first
-        dimensions in memory, of samples or pixels, is given once if the kernels take that.
+        `inputs` and results have the memory `order`. What repeats over the first dimensions, samples or
+        pixels, has one period if the kernels take that.
         """
         if not (self.step.parameters or self.step.matrices):
             return []
@@ -77,7 +72,7 @@ class Program:
         return self._parameters(cell_tensors, inputs.shape[1:], order)
 
     def _parameters(
-        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: list[int] | None
+        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: Order | None
     ) -> list[Tensor]:
         values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
@@ -97,21 +92,20 @@ class Program:
 
 @lru_cache(maxsize=256)
 def _reduced(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
-    """For each sum over some dimensions: how many of the first in memory are among them."""
     return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
 
 
-def _once(value: Tensor, one: torch.Size, order: list[int] | None) -> Tensor:
-    """What `value`, expanded to `one` step, has over and over in memory; else all of it."""
-    length = _repeats(value.shape, value.stride(), one, None if order is None else tuple(order))
+def _once(value: Tensor, one: torch.Size, order: Order | None) -> Tensor:
+    """One period of `value` expanded to `one` step, if it repeats in memory; else all of it."""
+    length = _repeats(value.shape, value.stride(), one, order)
     if not length:
         return _lying(value.expand(_shape(one, order)), order).contiguous()
     return value if value.numel() == length else value.as_strided((length,), (1,))
 
 
 @lru_cache(maxsize=1024)
-def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Sequence[int] | None) -> int:
-    """How many elements that lie together a tensor has over and over when it is expanded; 0 if not so."""
+def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Order | None) -> int:
+    """The period of a tensor that is expanded to `one` step, in elements; 0 if it does not repeat."""
     value = torch.empty_strided(size, stride, dtype=torch.float32, device="meta")
     lying = _lying(value.expand(_shape(one, order)), order)
     first = 0
@@ -121,18 +115,18 @@ def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: 
     return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
 
 
-def _shape(one: torch.Size, order: Sequence[int] | None) -> torch.Size:
-    """The shape of `one` step as the caller has its dimensions, which lie in this `order` in memory."""
+def _shape(one: torch.Size, order: Order | None) -> torch.Size:
+    """The shape in the caller's order of dimensions of `one` step that is in memory `order`."""
     return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
 
 
-def _lying(step: Tensor, order: Sequence[int] | None) -> Tensor:
-    """One `step` in the `order` in which the dimensions of the sequence lie in memory."""
+def _lying(step: Tensor, order: Order | None) -> Tensor:
+    """One `step` in memory `order`."""
     return step if order is None else step.permute(order_of_step(order))
 
 
 def _summed(part: Part, at: int) -> frozenset[int]:
-    """The dimensions of the value at a place that `part` sums over first, whatever it does with it."""
+    """The dimensions over which every use in `part` of the value at a place sums it first."""
     found: list[frozenset[int]] = []
     for function, args, kwargs in part.calls:
         for place in places_in([args, kwargs]):
@@ -156,7 +150,7 @@ def program_of(step: Step, kernels: Kernels) -> Program:
 
 
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
-    """The step of `cell`, and its kernels: those of one that differs in its constants alone, if known."""
+    """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
     step = trace(cell, shape, dtype, kernels_of(backend).device())
     if (step.matrices or step.blank) and not takes_zeros(step):
         other = "a product" if step.matrices else "an operation without a slope"
@@ -177,7 +171,7 @@ def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
 
 
 def structure(step: Step) -> tuple[Any, ...]:
-    """All of `step` that kernels are made of: equal for steps that differ in no more than their constants."""
+    """What kernels are generated from: equal for steps that differ in their constants alone."""
     gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *step.sides)
     values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
     place = {value: i for i, value in enumerate(values)}

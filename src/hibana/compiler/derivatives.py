@@ -1,7 +1,4 @@
-"""Nodes of autograd that can be differentiated once, and take one gradient at a time.
-
-What a second derivative is told, and how a batch of gradients is gone through.
-"""
+"""Nodes of autograd that can be differentiated once, and take one gradient of a batch at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,29 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["applied", "are_batched", "differentiated_once"]
-
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _is_transformed = torch._C._functorch.is_batchedtensor
 _are_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``node.apply`` without what it does for the transforms of ``torch.func``, whose calls never come there.
-
-    That costs a good part of a small call.
-    """
+    """``node.apply`` without its support of ``torch.func``, a good part of a small call's time."""
     below: Any = super(torch.autograd.Function, node)
     apply: Callable[..., Any] = below.apply
     return apply
 
 
 def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[..., Any]:
-    """`backward`, whose gradients raise where they are differentiated, saying what to do `instead`.
+    """`backward`, whose gradients raise when they are differentiated, with what to do `instead`.
 
-    Torch's own ``once_differentiable`` can't be told what to say, and is silent where a gradient that arrives
-    is a constant, and where ``torch.autograd.grad`` is asked for tensors that other ways lead to. So what is
-    returned here hangs on every leaf that the node's inputs were made of.
+    Torch's own ``once_differentiable`` has a fixed message, and is silent where the incoming gradient is a
+    constant, or ``torch.autograd.grad`` reaches its inputs another way. So the gradients here depend on every
+    leaf that the node's inputs were made of.
     """
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
@@ -52,7 +44,7 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
 
 
 def are_batched(grads: Sequence[Tensor | None]) -> bool:
-    """Whether `grads` are those of a batch at once, as ``is_grads_batched=True`` has them.
+    """Whether `grads` are a batch of gradients, of ``is_grads_batched=True``.
 
     Raises:
         RuntimeError: if :func:`torch.vmap` made the batch.
@@ -70,7 +62,7 @@ def are_batched(grads: Sequence[Tensor | None]) -> bool:
 
 
 def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> Any:
-    """What `backward` gives for each gradient of a batch, as a batch."""
+    """The batch of what `backward` gives for each gradient of a batch."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     opened = [_opened(grad, level) for grad in grads]
@@ -87,7 +79,7 @@ def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor |
 
 
 def _opened(grad: Tensor | None, level: int) -> tuple[Tensor | None, bool]:
-    """`grad` with the batch as its first dimension, if it is of a batch."""
+    """`grad` with the batch as its first dimension, and whether it is of a batch."""
     if grad is None or not _is_batched(grad):
         return grad, False
     opened: Tensor = torch._remove_batch_dim(grad, level, 1, 0)
@@ -113,7 +105,7 @@ _refused: Callable[..., Any] = _Refused.apply
 
 
 def _leaves(node: Any) -> list[Tensor]:
-    """Every leaf that what `node` was given was made of."""
+    """Every leaf in the graph of the inputs of `node`."""
     found: dict[int, Tensor] = {}
     seen: set[Any] = set()
     rest = [node]

@@ -10,8 +10,6 @@ from torch.nn import functional
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
-__all__ = ["function_of", "in_torch"]
-
 
 def in_torch(
     roots: Sequence[Value], known: Mapping[Value, Tensor], leaf: Callable[[Value], Tensor], dtype: torch.dtype

@@ -19,8 +19,6 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import computed_once, is_computed, tensors_of
 
-__all__ = ["REFERENCE", "Report", "explain_cell"]
-
 REFERENCE = "backend    reference loop, because "
 
 MATHEMATICS = Dialect(
@@ -64,6 +62,7 @@ def explain_cell(
         return Report(f"reference loop, because {refused}", f"{unserved}{refused}\n")
     step, plan = made.step, made.plan
     bits = plan.bits(torch.finfo(dtype).bits)
+    where, sentence = _support(step, plan)
     lines = [
         f"{name}   state ({', '.join(cell.state_names())}), emits {cell.state_names()[-1]}",
         f"backend    {made.kernels.about}",
@@ -82,7 +81,7 @@ def explain_cell(
             if made.kernels.recomputing
             else []
         ),
-        f"gradient   {_support(step, plan)}",
+        f"gradient   {sentence}",
         "",
         "one step ([...] is 1 where true, else 0)",
         *_equations(step, forward_pass(step, None)),
@@ -96,13 +95,7 @@ def explain_cell(
         "source, backward",
         _indented(made.kernels.source("backward")),
     ]
-    return Report(
-        made.kernels.about,
-        "\n".join(lines) + "\n",
-        "\n".join(source) + "\n",
-        _bits(bits),
-        _where(step, plan),
-    )
+    return Report(made.kernels.about, "\n".join(lines) + "\n", "\n".join(source) + "\n", _bits(bits), where)
 
 
 def _fitting(cell: Cell) -> tuple[int, ...]:
@@ -164,25 +157,14 @@ def _kept(step: Step, value: Value) -> str:
     return f"whether {_as_written(text)}" if value.boolean else _as_written(text)
 
 
-def _support(step: Step, plan: Plan) -> str:
-    where = _where(step, plan)
-    if where == NOWHERE:
-        return f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
-    if where == EVERYWHERE:
-        return "of what is emitted can matter everywhere"
-    return f"of what is emitted matters only {where}"
-
-
-NOWHERE, EVERYWHERE = "none", "everywhere"
-
-
-def _where(step: Step, plan: Plan) -> str:
-    """Where the gradient of what is emitted matters."""
+def _support(step: Step, plan: Plan) -> tuple[str, str]:
+    """Where the gradient of what is emitted matters, and that in a sentence."""
     if not passes_gradient(step):
-        return NOWHERE
+        return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:
-        return EVERYWHERE
-    return f"where {_kept(step, plan.support).removeprefix('whether ')}"
+        return "everywhere", "of what is emitted can matter everywhere"
+    where = f"where {_kept(step, plan.support).removeprefix('whether ')}"
+    return where, f"of what is emitted matters only {where}"
 
 
 def _bits(count: int) -> str:

@@ -163,7 +163,7 @@ def _called(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
 
 @contextmanager
 def left_as_it_was(net: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Afterwards the buffers of `net`, called with `inputs`, and the random generator are as before."""
+    """Restores the buffers of `net` and the random generator of the device of `inputs`."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     try:
         with torch.random.fork_rng([inputs.get_device()] if inputs.is_cuda else []):
@@ -208,7 +208,7 @@ def _share(values: Tensor) -> str:
 
 
 def _remarks(inputs: Tensor, calls: dict[str, _Call]) -> Iterator[str]:
-    """What of a call with `inputs` speaks of a mistake: NaN and infinity, and layers without a spike."""
+    """Signs of a mistake in a call with `inputs`: NaN and infinity, and layers without a spike."""
     if not inputs.isfinite().all():
         first = int((~inputs.isfinite()).flatten(1).any(1).nonzero()[0])
         yield f"the inputs hold NaN or infinity, first at step {first}, counted from 0"

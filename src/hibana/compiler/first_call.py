@@ -31,13 +31,13 @@ NO_DERIVATIVE = (
     "or by a surrogate, such as hb.surrogate.ATan()(v - threshold)"
 )
 ENOUGH_STEPS = 4
-"""Steps from which on a layer that began at rest is said to be silent: networks train on 4 and more."""
+"""Minimum steps for a layer to be reported as silent: networks train on 4 and more."""
 _CHECKED: "WeakSet[Cell]" = WeakSet()
-"""The cells whose first call was checked; what is made around one is checked with it."""
+"""The cells whose first call was checked, also as part of another cell."""
 
 
 def forget(net: nn.Module) -> None:
-    """Has the next call of each layer in `net` checked again."""
+    """Lets the next call of each layer in `net` be checked again."""
     for module in net.modules():
         if isinstance(module, Cell):
             _CHECKED.discard(module)
@@ -45,10 +45,7 @@ def forget(net: nn.Module) -> None:
 
 
 def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) -> None:
-    """Checks a call of `cell` that wants the gradient of `inputs`, unless one was checked before.
-
-    Of one step, or of none, it waits for another call.
-    """
+    """Checks the first call of `cell` that wants the gradient of `inputs` and has more than one step."""
     inner = cell._modules.get("cell")  # of one that was made around it, perhaps for this call
     checked = inner if isinstance(inner, Cell) else cell
     if inputs.shape[0] < 2 or checked in _CHECKED or not inputs.numel():
@@ -128,12 +125,9 @@ def _layer_called(cell: Cell, called: list[nn.Module]) -> str:
     """The layer that calls `cell`, as the outermost module that is being `called` names it."""
     if not called:
         return type(cell).__name__
+    kind = type(called[0]).__name__
     names = (name for name, module in called[-1].named_modules() if module is called[0])
-    return f"layer {name!r} ({type(called[0]).__name__})" if (name := next(names, "")) else _class(called[0])
-
-
-def _class(module: nn.Module) -> str:
-    return f"layer {type(module).__name__}"
+    return f"layer {name!r} ({kind})" if (name := next(names, "")) else f"layer {kind}"
 
 
 _OF_FEATURES = {
@@ -147,15 +141,12 @@ _OF_FEATURES = {
     "AdaptiveAvgPool2DBackward0": ("a pooling", (4,)),
     "_MaxPoolBackward": ("a pooling", (4,)),
 }
-"""By the node of autograd that made a tensor: what it is, and of how many dimensions its axis 1 holds
-features or channels, where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
+"""By node of autograd: the operation, and for how many dimensions axis 1 of its result is features or
+channels, where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
 
 
 def axis_mistake(inputs: Tensor) -> str:
-    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, as the node that made them says; or "".
-
-    What it can't see: a batch that stands first, and whatever was reshaped, or made without a gradient.
-    """
+    """Why `inputs` of a layer over time are not ``[T, batch, ...]``, by the node that made them; or ""."""
     made = _OF_FEATURES.get(inputs.grad_fn.name()) if inputs.grad_fn is not None else None
     return "" if made is None or inputs.ndim not in made[1] else features_first(made[0], inputs)
 

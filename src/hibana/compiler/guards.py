@@ -6,19 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import NOT_HYPER, followed
+from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import NOT_HYPER
 from hibana.compiler.graph.watch import attributes
-
-__all__ = ["guard", "settings"]
 
 
 def guard(cell: Cell, one: Tensor) -> None:
-    """Has Dynamo take notice of all that the step reads, so that it compiles anew when that changes.
+    """Makes Dynamo guard all that the step reads, so that it compiles again when that changes.
 
-    It follows the step once, on `one` step of input, and throws the result away; the graph is cleared of
-    it. A number may become an input of its graph that way, which then follows each change, but what is
-    written down holds its value: so each number is compared besides.
+    Dynamo traces the step on `one` step of input, whose result is unused. It may turn a number into an input
+    of its graph instead of a guard; the serialised step holds its value, so each number is compared as well.
     """
     cell(one, *cell.initial_state(one))
     for path, number in settings(cell):
@@ -29,13 +27,12 @@ def guard(cell: Cell, one: Tensor) -> None:
             raise RuntimeError("a setting of the cell changed while its step was read")
 
 
-Step = tuple[str, Any]
-Path = tuple[Step, ...]
+Path = tuple[tuple[str, Any], ...]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
 def settings(cell: Cell) -> tuple[tuple[Path, float], ...]:
-    """Each number that the step can read of `cell`, and the attributes and items that lead to it.
+    """Each number that the step can read of `cell`, with the path of attributes and items to it.
 
     Raises:
         Unsupported: if one lies where Dynamo does not look for changes.
@@ -56,7 +53,7 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
     if plain or isinstance(value, Tensor | type | torch.dtype) or id(value) in seen:
         return
     seen.add(id(value))
-    inner: list[tuple[Step, Any]]
+    inner: list[tuple[tuple[str, Any], Any]]
     if isinstance(value, tuple | list):
         inner = [(("item", i), part) for i, part in enumerate(value)]
     elif isinstance(value, dict):
@@ -84,7 +81,7 @@ def _collect(value: Any, path: Path, found: list[tuple[Path, float]], seen: set[
         _collect(part, (*path, step), found, seen)
 
 
-def _of_class(value: Any, own: dict[str, Any]) -> list[tuple[Step, Any]]:
+def _of_class(value: Any, own: dict[str, Any]) -> list[tuple[tuple[str, Any], Any]]:
     """The numbers among the attributes of the class of `value`, which has attributes of its `own`."""
     found = {name: part for kind in reversed(type(value).__mro__) for name, part in vars(kind).items()}
     return [

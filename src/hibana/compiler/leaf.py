@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import fx, nn
 
-__all__ = ["as_leaf", "is_name"]
-
 
 def is_name(inputs: Any) -> bool:
     """Whether `inputs` only stand for a tensor, in a graph that is being written."""

@@ -1,11 +1,8 @@
-"""The backward of a step, and of a run, where some of its gradients are missing.
+"""The backward of a step, and of a run, where some gradients are None and can't be replaced by zeros.
 
-It is run so where absent gradients can't be taken for zeros: see :mod:`hibana.compiler.graph.bounds`.
-
-Which gradients autograd would have differs from step to step: of the last step's states those that the loss
-uses, of the states before it those that lead there, and so on back, until it stays the same. So the backward
-is one of the step without what is absent. The steps until then, which are few, are computed by PyTorch, one
-by one; all that are left, by a kernel.
+See :mod:`hibana.compiler.graph.bounds`. Which states have a gradient differs from step to step: at the last
+step those that the loss uses, a step earlier those that lead there, and so on until it stays the same.
+PyTorch computes the last steps, until then, one by one; a kernel without the missing gradients the rest.
 """
 
 from collections.abc import Sequence
@@ -16,32 +13,35 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.backend import BackwardArguments
+from hibana.compiler.eager import in_torch
 from hibana.compiler.graph.part import Part, filled, places_in
 from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.stepwise import Left, Run, sum_of
-
-__all__ = ["MissingGradients", "Found", "without"]
+from hibana.compiler.strides import unpacked
 
 Given = frozenset[int]
-"""The states after a step whose gradient there is."""
+"""The states after a step that have a gradient."""
 
 
 class Found(NamedTuple):
-    """The gradients of a run; None where autograd has none."""
+    """The gradients of a run, of its input, initial states and `grad_sums`; None where autograd has none."""
 
     input: Tensor | None
-    """At each step."""
     first: list[Tensor | None]
-    """Of the states begun with."""
     sums: list[Tensor | None]
-    """Over time, as :attr:`hibana.compiler.graph.step.Step.grad_sums` has them."""
+
+
+class Left(NamedTuple):
+    """A step whose backward lacks some gradients; its `grad_sums` are zero where `sums` are None."""
+
+    step: Step
+    sums: tuple[Value | None, ...]
 
 
 def without(step: Step, given: Given) -> Left:
-    """`step`, whose backward is given the gradients of the states `given` alone.
+    """`step` with a backward of the gradients of the states `given` alone.
 
-    What is made of an absent gradient is absent, and a sum is what is there of it.
+    What is computed from a missing gradient is missing; a sum is that of its terms that exist.
     """
     left: dict[Value, Value | None] = {}
     zero = Value("number")
@@ -74,27 +74,24 @@ def _has_gradient(values: Sequence[Value]) -> bool:
 
 @dataclass(frozen=True)
 class MissingGradients:
-    """The backward of one step, by which of its states have a gradient."""
+    """The backward of one step for each set of states that have a gradient; `kernels` serve where all do."""
 
     step: Step
     kernels: Any
-    """The step's own, which serve where all gradients are there."""
     _left: dict[Given, Left] = field(default_factory=dict)
     _kernels: dict[Given, Any] = field(default_factory=dict)
     _sums: dict[tuple[Given, bool, int], frozenset[int]] = field(default_factory=dict)
 
     def backward(self, given: BackwardArguments) -> Found:
-        """The gradients of a run: :meth:`hibana.compiler.backend.Kernels.backward`, but for what is absent.
+        """:meth:`hibana.compiler.backend.Kernels.backward`, None for missing gradients.
 
-        Its `last_grads` may have the emitted state as its last; its plan keeps what :attr:`kernels` keeps.
+        Its `last_grads` may include the emitted state's.
         """
         grads = [*given.last_grads, *[None] * (len(self.step.states) - len(given.last_grads))]
-        run = Run(self.step, given, self.kernels.dtype)
+        run = _Run(self.step, given, self.kernels.dtype)
         sums: list[Tensor | None] = [None] * len(self.step.grad_sums)
-        last: list[Tensor | None] = []
-        """Gradients of the input at the steps that PyTorch computes, the last step first."""
-        begin: Tensor | None = None
-        """Those at all steps before them."""
+        last: list[Tensor | None] = []  # gradients of the input at the steps of PyTorch's, last first
+        begin: Tensor | None = None  # and at all steps before them
         t = given.shape[0]
         while t:
             arrived = run.arrived(t - 1, grads)
@@ -110,13 +107,13 @@ class MissingGradients:
                 t -= 1
                 one, grads, more = run.back(t, left, arrived)
                 last.append(one)
-            sums = [sum_of(a, b) for a, b in zip(sums, more, strict=True)]
+            sums = [_sum_of(a, b) for a, b in zip(sums, more, strict=True)]
         return Found(run.joined(begin, last) if given.wants_input else None, grads, sums)
 
     def there(self, sums: Sequence[Tensor], given: Given, emits: bool, steps: int) -> list[Tensor | None]:
         """`sums` over `steps`, None for those that autograd would not have.
 
-        At the last step the states `given` have a gradient; what is emitted has one at each, if it `emits`.
+        The states `given` have a gradient at the last step; the output has one at each step if it `emits`.
         """
         place = (given, emits, steps)
         if place not in self._sums:
@@ -138,7 +135,7 @@ class MissingGradients:
     def epilogue(
         self, cell_tensors: Sequence[Tensor], sums: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of the cell's tensors, of sums that may be absent."""
+        """The gradients of the cell's tensors, from sums that may be missing."""
         if all(value is not None for value in sums):
             return self.step.epilogue(*cell_tensors, *sums)
         assert isinstance(self.step.epilogue, Part)
@@ -159,9 +156,9 @@ class MissingGradients:
         return self._kernels[given]
 
     def _rest(
-        self, run: Run, steps: int, there: Given, grads: list[Tensor | None]
+        self, run: "_Run", steps: int, there: Given, grads: list[Tensor | None]
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-        """All steps before `steps`, by one kernel."""
+        """The backward of the first `steps`, by one kernel."""
         left, given = self._without(there), run.given
         arguments = given._replace(
             shape=torch.Size((steps, *given.shape[1:])),
@@ -182,13 +179,13 @@ class MissingGradients:
 
 
 def _before(step: Step, emits: bool) -> Given:
-    """The states whose gradient there is a step earlier; `emits` is whether what is emitted has one."""
+    """The states that have a gradient a step earlier; `emits` is whether the output has one."""
     there = {i for i, grad in enumerate(step.grad_states) if grad is not None}
     return frozenset(there | ({len(step.states) - 1} if emits else set()))
 
 
 def _of_what_is_there(part: Part, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """What `part` makes of `tensors`: of what is absent, what is absent; of a sum, what is there of it."""
+    """`part` of `tensors`: missing where it depends on a missing one; a sum is of its terms that exist."""
     values: list[Tensor | None] = list(tensors)
     for function, args, kwargs in part.calls:
         places = [values[place.at] for place in places_in((args, kwargs))]
@@ -199,3 +196,107 @@ def _of_what_is_there(part: Part, tensors: Sequence[Tensor | None]) -> tuple[Ten
             sums = function is torch.ops.aten.add.Tensor and there
             values.append(there[0] if sums else None)
     return tuple(None if end is None else values[end] for end in part.ends)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's backward in PyTorch, one step at a time."""
+
+    step: Step
+    given: BackwardArguments
+    dtype: torch.dtype
+
+    def arrived(self, t: int, grads: list[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of the states after step `t`: `grads` from later steps, and that of the output."""
+        if self.given.grad_outputs is None:
+            return grads
+        return [*grads[:-1], _sum_of(grads[-1], self.given.grad_outputs[t].to(self.dtype))]
+
+    def arriving(self, steps: int, fed_back: Tensor | None) -> Tensor | None:
+        """The gradients of the first `steps` outputs, with `fed_back` added to the last of them."""
+        given = None if self.given.grad_outputs is None else self.given.grad_outputs[:steps]
+        if fed_back is None:
+            return given
+        shape = (steps, *self.given.shape[1:])
+        arriving = (
+            fed_back.new_zeros(shape) if given is None else given.to(self.dtype, copy=True).contiguous()
+        )
+        arriving[-1] += fed_back
+        return arriving
+
+    def back(
+        self, t: int, left: Left, grads: list[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+        """Step `t` back: the gradients of its input and of the states before it, and its sums."""
+        known = self._at(t)
+        if t:
+            before = [self.step.nexts[i] for i in self.given.plan.before]
+            states = in_torch(before, self._at(t - 1), self._leaf, self.dtype)
+        else:
+            zero = torch.zeros((), dtype=self.dtype, device=_like(grads).device)
+            firsts = [self.given.first[i] for i in self.given.plan.before]
+            states = [zero if value is None else value for value in firsts]
+        previous = dict(zip(self.given.plan.before, states, strict=True))
+
+        def leaf(value: Value) -> Tensor:
+            if value.op not in ("previous", "gradient"):
+                return self._leaf(value)
+            found = (previous if value.op == "previous" else grads)[int(value.data)]
+            assert isinstance(found, Tensor)
+            return found
+
+        wanted = [left.step.grad_input, *left.step.grad_states, *left.sums]
+        there = [value for value in wanted if value is not None]
+        made = dict(zip(there, in_torch(there, known, leaf, self.dtype), strict=True))
+        found = [None if v is None else made[v].expand(self.given.shape[1:]).contiguous() for v in wanted]
+        count = 1 + len(grads)
+        return found[0], found[1:count], found[count:]
+
+    def joined(self, begin: Tensor | None, last: list[Tensor | None]) -> Tensor | None:
+        """The gradient of the input, from that at the first steps and at the `last`; zero in between."""
+        found = [one for one in (begin, *last) if one is not None]
+        if not found:
+            return None
+        dtype = self.dtype if self.given.grad_outputs is None else self.given.grad_outputs.dtype
+        if begin is not None and len(begin) == self.given.shape[0]:
+            return begin.to(dtype)
+        grad = torch.zeros(self.given.shape, dtype=dtype, device=found[0].device)
+        if begin is not None:
+            grad[: len(begin)] = begin
+        for i, one in enumerate(last):
+            if one is not None:
+                grad[self.given.shape[0] - 1 - i] = one
+        return grad
+
+    def _at(self, t: int) -> dict[Value, Tensor]:
+        """The residuals of step `t`."""
+        known = dict(zip(self.given.plan.stored, (value[t] for value in self.given.residuals), strict=True))
+        one = self.given.shape[1:]
+        for value, found in known.items():
+            known[value] = unpacked(found, one.numel()).view(one).bool() if value.boolean else found
+        for value in self.given.plan.residuals:
+            if value.op == "input":
+                assert self.given.inputs is not None
+                known[value] = self.given.inputs[t].to(self.dtype)
+        return known
+
+    def _leaf(self, value: Value) -> Tensor:
+        """A leaf that is the same at every step."""
+        device = _like([*self.given.residuals, self.given.grad_outputs, *self.given.parameters]).device
+        if value.op == "parameter":
+            found = self.given.parameters[int(value.data)]
+            return found.reshape(()) if found.numel() == 1 else found
+        number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
+        return torch.tensor(float(number), dtype=self.dtype, device=device)
+
+
+def _like(tensors: Sequence[Tensor | None]) -> Tensor:
+    return next(
+        (tensor for tensor in tensors if tensor is not None),
+        torch.empty(0, dtype=torch.float32, device="cpu"),
+    )
+
+
+def _sum_of(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of what there is."""
+    return b if a is None else a if b is None else a + b

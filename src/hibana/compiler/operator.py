@@ -1,8 +1,7 @@
 """A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
 
-A graph holds tensors, numbers and text, not cells, and it may outlive the process that made it. So the
-operator takes the step itself, written down (``graph.serial``): its operations, its settings and
-what is kept of it. Eager calls do not pass through here: they go straight to the kernels, and this module,
+A graph holds tensors, numbers and text, not cells, and may outlive its process. So the operator takes the
+serialised step (:mod:`hibana.compiler.graph.serial`). Eager calls go straight to the kernels: this module,
 whose registration loads much of torch, is imported only by a call that is being traced.
 """
 
@@ -16,17 +15,16 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
+from hibana.compiler.checks import said_once
 from hibana.compiler.compiling import Program, program_of
 from hibana.compiler.graph import serial
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.guards import guard, settings
 from hibana.compiler.programs import program
-from hibana.compiler.slow import said_once
 from hibana.compiler.strides import steps_contiguous
 from hibana.compiler.tensors import tensors_of
 
-__all__ = ["serving"]
-
+Tensors = Sequence[Tensor]
 _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
 
 
@@ -58,7 +56,7 @@ def _written(
     With `keeps`, a gradient may be wanted. Where `dynamo` makes the graph, it must see when a setting of the
     cell changes. What serves where nothing else can, if the choice is ours (`auto`), is said.
     """
-    if _is_for_onnx():
+    if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # what asks has loaded it
         return "", "ONNX has no operators of hibana's"
     reason = refusal(backend, device)
     try:
@@ -75,11 +73,6 @@ def _written(
     if auto and device != "meta":
         said_once(type(cell).__name__, reason)
     return "", reason
-
-
-def _is_for_onnx() -> bool:
-    """Whether ``torch.onnx.export`` asks for the graph; what asks has loaded it."""
-    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def _any_size(cell: Cell, ndim: int) -> torch.Size:
@@ -127,7 +120,7 @@ def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Pro
     return made
 
 
-def _begun(made: Program, first: Sequence[Tensor]) -> list[Tensor | None]:
+def _begun(made: Program, first: Tensors) -> list[Tensor | None]:
     return [t.contiguous() for t in first] if first else [None for _ in made.step.states]
 
 
@@ -135,38 +128,22 @@ def _stepwise(tensor: Tensor) -> Tensor:
     return tensor if steps_contiguous(tensor) else tensor.contiguous()
 
 
-_MAY_OFFSET = False
-"""A graph expects of every tensor that it begins where its memory does."""
-
-
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
-    inputs: Tensor,
-    first: Sequence[Tensor],
-    cell_tensors: Sequence[Tensor],
-    step: str,
-    backend: str,
-    keep: bool,
+    inputs: Tensor, first: Tensors, cell_tensors: Tensors, step: str, backend: str, keep: bool
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
-    parameters = made.parameters(cell_tensors, inputs)
-    begun = _begun(made, first)
+    plan, parameters = made.plan if keep else None, made.parameters(cell_tensors, inputs)
+    # a graph expects of every tensor that it begins where its memory does
     given = ForwardArguments(
-        _stepwise(inputs), begun, parameters, made.plan if keep else None, may_offset=_MAY_OFFSET
+        _stepwise(inputs), _begun(made, first), parameters, plan, ends=True, may_offset=False
     )
     outputs, last, residuals = made.kernels.forward(given)
     return [outputs, *last, *residuals]
 
 
 @_forward.register_fake
-def _(
-    inputs: Tensor,
-    first: Sequence[Tensor],
-    cell_tensors: Sequence[Tensor],
-    step: str,
-    backend: str,
-    keep: bool,
-) -> list[Tensor]:
+def _(inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool) -> list[Tensor]:
     made = _program(step, backend, inputs)
     steps, *one = inputs.shape
     residuals = made.kernels.residual_shapes(steps, one) if keep else []
@@ -177,31 +154,29 @@ def _(
 @torch.library.custom_op("hibana::unroll_backward", mutates_args=())
 def _backward(
     inputs: Tensor,
-    first: Sequence[Tensor],
-    cell_tensors: Sequence[Tensor],
-    residuals: Sequence[Tensor],
+    first: Tensors,
+    cell_tensors: Tensors,
+    residuals: Tensors,
     grad_outputs: Tensor,
-    last_grads: Sequence[Tensor],
+    last_grads: Tensors,
     step: str,
     backend: str,
     learned: Sequence[bool],
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
-    parameters = made.parameters(cell_tensors, inputs)
-    begun = _begun(made, first)
     given = BackwardArguments(
         made.plan,
         inputs.shape,
         _stepwise(inputs),
-        begun,
-        parameters,
+        _begun(made, first),
+        made.parameters(cell_tensors, inputs),
         residuals,
         _stepwise(grad_outputs),
         [g.contiguous() for g in last_grads],
         wants_input=True,
         constant=False,
         wants_first=True,
-        may_offset=_MAY_OFFSET,
+        may_offset=False,
     )
     grad_input, first_grads, sums = made.kernels.backward(given)
     assert grad_input is not None
@@ -215,60 +190,41 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    inputs: Tensor,
-    first: Sequence[Tensor],
-    cell_tensors: Sequence[Tensor],
-    residuals: Sequence[Tensor],
-    grad_outputs: Tensor,
-    last_grads: Sequence[Tensor],
-    step: str,
-    backend: str,
-    learned: Sequence[bool],
-) -> list[Tensor]:
-    steps, *one = inputs.shape
-    states = len(_program(step, backend, inputs).step.states)
+def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *given: Any) -> list[Tensor]:
+    *_, step, backend, learned = given
+    to_first = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
     to_cell_tensors = [torch.empty_like(t) for t, wanted in zip(cell_tensors, learned, strict=True) if wanted]
-    return [
-        inputs.new_empty((steps, *one)),
-        *(inputs.new_empty(one) for _ in range(states)),
-        *to_cell_tensors,
-    ]
+    return [inputs.new_empty(inputs.shape), *to_first, *to_cell_tensors]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sequence, first, cell_tensors, step, backend, keep = inputs
+    sequence, first, cell_tensors, ctx.step, ctx.backend, keep = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
         )
-    made = _program(step, backend, sequence)
-    states = len(made.step.states)
-    reads_input = made.plan.reads_input
-    ctx.step, ctx.backend, ctx.states, ctx.counts = step, backend, states, (len(first), len(cell_tensors))
-    ctx.shape, ctx.reads_input = sequence.shape, reads_input
-    ctx.learned = [t.requires_grad for t in cell_tensors]
-    saved = output[states:]
-    ctx.save_for_backward(*([sequence] if reads_input else []), *first, *cell_tensors, *saved)
+    made = _program(ctx.step, ctx.backend, sequence)
+    ctx.states, ctx.begun, ctx.reads_input = len(made.step.states), len(first), made.plan.reads_input
+    ctx.shape, ctx.learned = sequence.shape, [t.requires_grad for t in cell_tensors]
+    read = [sequence] if ctx.reads_input else []
+    ctx.save_for_backward(*read, *first, *cell_tensors, *output[ctx.states :])
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    saved = list(ctx.saved_tensors)
-    begun, count = ctx.counts
-    one = ctx.shape[1:]
-    given = [g for g in grads if g is not None]
-    inputs = saved.pop(0) if ctx.reads_input else given[0].new_empty(()).expand(ctx.shape)
-    first, cell_tensors, residuals = saved[:begun], saved[begun : begun + count], saved[begun + count :]
+    saved, begun = list(ctx.saved_tensors), ctx.begun
+    like = next(g for g in grads if g is not None)
+    inputs = saved.pop(0) if ctx.reads_input else like.new_empty(()).expand(ctx.shape)
+    end = begun + len(ctx.learned)
     outputs, *last = grads[: ctx.states]
-    if outputs is None:
-        outputs = inputs.new_zeros(()).expand(ctx.shape)
-    last = [inputs.new_zeros(one) if g is None else g for g in last]
+    outputs = inputs.new_zeros(()).expand(ctx.shape) if outputs is None else outputs
+    last = [inputs.new_zeros(ctx.shape[1:]) if g is None else g for g in last]
+    arguments = saved[:begun], saved[begun:end], saved[end:], outputs, last
     grad_input, *rest = torch.ops.hibana.unroll_backward(
-        inputs, first, cell_tensors, residuals, outputs, last, ctx.step, ctx.backend, ctx.learned
+        inputs, *arguments, ctx.step, ctx.backend, ctx.learned
     )
-    to_first, to_learned = rest[:begun] if begun else [], iter(rest[ctx.states :])
+    to_learned = iter(rest[ctx.states :])
     to_cell_tensors = [next(to_learned) if wanted else None for wanted in ctx.learned]
-    return grad_input, to_first, to_cell_tensors, None, None, None
+    return grad_input, rest[:begun], to_cell_tensors, None, None, None
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

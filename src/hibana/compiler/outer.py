@@ -1,53 +1,24 @@
 """The gradient of a matrix in a step: outer products, summed over samples and time.
 
-The matrix product of all that arrived with all that was multiplied. Of spikes only bits were kept, and a
-product with bits is what :mod:`hibana.spikes` does sooner than a dense one: :data:`by_bits`, for nothing here
-knows of events.
+It is the matrix product of the gradients that arrived with the values that were multiplied. Spikes were kept
+as bits, and :mod:`hibana.spikes` multiplies by bits faster than a dense product: see :data:`by_bits`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hibana.compiler.packed import row_bytes, unpacked
+from hibana.compiler.strides import row_bytes, unpacked
 
 if TYPE_CHECKING:
-    from hibana.compiler.graph.step import Value
     from hibana.compiler.graph.synapses import Operand
-
-__all__ = ["outer_products", "over_time"]
 
 by_bits: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
-
-
-def outer_products(
-    operands: "Sequence[Operand]",
-    residuals: "Mapping[Value, Tensor]",
-    inputs: Tensor | None,
-    first: Sequence[Tensor | None],
-    gradients: "Mapping[Value | None, Tensor]",
-) -> list[Tensor]:
-    """:func:`over_time` for each of a step's `operands`.
-
-    Args:
-        operands: of the step's products.
-        residuals: what was kept, by the value that it is of.
-        inputs: of the run, if the step reads them in its backward.
-        first: the states that the run began with, None for zeros.
-        gradients: what arrived at the products, by its value.
-    """
-    found = []
-    for operand in operands:
-        residual = inputs if operand.residual.op == "input" else residuals[operand.residual]
-        assert residual is not None
-        begun = None if operand.state is None else first[operand.state]
-        found.append(over_time(operand, residual, begun, gradients[operand.gradient]))
-    return found
 
 
 def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:

@@ -7,8 +7,6 @@ from torch import Tensor
 if TYPE_CHECKING:  # whoever makes one has loaded it
     from hibana.runtime.kernels import Call
 
-__all__ = ["Producer"]
-
 
 class Producer(NamedTuple):
     """A kernel that computes a sequence a piece at a time, each a stretch of the numbers of one step.

@@ -1,7 +1,6 @@
-"""The bounded caches of compiled programs, shared by cells of one fingerprint.
+"""The bounded caches of compiled programs: a step's trace and plan with a backend's kernels.
 
-A *program* is one step's trace and plan with a device's kernels. Programs are shared by cells that are
-alike: of one class, with equal hyper-parameters and tensors of equal shapes.
+Cells of one fingerprint share a program: of one class, equal hyper-parameters and tensors of equal shapes.
 """
 
 from collections.abc import Hashable
@@ -11,22 +10,21 @@ import torch
 
 from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
-from hibana.compiler.graph.fingerprint import followed, held, hooked, unchanged
+from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.watch import held, hooked, unchanged
 from hibana.compiler.shared import Bounded
 from hibana.compiler.tensors import shape_class, tensors_of
 
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
 
-__all__ = ["is_plain", "known", "program", "attach"]
-
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
-    """The program of `cell` for steps of `shape`, made when first asked for.
+    """The program of `cell` for steps of `shape`, compiled on first use.
 
     Raises:
-        Unsupported: if there can be none; the reason is its message.
+        Unsupported: if there can be none, with the reason.
     """
     place = (backend, shape, dtype)
     found: Program | None = known(cell, place)
@@ -44,7 +42,7 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 
 
 def known(cell: Cell, call: Hashable) -> Any:
-    """What was remembered for `call`, unless anything that the step of `cell` reads has changed."""
+    """What was attached to `call`, unless anything that the step of `cell` reads has changed."""
     own: Internal | None = cell.__dict__.get(INTERNAL)
     if own is None or not (calls := own.calls) or not _is_bare(cell):
         return None
@@ -53,7 +51,7 @@ def known(cell: Cell, call: Hashable) -> Any:
 
 
 def attach(cell: Cell, call: Hashable, what: Any) -> None:
-    """Has :func:`known` find `what` while the step of `cell` reads the same, if all of it is plain."""
+    """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is plain."""
     if is_plain(cell):
         own = getattr(cell, INTERNAL)
         if own.calls is None:
@@ -64,7 +62,7 @@ def attach(cell: Cell, call: Hashable, what: Any) -> None:
 
 
 CALLS = 128
-"""Calls that are remembered of a cell, which differ in shape, dtype, threads, …"""
+"""Maximum calls per cell, which differ in shape, dtype, threads, …"""
 PROGRAMS = 1024
 
 _Place = tuple[str, torch.Size, torch.dtype]
@@ -81,7 +79,7 @@ def _is_bare(cell: Cell) -> bool:
 
 
 def _of(cell: Cell, call: Hashable) -> Hashable:
-    """`call` of a `cell` with these tensors, which may be given others without an attribute being set."""
+    """`call`, and the cell's tensors but their values: these can be replaced without setting an attribute."""
     parameters, buffers = cell._parameters, cell._buffers
     if not (parameters or buffers):
         return call
@@ -90,7 +88,7 @@ def _of(cell: Cell, call: Hashable) -> Hashable:
 
 
 def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | str":
-    """A program that cells alike have made before, for this shape or for any; else a new one."""
+    """The program of cells with the fingerprint `alike` for this shape or for any size, else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(tensors_of(cell), shape), dtype)
     found: Program | str | None = _SHARED.get((alike, anywhere))

@@ -1,7 +1,7 @@
-"""Support of ``torch.utils.checkpoint``, which calls its function once more in the backward.
+"""Support of ``torch.utils.checkpoint``, which calls its function again in the backward.
 
-torch hands that second call nothing but its arguments. Here the checkpoints that a call is within are found
-on the stack, and what they call again is made to begin where the first call did.
+Here the checkpoints that a call is within are found on the stack, and their function is replaced by one that
+begins at the states of the first call.
 """
 
 import sys
@@ -10,8 +10,6 @@ from types import CodeType, FrameType, GeneratorType
 from typing import Any, NamedTuple
 
 import torch
-
-__all__ = ["Checkpoint", "around"]
 
 
 class Checkpoint(NamedTuple):
@@ -32,7 +30,7 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
     """The checkpoints that this call is within, the innermost first, up to a function whose code is in `end`.
 
     Raises:
-        RuntimeError: if there is one that this version of torch keeps in another way than those known here.
+        RuntimeError: if this version of torch implements checkpoints in an unknown way.
     """
     module = sys.modules.get("torch.utils.checkpoint")
     if module is None:
@@ -62,7 +60,7 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
 
 
 def _of_hooks() -> list[Checkpoint]:
-    """The checkpoint whose hooks are the innermost: those of ``torch.distributed`` are on no stack."""
+    """The checkpoint of the innermost hooks of autograd: those of ``torch.distributed`` are on no stack."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     pack = None if hooks is None else hooks[0]
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
@@ -72,13 +70,13 @@ def _of_hooks() -> list[Checkpoint]:
 
 
 def _suspended(values: Iterable[Any], file: str) -> FrameType | None:
-    """The frame of the generator among `values` whose code is in `file`: a checkpoint without reentrance."""
+    """The frame of the generator among `values` whose code is in `file`: a non-reentrant checkpoint."""
     generators = (value for value in values if isinstance(value, GeneratorType))
     return next((found.gi_frame for found in generators if found.gi_code.co_filename == file), None)
 
 
 def _handle(values: Iterable[Any]) -> Any:
-    """What torch keeps of a checkpoint without reentrance: its own object with a `recompute_fn`."""
+    """Torch's object of a non-reentrant checkpoint, which has a `recompute_fn`."""
     own = (value for value in values if type(value).__module__ == "torch.utils.checkpoint")
     return next((value for value in own if hasattr(value, "recompute_fn")), None)
 

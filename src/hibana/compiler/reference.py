@@ -6,8 +6,6 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.cells.base import check_states
 
-__all__ = ["carried", "unroll"]
-
 
 def unroll(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.

@@ -1,12 +1,7 @@
-"""A bounded dictionary for caches that threads share.
-
-Nothing that a cache lets go is lost to who runs it: programs hold their kernels, and these their code.
-"""
+"""A bounded dictionary for caches that threads share."""
 
 from threading import RLock
 from typing import TypeVar
-
-__all__ = ["Bounded"]
 
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
@@ -15,10 +10,7 @@ _CHANGING = RLock()
 
 
 class Bounded(dict[Key, Entry]):
-    """A dictionary of at most `size` entries: the oldest goes for one more.
-
-    It is read without a lock, so it can't follow what was read last; what is let go is made again.
-    """
+    """A dictionary of at most `size` entries: a new one evicts the oldest. It is read without a lock."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

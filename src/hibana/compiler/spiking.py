@@ -1,8 +1,7 @@
 """Whether a cell emits spikes: read from its step, never from a name.
 
-The step runs on a few zeros while a dispatch mode follows which tensors hold nothing but truth values: what a
-comparison gives, and what becomes of it when it is turned into numbers, multiplied with another, chosen from,
-moved. Unlike a trace this takes any step, with random numbers and products too.
+The step runs on a few zeros while a dispatch mode follows which tensors hold only zeros and ones: results of
+comparisons, and of conversions, products, selects and moves of such. Unlike a trace this takes any step.
 """
 
 import copy
@@ -20,16 +19,14 @@ from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["emits_spikes"]
-
 _KNOWN: "WeakKeyDictionary[Cell, tuple[Hashable, bool]]" = WeakKeyDictionary()
 
 
 def emits_spikes(cell: Cell) -> bool:
-    """Whether what `cell` emits are zeros and ones, as :attr:`Cell.emits_spikes` or else its step says.
+    """Whether `cell` emits only zeros and ones, as :attr:`Cell.emits_spikes` or else its step says.
 
     Raises:
-        Unsupported: if the step can't be run to see.
+        Unsupported: if the step can't be run on zeros.
 
     >>> import hibana as hb
     >>> emits_spikes(hb.IFCell()), emits_spikes(hb.LICell())
@@ -68,7 +65,7 @@ def _read(cell: Cell) -> bool:
 
 
 def _last_is_truth(cell: Cell, input_: Tensor) -> bool:
-    """Whether the last state holds truth values, if those states that do before a step do after it."""
+    """Whether the last state holds only zeros and ones after every step."""
     mode = _Truths()
     with mode:
         state = cell.initial_state(input_)
@@ -87,21 +84,19 @@ def _last_is_truth(cell: Cell, input_: Tensor) -> bool:
 
 
 def _blank(module: nn.Module) -> Any:
-    """A copy of `module` whose tensors are zeros on the CPU; `module` itself may be running elsewhere."""
+    """A copy of `module` whose tensors are zeros on the CPU."""
     blank = copy.copy(module)
     for kind in ("_parameters", "_buffers"):
         tensors = vars(module)[kind].items()
-        vars(blank)[kind] = {n: None if t is None else _zeros(t) for n, t in tensors}
+        vars(blank)[kind] = {
+            n: None if t is None else torch.zeros(t.shape, dtype=t.dtype, device="cpu") for n, t in tensors
+        }
     vars(blank)["_modules"] = {n: m if m is None else _blank(m) for n, m in module._modules.items()}
     return blank
 
 
-def _zeros(like: Tensor) -> Tensor:
-    return torch.zeros(like.shape, dtype=like.dtype, device="cpu")
-
-
 _MADE = {"bernoulli", "new_ones", "new_zeros", "ones", "ones_like", "zero", "zeros", "zeros_like"}
-"""Operations that give nothing but zeros and ones, of whatever."""
+"""Operations that give only zeros and ones, whatever their arguments."""
 _FROM: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("_to_copy", "abs", "clone", "flip", "index_select", "relu"), lambda x, *_: x),
     **dict.fromkeys(("mul", "maximum", "minimum"), lambda x, y: (x, y)),
@@ -112,7 +107,7 @@ _FROM: dict[str, Callable[..., Any]] = {
     "masked_fill": lambda x, _, y: (x, y),
     "rsub": lambda x, one, alpha=1: x if one == alpha == 1 else None,
 }
-"""Operations that give nothing but zeros and ones of such, and which of their arguments have to be."""
+"""Operations that give only zeros and ones if these of their arguments are such."""
 
 
 class _Truths(TorchDispatchMode):
@@ -120,8 +115,7 @@ class _Truths(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it so
-        self.known: dict[int, Tensor] = {}
-        """Those of numbers, by id, which says something only while its tensor lives."""
+        self.known: dict[int, Tensor] = {}  # of numbers, by id, which is valid while its tensor lives
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -1,24 +1,13 @@
-"""The memory layout of a sequence, whatever the order of its dimensions."""
+"""The memory layout of a sequence: the order of its dimensions, and truth values as bits."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "expansion",
-    "in_callers_order",
-    "inverse",
-    "memory_order",
-    "order_of_step",
-    "repeated",
-    "same_each_step",
-    "step_back",
-    "step_in",
-    "steps_contiguous",
-]
+Order = tuple[int, ...]
+"""A permutation of a sequence's dimensions, such as that in which they lie in memory."""
 
 
 def steps_contiguous(tensor: Tensor) -> bool:
@@ -27,7 +16,7 @@ def steps_contiguous(tensor: Tensor) -> bool:
 
 
 def same_each_step(sequence: Tensor) -> Tensor | None:
-    """One step of a `sequence` that has the same numbers at each, as the gradient of a mean over time has."""
+    """One step of a `sequence` whose steps are equal, as of the gradient of a mean over time; else None."""
     if sequence.ndim < 3 or sequence.shape[0] < 2:
         return None
     first = sequence[0]
@@ -38,62 +27,50 @@ def same_each_step(sequence: Tensor) -> Tensor | None:
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
-def inverse(order: Sequence[int]) -> list[int]:
-    """The permutation that undoes `order`."""
-    return _inverse(tuple(order))
-
-
 @lru_cache
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
+def inverse(order: Order) -> Order:
+    """The permutation that undoes `order`."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def step_in(order: Sequence[int] | None, value: Tensor) -> Tensor:
-    """One step's `value`, contiguous in the `order` of the sequence's dimensions."""
+def step_in(order: Order | None, value: Tensor) -> Tensor:
+    """One step's `value`, contiguous in the memory `order` of a sequence."""
     value = value.resolve_neg()
     return value.contiguous() if order is None else value.permute(order_of_step(order)).contiguous()
 
 
-def step_back(back: Sequence[int], value: Tensor) -> Tensor:
-    """One step's `value` in the order `back` of the sequence's dimensions."""
+def step_back(back: Order, value: Tensor) -> Tensor:
+    """One step's `value`, permuted by the order `back` of a sequence's dimensions."""
     return value.permute(order_of_step(back))
 
 
-def order_of_step(order: Sequence[int]) -> list[int]:
-    """The order of a step's dimensions, of the `order` of a sequence's, whose first is time."""
-    return _order_of_step(tuple(order))
-
-
 @lru_cache
-def _order_of_step(order: tuple[int, ...]) -> list[int]:
-    return [dimension - 1 for dimension in order[1:]]
+def order_of_step(order: Order) -> Order:
+    """The order of a step's dimensions, from that of a sequence's, whose first is time."""
+    return tuple(dimension - 1 for dimension in order[1:])
 
 
-def in_callers_order(
-    order: Sequence[int] | None, outputs: Tensor, last: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """What lies in `order` as the caller has its dimensions."""
-    if order is None:
-        return outputs, last
+def in_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Outputs and last states in memory `order`, permuted to the caller's."""
     back = inverse(order)
     return outputs.permute(back), [step_back(back, value) for value in last]
 
 
-def memory_order(inputs: Tensor) -> list[int] | None:
-    """The order of dimensions in which steps of `inputs` are contiguous, if it is another than theirs."""
+def memory_order(inputs: Tensor) -> Order | None:
+    """The order of dimensions in which steps of `inputs` are contiguous, if it is not the identity."""
     if steps_contiguous(inputs):
         return None
     strides = inputs.stride()
     rest = sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension])
-    order = [0, *rest]
+    order = (0, *rest)
     return order if inputs.permute(order)[0].is_contiguous() else None
 
 
 def repeated(once: Tensor, steps: int) -> Tensor:
-    """`once` at each of so many steps, ``[T, ...]``, expanded in the order in which it lies in memory.
+    """`once` expanded over time, ``[T, ...]``, in memory order.
 
-    The sum of its gradient over time, which is torch's, goes through memory in order and lies as `once` does;
-    of channels last torch makes another order, and takes ten times as long.
+    Torch's sum of the gradient over time then goes through memory in order; in another order, as for
+    channels-last, it takes ten times as long.
     """
     order = None if torch.compiler.is_compiling() else memory_order(once[None])
     if order is None:
@@ -107,7 +84,7 @@ def repeated(once: Tensor, steps: int) -> Tensor:
 
 
 def expansion(inputs: Tensor) -> Any:
-    """The node that expanded to `inputs` what is the same at each step, nothing between seen; or None."""
+    """The node that expanded one step to `inputs`; or None."""
     node: Any = inputs.grad_fn
     if node is not None and node.name() == "PermuteBackward0" and _REPEATED in node.metadata:
         node = node.next_functions[0][0]
@@ -115,3 +92,14 @@ def expansion(inputs: Tensor) -> Any:
 
 
 _REPEATED = "hibana: of an expansion over time, in order"
+
+
+def row_bytes(count: int) -> int:
+    """Bytes of a row of `count` bits."""
+    return (count + 7) // 8
+
+
+def unpacked(bits: Tensor, count: int) -> Tensor:
+    """The first `count` of each row of bits as 0 and 1, eight to a byte, the lowest bit first."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count]

@@ -9,17 +9,14 @@ from torch.nn.utils import parametrize
 
 from hibana.cells import Cell
 
-__all__ = ["computed_once", "computing_once", "is_computed", "shape_class", "tensors_of"]
-
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def computed_once(module: ModuleT) -> ModuleT:
-    """`module`; or, where parametrisations compute tensors of it, a copy that holds them, for a whole call.
+    """`module`, or a copy that holds the tensors that parametrisations compute, once for a whole call.
 
-    Modules of the copy hold the parameters and buffers themselves, and computed tensors in the place of what
-    these were computed from: a :class:`hibana.cells.Range` keeps them in it. What a step sets as an attribute
-    of the copy is gone after the call. Dynamo has :func:`computing_once`.
+    The copy shares all other parameters and buffers; attributes that a step sets on it are lost. Dynamo can
+    copy no module, and has :func:`computing_once`.
     """
     if module._modules and is_computed(module) and not torch.compiler.is_dynamo_compiling():
         copied: ModuleT = _with_computed(module, {})
@@ -28,7 +25,7 @@ def computed_once(module: ModuleT) -> ModuleT:
 
 
 def computing_once() -> AbstractContextManager[Any]:
-    """Within it, a graph that Dynamo writes computes once what parametrisations do; it can copy no module."""
+    """Within it, a graph of Dynamo computes parametrisations once."""
     if torch.compiler.is_dynamo_compiling():
         return parametrize.cached()  # of all threads: not for calls
     return nullcontext()
@@ -63,7 +60,7 @@ def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
-    """The parameters of `cell`, then its buffers, by name; one of two names twice."""
+    """The parameters of `cell`, then its buffers, by name; a tensor with two names twice."""
     if not (cell._parameters or cell._buffers or cell._modules):
         return {}
     modules = list(cell.named_modules()) if cell._modules else [("", cell)]
@@ -77,10 +74,9 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
 
 
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
-    """`shape` with -1 for each dimension that no tensor of the cell has a say in.
+    """`shape` with -1 for each dimension that no tensor of the cell determines.
 
-    A tensor that does not broadcast to a step is a matrix, or a part of one: the last dimension alone, that
-    of the neurons, is its matter.
+    A tensor that does not broadcast to a step is a matrix, or part of one, and fixes the neurons' dimension.
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.slow import warn_once
+from hibana.compiler.checks import warn_once
 
 __all__ = ["CALL", "add_hint", "faster_layers", "suggest"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import ambient
-from hibana.compiler.graph.fingerprint import hooked
+from hibana.compiler.graph.watch import hooked
 from hibana.nn import normalized
 from hibana.nn.deferred import Call, Deferred
 from hibana.nn.each_step import EachStep

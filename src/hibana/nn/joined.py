@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hibana.compiler.graph.fingerprint import hooked
+from hibana.compiler.graph.watch import hooked
 from hibana.nn.deferred import Deferred
 from hibana.nn.running import Stateful
 from hibana.spikes.provenance import attach_view

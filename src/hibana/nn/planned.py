@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import ambient
-from hibana.compiler.graph.fingerprint import hooked
+from hibana.compiler.graph.watch import hooked
 from hibana.compiler.leaf import is_name
 from hibana.nn.blocks import ThresholdBatchNorm2d
 from hibana.nn.deferred import Call, deferred

@@ -1,10 +1,8 @@
 """Compiles LLVM IR to native functions, with a cache of object code on disk.
 
-The name of a cache file is a hash of the IR and of the versions of hibana, LLVM, torch, Python and the
-processor. A file is used only if its digest is right, it carries the key that it is stored under, and no
-other user can have written it. Where the cache can't be used, kernels are compiled in memory, with a warning.
-
-``HIBANA_CACHE`` names another folder than the user's cache; ``off`` disables the cache.
+A cache file is named by a hash of the IR and of the versions of hibana, LLVM, torch, Python and processor. It
+is used only if its digest and key are right, and no other user can have written it. ``HIBANA_CACHE`` names
+another folder; ``off`` disables the cache.
 """
 
 import hashlib
@@ -22,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from hibana.runtime import files
-
-__all__ = ["COMPILING", "Kernel", "assemble", "cache_folder", "compresses", "kept_in"]
 
 COMPILING = threading.RLock()
 """Held while a thread compiles, links or loads native code."""
@@ -71,10 +67,6 @@ class _Object:
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     """The kernels `names` of an LLVM IR module, compiled or read from the cache.
-
-    Args:
-        source: the module.
-        names: the functions in it that are called from outside.
 
     Raises:
         RuntimeError: if LLVM can't read `source`.
@@ -146,11 +138,7 @@ _said_once = cache(_say_not_kept)
 
 
 def _compiled(source: str, names: tuple[str, ...]) -> _Object:
-    """Compiles a module to object code.
-
-    The IR has loop-invariant code hoisted and vectors explicit already, so LLVM's passes for either are left
-    out: they would take half as long again and find nothing.
-    """
+    """Compiles a module to object code; vectors and hoisting are explicit, and need no passes of LLVM's."""
     llvm, machine = _llvm()
     module = llvm.parse_assembly(source)
     module.verify()

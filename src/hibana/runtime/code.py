@@ -9,8 +9,6 @@ from hibana.runtime.types import BIT, LONG, Type
 from hibana.runtime.values import Operand, Value, constant, counted
 from hibana.runtime.writer import Writer
 
-__all__ = ["Code", "Variable"]
-
 LINE = 64
 """Size of a cache line in bytes."""
 

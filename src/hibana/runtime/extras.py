@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["brought_by", "missing", "needing"]
-
 _MODULES = {
     "nir": ("nir", "h5py"),
     "play": ("bokeh", "tornado"),

@@ -1,7 +1,6 @@
-"""Reads and writes cache files of machine code safely: only files that no other user can have written.
+"""Reads and writes cache files of machine code: only files that no other user can have written.
 
-The contents are not interpreted here. An untrusted file counts as missing, so that it is replaced; an
-untrusted folder is an error.
+An untrusted file counts as missing, so that it is replaced; an untrusted folder is an error.
 """
 
 import contextlib
@@ -11,8 +10,6 @@ import stat
 import tempfile
 import time
 from pathlib import Path
-
-__all__ = ["UNFINISHED", "read", "require_private", "sweep", "write"]
 
 UNFINISHED = "unfinished-"
 """Prefix of a temporary file; a process that is killed while writing leaves one behind."""

@@ -9,8 +9,6 @@ from hibana.runtime.types import Type
 from hibana.runtime.values import Value
 from hibana.runtime.writer import named
 
-__all__ = ["Function", "declared", "function", "source"]
-
 _TAIL = "!0 = !{i32 1}"
 
 

@@ -3,8 +3,6 @@
 import ctypes
 import sys
 
-__all__ = ["keep_memory"]
-
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 

@@ -1,9 +1,9 @@
 """Kernels written in Python: declared with their arguments, compiled when first used, launched by keyword.
 
 ``@kernel`` makes a :class:`Launcher` of a function ``body(code, begin, end, *, ...)`` that emits the code for
-the work items `begin` to `end`. Its keyword parameters are the kernel's arguments: a subclass of
-:class:`Pointer` is a tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each of
-its names. Any other parameter is an option, known at compile time: each value of it compiles a new kernel.
+the work items `begin` to `end`. Its keyword parameters are the kernel's arguments: a :class:`Pointer` is a
+tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each of its names. Any other
+parameter is an option: each value of it compiles a new kernel.
 """
 
 import inspect
@@ -22,8 +22,6 @@ from hibana.runtime.pointers import Pointer
 from hibana.runtime.threads import run
 from hibana.runtime.types import LONG
 from hibana.runtime.values import Group, Value
-
-__all__ = ["Call", "Launcher", "Sized", "kernel"]
 
 SHAPES = 512
 """Combinations of options and integers that a launcher remembers."""
@@ -120,12 +118,9 @@ class Launcher:
         return Arguments(self.body)
 
     def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
-        """Runs the work items ``range(pieces)``, split among torch's threads.
+        """Runs the work items ``range(pieces)``, on one thread if they are at most `grain`.
 
-        Args:
-            pieces: number of work items.
-            grain: number of items up to which a single thread runs them all.
-            given: a tensor or None for each address, an int for each integer, and the options.
+        `given` are a tensor or None for each address, an int for each integer, and the options.
         """
         arguments = self.arguments
         try:

@@ -6,13 +6,14 @@ from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Typ
 from hibana.runtime.values import Operand, Value, constant
 from hibana.runtime.writer import Writer
 
-__all__ = ["Bytes", "Doubles", "Floats", "Ints", "Kind", "Longs", "Pointer", "Shorts", "taken"]
-
 
 class Pointer:
     """An address of elements of one type; each element type has its subclass."""
 
     element: ClassVar[Type]
+
+    def __init_subclass__(cls, element: Type) -> None:
+        cls.element = element
 
     def __init__(self, writer: Writer, text: str) -> None:
         self.writer = writer
@@ -118,37 +119,25 @@ def taken(writer: Writer, kind: Kind, text: str) -> Any:
     return Value(writer, kind, text) if isinstance(kind, Type) else kind(writer, text)
 
 
-class Bytes(Pointer):
+class Bytes(Pointer, element=BYTE):
     """Address of bytes."""
 
-    element = BYTE
 
-
-class Shorts(Pointer):
+class Shorts(Pointer, element=SHORT):
     """Address of 16-bit integers."""
 
-    element = SHORT
 
-
-class Ints(Pointer):
+class Ints(Pointer, element=INT):
     """Address of 32-bit integers."""
 
-    element = INT
 
-
-class Longs(Pointer):
+class Longs(Pointer, element=LONG):
     """Address of 64-bit integers: numbers, addresses, or words of bits."""
 
-    element = LONG
 
-
-class Floats(Pointer):
+class Floats(Pointer, element=FLOAT):
     """Address of float32 numbers."""
 
-    element = FLOAT
 
-
-class Doubles(Pointer):
+class Doubles(Pointer, element=DOUBLE):
     """Address of float64 numbers."""
-
-    element = DOUBLE

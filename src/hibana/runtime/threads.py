@@ -15,8 +15,6 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-__all__ = ["Work", "arguments", "libtorch", "ready", "run"]
-
 Result = TypeVar("Result")
 
 
@@ -45,22 +43,13 @@ def _serial(address: int) -> "ctypes._CFunctionType":
 
 def arguments(values: Sequence[int]) -> bytes:
     """Packs `values` (addresses, sizes) into the argument block of a kernel."""
-    return _packed(len(values))(*values)
-
-
-@cache
-def _packed(count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"{count}q").pack
+    return struct.pack(f"{len(values)}q", *values)
 
 
 def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
-    """Runs the kernel at `address` over ``range(count)``, split among torch's threads.
+    """Runs the kernel at `address` over ``range(count)``, on torch's threads if that is more than `grain`.
 
-    Args:
-        address: of a C function ``void (int64 begin, int64 end, void *args)``.
-        count: number of work items; each thread gets a range of them.
-        args: argument block, the same for every thread.
-        grain: number of items up to which a single thread runs them all.
+    It is a C function ``void (int64 begin, int64 end, void *args)``; `args` is its argument block.
 
     Raises:
         RuntimeError: if torch reports an error.

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-__all__ = ["BIT", "BYTE", "DOUBLE", "FLOAT", "INT", "LONG", "SHORT", "Type"]
-
 
 @dataclass(frozen=True)
 class Type:

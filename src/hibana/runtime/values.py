@@ -1,18 +1,16 @@
 """Typed values of the kernel under construction, with Python operators that emit LLVM IR.
 
-A :class:`Value` is a scalar or a vector of integers, floats or booleans. ``a + b`` appends an instruction to
-the function that `a` belongs to and returns its result. Floating-point operations are never contracted or
-reassociated, except by :meth:`Value.fused`.
+``a + b`` appends an instruction to the function that `a` belongs to and returns its result. Floating-point
+operations are never contracted or reassociated, except by :meth:`Value.fused`.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import ClassVar
 
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, Type
 from hibana.runtime.writer import Writer
-
-__all__ = ["Group", "Operand", "Value", "constant", "counted", "float_bits"]
 
 
 class Group:
@@ -20,6 +18,14 @@ class Group:
 
     def __init__(self, **values: "Value") -> None:
         self.__dict__.update(values)
+
+
+def _arithmetic(name: str) -> "_Operator":
+    return lambda one, other: one._computed(name, other)
+
+
+def _comparison(real: str, whole: str) -> "_Operator":
+    return lambda one, other: one._compared(real, whole, other)
 
 
 class Value:
@@ -35,24 +41,30 @@ class Value:
             "the value of a kernel's variable is not known while the kernel is built: use `select` or `when`"
         )
 
-    def __add__(self, other: "Operand") -> "Value":
-        return self._computed("add", other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: "Operand") -> "Value":
-        return self._computed("sub", other)
+    __add__: ClassVar["_Operator"] = _arithmetic("add")
+    __radd__: ClassVar["_Operator"] = __add__
+    __sub__: ClassVar["_Operator"] = _arithmetic("sub")
+    __mul__: ClassVar["_Operator"] = _arithmetic("mul")
+    __rmul__: ClassVar["_Operator"] = __mul__
+    __truediv__: ClassVar["_Operator"] = _arithmetic("div")
+    __floordiv__: ClassVar["_Operator"] = _arithmetic("udiv")
+    __mod__: ClassVar["_Operator"] = _arithmetic("urem")
+    __and__: ClassVar["_Operator"] = _arithmetic("and")
+    __or__: ClassVar["_Operator"] = _arithmetic("or")
+    __xor__: ClassVar["_Operator"] = _arithmetic("xor")
+    __lshift__: ClassVar["_Operator"] = _arithmetic("shl")
+    __rshift__: ClassVar["_Operator"] = _arithmetic("lshr")
+    __lt__: ClassVar["_Operator"] = _comparison("olt", "slt")
+    __le__: ClassVar["_Operator"] = _comparison("ole", "sle")
+    __gt__: ClassVar["_Operator"] = _comparison("ogt", "sgt")
+    __ge__: ClassVar["_Operator"] = _comparison("oge", "sge")
+    equals: ClassVar["_Operator"] = _comparison("oeq", "eq")
+    """Element-wise ``==``; false for NaN."""
+    differs: ClassVar["_Operator"] = _comparison("une", "ne")
+    """Element-wise ``!=``; true for NaN."""
 
     def __rsub__(self, other: "Operand") -> "Value":
         return self.lift(other) - self
-
-    def __mul__(self, other: "Operand") -> "Value":
-        return self._computed("mul", other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: "Operand") -> "Value":
-        return self._computed("div", other)
 
     def __rtruediv__(self, other: "Operand") -> "Value":
         return self.lift(other) / self
@@ -63,49 +75,8 @@ class Value:
     def __abs__(self) -> "Value":
         return self.call("fabs")
 
-    def __floordiv__(self, other: "Operand") -> "Value":
-        return self._computed("udiv", other)
-
-    def __mod__(self, other: "Operand") -> "Value":
-        return self._computed("urem", other)
-
-    def __and__(self, other: "Operand") -> "Value":
-        return self._computed("and", other)
-
-    def __or__(self, other: "Operand") -> "Value":
-        return self._computed("or", other)
-
-    def __xor__(self, other: "Operand") -> "Value":
-        return self._computed("xor", other)
-
     def __invert__(self) -> "Value":
         return self ^ -1
-
-    def __lshift__(self, other: "Operand") -> "Value":
-        return self._computed("shl", other)
-
-    def __rshift__(self, other: "Operand") -> "Value":
-        return self._computed("lshr", other)
-
-    def __lt__(self, other: "Operand") -> "Value":
-        return self._compared("olt", "slt", other)
-
-    def __le__(self, other: "Operand") -> "Value":
-        return self._compared("ole", "sle", other)
-
-    def __gt__(self, other: "Operand") -> "Value":
-        return self._compared("ogt", "sgt", other)
-
-    def __ge__(self, other: "Operand") -> "Value":
-        return self._compared("oge", "sge", other)
-
-    def equals(self, other: "Operand") -> "Value":
-        """Element-wise ``==``; false for NaN."""
-        return self._compared("oeq", "eq", other)
-
-    def differs(self, other: "Operand") -> "Value":
-        """Element-wise ``!=``; true for NaN."""
-        return self._compared("une", "ne", other)
 
     def select(self, yes: "Operand", no: "Operand") -> "Value":
         """`yes` where this boolean is true, `no` elsewhere."""
@@ -263,6 +234,7 @@ class Value:
 
 
 Operand = Value | int | float
+_Operator = Callable[[Value, Operand], Value]
 
 
 def constant(writer: Writer, type_: Type, number: float) -> Value:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Writer", "named"]
-
 _INTEGERS = "add sub mul shl lshr ashr and or xor icmp trunc zext sext ptrtoint inttoptr getelementptr"
 _FLOATS = "fadd fsub fmul fneg fcmp"
 PURE = frozenset(f"{_INTEGERS} {_FLOATS} bitcast select insertelement shufflevector".split())

@@ -1,8 +1,7 @@
 """The forward of a step as statements of C, in stages: operands of a matrix product before its users.
 
-A stage is the body of a loop over neurons. What a later stage reads of an earlier one is computed again from
-the same leaves, which gives the same bits; only operands and products of matrices lie in memory between
-stages.
+A stage is the body of a loop over neurons. Only operands and results of matrix products are stored between
+stages; a later stage computes other values again, with the same bits.
 """
 
 import math
@@ -16,19 +15,6 @@ from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
-
-__all__ = [
-    "IEEE_FUNCTIONS",
-    "Product",
-    "Truths",
-    "dialect",
-    "functions",
-    "literal",
-    "neuron_statements",
-    "operations",
-    "staged",
-    "truths",
-]
 
 Truths = frozenset[int]
 """The states that are zeros and ones, by number."""
@@ -70,18 +56,15 @@ class Product:
     matrix: int
     turned: bool
     operand: Value
-    """What is multiplied, made of the leaves and of products before."""
+    """In terms of leaves and earlier products."""
     state: int | None
-    """The state that it is, as that was before the step."""
+    """If the operand is a previous state, which one."""
     truth: bool
-    """Whether it is zeros and ones."""
+    """Whether the operand is zeros and ones."""
 
 
 def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
-    """The products of a step in the order they can be taken, and its next states.
-
-    Product i is the leaf ``product{i}`` of what follows it.
-    """
+    """The products of a step in order, and its next states; product i is then the leaf ``product{i}``."""
     stores = forward_pass(step, None)
     found = [value for value in evaluated(stores.values(), ()) if value.op == "product"]
     read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
@@ -98,7 +81,7 @@ def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
 
 
 def truths(step: Step, begun: Truths) -> Truths:
-    """The states that are zeros and ones after every step, if those of `begun` are so at the start."""
+    """The states that are zeros and ones after every step, if those of `begun` are initially."""
     names = {f"{i}": i for i in range(len(step.states))}
     known = begun
     while True:
@@ -109,7 +92,7 @@ def truths(step: Step, begun: Truths) -> Truths:
 
 
 def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
-    """Whether `value` is zeros and ones where the states `known` are."""
+    """Whether `value` is zeros and ones if the states `known` are."""
     if value.boolean or value.op == "to_float":
         return True
     if value.op == "number":
@@ -128,31 +111,20 @@ def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
 
 
 def neuron_statements(
-    stores: Stores,
-    standing: Callable[[str, Value], str],
-    spoken: Dialect,
+    stores: Stores, standing: Callable[[str, Value], str], spoken: Dialect
 ) -> tuple[list[str], dict[str, str]]:
-    """The body of a loop over neurons: its statements, and what stands for each of `stores`.
-
-    Args:
-        stores: what is computed.
-        standing: what stands for a leaf, from its name and itself.
-        spoken: how C says operations.
-
-    Raises:
-        Unsupported: if C does not say one of them.
-    """
+    """The body of a loop over neurons, as :func:`statements`; `standing` gives the expression of a leaf."""
     read = leaves(stores)
     return statements(stores, {name: standing(name, leaf) for name, leaf in read.items()}, spoken)
 
 
 def functions(stores: Stores) -> set[str]:
-    """The operations in `stores` whose last bits another library's math.h may give otherwise."""
+    """The operations in `stores` whose last bits depend on the C library."""
     found = {value.op for value in evaluated(stores.values(), ())}
     return {op for op in found if op in OPERATIONS and "@(" in OPERATIONS[op].c} - IEEE_FUNCTIONS
 
 
 def operations(stores: Stores) -> int:
-    """How many operations `stores` are, a neuron and step: arithmetic, comparisons, choices, functions."""
+    """The operations of `stores` per neuron and step: arithmetic, comparisons, selects, functions."""
     free = ("to_float", "to_bool", "not", "number")
     return sum(bool(v.args) and v.op not in free for v in evaluated(stores.values(), ()))

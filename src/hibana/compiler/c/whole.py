@@ -1,8 +1,8 @@
-"""The forward of a step in integer arithmetic: the same graph, with bounds that prove that nothing overflows.
+"""The forward of a step in fixed-point arithmetic, with bounds that prove that nothing overflows.
 
-Each value is an integer times a power of two, ``n * 2^-e``, and lies between two bounds. Sums bring both
-sides to one exponent, a product with a power of two changes the exponent alone, ``floor`` shifts. So what
-PyTorch computes in floating point, where such numbers are exact, is computed here bit for bit.
+Each value is an integer times a power of two, ``n * 2^-e``, between two bounds. Sums align exponents, a
+product with a power of two changes the exponent alone, ``floor`` shifts: bit for bit what PyTorch computes in
+floating point, where such numbers are exact.
 """
 
 import math
@@ -14,8 +14,6 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
-
-__all__ = ["Bounds", "Said", "in_whole_numbers"]
 
 Bounds = tuple[int, int]
 """The least and the largest that a number may be."""
@@ -46,18 +44,14 @@ class Said:
 def in_whole_numbers(
     stores: Stores, standing: Callable[[str, Value], str | float], bounds: Mapping[str, Bounds]
 ) -> tuple[list[str], dict[str, Said], int]:
-    """The body of a loop over neurons that computes `stores` in whole numbers, each of them, and the largest.
+    """The body of a loop over neurons that computes `stores`, their values, and the largest integer in it.
 
-    The largest is that of all integers on the way, whatever their exponents.
-
-    Args:
-        stores: what is computed.
-        standing: what stands for a leaf: a name, or its number if it is one for all neurons.
-        bounds: of the named leaves.
+    `standing` gives the name of a leaf, or its number if it is one for all neurons; `bounds` are of named
+    leaves.
 
     Raises:
-        Unsupported: if an operation is none of whole numbers, a number is no multiple of a power of two, or
-            something does not fit in 64 bits.
+        Unsupported: if an operation is not available, a number is no multiple of a power of two, or something
+            does not fit in 64 bits.
     """
     return _Writing(standing, bounds).written(stores)
 
@@ -111,7 +105,7 @@ class _Writing:
         return self._named(said)
 
     def _left_of_a_leak(self, value: Value, whole: Said) -> Bounds | None:
-        """The bounds of ``v - floor(v c + h)``, c from 0 to 1, which rises with v; None of anything else."""
+        """The bounds of ``v - floor(v c + h)``, c from 0 to 1, which increases with v; else None."""
         if value.op != "sub" or value.args[1].op != "floor" or whole.exponent:
             return None
         (inner,) = value.args[1].args
@@ -175,15 +169,13 @@ class _Writing:
         high = max(abs(one.low), abs(one.high))
         return Said(f"({one.text} < 0 ? -{one.text} : {one.text})", one.exponent, low, high)
 
-    def _maximum(self, one: Said, two: Said) -> Said:
+    def _maximum(self, one: Said, two: Said, order: str = ">", pick: Callable[..., int] = max) -> Said:
         one, two = _aligned(one, two)
-        text = f"({one.text} > {two.text} ? {one.text} : {two.text})"
-        return Said(text, one.exponent, max(one.low, two.low), max(one.high, two.high))
+        text = f"({one.text} {order} {two.text} ? {one.text} : {two.text})"
+        return Said(text, one.exponent, pick(one.low, two.low), pick(one.high, two.high))
 
     def _minimum(self, one: Said, two: Said) -> Said:
-        one, two = _aligned(one, two)
-        text = f"({one.text} < {two.text} ? {one.text} : {two.text})"
-        return Said(text, one.exponent, min(one.low, two.low), min(one.high, two.high))
+        return self._maximum(one, two, "<", min)
 
     def _where(self, condition: Said, one: Said, two: Said) -> Said:
         one, two = _aligned(one, two)

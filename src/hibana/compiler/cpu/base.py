@@ -10,11 +10,9 @@ from hibana.compiler.cpu.libraries import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 
-__all__ = ["NativeKernels"]
-
 
 class NativeKernels(Kernels):
-    """The kernels of one step in one dtype, with the functions that they call and the step's constants.
+    """The kernels of one step in one dtype, with the vector functions that they call and its constants.
 
     Raises:
         Unsupported: if the step computes a function that can't be had here within 2 ulp.
@@ -41,5 +39,5 @@ class NativeKernels(Kernels):
         self.constants_at = ctypes.addressof(self.constants)
 
     def uniform_at(self, given: BackwardArguments) -> int:
-        """Where the number is that is added to all of the gradient that arrives."""
+        """The address of the scalar gradient."""
         return self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()

@@ -1,20 +1,16 @@
-"""The arguments of a kernel by name: declared by its writer, filled in once a shape, packed at launch."""
+"""The arguments of a kernel by name: sizes are bound once a shape, addresses packed at each launch."""
 
 import ctypes
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
-__all__ = ["Binding", "Pack", "in_memory"]
-
 Pack = Callable[[Sequence[int]], bytes]
-"""Values, as somebody named them once, to the arguments of a kernel."""
+"""From values, in an order that was agreed on once, to the argument block of a kernel."""
 
 
 class Binding:
-    """The `arguments` that a kernel declares, of which some are `known`.
-
-    What is known, or named, that the kernel does not declare is not given to it.
+    """The `arguments` that a kernel declares, some of them `known`; undeclared names are left out.
 
     >>> pack = Binding(("steps", "input", "outputs"), {"steps": 3}).pack_named(("outputs", "input"))
     >>> struct.unpack("3q", pack((8, 16)))
@@ -26,7 +22,7 @@ class Binding:
         self.known = dict(known)
 
     def pack_named(self, names: Sequence[str]) -> Pack:
-        """What packs the values that are called `names`, in their order.
+        """A function that packs the values of `names`, given in that order, with what is known.
 
         Raises:
             TypeError: if the kernel declares an argument that is neither known nor among them.
@@ -41,11 +37,11 @@ class Binding:
         return lambda values: pack(*chosen((*known, *values)))
 
     def filled(self) -> list[int]:
-        """All arguments, those not known zero: what a launch writes the others into."""
+        """All arguments, zero where not known."""
         return [self.known.get(name, 0) for name in self.arguments]
 
     def places(self, names: Sequence[str]) -> list[int]:
-        """Where among the arguments those called `names` are.
+        """The positions of `names` among the arguments.
 
         Raises:
             ValueError: if the kernel declares none of that name.
@@ -54,5 +50,5 @@ class Binding:
 
 
 def in_memory(arguments: Sequence[bytes]) -> list["ctypes.Array[ctypes.c_char]"]:
-    """Arguments of functions that a kernel calls, where they have addresses while this is held."""
+    """Argument blocks at addresses that are valid while the result lives."""
     return [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]

@@ -1,8 +1,7 @@
 """The operations of a step as LLVM instructions: functions of one row of neurons, block by block.
 
-LLVM's own language says what a compiler would else have to find: that 32 neurons are one value, that a truth
-value is a bit of a mask, and that what one step leaves to the next need not pass through memory. Nothing is
-contracted or reassociated: an instruction without flags does what IEEE says.
+A block is a vector of 32 neurons, a truth value a bit of its mask. Nothing is contracted or reassociated: an
+instruction without fast-math flags does what IEEE says.
 """
 
 from collections.abc import Mapping
@@ -28,31 +27,28 @@ from hibana.runtime.kernels import (
     function,
 )
 
-__all__ = ["VECTOR", "LINE", "NUMBERS", "Rows", "row_function"]
-
 VECTOR = 32
-"""Neurons in one value: two registers of AVX-512, and their truth values one integer."""
+"""Neurons in a vector: two registers of AVX-512, and their truth values one integer."""
 
 MASK = BIT.of(VECTOR)
 
 OCTETS = VECTOR // 8
-"""Bytes of their truth values."""
 
 LINE = 64
 """Bytes of a line of a cache."""
 
 AHEAD = 512
-"""Bytes ahead of a block from which memory is fetched: the processor's own guesses end at every few rows."""
+"""Bytes ahead of a block that are prefetched: the processor's own prefetcher stops every few rows."""
 
 NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
-"""Of each dtype that kernels compute in: addresses of such numbers."""
+"""The pointer type of each dtype that kernels compute in."""
 
 Rows = Mapping[str, Pointer]
-"""Where rows begin, of numbers or, as bytes, of bits."""
+"""The addresses of rows of numbers or, as bytes, of bits."""
 
 
 class _Block:
-    """One block of neurons: every leaf read once, each value computed once, then everything stored."""
+    """One block of neurons: reads leaves, computes values, stores results."""
 
     def __init__(self, code: Code, rows: Rows, number: type[Pointer], at: Value, count: Value | None) -> None:
         self.code = code
@@ -84,7 +80,7 @@ class _Block:
         return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
 
     def fetch(self, name: str, *, to_write: bool) -> None:
-        """Asks for the lines of a block that comes later in the row `name`."""
+        """Prefetches a later block of the row `name`."""
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
             self.place(name).bytes(line).fetch(to_write=to_write)
 
@@ -117,9 +113,10 @@ def row_function(
     nontemporal: frozenset[str],
     ahead: frozenset[str],
 ) -> tuple[Function, list[str], list[str]]:
-    """A function that computes `stores` for `n` neurons, the last `in_reverse` last to first; what it takes.
+    """A function that computes `stores` for `n` neurons, the last `in_reverse` of them last to first.
 
-    If it is to be `short`, each block is done as if it were a part of one: in a third of the code.
+    Returns it with the names of its rows and scalars. If `short`, all blocks run through the masked code: a
+    third of the instructions.
     """
     read = leaves(stores)
     scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
@@ -171,15 +168,15 @@ def _block(
     """Computes `stores` for the block of neurons at index `at`.
 
     Args:
-        code: the function that does.
+        code: the function that is written.
         stores: the rows to write, and their values.
-        rows: where they begin, and those that are read.
-        scalars: the vectors that stand for scalar leaves.
-        number: addresses of what is computed with.
+        rows: the addresses of these and of the rows that are read.
+        scalars: the vectors of the scalar leaves.
+        number: the pointer type of numbers.
         at: the index of the block's first neuron.
-        count: how many neurons the block has, if it is not a whole one.
-        nontemporal: the rows that are written by non-temporal stores; they lie on whole lines of a cache.
-        ahead: the rows that come from memory: what follows the block is asked for.
+        count: how many neurons the block has, if it is not whole.
+        nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
+        ahead: the rows that are prefetched.
     """
     block = _Block(code, rows, number, at, count)
     done: dict[graph.Value, Value] = {}

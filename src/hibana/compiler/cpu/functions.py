@@ -1,8 +1,7 @@
-"""Transcendental functions of a row of numbers: of a library at hand, or of hibana's own.
+"""Transcendental functions of a row of numbers, of a library or of hibana's own, as addresses.
 
-Each is ``void (int32 count, *source, …, *target, int64 mode)``, which is how Intel's library has it, so that
-a kernel calls it by an address, whoever made it. Functions of 32-bit numbers are computed in 64 bits and
-rounded once; those of 64 bits stand on the C library's.
+Each is ``void (int32 count, *source, …, *target, int64 mode)``, the signature of Intel's library, so that a
+kernel calls all of them alike.
 """
 
 import ctypes
@@ -11,8 +10,7 @@ from functools import cache
 
 import torch
 
-from hibana.compiler.cpu.numbers import VECTOR, Numbers, lane_by_lane
-from hibana.compiler.cpu.own import OWN
+from hibana.compiler.cpu.own import FLOAT32_ONLY, OWN, VECTOR, Numbers, lane_by_lane
 from hibana.compiler.cpu.schedule import libm_function
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.runtime.kernels import (
@@ -32,14 +30,12 @@ from hibana.runtime.kernels import (
 )
 from hibana.runtime.threads import libtorch
 
-__all__ = ["library_function", "own_function", "sleef_function"]
-
 
 @cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
     single = dtype != torch.float64
-    if name not in OWN or (name == "gelu" and not single and not _named_symbol("hibana_erfc", "vmdErfc")):
+    if name not in OWN or (name in FLOAT32_ONLY and not single):
         return 0
 
     def computed(code: Code, *given: Value) -> Value:
@@ -63,28 +59,28 @@ def _numbers(dtype: torch.dtype) -> type[Pointer]:
     return Doubles if dtype == torch.float64 else Floats
 
 
-def _named_symbol(name: str, symbol: str) -> bool:
-    """Has what is compiled find libtorch's function `symbol` by `name`; False if there is none."""
+def _is_linked(symbol: str) -> bool:
+    """Makes libtorch's function `symbol` known to LLVM's linker; False if there is none."""
     import llvmlite.binding as llvm
 
     if not hasattr(libtorch(), symbol):
         return False
-    llvm.add_symbol(name, ctypes.cast(getattr(libtorch(), symbol), ctypes.c_void_p).value)
+    llvm.add_symbol(symbol, ctypes.cast(getattr(libtorch(), symbol), ctypes.c_void_p).value)
     return True
 
 
 _WIDTHS = {"AVX512": 64, "AVX2": 32}
-"""Bytes of the vectors that PyTorch computes in."""
+"""Bytes of PyTorch's vectors."""
 
 
 @cache
 def sleef_function(name: str, dtype: torch.dtype) -> int:
-    """The address of a function that applies Sleef's, as PyTorch's own vectors do; 0 if it isn't there."""
+    """The address of a function that applies Sleef's, as PyTorch does; 0 if libtorch has none."""
     kind = _numbers(dtype).element
     width = _WIDTHS.get(torch.backends.cpu.get_cpu_capability(), 0) // kind.size
     accuracy = "u05" if name == "hypot" else "u10"
     symbol = f"Sleef_{OPERATIONS[name].sleef}{kind.element[0]}{width}_{accuracy}"
-    if not (width and OPERATIONS[name].sleef and _named_symbol(symbol, symbol)):
+    if not (width and OPERATIONS[name].sleef and _is_linked(symbol)):
         return 0
     vector = kind.of(width)
     function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
@@ -92,11 +88,11 @@ def sleef_function(name: str, dtype: torch.dtype) -> int:
 
 
 _ROWS: list[object] = []
-"""Kernels whose addresses were given away: they stay."""
+"""Kernels that live as long as the process, since their addresses do."""
 
 
 def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Value]) -> int:
-    """The address of a function of rows that computes `width` numbers at a time by `computed`."""
+    """The address of a row function that computes `width` numbers at a time by `computed`."""
     real, sources = _numbers(dtype), ("source", "second")[: OPERATIONS[name].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:

@@ -1,7 +1,6 @@
-"""A producer fused with the forward that consumes it, one cache-sized piece at a time.
+"""A producer fused with the forward that consumes it, one cache-sized piece of neurons at a time.
 
-The inputs of a piece, at all steps, go to a buffer that the next piece uses again, and never leave the cache.
-Nothing in here depends on the cell, or on what the inputs are.
+The inputs of a piece, at all steps, go to a buffer that the next piece reuses, and never leave the cache.
 """
 
 import ctypes
@@ -13,7 +12,7 @@ from hibana.compiler.cpu.binding import Binding, Pack, in_memory
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.compiler.cpu.walk import MULTIPLE, Bound, pattern_sizes
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import (
     LONG,
     Bytes,
@@ -28,10 +27,8 @@ from hibana.runtime.kernels import (
     ready,
 )
 
-__all__ = ["Fusion", "Produced", "fuse"]
-
 FUSED = ("producer_args", "forward_args", "outputs")
-"""What the kernel is given at each launch."""
+"""Arguments of the kernel that change at each launch."""
 
 
 @kernel
@@ -54,10 +51,10 @@ def fused(
     length: Value,
     rows: Value,
 ) -> None:
-    """Pieces of work, each of so many neurons, its `length`, which are so many `rows` of the forward's.
+    """Work items of `length` neurons, which are `rows` rows of the forward.
 
-    Both functions, their arguments and how many these are; where what is emitted begins; which argument says
-    where the producer writes and which where the forward reads; how many steps there are, and pieces of each.
+    `target` is the position of the producer's argument that it writes to, `input_` of the forward's that it
+    reads.
     """
     numbers = steps * length + PAGE // Floats.element.size
     with code.scratch((Longs, producer_count), (Longs, forward_count), (Floats, numbers)) as found:
@@ -77,31 +74,24 @@ def fused(
 
 
 class Produced(NamedTuple):
-    """What a forward that is fused with a producer is made ready for."""
+    """The address of a producer's kernel, how many arguments it takes, and as of a :class:`Producer`."""
 
     address: int
-    """Of the producer's kernel."""
     arguments: int
-    """How many it takes."""
     target: int
-    """This and what follows: as of a :class:`hibana.compiler.producer.Producer`."""
     pieces: int
     length: int
 
 
 class Fusion(NamedTuple):
-    """How a producer and the forward that reads what it computes go alternately over pieces of one shape."""
+    """A producer and a forward bound to alternate over the pieces of sequences of one shape."""
 
     work: Work
     pack: Pack
-    """For :data:`FUSED`."""
     forward: Pack
 
     def run(self, producer: bytes, forward: Sequence[int], outputs: int) -> None:
-        """Runs both: the producer with its arguments, the forward with those that :func:`fuse` was told of.
-
-        `outputs` is where what is emitted begins.
-        """
+        """Runs both: `forward` are the values of the `names` of :func:`fuse`, `outputs` is an address."""
         arguments = producer, self.forward(forward)
         held = in_memory(arguments)
         self.work.go(self.pack((*map(ctypes.addressof, held), outputs)))
@@ -115,10 +105,9 @@ def fuse(
     neurons: int,
     patterns: Sequence[int] = (),
 ) -> Fusion | None:
-    """A forward over `steps` of `neurons` with what it reads; at each launch it is given `names`.
+    """Binds a forward to `steps` of `neurons` of a producer; as :func:`walk`.
 
-    `patterns` are how many neurons a parameter is given for, over and over; None if they do not fit rows, or
-    rows do not fit pieces.
+    None if `patterns`, the periods of the parameters, do not fit rows, or rows do not fit pieces.
     """
     unit, length = lcm(MULTIPLE, *filter(None, patterns)), produced.length
     fitting = [width for width in range(unit, bound.row + 1, unit) if length % width == 0]

@@ -1,7 +1,7 @@
-"""A step's kernels on the CPU: built when first asked for, run over tensors.
+"""A step's CPU kernels: compiled on first use, run over tensors.
 
-Memory is walked in order: a sequence is ``[T, ...]`` whose single steps are contiguous, with any stride
-over time; a stride of zero is an input that stays the same and is never written out.
+A sequence is ``[T, ...]`` whose single steps are contiguous, with any stride over time; stride zero is an
+input that is the same at each step.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,38 +17,32 @@ from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
 from hibana.compiler.cpu.node import built, called, launch
-from hibana.compiler.cpu.parameters import patterns_of, written_out
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.unaliased import unaliased
-from hibana.compiler.cpu.walk import Bound, Walk, folded, walk
+from hibana.compiler.cpu.walk import Bound, Walk, folded, patterns_of, unaliased, walk, written_out
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
-from hibana.compiler.packed import row_bytes
 from hibana.compiler.producer import Producer
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import assemble
-
-__all__ = ["CpuKernels"]
 
 CPU = torch.device("cpu")
 
 NONTEMPORAL_FROM = 8 << 20
-"""Bytes from which on a sequence is written by non-temporal stores: little of it would be left in a cache
-that cores share, beside what else is read and written, until somebody reads it."""
+"""Bytes from which on a sequence is written by non-temporal stores: the last-level cache would keep little of
+it until it is read."""
 
 RECOMPUTED_FROM = 4 << 20
-"""Bytes from which on a sequence is worth recomputing: shorter ones stay in a core's own caches."""
+"""Bytes from which on a sequence is recomputed in the backward: shorter ones stay in a core's own caches."""
 
 REPEATED_FROM = 1 << 17
-"""Neurons from which on what many share is not written out for each, nor is its gradient: fewer numbers stay
-in a second-level cache, and are as soon read."""
+"""Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2."""
 
 SHAPES = 256
-"""Shapes of sequences that a step's kernels are kept ready for."""
+"""Shapes of sequences that kernels are kept bound to, of all steps of one structure, and of one step."""
 LAUNCHES = 64
-"""As many with a step's own constants."""
 
 
 class CpuKernels(NativeKernels):
@@ -73,12 +67,9 @@ class CpuKernels(NativeKernels):
         self._launch = lru_cache(LAUNCHES)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
-        """The source of the ``"forward"`` or ``"backward"`` kernel."""
-        return (
-            self._forward_source(self.plan if keep else None)
-            if direction == "forward"
-            else self._backward_source(True, False)
-        ).text
+        if direction == "forward":
+            return self._forward_source(self.plan if keep else None).text
+        return self._backward_source(True, False).text
 
     def plan_for(self, shape: torch.Size) -> Plan:
         """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
@@ -88,17 +79,13 @@ class CpuKernels(NativeKernels):
         return longer if fits_tiles(self._residual_bits(self.plan), shape[0]) else self.plan
 
     def _residual_bits(self, plan: Plan) -> list[int]:
-        """What each sequence that `plan` keeps takes of a neuron and step."""
+        """Bits per neuron and step of each residual of `plan`."""
         return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """What is emitted ``[T, ...]``, the last states but that if `ends`, and what `plan` keeps.
-
-        If `may_offset`, what is emitted may begin later than its memory does: see :func:`unaliased`.
-        """
         inputs, first, parameters, plan, ends, may_offset = given
         shape, dtype = inputs.shape, self.dtype
-        outputs = unaliased(inputs, shape) if may_offset else torch.empty(shape, dtype=dtype, device=CPU)
+        outputs = unaliased(inputs, shape, may_offset)
         place = outputs.data_ptr()
         patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
         ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
@@ -120,7 +107,6 @@ class CpuKernels(NativeKernels):
     def forward_over(
         self, producer: Producer, given: ForwardArguments
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The same, over inputs that a `producer` computes, each piece when it is read."""
         inputs, first, parameters, plan, ends, _ = given
         shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
         outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
@@ -147,11 +133,7 @@ class CpuKernels(NativeKernels):
         return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the states begun with, and the sums over time.
-
-        With `constant`, the gradient of the input is summed over time. If `may_offset`, it may begin later
-        than its memory does. Sums are folded, each row of neurons by itself, where rows fit what they end in.
-        """
+        """As the base says; sums over time are reduced, each row of neurons by itself, where rows fit."""
         plan, shape, inputs, first, parameters, residuals = given[:6]
         grad_outputs, wants_input, constant = given.grad_outputs, given.wants_input, given.constant
         one, dtype = shape[1:], self.dtype
@@ -159,12 +141,7 @@ class CpuKernels(NativeKernels):
             grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
         grad_input, place = None, 0
         if wants_input:
-            wanted = one if constant else shape
-            grad_input = (
-                unaliased(grad_outputs, wanted)
-                if given.may_offset
-                else torch.empty(wanted, dtype=dtype, device=CPU)
-            )
+            grad_input = unaliased(grad_outputs, one if constant else shape, given.may_offset)
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:
@@ -207,7 +184,7 @@ class CpuKernels(NativeKernels):
         return grad_input, first_grads, sums
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
-        """The names of what a forward is given that keeps the residuals of `plan`."""
+        """The arguments of a forward that keeps the residuals of `plan`, in the order of their values."""
         *carried, _ = states = self.step.states
         return [
             *("constants", *FORWARD),
@@ -218,7 +195,7 @@ class CpuKernels(NativeKernels):
         ]
 
     def _backward_names(self) -> list[str]:
-        """The names of what a backward is given besides residuals."""
+        """The arguments of a backward, in order, before the residuals."""
         *carried, _ = states = self.step.states
         return [
             *("constants", *BACKWARD),
@@ -230,7 +207,6 @@ class CpuKernels(NativeKernels):
         ]
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
-        """What runs sequences of `shape` from rest without Python, and keeps what `plan` says; or None."""
         if built() is None or self.step.parameters:
             return None
         return self._launch(plan, shape, ends, torch.get_num_threads())
@@ -302,12 +278,11 @@ class CpuKernels(NativeKernels):
         return self._kernel("backward", of.wants_input, of.constant, nontemporal, reduced)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
-        """Whether a sequence is too long for a cache, and each step can begin where a line does."""
+        """Whether a sequence is too long for the cache, and its steps are aligned to cache lines."""
         step = neurons * self.size
         return steps * step >= NONTEMPORAL_FROM and step % LINE == 0
 
     def _kernel(self, direction: str, *variant: Any) -> Bound:
-        """A kernel, made when it is first asked for."""
         key = (direction, variant)
         found = self._built.get(key)
         if found is None:
@@ -319,45 +294,32 @@ class CpuKernels(NativeKernels):
             found = self._built.setdefault(key, Bound(kernel, source.arguments, calls, source.row))
         return found
 
-    def _forward_source(self, plan: Plan | None, emits: bool = True, nontemporal: bool = False) -> Source:
-        return forward_source(self.step, plan, self.real, self.calls, emits=emits, nontemporal=nontemporal)
+    def _forward_source(self, plan: Plan | None, *options: bool) -> Source:
+        return forward_source(self.step, plan, self.real, self.calls, *options)
 
-    def _backward_source(
-        self, wants_input: bool, constant: bool, nontemporal: bool = False, reduced: bool = False
-    ) -> Source:
-        return backward_source(
-            self.step,
-            self.plan,
-            self.real,
-            self.calls,
-            wants_input=wants_input,
-            constant_input=constant,
-            nontemporal=nontemporal,
-            folded=reduced,
-        )
+    def _backward_source(self, *options: bool) -> Source:
+        return backward_source(self.step, self.plan, self.real, self.calls, *options)
 
 
 class _Variant(NamedTuple):
-    """What a backward is made ready for."""
+    """All that the choice and binding of a backward kernel depends on; see :func:`walk`."""
 
     shape: torch.Size
     wants_input: bool
     constant: bool
     """Whether the input's gradient is summed over time."""
     aligned: bool
-    """Whether the input's gradient begins where a cache line does."""
+    """Whether the input's gradient is aligned to a cache line."""
     threads: int
     patterns: tuple[int, ...]
-    """Of each parameter, how many neurons it is given for."""
     reduced: tuple[int, ...]
-    """Of each sum that is folded, how many neurons it is for."""
 
 
 _Made = TypeVar("_Made", Walk, Recomputation)
 
 
 def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], reduced: tuple[int, ...]) -> _Made:
-    """What is made with sums folded so, or, if rows don't fit them, with none folded."""
+    """A binding with sums `reduced`, or without if rows don't fit them."""
     made = make(reduced)
     return made if made.reduced == reduced else make(())
 
@@ -365,7 +327,7 @@ def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], reduced: tuple[int, .
 def _of_rows(
     rows: int, reduced: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor | list[Tensor], Sequence[int]]:
-    """What each row adds to each sum, and where; those of one length together, ``[sums, rows, length]``."""
+    """Memory for each row's part of each sum, ``[sums, rows, length]`` if of one length, and addresses."""
     if len(set(reduced)) == 1:
         stacked = torch.empty(len(reduced), rows, reduced[0], dtype=dtype, device=CPU)
         size, at = rows * reduced[0] * dtype.itemsize, stacked.data_ptr()
@@ -375,7 +337,7 @@ def _of_rows(
 
 
 def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
-    """Sums of these `shapes`, over the rows and over what each was folded to more than once."""
+    """Sums of these `shapes` over the rows' parts."""
     if isinstance(of_rows, Tensor) and len(set(shapes)) == 1:
         totals = of_rows.view(len(shapes), -1, shapes[0].numel()).sum(1)
         return list(totals.view(-1, *shapes[0]).unbind())

@@ -14,16 +14,14 @@ from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step
 from hibana.runtime.threads import libtorch
 
-__all__ = ["approximate", "vector_functions"]
-
 CPU = torch.device("cpu")
 
 
 def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
-    """The addresses of the functions that compute what `step` calls.
+    """The addresses of the vector functions that `step` calls, by operation.
 
-    They are those by which this torch computes it, if they are found; hibana's own or the C library's for
-    what else its forward calls. What only its backward calls may be left out: kernels have the C library.
+    They are those that this torch calls, where they are found; for the forward else hibana's own or the C
+    library's. What only the backward calls may be missing: kernels have the C library.
 
     Raises:
         Unsupported: if there is none.
@@ -44,17 +42,16 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
 
 
 def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
-    """What the forward of `step` calls that does not give this torch's own bits."""
+    """The operations in the forward of `step` that are not computed to this torch's own bits."""
     called = {value.op for value in reachable(step.nexts)} & CALLS
     return tuple(op for op in sorted(called) if not _vector_function(op, dtype))
 
 
 @cache
 def _vector_function(op: str, dtype: torch.dtype) -> int:
-    """The address of the function by which this torch computes `op`, or 0 if it can't be found.
+    """The address of the function by which this torch computes `op`, or 0 if none gives torch's bits.
 
-    It is believed only if it gives torch's own bits on a sample, and on pieces of it of every length: some of
-    torch's give other bits where a tensor ends.
+    They are compared on a sample and on pieces of every length: some of torch's differ where a tensor ends.
     """
     row = OPERATIONS[op]
     wanted = getattr(torch, op, None)

@@ -83,7 +83,7 @@ struct Launch {
   int64_t states;
   int64_t ends, keeps, reads_input, nontemporal;  // whether, 0 or 1
   int64_t support_at, spikes_at;  // among what is kept; -1: nowhere
-  int64_t aliasing_from, output_offset, buffer_offset, page, line;  // hibana.compiler.cpu.unaliased.unaliased
+  int64_t aliasing_from, output_offset, buffer_offset, page, line;  // hibana.compiler.cpu.walk.unaliased
   Numbers bits;        // the shape of the bits of a sequence
   Numbers booleans;    // whether each of what is kept is bits
   Call forward, backward;
@@ -99,7 +99,7 @@ int64_t shifted(const Launch& launch, int64_t read, int64_t output_offset, int64
   return (read + output_offset - fresh) & (launch.page - launch.line);
 }
 
-// A new tensor of the shape of `read`, as hibana.compiler.cpu.unaliased.unaliased makes one.
+// A new tensor of the shape of `read`, as hibana.compiler.cpu.walk.unaliased makes one.
 Tensor unaliased(const Launch& launch, const Tensor& read) {
   const auto size = static_cast<int64_t>(read.element_size());
   const bool near = read.numel() * size < launch.aliasing_from;

@@ -1,12 +1,9 @@
-"""The node of autograd in C++: built by those who have a compiler, used wherever it was built.
+"""The node of autograd in C++, ``node.cpp``: built by ``hibana build``, used where it was built.
 
-Around kernels that take microseconds, a node in Python costs tens of them: its call, its context, and a cold
-way through the interpreter. ``node.cpp`` does the same without Python for the calls that are made most: a
-cell without tensors of its own, over contiguous inputs on a CPU, from rest. All other calls, and all where
-it was not built, go through :class:`hibana.compiler.autograd._Run`; the numbers are the same bits.
-
-``hibana build`` builds it, once for each version of torch and Python, next to the compiled kernels.
-``HIBANA_NODE=off`` has a process do without.
+A node in Python costs tens of microseconds, more than a small kernel takes. The node in C++ serves the most
+frequent calls: a cell without tensors, over contiguous inputs on a CPU, from rest. All others go through
+:class:`hibana.compiler.autograd._Run`, with the same bits. It is built once for each version of torch and
+Python, next to the compiled kernels; ``HIBANA_NODE=off`` disables it in a process.
 """
 
 import hashlib
@@ -23,12 +20,10 @@ from hibana.compiler.backend import Launch
 from hibana.compiler.cpu.binding import Binding
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import BUFFER_OFFSET, OUTPUT_OFFSET, PAGE
-from hibana.compiler.cpu.unaliased import ALIASING_FROM
+from hibana.compiler.cpu.walk import ALIASING_FROM
 from hibana.compiler.graph.plan import Plan
 from hibana.runtime import files
 from hibana.runtime.kernels import COMPILING, Work, kept_in
-
-__all__ = ["build", "built", "called", "launch"]
 
 SOURCE = Path(__file__).with_name("node.cpp")
 _NAME = "hibana_node"
@@ -36,7 +31,7 @@ _NAME = "hibana_node"
 
 @cache
 def built() -> Any:
-    """The module that ``node.cpp`` is, or None: not built, damaged, or switched off."""
+    """The extension module of ``node.cpp``; None if it is not built, damaged, or disabled."""
     if os.environ.get("HIBANA_NODE", "").lower() in ("off", "0"):
         return None
     folder = kept_in()
@@ -57,36 +52,20 @@ def called(
     singles: Sequence[str],
     groups: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """A kernel as ``node.cpp`` takes it.
+    """A kernel as ``node.cpp`` takes it: work items, arguments, and the positions of those that change.
 
-    Args:
-        work: its pieces of work.
-        binding: what it declares, and what of that is known.
-        given: what is known besides.
-        singles: what is written at each launch, by name,
-        groups: and several at a time, by a name of theirs.
+    `given` are known besides those of `binding`; at each launch the arguments `singles` are written, and
+    those of each of the `groups`.
     """
     at: dict[str, Any] = dict(zip(singles, binding.places(singles), strict=True))
     at |= {name: binding.places(names) for name, names in groups.items()}
-    known = Binding(binding.arguments, {**binding.known, **given})
-    arguments = known.filled()
-    return {
-        "address": work.address,
-        "count": work.pieces,
-        "grain": work.grain,
-        "arguments": arguments,
-        "at": at,
-    }
+    arguments = Binding(binding.arguments, {**binding.known, **given}).filled()
+    size = {"address": work.address, "count": work.pieces, "grain": work.grain}
+    return {**size, "arguments": arguments, "at": at}
 
 
 def launch(node: Any, plan: Plan | None, facts: Mapping[str, Any]) -> Launch:
-    """What runs sequences by `node`, the module that ``node.cpp`` is.
-
-    Args:
-        node: that module.
-        plan: what is kept for the gradient, if anything.
-        facts: what it is to know besides.
-    """
+    """A run by `node`, the module that :func:`built` gives; `facts` are its kernels and sizes."""
     marks = (None, None) if plan is None else (plan.support_at, plan.spikes_at)
     support_at, spikes_at = (-1 if at is None else at for at in marks)
     known = {
@@ -145,7 +124,7 @@ def _compiled(folder: Path) -> Path:
 
 
 def _name_of(library: bytes) -> str:
-    """A file's name says what it was built from and what is in it."""
+    """The file name, of hashes of the source and of the library."""
     return f"{_stem()}.{hashlib.sha256(library).hexdigest()[:40]}"
 
 
@@ -156,7 +135,7 @@ def _stem() -> str:
 
 @cache
 def _loaded(path: Path) -> Any:
-    """The library at `path` as a module; what it tells torch of itself it may tell once."""
+    """The library at `path` as a module; it may register its type with torch once."""
     loader = ExtensionFileLoader(_NAME, str(path))
     spec = spec_from_loader(_NAME, loader)
     assert spec is not None

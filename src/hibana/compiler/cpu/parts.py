@@ -10,15 +10,13 @@ from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime.kernels import Pointer
 
-__all__ = ["AT_ONCE", "Moving", "Parts", "moving_back", "moving_forward", "with_uniform"]
-
 AT_ONCE = 4
-"""Steps done at once: each reads its input and writes its output, and all share one pass over the state."""
+"""Steps that are unrolled: each reads its input and writes its output, and the state stays in registers."""
 
 
 @dataclass(frozen=True)
 class Moving:
-    """A row that is another one at each step: where its sequence begins, and how far steps are apart."""
+    """A row that differs at each step: the arguments that are its sequence's address and stride over time."""
 
     base: str
     stride: str
@@ -26,7 +24,7 @@ class Moving:
 
 
 def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
-    """What moves where `once` is stored; steps of outputs are `whole` apart, those of numbers kept `kept`."""
+    """The rows of a forward that differ at each step; strides are `whole` of outputs, `kept` of residuals."""
     moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
     return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
 
@@ -34,7 +32,7 @@ def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[s
 def moving_back(
     step: Step, plan: Plan, once: Stores, *, constant_input: bool, whole: str, kept: str
 ) -> tuple[dict[str, Moving], dict[str, str]]:
-    """The same of a step back, and by name the arguments that sums over time end in."""
+    """The same of a backward, and by name the arguments that sums over time are written to."""
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
     residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
     moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
@@ -48,7 +46,7 @@ def moving_back(
 
 
 def with_uniform(once: Stores) -> Stores:
-    """A step back, with ``uniform_grad[0]`` added to what arrives for what was emitted."""
+    """A backward step, with the scalar gradient ``uniform_grad[0]`` added to the gradient of the output."""
     arriving = leaves(once).get("emitted_grad")
     if arriving is None:
         return once
@@ -62,28 +60,27 @@ def _residual(name: str, boolean: bool, kept: str) -> Moving:
 
 @dataclass(frozen=True)
 class Parts:
-    """The passes that a walk over time is made of: one step or several, at the edge of time or inside.
+    """The passes of a loop over time: one step or several unrolled, at the edge or inside.
 
-    The step at time 0 is at the *edge*: the states before it are those that the run begins with, and are read
-    from where they were given; inside they come from what another step left.
+    The step at time 0 is the *edge*: the states before it are arguments of the run.
     """
 
     name: str
     once: Stores
     moving: Mapping[str, Moving]
     left: Mapping[str, str]
-    """For a row that one step leaves to the next, the store that it is."""
+    """For a row of state, the store that is its next value."""
     inner: Stores
-    """For each leaf that is another one at the edge, what it is inside."""
+    """For each leaf that differs at the edge, its value inside."""
     number: type[Pointer]
     calls: frozenset[str]
     nontemporal: bool
     earlier: int
-    """How many steps later than a step the one before it in time is done: 1 going back, else -1."""
+    """Order of execution of the step before in time: 1 (after this one) in a backward, else -1."""
 
     @cached_property
     def before(self) -> Pass | None:
-        """For a long step, a pass for what is another at the edge, where the step is then the same."""
+        """For a long step, a pass that computes `inner`, so that the step itself is the same at the edge."""
         if not self.inner or not is_long(self._merged(1, edge=False)):
             return None
         inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
@@ -98,7 +95,7 @@ class Parts:
 
     @cached_property
     def steps(self) -> Pass | None:
-        """Several, if nothing of them has to pass through memory."""
+        """Several steps, if nothing between them passes through memory."""
         short = len(self.step.does) == 1 and not self.step.long
         return self._pass("steps", AT_ONCE, edge=False) if short else None
 
@@ -115,12 +112,12 @@ class Parts:
         return self._pass("edge_steps", AT_ONCE, edge=True) if self.inner and self.steps else None
 
     def all(self) -> list[Pass]:
-        """Those that there are."""
+        """All passes."""
         parts = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
         return list(dict.fromkeys(part for part in parts if part))
 
     def single(self) -> list[Pass]:
-        """Those that do one step."""
+        """The passes of one step."""
         return list(dict.fromkeys(part for part in (self.before, self.step, self.edge_step) if part))
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
@@ -130,9 +127,9 @@ class Parts:
         return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, ahead)
 
     def _merged(self, count: int, *, edge: bool) -> Stores:
-        """`count` successive steps as one: what one leaves to the next is passed on, not stored and read.
+        """`count` successive steps as one, with the state passed on as values.
 
-        A row that moves is called ``{name}.0`` at the first step done, ``{name}.1`` at the second, and so on.
+        A row of a sequence is called ``{name}.0`` at the first step done, ``{name}.1`` at the second.
         """
         known: dict[tuple[str, str], Value] = {}
         merged: Stores = {}
@@ -150,7 +147,7 @@ class Parts:
     def _standing(
         self, ahead: int, passed: Mapping[str, Value], known: dict[tuple[str, str], Value]
     ) -> Callable[[Value], Value | None]:
-        """What stands for each row in the step done `ahead` steps after the first, by its name there."""
+        """Renames the rows of a step for the one done `ahead` steps after the first."""
 
         def standing(value: Value) -> Value | None:
             if value.op not in ("row", "bits"):

@@ -1,9 +1,9 @@
 """Products of rows of neurons with a matrix inside a kernel: per non-zero value where a row is sparse.
 
-A matrix ``[inputs, outputs]`` is a *table*: its rows lie one after the other, each padded with zeros to whole
-panels of :data:`PANEL` numbers. ``y = x M`` adds a row of the table per number of ``x`` that is not zero, or,
-where most are not, goes through the whole table for several samples at a time; ``y = g M^T`` at chosen places
-is one dot product with a row of the table each. Sums are in another order than PyTorch's.
+A matrix ``[inputs, outputs]`` is a *table*: its rows are padded with zeros to whole panels of :data:`PANEL`
+numbers. ``y = x M`` adds a row of the table per non-zero of ``x``, or, where many are, goes through the table
+for several samples at a time; ``y = g M^T`` under a mask is one dot product per set bit. Sums are in another
+order than PyTorch's.
 """
 
 from collections.abc import Sequence
@@ -26,49 +26,46 @@ from hibana.runtime.kernels import (
     function,
 )
 
-__all__ = ["PANEL", "padded", "product", "product_at", "table_step"]
-
 PANEL = 64
-"""Numbers of a row of a table that are summed in registers at a time."""
+"""Numbers of a table's row that are summed in registers at a time."""
 
 DENSE_FROM = 4
-"""A row's list of numbers is added one by one if it is shorter than this part of it: a quarter."""
+"""The product is dense where more than one value in as many is not zero."""
 
 SAMPLES_PER_TILE = 4
-"""Samples that a dense product goes through the table for at once."""
+"""Samples per pass over the table in a dense product."""
 
 WIDE = 2
-"""Panels that are summed at once where numbers are added one by one."""
+"""Panels that are summed at once in a sparse product."""
 
 
 def table_step(count: int, size: int) -> int:
-    """Numbers of `size` bytes from one row of a table to the next, for rows of `count`.
+    """The stride of a table's rows of `count` numbers of `size` bytes: a cache line more than the row.
 
-    A line of a cache more than the row, or rows would lie a page apart and share few places of a cache.
+    Otherwise rows could lie a page apart, and share few sets of the cache.
     """
     return padded(count) + LINE // size
 
 
 def padded(count: int) -> int:
-    """`count` numbers to whole panels."""
+    """`count` rounded up to whole panels."""
     return -(-count // PANEL) * PANEL
 
 
 def product(number: type[Pointer]) -> Function:
     """For each sample, ``y = x M``.
 
-    ``x_step`` and ``y_step`` are numbers between samples; `y` has whole panels, `places`, `values` and
-    `counts` are memory of its own, for the lists of all samples, the first two with a line to spare.
+    ``x_step`` and ``y_step`` are strides of samples; `y` has whole panels; `places`, `values` and `counts`
+    are scratch memory for the lists of all samples, the first two with a line to spare.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
     return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
 
 
 def product_at(number: type[Pointer]) -> Function:
-    """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere.
+    """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere; the table is that of M.
 
-    The table is that of M; ``g`` has whole panels that end in zeros; `indices` are memory of its own, with a
-    line to spare.
+    ``g`` has whole panels that end in zeros; `indices` is scratch memory with a line to spare.
     """
     kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
     kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
@@ -80,8 +77,6 @@ _SIZES = dict.fromkeys(("y_step", "samples", "inputs", "outputs"), LONG)
 
 @dataclass
 class _Product:
-    """A product that is being written."""
-
     code: Code
     x: Pointer
     x_step: Value
@@ -100,7 +95,7 @@ class _Product:
         self.table_step = _bytes_of_a_row(self.table, self.outputs)
 
     def sums(self, panels: int) -> list[Variable]:
-        """Registers for so many panels of sums, each zero."""
+        """Accumulators for so many panels, each zero."""
         zeros = self.code.constant(0, self.x.element.of(self.width))
         return [self.code.variable(zeros) for _ in range(panels * PANEL // self.width)]
 
@@ -109,7 +104,7 @@ class _Product:
         return [(place + self.width * i).load(self.width) for i in range(vectors)]
 
     def write(self, sums: Sequence[Variable], sample: Value, panel: Value) -> None:
-        """Has what was summed be the panel of a sample's result."""
+        """Stores the `sums` as a panel of a sample's result."""
         y = self.y + (sample * self.y_step + panel)
         for i, one in enumerate(sums):
             (y + self.width * i).store(one.value)
@@ -144,7 +139,7 @@ def _product(code: Code, **given: Pointer | Value) -> None:
 
 
 def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
-    """The numbers of `x` that are not zero, and their places in it; it returns how many there are."""
+    """Lists the non-zero numbers of `x` and their positions; returns how many there are."""
     n = code.variable(0)
     for at, there in code.vectors(inputs, LINE // x.element.size):
         some = (x + at).load(LINE // x.element.size, there).differs(0)
@@ -157,7 +152,7 @@ def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer
 
 
 def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
-    """The same by the instruction that puts elements together; it writes up to a line beyond the lists."""
+    """The same by the compress instruction; it writes up to a line beyond the lists."""
     n, width = code.variable(0), LINE // x.element.size
     here = code.counted(INT.of(width))
     for at, there in code.vectors(inputs, width):
@@ -170,7 +165,7 @@ def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values:
 
 
 def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
-    """The panels from `first` to `last` by lists, so many at once."""
+    """The sparse product's panels from `first` to `last`, so many at once."""
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
         at, table, sums = s * p.inputs, p.table + panel, p.sums(panels)
@@ -182,7 +177,7 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
 
 
 def _through(p: _Product, panel: Value, per_tile: int, first: Value | int, last: Value) -> None:
-    """A panel for samples `first` to `last`, so many together."""
+    """A panel of the dense product for samples `first` to `last`, `per_tile` at once."""
     code, table = p.code, p.table + panel
     with code.loop(first, last, per_tile) as s:
         samples = [s + i for i in range(per_tile)]
@@ -196,10 +191,10 @@ def _through(p: _Product, panel: Value, per_tile: int, first: Value | int, last:
 
 
 NEAR = 384 << 10
-"""Bytes of a table that several samples read one after another: a part of a second-level cache."""
+"""Bytes of a table that all samples read before the next part: a part of L2."""
 
 AT_ONCE = 8
-"""Dot products that are computed together, sharing what they read of the gradient."""
+"""Dot products that are computed at once, and share what they read of the gradient."""
 
 
 def _product_at(
@@ -243,7 +238,7 @@ def _dots(
     first: Value | int,
     last: Value,
 ) -> None:
-    """The dot products of what is `given` with the rows of `indices`, so many together."""
+    """The dot products of `given` with the rows `indices` of the table, `per_tile` at once."""
     width = LINE // given.element.size
     zeros = code.constant(0, given.element.of(width))
     with code.loop(first, last, per_tile) as e:
@@ -258,7 +253,7 @@ def _dots(
 
 
 def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
-    """Which of the first `inputs` bits are set; it returns how many."""
+    """Lists which of the first `inputs` bits are set; returns how many."""
     n = code.variable(0)
     with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
         indices[n.value] = i + bit.to(LONG)
@@ -267,7 +262,7 @@ def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Valu
 
 
 def _bits_listed_at_once(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
-    """The same by the instruction that puts elements together; it writes up to a line beyond the list."""
+    """The same by the compress instruction; it writes up to a line beyond the list."""
     n, here = code.variable(0), code.counted(LONG.of(8))
     with code.loop(0, inputs, 8) as i:
         octet = bits[i >> 3]
@@ -277,5 +272,5 @@ def _bits_listed_at_once(code: Code, bits: Bytes, inputs: Value, indices: Longs)
 
 
 def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:
-    """As :func:`table_step`, in bytes, of a table whose `outputs` are padded."""
+    """:func:`table_step` in bytes, of a table whose `outputs` are padded."""
     return outputs * table.element.size + LINE

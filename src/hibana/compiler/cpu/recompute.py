@@ -1,8 +1,7 @@
-"""Recomputation in tiles: a backward that runs forward again, one tile of neurons at a time.
+"""Recomputation in tiles: a backward that runs the forward again, one row of neurons at a time.
 
-What is kept of a tile never leaves the cache. Two kernels are called alternately, a forward that keeps what a
-backward wants and that backward; what is kept of a row goes to a buffer that the next row uses again. Nothing
-in here depends on the cell.
+A kernel calls two others alternately, a forward that keeps residuals and the backward that reads them. The
+residuals of a row go to a buffer that the next row reuses, and never leave the cache.
 """
 
 import ctypes
@@ -21,13 +20,11 @@ from hibana.compiler.cpu.schedule import BACKWARD
 from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
 
-__all__ = ["Recomputation", "fits_tiles", "recomputation"]
-
 BUFFER = 256 << 10
-"""Bytes that a second run forward keeps at a time, at most: a part of a second-level cache."""
+"""Maximum bytes of a row's residuals: a part of L2."""
 
 ALTERNATELY = ("forward_args", "backward_args", "buffer")
-"""What the kernel is given at each launch."""
+"""Arguments of the kernel that change at each launch."""
 
 
 @kernel
@@ -56,13 +53,12 @@ def recompute(
     backward_reversed: Value,
     reversed_: Value,
 ) -> None:
-    """Pieces of work, each of some rows.
+    """Work items of `rows_each` rows.
 
-    Both functions, their arguments and how many these are; how many residuals there are, at which of their
-    arguments the addresses of those are, where each begins in a buffer and how many bits of it are a
-    neuron's; the buffers, one for each piece of work, and their size; how wide a row is, how many there are,
-    and how many of them are one piece of work; which of their arguments says how many neurons are walked in
-    reverse, and how many those are in the last row of a piece.
+    ``*_places`` are the positions of the residuals' addresses among the arguments of either function,
+    `offsets` where each residual begins in a buffer, `bits` its bits per neuron and step; ``*_reversed`` is
+    the position of the argument that says how many neurons are walked in reverse, `reversed_` its value in a
+    work item's last row.
     """
     with code.scratch((Longs, forward_count), (Longs, backward_count)) as (own_forward, own_backward):
         both = [
@@ -88,32 +84,26 @@ def recompute(
 
 
 class Recomputation(NamedTuple):
-    """How a forward that keeps and the backward that reads it go alternately over rows of one shape."""
+    """A forward and a backward bound to alternate over the rows of sequences of one shape."""
 
     work: Work
     pack: Pack
-    """For :data:`ALTERNATELY`."""
     bindings: tuple[Binding, Binding]
+    """Of the forward and of the backward."""
     packs: tuple[Pack, Pack]
-    """For the forward and the backward."""
-    tables: tuple["array[int]", "array[int]"]
-    """Where in a buffer what is kept begins, and what it takes of a neuron and step."""
-    places: tuple["array[int]", "array[int]"]
-    """At which of the forward's arguments, and of the backward's, are the addresses of what is kept."""
+    tables: tuple["array[int]", ...]
+    """The arrays whose addresses are among `known`."""
     known: Mapping[str, int]
-    """What is known of the kernel's arguments."""
+    """The kernel's arguments that are the same at each launch."""
     buffer: int
-    """Bytes of all buffers, one for each thread."""
+    """Bytes of all buffers, one for each work item."""
     repeated: bool
     """This and what follows: as of a :class:`Walk`."""
     rows: int
     reduced: tuple[int, ...]
 
     def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
-        """Runs both; each is given what :func:`recomputation` was told the names of.
-
-        `read` is where the gradients that they read are.
-        """
+        """Runs both with the values of their `names`; `read` is the address of the gradients."""
         arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
         buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
@@ -121,7 +111,7 @@ class Recomputation(NamedTuple):
         self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
 
     def called(self, given: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The backward, and what goes with it, as ``node.cpp`` takes them."""
+        """The backward and the recomputation as ``node.cpp`` takes them."""
         forward, backward = self.bindings
         none = Work(0, 0, 0, self.work.go)  # the kernel of the recomputation calls them
         call = called(self.work, Binding(recompute.arguments.order, self.known), {}, ALTERNATELY, {})
@@ -131,13 +121,13 @@ class Recomputation(NamedTuple):
                 "call": call,
                 "forward": called(none, forward, given, ("input", "input_step"), {}),
                 "buffer": self.buffer,
-                "tables": (self.tables, self.places),
+                "tables": self.tables,
             },
         }
 
 
 def fits_tiles(bits: Sequence[int], steps: int) -> bool:
-    """Whether rows that are worth recomputing have a buffer for `bits` of each neuron and step."""
+    """Whether rows of at least :data:`SHORTEST` neurons fit a buffer with `bits` per neuron and step."""
     return _widest(bits, steps) >= SHORTEST
 
 
@@ -151,17 +141,9 @@ def recomputation(
     patterns: Sequence[int] = (),
     reduced: Sequence[int] = (),
 ) -> Recomputation:
-    """A forward and a backward alternately over `steps` of `neurons`.
+    """Binds a forward and a backward to alternate over `steps` of `neurons`; as :func:`walk`.
 
-    Args:
-        kernels: both.
-        names: what each is given at each launch.
-        residuals: the arguments of both that what is kept goes by, and its bits of each neuron and step.
-        steps: how many there are.
-        neurons: of a step.
-        threads: among which they are split.
-        patterns: how many neurons a parameter is given for, over and over; 0, if for each.
-        reduced: how many neurons each sum over time ends in.
+    `residuals` are the arguments of both that are residuals, and their bits per neuron and step.
     """
     bits = list(residuals.values())
     longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
@@ -189,8 +171,7 @@ def recomputation(
         Binding(recompute.arguments.order, known).pack_named(ALTERNATELY),
         (forward, backward),
         (forward.pack_named(names[0]), backward.pack_named(names[1])),
-        (starts, each),
-        (at[0], at[1]),
+        (starts, each, *at),
         known,
         pieces * ends[-1],
         *(repeated, rows, tuple(reduced) if repeated else ()),
@@ -198,5 +179,5 @@ def recomputation(
 
 
 def _widest(bits: Sequence[int], steps: int) -> int:
-    """How wide a row is at most, a multiple of 64 neurons, of which `bits` fit a buffer."""
+    """The widest row, a multiple of 64 neurons, whose `bits` per neuron and step fit a buffer."""
     return min(ROW, 8 * BUFFER // (sum(bits) * steps) // 64 * 64)

@@ -1,9 +1,7 @@
 """The loop nest of a CPU kernel over rows of neurons and time.
 
-The loop runs over memory: a *row* is a stretch of neurons whose state stays in the first-level cache while
-all T steps run over it. Where a row is a whole number of blocks, several steps are done at once, and what one
-leaves to the next stays in registers. Operations that PyTorch computes by a library's vector functions are
-computed by the same functions, a row at a time.
+A *row* is a stretch of neurons whose state stays in the L1 cache while all T steps run over it. Where a row
+is a whole number of blocks, several steps are unrolled, and state passes between them in registers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,57 +14,50 @@ from hibana.compiler.cpu.schedule import Schedule, Source, own
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Pointer, Value
 
-__all__ = ["BUFFER_OFFSET", "FOLDED", "OUTPUT_OFFSET", "PAGE", "PATTERNS", "ROW", "SIZES", "RowWalk"]
-
 ROW = 4096
-"""Neurons in a row at most; a multiple of 64. Its state fits in a first-level cache, and a step of it is long
-enough for what fetches memory ahead."""
+"""Maximum neurons in a row, a multiple of 64: its state fits in L1, and the prefetcher gets going."""
 
 FOLDED = 16
-"""Neurons that are summed side by side where a row is folded."""
+"""Neurons per vector where a row is folded."""
 
 PATTERNS = 16
-"""Parameters at most that may be one row for all: copies of them lie on a thread's stack."""
+"""Maximum number of parameters that may be one row for all rows: each is copied to a thread's stack."""
 
 MANY = 32
-"""Rows of a pass's own from which on rows are made narrower, so that all of them lie on a thread's stack."""
+"""Scratch rows from which on rows are made narrower, so that all of them fit on a thread's stack."""
 
 PAGE = 4096
-"""4K aliasing: a processor tells a load from the stores still on their way by the last twelve bits of their
-addresses, those within a page, and has it wait for one that has the same."""
+"""4K aliasing: a load waits for a store in flight whose address has the same twelve low bits."""
 
 ROW_OFFSET = 1408
-"""How far after what is read, within a page, the first row of a kernel's own begins: as
-:data:`OUTPUT_OFFSET`."""
+"""Offset of the kernel's first own row from what is read, within a page: see :data:`OUTPUT_OFFSET`."""
 
 OUTPUT_OFFSET = 2816
-"""How far after what is read, within a page, what is written should begin. The stores of up to a kilobyte are
-on their way at a time, so what is loaded must not come so soon after what is stored. With a third of a page
-from what is read to the kernel's own rows, and one more to what is written, it doesn't, even where steps
-begin in either half of a page."""
+"""Offset of what is written from what is read, within a page. Stores of up to a kilobyte are in flight at a
+time. With a third of a page to the kernel's own rows, and another to what is written, no load follows a store
+so closely, even where steps begin in either half of a page."""
 
 BUFFER_OFFSET = 3200
-"""How far after the gradients that are read, within a page, buffers of a recomputation begin."""
+"""Offset of a recomputation's buffers from the gradients that are read, within a page."""
 
 ROW_SPACING = 448
-"""How far after it, within a page, the next of the kernel's own rows begins."""
+"""Offset between the kernel's own rows, within a page."""
 
 SIZES = ("steps", "neurons", "width", "row_bytes", "residual_step", "reversed")
-"""How many steps and neurons there are, how wide a row is, how far apart are steps of what is kept, in bytes
-of bits and in numbers, and how much of the last row is walked in reverse."""
+"""Steps, neurons, neurons of a row, strides over time of residuals that are bits (bytes) and numbers, and how
+many neurons of the last row are walked in reverse."""
 
 
 class RowWalk(Schedule):
-    """A kernel over rows as it is written: the rows of its range, and the steps of each."""
+    """A kernel over rows that is being written: the loop over its rows, and over the steps of each.
+
+    Of the current row: its number, its first neuron, how many it has, how many are walked in reverse.
+    """
 
     row_at: Value
-    """The row at hand."""
     lo: Value
-    """The first neuron of the row at hand."""
     n: Value
-    """How many it has."""
     in_reverse: Value
-    """And how many of them are walked in reverse."""
 
     def __init__(
         self,
@@ -81,15 +72,13 @@ class RowWalk(Schedule):
         super().__init__(name, number, passes, calls)
         self.moving = moving
         self.forwards = forwards
-        """Whether later steps are done later."""
         self.rows: dict[str, Pointer] = {}
-        """Where the rows at hand begin."""
+        """The addresses of the current rows."""
         self.own: list[str] = []
         self.row = ROW
-        """Neurons in a row at most."""
 
     def read(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
-        """Reads the kernel's arguments and constants, and makes the rows called `own`."""
+        """Reads the kernel's arguments and constants, and allocates the rows called `own`."""
         names = [name for names in arguments for name in names]
         repeated = [f"p{i}_length" for i in range(step.parameters)]
         names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
@@ -113,7 +102,7 @@ class RowWalk(Schedule):
 
     @contextmanager
     def each_row(self) -> Iterator[None]:
-        """What is written meanwhile is done for each row."""
+        """Loops over the rows around the code that is written inside the ``with`` statement."""
         size = self.size
         self._place_patterns()
         with self.code.loop(self.begin, self.end) as row:
@@ -127,7 +116,7 @@ class RowWalk(Schedule):
             self.code.fence()  # non-temporal stores are otherwise not ordered before others'
 
     def _place_patterns(self) -> None:
-        """Fills a row with each parameter that is one for all, where, in a page, what is read begins."""
+        """Fills a row with each parameter that repeats, at the page offset of what is read."""
         read = (
             self.at["input" if self.forwards else "grad_outputs"] + self.begin * self.size["width"]
         ).address()
@@ -145,7 +134,7 @@ class RowWalk(Schedule):
             self.patterns[name] = place
 
     def _place_own(self) -> None:
-        """Puts the kernel's own rows where no load of a block aliases a store that is still on its way."""
+        """Offsets the kernel's own rows against 4K aliasing."""
         read = (self.at["input" if self.forwards else "grad_outputs"] + self.lo).address()
         for i, name in enumerate(self.own):
             buffer = self.buffers[name].of(Bytes)
@@ -153,21 +142,18 @@ class RowWalk(Schedule):
             self.rows[name] = (buffer + shift).of(self.number)
 
     def either(self, base: str, other: Pointer | None = None) -> Pointer:
-        """The row in what is at `base`, or if that is null the `other`, or a row of zeros."""
+        """The current row of the argument `base`, or if that is null `other`, or a row of zeros."""
         given = self.at[base]
         return (given + self.lo).instead(~given.given(), other or self.buffers["zeros"])
 
     def carried(self, name: str, base: str, first: str = "") -> None:
-        """A row that one step leaves to the next, kept at `base` if it is given.
-
-        It begins as `first`, or as zeros.
-        """
+        """A row of state, kept in the argument `base` unless that is null; it starts as `first` or zeros."""
         begun = self.either(first) if first else self.buffers["zeros"]
         self.rows[name] = self.either(base, self.rows[own(name)]) if base else self.rows[own(name)]
         self.rows[name].copy(begun, self.n)
 
     def fold(self, name: str, base: str, length: str) -> None:
-        """Has the row `name`, of which so many neurons come again and again, summed into one such stretch."""
+        """Sums the row `name`, whose neurons repeat every `length`, to `length` numbers."""
         again, row = self.size[length], self.rows[name]
         there = self.at[base] + self.row_at * again
         (row + self.n).clear((again - self.n % again) % again)
@@ -178,7 +164,7 @@ class RowWalk(Schedule):
             (there + at).store(total.value, present)
 
     def parameters(self, step: Step) -> None:
-        """The rows of the parameters that differ from neuron to neuron: each row's own, or one for all."""
+        """The rows of the per-neuron parameters: the current part, or the same row for all."""
         for name in (f"p{i}" for i in range(step.parameters)):
             if name in self.leaves:
                 self.rows[name] = self.at[f"{name}_at"] + self.lo
@@ -187,7 +173,7 @@ class RowWalk(Schedule):
                 self.rows[name] = self.rows[name].instead(one, self.patterns[name])
 
     def steps(self, parts: Parts, begun: Mapping[str, Pointer]) -> None:
-        """All steps of a row, several at once where it is whole; `begun` is read at the edge only."""
+        """All steps of a row, unrolled where it is whole; `begun` are the states before time 0."""
         steps = self.size["steps"]
         several = self.code.constant(0)
         if parts.steps:
@@ -223,7 +209,7 @@ class RowWalk(Schedule):
     def _edge(
         self, parts: Parts, wide: Value, several: Value | int, one: Value | int, begun: Mapping[str, Pointer]
     ) -> None:
-        """The step at time 0, `several` steps or `one` being done before it."""
+        """The step at time 0, after `several` or `one` steps."""
         assert parts.edge_step is not None
         if parts.edge_steps is not None:
             with self.code.when(wide):
@@ -232,12 +218,12 @@ class RowWalk(Schedule):
             self._do(parts.edge_step, self._step(one), begun)
 
     def _step(self, done: Value | int) -> Value:
-        """The step that is done after so many."""
+        """The time of the step that runs after `done` others."""
         done = done if isinstance(done, Value) else self.code.constant(done)
         return done if self.forwards else self.size["steps"] - 1 - done
 
     def _do(self, pass_: Pass, t: Value, begun: Mapping[str, Pointer]) -> None:
-        """The calls that do `pass_` from step `t` on; rows of `begun` are where it says."""
+        """The calls of `pass_` from step `t` on, with rows taken from `begun` where it has them."""
         places = dict(begun)
         for call in pass_.does:
             for name in call.rows:
@@ -246,7 +232,7 @@ class RowWalk(Schedule):
             self.call(call, [places[name] for name in call.rows], self.n, self.in_reverse)
 
     def _place(self, name: str, t: Value) -> Pointer:
-        """Where the row `name` is at step `t`, or at one done later if it says so."""
+        """The address of the row `name` at step `t`, or ``name.1`` at the step done after it."""
         own, _, ahead = name.rpartition(".")
         if own not in self.moving:
             return self.rows[name]
@@ -255,5 +241,4 @@ class RowWalk(Schedule):
         return self.at[row.base] + (step * self.size[row.stride] + (self.lo >> 3 if row.bits else self.lo))
 
     def made(self) -> Source:
-        """The kernel and its functions, as a module."""
         return self.source(len(self.own), self.row)

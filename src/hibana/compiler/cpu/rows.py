@@ -1,8 +1,7 @@
 """The functions of a CPU kernel that process one row of neurons, for one step or several.
 
-A pass (``graph.passes``) becomes a function of rows. Where it calls a library's vector function, it
-is cut there, and a row of numbers goes from one part to the next; where it calls none, several steps are made
-one function, and what a step leaves to the next stays in registers.
+A pass (``graph.passes``) becomes a function of rows, cut where it calls a library's vector function or a
+product: there a row of numbers goes through memory.
 """
 
 from collections.abc import Container, Iterable
@@ -15,37 +14,33 @@ from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Function, Pointer
 
-__all__ = ["Call", "Pass", "is_long", "kernel_says"]
-
 LONG = 256
-"""Values from which on a pass is written so that it compiles soon: what one part computed, the next reads,
-and whole blocks of neurons are done by the code for a part of one."""
+"""Values from which on a pass is written for a short compile time: its parts read what earlier ones computed,
+and there is only the masked code for a block of neurons."""
 
 FEW_RECOMPUTED = 4
-"""Values that a part of a long pass recomputes rather than reads."""
+"""A part of a long pass recomputes what takes fewer values, and reads the rest."""
 
 
 @dataclass(eq=False)
 class Pass:
-    """The functions that do a pass over one row, and the calls by which the kernel does it."""
+    """The functions of a pass over one row, and the calls that the kernel makes."""
 
     name: str
     stores: Stores
     number: type[Pointer]
     calls: frozenset[str]
-    """Operations whose vector functions the kernel is given; the C library stands in for the others."""
+    """Operations whose vector functions are arguments of the kernel; the others call the C library."""
     nontemporal: frozenset[str] = frozenset()
-    """The rows that are written by non-temporal stores."""
+    """Rows that are written by non-temporal stores."""
     ahead: frozenset[str] = frozenset()
-    """The rows that come from memory, and of which what follows is asked for."""
+    """Rows that are prefetched."""
     functions: int = 0
-    """How many there are."""
     does: list["Call"] = field(default_factory=list)
-    """What to call, in this order."""
+    """The calls, in order."""
     scratch: list[str] = field(default_factory=list)
-    """Rows of the pass's own, of numbers."""
+    """Scratch rows of numbers, and those that products are written to."""
     products: list[str] = field(default_factory=list)
-    """Rows of the pass's own that products are written to."""
     called: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -70,7 +65,7 @@ class Pass:
             self._function(stores)
 
     def _rows(self, stores: Stores, count: int, taken: Container[str] = ()) -> list[str]:
-        """Names of `count` rows of the pass's own: those that `stores` don't need, then new ones."""
+        """Names of `count` scratch rows: those that `stores` don't read, then new ones."""
         needed = leaves(stores) if self.long else self.scratch
         found = [name for name in self.scratch if name not in needed and name not in taken][:count]
         first = len(self.scratch)
@@ -109,11 +104,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class Call:
-    """What is done to rows: a function of the pass's own, the name of a vector function, or ``product``."""
+    """A call on rows: of a function of the pass, a vector function by name, or ``product``."""
 
     function: Function | str
     rows: list[str]
-    """A product's are its operand, the bits of where it matters if it doesn't everywhere, and its result."""
+    """Of a product: its operand, the mask of where the result is used if there is one, and the result."""
     scalars: list[str] = field(default_factory=list)
     matrix: int = 0
 
@@ -124,13 +119,13 @@ def is_long(stores: Stores) -> bool:
 
 
 def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
-    """What of the values behind `roots` is to be left for the rest of `stores`, which uses it as well."""
+    """The values behind `roots` that the rest of `stores` uses too, and reads rather than recomputes."""
     here = [value for value in evaluated(roots, ()) if value.args]
     inside = set(here)
     everything = evaluated(stores.values(), ())
     wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
     recomputed: dict[Value, int] = {}
-    """How many values are recomputed where this one is."""
+    """How many values recomputing this one takes."""
     handed = []
     for value in here:
         recomputed[value] = 1 + sum(recomputed.get(argument, 0) for argument in value.args)
@@ -141,11 +136,11 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
 
 
 def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
-    """`stores` in operations that LLVM or a vector function knows, and that wait least for what was compared.
+    """`stores` in operations that LLVM or a vector function knows.
 
-    What no function of `calls` computes is written out, as its row of the table says. A factor that is a
-    truth value, 0 or 1, chooses instead: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the
-    last bit, and that product waits for nothing.
+    What no function of `calls` computes is written out, as its row of the table says. A product with a truth
+    value becomes a select: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and
+    that product does not wait for the comparison.
     """
     new: dict[Value, Value] = {}
     zero = Value("number")
@@ -164,20 +159,20 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
 
 
 def _written(how: Written, args: tuple[Value, ...]) -> Value:
-    """What a row of the table has as `how` it is written, of `args`."""
+    """The entry `how` of the table (:attr:`Operation.written`) applied to `args`."""
     if isinstance(how, tuple):
         return Value(how[0], tuple(_written(part, args) for part in how[1:]))
     return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
 
 
 def kernel_says(op: str) -> bool:
-    """Whether a kernel computes `op` with no function given: it is written out, or the C library does."""
+    """Whether a kernel computes `op` without a vector function: written out, or by the C library."""
     row = OPERATIONS[op]
     return bool(row.written or (row.libm and row.arity == 1))
 
 
 def _operands(value: Value) -> tuple[Value, ...]:
-    """What a function or a product takes as rows; the rest of a product's arguments are bits."""
+    """The arguments that are rows of numbers; a product's others are masks."""
     return value.args[:1] if value.op == "product" else value.args
 
 
@@ -186,7 +181,7 @@ _CUTS = CALLS | {"product"}
 
 
 def _ready(stores: Stores) -> list[Value]:
-    """Vector calls and products in `stores` whose argument needs no other."""
+    """The vector calls and products in `stores` that depend on no other one."""
     behind: set[Value] = set()
     found: list[Value] = []
     for value in evaluated(stores.values(), ()):
@@ -199,5 +194,5 @@ def _ready(stores: Stores) -> list[Value]:
 
 
 def _is_read(value: Value) -> bool:
-    """Whether a product's operand is a row that need not be written first."""
+    """Whether a product's operand is a row already in memory."""
     return value.op == "product" and len(value.args) == 1 and value.args[0].op == "row"

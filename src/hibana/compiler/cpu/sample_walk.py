@@ -1,9 +1,8 @@
 """The loop nest over samples, for steps with matrix products, which need all neurons of a sample.
 
-Samples are independent of one another. A thread takes some of them at a time and runs all T steps over them;
-their states, and the lists of their spikes, stay near. A step is cut at its products: what is pointwise goes
-sample by sample through the same functions of rows as elsewhere (:mod:`hibana.compiler.cpu.rows`), a product
-takes all the samples at hand at once (:mod:`hibana.compiler.cpu.product`).
+A thread runs all T steps over a few samples at a time; their states, and the lists of their spikes, stay in
+cache. A step is cut at its products: pointwise parts run sample by sample (:mod:`hibana.compiler.cpu.rows`),
+a product takes all current samples at once (:mod:`hibana.compiler.cpu.product`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,21 +18,16 @@ from hibana.compiler.cpu.schedule import Schedule, Source
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
 
-__all__ = ["SampleWalk"]
-
 _SIZES = ("steps", "samples", "neurons", "padded", "per_tile", "blocks", "blocks_each", "workspace_bytes")
 _STRIDES = ("input_step", "grad_outputs_step", "row_bytes", "sample_bytes", "wants_first")
 
 
 class SampleWalk(Schedule):
-    """A kernel over samples as it is written."""
+    """A kernel over samples that is being written: the first current sample, how many, and a row of zeros."""
 
     sample: Value
-    """The first of the samples at hand."""
     count: Value
-    """How many they are."""
     zeros: Pointer
-    """A row of them."""
 
     def __init__(
         self,
@@ -48,17 +42,16 @@ class SampleWalk(Schedule):
         self.step = step
         self.parts = parts
         self.edge = edge
-        """For a leaf that is another one at time 0: the argument that is it there."""
+        """For a leaf that differs at time 0: the argument that it is there."""
         self.begun: Mapping[str, str] = {}
-        """For a row that a step leaves to the next, the argument that it begins with; else it begins as 0."""
+        """For a row of state, the argument that it starts with; else it starts at 0."""
         self.ends: Mapping[str, str] = {}
-        """And the argument that it ends in."""
+        """For a row of state, the argument that it is copied to at the end."""
         scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
         self.own = list(dict.fromkeys([*carried, *scratch]))
         self.carried = carried
         self.by_matrix, self.by_rows = product(parts.number), product_at(parts.number)
         self.rows: dict[str, Pointer] = {}
-        """Where the own rows of the samples at hand begin."""
 
     def made(self) -> Source:
         """The kernel and its functions, as a module."""
@@ -96,7 +89,7 @@ class SampleWalk(Schedule):
         ]
 
     def _workspace(self, piece: Value) -> None:
-        """A thread's own memory: rows, a row of zeros, lists, and bits that are all one or zero."""
+        """Divides a thread's memory: rows, a row of zeros, lists, and bits that are all one or zero."""
         size = self.size
         at = self.at["workspace"] + piece * size["workspace_bytes"]
         at.clear(size["workspace_bytes"])
@@ -119,19 +112,19 @@ class SampleWalk(Schedule):
 
     @contextmanager
     def _each_sample(self) -> Iterator[tuple[Value, Value]]:
-        """What is written meanwhile is done for each sample at hand: its number here, and in the batch."""
+        """Loops over the current samples: its number among them, and in the batch."""
         with self.code.loop(0, self.count) as s:
             yield s, self.sample + s
 
     def _begin(self) -> None:
-        """Has what a step leaves to the next begin as it was given, or at zero."""
+        """Initialises the rows of state."""
         with self._each_sample() as (s, sample):
             for name in self.carried:
                 begun = self._given(self.begun[name], sample) if name in self.begun else self.zeros
                 self._own_row(name, s).copy(begun, self.size["neurons"])
 
     def _end(self) -> None:
-        """Copies what was left to where it is wanted."""
+        """Copies the rows of state to the arguments that want them."""
         for name, argument in self.ends.items():
             wanted = self.at[argument]
             with self.code.when(wanted.given()), self._each_sample() as (s, sample):
@@ -173,7 +166,7 @@ class SampleWalk(Schedule):
                     self.call(call, given, self.size["neurons"], self.code.constant(0))
 
     def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
-        """The address of a sample's row, wherever rows of that name are."""
+        """The address of a sample's row `name`: of a sequence, of the states at the start, or of its own."""
         moving = self._moving(name)
         if moving is not None:
             row, when = moving
@@ -198,7 +191,7 @@ class SampleWalk(Schedule):
         self.by_rows.do(code, x, x_step, table, bits, bits_step, y, *sizes, self.indices)
 
     def _block(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """Where the rows `name` of the samples at hand begin, and how far they are apart."""
+        """The address of the rows `name` of the current samples, and their stride."""
         moving = self._moving(name)
         if moving is not None:
             row, when = moving
@@ -210,7 +203,7 @@ class SampleWalk(Schedule):
         return self.rows[name], self.size["padded"]
 
     def _bits(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """The same of rows of bits: where a product matters."""
+        """The same of rows of bits: the mask of a product."""
         if self._moving(name) is not None:
             return self._block(name, t, edge=edge)
         if not edge:
@@ -220,7 +213,7 @@ class SampleWalk(Schedule):
         return self.no_bits.instead(wanted, self.all_bits), self.code.constant(0)
 
     def _moving(self, name: str) -> tuple[Moving, int] | None:
-        """The sequence that the row `name` is of, and how many steps from the one at hand."""
+        """The sequence of the row `name`, and how many steps from the current one."""
         own, _, ahead = name.rpartition(".")
         return (self.parts.moving[own], int(ahead)) if own in self.parts.moving else None
 
@@ -229,7 +222,6 @@ class SampleWalk(Schedule):
         return self.at[row.base] + step * self.size[row.stride]
 
     def _sample_step(self, row: Moving) -> Value:
-        """How far apart are samples in what moves."""
         return self.size["sample_bytes" if row.bits else "neurons"]
 
     def _given(self, argument: str, sample: Value) -> Pointer:

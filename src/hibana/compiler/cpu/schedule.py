@@ -21,34 +21,30 @@ from hibana.runtime.kernels import (
     source,
 )
 
-__all__ = ["ACCURATE", "BACKWARD", "FORWARD", "Schedule", "Source", "libm_function", "own"]
-
 FORWARD = ("input", "input_step", "outputs")
-"""What a forward over rows is given at each launch, whatever the step."""
+"""Arguments of every forward over rows, and of every backward, that change at each launch."""
 BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "uniform_grad_at")
-"""And a backward."""
 
 ACCURATE = 0x2 | 0x100 | 0x140000
-"""What PyTorch asks of MKL: high accuracy, errors ignored, denormals kept."""
+"""The mode in which PyTorch calls MKL: high accuracy, errors ignored, denormals kept."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel's source, and what it declares."""
+    """A kernel's LLVM IR, and the names of its arguments."""
 
     text: str
     arguments: tuple[str, ...]
-    """Their names."""
     calls: Mapping[str, str]
-    """Of the arguments that are addresses of functions: the operation that each computes."""
+    """The operation that each argument computes that is the address of a function."""
     rows: int
-    """Rows of the kernel's own."""
+    """How many rows of its own the kernel has."""
     row: int = 0
-    """Neurons in a row at most, if they are done in rows."""
+    """Maximum neurons in a row, if the kernel goes over rows."""
 
 
 class Schedule:
-    """A kernel as it is written; its name, the passes that it does, and the functions that it is given."""
+    """A kernel that is being written: its passes, and the vector functions `calls` that are its arguments."""
 
     def __init__(
         self, name: str, number: type[Pointer], passes: Sequence[Pass], calls: frozenset[str]
@@ -58,18 +54,15 @@ class Schedule:
         self.passes = passes
         self.calls = calls
         self.leaves = {name for pass_ in passes for name in pass_.leaves}
-        """What the passes read."""
         called = sorted({op for pass_ in passes for op in pass_.called} & calls)
         self.functions = {f"{op}_at": op for op in called}
-        """Arguments that are addresses of functions, and the operations that these compute."""
         self.code = Code()
         self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
         self.arguments: tuple[str, ...] = ()
-        """Their names."""
         self.at: dict[str, Pointer] = {}
-        """Those that are addresses,"""
+        """The arguments that are addresses."""
         self.size: dict[str, Value] = {}
-        """and those that are numbers."""
+        """The arguments that are integers."""
         self.scalars: dict[str, Value] = {}
 
     def take(self, names: Iterable[str], numbers: Iterable[str], bits: Iterable[str]) -> None:
@@ -100,7 +93,7 @@ class Schedule:
         called.do(code, neurons.to(INT), *rows, rows[0], code.constant(ACCURATE))
 
     def source(self, rows: int, row: int = 0) -> Source:
-        """The kernel and its functions, as a module."""
+        """The LLVM module of the kernel and its functions."""
         text = self.code.text(f"define void @{self.name}(i64 %begin, i64 %end, ptr %args)")
         return Source(source([*self.code.texts, text]), self.arguments, self.functions, rows, row)
 
@@ -112,7 +105,7 @@ def libm_function(op: str, number: Type) -> Function:
 
 
 def _libm_row(op: str, kind: type[Pointer]) -> Function:
-    """A function that applies the C library's `op` to a row: what stands in for a vector function."""
+    """A function that applies the C library's `op` to a row, in place of a vector function."""
     one = libm_function(op, kind.element)
 
     def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:

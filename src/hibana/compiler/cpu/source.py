@@ -1,14 +1,20 @@
-"""The source of the kernels over rows: the passes of a step, forward and backward, in their loop nest."""
+"""The source of the CPU kernels: the passes of a step, forward and backward, in a loop nest."""
+
+from collections.abc import Mapping
 
 from hibana.compiler.cpu.body import NUMBERS
 from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_uniform
 from hibana.compiler.cpu.row_walk import SIZES, RowWalk
+from hibana.compiler.cpu.sample_walk import SampleWalk
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
 from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.synapses import gated
 
-__all__ = ["backward_source", "forward_source"]
+_OVER_ROWS = {"whole": "neurons", "kept": "residual_step"}
+"""The arguments that are strides over time of outputs and residuals, of kernels over rows and samples."""
+_OVER_SAMPLES = {"whole": "step", "kept": "step"}
 
 
 def forward_source(
@@ -16,36 +22,31 @@ def forward_source(
     plan: Plan | None,
     real: str,
     calls: frozenset[str],
-    *,
     emits: bool = True,
     nontemporal: bool = False,
 ) -> Source:
-    """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None).
+    """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given.
 
     Args:
         step: the step.
-        plan: what its backward wants kept.
+        plan: the residuals.
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
-        emits: whether what the step emits is written; only spikes can be left out.
-        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+        emits: whether the output is written; only spikes can be left out.
+        nontemporal: whether sequences are written by non-temporal stores.
     """
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    moving = moving_forward(step, once, whole="neurons", kept="residual_step")
+    moving = moving_forward(step, once, **_OVER_ROWS)
     left = {**{name: name for name in carried}, "emitted_before": emitted}
-    inner: Stores = {}
-    if "emitted_before" in leaves(once):
-        inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-        if once[emitted].op == "to_float":  # a bit is less to read again than a number
-            once["fired"] = once[emitted].args[0]
-            inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
+    inner = _emitted_before(step, once)
+    if inner and once[emitted].op == "to_float":  # a bit is less to read again than a number
+        once["fired"] = once[emitted].args[0]
+        inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
     if not emits:
         del once[emitted], moving[emitted]
         left["fired"] = "fired"
-    parts = Parts(
-        "forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal=nontemporal, earlier=-1
-    )
+    parts = Parts("forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal, earlier=-1)
     walk = RowWalk("forward", NUMBERS[real], parts.all(), calls, moving, forwards=True)
     walk.read(
         step,
@@ -64,45 +65,52 @@ def forward_source(
     return walk.made()
 
 
+def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:
+    """:func:`forward_source` of a step with matrix products."""
+    once = forward_pass(step, plan)
+    *carried, emitted = step.states
+    moving, inner = moving_forward(step, once, **_OVER_SAMPLES), _emitted_before(step, once)
+    parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=-1)
+    walk = SampleWalk("forward", step, parts, calls, carried, {"emitted_before": f"{emitted}_first"})
+    walk.begun = {name: f"{name}_first" for name in carried}
+    walk.ends = {name: f"{name}_last" for name in carried}
+    return walk.made()
+
+
 def backward_source(
     step: Step,
     plan: Plan,
     real: str,
     calls: frozenset[str],
-    *,
     wants_input: bool,
     constant_input: bool,
     nontemporal: bool = False,
     folded: bool = False,
 ) -> Source:
-    """The kernel that runs the gradient of `step` back over time.
+    """The kernel that runs the gradient of `step` back over time; as :func:`forward_source`.
 
     Args:
         step: the step.
-        plan: what its forward kept.
+        plan: the residuals.
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
-        wants_input: whether the gradient of the input is asked for.
-        constant_input: whether that gradient is a sum over time.
-        folded: whether sums over time are of a few neurons each, which follow one another in a row.
-        nontemporal: whether sequences are written by non-temporal stores, for those that no cache holds.
+        wants_input: whether the gradient of the input is computed.
+        constant_input: whether that gradient is summed over time.
+        nontemporal: whether sequences are written by non-temporal stores.
+        folded: whether sums over time are reduced to a few neurons that repeat in a row.
     """
     once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    moving, sums = moving_back(
-        step, plan, once, constant_input=constant_input, whole="neurons", kept="residual_step"
-    )
-    carried_rows = [*(f"{name}_grad" for name in step.states), *sums]
-    left = dict(zip(carried_rows, carried_rows, strict=True))
-    parts = Parts(
-        "backward", once, moving, left, before, NUMBERS[real], calls, nontemporal=nontemporal, earlier=1
-    )
+    moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_ROWS)
+    rows = [*(f"{name}_grad" for name in step.states), *sums]
+    left = {name: name for name in rows}
+    parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
     walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
     reduced = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
     walk.read(
         step,
-        map(own, carried_rows),
+        map(own, rows),
         [*SIZES, *reduced.values()],
         BACKWARD,
         [f"{name}_first" for name in step.states],
@@ -118,8 +126,38 @@ def backward_source(
         for name, base in sums.items():
             walk.carried(name, "" if name in reduced else base)
         walk.parameters(step)
-        begun = {name: walk.either(f"{name.removesuffix('_before')}_first") for name in before}
-        walk.steps(parts, begun)
+        walk.steps(parts, {name: walk.either(first) for name, first in _firsts(before).items()})
         for name, fold in reduced.items():
             walk.fold(name, sums[name], fold)
     return walk.made()
+
+
+def backward_over_samples(
+    step: Step, plan: Plan, real: str, calls: frozenset[str], *, wants_input: bool, constant_input: bool
+) -> Source:
+    """:func:`backward_source` of a step with matrix products."""
+    step, gates = gated(step)
+    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
+    before = before_pass(step, plan)
+    moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_SAMPLES)
+    inner = before | {
+        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
+        for state, gate in gates.items()
+    }
+    parts = Parts("backward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=1)
+    grads = [f"{name}_grad" for name in step.states]
+    walk = SampleWalk("backward", step, parts, calls, [*grads, *sums], _firsts(before))
+    walk.begun = {f"{name}_grad": f"{name}_last_grad" for name in step.states[:-1]}
+    walk.ends = {f"{name}_grad": f"{name}_first_grad" for name in step.states} | sums
+    return walk.made()
+
+
+def _emitted_before(step: Step, once: Stores) -> Stores:
+    """The output of the step before, where `once` reads it, as the row that was written."""
+    read = "emitted_before" in leaves(once)
+    return {"emitted_before": Value("row", data=f"{step.states[-1]}_earlier")} if read else {}
+
+
+def _firsts(before: Stores) -> Mapping[str, str]:
+    """The arguments that are the states `before` time 0."""
+    return {name: f"{name.removesuffix('_before')}_first" for name in before}

@@ -4,70 +4,58 @@ from collections.abc import Sequence
 from math import lcm
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from hibana.compiler.cpu.binding import Binding, Pack
-from hibana.compiler.cpu.row_walk import FOLDED
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.cpu.body import LINE
+from hibana.compiler.cpu.row_walk import FOLDED, OUTPUT_OFFSET, PAGE
+from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 
-__all__ = [
-    "MULTIPLE",
-    "REVERSED",
-    "SHORTEST",
-    "Bound",
-    "Walk",
-    "folded",
-    "pattern_sizes",
-    "split_rows",
-    "walk",
-]
-
 SHORTEST = 512
-"""Neurons in a row at least."""
+"""Minimum neurons in a row."""
 
 ROW_BEGINS = 128
-"""Neurons that could be done in the time in which a row's memory begins to arrive."""
+"""Cost of beginning a row, in neurons: its memory has yet to arrive."""
 
 MULTIPLE = 64
-"""What a row is a multiple of: the bits of as many are a whole number of words."""
+"""Rows are multiples of it: the bits of as many neurons are whole words."""
 
 LONGER = 1.1
-"""How much longer a thread may take so that patterns fit rows, and need not be written out."""
+"""Slowdown that is accepted so that repeating parameters fit rows and need not be expanded."""
 
 SMALLEST_SHARE = 1 << 15
-"""Neuron-steps that are worth a thread of their own."""
+"""Neuron-steps from which on a thread is worth starting."""
 
 REVERSED = 512
-"""Neurons at the end of a thread's last row that are walked in reverse, against false sharing: what the
-prefetcher fetches goes on past the end of a row, and there it would take lines from the thread that writes
-them, at each step; from a row of the same thread it fetches what comes next."""
+"""Neurons at the end of a thread's last row that are walked in reverse, against false sharing: the prefetcher
+goes on past the end of a row, where it would take lines from the thread that writes them."""
 
 
 class Bound(NamedTuple):
-    """A kernel, the arguments that it declares, those of them that no shape changes, and its longest row."""
+    """A kernel, its arguments, the addresses of the functions among them, and its maximum row in neurons."""
 
     kernel: Kernel
     arguments: tuple[str, ...]
     fixed: dict[str, int]
-    """The addresses of the functions that it calls."""
     row: int
-    """How many neurons a row of it has at most."""
 
 
 class Walk(NamedTuple):
-    """How a kernel goes over sequences of one shape: all but where its tensors are."""
+    """A kernel bound to sequences of one shape: all of its arguments but addresses."""
 
     work: Work
     binding: Binding
     pack: Pack
     repeated: bool
-    """Whether parameters that repeat are given as one; else they are written out."""
+    """Whether parameters that repeat are passed once; else they are expanded."""
     rows: int
-    """How many rows there are."""
     reduced: tuple[int, ...]
-    """How many neurons each sum over time ends in, of each row; none, if they are not folded."""
+    """To how many neurons each row reduces each sum over time; empty, if it doesn't."""
 
     def run(self, *given: int) -> None:
-        """Runs the kernel over all rows; it is given what :func:`walk` was told the names of."""
+        """Runs the kernel over all rows, with the values of the `names` of :func:`walk`."""
         self.work.go(self.pack(given))
 
 
@@ -80,10 +68,9 @@ def walk(
     patterns: Sequence[int] = (),
     reduced: Sequence[int] = (),
 ) -> Walk:
-    """A kernel over `steps` of `neurons`, split among `threads`; at each launch it is given `names`.
+    """Binds a kernel to `steps` of `neurons`, split among `threads`; each launch passes `names`.
 
-    `patterns` are how many neurons a parameter is given for, over and over; 0, if for each. `reduced` are how
-    many each sum over time ends in.
+    `patterns` are the periods of the parameters, 0 where they don't repeat; `reduced` those of the sums.
     """
     count, width, grain, repeated = split_rows(steps, neurons, threads, bound.row, [*patterns, *reduced])
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
@@ -97,17 +84,14 @@ def walk(
 
 
 def folded(length: int) -> int:
-    """How many neurons a sum is folded to that is wanted of `length`: as many, or a few more of them."""
+    """To how many neurons rows reduce a sum of period `length`: a multiple of it, at least a vector."""
     return length if length >= FOLDED else lcm(length, FOLDED)
 
 
 def split_rows(
     steps: int, neurons: int, threads: int, longest: int, patterns: Sequence[int]
 ) -> tuple[int, int, int, bool]:
-    """How many rows, how wide, how many are not worth a thread, and whether all `patterns` fit each.
-
-    As even a split as can be had. A row is counted :data:`ROW_BEGINS` neurons longer than it is.
-    """
+    """The most even split: how many rows, how wide, up to how many on one thread, whether `patterns` fit."""
 
     def takes(width: int) -> int:
         return -(-neurons // (width * threads)) * (width + ROW_BEGINS)
@@ -125,9 +109,37 @@ def split_rows(
 
 
 def pattern_sizes(patterns: Sequence[int], reduced: Sequence[int], repeated: bool) -> dict[str, int]:
-    """By the argument of a kernel: how many neurons a parameter is for, over and over; 0, if for each.
-
-    And how many neurons a sum ends in.
-    """
+    """The arguments of a kernel that are the periods of parameters (0: none) and of sums."""
     sizes = {f"p{i}_length": length if repeated else 0 for i, length in enumerate(patterns)}
     return sizes | {f"sum{i}_fold": length for i, length in enumerate(reduced)}
+
+
+def patterns_of(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:
+    """The period in neurons of each parameter; 0 if it is one number, or has one for each neuron."""
+    whole = (1, neurons)
+    return tuple([0 if (count := parameter.numel()) in whole else count for parameter in parameters])
+
+
+def written_out(parameters: Sequence[Tensor], patterns: Sequence[int], neurons: int) -> list[Tensor]:
+    """`parameters`, those that repeat expanded to all `neurons`."""
+    return [
+        parameter.as_strided((neurons // length, length), (0, 1)).reshape(-1) if length else parameter
+        for parameter, length in zip(parameters, patterns, strict=True)
+    ]
+
+
+ALIASING_FROM = 256 << 10
+"""Bytes from which on 4K aliasing matters, and another page of memory does not."""
+
+
+def unaliased(read: Tensor, shape: torch.Size, may_offset: bool = True) -> Tensor:
+    """A new tensor of `shape`, if large at :data:`OUTPUT_OFFSET` from `read`, against 4K aliasing."""
+    count, dtype = shape.numel(), read.dtype
+    if not may_offset or count * dtype.itemsize < ALIASING_FROM:
+        if read.shape == shape and read.is_contiguous():
+            return torch.empty_like(read)  # sizes that come from Python take twice as long
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
+    shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
+    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, shape, ())
+    return buffer.data  # to which nothing was written yet, as others may ask of its version

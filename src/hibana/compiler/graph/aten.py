@@ -4,28 +4,27 @@ Each operation of the table has one meaning, the one IEEE and PyTorch give it; a
 contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from hibana.compiler.graph.activations import ACTIVATIONS
-from hibana.compiler.graph.arithmetic import ARITHMETIC
-from hibana.compiler.graph.choices import Make
 from hibana.compiler.graph.ops import CALLS, COMPARISONS, Unsupported
-
-__all__ = ["translate"]
+from hibana.compiler.graph.step import Value
+from hibana.compiler.graph.terms import Rule, Term, apply, times, where
 
 
 def translate(
     target: torch._ops.OpOverload,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    argument: Callable[[Any], Any],
-    make: Make,
+    argument: Callable[[Any], Value],
+    make: Callable[..., Value],
     *,
     boolean: bool = False,
-) -> Any:
+) -> Value:
     """The value that the ATen operation `target` makes of `args`.
 
     Args:
@@ -53,109 +52,136 @@ def translate(
     }
     if refused:
         raise Unsupported(f"{target._schema.name} with {refused}")
-    return make("to_bool" if boolean else "to_float", rule(make, argument, *args, **said))
+    terms = [Term(argument, make, a) if isinstance(a, torch.fx.Node) else a for a in args]
+    found = rule(*terms, **said)
+    value = found.value if isinstance(found, Term) else argument(found)
+    return make("to_bool" if boolean else "to_float", value)
 
 
-def _operation(op: str) -> Make:
-    return lambda make, value, *args: make(op, *(value(a) for a in args))
+def _operation(op: str) -> Rule:
+    return lambda *args: apply(op, *args)
 
 
-def _same(make: Make, value: Make, x: Any, *_: Any) -> Any:
-    return value(x)
+def _same(x: Any, *_: Any) -> Any:
+    return x
 
 
-def _constant(number: int) -> Make:
-    return lambda make, value, *_: value(number)
-
-
-def _plain(op: str) -> Make:
+def _plain(op: str) -> Rule:
     """An operation of two arguments; a third, PyTorch's ``alpha``, must be one."""
 
-    def rule(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> Any:
+    def rule(x: Any, y: Any, alpha: Any = 1) -> Any:
         if alpha != 1:
             raise Unsupported(f"{op} with alpha={alpha}")
-        return make(op, value(x), value(y))
+        return apply(op, x, y)
 
     return rule
 
 
-def _reversed_sub(make: Make, value: Make, x: Any, y: Any, alpha: Any = 1) -> Any:
-    if alpha != 1:
-        raise Unsupported(f"rsub with alpha={alpha}")
-    return make("sub", value(y), value(x))
+def _logical(op: str) -> Rule:
+    def rule(*args: Any) -> Any:
+        term = next(a for a in args if isinstance(a, Term))
+        return apply(op, *[apply("to_bool", term.lift(a)) for a in args])
+
+    return rule
 
 
-def _power(make: Make, value: Make, x: Any, exponent: Any) -> Any:
-    """``x ** exponent``: for some exponents PyTorch computes another operation."""
-    if isinstance(x, torch.fx.Node) and not isinstance(exponent, torch.fx.Node):
-        base, one = value(x), value(1)
-        if exponent == 0:
-            return one
-        if exponent == 1:
-            return base
-        if exponent == 2:
-            return make("mul", base, base)
-        if exponent == 3:
-            return make("mul", make("mul", base, base), base)
-        if exponent == 0.5:
-            return make("sqrt", base)
-        if exponent == -0.5:
-            return make("div", one, make("root", base))
-        if exponent == -1:
-            return make("div", one, base)
-        if exponent == -2:
-            return make("div", one, make("mul", base, base))
-    return make("pow", value(x), value(exponent))
+_POWERS: dict[float, Rule] = {
+    0: lambda _: 1,
+    1: _same,
+    2: lambda x: x * x,
+    3: lambda x: x * x * x,
+    0.5: lambda x: apply("sqrt", x),
+    -0.5: lambda x: 1 / apply("root", x),
+    -1: lambda x: 1 / x,
+    -2: lambda x: 1 / (x * x),
+}
+"""Exponents for which PyTorch computes another operation."""
 
 
-def _clamp(make: Make, value: Make, x: Any, low: Any = None, high: Any = None) -> Any:
-    result = value(x)
-    if low is not None:
-        result = _bounded(make, value, "maximum", result, low)
-    if high is not None:
-        result = _bounded(make, value, "minimum", result, high)
-    return result
+def _power(x: Any, exponent: Any) -> Any:
+    known = isinstance(x, Term) and not isinstance(exponent, Term) and exponent in _POWERS
+    return _POWERS[exponent](x) if known else apply("pow", x, exponent)
 
 
-def _clamp_max(make: Make, value: Make, x: Any, high: Any) -> Any:
-    return _bounded(make, value, "minimum", value(x), high)
-
-
-def _bounded(make: Make, value: Make, op: str, x: Any, bound: Any) -> Any:
+def _bounded(op: str, x: Any, bound: Any) -> Any:
     """`x` and a bound: where they are zeros of two signs a number leaves `x` as it is, a tensor does not."""
-    return make(op, x, value(bound)) if isinstance(bound, torch.fx.Node) else make(op, value(bound), x)
+    return apply(op, x, bound) if isinstance(bound, Term) else apply(op, bound, x)
 
 
-def _where(make: Make, value: Make, condition: Any, x: Any, y: Any) -> Any:
-    gate, one, other = make("to_bool", value(condition)), value(x), value(y)
-    if one.boolean and other.boolean:
-        return make("or", make("and", gate, one), make("and", make("not", gate), other))
-    return make("where", gate, make("to_float", one), make("to_float", other))
+def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+    result = x if low is None else _bounded("maximum", x, low)
+    return result if high is None else _bounded("minimum", result, high)
 
 
-def _masked_fill(make: Make, value: Make, x: Any, mask: Any, fill: Any) -> Any:
-    return _where(make, value, mask, fill, x)
+def _where(condition: Any, x: Any, y: Any) -> Any:
+    gate = apply("to_bool", condition)
+    one, other = gate.lift(x), gate.lift(y)
+    if one.value.boolean and other.value.boolean:
+        return (gate & one) | (~gate & other)
+    return where(gate, one, other)
 
 
-def _logical(op: str) -> Make:
-    return lambda make, value, *args: make(op, *(make("to_bool", value(a)) for a in args))
+def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
+    y = x.lift(y)
+    quotient = x / y
+    if rounding_mode is None:
+        return quotient
+    if rounding_mode == "trunc":
+        return apply("trunc", quotient)
+    rest = apply("fmod", x, y)
+    whole = (x - rest) / y
+    whole = where(rest.ne(0) & _signs_differ(rest, y), whole - 1, whole)
+    floor = apply("floor", whole)
+    floor = where(whole - floor > 0.5, floor + 1, floor)
+    found = where(whole.ne(0), floor, apply("copysign", 0, quotient))
+    return where(y.eq(0), quotient, found)
 
 
-def _threshold_backward(make: Make, value: Make, grad: Any, x: Any, threshold: Any) -> Any:
-    return make("where", make("le", value(x), value(threshold)), value(0), value(grad))
+def _signs_differ(x: Any, y: Any) -> Any:
+    return (x < 0) ^ (y < 0)
 
 
-def _tanh_backward(make: Make, value: Make, grad: Any, y: Any) -> Any:
-    square = make("mul", value(y), value(y))
-    return make("mul", value(grad), make("sub", value(1), square))
+def _remainder(x: Any, y: Any) -> Any:
+    y = x.lift(y) if isinstance(x, Term) else y
+    rest = apply("fmod", x, y)
+    return where(rest.ne(0) & _signs_differ(rest, y), rest + y, rest)
 
 
-def _reciprocal(make: Make, value: Make, x: Any) -> Any:
-    return make("div", value(1), value(x))
+def _round(x: Any, decimals: Any = 0) -> Any:
+    if decimals:
+        raise Unsupported(f"round with decimals={decimals}")
+    return apply("round", x)
 
 
-def _square(make: Make, value: Make, x: Any) -> Any:
-    return make("mul", value(x), value(x))
+def _heaviside(x: Any, at_zero: Any) -> Any:
+    above = apply("to_float", x > 0)
+    return where(x.eq(0), at_zero, above)
+
+
+def _nan_to_num(x: Any, nan: Any, high: Any, low: Any) -> Any:
+    result = where(x.ne(x), nan, x)
+    result = where(x.eq(math.inf), high, result)
+    return where(x.eq(-math.inf), low, result)
+
+
+def _passing_numbers(order: str) -> Rule:
+    return lambda x, y: where(apply(order, x, y) | y.ne(y), x, y)
+
+
+def _xlogy(x: Any, y: Any) -> Any:
+    term = x if isinstance(x, Term) else y
+    x, y = term.lift(x), term.lift(y)
+    return where(y.ne(y), y, where(x.eq(0), 0, apply("xlogy", x, y)))
+
+
+def _lerp(start: Any, end: Any, weight: Any) -> Any:
+    weight, difference = start.lift(weight), end - start
+    near = abs(weight) < 0.5
+    return apply("fma", where(near, weight, weight - 1), difference, where(near, start, end))
+
+
+def _addcmul(x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
+    return apply("fma", times(y, value), z, x)  # as it is compiled
 
 
 _SAID_BY_NAME = {
@@ -168,44 +194,46 @@ _SAID_BY_NAME = {
 }
 _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
 
-_RULES: dict[str, Make] = {
+_RULES: dict[str, Rule] = {
     **{op: _operation(op) for op in (*COMPARISONS, *CALLS)},
     **{op: _operation(op) for op in ("neg", "abs", "mul", "maximum", "minimum", "floor", "ceil", "trunc")},
     **{op: _operation(op) for op in ("sign", "copysign", "fmod")},
     **ACTIVATIONS,
-    **ARITHMETIC,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
-    "zeros_like": _constant(0),
-    "empty_like": _constant(0),
-    "fill": lambda make, value, x, fill: value(fill),
-    "ones_like": _constant(1),
-    "full_like": lambda make, value, x, fill: value(fill),
+    "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
+    **dict.fromkeys(("zeros_like", "empty_like"), lambda *_: 0),
+    "ones_like": lambda *_: 1,
+    **dict.fromkeys(("fill", "full_like"), lambda _, fill: fill),
     "add": _plain("add"),
     "sub": _plain("sub"),
-    "rsub": _reversed_sub,
+    "rsub": lambda x, y, alpha=1: _plain("sub")(y, x, alpha),
     "sgn": _operation("sign"),
-    "square": _square,
-    "reciprocal": _reciprocal,
+    "square": lambda x: x * x,
+    "reciprocal": lambda x: 1 / x,
     "pow": _power,
-    "rsqrt": lambda make, value, x: _power(make, value, x, -0.5),
-    "relu": lambda make, value, x: _clamp(make, value, x, 0),
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp_max,
+    "rsqrt": lambda x: _power(x, -0.5),
+    "relu": lambda x: _clamp(x, 0),
+    **dict.fromkeys(("clamp", "clamp_min"), _clamp),
+    "clamp_max": lambda x, high: _clamp(x, None, high),
     "where": _where,
-    "masked_fill": _masked_fill,
-    "logical_and": _logical("and"),
-    "logical_or": _logical("or"),
-    "logical_xor": _logical("xor"),
-    "logical_not": _logical("not"),
-    "bitwise_and": _logical("and"),
-    "bitwise_or": _logical("or"),
-    "bitwise_xor": _logical("xor"),
-    "bitwise_not": _logical("not"),
-    "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
-    "threshold_backward": _threshold_backward,
-    "tanh_backward": _tanh_backward,
+    "masked_fill": lambda x, mask, fill: _where(mask, fill, x),
+    **{f"{kind}_{op}": _logical(op) for kind in ("logical", "bitwise") for op in ("and", "or", "xor", "not")},
+    "div": _div,
+    "remainder": _remainder,
+    "round": _round,
+    "frac": lambda x: x - apply("trunc", x),
+    "heaviside": _heaviside,
+    "nan_to_num": _nan_to_num,
+    "isnan": lambda x: x.ne(x),
+    "isinf": lambda x: abs(x).eq(math.inf),
+    "signbit": lambda x: apply("copysign", 1, x) < 0,
+    "fmax": _passing_numbers("gt"),
+    "fmin": _passing_numbers("lt"),
+    "xlogy": _xlogy,
+    "lerp": _lerp,
+    "addcmul": _addcmul,
+    "addcdiv": lambda x, y, z, *, value=1: x + times(y, value) / z,
 }
 
 _ARITHMETIC = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}

@@ -1,11 +1,8 @@
-"""Whether a missing gradient of a step may be taken for a gradient of zero.
+"""Whether a missing gradient of a step may be replaced by zeros.
 
-Autograd tells a gradient that is not there from one that is zero: what is not there is multiplied by
-nothing. A kernel is given zeros instead, and zero times a finite number is the same. It is not where a
-derivative is infinite or NaN, as that of ``sqrt`` at zero: there the kernel's answer would be NaN.
-
-Everything is bounded from above and below, given that what a step reads and what it leaves is finite; but a
-quotient that may divide by zero may be infinite wherever it stands.
+Autograd does not multiply by a gradient that is None; a kernel multiplies by zeros. That is the same unless a
+derivative is infinite or NaN, as that of ``sqrt`` at zero. So values are bounded, given that what a step
+reads and its next states are finite; a quotient that may divide by zero may be infinite.
 """
 
 import math
@@ -15,24 +12,21 @@ from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["takes_zeros"]
-
 Bounds = tuple[float, float]
-"""What a finite number lies between; infinite bounds are no bounds."""
 
 ANY: Bounds = (-math.inf, math.inf)
 LEAST = 1e-30
-"""A divisor at least this far from zero makes no infinity of what a loss is made of."""
+"""A quotient by a number at least this far from zero counts as finite."""
 MOST = 80.0
 """Up to here ``exp`` is finite in float32."""
 LARGEST = 3.4028234663852886e38
-"""What is larger is infinite in float32."""
+"""The largest float32."""
 
 
 def takes_zeros(step: Step) -> bool:
-    """Whether the backward of `step` gives the same for absent gradients and for gradients of zero.
+    """Whether the backward of `step` gives the same for missing gradients and for zeros.
 
-    So it is where each gradient is only added, chosen, or multiplied by what is surely finite.
+    It does where gradients are only added, selected, or multiplied by what is surely finite.
     """
     found = _Found(step)
     behind: set[Value] = set()
@@ -58,7 +52,6 @@ def takes_zeros(step: Step) -> bool:
 
 
 _LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
-"""What gradients are taken by."""
 
 
 class _Found:
@@ -68,7 +61,7 @@ class _Found:
         self.step = step
         self.known: dict[Value, Bounds | None] = {}
         self.finite: set[Value] = set()
-        """What must have been finite for the states after the step to be."""
+        """Values that are finite since the states after the step are."""
         waiting = list(step.nexts)
         while waiting:
             value = waiting.pop()
@@ -114,7 +107,9 @@ class _Found:
         return rule(*given) if rule else None
 
 
-def _product(a: Bounds, b: Bounds) -> Bounds:
+def _product(a: Bounds, b: Bounds | None) -> Bounds | None:
+    if b is None:
+        return None
     ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
     return min(ends), max(ends)
 
@@ -125,46 +120,19 @@ def _reciprocal(a: Bounds | None) -> Bounds | None:
     return 1 / a[1], 1 / a[0]
 
 
-def _quotient(a: Bounds, b: Bounds) -> Bounds | None:
-    turned = _reciprocal(b)
-    return None if turned is None else _product(a, turned)
-
-
-def _absolute(a: Bounds) -> Bounds:
-    return max(0.0, a[0], -a[1]), max(-a[0], a[1])
-
-
-def _root(a: Bounds) -> Bounds | None:
-    return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
-
-
-def _exponential(a: Bounds) -> Bounds | None:
-    return (math.exp(a[0]), math.exp(a[1])) if a[1] <= MOST else None
-
-
-def _logarithm(a: Bounds) -> Bounds | None:
-    return ANY if a[0] >= LEAST else None
-
-
-def _whole(a: Bounds) -> Bounds:
-    return a[0] - 1, a[1] + 1
-
-
 _RULES: dict[str, Callable[..., Bounds | None]] = {
     "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
     "neg": lambda a: (-a[1], -a[0]),
     "mul": _product,
-    "div": _quotient,
-    "abs": _absolute,
+    "div": lambda a, b: _product(a, _reciprocal(b)),
+    "abs": lambda a: (max(0.0, a[0], -a[1]), max(-a[0], a[1])),
     "maximum": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
     "minimum": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "where": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1])),
     "to_float": lambda a: a,
-    "sqrt": _root,
-    "root": _root,
-    "exp": _exponential,
-    "log": _logarithm,
-    "log2": _logarithm,
-    **dict.fromkeys(("floor", "ceil", "trunc"), _whole),
+    **dict.fromkeys(("sqrt", "root"), lambda a: (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None),
+    "exp": lambda a: (math.exp(a[0]), math.exp(a[1])) if a[1] <= MOST else None,
+    **dict.fromkeys(("log", "log2"), lambda a: ANY if a[0] >= LEAST else None),
+    **dict.fromkeys(("floor", "ceil", "trunc"), lambda a: (a[0] - 1, a[1] + 1)),
 }

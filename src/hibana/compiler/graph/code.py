@@ -5,34 +5,20 @@ Nothing here reads the values behind the names: :mod:`hibana.compiler.graph.fing
 
 import dis
 import re
+import types
 from collections.abc import Iterator
 from functools import lru_cache
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    FunctionType,
-    GetSetDescriptorType,
-    MethodDescriptorType,
-    WrapperDescriptorType,
-)
 from typing import Any, NamedTuple
-
-__all__ = ["Names", "names_in", "names_of_methods", "native_bases"]
 
 _OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"}
 _BY_ANY_NAME = {
-    "__dict__",
-    "__getattribute__",
-    "attrgetter",
-    "dir",
-    "getattr",
-    "hasattr",
-    "methodcaller",
-    "vars",
+    *("__dict__", "__getattribute__", "attrgetter", "dir", "getattr", "hasattr", "methodcaller", "vars")
 }
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
-_OF_C = (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType, GetSetDescriptorType)
+_OF_C = (
+    *(types.MethodDescriptorType, types.WrapperDescriptorType),
+    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType),
+)
 _HEAP_TYPE = 1 << 9
 """The flag of a class that a class statement, or C at run time, has made."""
 
@@ -43,17 +29,17 @@ class Names(NamedTuple):
     variables: frozenset[tuple[str, ...]]
     """Global variables, read or written, each with the attributes that are read from it at once."""
     attributes: frozenset[str]
-    """Attributes, and text that may be the name of one."""
+    """Attributes, and strings that may be the name of one."""
     imports: frozenset[tuple[str, int]]
-    """Modules, and of how many packages above; 0 if the name is absolute."""
+    """Modules, and their level: 0 if the name is absolute."""
     any_attribute: bool
-    """Whether it may read attributes by names that it computes."""
+    """Whether it may read attributes by computed names."""
 
 
 @lru_cache(maxsize=4096)
-def names_in(code: CodeType) -> Names:
+def names_in(code: types.CodeType) -> Names:
     """The names in `code` and in the code inside it."""
-    inner = [names_in(part) for part in code.co_consts if isinstance(part, CodeType)]
+    inner = [names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     lines = list(dis.get_instructions(code))
     variables = {_path(lines, i) for i, line in enumerate(lines) if line.opname in _OF_GLOBALS}
     imports = {
@@ -99,20 +85,20 @@ def names_of_methods(kind: type) -> frozenset[str]:
     """The attributes that the methods which `kind` itself defines name."""
     own = [value for name, value in vars(kind).items() if name not in ("__init__", "__new__")]
     unwrapped = [getattr(value, "fget", getattr(value, "__func__", value)) for value in own]
-    functions = [value for value in unwrapped if isinstance(value, FunctionType)]
+    functions = [value for value in unwrapped if isinstance(value, types.FunctionType)]
     return frozenset().union(*(names_in(function.__code__).attributes for function in functions))
 
 
 @lru_cache(maxsize=1024)
 def native_bases(kind: type) -> tuple[type, ...]:
-    """Those of the bases of `kind`, and itself, that may keep what Python can't see: written in C."""
+    """Those of the bases of `kind`, and itself, that are written in C, and may hold what Python can't see."""
     return tuple(base for base in kind.__mro__ if base is not object and not _is_python(base))
 
 
 def _is_python(kind: type) -> bool:
     new = vars(kind).get("__new__")
     return bool(kind.__flags__ & _HEAP_TYPE) and not (
-        (isinstance(new, BuiltinFunctionType) and new.__self__ is kind)
+        (isinstance(new, types.BuiltinFunctionType) and new.__self__ is kind)
         or any(
             isinstance(value, _OF_C)
             and value.__objclass__ is kind

@@ -6,8 +6,6 @@ of maximum flow in networks with power estimation*.
 
 from collections import deque
 
-__all__ = ["INFINITE", "Network"]
-
 INFINITE = 1 << 60
 """A capacity that no cut can pay."""
 
@@ -30,19 +28,13 @@ class Network:
         self.left += [capacity, 0]
 
     def source_side(self, source: int, sink: int) -> list[bool]:
-        """For each node, whether the cheapest cut between `source` and `sink` leaves it with `source`.
-
-        Of cuts of one price it is that nearest to `source`.
-        """
+        """For each node, whether the minimum cut nearest to `source` leaves it on its side."""
         while (level := self._levels(source, sink))[sink] >= 0:
             self._saturate(source, sink, level)
         return [depth >= 0 for depth in level]
 
     def _levels(self, source: int, sink: int) -> list[int]:
-        """How far nodes are from `source` along edges that have something left, as far as `sink`.
-
-        It is -1 for nodes that there is no way to, and for those not reached before `sink`.
-        """
+        """Distances from `source` in the residual graph, up to that of `sink`; -1 if not reached."""
         level = [-1] * len(self.edges)
         level[source] = 0
         waiting = deque([source])
@@ -58,7 +50,7 @@ class Network:
         return level
 
     def _saturate(self, source: int, sink: int, level: list[int]) -> None:
-        """Sends flow along every way that goes one level further with each edge."""
+        """A blocking flow: along every path that goes one level further with each edge."""
         tried = [0] * len(self.edges)
         way: list[int] = []
         node = source

@@ -1,8 +1,4 @@
-"""Emits the source of a scalar body from values, in a given language.
-
-What every backend shares: the order of statements, what gets a name and what is written in place. How a
-language says an operation is its dialect's business, how memory is walked is its backend's.
-"""
+"""Emits statements that compute values, in a given language: their order, and which values get a name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,46 +7,38 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
-__all__ = ["Dialect", "statements"]
-
 LONGEST = 60
 """A value used once is written in place up to this many characters."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a language says each operation: a template with ``{0}``, ``{1}``, … for its arguments.
-
-    That of ``product`` has ``{matrix}`` as well.
-    """
+    """A language, as templates: of operations with ``{0}``, ``{1}``, … for their arguments."""
 
     name: str
     operations: Mapping[str, str]
+    """That of ``product`` has ``{matrix}`` as well."""
     number: str
-    """How it says a whole number: a template with ``{0}``."""
+    """Of an integer ``{0}``."""
     assigned: str = "{name} = {said}"
-    """How it gives a number a name: a template,"""
+    """Of the definition of a number, and of a truth value if it differs."""
     assigned_truth: str = ""
-    """and a truth value, if otherwise."""
     transposed: str = "{0}.T"
-    """What it calls the matrix ``{0}``, transposed."""
+    """Of the matrix ``{0}``, transposed."""
 
 
 def statements(
     stores: Mapping[str, Value], leaves: Mapping[str, str], dialect: Dialect
 ) -> tuple[list[str], dict[str, str]]:
-    """Statements that compute `stores`.
+    """Statements that compute `stores`, in order, and the expression of each store.
 
     Args:
-        stores: a name for each value wanted; a value that gets a variable gets one of that name.
-        leaves: what stands for each named leaf.
+        stores: a name for each value; a value that becomes a variable has that name.
+        leaves: the expression of each named leaf.
         dialect: the language.
 
-    Returns:
-        The statements in order, and for each store what stands for its value.
-
     Raises:
-        Unsupported: if the language does not say an operation.
+        Unsupported: if the language lacks an operation.
     """
     order = evaluated(stores.values(), ())
     uses: dict[Value, int] = dict.fromkeys(order, 0)
@@ -85,7 +73,6 @@ def statements(
 
 
 def _matrix(value: Value, dialect: Dialect) -> str:
-    """A name for the matrix of a product, transposed or not."""
     if value.op != "product":
         return ""
     index, turned = divmod(int(value.data), 2)
@@ -93,7 +80,7 @@ def _matrix(value: Value, dialect: Dialect) -> str:
 
 
 def _bare(text: str) -> str:
-    """`text` without the brackets around it, if its first bracket closes at its end."""
+    """`text` without the parentheses around it."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

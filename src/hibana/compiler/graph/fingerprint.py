@@ -1,8 +1,7 @@
 """The fingerprint of a cell: cells with equal fingerprints share one compiled program.
 
-A step is read once, so all that it can read must be known: what its cell holds, and what its code names. The
-values of the cell's tensors are left out: they are arguments of a kernel. What can change unseen is refused,
-never guessed (:mod:`hibana.compiler.graph.walk`).
+It covers all that a step can read, what its cell holds and what its code names, but the values of the cell's
+tensors, which are arguments of kernels. What can change unseen is refused.
 """
 
 import random
@@ -15,49 +14,37 @@ from torch import nn
 from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import NOT_HYPER, Walk
-from hibana.compiler.graph.watch import Item, Look, Watch, held, hooked, is_fixed, unchanged
+from hibana.compiler.graph.walk import Walk
+from hibana.compiler.graph.watch import Item, Look, Watch, unchanged
 from hibana.compiler.shared import Bounded
 
-__all__ = [
-    "NOT_HYPER",
-    "Followed",
-    "follow",
-    "followed",
-    "held",
-    "hooked",
-    "is_fixed",
-    "random_state",
-    "unchanged",
-]
-
 PROGRAMS = 16
-"""Programs that one cell keeps, which differ in backend, shape or dtype."""
+"""Maximum programs per cell, which differ in backend, shape or dtype."""
 
 
 class Followed(NamedTuple):
     """All that the step of a cell can read."""
 
     key: tuple[Hashable, ...]
-    """Equal for cells that one program serves."""
+    """The fingerprint."""
     refused: str
-    """Why no program can serve the cell; empty, if one can."""
+    """Why no program can serve the cell, or ``""``."""
     unguarded: str
-    """A number that torch.compile would not see change; empty, if there is none."""
+    """A number whose change torch.compile would not see, or ``""``."""
     plain: bool
-    """Whether nothing but setting an attribute can change what the cell itself holds."""
+    """Whether only setting an attribute can change what the cell itself holds."""
     look: Look
-    """The look at the cell itself, which tells with `seen` whether that has changed."""
+    """A snapshot function of the cell itself, and what it gave."""
     seen: Hashable
     items: tuple[Item, ...]
+    """With `watched`, snapshots of everything else."""
     watched: tuple[Watch, ...]
-    """With `items`, what tells whether anything else has changed."""
     uncopied: tuple[object, ...]
-    """What a copy of the cell that reads the same must have itself, not a copy of it."""
+    """Objects that a copy of the cell must share with it to read the same."""
     served: dict[Hashable, Any]
-    """Programs that have served it, found without a look at the key."""
+    """Programs that have served the cell, found without the key."""
     alive: tuple[object, ...]
-    """What was followed: the looks of `watched` are of identities."""
+    """Objects that are kept alive, since `watched` compares identities."""
 
 
 def follow(module: nn.Module) -> Followed:
@@ -84,7 +71,7 @@ def follow(module: nn.Module) -> Followed:
 
 
 def followed(cell: Cell) -> Followed:
-    """All that the step of `cell` can read, remembered until any of it changes.
+    """All that the step of `cell` can read, cached until any of it changes.
 
     Raises:
         Unsupported: if it can read what can change unseen, or has hooks.
@@ -100,7 +87,7 @@ def followed(cell: Cell) -> Followed:
 
 
 def random_state() -> Hashable:
-    """The state of the generators of random numbers that Python and NumPy share among all."""
+    """The state of the global random generators of Python and NumPy."""
     # NumPy loads them when they are first touched: until then nobody has drawn any.
     numbers = sys.modules.get("numpy.random")
     drawn = numbers.get_state()[1:3] if numbers else ((), 0)

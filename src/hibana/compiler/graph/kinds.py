@@ -1,21 +1,9 @@
 """Which values, types, functions and packages are constant, so that a step may read them freely."""
 
 import sys
+import types
 from collections import namedtuple
 from decimal import Decimal
-from types import (
-    BuiltinFunctionType,
-    ClassMethodDescriptorType,
-    CodeType,
-    EllipsisType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    ModuleType,
-    NotImplementedType,
-    WrapperDescriptorType,
-)
 from typing import Any
 
 import torch
@@ -23,32 +11,13 @@ from torch import nn
 
 from hibana.compiler.graph.watch import PLAIN
 
-__all__ = [
-    "CONSTANT",
-    "DESCRIPTORS",
-    "READS_STATE",
-    "UNCHANGED_PACKAGES",
-    "Same",
-    "does_not_change",
-    "exact",
-    "is_array",
-    "is_code_of_package",
-    "is_operation",
-    "is_read_by_torch",
-    "is_scalar_of_numpy",
-    "root",
-]
-
 CONSTANT = PLAIN | {
-    *(complex, bytes, range, EllipsisType, NotImplementedType, CodeType, Decimal),
+    *(complex, bytes, range, types.EllipsisType, types.NotImplementedType, types.CodeType, Decimal),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 }
 DESCRIPTORS = (
-    ClassMethodDescriptorType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    MethodDescriptorType,
-    WrapperDescriptorType,
+    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
+    *(types.MethodDescriptorType, types.WrapperDescriptorType),
     type(vars(namedtuple("_Named", "field"))["field"]),
 )
 UNCHANGED_PACKAGES = {
@@ -77,7 +46,7 @@ READS_STATE = {
 
 
 class Same:
-    """Equal to itself alone; it keeps its object alive, so that no other gets its place in memory."""
+    """An object by identity, which it keeps alive."""
 
     def __init__(self, value: object) -> None:
         self.value = value
@@ -90,7 +59,7 @@ class Same:
 
 
 def exact(value: Any) -> Any:
-    """`value`, or what tells minus zero from zero and finds one NaN equal to another."""
+    """`value`, or for zeros and NaN their text: it distinguishes signs, and is equal for NaN."""
     return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
 
 
@@ -100,30 +69,28 @@ def root(name: object) -> str:
 
 
 def does_not_change(value: Any) -> bool:
-    """Whether `value`, a function or a class, does the same at each call, whatever happens elsewhere."""
+    """Whether `value`, a function or a class, does the same at each call."""
     where = value.__module__ if isinstance(value, type) else value.__globals__.get("__name__")
-    if isinstance(value, FunctionType) and value.__name__ in READS_STATE:
+    if isinstance(value, types.FunctionType) and value.__name__ in READS_STATE:
         return False
     return root(where) in UNCHANGED_PACKAGES or (where == "builtins" and isinstance(value, type))
 
 
-def is_code_of_package(module: ModuleType, value: Any) -> bool:
+def is_code_of_package(module: types.ModuleType, value: Any) -> bool:
     """Whether `value`, of `module`, is code that does the same at each call."""
-    code = isinstance(value, ModuleType | FunctionType | BuiltinFunctionType | type) or is_operation(
-        type(value)
-    )
-    if getattr(value, "__name__", "") in READS_STATE:
+    if getattr(value, "__name__", "") in READS_STATE or root(module.__name__) not in UNCHANGED_PACKAGES:
         return False
-    return code and root(module.__name__) in UNCHANGED_PACKAGES
+    kinds = types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type
+    return isinstance(value, kinds) or is_operation(type(value))
 
 
 def is_read_by_torch(kind: type) -> bool:
-    """Whether torch's own code, whose names are not known, reads the attributes of a module of `kind`."""
+    """Whether torch's own code, which is not followed, reads the attributes of a module of `kind`."""
     return any(root(base.__module__) == "torch" and base is not nn.Module for base in kind.__mro__)
 
 
 def is_operation(kind: type) -> bool:
-    """Whether objects of `kind` are functions of NumPy's or of torch's, which are of types of their own."""
+    """Whether objects of `kind` are functions of NumPy or torch, which have types of their own."""
     functions = "ufunc", "_ArrayFunctionDispatcher", "ScriptFunction"
     return kind.__module__ == "torch._ops" or (
         kind.__name__ in functions and root(kind.__module__) in ("numpy", "torch")
@@ -131,13 +98,13 @@ def is_operation(kind: type) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Whether `value` is an array of NumPy, and of no subclass, which may keep more."""
+    """Whether `value` is a NumPy array, not of a subclass."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(value) is numpy.ndarray
 
 
 def is_scalar_of_numpy(value: Any) -> bool:
-    """Whether `value` is a number of NumPy, which can't change."""
+    """Whether `value` is a NumPy scalar, which is immutable."""
     numpy = sys.modules.get("numpy")
     return (
         numpy is not None

@@ -1,14 +1,18 @@
-"""Reads a node of a traced graph: its operation, type promotion, and the memory it writes to."""
+"""Reads a node of a traced graph: its operation, its dtype, which matrix it is, where it writes, its layout.
 
+A step's matrix products come among views and transpositions. The *layout* of a traced tensor holds for each
+of its elements the number of its neuron in the step. An operation that only moves elements is applied to the
+layout too, so that it is known which dimension of an operand holds the neurons.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.recorder import foreign
-
-__all__ = ["as_computed", "name_of", "sharing_memory", "writes", "writes_to_given"]
 
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
@@ -67,3 +71,125 @@ def sharing_memory(node: fx.Node) -> list[fx.Node]:
 
 def _memory_of(node: fx.Node) -> int:
     return int(node.meta["val"].untyped_storage()._cdata)
+
+
+class Matrices:
+    """Square matrices of as many neurons as a step of `shape` has, made of the cell's tensors alone."""
+
+    def __init__(self, shape: torch.Size, once: set[fx.Node]) -> None:
+        self.shape = shape
+        self.once = once
+        """Nodes that depend on the cell's tensors alone."""
+        self.nodes: list[fx.Node] = []
+
+    def place(self, node: fx.Node) -> tuple[int, bool]:
+        """Which of the matrices `node` is, and whether transposed."""
+        turned = False
+        while name_of(node.target) in ("t", "transpose", "mT", "view", "_unsafe_view") and self._is_matrix(
+            node.args[0]
+        ):
+            turned ^= name_of(node.target) in ("t", "transpose", "mT")
+            (node,) = node.all_input_nodes
+        if node not in self.nodes:
+            self.nodes.append(node)
+        return self.nodes.index(node), turned
+
+    def _is_matrix(self, node: Any) -> bool:
+        """Whether `node` is a square matrix that depends on the cell's tensors alone."""
+        neurons = self.shape[-1]
+        return node in self.once and node.meta["val"].squeeze(0).shape == (neurons, neurons)
+
+
+class Wide:
+    """Which float64 nodes of `graph` may be computed in `dtype`; its first ends are the `states`.
+
+    A float32 step has such nodes where it calls ``torch.float_power``. A power within 2 ulp in float64 is no
+    better once it is rounded to float32, and gradients agree to the tolerance of float32 anyway. Whatever
+    else a step's states are made of in float64 is refused: it would have another last bit.
+    """
+
+    def __init__(self, graph: fx.Graph, states: int, dtype: torch.dtype) -> None:
+        self.narrow = dtype
+        (ends,) = graph.output_node().args
+        assert isinstance(ends, tuple)
+        self.forward: set[fx.Node] = set()
+        """What the states are made of."""
+        waiting = [node for node in ends[:states] if isinstance(node, fx.Node)]
+        self.ends = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if node not in self.forward:
+                self.forward.add(node)
+                waiting += node.all_input_nodes
+
+    def serves(self, node: fx.Node) -> bool:
+        """Whether `node` is one of them."""
+        if self.narrow != torch.float32 or node.meta["val"].dtype != torch.float64:
+            return False
+        if node not in self.forward or name_of(node.target) in ("_to_copy", "detach", "alias"):
+            return node not in self.ends and self._is_of_function(node)
+        copies = all(self._is_narrow_copy(other) for other in node.all_input_nodes)
+        return self.is_power(node) and copies and node not in self.ends
+
+    def is_power(self, node: fx.Node) -> bool:
+        """Whether `node` is a power in 64 bits that states are made of, whatever its exponent."""
+        wide = node.meta["val"].dtype == torch.float64 and self.narrow == torch.float32
+        return wide and node in self.forward and name_of(node.target) == "pow"
+
+    def _is_of_function(self, node: fx.Node) -> bool:
+        """Whether what the states are made of takes `node` to a power alone, or rounds it."""
+        users = [user for user in node.users if user in self.forward]
+        return all(
+            name_of(user.target) in ("pow", "detach", "alias") or user.meta["val"].dtype == self.narrow
+            for user in users
+        )
+
+    def _is_narrow_copy(self, node: fx.Node) -> bool:
+        """Whether `node` is a number of 32 bits, in 64."""
+        return name_of(node.target) == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == self.narrow
+
+
+MOVES = frozenset(
+    {"t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten"}
+    | {"alias", "detach", "clone", "contiguous", "expand", "lift_fresh", "numpy_T", "mT", "squeeze_"}
+)
+"""Operations whose result holds the elements of their first argument, each once."""
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "mv", "addmv"})
+
+
+def step_layout(shape: torch.Size) -> Tensor:
+    """The layout of a step of `shape`."""
+    return torch.arange(shape.numel(), dtype=torch.int64, device="cpu").view(shape)
+
+
+def moved(layout: Tensor, operation: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Tensor:
+    """`layout` after `operation`, with its `args` after the tensor."""
+    result = operation(layout.clone(), *args, **{k: v for k, v in kwargs.items() if k == "implicit"})
+    assert isinstance(result, Tensor)
+    return result.clone()
+
+
+def same(layout: Tensor, other: Tensor, shape: torch.Size) -> bool:
+    """Whether both are one layout, of `shape`."""
+    return layout.shape == shape and (layout is other or torch.equal(layout, other))
+
+
+def is_step(layout: Tensor, shape: torch.Size) -> bool:
+    """Whether `layout` is that of a step of `shape`, its dimensions before the last perhaps joined."""
+    return layout.numel() == shape.numel() and _in_order(layout)
+
+
+def rows(layout: Tensor, neurons: int) -> bool:
+    """Whether `layout` is ``[samples, neurons]``, or that after a dimension of one."""
+    plain = layout.squeeze(0) if layout.ndim == 3 else layout
+    return plain.ndim == 2 and plain.shape[1] == neurons and _in_order(plain)
+
+
+def columns(layout: Tensor, neurons: int) -> bool:
+    """Whether `layout` is ``[neurons, samples]``, or that after a dimension of one."""
+    plain = layout.squeeze(0) if layout.ndim == 3 else layout
+    return plain.ndim == 2 and rows(plain.T, neurons)
+
+
+def _in_order(layout: Tensor) -> bool:
+    return torch.equal(layout.reshape(-1), step_layout(torch.Size([layout.numel()])))

@@ -1,14 +1,12 @@
-"""The table of operations: one row for each, with its derivative, dtypes, C, LLVM and Triton forms.
+"""The table of operations: one row for each, with its C, LLVM and Triton forms.
 
-A column is a target language. A row without an entry in it can't be emitted there, which
-:class:`Unsupported` names. :mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
+A row without an entry for a language can't be emitted in it, and raises :class:`Unsupported`.
+:mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
-
-__all__ = ["BOOLEAN", "CALLS", "COMPARISONS", "OPERATIONS", "Operation", "Unsupported", "row_of"]
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
@@ -26,37 +24,35 @@ class Operation:
     name: str
     arity: int
     said: str
-    """How a person says it: a template with ``{0}``, ``{1}``, … for its arguments."""
+    """In equations, a template with ``{0}``, ``{1}``, … for its arguments, as the other templates."""
     llvm: tuple[str, ...] = ()
     """LLVM's instructions: ``{V}`` is the vector's type, ``{T}`` the number's, ``{M}`` a mask's, ``{K}`` an
-    intrinsic's suffix, ``{t0}`` what the first instruction gave; none for what a function computes."""
+    intrinsic's suffix, ``{t0}`` the first instruction's result; none if a function computes it."""
     triton: str = ""
-    """A template; ``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` are what rounds as IEEE has it."""
+    """``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` round as IEEE requires."""
     c: str = ""
-    """A template of C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
+    """C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
     boolean: bool = False
-    """Whether a truth value comes of it."""
+    """Whether the result is a truth value."""
     call: bool = False
-    """Whether a function computes it, a row at a time: what IEEE does not determine."""
+    """Whether a function computes it, a row at a time, since IEEE does not determine it."""
     effort: float = 0.1
-    """What recomputing it costs, in bits kept."""
+    """The price of recomputing it, in bits kept."""
     mkl: str = ""
-    """Of the functions that may compute it: the one of Intel's library,"""
+    """The functions that may compute it: of MKL, Sleef and the C library."""
     sleef: str = ""
-    """that of Sleef,"""
     libm: str = ""
-    """and that of the C library."""
     own: bool = False
-    """Whether hibana has code of its own for it (:mod:`hibana.compiler.cpu.functions`)."""
+    """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.own`)."""
     written: Written = ""
-    """How it is written in other operations where no function computes it: to more than two units in the last
-    place, which gradients bear. ``"{0}"`` is an argument, a digit a number."""
+    """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone.
+    ``"{0}"`` is an argument, a digit a number."""
     within: tuple[float, float] | None = None
-    """Between which numbers it surely lies, if it does whatever its arguments are."""
+    """Bounds of the result, whatever the arguments."""
 
     @property
     def onnx(self) -> str:
-        """ONNX's operator for it, if there is one."""
+        """ONNX's operator, or ``""``."""
         return _IN_ONNX.get(self.name, "")
 
 
@@ -91,52 +87,27 @@ def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
     return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan, c)
 
 
-def _intrinsic(
-    name: str, intrinsic: str, triton: str, said: str = "", effort: float = 0.1, c: str = ""
-) -> Operation:
-    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({{V}} {{0}})",)
-    c = f"{c or intrinsic}@({{0}})"
-    return Operation(name, 1, f"{said or name}({{0}})", llvm, triton, c, effort=effort)
+def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", c: str = "", n: int = 1) -> Operation:
+    given, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
+    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({typed})",)
+    return Operation(name, n, f"{said or name}({given})", llvm, triton, f"{c or intrinsic}@({given})")
 
 
 _ROUGH_ON_CUDA = ("acosh", "asinh")
 """Functions in which CUDA's library takes an approximate root."""
 
 
-def _call(
-    name: str,
-    arity: int = 1,
-    *,
-    mkl: str = "",
-    sleef: str = "",
-    libm: str = "",
-    own: bool = False,
-    c: str = "",
-    triton: str = "",
-    written: Written = "",
-    within: tuple[float, float] | None = None,
-) -> Operation:
-    arguments = ", ".join(f"{{{i}}}" for i in range(arity))
-    served = (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA
-    triton = triton or (f"libdevice.{name}({arguments})" if served else "")
-    return Operation(
-        name,
-        arity,
-        f"{name}({arguments})",
-        triton=triton,
-        c=c or (f"{libm}@({arguments})" if libm else ""),
-        call=True,
-        effort=8.0,
-        mkl=mkl,
-        sleef=sleef,
-        libm=libm,
-        own=own,
-        written=written,
-        within=within,
-    )
+def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns: Any) -> Operation:
+    said = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
+    if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA:
+        columns = {"triton": f"libdevice.{said}", **columns}
+    if libm:
+        columns = {"c": said.replace(name, f"{libm}@", 1), **columns}
+    return Operation(name, arity, said, call=True, effort=8.0, mkl=mkl, libm=libm, **columns)
 
 
-_SIGN = ("select {M} {t0}, {V} splat ({T} 1.0), {V} zeroinitializer", "fcmp olt {V} {0}, zeroinitializer")
+_NE = "({0} != 0)"
+_ONE = "select {{M}} {0}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer"
 
 OPERATIONS = MappingProxyType(
     {
@@ -154,30 +125,15 @@ OPERATIONS = MappingProxyType(
             Operation(
                 "not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", "(!{0})", boolean=True
             ),
-            Operation(
-                "to_bool",
-                1,
-                "({0} != 0)",
-                ("fcmp une {V} {0}, splat ({T} 0.0)",),
-                "({0} != 0)",
-                "({0} != 0)",
-                boolean=True,
-            ),
-            Operation(
-                "to_float",
-                1,
-                "[{0}]",
-                ("select {M} {0}, {V} splat ({T} 1.0), {V} zeroinitializer",),
-                "{0}.to(tl.REAL)",
-                "(REAL)({0})",
-            ),
+            Operation("to_bool", 1, _NE, ("fcmp une {V} {0}, splat ({T} 0.0)",), _NE, _NE, boolean=True),
+            Operation("to_float", 1, "[{0}]", (_ONE.format("{0}"),), "{0}.to(tl.REAL)", "(REAL)({0})"),
             _binary("add", "+"),
             _binary("sub", "-"),
             _binary("mul", "*"),
             _binary("div", "/", effort=0.5, triton="DIVIDED"),
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})"),
             _intrinsic("abs", "fabs", "tl.abs({0})"),
-            _intrinsic("root", "sqrt", "ROOT", "sqrt", effort=0.5),
+            replace(_intrinsic("root", "sqrt", "ROOT", "sqrt"), effort=0.5),
             _intrinsic("floor", "floor", "tl.floor({0})"),
             _intrinsic("ceil", "ceil", "tl.ceil({0})"),
             _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
@@ -190,28 +146,17 @@ OPERATIONS = MappingProxyType(
                 "sign({0})",
                 (
                     "fcmp ogt {V} {0}, zeroinitializer",
-                    *_SIGN,
-                    "select {M} {t2}, {V} splat ({T} 1.0), {V} zeroinitializer",
+                    _ONE.format("{t0}"),
+                    "fcmp olt {V} {0}, zeroinitializer",
+                    _ONE.format("{t2}"),
                     "fsub {V} {t1}, {t3}",
                 ),
                 "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
                 "(REAL)(({0} > 0) - ({0} < 0))",
                 within=(-1.0, 1.0),
             ),
-            Operation(
-                "copysign",
-                2,
-                "copysign({0}, {1})",
-                ("call {V} @llvm.copysign.{K}({V} {0}, {V} {1})",),
-                c="copysign@({0}, {1})",
-            ),
-            Operation(
-                "fma",
-                3,
-                "fma({0}, {1}, {2})",
-                ("call {V} @llvm.fma.{K}({V} {0}, {V} {1}, {V} {2})",),
-                c="fma@({0}, {1}, {2})",
-            ),
+            _intrinsic("copysign", "copysign", "", n=2),
+            _intrinsic("fma", "fma", "", n=3),
             Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
             Operation(
                 "where",

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-__all__ = ["SUM", "Part", "Place", "filled", "part_between", "places_in"]
-
 
 @dataclass(frozen=True)
 class Place:
-    """Stands for the value at a place among those that are known."""
+    """A reference to the value with this index."""
 
     at: int
 
@@ -26,7 +24,7 @@ class Part:
 
     takes: int
     calls: list[tuple[Any, Any, Any]]
-    """Functions, their arguments and keyword arguments; each adds a value to those that are given."""
+    """Functions, their arguments and keyword arguments; each appends a value to those given."""
     ends: list[int | None]
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
@@ -43,18 +41,16 @@ class Part:
 
     @cached_property
     def _ready(self) -> "list[_Call]":
-        """The calls, of which nothing is looked through that has no place in it."""
+        """The calls, with the arguments that hold no place filled in."""
         return [_Call.of(*call) for call in self.calls]
 
 
 class _Call(NamedTuple):
-    """A function and its arguments, by where values go among these."""
+    """A function, its arguments that are constant, and with their indices those that hold places."""
 
     function: Any
     constant: list[Any]
-    """The arguments that hold no place, where they are."""
     open: list[tuple[int, Any]]
-    """Which arguments hold places, and they."""
     kwargs: dict[str, Any]
 
     @classmethod
@@ -65,7 +61,7 @@ class _Call(NamedTuple):
 
 
 def _is_of_one(summed: list[Any]) -> bool:
-    """Whether a sum so given is of one number each, as of what was folded before: it is that, added to 0."""
+    """Whether a sum is over dimensions of size one, as of what a kernel reduced: the value itself, plus 0."""
     if len(summed) < 3 or summed[2] is not True or not summed[1]:
         return False
     value, shape = summed[0], summed[0].shape
@@ -78,7 +74,7 @@ SUM = torch.ops.aten.sum.dim_IntList
 def part_between(
     graph: fx.Graph, inputs: list[fx.Node], outputs: list[Any], moved: dict[fx.Node, list[int]], device: str
 ) -> Part:
-    """The part of `graph` from `inputs` to `outputs`; of what was `moved`, the inputs have another shape."""
+    """The part of `graph` from `inputs` to `outputs`; `moved` inputs are reshaped first."""
     needed: set[fx.Node] = set()
     stack = [node for node in outputs if node is not None]
     while stack:
@@ -100,7 +96,7 @@ def part_between(
 
 
 def _placed(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
-    """`kwargs` of an operation traced without data, which makes a tensor on the step's `device`."""
+    """`kwargs` of an operation that was traced on the meta device, for the step's `device`."""
     there = torch.device(device)
     return {n: there if n == "device" and v == torch.device("meta") else v for n, v in kwargs.items()}
 

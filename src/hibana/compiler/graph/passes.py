@@ -1,8 +1,7 @@
 """The forward and backward pass of one step: what it reads and writes, by name, for every backend.
 
-A pass is a set of stores, from a name to the value that goes there, made of named leaves: ``row`` (a
-number per neuron), ``bits`` (a truth value per neuron) and ``scalar`` (one number for all). Where the
-names lie in memory is each backend's business.
+A pass is a set of stores, from a name to its value, made of named leaves: ``row`` (a number per neuron),
+``bits`` (a truth value per neuron) and ``scalar`` (one number for all).
 
 ======================  ========================================================================
 ``x``                   the input at this step
@@ -15,7 +14,7 @@ names lie in memory is each backend's business.
 ``x_grad``              the gradient of the input
 ``sum0``, …             sums over time that the gradients of the cell's tensors are made of
 ``outer0``, …           gradients that gradients of matrices are outer products of
-``gate0``, …            a truth value of the step before, outside which state 0's gradient is of no matter
+``gate0``, …            a mask of the step before, outside which state 0's gradient is not used
 ``p0``, …               per-neuron parameters; scalar ones are ``scalar`` leaves, ``p[0]`` of one number
 ``c[0]``, …             constants
 ======================  ========================================================================
@@ -26,14 +25,12 @@ from collections.abc import Callable, Mapping
 from hibana.compiler.graph.plan import Plan, evaluated, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
-
 Stores = dict[str, Value]
 Leaf = Callable[[Value], Value | None]
 
 
 def forward_pass(step: Step, plan: Plan | None) -> Stores:
-    """One step forward: the next states, and what `plan` keeps (nothing, if it is None)."""
+    """One step forward: the next states, and the residuals of `plan` if it is given."""
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
         stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if value.op != "input"}
@@ -49,7 +46,7 @@ def forward_pass(step: Step, plan: Plan | None) -> Stores:
 
 
 def before_pass(step: Step, plan: Plan) -> Stores:
-    """The states before a step that the backward uses, from what was kept a step earlier."""
+    """The previous states that the backward uses, from the residuals of the step before."""
     residuals = {value: _residual(value, f"residual{i}_earlier") for i, value in enumerate(plan.residuals)}
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
     return _named(stores, lambda value: residuals.get(value) or _shared(value))
@@ -58,11 +55,7 @@ def before_pass(step: Step, plan: Plan) -> Stores:
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: bool) -> Stores:
     """One step back: the gradients of the input and of the states before it, and the sums over time.
 
-    Args:
-        step: the step.
-        plan: what was kept of it.
-        wants_input: whether the gradient of the input is asked for.
-        constant_input: whether the input is the same at each step, and its gradient a sum over time.
+    `constant_input` makes the gradient of the input one of these sums.
     """
     residuals = {value: _residual(value, f"residual{i}") for i, value in enumerate(plan.residuals)}
     emitted = len(step.states) - 1
@@ -136,7 +129,7 @@ def _residual(value: Value, name: str) -> Value:
 
 
 def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
-    """`stores` with each value for which `leaf` gives another replaced; the same leaf is one object."""
+    """`stores` with each value replaced for which `leaf` gives another; equal leaves become one object."""
     done: dict[Value, Value] = {}
     known: dict[tuple[str, int | str], Value] = {}
     for value in evaluated(stores.values(), ()):

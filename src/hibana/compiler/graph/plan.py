@@ -1,8 +1,7 @@
 """The plan of a step: which values the backward keeps, as bits or numbers, and which it recomputes.
 
-A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from those.
-The plan is the cheapest choice: a truth value costs a bit, a number its bits, and recomputing a
-little. The state before a step is the state after the step before, so what was kept there gives it back.
+A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from residuals of
+this step or the one before. The plan is the cheapest choice.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -13,39 +12,23 @@ from hibana.compiler.graph.ops import CALLS
 from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = [
-    "Plan",
-    "cost_in_bits",
-    "emitting",
-    "evaluated",
-    "gate_of",
-    "gradients",
-    "has_gradient",
-    "make_plan",
-    "passes_gradient",
-    "reachable",
-    "recomputing",
-    "users_of",
-    "zero_outside",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a backward keeps of each step, and what it reads from it."""
+    """What a forward keeps of each step, and what the backward reads."""
 
     residuals: tuple[Value, ...]
-    """What is kept of every step: truth values as bits, the ``input`` as the input itself."""
+    """The values that are kept: truth values as bits, the ``input`` as the input itself."""
     before: tuple[int, ...]
-    """The previous states that the backward uses, computed from what was kept a step earlier."""
+    """The previous states that the backward uses, computed from the residuals of the step before."""
     first: tuple[int, ...]
-    """The states begun with that the backward reads: those of `before`, and those that were multiplied."""
+    """The initial states that the backward reads: those of `before`, and operands of matrix products."""
     support: Value | None
-    """Where the gradient of what was emitted can matter (one of `residuals`); None means everywhere."""
+    """The surrogate's mask (one of `residuals`): outside it the output's gradient is not used; or None."""
     spikes: Value | None
-    """The truth value that is emitted as 1 or 0 (one of `residuals`); None if it is not kept, or none is."""
+    """The truth value that is emitted as 1 or 0, if it is one of `residuals`."""
     recomputed: "Plan | None" = None
-    """What the recomputation keeps, a tile of neurons at a time, where the backward recomputes."""
+    """The residuals of a row's recomputation, where the backward recomputes."""
 
     @cached_property
     def reads_input(self) -> bool:
@@ -54,22 +37,22 @@ class Plan:
 
     @cached_property
     def stored(self) -> tuple[Value, ...]:
-        """The residuals besides the input: each is stored in a tensor of its own."""
+        """The residuals besides the input, each with a tensor of its own."""
         return tuple(value for value in self.residuals if value.op != "input")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What kernels call the arguments that `stored` are."""
+        """The kernels' arguments that are the tensors of `stored`."""
         return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if value.op != "input")
 
     @cached_property
     def support_at(self) -> int | None:
-        """Which of `stored` the support is."""
+        """The index of `support` in `stored`."""
         return None if self.support is None else self.stored.index(self.support)
 
     @cached_property
     def spikes_at(self) -> int | None:
-        """Which of `stored` the spikes are."""
+        """The index of `spikes` in `stored`."""
         return None if self.spikes is None else self.stored.index(self.spikes)
 
     def bits(self, number_bits: int = 32) -> int:
@@ -100,10 +83,10 @@ def emitting(step: Step) -> Plan | None:
 
 
 def recomputing(step: Step, plan: Plan) -> Plan | None:
-    """The plan by which the backward recomputes `step` from its input, in tiles, for what `plan` keeps.
+    """The plan of a backward that recomputes what `plan` keeps from the input; None if it is not faster.
 
-    It is worth that where numbers would be kept, and where the step costs little: the input is read twice,
-    but nothing is written that is read again. None where it isn't, and for what does not spike.
+    It is where `plan` keeps numbers and the step is cheap and spikes: the input is read twice, but residuals
+    are neither written nor read.
     """
     forward = reachable([*step.nexts, *plan.residuals])
     dear = any(value.op in CALLS or value.op == "product" for value in forward)
@@ -123,20 +106,19 @@ def reachable(roots: Iterable[Value]) -> list[Value]:
 
 
 def gradients(step: Step) -> list[Value]:
-    """All that the backward of `step` computes; of a pair of ``outer``, the other side is kept."""
+    """All that the backward of `step` computes: gradients, and the sides of ``outer`` that are gradients."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     return grads + [side for side in step.sides if has_gradient(side)]
 
 
 def has_gradient(value: Value) -> bool:
-    """Whether a gradient is part of `value`."""
+    """Whether `value` depends on a gradient."""
     return any(other.op == "gradient" for other in reachable([value]))
 
 
 def passes_gradient(step: Step) -> bool:
     """Whether the gradient of what `step` emits reaches its input or a tensor of the cell, at any step."""
-    reaching: set[int | str] = set()
-    """The states after the step whose gradient does."""
+    reaching: set[int | str] = set()  # states after the step whose gradient does
     roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
     while roots:
         states = {v.data for v in reachable(roots) if v.op == "gradient"} - reaching
@@ -147,7 +129,7 @@ def passes_gradient(step: Step) -> bool:
 
 
 def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:
-    """For each argument of `values`, those that take it."""
+    """For each argument of `values`, those that use it."""
     users: dict[Value, list[Value]] = {}
     for value in values:
         for argument in value.args:
@@ -162,12 +144,11 @@ def _spikes(step: Step, residuals: Container[Value]) -> Value | None:
 
 
 def gate_of(step: Step, state: int) -> Value | None:
-    """The truth value that gates the gradient of a state after the step wherever it goes, if any does."""
+    """The truth value outside which the gradient of a state after the step is multiplied by zero, if any."""
     roots = gradients(step)
     order = reachable(roots)
     users = users_of(order)
-    gate: dict[Value, Value | None] = {}
-    """For each value, what gates it wherever it is used; None if it is a result, or is used without."""
+    gate: dict[Value, Value | None] = {}  # of each value; None if it is a result, or is used without
     for value in reversed(order):
         found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
         gate[value] = found.pop() if len(found) == 1 and value not in roots else None
@@ -176,7 +157,7 @@ def gate_of(step: Step, state: int) -> Value | None:
 
 
 def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
-    """What gates `value` in `user`, which `later` gates."""
+    """The gate of `value` where `user` uses it, which has the gate `later`."""
     if later is not None and user.op in ("mul", "neg"):
         return later
     if user.op == "mul" and user.args[0] is not user.args[1]:

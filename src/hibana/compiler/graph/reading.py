@@ -1,7 +1,7 @@
 """An fx graph of ATen operations read as a :class:`Step`, node by node.
 
-What depends on hyper-parameters alone is set apart (it runs once a call, in PyTorch), and numbers become
-numbered constants, so that changing one changes no structure.
+What depends on the cell's tensors alone runs once a call, in PyTorch. Numbers become numbered constants, so
+that changing one changes no structure.
 """
 
 import operator
@@ -13,17 +13,27 @@ from torch import Tensor, fx
 
 from hibana.cells import Cell
 from hibana.compiler.graph.aten import translate
-from hibana.compiler.graph.layout import MOVES, PRODUCTS, columns, is_step, moved, rows, same, step_layout
-from hibana.compiler.graph.matrices import Matrices
-from hibana.compiler.graph.nodes import as_computed, name_of, sharing_memory, writes, writes_to_given
+from hibana.compiler.graph.nodes import (
+    MOVES,
+    PRODUCTS,
+    Matrices,
+    Wide,
+    as_computed,
+    columns,
+    is_step,
+    moved,
+    name_of,
+    rows,
+    same,
+    sharing_memory,
+    step_layout,
+    writes,
+    writes_to_given,
+)
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import foreign
-from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.values import Values, rounded
-from hibana.compiler.graph.wide import Wide
-
-__all__ = ["Reading"]
+from hibana.compiler.graph.step import Step, Value, Values, rounded
 
 
 class Reading:
@@ -56,11 +66,10 @@ class Reading:
         self.sums: list[fx.Node] = []
         """Per-neuron nodes that gradients of the cell's tensors are summed from."""
         self.layouts: dict[fx.Node, Tensor] = {}
-        """Of the nodes in `values`."""
         self.matrices = Matrices(shape, self.once)
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
         self.behind: set[fx.Node] = set()
-        """Nodes that gradients are a part of."""
+        """Nodes that depend on gradients."""
         self.blank = False
         self.wide = Wide(graph, len(self.names), dtype)
 
@@ -305,7 +314,7 @@ class Reading:
         return wide
 
     def _part(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
-        """The part of the graph from `inputs` to `outputs`; sums have the shape of what was summed."""
+        """The part of the graph from `inputs` to `outputs`."""
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
         moved = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
         return part_between(self.graph, inputs, outputs, moved, self.device)

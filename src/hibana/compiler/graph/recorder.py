@@ -17,8 +17,6 @@ from torch.utils._pytree import tree_map
 from hibana.cells import Cell
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["foreign", "joint_graph"]
-
 
 def joint_graph(
     cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
@@ -96,19 +94,15 @@ _VALUES = {
     getattr(Tensor, name)
     for name in ("numpy", "tolist", "__array__", "__dlpack__", "__repr__", "__format__", "__reduce_ex__")
 }
-"""What gives a tensor's numbers by no operation that is recorded."""
+"""What reads a tensor's numbers without an operation that is recorded."""
 _SET_DATA = _OF_TENSORS.data.__set__
 _MAY_COPY = {getattr(of, name) for of in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
 _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
-"""What gives a tensor's own memory or a copy of it, as it lies."""
+"""What gives a view or a copy, depending on strides."""
 
 
 class _Looking(TorchFunctionMode):
-    """Sees what a step asks of its tensors besides their numbers.
-
-    Raises:
-        Unsupported: if it asks what is another in a trace than in a run.
-    """
+    """Sees which attributes of tensors a step reads; raises Unsupported for those that a trace changes."""
 
     def __init__(self, shared_or_not: set[int]) -> None:
         super().__init__()
@@ -162,11 +156,11 @@ class _Recorder(TorchDispatchMode):
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.storages: dict[int, fx.Node] = {}
-        """The last that was named of those that share their memory."""
+        """The last node of each storage."""
         self.shared_or_not: set[int] = set()
-        """Memory that some tensors share or not, depending on how those lie that the step is given."""
+        """Storages that tensors share or not, depending on the strides of the inputs."""
         self.alive: list[Any] = []
-        """Every tensor seen: an id says something only while its tensor lives."""
+        """Every tensor seen, since they are known by id."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

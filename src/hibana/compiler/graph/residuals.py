@@ -1,15 +1,14 @@
 """Chooses the residuals of a step, and what is recomputed from them, by a minimum cut.
 
 A forward value that the backward uses is kept at every step, or recomputed from what is kept. Keeping costs
-its bits, recomputing an effort in the same measure. Picture every value as a pipe from its arguments, with
-the input and the states before the step as springs: what is kept closes pipes, and nothing may flow to
-what the backward uses. The cheapest way to close them is a minimum cut.
+its bits, recomputing an effort in the same unit. In a flow network the input and the states before the step
+are sources, the values that the backward uses are sinks, and keeping a value cuts it: the cheapest choice is
+a minimum cut.
 
-The graph is there twice. The state before a step is the state after the step before, where what was kept is
-at hand as well: the second copy is the step before, its own states before are out of reach, and its states
-after feed the first copy. A value that both copies close is paid for once. No single cut can say that, so
-the price is split between the copies and moved, in a few rounds, to where it isn't paid already (a
-Lagrangian relaxation); the best of all rounds counts.
+The network has two copies of the step, since the states before a step can come from the residuals of the step
+before: the states after the second copy feed the first. A value that is cut in both copies costs once. No
+single cut can express that, so the price is split between the copies and moved, in a few rounds, to where it
+is not paid already (a Lagrangian relaxation); the best round counts.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -20,34 +19,32 @@ from hibana.compiler.graph.cut import INFINITE, Network
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["cheapest_residuals", "cost_in_bits", "evaluated"]
-
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
-"""Leaves that are at hand whenever they are wanted."""
+"""Leaves that are always available."""
 
 ONCE = ("input", "product")
-"""What is not to be had again unless it is kept: the input, and products, which are too dear."""
+"""What can't be recomputed: the input, and products, which are too expensive."""
 
 ROUNDS = 8
-"""How often the price is split anew at most."""
+"""Maximum rounds."""
 MOST = 1600
-"""How many values are cut in all rounds together, if one round cuts fewer."""
+"""Maximum values that are cut in all rounds together, after the first."""
 
 FEW = 32
-"""Among so many values every set of up to :data:`SMALL` is tried as well: 5,489 sets at most."""
+"""Up to as many values, every set of up to :data:`SMALL` is tried as well: 5,489 sets at most."""
 SMALL = 3
 
 UNIT = 1 << 20
-"""What a bit costs in whole numbers: fine enough for the least effort, and for order to settle a tie."""
+"""The price of a bit in integers: fine enough for the least effort, and for the order to break a tie."""
 
 
 def cost_in_bits(value: Value, number_bits: int = 32) -> int:
-    """What keeping `value` at one step of one neuron costs."""
+    """The price of keeping `value` for one neuron and step."""
     return 1 if value.boolean else number_bits
 
 
 def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
-    """What must be evaluated or read for `roots` when `known` are at hand; each after its arguments."""
+    """What must be evaluated or read for `roots` where `known` are available; each after its arguments."""
     order: dict[Value, None] = {}
     for root in roots:
         waiting = [root]
@@ -66,7 +63,7 @@ def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
 
 
 def cheapest_residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
-    """What to keep of each step, so that its gradients `roots` can be computed; `needed` is kept anyway."""
+    """What to keep of each step to compute its gradients `roots`; `needed` is kept anyway."""
     kept = _cheapest(step, roots, needed)
     return (*needed, *(value for value in kept if value not in needed))
 
@@ -86,7 +83,7 @@ def _cheapest(step: Step, roots: Sequence[Value], needed: Sequence[Value]) -> tu
 
 
 class _Split:
-    """A step's values twice, the step itself and the one before, and the price of each split between them."""
+    """Two copies of a step's values, of the step itself and of the one before, and how prices are split."""
 
     def __init__(self, step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> None:
         self.nexts = step.nexts
@@ -100,15 +97,15 @@ class _Split:
         """States before the step that are states after it, unchanged."""
         both = self.now & self.earlier
         self.share = {v: 0.5 if v in both else float(v in self.now) for v in self.values}
-        """The part of its price that keeping a value costs the step itself; the rest, the step before."""
+        """The part of a value's price that the step itself pays; the rest, the step before."""
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
-        """The states after the step before that the states before it in `values` are."""
+        """The states after the step before that the previous states in `values` are."""
         indices = sorted({int(v.data) for v in values if v.op == "previous"})
         return [self.nexts[i] for i in indices]
 
     def rounds(self) -> Iterator[tuple[Value, ...]]:
-        """What to keep, by one split of the prices after another."""
+        """The choice of each round."""
         for i in range(max(1, min(ROUNDS, MOST // (1 + len(self.values))))):
             now, earlier = self._kept()
             yield tuple(v for v in self.values if v in now or v in earlier)
@@ -119,7 +116,7 @@ class _Split:
                 self.share[value] += (float(value in now) - self.share[value]) / (1 + i)
 
     def price(self, kept: tuple[Value, ...]) -> float:
-        """Bits kept, plus what recomputing the rest costs in the same measure; infinite if impossible."""
+        """Bits kept, plus the effort of recomputing the rest; infinite if impossible."""
         known = self.needed.union(kept)
         now = [v for v in evaluated(self.roots, known) if v.op not in FREE]
         earlier = evaluated(self._sources(now), known)
@@ -128,12 +125,12 @@ class _Split:
         return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
 
     def bits(self, kept: Iterable[Value]) -> int:
-        """What keeping `kept` costs besides what is needed anyway; the input is there, and not written."""
+        """The price of `kept` besides what is needed anyway; the input is not written, which saves one."""
         price = sum(cost_in_bits(value) for value in kept if value not in self.needed)
         return price - any(value.op == "input" and value not in self.needed for value in kept)
 
     def small_set(self) -> tuple[Value, ...] | None:
-        """The cheapest set of at most :data:`SMALL` values, if trying them all finds one."""
+        """The cheapest set of at most :data:`SMALL` values, by exhaustive search."""
         values = sorted((v for v in self.values if self._may_be_kept(v)), key=cost_in_bits)
         if len(values) > FEW:
             return None
@@ -145,7 +142,7 @@ class _Split:
         return best
 
     def _kept(self) -> tuple[set[Value], set[Value]]:
-        """What the cheapest cut keeps for the step itself, and for the step before."""
+        """The values that a minimum cut keeps for the step itself, and for the step before."""
         places = {v: 2 + 4 * i for i, v in enumerate(self.values)}
         source, sink = 0, 1
         network = Network(2 + 4 * len(places))
@@ -188,7 +185,7 @@ class _Split:
 
 
 def _used(roots: Sequence[Value]) -> list[Value]:
-    """The values of the forward that `roots` are, or that something of the backward takes."""
+    """The forward values that `roots` are, or that the backward uses."""
     everything = evaluated(roots, ())
     behind: set[Value] = set()
     for value in everything:
@@ -203,12 +200,12 @@ def _wanted(roots: Iterable[Value]) -> set[Value]:
 
 
 def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
-    """`roots`, and what is taken as an argument by one of `values`."""
+    """`roots`, and the arguments of `values`."""
     return {*roots, *(argument for value in values for argument in value.args)}
 
 
 def _effort(value: Value) -> float:
-    """What recomputing `value` costs, in bits kept."""
+    """The price of recomputing `value`, in bits."""
     if not value.args:
         return 0.0
     row = OPERATIONS.get(value.op)

@@ -1,9 +1,8 @@
-"""Serialises a step with its plan as text, and reads it in a process that never saw the cell.
+"""Serialises a step with its plan as text, for a process that never saw the cell.
 
-A graph that outlives its process (a file of ``torch.export``, the cache of ``torch.compile``) keeps tensors,
-numbers and text. Text of one step is equal to that of another exactly when both compute the same from the
-same tensors and keep the same of it, so it is also what tells their cache entries apart. What can't be
-written down is refused, never guessed.
+A graph that outlives its process (a file of ``torch.export``, the cache of ``torch.compile``) holds tensors,
+numbers and text. Two texts are equal exactly when the steps compute the same from the same tensors with the
+same residuals, so the text is also their cache key. What can't be serialised is refused.
 """
 
 import json
@@ -22,18 +21,16 @@ from hibana.compiler.graph.plan import Plan, reachable
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["read", "write"]
-
 FORMAT = "hibana step"
 _NAMED = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 _FACTS = [field.name for field in fields(Value) if field.name != "args"]
 
 
 def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
-    """`step`, computed in `dtype`, and what `plan` keeps of it.
+    """`step`, computed in `dtype`, and `plan`.
 
     Raises:
-        Unsupported: if it computes with something that no text holds; the reason is its message.
+        Unsupported: if the step has what can't be serialised.
     """
     wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *step.sides, *plan.residuals)
     values = reachable(value for value in wanted if value is not None)
@@ -125,7 +122,6 @@ def _name(named: Any) -> str:
 
 
 def _written(part: Callable[..., Any]) -> dict[str, Any]:
-    """A part of a step that PyTorch runs once a call: operations of ATen over the cell's tensors."""
     assert isinstance(part, Part)
     calls = [
         [_operation(part, i), _argument(args), _argument(kwargs)]

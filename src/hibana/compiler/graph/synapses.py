@@ -1,9 +1,8 @@
 """The operands over time of a step's matrix products, and the masks of their gradients.
 
-The gradient of a matrix is one product over the whole sequence, of the gradients that arrived at the product
-and of what was multiplied; the latter must be kept, or be what was kept a step earlier. The gradient that a
-product hands back to spikes is multiplied by a surrogate's derivative next: where that is zero (a truth value
-says so) it need not be computed.
+The gradient of a matrix is one product over the whole sequence, of the gradients at the product and of its
+operands, which must be residuals of the step or of the one before. The gradient of spikes is multiplied by a
+surrogate's derivative next: outside its mask it need not be computed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,24 +13,22 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Operand", "gated", "needed", "operands"]
-
 
 class Operand(NamedTuple):
-    """What a matrix was multiplied with at a step."""
+    """The operand of a matrix product at a step."""
 
     residual: Value
-    """A value of the step to keep: a truth value, a number or the input."""
+    """The value to keep: a truth value, a number or the input."""
     state: int | None
-    """The state that it is, if it is what that was before the step."""
+    """If the operand is a previous state, which one: the residual is then of the step before."""
     gradient: Value
-    """What arrives at the product."""
+    """The gradient at the product."""
     turned: bool
     """Whether the operand is the left of the pair."""
 
 
 def operands(step: Step) -> tuple[Operand, ...]:
-    """For each pair of ``step.outer``, which of it is the operand and where it is found.
+    """For each pair of ``step.outer``, its operand.
 
     Raises:
         Unsupported: if neither side is a gradient, or the operand is the same number everywhere.
@@ -55,7 +52,7 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
 
 
 def needed(step: Step) -> list[Value]:
-    """The values that products want kept whatever the plan: operands, and where gradients matter."""
+    """The values that products need as residuals whatever the plan: operands and masks."""
     if not step.matrices:
         return []
     gates = [gate for gate, _ in _gates(step).values()]
@@ -63,10 +60,10 @@ def needed(step: Step) -> list[Value]:
 
 
 def gated(step: Step) -> tuple[Step, dict[int, Value]]:
-    """`step` whose gradients' products say where they matter, and the truth values of the step before.
+    """`step` with masks as second arguments of its gradients' products; by state, masks a step earlier.
 
-    A product that matters everywhere has one argument. Else the second is a truth value of this step, or a
-    leaf ``gate`` with the number of a state: what the truth value given for that state was a step earlier.
+    A mask is a truth value of this step, or a leaf ``gate`` with the number of a state: what the mask of that
+    state was a step earlier. A product without one has one argument.
     """
     found = _gates(step)
     changed = {
@@ -93,7 +90,7 @@ def gated(step: Step) -> tuple[Step, dict[int, Value]]:
 
 
 def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> dict[str, Value]:
-    """`grads` in which each product of `changed` has the argument that it gets there as well."""
+    """`grads` in which each product of `changed` has its second argument."""
     done: dict[Value, Value] = {}
     for value in reachable(grads.values()):
         args = tuple(done[a] for a in value.args)
@@ -104,7 +101,7 @@ def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> 
 
 
 def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
-    """For each product of a gradient that matters in places only: the truth value, and whose it is."""
+    """For each product of a gradient that has a mask: the mask, and the state that it is of, or None."""
     roots = gradients(step)
     users = users_of(reachable(roots))
     of_state = {i: gate_of(step, i) for i in range(len(step.nexts))}
@@ -122,7 +119,7 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
 def _matters(
     value: Value, step: Step, users: Mapping[Value, list[Value]], of_state: Mapping[int, Value | None]
 ) -> Iterator[tuple[Value | None, int | None]]:
-    """Where `value` matters, for each way in which it goes on: a truth value, of a state or of this step."""
+    """The mask of each use of `value`: a truth value or None, of a state or of this step."""
     if value is step.grad_input or value in step.grad_sums or any(value in pair for pair in step.outer):
         yield None, None
     for i, grad in enumerate(step.grad_states):

@@ -1,9 +1,7 @@
 """Traces a step to the graph of its pointwise operations, forward and backward.
 
-The cell's ``forward`` and its gradient run on small tensors while the operations of ATen that they come to
-are written down (:mod:`hibana.compiler.graph.recorder`); these are read as a :class:`Step`
-(:mod:`hibana.compiler.graph.reading`). Nothing here knows about cost, and of devices only where PyTorch
-itself computes another thing on them.
+The cell's ``forward`` and its gradient run on small tensors while their ATen operations are recorded
+(:mod:`hibana.compiler.graph.recorder`) and read as a :class:`Step` (:mod:`hibana.compiler.graph.reading`).
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,18 +19,15 @@ from hibana.compiler.graph.recorder import joint_graph
 from hibana.compiler.graph.step import Step
 from hibana.compiler.tensors import shape_class, tensors_of
 
-__all__ = ["trace"]
-
 
 def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
     """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
 
-    The step runs on two small shapes. If it comes to the same on both, the size of a dimension that no
-    tensor of the cell has does not matter; else it runs once on `shape` itself, without data.
+    The step runs on two small shapes. If it is the same on both, the sizes of dimensions that no tensor of
+    the cell has do not matter; else it runs once on `shape` itself, on the meta device.
 
     Raises:
-        Unsupported: if the step is not pointwise in operations known here; the message says which
-            one it is.
+        Unsupported: if the step is not pointwise in operations known here, with the reason.
     """
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
         return clean.submit(_trace, cell, shape, dtype, device).result()

@@ -1,7 +1,7 @@
 """Follows everything that a step can read, from its cell on; ``docs/how/loop.md`` lists what is followed.
 
-Of a module of torch, of a class and of a Python module those attributes count whose names are in the code
-that the step can reach; of all other objects every attribute does.
+Of an ``nn.Module``, a class and a Python module, the attributes count whose names occur in code that the step
+can reach; of all other objects every attribute does.
 """
 
 import builtins
@@ -37,14 +37,12 @@ from hibana.compiler.graph.kinds import (
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import CONTAINERS, MISSING, NUMBERS, PLAIN, Item, Look, Watch
 
-__all__ = ["NOT_HYPER", "Walk"]
-
 NOT_HYPER = frozenset(vars(nn.Module())) | {INTERNAL}
 """Attributes of a module that no step computes with."""
 MANY = 1000
-"""Elements of an array, whose values are compared at each call."""
+"""Maximum elements of an array, whose values are compared at each call."""
 MOST = 5000
-"""Objects that are followed from one cell."""
+"""Maximum objects that are followed from one cell."""
 _READS_ANYTHING = {"__import__", "breakpoint", "compile", "eval", "exec", "globals", "input", "open"}
 """Built-in functions that read more than they are given."""
 _CALLED_BY_NAME = {"backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
@@ -65,7 +63,7 @@ _OF_A_NEW_OBJECT = {"__init__", "__new__", "__post_init__"}
 
 
 class _Names:
-    """Attributes of which those are followed whose names are found in the code."""
+    """Attributes that are followed if their names occur in the code."""
 
     def __init__(self, index: int, path: str, values: Mapping[str, Any], of: Any) -> None:
         self.index, self.path, self.values, self.of = index, path, values, of
@@ -85,14 +83,14 @@ class Walk:
         self._attributes: list[_Names] = []
         self._names = set(_CALLED_BY_NAME)
         self._any_attribute = False
-        """Whether the code may read attributes by names that it computes."""
+        """Whether the code may read attributes by computed names."""
         self._any_class = False
         """Whether the code may ask an object for its class."""
         self._called: set[type] = set()
-        """Classes that the code has, and may make objects of."""
+        """Classes that the code may instantiate."""
         self._tensors: list[Tensor] = []
         self.unguarded = ""
-        """A number that is no attribute or item of the module, nor of what it holds, nor of their classes."""
+        """A number that is not reached through attributes and items of the module, or of their classes."""
 
     def run(self, module: nn.Module) -> None:
         """Follows `module`.
@@ -120,7 +118,7 @@ class Walk:
         return all(map(watch.is_fixed, self._attributes[0].read.values()))
 
     def watched(self) -> list[Watch]:
-        """What tells, with :meth:`items`, whether anything else that was followed has changed."""
+        """Snapshots, with :meth:`items`, of everything else that was followed."""
         found = list(self._watched)
         for names in self._attributes[1:]:
             if isinstance(names.of, nn.Module):
@@ -170,7 +168,7 @@ class Walk:
         return self._any_attribute and name != "_abc_impl"
 
     def _place(self, value: Any, path: str) -> int:
-        """The number of an object that is followed, in the order in which they were found."""
+        """The number of an object in the order in which they were found."""
         if id(value) not in self._places:
             if self._places:  # the first is the module itself, which keeps what is found
                 self.alive.append(value)
@@ -179,7 +177,7 @@ class Walk:
         return self._places[id(value)]
 
     def _refer(self, value: Any, path: str) -> Hashable:
-        """What stands for `value` in the key."""
+        """The key's entry for `value`."""
         kind = type(value)
         if (kind in (int, float) and not path.startswith("self")) or is_scalar_of_numpy(value):
             self.unguarded = self.unguarded or path
@@ -203,11 +201,9 @@ class Walk:
         bound = value.__self__
         if bound is not None and not isinstance(bound, ModuleType | type):
             return value.__name__, self._refer(bound, f"{path}.__self__")
-        where = (
-            bound.__name__
-            if isinstance(bound, ModuleType)
-            else getattr(bound, "__module__", value.__module__)
-        )
+        where = getattr(bound, "__module__", value.__module__)
+        if isinstance(bound, ModuleType):
+            where = bound.__name__
         if where == "builtins":
             repeats = value.__name__ not in _READS_ANYTHING
         else:
@@ -289,7 +285,7 @@ class Walk:
             self.key.append((index, *(self._refer(sys.modules.get(parent), parent) for parent in parents)))
 
     def _in_python_module(self, module: ModuleType, path: list[str]) -> Hashable:
-        """What stands for that which the attributes in `path`, one after the other, lead to."""
+        """The key's entry for what the attributes in `path`, one after the other, lead to."""
         first, *rest = path
         value = vars(module).get(first, MISSING)
         if value is MISSING:  # its own __getattr__ knows
@@ -305,7 +301,7 @@ class Walk:
         return self._kind(type(value), path)
 
     def _kind(self, kind: type, path: str) -> Hashable:
-        """What stands for a class whose methods the step may call on an object that is there."""
+        """The key's entry for a class whose methods the step may call on an existing object."""
         for base in kind.__mro__:
             if root(base.__module__) == "hibana":
                 self._names |= names_of_methods(base)

@@ -1,61 +1,30 @@
 """Snapshots of what an object holds, by type, and whether it has changed since.
 
-A look at an object gives the identities of its parts: whoever keeps a look keeps the parts alive, so that no
-other object gets their place in memory.
+A snapshot (a *look*) holds the identities of an object's parts, which must be kept alive with it.
 """
 
+import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property, lru_cache, partial
 from itertools import chain
-from types import (
-    CellType,
-    FunctionType,
-    MemberDescriptorType,
-    MethodType,
-    MethodWrapperType,
-    NoneType,
-    SimpleNamespace,
-)
 from typing import Any
 
 from torch import Tensor, nn
 
 from hibana.compiler.graph.code import native_bases
 
-__all__ = [
-    "CONTAINERS",
-    "MISSING",
-    "NUMBERS",
-    "PLAIN",
-    "Item",
-    "Look",
-    "Watch",
-    "at_array",
-    "at_function",
-    "at_module",
-    "at_object",
-    "at_tensor",
-    "attributes",
-    "enclosed",
-    "held",
-    "hooked",
-    "is_fixed",
-    "unchanged",
-]
-
 Look = Callable[[Any], Hashable]
-"""What tells one state of an object from another."""
+"""A snapshot function."""
 Watch = tuple[Look, Any, Hashable]
-"""A look, an object, and what the look gave when the object was followed."""
+"""A look, an object, and its snapshot."""
 Item = tuple[Callable[[str, Any], Any], str, Any]
-"""The ``get`` of a mapping, a name, and the value that it had when it was followed."""
+"""The ``get`` of a mapping, a name, and the value that it had."""
 
-PLAIN = frozenset({float, int, bool, str, NoneType})
-"""Types of which each value is a constant that a kernel can take."""
+PLAIN = frozenset({float, int, bool, str, types.NoneType})
+"""Types whose values are constants."""
 MISSING = object()
-"""Stands for what has no value."""
 
 
 def _items(kind: Any) -> Callable[[Any], Iterator[Any]]:
@@ -73,13 +42,13 @@ CONTAINERS: dict[type, Callable[[Any], Iterable[Any]]] = {
     defaultdict: lambda value: (value.default_factory, *_items(dict)(value)),
     slice: lambda value: (value.start, value.stop, value.step),
     partial: lambda value: (value.func, value.args, value.keywords),
-    MethodType: lambda value: (value.__func__, value.__self__),
-    MethodWrapperType: lambda value: (value.__self__, value.__name__),
+    types.MethodType: lambda value: (value.__func__, value.__self__),
+    types.MethodWrapperType: lambda value: (value.__self__, value.__name__),
     classmethod: lambda value: (value.__func__,),
     staticmethod: lambda value: (value.__func__,),
     property: lambda value: (value.fget,),
     cached_property: lambda value: (value.func,),
-    SimpleNamespace: lambda _: (),
+    types.SimpleNamespace: lambda _: (),
     object: lambda _: (),
 }
 """What objects of a type written in C hold besides their attributes; subclasses hold the same."""
@@ -94,7 +63,7 @@ NUMBERS: dict[type, Callable[[Any], Any]] = {
 
 
 def unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
-    """Whether `items` are the same objects, and each look at what is `watched` gives the same, as before."""
+    """Whether `items` are the same objects, and all snapshots of `watched` are equal."""
     for get, name, value in items:
         if get(name, MISSING) is not value:
             return False
@@ -115,10 +84,10 @@ def hooked(module: nn.Module) -> bool:
 
 
 def is_fixed(value: Any) -> bool:
-    """Whether nothing can change what `value` holds: a number, or a frozen dataclass of such."""
+    """Whether `value` is immutable: a constant, a plain function, or a frozen dataclass of such."""
     if type(value) in PLAIN:
         return True
-    if isinstance(value, FunctionType):
+    if isinstance(value, types.FunctionType):
         return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
     kind: type = type(value)
     rules = getattr(kind, "__dataclass_params__", None)
@@ -129,7 +98,7 @@ def is_fixed(value: Any) -> bool:
 
 
 def held(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
-    """Names of `tensors`, and all about them that a program depends on: not their values."""
+    """Names of `tensors`, and all about them that a program depends on but their devices."""
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
 
@@ -146,7 +115,7 @@ def at_module(names: list[str]) -> Look:
     return look
 
 
-def at_function(function: FunctionType) -> Hashable:
+def at_function(function: types.FunctionType) -> Hashable:
     """The look at a function: its code, its defaults, and what it encloses."""
     given = function.__code__, function.__defaults__, function.__kwdefaults__
     return _ids((*given, *enclosed(function)) if function.__closure__ else given)
@@ -181,18 +150,20 @@ def attributes(value: Any) -> list[tuple[str, Any]]:
     return [*getattr(value, "__dict__", {}).items(), *slots]
 
 
-def enclosed(function: FunctionType) -> list[Any]:
+def enclosed(function: types.FunctionType) -> list[Any]:
     """What `function` encloses, variable by variable."""
-    return [MISSING if cell == CellType() else cell.cell_contents for cell in function.__closure__ or ()]
+    return [
+        MISSING if cell == types.CellType() else cell.cell_contents for cell in function.__closure__ or ()
+    ]
 
 
 @lru_cache(maxsize=1024)
-def _slots(kind: type) -> list[MemberDescriptorType]:
+def _slots(kind: type) -> list[types.MemberDescriptorType]:
     bases = [base for base in kind.__mro__ if base not in native_bases(kind)]
-    return [v for base in bases for v in vars(base).values() if isinstance(v, MemberDescriptorType)]
+    return [v for base in bases for v in vars(base).values() if isinstance(v, types.MemberDescriptorType)]
 
 
-def _in_slot(slot: MemberDescriptorType, value: Any) -> Any:
+def _in_slot(slot: types.MemberDescriptorType, value: Any) -> Any:
     try:
         return slot.__get__(value)
     except AttributeError:

@@ -1,18 +1,16 @@
-"""Triton expressions of each operation, rounded as IEEE 754 requires, and of a product with a matrix.
+"""Triton: the frame of a kernel over blocks, expressions of each operation, rounded as IEEE 754 requires.
 
-What a product multiplies goes through memory of the program's own, ``workspace``, since a block can't be cut
-in registers; the sums are ``tl.dot``'s, whose order is its own.
+A product's operand goes through scratch memory, ``workspace``, since a block can't be sliced in registers;
+the order of its sums is that of ``tl.dot``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from hibana.compiler.graph.emit import Dialect
 from hibana.compiler.graph.ops import OPERATIONS, Written
-
-__all__ = ["MULTIPLIED", "Language", "interpreted"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +20,9 @@ class Language:
     real: str
     """``"float32"`` or ``"float64"``."""
     interpreted: bool
-    """The interpreter has no device's library; PyTorch's own functions stand in for it."""
+    """The interpreter has no device's library, and uses PyTorch's own functions."""
     by_samples: bool = False
-    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, and not some neurons."""
+    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, rather than some neurons."""
 
     @property
     def shape(self) -> str:
@@ -33,7 +31,7 @@ class Language:
 
     @property
     def dialect(self) -> Dialect:
-        """How Triton says each operation, so that it is rounded as IEEE has it."""
+        """Triton's expressions, rounded as IEEE requires."""
         single = self.real == "float32"
         divided, root = (
             ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
@@ -53,22 +51,22 @@ class Language:
         return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
 
     def _template(self, how: Written, operations: Mapping[str, str]) -> str:
-        """How an operation is written in others, as one template."""
+        """A row's entry `written` as a template."""
         if isinstance(how, tuple):
             return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))
         return how if how.startswith("{") else self.number(how)
 
     def number(self, number: int | str) -> str:
-        """A whole number, or one that lies in memory."""
+        """A block of one number, an integer or an expression."""
         return f"tl.full({self.shape}, {number}, tl.{self.real})"
 
     def cast(self, text: str) -> str:
-        """`text` as a number that can be computed with."""
+        """`text` converted to the dtype that is computed in."""
         return f"{text}.to(tl.{self.real})"
 
 
 def interpreted() -> list[str]:
-    """The functions of one argument that PyTorch has, which are what the interpreter has of a library."""
+    """The functions of one argument that PyTorch has, which are the interpreter's library."""
     return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
 
 
@@ -90,4 +88,71 @@ def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.c
         y = tl.dot(left, right, y, input_precision="ieee", out_dtype=y.dtype)
     return y
 """
-"""``y = x M`` for a block: what is multiplied is read back a part at a time."""
+"""``y = x M`` for a block."""
+
+_OF_NEURONS = (
+    "lo = tl.program_id(0).to(tl.int64) * BLOCK",
+    "j = tl.arange(0, BLOCK)",
+    "there = j < neurons - lo",
+    "octet = j // 8",
+    "bit = j % 8",
+    "eighth = tl.arange(0, BLOCK // 8)",
+    "there_eighth = eighth < row_bytes - lo // 8",
+)
+"""The offsets of a block of neurons."""
+
+_OF_SAMPLES = (
+    "lo = tl.program_id(0).to(tl.int64) * SAMPLES",
+    "sample = tl.arange(0, SAMPLES)[:, None]",
+    "neuron = tl.arange(0, NEURONS)[None, :]",
+    "here = sample < samples - lo",
+    "j = sample * features + neuron",
+    "there = here & (neuron < features)",
+    "octet = sample * sample_bytes + neuron // 8",
+    "bit = neuron % 8",
+    "byte = tl.arange(0, NEURONS // 8)[None, :]",
+    "eighth = sample * sample_bytes + byte",
+    "there_eighth = here & (byte < sample_bytes)",
+)
+"""The offsets of a block of samples."""
+
+
+def program(
+    name: str,
+    arguments: Iterable[str],
+    rows: Iterable[str],
+    bits: Iterable[str],
+    body: Iterable[str],
+    language: Language,
+) -> str:
+    """A kernel over blocks, with `body` for one block.
+
+    Of its `arguments`, besides those that every kernel has, `rows` point to a number per neuron, `bits` to a
+    bit per neuron.
+    """
+    by_samples = language.by_samples
+    row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")
+    moved = {**dict.fromkeys(rows, row), **dict.fromkeys(bits, octets)}
+    lines = [
+        *(_OF_SAMPLES if by_samples else _OF_NEURONS),
+        *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in moved.items()),
+        *(["workspace += lo * features"] if by_samples else []),
+        *body,
+    ]
+    shared = ["steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr"]
+    if by_samples:
+        sizes = ("SAMPLES", "NEURONS", "INNER")
+        shared[-1:] = [
+            "workspace",
+            "samples",
+            "features",
+            "sample_bytes",
+            *(f"{n}: tl.constexpr" for n in sizes),
+        ]
+    text = f"def {name}({', '.join([*arguments, *shared])}):\n{block(lines)}\n"
+    return f"{MULTIPLIED}\n\n{text}" if by_samples else text
+
+
+def block(lines: Iterable[str]) -> str:
+    """`lines`, each of which may be several, indented."""
+    return "\n".join(f"    {line}" for text in lines for line in text.split("\n"))

@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.compiler.packed import row_bytes
+from hibana.compiler.strides import row_bytes
 from hibana.compiler.triton.language import Language, interpreted
 from hibana.compiler.triton.source import ANY_SIZE
 
-__all__ = ["exact", "is_interpreted", "kernel_of", "over_neurons", "started"]
-
 BLOCKS = ((256, 4), (512, 4), (1024, 4), (1024, 8))
-"""Neurons in a block and warps that run it: what is tried on a GPU when a kernel meets a new size."""
+"""Neurons in a block, and warps: the configurations that autotuning tries."""
 INTERPRETED_BLOCK = 64
 
 
@@ -35,7 +33,7 @@ def is_interpreted() -> bool:
 
 
 def exact(tensor: Tensor) -> Tensor:
-    """`tensor` as a kernel can round to its dtype: the interpreter does not round bfloat16 as IEEE has it."""
+    """`tensor`, in float32 where the interpreter would not round bfloat16 as IEEE requires."""
     return tensor.float() if tensor.dtype == torch.bfloat16 and is_interpreted() else tensor
 
 
@@ -53,14 +51,9 @@ def over_neurons(
 
 
 def started(
-    kernel: Any,
-    grid: Any,
-    given: dict[str, Any],
-    device: torch.device,
-    interpreted: bool,
-    **options: object,
+    kernel: Any, grid: Any, given: dict[str, Any], device: torch.device, interpreted: bool, **options: object
 ) -> None:
-    """Runs `kernel` over the programs of `grid` on what is `given`, by name; all else is None."""
+    """Runs `kernel` over the programs of `grid` with arguments by name; those not `given` are None."""
     here: AbstractContextManager[object] = np.errstate(all="ignore")
     if not interpreted:
         options |= {"enable_fp_fusion": False, "enable_reflect_ftz": False}
@@ -98,7 +91,7 @@ def kernel_of(text: str, name: str, language: Language) -> Any:
 
 @cache
 def _pytorchs_library() -> SimpleNamespace:
-    """What the interpreter computes functions by: PyTorch itself."""
+    """The interpreter's library of functions: PyTorch's."""
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle
 

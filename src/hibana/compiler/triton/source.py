@@ -1,10 +1,9 @@
-"""The source of the GPU kernels: a step's passes in Triton, and the walk over time around them.
+"""The source of the GPU kernels: a step's passes in Triton, in a loop over time.
 
-One program holds the state of a block in registers while all T steps run over it, so that a step costs what
-it reads and writes of the sequence, once. A block is some neurons, or, where a step multiplies by matrices,
-all neurons of some samples. Every value is a whole block: a number for all neurons is spread over it when the
-kernel begins. Sequences advance by adding their stride to a pointer; no product of sizes is ever formed. A
-pointer that is None is nothing, and its branch is left out.
+A program holds the state of a block in registers while all T steps run over it. A block is some neurons, or,
+where a step multiplies by matrices, all neurons of some samples. Every value is a whole block: scalars are
+broadcast when the kernel begins. Sequences advance by adding their stride to a pointer, so that no product of
+sizes overflows. The branches of a pointer that is None are left out.
 """
 
 from collections.abc import Mapping
@@ -14,17 +13,14 @@ from hibana.compiler.graph.emit import statements
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.triton.language import Language
-from hibana.compiler.triton.program import block, program
-
-__all__ = ["ANY_SIZE", "backward_source", "forward_source", "function_source"]
+from hibana.compiler.triton.language import Language, block, program
 
 ANY_SIZE = ("steps", "size")
-"""Arguments whose value no kernel is compiled for."""
+"""Arguments that kernels are not specialised for."""
 
 
 def function_source(language: Language, op: str) -> str:
-    """A kernel that computes `op` of every number of ``input``; of ``root``, one over it: all it is for."""
+    """A kernel that computes `op` of every number of ``input``; of ``root``, the reciprocal."""
     value = Value(op, (Value("row", data="x"),))
     if op == "root":
         value = Value("div", (Value("number", data=1), value))
@@ -34,7 +30,7 @@ def function_source(language: Language, op: str) -> str:
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
-    """The kernel that runs `step` over time and keeps what `plan` says (nothing, if it is None)."""
+    """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given."""
     stores = forward_pass(step, plan)
     read = leaves(stores)
     emitted = step.states[-1]
@@ -153,7 +149,7 @@ def backward_source(
 
 @dataclass(frozen=True)
 class _Stream:
-    """What a backward reads of each step."""
+    """A sequence that a backward reads, step by step."""
 
     name: str
     base: str
@@ -172,7 +168,7 @@ class _Stream:
 
 
 def _standing(read: Mapping[str, Value]) -> dict[str, str]:
-    """What each leaf is called: of ``c[0]`` and ``p0[0]``, spread over the block, ``c0`` and ``p0``."""
+    """The variable of each leaf: of ``c[0]`` and ``p0[0]``, ``c0`` and ``p0``."""
     return {name: _spread_name(name) if leaf.op == "scalar" else name for name, leaf in read.items()}
 
 
@@ -196,7 +192,7 @@ def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
 
 
 def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
-    """What all programs read: constants, the cell's tensors, and the matrices that `stores` multiply by."""
+    """The arguments of both directions: constants, the cell's tensors, and the matrices of `stores`."""
     factors = {int(v.data) for v in evaluated(stores.values(), ()) if v.op == "product"}
     matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
     return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices)
@@ -216,7 +212,7 @@ def _given_back(pointer: str, name: str) -> str:
 
 
 def _renewed(values: Mapping[str, str]) -> list[str]:
-    """Every name gets its new value, which old values of the others may be part of."""
+    """Assigns every name its new value, after all were computed from the old ones."""
     return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
 
 

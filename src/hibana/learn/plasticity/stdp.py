@@ -6,8 +6,8 @@ from typing import Literal, final, overload
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.checks import said_once
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.slow import said_once
 from hibana.learn.plasticity.base import PairRule, check_spikes, checked_pairs
 from hibana.learn.plasticity.native import Native
 from hibana.nn.layers import OverTime

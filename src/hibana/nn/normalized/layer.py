@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hibana import cells
 from hibana.compiler import ambient, emitted_around
-from hibana.compiler.graph.fingerprint import hooked
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.watch import hooked
 from hibana.compiler.leaf import is_name
 from hibana.compiler.producer import Producer
 from hibana.compiler.strides import repeated

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.graph.fingerprint import hooked
+from hibana.compiler.graph.watch import hooked
 from hibana.compiler.producer import Producer
 from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain

@@ -1,0 +1,92 @@
+"""Kernels that take their tensors by name: of steps with matrix products, and of all steps in Triton."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
+from hibana.compiler.graph.synapses import Operand
+from hibana.compiler.outer import over_time
+
+Variant = tuple[bool, bool]
+"""Of a forward, whether it keeps residuals; of a backward, whether the gradient of the input is wanted, and
+whether that is summed over time."""
+Named = dict[str, Any]
+"""Tensors, numbers and addresses by the names of a kernel's arguments."""
+
+
+class NamedKernels(Kernels):
+    """Allocates what a run writes, and launches a kernel with all tensors by the names of its arguments."""
+
+    operands: Sequence[Operand]
+    """Of the step's matrix products, whose gradients are one product each over the whole sequence."""
+
+    @abstractmethod
+    def _launch(
+        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+    ) -> None:
+        """Runs a kernel over sequences of `shape` with the arguments `given`; all others are null."""
+
+    def _readable(self, sequence: Tensor) -> Tensor:
+        """`sequence` in a dtype that kernels read and write."""
+        return sequence
+
+    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Where the input is of half precision, the emitted state is one of the last states, in full."""
+        inputs, first, parameters, plan, ends, _ = given
+        steps, *one = inputs.shape
+        read = self._readable(inputs)
+        outputs = read.new_empty(read.shape)
+        # the emitted state is the last of the outputs, unless those are rounded
+        written = [ends] * (len(self.step.states) - 1) + [ends and inputs.dtype != self.dtype]
+        last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
+        kept = self.residual_shapes(steps, one) if plan else []
+        residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in kept]
+        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs}
+        named |= self._by_state(first=first, last=last) | dict(zip(self.plan.names, residuals, strict=False))
+        self._launch("forward", (plan is not None, False), inputs.shape, parameters, named)
+        return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
+
+    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        plan, shape, inputs, first, parameters, residuals, grad_outputs, last_grads = given[:8]
+        one = shape[1:]
+        like = next(t for t in (*residuals, grad_outputs, *last_grads, *parameters) if t is not None)
+        if grad_outputs is None:
+            grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
+        arriving = self._readable(grad_outputs)
+        read = None if inputs is None else self._readable(inputs)
+        grad_input = None
+        if given.wants_input:
+            grad_input = like.new_empty(one if given.constant else shape, dtype=arriving.dtype)
+        first_grads = [like.new_empty(one, dtype=self.dtype) if given.wants_first else None for _ in first]
+        sums = [like.new_empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
+        named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
+        named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
+        named |= {"uniform_grad_at": given.uniform_grad, "wants_first": int(given.wants_first)}
+        named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
+        named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
+        named |= dict(zip(self.plan.names, residuals, strict=False))
+        at = {} if grad_input is None or given.constant else {self.step.grad_input: grad_input}
+        for i, operand in enumerate(self.operands):
+            if operand.gradient not in at:  # written once for all products that want it
+                at[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
+        self._launch("backward", (given.wants_input, given.constant), shape, parameters, named)
+        if grad_input is not None:
+            grad_input = grad_input.to(grad_outputs.dtype)
+        kept = dict(zip(plan.stored, residuals, strict=True))
+        for o in self.operands:
+            residual = inputs if o.residual.op == "input" else kept[o.residual]
+            assert residual is not None
+            sums.append(over_time(o, residual, None if o.state is None else first[o.state], at[o.gradient]))
+        return grad_input, first_grads, sums
+
+    def _by_state(self, **tensors: Sequence[Tensor | None]) -> Named:
+        """The arguments ``{state}_{name}``; the last of the states may be missing."""
+        return {
+            f"{state}_{name}": tensor
+            for name, each in tensors.items()
+            for state, tensor in zip(self.step.states, each, strict=False)
+        }
