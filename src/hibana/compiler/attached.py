@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _ATTRIBUTE = "_hibana_known"
+RUNS: set[type] = set()
+"""Classes of the attribute ``specification`` by which the nodes of compiled runs are told from others."""
 
 
 class Known(NamedTuple):

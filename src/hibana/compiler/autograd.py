@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.attached import attach
+from hibana.compiler.attached import RUNS, attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
 from hibana.compiler.producer import Producer
@@ -70,6 +70,9 @@ class RunSpecification(NamedTuple):
     """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
+
+
+RUNS.add(RunSpecification)
 
 
 def specified(

@@ -20,8 +20,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from hibana.compiler.attached import Known, known
-from hibana.compiler.autograd import RunSpecification
+from hibana.compiler.attached import RUNS, Known, known
 from hibana.spikes.bits import agree
 
 __all__ = [
@@ -146,7 +145,7 @@ def _emitted(tensor: Tensor) -> Known | None:
 
 def _is_run(node: Any) -> bool:
     """Whether `node` is that of a compiled spiking layer."""
-    return isinstance(getattr(node, "specification", None), RunSpecification)
+    return type(getattr(node, "specification", None)) in RUNS
 
 
 def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | None:
