@@ -325,7 +325,7 @@ for name in CASES:
 
 @pytest.mark.slow
 def test_compiled_exported_saved_and_loaded_elsewhere(tmp_path: Path) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     for process in ("first", "second"):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), process],

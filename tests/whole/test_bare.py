@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAYS = re.compile(r"needs \S+, which is not installed; pip install 'hibana\[[a-z]+\]' brings it")
 HIDE = """
 import sys

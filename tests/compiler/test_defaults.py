@@ -139,7 +139,7 @@ for name, default in {"plain": "", **test_defaults.DEFAULTS}.items():
 def results(tmp_path_factory):
     """The file of each default's results, where there are any, and what the processes said of errors."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "-W", "ignore", "-c", CHILDREN, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-W", "ignore", "-c", CHILDREN, str(Path(__file__).parents[1]), str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return folder, ended.stderr

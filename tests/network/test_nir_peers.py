@@ -4,7 +4,7 @@ All are left out where they are not installed. In an environment of their own:
 
     python -m venv peers && peers/bin/pip install -e '.[nir,test]' snntorch==1.0.0 norse==1.1.0 \\
         spikingjelly==2.0.0 nirtorch
-    peers/bin/python -m pytest tests/test_nir_peers.py
+    peers/bin/python -m pytest tests/network/test_nir_peers.py
 """
 
 import importlib.util

@@ -18,7 +18,7 @@ import hibana as hb
 from c_targets import needs_zig
 from hibana.network.page import to_page
 
-SHIPPED = Path(__file__).parent.parent / "docs" / "digits.html"
+SHIPPED = Path(__file__).parents[2] / "docs" / "digits.html"
 
 DRAW = """
 const [strokes, kind] = arguments, pad = document.getElementById("pad"), box = pad.getBoundingClientRect()

@@ -8,7 +8,7 @@ environment with the other libraries that ``docs/coming-from/`` compares with:
 
     python -m venv peers
     peers/bin/pip install -e '.[test]' snntorch==1.0.0 spikingjelly==2.0.0 norse==1.1.0 sinabs==3.1.3
-    peers/bin/python -m pytest tests/test_markdown.py -k coming-from
+    peers/bin/python -m pytest tests/whole/test_markdown.py -k coming-from
 """
 
 import ast
@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
 TRANSLATED = [page for page in PAGES if page.name.endswith(".ja.md")]
 SHORTER = {

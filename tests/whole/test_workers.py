@@ -42,7 +42,7 @@ def test_passes(number):
 
 def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str]:
     """What came of `tests`, by file, with two workers that share them as ours do."""
-    shutil.copy(Path(__file__).with_name("workers.py"), folder / "conftest.py")
+    shutil.copy(Path(workers.__file__), folder / "conftest.py")
     for name, text in tests.items():
         (folder / f"{name}.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\n")
@@ -59,7 +59,7 @@ def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str
 
 def test_the_files_that_set_up_for_long_are_each_run_by_one_worker(tmp_path):
     together = [Path(name).stem for name in workers.TOGETHER]
-    assert all(Path(__file__).with_name(name).is_file() for name in workers.TOGETHER)
+    assert all([*Path(workers.__file__).parent.rglob(name)] for name in workers.TOGETHER)
     ended = shared_by_two(tmp_path, **dict.fromkeys([*together, "test_another", "test_one_more"], WHO))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     ran = {path.name.partition(".")[0]: path.read_text().split() for path in tmp_path.glob("*.workers")}

@@ -16,7 +16,7 @@ import pytest
 @pytest.mark.parametrize("how", ["forked", "spawned", "compiled"])
 def test_layers_give_the_references_numbers(how: str) -> None:
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("every_process.py")), how],
+        [sys.executable, str(Path(__file__).parents[1] / "every_process.py"), how],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,

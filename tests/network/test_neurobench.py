@@ -167,7 +167,7 @@ def test_hooks_that_are_removed_leave_nothing(capsys):
 
 
 def example(monkeypatch, capsys, *arguments):
-    path = Path(__file__).parents[1] / "examples" / "neurobench_tasks.py"
+    path = Path(__file__).parents[2] / "examples" / "neurobench_tasks.py"
     monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
     runpy.run_path(str(path), run_name="__main__")
     said = capsys.readouterr().out

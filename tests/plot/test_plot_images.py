@@ -1,6 +1,6 @@
 """Each drawing, on light and on dark, beside the picture of it that was looked at and found good.
 
-``pytest --mpl-generate-path=tests/baseline tests/test_plot_images.py`` draws the pictures anew.
+``pytest --mpl-generate-path=tests/plot/baseline tests/plot/test_plot_images.py`` draws the pictures anew.
 """
 
 from pathlib import Path

@@ -182,7 +182,7 @@ def test_every_data_set_has_settings():
 
 def test_the_example_of_sequences_trains_what_hibana_train_does():
     """Parameter for parameter, by the same objective."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
     try:
         import sequences
     finally:

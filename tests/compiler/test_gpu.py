@@ -19,7 +19,7 @@ from hibana.compiler.graph.plan import reachable
 from hibana.compiler.graph.trace import trace
 
 triton = pytest.importorskip("triton")
-NATIVE = Path(__file__).parent / "native_kernels.py"
+NATIVE = Path(__file__).parents[1] / "native_kernels.py"
 
 
 def program(code: str, **variables: str) -> str:
