@@ -118,7 +118,7 @@ CHILDREN = """
 import multiprocessing, sys, torch
 tests, folder = sys.argv[1:]
 sys.path.insert(0, tests)
-import test_defaults
+from compiler import test_defaults
 
 def child(name, default):
     torch.manual_seed(0)

@@ -33,10 +33,10 @@ import torch
 from torch import nn
 
 import hibana as hb
-import test_markdown
 from conformance.suite import CELLS, SURROGATES, made
 from hibana.compiler.graph.fingerprint import follow
 from hibana.compiler.graph.ops import Unsupported
+from whole import test_markdown
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 SLOPE = 0.5

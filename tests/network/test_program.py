@@ -16,7 +16,7 @@ from torch import nn
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import in_order, to_c
-from test_c import CELLS, NETWORKS
+from network.test_c import CELLS, NETWORKS
 
 
 def mlp(*sizes, cell=hb.LIF):

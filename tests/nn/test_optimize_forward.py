@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import hibana as hb
 from hibana.nn import normalized
 from hibana.nn.deferred import Deferred
-from test_optimize import X, results, same
+from nn.test_optimize import X, results, same
 
 
 @pytest.fixture(autouse=True)

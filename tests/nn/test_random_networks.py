@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.nn import normalized
-from test_optimize import results
+from nn.test_optimize import results
 
 STEPS, BATCH, SIDE = 4, 2, 8
 NEURONS = (
