@@ -48,7 +48,7 @@ _WITH_SURROGATE = {**TITLES, "hibana": "hibana, Step"}
 _COLOURS = {
     "relu": "#222222",
     "hibana": "#e4572e",
-    "hibana-dense": "#f3a97f",
+    "hibana-dense": "#c9b037",
     "snntorch": "#4c78a8",
     "spikingjelly": "#54a24b",
     "norse": "#9d755d",
