@@ -737,8 +737,7 @@ def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
 def test_every_cell_of_the_tests_is_followed(path):
     if "(hb.Cell)" not in path.read_text(encoding="utf-8"):
         pytest.skip("there is none")
-    within = "conformance." if path.parent.name == "conformance" else ""
-    module = importlib.import_module(within + path.stem)
+    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
     for found in map(follow, made_without_arguments(vars(module), module.__name__)):
         assert found.refused == ""
 
