@@ -91,14 +91,14 @@ class Sound(Sequences):
         self._highest = self._highest or min(HIGHEST, rates[0] / 2)
         values = [_frames(path, self._highest) for path in found.files]
         self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self._highest)[1:-1])
-        spread = f"{min(seconds):.2f} to {max(seconds):.2f} s"
-        at = f"{rates[0]:,} Hz" if len(rates) == 1 else f"{rates[0]:,} to {rates[-1]:,} Hz"
+        spread = _span(f"{min(seconds):.2f}", f"{max(seconds):.2f}")
+        at = _span(f"{rates[0]:,}", f"{rates[-1]:,}")
         how = "stretched" if self.lengths == "stretch" else "cut or padded"
         frames = [len(each) for each in values]
+        of_frames = _span(str(min(frames)), str(max(frames)))
         summary = (
-            f"{len(values):,} recordings of sound, {spread} at {at}, {BANDS} mel bands to "
-            f"{self._highest:,.0f} Hz every 10 ms, {min(frames)} to {max(frames)} frames, "
-            f"{how} to {self.steps}"
+            f"{len(values):,} recordings of sound, {spread} s at {at} Hz, {BANDS} mel bands to "
+            f"{self._highest:,.0f} Hz every 10 ms, {of_frames} frames, {how} to {self.steps}"
         )
         return Raw(values, found.labels, found.names, summary, found.parts)
 
@@ -121,6 +121,10 @@ def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
         return np.full(energies.shape, -RANGE)
     levels: np.ndarray[Any, Any] = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
     return levels
+
+
+def _span(least: str, most: str) -> str:
+    return least if least == most else f"{least} to {most}"
 
 
 @lru_cache(maxsize=64)
