@@ -531,3 +531,26 @@ def test_it_learns_while_it_runs():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert sum(losses[-50:]) < 0.7 * sum(losses[:50])
+
+
+def test_a_network_that_was_optimised_learns_as_before():
+    found = []
+    for optimised in (False, True):
+        torch.manual_seed(0)
+        convolution = nn.Conv2d(1, 4, 3)
+        net = nn.Sequential(
+            convolution if optimised else hb.EachStep(convolution),
+            hb.IF(threshold=0.3),
+            nn.Flatten() if optimised else nn.Flatten(2),
+            nn.Linear(4 * 36, 2),
+            hb.LI(),
+        )
+        if optimised:
+            hb.optimize(net, verbose=False)
+        learner = hb.learn.online(net)
+        for x in torch.rand(4, 3, 1, 8, 8):
+            learner.step(x).square().sum().backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -19,6 +19,7 @@ from hibana.learn.derivatives import StepDerivatives
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.planned import Planned
 from hibana.nn.running import Stateful
 
 __all__ = ["Leak", "Layer", "Neurons", "Plain", "layers_of"]
@@ -109,7 +110,7 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that run one after the other, by name."""
-    if type(module) is nn.Sequential:
+    if type(module) in (nn.Sequential, Planned):
         for inner, child in module.named_children():
             yield from _chain(f"{name}.{inner}" if name else inner, child)
     else:
