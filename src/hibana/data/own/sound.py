@@ -1,6 +1,7 @@
 """Sound in folders by class: recordings of any rate and length as sequences of log-mel frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -145,8 +146,9 @@ def _filters(rate: int, length: int, highest: float) -> Numbers:
     return weights
 
 
-def _about(path: Path) -> tuple[int, float]:
-    """Rate in Hz and length in seconds of a file.
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file, opened to be read.
 
     Raises:
         ValueError: if it can't be read, holds nothing, or is too long.
@@ -154,32 +156,31 @@ def _about(path: Path) -> tuple[int, float]:
     import soundfile
 
     try:
-        said = soundfile.info(path)
+        with soundfile.SoundFile(path) as file:
+            if file.frames <= 0:
+                raise ValueError(f"recording {path} holds no sound")
+            if file.frames > LONGEST * file.samplerate:
+                lasts = f"{path} lasts {file.frames / file.samplerate:,.0f} s"
+                raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {lasts}; cut it")
+            yield file
     except soundfile.SoundFileError as error:
         raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
-    seconds = said.frames / said.samplerate
-    if said.frames <= 0:
-        raise ValueError(f"recording {path} holds no sound")
-    if seconds > LONGEST:
-        raise ValueError(
-            f"recordings must last at most {LONGEST:.0f} s, {path} lasts {seconds:,.0f} s; cut it"
-        )
-    return said.samplerate, seconds
+
+
+def _about(path: Path) -> tuple[int, float]:
+    """Rate in Hz and length in seconds of a file."""
+    with _opened(path) as file:
+        return file.samplerate, file.frames / file.samplerate
 
 
 def _frames(path: Path, highest: float) -> Numbers:
     """The levels in a file.
 
     Raises:
-        ValueError: if it can't be read, or holds numbers that are not finite.
+        ValueError: if it holds nothing, or numbers that are not finite.
     """
-    import soundfile
-
-    _about(path)
-    try:
-        samples, rate = soundfile.read(path, dtype="float64", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
+    with _opened(path) as file:
+        samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate
     if len(samples) == 0:
         raise ValueError(f"recording {path} holds no sound")
     if not np.isfinite(samples).all():
