@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from hibana.compiler.checks import warn_once
 
-__all__ = ["CALL", "add_hint", "faster_layers", "suggest"]
+__all__ = ["CALL", "WAS", "add_hint", "faster_layers", "suggest"]
 
 CALL = nn.Module._call_impl.__code__
-"""Of a frame in which a module is called."""
+"""Code of the frame in which torch calls a module."""
 MANY = 1 << 20
 """Numbers of a layer's input, over all steps, from which on a call takes milliseconds."""
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
-_CHANGED = "_hibana_was"
-"""Of the ``__dict__`` of a module that :func:`hibana.optimize` has changed."""
+WAS = "_hibana_was"
+"""Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
 _OF_IMAGES = (
     *(nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
@@ -31,7 +31,7 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
 
     There are none if the network was optimised, or if a functional call has replaced its parameters.
     """
-    if any(_CHANGED in vars(module) for module in net.modules()):
+    if any(WAS in vars(module) for module in net.modules()):
         return {}
     described = {m for module in net.modules() if hasattr(module, "explain") for m in module.modules()}
     found = {}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hibana import spikes
+from hibana.compiler.torch_layers import WAS
 from hibana.nn.deferred import Deferred
 from hibana.nn.each_step import EachStep
 from hibana.nn.fusing import Watch
@@ -192,20 +193,18 @@ def _table(net: nn.Module, said: dict[int, str]) -> Optimized:
     return found
 
 
-_WAS = "_hibana_was"
-"""Of a module's ``__dict__``: its class before."""
 _DIMENSIONS = "joined_dimensions"
-"""Of the ``__dict__`` of a network whose steps are joined."""
+"""Key, in the ``__dict__`` of a network whose steps are joined, of the dimensions of its input."""
 
 
 def _change(module: nn.Module, kind: type[nn.Module]) -> None:
     if type(module) is not kind:
-        module.__dict__.setdefault(_WAS, type(module))
+        module.__dict__.setdefault(WAS, type(module))
         module.__class__ = kind
 
 
 def _row(module: nn.Module, found: dict[int, str]) -> tuple[str, str] | None:
-    kind, was = type(module), module.__dict__.get(_WAS)
+    kind, was = type(module), module.__dict__.get(WAS)
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
     if kind is Planned:
@@ -232,7 +231,7 @@ def _name(kind: type | None) -> str:
 def _undone(net: nn.Module) -> Optimized:
     found = Optimized()
     for name, module in net.named_modules():
-        was = module.__dict__.pop(_WAS, None)
+        was = module.__dict__.pop(WAS, None)
         for added in ("_plan", FUSING, _DIMENSIONS):
             module.__dict__.pop(added, None)
         if was is not None:
