@@ -59,7 +59,6 @@ def gradients(net: nn.Module, inputs: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
     net = network()
-    torch._dynamo.reset()
     compiled_net = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for steps, batch in ((5, 2), (7, 3)):
         inputs = 3 * torch.rand(steps, batch, 3)
@@ -71,7 +70,6 @@ def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
 
 def test_compiled_inference_keeps_nothing() -> None:
     net = network().eval()
-    torch._dynamo.reset()
     compiled_net = torch.compile(net, fullgraph=True, backend="aot_eager")
     inputs = 3 * torch.rand(5, 2, 3)
     with torch.no_grad():
@@ -80,7 +78,6 @@ def test_compiled_inference_keeps_nothing() -> None:
 
 def test_a_changed_hyper_parameter_is_used_by_a_compiled_graph() -> None:
     layer = hb.IF(threshold=1.0)
-    torch._dynamo.reset()
     compiled_net = torch.compile(layer, fullgraph=True, backend="aot_eager")
     inputs = torch.full([4, 2], 0.6)
     before = compiled_net(inputs)
@@ -195,7 +192,6 @@ def test_a_tensor_from_elsewhere_is_not_written_down_and_still_compiles() -> Non
     with pytest.raises(hb.compiler.graph.ops.Unsupported, match="takes from elsewhere"):
         written(FromElsewhere())
     layer, inputs = hb.OverTime(FromElsewhere()), torch.rand(4, 2, 3)
-    torch._dynamo.reset()
     compiled_layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
     try:
         for value in (0.5, 0.25):
@@ -272,7 +268,6 @@ def test_a_number_outside_the_cell_is_seen_by_a_compiled_graph_when_it_changes(
     cell: hb.Cell = kind()
     monkeypatch.setattr("hibana.compiler.operator.said_once", lambda *_: None)
     monkeypatch.setattr(OfItsClass, "factor", 1.0)
-    torch._dynamo.reset()
     compiled_layer = torch.compile(hb.OverTime(cell), backend="eager")
     for value in (1.0, 2.0, 5.0, 9.0):
         monkeypatch.setitem(globals(), "FACTOR", value)

@@ -52,7 +52,7 @@ class Rule:
 
 
 class RuleNumbers:
-    """The numbers of :class:`Change` as floats."""
+    """The parameters of a pair rule as float32 scalars of a kernel."""
 
     NAMES = ("decay_pre", "decay_post", "a_plus", "a_minus", "lower", "upper")
 
