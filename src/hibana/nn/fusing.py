@@ -25,16 +25,16 @@ __all__ = ["Fusing", "Watch"]
 
 
 class Fusing:
-    """Of one convolution or normalisation: that its output is deferred, and how it is computed then."""
+    """State of one convolution or normalisation whose output is deferred, and how it is computed."""
 
     def __init__(self) -> None:
         self.watched = True
         """Whether what reads the output is recorded."""
         self.readers: set[str] = set()
         self.neurons: list[nn.Module] = []
-        """Whose input the output was, on the example."""
+        """The layers of neurons that took the output, on the example."""
         self.norms: list[nn.Module] = []
-        """The same of normalisations, for a convolution."""
+        """The normalisations that took the output, on the example, if this is a convolution."""
         self._made: tuple[Any, Any, normalized.Normalized] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def watches_backward(module: nn.Module) -> bool:
 
 
 def _numbers(layer: Any, inputs: Tensor) -> float:
-    """How many numbers the normalisation is of, about: those that `layer` puts out."""
+    """About how many numbers are normalised: those of the output of `layer`."""
     numbers: float = inputs.numel()
     for module in layer.modules():
         if isinstance(module, nn.Conv2d):
@@ -140,7 +140,7 @@ class Watch:
             if isinstance(layer, kinds) or (isinstance(layer, EachStep) and normalized.ends_in_norm(layer))
         ]
         self.said: dict[int, str] = {}
-        """Of each module, by its id: what was found."""
+        """What was found of each module, by its id."""
 
     def __enter__(self) -> Self:
         for layer in self.layers:

@@ -32,7 +32,7 @@ def joined_steps() -> int | None:
 
 @contextmanager
 def joining(steps: int | None) -> Iterator[None]:
-    """What is called within has so many `steps` joined with the batch; none, if that is None."""
+    """Within it, modules get `steps` steps joined with the batch; with None, steps are apart again."""
     token = _STEPS.set(steps)
     try:
         yield
@@ -68,7 +68,7 @@ _OF_IMAGES += (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 
 
 class _Made(nn.Module):
-    """A class made of another one."""
+    """Base of classes that are made at run time; a pickle names the mixin and the class they are made of."""
 
     _of: tuple[type, type]
 
@@ -97,7 +97,7 @@ class JoinedNetwork(_Made):
     """A network of images, called with ``[T, batch, channels, ...]``."""
 
     joined_dimensions: int
-    """Of an input."""
+    """Number of dimensions of an input, time and batch included."""
 
     def forward(self, inputs: Tensor) -> Any:
         if inputs.ndim != self.joined_dimensions:

@@ -256,7 +256,7 @@ def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
 
 
 def _result(net: nn.Module, example: Tensor) -> list[Tensor] | Exception:
-    """The same, or what `net` raises."""
+    """The tensors that `net` gives in evaluation, or the exception that it raises."""
     try:
         return _called(net, example)
     except Exception as error:

@@ -104,7 +104,7 @@ class _Group:
         return cast(Tensor, self.within_neurons(call.inputs))
 
     def note(self, reader: str) -> None:
-        """Nobody asks."""
+        """Nothing is recorded: which layers follow is known from their order."""
 
     def computed(self, inputs: Tensor) -> Tensor:
         return self.each.computed(inputs)
