@@ -173,6 +173,17 @@ def test_an_attribute_that_is_set_anew_is_used():
         assert_same_gradients(auto, cell, INPUTS, None, "outputs and states")
 
 
+def test_an_attribute_that_is_set_to_what_it_was_is_not_followed_again():
+    cell = hb.LIFCell()
+    auto(cell, INPUTS, None)
+    before = followed(cell)
+    cell.train(cell.training)  # as a loop that calls `net.train()` at each step does
+    cell.surrogate = cell.surrogate
+    assert followed(cell) is before
+    cell.eval()
+    assert followed(cell) is not before
+
+
 def test_a_parameter_that_is_frozen_later_gets_no_gradient():
     cell = hb.PLIFCell(surrogate=ATan())
     assert_same_gradients(auto, cell, INPUTS, None, "outputs only")

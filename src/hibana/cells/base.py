@@ -58,7 +58,7 @@ class Cell(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__.get(INTERNAL)
-        if own is not None:
+        if own is not None and self.__dict__.get(name, own) is not value:  # the same object changes nothing
             own.calls = own.followed = None
         if isinstance(range_ := getattr(type(self), name, None), Range):
             self.__dict__.get("_parameters", {}).pop(range_.learned, None)

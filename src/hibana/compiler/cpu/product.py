@@ -8,6 +8,7 @@ order than PyTorch's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hibana.compiler.cpu.body import LINE
 from hibana.runtime.kernels import (
@@ -32,11 +33,25 @@ PANEL = 64
 DENSE_FROM = 4
 """The product is dense where more than one value in as many is not zero."""
 
-SAMPLES_PER_TILE = 4
-"""Samples per pass over the table in a dense product."""
 
-WIDE = 2
-"""Panels that are summed at once in a sparse product."""
+class Tiles(NamedTuple):
+    """How many sums of a product are kept in registers; more would go through memory at each addition."""
+
+    samples: int
+    """Samples of a tile of a dense product, a power of two."""
+    vectors: int
+    """Vectors of :data:`LINE` bytes of such a tile."""
+    panels: int
+    """Panels that are summed at once in a sparse product."""
+    dots: int
+    """Dot products that are computed at once, and share what they read of the gradient."""
+
+
+def tiles() -> Tiles:
+    """For 32 registers of a line each; for 16 of half a line."""
+    if compresses():
+        return Tiles(samples=4, vectors=4, panels=2, dots=8)
+    return Tiles(samples=4, vectors=1, panels=1, dots=6)
 
 
 def table_step(count: int, size: int) -> int:
@@ -94,18 +109,18 @@ class _Product:
         self.width = LINE // self.x.element.size
         self.table_step = _bytes_of_a_row(self.table, self.outputs)
 
-    def sums(self, panels: int) -> list[Variable]:
-        """Accumulators for so many panels, each zero."""
+    def sums(self, vectors: int) -> list[Variable]:
+        """Accumulators for so many vectors, each zero."""
         zeros = self.code.constant(0, self.x.element.of(self.width))
-        return [self.code.variable(zeros) for _ in range(panels * PANEL // self.width)]
+        return [self.code.variable(zeros) for _ in range(vectors)]
 
     def row(self, place: Pointer, vectors: int) -> list[Value]:
         """So many vectors of a row of the table."""
         return [(place + self.width * i).load(self.width) for i in range(vectors)]
 
-    def write(self, sums: Sequence[Variable], sample: Value, panel: Value) -> None:
-        """Stores the `sums` as a panel of a sample's result."""
-        y = self.y + (sample * self.y_step + panel)
+    def write(self, sums: Sequence[Variable], sample: Value, first: Value) -> None:
+        """Stores the `sums` in a sample's result, from its number `first` on."""
+        y = self.y + (sample * self.y_step + first)
         for i, one in enumerate(sums):
             (y + self.width * i).store(one.value)
 
@@ -122,20 +137,28 @@ def _product(code: Code, **given: Pointer | Value) -> None:
     kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
     listed = function("listed", _listed_at_once if compresses() else _listed, kinds)
     total = code.variable(0)
-    with code.loop(0, p.samples) as s:
+
+    def are_few() -> Value:  # of those listed so far; once they are many, no more are listed
+        return total.value * DENSE_FROM < p.samples * p.inputs
+
+    with code.loop(0, p.samples) as s, code.when(are_few()):
         at = s * p.inputs
         n = listed(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
         p.counts[s] = n
         total.value += n
-    few = total.value * DENSE_FROM < p.samples * p.inputs
+    few = are_few()
+    tile = tiles()
     with code.when(few):
-        wide = p.outputs & -WIDE * PANEL
-        _by_list(p, WIDE, 0, wide)
-        _by_list(p, 1, wide, p.outputs)
-    with code.when(~few), code.loop(0, p.outputs, PANEL) as panel:
-        whole = p.samples & -SAMPLES_PER_TILE
-        _through(p, panel, SAMPLES_PER_TILE, 0, whole)
-        _through(p, panel, 1, whole, p.samples)
+        wide = p.outputs & -tile.panels * PANEL
+        _by_list(p, tile.panels, 0, wide)
+        if tile.panels > 1:
+            _by_list(p, 1, wide, p.outputs)
+    whole = p.samples & -tile.samples
+    with code.when(~few):
+        with code.loop(0, p.outputs, tile.vectors * p.width) as first:
+            _through(p, first, tile.vectors, tile.samples, 0, whole)
+        with code.loop(0, p.outputs, PANEL) as first:
+            _through(p, first, PANEL // p.width, 1, whole, p.samples)
 
 
 def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
@@ -168,7 +191,7 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
     """The sparse product's panels from `first` to `last`, so many at once."""
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
-        at, table, sums = s * p.inputs, p.table + panel, p.sums(panels)
+        at, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
         places, values = p.places + at, p.values + at
         with code.loop(0, p.counts[s]) as e:
             row = p.row(table.bytes(places[e].to(LONG) * p.table_step), len(sums))
@@ -176,25 +199,24 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
         p.write(sums, s, panel)
 
 
-def _through(p: _Product, panel: Value, per_tile: int, first: Value | int, last: Value) -> None:
-    """A panel of the dense product for samples `first` to `last`, `per_tile` at once."""
-    code, table = p.code, p.table + panel
+def _through(p: _Product, begun: Value, vectors: int, per_tile: int, first: Value | int, last: Value) -> None:
+    """So many vectors of the dense product, from output `begun` on, for samples `first` to `last`, `per_tile`
+    at once.
+    """
+    code, table = p.code, p.table + begun
     with code.loop(first, last, per_tile) as s:
         samples = [s + i for i in range(per_tile)]
-        xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(1) for _ in samples]
+        xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(vectors) for _ in samples]
         with code.loop(0, p.inputs) as k:
             row = p.row(table.bytes(k * p.table_step), len(sums[0]))
             for x, each in zip(xs, sums, strict=True):
                 _add_products(each, x[k].spread(p.width), row)
         for sample, each in zip(samples, sums, strict=True):
-            p.write(each, sample, panel)
+            p.write(each, sample, begun)
 
 
 NEAR = 384 << 10
 """Bytes of a table that all samples read before the next part: a part of L2."""
-
-AT_ONCE = 8
-"""Dot products that are computed at once, and share what they read of the gradient."""
 
 
 def _product_at(
@@ -221,8 +243,9 @@ def _product_at(
         rows, out, given = table.bytes(begun * row), y + (s * y_step + begun), g + s * g_step
         out.clear(here)
         n = bits_listed(code, bits + (s * bits_step + (begun >> 3)), here, indices)
-        whole = n & -AT_ONCE
-        _dots(code, out, rows, row, given, outputs, indices, AT_ONCE, 0, whole)
+        at_once = tiles().dots
+        whole = n // at_once * at_once
+        _dots(code, out, rows, row, given, outputs, indices, at_once, 0, whole)
         _dots(code, out, rows, row, given, outputs, indices, 1, whole, n)
 
 
