@@ -17,6 +17,7 @@ from conformance.compare import assert_same_gradients, assert_same_values, refer
 from conformance.suite import CPU, each_backend
 from hibana.cells.surrogate import ATan, Formula
 from hibana.compiler import programs
+from hibana.compiler.graph.fingerprint import followed
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 
