@@ -21,9 +21,9 @@ __all__ = ["main", "wanted"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
-    *("deep", "grid", "training", "gpu"),
+    *("deep", "plain", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "plain", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -82,6 +82,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         grid,
         layers,
         networks,
+        plain,
         recurrent,
         recurrent_training,
         scaling,
@@ -97,6 +98,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         scaling,
         compiling,
         deep,
+        plain,
         grid,
         training,
         recurrent_training,
