@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hibana.compiler.graph.watch import hooked
+from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred
 from hibana.nn.running import Stateful
 from hibana.spikes.provenance import attach_view
@@ -49,22 +50,14 @@ def may_be_joined(net: nn.Module, example: Tensor) -> bool:
     others = [module for module in net.modules() if module not in within]
     takes_time = any(
         isinstance(module, nn.RNNBase)
-        or (type(module).__module__.startswith("hibana.") and not isinstance(module, _OF_IMAGES))
+        or (type(module).__module__.startswith("hibana.") and not isinstance(module, _WITHOUT_TIME))
         for module in others
     )
     return bool(over_time) and not takes_time
 
 
-_OF_IMAGES: tuple[Any, ...] = (
-    nn.Linear,
-    nn.modules.conv._ConvNd,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.Flatten,
-    nn.BatchNorm2d,
-)
-_OF_IMAGES += (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
-"""Layers of hibana's that take images, as torch's of the same names."""
+_WITHOUT_TIME = (*OF_IMAGES, nn.modules.conv._ConvNd, nn.Linear, nn.Flatten, nn.Upsample)
+"""Layers of hibana's that take no time axis, as torch's of the same names."""
 
 
 class _Made(nn.Module):
