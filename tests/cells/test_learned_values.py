@@ -38,6 +38,7 @@ def test_there_are_learned_values():
     assert len(BOUND) >= 20
 
 
+@pytest.mark.cover(1)
 @each_bound
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_learned_value_stays_in_its_range(kind, name, optimizer):

@@ -241,6 +241,7 @@ class AddedFirst(hb.Cell):
         return v, Box()(v - 1)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.24, 1.0])
 @pytest.mark.parametrize("kind", [AddedLast, AddedFirst])
