@@ -173,6 +173,7 @@ WAYS = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("draw", [_linear, _convolutional, _residual])
 def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):

@@ -127,6 +127,7 @@ def test_nir_refuses_it_by_name():
         hb.nir.write(net)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("longest", [0, 3])
 def test_an_exported_program_computes_what_it_does(moving, longest):

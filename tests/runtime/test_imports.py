@@ -80,12 +80,12 @@ def test_a_command_that_does_not_train_loads_no_lightning():
     pytest.importorskip("lightning", reason="the extra train is not installed")
     lines = [["train", "--help"], ["train", "--learnin-rate", "1"], ["runs", "nowhere"]]
     code = (
-        "import sys, hibana.cli, hibana.data\n"
+        "import sys, hibana.cli, hibana.data; from hibana.train import activity, scale_to_rate\n"
         f"for line in {lines}:\n"
         "    try: hibana.cli.main(line)\n"
         "    except SystemExit: pass\n"
-        "    found = [name for name in ('lightning', 'torchmetrics', 'scipy') if name in sys.modules]\n"
-        "    print(); print('loaded', found)"
+        "    found = {'lightning', 'torchmetrics', 'scipy', 'sklearn'} & {*sys.modules}\n"
+        "    print(); print('loaded', sorted(found))"
     )
     assert [line for line in printed(code).splitlines() if line.startswith("loaded")] == ["loaded []"] * 3
 
