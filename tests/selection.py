@@ -46,7 +46,8 @@ def mark(items: Sequence[pytest.Item]) -> None:
     """Marks as exhaustive what ``cover`` leaves out."""
     groups: dict[tuple[Hashable, ...], list[tuple[pytest.Item, dict[str, Hashable]]]] = {}
     for item in items:
-        if (marker := item.get_closest_marker("cover")) is None or not hasattr(item, "callspec"):
+        marker = item.get_closest_marker("cover")
+        if marker is None or item.get_closest_marker("exhaustive") or not hasattr(item, "callspec"):
             continue
         values = values_of(item)
         key = (item.nodeid.partition("[")[0], values.pop(APART, None), marker.args[0])

@@ -86,6 +86,16 @@ def few(kinds: list[type]) -> list:
     ]
 
 
+def few_values(values: list[tuple[type, str]]) -> list:
+    """Of hyper-parameters by kind and name the first of each kind and of each name, and all exhaustively."""
+    kinds, names, found = set(), set(), []
+    for kind, name in values:
+        stands = kind not in kinds or name not in names
+        kinds.add(kind), names.add(name)
+        found.append(pytest.param(kind, name, marks=() if stands else pytest.mark.exhaustive))
+    return found
+
+
 def takes(kind: type, name: str) -> bool:
     """Whether cells of `kind` have a hyper-parameter called `name`."""
     return name in inspect.signature(kind).parameters

@@ -36,7 +36,7 @@ class Case:
     def __init__(self, marker, **params):
         self.nodeid, self.marks = f"file.py::test[{params}]", []
         self.callspec = type("CallSpec", (), {"params": params})
-        self.get_closest_marker = lambda name: marker
+        self.get_closest_marker = lambda name: marker if name == "cover" else None
 
     def iter_markers(self, name):
         return [pytest.mark.parametrize("a", []).mark, pytest.mark.parametrize(("b", "c"), []).mark]
