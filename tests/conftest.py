@@ -11,11 +11,13 @@ import hypothesis
 import pytest
 import torch
 
+import selection
 import workers
 
 pytest_xdist_make_scheduler = workers.pytest_xdist_make_scheduler
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=25)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=12)
+hypothesis.settings.register_profile("thorough", derandomize=True, deadline=None, max_examples=25)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
@@ -35,6 +37,11 @@ def pytest_configure(config):
     # Many layers of tests spike nowhere in the few steps that they run, or have no derivative.
     silent = "ignore:.* pass(es|ed) no gradient on:hibana.NetworkWarning"
     config.addinivalue_line("filterwarnings", silent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    selection.mark(items)
 
 
 def pytest_collection_finish():

@@ -2,7 +2,14 @@
 
 import pytest
 
-TOGETHER = ("test_defaults.py", "test_node.py", "test_play_page.py")
+TOGETHER = (
+    "test_defaults.py",
+    "test_imports.py",
+    "test_node.py",
+    "test_play_page.py",
+    "test_predict_stream.py",
+    "test_series.py",
+)
 """Files whose tests one worker runs: what they share takes seconds to set up."""
 
 

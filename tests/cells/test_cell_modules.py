@@ -10,12 +10,13 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import hibana as hb
-from conformance.suite import CELLS, drive, takes
+from conformance.suite import CELLS, drive, few, takes
 from hibana.cells.surrogate import ATan
 
 SHAPE = (8, 2, 5)
 VALUES = {"tau": 3.0, "threshold": 0.9, "tau_synapse": 2.5, "tau_adaptation": 20.0}
 each_cell = pytest.mark.parametrize("kind", CELLS)
+few_cells = pytest.mark.parametrize("kind", few(CELLS))
 
 
 def smooth(kind, **settings):
@@ -32,7 +33,7 @@ def learned(kind):
     )
 
 
-@each_cell
+@few_cells
 def test_a_cell_is_made_on_the_meta_device_and_filled_later(kind):
     for make in (lambda: kind(), lambda: learned(kind)):
         whole = make()
@@ -69,6 +70,7 @@ def test_parameters_can_be_set_anew_after_to_empty():
     assert torch.equal(cell.w, hb.PLIFCell(tau=4.0).w)
 
 
+@pytest.mark.cover(1)
 @each_cell
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda cell: pickle.loads(pickle.dumps(cell))])
 def test_a_copy_of_a_cell_is_the_same_cell(kind, copied):
@@ -81,6 +83,7 @@ def test_a_copy_of_a_cell_is_the_same_cell(kind, copied):
         }
 
 
+@pytest.mark.cover(1)
 @each_cell
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_default_dtype_changes_no_number(kind, dtype):
@@ -116,7 +119,7 @@ def alone(tmp_path):
     distributed.destroy_process_group()
 
 
-@each_cell
+@few_cells
 def test_a_network_of_each_cell_is_sharded(kind, alone):
     for make in (lambda: smooth(kind), lambda: learned(kind)):
         net = nn.Sequential(nn.Linear(5, 5), hb.OverTime(make()))

@@ -73,6 +73,7 @@ def test_the_derivative_is_that_of_the_primitive(function):
     )
 
 
+@pytest.mark.cover(1)
 @each_surrogate
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_backward_multiplies_by_the_derivative_in_the_dtype_of_the_input(function, dtype):

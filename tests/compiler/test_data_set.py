@@ -32,6 +32,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("twice", [False, True])

@@ -44,6 +44,7 @@ CELLS = {
 }
 
 
+@pytest.mark.cover(2)
 @torch.no_grad()
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", CELLS)
@@ -101,6 +102,7 @@ def test_where_the_inputs_take_a_gradient_they_are_computed_first_and_get_it():
         assert torch.equal(into.grad, there.grad)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("near", [1, 1 << 19])
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from hibana.compiler import autograd
 from hibana.spikes import provenance
 from hibana.spikes.convolution import pixels
 from hibana.spikes.linear import layer
+from selection import examples
 
-BOUNDED = settings(max_examples=7, suppress_health_check=list(HealthCheck))
-FEW = settings(max_examples=30, suppress_health_check=list(HealthCheck))
-SOME = settings(max_examples=80, suppress_health_check=list(HealthCheck))
+BOUNDED = settings(max_examples=examples(3), suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=examples(14), suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=examples(40), suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hibana as hb
-from conformance.suite import CELLS, SURROGATES, drive, made, takes
+from conformance.suite import CELLS, REPRESENTATIVE, SURROGATES, drive, made, takes
 from hibana.cells.surrogate import ATan, Box, Step
 from hibana.cli import main
 from hibana.compiler import emitted, programs
@@ -76,12 +76,15 @@ def runs():
     """Every cell in both dtypes, with a surrogate of each kind that something else is kept for; every
     surrogate once. Both nodes run the same kernels, and bind for them what a plan keeps."""
     for kind in CELLS:
-        for surrogate in (Step, Box, ATan) if takes(kind, "surrogate") else (None,):
-            yield kind, surrogate, torch.float32
-        yield kind, ATan if takes(kind, "surrogate") else None, torch.float64
+        rest = () if kind.__name__ in REPRESENTATIVE else pytest.mark.exhaustive
+        for surrogate in (Step, Box) if takes(kind, "surrogate") else ():
+            yield pytest.param(kind, surrogate, torch.float32, marks=rest)
+        surrogate = ATan if takes(kind, "surrogate") else None
+        yield kind, surrogate, torch.float32
+        yield pytest.param(kind, surrogate, torch.float64, marks=rest)
     for surrogate in SURROGATES:
         if surrogate not in (Step, Box, ATan):
-            yield hb.IFCell, surrogate, torch.float32
+            yield pytest.param(hb.IFCell, surrogate, torch.float32, marks=pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,7 @@ def test_the_numbers_are_those_of_the_node_in_python(kind, surrogate, dtype, mon
 SHAPES = [(1, 3), (1000, 5), (7, 0), (3,), (5, 0, 4), (16, 65536), (33, 40000), (32, 262144)]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("detach", [True, False], ids=["detached", "through the reset"])
 @pytest.mark.parametrize("ends", [True, False], ids=["ends", "no ends"])
@@ -140,6 +144,7 @@ GRADIENTS = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", GRADIENTS)
 @pytest.mark.parametrize("shape", [(6, 4, 5), (16, 8, 8192)], ids=str)
 def test_gradients_of_any_layout(name, shape, monkeypatch):
@@ -414,6 +419,7 @@ def test_the_command_builds_what_later_processes_find(kept, monkeypatch, capsys)
     assert loaded == [built]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("batch", [3, 4096])  # of which long ones are recomputed
 @pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.ALIFCell, hb.EIFCell])
 def test_a_gradient_that_is_one_number_is_added(kind, batch, monkeypatch):

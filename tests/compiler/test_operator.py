@@ -111,6 +111,7 @@ def written(cell: hb.Cell, backend: str = "cpu") -> str:
     return serial.write(made.step, made.plan, torch.float32)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("begun", [False, True])
 def test_opcheck(name: str, begun: bool) -> None:

@@ -38,6 +38,7 @@ def losses(backend, layer, surrogate, *, off=1.0, **options):
     return torch.tensor(found, dtype=torch.float64)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("layer", [hb.IF, hb.LIF, hb.PLIF])
 @pytest.mark.parametrize("surrogate", [hb.surrogate.Box(), hb.surrogate.ATan()])
 @pytest.mark.parametrize("detach_reset", [False, True])

@@ -84,8 +84,7 @@ def assert_conforms(run: Run, cell: hb.Cell, inputs: Tensor, *, uses: Sequence[s
     cell, (inputs,) = on_its_device(run, cell, inputs)
     begun = reference(cell, inputs.detach().flip(0), None)[1]
     for state in (None, tuple(value.detach().clone() for value in begun)):
-        for use in uses:
-            assert_same_gradients(run, cell, inputs, state, use)
+        assert_same_gradients(run, cell, inputs, state, *uses)
 
 
 def assert_same_values(
@@ -99,27 +98,29 @@ def assert_same_values(
 
 
 def assert_same_gradients(
-    run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, use: str
+    run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, *uses: str
 ) -> None:
-    """A loss of what `use` names has the reference's gradients; values are compared on the way."""
+    """A loss of what each of `uses` names has the reference's gradients; values are compared on the way."""
     cell, (inputs, *begun) = on_its_device(run, cell, inputs, *(state or ()))
     state = tuple(begun) if state else None
     inputs = inputs.detach().requires_grad_()
     state = None if state is None else tuple(value.detach().requires_grad_() for value in state)
     weights = _weights(cell, inputs)
-    ours, theirs = run(cell, inputs, state), reference(cell, inputs, state)
-    _assert_same_run(ours, theirs, cell)
-    found = _gradients(_loss(*ours, weights, use), cell, inputs, state)
-    expected = _gradients(_loss(*theirs, weights, use), cell, inputs, state)
-    flow = _flow(cell, inputs, state, weights, use)
+    theirs, steps = reference(cell, inputs, state), _steps(cell, inputs, state)
     tolerance = TOLERANCE[inputs.dtype if inputs.dtype == torch.float64 else torch.float32]
-    begin = f"{cell}, {'at rest' if state is None else 'from a state'}, {use}"
-    assert_close(found.inputs, expected.inputs, flow, tolerance, f"{begin}: gradient of the input")
-    first = flow[0] if len(flow) else flow
-    for name, one, other in zip(cell.state_names(), found.state, expected.state, strict=False):
-        assert_close(one, other, first, tolerance, f"{begin}: gradient of the first {name}")
-    for name, other in expected.learned.items():
-        assert_close(found.learned[name], other, flow.sum(), tolerance, f"{begin}: gradient of {name}")
+    for use in uses:
+        ours = run(cell, inputs, state)
+        _assert_same_run(ours, theirs, cell)
+        found = _gradients(_loss(*ours, weights, use), cell, inputs, state)
+        expected = _gradients(_loss(*theirs, weights, use), cell, inputs, state, again=True)
+        flow = _flow(*steps, inputs, weights, use)
+        begin = f"{cell}, {'at rest' if state is None else 'from a state'}, {use}"
+        assert_close(found.inputs, expected.inputs, flow, tolerance, f"{begin}: gradient of the input")
+        first = flow[0] if len(flow) else flow
+        for name, one, other in zip(cell.state_names(), found.state, expected.state, strict=False):
+            assert_close(one, other, first, tolerance, f"{begin}: gradient of the first {name}")
+        for name, other in expected.learned.items():
+            assert_close(found.learned[name], other, flow.sum(), tolerance, f"{begin}: gradient of {name}")
 
 
 def _assert_same_run(found: tuple[Tensor, tuple], expected: tuple[Tensor, tuple], cell: hb.Cell) -> None:
@@ -147,37 +148,48 @@ def _loss(
     return torch.stack([term.to(to_outputs.dtype) for term in terms]).sum()
 
 
-def _gradients(loss: Tensor, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> Gradients:
+def _gradients(
+    loss: Tensor, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, *, again: bool = False
+) -> Gradients:
     learned = {name: tensor for name, tensor in cell.named_parameters() if tensor.requires_grad}
     wanted = [inputs, *(state or ()), *learned.values()]
     if not loss.requires_grad:
         found = [None] * len(wanted)
     else:
-        found = list(torch.autograd.grad(loss, wanted, allow_unused=True))
+        found = list(torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=again))
     count = len(state or ())
     return Gradients(
         found[0], tuple(found[1 : 1 + count]), dict(zip(learned, found[1 + count :], strict=True))
     )
 
 
-def _flow(
-    cell: hb.Cell,
-    inputs: Tensor,
-    state: tuple[Tensor, ...] | None,
-    weights: tuple[Tensor, list[Tensor]],
-    use: str,
-) -> Tensor:
-    """The largest gradient of any state, per neuron, at each step or after; in the reference."""
+Steps = tuple[Tensor, tuple[Tensor, ...] | None, list[list[Tensor]]]
+
+
+def _steps(cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> Steps:
+    """What the reference emits, its last states, and those of each step that require a gradient."""
     steps, emitted, now = [], [], state
     for input_ in inputs:
         outputs, now = reference(cell, input_[None], now)
         emitted.append(outputs[0])
         steps.append([value for value in now if value.requires_grad])
-    loss = _loss(torch.stack(emitted), now, weights, use)
+    return torch.stack(emitted), now, steps
+
+
+def _flow(
+    emitted: Tensor,
+    last: tuple[Tensor, ...] | None,
+    steps: list[list[Tensor]],
+    inputs: Tensor,
+    weights: tuple[Tensor, list[Tensor]],
+    use: str,
+) -> Tensor:
+    """The largest gradient of any state, per neuron, at each step or after; in the reference."""
+    loss = _loss(emitted, last, weights, use)
     flat = [value for values in steps for value in values]
     if not (flat and loss.requires_grad):
         return torch.zeros_like(inputs)
-    found = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+    found = iter(torch.autograd.grad(loss, flat, allow_unused=True, retain_graph=True))
     largest = []
     for values, input_ in zip(steps, inputs.detach(), strict=True):
         grads = [grad.abs() for grad in (next(found) for _ in values) if grad is not None]

@@ -73,6 +73,29 @@ CELLS = final_kinds(hb.Cell, cells.__name__)
 SURROGATES = final_kinds(Surrogate, surrogate.__name__)
 
 
+REPRESENTATIVE = ("CubaLIFCell", "IFCell", "LICell", "PLIFCell")
+"""Cells with two states before the spikes, none learned, no spikes, one learned."""
+
+
+def few(kinds: list[type]) -> list:
+    """`kinds` for a test that is about modules, not equations: representative cells, and all exhaustively."""
+    stand = [kind.__name__ in REPRESENTATIVE for kind in kinds]
+    return [
+        pytest.param(kind, marks=() if stands else pytest.mark.exhaustive)
+        for kind, stands in zip(kinds, stand, strict=True)
+    ]
+
+
+def few_values(values: list[tuple[type, str]]) -> list:
+    """Of hyper-parameters by kind and name the first of each kind and of each name, and all exhaustively."""
+    kinds, names, found = set(), set(), []
+    for kind, name in values:
+        stands = kind not in kinds or name not in names
+        kinds.add(kind), names.add(name)
+        found.append(pytest.param(kind, name, marks=() if stands else pytest.mark.exhaustive))
+    return found
+
+
 def takes(kind: type, name: str) -> bool:
     """Whether cells of `kind` have a hyper-parameter called `name`."""
     return name in inspect.signature(kind).parameters

@@ -185,6 +185,7 @@ def assert_same(found, expected, what):
             )
 
 
+@pytest.mark.cover(1)
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", OWN)

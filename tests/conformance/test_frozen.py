@@ -35,6 +35,7 @@ SIZED = {
 }
 
 
+@pytest.mark.cover(1)
 @each_backend
 @pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("shape", [(3, 2, 3), (3, 5, 7), (3, 9, 2)], ids=str)

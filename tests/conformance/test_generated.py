@@ -11,6 +11,7 @@ import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import each_backend
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
+from selection import examples
 
 NEURONS = 13
 
@@ -86,7 +87,7 @@ def cells(draw):
 
 @each_backend
 @settings(
-    max_examples=12 if settings().max_examples <= 50 else 200,
+    max_examples=examples(4),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(cell=cells(), seed=st.integers(0, 99))

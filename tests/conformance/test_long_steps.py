@@ -54,28 +54,35 @@ def test_a_step_of_some_hundred_operations(run, shape):
     assert_conforms(run, Euler(60), 4 * torch.rand(shape))
 
 
-@pytest.mark.parametrize("cell", [HodgkinHuxley(1), HodgkinHuxley(6), Euler(60)], ids=["one", "six", "euler"])
+@pytest.mark.cover(1)
+@pytest.mark.parametrize(
+    "cell", [HodgkinHuxley(1), HodgkinHuxley(4), Euler(60)], ids=["one", "four", "euler"]
+)
 @pytest.mark.parametrize("shape", [(1, 5), (3, 64), (5, 5000)], ids=str)
 def test_a_long_step_over_rows_of_any_width(cell, shape):
     assert_conforms(CPU, cell, 40 * torch.rand(shape))
 
 
-def test_a_step_of_two_thousand_operations_keeps_no_more_than_its_states():
-    step = trace(Euler(500), torch.Size([5]), torch.float32)
+def test_a_step_of_a_thousand_operations_keeps_no_more_than_its_states():
+    step = trace(Euler(250), torch.Size([5]), torch.float32)
     assert make_plan(step).bits() == 64, "the input and the potential"
 
 
 def test_nothing_is_as_deep_as_a_step_is_long():
     """A chain of operations longer than Python's stack, from the trace to the kernel's source."""
-    limit = sys.getrecursionlimit()
-    step = trace(Euler(limit), torch.Size([5]), torch.float32)
-    plan = make_plan(step)
-    text = backward_source(step, plan, "float32", frozenset(), wants_input=True, constant_input=False).text
-    assert text.count("fmul") > limit
+    before, limit = sys.getrecursionlimit(), 300
+    sys.setrecursionlimit(limit)
+    try:
+        step = trace(Euler(limit), torch.Size([5]), torch.float32)
+        plan = make_plan(step)
+        source = backward_source(step, plan, "float32", frozenset(), wants_input=True, constant_input=False)
+    finally:
+        sys.setrecursionlimit(before)
+    assert source.text.count("fmul") > limit
 
 
 def test_what_a_kernel_computes_with_lies_on_a_small_stack():
-    step = trace(HodgkinHuxley(20), torch.Size([5]), torch.float32)
+    step = trace(HodgkinHuxley(12), torch.Size([5]), torch.float32)
     plan = make_plan(step)
     source = backward_source(
         step, plan, "float32", frozenset({"exp"}), wants_input=True, constant_input=False

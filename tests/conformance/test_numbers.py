@@ -12,6 +12,7 @@ from hibana.cells.surrogate import ATan, Box, Triangle
 HALVES = [torch.float16, torch.bfloat16]
 
 
+@pytest.mark.cover(1)
 @each_backend
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("kind", CELLS)
@@ -86,6 +87,7 @@ def test_tensors_as_hyper_parameters(run, name):
     assert all(parameter.grad is not None for parameter in here.parameters())
 
 
+@pytest.mark.cover(1)
 @each_backend
 @pytest.mark.parametrize("reset", [0.0, 0.25, "subtract"], ids=str)
 @pytest.mark.parametrize("detach", [False, True])

@@ -698,6 +698,7 @@ UNREAD = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", UNREAD)
 @pytest.mark.parametrize("kind", [Hung, hb.LIFCell])
 def test_what_a_step_does_not_read_is_not_refused(name, kind):

@@ -239,8 +239,27 @@ OPERATIONS = {
 }
 
 
+AS_FUNCTIONS = (
+    "sin and cos",
+    "log",
+    "log2",
+    "atan",
+    "erf",
+    "root",
+    "sqrt",
+    "rounding",
+    "sign",
+    "reciprocal",
+    "relu",
+)
+"""Operations that `test_functions.py` compiles each by itself."""
+
+
 @each_backend
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.exhaustive if name in AS_FUNCTIONS else ()) for name in OPERATIONS],
+)
 def test_an_operation(run, name):
     cell = forward_of(OPERATIONS[name])
     inputs = 2 * torch.rand(8, 2, 19) - 0.6

@@ -106,6 +106,7 @@ def test_a_state_that_is_passed_on(run, kind):
     assert_conforms(run, kind(), 2 * torch.rand(9, 6))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 6), (5, 64, 6)], ids=str)
 def test_a_state_that_is_passed_on_over_one_step_and_several_rows(kind, shape):

@@ -32,6 +32,7 @@ def test_a_single_step_of_each_cell(run, kind):
     assert_conforms(run, cell, drive(cell)[:1], uses=["outputs and states"])
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize(
     ("steps", "nontemporal"),
@@ -48,6 +49,7 @@ def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states"])
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("shape", [(11, 2, 64), (6, 5001), (1, 7)], ids=str)
 def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
@@ -75,6 +77,7 @@ def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("shape", [(5, 64), (4, 33)])
 @pytest.mark.parametrize(
     "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__

@@ -10,6 +10,7 @@ import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, SURROGATES, TRITON, interpreted
 from hibana.cells.surrogate import ATan, Box, Step
+from selection import examples
 
 SHAPES = [(6, 5, 8), (9, 33, 63), (4, 2, 3, 20), (7, 130), (3, 1, 500), (1, 4, 16)]
 """``[T, ..., neurons]``: sizes that are whole bytes, words and panels, and sizes that are none."""
@@ -168,10 +169,7 @@ def test_a_state_to_begin_with_may_be_any_number():
     assert all(torch.equal(a, b) for a, b in zip(first[1], found[1], strict=True))
 
 
-EXAMPLES = settings().max_examples * 2 // 5  # each compiles; HYPOTHESIS_PROFILE=search tries 200
-
-
-@settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(4), suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_steps_made_at_random_with_one_to_three_products_conform(data):
     neurons = data.draw(st.sampled_from([3, 8, 17, 64, 70]), label="neurons")

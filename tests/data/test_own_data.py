@@ -165,6 +165,7 @@ FRUIT = "größe;süße;klasse\n" + "".join(
 )
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize(
     ("encoding", "said"),
     [("utf-8", ""), ("utf-8-sig", ""), ("utf-16", ""), ("latin-1", "not UTF-8, read as cp1252, ")],

@@ -102,6 +102,7 @@ def network(layer, readout, inputs=6, neurons=5):
     return nn.Sequential(nn.Linear(inputs, neurons), layer, nn.Linear(neurons, 3), *behind).double()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("signals", ["each", "end"])
 @pytest.mark.parametrize("readout", ["linear", "leaky"])
 @pytest.mark.parametrize("kind", [*SPIKING, Resonate], ids=lambda kind: kind.__name__)
@@ -231,6 +232,7 @@ def test_a_recurrent_network_has_nearly_the_gradient(rule, cosine, norm):
     assert norm <= found[1] <= 1 / norm
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("chunk", [4, 30])
 def test_a_sequence_is_its_steps(rule, chunk):

@@ -119,6 +119,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -140,6 +141,7 @@ def test_weights_follow_the_rule(options, batch, backend, monkeypatch):
         close(one, other)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize(("inputs", "outputs", "batch"), [(5, 3, 2), (70, 48, 1), (33, 65, 4)])
 def test_any_cell_and_size(kind, inputs, outputs, batch):
@@ -200,6 +202,7 @@ def test_gradient_is_minus_the_change_of_constant_weights(options):
     assert torch.equal(linear.weight, before)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("tau_eligibility", [None, 6.0])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_reward_modulates_eligibility(options, tau_eligibility):

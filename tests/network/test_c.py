@@ -17,6 +17,7 @@ from hibana.compiler.c.source import dialect
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.network import in_order, quantize, to_c
 from hibana.network.files import write_whole
+from selection import examples
 
 
 def images(*layers):
@@ -171,7 +172,7 @@ def test_every_layer_gives_in_c_what_it_does_in_pytorch(name, tmp_path):
     check(net, (torch.rand(6, 2, *shape, dtype=dtype) - 0.2).relu(), tmp_path)
 
 
-@settings(max_examples=4)
+@settings(max_examples=examples(3))
 @given(st.data())
 def test_networks_of_all_sorts_spike_in_c_as_in_pytorch(tmp_path_factory, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))

@@ -15,6 +15,7 @@ from hibana import loss
 from hibana.cli import main, using
 from hibana.network import in_order, quantize, to_c
 from hibana.train import activity, load
+from selection import examples
 
 
 def each(module):
@@ -90,6 +91,7 @@ def _whole(net, inputs):
     return small, small.net
 
 
+@pytest.mark.cover(1)
 @pytest.mark.slow
 @needs_cc
 @pytest.mark.parametrize("numbers", [True, False], ids=["numbers", "events"])
@@ -101,7 +103,7 @@ def test_windows_and_delays_are_the_same_in_c(name, numbers, tmp_path):
     check(make().eval(), inputs if numbers else (inputs < 0.4).float(), tmp_path, events=not numbers)
 
 
-@settings(max_examples=4)
+@settings(max_examples=examples(3))
 @given(st.data())
 def test_windows_and_delays_of_all_sizes_are_the_same_in_c(tmp_path_factory, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))

@@ -17,6 +17,7 @@ import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import in_order, to_c
 from network.test_c import CELLS, NETWORKS
+from selection import examples
 
 
 def mlp(*sizes, cell=hb.LIF):
@@ -113,7 +114,7 @@ def test_spikes_are_those_of_the_network_itself_on_exact_weights():
     assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(st.data())
 def test_networks_of_all_sorts_spike_as_in_pytorch(data):
     torch.manual_seed(data.draw(st.integers(0, 99)))

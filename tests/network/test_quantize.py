@@ -17,6 +17,7 @@ from hibana.cells import AtLeast
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import to_c
 from hibana.network.quantized.leak import Leak
+from selection import examples
 
 CELLS = {
     "IF": lambda: hb.IF(0.4),
@@ -103,7 +104,7 @@ def test_a_convolutional_network_in_whole_numbers_is_the_same_in_c(tmp_path):
     assert program.constant_bytes < 4 * sum(p.numel() for p in images().parameters())
 
 
-@settings(max_examples=3)
+@settings(max_examples=examples(2))
 @given(st.data())
 def test_networks_of_all_sorts_in_whole_numbers_are_the_same_in_c(tmp_path_factory, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -243,6 +244,7 @@ def trained(aware, x, y, steps=30, rate=1e-2):
     return losses
 
 
+@pytest.mark.cover(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("learns", [False, True], ids=["", "learning its values"])
 @pytest.mark.parametrize("cell", CELLS)

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from hibana.spikes.packed_tensor import PackedTensor
+from selection import examples
 
 
 def test_a_neuron_is_dropped_for_all_steps_or_none():
@@ -172,12 +173,13 @@ WAYS = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("draw", [_linear, _convolutional, _residual])
 def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
     drawn = random.Random(0)
     torch.manual_seed(0)
-    for _ in range(60 if draw is _linear else 20):
+    for _ in range(examples(15 if draw is _linear else 6)):
         layers, shape = draw(drawn)
         sigma = drawn.choice([hb.surrogate.Step(), hb.surrogate.Box(), hb.surrogate.ATan()])
         neurons = [hb.IF(drawn.choice([0.05, 0.2, 1.0]), sigma, detach_reset=True) for _ in layers]
@@ -210,6 +212,7 @@ def test_what_is_kept_at_a_border_are_bits():
     assert border.bits.nbytes == spikes.nbytes / 32
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("factor", [1.0, 0.25, 1 / 0.7])
 @pytest.mark.parametrize("most", [1, 3, 15])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])

@@ -279,6 +279,7 @@ def with_delays(layer, how):
     return parametrised
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrisation"])
 @pytest.mark.parametrize("mode", ["events", "dense"])
 @pytest.mark.parametrize("sigma", [0.0, 0.5])

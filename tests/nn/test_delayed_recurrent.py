@@ -39,6 +39,7 @@ def made(longest=LONGEST, **options):
     return layer
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("longest", [0, 1, LONGEST, 20])
 @pytest.mark.parametrize("training", [True, False])
 def test_each_spike_comes_back_after_its_delay_and_gradients_are_those_of_the_equation(longest, training):
@@ -126,6 +127,7 @@ def test_nir_refuses_it_by_name():
         hb.nir.write(net)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("longest", [0, 3])
 def test_an_exported_program_computes_what_it_does(moving, longest):

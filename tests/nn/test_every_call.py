@@ -25,11 +25,14 @@ import hibana as hb
 from conformance.suite import CELLS
 from every_layer import CASES, LAYERS, Above, made, near, reference
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::torch.jit.TracerWarning",
-    "ignore::DeprecationWarning",
-    "ignore:.*torch.jit.* is deprecated:FutureWarning",  # of the test's own call of torch.jit
-)
+pytestmark = [
+    pytest.mark.cover(1),
+    pytest.mark.filterwarnings(
+        "ignore::torch.jit.TracerWarning",
+        "ignore::DeprecationWarning",
+        "ignore:.*torch.jit.* is deprecated:FutureWarning",  # of the test's own call of torch.jit
+    ),
+]
 
 
 @pytest.fixture(params=CASES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.train import fluctuation_driven_
+from hibana.train import fluctuation_driven_, fluctuations
 
 NEURONS, INPUTS, RATE = 400, 300, 0.08
 
@@ -27,6 +27,7 @@ CELLS = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("xi", [1.0, 3.0])
 @pytest.mark.parametrize("mean", [0.0, 0.3])
@@ -85,7 +86,8 @@ def test_a_layer_that_fluctuations_drive_fires_near_what_a_gaussian_potential_wo
         ({"weight": torch.empty(4)}, "weight must be"),
     ],
 )
-def test_what_can_not_be_is_refused(options, message):
+def test_what_can_not_be_is_refused(options, message, monkeypatch):
+    monkeypatch.setattr(fluctuations, "LONGEST", 1000)
     given = {"weight": torch.empty(4, 3), "cell": hb.LIFCell(tau=5.0), "rate": 0.1} | options
     with pytest.raises(ValueError, match=message):
         fluctuation_driven_(**given)

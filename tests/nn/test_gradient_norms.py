@@ -53,6 +53,7 @@ def by_hand(net, inputs, labels):
     return {"inputs": norms[::2], "outputs": norms[1::2]}
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("of", ["outputs", "inputs"])
 @pytest.mark.parametrize("adopt", [False, True])
 @pytest.mark.parametrize("surrogate", [hb.surrogate.ATan(), hb.surrogate.Step(), hb.surrogate.Box()])

@@ -176,15 +176,3 @@ def test_a_readout_that_sums_too_many_steps_is_told_of():
     with pytest.warns(UserWarning, match=r"the readout LI\(\) sums its input over 400 steps"):
         assert start(float("inf")) > 8
     assert start(4.0) < 5  # and no warning, which would be an error
-
-
-def test_starting_and_counting_need_no_lightning():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from hibana.train import activity, scale_to_rate;"
-        "print(sorted({'lightning', 'torchmetrics', 'sklearn'} & set(sys.modules)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"

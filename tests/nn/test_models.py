@@ -18,6 +18,7 @@ SMALL = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shape", [(28, 28), (3, 5, 8), (1, 1, 1), (2, 65, 70)], ids=str)
 def test_any_image_and_number_of_classes(name, shape):

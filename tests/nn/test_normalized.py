@@ -109,6 +109,7 @@ def test_evaluation_gives_it_to_the_bit(case):
     check_as_near(gradients(ours, x), gradients(theirs, x), gradients(theirs, x, double=True))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.usefixtures("_however_few")
@@ -181,6 +182,7 @@ class Divides(hb.Cell):
         return (hb.surrogate.ATan()(v - 1.0 + 0.0 * s),)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.usefixtures("_however_few")
 @pytest.mark.parametrize(
     "neurons",
@@ -236,6 +238,7 @@ def test_a_normalisation_alone_learns_after_a_call_that_learned_nothing(training
     check_close(*found)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.usefixtures("_however_few")
 @pytest.mark.parametrize("channels", [1, 8])
 @pytest.mark.parametrize("order", [(0, 4, 1, 2, 3), (0, 2, 1, 3, 4), (0, 4, 3, 1, 2), (0, 1, 4, 2, 3)])
@@ -303,6 +306,7 @@ def test_where_it_is_not_done_so_the_modules_are_called_and_it_says_why(change, 
     assert reason in hb.explain(ours)
 
 
+@pytest.mark.cover(1)
 @torch.no_grad()
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("way", ["a hook", "a function in its place"])
@@ -428,7 +432,13 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+STAND = ("CubaLIF", "PLIF", "a threshold for each channel")
+"""Kinds for the rest: two states, a learned one, a tensor."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in STAND else pytest.mark.exhaustive) for name in KINDS]
+)
 @pytest.mark.usefixtures("_however_few")
 def test_every_kind_of_neuron_may_be_behind_it_and_be_called_again(name):
     ours, theirs = twins(lookup(16), KINDS[name](surrogate=hb.surrogate.ATan()))

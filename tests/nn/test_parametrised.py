@@ -118,6 +118,7 @@ CELLS = {
 }
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):

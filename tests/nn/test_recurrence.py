@@ -6,7 +6,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS as KINDS
-from conformance.suite import drive
+from conformance.suite import drive, few
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
 from hibana.compiler.graph.plan import gradients, has_gradient, reachable
 from hibana.compiler.graph.synapses import gated
@@ -163,7 +163,7 @@ def on_a_grid(layer):
     return layer
 
 
-@pytest.mark.parametrize("kind", SPIKING, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", few(SPIKING), ids=lambda kind: kind.__name__)
 def test_every_cell_of_the_package_is_compiled_and_spikes_as_its_loop_does(kind):
     torch.manual_seed(2)
     layer = on_a_grid(hb.Recurrent(kind(), 21))
@@ -241,6 +241,7 @@ class AddedFirst(hb.Cell):
         return v, Box()(v - 1)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.24, 1.0])
 @pytest.mark.parametrize("kind", [AddedLast, AddedFirst])

@@ -51,6 +51,7 @@ def check_alike(found, wanted):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("surrogate", [hb.surrogate.Box(), hb.surrogate.ATan()], ids=["Box", "ATan"])
 @pytest.mark.parametrize("case", CASES)
 def test_shared_by(case, surrogate):

@@ -44,6 +44,7 @@ def _normalised(monkeypatch, channels, outputs, kernel, stride):
     return hb.Normalized(hb.EachStep(nn.Sequential(convolution, norm)), hb.LIF(surrogate=hb.surrogate.ATan()))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("threads", [1, 2])
 @each_way
 def test_moments_of_sums_are_taken_from_the_cache_and_gradients_stay_what_they_are(
@@ -90,6 +91,7 @@ def test_weights_below_a_normalisation_that_learns_nothing_get_their_gradient_in
 
 
 @torch.no_grad()
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("threads", [1, 2])
 @each_way
 def test_a_normalised_layer_reads_sums_from_the_cache_to_the_same_bits(

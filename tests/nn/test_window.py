@@ -12,6 +12,7 @@ from torch.nn import functional
 import hibana as hb
 from hibana import surrogate
 from hibana.train.start import scale_to_rate
+from selection import examples
 
 
 def written(layer, x):
@@ -29,7 +30,7 @@ def results(function, layer, x, weights):
     return [out.detach(), *grads]
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(20))
 @given(
     steps=st.integers(1, 12),
     batch=st.integers(1, 5),

@@ -349,7 +349,9 @@ def test_a_worker_that_is_closed_while_it_starts_ends(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is sent Ctrl-C alone there")
-@pytest.mark.parametrize("after", [0.0, 0.003, 0.03, 0.3])
+@pytest.mark.parametrize(
+    "after", [0.0, *(pytest.param(s, marks=pytest.mark.exhaustive) for s in (0.003, 0.03)), 0.3]
+)
 def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
     pytest.importorskip("bokeh", reason="the extra play is not installed")
     command = [sys.executable, "-m", "hibana", "play", "--no-browser"]

@@ -408,6 +408,7 @@ return [top("aside") + scrollY, top(".panel") + scrollY, top("aside")]
 """
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("width", [360, 390, 820, 1280])
 @pytest.mark.parametrize("view", ["neuron", "network"])
 def test_nothing_is_cut_or_covered_at_any_width(page, browser, width, view):

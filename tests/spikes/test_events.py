@@ -15,6 +15,7 @@ from hibana.compiler.strides import same_each_step
 from hibana.spikes import layer as shared_layer
 from hibana.spikes.bits import agree, bits_of
 from hibana.spikes.linear import product
+from selection import examples
 
 
 def _spikes(*shape, density):
@@ -57,7 +58,7 @@ def test_the_ones_of_bits_that_agree_with_their_numbers_are_counted(neurons, thr
     assert agree(spikes, bits[None]) is None
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(12))
 @given(
     rows=st.sampled_from([1, 2, 65, 300, 600]),
     inputs=st.sampled_from([1, 63, 64, 130]),
@@ -79,6 +80,7 @@ def test_outputs_and_gradients_are_those_of_torch(rows, inputs, outputs, density
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.05, 0.2])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(700, 600, 70), (33, 1100, 16), (300, 130, 300)])
 def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkeypatch):
@@ -106,6 +108,7 @@ def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkey
 SURROGATES = [surrogate.Step(), surrogate.Box(), surrogate.Triangle(), surrogate.ATan()]
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("sigma", SURROGATES, ids=repr)
 @pytest.mark.parametrize("scale", [0.2, 1.0, 4.0])
 def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop(sigma, scale):
@@ -185,6 +188,7 @@ def test_a_retained_or_asked_for_gradient_is_whole():
     torch.testing.assert_close(of_spikes, _full(layer))
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("steps", [2, 4, 9])
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.ATan()])
 @pytest.mark.parametrize("penalised", [False, True])

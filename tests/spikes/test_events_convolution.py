@@ -19,6 +19,7 @@ from hibana.spikes.planes import Planes
 from hibana.spikes.pooling import kernels as pooling_kernels
 from hibana.spikes.provenance import lookup_mask
 from hibana.spikes.simd.rows import panel
+from selection import examples
 
 
 def _spikes(*shape, density, last=True):
@@ -35,7 +36,7 @@ def _gradients(layer, x, weights):
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
-@settings(max_examples=40)
+@settings(max_examples=examples(24))
 @given(
     channels=st.sampled_from([1, 2, 3, 32, 65]),
     outputs=st.sampled_from([1, 5, 16, 33, 64, 70]),
@@ -105,6 +106,7 @@ def _referenced(net):
     return dense
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box(), surrogate.ATan()], ids=repr)
 @pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 8.0])
 @pytest.mark.parametrize("channels", [5, 16])
@@ -184,6 +186,7 @@ def test_who_looks_at_a_gradient_below_sees_all_of_it(where, how):
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3)])
 @pytest.mark.parametrize("channels", [1, 16, 33])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
@@ -310,6 +313,7 @@ def test_groups_are_multiplied_densely_and_say_why():
     assert layer.explain() == "dense: groups"
 
 
+@pytest.mark.cover(1)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
 @pytest.mark.parametrize(
     "arguments",
@@ -400,6 +404,7 @@ def test_a_dense_convolution_comes_out_channels_last_too():
     assert not out.is_contiguous()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(
     ("channels", "outputs", "image", "kernel", "padding", "dilation"),
     [
@@ -430,6 +435,7 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
     assert not got[wanted == 0].any()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "image", "padding"),
     [
@@ -454,7 +460,7 @@ def test_more_channels_than_a_list_counts_are_summed_too(channels, outputs, kern
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     images=st.integers(1, 5),
     channels=st.sampled_from([1, 8, 33, 64, 70]),
@@ -535,7 +541,7 @@ def test_fx_traces_through_every_layer():
     assert torch.equal(hb.fold_batchnorm(net)(x), net(x))
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(12))
 @given(
     channels=st.sampled_from([1, 3, 64]),
     outputs=st.sampled_from([1, 17, 70]),
@@ -619,6 +625,7 @@ def test_pooling_says_how_it_was_done():
     assert other.explain().startswith("torch's: ")
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("mode", ["auto", "dense", "events"])
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(
@@ -644,7 +651,7 @@ def test_windows_in_the_padding_alone_give_the_bias(width, kernel, stride, paddi
     assert torch.equal(layer.bias.grad, torch.full([16], out.numel() / 16))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30))
 @given(
     images=st.integers(1, 11),
     channels=st.sampled_from([1, 8, 31, 32, 33, 64, 65, 130]),
@@ -703,6 +710,7 @@ def _all_weights_lie_far(monkeypatch):
         made.cache_clear()
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize(
     ("images", "channels", "outputs", "image", "kernel", "padding", "dilation", "planes"),
     [
@@ -749,6 +757,7 @@ def test_images_that_are_summed_together_are_normalised_alike(training, request,
     assert torch.equal(*found)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("channels", "outputs", "image", "kernel", "down", "padding", "planes"),
@@ -799,6 +808,7 @@ def test_windows_whose_weights_lie_farther_away_are_summed_whole_of_few_spikes()
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
     ("channels", "image", "kernel", "stride", "planes", "whole"),

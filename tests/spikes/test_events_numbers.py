@@ -12,6 +12,7 @@ import hibana as hb
 from hibana import surrogate
 from hibana.spikes.planes import whole_numbers
 from hibana.spikes.provenance import lookup_mask
+from selection import examples
 
 
 def _numbers(*shape, density, most, factor=1.0):
@@ -47,7 +48,7 @@ NUMBERS = {
 }
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(12))
 @given(
     rows=st.sampled_from([1, 70, 300]),
     inputs=st.sampled_from([1, 63, 64, 130]),
@@ -59,7 +60,7 @@ def test_a_linear_layer_of_whole_numbers_is_torchs(rows, inputs, outputs, densit
     _assert_alike(hb.Linear(inputs, outputs), nn.Linear(inputs, outputs), x)
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(12))
 @given(
     channels=st.sampled_from([1, 3, 32, 65]),
     outputs=st.sampled_from([5, 33]),
@@ -167,6 +168,7 @@ def _adopted(net):
 SIGMAS = [surrogate.Step(), surrogate.Box(), surrogate.ATan()]
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
 @pytest.mark.parametrize("channels", [5, 64])
 @pytest.mark.parametrize("add", [torch.add, hb.events.add])

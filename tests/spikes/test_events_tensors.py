@@ -101,6 +101,7 @@ def _compare(layer, dense, x, given):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("mode", ["auto", "events"])
@@ -111,6 +112,7 @@ def test_parameters_of_a_linear_layer(weight, bias, mode):
     _compare(layer, dense, _spikes(ROWS, 64), given)
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("bias", [name for name in BIASES if name != "for each row"])
 def test_parameters_of_a_convolution(weight, bias):
@@ -120,6 +122,7 @@ def test_parameters_of_a_convolution(weight, bias):
     _compare(layer, dense, _spikes(3, 8, 9, 9), given)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("name", ["weight", "bias"])
 @pytest.mark.parametrize("kind", sorted({*WEIGHTS, *BIASES} - {"for each row", "elsewhere"}))
 @pytest.mark.parametrize("learns", [True, False])
@@ -235,6 +238,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("kind", INPUTS)
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("learns", [False, True])
@@ -309,6 +313,7 @@ def _in_padding_alone(size, kernel, stride, padding, dilation, count):
     return sum(all(not 0 <= place < size for place in window) for window in places)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("dilation", [1, 2, (2, 1), 3])
 @pytest.mark.parametrize("stride", [1, 2, 3, None])

@@ -92,6 +92,7 @@ BETWEEN = {
 }
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
 @pytest.mark.parametrize("write", [None, *WRITES])
 @pytest.mark.parametrize("between", BETWEEN)
@@ -113,6 +114,7 @@ def test_steps_that_do_not_fill_whole_words_of_bits_and_were_written_to(neurons)
         _compare(net, x, write, after=1)
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("sigma", SIGMAS, ids=repr)
 @pytest.mark.parametrize("write", [None, *WRITES])
 @pytest.mark.parametrize("channels", [5, 16])

@@ -101,6 +101,7 @@ WRITES = {
 }
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("what", ["spikes", "sum", "pooled"])

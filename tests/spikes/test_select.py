@@ -60,6 +60,7 @@ def _run(layer, x, weights):
     return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("forward", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("input_", [True, False])
@@ -260,6 +261,7 @@ def test_small_calls_take_parameters_wherever_they_are():
         assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
 
 
+@pytest.mark.cover(2)
 @pytest.mark.parametrize("mode", ["auto", "dense", "events"])
 @pytest.mark.parametrize("grad", [True, False], ids=["learns", "frozen"])
 @pytest.mark.parametrize("last", [True, False], ids=["last", "first"])

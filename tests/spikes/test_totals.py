@@ -63,6 +63,7 @@ def by_both(loss, inputs):
 WEIGHT = torch.randn(64, 5, generator=torch.Generator().manual_seed(4))
 
 
+@pytest.mark.cover(1)
 @pytest.mark.parametrize("name", layers())
 @pytest.mark.parametrize("batch", [3, 4096])  # of which long ones are recomputed
 def test_it_and_its_gradient_are_torchs_to_the_bit(name, batch, handed):

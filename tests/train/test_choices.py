@@ -69,8 +69,18 @@ KIND_OF = {
 }
 """What data an option, or a coding, is of; the digits unless it is named here."""
 QUICK = ("precision",)
+WHOLE = ("kind", "loss", "coding")
+"""Options of whose choices each takes another way through a training; of others three stand for the rest."""
+
+
+def marks(name, choice):
+    choices = list(CHOICES[name])
+    stands = name in WHOLE or choice in (choices[0], choices[len(choices) // 2], choices[-1])
+    return [pytest.mark.slow] * (name not in QUICK) + [pytest.mark.exhaustive] * (not stands)
+
+
 EACH = [
-    pytest.param(name, choice, marks=() if name in QUICK else pytest.mark.slow, id=f"{name}-{choice}")
+    pytest.param(name, choice, marks=marks(name, choice), id=f"{name}-{choice}")
     for name, choices in CHOICES.items()
     for choice in choices
 ]

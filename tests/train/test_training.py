@@ -268,6 +268,7 @@ def test_augmented_images_are_theirs_moved_or_mirrored(how):
     assert images.sum() == 400
 
 
+@pytest.mark.cover(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-2])
 @pytest.mark.parametrize("rate_penalty", [0.03, 0.3])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hibana.compiler.checks import warn_once
 
-__all__ = ["CALL", "WAS", "add_hint", "faster_layers", "suggest"]
+__all__ = ["CALL", "OF_IMAGES", "WAS", "add_hint", "faster_layers", "suggest"]
 
 CALL = nn.Module._call_impl.__code__
 """Code of the frame in which torch calls a module."""
@@ -20,10 +20,11 @@ MANY = 1 << 20
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 WAS = "_hibana_was"
 """Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
-_OF_IMAGES = (
+OF_IMAGES: tuple[Any, ...] = (
     *(nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
+"""Layers that take images without a time axis."""
 
 
 def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -78,7 +79,7 @@ def named(layers: dict[str, nn.Module], most: int = 4) -> str:
 def add_hint(net: nn.Module, error: BaseException) -> None:
     """Notes at an `error` of torch's, raised within `net`, that its layer of images was called with time."""
     module, given = _innermost(error.__traceback__)
-    if not isinstance(module, _OF_IMAGES) or not isinstance(given, Tensor):
+    if not isinstance(module, OF_IMAGES) or not isinstance(given, Tensor):
         return
     dimensions = 3 if isinstance(module, nn.Conv1d | nn.BatchNorm1d) else 4
     if given.ndim != dimensions + 1:

@@ -18,8 +18,8 @@ from hibana.compiler.tensors import is_computed, tensors_of
 from hibana.learn.derivatives import StepDerivatives
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
+from hibana.nn.fusing import Planned
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.planned import Planned
 from hibana.nn.running import Stateful
 
 __all__ = ["Leak", "Layer", "Neurons", "Plain", "layers_of"]

@@ -11,10 +11,17 @@ from hibana import spikes
 from hibana.compiler.torch_layers import WAS
 from hibana.nn.deferred import Deferred
 from hibana.nn.each_step import EachStep
-from hibana.nn.fusing import Watch
-from hibana.nn.joined import JoinedNetwork, JoinedNeurons, joined_kind, may_be_joined
-from hibana.nn.over_steps import FUSING, OVER_STEPS, FlattenOverSteps, OverSteps
-from hibana.nn.planned import Planned, groups
+from hibana.nn.fusing import Planned, Watch, groups
+from hibana.nn.over_steps import (
+    FUSING,
+    OVER_STEPS,
+    FlattenOverSteps,
+    JoinedNetwork,
+    JoinedNeurons,
+    OverSteps,
+    joined_kind,
+    may_be_joined,
+)
 from hibana.nn.running import Stateful
 
 __all__ = ["Optimized", "optimize"]

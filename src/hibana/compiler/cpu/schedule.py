@@ -1,6 +1,6 @@
 """A kernel while it is written: its arguments by name, and the row functions that it calls."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hibana.compiler.cpu.rows import Call, Pass
@@ -73,29 +73,63 @@ class Schedule:
         kinds |= dict.fromkeys(self.functions, Pointer) | {n: k for n, k in special.items() if n in kinds}
         for name, value in self.code.arguments(kinds).items():
             (self.size if isinstance(value, Value) else self.at)[name] = value
-        for name in dict.fromkeys(n for p in self.passes for call in p.does for n in call.scalars):
-            array, _, index = name.rstrip("]").partition("[")
-            self.scalars[name] = self.at["constants" if array == "c" else f"{array}_at"][int(index)]
+        self.scalars = scalars_of(
+            self.passes, lambda array, i: self.at["constants" if array == "c" else f"{array}_at"][i]
+        )
 
     def call(self, call: Call, rows: Sequence[Pointer], neurons: Value, in_reverse: Value) -> None:
         """Calls a function of rows, the vector function of an operation or one of a pass."""
-        code = self.code
-        if isinstance(call.function, Function):
-            kinds = call.function.kinds[: len(rows)]
-            given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
-            call.function.do(code, *given, *(self.scalars[s] for s in call.scalars), neurons, in_reverse)
-            return
-        takes: list[Kind] = [INT, *[self.number] * (len(rows) + 1), LONG]
-        if call.function in self.calls:
-            called = Function.at(self.at[f"{call.function}_at"], *takes)
-        else:
-            called = _libm_row(call.function, self.number)
-        called.do(code, neurons.to(INT), *rows, rows[0], code.constant(ACCURATE))
+        functions = {op: self.at[name] for name, op in self.functions.items()}
+        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse)
 
     def source(self, rows: int, row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
         text = self.code.text(f"define void @{self.name}(i64 %begin, i64 %end, ptr %args)")
         return Source(source([*self.code.texts, text]), self.arguments, self.functions, rows, row)
+
+
+def scalars_of(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:
+    """The scalar arguments of the calls of `passes`, by name: ``read("c", 3)`` is the constant ``c[3]``,
+    ``read("p2", 0)`` the parameter ``p2[0]``.
+    """
+    found = {}
+    for name in dict.fromkeys(n for pass_ in passes for call in pass_.does for n in call.scalars):
+        array, _, index = name.rstrip("]").partition("[")
+        found[name] = read(array, int(index))
+    return found
+
+
+def write_call(
+    code: Code,
+    call: Call,
+    rows: Sequence[Pointer],
+    scalars: Mapping[str, Value],
+    functions: Mapping[str, Pointer],
+    size: Value,
+    in_reverse: Value,
+) -> None:
+    """Writes a call of a pass, except of a product.
+
+    Args:
+        code: the kernel.
+        call: of a function of the pass, or of an operation.
+        rows: the addresses of its rows.
+        scalars: as :func:`scalars_of` gives them.
+        functions: the vector functions by operation; others call the C library.
+        size: neurons of a row.
+        in_reverse: how many of them are walked in reverse.
+    """
+    if isinstance(call.function, Function):
+        kinds = call.function.kinds[: len(rows)]
+        given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
+        call.function.do(code, *given, *(scalars[name] for name in call.scalars), size, in_reverse)
+        return
+    number = type(rows[0])
+    if call.function in functions:
+        called = Function.at(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
+    else:
+        called = _libm_row(call.function, number)
+    called.do(code, size.to(INT), *rows, rows[0], code.constant(ACCURATE))
 
 
 def libm_function(op: str, number: Type) -> Function:

@@ -9,11 +9,11 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler.cpu.libraries import vector_functions
 from hibana.compiler.cpu.rows import Pass
-from hibana.compiler.cpu.schedule import ACCURATE
+from hibana.compiler.cpu.schedule import scalars_of, write_call
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.runtime.kernels import INT, LONG, Bytes, Code, Floats, Function, Longs, Pointer, Value
+from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Value
 
 __all__ = ["VECTOR", "NeuronStep", "Numbers"]
 
@@ -47,7 +47,7 @@ class NeuronStep:
         self._pass = Pass("neurons", forward_pass(self.step, None), Floats, frozenset(self._functions))
         self._rows = [*self._pass.scratch, *self._pass.products]
         self._matrices = list(dict.fromkeys(c.matrix for c in self._pass.does if c.function == "product"))
-        self._addresses = [self._functions[name] for name in sorted(self._pass.called)]
+        self._called = sorted(self._pass.called & self._functions.keys())
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -82,7 +82,9 @@ class NeuronStep:
             "parameters": torch.stack(rows) if rows else empty,
             "constants": torch.tensor(self.step.constants, dtype=torch.float32, device="cpu"),
             "matrices": torch.stack(matrices) if matrices else empty,
-            "functions": torch.tensor(self._addresses, dtype=torch.int64, device="cpu"),
+            "functions": torch.tensor(
+                [self._functions[name] for name in self._called], dtype=torch.int64, device="cpu"
+            ),
         }
 
     def emit(self, code: Code, given: Mapping[str, Pointer], at: Numbers, size: Value, stride: Value) -> None:
@@ -101,29 +103,18 @@ class NeuronStep:
                 rows[name] = at.parameters + size * int(name[1:])
         for i, name in enumerate(self._rows):
             rows[name] = at.scratch + stride * i
+        scalars = scalars_of(
+            [self._pass],
+            lambda array, i: at.constants[i] if array == "c" else (at.parameters + size * int(array[1:]))[0],
+        )
+        functions = {name: Pointer.at(at.functions[i]) for i, name in enumerate(self._called)}
         for call in self._pass.does:
             taken = [rows[name] for name in call.rows]
-            if isinstance(call.function, Function):
-                kinds = call.function.kinds[: len(taken)]
-                typed = [
-                    row.of(Bytes) if kind is Bytes else row for row, kind in zip(taken, kinds, strict=True)
-                ]
-                scalars = [self._scalar(name, at, size) for name in call.scalars]
-                call.function.do(code, *typed, *scalars, size, code.constant(0))
-            elif call.function == "product":
+            if call.function == "product":
                 matrix = at.matrices + size * size * self._matrices.index(call.matrix)
                 _product(code, taken[0], matrix, taken[-1], size)
             else:
-                index = sorted(self._pass.called).index(call.function)
-                place = Pointer.at(at.functions[index])
-                called = Function.at(place, INT, *[Floats] * (len(taken) + 1), LONG)
-                called.do(code, size.to(INT), *taken, taken[0], code.constant(ACCURATE))
-
-    def _scalar(self, name: str, at: Numbers, size: Value) -> Value:
-        array, _, index = name.rstrip("]").partition("[")
-        if array == "c":
-            return at.constants[int(index)]
-        return (at.parameters + size * int(array[1:]))[0]
+                write_call(code, call, taken, scalars, functions, size, code.constant(0))
 
 
 def _product(code: Code, operand: Pointer, matrix: Pointer, target: Pointer, size: Value) -> None:

@@ -89,6 +89,12 @@ class Emitter:
         """An array of constant indices."""
         return (self.weights_at + self.weights.add(values.to(torch.int32))).of(Ints)
 
+    def function(self, address: int) -> Pointer:
+        """The vector function at `address`, as the code is given it."""
+        if address not in self.functions:
+            self.functions.append(address)
+        return Pointer.at(self.functions_at[self.functions.index(address)])
+
     def temporary(self, count: int, kind: type[Pointer] | None = None) -> Pointer:
         """An array that lives for this step."""
         kind = kind or self.number

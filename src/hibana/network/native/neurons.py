@@ -3,8 +3,8 @@
 import torch
 
 from hibana.compiler.cpu.libraries import vector_functions
-from hibana.compiler.cpu.rows import Call, Pass
-from hibana.compiler.cpu.schedule import ACCURATE
+from hibana.compiler.cpu.rows import Pass
+from hibana.compiler.cpu.schedule import scalars_of, write_call
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
@@ -12,7 +12,7 @@ from hibana.network.graph import Node
 from hibana.network.native.blocks import pack_bits
 from hibana.network.native.emitter import Emitter, Held
 from hibana.network.neurons import Layer, layer
-from hibana.runtime.kernels import INT, LONG, Bytes, Function, Pointer, Value
+from hibana.runtime.kernels import Pointer
 
 __all__ = ["neurons"]
 
@@ -39,9 +39,24 @@ def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
             rows[name] = emitter.constant(values.repeat(node.size // len(values)))
     for name in (*written.scratch, *written.products):
         rows[name] = emitter.temporary(node.size)
-    scalars = _Scalars(emitter, made)
+    constants = emitter.constant(torch.tensor(made.step.constants, dtype=torch.float64, device="cpu"))
+    scalars = scalars_of(
+        [written],
+        lambda array, i: (
+            constants[i] if array == "c" else emitter.constant(made.parameters[int(array[1:])])[0]
+        ),
+    )
+    called = sorted(written.called & functions.keys())
+    addresses = {name: emitter.function(functions[name]) for name in called}
+    code = emitter.code
     for call in written.does:
-        _do(emitter, made, call, rows, scalars, functions)
+        given = [rows[name] for name in call.rows]
+        if call.function == "product":
+            matrix, turned = divmod(call.matrix, 2)
+            weights = made.matrices[matrix].T if turned else made.matrices[matrix]
+            emitter.add_rows(Held(node, read.places, given[0]), emitter.pack(weights), given[-1])
+        else:
+            write_call(code, call, given, scalars, addresses, code.constant(node.size), code.constant(0))
     if spikes:
         return Held(node, read.places, bits=last, truths=True)
     return Held(node, read.places, last.of(emitter.number), truths=made.emits_spikes)
@@ -58,51 +73,3 @@ def _stores(made: Layer) -> tuple[Stores, bool]:
     if spikes:
         stores["fired"] = stores.pop(emitted).args[0]
     return stores, spikes
-
-
-class _Scalars:
-    """The numbers of a layer that are the same for all of its neurons."""
-
-    def __init__(self, emitter: Emitter, made: Layer) -> None:
-        self.emitter, self.made = emitter, made
-        self.array = emitter.constant(torch.tensor(made.step.constants, dtype=torch.float64, device="cpu"))
-        self.found: dict[str, Value] = {}
-
-    def __getitem__(self, name: str) -> Value:
-        if name not in self.found:
-            array, _, index = name.rstrip("]").partition("[")
-            if array == "c":
-                self.found[name] = self.array[int(index)]
-            else:
-                self.found[name] = self.emitter.constant(self.made.parameters[int(array[1:])])[0]
-        return self.found[name]
-
-
-def _do(
-    emitter: Emitter,
-    made: Layer,
-    call: Call,
-    rows: dict[str, Pointer],
-    scalars: _Scalars,
-    functions: dict[str, int],
-) -> None:
-    """One call of a pass: a function of rows, a vector function, or a product with a matrix."""
-    code, size = emitter.code, made.node.size
-    given = [rows[name] for name in call.rows]
-    if isinstance(call.function, Function):
-        kinds = call.function.kinds[: len(given)]
-        given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(given, kinds, strict=True)]
-        numbers = [scalars[name] for name in call.scalars]
-        call.function.do(code, *given, *numbers, code.constant(size), code.constant(0))
-    elif call.function == "product":
-        matrix, turned = divmod(call.matrix, 2)
-        weights = made.matrices[matrix].T if turned else made.matrices[matrix]
-        operand = Held(made.node, made.places, given[0])
-        emitter.add_rows(operand, emitter.pack(weights), given[-1])
-    else:
-        address = functions[call.function]
-        if address not in emitter.functions:
-            emitter.functions.append(address)
-        at = Pointer.at(emitter.functions_at[emitter.functions.index(address)])
-        called = Function.at(at, INT, *[emitter.number] * (len(given) + 1), LONG)
-        called.do(code, code.constant(size, INT), *given, given[0], code.constant(ACCURATE))

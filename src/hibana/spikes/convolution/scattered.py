@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Ints, Longs, Pointer, Value, kernel
+from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Group, Ints, Longs, Pointer, Value, kernel
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.simd.lists import WORD, words_of
@@ -155,6 +155,18 @@ class _Delayed(torch.autograd.Function):
         return to_inputs, to_weight, to_bias, None, None, None, None, None
 
 
+class _Sizes(Group):
+    """Sizes that all kernels take."""
+
+    steps: Value
+    rows: Value
+    inputs: Value
+    outputs: Value
+    columns: Value
+    """Sums of an output: one for each step and delay."""
+    skip: Value
+
+
 @kernel
 def _scatter(
     code: Code,
@@ -166,28 +178,22 @@ def _scatter(
     table: Floats,
     bias: Floats,
     target: Floats,
-    steps: Value,
-    rows: Value,
-    inputs: Value,
-    outputs: Value,
-    columns: Value,
-    skip: Value,
+    sizes: _Sizes,
     taps: int,
 ) -> None:
     """The forward. One work item is a row over all steps, summed as ``[outputs][columns]``."""
+    outputs, columns, steps = sizes.outputs, sizes.columns, sizes.steps - sizes.skip
     with code.scratch((Floats, outputs * columns)) as (sums,), code.loop(begin, end) as row:
         sums.clear(outputs * columns)
 
         def spike(step: Value, input_: Value) -> None:
-            first = input_ * outputs
-            for k in _unrolled(code, outputs):
-                at = sums + (places[first + k].to(LONG) + step)
-                at.store(at.load(taps) + (table + (first + k) * taps).load(taps))
+            for synapse, at in _synapses(code, places, outputs, sums, step, input_):
+                at.store(at.load(taps) + (table + synapse * taps).load(taps))
 
-        _each_spike(code, bits, steps, rows, inputs, row, spike)
-        out, stride = target + row * outputs, rows * outputs
-        transposed(code, out, stride, sums + skip, columns, outputs, steps - skip)
-        with code.when(bias.given()), code.loop(0, steps - skip) as step:
+        _each_spike(code, bits, sizes, row, spike)
+        out, stride = target + row * outputs, sizes.rows * outputs
+        transposed(code, out, stride, sums + sizes.skip, columns, outputs, steps)
+        with code.when(bias.given()), code.loop(0, steps) as step:
             for k, there in code.vectors(outputs, VECTOR):
                 at = out + (step * stride + k)
                 at.store(at.load(VECTOR, there) + (bias + k).load(VECTOR, there), there)
@@ -203,31 +209,25 @@ def _to_weights(
     places: Ints,
     gradient: Floats,
     target: Floats,
-    steps: Value,
-    rows: Value,
-    inputs: Value,
-    outputs: Value,
-    columns: Value,
-    skip: Value,
+    sizes: _Sizes,
     per_part: Value,
     taps: int,
 ) -> None:
     """The weight gradient ``[inputs][outputs][taps]``. One work item is a part of the rows."""
-    with code.scratch((Floats, outputs * columns)) as (turned,), code.loop(begin, end) as part:
-        size = inputs * outputs * taps
+    outputs = sizes.outputs
+    with code.scratch((Floats, outputs * sizes.columns)) as (turned,), code.loop(begin, end) as part:
+        size = sizes.inputs * outputs * taps
         own = target + part * size
         own.clear(size)
-        with code.loop(part * per_part, ((part + 1) * per_part).smaller(rows)) as row:
-            _turn(code, gradient, turned, steps, rows, outputs, columns, skip, row)
+        with code.loop(part * per_part, ((part + 1) * per_part).smaller(sizes.rows)) as row:
+            _turn(code, gradient, turned, sizes, row)
 
             def spike(step: Value, input_: Value) -> None:
-                first = input_ * outputs
-                for k in _unrolled(code, outputs):
-                    at = turned + (places[first + k].to(LONG) + step)
-                    sum_ = own + (first + k) * taps
+                for synapse, at in _synapses(code, places, outputs, turned, step, input_):
+                    sum_ = own + synapse * taps
                     sum_.store(sum_.load(taps) + at.load(taps))
 
-            _each_spike(code, bits, steps, rows, inputs, row, spike)
+            _each_spike(code, bits, sizes, row, spike)
 
 
 @kernel
@@ -241,72 +241,59 @@ def _to_inputs(
     table: Floats,
     gradient: Floats,
     target: Floats,
-    steps: Value,
-    rows: Value,
-    inputs: Value,
-    outputs: Value,
-    columns: Value,
-    skip: Value,
+    sizes: _Sizes,
     taps: int,
 ) -> None:
     """The input gradient where `bits` are set. One work item is a row over all steps; `target` holds zeros
     before.
     """
-    with code.scratch((Floats, outputs * columns)) as (turned,), code.loop(begin, end) as row:
-        _turn(code, gradient, turned, steps, rows, outputs, columns, skip, row)
+    outputs = sizes.outputs
+    with code.scratch((Floats, outputs * sizes.columns)) as (turned,), code.loop(begin, end) as row:
+        _turn(code, gradient, turned, sizes, row)
 
         def wanted(step: Value, input_: Value) -> None:
-            first = input_ * outputs
             sums = code.variable(0.0, FLOAT.of(taps))
-            for k in _unrolled(code, outputs):
-                at = turned + (places[first + k].to(LONG) + step)
-                sums.value += at.load(taps) * (table + (first + k) * taps).load(taps)
+            for synapse, at in _synapses(code, places, outputs, turned, step, input_):
+                sums.value += at.load(taps) * (table + synapse * taps).load(taps)
             found = sums.value if taps == 1 else sums.value.lane(0) + sums.value.lane(1)
-            target[(step * rows + row) * inputs + input_] = found
+            target[(step * sizes.rows + row) * sizes.inputs + input_] = found
 
-        _each_spike(code, bits, steps, rows, inputs, row, wanted)
+        _each_spike(code, bits, sizes, row, wanted)
 
 
-def _unrolled(code: Code, count: Value) -> Iterator[Value]:
-    """Loops over the numbers below `count`, unrolled by UNROLLED, then one by one."""
-    whole = count - count % UNROLLED
-    with code.loop(0, whole, UNROLLED) as first:
+def _synapses(
+    code: Code, places: Ints, outputs: Value, columns: Pointer, step: Value, input_: Value
+) -> Iterator[tuple[Value, Pointer]]:
+    """The synapses of an input, and where each meets `columns` at this step; unrolled by UNROLLED."""
+    first = input_ * outputs
+
+    def synapse(output: Value) -> tuple[Value, Pointer]:
+        return first + output, columns + (places[first + output].to(LONG) + step)
+
+    whole = outputs - outputs % UNROLLED
+    with code.loop(0, whole, UNROLLED) as output:
         for offset in range(UNROLLED):
-            yield first + offset
-    with code.loop(whole, count) as rest:
-        yield rest
+            yield synapse(output + offset)
+    with code.loop(whole, outputs) as rest:
+        yield synapse(rest)
 
 
 def _each_spike(
-    code: Code,
-    bits: Longs,
-    steps: Value,
-    rows: Value,
-    inputs: Value,
-    row: Value,
-    write: Callable[[Value, Value], None],
+    code: Code, bits: Longs, sizes: _Sizes, row: Value, write: Callable[[Value, Value], None]
 ) -> None:
     """Calls `write` with step and input for each spike of a row."""
-    words = words_of(inputs)
+    words = words_of(sizes.inputs)
     with (
-        code.loop(0, steps) as step,
+        code.loop(0, sizes.steps) as step,
         code.loop(0, words) as word,
-        code.each_bit(bits[(step * rows + row) * words + word]) as bit,
+        code.each_bit(bits[(step * sizes.rows + row) * words + word]) as bit,
     ):
         write(step, word * WORD + bit)
 
 
-def _turn(
-    code: Code,
-    gradient: Floats,
-    turned: Pointer,
-    steps: Value,
-    rows: Value,
-    outputs: Value,
-    columns: Value,
-    skip: Value,
-    row: Value,
-) -> None:
+def _turn(code: Code, gradient: Floats, turned: Pointer, sizes: _Sizes, row: Value) -> None:
     """Transposes a row's gradient to ``[outputs][columns]``, with zeros for steps without output."""
+    outputs, columns, steps = sizes.outputs, sizes.columns, sizes.steps - sizes.skip
     turned.clear(outputs * columns)
-    transposed(code, turned + skip, columns, gradient + row * outputs, rows * outputs, steps - skip, outputs)
+    of_row = gradient + row * outputs
+    transposed(code, turned + sizes.skip, columns, of_row, sizes.rows * outputs, steps, outputs)
