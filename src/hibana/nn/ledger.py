@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
-import torch
 from torch import Tensor, nn
 
 from hibana.compiler import emits_spikes
@@ -20,7 +19,7 @@ from hibana.compiler.graph.trace import trace
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.operations import Weighted, are_spikes, operations
+from hibana.nn.operations import Weighted, are_spikes, feedback, one_step_later, operations
 from hibana.nn.window import Window
 
 __all__ = ["ARITHMETIC", "LEVELS", "Account", "Arithmetic", "Ledger"]
@@ -103,9 +102,12 @@ class Ledger:
     @contextmanager
     def watching(self, net: nn.Module) -> Iterator[None]:
         """Counts what runs through `net` within it."""
+        within = {feedback(module) for module in net.modules()}
         inside = {i for m in net.modules() if isinstance(m, Neurons) for i in m.modules() if i is not m}
         hooks = []
         for name, module in net.named_modules():
+            if module in within:
+                continue  # counted with the layer whose spikes they take
             if isinstance(module, Weighted):
                 hooks.append(module.register_forward_pre_hook(self._synapses(name)))
             elif isinstance(module, Neurons):
@@ -157,9 +159,8 @@ class Ledger:
         def hook(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
             assert isinstance(module, Neurons)
             self.neurons(name, module, outputs)
-            if isinstance(module, DelayedRecurrent):
-                late = torch.cat([torch.zeros_like(outputs[:1]), outputs[:-1]])
-                self.synapses(f"{name}.recurrent", module.recurrent, late)
+            if (synapses := feedback(module)) is not None:
+                self.synapses(f"{name}.recurrent", synapses, one_step_later(outputs))
 
         return hook
 

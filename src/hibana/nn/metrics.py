@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from hibana.compiler import NetworkWarning
 from hibana.nn import lengths as padding
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.energy import Account, Energy, energy
-from hibana.nn.operations import Weighted, are_spikes, operations
+from hibana.nn.operations import Weighted, are_spikes, feedback, one_step_later, operations
 from hibana.nn.window import LooksBack
 from hibana.runtime.extras import needing
 
@@ -214,13 +213,17 @@ class SynOps(Metric):
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
         def fed_back(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
-            assert isinstance(module, DelayedRecurrent)
-            late = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
-            multiplied(module.recurrent, (late,))
+            synapses = feedback(module)
+            assert synapses is not None
+            multiplied(synapses, (one_step_later(spikes),))
 
+        within = {module: feedback(module) for module in net.modules()}
         hooks = [net.register_forward_pre_hook(called)]
-        hooks += [m.register_forward_pre_hook(multiplied) for m in net.modules() if isinstance(m, Weighted)]
-        hooks += [m.register_forward_hook(fed_back) for m in net.modules() if isinstance(m, DelayedRecurrent)]
+        for module, synapses in within.items():
+            if synapses is not None:
+                hooks.append(module.register_forward_hook(fed_back))
+            elif isinstance(module, Weighted) and module not in within.values():
+                hooks.append(module.register_forward_pre_hook(multiplied))
         try:
             yield
         finally:

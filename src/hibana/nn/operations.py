@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.delayed_recurrent import DelayedRecurrent
+from hibana.nn.layers import Recurrent
 from hibana.nn.window import Window
 
-__all__ = ["Weighted", "are_spikes", "operations"]
+__all__ = ["Weighted", "are_spikes", "feedback", "one_step_later", "operations"]
 
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
 
@@ -63,6 +65,20 @@ def _outputs_reached(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -
         )
         (reached,) = torch.autograd.grad(outputs.sum(), space)
     return reached[0, 0].to(torch.int64)
+
+
+def feedback(layer: nn.Module) -> Weighted | None:
+    """The synapses by which the spikes of `layer` come back to it, if they are a layer of weights."""
+    if isinstance(layer, DelayedRecurrent):
+        return layer.recurrent
+    if isinstance(layer, Recurrent) and isinstance(layer.recurrent, nn.Linear):
+        return layer.recurrent
+    return None
+
+
+def one_step_later(spikes: Tensor) -> Tensor:
+    """`spikes`, ``[T, batch, ...]``, as synapses within the layer see them."""
+    return torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
 
 
 def are_spikes(inputs: Tensor) -> bool:
