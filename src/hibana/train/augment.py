@@ -62,27 +62,27 @@ def mixed(recordings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Source: Shen, Zhao & Zeng (2023), *EventMix: an efficient data augmentation strategy for event-based
     learning*.
     """
-    batch, options = len(recordings), {"dtype": torch.float32, "device": recordings.device}
+    batch, device = len(recordings), recordings.device
     sides = recordings.shape[1], *recordings.shape[-2:]
-    density = torch.zeros(batch, *sides, **options)  # type: ignore[call-overload] # dtype and device
-    grids = [torch.linspace(0, 1, side, **options) for side in sides]  # type: ignore[call-overload] # as above
+    density = torch.zeros(batch, *sides, dtype=torch.float32, device=device)
     for _ in range(BLOBS):
-        exponent: Tensor = torch.zeros(batch, 1, 1, 1, **options)  # type: ignore[call-overload] # as above
-        for axis, grid in enumerate(grids):
-            middle, width = torch.rand(2, batch, 1, **options)  # type: ignore[call-overload] # as above
-            squares = ((grid - middle) / (0.1 + 0.4 * width)).square()
+        exponent = torch.zeros(batch, 1, 1, 1, dtype=torch.float32, device=device)
+        for axis, side in enumerate(sides):
+            place = torch.linspace(0, 1, side, dtype=torch.float32, device=device)
+            middle, width = torch.rand(2, batch, 1, dtype=torch.float32, device=device)
+            squares = ((place - middle) / (0.1 + 0.4 * width)).square()
             exponent = exponent + squares.view(batch, *(-1 if k == axis else 1 for k in range(3)))
         density = density + (-exponent / 2).exp()
     flat = density.flatten(1)
-    share, takes = torch.rand(2, batch, **options)  # type: ignore[call-overload] # as above
+    share, takes, chance = torch.rand(3, batch, dtype=torch.float32, device=device)
     rank = flat.argsort(1, descending=True).argsort(1)
     foreign = rank < (share * (takes < 0.5))[:, None] * flat.shape[1]
     between = [1] * (recordings.ndim - 4)
     of_other = foreign.view(batch, sides[0], *between, *sides[1:])
-    order = torch.randperm(batch, dtype=torch.int64, device=recordings.device)
+    order = torch.randperm(batch, dtype=torch.int64, device=device)
     result = torch.where(of_other, recordings[order], recordings)
     own = (recordings.abs() * ~of_other).flatten(1).sum(1) / result.abs().flatten(1).sum(1).clamp(min=1e-12)
-    keeps = torch.rand(batch, **options) < torch.where(foreign.any(1), own, 1.0)  # type: ignore[call-overload] # as above
+    keeps = (chance < own) | ~foreign.any(1)
     return result, torch.where(keeps, labels, labels[order])
 
 
