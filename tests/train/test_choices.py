@@ -65,9 +65,10 @@ KIND_OF = {
         "lengths": "sequences",
         "dates": "table",
     },
-    **{"bins": "events", "delta": "sequences", "none": "sequences"},
+    **{"bins": "events", "split_by": "events", "delta": "sequences", "coding none": "sequences"},
+    **dict.fromkeys(("roll", "drop", "mix"), "events"),
 }
-"""What data an option, or a coding, is of; the digits unless it is named here."""
+"""What data an option, a coding or an augmentation is of; the digits unless it is named here."""
 QUICK = ("precision",)
 WHOLE = ("kind", "loss", "coding")
 """Options of whose choices each takes another way through a training; of others three stand for the rest."""
@@ -95,7 +96,8 @@ def spiking(shape, classes, cell):
 def test_each_choice_trains_and_its_checkpoint_predicts(name, choice, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     kinds = sources(tmp_path)
-    of = choice if name == "kind" else KIND_OF.get(choice if name == "coding" else name)
+    named = f"{name} {choice}" if choice == "none" else choice
+    of = choice if name == "kind" else KIND_OF.get(named if name in ("coding", "augment") else name)
     options, trust = [*TINY, *(kinds[of] if of else [])], []
     if choice == "first-spike":
         monkeypatch.setitem(sys.modules, "outputs", types.SimpleNamespace(spiking=spiking))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hibana.cli.saying import Refusal
 from hibana.data.own import ArrayInputs, EventInputs, SequenceInputs
+from hibana.data.own.denoise import Filter
 from hibana.nn import encode
 
 if TYPE_CHECKING:
@@ -42,8 +43,12 @@ def steps_of(model: "Network", window: float | None) -> "Steps":
     if coding in ("latency", "population"):
         raise Refusal(f"--stream needs an input at each step, and {coding} coding spreads one over all steps")
     if isinstance(inputs, EventInputs):
+        if inputs.split_by == "number":
+            raise Refusal(
+                "--stream needs bins of time, and bins of equally many events need whole recordings"
+            )
         width = inputs.duration / inputs.steps if window is None else window * 1000
-        return _Windows(model, shape, width, counts=inputs.bins == "counts")
+        return _Windows(model, shape, width, counts=inputs.bins == "counts", denoise=inputs.denoise)
     if window is not None:
         if inputs is not None or len(shape) != 3 or shape[0] > 2 or not model.settings.is_sequential:
             raise Refusal(f"--window is of events of a camera; {model.settings.title} has none")
@@ -125,10 +130,19 @@ class _Numbers(Steps):
 class _Windows(Steps):
     """Lines are events `t x y p` in order of time; a step is what fell into a window.
 
-    The first window of a sequence begins at its first event, as recordings do in training.
+    The first window of a sequence begins at its first event, as recordings do in training; events that the
+    filter of noise leaves out are none.
     """
 
-    def __init__(self, model: "Network", shape: tuple[int, ...], width: float, *, counts: bool) -> None:
+    def __init__(
+        self,
+        model: "Network",
+        shape: tuple[int, ...],
+        width: float,
+        *,
+        counts: bool,
+        denoise: float = 0.0,
+    ) -> None:
         super().__init__(model)
         if not (math.isfinite(width) and width > 0):
             raise Refusal(f"--window must be positive and finite, got {width / 1000:g}")
@@ -138,6 +152,8 @@ class _Windows(Steps):
         self.index = 0
         """Of the window that events now fall into."""
         self.window = np.zeros(shape)
+        self.denoise = denoise
+        self.filter = Filter(shape[1], shape[2], denoise)
 
     def read(self, text: str) -> list[Tensor]:
         row = self.rows.read(text)
@@ -147,6 +163,8 @@ class _Windows(Steps):
         column, line, polarity = (self._place(*each) for each in zip(_EVENT[1:], place, strict=True))
         if not math.isfinite(t):
             raise ValueError(f"must have a finite time, got {t:g}")
+        if self.denoise and not self.filter.keeps(t, column, line):
+            return []
         begun = t if self.begun is None else self.begun
         windows = (t - begun) / self.width
         if windows < self.index:
@@ -167,6 +185,7 @@ class _Windows(Steps):
     def end(self) -> list[Tensor]:
         steps = [] if self.begun is None else self._next()
         self.begun, self.index = None, 0
+        self.filter = Filter(self.shape[1], self.shape[2], self.denoise)
         super().end()
         return steps
 

@@ -21,7 +21,7 @@ __all__ = ["with_settings"]
 CHOICES: dict[str, tuple[str, ...]] = {
     **{"kind": tuple(own.KINDS), "task": own.TASKS, "missing": own.MISSING, "lengths": own.LENGTHS},
     **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
-    **{"dates": own.DATES},
+    **{"dates": own.DATES, "split_by": own.SPLITS},
     **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
 }
 """What may be said, where that is a few words; :class:`Settings` refuses others."""

@@ -141,9 +141,10 @@ def play(
 def _kept(path: Path) -> Path:
     """The checkpoint at `path`, or in that run's folder."""
     from hibana.train.folder import checkpoint_of
+    from hibana.train.pretrained import is_pretrained
 
     found = checkpoint_of(path)
-    if not found.is_file():
+    if not (found.is_file() or is_pretrained(found)):
         raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
     return found
 

@@ -9,16 +9,16 @@ Importing this module needs torchmetrics (``pip install hibana[train]``).
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from hibana.compiler import NetworkWarning
 from hibana.nn import lengths as padding
-from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.delayed_recurrent import DelayedRecurrent
-from hibana.nn.window import LooksBack, Window
+from hibana.nn.energy import Account, Energy, energy
+from hibana.nn.operations import Weighted, are_spikes, feedback, one_step_later, operations
+from hibana.nn.window import LooksBack
 from hibana.runtime.extras import needing
 
 with needing("hibana.metrics"):
@@ -27,10 +27,13 @@ with needing("hibana.metrics"):
 __all__ = [
     "ACCUMULATE_JOULES",
     "MULTIPLY_ACCUMULATE_JOULES",
+    "Account",
+    "Energy",
     "FiringRate",
     "SilentNeurons",
     "Sparsity",
     "SynOps",
+    "energy",
     "operations",
 ]
 
@@ -44,8 +47,6 @@ MULTIPLY_ACCUMULATE_JOULES = 4.6e-12
 
 Source: Horowitz (2014), as above.
 """
-
-Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
 
 
 def _numbers(over_time: Tensor, lengths: Tensor | None) -> Tensor | int:
@@ -151,7 +152,8 @@ class SynOps(Metric):
     A spike that enters a linear or convolutional layer causes one accumulate (AC) for each output that it
     reaches, borders counted as they are. An input that is not spikes causes one multiply-accumulate (MAC)
     for each output that each of its values reaches, zeros included; where it is the same at each step (a
-    stride of zero over time) it is counted once. Biases are not counted, nor are reads and writes of memory.
+    stride of zero over time) it is counted once. Biases are not counted, nor are reads and writes of memory;
+    :func:`energy` counts these too.
 
         energy = ACs * 0.9 pJ + MACs * 4.6 pJ
 
@@ -211,13 +213,17 @@ class SynOps(Metric):
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
         def fed_back(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
-            assert isinstance(module, DelayedRecurrent)
-            late = torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
-            multiplied(module.recurrent, (late,))
+            synapses = feedback(module)
+            assert synapses is not None
+            multiplied(synapses, (one_step_later(spikes),))
 
+        within = {module: feedback(module) for module in net.modules()}
         hooks = [net.register_forward_pre_hook(called)]
-        hooks += [m.register_forward_pre_hook(multiplied) for m in net.modules() if isinstance(m, Weighted)]
-        hooks += [m.register_forward_hook(fed_back) for m in net.modules() if isinstance(m, DelayedRecurrent)]
+        for module, synapses in within.items():
+            if synapses is not None:
+                hooks.append(module.register_forward_hook(fed_back))
+            elif isinstance(module, Weighted) and module not in within.values():
+                hooks.append(module.register_forward_pre_hook(multiplied))
         try:
             yield
         finally:
@@ -232,58 +238,6 @@ class SynOps(Metric):
         return result
 
 
-@torch.no_grad()
-def operations(
-    layer: Weighted, inputs: Tensor, lengths: Tensor | None = None
-) -> tuple[Literal["acs", "macs"], Tensor]:
-    """The operations of `layer` on `inputs`: ``"acs"`` if they are all zeros and ones, else ``"macs"``.
-
-    `lengths` are those of padded samples ``[T, batch, ...]``, for a layer over time.
-
-    Raises:
-        TypeError: if `layer` is not ``nn.Linear``, a convolution, or one over time.
-        ValueError: if a convolution pads with anything but zeros.
-    """
-    if not isinstance(layer, Weighted):
-        raise TypeError(f"layer must be nn.Linear or nn.Conv1d to nn.Conv3d, got {type(layer).__name__}")
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
-    spiking = _spiking(inputs)
-    if isinstance(layer, Window | DelayedLinear):
-        return ("acs" if spiking else "macs"), _reached_later(layer, inputs, lengths, spiking)
-    if not spiking and inputs.stride(0) == 0:
-        inputs = inputs[:1]
-    if isinstance(layer, nn.Linear):
-        reached = inputs.count_nonzero() if spiking else inputs.new_tensor(inputs.numel(), dtype=torch.int64)
-        return ("acs", reached * layer.out_features) if spiking else ("macs", reached * layer.out_features)
-    weight = layer.weight
-    fan_out = _outputs_reached(layer, inputs)
-    if spiking:
-        count = (inputs != 0).to(torch.int64).mul(fan_out).sum()
-    else:
-        count = fan_out.expand(inputs.shape).sum()
-    return ("acs" if spiking else "macs"), count * (weight.shape[0] // layer.groups)
-
-
-def _outputs_reached(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
-    """How many positions of one output channel each position of an input channel reaches, ``[*space]``."""
-    ones = torch.ones(1, 1, *layer.weight.shape[2:], device=inputs.device, dtype=torch.float64)
-    space = torch.ones(
-        1, 1, *inputs.shape[-len(layer.kernel_size) :], device=inputs.device, dtype=torch.float64
-    ).requires_grad_()
-    with torch.enable_grad():
-        convolution = getattr(nn.functional, f"conv{len(layer.kernel_size)}d")
-        outputs = convolution(
-            space, ones, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-        )
-        (reached,) = torch.autograd.grad(outputs.sum(), space)
-    return reached[0, 0].to(torch.int64)
-
-
-def _spiking(inputs: Tensor) -> bool:
-    return bool(((inputs == 0) | (inputs == 1)).all())
-
-
 def _own(inputs: Tensor, over_time: torch.Size, lengths: Tensor) -> Tensor:
     """The steps of `inputs` that are within the samples' lengths, one after another.
 
@@ -291,28 +245,9 @@ def _own(inputs: Tensor, over_time: torch.Size, lengths: Tensor) -> Tensor:
     is computed, is left as it is.
     """
     steps, batch = over_time
-    if inputs.stride(0) == 0 and not _spiking(inputs):
+    if inputs.stride(0) == 0 and not are_spikes(inputs):
         return inputs
     inside = padding.within(lengths, inputs.new_empty(steps, batch))
     if inputs.shape[:2] == over_time:
         return inputs[inside]
     return inputs[inside.flatten()] if inputs.shape[0] == steps * batch else inputs
-
-
-def _reached_later(
-    layer: Window | DelayedLinear, inputs: Tensor, lengths: Tensor | None, spiking: bool
-) -> Tensor:
-    """How many outputs each value of ``[T, batch, channels, ...]`` reaches before its sample ends, summed."""
-    steps, batch = inputs.shape[:2]
-    left = torch.arange(steps, 0, -1, dtype=torch.int64, device=inputs.device)[:, None].expand(steps, batch)
-    if lengths is not None:
-        left = (left - steps + padding.checked(lengths, inputs)).clamp(min=0)
-    if isinstance(layer, DelayedLinear):
-        lags = layer.steps  # [outputs, channels]
-    else:
-        each = torch.arange(layer.weight.shape[2], dtype=torch.int64, device=inputs.device) * layer.dilation
-        taps = each.repeat(layer.weight.shape[0] // layer.groups)
-        lags = taps[:, None].expand(-1, inputs.shape[2])  # [outputs * K, channels]
-    reached = torch.stack([(lags < n).sum(0) for n in range(steps + 1)])[left]  # [T, batch, channels]
-    reached = reached.view(*reached.shape, *[1] * (inputs.ndim - 3)).expand(inputs.shape)
-    return (reached * (inputs != 0)).sum() if spiking else reached.sum()

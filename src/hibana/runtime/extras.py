@@ -8,6 +8,7 @@ _MODULES = {
     "play": ("bokeh", "tornado"),
     "page": ("ziglang",),
     "sound": ("soundfile",),
+    "hub": ("huggingface_hub", "safetensors"),
     "onnx": ("onnx",),
     "neurobench": ("neurobench",),
     "node": ("setuptools",),

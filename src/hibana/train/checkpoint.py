@@ -25,7 +25,7 @@ from torch import Tensor
 
 from hibana.train.durable import replace
 
-__all__ = ["read", "write"]
+__all__ = ["MOST_BYTES", "TYPES", "contents", "read", "write"]
 
 MOST_BYTES = 1 << 32
 MOST_PICKLED = 1 << 22
@@ -37,7 +37,7 @@ _HEX = 64
 _SIGNATURE = b"PK\x05\x06"
 _END, _END_64 = 22, 76
 """Bytes of a zip's end, and of what stands before it in one of 64 bits: its own end, and where that is."""
-_TYPES = {
+TYPES = {
     "Double": torch.float64,
     "Float": torch.float32,
     "Half": torch.float16,
@@ -49,7 +49,7 @@ _TYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-_NAMES: dict[str, Any] = {f"torch {name}Storage": dtype for name, dtype in _TYPES.items()}
+_NAMES: dict[str, Any] = {f"torch {name}Storage": dtype for name, dtype in TYPES.items()}
 _ALLOWED = {
     *("PROTO", "STOP", "MARK", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"),
@@ -98,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     wanted = "checkpoint must be a file that `hibana train` wrote"
     try:
-        with _opened(_bytes(path)) as archive:
+        with _opened(contents(path, b"PK\x03\x04")) as archive:
             return _named(_Reader(archive).load())
     except _RefusedError as error:
         raise ValueError(f"{wanted}; {path} {error}") from error
@@ -118,18 +118,28 @@ def _named(content: Any) -> dict[str, Any]:
     return content
 
 
-def _bytes(path: Path) -> bytes:
-    """The file, read once: what is checked is what is loaded."""
+def contents(path: Path, begins: bytes = b"", most: int = MOST_BYTES) -> bytes:
+    """The bytes of a file, read once: what is checked is what is loaded.
+
+    Args:
+        path: of a regular file.
+        begins: the first bytes of every such file.
+        most: bytes of the file at most.
+
+    Raises:
+        OSError: if it can't be read.
+        ValueError: if it is no regular file, too large, or begins otherwise; a part of a sentence.
+    """
     if "\0" in str(path):
         raise _RefusedError("can't be read: it is no path")
     with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123 - of a pipe nobody writes to, Path.open waits for ever
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _RefusedError("can't be read: it is no file")
-        if status.st_size > MOST_BYTES:
-            raise _RefusedError(f"has {status.st_size:,} bytes, more than {MOST_BYTES:,}")
-        first = file.read(4)
-        if first != b"PK\x03\x04":
+        if status.st_size > most:
+            raise _RefusedError(f"has {status.st_size:,} bytes, more than {most:,}")
+        first = file.read(len(begins))
+        if first != begins:
             raise _RefusedError("is none, or was cut short")
         return first + file.read(status.st_size)
 

@@ -22,13 +22,14 @@ CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 UNIT = ("poisson", "latency", "population")
 """Those that take values in [0, 1]."""
-AUGMENTATIONS = ("none", "flip", "shift", "flip-shift")
+AUGMENTATIONS = ("none", "flip", "shift", "roll", "drop", "mix")
+"""The last three of recordings of events; several are joined by ``-``."""
 CLASS_WEIGHTS = ("none", "balanced")
 OF_KINDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("kind", "test"), tuple(own.KINDS)),
     **{"label": ("table", "arrays", "sequences"), "task": tuple(own.KINDS)},
     **{"missing": ("table", "sequences"), "columns": ("table",), "group": ("sequences",)},
     **{"lengths": ("sequences", "sound"), "bins": ("events",), "size": ("images", "events")},
-    **{"event_columns": ("events",), "dates": ("table",)},
+    **{"event_columns": ("events",), "split_by": ("events",), "denoise": ("events",), "dates": ("table",)},
 }
 """The settings that are of data of one's own, and of what kinds."""

@@ -1,7 +1,9 @@
 """The network of a run: what it is shown, how inputs become currents or spikes, and what its answers are."""
 
+from collections.abc import Collection
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from hibana.nn.optimize import optimize
 from hibana.train import architecture
 from hibana.train.settings import Settings
 from hibana.train.start import scale_to_rate
+
+if TYPE_CHECKING:
+    from hibana.data import DataSet
+    from hibana.train.card import Facts
 
 __all__ = ["Network", "length_arguments"]
 
@@ -65,6 +71,8 @@ class Network(nn.Module):
         )
         optimize(self.net, verbose=False)
         self.objective = _objective(settings, description)
+        self.result: Facts | None = None
+        """What its run came to on the test part, for a model card."""
 
     @property
     def is_regression(self) -> bool:
@@ -95,6 +103,102 @@ class Network(nn.Module):
         if self.settings.start_rate == 0:
             return {}
         return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, samples: "DataSet | None" = None, name: str = ""
+    ) -> None:
+        """Writes a folder that :meth:`from_pretrained` opens, as ``huggingface_hub`` lays it out.
+
+        It holds ``model.safetensors``; ``config.json``: the settings, how inputs are read and what the
+        answers are called, without folders of this machine; and ``README.md``, a model card. Of a card that
+        is there, only the part that hibana wrote is replaced.
+
+        Args:
+            save_directory: made if it is not there.
+            samples: data whose test part the card's accuracy, firing and operations are measured on; the
+                result of the run, without operations, if ``None``.
+            name: what the card calls the network; the folder's name if empty.
+
+        Raises:
+            ModuleNotFoundError: if the extra ``hub`` is not installed.
+            OSError: if it can't be written.
+        """
+        from hibana.train import pretrained
+
+        pretrained.write(self, Path(save_directory), samples, name=name)
+
+    @staticmethod
+    def from_pretrained(
+        name: str | Path,
+        *,
+        trust: Collection[str] = (),
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> "Network":
+        """The network in a folder that :meth:`save_pretrained` wrote, or on the Hugging Face Hub.
+
+        Nothing that is read is run; it is refused as a checkpoint is, see :func:`hibana.train.load`.
+
+        Args:
+            name: a folder, or ``USER/NAME`` on the Hub.
+            trust: functions that it may name as its layers, ``module:function``. They will be run.
+            revision: branch, tag or commit on the Hub.
+            token: of an account of the Hub; the one that is logged in if ``None``.
+            cache_dir: where files of the Hub are kept.
+            force_download: fetch them also if they are there.
+            local_files_only: fetch nothing.
+
+        Raises:
+            ModuleNotFoundError: if the extra ``hub`` is not installed.
+            ValueError: if there is no network of that name, or it is damaged, or of a later version, or names
+                a function that is not in `trust`. What the Hub refuses, ``huggingface_hub`` raises.
+        """
+        from hibana.train import pretrained
+        from hibana.train.restoring import load
+
+        folder = pretrained.fetched(
+            name,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return load(folder, trust=trust)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        samples: "DataSet | None" = None,
+        commit_message: str = "Push network of hibana",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Writes what :meth:`save_pretrained` does to the Hugging Face Hub, and returns where it is.
+
+        Args:
+            repo_id: ``USER/NAME``; made if it is not there.
+            samples: as of :meth:`save_pretrained`.
+            commit_message: of the commit.
+            private: of a repository that is made; as the account has them if ``None``.
+            token: of an account that may write; the one that is logged in if ``None``.
+            branch: to write to; the main one if ``None``.
+            create_pr: propose the commit instead of making it.
+
+        Raises:
+            ModuleNotFoundError: if the extra ``hub`` is not installed. What the Hub refuses,
+                ``huggingface_hub`` raises.
+        """
+        from hibana.train import pretrained
+
+        commit = pretrained.Commit(commit_message, private, token, branch, create_pr)
+        return pretrained.push(self, repo_id, commit, samples)
 
     def seed_evaluation(self, rank: int = 0) -> None:
         """Starts the random numbers of codings that draw, so that one network gives one accuracy."""

@@ -9,8 +9,8 @@ import torch
 
 from hibana import data
 from hibana.data import own
-from hibana.train import architecture, checkpoint, record
-from hibana.train.folder import LAST, SETTINGS, checkpoint_of, identity
+from hibana.train import architecture, card, checkpoint, pretrained, record
+from hibana.train.folder import BEST, LAST, SETTINGS, checkpoint_of, identity
 from hibana.train.network import Network
 from hibana.train.settings import Settings, read
 from hibana.train.start import decayed
@@ -53,10 +53,10 @@ def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings,
 
 
 def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
-    """The network that :func:`hibana.train.fit` kept at `path`.
+    """The network that :func:`hibana.train.fit` kept at `path`, or ``save_pretrained`` wrote there.
 
     Args:
-        path: a checkpoint, or a run's folder.
+        path: a checkpoint, a run's folder, or a folder of :meth:`Network.save_pretrained`.
         trust: functions that it may name as its layers, ``module:function``. They will be run.
 
     Raises:
@@ -71,6 +71,8 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{_WANTED}; {path} holds something else: {record.line(error)}") from error
+    if path.name in (BEST, LAST) and checkpoint_of(path.parent) == path:
+        model.result = card.kept(path.parent)
     return model.eval()
 
 
@@ -81,7 +83,7 @@ def _opened(
 
     `whole` ones have what a run goes on from, too.
     """
-    content = checkpoint.read(path)
+    content = pretrained.content(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
     hyper, weights = content.get("hyper_parameters"), content.get("state_dict")
     known = {field.name for field in fields(Settings)}
     if not (isinstance(hyper, dict) and {"shape", "classes"} <= set(hyper) <= known | {"shape", "classes"}):

@@ -26,6 +26,7 @@ from hibana.data.base import memory
 from hibana.nn.models.rocket import Rocket
 from hibana.train import checkpoint, finite, results, series, serving
 from hibana.train.baseline import first
+from hibana.train.card import Facts
 from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
@@ -190,6 +191,7 @@ def fit(
     )
     if folder.run is not None:
         results.write(folder.path, outcome)
+    model.result = Facts(outcome.measure, outcome.accuracy, outcome.rates)
     return model, outcome
 
 

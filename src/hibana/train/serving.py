@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from hibana.train.architecture import span
+from hibana.train.augment import OF_RECORDINGS
 from hibana.train.choices import CELLS, OF_KINDS
 from hibana.train.start import spiking_layers
 from hibana.train.usual import Of, usual
@@ -123,6 +124,20 @@ _RULES = (
         lambda run: f"{run.settings.data} has none",
     ),
     _Rule(
+        ("augment",),
+        "recordings of events where it says roll, drop or mix",
+        lambda run: (
+            run.settings.is_sequential or not {*str(run.settings.augment).split("-")} & {*OF_RECORDINGS}
+        ),
+        _data,
+    ),
+    _Rule(
+        ("augment",),
+        "classes where it says mix",
+        lambda run: _is_of_classes(run) or "mix" not in str(run.settings.augment).split("-"),
+        lambda run: f"what is to be learned of {run.settings.title} is a quantity",
+    ),
+    _Rule(
         ("cell", "tau", "surrogate", "threshold", "detach_reset"),
         "neurons that are made as the settings say",
         lambda run: run.model is None or run.model.takes_cells,
@@ -137,7 +152,7 @@ _RULES = (
 )
 _NOTHING: dict[str, Any] = {
     **dict.fromkeys(("augment", "class_weights"), "none"),
-    **dict.fromkeys(("start_rate", "rate_penalty", "silence_penalty", "smoothing"), 0),
+    **dict.fromkeys(("start_rate", "rate_penalty", "silence_penalty", "smoothing", "denoise"), 0),
     "download": False,
 }
 """Values by which nothing is asked for."""

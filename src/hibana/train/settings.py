@@ -45,6 +45,9 @@ class Settings:
             samples left out (``drop``), or refused (``refuse``).
         lengths: how sequences come to one length: ``stretch``, or ``pad`` with zeros and cut.
         bins: what a bin of events holds: ``spikes``, 1 where one fell into it, or ``counts``.
+        split_by: what bins of events have alike: their ``time``, or the ``number`` of their events.
+        denoise: leave out events of which none of the eight pixels around had one at most so long before, in
+            the recordings' unit of time (microseconds, of most cameras); 0 keeps all.
         event_columns: the order of the columns of events in files that do not name them, such as ``xytp``; as
             their values say if ``None``.
         size: pixels that pictures are brought to, or that a sensor has: ``32`` or ``28x34``, height first.
@@ -66,8 +69,10 @@ class Settings:
         delta_threshold: of delta coding, in units of the signal.
         loss: the name of the objective; membrane-mean, of sequences membrane-last.
         smoothing: of the labels, in [0, 1); 0, of sequences 0.1.
-        augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel,
-            ``flip-shift``, ``none``; what the data set bears if ``None``.
+        augment: what is done to training images: ``flip`` left to right, ``shift`` by up to one pixel; of
+            recordings of events ``shift`` by up to an eighth of each side, ``roll`` around the sensor as far,
+            ``drop`` of a part, ``mix`` of two; several joined by ``-``, such as ``flip-shift``; ``none``;
+            what the data set bears if ``None``.
         epochs: passes over the training set; 40, of few rows 60; of the Rocket 0, which is what its closed
             form gives.
         patience: epochs without a smaller validation loss after which training ends, and the epoch with the
@@ -100,6 +105,8 @@ class Settings:
     missing: str = "median"
     lengths: str = "stretch"
     bins: str = "spikes"
+    split_by: str = "time"
+    denoise: float = 0.0
     event_columns: str | None = None
     size: str | None = None
     class_weights: str = "none"
@@ -148,7 +155,8 @@ class Settings:
         _among("cell", self.cell, CELLS)
         _among("coding", self.coding, CODINGS)
         if self.augment is not None:
-            _among("augment", self.augment, AUGMENTATIONS)
+            for word in self.augment.split("-"):
+                _among("augment", word, AUGMENTATIONS)
         _among("precision", self.precision, PRECISIONS)
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
@@ -246,6 +254,8 @@ class Settings:
     def _check_own(self) -> None:
         serving.check_data(self)
         of_words = {"missing": own.MISSING, "dates": own.DATES, "lengths": own.LENGTHS, "bins": own.BINS}
+        of_words["split_by"] = own.SPLITS
+        own.check_denoise(self.denoise)
         for name, known in of_words.items():
             _among(name, getattr(self, name), known)
         if self.task is not None:
@@ -328,6 +338,7 @@ class Settings:
                 options["size"] = self._sides
             case "events":
                 options |= {"size": self._sides, "bins": self.bins, "columns": self.event_columns}
+                options |= {"split_by": self.split_by, "denoise": self.denoise}
         return options
 
     def make_cell(self) -> cells.Cell:

@@ -11,7 +11,8 @@ from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
 from hibana.data.own.columns import check as check_event_columns
 from hibana.data.own.datasets import gathered
 from hibana.data.own.dates import DATES
-from hibana.data.own.events import BINS, EventInputs, Events, is_headed
+from hibana.data.own.event_files import is_headed
+from hibana.data.own.events import BINS, SPLITS, EventInputs, Events, check_denoise
 from hibana.data.own.events import SUFFIXES as RECORDINGS
 from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, shown
 from hibana.data.own.pictures import SUFFIXES as PICTURES
@@ -30,6 +31,7 @@ __all__ = [
     "KINDS",
     "LENGTHS",
     "MISSING",
+    "SPLITS",
     "TASKS",
     "ArrayInputs",
     "Arrays",
@@ -44,6 +46,7 @@ __all__ = [
     "Sound",
     "Table",
     "are_pictures",
+    "check_denoise",
     "check_event_columns",
     "described",
     "kind_of",

@@ -1,7 +1,7 @@
 """Recordings of events ``(t, x, y, polarity)`` in folders by class, as spikes or counts in time bins."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -13,13 +13,17 @@ from torch import Tensor
 from hibana.data.base import memory
 from hibana.data.own import columns as order
 from hibana.data.own.base import Inputs, Own, Raw
+from hibana.data.own.denoise import supported
+from hibana.data.own.event_files import OF_SUFFIX, is_headed
 from hibana.data.own.folders import Found, by_class
 
-__all__ = ["BINS", "SUFFIXES", "EventInputs", "Events", "is_headed", "recording"]
+__all__ = ["BINS", "SPLITS", "SUFFIXES", "EventInputs", "Events", "check_denoise", "recording"]
 
-SUFFIXES = (".npy", ".npz", ".aedat4", ".h5", ".hdf5", ".txt", ".csv")
+SUFFIXES = tuple(OF_SUFFIX)
 BINS = ("spikes", "counts")
 """What a bin holds: 1 where at least one event fell into it, or how many did."""
+SPLITS = ("time", "number")
+"""What bins have alike: their length in time, or the number of their events."""
 SHARE, AT_ONCE = 0.5, 512
 """The most of the memory that binned recordings may take, with a copy of all and so many as floats."""
 
@@ -37,6 +41,9 @@ class EventInputs(Inputs):
     bins: str
     columns: str = ""
     """The order of those that files do not name; as their values say if empty."""
+    split_by: str = "time"
+    denoise: float = 0.0
+    """How long before an event one of its neighbours must have had one, in the file's unit; 0 keeps all."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
@@ -45,7 +52,7 @@ class EventInputs(Inputs):
 
     def read(self, source: Any, label: str | None = None) -> Raw:
         found = by_class(Path(source), SUFFIXES, "recordings")
-        return Raw(_recordings(found, self.columns)[0], found.labels, found.names)
+        return Raw(_recordings(found, self.columns, self.denoise)[0], found.labels, found.names)
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
         shape = (len(values), self.steps, *self.shape)
@@ -65,10 +72,13 @@ class EventInputs(Inputs):
         return made
 
     def _binned(self, events: Any) -> Tensor:
-        """One recording, ``[steps, polarities, height, width]``; what lies after `duration` is left out."""
+        """One recording, ``[steps, polarities, height, width]``; what is after `duration` is left out."""
         t, x, y, p = events.T
-        step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
-        step = np.where(t - t.min() == self.duration, self.steps - 1, step)
+        if self.split_by == "number":
+            step = np.arange(len(t)) * self.steps // len(t)
+        else:
+            step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
+            step = np.where(t - t.min() == self.duration, self.steps - 1, step)
         kept = (step < self.steps) & (x < self.width) & (y < self.height) & (p < self.polarities)
         place = (((step * self.polarities + p) * self.height + y) * self.width + x)[kept].astype(np.int64)
         size = self.steps * self.polarities * self.height * self.width
@@ -85,20 +95,21 @@ class EventInputs(Inputs):
                     f"got an event at ({int(x.max())}, {int(y.max())})"
                 )
             length = float(t.max() - t.min())
-            if not self.duration / 20 < length < self.duration * 20:
+            if self.split_by == "time" and not self.duration / 20 < length < self.duration * 20:
                 return f"it lasts {length:g}; what was trained on is taken to last {self.duration:g}"
         return ""
 
 
 @final
 class Events(Own):
-    """Recordings of an event camera: ``class/name`` as ``.npy``, ``.aedat4``, ``.h5`` or text.
+    """Recordings of an event camera: ``class/name`` as ``.raw``, ``.dat``, ``.aedat4``, ``.npy``, ``.h5``.
 
     Columns are as the file names them; where it does not, their order is the one that their values allow, in
     all files together: times grow, a polarity has two values, places are whole numbers below 2,048.
 
     Each begins at its first event and lasts as long as nine tenths of the training part do; that time is cut
-    into `steps` bins of equal width. The sensor is as large as the largest coordinate says.
+    into `steps` bins of equal width. Split by number, each recording is cut whole, into bins of equally many
+    events. The sensor is as large as the largest coordinate says.
 
     Args:
         source: the folder.
@@ -106,6 +117,9 @@ class Events(Own):
         size: height and width of the sensor, or one for both; as seen if ``None``.
         columns: order of the columns that files do not name, such as ``xytp``; as their values say if
             ``None``.
+        split_by: ``time``: bins of equal width; ``number``: of equally many events.
+        denoise: leave out events that none of the eight pixels around had one at most so long before, in the
+            file's unit of time (:func:`hibana.data.own.denoise.supported`); 0 keeps all.
         options: see :class:`Own`; `steps` is the number of bins.
     """
 
@@ -119,18 +133,22 @@ class Events(Own):
         bins: str = "spikes",
         size: int | tuple[int, int] | None = None,
         columns: str | None = None,
+        split_by: str = "time",
+        denoise: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(source, **options)
         if bins not in BINS:
             raise ValueError(f"bins must be one of {', '.join(BINS)}; got {bins!r}")
-        self.bins = bins
+        if split_by not in SPLITS:
+            raise ValueError(f"split_by must be one of {', '.join(SPLITS)}; got {split_by!r}")
+        self.bins, self.split_by, self.denoise = bins, split_by, check_denoise(denoise)
         self.size = (size, size) if isinstance(size, int) else size
         self.columns = "" if columns is None else order.check(columns)
 
     def read(self, source: Any) -> Raw:
         found = by_class(Path(source), SUFFIXES, "recordings")
-        values, used = _recordings(found, self.columns)
+        values, used, left_out = _recordings(found, self.columns, self.denoise)
         if self.columns and not used:
             raise ValueError(f"event_columns is of files that do not name them; those of {self.called} do")
         summary = f"{len(values):,} recordings, {sum(map(len, values)):,} events"
@@ -139,6 +157,8 @@ class Events(Own):
         elif used:
             guess = "" if self.columns else ", as their values say (--event-columns if not)"
             summary += f" with the columns {' '.join(used)}{guess}"
+        if self.denoise:
+            summary += f", {left_out / (left_out + sum(map(len, values))):.1%} left out as noise"
         self.columns = used
         return Raw(values, found.labels, found.names, summary, found.parts)
 
@@ -156,23 +176,46 @@ class Events(Own):
                 f"recordings must be of a sensor of at most {order.MOST_SIDE:,} pixels a side, unless its "
                 f"size is given; got events on {height}x{width}{used}"
             )
-        raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
-        return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins, self.columns)
+        each = f"bins of {duration / self.steps:.4g}" if self.split_by == "time" else "bins of equally many"
+        raw.summary += f" on {height}x{width} pixels, {self.steps} {each}"
+        shape, how = (height, width, min(last, 2)), (self.steps, self.bins, self.columns)
+        return EventInputs(*shape, duration, *how, self.split_by, self.denoise)
 
 
-def _recordings(found: Found, columns: str) -> tuple[list["np.ndarray[Any, Any]"], str]:
+def check_denoise(denoise: float) -> float:
+    """`denoise`, if it is a time.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not (math.isfinite(denoise) and denoise >= 0):
+        raise ValueError(f"denoise must be a time, finite and at least 0, got {denoise!r}")
+    return float(denoise)
+
+
+def _recordings(
+    found: Found, columns: str, denoise: float = 0.0
+) -> tuple[list["np.ndarray[Any, Any]"], str, int]:
     """The events in each file, as :func:`recording` gives them, and the order of columns without names.
 
-    That is `columns`, or if empty the one that the values allow; empty if all files name theirs.
+    That is `columns`, or if empty the one that the values allow; empty if all files name theirs. The last is
+    how many events were left out as noise.
     """
     read = [_read(path) for path in found.files]
     unnamed = [events for events, named in read if not named]
     used = (columns or order.order(unnamed)) if unnamed else ""
     places = [used.index(letter) for letter in "txyp"] if used else []
-    return [
+    whole = [
         _checked(path, events if named else events[:, places])
         for path, (events, named) in zip(found.files, read, strict=True)
-    ], used
+    ]
+    if not denoise:
+        return whole, used, 0
+    kept = [events[supported(events, denoise)] for events in whole]
+    for path, events in zip(found.files, kept, strict=True):
+        if not len(events):
+            raise ValueError(f"recording {path}: denoise {denoise:g} leaves none of its events")
+    return kept, used, sum(map(len, whole)) - sum(map(len, kept))
 
 
 def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
@@ -192,7 +235,7 @@ def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
 def _read(path: Path) -> tuple["np.ndarray[Any, Any]", bool]:
     """The events in a file, and whether it names their columns, which then are t, x, y and p."""
     try:
-        events, named = _OF_SUFFIX[path.suffix.lower()](path)
+        events, named = OF_SUFFIX[path.suffix.lower()](path)
     except (OSError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"recording {path} can't be read: {reason}") from error
@@ -215,95 +258,3 @@ def _checked(path: Path, events: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any
         )
     ordered: np.ndarray[Any, Any] = events[np.argsort(events[:, 0], kind="stable")]
     return ordered
-
-
-def is_headed(path: Path) -> bool:
-    """Whether the first line of a text file names the four columns of a recording, and no others.
-
-    In the line below, place and polarity must be whole numbers: ``x``, ``y`` and ``p`` name other things too.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first, second = (_cells(file.readline(1 << 10)) for _ in range(2))
-    except OSError:  # whoever reads the file next says so
-        return False
-    names = [name.lower() for name in first]
-    if not len(names) == len(second) == 4 or not all(
-        set(called) & set(names) for called in order.NAMES.values()
-    ):
-        return False
-    of_time = next(place for place, name in enumerate(names) if name in order.NAMES["t"])
-    return all(_is_whole(cell) for place, cell in enumerate(second) if place != of_time)
-
-
-def _is_whole(cell: str) -> bool:
-    try:
-        return float(cell).is_integer()
-    except ValueError:
-        return False
-
-
-def _cells(line: str) -> list[str]:
-    """What stands between commas, semicolons, tabs and spaces; a remark's sign is left out."""
-    return line.lstrip("#% ").replace(",", " ").replace(";", " ").replace('"', " ").split()
-
-
-Read = tuple["np.ndarray[Any, Any]", bool]
-"""Events, and whether their columns are named, and so t, x, y and p."""
-
-
-def _of_npy(path: Path) -> Read:
-    if path.suffix.lower() == ".npz":
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
-            return _stacked(loaded, loaded.files)
-    loaded = np.load(path, allow_pickle=False)
-    if loaded.dtype.names is None:
-        return np.asarray(loaded, np.float64), False
-    return _stacked(loaded, loaded.dtype.names)
-
-
-def _stacked(columns: Any, names: Iterable[str]) -> Read:
-    return np.stack([columns[name][()].astype(np.float64) for name in order.named(names)], axis=1), True
-
-
-def _of_text(path: Path) -> Read:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    first = _cells(lines[0]) if lines else []
-    header = any(character.isalpha() for character in "".join(first).replace("e", ""))
-    rows = [line.replace(",", " ").replace(";", " ") for line in lines[header:]]
-    read = np.loadtxt(rows, dtype=np.float64, ndmin=2)
-    if not header or (lines[0].startswith(("#", "%")) and not is_headed(path)):
-        return read, False
-    places = [first.index(name) for name in order.named(first)]
-    return read[:, places], True
-
-
-def _of_hdf5(path: Path) -> Read:
-    import h5py
-
-    with h5py.File(path) as file:
-        groups = [file, *(file[name] for name in ("events", "CD/events") if name in file)]
-        for group in groups:
-            if isinstance(group, h5py.Dataset):
-                if group.dtype.names is None:
-                    return np.asarray(group[()], np.float64), False
-                return _stacked(group[()], group.dtype.names)
-            if {"x", "y"} <= {name.lower() for name in group}:
-                return _stacked(group, group)
-        raise ValueError(f"there are only {', '.join(file)}")
-
-
-def _of_aedat4(path: Path) -> Read:
-    import aedat  # noqa: F401 - said as missing, as tonic would not
-    import tonic
-
-    read = tonic.io.read_aedat4(str(path))
-    return _stacked(read, read.dtype.names)
-
-
-_OF_SUFFIX = {
-    **dict.fromkeys((".npy", ".npz"), _of_npy),
-    **dict.fromkeys((".txt", ".csv"), _of_text),
-    **dict.fromkeys((".h5", ".hdf5"), _of_hdf5),
-    ".aedat4": _of_aedat4,
-}

@@ -1,0 +1,292 @@
+"""What an inference takes: every count by hand on small networks; prices, levels of memory, counters."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("torchmetrics", reason="the extra train is not installed")
+
+import hibana as hb
+from hibana.nn import ledger, rapl
+from hibana.nn.metrics import SynOps, energy
+
+SMALL = "8 KiB SRAM"
+
+
+def spikes(*shape, rate=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(shape, generator=generator) < rate).float()
+
+
+def network(*, bias=True):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5, bias=bias), hb.IF(), nn.Linear(5, 2, bias=bias), hb.LI())
+    return net.requires_grad_(False)
+
+
+def test_a_spiking_network_by_hand():
+    net, x = network(), spikes(4, 6, 3)
+    net[0].weight.abs_().mul_(4)
+    found = energy(net, x).network
+    hidden = net[1](net[0](x))
+    first, second, given = (int(each.sum()) for each in (x, hidden, hidden))
+    assert given > 0
+    acs = first * 5 + second * 2
+    steps = 4 * 6
+    biases = steps * 7
+    # IF: 1 - s, times v, plus the input; less the threshold; LI: v times its decay, plus the input
+    of_neurons = {"additions": 3 * 5 + 1 * 2, "multiplications": 1 * 5 + 1 * 2}
+    assert found.additions == pytest.approx((acs + biases + steps * of_neurons["additions"]) / 6)
+    assert found.multiplications == pytest.approx(steps * of_neurons["multiplications"] / 6)
+    assert found.reads == pytest.approx(
+        {
+            ("weights", SMALL): (acs + biases) / 6,
+            ("states", SMALL): (acs + steps * 7) / 6,
+            ("activations", SMALL): (first + second + steps * 7) / 6,
+        }
+    )
+    assert found.writes == pytest.approx(
+        {("states", SMALL): (acs + steps * 7) / 6, ("activations", SMALL): given / 6}
+    )
+    accesses = sum(found.reads.values()) + sum(found.writes.values())
+    assert found.memory == pytest.approx(accesses * 10e-12 / 2)
+    assert found.arithmetic == pytest.approx(found.additions * 0.9e-12 + found.multiplications * 3.7e-12)
+    assert sum(found.layers.values()) == pytest.approx(found.joules)
+    assert set(found.layers) == {"0", "1", "2", "3"}
+    assert found.uncounted == ()
+
+
+def test_a_dense_network_by_hand():
+    dense = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.rand(6, 3)
+    found = energy(network(), x.expand(4, 6, 3), against=(dense, x[None])).against
+    assert (found.multiplications, found.additions) == (25, 25 + 7)
+    assert found.reads == {("weights", SMALL): 32, ("activations", SMALL): 8}
+    assert found.writes == {("activations", SMALL): 7}
+    assert found.uncounted == ("ReLU",)
+
+
+def test_zeros_and_ones_are_values_to_a_dense_network():
+    dense = nn.Sequential(nn.Linear(3, 5))
+    x = spikes(1, 6, 3)
+    found = energy(dense, x, against=dense)
+    assert found.against.multiplications == 15
+    assert found.network.multiplications == 0
+    same = x.expand(4, 6, 3)
+    assert energy(dense, same, against=dense).against.multiplications == 15
+
+
+def test_a_constant_current_is_multiplied_once():
+    net, x = network(), torch.rand(6, 3)
+    once, copies = energy(net, x.expand(4, 6, 3)).network, energy(net, x.repeat(4, 1, 1)).network
+    assert copies.multiplications - once.multiplications == 3 * 15
+    key = ("activations", SMALL)
+    assert copies.writes[key] - once.writes[key] == 3 * 5
+    assert copies.reads[key] - once.reads[key] == 3 * 3
+
+
+def test_a_convolution_by_hand():
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False)), hb.IF())
+    net.requires_grad_(False)
+    x = spikes(4, 2, 2, 7, 6)
+    found = energy(net, x).network
+    count = SynOps()
+    with count.watch(net):
+        outputs = net(x)
+    acs = count.compute()["acs"].item()
+    assert outputs.shape[2:] == (3, 4, 3)
+    assert found.reads[("weights", SMALL)] == acs
+    updates = 4 * 36
+    assert found.additions == acs + 3 * updates
+    assert found.reads[("states", SMALL)] == acs + updates
+    values = energy(net, x + 0.5).network
+    every = 3 * sum(
+        1
+        for row in range(4)
+        for column in range(3)
+        for i in range(3)
+        for j in range(3)
+        if 0 <= 2 * row - 1 + i < 7 and 0 <= 2 * column - 1 + j < 6
+    )
+    assert values.multiplications == 4 * every * 2 + updates
+    assert values.reads[("weights", SMALL)] == 4 * every * 2
+    assert values.writes[("activations", SMALL)] == 4 * 36 + outputs_of(net, x + 0.5) / 2
+
+
+def outputs_of(net, x):
+    return int(net(x).sum())
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2])
+def test_what_a_convolution_gives_is_as_large_as_it_says(padding):
+    line, image = nn.Conv1d(2, 3, 3, padding=padding), nn.Conv2d(2, 3, 3, padding=padding, dilation=2)
+    for layer, shape in ((line, (2, 9)), (image, (2, 9, 8))):
+        x = torch.rand(5, *shape)
+        assert ledger._sizes(layer, x) == (math.prod(shape), layer(x)[0].numel())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        hb.Window(3, 5, 4, dilation=2),
+        hb.DelayedLinear(3, 5, max_delay=4),
+        hb.Recurrent(hb.LIFCell(), 3),
+        hb.DelayedRecurrent(hb.LIFCell(), 3, max_delay=2),
+        hb.EachStep(nn.Linear(3, 4)),
+        hb.Linear(3, 4),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_synaptic_operations_are_those_of_syn_ops(layer):
+    net, x = nn.Sequential(layer, hb.LI()).requires_grad_(False).eval(), spikes(7, 2, 3, rate=0.6)
+    count = SynOps()
+    with count.watch(net):
+        net(x)
+    synapses = [module for module in net.modules() if getattr(module, "weight", None) is not None]
+    biases = sum(module.bias is not None for module in synapses) * 7 * net(x).shape[2]
+    found = energy(net, x).network
+    words = sum(count for (what, _), count in found.reads.items() if what == "weights")
+    assert words == count.compute()["acs"].item() + biases
+    assert words > 0
+
+
+def test_a_large_memory_costs_more():
+    sizes = {40: (SMALL, 10), 80: ("32 KiB SRAM", 20), 500: ("1 MiB SRAM", 100), 600: ("DRAM", 1300)}
+    for features, (level, joules) in sizes.items():
+        layer = nn.Linear(features, features, bias=False).requires_grad_(False)
+        found = energy(layer, spikes(2, 3, features)).network
+        assert [where for what, where in found.reads if what == "weights"] == [level]
+        (price,) = [e for name, (_, e) in ledger.LEVELS.items() if name == level]
+        assert price == pytest.approx(joules * 1e-12)
+
+
+def test_narrow_numbers_cost_less():
+    net, x = network(), spikes(4, 6, 3)
+    wide, narrow = (energy(net, x, arithmetic=each).network for each in ("float32", "int8"))
+    assert (wide.additions, wide.reads) == (narrow.additions, narrow.reads)
+    assert narrow.memory == pytest.approx(wide.memory / 4)
+    assert narrow.arithmetic < wide.arithmetic / 10
+    with pytest.raises(
+        ValueError, match="arithmetic must be one of float32, float16, int32, int8, got 'bfloat'"
+    ):
+        energy(net, x, arithmetic="bfloat")
+
+
+def test_batches_add_up_and_the_mode_stays():
+    net, x = network().train(), spikes(4, 6, 3)
+    net[1].eval()
+    whole = energy(net, x)
+    parts = energy(net, [(x[:, :2], "labels"), x[:, 2:]])
+    assert whole.network.reads == pytest.approx(parts.network.reads)
+    assert whole.network.joules == pytest.approx(parts.network.joules)
+    assert [module.training for module in net] == [True, False, True, True]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net)
+    for nothing in ([], x[:, :0], torch.ones(3)):
+        with pytest.raises(ValueError, match=r"data must hold at least one sample, \[T, batch, ...\]"):
+            energy(net, nothing)
+
+
+def test_what_is_not_counted_is_named():
+    class Own(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    net = nn.Sequential(nn.Linear(3, 4), Own(), hb.IF()).requires_grad_(False)
+    found = energy(net, spikes(4, 6, 3))
+    assert found.network.uncounted == ("Own",)
+    assert "- not counted: Own\n" in f"{found}\n"
+
+
+def test_an_optimised_network_counts_as_the_plain_one():
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        hb.EachStep(nn.Conv2d(2, 4, 3, padding=1)), hb.EachStep(nn.BatchNorm2d(4)), hb.IF(),
+        hb.EachStep(nn.MaxPool2d(2)), nn.Flatten(2), nn.Linear(64, 3), hb.LI(),
+    ).requires_grad_(False)  # fmt: skip
+    x = spikes(4, 3, 2, 8, 8)
+    before = energy(plain, x).network
+    hb.optimize(plain, x, verbose=False)
+    after = energy(plain, x).network
+    assert after.reads == before.reads
+    assert after.additions == before.additions
+
+
+def test_the_table_says_what_it_stands_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(rapl, "POWERCAP", tmp_path / "none")
+    dense = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.rand(6, 3)
+    text = str(energy(network(), x.expand(4, 6, 3), against=(dense, x[None])))
+    head, *rows = text.split("\n\n")[0].splitlines()
+    assert head.split() == ["network", "dense"]
+    assert re.search(r"^additions +\d+ +32$", text, re.M)
+    assert re.search(r"^reads, weights in 8 KiB SRAM +\d+ +32$", text, re.M)
+    assert re.search(r"^energy, estimated +[\d.]+ nJ +[\d.]+ nJ$|pJ$", text, re.M)
+    assert re.search(r"^energy, measured +- +-$", text, re.M)
+    assert len({len(row) for row in rows}) == 1
+    assert f"- not measured: this machine shows no energy counters in {tmp_path / 'none'}" in text
+    assert "0.9 pJ an addition, 3.7 pJ a multiplication (45 nm, Horowitz 2014)" in text
+
+
+@pytest.fixture
+def counters(tmp_path, monkeypatch):
+    """Two processors and a memory that count, each time they are asked; and by how much."""
+    for name, what in (
+        ("intel-rapl:0", "package-0"),
+        ("intel-rapl:1", "package-1"),
+        ("intel-rapl:0:0", "dram"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "name").write_text(f"{what}\n")
+        (folder / "max_energy_range_uj").write_text("999\n")
+        (folder / "energy_uj").write_text("900\n")
+    monkeypatch.setattr(rapl, "POWERCAP", tmp_path)
+    monkeypatch.setattr(rapl, "SECONDS", 0.0)
+    return tmp_path
+
+
+def test_the_processors_counters_are_read_where_they_are_shown(counters):
+    def run():
+        for name, now in (("intel-rapl:0", 950), ("intel-rapl:1", 100)):  # the second begins again
+            (counters / name / "energy_uj").write_text(f"{now}\n")
+
+    assert rapl.why_not() == ""
+    assert rapl.joules_taken(run) == pytest.approx((50 + 200) * 1e-6)
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            run()
+            return x
+
+    found = energy(Counting(), spikes(2, 5, 3))
+    assert found.network.measured == 0  # it was counted before the measurement began
+    assert found.unmeasured == ""
+    assert "measured is the whole processor" in str(found)
+
+
+def test_counters_that_can_t_be_read_are_said(counters):
+    (counters / "intel-rapl:0" / "energy_uj").unlink()
+    assert rapl.why_not() == f"the counters in {counters} can't be read: No such file or directory"
+
+
+def test_spikes_reach_as_many_outputs_as_another_library_counts():
+    counting = pytest.importorskip("spikingjelly.activation_based.op_counter")
+    from spikingjelly.activation_based import layer, neuron
+
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 8, 3, padding=1, stride=2, bias=False), nn.Linear(512, 10, bias=False)
+    for each in (first, second):
+        each.requires_grad_(False).weight.mul_(3)
+    mine = nn.Sequential(hb.EachStep(first), hb.IF(), nn.Flatten(2), second, hb.IF())
+    fires = [neuron.IFNode(v_reset=0.0, step_mode="m") for _ in range(2)]
+    over_time = [layer.SeqToANNContainer(each) for each in (first, second)]
+    theirs = nn.Sequential(over_time[0], fires[0], nn.Flatten(2), over_time[1], fires[1])
+    x, counter = spikes(6, 4, 2, 16, 16, rate=0.15), counting.SynOpCounter()
+    with counting.DispatchCounterMode([counter]):
+        expected = theirs(x)
+    assert torch.equal(mine(x), expected)
+    words = sum(count for (what, _), count in energy(mine, x).network.reads.items() if what == "weights")
+    assert words == counter.get_total() / 4

@@ -1,0 +1,494 @@
+"""Folders of trained networks: opened as they were saved, with a card; nothing in them runs."""
+
+import json
+import math
+import os
+import random
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra train is not installed")
+pytest.importorskip("safetensors", reason="the extra hub is not installed")
+pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
+
+import huggingface_hub
+import numpy
+import pandas
+import safetensors.torch
+
+from hibana import train
+from hibana.cli import main
+from hibana.train import card, pretrained
+
+FROZEN = Path(__file__).with_name("pretrained")
+"""A folder that version 0.1.0 wrote, and what its network answers to the first test samples."""
+
+
+def untrained(**settings):
+    torch.manual_seed(0)
+    made = train.Settings(**{"layers": "12", "steps": 4, "epochs": 1, **settings})
+    samples = made.data_set
+    return train.Network(made, samples.shape, samples.classes).eval()
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch):
+    """A table in a folder with a name of its own, which the working directory is not."""
+    numbers = numpy.random.default_rng(0).normal(size=(60, 3))
+    table = pandas.DataFrame(numbers, columns=["long", "wide", "old"])
+    table["kind"] = numpy.where(table["long"] > 0, "tulip", "rose|`x`")
+    table["height"] = table["long"] * 2 + table["wide"]
+    (tmp_path / "secret-home").mkdir()
+    table.to_csv(tmp_path / "secret-home" / "flowers.csv", index=False)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "secret-home" / "flowers.csv"
+
+
+def fitted(flowers, **settings):
+    chosen = {"label": "kind", "columns": "long,wide,old", "epochs": 2, "seed": 1, **settings}
+    return train.fit(train.Settings(data=str(flowers), **chosen), "run")
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_network_is_opened_as_it_was_saved(flowers, task):
+    label = "kind" if task == "classification" else "height"
+    model, outcome = fitted(flowers, label=label)
+    model.save_pretrained("shared")
+    again = train.Network.from_pretrained("shared")
+    expected, found = (train.predict(each, flowers) for each in (model, again))
+    assert found == expected
+    assert not again.training
+    assert again.settings.readout_tau == math.inf
+    assert train.predict("shared", flowers) == expected
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+    assert outcome.settings.data == str(flowers)
+    assert sorted(each.name for each in Path("shared").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+def test_series_that_a_rocket_reads_are_opened_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    steps, drawn = numpy.arange(40), numpy.random.default_rng(0)
+    waves = [numpy.sin(steps * (0.2 + 0.2 * (n % 2)) + drawn.uniform(0, 6)) for n in range(30)]
+    numpy.savez("waves.npz", x=numpy.stack(waves)[..., None], y=numpy.arange(30) % 2)
+    settings = train.Settings(data="waves.npz", layers="rocket40")
+    model, _ = train.fit(settings, "run")
+    model.save_pretrained("shared")
+    again = train.Network.from_pretrained("shared")
+    assert train.predict(again, "waves.npz") == train.predict(model, "waves.npz")
+    assert card.command(model.settings) == "hibana train --data ./waves.npz --kind sequences"
+
+
+def test_precision_and_time_constants_come_back(tmp_path):
+    model = untrained(layers="12w3-8", data="mnist-1d", precision="64-true", readout_tau=math.inf, tau=3.0)
+    model.double().save_pretrained(tmp_path)
+    again = train.Network.from_pretrained(tmp_path)
+    assert again.settings == model.settings
+    assert {value.dtype for value in again.parameters()} == {torch.float32}
+
+
+def test_nothing_of_the_machine_is_in_a_folder(flowers):
+    test = flowers.with_name("others.csv")
+    test.write_bytes(flowers.read_bytes())
+    model, _ = fitted(flowers, test=str(test))
+    model.save_pretrained("shared", samples=model.settings.samples(model.description))
+    for path in Path("shared").iterdir():
+        assert b"secret-home" not in path.read_bytes(), path
+    settings = json.loads(Path("shared/config.json").read_text())["settings"]
+    assert (settings["data"], settings["test"], settings["root"]) == ("./flowers.csv", "./others.csv", None)
+    assert train.Network.from_pretrained("shared").settings.data == str(Path("flowers.csv").absolute())
+
+
+def test_a_card_says_what_the_run_came_to(flowers):
+    model, outcome = fitted(flowers)
+    model.save_pretrained("shared")
+    written = Path("shared/README.md").read_text()
+    assert written.startswith("---\nlibrary_name: hibana\ntags:\n- hibana\n")
+    assert f"| accuracy | {outcome.accuracy:.1%} right, on its test part |" in written
+    (rate,) = outcome.rates.values()
+    assert f"{rate:.1%} (spikes per neuron and step) |" in written
+    assert "| operations | not counted |" in written
+    assert "| answers | `kind`: `rose??x?`, `tulip` |" in written
+    assert 'from_pretrained("shared")' in written
+    commands = re.findall(r"^hibana train .*", written, re.MULTILINE)
+    assert commands == [
+        "hibana train --data ./flowers.csv --kind table --label kind --columns long,wide,old --epochs 2 "
+        "--seed 1"
+    ]
+    again = train.load("run")
+    assert again.result == model.result
+    Path("run/result.json").write_text("[]")
+    assert train.load("run").result is None
+
+
+def test_a_card_is_measured_on_samples(flowers):
+    from hibana.nn.metrics import SynOps
+
+    model, outcome = fitted(flowers)
+    samples = model.settings.samples(model.description)
+    found = card.measured(model, samples)
+    assert found.measure == "accuracy"
+    assert found.value == pytest.approx(outcome.accuracy)
+    assert found.rates == pytest.approx(outcome.rates)
+    assert found.samples == len(samples.test) == 12
+    count = SynOps()
+    with count.watch(model.net), torch.inference_mode():
+        model(samples.test.inputs.float())
+    counted = count.compute()
+    assert (found.acs, found.macs) == (counted["acs"].item(), counted["macs"].item())
+    assert found.acs > 0
+    assert found.macs > 0
+    model.save_pretrained("shared", samples=samples)
+    written = Path("shared/README.md").read_text()
+    assert "on 12 samples of its test part" in written
+    assert f"{found.acs:,.0f} additions, {found.macs:,.0f} multiply-accumulates a sample" in written
+
+
+def test_what_people_write_on_a_card_stays(tmp_path):
+    model, readme = untrained(), tmp_path / "README.md"
+    model.save_pretrained(tmp_path, name="mine")
+    written = readme.read_text()
+    readme.write_text(written.replace("- pytorch", "- pytorch\nlicense: mit") + "\nMy own words.\n")
+    model.result = card.Facts("accuracy", 0.5, {})
+    model.save_pretrained(tmp_path, name="mine")
+    again = readme.read_text()
+    assert again.endswith("\nMy own words.\n")
+    assert "license: mit" in again
+    assert "| accuracy | 50.0% right" in again
+    readme.write_text("# All mine\n")
+    model.save_pretrained(tmp_path)
+    assert readme.read_text() == "# All mine\n"
+
+
+def test_data_that_were_in_memory_have_no_command():
+    settings = train.Settings(data="in memory", kind="arrays")
+    assert card.command(settings) is None
+    assert card.portable(settings)["data"] == "in memory"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": "digits"},
+        {"data": "digits", "layers": "8c3-p2-10", "coding": "poisson", "steps": 11, "detach_reset": False},
+        {"data": "mnist-1d", "cell": "ALIF", "readout_tau": 9.0, "download": True},
+        {"data": "a folder/it's.csv", "kind": "table", "label": "a b", "epochs": 3},
+    ],
+)
+def test_a_command_says_the_settings_again(options, tmp_path, monkeypatch):
+    import shlex
+
+    import hibana.cli.training as training
+
+    monkeypatch.chdir(tmp_path)
+    settings = train.Settings(**options)
+    seen = {}
+    monkeypatch.setattr(training, "_chosen", lambda *given: seen.update(given[3]) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        main(shlex.split(card.command(settings))[1:])
+    assert {name: seen[name] for name in options if name not in ("data", "download")} == {
+        name: value for name, value in options.items() if name not in ("data", "download")
+    }
+    others = train.Settings(**seen)
+    assert {**card.portable(others), "data": ""} == {**card.portable(settings), "data": ""}
+
+
+def damaged(folder, **changes):
+    """Writes the configuration in `folder` with other entries."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    settings = {**config["settings"], **changes.pop("settings", {})}
+    path.write_text(json.dumps({**config, "settings": settings, **changes}))
+
+
+def said(folder, **options):
+    """The one line that `folder` is refused with."""
+    with pytest.raises(ValueError, match=r".") as refusal:
+        train.Network.from_pretrained(folder, **options)
+    sentence = str(refusal.value)
+    assert "\n" not in sentence
+    assert len(sentence) < 700
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "config.json of version '0.1.0' with format 2, which"),
+        ({"format": True}, "config.json without format, weights_sha256"),
+        ({"settings": {"telepathy": 3}}, "with 'telepathy', which"),
+        ({"settings": {"epochs": "many"}}, "holds other settings: epochs must be of type int"),
+        ({"settings": {"layers": "99999999"}}, "layers must have at most"),
+        ({"settings": {"layers": "90000r"}}, "layers must have at most"),
+        ({"settings": {"layers": "10"}}, "holds something else"),
+        ({"settings": {"kind": "table"}}, "does not say how its inputs are read"),
+        ({"settings": {"data": "mnist"}}, "is of other inputs than mnist"),
+        ({"shape": [8, 9]}, "is of other inputs than digits"),
+        ({"shape": [8, "8"]}, "is of other inputs than digits"),
+        ({"classes": 11}, "is of other inputs than digits"),
+        ({"classes": "10"}, "config.json without format"),
+        ({"description": {"kind": "table"}}, "describes its inputs otherwise"),
+        ({"weights_sha256": "0" * 64}, "model.safetensors that was changed since it was written"),
+        ({"weights_sha256": None}, "config.json without format"),
+    ],
+)
+def test_a_configuration_that_says_something_else_is_refused(tmp_path, changes, words):
+    untrained().save_pretrained(tmp_path)
+    damaged(tmp_path, **changes)
+    assert words in said(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "config.json that is no JSON"),
+        ("[" * 100_000, "config.json that is no JSON"),
+        ("[1, 2]", "config.json without format"),
+        ('{"format": NaN}', "has NaN, which no JSON has"),
+        ('{"format": ' + "9" * 5000 + "}", "config.json that"),
+        ("\xff", "config.json that is no JSON"),
+        (" " * (pretrained.MOST_BYTES + 1), "bytes, more than"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(tmp_path, text, words):
+    untrained().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    assert words in said(tmp_path)
+
+
+def signed(folder, raw):
+    """Puts other weights into `folder`, and their digest into its configuration."""
+    import hashlib
+
+    (folder / "model.safetensors").write_bytes(raw)
+    damaged(folder, weights_sha256=hashlib.sha256(raw).hexdigest())
+
+
+def header(text, numbers=b""):
+    return len(text).to_bytes(8, "little") + text + numbers
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"", "that is none"),
+        (b"\x80\x02cos\nsystem\n(S'true'\ntR.", "that is none"),
+        (header(b"{" * 1000), "that is none"),
+        ((1 << 60).to_bytes(8, "little") + b"{}", "that is none"),
+        (header(b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}'), "none"),
+        (header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}', b"1234"), "that is none"),
+        (header(b'{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', bytes(8)), "which no network has"),
+        (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"), "something else"),
+        (header(b"{}"), "layers must have at most 0 weights"),
+    ],
+)
+def test_weights_that_are_none_are_refused(tmp_path, raw, words):
+    untrained().save_pretrained(tmp_path)
+    signed(tmp_path, raw)
+    assert words in said(tmp_path)
+
+
+def test_each_flipped_bit_of_the_weights_is_refused(tmp_path):
+    untrained().save_pretrained(tmp_path)
+    path, drawn = tmp_path / "model.safetensors", random.Random(0)
+    raw = path.read_bytes()
+    for byte in [*range(60), *(drawn.randrange(len(raw)) for _ in range(60))]:
+        other = bytearray(raw)
+        other[byte] ^= 1 << drawn.randrange(8)
+        path.write_bytes(other)
+        assert "its digest is another" in said(tmp_path)
+
+
+def test_files_that_are_missing_or_no_files_are_refused(tmp_path):
+    assert "has no config.json" in said(tmp_path)
+    assert "there is no folder ./nowhere" in said("./nowhere")
+    untrained().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert "model.safetensors can't be read: No such file" in said(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "model.safetensors")
+        assert "model.safetensors that can't be read: it is no file" in said(tmp_path)
+    assert main(["predict", str(tmp_path)]) == 2
+    with pytest.raises(ValueError, match="holds no run of hibana train"):
+        train.resumed(tmp_path)
+
+
+def test_a_folder_names_no_function_that_is_run_unasked(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'trace')!r}).touch()\n"
+        "from torch import nn\nimport hibana as hb\n"
+        "def net(shape, classes, cell):\n"
+        "    hidden = nn.Flatten(2), nn.Linear(64, 12), hb.IF()\n"
+        "    return nn.Sequential(*hidden, nn.Linear(12, classes), hb.LI())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = untrained()
+    model.save_pretrained(tmp_path / "folder")
+    damaged(tmp_path / "folder", settings={"layers": "theirs:net"})
+    assert "names a function to run, 'theirs:net'" in said(tmp_path / "folder")
+    assert "'theirs:net'" in said(tmp_path / "folder", trust=["theirs:other"])
+    assert not (tmp_path / "trace").exists()
+    weights = {f"net.{name}": value for name, value in _theirs().state_dict().items()}
+    signed(tmp_path / "folder", safetensors.torch.save(weights))
+    opened = train.Network.from_pretrained(tmp_path / "folder", trust=["theirs:net"])
+    assert opened.settings.layers == "theirs:net"
+    sys.modules.pop("theirs", None)
+
+
+def _theirs():
+    from torch import nn
+
+    import hibana as hb
+
+    return nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), hb.IF(), nn.Linear(12, 10), hb.LI())
+
+
+def test_what_a_version_before_wrote_is_opened():
+    model = train.Network.from_pretrained(FROZEN)
+    expected = json.loads((FROZEN / "answers.json").read_text())
+    samples = train.Settings().samples()
+    samples.setup()
+    with torch.inference_mode():
+        scores = model(samples.test.inputs[: len(expected)])
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+class _Hub:
+    """A Hub that keeps repositories in a folder."""
+
+    def __init__(self, folder, calls):
+        self.folder, self.calls = folder, calls
+
+    def __call__(self, token=None):
+        self.calls.append(("token", token))
+        return self
+
+    def create_repo(self, repo_id, private=None, exist_ok=False):
+        self.calls.append(("create", repo_id, private))
+        assert exist_ok
+        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def create_branch(self, repo_id, *, branch, exist_ok=False):
+        self.calls.append(("branch", branch))
+
+    def file_exists(self, repo_id, filename, revision=None):
+        return (self.folder / repo_id / filename).exists()
+
+    def hf_hub_download(self, repo_id, filename, revision=None, local_dir=None):
+        Path(local_dir, filename).write_bytes((self.folder / repo_id / filename).read_bytes())
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, revision, create_pr, allow_patterns):
+        self.calls.append(("upload", commit_message, revision, create_pr))
+        for name in allow_patterns:
+            (self.folder / repo_id / name).write_bytes(Path(folder_path, name).read_bytes())
+        return f"https://huggingface.co/{repo_id}/tree/main/"
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A Hub in a folder, in the place of the one on the network; and what was asked of it."""
+    calls = []
+    fake = _Hub(tmp_path / "hub", calls)
+    monkeypatch.setattr(huggingface_hub, "HfApi", fake)
+
+    def snapshot(repo_id, **options):
+        calls.append(("fetch", repo_id, options))
+        return str(tmp_path / "hub" / repo_id)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hub", calls
+
+
+def test_the_hub_in_a_folder_takes_what_the_real_one_does():
+    import inspect
+
+    for name in ("create_repo", "create_branch", "file_exists", "hf_hub_download", "upload_folder"):
+        mine, real = (
+            inspect.signature(getattr(each, name)).parameters for each in (_Hub, huggingface_hub.HfApi)
+        )
+        assert set(mine) <= set(real), name
+    asked = {"allow_patterns", "revision", "token", "cache_dir", "force_download", "local_files_only"}
+    assert asked <= set(inspect.signature(huggingface_hub.snapshot_download).parameters)
+
+
+def test_a_network_goes_to_the_hub_and_comes_back(served):
+    folder, calls = served
+    model = untrained()
+    address = model.push_to_hub("me/digits", private=True, token="t", branch="v1", create_pr=True)
+    assert address == "https://huggingface.co/me/digits/tree/main/"
+    assert calls == [
+        ("token", "t"),
+        ("create", "me/digits", True),
+        ("branch", "v1"),
+        ("upload", "Push network of hibana", "v1", True),
+    ]
+    readme = folder / "me/digits" / "README.md"
+    assert "# digits\n" in readme.read_text()
+    readme.write_text(readme.read_text() + "My own words.\n")
+    model.push_to_hub("me/digits")
+    assert readme.read_text().endswith("My own words.\n")
+    again = train.Network.from_pretrained("me/digits", revision="v1", local_files_only=True)
+    inputs = torch.rand(5, 8, 8)
+    assert torch.equal(again(inputs), model(inputs))
+    name, asked, options = calls[-1]
+    assert (name, asked) == ("fetch", "me/digits")
+    assert options == {
+        "allow_patterns": ["config.json", "model.safetensors"],
+        **{"revision": "v1", "token": None, "cache_dir": None},
+        **{"force_download": False, "local_files_only": True},
+    }
+
+
+def test_names_that_the_hub_can_t_have_are_not_asked_for(served):
+    for name in ("../me", "me/digits/more", "me digits", "/me", "-me/digits"):
+        assert "name must be a folder, or USER/NAME on the Hub" in said(name)
+    assert served[1] == []
+
+
+def test_the_command_shares_and_others_use_the_folder(flowers, served, capsys):
+    os.chdir(flowers.parents[1] / "elsewhere")
+    fitted(flowers)
+    assert main(["share", "run", "shared", "--hub", "me/flowers", "--private"]) == 0
+    assert capsys.readouterr().out.split() == ["shared", "https://huggingface.co/me/flowers/tree/main/"]
+    written = Path("shared/README.md").read_text()
+    assert "additions" in written
+    assert ("create", "me/flowers", True) in served[1]
+    answers = []
+    for checkpoint in ("run", "shared"):
+        assert main(["predict", checkpoint, str(flowers), "--csv"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    assert len(answers[0].splitlines()) == 61
+    assert main(["convert", "shared", "net.nir"]) == 0
+    flowers.unlink()
+    assert main(["share", "shared", "again"]) == 0
+    assert "the card says nothing of operations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "there"], "there is no file or folder"),
+        (["{folder}"], "needs a folder to write, or --hub USER/NAME"),
+        (["{folder}", "there", "--private"], "--private is of a repository that --hub names"),
+        (["{folder}", "{folder}/config.json"], "and {folder}/config.json is a file"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(tmp_path, capsys, arguments, words):
+    untrained().save_pretrained(tmp_path)
+    assert main(["share", *(each.format(folder=tmp_path) for each in arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words.format(folder=tmp_path) in err
