@@ -25,8 +25,10 @@ from torch.nn import functional
 import hibana as hb
 from hibana.data.own.events import recording
 
-SIDE, CONTRAST, NOISE = 32, 0.25, 0.3
-"""Pixels, the change of brightness of an event (from 0 to 1), and events a millisecond that mean nothing."""
+SIDE, CONTRAST, NOISE, FRAME = 32, 0.25, 0.3, 4
+"""Pixels, the change of brightness of an event (from 0 to 1), events a millisecond that mean nothing, and the
+milliseconds from one look at the shape to the next.
+"""
 MILLISECONDS, WINDOWS = 300, 30
 """Of a recording to learn from."""
 EVENT = np.dtype([("t", "i8"), ("x", "u2"), ("y", "u2"), ("p", "u1")])
@@ -46,8 +48,8 @@ def filmed(shape: str, milliseconds: int, drawn: np.random.Generator, begun: int
     place = drawn.uniform(10, SIDE - 10, 2)
     speed = drawn.uniform(0.03, 0.08) * np.array([np.cos(direction), np.sin(direction)])  # pixels a ms
     seen, found = None, []
-    for step in range(milliseconds):
-        place = place + speed
+    for now in range(begun, begun + milliseconds, FRAME):
+        place = place + FRAME * speed
         outside = abs(place - SIDE / 2) > SIDE / 2 - 8
         speed = np.where(outside, np.sign(SIDE / 2 - place) * abs(speed), speed)
         distance = SHAPES[shape](abs(columns - place[0]), abs(rows - place[1]), size)
@@ -56,9 +58,9 @@ def filmed(shape: str, milliseconds: int, drawn: np.random.Generator, begun: int
         changed = np.trunc((brightness - seen) / CONTRAST)
         seen = seen + changed * CONTRAST
         y, x = np.nonzero(changed)
-        noise = drawn.integers(0, [SIDE, SIDE, 2], (drawn.poisson(NOISE), 3))
+        noise = drawn.integers(0, [SIDE, SIDE, 2], (drawn.poisson(FRAME * NOISE), 3))
         events = np.zeros(len(x) + len(noise), EVENT)
-        events["t"] = 1000 * (begun + step) + drawn.integers(0, 1000, len(events))
+        events["t"] = 1000 * now + drawn.integers(0, 1000 * FRAME, len(events))
         events["x"], events["y"] = np.append(x, noise[:, 0]), np.append(y, noise[:, 1])
         events["p"] = np.append(changed[y, x] > 0, noise[:, 2])
         found.append(np.sort(events, order="t"))
@@ -76,19 +78,19 @@ def film(folder: Path, each: int, drawn: np.random.Generator) -> None:
 def network() -> nn.Sequential:
     """From the events of a window, ``[T, batch, 2, 32, 32]``, to a potential for each shape."""
 
-    def neurons() -> nn.Module:
-        return hb.LIF(tau=2.0, threshold=0.5, surrogate="ATan", detach_reset=True)
+    def images(inputs: int, outputs: int, side: int) -> list[nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, side, stride=2, padding=side // 2, bias=False)
+        neurons = hb.LIF(tau=2.0, surrogate="ATan", detach_reset=True)
+        return [hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs))), neurons]
 
-    return nn.Sequential(
-        *(hb.EachStep(nn.Conv2d(2, 8, 5, stride=2, padding=2)), neurons()),
-        *(hb.EachStep(nn.Conv2d(8, 16, 3, stride=2, padding=1)), neurons()),
-        *(nn.Flatten(2), nn.Linear(16 * 8 * 8, len(SHAPES)), hb.LI(tau=10.0)),
-    )
+    readout = [nn.Flatten(2), nn.Linear(16 * 8 * 8, len(SHAPES)), hb.LI(tau=10.0)]
+    return nn.Sequential(*images(2, 8, 5), *images(8, 16, 3), *readout)
 
 
 def train(net: nn.Module, data: hb.data.Events, epochs: int) -> float:
     """Trains `net` on recordings; returns the part of those held out that it knows at their end."""
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    net.train()
     for _ in range(epochs):
         for spikes, labels in data.train_dataloader():
             outputs = net(spikes.float().transpose(0, 1))[WINDOWS // 3 :]
@@ -96,6 +98,7 @@ def train(net: nn.Module, data: hb.data.Events, epochs: int) -> float:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    net.eval()
     with torch.no_grad():
         known = [
             net(spikes.float().transpose(0, 1))[-1].argmax(1) == labels

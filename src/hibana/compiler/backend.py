@@ -165,6 +165,13 @@ class Kernels(ABC):
         """The plan for sequences of `shape`."""
         return self.plan
 
+    def one_step(self, shape: torch.Size) -> Callable[..., None] | None:
+        """A run over one step of `shape` from a state: of addresses alone, or None.
+
+        They are of the input, its stride over time, the output, the states before, and all but the last after.
+        """
+        return None
+
     def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:
         """A run over sequences of `shape` from rest without Python, with the gradient of `plan`; or None."""
         return None

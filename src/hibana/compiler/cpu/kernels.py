@@ -5,7 +5,7 @@ input that is the same at each step.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -21,7 +21,7 @@ from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputati
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.walk import Bound, Walk, folded, patterns_of, unaliased, walk, written_out
+from hibana.compiler.cpu.walk import ALIASING_FROM, Bound, Walk, folded, patterns_of, unaliased, walk, written_out
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
 from hibana.compiler.producer import Producer
@@ -205,6 +205,11 @@ class CpuKernels(NativeKernels):
             *(f"{name}_first_grad" for name in states),
             *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
         ]
+
+    def one_step(self, shape: torch.Size) -> Callable[..., None] | None:
+        if shape[0] != 1 or self.step.parameters or shape.numel() * self.size >= ALIASING_FROM:
+            return None
+        return partial(self._forward(shape, None, False, torch.get_num_threads(), ()).run, self.constants_at)
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         if built() is None or self.step.parameters:
