@@ -89,7 +89,7 @@ def network() -> nn.Sequential:
 
 def train(net: nn.Module, data: hb.data.Events, epochs: int) -> float:
     """Trains `net` on recordings; returns the part of those held out that it knows at their end."""
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     net.train()
     for _ in range(epochs):
         for spikes, labels in data.train_dataloader():

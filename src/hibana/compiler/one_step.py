@@ -1,7 +1,8 @@
 """One step of a cell from a state, prepared once: what :func:`hibana.run` repeats at each of its calls."""
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,29 +10,25 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.autograd import RunSpecification
+from hibana.compiler.backend import OneStepKernels
 from hibana.compiler.tensors import tensors_of
 
-if TYPE_CHECKING:
-    from hibana.compiler.backend import Kernels
-    from hibana.compiler.graph.plan import Plan
-
-_threads = torch.get_num_threads
+_threads, _like = torch.get_num_threads, torch.empty_like
 
 
 class OneStep:
     """A cell without tensors over one step, ``[1, ...]``, from a state, on the CPU."""
 
-    __slots__ = ("bytes", "count", "dtype", "kernels", "one", "plan", "run", "threads")
+    __slots__ = ("bytes", "count", "dtype", "first", "kernels", "one", "program", "reads_input", "threads", "zeros")
 
-    def __init__(self, spec: RunSpecification, run: Any) -> None:
-        program = spec.program
-        self.kernels: Kernels = program.kernels
-        self.plan: Plan = spec.plan
-        """Of a backward."""
-        self.one = spec.shape[1:]
-        self.dtype, self.count = self.kernels.dtype, len(program.step.states)
+    def __init__(self, spec: RunSpecification, kernels: OneStepKernels) -> None:
+        self.program = program = spec.program  # which keeps what the kernels read
+        self.kernels, self.one = kernels, spec.shape[1:]
+        self.first, self.reads_input = spec.plan.first, spec.plan.reads_input
+        """Initial states that the backward reads, and whether it reads the input."""
+        self.dtype, self.count, self.threads = program.kernels.dtype, len(program.step.states), _threads()
         self.bytes = self.one.numel() * self.dtype.itemsize
-        self.threads, self.run = _threads(), run
+        self.zeros = torch.zeros(spec.shape, dtype=self.dtype, device="cpu")
 
     def goes_on(self, state: Any) -> bool:
         """Whether it was prepared for such a `state`."""
@@ -50,15 +47,58 @@ class OneStep:
         plain = type(inputs) is Tensor and inputs.dtype is self.dtype and inputs.is_cpu
         return plain and inputs.is_contiguous() and not inputs.is_neg()
 
-    def __call__(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The outputs and the next state, without a gradient."""
-        outputs, emitted = torch.empty_like(inputs), torch.empty_like(state[-1])
-        carried = [torch.empty_like(value) for value in state[:-1]]
+        outputs, *ended = _like(inputs), *[_like(value) for value in state]
         at = outputs.data_ptr()
-        addresses = [value.data_ptr() for value in (*state, *carried)]
-        self.run(inputs.data_ptr(), inputs.stride(0), at, *addresses)
-        ctypes.memmove(emitted.data_ptr(), at, self.bytes)
-        return outputs, (*carried, emitted)
+        addresses = [value.data_ptr() for value in (*state, *ended[:-1])]
+        self.kernels.forward(inputs.data_ptr(), 0, at, *addresses)
+        ctypes.memmove(ended[-1].data_ptr(), at, self.bytes)
+        return outputs, tuple(ended)
+
+    def keeping(self, inputs: Tensor, state: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The outputs, the next state, and what the backward reads of the step."""
+        outputs, *ended = _like(inputs), *[_like(value) for value in state]
+        residuals = [_like(value) for value in self.kernels.residuals]
+        at = outputs.data_ptr()
+        addresses = [value.data_ptr() for value in (*state, *ended[:-1], *residuals)]
+        self.kernels.keeping(inputs.data_ptr(), 0, at, *addresses)
+        ctypes.memmove(ended[-1].data_ptr(), at, self.bytes)
+        return outputs, ended, residuals
+
+    def backward(
+        self,
+        inputs: Tensor | None,
+        first: Sequence[Tensor],
+        residuals: Sequence[Tensor],
+        of_outputs: Tensor | None,
+        of_states: Sequence[Tensor | None],
+        wants_first: bool,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The gradients of the input and of the states before; of these none, if they are not wanted.
+
+        Args:
+            inputs: if it `reads_input`.
+            first: the initial states that it reads, in the order of `first`.
+            residuals: of the step.
+            of_outputs: gradient of the outputs, contiguous.
+            of_states: gradients of the states after the step but the emitted, contiguous.
+            wants_first: whether those of the states before are wanted.
+        """
+        of_input = _like(self.zeros)
+        before = [0] * self.count
+        for place, value in zip(self.first, first, strict=True):
+            before[place] = value.data_ptr()
+        of_first = [_like(self.zeros[0]) for _ in before] if wants_first else []
+        self.kernels.backward(
+            *(0 if inputs is None else inputs.data_ptr(), 0),
+            *((self.zeros if of_outputs is None else of_outputs).data_ptr(), 0),
+            *(of_input.data_ptr(), self.kernels.no_uniform_at, *before),
+            *[0 if grad is None else grad.data_ptr() for grad in of_states],
+            *([grad.data_ptr() for grad in of_first] or [0] * self.count),
+            *[value.data_ptr() for value in residuals],
+        )
+        return of_input, of_first
 
 
 def prepared(cell: Cell, backend: str, shape: torch.Size) -> OneStep | None:
@@ -69,8 +109,9 @@ def prepared(cell: Cell, backend: str, shape: torch.Size) -> OneStep | None:
 
 def prepare(cell: Cell, backend: str, spec: RunSpecification) -> None:
     """Prepares calls of `cell` like one that went by `spec`, where its kernels allow it."""
-    kernels, states = spec.program.kernels, len(spec.program.step.states)
-    if spec.order is None and spec.begun == states and spec.program.takes_zeros and not tensors_of(cell):
-        run = kernels.one_step(spec.shape)
-        if run is not None:
-            programs.attach(cell, ("one step", backend, spec.shape), OneStep(spec, run))
+    program = spec.program
+    whole = spec.order is None and spec.begun == len(program.step.states) and program.takes_zeros
+    if whole and not tensors_of(cell):
+        kernels = program.kernels.one_step(spec.shape, spec.plan)
+        if kernels is not None:
+            programs.attach(cell, ("one step", backend, spec.shape), OneStep(spec, kernels))

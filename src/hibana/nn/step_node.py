@@ -14,10 +14,8 @@ from torch.nn import functional
 
 from hibana.compiler import State
 from hibana.compiler.autograd import saved_tensors
-from hibana.compiler.backend import BackwardArguments, ForwardArguments
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
 from hibana.compiler.one_step import OneStep
-from hibana.compiler.strides import steps_contiguous
 
 __all__ = ["WeightSums", "step"]
 
@@ -100,18 +98,17 @@ class _Step(torch.autograd.Function):
         *state: Tensor,
     ) -> Any:
         currents = inputs if weight is None else functional.linear(inputs, weight, bias)
-        plan = one.plan
-        outputs, carried, residuals = one.kernels.forward(ForwardArguments(currents, state, (), plan))
-        of_inputs, of_weight = ctx.needs_input_grad[3:5]
+        outputs, ended, residuals = one.keeping(currents, state)
+        _, _, _, of_inputs, of_weight, *_ = ctx.needs_input_grad
         if weight is None and inputs.grad_fn is None:
             currents = inputs.detach()  # of a leaf what it is now, whatever ``inputs.data`` is set to
         ctx.save_for_backward(
-            *(currents if plan.reads_input else None, inputs if of_weight else None),
-            *(weight if of_inputs else None, *[state[i] for i in plan.first], *residuals),
+            *(currents if one.reads_input else None, inputs if of_weight else None),
+            *(weight if of_inputs else None, *[state[i] for i in one.first], *residuals),
         )
-        ctx.one, ctx.sums, ctx.linear, ctx.sizes = one, sums, weight is not None, (inputs.shape, len(state))
+        ctx.call = one, sums, weight is not None, inputs.shape
         ctx.set_materialize_grads(False)
-        return outputs, *carried, outputs[0].clone()
+        return outputs, *ended
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -121,44 +118,36 @@ class _Step(torch.autograd.Function):
 
 def _backward(ctx: Any, *grads: Tensor | None, whole: bool = False) -> Any:
     """The gradients; with `whole` those of weight and bias too, else they are left to the layer's sums."""
-    one, sums, (shape, count) = ctx.one, ctx.sums, ctx.sizes
+    one, sums, is_linear, shape = ctx.call
     currents, inputs, weight, *kept = saved_tensors(ctx)
-    plan = one.plan
-    needed, residuals = kept[: len(plan.first)], kept[len(plan.first) :]
-    by_state = dict(zip(plan.first, needed, strict=True))
+    count = len(one.first)
     of_outputs, *last, of_emitted = grads
     if of_emitted is not None:
         of_outputs = of_emitted[None] if of_outputs is None else of_outputs + of_emitted
-    if of_outputs is not None:
-        of_outputs = of_outputs.resolve_neg()
-        of_outputs = of_outputs if steps_contiguous(of_outputs) else of_outputs.contiguous()
-    wanted = ctx.needs_input_grad
-    given = BackwardArguments(
-        plan,
-        torch.Size((1, *one.one)),
-        currents,
-        [by_state.get(i) for i in range(count)],
-        (),
-        residuals,
-        of_outputs,
-        [None if g is None else g.resolve_neg().contiguous() for g in last],
-        wants_input=any(wanted[2:6]),
-        constant=False,
-        wants_first=any(wanted[6:]),
+    _, _, _, *wanted = ctx.needs_input_grad
+    grad, first = one.backward(
+        *(currents, kept[:count], kept[count:], _plain(of_outputs), [_plain(g) for g in last]),
+        any(wanted[3:]),
     )
-    grad, first, _ = one.kernels.backward(given)
-    to_state = [g if want else None for g, want in zip(first, wanted[6:], strict=True)]
-    if grad is None or not ctx.linear:
+    to_state = [g if want else None for g, want in zip(first or wanted[3:], wanted[3:], strict=True)]
+    if not is_linear:
         return None, None, None, grad, None, None, *to_state
     rows = grad.view(-1, grad.shape[-1])
-    to_inputs = (rows @ weight).view(shape) if wanted[3] else None
+    to_inputs = (rows @ weight).view(shape) if wanted[0] else None
     of_weight = of_bias = None
-    if (wanted[4] or wanted[5]) and not (whole or _leaves(sums, inputs, rows)):
+    if (wanted[1] or wanted[2]) and not (whole or _leaves(sums, inputs, rows)):
         whole = True
     if whole:
-        of_weight = rows.T @ inputs.reshape(-1, shape[-1]) if wanted[4] else None
-        of_bias = rows.sum(0) if wanted[5] else None
+        of_weight = rows.T @ inputs.reshape(-1, shape[-1]) if wanted[1] else None
+        of_bias = rows.sum(0) if wanted[2] else None
     return None, None, None, to_inputs, of_weight, of_bias, *to_state
+
+
+def _plain(grad: Tensor | None) -> Tensor | None:
+    """`grad` as kernels read it."""
+    if grad is None or (grad.is_contiguous() and not grad.is_neg()):
+        return grad
+    return grad.resolve_neg().contiguous()
 
 
 def _leaves(sums: WeightSums, inputs: Tensor | None, rows: Tensor) -> bool:

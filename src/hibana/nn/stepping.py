@@ -121,49 +121,67 @@ class _Neurons:
     def __call__(self, run: Run, values: Tensor) -> Tensor:
         layer, linear = self.layer, self.linear
         begun = None if run.state is None else run.state.get(self.name)
-        if begun is None or not _is_bare(layer) or not (linear is None or self._takes(values)):
+        if begun is None or not _is_bare(layer):
             return self._called(values)
         weight = bias = None
-        shape = values.shape
         if linear is not None:
-            weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-            shape = torch.Size((*shape[:-1], weight.shape[0]))
-        one = one_step.prepared(layer._modules["cell"], layer.backend, shape)
-        if one is None or not one.goes_on(begun):
-            return self._called(values)
+            held = linear._parameters
+            if not (_is_bare(linear) and held.get("weight") is not None and "bias" in held):
+                return self._called(values)
+            weight, bias = held["weight"], held["bias"]
+            if type(linear) is spikes.Linear and not self._is_small(values):
+                return self._called(values)
         if torch.is_grad_enabled() and any(
             [t.requires_grad for t in (values, weight, bias, *begun) if t is not None]
         ):
-            if not one.reads(values) or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-                return self._called(values)  # a checkpoint counts what is saved
-            if weight is not None and (self.sums is None or not self.sums.are_of(weight, bias)):
-                self.sums = WeightSums(weight, bias)
-            outputs, ended = step(one, values, weight, bias, begun, self.sums)
+            found = self._with_gradient(values, weight, bias, begun)
         else:
             currents = values if weight is None else functional.linear(values, weight, bias)
-            if not one.reads(currents):
-                return self._called(values)
-            outputs, ended = one(currents, begun)
-        run.ended[self.name] = ended
+            one = one_step.prepared(layer._modules["cell"], layer.backend, currents.shape)
+            if one is None or not (one.reads(currents) and one.goes_on(begun)):
+                outputs: Tensor = layer(currents)
+                return outputs
+            found = one(currents, begun)
+        if found is None:
+            return self._called(values)
+        outputs, run.ended[self.name] = found
         return outputs
+
+    def _with_gradient(
+        self, values: Tensor, weight: Tensor | None, bias: Tensor | None, begun: State
+    ) -> tuple[Tensor, State] | None:
+        shape = values.shape
+        if weight is not None:
+            if torch.is_autocast_enabled("cpu") or not _are_plain(values, weight, bias):
+                return None
+            shape = torch.Size((*shape[:-1], weight.shape[0]))
+        one = one_step.prepared(self.layer._modules["cell"], self.layer.backend, shape)
+        if one is None or not (one.reads(values) and one.goes_on(begun)):
+            return None
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            return None  # a checkpoint counts what is saved
+        if weight is not None and (self.sums is None or not self.sums.are_of(weight, bias)):
+            self.sums = WeightSums(weight, bias)
+        return step(one, values, weight, bias, begun, self.sums)
 
     def _called(self, values: Tensor) -> Tensor:
         """The same by calls of the modules."""
         outputs: Tensor = self.layer(values if self.linear is None else self.linear(values))
         return outputs
 
-    def _takes(self, values: Tensor) -> bool:
-        """Whether the linear layer is the product of `values` with its weight, by torch, and no more."""
+    def _is_small(self, values: Tensor) -> bool:
+        """Whether a linear layer of hibana leaves its product to torch."""
         linear = self.linear
-        weight, bias = linear._parameters.get("weight"), linear._parameters.get("bias")
-        if not _is_bare(linear) or weight is None or values.ndim < 2 or torch.is_autocast_enabled("cpu"):
-            return False
-        if any(t is not None and type(t) not in (nn.Parameter, Tensor) for t in (weight, bias)):
-            return False
-        if type(values) is not Tensor or not (weight.dtype is values.dtype and weight.is_cpu):
-            return False
-        if type(linear) is nn.Linear:
-            return True
-        small = values.numel() * linear.out_features < SMALLEST_WORK // 2
+        small = linear.mode == "auto" and values.numel() * linear.out_features < SMALLEST_WORK // 2
         linear.__dict__["_reason"] = LEFT
-        return bool(linear.mode == "auto" and small and values.stride(0) != 0)
+        return small and values.ndim > 1 and values.stride(0) != 0
+
+
+def _are_plain(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the product of `values` and `weight` is one that :mod:`hibana.nn.step_node` differentiates."""
+    if bias is not None and type(bias) not in _PLAIN:
+        return False
+    return type(weight) in _PLAIN and weight.dtype is values.dtype and weight.is_cpu
+
+
+_PLAIN = (nn.Parameter, Tensor)

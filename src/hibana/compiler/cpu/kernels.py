@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
@@ -206,10 +206,15 @@ class CpuKernels(NativeKernels):
             *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
         ]
 
-    def one_step(self, shape: torch.Size) -> Callable[..., None] | None:
-        if shape[0] != 1 or self.step.parameters or shape.numel() * self.size >= ALIASING_FROM:
+    def one_step(self, shape: torch.Size, plan: Plan) -> OneStepKernels | None:
+        large = shape.numel() * self.size >= ALIASING_FROM
+        if shape[0] != 1 or large or self.step.parameters or self.step.grad_sums or plan.recomputed:
             return None
-        return partial(self._forward(shape, None, False, torch.get_num_threads(), ()).run, self.constants_at)
+        threads = torch.get_num_threads()
+        walks = [self._forward(shape, kept, False, threads, ()) for kept in (None, plan)]
+        walks.append(self._backward(_Variant(shape, True, False, False, threads, (), ())))
+        calls = [partial(made.run, self.constants_at) for made in walks]
+        return OneStepKernels(*calls, self._residuals(plan, shape), self.no_uniform_at)
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         if built() is None or self.step.parameters:
