@@ -1,12 +1,13 @@
-"""The node of autograd of one step: a linear layer, if there is one, and the neurons after it.
+"""The node of autograd of one step: linear layers and the neurons after them.
 
-A network that is stepped has such a node for each layer and step. The gradient of the weights is a sum over
+A network that is stepped has such a node for each step. The gradient of the weights is a sum over
 all steps: each node leaves its part, and at the end of the backward one product of matrices takes them all
 (:class:`WeightSums`).
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from hibana.compiler.autograd import saved_tensors
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
 from hibana.compiler.one_step import OneStep
 
-__all__ = ["WeightSums", "step"]
+__all__ = ["Link", "WeightSums", "step"]
 
 TASKS = 64
 """Backwards that may leave parts at a time; more of them take products of their own."""
@@ -71,44 +72,55 @@ def _running() -> int:
     return task
 
 
-def step(
-    one: OneStep,
-    inputs: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    state: State,
-    sums: WeightSums | None,
-) -> tuple[Tensor, State]:
-    """What the neurons of `one` emit for ``inputs W^T + b``, or for `inputs`, and their next state."""
-    token = None if sums is None else sums.token
-    outputs, *ended = _apply(one, sums, token, inputs, weight, bias, *state)
-    return outputs, tuple(ended)
+class Link(NamedTuple):
+    """A linear layer, if there is one, and the neurons after it, in one step."""
+
+    one: OneStep
+    weight: Tensor | None
+    bias: Tensor | None
+    sums: WeightSums | None
+    """Of the linear layer."""
+    state: State
+
+
+def step(links: Sequence[Link], inputs: Tensor) -> tuple[Tensor, list[State]]:
+    """What the last of `links`, one after the other, emits for `inputs`, and the next state of each."""
+    tensors: list[Tensor | None] = []
+    for _, weight, bias, sums, state in links:
+        tensors += [None if sums is None else sums.token, weight, bias, *state]
+    outputs, *ended = _apply([(link.one, link.sums) for link in links], inputs, *tensors)
+    after = iter(ended)
+    return outputs, [tuple(islice(after, link.one.count)) for link in links]
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        one: OneStep,
-        sums: WeightSums | None,
-        token: Tensor | None,
-        inputs: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        *state: Tensor,
-    ) -> Any:
-        currents = inputs if weight is None else functional.linear(inputs, weight, bias)
-        outputs, ended, residuals = one.keeping(currents, state)
-        _, _, _, of_inputs, of_weight, *_ = ctx.needs_input_grad
-        if weight is None and inputs.grad_fn is None:
-            currents = inputs.detach()  # of a leaf what it is now, whatever ``inputs.data`` is set to
-        ctx.save_for_backward(
-            *(currents if one.reads_input else None, inputs if of_weight else None),
-            *(weight if of_inputs else None, *[state[i] for i in one.first], *residuals),
-        )
-        ctx.call = one, sums, weight is not None, inputs.shape
+    def forward(ctx: Any, calls: list[Any], inputs: Tensor, *tensors: Tensor | None) -> Any:
+        _, flows, *needed = ctx.needs_input_grad
+        saved: list[Tensor | None] = []
+        ended: list[Tensor] = []
+        constant: list[Tensor] = []
+        records = []
+        at, values = 0, inputs
+        for one, sums in calls:
+            _, weight, bias, *state = tensors[at : (end := at + 3 + one.count)]
+            wanted = needed[at + 1 : end]
+            currents = values if weight is None else functional.linear(values, weight, bias)
+            outputs, after, residuals = one.keeping(currents, state)
+            if currents is inputs and inputs.grad_fn is None:
+                currents = inputs.detach()  # of a leaf what it is now, whatever ``inputs.data`` is set to
+            saved += [currents if one.reads_input else None, values if wanted[0] else None]
+            saved += [weight if flows else None, *[state[i] for i in one.first], *residuals]
+            records.append((one, sums, weight is not None, values.shape, flows, wanted, len(residuals)))
+            flows = flows or any(wanted)
+            constant += [] if flows else after
+            ended += after
+            at, values = end, outputs
+        ctx.save_for_backward(*saved)
+        ctx.records = records
+        ctx.mark_non_differentiable(*constant)
         ctx.set_materialize_grads(False)
-        return outputs, *ended
+        return values, *ended
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -116,31 +128,36 @@ class _Step(torch.autograd.Function):
         return (_once if whole else _backward)(ctx, *grads)
 
 
-def _backward(ctx: Any, *grads: Tensor | None, whole: bool = False) -> Any:
+def _backward(ctx: Any, of_outputs: Tensor | None, *of_states: Tensor | None, whole: bool = False) -> Any:
     """The gradients; with `whole` those of weight and bias too, else they are left to the layer's sums."""
-    one, sums, is_linear, shape = ctx.call
-    currents, inputs, weight, *kept = saved_tensors(ctx)
-    count = len(one.first)
-    of_outputs, *last, of_emitted = grads
-    if of_emitted is not None:
-        of_outputs = of_emitted[None] if of_outputs is None else of_outputs + of_emitted
-    _, _, _, *wanted = ctx.needs_input_grad
-    grad, first = one.backward(
-        *(currents, kept[:count], kept[count:], _plain(of_outputs), [_plain(g) for g in last]),
-        any(wanted[3:]),
-    )
-    to_state = [g if want else None for g, want in zip(first or wanted[3:], wanted[3:], strict=True)]
-    if not is_linear:
-        return None, None, None, grad, None, None, *to_state
-    rows = grad.view(-1, grad.shape[-1])
-    to_inputs = (rows @ weight).view(shape) if wanted[0] else None
-    of_weight = of_bias = None
-    if (wanted[1] or wanted[2]) and not (whole or _leaves(sums, inputs, rows)):
-        whole = True
-    if whole:
-        of_weight = rows.T @ inputs.reshape(-1, shape[-1]) if wanted[1] else None
-        of_bias = rows.sum(0) if wanted[2] else None
-    return None, None, None, to_inputs, of_weight, of_bias, *to_state
+    saved, found = list(saved_tensors(ctx)), list[Tensor | None]()
+    last = list(of_states)
+    grad: Tensor | None = of_outputs
+    for one, sums, is_linear, shape, flows, wanted, kept in reversed(ctx.records):
+        of_weight, of_bias, *of_state = wanted
+        *of_carried, of_emitted = last[-one.count :]
+        residuals, first = saved[len(saved) - kept :], saved[len(saved) - kept - len(one.first) : len(saved) - kept]
+        currents, values, weight = saved[(begin := len(saved) - kept - len(one.first) - 3) : begin + 3]
+        del saved[begin:], last[-one.count :]
+        if not (flows or any(wanted)):
+            found = [None] * (3 + one.count) + found  # and so of all before it
+            grad = None
+            continue
+        if of_emitted is not None:
+            grad = of_emitted[None] if grad is None else grad + of_emitted
+        grad, before = one.backward(
+            currents, first, residuals, _plain(grad), [_plain(g) for g in of_carried], any(of_state)
+        )
+        to_weight = to_bias = None
+        to_state = [g if want else None for g, want in zip(before or of_state, of_state, strict=True)]
+        if is_linear:
+            rows = grad.view(-1, grad.shape[-1])
+            if (of_weight or of_bias) and (whole or not _leaves(sums, values, rows)):
+                to_weight = rows.T @ values.reshape(-1, shape[-1]) if of_weight else None
+                to_bias = rows.sum(0) if of_bias else None
+            grad = (rows @ weight).view(shape) if flows else None
+        found = [None, to_weight, to_bias, *to_state, *found]
+    return None, grad, *found
 
 
 def _plain(grad: Tensor | None) -> Tensor | None:
@@ -150,7 +167,7 @@ def _plain(grad: Tensor | None) -> Tensor | None:
     return grad.resolve_neg().contiguous()
 
 
-def _leaves(sums: WeightSums, inputs: Tensor | None, rows: Tensor) -> bool:
+def _leaves(sums: Any, inputs: Tensor | None, rows: Tensor) -> bool:
     """Leaves a part of the gradient to `sums`, if they are asked for in this backward; False if they can't."""
     if inputs is None:
         return False  # of a bias alone

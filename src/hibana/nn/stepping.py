@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from hibana import spikes
 from hibana.compiler import State, is_watched, one_step
-from hibana.nn.step_node import WeightSums, step
+from hibana.nn.step_node import Link, WeightSums, step
 from hibana.spikes.layer import LEFT, SMALLEST_WORK
 
 __all__ = ["Chain", "Plan", "Run"]
@@ -75,7 +75,11 @@ class Chain:
                 self.links.pop()
             else:
                 linear = None
-            self.links.append(_Neurons(layer, names[layer], linear))
+            made = _Neurons(layer, names[layer], linear)
+            if self.links and type(self.links[-1]) is _Segment:
+                self.links[-1].links.append(made)
+            else:
+                self.links.append(_Segment([made]))
 
     def steps(self, inputs: Any) -> bool:
         """Whether it may take `inputs` itself: one step, and nobody looks at calls of modules."""
@@ -92,7 +96,7 @@ class Chain:
     def __call__(self, run: Run, values: Tensor) -> Any:
         """What the network gives."""
         for link in self.links:
-            values = link(run, values) if type(link) is _Neurons else link(values)
+            values = link(run, values) if type(link) is _Segment else link(values)
         return values
 
 
@@ -109,6 +113,48 @@ def _is_bare(module: nn.Module) -> bool:
     )
 
 
+class _Segment:
+    """Layers of neurons one after the other, each with a linear layer before it or without."""
+
+    __slots__ = ("links",)
+
+    def __init__(self, links: list["_Neurons"]) -> None:
+        self.links = links
+
+    def __call__(self, run: Run, values: Tensor) -> Tensor:
+        if run.state is not None and torch.is_grad_enabled():
+            links = self._with_gradient(run.state, values)
+            if links is not None:
+                outputs, ended = step(links, values)
+                run.ended |= zip([link.name for link in self.links], ended, strict=True)
+                return outputs
+        for link in self.links:
+            values = link(run, values)
+        return values
+
+    def _with_gradient(self, state: dict[str, State], values: Tensor) -> list[Link] | None:
+        """The step that autograd records; None if it records none, or something else than the modules' calls."""
+        found, learns, shape = list[Link](), values.requires_grad, values.shape
+        for link in self.links:
+            weight, bias = given = link.tensors(values) or (None, None)
+            begun = state.get(link.name)
+            if begun is None or not _is_bare(link.layer) or (link.linear is not None and weight is None):
+                return None
+            if weight is not None:
+                if not _are_plain(values, weight, bias):
+                    return None
+                shape = torch.Size((*shape[:-1], weight.shape[0]))
+            one = one_step.prepared(link.layer._modules["cell"], link.layer.backend, shape)
+            if one is None or not one.goes_on(begun):
+                return None
+            learns = learns or any([t.requires_grad for t in (*given, *begun) if t is not None])
+            found.append(Link(one, weight, bias, None if weight is None else link.summed(weight, bias), begun))
+        if not learns or not found[0].one.reads(values) or torch.is_autocast_enabled("cpu"):
+            return None
+        # a checkpoint counts what is saved
+        return found if torch._C._autograd._top_saved_tensors_default_hooks(True) is None else None
+
+
 class _Neurons:
     """A layer of neurons, and the linear layer before it, if there is one."""
 
@@ -119,50 +165,41 @@ class _Neurons:
         self.sums: WeightSums | None = None
 
     def __call__(self, run: Run, values: Tensor) -> Tensor:
-        layer, linear = self.layer, self.linear
+        """A step without a gradient; or by calls of the modules."""
+        layer = self.layer
         begun = None if run.state is None else run.state.get(self.name)
         if begun is None or not _is_bare(layer):
             return self._called(values)
-        weight = bias = None
-        if linear is not None:
-            held = linear._parameters
-            if not (_is_bare(linear) and held.get("weight") is not None and "bias" in held):
+        if self.linear is not None:
+            given = self.tensors(values)
+            if given is None:
                 return self._called(values)
-            weight, bias = held["weight"], held["bias"]
-            if type(linear) is spikes.Linear and not self._is_small(values):
-                return self._called(values)
-        if torch.is_grad_enabled() and any(
-            [t.requires_grad for t in (values, weight, bias, *begun) if t is not None]
-        ):
-            found = self._with_gradient(values, weight, bias, begun)
+            values = functional.linear(values, *given)
+        one = one_step.prepared(layer._modules["cell"], layer.backend, values.shape)
+        learns = torch.is_grad_enabled() and any([t.requires_grad for t in (values, *begun)])
+        if one is None or learns or not (one.reads(values) and one.goes_on(begun)):
+            outputs: Tensor = layer(values)
         else:
-            currents = values if weight is None else functional.linear(values, weight, bias)
-            one = one_step.prepared(layer._modules["cell"], layer.backend, currents.shape)
-            if one is None or not (one.reads(currents) and one.goes_on(begun)):
-                outputs: Tensor = layer(currents)
-                return outputs
-            found = one(currents, begun)
-        if found is None:
-            return self._called(values)
-        outputs, run.ended[self.name] = found
+            outputs, run.ended[self.name] = one(values, begun)
         return outputs
 
-    def _with_gradient(
-        self, values: Tensor, weight: Tensor | None, bias: Tensor | None, begun: State
-    ) -> tuple[Tensor, State] | None:
-        shape = values.shape
-        if weight is not None:
-            if torch.is_autocast_enabled("cpu") or not _are_plain(values, weight, bias):
-                return None
-            shape = torch.Size((*shape[:-1], weight.shape[0]))
-        one = one_step.prepared(self.layer._modules["cell"], self.layer.backend, shape)
-        if one is None or not (one.reads(values) and one.goes_on(begun)):
+    def tensors(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the linear layer, if it is their product with `values` by torch, and no more."""
+        linear = self.linear
+        if linear is None or not _is_bare(linear):
             return None
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            return None  # a checkpoint counts what is saved
-        if weight is not None and (self.sums is None or not self.sums.are_of(weight, bias)):
+        held = linear._parameters
+        if held.get("weight") is None or "bias" not in held:
+            return None
+        if type(linear) is spikes.Linear and not self._is_small(values):
+            return None
+        return held["weight"], held["bias"]
+
+    def summed(self, weight: Tensor, bias: Tensor | None) -> WeightSums:
+        """Where parts of the gradient of `weight` and `bias` are left."""
+        if self.sums is None or not self.sums.are_of(weight, bias):
             self.sums = WeightSums(weight, bias)
-        return step(one, values, weight, bias, begun, self.sums)
+        return self.sums
 
     def _called(self, values: Tensor) -> Tensor:
         """The same by calls of the modules."""
