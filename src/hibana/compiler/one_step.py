@@ -19,7 +19,10 @@ _threads, _like = torch.get_num_threads, torch.empty_like
 class OneStep:
     """A cell without tensors over one step, ``[1, ...]``, from a state, on the CPU."""
 
-    __slots__ = ("bytes", "count", "dtype", "first", "kernels", "one", "program", "reads_input", "threads", "zeros")
+    __slots__ = (
+        *("blank", "bytes", "count", "dtype", "first", "kernels", "one", "program", "reads_input", "threads"),
+        "zeros",
+    )
 
     def __init__(self, spec: RunSpecification, kernels: OneStepKernels) -> None:
         self.program = program = spec.program  # which keeps what the kernels read
@@ -29,6 +32,7 @@ class OneStep:
         self.dtype, self.count, self.threads = program.kernels.dtype, len(program.step.states), _threads()
         self.bytes = self.one.numel() * self.dtype.itemsize
         self.zeros = torch.zeros(spec.shape, dtype=self.dtype, device="cpu")
+        self.blank = self.zeros[0]
 
     def goes_on(self, state: Any) -> bool:
         """Whether it was prepared for such a `state`."""
@@ -89,7 +93,7 @@ class OneStep:
         before = [0] * self.count
         for place, value in zip(self.first, first, strict=True):
             before[place] = value.data_ptr()
-        of_first = [_like(self.zeros[0]) for _ in before] if wants_first else []
+        of_first = [_like(self.blank) for _ in before] if wants_first else []
         self.kernels.backward(
             *(0 if inputs is None else inputs.data_ptr(), 0),
             *((self.zeros if of_outputs is None else of_outputs).data_ptr(), 0),

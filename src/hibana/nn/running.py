@@ -98,12 +98,15 @@ def run(
     names = _names(net) if plan is None else plan.names
     chain = None if plan is None else plan.chain
     going = _Run(names, state, {}, torch.is_grad_enabled())
-    with ambient.Within(going):
-        try:
-            outputs = net(inputs) if chain is None or not chain.steps(inputs) else chain(going, inputs)
-        except (RuntimeError, ValueError) as error:
-            add_hint(net, error)
-            raise
+    try:
+        if chain is not None and chain.steps(inputs):
+            outputs = chain(going, inputs)
+        else:
+            with ambient.Within(going):
+                outputs = net(inputs)
+    except (RuntimeError, ValueError) as error:
+        add_hint(net, error)
+        raise
     if state is not None and (unknown := state.keys() - going.ended.keys()):
         raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
     return outputs, going.ended

@@ -28,9 +28,10 @@ class WeightSums:
     """Where the nodes of a linear layer leave their parts of the gradient of its weight and bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias, self.about = weight, bias, _about(weight, bias)
+        self.weight, self.bias = weight, bias
+        self.about = _about(weight), bias is None or _about(bias)
         self.parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        """By the backward: inputs and gradients of outputs, ``[batch, features]``."""
+        """By the backward: inputs and gradients of outputs, ``[1, ..., features]``."""
         learning = torch.is_grad_enabled() and any(t.requires_grad for t in (weight, bias) if t is not None)
         self.token: Tensor | None = _sum(self.parts, weight, bias) if learning else None
         """An input of each node, so that what takes the parts runs after all of them."""
@@ -38,11 +39,13 @@ class WeightSums:
 
     def are_of(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether a gradient of theirs goes to this `weight` and `bias`."""
-        return self.weight is weight and self.bias is bias and self.about == _about(weight, bias)
+        if self.weight is not weight or self.bias is not bias:
+            return False
+        return self.about == (_about(weight), bias is None or _about(bias))
 
 
-def _about(*tensors: Tensor | None) -> list[Any]:
-    return [(t._version, t.requires_grad, t.dtype, t.data_ptr()) for t in tensors if t is not None]
+def _about(tensor: Tensor) -> Any:
+    return tensor._version, tensor.requires_grad, tensor.dtype
 
 
 class _Sum(torch.autograd.Function):
@@ -59,7 +62,7 @@ class _Sum(torch.autograd.Function):
         left = ctx.parts.pop(_running(), None)
         if left is None:
             return None, None, None
-        inputs, grads = (torch.cat(part) for part in zip(*left, strict=True))
+        inputs, grads = (torch.cat(part).flatten(0, -2) for part in zip(*left, strict=True))
         _, of_weight, of_bias = ctx.needs_input_grad
         return None, grads.T @ inputs if of_weight else None, grads.sum(0) if of_bias else None
 
@@ -152,7 +155,7 @@ def _backward(ctx: Any, of_outputs: Tensor | None, *of_states: Tensor | None, wh
         to_state = [g if want else None for g, want in zip(before or of_state, of_state, strict=True)]
         if is_linear:
             rows = grad.view(-1, grad.shape[-1])
-            if (of_weight or of_bias) and (whole or not _leaves(sums, values, rows)):
+            if (of_weight or of_bias) and (whole or not _leaves(sums, values, grad)):
                 to_weight = rows.T @ values.reshape(-1, shape[-1]) if of_weight else None
                 to_bias = rows.sum(0) if of_bias else None
             grad = (rows @ weight).view(shape) if flows else None
@@ -167,7 +170,7 @@ def _plain(grad: Tensor | None) -> Tensor | None:
     return grad.resolve_neg().contiguous()
 
 
-def _leaves(sums: Any, inputs: Tensor | None, rows: Tensor) -> bool:
+def _leaves(sums: Any, inputs: Tensor | None, grad: Tensor) -> bool:
     """Leaves a part of the gradient to `sums`, if they are asked for in this backward; False if they can't."""
     if inputs is None:
         return False  # of a bias alone
@@ -179,7 +182,7 @@ def _leaves(sums: Any, inputs: Tensor | None, rows: Tensor) -> bool:
         if len(sums.parts) >= TASKS:
             return False
         left = sums.parts[task] = []
-    left.append((inputs.reshape(-1, inputs.shape[-1]), rows))
+    left.append((inputs, grad))
     return True
 
 

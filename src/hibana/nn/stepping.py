@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana import spikes
-from hibana.compiler import State, is_watched, one_step
+from hibana.compiler import State, ambient, is_watched, one_step
 from hibana.nn.step_node import Link, WeightSums, step
 from hibana.spikes.layer import LEFT, SMALLEST_WORK
 
@@ -87,6 +87,7 @@ class Chain:
             type(inputs) is Tensor
             and inputs.ndim > 1
             and inputs.shape[0] == 1
+            and inputs.stride(0) != 0  # of such a one hibana's linear layers do otherwise
             and not is_watched(inputs)
             and not torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call] # torch's own
             and _is_bare(self.net)
@@ -95,8 +96,11 @@ class Chain:
 
     def __call__(self, run: Run, values: Tensor) -> Any:
         """What the network gives."""
-        for link in self.links:
-            values = link(run, values) if type(link) is _Segment else link(values)
+        if len(self.links) == 1 and type(self.links[0]) is _Segment:
+            return self.links[0](run, values)
+        with ambient.Within(run):
+            for link in self.links:
+                values = link(run, values) if type(link) is _Segment else link(values)
         return values
 
 
@@ -136,7 +140,7 @@ class _Segment:
         """The step that autograd records; None if it records none, or something else than the modules' calls."""
         found, learns, shape = list[Link](), values.requires_grad, values.shape
         for link in self.links:
-            weight, bias = given = link.tensors(values) or (None, None)
+            weight, bias = given = link.tensors(shape) or (None, None)
             begun = state.get(link.name)
             if begun is None or not _is_bare(link.layer) or (link.linear is not None and weight is None):
                 return None
@@ -169,29 +173,28 @@ class _Neurons:
         layer = self.layer
         begun = None if run.state is None else run.state.get(self.name)
         if begun is None or not _is_bare(layer):
-            return self._called(values)
+            return self._called(run, values, self.linear)
         if self.linear is not None:
-            given = self.tensors(values)
+            given = self.tensors(values.shape)
             if given is None:
-                return self._called(values)
+                return self._called(run, values, self.linear)
             values = functional.linear(values, *given)
         one = one_step.prepared(layer._modules["cell"], layer.backend, values.shape)
         learns = torch.is_grad_enabled() and any([t.requires_grad for t in (values, *begun)])
         if one is None or learns or not (one.reads(values) and one.goes_on(begun)):
-            outputs: Tensor = layer(values)
-        else:
-            outputs, run.ended[self.name] = one(values, begun)
+            return self._called(run, values, None)
+        outputs, run.ended[self.name] = one(values, begun)
         return outputs
 
-    def tensors(self, values: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the linear layer, if it is their product with `values` by torch, and no more."""
+    def tensors(self, shape: torch.Size) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the linear layer, if it is their product with inputs of `shape`, and no more."""
         linear = self.linear
         if linear is None or not _is_bare(linear):
             return None
         held = linear._parameters
         if held.get("weight") is None or "bias" not in held:
             return None
-        if type(linear) is spikes.Linear and not self._is_small(values):
+        if type(linear) is spikes.Linear and not self._is_small(shape):
             return None
         return held["weight"], held["bias"]
 
@@ -201,17 +204,17 @@ class _Neurons:
             self.sums = WeightSums(weight, bias)
         return self.sums
 
-    def _called(self, values: Tensor) -> Tensor:
+    def _called(self, run: Run, values: Tensor, linear: Any) -> Tensor:
         """The same by calls of the modules."""
-        outputs: Tensor = self.layer(values if self.linear is None else self.linear(values))
+        with ambient.Within(run):
+            outputs: Tensor = self.layer(values if linear is None else linear(values))
         return outputs
 
-    def _is_small(self, values: Tensor) -> bool:
+    def _is_small(self, shape: torch.Size) -> bool:
         """Whether a linear layer of hibana leaves its product to torch."""
         linear = self.linear
-        small = linear.mode == "auto" and values.numel() * linear.out_features < SMALLEST_WORK // 2
         linear.__dict__["_reason"] = LEFT
-        return small and values.ndim > 1 and values.stride(0) != 0
+        return bool(linear.mode == "auto" and shape.numel() * linear.out_features < SMALLEST_WORK // 2)
 
 
 def _are_plain(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -5,7 +5,7 @@ input that is the same at each step.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import inf
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -213,7 +213,7 @@ class CpuKernels(NativeKernels):
         threads = torch.get_num_threads()
         walks = [self._forward(shape, kept, False, threads, ()) for kept in (None, plan)]
         walks.append(self._backward(_Variant(shape, True, False, False, threads, (), ())))
-        calls = [partial(made.run, self.constants_at) for made in walks]
+        calls = [made.given(self.constants_at) for made in walks]
         return OneStepKernels(*calls, self._residuals(plan, shape), self.no_uniform_at)
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
