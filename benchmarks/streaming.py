@@ -97,8 +97,8 @@ def section(rows: list[Row]) -> Iterable[str]:
         lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
     yield from table(["network", *heads, "hb.compile / ReLU", "fastest peer / hb.compile"], lines)
     yield (
-        f"{LEARNED} steps of a stream, a call each, and a backward through all of them, batch 1, in ms. ReLU is "
-        "the same layers without states.\n"
+        f"{LEARNED} steps of a stream, a call each, and a backward through all of them, batch 1, in ms. ReLU "
+        "is the same layers without states.\n"
     )
     names = ["relu", "hibana-run", *PEERS]
     lines = []
@@ -193,9 +193,7 @@ def _gradients(name: str, quick: bool) -> list[Row]:
         if peer in available:
             contenders[peer] = learns(partial(_STEPS[peer], made))
     seconds = measure.rounds(contenders, budget_s=1.0 if quick else 30.0, at_least=5)
-    return [
-        {"learned": name, "contender": who, **measure.summary(taken)} for who, taken in seconds.items()
-    ]
+    return [{"learned": name, "contender": who, **measure.summary(taken)} for who, taken in seconds.items()]
 
 
 def _sequences(name: str, quick: bool) -> list[Row]:

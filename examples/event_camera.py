@@ -3,10 +3,10 @@
     python examples/event_camera.py
 
 A simulated camera of 32x32 pixels films circles, crosses and squares that move: a pixel whose brightness has
-changed by `CONTRAST` sends an event (time, column, row, brighter or darker). A small network learns from short
-recordings. Then a longer one, in which shape follows shape, is played as a camera would send it: when a window
-of events has ended, the network takes a step and says what it sees. With ``--fast`` nothing waits for the
-clock.
+changed by `CONTRAST` sends an event (time, column, row, brighter or darker). A small network learns from
+short recordings. Then a longer one, in which shape follows shape, is played as a camera would send it: when a
+window of events has ended, the network takes a step and says what it sees. With ``--fast`` nothing waits for
+the clock.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SHAPES: dict[str, Any] = {
 
 
 def filmed(shape: str, milliseconds: int, drawn: np.random.Generator, begun: int = 0) -> np.ndarray:
-    """The events of a shape that moves straight on, and back from the borders, from the time `begun`, in ms."""
+    """The events of a shape that moves, and turns back at the borders, from the millisecond `begun` on."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     size, direction = drawn.uniform(6, 9), drawn.uniform(0, 2 * np.pi)
     place = drawn.uniform(10, SIDE - 10, 2)
@@ -80,7 +80,7 @@ def network() -> nn.Sequential:
 
     def images(inputs: int, outputs: int, side: int) -> list[nn.Module]:
         convolution = nn.Conv2d(inputs, outputs, side, stride=2, padding=side // 2, bias=False)
-        neurons = hb.LIF(tau=2.0, surrogate="ATan", detach_reset=True)
+        neurons = hb.LIF(tau=4.0, surrogate="ATan", detach_reset=True)
         return [hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs))), neurons]
 
     readout = [nn.Flatten(2), nn.Linear(16 * 8 * 8, len(SHAPES)), hb.LI(tau=10.0)]
@@ -89,15 +89,18 @@ def network() -> nn.Sequential:
 
 def train(net: nn.Module, data: hb.data.Events, epochs: int) -> float:
     """Trains `net` on recordings; returns the part of those held out that it knows at their end."""
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    batches, peak = data.train_dataloader(), 1e-2
+    optimizer = torch.optim.Adam(net.parameters(), peak)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=epochs * len(batches))
     net.train()
     for _ in range(epochs):
-        for spikes, labels in data.train_dataloader():
+        for spikes, labels in batches:
             outputs = net(spikes.float().transpose(0, 1))[WINDOWS // 3 :]
             loss = functional.cross_entropy(outputs.mean(0), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            cycle.step()
     net.eval()
     with torch.no_grad():
         known = [
@@ -149,7 +152,7 @@ def play(stream: Any, events: np.ndarray, width: float, *, fast: bool = False) -
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--recordings", type=int, default=100, help="of each shape, to learn from")
-    options.add_argument("--epochs", type=int, default=6)
+    options.add_argument("--epochs", type=int, default=15)
     options.add_argument("--seconds", type=float, default=6.0, help="of the recording that is played")
     options.add_argument("--fast", action="store_true", help="don't wait for the clock")
     options.add_argument("--seed", type=int, default=0)
@@ -159,7 +162,7 @@ def main() -> None:
     with TemporaryDirectory() as name:
         folder, begun = Path(name), time.perf_counter()
         film(folder / "training", asked.recordings, drawn)
-        data = hb.data.Events(folder / "training", size=SIDE, steps=WINDOWS, batch_size=32)
+        data = hb.data.Events(folder / "training", size=SIDE, steps=WINDOWS, batch_size=16)
         data.setup()
         net = network()
         known = train(net, data, asked.epochs)

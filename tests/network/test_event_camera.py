@@ -1,4 +1,4 @@
-"""The example of an event camera: its events, its files, and that a file played gives what the network gives."""
+"""The example of an event camera: its events, and that a file played gives what the network gives."""
 
 import sys
 import time

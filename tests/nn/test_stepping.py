@@ -1,4 +1,4 @@
-"""Networks that `hb.run` steps without calls of their modules: the same numbers, and whatever changes is seen."""
+"""Networks that `hb.run` steps without their modules' calls: the same numbers, and all changes are seen."""
 
 import copy
 import gc
@@ -202,7 +202,7 @@ def test_where_too_many_backwards_left_parts_a_step_has_a_product_of_its_own():
     stepped(net, inputs)
     outputs, _ = stepped(net, inputs)
     for link in _links(net):
-        link.sums.parts.update(dict.fromkeys(range(-TASKS, 0), []))
+        link.sums.parts.update({key: [] for key in range(-TASKS, 0)})
     found = gradients(net, outputs)
     for one, other in zip(found, gradients(net, net(inputs)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -226,7 +226,9 @@ def test_gradients_of_a_batch_of_gradients_and_of_gradients():
         torch.autograd.grad(sum(g.square().sum() for g in first), net[0].weight)
 
 
-@pytest.mark.parametrize("frozen", [["0.weight"], ["0.bias"], ["0.weight", "0.bias", "2.weight"], ["5.weight"]])
+@pytest.mark.parametrize(
+    "frozen", [["0.weight"], ["0.bias"], ["0.weight", "0.bias", "2.weight"], ["5.weight"]]
+)
 def test_frozen_parameters_have_no_gradient_and_the_others_have(frozen):
     net = mlp()
     inputs = inputs_of(net, (6,))
@@ -290,9 +292,12 @@ def test_hooks_put_on_later_are_called(learning):
         _, state = stepped(net, inputs)
         for layer in (net[0], net[1]):
             layer.forward = lambda inputs: inputs.new_full((*inputs.shape[:2], 20), 9.0)
-            outputs, ended = hb.run(net, inputs[:1], {k: v for k, v in state.items() if k in ("3", "6")} | (
-                {"1": state["1"]} if layer is net[0] else {}
-            ))
+            outputs, ended = hb.run(
+                net,
+                inputs[:1],
+                {k: v for k, v in state.items() if k in ("3", "6")}
+                | ({"1": state["1"]} if layer is net[0] else {}),
+            )
             del layer.forward
             assert not torch.equal(outputs, wanted[:1])
             assert ("1" in ended) == (layer is net[0])

@@ -183,7 +183,7 @@ class Kernels(ABC):
         return self.plan
 
     def one_step(self, shape: torch.Size, plan: "Plan") -> "OneStepKernels | None":
-        """Kernels for one step of `shape` from a state, with the gradient of `plan`; None if there are none."""
+        """Kernels for a step of `shape` from a state, with the gradient of `plan`; None if there are none."""
         return None
 
     def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:

@@ -106,7 +106,7 @@ class OneStep:
 
 
 def prepared(cell: Cell, backend: str, shape: torch.Size) -> OneStep | None:
-    """What was prepared for calls of `cell` over one step of `shape`, ``[1, ...]``, if it still is the same."""
+    """What was prepared for calls of `cell` over a step of `shape`, ``[1, ...]``, if it still is the same."""
     found: OneStep | None = programs.known(cell, ("one step", backend, shape))
     return found
 

@@ -139,11 +139,14 @@ def _backward(ctx: Any, of_outputs: Tensor | None, *of_states: Tensor | None, wh
     for one, sums, is_linear, shape, flows, wanted, kept in reversed(ctx.records):
         of_weight, of_bias, *of_state = wanted
         *of_carried, of_emitted = last[-one.count :]
-        residuals, first = saved[len(saved) - kept :], saved[len(saved) - kept - len(one.first) : len(saved) - kept]
+        residuals, first = (
+            saved[len(saved) - kept :],
+            saved[len(saved) - kept - len(one.first) : len(saved) - kept],
+        )
         currents, values, weight = saved[(begin := len(saved) - kept - len(one.first) - 3) : begin + 3]
         del saved[begin:], last[-one.count :]
         if not (flows or any(wanted)):
-            found = [None] * (3 + one.count) + found  # and so of all before it
+            found = [*[None] * (3 + one.count), *found]  # and so of all before it
             grad = None
             continue
         if of_emitted is not None:
@@ -171,7 +174,7 @@ def _plain(grad: Tensor | None) -> Tensor | None:
 
 
 def _leaves(sums: Any, inputs: Tensor | None, grad: Tensor) -> bool:
-    """Leaves a part of the gradient to `sums`, if they are asked for in this backward; False if they can't."""
+    """Leaves a part of the gradient to `sums`, if this backward asks for them; False if it can't."""
     if inputs is None:
         return False  # of a bias alone
     if not torch._C._will_engine_execute_node(sums.node):

@@ -64,7 +64,7 @@ class Chain:
     """The layers of a plain ``nn.Sequential``, none of them in two places."""
 
     def __init__(self, net: nn.Module, names: dict[Any, str]) -> None:
-        self.net, self.layers = net, list(net._modules.values())
+        self.net, self.layers = net, list[Any](net._modules.values())
         self.links: list[Any] = []
         for layer in self.layers:
             if layer not in names or not layer.is_cell_alone():
@@ -137,7 +137,7 @@ class _Segment:
         return values
 
     def _with_gradient(self, state: dict[str, State], values: Tensor) -> list[Link] | None:
-        """The step that autograd records; None if it records none, or something else than the modules' calls."""
+        """The step for autograd to record; None if there is none to record, or modules must be called."""
         found, learns, shape = list[Link](), values.requires_grad, values.shape
         for link in self.links:
             weight, bias = given = link.tensors(shape) or (None, None)
@@ -151,8 +151,10 @@ class _Segment:
             one = one_step.prepared(link.layer._modules["cell"], link.layer.backend, shape)
             if one is None or not one.goes_on(begun):
                 return None
-            learns = learns or any([t.requires_grad for t in (*given, *begun) if t is not None])
-            found.append(Link(one, weight, bias, None if weight is None else link.summed(weight, bias), begun))
+            learns = learns or any(t.requires_grad for t in (*given, *begun) if t is not None)
+            found.append(
+                Link(one, weight, bias, None if weight is None else link.summed(weight, bias), begun)
+            )
         if not learns or not found[0].one.reads(values) or torch.is_autocast_enabled("cpu"):
             return None
         # a checkpoint counts what is saved
@@ -180,7 +182,7 @@ class _Neurons:
                 return self._called(run, values, self.linear)
             values = functional.linear(values, *given)
         one = one_step.prepared(layer._modules["cell"], layer.backend, values.shape)
-        learns = torch.is_grad_enabled() and any([t.requires_grad for t in (values, *begun)])
+        learns = torch.is_grad_enabled() and any(t.requires_grad for t in (values, *begun))
         if one is None or learns or not (one.reads(values) and one.goes_on(begun)):
             return self._called(run, values, None)
         outputs, run.ended[self.name] = one(values, begun)

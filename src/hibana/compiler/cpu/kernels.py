@@ -21,7 +21,16 @@ from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputati
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.walk import ALIASING_FROM, Bound, Walk, folded, patterns_of, unaliased, walk, written_out
+from hibana.compiler.cpu.walk import (
+    ALIASING_FROM,
+    Bound,
+    Walk,
+    folded,
+    patterns_of,
+    unaliased,
+    walk,
+    written_out,
+)
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
 from hibana.compiler.producer import Producer
@@ -211,10 +220,14 @@ class CpuKernels(NativeKernels):
         if shape[0] != 1 or large or self.step.parameters or self.step.grad_sums or plan.recomputed:
             return None
         threads = torch.get_num_threads()
-        walks = [self._forward(shape, kept, False, threads, ()) for kept in (None, plan)]
-        walks.append(self._backward(_Variant(shape, True, False, False, threads, (), ())))
-        calls = [made.given(self.constants_at) for made in walks]
-        return OneStepKernels(*calls, self._residuals(plan, shape), self.no_uniform_at)
+        forward, keeping = (self._forward(shape, kept, False, threads, ()) for kept in (None, plan))
+        backward = self._backward(_Variant(shape, True, False, False, threads, (), ()))
+        return OneStepKernels(
+            *(forward.given(self.constants_at), keeping.given(self.constants_at)),
+            backward.given(self.constants_at),
+            self._residuals(plan, shape),
+            self.no_uniform_at,
+        )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         if built() is None or self.step.parameters:
