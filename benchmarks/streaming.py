@@ -1,6 +1,7 @@
 """One step a call, the state carried: a compiled stream beside `hibana.run`, the peers and a ReLU network.
 
-And whole sequences by the compiled program, beside the network.
+And whole sequences by the compiled program, beside the network; and with gradients, steps one at a time and
+a backward through all of them, as a policy in a loop with its world learns.
 
 Batch 1, one thread, no gradients; 5% of the inputs spike. Every contender has the same layers and weights; a
 peer's neuron is called step by step with its state, as its documentation has it. The stream must give what
@@ -22,8 +23,9 @@ __all__ = ["NETWORKS", "SEQUENCES", "jobs", "section"]
 
 Row = dict[str, Any]
 Layer = nn.Module | Literal["neuron"]
-RATE, STEPS, DECAY = 0.05, 64, 0.5
-PEERS = ("snntorch", "spikingjelly", "norse")
+RATE, STEPS, DECAY, LEARNED = 0.05, 64, 0.5, 200
+"""Part of the inputs that spikes, steps of a stream, of a LIF neuron's leak, and steps with a gradient."""
+PEERS = ("snntorch", "spikingjelly", "norse", "sinabs")
 
 
 def _mlp() -> list[Layer]:
@@ -74,6 +76,7 @@ stays the same, batches, and layers.
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """A job for each network, of steps and of sequences."""
     steps = {f"streaming/{name}": partial(_times, name, quick) for name in NETWORKS}
+    steps |= {f"streaming/gradients-{name}": partial(_gradients, name, quick) for name in NETWORKS}
     return steps | {f"streaming/sequence-{name}": partial(_sequences, name, quick) for name in SEQUENCES}
 
 
@@ -93,6 +96,20 @@ def section(rows: list[Row]) -> Iterable[str]:
         ratios = [us["hibana"] / us["relu"], fastest / us["hibana"] if fastest else None]
         lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
     yield from table(["network", *heads, "hb.compile / ReLU", "fastest peer / hb.compile"], lines)
+    yield (
+        f"{LEARNED} steps of a stream, a call each, and a backward through all of them, batch 1, in ms. ReLU "
+        "is the same layers without states.\n"
+    )
+    names = ["relu", "hibana-run", *PEERS]
+    lines = []
+    for (network,), group in grouped([row for row in rows if "learned" in row], "learned").items():
+        ms = {name: row["ms"] for name, row in group.items()}
+        fastest = min((ms[name] for name in PEERS if name in ms), default=None)
+        ratios = [ms["hibana-run"] / ms["relu"], fastest / ms["hibana-run"] if fastest else None]
+        shown = [bold(ms.get(n)) if n == "hibana-run" else number(ms.get(n)) for n in names]
+        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
+    heads = ["ReLU", "**hb.run**", *(peers.PEERS[name].title for name in PEERS)]
+    yield from table(["network", *heads, "hb.run / ReLU", "fastest peer / hb.run"], lines)
     yield "Whole sequences: the time of `program(inputs)` as a ratio to that of `net(inputs)`.\n"
     groups = grouped([row for row in rows if "sequence" in row], "sequence", "size")
     ratios = {key: group["program"]["ms"] / group["net"]["ms"] for key, group in groups.items()}
@@ -108,13 +125,8 @@ def _times(name: str, quick: bool) -> list[Row]:
     _, shape, layers = NETWORKS[name]
     torch.manual_seed(0)
     inputs = (torch.rand(STEPS, 1, *shape) < RATE).float()
-    made = layers()
+    made = _scaled(layers())
     with torch.no_grad():
-        for layer in made:
-            if isinstance(layer, nn.Linear | nn.Conv2d):  # so that layers spike, and sums are exact
-                layer.weight.mul_(6 if isinstance(layer, nn.Linear) else 3)
-                for parameter in layer.parameters():
-                    parameter.copy_((parameter * 256).round() / 256)
         net = _ours(made)
         program = hb.compile(net, inputs)
         wanted, stream = net(inputs), program.stream()
@@ -135,6 +147,53 @@ def _times(name: str, quick: bool) -> list[Row]:
         {"network": name, "contender": who, "firing": firing, **_a_step(measure.summary(taken))}
         for who, taken in seconds.items()
     ]
+
+
+def _scaled(layers: list[Layer]) -> list[Layer]:
+    """`layers` with weights by which they spike, and whose sums are exact."""
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.weight.mul_(6 if isinstance(layer, nn.Linear) else 3)
+                for parameter in layer.parameters():
+                    parameter.copy_((parameter * 256).round() / 256)
+    return layers
+
+
+def _gradients(name: str, quick: bool) -> list[Row]:
+    torch.set_num_threads(1)
+    _, shape, layers = NETWORKS[name]
+    torch.manual_seed(0)
+    inputs = (torch.rand(LEARNED, 1, *shape) < RATE).float()
+    made = _scaled(layers())
+    parameters = [p for layer in made if isinstance(layer, nn.Module) for p in layer.parameters()]
+    net = _ours(made, surrogate="ATan", detach_reset=True)
+
+    def learns(step_of: Callable[[], Callable[[Tensor], Tensor]]) -> Callable[[], object]:
+        def call() -> None:
+            step, total = step_of(), torch.zeros(())
+            for x in inputs:
+                total = total + step(x).square().sum()
+            for parameter in parameters:
+                parameter.grad = None
+            total.backward()
+
+        return call
+
+    contenders = {"relu": learns(lambda: _relu(made)), "hibana-run": learns(lambda: _run(net))}
+    for _ in range(2):  # the second goes by what the first prepared
+        contenders["hibana-run"]()
+    found = [parameter.grad for parameter in parameters]
+    wanted = torch.autograd.grad(net(inputs).square().sum(), parameters)
+    for one, other in zip(found, wanted, strict=True):
+        if one is None or (one - other).abs().max() > 1e-3 * other.abs().max():
+            raise RuntimeError(f"{name}: steps do not have the gradient of the sequence")
+    available, _ = peers.available()
+    for peer in PEERS:
+        if peer in available:
+            contenders[peer] = learns(partial(_STEPS[peer], made))
+    seconds = measure.rounds(contenders, budget_s=1.0 if quick else 30.0, at_least=5)
+    return [{"learned": name, "contender": who, **measure.summary(taken)} for who, taken in seconds.items()]
 
 
 def _sequences(name: str, quick: bool) -> list[Row]:
@@ -171,12 +230,12 @@ def _over(step: Callable[[Tensor], object], inputs: Tensor) -> Callable[[], obje
     return lambda: [step(x) for x in steps]
 
 
-def _ours(layers: list[Layer]) -> nn.Sequential:
+def _ours(layers: list[Layer], **options: Any) -> nn.Sequential:
     """Neurons of hibana, and layers that know no time at each step."""
     made: list[nn.Module] = []
     for layer in layers:
         if layer == "neuron":
-            made.append(hb.LIF(tau=1 / DECAY))
+            made.append(hb.LIF(tau=1 / DECAY, **options))
         elif isinstance(layer, nn.Flatten):
             made.append(nn.Flatten(2))
         else:
@@ -251,7 +310,17 @@ def _norse(layers: list[Layer]) -> Callable[..., Any]:
     return _stateful(layers, neuron)
 
 
-_STEPS = {"snntorch": _snntorch, "spikingjelly": _spikingjelly, "norse": _norse}
+def _sinabs(layers: list[Layer]) -> Callable[..., Any]:
+    case = peers.Case("LIF", "ATan", leaky=True)
+
+    def neuron() -> Callable[[Tensor, Any], Any]:
+        layer: Any = peers.PEERS["sinabs"].layer(case).module.layer
+        return lambda x, _: (layer(x[:, None])[:, 0], None)  # which keeps its state itself
+
+    return _stateful(layers, neuron)
+
+
+_STEPS = {"snntorch": _snntorch, "spikingjelly": _spikingjelly, "norse": _norse, "sinabs": _sinabs}
 
 if __name__ == "__main__":
     print("\n".join(section([row for job in jobs(False).values() for row in job()])))

@@ -170,7 +170,7 @@ def test_deep_models_are_compiled(name):
     torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
 
 
-STEPS = [1, 2, 3, 4, 5, 7, 8, 11]
+STEPS = [1, 2, 3, 4, 5, 7, 8, 11, 24, 25, 26, 31]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

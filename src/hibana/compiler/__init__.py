@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from hibana.cells import Cell
 from hibana.cells.surrogate import forwards
-from hibana.compiler import ambient, autograd, backends, programs, reference
+from hibana.compiler import ambient, autograd, backends, one_step, programs, reference
 from hibana.compiler.backend import names, of_device, refusal
 from hibana.compiler.checks import SlowPathWarning, check_batch, check_inputs, checked_state, said_once
 from hibana.compiler.explain import explain
@@ -34,6 +34,8 @@ __all__ = [
     "emitted",
     "emitted_around",
     "explain",
+    "is_watched",
+    "one_step",
     "record",
     "unroll",
     "unrolled",
@@ -103,7 +105,21 @@ def unrolled(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, State]:
     """:func:`unroll` for the layers, whose states a run may carry."""
+    one = isinstance(cell, Cell) and isinstance(inputs, Tensor) and inputs.ndim > 1 and inputs.shape[0] == 1
+    ready = None
+    if one and state is not None and not is_watched(inputs):
+        ready = one_step.prepared(cell, backend, inputs.shape)
+        fits = ready is not None and ready.reads(inputs) and ready.goes_on(state)
+        if ready and fits and not (_is_grad_enabled() and any(t.requires_grad for t in (inputs, *state))):
+            return ready(inputs, state)
     outputs, last = emitted(cell, inputs, state, backend=backend)
+    if (
+        one
+        and state is not None
+        and ready is None
+        and (spec := programs.known(cell, _call(backend, inputs, True, True)))
+    ):
+        one_step.prepare(cell, backend, spec)
     if len(last) < len(cell._hibana.states):
         last = (
             *last,
@@ -132,7 +148,7 @@ def emitted(
     Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
     """
     ends = not of_a_layer
-    if isinstance(cell, Cell) and not _is_watched(inputs):
+    if isinstance(cell, Cell) and not is_watched(inputs):
         # nothing but what is in the key, and an attribute of the cell, can make another call of this one
         spec = programs.known(cell, _call(backend, inputs, ends, state is not None))
         if spec is not None and not inputs.is_neg() and (state is None or _is_plain(cell, inputs, state)):
@@ -160,7 +176,7 @@ def emitted(
                 f"inputs must be [T, ...], time first, got shape {tuple(inputs.shape)}: of a step of "
                 f"{tuple(inputs.shape[1:])} {type(cell).__name__} makes {tuple(outputs.shape[1:])}"
             )
-    if inputs.requires_grad and _is_grad_enabled() and not _is_watched(inputs):
+    if inputs.requires_grad and _is_grad_enabled() and not is_watched(inputs):
         check_first_call(
             cell, inputs, outputs, of_device(inputs.device.type) if backend == "auto" else backend
         )
@@ -185,7 +201,7 @@ def emitted_around(
     learning = tuple([tensor.requires_grad for tensor in tensors])
     call = around, steps, learning, _call("cpu", inputs, False)
     own = (*tensors, *tensors_of(cell).values())
-    if not _is_watched(inputs) and not inputs.is_neg():
+    if not is_watched(inputs) and not inputs.is_neg():
         known = programs.known(cell, call)
         if known is not None:
             spec, places = known
@@ -199,7 +215,7 @@ def emitted_around(
     made = around(cell, *tensors)
     inputs = repeated(inputs, steps) if steps else inputs
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
-    if programs.is_plain(cell) and made.rests_at_zero() and not _is_watched(inputs):
+    if programs.is_plain(cell) and made.rests_at_zero() and not is_watched(inputs):
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.specified(program, inputs, False, alone=False)
         if spec is not None:
@@ -318,7 +334,7 @@ def _is_traced(inputs: Tensor) -> bool:
     )
 
 
-def _is_watched(inputs: Tensor) -> bool:
+def is_watched(inputs: Tensor) -> bool:
     """Whether more than autograd looks at a call on `inputs`: all of the above at once, at less cost."""
     return (
         _is_dynamo_compiling()

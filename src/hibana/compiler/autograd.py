@@ -219,15 +219,7 @@ class _Run(torch.autograd.Function):
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    try:
-        tensors = iter(ctx.saved_tensors)
-    except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        raise RuntimeError(
-            f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
-            "detach it between the calls, if each has a backward of its own."
-        ) from None
+    tensors = iter(saved_tensors(ctx))
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
     inputs, needed, cell_tensors, parameters, residuals = saved
     first: Sequence[Tensor | None] = program.at_rest
@@ -285,6 +277,20 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
             sums = program.missing_gradients.there(sums, last, grad_outputs is not None, shape[0])
         to_cell_tensors = program.missing_gradients.epilogue(cell_tensors, sums)
     return None, grad_input, *to_state, *to_cell_tensors
+
+
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """What a node saved; if its graph is gone, the error says what to do about a state."""
+    try:
+        found: tuple[Any, ...] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
+            "detach it between the calls, if each has a backward of its own."
+        ) from None
+    return found
 
 
 _once = differentiated_once(

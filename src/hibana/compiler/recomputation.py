@@ -40,18 +40,19 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
     frame: FrameType | None = sys._getframe(1)
     entered = False  # a checkpoint is found, whose call by ``checkpoint`` is further out
     ends = [id(code) for code in end]  # the hash of a code object is that of all that it holds
-    while frame is not None and id(frame.f_code) not in ends:
-        if frame.f_code is reentrant:
+    file = module.__file__
+    while frame is not None and id(code := frame.f_code) not in ends:
+        if code is reentrant:
             found.append(_checked(Checkpoint(frame.f_locals.get("ctx"), "run_function", True)))
             entered = True
-        elif frame.f_code.co_filename == module.__file__:
-            suspended = _suspended(frame.f_locals.values(), module.__file__)
+        elif code.co_filename == file:
+            suspended = _suspended(frame.f_locals.values(), file)
             if suspended is not None:
                 entered = True
                 if torch.is_grad_enabled():
                     handle = _handle(suspended.f_locals.values())
                     found.append(_checked(Checkpoint(handle, "recompute_fn", False)))
-            if frame.f_code.co_name == "checkpoint":  # torch's public function, the outermost of its frames
+            if code.co_name == "checkpoint":  # torch's public function, the outermost of its frames
                 if not entered:
                     raise RuntimeError(_UNKNOWN)
                 entered = False

@@ -186,7 +186,6 @@ class _Reading:
 
     def __init__(self, net: nn.Module, lines: fx.Graph, shown: dict[str, _Shown]) -> None:
         self.net, self.lines, self.shown = net, lines, shown
-        self.each_step = tuple(f"{n}.module" for n, m in net.named_modules() if isinstance(m, EachStep))
         self.nodes: list[Node] = []
         self.values: dict[fx.Node, tuple[Node, tuple[int, ...]]] = {}
 
@@ -214,10 +213,9 @@ class _Reading:
         (given,) = line.args if len(line.args) == 1 and not line.kwargs else (None,)
         if shown is None or not isinstance(given, fx.Node):
             raise Unsupported(f"layer {name!r}: {type(module).__name__} is called with more than one tensor")
-        within = any(name == inner or name.startswith(f"{inner}.") for inner in self.each_step)
         if not isinstance(shown.outputs, Tensor):
             raise Unsupported(f"layer {name!r}: {type(module).__name__} gives something else than one tensor")
-        shape = tuple(shown.outputs.shape[1 if within else 2 :])
+        shape = tuple(shown.outputs.shape[line.meta["leading"] :])
         source, seen = self.values[given]
         if isinstance(module, _MOVES):
             self.values[line] = source, shape

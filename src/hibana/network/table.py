@@ -8,7 +8,7 @@ from hibana.network.graph import WEIGHTED, Network, Node
 from hibana.network.neurons import layer
 from hibana.network.sliding import image_of, sliding_of
 
-__all__ = ["products_of", "table", "what"]
+__all__ = ["operations_of", "table", "what"]
 
 _HEAD = ("layer", "kind", "gives", "parameters", "not zero", "operations", "at these rates")
 
@@ -21,11 +21,11 @@ def table(network: Network) -> str:
     """
     rows, at_most, seen = [_HEAD], 0, 0
     for node in network.nodes:
-        most, active = operations_of(node, network.dtype)
-        at_most, seen = at_most + most, seen + active
+        most, active, _ = operations_of(node, network.dtype)
+        at_most, seen = at_most + most, seen + round(active)
         count = sum(p.numel() for p in node.module.parameters()) if node.module is not None else 0
         sides = "x".join(map(str, node.shape))
-        numbers = f"{count:,}", f"{node.density:.1%}", f"{most:,}", f"{active:,}"
+        numbers = f"{count:,}", f"{node.density:.1%}", f"{most:,}", f"{round(active):,}"
         rows.append((node.name, what(node), sides, *numbers))
     count = sum(p.numel() for p in network.net.parameters())
     sides = "x".join(map(str, network.outputs))
@@ -41,24 +41,22 @@ def table(network: Network) -> str:
     return "\n".join(map(line, rows))
 
 
-def operations_of(node: Node, dtype: torch.dtype) -> tuple[int, int]:
-    """Operations of a step of one sample: at most, and at the rates of the example."""
-    if node.kind == "input":
-        return 0, 0
+def operations_of(node: Node, dtype: torch.dtype) -> tuple[int, float, int]:
+    """Operations of a step of one sample: at most, at the rates of the example, and products of them."""
     if node.kind in WEIGHTED:
-        most = products_of(node)
-        return most, round(most * node.inputs[0].density)
+        most = _products(node)
+        return most, most * node.inputs[0].density, most
     if node.kind == "neurons":
         made = layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
         products, own = len(made.products) * node.size**2, made.operations * node.size
-        return own + products, own + round(products * (node.density if made.emits_spikes else 1))
+        return own + products, own + products * (node.density if made.emits_spikes else 1.0), products
+    most = 0 if node.kind in ("input", "delay") else node.size
     if node.kind in ("maximum", "average"):
         most = sliding_of(node).taps * image_of(node.shape)[0]
-        return most, most
-    return (0, 0) if node.kind == "delay" else (node.size, node.size)
+    return most, most, 0
 
 
-def products_of(node: Node) -> int:
+def _products(node: Node) -> int:
     """How many products the dense layer takes for a step."""
     module: Any = node.module
     (source,) = node.inputs

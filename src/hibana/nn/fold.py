@@ -83,29 +83,44 @@ def fold_calls(net: nn.Module, graph: fx.Graph, *, erase: bool = False) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Sees through :class:`EachStep` and :class:`Checkpointed`, and takes spiking layers as they are."""
+    """Sees through :class:`EachStep` and :class:`Checkpointed`, and takes `leaves` as they are."""
+
+    def __init__(self, leaves: set[type[nn.Module]]) -> None:
+        super().__init__()
+        self.leaves, self.leading = leaves, 2
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if isinstance(m, Stateful):
-            return True
-        return type(m) in _OURS or super().is_leaf_module(m, module_qualified_name)
+        known = isinstance(m, Stateful) or type(m) in self.leaves
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if isinstance(m, EachStep | Checkpointed):
+        if not isinstance(m, EachStep | Checkpointed):
+            return super().call_module(m, forward, args, kwargs)
+        before, self.leading = self.leading, 1 if isinstance(m, EachStep) else self.leading
+        try:
             return m.module(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+        finally:
+            self.leading = before
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["leading"] = self.leading
+        return node
 
 
 _OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
-def traced_layers(net: nn.Module) -> fx.Graph:
-    """The calls of `net`'s layers, :class:`EachStep` seen through, spiking layers as they are.
+def traced_layers(net: nn.Module, *leaves: type[nn.Module]) -> fx.Graph:
+    """The calls of `net`'s layers, :class:`EachStep` seen through, spiking layers and `leaves` as they are.
+
+    ``meta["leading"]`` of a call is the number of dimensions before those of a sample: time and batch, or
+    both joined.
 
     Raises:
         ValueError: if its ``forward`` can't be traced.
     """
-    return traced_calls(net, _Tracer())
+    return traced_calls(net, _Tracer(_OURS | {*leaves}))
 
 
 def traced_calls(net: nn.Module, tracer: fx.Tracer) -> fx.Graph:

@@ -92,6 +92,10 @@ class OverTime(Stateful):
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment] # as above
         return unrolled(cell, inputs, state, backend=self.backend)
 
+    def is_cell_alone(self) -> bool:
+        kind, own = type(self), OverTime
+        return (kind.forward, kind.over_time, kind.__call__) == (own.forward, own.over_time, own.__call__)
+
     def extra_repr(self) -> str:
         return "" if self.backend == "auto" else f"backend={self.backend!r}"
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
@@ -21,7 +21,16 @@ from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputati
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.walk import Bound, Walk, folded, patterns_of, unaliased, walk, written_out
+from hibana.compiler.cpu.walk import (
+    ALIASING_FROM,
+    Bound,
+    Walk,
+    folded,
+    patterns_of,
+    unaliased,
+    walk,
+    written_out,
+)
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
 from hibana.compiler.producer import Producer
@@ -205,6 +214,20 @@ class CpuKernels(NativeKernels):
             *(f"{name}_first_grad" for name in states),
             *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
         ]
+
+    def one_step(self, shape: torch.Size, plan: Plan) -> OneStepKernels | None:
+        large = shape.numel() * self.size >= ALIASING_FROM
+        if shape[0] != 1 or large or self.step.parameters or self.step.grad_sums or plan.recomputed:
+            return None
+        threads = torch.get_num_threads()
+        forward, keeping = (self._forward(shape, kept, False, threads, ()) for kept in (None, plan))
+        backward = self._backward(_Variant(shape, True, False, False, threads, (), ()))
+        return OneStepKernels(
+            *(forward.given(self.constants_at), keeping.given(self.constants_at)),
+            backward.given(self.constants_at),
+            self._residuals(plan, shape),
+            self.no_uniform_at,
+        )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         if built() is None or self.step.parameters:

@@ -16,8 +16,8 @@ from hibana.network.c.rows import Active, Rows
 from hibana.network.c.text import block, commented, each
 from hibana.network.graph import WEIGHTED, Network, Node
 from hibana.network.neurons import layer
-from hibana.network.sliding import channels_last, image_of, sliding_of
-from hibana.network.table import products_of, what
+from hibana.network.sliding import channels_last, sliding_of
+from hibana.network.table import operations_of, what
 from hibana.network.weights import weights_of
 
 __all__ = ["Writing"]
@@ -99,17 +99,16 @@ class Writing:
         if node.kind == "sum":
             if not torch.equal(reads[0].places, reads[1].places):
                 raise Unsupported(f"layer {node.name!r} adds numbers that lie in two orders")
-            self._cost(node, node.size, False)
+            self._cost(node)
             self.numbers.passed(node, 1)
             return layers.added_up(node, reads[0], reads[1], written.numbers, kind)
         if node.kind == "scale":
-            self._cost(node, node.size, False)
+            self._cost(node)
             factor = self.numbers.literal(node.factor, kind)
             return layers.scaled(node, reads[0], written.numbers, kind, factor)
         if node.kind == "delay":
             return self._delay(node, reads[0], written)
-        channels = image_of(node.shape)[0]
-        self._cost(node, sliding_of(node).taps * channels, False)
+        self._cost(node)
         average = node.kind == "average"
         self.numbers.passed(node, math.prod(sliding_of(node).kernel) if average else 1)
         if average:
@@ -169,8 +168,7 @@ class Writing:
             if bias is not None:
                 self.parts.constant(names[1], self.numbers.of(node.name, bias), bias)
             self.numbers.added(node, node.inputs[0], weights, bias)
-            products = products_of(node)
-            self._cost(node, products, over.valued, node.inputs[0].density, products)
+            self._cost(node, over.valued)
         if node.kind == "window":
             ring, order = (
                 self.parts.ring(node, delays.reach_of(node) + 1, self.numbers.kind),
@@ -219,37 +217,16 @@ class Writing:
         self.parts.constants += writer.constants
         self.parts.constant_bytes += writer.constant_bytes
         self.functions |= functions(made.stores)
-        products = len(made.products) * node.size * node.size
-        rate = node.density if made.emits_spikes else 1.0
-        own = made.operations * node.size
-        self.costs.append(
-            Cost(
-                node.name,
-                what(node),
-                node.size,
-                own + products,
-                own + rate * products,
-                False,
-                products,
-                node.name,
-                node.size,
-            )
-        )
+        self._cost(node)
         return lines
 
-    def _cost(self, node: Node, additions: int, valued: bool, density: float = 1.0, dense: int = 0) -> None:
+    def _cost(self, node: Node, valued: bool = False) -> None:
+        most, seen, dense = operations_of(node, self.network.dtype)
+        source, size = (
+            (node, node.size) if node.kind == "neurons" else (neurons_below(node), node.inputs[0].size)
+        )
         self.costs.append(
-            Cost(
-                node.name,
-                what(node),
-                node.size,
-                additions,
-                density * additions,
-                valued,
-                dense,
-                neurons_below(node).name,
-                node.inputs[0].size,
-            )
+            Cost(node.name, what(node), node.size, most, seen, valued, dense, source.name, size)
         )
 
     def _scored(self) -> list[str]:

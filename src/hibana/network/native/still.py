@@ -19,6 +19,10 @@ STEPS = 5
 """Steps of a dense input that are multiplied at once: of 16 registers of AVX2 their sums, a row of weights
 and an input take 13. On Zen 3 and for T=25, 4 and 6 take 1.2 and 1.05 times as long.
 """
+GROUPS, RESULTS = 5, 96 << 10
+"""How many times `STEPS` are computed together at most, and the bytes of their results: the weights of a few
+outputs, which lie in L2, are read by all of them before the next ones.
+"""
 LANES = 64
 """Bytes of sums of a step: one register of AVX-512, two of AVX2; more do not fit for all steps."""
 FEWEST = 3
@@ -64,7 +68,7 @@ class Still:
         """Steps that are computed together."""
         self._block: Function | None = None
         if [node.kind for node in self.nodes] == ["input", "linear"]:
-            self.steps = STEPS
+            self.steps = STEPS * max(1, min(GROUPS, RESULTS // (STEPS * self.size)))
             (packed,) = self.emitter.packed.values()
             self._block = self._blocked(packed, self._values[self.nodes[1]].offset)
 
@@ -116,25 +120,25 @@ class Still:
         return found.value * 2 > count * size
 
     def _blocked(self, packed: Packed, offset: int) -> Function:
-        """The linear layer on `STEPS` inputs; where there are fewer, the last is computed again."""
+        """The linear layer on up to `steps` inputs, `STEPS` at once; for those missing, the last again."""
         number = self.emitter.number
         lanes = LANES // number.element.size
 
         def body(code: Code, inputs: Any, stride: Value, count: Value, **blocks: Any) -> None:
             emitter = Emitter(code, self.emitter.dtype, blocks, self.emitter)
-            last = count - 1
-            rows = [inputs + last.smaller(code.constant(s)) * stride for s in range(STEPS)]
-            outs = [(blocks["scratch"] + (s * self.size + offset)).of(number) for s in range(STEPS)]
             zero = code.constant(0, number.element)
-            for first, width, place in packed.chunks:
+            pieces = [(c, *piece) for c in packed.chunks for piece in _pieces(c[1], lanes)]
+            for (first, width, place), begin, n in pieces:
                 weights = (blocks["weights"] + place).of(number)
-                for begin, n in _pieces(width, lanes):
+                with code.loop(0, count, STEPS) as t:
+                    rows = [inputs + (count - 1).smaller(t + s) * stride for s in range(STEPS)]
                     totals = [code.variable(spread(zero, n)) for _ in range(STEPS)]
                     with code.loop(0, packed.inputs) as i:
                         row = (weights + (i * width + begin)).load(n)
                         for x, total in zip(rows, totals, strict=True):
                             total.value = total.value + spread(x[i], n) * row
-                    for out, total in zip(outs, totals, strict=True):
+                    for s, total in enumerate(totals):
+                        out = (blocks["scratch"] + ((t + s) * self.size + offset)).of(number)
                         (out + (first + begin)).store(emitter.biased(total.value, packed, first + begin))
 
         return function("block", body, {"inputs": number, "stride": LONG, "count": LONG, **KINDS})

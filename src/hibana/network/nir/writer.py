@@ -18,13 +18,9 @@ from torch import fx, nn
 from hibana.network.nir.node_of import lost_in_training, to_node
 from hibana.network.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.each_step import EachStep
-from hibana.nn.fold import fold_calls, traced_calls
-from hibana.nn.running import Stateful
+from hibana.nn.fold import fold_calls, traced_layers
 
 __all__ = ["write"]
-
-LEAVES = Stateful | Scale | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Flatten | nn.MaxPool2d
 
 
 def write(
@@ -62,7 +58,7 @@ def write(
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
     folded = copy.deepcopy(net).eval()
-    calls = traced_calls(folded, _Tracer())
+    calls = traced_layers(folded, Scale)
     fold_calls(folded, calls, erase=True)
     shape = input_shape or noted.get("input_shape") or _taken_by_the_first(folded, calls)
     nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
@@ -72,29 +68,6 @@ def write(
         nir.write(part, graph)
         part.replace(path)
     return graph
-
-
-class _Tracer(fx.Tracer):
-    """Sees through :class:`EachStep`, and notes how many dimensions stand before a sample's own."""
-
-    leading = 2
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if not isinstance(m, EachStep):
-            return super().call_module(m, forward, args, kwargs)
-        self.leading = 1
-        try:
-            return m.module(*args, **kwargs)
-        finally:
-            self.leading = 2
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["leading"] = self.leading
-        return node
 
 
 def _taken_by_the_first(net: nn.Module, calls: fx.Graph) -> Shape:

@@ -1,0 +1,78 @@
+"""The example of an event camera: its events, and that a file played gives what the network gives."""
+
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="the extra train is not installed")
+
+import hibana as hb
+from examples import event_camera
+from hibana.data.own.events import recording
+
+
+def test_what_moves_on_is_brighter_before_it_and_darker_behind(monkeypatch):
+    monkeypatch.setattr(event_camera, "NOISE", 0.0)
+
+    class Right(np.random.Generator):
+        def uniform(self, low, high, size=None):  # size, direction, place and speed
+            return np.full(size, 16.0) if size else {0: 0.0}.get(low, low)
+
+    events = event_camera.filmed("circle", 60, Right(np.random.PCG64(0)), begun=5)
+    assert events["t"].min() >= 5000
+    assert events["t"].max() < 65_000
+    assert (np.diff(events["t"]) >= 0).all()
+    on, off = events[events["p"] == 1], events[events["p"] == 0]
+    assert min(len(on), len(off)) > 10
+    assert on["x"].min() > 16 > off["x"].max()
+
+
+def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
+    torch.manual_seed(0)
+    drawn = np.random.default_rng(0)
+    event_camera.film(tmp_path, 5, drawn)
+    data = hb.data.Events(tmp_path, size=event_camera.SIDE, steps=event_camera.WINDOWS, batch_size=8)
+    data.setup()
+    assert data.names == tuple(sorted(event_camera.SHAPES))
+    assert data.shape == (2, 32, 32)
+    net = event_camera.network()
+    before = [weights.clone() for weights in net.parameters()]
+    event_camera.train(net, data, 1)
+    assert not any(map(torch.equal, before, net.parameters()))
+    events = recording(tmp_path / "cross" / "000.npy")
+    width = data.trained.inputs.duration / event_camera.WINDOWS
+    inputs = torch.zeros(int((events[-1, 0] - events[0, 0]) // width) + 1, 1, 2, 32, 32)
+    for t, x, y, p in events.astype(np.int64):
+        inputs[int((t - events[0, 0]) // width), 0, p, y, x] = 1
+    assert 0.005 < inputs.mean() < 0.5
+    stream = hb.compile(net, inputs).stream()
+    played = list(event_camera.play(stream, events, width, fast=True))
+    with torch.no_grad():
+        wanted = net.eval()(inputs)
+    sure = wanted.topk(2).values.diff().abs().flatten() > 1e-3
+    found = torch.tensor([answer.shape for answer in played])
+    assert torch.equal(found[sure], wanted.argmax(2).flatten()[sure])
+    assert sure.sum() > len(played) / 2
+
+
+def test_a_file_is_played_at_its_own_pace():
+    events = event_camera.filmed("square", 200, np.random.default_rng(0)).tolist()
+    net = event_camera.network()
+    stream = hb.compile(net, torch.zeros(1, 1, 2, 32, 32)).stream()
+    begun = time.perf_counter()
+    played = list(event_camera.play(stream, np.array(events, np.float64), 20_000))
+    assert len(played) == 10
+    assert time.perf_counter() - begun >= 0.2
+    assert all(answer.seconds >= 0 for answer in played)
+
+
+def test_the_example_runs(monkeypatch, capsys):
+    arguments = ["--fast", "--recordings", "5", "--epochs", "1", "--seconds", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["event_camera.py", *arguments])
+    event_camera.main()
+    said = capsys.readouterr().out
+    assert "99th percentile" in said
+    assert "(shown: circle)" in said
