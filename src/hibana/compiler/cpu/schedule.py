@@ -77,13 +77,26 @@ class Schedule:
             array, _, index = name.rstrip("]").partition("[")
             self.scalars[name] = self.at["constants" if array == "c" else f"{array}_at"][int(index)]
 
-    def call(self, call: Call, rows: Sequence[Pointer], neurons: Value, in_reverse: Value) -> None:
-        """Calls a function of rows, the vector function of an operation or one of a pass."""
+    def call(
+        self,
+        call: Call,
+        rows: Sequence[Pointer],
+        neurons: Value,
+        in_reverse: Value,
+        time: Value,
+        first: Value,
+    ) -> None:
+        """Calls a function of rows, the vector function of an operation or one of a pass.
+
+        The rows are those of the step `time`, from the neuron `first` of it on.
+        """
         code = self.code
         if isinstance(call.function, Function):
             kinds = call.function.kinds[: len(rows)]
             given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
-            call.function.do(code, *given, *(self.scalars[s] for s in call.scalars), neurons, in_reverse)
+            drawn = [self.size["seed"], time, first] if call.draws else []
+            scalars = [self.scalars[s] for s in call.scalars]
+            call.function.do(code, *given, *scalars, neurons, in_reverse, *drawn)
             return
         takes: list[Kind] = [INT, *[self.number] * (len(rows) + 1), LONG]
         if call.function in self.calls:
