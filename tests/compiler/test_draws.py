@@ -124,6 +124,36 @@ def test_backends_draw_what_the_reference_draws(run, cell, dtype):
     assert_equal(cell, drive(dtype=dtype), tuple(value.detach() for value in state), backend=run.name)
 
 
+@pytest.mark.parametrize("seen", ["rand", "randn", "normal_", "uniform_", "bernoulli_", "p", "dropout"])
+def test_each_function_that_draws(seen):
+    draw = {
+        "rand": lambda v: torch.rand(v.shape),
+        "randn": lambda v: torch.randn(*v.shape, dtype=torch.float32),
+        "normal_": lambda v: torch.empty_like(v).normal_(0.5, 2),
+        "uniform_": lambda v: torch.zeros_like(v).uniform_(to=3.0),
+        "bernoulli_": lambda v: torch.empty_like(v).bernoulli_(torch.sigmoid(v)),
+        "p": lambda v: torch.bernoulli(v.detach(), 0.25) + torch.bernoulli(input=torch.sigmoid(v)),
+        "dropout": lambda v: nn.Dropout(0.4, inplace=True)(v + 1),
+    }[seen]
+
+    class Shown(hb.Cell):
+        def forward(self, input_, out):
+            return (0.5 * out + input_ + draw(input_),)
+
+    emitted = assert_equal(Shown(), drive())[0]
+    torch.manual_seed(2)  # not that of the inputs
+    drawn = draw(drive((400, 500)))  # torch's own
+
+    class Once(Shown):
+        def forward(self, input_, out):
+            return (draw(input_),)
+
+    ours = hb.unroll(Once(), drive((400, 500)), backend="cpu")[0]
+    assert abs(ours.mean() - drawn.mean()) < 0.03
+    assert abs(ours.std() - drawn.std()) < 0.03
+    assert emitted.isfinite().all()
+
+
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_draws_in_float32(run, dtype):

@@ -182,10 +182,12 @@ def _like(like: Tensor, **options: Any) -> Tensor:
 
 def _of_size(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
     """An empty tensor as ``torch.rand(*size, **options)`` makes one."""
-    options.pop("requires_grad", None)
-    if "size" in options:
-        size = tuple(options.pop("size"))
-    return torch.empty(*size, **options) if out is None else out
+    if out is not None:
+        return out
+    size = tuple(options.get("size", size))
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    device = options.get("device") or torch.get_default_device()
+    return torch.empty(*size, dtype=dtype, device=device)
 
 
 def _bernoulli(drawing: Drawing, p: Tensor | float, like: Tensor) -> Tensor:

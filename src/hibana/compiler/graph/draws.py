@@ -22,15 +22,15 @@ def is_draw(target: Any) -> bool:
     return target in _RULES
 
 
-def blank(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A tensor as `target` gives one, without drawing a number."""
+def blank(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> Any:
+    """A tensor as `target` gives one, without drawing a number; of a size alone, it is on `device`."""
     if target._schema.name.endswith("_"):
         return args[0]
     plain = {name: value for name, value in kwargs.items() if name != "generator"}
     if isinstance(args[0], Tensor):
         named = {name: value for name, value in plain.items() if name != "p"}
         return torch.zeros_like(args[0], **named)
-    return torch.zeros(args[0], **plain)
+    return torch.zeros(args[0], dtype=plain.get("dtype"), device=device)
 
 
 def drawn(
