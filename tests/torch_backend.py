@@ -22,7 +22,7 @@ class TorchKernels(Kernels):
         return f"{direction}: see {__name__}"
 
     def forward(self, given):
-        inputs, first, parameters, plan, ends, _ = given
+        inputs, first, parameters, plan, ends, *_ = given
         names, zeros = self.step.states, torch.zeros_like(inputs[0])
         state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
         stores = forward_pass(self.step, plan)

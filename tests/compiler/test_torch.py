@@ -17,6 +17,8 @@ PRIVATE = {
     "torch._C._InferenceMode": "tensors that are made within inference mode and are not of it",
     "torch._C._are_functorch_transforms_active": "whether a transform of torch.func is active",
     "torch._C._functorch.peek_interpreter_stack": "the same, at less cost",
+    "torch._C._functorch.get_interpreter_stack": "every transform of torch.func that is active",
+    "torch._C._functorch.TransformType.Vmap": "that one of them is torch.vmap",
     "torch._C._functorch.is_batchedtensor": "whether a tensor is a batch of torch.vmap",
     "torch._C._functorch.is_legacy_batchedtensor": "whether a gradient is a batch of is_grads_batched",
     "torch._C._vmapmode_decrement_nesting": "with the next, how deep batches of gradients are nested",

@@ -20,7 +20,7 @@ class Branch(hb.Cell):
 
 class Noise(hb.Cell):
     def forward(self, input_, v):
-        return (v + input_ * torch.rand_like(v),)
+        return (v + torch.poisson(input_),)
 
 
 class Crowd(hb.Cell):

@@ -14,6 +14,7 @@ from hibana.cells.surrogate import forwards
 from hibana.compiler import ambient, autograd, backends, one_step, programs, reference
 from hibana.compiler.backend import names, of_device, refusal
 from hibana.compiler.checks import SlowPathWarning, check_batch, check_inputs, checked_state, said_once
+from hibana.compiler.draws import Drawing
 from hibana.compiler.explain import explain
 from hibana.compiler.first_call import NetworkWarning, check_first_call
 from hibana.compiler.graph.ops import Unsupported
@@ -359,9 +360,9 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     names = cell.state_names()
     cell = computed_once(cell)
     state = cell.initial_state(_one_step(inputs))
-    steps = []
+    steps, drawing = [], Drawing(type(cell).__name__)
     for input_ in inputs:
-        _, state = reference.unroll(cell, input_[None], state)
+        _, state = reference.unroll(cell, input_[None], state, drawing)
         steps.append(state)
     return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
 

@@ -12,6 +12,7 @@ from hibana.cells import Cell
 from hibana.compiler.attached import RUNS, attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
+from hibana.compiler.draws import new_seed
 from hibana.compiler.producer import Producer
 from hibana.compiler.scalar_gradient import handed
 from hibana.compiler.strides import (
@@ -94,8 +95,8 @@ def specified(
 
 def _order(program: "Program", inputs: Tensor) -> Order | None:
     """The memory order of the dimensions of `inputs`, if it is another than theirs."""
-    if program.step.matrices or inputs.is_contiguous():
-        return None  # neurons of a sample lie together
+    if program.step.matrices or program.step.draws or inputs.is_contiguous():
+        return None  # neurons of a sample lie together, and what they draw depends on their order
     return memory_order(inputs)
 
 
@@ -147,7 +148,9 @@ def _arguments(
         inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
-    return ForwardArguments(inputs, first, program.parameters(tensors[begun:], inputs, order), plan, ends)
+    parameters = program.parameters(tensors[begun:], inputs, order)
+    seed = new_seed() if program.step.draws else 0
+    return ForwardArguments(inputs, first, parameters, plan, ends, seed=seed)
 
 
 def _known(
@@ -189,6 +192,7 @@ class _Run(torch.autograd.Function):
             ctx.inputs = inputs
         given = _arguments(spec, inputs, tensors, plan)
         inputs, first, parameters, *_ = given
+        ctx.seed = given.seed
         outputs, last, residuals = program.kernels.forward(given)
         if not program.takes_zeros and ends and len(last) < len(program.step.states):
             last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
@@ -253,6 +257,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         if program.step.grad_sums and program.takes_zeros
         else (),
         uniform_grad=handed(ctx) if program.takes_uniform else None,
+        seed=ctx.seed,
     )
     backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward
     grad_input, first_grads, sums = backward(given)

@@ -55,6 +55,8 @@ class ForwardArguments(NamedTuple):
     """Whether the last states are wanted."""
     may_offset: bool = True
     """Whether the outputs may begin after the start of their storage."""
+    seed: int = 0
+    """What the step draws its random numbers from (:mod:`hibana.compiler.draws`), if it does; signed."""
 
 
 class BackwardArguments(NamedTuple):
@@ -86,6 +88,8 @@ class BackwardArguments(NamedTuple):
     """Whether the gradient of the input may begin after the start of its storage."""
     uniform_grad: Tensor | None = None
     """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
+    seed: int = 0
+    """That of the forward."""
 
 
 class OneStepKernels(NamedTuple):
@@ -113,6 +117,8 @@ class Kernels(ABC):
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     takes_uniform: ClassVar[bool] = False
     """Whether the backward takes a scalar gradient."""
+    takes_draws: ClassVar[bool] = False
+    """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""
     patterns_from: float = inf
     """Neurons from which on a parameter that repeats may have one period."""
     approximate: tuple[str, ...] = ()

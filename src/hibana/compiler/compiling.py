@@ -151,7 +151,7 @@ def program_of(step: Step, kernels: Kernels) -> Program:
 
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
-    step = trace(cell, shape, dtype, kernels_of(backend).device())
+    step = trace(cell, shape, dtype, kernels_of(backend).device(), draws=True)
     if (step.matrices or step.blank) and not takes_zeros(step):
         other = "a product" if step.matrices else "an operation without a slope"
         raise Unsupported(f"a derivative of the step may be infinite, beside {other}")
@@ -159,6 +159,8 @@ def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
     found = _BY_STRUCTURE.get(alike)
     if found is None:
         make = kernels_of(backend, bool(step.matrices))
+        if step.draws and not make.takes_draws:
+            raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
         kernels = make(step, make_plan(step, needed(step)), dtype)
         kernels.check(shape)
         _BY_STRUCTURE[alike] = step, kernels
@@ -181,4 +183,4 @@ def structure(step: Step) -> tuple[Any, ...]:
 
     said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
     counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
-    return step.states, said, places(step.nexts), places(gradients), counts
+    return step.states, said, places(step.nexts), places(gradients), counts, step.draws

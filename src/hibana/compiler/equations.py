@@ -81,6 +81,7 @@ def explain_cell(
             if made.kernels.recomputing
             else []
         ),
+        *_drawn(step),
         f"gradient   {sentence}",
         "",
         "one step ([...] is 1 where true, else 0)",
@@ -96,6 +97,13 @@ def explain_cell(
         _indented(made.kernels.source("backward")),
     ]
     return Report(made.kernels.about, "\n".join(lines) + "\n", "\n".join(source) + "\n", _bits(bits), where)
+
+
+def _drawn(step: Step) -> list[str]:
+    if not step.draws:
+        return []
+    count = f"{step.draws} random number{'s' * (step.draws != 1)}"
+    return [f"draws      {count} per neuron and step, of one seed a call; no number drawn is kept"]
 
 
 def _fitting(cell: Cell) -> tuple[int, ...]:

@@ -7,12 +7,14 @@ PyTorch computes the last steps, until then, one by one; a kernel without the mi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hibana.compiler.backend import BackwardArguments
+from hibana.compiler.draws import numbers
 from hibana.compiler.eager import in_torch
 from hibana.compiler.graph.part import Part, filled, places_in
 from hibana.compiler.graph.plan import gradients, reachable
@@ -231,7 +233,7 @@ class _Run:
         known = self._at(t)
         if t:
             before = [self.step.nexts[i] for i in self.given.plan.before]
-            states = in_torch(before, self._at(t - 1), self._leaf, self.dtype)
+            states = in_torch(before, self._at(t - 1), partial(self._leaf, t - 1), self.dtype)
         else:
             zero = torch.zeros((), dtype=self.dtype, device=_like(grads).device)
             firsts = [self.given.first[i] for i in self.given.plan.before]
@@ -240,7 +242,7 @@ class _Run:
 
         def leaf(value: Value) -> Tensor:
             if value.op not in ("previous", "gradient"):
-                return self._leaf(value)
+                return self._leaf(t, value)
             found = (previous if value.op == "previous" else grads)[int(value.data)]
             assert isinstance(found, Tensor)
             return found
@@ -280,9 +282,12 @@ class _Run:
                 known[value] = self.given.inputs[t].to(self.dtype)
         return known
 
-    def _leaf(self, value: Value) -> Tensor:
-        """A leaf that is the same at every step."""
+    def _leaf(self, t: int, value: Value) -> Tensor:
+        """A leaf that no state and no gradient is, at step `t`."""
         device = _like([*self.given.residuals, self.given.grad_outputs, *self.given.parameters]).device
+        if value.op == "draw":
+            like = torch.empty(self.given.shape[1:], dtype=self.dtype, device=device)
+            return numbers(str(value.data), self.given.seed, t, like)
         if value.op == "parameter":
             found = self.given.parameters[int(value.data)]
             return found.reshape(()) if found.numel() == 1 else found

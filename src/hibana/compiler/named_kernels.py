@@ -36,7 +36,7 @@ class NamedKernels(Kernels):
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Where the input is of half precision, the emitted state is one of the last states, in full."""
-        inputs, first, parameters, plan, ends, _ = given
+        inputs, first, parameters, plan, ends, _, seed = given
         steps, *one = inputs.shape
         read = self._readable(inputs)
         outputs = read.new_empty(read.shape)
@@ -45,7 +45,7 @@ class NamedKernels(Kernels):
         last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
         kept = self.residual_shapes(steps, one) if plan else []
         residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in kept]
-        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs}
+        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs, "seed": seed}
         named |= self._by_state(first=first, last=last) | dict(zip(self.plan.names, residuals, strict=False))
         self._launch("forward", (plan is not None, False), inputs.shape, parameters, named)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
@@ -66,6 +66,7 @@ class NamedKernels(Kernels):
         named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
         named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
         named |= {"uniform_grad_at": given.uniform_grad, "wants_first": int(given.wants_first)}
+        named["seed"] = given.seed
         named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
         named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
         named |= dict(zip(self.plan.names, residuals, strict=False))

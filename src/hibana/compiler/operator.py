@@ -8,6 +8,7 @@ whose registration loads much of torch, is imported only by a call that is being
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hibana.cells import Cell
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
 from hibana.compiler.checks import said_once
 from hibana.compiler.compiling import Program, program_of
+from hibana.compiler.draws import new_seed
 from hibana.compiler.graph import serial
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.guards import guard, settings
@@ -91,8 +93,30 @@ def _unroll(
     first = [] if state is None else list(state)
     cell_tensors = list(tensors_of(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
-    outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep)
+    number = _number(text, backend)
+    seed = torch.ops.hibana.seed(number) if number else None
+    outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep, seed)
     return outputs, rest[: len(cell._hibana.states) - 1]
+
+
+_NUMBERS = count(1)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
+def _number(text: str, backend: str) -> int:
+    """A number that no other call in a graph has, if the step in `text` draws random numbers; else 0."""
+    return next(_NUMBERS) if _read(text, backend)[0].step.draws else 0
+
+
+@torch.library.custom_op("hibana::seed", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _seed(number: int) -> Tensor:
+    """A new seed, an int64; calls differ in their `number`, or a compiler may take two for one."""
+    return torch.tensor(new_seed(), dtype=torch.int64, device="cpu")
+
+
+@_seed.register_fake
+def _(number: int) -> Tensor:
+    return torch.empty((), dtype=torch.int64, device="cpu")
 
 
 @lru_cache(maxsize=1024)
@@ -130,20 +154,34 @@ def _stepwise(tensor: Tensor) -> Tensor:
 
 @torch.library.custom_op("hibana::unroll", mutates_args=())
 def _forward(
-    inputs: Tensor, first: Tensors, cell_tensors: Tensors, step: str, backend: str, keep: bool
+    inputs: Tensor,
+    first: Tensors,
+    cell_tensors: Tensors,
+    step: str,
+    backend: str,
+    keep: bool,
+    seed: Tensor | None = None,
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
     plan, parameters = made.plan if keep else None, made.parameters(cell_tensors, inputs)
     # a graph expects of every tensor that it begins where its memory does
     given = ForwardArguments(
-        _stepwise(inputs), _begun(made, first), parameters, plan, ends=True, may_offset=False
+        _stepwise(inputs),
+        _begun(made, first),
+        parameters,
+        plan,
+        ends=True,
+        may_offset=False,
+        seed=0 if seed is None else int(seed),
     )
     outputs, last, residuals = made.kernels.forward(given)
     return [outputs, *last, *residuals]
 
 
 @_forward.register_fake
-def _(inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool) -> list[Tensor]:
+def _(
+    inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool, seed: Any = None
+) -> list[Tensor]:
     made = _program(step, backend, inputs)
     steps, *one = inputs.shape
     residuals = made.kernels.residual_shapes(steps, one) if keep else []
@@ -162,6 +200,7 @@ def _backward(
     step: str,
     backend: str,
     learned: Sequence[bool],
+    seed: Tensor | None = None,
 ) -> list[Tensor]:
     made = _program(step, backend, inputs, real=True)
     given = BackwardArguments(
@@ -177,6 +216,7 @@ def _backward(
         constant=False,
         wants_first=True,
         may_offset=False,
+        seed=0 if seed is None else int(seed),
     )
     grad_input, first_grads, sums = made.kernels.backward(given)
     assert grad_input is not None
@@ -191,14 +231,14 @@ def _backward(
 
 @_backward.register_fake
 def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *given: Any) -> list[Tensor]:
-    *_, step, backend, learned = given
+    step, backend, learned, *_ = given[3:]
     to_first = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
     to_cell_tensors = [torch.empty_like(t) for t, wanted in zip(cell_tensors, learned, strict=True) if wanted]
     return [inputs.new_empty(inputs.shape), *to_first, *to_cell_tensors]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    sequence, first, cell_tensors, ctx.step, ctx.backend, keep = inputs
+    sequence, first, cell_tensors, ctx.step, ctx.backend, keep, seed = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
@@ -207,11 +247,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.states, ctx.begun, ctx.reads_input = len(made.step.states), len(first), made.plan.reads_input
     ctx.shape, ctx.learned = sequence.shape, [t.requires_grad for t in cell_tensors]
     read = [sequence] if ctx.reads_input else []
-    ctx.save_for_backward(*read, *first, *cell_tensors, *output[ctx.states :])
+    ctx.draws = seed is not None
+    ctx.save_for_backward(*read, *first, *cell_tensors, *output[ctx.states :], *([seed] * ctx.draws))
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     saved, begun = list(ctx.saved_tensors), ctx.begun
+    seed = saved.pop() if ctx.draws else None
     like = next(g for g in grads if g is not None)
     inputs = saved.pop(0) if ctx.reads_input else like.new_empty(()).expand(ctx.shape)
     end = begun + len(ctx.learned)
@@ -220,11 +262,12 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     last = [inputs.new_zeros(ctx.shape[1:]) if g is None else g for g in last]
     arguments = saved[:begun], saved[begun:end], saved[end:], outputs, last
     grad_input, *rest = torch.ops.hibana.unroll_backward(
-        inputs, *arguments, ctx.step, ctx.backend, ctx.learned
+        inputs, *arguments, ctx.step, ctx.backend, ctx.learned, seed
     )
     to_learned = iter(rest[ctx.states :])
     to_cell_tensors = [next(to_learned) if wanted else None for wanted in ctx.learned]
-    return grad_input, rest[:begun], to_cell_tensors, None, None, None
+    # torch has no gradient for an argument that is its default, as no seed is
+    return grad_input, rest[:begun], to_cell_tensors, None, None, None, *[None] * ctx.draws
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

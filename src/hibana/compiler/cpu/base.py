@@ -19,6 +19,7 @@ class NativeKernels(Kernels):
     """
 
     takes_uniform: ClassVar = True
+    takes_draws: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan

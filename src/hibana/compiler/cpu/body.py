@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from hibana.compiler.cpu.draws import Block, Draws
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.ops import row_of
 from hibana.compiler.graph.passes import Stores, leaves
@@ -110,25 +111,30 @@ def row_function(
     number: type[Pointer],
     *,
     short: bool,
+    aligned: bool,
     nontemporal: frozenset[str],
     ahead: frozenset[str],
-) -> tuple[Function, list[str], list[str]]:
+) -> tuple[Function, list[str], list[str], bool]:
     """A function that computes `stores` for `n` neurons, the last `in_reverse` of them last to first.
 
-    Returns it with the names of its rows and scalars. If `short`, all blocks run through the masked code: a
-    third of the instructions.
+    Returns it with the names of its rows and scalars, and whether it draws random numbers: then it takes the
+    seed, the step and the number of the first neuron, too, a multiple of a vector's if rows are `aligned`. If
+    `short`, all blocks run through the masked code: a third of the instructions.
     """
     read = leaves(stores)
     scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
+    drawn = [name for name, leaf in read.items() if leaf.op == "draw"]
     rows: dict[str, type[Pointer]] = {
         name: Bytes if value.boolean else number
         for name, value in (read | stores).items()
-        if name not in scalars
+        if name not in scalars and name not in drawn
     }
 
     def write(code: Code, n: Value, in_reverse: Value, **given: Any) -> None:
         standing = {s: given[_plain(s)].spread(VECTOR) for s in scalars}
-        block = partial(_block, code, stores, given, standing, number)
+        of = {name: given[name] for name in _DRAWN} if drawn else {}
+        draws = Draws(code, drawn, VECTOR, aligned=aligned, **of) if drawn else None
+        block = partial(_block, code, stores, given, standing, draws, number)
         if short:
             with code.loop(0, n, VECTOR) as at:
                 block(at, n - at)
@@ -145,7 +151,13 @@ def row_function(
 
     kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_plain, scalars), number.element)}
     kinds |= {"n": LONG, "in_reverse": LONG}
-    return function(name, write, kinds), list(rows), scalars
+    if drawn:
+        kinds |= dict.fromkeys(_DRAWN, LONG)
+    return function(name, write, kinds), list(rows), scalars, bool(drawn)
+
+
+_DRAWN = ("seed", "time", "first")
+"""What random numbers are drawn from: the seed of the call, the step, the number of the first neuron."""
 
 
 def _plain(scalar: str) -> str:
@@ -158,6 +170,7 @@ def _block(
     stores: Stores,
     rows: Rows,
     scalars: Mapping[str, Value],
+    draws: Draws | None,
     number: type[Pointer],
     at: Value,
     count: Value | None = None,
@@ -172,6 +185,7 @@ def _block(
         stores: the rows to write, and their values.
         rows: the addresses of these and of the rows that are read.
         scalars: the vectors of the scalar leaves.
+        draws: the random numbers, if there are any.
         number: the pointer type of numbers.
         at: the index of the block's first neuron.
         count: how many neurons the block has, if it is not whole.
@@ -179,6 +193,7 @@ def _block(
         ahead: the rows that are prefetched.
     """
     block = _Block(code, rows, number, at, count)
+    drawn: Block | None = draws.block(at) if draws else None
     done: dict[graph.Value, Value] = {}
     read = dict(scalars)
     names: dict[graph.Value, str] = {}
@@ -194,6 +209,9 @@ def _block(
                         block.fetch(name, to_write=False)
                     read[name] = block.read(name)
                 done[one] = read[name]
+            elif one.op == "draw":
+                assert drawn is not None
+                done[one] = drawn.drawn(str(one.data), number.element)
             else:
                 done[one] = block.compute(one, [done[a] for a in one.args], names.get(one, ""))
         return done[value]

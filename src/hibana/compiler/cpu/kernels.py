@@ -49,6 +49,8 @@ RECOMPUTED_FROM = 4 << 20
 REPEATED_FROM = 1 << 17
 """Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2."""
 
+_Argument = TypeVar("_Argument", int, str)
+
 SHAPES = 256
 """Shapes of sequences that kernels are kept bound to, of all steps of one structure, and of one step."""
 LAUNCHES = 64
@@ -92,7 +94,7 @@ class CpuKernels(NativeKernels):
         return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        inputs, first, parameters, plan, ends, may_offset = given
+        inputs, first, parameters, plan, ends, may_offset, seed = given
         shape, dtype = inputs.shape, self.dtype
         outputs = unaliased(inputs, shape, may_offset)
         place = outputs.data_ptr()
@@ -110,13 +112,14 @@ class CpuKernels(NativeKernels):
         ready.run(  # as self._forward_names has them
             *(self.constants_at, inputs.data_ptr(), inputs.stride(0), place),
             *_addresses(*parameters, *first, *(last or (None,) * (len(first) - 1)), *residuals),
+            *self._drawn(seed),
         )
         return outputs, last, residuals
 
     def forward_over(
         self, producer: Producer, given: ForwardArguments
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        inputs, first, parameters, plan, ends, _ = given
+        inputs, first, parameters, plan, ends, _, seed = given
         shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
         outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
         place = outputs.data_ptr()
@@ -129,7 +132,10 @@ class CpuKernels(NativeKernels):
         residuals = self._residuals(plan, shape)
         fusion.run(
             packed,  # then as self._forward_names has them, but for the input's step
-            (self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
+            (
+                *(self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
+                *self._drawn(seed),
+            ),
             place,
         )
         return outputs, [], residuals
@@ -178,7 +184,7 @@ class CpuKernels(NativeKernels):
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
             self.uniform_at(given),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
-            *sums_at,
+            *(*sums_at, *self._drawn(given.seed)),
         ]
         if isinstance(back, Walk):
             back.run(*values, *_addresses(*residuals))
@@ -186,6 +192,7 @@ class CpuKernels(NativeKernels):
             forward = [  # as self._forward_names has them
                 *(self.constants_at, *read, 0),
                 *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
+                *self._drawn(given.seed),
             ]
             back.run(forward, values, grad_outputs.data_ptr())
         if back.reduced:
@@ -201,6 +208,7 @@ class CpuKernels(NativeKernels):
             *(f"{name}_first" for name in states),
             *(f"{name}_last" for name in carried),
             *(plan.names if plan else ()),
+            *self._drawn("seed"),
         ]
 
     def _backward_names(self) -> list[str]:
@@ -213,11 +221,23 @@ class CpuKernels(NativeKernels):
             *(f"{name}_last_grad" for name in carried),
             *(f"{name}_first_grad" for name in states),
             *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
+            *self._drawn("seed"),
         ]
+
+    def _drawn(self, seed: _Argument) -> tuple[_Argument, ...]:
+        """The seed, if a step draws random numbers."""
+        return (seed,) if self.step.draws else ()
 
     def one_step(self, shape: torch.Size, plan: Plan) -> OneStepKernels | None:
         large = shape.numel() * self.size >= ALIASING_FROM
-        if shape[0] != 1 or large or self.step.parameters or self.step.grad_sums or plan.recomputed:
+        if (
+            shape[0] != 1
+            or large
+            or self.step.parameters
+            or self.step.grad_sums
+            or plan.recomputed
+            or self.step.draws
+        ):
             return None
         threads = torch.get_num_threads()
         forward, keeping = (self._forward(shape, kept, False, threads, ()) for kept in (None, plan))
@@ -230,7 +250,7 @@ class CpuKernels(NativeKernels):
         )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
-        if built() is None or self.step.parameters:
+        if built() is None or self.step.parameters or self.step.draws:
             return None
         return self._launch(plan, shape, ends, torch.get_num_threads())
 

@@ -77,6 +77,8 @@ class Parts:
     nontemporal: bool
     earlier: int
     """Order of execution of the step before in time: 1 (after this one) in a backward, else -1."""
+    aligned: bool = True
+    """Whether rows begin at neurons whose numbers are multiples of a vector's."""
 
     @cached_property
     def before(self) -> Pass | None:
@@ -84,7 +86,7 @@ class Parts:
         if not self.inner or not is_long(self._merged(1, edge=False)):
             return None
         inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
-        made = Pass(f"{self.name}_before", inner, self.number, self.calls)
+        made = Pass(f"{self.name}_before", inner, self.number, self.calls, aligned=self.aligned)
         made.scratch += self.inner
         return made
 
@@ -124,7 +126,8 @@ class Parts:
         stores = self._merged(count, edge=edge)
         ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
         nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
-        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, ahead)
+        options = nontemporal, ahead, self.aligned
+        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, *options)
 
     def _merged(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one, with the state passed on as values.
@@ -150,13 +153,16 @@ class Parts:
         """Renames the rows of a step for the one done `ahead` steps after the first."""
 
         def standing(value: Value) -> Value | None:
-            if value.op not in ("row", "bits"):
+            if value.op not in ("row", "bits", "draw"):
                 return None
             name = str(value.data)
             if name in passed:
                 return passed[name]
             own = name.removesuffix("_earlier")
-            if own in self.moving:
+            if value.op == "draw":  # called after how many steps later in time than the first one done
+                later = -self.earlier * (ahead if own == name else ahead + self.earlier)
+                name = f"{own}.{later}"
+            elif own in self.moving:
                 name = f"{own}.{ahead if own == name else ahead + self.earlier}"
             return known.setdefault((value.op, name), Value(value.op, data=name))
 

@@ -82,9 +82,10 @@ class RowWalk(Schedule):
         names = [name for names in arguments for name in names]
         repeated = [f"p{i}_length" for i in range(step.parameters)]
         names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
+        names += ["seed"] if step.draws else []
         bits = [row.base for row in self.moving.values() if row.bits]
         reduced = [name for name in names if name.endswith("_fold")]
-        self.take(names, (*SIZES, "input_step", "grad_outputs_step", *repeated, *reduced), bits)
+        self.take(names, (*SIZES, "input_step", "grad_outputs_step", "seed", *repeated, *reduced), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
         if len(scratch) > MANY:  # a stack is small
@@ -229,7 +230,7 @@ class RowWalk(Schedule):
             for name in call.rows:
                 if name not in places:
                     places[name] = self._place(name, t)
-            self.call(call, [places[name] for name in call.rows], self.n, self.in_reverse)
+            self.call(call, [places[name] for name in call.rows], self.n, self.in_reverse, t, self.lo)
 
     def _place(self, name: str, t: Value) -> Pointer:
         """The address of the row `name` at step `t`, or ``name.1`` at the step done after it."""

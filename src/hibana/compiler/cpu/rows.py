@@ -35,6 +35,8 @@ class Pass:
     """Rows that are written by non-temporal stores."""
     ahead: frozenset[str] = frozenset()
     """Rows that are prefetched."""
+    aligned: bool = True
+    """Whether rows begin at neurons whose numbers are multiples of a vector's."""
     functions: int = 0
     does: list["Call"] = field(default_factory=list)
     """The calls, in order."""
@@ -90,16 +92,17 @@ class Pass:
     def _function(self, stores: Stores) -> None:
         if not stores:
             return
-        made = row_function(
+        function, rows, scalars, draws = row_function(
             f"{self.name}{self.functions or ''}",
             stores,
             self.number,
             short=self.long,
+            aligned=self.aligned,
             nontemporal=self.nontemporal,
             ahead=self.ahead,
         )
         self.functions += 1
-        self.does.append(Call(*made))
+        self.does.append(Call(function, rows, scalars, draws=draws))
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Call:
     """Of a product: its operand, the mask of where the result is used if there is one, and the result."""
     scalars: list[str] = field(default_factory=list)
     matrix: int = 0
+    draws: bool = False
+    """Whether a function draws random numbers."""
 
 
 def is_long(stores: Stores) -> bool:

@@ -58,7 +58,7 @@ class SampleWalk(Schedule):
         code = self.code
         moving = self.parts.moving.values()
         bits = [row.base for row in moving if row.bits]
-        self.take(self._arguments(), (*_SIZES, *_STRIDES), ["workspace", *bits])
+        self.take(self._arguments(), (*_SIZES, *_STRIDES, "seed"), ["workspace", *bits])
         size = self.size
         size["step"] = size["samples"] * size["neurons"]
         with code.loop(self.begin, self.end) as piece:
@@ -85,6 +85,7 @@ class SampleWalk(Schedule):
             *(f"p{i}_at" for i in parameters),
             *(["uniform_grad_at"] if "uniform_grad[0]" in self.leaves else []),
             "constants",
+            *(["seed"] if self.step.draws else []),
             *tables,
         ]
 
@@ -163,7 +164,8 @@ class SampleWalk(Schedule):
                         if name not in rows:
                             rows[name] = self._row(name, t, s, sample, edge=edge)
                     given = [rows[name] for name in call.rows]
-                    self.call(call, given, self.size["neurons"], self.code.constant(0))
+                    none, first = self.code.constant(0), self._first_of(sample)
+                    self.call(call, given, self.size["neurons"], none, t, first)
 
     def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
         """The address of a sample's row `name`: of a sequence, of the states at the start, or of its own."""

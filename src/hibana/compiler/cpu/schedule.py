@@ -77,10 +77,22 @@ class Schedule:
             self.passes, lambda array, i: self.at["constants" if array == "c" else f"{array}_at"][i]
         )
 
-    def call(self, call: Call, rows: Sequence[Pointer], neurons: Value, in_reverse: Value) -> None:
-        """Calls a function of rows, the vector function of an operation or one of a pass."""
+    def call(
+        self,
+        call: Call,
+        rows: Sequence[Pointer],
+        neurons: Value,
+        in_reverse: Value,
+        time: Value,
+        first: Value,
+    ) -> None:
+        """Calls a function of rows, the vector function of an operation or one of a pass.
+
+        The rows are those of the step `time`, from the neuron `first` of it on.
+        """
         functions = {op: self.at[name] for name, op in self.functions.items()}
-        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse)
+        drawn = [self.size["seed"], time, first] if call.draws else []
+        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, drawn)
 
     def source(self, rows: int, row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
@@ -107,6 +119,7 @@ def write_call(
     functions: Mapping[str, Pointer],
     size: Value,
     in_reverse: Value,
+    drawn: Sequence[Value] = (),
 ) -> None:
     """Writes a call of a pass, except of a product.
 
@@ -118,11 +131,12 @@ def write_call(
         functions: the vector functions by operation; others call the C library.
         size: neurons of a row.
         in_reverse: how many of them are walked in reverse.
+        drawn: of a pass that draws random numbers: the seed, the step, and the first neuron's number.
     """
     if isinstance(call.function, Function):
         kinds = call.function.kinds[: len(rows)]
         given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
-        call.function.do(code, *given, *(scalars[name] for name in call.scalars), size, in_reverse)
+        call.function.do(code, *given, *(scalars[name] for name in call.scalars), size, in_reverse, *drawn)
         return
     number = type(rows[0])
     if call.function in functions:

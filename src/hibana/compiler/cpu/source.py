@@ -70,7 +70,7 @@ def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozen
     once = forward_pass(step, plan)
     *carried, emitted = step.states
     moving, inner = moving_forward(step, once, **_OVER_SAMPLES), _emitted_before(step, once)
-    parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=-1)
+    parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=-1, aligned=False)
     walk = SampleWalk("forward", step, parts, calls, carried, {"emitted_before": f"{emitted}_first"})
     walk.begun = {name: f"{name}_first" for name in carried}
     walk.ends = {name: f"{name}_last" for name in carried}
@@ -144,7 +144,7 @@ def backward_over_samples(
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()
     }
-    parts = Parts("backward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=1)
+    parts = Parts("backward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=1, aligned=False)
     grads = [f"{name}_grad" for name in step.states]
     walk = SampleWalk("backward", step, parts, calls, [*grads, *sums], _firsts(before))
     walk.begun = {f"{name}_grad": f"{name}_last_grad" for name in step.states[:-1]}

@@ -8,6 +8,7 @@ reads and its next states are finite; a quotient that may divide by zero may be 
 import math
 from collections.abc import Callable
 
+from hibana.compiler.generator import LARGEST_NORMAL
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.plan import gradients, reachable
 from hibana.compiler.graph.step import Step, Value
@@ -91,6 +92,9 @@ class _Found:
         if value.op == "constant":
             number = self.step.constants[int(value.data)]
             return (number, number) if abs(number) <= LARGEST else None
+        if value.op == "draw":
+            normal = str(value.data).startswith("normal")
+            return (-LARGEST_NORMAL, LARGEST_NORMAL) if normal else (0.0, 1.0)
         if not value.args or value.op == "product":
             return ANY
         args = [self.known[argument] for argument in value.args]

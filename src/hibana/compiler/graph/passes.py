@@ -1,7 +1,8 @@
 """The forward and backward pass of one step: what it reads and writes, by name, for every backend.
 
 A pass is a set of stores, from a name to its value, made of named leaves: ``row`` (a number per neuron),
-``bits`` (a truth value per neuron) and ``scalar`` (one number for all).
+``bits`` (a truth value per neuron), ``scalar`` (one number for all) and ``draw`` (a random one
+per neuron).
 
 ======================  ========================================================================
 ``x``                   the input at this step
@@ -17,10 +18,12 @@ A pass is a set of stores, from a name to its value, made of named leaves: ``row
 ``gate0``, …            a mask of the step before, outside which state 0's gradient is not used
 ``p0``, …               per-neuron parameters; scalar ones are ``scalar`` leaves, ``p[0]`` of one number
 ``c[0]``, …             constants
+``uniform0``, …         random numbers of this step; ``uniform0_earlier`` of the step before
 ======================  ========================================================================
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from hibana.compiler.graph.plan import Plan, evaluated, has_gradient
 from hibana.compiler.graph.step import Step, Value
@@ -49,7 +52,13 @@ def before_pass(step: Step, plan: Plan) -> Stores:
     """The previous states that the backward uses, from the residuals of the step before."""
     residuals = {value: _residual(value, f"residual{i}_earlier") for i, value in enumerate(plan.residuals)}
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
-    return _named(stores, lambda value: residuals.get(value) or _shared(value))
+
+    def leaf(value: Value) -> Value | None:
+        if value.op == "draw":
+            return replace(value, data=f"{value.data}_earlier")
+        return residuals.get(value) or _shared(value)
+
+    return _named(stores, leaf)
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: bool) -> Stores:
@@ -103,12 +112,15 @@ def arriving(step: Step) -> list[Value]:
 def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
     """The named leaves that `stores` are made of."""
     values = evaluated(stores.values(), ())
-    return {str(v.data): v for v in values if v.op in ("row", "bits", "scalar")}
+    return {str(v.data): v for v in values if v.op in _NAMED}
 
 
 def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value]) -> Stores:
     """`stores` with each value of `replacements` replaced."""
     return _named(stores, replacements.get)
+
+
+_NAMED = ("row", "bits", "scalar", "draw")
 
 
 def _shared(value: Value) -> Value | None:
@@ -119,6 +131,8 @@ def _shared(value: Value) -> Value | None:
     if value.op == "parameter":
         name = f"p{value.data}"
         return Value("scalar", data=f"{name}[0]") if value.scalar else Value("row", data=name)
+    if value.op == "draw":
+        return value
     return Value("scalar", data=f"c[{value.data}]") if value.op == "constant" else None
 
 
@@ -136,7 +150,7 @@ def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
         found = leaf(value)
         if found is None:
             done[value] = Value(value.op, tuple(done[a] for a in value.args), value.data, value.scalar)
-        elif found.op in ("row", "bits", "scalar"):
+        elif found.op in _NAMED:
             done[value] = known.setdefault((found.op, found.data), found)
         else:
             done[value] = found

@@ -89,7 +89,7 @@ def recomputing(step: Step, plan: Plan) -> Plan | None:
     are neither written nor read.
     """
     forward = reachable([*step.nexts, *plan.residuals])
-    dear = any(value.op in CALLS or value.op == "product" for value in forward)
+    dear = any(value.op in CALLS or value.op in ("product", "draw") for value in forward)
     input_ = next((value for value in forward if value.op == "input"), None)
     if dear or input_ is None or step.nexts[-1].op != "to_float":
         return None

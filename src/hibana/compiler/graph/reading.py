@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from hibana.cells import Cell
 from hibana.compiler.graph.aten import translate
+from hibana.compiler.graph.draws import drawn, is_draw
 from hibana.compiler.graph.nodes import (
     MOVES,
     PRODUCTS,
@@ -70,6 +71,7 @@ class Reading:
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
         self.behind: set[fx.Node] = set()
         """Nodes that depend on gradients."""
+        self.draws = 0
         self.blank = False
         self.wide = Wide(graph, len(self.names), dtype)
 
@@ -99,6 +101,7 @@ class Reading:
             parameters=len(self.parameters),
             matrices=len(self.matrices.nodes),
             outer=tuple(self.outer.values()),
+            draws=self.draws,
             blank=self.blank,
         )
 
@@ -163,7 +166,7 @@ class Reading:
         elif self._is_narrowed(node):
             self.after.add(node)  # after the sum over time, as PyTorch does after one over neurons
             self._sum(used[0])
-        elif varies:
+        elif varies or is_draw(target):
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self.number(node.args[-1])
@@ -258,6 +261,8 @@ class Reading:
         if any(user.target is operator.getitem for user in node.users):
             raise Unsupported(f"{node.target}: the step takes several from one operation")
         result = node.meta["val"]
+        if is_draw(node.target):
+            self._check_draw(node)
         self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool) and not self.wide.serves(node):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
@@ -266,7 +271,10 @@ class Reading:
         if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
             # beside truth values alone, a number is one of the default dtype
             args = tuple(rounded(a, torch.get_default_dtype()) for a in args)
-        if self.wide.is_power(node):
+        if is_draw(target):
+            value = drawn(target, args, node.kwargs, self.draws, self._argument, self.make)
+            self.draws += 1
+        elif self.wide.is_power(node):
             value = self.make("pow", *map(self._argument, args))
         else:
             value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
@@ -277,6 +285,17 @@ class Reading:
                     raise Unsupported(f"{target} writes into a part of a tensor, or one with another name")
                 self.values[other] = value
         self.values[node] = value
+
+    def _check_draw(self, node: fx.Node) -> None:
+        """Has `node` draw a number for each neuron, in the order of the neurons."""
+        order, result = step_layout(self.shape), node.meta["val"]
+        used = [self.layouts[n] for n in node.all_input_nodes if n in self.layouts and n.meta["val"].ndim]
+        if result.shape != self.shape or any(not same(layout, order, self.shape) for layout in used):
+            raise Unsupported(
+                f"the step draws numbers of shape {tuple(result.shape)}, of which not each is one neuron's, "
+                f"as a step has {tuple(self.shape)}"
+            )
+        self.layouts[node] = order
 
     def _argument(self, argument: Any) -> Value:
         if isinstance(argument, fx.Node):

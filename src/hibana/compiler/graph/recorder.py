@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
+from hibana.compiler.graph.draws import blank, is_draw
 from hibana.compiler.graph.ops import Unsupported
 
 
@@ -27,7 +28,7 @@ def joint_graph(
         blank = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
         return recorder.leaf(blank)
 
-    recorder = _Recorder()
+    recorder = _Recorder(device)
     looking = _Looking(recorder.shared_or_not)
     one = torch.empty(shape, dtype=dtype, device="meta")
     count = len(cell.state_names())
@@ -151,8 +152,9 @@ _IN_SEVERAL: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
 class _Recorder(TorchDispatchMode):
     """Writes each ATen operation that runs under it into an fx graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it so
+        self.device = device
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.storages: dict[int, fx.Node] = {}
@@ -187,15 +189,16 @@ class _Recorder(TorchDispatchMode):
             return self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise Unsupported(f"{func} draws random numbers")
+        drawn = is_draw(func)
+        if torch.Tag.nondeterministic_seeded in func.tags and not drawn:
+            raise Unsupported(f"{func} draws random numbers as hibana does not")
         if func in _IN_SEVERAL:
             return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
         if func is _ATEN._efficientzerotensor.default:  # the derivative of `torch.sgn`
             func = _ATEN.zeros.default  # zeros that have memory, which a kernel reads
         if self.shared_or_not and func._schema.is_mutable:
             self._check_write(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = blank(func, args, kwargs, self.device) if drawn else func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
         if isinstance(result, Tensor) or several:
             recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))

@@ -22,6 +22,10 @@ from hibana.compiler.graph.step import Step, Value
 FREE = frozenset({"constant", "number", "parameter", "gradient"})
 """Leaves that are always available."""
 
+DRAW = 4.0
+"""The price of drawing a number again, in bits: more than the truth value that is made of it, less than a
+number, which is never kept if it is made of draws alone."""
+
 ONCE = ("input", "product")
 """What can't be recomputed: the input, and products, which are too expensive."""
 
@@ -96,6 +100,7 @@ class _Split:
         self.passed_on = frozenset(v for v in step.nexts if v.op == "previous")
         """States before the step that are states after it, unchanged."""
         both = self.now & self.earlier
+        self.drawn = _drawn(self.values)
         self.share = {v: 0.5 if v in both else float(v in self.now) for v in self.values}
         """The part of a value's price that the step itself pays; the rest, the step before."""
 
@@ -181,7 +186,7 @@ class _Split:
         return now & _taken(recomputed, self.roots), earlier & _taken(evaluated(sources, earlier), sources)
 
     def _may_be_kept(self, value: Value) -> bool:
-        return value.op != "previous" or value in self.passed_on
+        return value not in self.drawn and (value.op != "previous" or value in self.passed_on)
 
 
 def _used(roots: Sequence[Value]) -> list[Value]:
@@ -193,6 +198,16 @@ def _used(roots: Sequence[Value]) -> list[Value]:
             behind.add(value)
     ends = [*roots, *(a for v in everything if v in behind for a in v.args)]
     return list(dict.fromkeys(v for v in ends if v not in behind and v.op not in FREE))
+
+
+def _drawn(values: Iterable[Value]) -> set[Value]:
+    """Those of `values` that are numbers made of draws alone."""
+    found: set[Value] = set()
+    for value in evaluated(values, ()):
+        of_draws = any(a in found for a in value.args) and all(a in found or a.op in FREE for a in value.args)
+        if value.op == "draw" or (of_draws and not value.boolean):
+            found.add(value)
+    return found
 
 
 def _wanted(roots: Iterable[Value]) -> set[Value]:
@@ -207,6 +222,6 @@ def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
 def _effort(value: Value) -> float:
     """The price of recomputing `value`, in bits."""
     if not value.args:
-        return 0.0
+        return DRAW if value.op == "draw" else 0.0
     row = OPERATIONS.get(value.op)
     return 0.1 if row is None else row.effort

@@ -56,6 +56,7 @@ def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
             "parameters": step.parameters,
             "matrices": step.matrices,
             "outer": places(step.sides),
+            "draws": step.draws,
             "prologue": _written(step.prologue),
             "epilogue": _written(step.epilogue),
             "residuals": places(plan.residuals),
@@ -104,6 +105,7 @@ def read(text: str) -> tuple[Step, Plan, torch.dtype]:
         parameters=held["parameters"],
         matrices=held["matrices"],
         outer=tuple(zip(*[iter(of(held["outer"]))] * 2, strict=True)),
+        draws=held["draws"],
         any_size=True,
     )
     support, spikes = of(held["marks"])

@@ -15,10 +15,11 @@ from hibana.compiler.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsuppor
 class Value:
     """One number (or truth value) per neuron and step.
 
-    `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``), one of
-    ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, or a ``number`` itself. The product of a row
-    of neurons with matrix j has `data` ``2 j``, with it transposed ``2 j + 1``. The passes (``graph.passes``)
-    have leaves of their own: ``row``, ``bits`` and ``scalar``, by name.
+    `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``, ``draw``),
+    one of ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, a ``number`` itself, or what a
+    ``draw`` is called (:func:`hibana.compiler.draws.numbers`). The product of a row of neurons with matrix j
+    has `data` ``2 j``, with it transposed ``2 j + 1``. The passes (``graph.passes``) have leaves of their
+    own: ``row``, ``bits`` and ``scalar``, by name.
     """
 
     op: str
@@ -60,6 +61,8 @@ class Step:
     matrices: int = 0
     outer: tuple[tuple[Value, Value], ...] = ()
     """Pairs of rows whose outer products, summed over samples and time, are gradients of matrices."""
+    draws: int = 0
+    """How many random numbers a neuron draws."""
     blank: bool = False
     """Whether some gradient is the number zero, as that of ``floor``, and no longer names what it is of."""
     any_size: bool = False
@@ -93,7 +96,7 @@ class Values:
         self.constants.append(rounded(number, self.dtype) if isinstance(number, int) else number)
         return Value("constant", data=len(self.constants) - 1)
 
-    def make(self, op: str, *args: Value, data: int = 0) -> Value:
+    def make(self, op: str, *args: Value, data: int | str = 0) -> Value:
         """The value ``op(*args)``, the same object whenever it is the same value."""
         if op == "to_float" and not args[0].boolean:
             return args[0]
@@ -105,7 +108,7 @@ class Values:
             args = tuple(self.make("to_float", a) for a in args)
         key = (op, args, data)
         if key not in self.known:
-            assert op in ("number", "product") or op in OPERATIONS, op
+            assert op in ("number", "product", "draw") or op in OPERATIONS, op
             self.known[key] = Value(op, args, data)
         return self.known[key]
 

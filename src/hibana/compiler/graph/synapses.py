@@ -46,7 +46,7 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
         value = step.nexts[state]
     if value.op == "to_float":
         (value,) = value.args
-    if value.op in ("previous", "number", "constant", "parameter"):
+    if value.op in ("previous", "number", "constant", "parameter", "draw"):
         raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
     return Operand(value, state, gradient, turned)
 

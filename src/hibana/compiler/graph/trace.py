@@ -20,8 +20,12 @@ from hibana.compiler.graph.step import Step
 from hibana.compiler.tensors import shape_class, tensors_of
 
 
-def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu") -> Step:
+def trace(
+    cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu", *, draws: bool = False
+) -> Step:
     """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
+
+    It may draw random numbers if `draws`.
 
     The step runs on two small shapes. If it is the same on both, the sizes of dimensions that no tensor of
     the cell has do not matter; else it runs once on `shape` itself, on the meta device.
@@ -30,7 +34,10 @@ def trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu"
         Unsupported: if the step is not pointwise in operations known here, with the reason.
     """
     with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
-        return clean.submit(_trace, cell, shape, dtype, device).result()
+        step = clean.submit(_trace, cell, shape, dtype, device).result()
+    if step.draws and not draws:
+        raise Unsupported(f"the step of {type(cell).__name__} draws random numbers")
+    return step
 
 
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
@@ -47,7 +54,7 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
     if seen[0][0] != seen[1][0]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
     if not any(same for _, same in seen):
-        raise Unsupported("the step draws random numbers")
+        raise Unsupported("the step draws random numbers of Python's or NumPy's")
     if not looked and str(graphs[0]) == str(graphs[1]):
         return replace(Reading(cell, tensors, graphs[0], small[0], dtype, device).step(), any_size=True)
     if str(graphs[0]) != str(joint_graph(alone, tensors, small[0], dtype, "cpu")[0]):

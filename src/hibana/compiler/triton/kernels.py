@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hibana.compiler import draws
 from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.compiler.graph.plan import Plan, gradients, reachable
 from hibana.compiler.graph.step import Step
@@ -48,6 +49,7 @@ class GpuKernels(NamedKernels):
 
     about: ClassVar = "triton: one kernel forward and one back, over blocks of neurons"
     takes_half: ClassVar = True
+    takes_draws: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan
@@ -93,6 +95,8 @@ class GpuKernels(NamedKernels):
             self._built[key] = kernel_of(self._source(direction, variant), direction, self.language)
         device = next(v.device for v in given.values() if isinstance(v, Tensor))
         given |= {"constants": self._numbers(device)}
+        low, high = draws.key(given["seed"], 0)
+        given |= {"seed_low": _signed(low), "seed_high": _signed(high)}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
         self._run(self._built[key], shape, parameters[self.step.parameters :], given, device)
 
@@ -146,6 +150,11 @@ class SampleKernels(GpuKernels):
         warps = 4 if wide <= 128 else 8 if wide <= 512 else 16
         options = {} if self.language.interpreted else {"num_warps": warps}
         started(kernel, (-(-samples // SAMPLES),), given, device, self.language.interpreted, **options)
+
+
+def _signed(word: int) -> int:
+    """A word of 32 bits as the signed number that has them, so that Triton takes all for one type."""
+    return word - (word >> 31 << 32)
 
 
 def _plain(matrix: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from hibana.compiler.graph.emit import statements
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, evaluated
 from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.triton.draws import draws
 from hibana.compiler.triton.language import Language, block, program
 
-ANY_SIZE = ("steps", "size")
+ANY_SIZE = ("steps", "size", "seed_low", "seed_high")
 """Arguments that kernels are not specialised for."""
 
 
@@ -33,6 +34,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given."""
     stores = forward_pass(step, plan)
     read = leaves(stores)
+    drawing = [*_times("t", language), *draws(read, language)] if step.draws else []
     emitted = step.states[-1]
     residuals = {name: value for name, value in stores.items() if name not in step.states}
     standing = {**_standing(read), "emitted_before": emitted}
@@ -49,10 +51,11 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     body = [
         *_spread(read, language),
         *(_begun(name, f"{name}_first", language) for name in step.states),
-        "for _ in range(steps):",
+        "for t in range(steps):",
         block(
             [
                 *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
+                *drawing,
                 *lines,
                 f"tl.store(outputs + j, {results[emitted]}, there)",
                 *(
@@ -78,6 +81,7 @@ def backward_source(
     before = before_pass(step, plan)
     stores = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     now, then = leaves(stores), leaves(before)
+    drawing = [*_times("steps - 1 - back", language), *draws({**now, **then}, language)] if step.draws else []
     rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
     lines, results = statements(stores, _standing(now), language.dialect)
     emitted = step.states[-1]
@@ -127,6 +131,7 @@ def backward_source(
                     for s in streams
                     if s.earlier in then
                 ),
+                *drawing,
                 *rebuilding,
                 *(f"{n} = tl.where(begun, {n}_first, {text})" for n, text in rebuilt.items()),
                 *lines,
@@ -195,7 +200,13 @@ def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
     """The arguments of both directions: constants, the cell's tensors, and the matrices of `stores`."""
     factors = {int(v.data) for v in evaluated(stores.values(), ()) if v.op == "product"}
     matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
-    return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices)
+    seed = ("seed_low", "seed_high") if step.draws else ()
+    return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices, *seed)
+
+
+def _times(time: str, language: Language) -> list[str]:
+    """The step of the draws, and the one before it."""
+    return [f"now = tl.full({language.shape}, {time}, tl.int32)", "earlier = now - 1"]
 
 
 def _stride(value: Value) -> str:

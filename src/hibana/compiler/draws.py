@@ -1,0 +1,241 @@
+"""The random numbers that a step draws, in PyTorch: the specification of every backend's draws.
+
+A number is a function of the seed of the call, of the step of time, of the neuron, and of which draw of the
+step it is. So a backward draws again what the forward drew, and no number is kept. The key of the generator
+(:mod:`hibana.compiler.generator`) is the seed, its upper word plus the number of the draw within the step;
+the counter is the element's index in the tensor that is drawn, and the step's in the call. Elements i and
+i + 16 of each 32 share the two words of one counter: one has the first and the other the second, or either
+one of a pair of normal numbers. Uniform numbers of float64 have both words of a counter of their own:
+
+    uniform = floor(w / 2**8) 2**-24 in float32;  w0 2**-32 + floor(w1 / 2**11) 2**-53 in float64
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from hibana.compiler import generator
+from hibana.compiler.generator import SHARED, key_schedule, threefry
+
+_MASK = 0xFFFFFFFF
+_BITS = {torch.bfloat16: 8, torch.float16: 11}
+"""Bits of a uniform number of half precision, so many that none rounds to 1."""
+
+
+def new_seed() -> int:
+    """64 bits of torch's default generator of the CPU, which ``torch.manual_seed`` seeds."""
+    ends = torch.iinfo(torch.int64)
+    return int(torch.randint(ends.min, ends.max, (), dtype=torch.int64, device="cpu"))
+
+
+def key(seed: int, number: int) -> tuple[int, int]:
+    """The key of the draw `number` of a step: the lower and the upper word."""
+    return seed & _MASK, ((seed >> 32) + number) & _MASK
+
+
+def numbers(name: str, seed: int, step: int, like: Tensor) -> Tensor:
+    """The numbers of a step's graph that are called `name`, such as ``uniform0``, of the shape of `like`."""
+    kind = name.rstrip("0123456789")
+    return (normal if kind == "normal" else uniform)(seed, int(name.removeprefix(kind)), step, like)
+
+
+def uniform(seed: int, number: int, step: int, like: Tensor) -> Tensor:
+    """The uniform numbers in [0, 1) of draw `number` of `step`, of the shape, dtype and device of `like`."""
+    dtype, count = like.dtype, like.numel()
+    if dtype == torch.float64:
+        x, y = _words(seed, number, step, count, like.device)
+        return (x.to(dtype) * 2.0**-32 + (y >> 11).to(dtype) * 2.0**-53).view(like.shape)
+    word = _shared(count, *_words(seed, number, step, _counters(count), like.device)).view(like.shape)
+    if dtype == torch.float32:
+        drawn: Tensor = generator.uniform(_Numbers, word)
+        return drawn
+    return (word >> (32 - _BITS[dtype])).to(dtype) * 2.0 ** -_BITS[dtype]
+
+
+def normal(seed: int, number: int, step: int, like: Tensor) -> Tensor:
+    """The same of normal numbers, which are computed in float32."""
+    words = _words(seed, number, step, _counters(like.numel()), like.device)
+    return _shared(like.numel(), *generator.normal(_Numbers, *words)).view(like.shape).to(like.dtype)
+
+
+def _counters(count: int) -> int:
+    """How many counters so many elements share."""
+    return -(-count // (2 * SHARED)) * SHARED
+
+
+def _shared(count: int, one: Tensor, other: Tensor) -> Tensor:
+    """What the first `count` elements have of pairs."""
+    return torch.stack([one.view(-1, SHARED), other.view(-1, SHARED)], 1).flatten()[:count]
+
+
+def _words(
+    seed: int, number: int, step: int, count: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """The two words of the first `count` counters, as int64 from 0 to 2**32 - 1."""
+    schedule: Any = key_schedule(*key(seed, number), _add, operator.xor)
+    element = torch.arange(count, dtype=torch.int64, device=device)
+    counter: tuple[Any, Any] = (element, torch.full_like(element, step))
+    return threefry(schedule, counter, _add, _rotated, operator.xor)
+
+
+def _add(one: Any, other: Any) -> Any:
+    return (one + other) & _MASK
+
+
+def _rotated(word: Any, by: int) -> Any:
+    return ((word << by) | (word >> (32 - by))) & _MASK
+
+
+class _Numbers:
+    """Words as int64, of which 32 bits count."""
+
+    @staticmethod
+    def real(word: Tensor) -> Tensor:
+        return word.to(torch.float32)
+
+    @staticmethod
+    def bits(number: Tensor) -> Tensor:
+        return number.view(torch.int32).to(torch.int64) & _MASK
+
+    @staticmethod
+    def number(word: Tensor) -> Tensor:
+        return word.to(torch.int32).view(torch.float32)
+
+    @staticmethod
+    def root(number: Tensor) -> Tensor:
+        return number.to(torch.float64).sqrt().to(torch.float32)  # the library's of float32 may be an ulp off
+
+    @staticmethod
+    def where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        return torch.where(condition, one, other)
+
+
+class Drawing(TorchFunctionMode):
+    """Within it, ``torch.rand_like`` and its kin draw the numbers of :attr:`step` of one call.
+
+    Functions that are not in the list below, and those that are given a generator, draw as torch does.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        """The class of the cell, for errors."""
+        self.step = 0
+        self.seed: int | None = None
+        self._last = (-1, 0)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        draw = _DRAWS.get(func)
+        if draw is None or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        named = {name: value for name, value in kwargs.items() if name not in ("generator", "input")}
+        first = (kwargs["input"],) if "input" in kwargs else ()
+        found = draw(self, *first, *args, **named)
+        return func(*args, **kwargs) if found is None else found
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """The next uniform numbers of the step, of the shape and dtype of `like`."""
+        return uniform(*self._next(like), like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """The next normal numbers of the step, of the shape and dtype of `like`."""
+        return normal(*self._next(like), like)
+
+    def _next(self, like: Tensor) -> tuple[int, int, int]:
+        """The seed, the number of the next draw, and the step."""
+        if not like.dtype.is_floating_point:
+            raise TypeError(f"a step draws floating-point numbers, got {like.dtype}")
+        if self.seed is None:
+            _check_may_draw(self.name)
+            self.seed = new_seed()
+        step, number = self._last
+        self._last = self.step, number + 1 if step == self.step else 0
+        return self.seed, self._last[1], self.step
+
+
+def _check_may_draw(name: str) -> None:
+    """Raises where a seed would become part of a program, or one number that of several samples."""
+    draws = f"the step of {name} draws random numbers"
+    if torch._C._get_tracing_state() is not None:
+        raise RuntimeError(f"{draws}, which torch.jit.trace would write down as constants")
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"{draws}, which a program of PyTorch's operations alone can't")
+    for interpreter in torch._C._functorch.get_interpreter_stack() or ():
+        if interpreter.key() == torch._C._functorch.TransformType.Vmap:
+            raise RuntimeError(
+                f"{draws}, of which torch.vmap would give each sample the same: make the dimension that is "
+                "mapped over one of the batch"
+            )
+
+
+def _like(like: Tensor, **options: Any) -> Tensor:
+    """An empty tensor as ``torch.rand_like(like, **options)`` makes one."""
+    options.pop("requires_grad", None)
+    return torch.empty_like(like.detach(), **{name: value for name, value in options.items() if value})
+
+
+def _of_size(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
+    """An empty tensor as ``torch.rand(*size, **options)`` makes one."""
+    if out is not None:
+        return out
+    size = tuple(options.get("size", size))
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    device = options.get("device") or torch.get_default_device()
+    return torch.empty(*size, dtype=dtype, device=device)
+
+
+def _bernoulli(drawing: Drawing, p: Tensor | float, like: Tensor) -> Tensor:
+    return (drawing.uniform(like.detach()) < p).to(like.dtype)
+
+
+def _bernoulli_of(
+    drawing: Drawing, x: Tensor, p: float | None = None, *, out: Tensor | None = None
+) -> Tensor:
+    made = _bernoulli(drawing, x.detach() if p is None else p, x)
+    return made if out is None else out.copy_(made)
+
+
+def _dropout(
+    drawing: Drawing, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor | None:
+    if not (training and 0 < p < 1 and x.numel()):
+        return None  # nothing is drawn, or torch refuses it
+    kept = _bernoulli(drawing, 1 - p, x).div_(1 - p)
+    return x.mul_(kept) if inplace else x * kept
+
+
+def _uniform_(drawing: Drawing, x: Tensor, *ends: float, **named: Any) -> Tensor:
+    low, high = (*ends, *(0.0, 1.0)[len(ends) :])
+    low, high = named.get("from", low), named.get("to", high)  # what they are called is a word of Python's
+    return x.copy_(drawing.uniform(x) * (high - low) + low)
+
+
+_OF_TENSORS: Any = Tensor
+"""Its methods are descriptors, of which torch's own types know nothing."""
+
+_DRAWS: dict[Any, Callable[..., Tensor | None]] = {
+    torch.rand_like: lambda drawing, x, **o: _made(drawing.uniform(_like(x, **o)), o),
+    torch.randn_like: lambda drawing, x, **o: _made(drawing.normal(_like(x, **o)), o),
+    torch.rand: lambda drawing, *size, **o: _made(drawing.uniform(_of_size(*size, **o)), o),
+    torch.randn: lambda drawing, *size, **o: _made(drawing.normal(_of_size(*size, **o)), o),
+    torch.bernoulli: _bernoulli_of,
+    _OF_TENSORS.bernoulli: _bernoulli_of,
+    _OF_TENSORS.bernoulli_: lambda drawing, x, p=0.5: x.copy_(_bernoulli(drawing, p, x)),
+    _OF_TENSORS.uniform_: _uniform_,
+    _OF_TENSORS.normal_: lambda drawing, x, mean=0.0, std=1.0: x.copy_(drawing.normal(x) * std + mean),
+    functional.dropout: _dropout,
+}
+"""What draws in a step, from its own arguments; None where it is to do as it does elsewhere."""
+
+
+def _made(values: Tensor, options: dict[str, Any]) -> Tensor:
+    if options.get("requires_grad"):
+        values.requires_grad_()
+    out = options.get("out")
+    return values if out is None else out.copy_(values)

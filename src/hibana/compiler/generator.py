@@ -1,0 +1,107 @@
+"""Random bits, and normal numbers of them, as functions of a key and a counter: the same on every backend.
+
+The bits are those of Threefry-2x32 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1,
+2, 3"). Normal numbers come in pairs, of the method of Box and Muller (1958, "A note on the generation of
+random normal deviates"). All of it is written once, in additions, products, quotients and roots that IEEE
+determines, for the numbers of each backend; what a step draws is :mod:`hibana.compiler.draws`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+ROUNDS = 13
+"""Rounds from which on the paper finds no failure of Threefry-2x32 in BigCrush."""
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+PARITY = 0x1BD11BDA
+"""What the third word of the key is made with: the paper's constant for words of 32 bits."""
+
+SHARED = 16
+"""Elements of a draw, so many apart in groups of twice as many, that share the two words of one counter."""
+
+LARGEST_NORMAL = 6.6
+"""A bound of normal numbers: the root of -2 log 2**-31."""
+
+Word = TypeVar("Word")
+"""A number of 32 bits, or many; `+` on it is modulo 2**32."""
+
+
+def key_schedule(
+    low: Word, high: Word, add: Callable[[Word, int], Word], xor: Callable[..., Word]
+) -> list[tuple[Word, Word]]:
+    """What is added to both words before the first round, and after every fourth."""
+    key = (low, high, xor(xor(low, high), PARITY))
+    return [(key[i % 3], add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
+
+
+def threefry(
+    schedule: Sequence[tuple[Word, Word]],
+    counter: tuple[Word, Word],
+    add: Callable[[Word, Word], Word],
+    rotated: Callable[[Word, int], Word],
+    xor: Callable[[Word, Word], Word],
+) -> tuple[Word, Word]:
+    """The two words of random bits at `counter`, under the key of `schedule`.
+
+    `rotated` turns a word to the left by so many bits.
+    """
+    (first, second), *later = schedule
+    x, y = add(counter[0], first), add(counter[1], second)
+    for i in range(ROUNDS):
+        x = add(x, y)
+        y = xor(rotated(y, ROTATIONS[i % len(ROTATIONS)]), x)
+        if i % 4 == 3:
+            to_x, to_y = later[i // 4]
+            x, y = add(x, to_x), add(y, to_y)
+    return x, y
+
+
+class Numbers(Protocol):
+    """What a backend has besides Python's operators for words of 32 bits and float32."""
+
+    def real(self, word: Any) -> Any:
+        """A signed word, rounded to float32."""
+
+    def bits(self, number: Any) -> Any:
+        """The bits of a float32 as a word."""
+
+    def number(self, word: Any) -> Any:
+        """The float32 that has these bits."""
+
+    def root(self, number: Any) -> Any:
+        """The square root, rounded once."""
+
+    def where(self, condition: Any, one: Any, other: Any) -> Any:
+        """`one` where the condition holds, else `other`."""
+
+
+def uniform(n: Numbers, word: Any) -> Any:
+    """A float32 in [0, 1): the word's upper 24 bits, in units of 2**-24."""
+    return n.real(word >> 8) * 2.0**-24
+
+
+_ROOT_OF_HALF = 0x3F3504F3
+"""The bits of sqrt(1/2) as a float32."""
+
+
+def normal(n: Numbers, x: Any, y: Any) -> tuple[Any, Any]:
+    """A pair of independent normal numbers of two words, computed in float32.
+
+    ``sqrt(-2 log r) (cos a, sin a)``, with r of 30 bits of `x`, and of `y` an angle of 23 bits from -pi/4 to
+    pi/4, a quadrant by one bit that exchanges cosine and sine, and one that is the sign of both.
+    """
+    # m = 2**e mantissa, the mantissa from sqrt(1/2) to sqrt(2); r = m / 2**31
+    shifted = n.bits(n.real((x >> 1) | 1)) + (0x3F800000 - _ROOT_OF_HALF)
+    mantissa = n.number((shifted & 0x7FFFFF) + _ROOT_OF_HALF)
+    part = (mantissa - 1) / (mantissa + 1)
+    square = part * part
+    log = part * (2 + square * (2 / 3 + square * (2 / 5 + square * (2 / 7 + square * (2 / 9)))))
+    exponent = n.real(127 + 31 - (shifted >> 23))
+    distance = n.root(exponent * (2 * math.log(2)) - log * 2)
+    angle = n.real((((y >> 6) & 0xFFFFFF) | 1) - 0x800000) * (math.pi / 2 * 2.0**-24)
+    z = angle * angle
+    sine = angle * (1 + z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880)))))
+    cosine = 1 + z * (-1 / 2 + z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320))))
+    signed = n.number(n.bits(distance) ^ (y & 0x80000000))
+    exchanged = (y & 0x40000000) > 0
+    return signed * n.where(exchanged, sine, cosine), signed * n.where(exchanged, cosine, sine)
