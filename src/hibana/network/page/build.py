@@ -138,7 +138,9 @@ def webassembly(program: CProgram) -> bytes:
     with TemporaryDirectory() as name:
         folder = Path(name)
         source, _ = program.write(folder / "net.c")
-        (folder / "page.c").write_text(_EXPORTS.format(cases=cases.replace("net->", "net.")))
+        (folder / "page.c").write_text(
+            _EXPORTS.format(cases=cases.replace("net->", "net.")), encoding="utf-8"
+        )
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-std=c99", "-O2"]
         command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
         command += [f"-Wl,--export={exported}" for exported in EXPORTED]
