@@ -1,5 +1,6 @@
 """What differs by operating system, on systems that this is not."""
 
+import ast
 import ctypes
 import sys
 from pathlib import Path
@@ -95,3 +96,20 @@ def test_files_have_no_owner_where_the_system_has_no_users(tmp_path, monkeypatch
         files.require_private(tmp_path)
     monkeypatch.delattr("os.getuid")
     files.require_private(tmp_path)
+
+
+SOURCES = sorted(Path(hb.__file__).parent.rglob("*.py"))
+
+
+def test_text_is_written_and_read_as_utf_8_whatever_the_system_takes_it_for():
+    """Windows reads and writes another encoding where none is said."""
+    calls = [
+        (f"{path.name}:{call.lineno}", {each.arg for each in call.keywords})
+        for path in SOURCES
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in ("read_text", "write_text")
+    ]
+    assert calls
+    assert [where for where, said in calls if "encoding" not in said] == []

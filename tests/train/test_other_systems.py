@@ -8,8 +8,8 @@ import pytest
 fcntl = pytest.importorskip("fcntl", reason="it stands for the locks that are simulated")
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
-from hibana.train import folder
-from hibana.train.folder import own
+from hibana.train import folder  # noqa: E402 - needs the extra
+from hibana.train.folder import own  # noqa: E402 - as above
 
 
 class Msvcrt:

@@ -138,12 +138,7 @@ def _locked(path: Path) -> int | None:
     """The lock of the folder at `path`, or ``None`` where another holds it."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        elif msvcrt is not None:
-            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
-        else:
-            raise OSError(errno.ENOSYS, "Python has no locks of files here")
+        _lock(lock)
     except (BlockingIOError, PermissionError):  # as fcntl and as msvcrt say that another holds it
         os.close(lock)
         return None
@@ -152,3 +147,18 @@ def _locked(path: Path) -> int | None:
             "folder %s can't be locked (%s): keep other trainings out of it", path, error.strerror
         )
     return lock
+
+
+def _lock(descriptor: int) -> None:
+    """Locks a file as this system does.
+
+    Raises:
+        BlockingIOError, PermissionError: if another process holds it.
+        OSError: if there are no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        raise OSError(errno.ENOSYS, "Python has no locks of files here")

@@ -145,7 +145,7 @@ def webassembly(program: CProgram) -> bytes:
         command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
         command += [f"-Wl,--export={exported}" for exported in EXPORTED]
         command += ["-o", str(folder / "net.wasm"), str(source), str(folder / "page.c")]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if made.returncode:
             raise RuntimeError(f"ziglang could not compile the network: {made.stderr.strip()[-400:]}")
         return (folder / "net.wasm").read_bytes()
