@@ -25,6 +25,12 @@ if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # all below take
     print(__version__)
     raise SystemExit
 
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "hibana needs Python's global interpreter lock, which is off in this process: threads share its "
+        "caches of kernels; start Python with PYTHON_GIL=1 or -X gil=1"
+    )
+
 # isort: split
 from hibana.cells import (
     AdLIFCell,
