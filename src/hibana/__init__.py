@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibana.runtime import openmp_spin  # first: it must be there before torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
     print(__version__)
