@@ -19,11 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from hibana.runtime import openmp_spin  # first: it must be there before torch
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
     print(__version__)
     raise SystemExit
+
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "hibana needs Python's global interpreter lock, which is off in this process: threads share its "
+        "caches of kernels; start Python with PYTHON_GIL=1 or -X gil=1"
+    )
 
 # isort: split
 from hibana.cells import (

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -108,6 +109,24 @@ def written(folder, pictures, *, packed):
     for name, array in pictures.items():
         path = folder / (f"{name}.gz" if packed else name)
         path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_an_unpacked_file_is_closed_before_it_is_read(tmp_path, pictures, monkeypatch):
+    """Windows opens no file twice."""
+    written(tmp_path, pictures, packed=True)
+    import torchvision.datasets.mnist as idx_files
+
+    readers = {name: getattr(idx_files, name) for name in ("read_image_file", "read_label_file")}
+    for name, reader in readers.items():
+
+        def read(path, reader=reader):
+            opened = [str(each.readlink()) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+            assert path not in opened
+            return reader(path)
+
+        monkeypatch.setattr(idx_files, name, read)
+    data.load("mnist", root=tmp_path).setup()
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -687,6 +687,36 @@ def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch):
         read(path)
 
 
+ELSEWHERE = """
+import pathlib, signal
+for name in ("SIGPROF", "setitimer", "pthread_sigmask"):
+    delattr(signal, name)
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda path: "proc" not in path.parts and exists(path)
+"""
+"""As on Windows: no such signals, and no ``/proc``."""
+
+
+def test_files_are_read_on_systems_without_timers_and_proc(tmp_path, monkeypatch):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    expected = file.load(path, 1 << 20)
+    main = f"import runpy; runpy.run_path({str(file.PROGRAM)!r}, run_name='__main__')"
+    (tmp_path / "program.py").write_text(ELSEWHERE + main)
+    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.delattr("signal.SIGPROF")
+    assert str(file.load(path, 1 << 20)) == str(expected)
+
+
+def test_what_would_take_no_end_is_a_sentence_without_timers_too(tmp_path, monkeypatch):
+    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    endless = ENDLESS.format(folder=str(file.PROGRAM.parent))
+    (tmp_path / "program.py").write_text(ELSEWHERE + endless)
+    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.delattr("signal.SIGPROF")
+    with pytest.raises(ValueError, match=r"x\.nir is damaged: reading it takes no end"):
+        read(path)
+
+
 def test_a_process_that_cannot_read_is_not_the_files_fault(tmp_path, monkeypatch):
     path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
     (tmp_path / "program.py").write_text("import no_such_module")

@@ -421,7 +421,7 @@ def test_what_others_compile_in_this_process_is_as_before() -> None:
     import llvmlite.binding as llvm
 
     def others() -> bytes:
-        _, machine = build._llvm()
+        _, machine = build.host()
         return bytes(machine.emit_object(llvm.parse_assembly(LOOP)))
 
     llvm.set_option("", "-disable-lsr=true")

@@ -256,6 +256,9 @@ def _serving(
         reason = "transforms of torch.func and forward-mode derivatives are the loop's"
     else:
         reason = refusal(chosen, inputs.device.type)
+        if reason and not named:
+            said_once("every cell", reason)  # and not again for each kind of cell
+            said = True
     if reason:
         if named:
             raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")

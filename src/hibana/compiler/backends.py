@@ -13,6 +13,12 @@ def _of_cpu(products: bool) -> type[Kernels]:
     return CpuKernels
 
 
+def _cpu_refuses(device: str) -> str:
+    from hibana.runtime import available
+
+    return available.refusal() if device == "cpu" else f"it serves cpu, not {device}"
+
+
 def _of_triton(products: bool) -> type[Kernels]:
     from hibana.compiler.triton.kernels import GpuKernels, SampleKernels
 
@@ -25,5 +31,5 @@ def _triton_refuses(device: str) -> str:
     return gpu.refusal(device)
 
 
-register(Backend("cpu", ("cpu",), _of_cpu))
+register(Backend("cpu", ("cpu",), _of_cpu, _cpu_refuses))
 register(Backend("triton", ("cuda",), _of_triton, _triton_refuses))

@@ -9,7 +9,7 @@ import torch
 
 from hibana.cells import Cell
 from hibana.compiler import programs
-from hibana.compiler.backend import refusal
+from hibana.compiler.backend import of_device, refusal
 from hibana.compiler.first_call import NO_DERIVATIVE
 from hibana.compiler.graph.emit import Dialect, statements
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
@@ -54,7 +54,9 @@ def explain_cell(
     if shape is None:
         shape = _fitting(cell)
     unserved = f"{name}\n{REFERENCE}"
-    if reason := refusal(backend, "cpu") and refusal(backend, "cuda"):
+    on_cpu, on_cuda = (refusal(backend, device) for device in ("cpu", "cuda"))
+    if on_cpu and on_cuda:
+        reason = on_cpu if backend == of_device("cpu") else on_cuda
         return Report(f"reference loop, because {reason}", f"{unserved}{reason}\n")
     try:
         made = programs.program(cell, backend, torch.Size(shape), dtype)

@@ -35,7 +35,7 @@ class AsBits(Dataset[tuple[Tensor, ...]]):
         self.samples, self.shape = samples, shape
         self.folder = folder / hashlib.sha256(said.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "key.json").write_text(said)
+        (self.folder / "key.json").write_text(said, encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.samples)  # type: ignore[arg-type]  # all splits have a length

@@ -66,7 +66,7 @@ class SpeechCommands(DataSet):
                 f"root must hold validation_list.txt, testing_list.txt and the folders of {self.classes} "
                 f"words of Speech Commands, version 2; {self.root} holds {len(words)} folders"
             )
-        held = [path.read_text().split() for path in lists]
+        held = [path.read_text(encoding="utf-8").split() for path in lists]
         known = {name for names in held for name in names}
         every = sorted(str(path.relative_to(self.root).as_posix()) for path in self.root.glob("[!_.]*/*.wav"))
         parts = [[name for name in every if name not in known], *held]

@@ -167,10 +167,11 @@ def _read(path: Path) -> Tensor:
     try:
         if path.is_file():
             return read(str(path))
-        with gzip.open(packed) as source, tempfile.NamedTemporaryFile() as unpacked:
-            shutil.copyfileobj(source, unpacked)
-            unpacked.flush()
-            return read(unpacked.name)
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder, path.name)
+            with gzip.open(packed) as source, unpacked.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            return read(str(unpacked))  # closed by now: Windows opens no file twice
     except (EOFError, gzip.BadGzipFile, AssertionError, RuntimeError, ValueError, KeyError) as error:
         named = path if path.is_file() else packed
         raise ValueError(f"{named} is not a whole idx file: {error or type(error).__name__}") from error

@@ -139,7 +139,7 @@ _said_once = cache(_say_not_kept)
 
 def _compiled(source: str, names: tuple[str, ...]) -> _Object:
     """Compiles a module to object code; vectors and hoisting are explicit, and need no passes of LLVM's."""
-    llvm, machine = _llvm()
+    llvm, machine = host()
     module = llvm.parse_assembly(source)
     module.verify()
     passes = llvm.create_new_module_pass_manager()
@@ -160,8 +160,12 @@ def _compiled(source: str, names: tuple[str, ...]) -> _Object:
         llvm.set_option("", "-disable-lsr=false")  # it holds for the process, in which others compile too
 
 
-def _llvm() -> tuple[Any, Any]:
-    """The LLVM bindings, and a target machine for the host processor."""
+def host() -> tuple[Any, Any]:
+    """The LLVM bindings, and a target machine for the host processor.
+
+    Raises:
+        ImportError, OSError, RuntimeError: if llvmlite can't be loaded, or has no such target.
+    """
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
@@ -175,7 +179,7 @@ def _llvm() -> tuple[Any, Any]:
 
 
 def _linked(found: _Object) -> _Code:
-    llvm, machine = _llvm()
+    llvm, machine = host()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
     engine.finalize_object()
@@ -222,7 +226,7 @@ def kept_in() -> Path | None:
         for each in (base, folder):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.require_private(each)
-    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+    except (ImportError, OSError, RuntimeError) as error:  # llvmlite is damaged; this user has no home
         _say_not_kept(str(error))
         return None
     files.sweep(folder)

@@ -18,6 +18,9 @@ ABANDONED = 600
 LARGEST = 1 << 28
 """Largest file that is read, in bytes; a kernel has a ten-thousandth of that."""
 
+REPLACES_OPEN_FILES = os.name != "nt"
+"""Whether a file may be replaced that another process has open."""
+
 _FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # neither through links, nor waiting at a pipe
 
 
@@ -42,6 +45,9 @@ def read(path: Path) -> bytes | None:
 def write(path: Path, data: bytes) -> None:
     """Writes `data` to `path` atomically, by renaming a temporary file.
 
+    Where a file that is open can't be replaced, one that another process is reading stays: what is kept here
+    is named by what it depends on, so that it serves as well.
+
     Raises:
         OSError: if it can't be written; the previous file at `path` is kept.
     """
@@ -50,9 +56,11 @@ def write(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             Path(name).unlink()
+        if isinstance(error, PermissionError) and not REPLACES_OPEN_FILES and path.is_file():
+            return
         raise
 
 

@@ -2,7 +2,8 @@
 
 OpenMP's threads spin for milliseconds by default, and so keep the processor from the thread that they wait
 for where another process is busy. GNU's OpenMP reads the limit when torch loads it, so this module is
-imported before torch. Where hibana is only imported, nothing is set.
+imported before torch. The OpenMP of LLVM and of Intel, which torch brings on macOS and Windows, do not read
+it, and spin as they do by default. Where hibana is only imported, nothing is set.
 """
 
 import os

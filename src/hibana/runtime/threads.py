@@ -26,7 +26,13 @@ def libtorch() -> ctypes.CDLL:
 
 
 @cache
-def _parallel_for() -> "ctypes._NamedFuncPointer":
+def parallel_for() -> "ctypes._NamedFuncPointer":
+    """``torch_parallel_for(begin, end, grain, function, arguments)``.
+
+    Raises:
+        OSError: if libtorch is not where torch's wheels have it.
+        AttributeError: if it exports no such function.
+    """
     function = libtorch().torch_parallel_for
     function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
     function.restype = ctypes.c_int32
@@ -56,7 +62,7 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     """
     if count <= grain:
         _serial(address)(0, count, args)
-    elif _parallel_for()(0, count, grain, address, args):
+    elif parallel_for()(0, count, grain, address, args):
         raise _failed(count)
 
 
@@ -74,7 +80,7 @@ def ready(address: int, count: int, grain: int = 1) -> Work:
     """Prepares :func:`run` for repeated use."""
     if count <= grain:
         return Work(address, count, grain, partial(_serial(address), 0, count))
-    parallel = partial(_parallel_for(), 0, count, grain, address)
+    parallel = partial(parallel_for(), 0, count, grain, address)
 
     def go(args: bytes) -> None:
         if parallel(args):

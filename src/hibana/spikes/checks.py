@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.derivatives import differentiated_once
+from hibana.runtime import available
 
 __all__ = ["alike_each_step", "check_no_time", "check_saved", "dense_for_more", "misfit", "pair", "plain"]
 
@@ -21,7 +22,9 @@ dense_for_more = partial(
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 on the CPU, and no transform, dispatch mode or autocast is active."""
+    """Whether all are float32 on the CPU, no transform, dispatch mode or autocast is active, and native code
+    can be compiled in this process.
+    """
     if (
         torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()
@@ -40,7 +43,7 @@ def plain(*tensors: Tensor | None) -> bool:
             and not tensor._is_zerotensor()
         ):
             return False
-    return True
+    return not available.refusal()
 
 
 def check_saved(tensor: Tensor, shape: torch.Size) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.leaf import as_leaf, is_name
+from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of
 from hibana.spikes.planes import Planes, whole_numbers
@@ -93,7 +94,7 @@ class BySpikes(nn.Module):
     def _left_to_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        return self._densely(input, weight, bias, NOT_PLAIN)
+        return self._densely(input, weight, bias, available.refusal() or NOT_PLAIN)
 
     def explain(self) -> str:
         """How the last call was computed, and why."""

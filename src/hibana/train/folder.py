@@ -6,6 +6,7 @@ holds another run is left alone, and the next number taken: ``digits-0``, ``digi
 """
 
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -21,8 +22,11 @@ from hibana.train.durable import PARTIAL
 from hibana.train.settings import Settings
 
 fcntl: Any = None
+msvcrt: Any = None
 with contextlib.suppress(ImportError):  # on Windows there is none
     import fcntl
+with contextlib.suppress(ImportError):  # and elsewhere none of this
+    import msvcrt
 
 __all__ = ["BEST", "LAST", "RESULT", "SETTINGS", "Folder", "checkpoint_of", "identity", "own"]
 
@@ -133,11 +137,9 @@ def _holds_run(path: Path) -> bool:
 def _locked(path: Path) -> int | None:
     """The lock of the folder at `path`, or ``None`` where another holds it."""
     lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    if fcntl is None:
-        return lock
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _lock(lock)
+    except (BlockingIOError, PermissionError):  # as fcntl and as msvcrt say that another holds it
         os.close(lock)
         return None
     except OSError as error:  # some file systems have no locks
@@ -145,3 +147,18 @@ def _locked(path: Path) -> int | None:
             "folder %s can't be locked (%s): keep other trainings out of it", path, error.strerror
         )
     return lock
+
+
+def _lock(descriptor: int) -> None:
+    """Locks a file as this system does.
+
+    Raises:
+        BlockingIOError, PermissionError: if another process holds it.
+        OSError: if there are no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    elif msvcrt is not None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        raise OSError(errno.ENOSYS, "Python has no locks of files here")

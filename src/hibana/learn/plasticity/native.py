@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import followed
+from hibana.compiler.graph.ops import Unsupported
 from hibana.learn.plasticity.kernel import build
 from hibana.learn.plasticity.neurons import NeuronStep
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.learn.plasticity.rows import BLOCK
+from hibana.runtime import available
 from hibana.runtime.kernels import Launcher, float_bits
 
 __all__ = ["Native"]
@@ -36,6 +38,8 @@ class Native:
         """
         made_for = (type(cell), followed(cell).key, outputs)
         if self._neurons is None or self._kernel is None or self._made_for != made_for:
+            if reason := available.refusal():
+                raise Unsupported(reason)
             pairs = self.pairs
             self._neurons = NeuronStep(cell, outputs)
             self._kernel = build(

@@ -47,8 +47,8 @@ class CProgram:
         """Writes ``NAME.c`` and ``NAME.h`` beside each other; `path` is that of the first."""
         target = Path(path)
         header = target.with_suffix(".h")
-        target.write_text(self.source)
-        header.write_text(self.header)
+        target.write_text(self.source, encoding="utf-8")
+        header.write_text(self.header, encoding="utf-8")
         return target, header
 
 

@@ -14,6 +14,7 @@ from hibana.network.native.blocks import Array
 from hibana.network.native.emitter import Emitter, Held
 from hibana.network.native.neurons import neurons
 from hibana.network.native.still import KINDS, Still
+from hibana.runtime import available
 from hibana.runtime.functions import source
 from hibana.runtime.kernels import (
     BYTE,
@@ -76,10 +77,12 @@ def build(network: Network) -> Native:
     """Compiles `network`.
 
     Raises:
-        Unsupported: naming the layer, if one can't be compiled.
+        Unsupported: naming the layer, if one can't be compiled; or if nothing can be in this process.
     """
     if network.dtype not in (torch.float32, torch.float64):
         raise Unsupported(f"numbers of {network.dtype} are none that a native step computes in")
+    if reason := available.refusal():
+        raise Unsupported(reason)
     still = Still(network, _write)
     made: list[Emitter] = []
     number = Emitter.number_of(network.dtype)

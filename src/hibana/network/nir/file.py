@@ -80,7 +80,8 @@ def _started(path: str | os.PathLike[str], max_bytes: int) -> "subprocess.Popen[
 
 def _end_of(code: int) -> str:
     """What became of a program that did not come to its end."""
-    if code in (-getattr(signal, "SIGPROF", 0), -getattr(signal, "SIGKILL", 0)):
+    stopped = (-signal.SIGPROF, -signal.SIGKILL) if hasattr(signal, "SIGPROF") else (1,)  # as on Windows
+    if code in stopped:
         return "reading it takes no end"
     return f"HDF5 crashed on it ({code})"
 

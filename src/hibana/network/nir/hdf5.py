@@ -68,7 +68,9 @@ class _Limits:
         if status.exists():
             import resource
 
-            (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmData:"))
+            (line,) = (
+                line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmData:")
+            )
             taken = int(line.split()[1]) * 1024 + more
             resource.setrlimit(resource.RLIMIT_DATA, (taken, taken))
 

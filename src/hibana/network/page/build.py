@@ -138,12 +138,14 @@ def webassembly(program: CProgram) -> bytes:
     with TemporaryDirectory() as name:
         folder = Path(name)
         source, _ = program.write(folder / "net.c")
-        (folder / "page.c").write_text(_EXPORTS.format(cases=cases.replace("net->", "net.")))
+        (folder / "page.c").write_text(
+            _EXPORTS.format(cases=cases.replace("net->", "net.")), encoding="utf-8"
+        )
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-std=c99", "-O2"]
         command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
         command += [f"-Wl,--export={exported}" for exported in EXPORTED]
         command += ["-o", str(folder / "net.wasm"), str(source), str(folder / "page.c")]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if made.returncode:
             raise RuntimeError(f"ziglang could not compile the network: {made.stderr.strip()[-400:]}")
         return (folder / "net.wasm").read_bytes()
