@@ -238,6 +238,20 @@ def test_hibana_train_optimises_its_network(monkeypatch):
     torch.testing.assert_close(outputs, model.net(x), rtol=1e-3, atol=1e-4)
 
 
+class Drawing(hb.Cell):
+    """Fires by chance."""
+
+    def forward(self, input_, s_previous):
+        return ((torch.rand_like(input_) < input_).to(input_.dtype),)
+
+
+def test_a_network_that_draws_is_changed_and_the_generator_is_left():
+    net = nn.Sequential(nn.Linear(8, 16), hb.OverTime(Drawing()), nn.Linear(16, 3))
+    example, before = torch.rand(4, 3, 8), torch.get_rng_state()
+    assert "per spike" in str(hb.optimize(net, example, verbose=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_optimised_network_becomes_a_program():
     from hibana.convert import export
 

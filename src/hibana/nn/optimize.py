@@ -255,7 +255,8 @@ def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a step may draw: the same at each call
             return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
     finally:
         for module, mode in modes:
