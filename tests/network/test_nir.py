@@ -369,6 +369,24 @@ def test_what_nir_cannot_say_of_images_names_the_layer(layer, says):
         write(nn.Sequential(hb.EachStep(layer)), input_shape=(1, 6, 6))
 
 
+def test_a_layer_with_a_forward_of_its_own_is_not_written_as_what_it_inherits():
+    class Doubled(nn.Linear):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    with pytest.raises(ValueError, match="cannot be written"):
+        write(nn.Sequential(Doubled(2, 3), hb.IF()), input_shape=(2,))
+
+    class Same(nn.Linear):
+        def __init__(self, features):
+            super().__init__(features, 3)
+
+    net = nn.Sequential(Same(2), hb.IF(0.3))
+    x = torch.rand(9, 1, 2)
+    assert torch.equal(read(write(net))(x), net(x))
+    assert torch.equal(hb.compile(net, x)(x), net(x))
+
+
 def test_what_only_training_needs_is_a_warning_that_names_the_layers():
     net = nn.Sequential(
         nn.Linear(2, 3), hb.IF(surrogate=hb.surrogate.ATan()), nn.Dropout(0.1), nn.Linear(3, 3),

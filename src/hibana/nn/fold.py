@@ -90,7 +90,7 @@ class _Tracer(fx.Tracer):
         self.leaves, self.leading = leaves, 2
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, Stateful) or type(m) in self.leaves
+        known = isinstance(m, Stateful) or type(m) in self.leaves or _inherits(m)
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -106,6 +106,16 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["leading"] = self.leading
         return node
+
+
+def _inherits(module: nn.Module) -> bool:
+    """Whether the class of `module` is one of torch's layers, to which an ``__init__`` was added at most."""
+    kind: type = type(module)
+    while not kind.__module__.startswith("torch.nn"):
+        if any(callable(own) and name != "__init__" for name, own in vars(kind).items()):
+            return False
+        kind = kind.__bases__[0] if len(kind.__bases__) == 1 else nn.Module
+    return kind not in (nn.Module, nn.Sequential)
 
 
 _OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}

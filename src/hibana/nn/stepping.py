@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana import spikes
 from hibana.compiler import State, ambient, is_watched, one_step
 from hibana.nn.step_node import Link, WeightSums, step
-from hibana.spikes.layer import LEFT, SMALLEST_WORK
 
 __all__ = ["Chain", "Plan", "Run"]
 
@@ -71,7 +69,7 @@ class Chain:
                 self.links.append(layer)
                 continue
             linear = self.links[-1] if self.links else None
-            if type(linear) is nn.Linear or type(linear) is spikes.Linear:
+            if type(linear) is nn.Linear or "leaves_to_torch" in vars(type(linear)):
                 self.links.pop()
             else:
                 linear = None
@@ -196,7 +194,7 @@ class _Neurons:
         held = linear._parameters
         if held.get("weight") is None or "bias" not in held:
             return None
-        if type(linear) is spikes.Linear and not self._is_small(shape):
+        if type(linear) is not nn.Linear and not linear.leaves_to_torch(shape):
             return None
         return held["weight"], held["bias"]
 
@@ -211,12 +209,6 @@ class _Neurons:
         with ambient.Within(run):
             outputs: Tensor = self.layer(values if linear is None else linear(values))
         return outputs
-
-    def _is_small(self, shape: torch.Size) -> bool:
-        """Whether a linear layer of hibana leaves its product to torch."""
-        linear = self.linear
-        linear.__dict__["_reason"] = LEFT
-        return bool(linear.mode == "auto" and shape.numel() * linear.out_features < SMALLEST_WORK // 2)
 
 
 def _are_plain(values: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -64,6 +64,13 @@ class Linear(BySpikes, nn.Linear):
             return functional.linear(input, *self._tensors())
         return self._product(input, *self._tensors())
 
+    def leaves_to_torch(self, shape: torch.Size) -> bool:
+        """Whether torch multiplies inputs of `shape`, whatever they hold; then :meth:`explain` says so."""
+        if self.mode != "auto" or shape.numel() * self.out_features >= SMALLEST_WORK // 2:
+            return False
+        self.__dict__["_reason"] = LEFT
+        return True
+
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
