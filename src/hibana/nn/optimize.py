@@ -244,11 +244,12 @@ def _undone(net: nn.Module) -> Optimized:
 
 
 def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
-    """The tensors that `net` gives in evaluation."""
+    """The tensors that `net` gives in evaluation; what its steps draw is the same each time."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([example.get_device()] if example.is_cuda else []):
+            torch.manual_seed(0)
             return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
     finally:
         for module, mode in modes:
