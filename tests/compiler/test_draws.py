@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from conformance.compare import assert_same
-from conformance.suite import CPU, SHAPE, each_backend
+from conformance.suite import SHAPE, each_backend
 from hibana import convert
 from hibana.cells.surrogate import ATan, Box
 from hibana.compiler import draws
@@ -436,6 +436,29 @@ def test_the_rate_of_escape_noise_is_the_closed_form():
     assert ((rates - expected).abs() < 4 * error).all()
 
 
+def test_dropout_draws_in_training_alone():
+    layer = hb.OverTime(Modular())
+    before = torch.get_rng_state()
+    layer.eval()
+    assert torch.equal(layer(drive()), hb.unroll(layer.cell, drive(), backend="reference")[0])
+    assert torch.equal(torch.get_rng_state(), before)
+    layer.train()
+    assert_equal(layer.cell, drive())
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+class Modular(hb.Cell):
+    """Dropout as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(0.4)
+
+    def forward(self, input_, v, s):
+        v = 0.9 * v * (1 - s) + self.dropout(input_)
+        return v, ATan()(v - 1)
+
+
 def test_dropout_keeps_its_share_and_the_mean():
     torch.manual_seed(0)
 
@@ -501,6 +524,8 @@ def test_transforms():
     torch.testing.assert_close((tangent * drive()).sum(), total, rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match=r"torch\.vmap would give each sample the same"):
         torch.vmap(lambda x: hb.unroll(cell, x)[0], randomness="different")(inputs.expand(2, *SHAPE))
+    with pytest.raises(RuntimeError, match=r"torch\.vmap would give each sample the same"):
+        torch.vmap(torch.func.grad(lambda x: hb.unroll(cell, x)[0].sum()))(inputs.expand(2, *SHAPE))
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would write down"):
         torch.jit.trace(hb.OverTime(cell), inputs)
 
@@ -508,7 +533,7 @@ def test_transforms():
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
-def test_exports_that_can_not_draw_name_the_layer_and_the_reason(tmp_path):
+def test_exports_that_can_not_draw_name_the_layer_and_the_reason():
     net, inputs = nn.Sequential(nn.Linear(4, 4), hb.OverTime(Escape())), torch.rand(3, 1, 4)
     why = r"'1'.*Escape draws random numbers"
     with pytest.raises(Unsupported, match=why):
@@ -517,6 +542,9 @@ def test_exports_that_can_not_draw_name_the_layer_and_the_reason(tmp_path):
         hb.compile(net, inputs)
     with pytest.raises((Unsupported, RuntimeError, ValueError), match="Escape draws random numbers"):
         convert.export(net, inputs)
+    pytest.importorskip("onnx")
+    with pytest.raises(Unsupported, match=why):
+        convert.to_onnx(net, inputs)
 
 
 @pytest.mark.parametrize(
@@ -576,4 +604,27 @@ def test_the_layers_around_cells():
         assert 0 < results[0].mean() < 1
 
 
-assert CPU.name == "cpu"
+def test_optimize_takes_networks_that_draw():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        hb.EachStep(nn.Linear(24, 24)), hb.EachStep(nn.BatchNorm1d(24)), hb.OverTime(NoisyThreshold())
+    )
+    x = 3 * torch.rand(6, 3, 24)
+    net[1].module.running_mean.uniform_()
+    plain, state = [], torch.get_rng_state()
+    for _ in range(2):
+        torch.manual_seed(2)
+        plain.append(net.eval()(x))
+        torch.set_rng_state(state)
+        hb.optimize(net, x)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert (plain[0] != plain[1]).float().mean() < 0.01  # sums in another order
+
+
+def test_the_way_back_of_a_recurrent_layer_is_part_of_a_step_that_draws():
+    torch.manual_seed(0)
+    net, spikes = hb.Recurrent(NoisyThreshold(), 24), (torch.rand(6, 3, 24) < 0.3).float()
+    torch.manual_seed(2)
+    found = net(spikes)
+    torch.manual_seed(2)
+    assert torch.equal(found, hb.unroll(net.step(), spikes, backend="reference")[0])
