@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import hibana as hb
 
-__all__ = ["CASES", "LAYERS", "Above", "made", "near", "reference"]
+__all__ = ["CASES", "FEW", "LAYERS", "Above", "made", "near", "reference"]
 
 smooth = hb.surrogate.ATan()
 
@@ -57,6 +57,11 @@ def found_layers() -> dict[str, type[nn.Module]]:
 
 LAYERS = sorted(found_layers())
 CASES = [*LAYERS, *(f"{name} {how}" for name in OF_EVENTS for how in ("of spikes", "above IF"))]
+
+FEW = ["CubaLIF", "IF", "LI", "PLIF", "Delay", "DelayedRecurrent", "EachStep", "Normalized", "Recurrent"]
+FEW += ["Conv2d above IF", "DelayedLinear of spikes", "Linear above IF", "MaxPool2d of spikes", "Window"]
+"""A case of each sort, for what takes a process of its own."""
+assert set(FEW) <= set(CASES)
 
 
 class Above(nn.Module):

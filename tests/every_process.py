@@ -1,4 +1,4 @@
-"""Every public layer in other processes, ``python every_process.py HOW``: see `test_every_process.py`."""
+"""Public layers in other processes, ``python every_process.py HOW few|all``: see `test_every_process.py`."""
 
 import copy
 import multiprocessing
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import hibana as hb
-from every_layer import CASES, made, near, reference
+from every_layer import CASES, FEW, made, near, reference
 from hibana.nn.metrics import FiringRate, SynOps
 
 PROCESSES = 2
@@ -35,7 +35,7 @@ class Gain(nn.Module):
 
 
 def cases() -> list[Case]:
-    return [(name, *made(name)) for name in CASES]
+    return [(name, *made(name)) for name in (FEW if sys.argv[2] == "few" else CASES)]
 
 
 def gradients(run: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:

@@ -306,9 +306,9 @@ def test_a_fall_back_is_said_once_with_its_reason() -> None:
 SCRIPT = """
 import sys, torch, hibana as hb
 sys.path.insert(0, {tests!r})
-from every_layer import CASES, made, near, reference
-folder, process = sys.argv[1:]
-for name in CASES:
+from every_layer import CASES, FEW, made, near, reference
+folder, process, which = sys.argv[1:]
+for name in FEW if which == "few" else CASES:
     layer, x = made(name)
     path = f"{{folder}}/{{name}}.pt2"
     if process == "second":
@@ -327,11 +327,12 @@ for name in CASES:
 
 
 @pytest.mark.slow
-def test_compiled_exported_saved_and_loaded_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.exhaustive)])
+def test_compiled_exported_saved_and_loaded_elsewhere(which: str, tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     for process in ("first", "second"):
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), process],
+            [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), process, which],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             capture_output=True,
             text=True,

@@ -14,7 +14,15 @@ from benchmarks.faults.trial import Ended, Tally, run
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("section", ["flips", "first-calls", "forks", "concurrent", "growth"])
+@pytest.mark.parametrize(
+    "section",
+    [
+        "flips",
+        "first-calls",
+        "forks",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("concurrent", "growth")),
+    ],
+)
 def test_a_section_passes_in_its_quick_form(section, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["faults", "--quick", "--only", section])
     assert faults.main() == 0, capsys.readouterr().out
