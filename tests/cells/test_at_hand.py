@@ -3,13 +3,15 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import hibana as hb
+from hibana import cells
 
-LAYERS = ["IF", "LIF", "PLIF", "CubaLIF", "ALIF", "RefractoryLIF", "EIF", "QIF", "Izhikevich", "LI"]
+LAYERS = [name.removesuffix("Cell") for name in cells.__all__ if name.endswith("Cell") and name != "Cell"]
 LAZY = ["data", "demo", "metrics", "nir", "plot", "train"]
 
 
@@ -37,6 +39,14 @@ def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
 def test_every_name_in_all_is_there():
     for name in hb.__all__:
         assert getattr(hb, name) is not None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_cell_and_its_layer_are_public_and_have_a_place_in_the_api(name):
+    assert {name, f"{name}Cell"} <= {*hb.__all__}
+    page = (Path(__file__).parents[2] / "docs" / "api" / "hibana.md").read_text(encoding="utf-8")
+    assert f"::: hibana.{name}Cell\n" in page
+    assert f"`{name}`" in page
 
 
 @pytest.mark.parametrize("name", LAYERS)
