@@ -11,10 +11,17 @@ from hibana import spikes
 from hibana.compiler.torch_layers import WAS
 from hibana.nn.deferred import Deferred
 from hibana.nn.each_step import EachStep
-from hibana.nn.fusing import Watch
-from hibana.nn.joined import JoinedNetwork, JoinedNeurons, joined_kind, may_be_joined
-from hibana.nn.over_steps import FUSING, OVER_STEPS, FlattenOverSteps, OverSteps
-from hibana.nn.planned import Planned, groups
+from hibana.nn.fusing import Planned, Watch, groups
+from hibana.nn.over_steps import (
+    FUSING,
+    OVER_STEPS,
+    FlattenOverSteps,
+    JoinedNetwork,
+    JoinedNeurons,
+    OverSteps,
+    joined_kind,
+    may_be_joined,
+)
 from hibana.nn.running import Stateful
 
 __all__ = ["Optimized", "optimize"]
@@ -244,12 +251,12 @@ def _undone(net: nn.Module) -> Optimized:
 
 
 def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
-    """The tensors that `net` gives in evaluation; what its steps draw is the same each time."""
+    """The tensors that `net` gives in evaluation."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng([example.get_device()] if example.is_cuda else []):
-            torch.manual_seed(0)
+            torch.manual_seed(0)  # a step may draw: the same at each call
             return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
     finally:
         for module, mode in modes:
