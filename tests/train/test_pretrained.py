@@ -20,6 +20,7 @@ import numpy
 import pandas
 import safetensors.torch
 
+import hibana
 from hibana import train
 from hibana.cli import main
 from hibana.train import card, pretrained
@@ -223,7 +224,7 @@ def said(folder, **options):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "config.json of version '0.1.0' with format 2, which"),
+        ({"format": 2}, f"config.json of version '{hibana.__version__}' with format 2, which"),
         ({"format": True}, "config.json without format, weights_sha256"),
         ({"settings": {"telepathy": 3}}, "with 'telepathy', which"),
         ({"settings": {"epochs": "many"}}, "holds other settings: epochs must be of type int"),

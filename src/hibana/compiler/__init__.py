@@ -106,20 +106,17 @@ def unrolled(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, State]:
     """:func:`unroll` for the layers, whose states a run may carry."""
-    one = isinstance(cell, Cell) and isinstance(inputs, Tensor) and inputs.ndim > 1 and inputs.shape[0] == 1
+    one = state is not None and isinstance(cell, Cell) and type(inputs) is Tensor and not is_watched(inputs)
+    one = one and inputs.ndim > 1 and inputs.shape[0] == 1
     ready = None
-    if one and state is not None and not is_watched(inputs):
+    if one:
+        assert state is not None
         ready = one_step.prepared(cell, backend, inputs.shape)
         fits = ready is not None and ready.reads(inputs) and ready.goes_on(state)
         if ready and fits and not (_is_grad_enabled() and any(t.requires_grad for t in (inputs, *state))):
             return ready(inputs, state)
     outputs, last = emitted(cell, inputs, state, backend=backend)
-    if (
-        one
-        and state is not None
-        and ready is None
-        and (spec := programs.known(cell, _call(backend, inputs, True, True)))
-    ):
+    if one and ready is None and (spec := programs.known(cell, _call(backend, inputs, True, True))):
         one_step.prepare(cell, backend, spec)
     if len(last) < len(cell._hibana.states):
         last = (

@@ -29,7 +29,7 @@ def joules_taken(run: Callable[[], object]) -> float:
     All that runs on them meanwhile is in it.
     """
     counters = _counters()
-    ranges = [int((each / "max_energy_range_uj").read_text()) for each in counters]
+    ranges = [int((each / "max_energy_range_uj").read_text(encoding="utf-8")) for each in counters]
     before, begun, runs = [_microjoules(each) for each in counters], time.perf_counter(), 0
     while runs == 0 or time.perf_counter() - begun < SECONDS:
         run()
@@ -42,8 +42,8 @@ def joules_taken(run: Callable[[], object]) -> float:
 def _counters() -> list[Path]:
     """The folders of the counters, one a processor."""
     names = sorted(POWERCAP.glob("*/name"))
-    return [each.parent for each in names if each.read_text().startswith("package")]
+    return [each.parent for each in names if each.read_text(encoding="utf-8").startswith("package")]
 
 
 def _microjoules(counter: Path) -> int:
-    return int((counter / "energy_uj").read_text())
+    return int((counter / "energy_uj").read_text(encoding="utf-8"))
