@@ -135,6 +135,7 @@ def folder(tmp_path, monkeypatch):
     """Where times are kept, and none is known."""
     monkeypatch.delenv("HIBANA_SELECT", raising=False)
     monkeypatch.setattr(select, "kept_in", lambda: tmp_path)
+    monkeypatch.setattr(select, "_running", lambda: 1)
     _forget(monkeypatch)
     torch.use_deterministic_algorithms(False)  # which every test runs under
     return tmp_path
@@ -196,6 +197,30 @@ def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkey
     assert select.choose(_key("b", False), 0.05, _sleeping(1, 0, ran=ran))[:2] == (True, None)
     assert not ran
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_on_a_busy_machine_the_prior_holds_and_nothing_is_kept(folder, monkeypatch, late):
+    def other_programs():
+        return 1 if late and not ran else 1000
+
+    ran = []
+    monkeypatch.setattr(select, "_running", other_programs)
+    assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
+    assert not select.choose(_key("b"), 0.6, _sleeping(0, 0.01, ran=ran)).forward
+    assert bool(ran) == late
+    count = len(ran)
+    assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
+    assert len(ran) == count  # not asked at each call
+    assert not list(folder.iterdir())
+    _forget(monkeypatch)
+    monkeypatch.setattr(select, "_running", lambda: 1)
+    assert not select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
+
+
+def test_a_thread_that_waits_for_a_core_is_seen():
+    assert select._running() >= 1
+    assert not select._is_busy(1 - select._running())
 
 
 def test_torchs_product_is_not_timed_again_for_another_density_where_it_is_clear(folder):

@@ -3,8 +3,8 @@
 A product of spikes has two candidates, the kernels of this package and torch's dense product. At the first
 call of a *key* (sizes, interval of densities, threads) both run on the call's own tensors, in turn, and the
 least time of each is kept: in the process, and on disk beside the compiled kernels. The choice is made before
-the call returns, so that a recomputation in the backward makes the same one. A busy machine can make a choice
-worse, never a result wrong.
+the call returns, so that a recomputation in the backward makes the same one. While other programs use the
+cores that a timing needs, nothing is timed: this process goes by the prior, and the next one times.
 
 With ``torch.use_deterministic_algorithms``, ``HIBANA_SELECT=prior`` or no folder for kernels, nothing is
 timed: a product is computed per spike up to a fixed density.
@@ -51,6 +51,9 @@ LONG, ENOUGH = 0.01, 0.1
 """Seconds from which on a first call counts, and from which on no further round is timed."""
 CLEAR = 1.3
 """Ratio of two least times from which on no further round is needed."""
+LOOKS, PAUSE = 3, 0.002
+"""How often, and after how many seconds, a machine that seems busy is looked at again: a parallel region that
+has just ended leaves threads that spin."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
 
@@ -150,10 +153,10 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice
 
 def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
     if priors_only():
-        by_prior = ones <= WEIGHTS_UP_TO if key.learning else None
-        forward = ones <= FORWARD_UP_TO
-        return Choice(forward, by_prior, "by the prior" if forward or by_prior else "longer, by the prior")
+        return _by_prior(key, ones)
     times = _times(key, calls)
+    if not times:
+        return _by_prior(key, ones)._replace(timed=True)
     scan = OVERHEAD + (times[-1] if key.scanned else 0.0)
     sums, dense_sums = times[:2]
     said = f"forward {sums / dense_sums:.2f}"
@@ -165,6 +168,12 @@ def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choic
     if min(sums, dense_sums) + min(weights, dense_weights) + scan >= dense_sums + dense_weights:
         forward = of_weights = False
     return Choice(forward, of_weights, said, True)
+
+
+def _by_prior(key: Key, ones: float) -> Choice:
+    weights = ones <= WEIGHTS_UP_TO if key.learning else None
+    forward = ones <= FORWARD_UP_TO
+    return Choice(forward, weights, "by the prior" if forward or weights else "longer, by the prior")
 
 
 def input_gradient(choice: Choice, key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> bool:
@@ -183,22 +192,46 @@ def faster(key: Key, calls: Callable[[], Sequence[Call]], prior: bool) -> bool:
     """Whether the first of two candidates took less time than the second; `prior`, where nothing is timed."""
     if priors_only():
         return prior
-    first, second = _times(key, calls)
-    return first < second
+    times = _times(key, calls)
+    return times[0] < times[1] if times else prior
 
 
 def _times(key: Key, calls: Callable[[], Sequence[Call]]) -> tuple[float, ...]:
-    """The least seconds of the candidates that `calls` makes: per spike and by torch in turn."""
+    """The least seconds of the candidates that `calls` makes: per spike and by torch in turn.
+
+    Empty where the machine was busy when this process came to it.
+    """
     found, dense = _TIMES.get(key), key._replace(density=0, planes=1, scanned=False)
     if found is None:
         with _TIMING:  # two threads that time slow one another down
             found = _TIMES.get(key) or _read(key)
             if found is None:
-                found = _timed(calls(), _DENSE.get(dense, ()))
-                _write(key, found)
+                found = () if _is_busy(key.threads) else _timed(calls(), _DENSE.get(dense, ()))
+                found = () if _is_busy(key.threads) else found  # by now
+                if found:
+                    _write(key, found)
             _TIMES[key] = found
-            _DENSE[dense] = found[1::2]
+            if found:
+                _DENSE[dense] = found[1::2]
     return found
+
+
+def _is_busy(threads: int) -> bool:
+    """Whether other programs use cores that so many threads need, where the system tells (Linux)."""
+    for look in range(LOOKS):
+        if look:
+            time.sleep(PAUSE)
+        if _running() - 1 + threads <= (os.cpu_count() or 1):
+            return False
+    return True
+
+
+def _running() -> int:
+    """How many threads run or wait for a core now, this one among them."""
+    try:
+        return int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0])
+    except (OSError, IndexError, ValueError):
+        return 1  # not Linux
 
 
 @torch.no_grad()
