@@ -80,7 +80,7 @@ COMMANDS = {
         *(["train"], ["train", "--help"], ["train", "--data", "digits"], ["runs"], ["runs", "."], ["demo"]),
         *(["play"], ["play", "digits"], ["predict", "x.ckpt"], ["predict", "x.ckpt", "y.csv"]),
         *(["convert", "x.ckpt", f"x{ending}"] for ending in (".c", ".html", ".nir", ".onnx", ".pt2")),
-        ["convert", "x.nir", "y.c"],
+        *(["convert", "x.nir", "y.c"], ["share", "x.ckpt", "folder"]),
     ],
 }
 TRIED = """
