@@ -507,7 +507,7 @@ def test_a_program_of_torch_export_draws_at_each_call():
     assert torch.equal(net(inputs), first)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
 def test_transforms():
     cell = Escape()
     torch.manual_seed(1)
