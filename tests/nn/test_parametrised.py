@@ -1,6 +1,9 @@
 """Tensors that a parametrisation computes: every layer reads each of them once a call, whatever serves it."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -207,6 +210,17 @@ def test_spectral_norm_of_recurrent_synapses_iterates_once_a_call():
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_computes_recurrent_synapses_once(backend):
+    # In a process of its own: after thousands of other tests Dynamo may break this graph.
+    code = "import sys; from nn.test_parametrised import recurrent_graph; recurrent_graph(sys.argv[1])"
+    search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, backend], env={**os.environ, **search}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def recurrent_graph(backend):
+    """The test itself."""
     torch.manual_seed(0)
     layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=smooth), 16, backend=backend)
     parametrizations.spectral_norm(layer.recurrent)
