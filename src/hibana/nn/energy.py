@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hibana.nn import rapl
 from hibana.nn.ledger import ARITHMETIC, LEVELS, Account, Arithmetic, Ledger
+from hibana.nn.running import evaluating
 
 __all__ = ["Account", "Energy", "energy"]
 
@@ -157,16 +158,11 @@ def _account(
 ) -> Account:
     """What `net` does for a sample of `batches`."""
     ledger, samples = Ledger(price, dense), sum(each.shape[1] for each in batches)
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
+    with evaluating(net):
         with ledger.watching(net):
             for each in batches:
                 net(each)
         taken = rapl.joules_taken(lambda: [net(each) for each in batches]) / samples if measured else None
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return ledger.account(samples, taken)
 
 

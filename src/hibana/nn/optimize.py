@@ -22,7 +22,7 @@ from hibana.nn.over_steps import (
     joined_kind,
     may_be_joined,
 )
-from hibana.nn.running import Stateful
+from hibana.nn.running import Stateful, evaluating
 
 __all__ = ["Optimized", "optimize"]
 
@@ -252,15 +252,10 @@ def _undone(net: nn.Module) -> Optimized:
 
 def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
     """The tensors that `net` gives in evaluation."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng([example.get_device()] if example.is_cuda else []):
-            torch.manual_seed(0)  # a step may draw: the same at each call
-            return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    cuda = [example.get_device()] if example.is_cuda else []
+    with evaluating(net), torch.no_grad(), torch.random.fork_rng(cuda):
+        torch.manual_seed(0)  # a step may draw: the same at each call
+        return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
 
 
 def _result(net: nn.Module, example: Tensor) -> list[Tensor] | Exception:

@@ -6,7 +6,8 @@ network may be run in several threads at once, called plainly beside that, and r
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,19 @@ from hibana.compiler.recomputation import Checkpoint, around
 from hibana.compiler.torch_layers import add_hint
 from hibana.nn.stepping import Plan
 
-__all__ = ["Stateful", "check_knows_no_time", "run"]
+__all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """Within it `net` is in evaluation mode; afterwards each module is in the mode that it was in."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Stateful(nn.Module):
