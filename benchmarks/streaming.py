@@ -86,30 +86,16 @@ def section(rows: list[Row]) -> Iterable[str]:
         "A step of a stream a call, batch 1, no gradients, in µs. `hb.compile` is `stream.step`; ReLU is the "
         "same layers without states.\n"
     )
-    names = ["relu", "hibana", "hibana-run", *PEERS]
-    heads = ["ReLU", "**hb.compile**", "hb.run", *(peers.PEERS[name].title for name in PEERS)]
-    lines = []
-    for (network,), group in grouped([row for row in rows if "network" in row], "network").items():
-        us = {name: row["ms"] * 1e3 for name, row in group.items()}
-        fastest = min((us[name] for name in PEERS if name in us), default=None)
-        shown = [bold(us.get(n)) if n == "hibana" else number(us.get(n)) for n in names]
-        ratios = [us["hibana"] / us["relu"], fastest / us["hibana"] if fastest else None]
-        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
-    yield from table(["network", *heads, "hb.compile / ReLU", "fastest peer / hb.compile"], lines)
+    steps = [row for row in rows if "network" in row]
+    yield from _beside_peers(
+        steps, "network", "hb.compile", {"hibana": "**hb.compile**", "hibana-run": "hb.run"}, 1e3
+    )
     yield (
         f"{LEARNED} steps of a stream, a call each, and a backward through all of them, batch 1, in ms. ReLU "
         "is the same layers without states.\n"
     )
-    names = ["relu", "hibana-run", *PEERS]
-    lines = []
-    for (network,), group in grouped([row for row in rows if "learned" in row], "learned").items():
-        ms = {name: row["ms"] for name, row in group.items()}
-        fastest = min((ms[name] for name in PEERS if name in ms), default=None)
-        ratios = [ms["hibana-run"] / ms["relu"], fastest / ms["hibana-run"] if fastest else None]
-        shown = [bold(ms.get(n)) if n == "hibana-run" else number(ms.get(n)) for n in names]
-        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
-    heads = ["ReLU", "**hb.run**", *(peers.PEERS[name].title for name in PEERS)]
-    yield from table(["network", *heads, "hb.run / ReLU", "fastest peer / hb.run"], lines)
+    learned = [row for row in rows if "learned" in row]
+    yield from _beside_peers(learned, "learned", "hb.run", {"hibana-run": "**hb.run**"}, 1.0)
     yield "Whole sequences: the time of `program(inputs)` as a ratio to that of `net(inputs)`.\n"
     groups = grouped([row for row in rows if "sequence" in row], "sequence", "size")
     ratios = {key: group["program"]["ms"] / group["net"]["ms"] for key, group in groups.items()}
@@ -118,6 +104,28 @@ def section(rows: list[Row]) -> Iterable[str]:
         for name in dict.fromkeys(str(name) for name, _ in ratios)
     ]
     yield from table(["network", "batch 1", "batch 128 (convolutions 16)"], lines)
+
+
+def _beside_peers(rows: list[Row], key: str, title: str, ours: dict[str, str], unit: float) -> Iterable[str]:
+    """A line for each network: ReLU, the first of `ours` in bold, all others, and ratios.
+
+    Args:
+        rows: with a time for each contender.
+        key: of a row's network.
+        title: of the first of `ours`, in the heads of the ratios.
+        ours: the contenders of hibana, and their heads.
+        unit: what milliseconds are multiplied by.
+    """
+    names, (first, *_) = ["relu", *ours, *PEERS], ours
+    heads = ["ReLU", *ours.values(), *(peers.PEERS[name].title for name in PEERS)]
+    lines = []
+    for (network,), group in grouped(rows, key).items():
+        taken = {name: row["ms"] * unit for name, row in group.items()}
+        fastest = min((taken[name] for name in PEERS if name in taken), default=None)
+        shown = [bold(taken.get(n)) if n == first else number(taken.get(n)) for n in names]
+        ratios = [taken[first] / taken["relu"], fastest / taken[first] if fastest else None]
+        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
+    yield from table(["network", *heads, f"{title} / ReLU", f"fastest peer / {title}"], lines)
 
 
 def _times(name: str, quick: bool) -> list[Row]:
