@@ -48,7 +48,7 @@ class Tiles(NamedTuple):
 
 
 def tiles() -> Tiles:
-    """For 32 registers of a line each; for 16 of half a line."""
+    """For AVX-512, which has 32 registers of 64 bytes; else for processors with 16 of 32 bytes, as AVX2."""
     if compresses():
         return Tiles(samples=4, vectors=4, panels=2, dots=8)
     return Tiles(samples=4, vectors=1, panels=1, dots=6)
