@@ -284,12 +284,23 @@ def transposed_square(
     source_pitch: Value,
     written: Sequence[Value | None] = (None,) * VECTOR,
 ) -> None:
-    """VECTOR x VECTOR floats transposed, of which those are `written` in each row that it says."""
-    low = [lane // 2 + VECTOR * (lane % 2) for lane in range(VECTOR)]
-    high = [VECTOR // 2 + lane for lane in low]
+    """VECTOR x VECTOR floats transposed, of which those are `written` in each row that it says.
+
+    Each shuffle stays within quads of lanes, or moves whole quads: one instruction of the processor.
+    """
     rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
-    for _ in range(4):
-        pairs = list(zip(rows[:8], rows[8:], strict=True))
+    in_turn = {1: (0, VECTOR, 1, VECTOR + 1), 2: (0, 1, VECTOR, VECTOR + 1)}
+    for distance, lanes in in_turn.items():  # squares of 4 x 4: lanes of two rows one by one, then two by two
+        low = [quad + lane for quad in range(0, VECTOR, 4) for lane in lanes]
+        high = [lane + 2 for lane in low]
+        pairs = [(rows[i], rows[i + distance]) for i in range(VECTOR) if not i & distance]
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]
+    for distance in (4, 8):  # and the squares among them
+        low = [lane if not lane & distance else VECTOR + lane - distance for lane in range(VECTOR)]
+        high = [lane + distance for lane in low]
+        for i in range(VECTOR):
+            if not i & distance:
+                one, two = rows[i], rows[i + distance]
+                rows[i], rows[i + distance] = one.shuffled(two, low), one.shuffled(two, high)
     for i, (row, there) in enumerate(zip(rows, written, strict=True)):
         (to + target_pitch * i).store(row, there)
