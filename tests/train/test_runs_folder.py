@@ -135,6 +135,7 @@ time.sleep(60)
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names open files by /proc")
 def test_a_checkpoint_is_written_beside_its_place_and_synced_before_it_takes_it(tmp_path, monkeypatch):
     path, seen = tmp_path / "a.ckpt", []
     path.write_bytes(b"before")
