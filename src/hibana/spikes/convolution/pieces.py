@@ -5,7 +5,7 @@ from functools import lru_cache
 from hibana.runtime.kernels import FLOAT
 from hibana.spikes.convolution.geometry import Geometry
 
-__all__ = ["PIECES", "rows_at_once", "rows_per_tile"]
+__all__ = ["PIECES", "rows_per_tile"]
 
 PIECES = 4
 """Work items per thread, so that threads share the work evenly."""
@@ -13,12 +13,6 @@ ROOM = 1 << 19
 """Bytes of sums that stay in a core's cache until the fused forward has read them."""
 FEWEST = 96
 """Pixels of a work item, at least."""
-
-
-def rows_at_once(height: int, most: int, shared: int, row: int) -> int:
-    """Rows of a work item, of `height` rows of `row` pixels: at most `most` and `shared`, but FEWEST."""
-    deep = max(1, min(most, shared), -(-FEWEST // row))
-    return -(-height // -(-height // deep))
 
 
 @lru_cache(maxsize=256)

@@ -16,7 +16,6 @@ __all__ = [
     "put_bits",
     "put_word",
     "transposed_bits",
-    "compressed_values",
     "words_of",
 ]
 
@@ -90,20 +89,6 @@ def _listed_at_once(
         count = (word & 0xFFFFFFFF).ones()
         (index + n + count).store(places(HALF).compressed((word >> HALF).mask(HALF)))
     return n + word.ones()
-
-
-def compressed_values(code: Code, row: Row, target: Pointer, source: Pointer, word: Value) -> None:
-    """Writes those of the 64 floats at `source` whose bits in `word` are set, and up to SLACK floats more."""
-    if row.compresses:
-        for part in range(4):
-            bits = word >> 16 * part
-            target.store((source + 16 * part).load(16).compressed(bits.mask(16)))
-            target = target + (bits & 0xFFFF).ones()
-        return
-    n = code.variable(0)
-    with code.each_bit(word) as bit:
-        target[n.value] = source[bit]
-        n.value += 1
 
 
 def transposed_bits(code: Code, words: Pointer) -> None:

@@ -16,7 +16,6 @@ __all__ = [
     "Row",
     "add_listed",
     "add_rows",
-    "add_scaled_rows",
     "begin_with",
     "compresses",
     "dots",
@@ -153,40 +152,6 @@ def add_listed(
     if ahead > 1:
         with code.loop(whole, count) as i:
             add(i)
-
-
-def add_scaled_rows(
-    code: Code,
-    row: Row,
-    target: Pointer,
-    start: Pointer,
-    table: Pointer,
-    offsets: Pointer,
-    factors: Pointer,
-    count: Value,
-) -> None:
-    """``target = start + sum of factors[k] * the row at table + offsets[k]``, the offsets int32, in bytes."""
-    side_by_side = max(1, 4 // row.vectors)  # independent sums hide the latency of an addition
-    zero = code.constant(0.0, FLOAT.of(VECTOR))
-    sums = [[code.variable(value) for value in row.load(start)]]
-    sums += [[code.variable(zero) for _ in range(row.vectors)] for _ in range(side_by_side - 1)]
-
-    def add(position: Value, into: int) -> None:
-        factor = factors[position].spread(VECTOR)
-        values = row.load(table.bytes(offsets[position].signed_to(LONG)))
-        for total, value in zip(sums[into], values, strict=True):
-            total.value = factor.fused(value, total.value)
-
-    whole = count & -side_by_side
-    with code.loop(0, whole, side_by_side) as i:
-        for ahead in range(side_by_side):
-            add(i + ahead, ahead)
-    for other in sums[1:]:
-        for total, more in zip(sums[0], other, strict=True):
-            total.value += more.value
-    with code.loop(whole, count) as i:
-        add(i, 0)
-    row.store([total.value for total in sums[0]], target)
 
 
 def dots(
