@@ -70,5 +70,13 @@ def _nothing_is_compiled_yet():
 
 
 @pytest.fixture(autouse=True)
+def _no_run_is_left():
+    """Within a run, each layer's call is one of Python's, which breaks graphs of ``torch.compile``."""
+    yield
+    ambient = sys.modules.get("hibana.compiler.ambient")
+    assert ambient is None or not ambient.active, "the test left a hibana.run that did not end"
+
+
+@pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

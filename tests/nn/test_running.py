@@ -1,5 +1,6 @@
 """`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
 
+import contextvars
 import copy
 import inspect
 import threading
@@ -424,3 +425,12 @@ def test_a_state_that_is_like_no_earlier_one_is_looked_at():
     assert torch.equal(hb.run(layer, x, state)[0], wanted)
     layer.cell.threshold = 1e-3
     assert hb.run(layer, x, state)[0].all()
+
+
+def test_a_block_that_is_left_in_another_context_is_left_nonetheless():
+    within = ambient.Within(object())
+    contextvars.copy_context().run(within.__enter__)
+    assert ambient.active
+    with pytest.raises(ValueError, match="different Context"):
+        within.__exit__()
+    assert not ambient.active

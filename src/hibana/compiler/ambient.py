@@ -33,8 +33,8 @@ class Within:
         self._token = _CURRENT.set(self._run)
 
     def __exit__(self, *raised: object) -> None:
+        _counted(-1)  # first: a block that is left in another context than it was entered in raises
         _CURRENT.reset(self._token)
-        _counted(-1)
 
 
 def _counted(change: int) -> None:
