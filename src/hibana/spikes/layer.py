@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.priors import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of
@@ -33,8 +34,6 @@ __all__ = [
 
 Mode = Literal["auto", "dense", "events"]
 
-SMALLEST_WORK = 12_000_000
-"""Multiplications below which a product always goes to torch: packing bits alone would take longer."""
 TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
 """The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
