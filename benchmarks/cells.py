@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hibana as hb
 from benchmarks import measure
@@ -123,10 +123,10 @@ def section(rows: list[Row]) -> Iterator[str]:
     slower = sum(map(_is_slower, seconds.values()))
     beyond = sum(each["hibana"] > SLOWER * each["torch"] for each in seconds.values())
     yield (
-        'Small layers in mode `"auto"`: time to torch\'s layer of the same sizes, the least of calls in turn; '
-        f"spikes come from nowhere. {beyond} of {len(seconds)} cells take {SLOWER:g} and more of torch's time, "
-        f"{slower} of them by more than {CALL * 1e6:g} µs a call. The last column is the largest difference of "
-        "the line, in µs a call.\n"
+        'Small layers in mode `"auto"`: time to torch\'s layer of the same sizes, the least of calls in '
+        f"turn; spikes come from nowhere. {beyond} of {len(seconds)} cells take {SLOWER:g} and more of "
+        f"torch's time, {slower} of them by more than {CALL * 1e6:g} µs a call. The last column is the "
+        "largest difference of the line, in µs a call.\n"
     )
     densities = sorted({key[-1] for key in seconds})
     lines = []

@@ -148,8 +148,8 @@ def largest(values):
 def agree(found, plain, off, wanted):
     """Checks that `found` are the `wanted` exact results but for rounding.
 
-    What errors of sums become on their way, through a normalisation of few numbers above all, two plain networks
-    say: `plain`, and one whose parameters and inputs are `off` by such an error.
+    What errors of sums become on their way, through a normalisation of few numbers above all, two plain
+    networks say: `plain`, and one whose parameters and inputs are `off` by such an error.
     """
     assert found.keys() == wanted.keys()
     gradients = max(largest(wanted[name]) for name in found if name != "outputs")
@@ -169,7 +169,7 @@ def taken(draw, references, seed):
 
     There are none where a potential stays at a threshold, whatever the inputs.
     """
-    for attempt in range(20):
+    for _ in range(20):
         x = torch.rand(STEPS, BATCH, 2, SIDE, SIDE, generator=draw) * 2
         copies = [copy.deepcopy(net) for net in references]
         plain, double = copies

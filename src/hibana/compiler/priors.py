@@ -14,8 +14,8 @@ MOST = 10.0
 """Largest gain that is expected: below 2% density the calls themselves decide."""
 FACTOR, EXPONENT = 0.9, -0.62
 """``gain = FACTOR * density ** EXPONENT``: a line, both axes logarithmic, through the medians of 1,100 timed
-sums of linear layers and convolutions of half a millisecond and more (AMD EPYC, Zen 3; half of them lie within
-a factor of 1.6)."""
+sums of linear layers and convolutions of half a millisecond and more (AMD EPYC, Zen 3; half of them lie
+within a factor of 1.6)."""
 
 
 def gain(density: float, work: int = SMALLEST_WORK) -> float:

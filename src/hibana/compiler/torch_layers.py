@@ -196,7 +196,7 @@ _SHAPELESS = (nn.Dropout, nn.Identity, nn.ReLU)
 
 
 def _following(called: list[nn.Module]) -> Iterator[nn.Module]:
-    """What is called after ``called[0]``, but for what leaves shapes alone, as far as ``nn.Sequential`` says."""
+    """What ``nn.Sequential`` calls after ``called[0]``, without modules that leave shapes alone."""
     for inner, outer in itertools.pairwise(called):
         if type(outer) is not nn.Sequential:
             return
