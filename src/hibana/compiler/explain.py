@@ -78,6 +78,8 @@ def explain(
     return f"{name}: {text}" if name else text
 
 
+WORTH_SAYING = 0.05
+"""Share of a call's time that is expected to be saved, from which on it is said."""
 _HINT = "hb.explain of one layer has its equations; code=True adds the code"
 
 
@@ -242,7 +244,7 @@ def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
         )
         expected = (
             f"; by the densities seen a call would be about {seconds / (seconds - saved):.2g} times as fast"
-            if saved > 0
+            if saved > WORTH_SAYING * seconds
             else ""
         )
         yield (

@@ -1,8 +1,10 @@
-"""What a product per spike is expected to gain over torch's dense product, before either has been timed.
+"""What a product of spikes is expected to gain over torch's dense product, before either has been timed.
 
 :mod:`hibana.spikes.select` times both; here is what it goes by where it may not, and what warnings and
 :func:`hibana.explain` expect of layers that have not been changed yet.
 """
+
+import math
 
 __all__ = ["FORWARD_UP_TO", "INPUT_UP_TO", "SMALLEST_WORK", "WEIGHTS_UP_TO", "gain"]
 
@@ -19,12 +21,12 @@ within a factor of 1.6)."""
 
 
 def gain(density: float, work: int = SMALLEST_WORK) -> float:
-    """How many times as fast a product per spike is expected to be as the dense product.
+    """How many times as fast as torch's a product of spikes is expected to be, by the faster candidate.
 
     Args:
         density: share of the input that spiked.
         work: multiplications of the dense product.
     """
-    if density > FORWARD_UP_TO or work < SMALLEST_WORK:
+    if work < SMALLEST_WORK:
         return 1.0  # computed by torch
-    return min(MOST, FACTOR * max(density, 1e-6) ** EXPONENT)
+    return min(MOST, max(1.0, FACTOR * math.pow(max(density, 1e-6), EXPONENT)))

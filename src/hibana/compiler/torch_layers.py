@@ -98,7 +98,8 @@ def suggest(called: list[nn.Module], layer: str, inputs: Tensor, outputs: Tensor
 
 def work_of(layer: nn.Module, outputs: Tensor) -> int:
     """Multiplications of the dense product of a linear layer or convolution that gave `outputs`."""
-    weight: Any = layer.weight
+    weight = layer._parameters["weight"]
+    assert weight is not None
     return outputs.numel() * math.prod(weight.shape[1:])
 
 
