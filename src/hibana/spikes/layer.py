@@ -39,7 +39,7 @@ TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
 """The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
 since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
-SAMPLE = 64
+SAMPLE = 128
 """Words of 64 numbers that are sampled before all numbers are scanned."""
 NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
