@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import hibana as hb
 from benchmarks import measure
 
-__all__ = ["DENSITIES", "SLOWER", "jobs"]
+__all__ = ["DENSITIES", "SLOWER", "inference", "jobs", "training"]
 
 Row = dict[str, Any]
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -86,9 +86,9 @@ def _cell(size: _Size, batch: int, density: float, quick: bool) -> list[Row]:
             return [{**about, "contender": "hibana", "error": "outputs differ"}]
     gradient = torch.randn_like(wanted)
     rows: list[Row] = []
-    passes = {"forward": _inference}
+    passes = {"forward": inference}
     if size.trains:
-        passes["training"] = partial(_training, gradient=gradient)
+        passes["training"] = partial(training, gradient=gradient)
     for kind, call in passes.items():
         calls = {who: call(layer, spikes) for who, layer in (("torch", dense), ("hibana", ours))}
         seconds = _seconds(calls, quick)
@@ -110,7 +110,9 @@ def _seconds(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, lis
     return seconds
 
 
-def _inference(layer: nn.Module, spikes: Tensor) -> Callable[[], None]:
+def inference(layer: nn.Module, spikes: Tensor) -> Callable[[], None]:
+    """A call of `layer` where no gradient is wanted."""
+
     def call() -> None:
         with torch.inference_mode():
             layer(spikes)
@@ -118,7 +120,8 @@ def _inference(layer: nn.Module, spikes: Tensor) -> Callable[[], None]:
     return call
 
 
-def _training(layer: nn.Module, spikes: Tensor, gradient: Tensor) -> Callable[[], None]:
+def training(layer: nn.Module, spikes: Tensor, gradient: Tensor) -> Callable[[], None]:
+    """A call of `layer` and its backward from a `gradient` of its output, with the gradient of the spikes."""
     inputs = spikes.clone().requires_grad_()  # in the order in which they lie
 
     def call() -> None:

@@ -21,9 +21,9 @@ __all__ = ["main", "wanted"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
-    *("deep", "plain", "grid", "training", "gpu"),
+    *("deep", "plain", "cells", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "plain", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "plain", "cells", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     from benchmarks import (
+        cells,
         compiling,
         deep,
         gpu,
@@ -99,6 +100,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         compiling,
         deep,
         plain,
+        cells,
         grid,
         training,
         recurrent_training,

@@ -1,5 +1,8 @@
 """Hints at layers of ``torch.nn`` that ``hb.optimize`` would change: a warning, an error's note, a table."""
 
+import copy
+import importlib
+import itertools
 import re
 import warnings
 
@@ -8,7 +11,9 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.compiler import checks, torch_layers
+from hibana.compiler import checks, priors, torch_layers
+
+explain = importlib.import_module("hibana.compiler.explain")  # whose name the function has taken
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +74,112 @@ def test_nothing_is_said_where_nothing_is_gained():
         network()(X)
 
 
+def test_the_gain_that_is_said_is_that_of_the_priors_at_the_density_seen():
+    assert priors.gain(1.0) == priors.gain(0.05, work=1000) == 1.0
+    gains = [priors.gain(density) for density in (0.3, 0.2, 0.1, 0.05, 0.02, 0.0)]
+    assert gains == sorted(gains)
+    assert 1.5 < gains[0] < gains[-1] == priors.MOST
+    net = nn.Sequential(nn.Linear(36, 64), hb.IF(), nn.Linear(64, 64), hb.IF())
+    nn.init.zeros_(net[0].bias)
+    with pytest.warns(hb.SlowPathWarning) as found:
+        net(torch.rand(4, 9, 36))
+    density = net[1](net[0](torch.rand(4, 9, 36))).mean().item()
+    said = re.search(r"about 1/([\d.]+) of the time at the (\d+)% that spiked here", str(found[0].message))
+    assert abs(int(said[2]) / 100 - density) < 0.1
+    assert float(said[1]) == pytest.approx(priors.gain(int(said[2]) / 100), rel=0.15)
+
+
+def test_explain_says_how_many_times_as_fast(monkeypatch):
+    net = nn.Sequential(nn.Linear(36, 64), nn.Linear(64, 512))
+    monkeypatch.setattr(priors, "SMALLEST_WORK", 0)
+    x = (torch.rand(4, 9, 64) < 0.05).float()
+    call = explain._Call(x, net[1](x), 2.0)
+    density = x.mean().item()
+    saving = explain._saving(net[1], call, None)
+    assert saving == pytest.approx(1 - 1 / priors.gain(density, priors.SMALLEST_WORK))
+    assert explain._saving(net[1], call._replace(input=torch.rand(4, 9, 64)), None) == 0
+    monkeypatch.setattr(explain, "MANY", 1)
+    text = hb.explain(network(), X)
+    assert re.search(r"by the densities seen a call would be about [\d.]+ times as fast", text)
+
+
+def spiking_first(*layers):
+    return nn.Sequential(hb.IF(), *layers)
+
+
+REFUSED = {
+    "encoder": (spiking_first(nn.Conv2d(1, 8, 3)), X, "'1' (Conv2d)"),
+    "linear before": (nn.Sequential(nn.Linear(6, 6), hb.LIF(), nn.MaxPool2d(2)), X, "'2' (MaxPool2d)"),
+    "normalisation": (spiking_first(nn.Dropout(), nn.BatchNorm2d(1)), X, "'2' (BatchNorm2d)"),
+    "features": (nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.BatchNorm1d(8)), X[0], "'2' (BatchNorm1d)"),
+    "nested": (
+        nn.Sequential(nn.Sequential(hb.IF()), nn.Sequential(nn.Conv2d(1, 2, 3))), X, "'1.0' (Conv2d)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_bare_call_names_the_layer_behind_neurons_that_takes_no_time(name, gradient):
+    net, x, layer = copy.deepcopy(REFUSED[name])
+    x = x[:, 0] if name == "features" else x
+    said = (
+        rf"layer {re.escape(layer)} was given .* takes no time: wrap it in hibana\.EachStep.*hibana\.optimize"
+    )
+    with torch.set_grad_enabled(gradient):
+        for _ in range(2):  # each time, not only at the first call of the neurons
+            with pytest.raises(ValueError, match=said):
+                net(x)
+        of_images = next(module for module in net.modules() if type(module) in torch_layers.OF_IMAGES)
+        with pytest.raises((RuntimeError, ValueError)):  # torch refuses too
+            of_images(torch.rand(*x.shape[:-1], 8) if name == "features" else x)
+        hb.optimize(net, verbose=False)
+        if name != "features":
+            net(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(nn.Conv1d(4, 2, 1), nn.Conv2d(4, 2, 1), nn.ConvTranspose2d(4, 2, 1)),
+        *(nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.MaxPool2d(1), nn.AvgPool2d(1)),
+        *(nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(2), nn.AdaptiveMaxPool2d(1)),
+    ],
+    ids=repr,
+)
+def test_only_what_torch_refuses_is_refused(layer):
+    for sizes in itertools.product(*[(3, 4)] * 2):
+        for more in range(4):
+            shape = torch.Size((*sizes, *[4] * more))
+            try:
+                layer(torch.rand(shape))
+            except (IndexError, RuntimeError, ValueError):
+                continue
+            assert torch_layers._fits(layer, shape), shape
+
+
+def test_calls_that_torch_takes_are_left_alone():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neurons, self.conv = hb.IF(), nn.Conv2d(1, 8, 3)
+
+        def forward(self, x):
+            return self.conv(self.neurons(x).flatten(0, 1))
+
+    class Flat(hb.IF):
+        def forward(self, x):
+            return super().forward(x).flatten(0, 1)
+
+    assert Joined()(X).shape == (8, 8, 4, 4)
+    assert nn.Sequential(Flat(), nn.Conv2d(1, 8, 3))(X).shape == (8, 8, 4, 4)
+    hooked = spiking_first(nn.Conv2d(1, 8, 3))
+    hooked[0].register_forward_hook(lambda module, args, output: output.flatten(0, 1))
+    assert hooked(X).shape == (8, 8, 4, 4)
+    over_time = spiking_first(hb.EachStep(nn.Conv2d(1, 8, 3)))
+    assert over_time(X).shape == (4, 2, 8, 4, 4)
+
+
 def test_an_error_of_torchs_names_the_layer_and_the_way_out():
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), hb.IF(), nn.MaxPool2d(2))
     for call in (hb.run, hb.explain):
@@ -84,9 +195,22 @@ def test_an_error_of_torchs_names_the_layer_and_the_way_out():
 
 
 def test_images_taken_for_time_name_the_way_out():
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), hb.IF())
-    with pytest.warns(hb.NetworkWarning, match=r"axis 1 is channels.*hb\.optimize\(net, x\)"):
-        net(X[0])
+    said = r"axis 1 is channels.*the first of which is '0' \(Conv2d\),.*hb\.EachStep.*hb\.optimize\(net, x\)"
+    for gradient in (True, False):
+        net = nn.Sequential(nn.Conv2d(1, 8, 3), hb.IF())
+        with pytest.warns(hb.NetworkWarning, match=said), torch.set_grad_enabled(gradient):
+            net(X[0])
+
+
+def test_a_resnet_of_images_without_time_names_the_way_out():
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.resnet18(num_classes=3).eval()
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.ReLU):
+            net.set_submodule(name, hb.IF())
+    said = r"layer 'relu' \(IF\).*a convolution.*the first of which is 'conv1' \(Conv2d\)"
+    with torch.no_grad(), pytest.warns(hb.NetworkWarning, match=said):
+        net(torch.rand(2, 3, 32, 32))
 
 
 def test_explain_has_each_layers_share_of_the_time_and_what_is_faster():

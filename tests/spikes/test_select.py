@@ -1,6 +1,7 @@
 """What is computed per spike and what by torch, and the times that this is chosen by."""
 
 import json
+import re
 import threading
 import time
 
@@ -310,3 +311,45 @@ def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode
     if grad:
         torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-3)
     assert layer(mine).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_call_like_a_dense_one_is_dense_and_one_of_another_density_is_not(times):
+    for layer, shape in ((hb.Linear(128, 70), (300, 128)), (hb.Conv2d(16, 40, 3, padding=1), (4, 16, 9, 8))):
+        many, more, few = ((torch.rand(shape) < share).float() for share in (0.9, 0.9, 0.05))
+        if len(shape) == 4:
+            many, more, few = (x.contiguous(memory_format=torch.channels_last) for x in (many, more, few))
+        times["forward"] = times["weights"] = 2.0
+        layer(many)
+        assert layer._refuses(more, layer.weight) is None  # at the first call all was looked at
+        for x in (many, more):
+            layer(x)
+            assert layer._refuses(x, layer.weight)
+            assert re.match(r"dense: \d+% of the input spiked", layer.explain())
+        times["forward"] = times["weights"] = 0.1
+        for x in (few, 0.3 * many, hb.IF(0.5)(more[None].clone().requires_grad_())[0]):
+            assert layer._refuses(x, layer.weight) is None
+        with torch.no_grad():
+            assert layer._refuses(more, layer.weight) is None
+        torch.testing.assert_close(layer(few), layer._torchs(few, layer.weight, layer.bias))
+        assert layer.explain().startswith("events")
+
+
+def test_few_rows_and_little_work_are_torchs():
+    wide, narrow = hb.Linear(1152, 128), hb.Linear(512, 20)
+    wide((torch.rand(64, 1152) < 0.02).float())
+    assert wide.explain() == shared_layer.LEFT
+    narrow((torch.rand(1024, 512) < 0.02).float())
+    assert narrow.explain() != shared_layer.LEFT
+
+
+def test_a_small_convolution_that_was_changed_since_is_what_it_is_now():
+    layer, plain = hb.Conv2d(16, 4, 3, padding=2), nn.Conv2d(16, 4, 3, padding=2)
+    layer.load_state_dict(plain.state_dict())
+    x = torch.rand(2, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    for change in ({}, {}, {"dilation": (2, 2)}, {"stride": (2, 2)}, {"padding": (4, 4)}):
+        for each in (layer, plain):
+            vars(each).update(change)
+        torch.testing.assert_close(layer(x), plain(x))
+    layer.mode = "events"
+    layer(x.round())
+    assert layer.explain().startswith("events")

@@ -131,6 +131,38 @@ def test_the_grid_counts_what_is_slower_than_torch(tmp_path: Path):
     assert (tmp_path / "benchmarks" / "grid.png").stat().st_size > 1000
 
 
+def test_the_small_layers_that_are_slower_than_torch_are_counted():
+    cells = pytest.importorskip("benchmarks.cells")
+    about = {"layer": "linear", "rows": 64, "channels": 16, "said": ""}
+    times = {
+        ("inference", 0.02): 1.04,
+        ("inference", 1.0): 1.2,
+        ("training", 0.02): 2.0,
+        ("training", 1.0): 0.5,
+    }
+    rows = [
+        {**about, "pass": kind, "density": density, "contender": who, "ms": ms}
+        for (kind, density), ratio in times.items()
+        for who, ms in (("torch", 0.01), ("hibana", 0.01 * ratio))
+    ]
+    page = "\n".join(cells.section(rows))
+    assert "2 of 4 cells take 1.05 and more of torch's time, 1 of them by more than 3 µs a call" in page
+    assert "| linear | 64 | 16 | inference | 1.04 | 1.20 | +2.0 |" in page
+    assert "| linear | 64 | 16 | training | 2.00 | 0.50 | +10.0 |" in page
+    assert len(cells.jobs(quick=False)) * len(cells.DENSITIES) * 2 == 120
+
+
+def test_a_small_cell_times_both_layers():
+    cells = pytest.importorskip("benchmarks.cells")
+    for name in ("cells/linear-64x16", "cells/convolution-64x16"):
+        rows = cells.jobs(quick=True)[name]()
+        assert {(row["pass"], row["contender"]) for row in rows} == {
+            (kind, who) for kind in ("inference", "training") for who in ("torch", "hibana")
+        }
+        assert {row["density"] for row in rows} == {0.02, 1.0}
+        assert all(row["ms"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize("name", deep.NETWORKS)
 def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
     image, _ = deep.sample()

@@ -16,7 +16,7 @@ from hibana.compiler.backend import names, of_device, refusal
 from hibana.compiler.checks import SlowPathWarning, check_batch, check_inputs, checked_state, said_once
 from hibana.compiler.draws import Drawing
 from hibana.compiler.explain import explain
-from hibana.compiler.first_call import NetworkWarning, check_first_call
+from hibana.compiler.first_call import NetworkWarning, check_first_call, check_neighbours
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.producer import Producer
 from hibana.compiler.spiking import emits_spikes
@@ -156,6 +156,8 @@ def emitted(
     if of_a_layer:
         check_batch(inputs)
     if not _is_traced(inputs):
+        if of_a_layer:
+            check_neighbours(cell, inputs)
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     dtype = reference.carried(inputs.dtype)
     if state is not None:

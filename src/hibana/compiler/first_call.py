@@ -17,9 +17,23 @@ from hibana.cells import Cell
 from hibana.compiler import programs, reference
 from hibana.compiler.derivatives import are_batched
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.torch_layers import CALL, suggest
+from hibana.compiler.torch_layers import (
+    CALL,
+    first_of_images,
+    made_of_channels,
+    refuse_next,
+    suggest,
+)
 
-__all__ = ["NO_DERIVATIVE", "NetworkWarning", "axis_mistake", "check_first_call", "features_first", "forget"]
+__all__ = [
+    "NO_DERIVATIVE",
+    "NetworkWarning",
+    "axis_mistake",
+    "check_first_call",
+    "check_neighbours",
+    "features_first",
+    "forget",
+]
 
 
 class NetworkWarning(RuntimeWarning):
@@ -34,14 +48,39 @@ ENOUGH_STEPS = 4
 """Minimum steps for a layer to be reported as silent: networks train on 4 and more."""
 _CHECKED: "WeakSet[Cell]" = WeakSet()
 """The cells whose first call was checked, also as part of another cell."""
+_BETWEEN: dict[int, "WeakSet[Cell]"] = {dimensions: WeakSet() for dimensions in (3, 4, 5)}
+"""The cells of layers whose neighbours take such an input, by its dimensions."""
 
 
 def forget(net: nn.Module) -> None:
     """Lets the next call of each layer in `net` be checked again."""
     for module in net.modules():
         if isinstance(module, Cell):
-            _CHECKED.discard(module)
+            for cells in (_CHECKED, *_BETWEEN.values()):
+                cells.discard(module)
             module._enter()  # as when it was made: no call of it is known
+
+
+def check_neighbours(cell: Cell, inputs: Tensor) -> None:
+    """Checks the layers of ``torch.nn`` around that of `cell`, which may know no time.
+
+    Warns once where the one before it takes axis 1 for channels and no gradient shows which it is
+    (:func:`check_first_call` knows from the graph).
+
+    Raises:
+        ValueError: if the one behind it takes no time.
+    """
+    passed = _BETWEEN.get(inputs.ndim)
+    if passed is None or cell in passed:
+        return
+    called = _being_called()
+    if called and getattr(called[0], "is_cell_alone", bool)():
+        refuse_next(called, inputs.shape)
+        maker = made_of_channels(called, inputs) if inputs.grad_fn is None else ""
+        if maker:
+            _warn(f"{_layer_called(cell, called)}: {features_first(maker, inputs, called[-1])}")
+            passed.update(module for module in called[-1].modules() if isinstance(module, Cell))
+    passed.add(cell)
 
 
 def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) -> None:
@@ -55,8 +94,8 @@ def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) 
     _CHECKED.add(checked)
     called = _being_called()
     layer = _layer_called(cell, called)
-    suggest(called, layer, inputs)
-    if mistake := axis_mistake(inputs):
+    suggest(called, layer, inputs, outputs)
+    if mistake := axis_mistake(inputs, called[-1] if called else None):
         _warn(f"{layer}: {mistake}")
     node: Any = outputs.grad_fn
     if node is None:  # of the reference loop, whose backward never comes to this layer
@@ -145,18 +184,22 @@ _OF_FEATURES = {
 channels, where a layer over time has the batch. :class:`hibana.EachStep` ends in a view."""
 
 
-def axis_mistake(inputs: Tensor) -> str:
+def axis_mistake(inputs: Tensor, net: nn.Module | None = None) -> str:
     """Why `inputs` of a layer over time are not ``[T, batch, ...]``, by the node that made them; or ""."""
     made = _OF_FEATURES.get(inputs.grad_fn.name()) if inputs.grad_fn is not None else None
-    return "" if made is None or inputs.ndim not in made[1] else features_first(made[0], inputs)
+    return "" if made is None or inputs.ndim not in made[1] else features_first(made[0], inputs, net)
 
 
-def features_first(maker: str, inputs: Tensor) -> str:
-    """The sentence for `inputs` of a layer over time whose `maker` takes axis 1 for features."""
+def features_first(maker: str, inputs: Tensor, net: nn.Module | None = None) -> str:
+    """The sentence for `inputs` of a layer over time, in `net`, whose `maker` takes axis 1 for features."""
     what = "features" if inputs.ndim == 2 else "channels"
+    first = "" if net is None or inputs.ndim == 2 else first_of_images(net)
+    modules = (
+        f"modules that know no time, the first of which is {first}," if first else "modules that know no time"
+    )
     return (
         f"its input {list(inputs.shape)} comes from {maker} whose axis 1 is {what}, where a layer over time "
-        "takes [T, batch, ...]; call modules that know no time by hb.EachStep(module), or change the network "
+        f"takes [T, batch, ...]; call {modules} by hb.EachStep(module), or change the network "
         "by hb.optimize(net, x), and give it [T, batch, ...]: hb.encode.constant(x, T) shows samples without "
         "time for T steps, x[:, None] is a batch of one sample over time"
     )

@@ -3,6 +3,9 @@
 Nothing here changes a network; this is a hint to an error of torch's, a warning, and a list of names.
 """
 
+import itertools
+import math
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -10,8 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.checks import warn_once
+from hibana.compiler.priors import gain
 
-__all__ = ["CALL", "OF_IMAGES", "WAS", "add_hint", "faster_layers", "suggest"]
+__all__ = [
+    "CALL",
+    "MANY",
+    "OF_IMAGES",
+    "WAS",
+    "add_hint",
+    "faster_layers",
+    "first_of_images",
+    "made_of_channels",
+    "named",
+    "refuse_next",
+    "suggest",
+    "work_of",
+]
 
 CALL = nn.Module._call_impl.__code__
 """Code of the frame in which torch calls a module."""
@@ -47,26 +64,43 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def suggest(called: list[nn.Module], layer: str, inputs: Tensor) -> None:
-    """Warns once that the network runs beside layers of torch that have a faster form.
+def suggest(called: list[nn.Module], layer: str, inputs: Tensor, outputs: Tensor) -> None:
+    """Warns once that the network runs beside layers of torch that have a faster form, and of the gain.
 
     Args:
         called: the modules that are being called, the innermost first.
         layer: of neurons, as it is called in a sentence.
         inputs: its own.
+        outputs: what it emitted.
     """
     if not called or inputs.numel() < MANY or not inputs.is_cpu or inputs.dtype != torch.float32:
         return
     found = faster_layers(called[-1])
-    if found:
-        warn_once(
-            "hibana.optimize",
-            f"{layer} takes {inputs.numel():,} numbers over time beside {named(found)} of torch.nn, which "
-            "multiply zeros too and normalise in a pass of their own. Before training, write "
-            "hibana.optimize(net, x): it changes them in place to layers that add weights per spike and "
-            "normalise in the neurons' pass, and a training step of four convolutions took a quarter to a "
-            "third of the time",
+    if not found:
+        return
+    density = outputs.count_nonzero().item() / outputs.numel()
+    sums, gains = gain(density), []
+    if any(isinstance(module, _WEIGHTED) for module in found.values()) and sums > 1:
+        gains.append(
+            f"sums of weights take about 1/{sums:.2g} of the time at the {density:.0%} that spiked here"
         )
+    if any(isinstance(module, nn.BatchNorm2d) for module in found.values()):
+        gains.append("a normalisation before neurons reads its input once, where it took three passes")
+    expected = f": {', and '.join(gains)}" if gains else ""
+    warn_once(
+        "hibana.optimize",
+        f"{layer} takes {inputs.numel():,} numbers over time beside {named(found)} of torch.nn, which "
+        "multiply zeros too and normalise in a pass of their own. Before training, write "
+        "hibana.optimize(net, x): it changes them in place to layers that add weights per spike and "
+        f"normalise in the neurons' pass{expected}",
+    )
+
+
+def work_of(layer: nn.Module, outputs: Tensor) -> int:
+    """Multiplications of the dense product of a linear layer or convolution that gave `outputs`."""
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return outputs.numel() * math.prod(weight.shape[1:])
 
 
 def named(layers: dict[str, nn.Module], most: int = 4) -> str:
@@ -81,16 +115,135 @@ def add_hint(net: nn.Module, error: BaseException) -> None:
     module, given = _innermost(error.__traceback__)
     if not isinstance(module, OF_IMAGES) or not isinstance(given, Tensor):
         return
-    dimensions = 3 if isinstance(module, nn.Conv1d | nn.BatchNorm1d) else 4
-    if given.ndim != dimensions + 1:
-        return
-    name = next((name for name, inner in net.named_modules() if inner is module), "")
-    kind = type(module).__name__
-    error.add_note(
-        f"layer {name!r} ({kind}) was given [T, batch, ...], shape {list(given.shape)}, and takes no time: "
+    if given.ndim == _dimensions(module) + 1:
+        error.add_note(takes_no_time(net, module, given.shape))
+
+
+def _dimensions(layer: nn.Module) -> int:
+    """Of a batch of what the layer of images `layer` takes."""
+    return 3 if isinstance(layer, nn.Conv1d | nn.BatchNorm1d) else 4
+
+
+def takes_no_time(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
+    """The sentence for a `layer` of images in `net` that is given ``[T, batch, ...]``."""
+    name = next((name for name, inner in net.named_modules() if inner is layer), "")
+    kind = type(layer).__name__
+    return (
+        f"layer {name!r} ({kind}) was given [T, batch, ...], shape {list(shape)}, and takes no time: "
         f"wrap it in hibana.EachStep({kind}(...)), or call hibana.optimize(net, x), which makes a network of "
         "torch.nn take time"
     )
+
+
+def refuse_next(called: list[nn.Module], shape: torch.Size) -> None:
+    """Raises if the layer behind neurons takes no time, as torch would without naming the way out.
+
+    Which layer follows is known in an ``nn.Sequential``. In a ``forward`` of one's own it is not.
+
+    Args:
+        called: the modules that are being called, the innermost first: the neurons.
+        shape: of what the neurons emit, ``[T, batch, ...]``.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    following = next(_following(called), None)
+    if following is None or type(following) not in OF_IMAGES or _may_reshape(called[0], following):
+        return
+    if not _fits(following, shape):
+        raise ValueError(takes_no_time(called[-1], following, shape))
+
+
+def _may_reshape(before: nn.Module, after: nn.Module) -> bool:
+    """Whether hooks, or methods put in place of theirs, run between the two."""
+    hooks = before._forward_hooks or after._forward_pre_hooks or torch.nn.modules.module._global_forward_hooks
+    return bool(
+        hooks
+        or torch.nn.modules.module._global_forward_pre_hooks
+        or "forward" in vars(before)
+        or "forward" in vars(after)
+    )
+
+
+def made_of_channels(called: list[nn.Module], inputs: Tensor) -> str:
+    """What gave neurons the `inputs` with channels on axis 1, as modules beside the neurons show; or "".
+
+    It is the layer before them in an ``nn.Sequential``. In another module, it is a convolution or
+    normalisation of two-dimensional images with as many channels.
+    """
+    if len(called) < 2 or inputs.ndim not in (3, 4):
+        return ""
+    beside = [module for module in called[1]._modules.values() if module is not None]
+    if type(called[1]) is nn.Sequential:
+        before = beside[: _place(beside, called[0]) or 0]
+        beside = [module for module in before if not isinstance(module, _SHAPELESS)][-1:]
+    elif inputs.ndim == 3:
+        return ""
+    for layer in beside:
+        what = _MAKERS.get(type(layer))
+        if what and _dimensions(layer) == inputs.ndim and _channels(layer, "out_channels") == inputs.shape[1]:
+            return what
+    return ""
+
+
+_MAKERS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "a convolution",
+    nn.Conv2d: "a convolution",
+    nn.BatchNorm1d: "a batch normalisation",
+    nn.BatchNorm2d: "a batch normalisation",
+}
+_SHAPELESS = (nn.Dropout, nn.Identity, nn.ReLU)
+"""Modules that give back the shape that they take, whatever it is."""
+
+
+def _following(called: list[nn.Module]) -> Iterator[nn.Module]:
+    """What ``nn.Sequential`` calls after ``called[0]``, without modules that leave shapes alone."""
+    for inner, outer in itertools.pairwise(called):
+        if type(outer) is not nn.Sequential:
+            return
+        modules = list(outer._modules.values())
+        place = _place(modules, inner)
+        if place is None:
+            return
+        for module in modules[place + 1 :]:
+            first: Any = module
+            while type(first) is nn.Sequential and len(first):
+                first = first[0]
+            if not isinstance(first, _SHAPELESS):
+                yield first
+
+
+def _place(modules: list[Any], module: nn.Module) -> int | None:
+    """Where `module` stands; None if it does so more than once, or not at all."""
+    places = [place for place, each in enumerate(modules) if each is module]
+    return places[0] if len(places) == 1 else None
+
+
+def _channels(layer: Any, of_convolution: str) -> int | None:
+    """Channels that a convolution takes or gives, or a normalisation has; None of others."""
+    found = (getattr(layer, name, None) for name in (of_convolution, "num_features", "num_channels"))
+    return next((count for count in found if isinstance(count, int)), None)
+
+
+def _fits(layer: nn.Module, shape: torch.Size) -> bool:
+    """Whether torch's `layer` of images takes an input of this `shape`."""
+    if isinstance(layer, nn.GroupNorm):
+        return len(shape) > 1 and shape[1] == layer.num_channels
+    if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1)):
+        return len(shape) > 1  # a mean over the last two dimensions
+    dimensions, channels = _dimensions(layer), _channels(layer, "in_channels")
+    if len(shape) == dimensions or (len(shape) == 2 and isinstance(layer, nn.BatchNorm1d)):
+        return channels is None or shape[1] == channels
+    one = len(shape) == dimensions - 1 and not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+    return one and (channels is None or shape[0] == channels)
+
+
+def first_of_images(net: nn.Module) -> str:
+    """The first layer of images of torch's own in `net`, by name and class; or ""."""
+    for name, module in net.named_modules():
+        if type(module) in OF_IMAGES:
+            return f"{name!r} ({type(module).__name__})"
+    return ""
 
 
 def _innermost(trace: TracebackType | None) -> tuple[Any, Any]:

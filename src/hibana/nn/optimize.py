@@ -242,7 +242,7 @@ def _undone(net: nn.Module) -> Optimized:
         for added in ("_plan", FUSING, _DIMENSIONS):
             module.__dict__.pop(added, None)
         if was is not None:
-            for said in ("_reason", "_left"):  # what layers per spike remember of calls
+            for said in ("_reason", "_left", "_refused"):  # what layers per spike remember of calls
                 module.__dict__.pop(said, None)
             if was is not nn.Sequential:
                 found.rows.append((name or "-", type(module).__name__, was.__name__))

@@ -1,5 +1,6 @@
 """Spikes as bits, 64 to a word: packed from numbers, counted, and compared with numbers."""
 
+from functools import lru_cache
 from math import gcd
 
 import torch
@@ -14,6 +15,7 @@ from hibana.runtime.kernels import (
     Floats,
     Longs,
     Pointer,
+    Sized,
     Value,
     float_bits,
     kernel,
@@ -21,7 +23,7 @@ from hibana.runtime.kernels import (
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, bits_from, first_bits, words_of
 from hibana.spikes.simd.rows import VECTOR
 
-__all__ = ["agree", "bits_of", "density_of"]
+__all__ = ["agree", "bits_of", "density_of", "sampled_density"]
 
 NEAR = 4096
 """Numbers of a row that :func:`agree` compares, at most; rows are divided among threads."""
@@ -35,6 +37,25 @@ def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     bits = torch.empty(-(-rows.shape[0] // step), -(-inputs // 64), dtype=torch.int64, device="cpu")
     spikes, strange = _scanned(rows, bits, inputs, step)
     return bits, None if strange else spikes / max(1, bits.shape[0] * inputs)
+
+
+def sampled_density(numbers: Tensor, words: int, step: int) -> float | None:
+    """The density of ones in every `step`-th of so many `words`, each 64 `numbers` in memory; None if not all
+    are 0 and 1.
+
+    It is called to find out that a product is torch's, which no thread should be woken for.
+    """
+    count = -(-words // step)
+    found = torch.empty(count + 2, dtype=torch.int64, device="cpu")
+    counts = found.narrow(0, count, 2)
+    _sampling(count, step)(1, source=numbers, bits=found, counts=counts)
+    spikes, strange = counts.tolist()
+    return None if strange else spikes / (count * WORD)
+
+
+@lru_cache(maxsize=1024)
+def _sampling(count: int, step: int) -> Sized:
+    return _scan.sized(inputs=WORD, rows=count, step=step, parts=1)
 
 
 def density_of(bits: Tensor, inputs: int) -> float:

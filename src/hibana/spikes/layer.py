@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.priors import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
-from hibana.spikes.bits import bits_of
+from hibana.spikes.bits import bits_of, sampled_density
 from hibana.spikes.planes import Planes, whole_numbers
 from hibana.spikes.provenance import Provenance, may_have_bits
 from hibana.spikes.simd.lists import WORD
@@ -22,6 +23,7 @@ __all__ = [
     "BySpikes",
     "Found",
     "Mode",
+    "Refused",
     "as_bits",
     "binary_bits",
     "check_mode",
@@ -33,8 +35,6 @@ __all__ = [
 
 Mode = Literal["auto", "dense", "events"]
 
-SMALLEST_WORK = 12_000_000
-"""Multiplications below which a product always goes to torch: packing bits alone would take longer."""
 TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
 """The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
@@ -74,17 +74,28 @@ class BySpikes(nn.Module):
         assert weight is not None
         return weight, bias
 
-    def _leave(self, input: Tensor, reason: str) -> None:  # noqa: A002
-        """Remembers that an input of this shape is too small for kernels per spike; :meth:`_is_left` asks for
-        it.
-        """
-        if reason == TINY:
-            self.__dict__["_left"] = input.shape, torch.is_grad_enabled()
+    def _remember(self, numbers: Tensor, weight: Tensor, refused: "Refused", by_onednn: bool) -> None:
+        """Has calls with an input like these `numbers` go to torch: see :meth:`_refuses`."""
+        call = numbers.shape, numbers.stride(), torch.get_num_threads(), learns(weight)
+        self.__dict__["_refused"] = _Dense(call, refused, by_onednn)
 
-    def _is_left(self, input: Tensor) -> bool:  # noqa: A002
-        """Whether an `input` of this shape went to torch before, and no bits of this one are known."""
-        left = self.__dict__.get("_left") == (input.shape, torch.is_grad_enabled())
-        return left and not may_have_bits(input)
+    def _refuses(self, numbers: Tensor, weight: Tensor) -> "_Dense | None":
+        """What was found of a call that was dense for its density, if this one is like it.
+
+        A sample of the `numbers` is looked at, as :func:`as_bits` does before all else.
+        """
+        last: _Dense | None = self.__dict__.get("_refused")
+        if (
+            last is None
+            or self.mode != "auto"
+            or last.call != (numbers.shape, numbers.stride(), torch.get_num_threads(), learns(weight))
+            or may_have_bits(numbers)
+            or select.priors_only()
+        ):
+            return None
+        density = _density(numbers.detach() if numbers.requires_grad else numbers)
+        alike = density is not None and select.density_bucket(density) == last.refused.density
+        return last if alike else None
 
     def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
@@ -126,6 +137,26 @@ def numbers_as_bits(rows: Tensor) -> Planes | str:
     return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
 
 
+class Refused(NamedTuple):
+    """Why a product is torch's at a density."""
+
+    reason: str
+    density: int
+    """The interval: :func:`hibana.spikes.select.density_bucket` of a sample."""
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class _Dense(NamedTuple):
+    """A call that was torch's for its density."""
+
+    call: tuple[object, ...]
+    """The input's shape and strides, the number of threads, and whether the weight learns."""
+    refused: Refused
+    by_onednn: bool
+
+
 class Found(NamedTuple):
     """An input as bits, and the key under which the times of its product are stored."""
 
@@ -140,7 +171,7 @@ def as_bits(
     rows: Callable[[], Tensor],
     key: select.Key,
     auto: bool,
-) -> Found | str:
+) -> Found | Refused | str:
     """An input as planes of bits, known from its producer or packed from its numbers; else why it is dense.
 
     Args:
@@ -161,7 +192,7 @@ def as_bits(
         sampled = key._replace(density=select.density_bucket(density), scanned=True)
         choice = select.known(sampled) if auto and not select.priors_only() else None
         if choice is not None and not choice.any:
-            return choice.refused(density)
+            return Refused(choice.refused(density), sampled.density)
         planes = _binary(numbers)
         if planes is not None:
             return Found(planes, sampled)
@@ -192,8 +223,7 @@ def _density(rows: Tensor) -> float | None:
     The stride of the sample is odd, or all sampled words could be of the same columns.
     """
     words = rows.numel() // WORD
-    lying = rows.as_strided((words, WORD), (WORD, 1)) if words else rows
-    return bits_of(lying, words // SAMPLE | 1)[1]
+    return sampled_density(rows, words, words // SAMPLE | 1) if words else bits_of(rows)[1]
 
 
 def learns(*tensors: Tensor | None) -> bool:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+from hibana.compiler.priors import FORWARD_UP_TO, INPUT_UP_TO, WEIGHTS_UP_TO
 from hibana.compiler.shared import Bounded
 from hibana.runtime import files
 from hibana.runtime.build import kept_in
@@ -41,8 +42,6 @@ __all__ = [
 
 Call = Callable[[], object]
 
-FORWARD_UP_TO, WEIGHTS_UP_TO, INPUT_UP_TO = 0.3, 0.3, 0.3
-"""Priors: densities of bits, over all planes, up to which a product is computed per spike."""
 OVERHEAD = 4e-5
 """Seconds that a call per spike spends in Python more than torch's: a linear layer on an AMD EPYC (Zen 3)."""
 ROUNDS = 6

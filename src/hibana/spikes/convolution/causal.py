@@ -11,6 +11,7 @@ from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.layer import (
     SMALLEST_WORK,
     TINY,
+    Found,
     Mode,
     as_bits,
     check_mode,
@@ -94,8 +95,8 @@ def _by_spikes(
         return inputs.detach().reshape(steps, length).contiguous()
 
     bits = as_bits(below, length, in_order, lines, key, auto)
-    if isinstance(bits, str):
-        return bits
+    if not isinstance(bits, Found):
+        return str(bits)
     found, chosen = bits.planes, select.ALL
     images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if auto:

@@ -19,6 +19,8 @@ from hibana.spikes.layer import (
     SMALLEST_WORK,
     TINY,
     BySpikes,
+    Found,
+    Refused,
     as_bits,
     check_mode,
     learns,
@@ -46,6 +48,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if torch.compiler.is_compiling():
             return self._compiled(input)
         weight, bias = self._tensors()
+        if type(input) is Tensor and self.__dict__.get("_left") == self._call_of(input):
+            self.__dict__["_reason"] = LEFT
+            return self._conv_forward(input, weight, bias)
         if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
             return self._of_padding(input, weight, bias)
         if (
@@ -53,16 +58,20 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.ndim == self.dimensions + 2
             and self.mode == "auto"
             and input.is_cpu
-            and (self._is_left(input) or self._is_small(input, weight))
+            and self._is_small(input, weight)
         ):
             if dense.lies_last(input) and (
                 input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
             ):
+                if input.shape[1] >= dense.SAFE:
+                    self.__dict__["_left"] = self._call_of(input)
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
             return self._densely(input, weight, bias, TINY)
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
+        if sequence is None and (refused := self._refuses(input, weight)):
+            return self._densely(input, weight, bias, str(refused.refused))
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
         how = self.stride, self.padding, self.dilation, self.padding_mode
@@ -70,7 +79,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if isinstance(sizes, str):
             return self._densely(input, weight, bias, sizes)
         if sizes.work < SMALLEST_WORK and self.mode == "auto":
-            self._leave(input, TINY)
             return self._densely(input, weight, bias, TINY)
         around = sizes.around
         images = functional.pad(input, around, sizes.mode) if around else input
@@ -79,7 +87,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         whole = images if sequence is None or images is not input else sequence
         found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
         if isinstance(found, str):
-            self._leave(input, found)
             return self._densely(input, weight, bias, found)
         return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
 
@@ -109,11 +116,12 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         return self._conv_forward(input, weight, bias)
 
     def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
-        """Whether torch has done all before events have begun, which is remembered."""
-        small = input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
-        if small:
-            self._leave(input, TINY)
-        return small
+        """Whether torch has done all before events have begun."""
+        return input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
+
+    def _call_of(self, input: Tensor) -> tuple[object, ...]:  # noqa: A002
+        """What decides whether a call is left to torch for its size, but for the weight."""
+        return input.shape, input.stride(), self.mode, self.dilation
 
     def _by_windows(
         self,
@@ -138,8 +146,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         sizes = select.bucket(images.shape[0]), outputs, geometry
         key = select.Key("convolution", sizes, torch.get_num_threads(), learning=learning)
         bits = as_bits(under, length, in_order, lambda: autograd.rows_of(images.detach()), key, auto)
-        if isinstance(bits, str):
-            return bits
+        if not isinstance(bits, Found):
+            if isinstance(bits, Refused) and in_order and images is whole:
+                self._remember(images, weight, bits, by_onednn=False)
+            return str(bits)
         found, chosen = bits.planes, select.ALL
         if auto:
             chosen = autograd.chosen(bits, images, weight, bias if bias is None else bias.detach(), geometry)

@@ -11,9 +11,9 @@ from hibana.spikes.checks import alike_each_step, misfit, plain
 from hibana.spikes.layer import (
     LEFT,
     SMALLEST_WORK,
-    TINY,
     BySpikes,
     Found,
+    Refused,
     as_bits,
     check_mode,
     learns,
@@ -25,6 +25,10 @@ from hibana.spikes.provenance import lookup
 from hibana.spikes.select import Call, Choice
 
 __all__ = ["Linear"]
+
+FEW_ROWS = 128
+"""Rows up to which a product of less than the smallest work is torch's; of more rows, half of it."""
+BY_ONEDNN = "; by oneDNN"
 
 
 class Linear(BySpikes, nn.Linear):
@@ -57,7 +61,7 @@ class Linear(BySpikes, nn.Linear):
         if (
             type(input) is Tensor
             and self.mode == "auto"
-            and input.numel() * self.out_features < SMALLEST_WORK // 2
+            and self._is_small(input.numel())
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # tested first: any other test takes longer than such a product
             self.__dict__["_reason"] = LEFT
@@ -66,19 +70,27 @@ class Linear(BySpikes, nn.Linear):
 
     def leaves_to_torch(self, shape: torch.Size) -> bool:
         """Whether torch multiplies inputs of `shape`, whatever they hold; then :meth:`explain` says so."""
-        if self.mode != "auto" or shape.numel() * self.out_features >= SMALLEST_WORK // 2:
+        if self.mode != "auto" or not self._is_small(shape.numel()):
             return False
         self.__dict__["_reason"] = LEFT
         return True
 
+    def _is_small(self, numbers: int) -> bool:
+        """Whether torch is sooner done with so many `numbers` at any density: few in all, or few rows, for
+        which weights are put in order.
+        """
+        least = SMALLEST_WORK // (1 if numbers <= FEW_ROWS * self.in_features else 2)
+        return numbers * self.out_features < least
+
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
-        if self.mode == "auto" and self._is_left(input):
-            return self._multiplied(input, weight, bias, TINY)
+        if refused := self._refuses(input, weight):
+            self.__dict__["_reason"] = f"dense: {refused.refused}{BY_ONEDNN if refused.by_onednn else ''}"
+            return (dense.linear if refused.by_onednn else functional.linear)(input, weight, bias)
         if input.ndim > 1 and alike_each_step(input):
             one = input[0]
-            if self.mode == "auto" and one.numel() * self.out_features < SMALLEST_WORK // 2:
+            if self.mode == "auto" and self._is_small(one.numel()):
                 self._reason, once = LEFT, functional.linear(one, weight, bias)
             else:
                 once = self._product(one, weight, bias)
@@ -108,8 +120,10 @@ class Linear(BySpikes, nn.Linear):
         sizes = select.bucket(count), inputs, outputs
         key = select.Key("linear", sizes, torch.get_num_threads(), learning=learning)
         found = as_bits(under, inputs, in_order, rows, key, auto)
-        if isinstance(found, str):
-            return self._multiplied(input, weight, bias, found)
+        if not isinstance(found, Found):
+            if isinstance(found, Refused) and in_order:
+                self._remember(input, weight, found, dense.is_faster(input, weight))
+            return self._multiplied(input, weight, bias, str(found))
         planes = found.planes
         choice = select.ALL
         if auto:
@@ -129,7 +143,7 @@ class Linear(BySpikes, nn.Linear):
         faster.
         """
         if self.mode == "auto" and dense.is_faster(input, weight):
-            self.__dict__["_reason"] = f"dense: {reason}; by oneDNN"
+            self.__dict__["_reason"] = f"dense: {reason}{BY_ONEDNN}"
             return dense.linear(input, weight, bias)
         return self._densely(input, weight, bias, reason)
 
