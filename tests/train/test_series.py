@@ -132,8 +132,8 @@ def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     samples = settings.samples()
     samples.setup()
     chosen, longer = series.recipe(settings, samples)
-    assert (chosen.lengths, chosen.steps) == ("pad", samples.longest)
-    assert f"cut or padded to {samples.longest}" in longer.summary
+    assert (chosen.lengths, chosen.steps) == ("mask", samples.longest)
+    assert f"cut, or padded and masked, to {samples.longest}" in longer.summary
     _, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
     assert outcome.accuracy >= 0.8
     answers = train.predict(outcome.checkpoint, tmp_path / "waves")
@@ -169,3 +169,37 @@ def test_refuses_samples_that_it_can_not_be_fitted_to(tmp_path):
     samples.setup()
     with pytest.raises(ValueError, match="layers rocket60 must be of samples of one length"):
         train.made(settings, samples)
+
+
+def test_what_follows_the_end_of_a_masked_sequence_does_not_count(tmp_path):
+    """Each sequence is answered as it is alone, by windows that were trained and by a Rocket."""
+    drawn = np.random.default_rng(0)
+    values = [drawn.standard_normal((int(length), 2)) for length in drawn.integers(9, 30, 40)]
+    labels = np.array(["up", "down"])[np.arange(40) % 2]
+    for number, each in enumerate(values):
+        each[:] += 2 * (number % 2)
+    for layers in ("16w3", "rocket30"):
+        samples = hb.data.Sequences(values, labels=labels, lengths="mask", steps=30)
+        settings = train.Settings(
+            data="in memory", kind="sequences", layers=layers, epochs=2, lengths="mask", loss="membrane-mean"
+        )
+        model, outcome = train.fit(settings, tmp_path / layers, samples=samples)
+        batch = next(iter(samples.test_dataloader()))
+        assert len(batch) == 3
+        assert batch[2].tolist() == [len(values[k]) for k in _indices(samples, values)]
+        together = train.predict(model, values).probabilities
+        with torch.no_grad():
+            for each, probabilities in zip(values[:5], together, strict=False):
+                alone = model(samples.description.inputs.scaled(each)[None].float()).softmax(1)[0]
+                assert alone.tolist() == pytest.approx(probabilities, abs=1e-4)
+        assert outcome.accuracy >= (0.5 if layers == "16w3" else 0.9)  # two epochs teach windows little
+        assert all(rate > 0 for rate in outcome.rates.values())
+
+
+def _indices(samples, values):
+    """Which of `values` each test sample is."""
+    first = [samples.description.inputs.scaled(each)[0].float() for each in values]
+    return [
+        next(k for k, row in enumerate(first) if torch.equal(row, inputs[0]))
+        for inputs in samples.test.inputs
+    ]
