@@ -1,4 +1,4 @@
-"""``hibana predict --stream`` on raw sound: frames as in training, pieces of any size, and what is refused."""
+"""``hibana predict --stream`` on raw sound: frames as in training, and what is refused."""
 
 import io
 import json
