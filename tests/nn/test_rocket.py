@@ -246,6 +246,9 @@ def test_neurons_that_rest_spike_less_and_not_within_their_period() -> None:
     net = hb.models.rocket((1,), 2, steps=60, period=3)
     assert net.fit(inputs, labels) > 0.85
     assert 0.04 < float(net.rates(inputs).mean()) < 0.14
+    held_out = ridge(net.rates(inputs), 2.0 * torch.nn.functional.one_hot(labels).double() - 1).held_out
+    wanted = 2.0 * torch.nn.functional.one_hot(labels).double() - 1
+    assert net.error == pytest.approx(float((held_out - wanted).square().mean()))
     spikes = net.branches[0][:-1](inputs)
     for k in (1, 2, 3):
         assert not bool((spikes[k:] * spikes[:-k]).any())

@@ -1,5 +1,7 @@
 """Series of one's own: the spiking Rocket where it validates better, trained, kept and used."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,16 @@ def test_its_checkpoint_answers_as_it_did(run):
     assert min(map(max, answers.probabilities)) >= 0.5
 
 
+def test_it_is_converted_to_c_of_whole_numbers(run, tmp_path, capsys):
+    _, outcome, _ = run
+    target = tmp_path / "bumps.c"
+    assert main(["convert", str(outcome.checkpoint.parent), str(target), "--bits", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "same class:" in said
+    assert re.search(r"branches\.0\.w +Window +0\.00%", said)
+    assert "float" not in re.sub(r"/\*.*?\*/", "", target.read_text(), flags=re.DOTALL)
+
+
 def test_it_goes_on_by_gradient(run, tmp_path):
     _, outcome, file = run
     settings = train.Settings(data=str(file), layers="rocket40", epochs=1)
@@ -94,6 +106,26 @@ def test_windows_are_trained_where_they_validate_better(file, tmp_path, monkeypa
     assert kept is samples
     assert chosen == settings.on(samples)
     assert "windows are trained" in samples.summary
+
+
+@pytest.mark.parametrize(("error", "layers"), [(0.1, "rocket40r3"), (0.3, "rocket40")])
+def test_neurons_rest_where_the_error_of_left_out_series_is_less(file, monkeypatch, error, layers):
+    settings = train.Settings(data=str(file))
+    samples = settings.samples()
+    samples.setup()
+    tried = series._tried
+
+    def given(*arguments):
+        found = tried(*arguments)
+        return found._replace(error=error if "r3" in found.settings.layers else 0.2)
+
+    monkeypatch.setattr(series, "_tried", given)
+    monkeypatch.setattr(series, "_windows", lambda *given: 0.0)
+    chosen, longer = series.recipe(settings, samples)
+    assert chosen.layers == layers
+    assert ("whose neurons rest for 3 steps after a spike" in longer.summary) == (layers == "rocket40r3")
+    _, outcome = train.fit(chosen, file.parent / layers, samples=longer)
+    assert outcome.accuracy > 0.8
 
 
 @pytest.mark.parametrize(
