@@ -166,10 +166,42 @@ def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     chosen, longer = series.recipe(settings, samples)
     assert (chosen.lengths, chosen.steps) == ("mask", samples.longest)
     assert f"cut, or padded and masked, to {samples.longest}" in longer.summary
-    _, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
+    model, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
     assert outcome.accuracy >= 0.8
     answers = train.predict(outcome.checkpoint, tmp_path / "waves")
     assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
+    from hibana.play import network as shown
+
+    seen = shown.sample(str(tmp_path / "run"), 0)
+    first = longer.test.inputs[0, : longer.test.lengths[0]]
+    assert len(seen["potentials"]) == len(first)
+    scores = model(first[None])
+    assert seen["answer"] == int(scores.argmax())
+
+
+def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
+    drawn = np.random.default_rng(0)
+    lengths = drawn.integers(5, 12, 30)
+    padded = np.zeros((30, 12, 1))
+    for row, length, label in zip(padded, lengths, np.arange(30) % 2, strict=True):
+        row[:length, 0] = drawn.standard_normal(length) + label
+    np.savez(tmp_path / "short.npz", x=padded, y=np.arange(30) % 2, lengths=lengths)
+    small = ["--lengths", "mask", "--steps", "12", "--layers", "8w3", "--epochs", "2"]
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(tmp_path / "short.npz"), *small, "--out", str(run)]) == 0
+    assert "5 to 11 steps, cut, or padded and masked, to 12" in " ".join(capsys.readouterr().out.split())
+    assert main(["predict", str(run)]) == 0
+    assert main(["predict", str(run), str(tmp_path / "short.npz")]) == 0
+    assert "of 30 right" in capsys.readouterr().out
+    from hibana.play import network as shown
+    from hibana.play.source import Trouble
+
+    try:
+        number = shown.mistake(str(run), 0)
+    except Trouble:
+        return
+    seen = shown.sample(str(run), number)
+    assert seen["answer"] != seen["label"]
 
 
 def test_quantities_and_spike_trains_are_as_before(tmp_path):

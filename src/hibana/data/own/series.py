@@ -176,7 +176,7 @@ class Sequences(Own):
             self.steps, self.lengths = known.steps, known.lengths
         elif self._in_arrays(source) and are_spikes(*raw.values):
             self.steps = max(lengths) if self._of_any_length else self.steps
-            self._spikes, self.lengths = True, "pad"
+            self._spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         how = HOW[self.lengths]
         count = len(self._features)
