@@ -9,8 +9,7 @@ from torch import Tensor
 
 from hibana.cli.lines import Steps
 from hibana.cli.saying import Refusal
-from hibana.data.own import SoundInputs
-from hibana.data.own.sound import HOP, WINDOW, band_energies, levels
+from hibana.data.own.sound import HOP, WINDOW, SoundInputs, band_energies, levels
 
 if TYPE_CHECKING:
     from hibana.train import Network

@@ -14,7 +14,7 @@ from hibana.cli.lines import steps_of
 from hibana.cli.pcm import RATE, Samples
 from hibana.cli.saying import Failure, Refusal, doing, refusing
 from hibana.cli.tables import said_step, step_heading
-from hibana.data.own import SoundInputs
+from hibana.data.own.sound import SoundInputs
 from hibana.network import native
 from hibana.train.predicting import Answers, answered
 
