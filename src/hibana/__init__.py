@@ -103,6 +103,7 @@ if TYPE_CHECKING:
     from hibana.play import demo as demo
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
+    from hibana.train.shipped import pretrained
 
 _PUBLIC = {
     "convert": "network",
@@ -137,6 +138,7 @@ _MODULES = {
     "nn.window": ("Window",),
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
+    "train.shipped": ("pretrained",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 """Of each name that is loaded when it is first touched, the module that it is in."""
@@ -200,6 +202,7 @@ __all__ = [
     "loss",
     "narrow_delays",
     "optimize",
+    "pretrained",
     "quantize",
     "record",
     "run",

@@ -185,6 +185,7 @@ def test_learns_further_by_gradient(fitted) -> None:
         ({"steps": True}, "steps must be a whole number"),
         ({"steps": 4.0}, "steps must be a whole number"),
         ({"neurons": 6}, "neurons must be a multiple of 4"),
+        ({"period": -1}, "period must be a whole number"),
     ],
 )
 def test_refuses_sizes(options: dict[str, object], says: str) -> None:
@@ -211,3 +212,44 @@ def test_refuses_data() -> None:
         net.fit(inputs, labels, torch.tensor([21] * 6))
     with pytest.raises(ValueError, match="at least two samples"):
         net.fit(inputs[:, :1], labels[:1])
+
+
+@pytest.mark.parametrize("period", [0, 3])
+def test_in_whole_numbers_it_answers_alike(period: int) -> None:
+    inputs, labels = series(40)
+    net = hb.models.rocket((1,), 2, steps=60, period=period)
+    net.fit(inputs, labels)
+    small, report = hb.quantize(net, inputs, 8)
+    for layer in report.layers:
+        if layer.name.endswith("window"):
+            assert layer.weight_error == 0  # -1 and 2 are multiples of one number
+    assert float((scores(small, inputs).argmax(1) == scores(net, inputs).argmax(1)).float().mean()) >= 0.95
+    test, wanted = series(200, seed=1)
+    assert float((scores(small, test).argmax(1) == wanted).float().mean()) > 0.88
+
+
+@needs_cc
+def test_in_c_in_whole_numbers_it_is_bit_equal(tmp_path: Path) -> None:
+    inputs, labels = series(20, steps=40)
+    net = hb.models.rocket((1,), 2, steps=40, neurons=4, period=3)
+    net.fit(inputs, labels)
+    small, _ = hb.quantize(net, inputs, 4)
+    program = hb.convert.to_c(small, inputs[:, :2], name="rocket", scores="sum")
+    outputs, _, _ = outputs_of(
+        compiled(program, tmp_path, 40, flags=[*WARNINGS, "-O1"]), program, small.whole_input(inputs[:, :4])
+    )
+    assert torch.equal(outputs.double(), small.net(small.whole_input(inputs[:, :4])).double())
+
+
+def test_neurons_that_rest_spike_less_and_not_within_their_period() -> None:
+    inputs, labels = series(40)
+    net = hb.models.rocket((1,), 2, steps=60, period=3)
+    assert net.fit(inputs, labels) > 0.85
+    assert 0.04 < float(net.rates(inputs).mean()) < 0.14
+    held_out = ridge(net.rates(inputs), 2.0 * torch.nn.functional.one_hot(labels).double() - 1).held_out
+    wanted = 2.0 * torch.nn.functional.one_hot(labels).double() - 1
+    assert net.error == pytest.approx(float((held_out - wanted).square().mean()))
+    spikes = net.branches[0][:-1](inputs)
+    for k in (1, 2, 3):
+        assert not bool((spikes[k:] * spikes[:-k]).any())
+    assert bool((spikes[4:] * spikes[:-4]).any())

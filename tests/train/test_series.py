@@ -1,5 +1,7 @@
 """Series of one's own: the spiking Rocket where it validates better, trained, kept and used."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,16 @@ def test_its_checkpoint_answers_as_it_did(run):
     assert min(map(max, answers.probabilities)) >= 0.5
 
 
+def test_it_is_converted_to_c_of_whole_numbers(run, tmp_path, capsys):
+    _, outcome, _ = run
+    target = tmp_path / "bumps.c"
+    assert main(["convert", str(outcome.checkpoint.parent), str(target), "--bits", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "same class:" in said
+    assert re.search(r"branches\.0\.w +Window +0\.00%", said)
+    assert "float" not in re.sub(r"/\*.*?\*/", "", target.read_text(), flags=re.DOTALL)
+
+
 def test_it_goes_on_by_gradient(run, tmp_path):
     _, outcome, file = run
     settings = train.Settings(data=str(file), layers="rocket40", epochs=1)
@@ -94,6 +106,26 @@ def test_windows_are_trained_where_they_validate_better(file, tmp_path, monkeypa
     assert kept is samples
     assert chosen == settings.on(samples)
     assert "windows are trained" in samples.summary
+
+
+@pytest.mark.parametrize(("error", "layers"), [(0.1, "rocket40r3"), (0.3, "rocket40")])
+def test_neurons_rest_where_the_error_of_left_out_series_is_less(file, monkeypatch, error, layers):
+    settings = train.Settings(data=str(file))
+    samples = settings.samples()
+    samples.setup()
+    tried = series._tried
+
+    def given(*arguments):
+        found = tried(*arguments)
+        return found._replace(error=error if "r3" in found.settings.layers else 0.2)
+
+    monkeypatch.setattr(series, "_tried", given)
+    monkeypatch.setattr(series, "_windows", lambda *given: 0.0)
+    chosen, longer = series.recipe(settings, samples)
+    assert chosen.layers == layers
+    assert ("whose neurons rest for 3 steps after a spike" in longer.summary) == (layers == "rocket40r3")
+    _, outcome = train.fit(chosen, file.parent / layers, samples=longer)
+    assert outcome.accuracy > 0.8
 
 
 @pytest.mark.parametrize(
@@ -132,12 +164,40 @@ def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     samples = settings.samples()
     samples.setup()
     chosen, longer = series.recipe(settings, samples)
-    assert (chosen.lengths, chosen.steps) == ("pad", samples.longest)
-    assert f"cut or padded to {samples.longest}" in longer.summary
-    _, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
+    assert (chosen.lengths, chosen.steps) == ("mask", samples.longest)
+    assert f"cut, or padded and masked, to {samples.longest}" in longer.summary
+    model, outcome = train.fit(chosen, tmp_path / "run", samples=longer)
     assert outcome.accuracy >= 0.8
     answers = train.predict(outcome.checkpoint, tmp_path / "waves")
     assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
+    from hibana.play import network as shown
+
+    seen = shown.sample(str(tmp_path / "run"), 0)
+    first = longer.test.inputs[0, : longer.test.lengths[0]]
+    assert len(seen["potentials"]) == len(first)
+    scores = model(first[None])
+    assert seen["answer"] == int(scores.argmax())
+
+
+def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
+    drawn = np.random.default_rng(0)
+    lengths = drawn.integers(5, 12, 30)
+    padded = np.zeros((30, 12, 1))
+    for row, length, label in zip(padded, lengths, np.arange(30) % 2, strict=True):
+        row[:length, 0] = drawn.standard_normal(length) + label
+    np.savez(tmp_path / "short.npz", x=padded, y=np.arange(30) % 2, lengths=lengths)
+    small = ["--lengths", "mask", "--steps", "12", "--layers", "8w3", "--epochs", "2"]
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(tmp_path / "short.npz"), *small, "--out", str(run)]) == 0
+    assert "5 to 11 steps, cut, or padded and masked, to 12" in " ".join(capsys.readouterr().out.split())
+    assert main(["predict", str(run)]) == 0
+    assert main(["predict", str(run), str(tmp_path / "short.npz")]) == 0
+    assert "of 30 right" in capsys.readouterr().out
+    from hibana.play import network as shown
+
+    number = shown.mistake(str(run), 0)
+    seen = shown.sample(str(run), number)
+    assert seen["answer"] != seen["label"]
 
 
 def test_quantities_and_spike_trains_are_as_before(tmp_path):
@@ -169,3 +229,37 @@ def test_refuses_samples_that_it_can_not_be_fitted_to(tmp_path):
     samples.setup()
     with pytest.raises(ValueError, match="layers rocket60 must be of samples of one length"):
         train.made(settings, samples)
+
+
+def test_what_follows_the_end_of_a_masked_sequence_does_not_count(tmp_path):
+    """Each sequence is answered as it is alone, by windows that were trained and by a Rocket."""
+    drawn = np.random.default_rng(0)
+    values = [drawn.standard_normal((int(length), 2)) for length in drawn.integers(9, 30, 40)]
+    labels = np.array(["up", "down"])[np.arange(40) % 2]
+    for number, each in enumerate(values):
+        each[:] += 2 * (number % 2)
+    for layers in ("16w3", "rocket30"):
+        samples = hb.data.Sequences(values, labels=labels, lengths="mask", steps=30)
+        settings = train.Settings(
+            data="in memory", kind="sequences", layers=layers, epochs=2, lengths="mask", loss="membrane-mean"
+        )
+        model, outcome = train.fit(settings, tmp_path / layers, samples=samples)
+        batch = next(iter(samples.test_dataloader()))
+        assert len(batch) == 3
+        assert batch[2].tolist() == [len(values[k]) for k in _indices(samples, values)]
+        together = train.predict(model, values).probabilities
+        with torch.no_grad():
+            for each, probabilities in zip(values[:5], together, strict=False):
+                alone = model(samples.description.inputs.scaled(each)[None].float()).softmax(1)[0]
+                assert alone.tolist() == pytest.approx(probabilities, abs=1e-4)
+        assert outcome.accuracy >= (0.5 if layers == "16w3" else 0.9)  # two epochs teach windows little
+        assert all(rate > 0 for rate in outcome.rates.values())
+
+
+def _indices(samples, values):
+    """Which of `values` each test sample is."""
+    first = [samples.description.inputs.scaled(each)[0].float() for each in values]
+    return [
+        next(k for k, row in enumerate(first) if torch.equal(row, inputs[0]))
+        for inputs in samples.test.inputs
+    ]

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hibana.cli.lines import steps_of
-from hibana.cli.saying import Failure, doing, refusing
+from hibana.cli.pcm import RATE, Samples
+from hibana.cli.saying import Failure, Refusal, doing, refusing
 from hibana.cli.tables import said_step, step_heading
+from hibana.data.own.sound import SoundInputs
 from hibana.network import native
 from hibana.train.predicting import Answers, answered
 
@@ -23,21 +25,31 @@ __all__ = ["stream"]
 
 
 @torch.no_grad()
-def stream(model: "Network", window: float | None, form: str) -> None:
+def stream(model: "Network", window: float | None, form: str, rate: int | None = None) -> None:
     """Takes the steps of standard input, and prints what `model` answers after each.
 
     An answer is that of the objective over the outputs so far, at most as many as were trained on. A line
-    that can't be read is named, and left out. An empty one ends a sequence: the next begins at rest.
+    that can't be read is named, and left out. An empty one ends a sequence: the next begins at rest. A
+    network that was trained on sound takes raw samples, which have no lines.
 
     Args:
         model: a trained network.
         window: milliseconds of a window of events.
         form: of a line: ``table``, ``csv`` or ``json``.
+        rate: samples of sound in a second.
 
     Raises:
-        Refusal: if the network can't be run step by step, or its data give no steps.
+        Refusal: if the network can't be run step by step, its data give no steps, or an option is for others.
         Failure: at the end, if lines were left out.
     """
+    inputs = None if model.description is None else model.description.inputs
+    if isinstance(inputs, SoundInputs):
+        if window is not None:
+            raise Refusal(f"--window is of events of a camera; {model.settings.title} has none")
+        _listen(Samples(model, inputs, RATE if rate is None else rate), model, form)
+        return
+    if rate is not None:
+        raise Refusal(f"--rate is of sound; {model.settings.title} is {model.settings.what}")
     steps = steps_of(model, window)
     running = _Running(model, form, steps.dtype)
     number, refused = 0, 0
@@ -56,12 +68,34 @@ def stream(model: "Network", window: float | None, form: str) -> None:
             if ends:
                 running.reset()
         running.answer(steps.end(), time.perf_counter())
-    except BrokenPipeError:  # who read the answers has ended; Python would say so again as it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _close()
     finally:
         print(running.summary(), file=sys.stderr)
     if refused:
         raise Failure(f"{refused} of {number} lines could not be read")
+
+
+def _listen(steps: Samples, model: "Network", form: str) -> None:
+    """Takes the samples of standard input until it ends."""
+    running = _Running(model, form, steps.dtype)
+    try:
+        for piece in steps.pieces(sys.stdin.buffer):
+            begun = time.perf_counter()
+            try:
+                given = steps.take(piece)
+            except ValueError as error:
+                raise Failure(f"standard input {error}") from None
+            running.answer(given, begun)
+    except BrokenPipeError:
+        _close()
+    finally:
+        print(running.summary("a frame"), file=sys.stderr)
+
+
+def _close() -> None:
+    """Lets output go nowhere: who read the answers has ended, and Python would say so again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _text(line: bytes) -> str:
@@ -118,12 +152,12 @@ class _Running:
         self.stream.reset()
         self.count = 0
 
-    def summary(self) -> str:
-        """How many steps there were, and how long they took."""
+    def summary(self, of: str = "a line") -> str:
+        """How many steps there were, and how long they took; each is made `of` something."""
         if not self.whole.count:
             return "no steps"
         return (
-            f"{self.whole.count:,} steps; from a line to its answer {self.whole}; the network alone "
+            f"{self.whole.count:,} steps; from {of} to its answer {self.whole}; the network alone "
             f"{self.alone}"
         )
 

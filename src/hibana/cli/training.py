@@ -204,7 +204,8 @@ def _drawn(
     from hibana import plot
     from hibana.train import activity
 
-    shown, label = samples.test[0]
+    shown, label, *lengths = samples.test[0]
+    shown = shown[: int(lengths[0])] if lengths else shown
     with torch.inference_mode():
         outputs, spikes = activity(model.net, model.encode(shown[None]))
     row = shown.reshape(1, -1) if shown.ndim == 1 else shown.reshape(-1, *shown.shape[-2:]).mean(0)

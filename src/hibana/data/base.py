@@ -149,27 +149,33 @@ def _collate(samples: Samples) -> Any:
 class InMemory(Dataset[tuple[Tensor, ...]]):
     """Inputs ``[N, ...]`` and labels ``[N]``, gathered a batch at a time.
 
-    Byte inputs are stored as they are and given as ``float32`` in [0, 1], truth values as 0 and 1. Both
-    tensors are attributes, `inputs` and `labels`.
+    Byte inputs are stored as they are and given as ``float32`` in [0, 1], truth values as 0 and 1. The
+    tensors are attributes: `inputs`, `labels`, and `lengths`, ``None`` where there are none.
+
+    Args:
+        inputs: ``[N, ...]``.
+        labels: ``[N]``.
+        lengths: of sequences ``[N, T, ...]`` that are padded to T, ``[N]``; given with each batch.
     """
 
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        if len(inputs) != len(labels):
-            raise ValueError(f"labels must be one for each of {len(inputs)} inputs, got {len(labels)}")
-        self.inputs, self.labels = inputs, labels
+    def __init__(self, inputs: Tensor, labels: Tensor, lengths: Tensor | None = None) -> None:
+        for name, values in (("labels", labels), ("lengths", lengths)):
+            if values is not None and len(inputs) != len(values):
+                raise ValueError(f"{name} must be one for each of {len(inputs)} inputs, got {len(values)}")
+        self.inputs, self.labels, self.lengths = inputs, labels, lengths
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        inputs, labels = self.__getitems__([index])
-        return inputs[0], labels[0]
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return tuple(each[0] for each in self.__getitems__([index]))
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
         chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         inputs = self.inputs[chosen]
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
         elif inputs.dtype == torch.bool:
             inputs = inputs.float()
-        return inputs, self.labels[chosen]
+        lengths = () if self.lengths is None else (self.lengths[chosen],)
+        return inputs, self.labels[chosen], *lengths

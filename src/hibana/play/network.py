@@ -63,7 +63,8 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
         raise Trouble(f"sample must be in 0 to {count - 1}, got {index}")
     from hibana.train import activity
 
-    shown, label = samples.test[index]
+    shown, label, *lengths = samples.test[index]
+    shown = shown[: int(lengths[0])] if lengths else shown
     with torch.inference_mode():
         potentials, spikes = activity(model.net, _encoded(model, shown, index))
         answer = int(model.objective.scores(potentials).argmax(1))
@@ -90,11 +91,12 @@ def mistake(path: str, after: int, trust: Collection[str] = ()) -> int:
     order = [(after + 1 + offset) % count for offset in range(count)]
     for begun in range(0, count, 128):
         part = order[begun : begun + 128]
-        inputs, labels = zip(*(samples.test[index] for index in part), strict=True)
+        inputs, labels, *lengths = zip(*(samples.test[index] for index in part), strict=True)
+        own = [torch.stack(each) for each in lengths]
         with torch.inference_mode():
             pairs = zip(inputs, part, strict=True)
             encoded = torch.cat([_encoded(model, shown, index) for shown, index in pairs], dim=1)
-            answers = model.objective.scores(model.net(encoded)).argmax(1)
+            answers = model.objective.scores(model.net(encoded), *own).argmax(1)
             wrong = answers != torch.as_tensor(labels, dtype=torch.int64, device="cpu")
         if bool(wrong.any()):
             return part[int(wrong.nonzero()[0])]

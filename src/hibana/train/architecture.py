@@ -13,7 +13,8 @@ A description is a row of layers, joined by ``-`` or ``,``:
 ``p2``      max-pooling, 2x2; of spikes it makes spikes
 ``a2``      average pooling, 2x2
 ``skip``    a linear path from the input to the readout, beside all the other layers
-``rocket9`` alone: :func:`hibana.models.rocket`, whose windows span 9 steps
+``rocket9`` alone: :func:`hibana.models.rocket`, whose windows span 9 steps; of ``rocket9r3`` neurons
+            rest for 3 steps after a spike
 =========== ====================================================================================
 
 A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
@@ -36,7 +37,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
-__all__ = ["build", "check", "check_trust", "span"]
+__all__ = ["build", "check", "check_trust", "period", "span"]
 
 Shape = tuple[int, ...]
 
@@ -47,7 +48,7 @@ _TOKEN = re.compile(
     r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
     r"|(?P<skip>skip)"
 )
-_ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})")
+_ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})(?:r(?P<period>[1-9]\d{0,2}))?")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 LONGEST = 2_000
 """Characters of a description at most."""
@@ -77,11 +78,21 @@ def check(description: str) -> None:
 def span(description: str | None) -> int | None:
     """The steps that the windows of a Rocket span, if that is what `description` describes.
 
-    >>> span("rocket150"), span("256,256")
+    >>> span("rocket150r3"), span("256,256")
     (150, None)
     """
     found = None if description is None else _ROCKET.fullmatch(description)
     return None if found is None else int(found["span"])
+
+
+def period(description: str) -> int:
+    """The steps that neurons of a Rocket rest after a spike; 0 of other descriptions.
+
+    >>> period("rocket150r3"), period("rocket150")
+    (3, 0)
+    """
+    found = _ROCKET.fullmatch(description)
+    return int(found["period"] or 0) if found else 0
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
@@ -142,7 +153,7 @@ def build(
     if _FUNCTION.fullmatch(description):
         return _from_function(description, shape, classes, cell)
     if (steps := span(description)) is not None:
-        return _rocket(steps, shape, classes, most_weights)
+        return _rocket(steps, period(description), shape, classes, most_weights)
     words = _parts(description)
     parts = [part for part in words if part.says["skip"] is None]
     given = shape
@@ -171,13 +182,13 @@ def build(
     return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
 
 
-def _rocket(steps: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
+def _rocket(steps: int, resting: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
     """The spiking Rocket over so many `steps`, its seed drawn by torch."""
     if len(shape) != 1:
         raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
     _allowance(most_weights)(size(shape[0], classes, steps))
     seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
-    return rocket(shape, classes, steps=steps, seed=seed).requires_grad_()
+    return rocket(shape, classes, steps=steps, period=resting, seed=seed).requires_grad_()
 
 
 class _Skipping(nn.Sequential):

@@ -61,7 +61,7 @@ def kept(folder: Path) -> Facts | None:
         return None
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would keep operations of a convolution from being counted
 def measured(model: "Network", samples: "DataSet") -> Facts:
     """Accuracy, firing and operations of `model` on the test part of `samples`."""
     from hibana.nn import metrics

@@ -10,10 +10,10 @@ import torch
 from hibana.data import arrays
 from hibana.data.own.base import called
 from hibana.runtime.extras import needing
-from hibana.train.network import Network
+from hibana.train.network import Network, length_arguments
 from hibana.train.restoring import load
 
-__all__ = ["Answers", "answered", "predict"]
+__all__ = ["Answers", "Given", "answered", "numbers", "predict", "samples_of"]
 
 AT_ONCE = 512
 """Samples that are shown together."""
@@ -55,22 +55,46 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    description, summary, labels = model.description, "", None
+    given = samples_of(model, source)
+    model.seed_evaluation()
+    parts = zip(*(torch.split(each, AT_ONCE) for each in (given.inputs, *given.lengths)), strict=True)
+    scores = torch.cat([model(numbers(part), *own) for part, *own in parts])
+    return answered(model, scores, given.names)._replace(
+        labels=given.labels, warning=given.warning, summary=given.summary
+    )
+
+
+class Given(NamedTuple):
+    """Samples as a network is shown them, and what :class:`Answers` says of them besides.
+
+    `lengths` is empty, or holds the lengths of sequences that are padded, ``[N]``.
+    """
+
+    inputs: torch.Tensor
+    lengths: tuple[torch.Tensor, ...]
+    names: list[str]
+    labels: list[str] | None
+    warning: str
+    summary: str
+
+
+def samples_of(model: Network, source: Any) -> Given:
+    """The samples in `source`, as :func:`predict` takes them.
+
+    Raises:
+        ValueError: as of :func:`predict`.
+    """
+    description = model.description
     if description is None:
         inputs, warning = _plain(model, source)
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
-    else:
-        raw = description.read(source)
-        summary = (
-            raw.said(called(Path(source) if isinstance(source, str) else source, "samples"))
-            if raw.how
-            else ""
-        )
-        warning = description.inputs.unlike(raw.values)
-        inputs, labels, names = description.inputs.tensor(raw.values), raw.labels, raw.names
-    model.seed_evaluation()
-    scores = torch.cat([model(_numbers(part)) for part in torch.split(inputs, AT_ONCE)])
-    return answered(model, scores, names)._replace(labels=labels, warning=warning, summary=summary)
+        return Given(inputs, (), names, None, warning, "")
+    raw, known = description.read(source), description.inputs
+    name = called(Path(source) if isinstance(source, str) else source, "samples")
+    lengths = length_arguments(known.own_steps(raw.values))
+    warning = known.unlike(raw.values)
+    summary = raw.said(name) if raw.how else ""
+    return Given(known.tensor(raw.values), lengths, raw.names, raw.labels, warning, summary)
 
 
 def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
@@ -86,7 +110,7 @@ def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
     return Answers(label, names, chosen, classes, scores.softmax(1).tolist(), None, "")
 
 
-def _numbers(inputs: torch.Tensor) -> torch.Tensor:
+def numbers(inputs: torch.Tensor) -> torch.Tensor:
     """As a data set gives them, :class:`hibana.data.InMemory`."""
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
 

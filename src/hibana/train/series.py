@@ -1,11 +1,12 @@
 """Which network reads series of one's own, where nobody chose one: the one that validates better.
 
-The candidates are the spiking Rocket, fitted in closed form and validated by leave-one-out, of series of
-unequal length both stretched and padded; and trained windows, validated by splits of few samples and by a
-fifth of many. The test part is never looked at.
+The candidates are the spiking Rocket, fitted in closed form and validated by leave-one-out, with neurons that
+rest after a spike and with others, of series of unequal length both stretched and padded with a mask; and
+trained windows, validated by splits of few samples and by a fifth of many. The test part is never looked at.
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from torch import Tensor
 from hibana import data
 from hibana.nn import loss
 from hibana.nn.models.rocket import Rocket
+from hibana.train import architecture
 from hibana.train.network import Network
 from hibana.train.settings import Settings
 from hibana.train.start import activity, decayed
-from hibana.train.usual import NAMES, usual
+from hibana.train.usual import NAMES, PERIODS, usual
 
 __all__ = ["at_once", "check", "fitted", "recipe"]
 
@@ -52,16 +54,19 @@ def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
     if count > MOST_SERIES or count * steps * samples.shape[0] > MOST_VALUES:
         return usually, samples
     unequal = samples.shortest < samples.longest
-    ways = ("stretch", "pad") if unequal and settings.lengths == "stretch" else (settings.lengths,)
-    tried = []
-    for lengths in ways:
-        chosen = replace(usually, **usual("rocket", steps), steps=steps, lengths=lengths)
-        longer = chosen.samples()
-        longer.setup()
-        assert isinstance(longer, data.Own)
-        tried.append((fitted(_made(chosen, longer), longer), chosen, longer))
-    right, chosen, longer = max(tried, key=lambda each: each[0])  # the first of equals
-    compared = f"of left-out training series a spiking Rocket over {steps} steps names {right:.1%} right"
+    ways = ("stretch", "mask") if unequal and settings.lengths == "stretch" else (settings.lengths,)
+    tried = [_tried(replace(usually, **usual("rocket", steps), steps=steps, lengths=each)) for each in ways]
+    best = min(tried, key=lambda each: each.error)
+    for period in PERIODS[1:]:
+        layers = usual("rocket", steps, period=period)["layers"]
+        resting = _tried(replace(best.settings, layers=layers), best.samples)
+        best = min(best, resting, key=lambda each: each.error)
+    right, chosen, longer = best.right, best.settings, best.samples
+    period = architecture.period(chosen.layers)
+    rest = f", whose neurons rest for {period} steps after a spike," if period else ""
+    compared = (
+        f"of left-out training series a spiking Rocket over {steps} steps{rest} names {right:.1%} right"
+    )
     if right < 1:
         of_windows = _windows(usually, samples)
         compared += f", trained windows over {usually.steps} steps {of_windows:.1%}"
@@ -72,6 +77,28 @@ def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
     return chosen, longer
 
 
+class _Tried(NamedTuple):
+    """A Rocket that was fitted: its settings and data, and what came of the series that were left out."""
+
+    settings: Settings
+    samples: data.Own
+    right: float
+    error: float
+
+
+def _tried(settings: Settings, samples: data.Own | None = None) -> _Tried:
+    """The Rocket that `settings` say, on `samples`, or on those that the settings name."""
+    if samples is None:
+        read = settings.samples()
+        read.setup()
+        assert isinstance(read, data.Own)
+        samples = read
+    model = _made(settings, samples)
+    right = fitted(model, samples)
+    assert isinstance(model.net, Rocket)
+    return _Tried(settings, samples, right, model.net.error)
+
+
 def fitted(model: Network, samples: data.DataSet) -> float:
     """Fits the Rocket that `model` has, and says what share of the left-out series it names right.
 
@@ -79,12 +106,12 @@ def fitted(model: Network, samples: data.DataSet) -> float:
     """
     assert isinstance(model.net, Rocket)
     parts = [samples.training] if model.settings.epochs else [samples.training, samples.validation]
-    inputs, labels = _gathered(parts)
+    inputs, labels, *lengths = _gathered(parts)
     target = None if model.description is None else model.description.target
     balanced = target is not None and model.settings.class_weights == "balanced" and target.classes
     weights = target.weights() if target is not None and balanced else None
     wanted = labels.double() if model.is_regression else labels
-    return model.net.fit(model.encode(inputs), wanted, weights=weights)
+    return model.net.fit(model.encode(inputs), wanted, *lengths, weights=weights)
 
 
 def at_once(net: Rocket, steps: int) -> int:
@@ -126,16 +153,17 @@ def _made(settings: Settings, samples: data.Own) -> Network:
     return Network(settings, samples.shape, samples.classes, description=samples.description)
 
 
-def _gathered(parts: list[data.Samples]) -> tuple[Tensor, Tensor]:
-    """The inputs ``[N, T, ...]`` and labels of parts that are held in memory."""
+def _gathered(parts: list[data.Samples]) -> tuple[Tensor, ...]:
+    """The inputs ``[N, T, ...]`` and labels of parts that are held in memory, and lengths where padded."""
     held = [part for part in parts if isinstance(part, data.InMemory)]
-    inputs, labels = (torch.cat([getattr(part, name) for part in held]) for name in ("inputs", "labels"))
-    return inputs.float(), labels
+    named = ("inputs", "labels") if held[0].lengths is None else ("inputs", "labels", "lengths")
+    inputs, *rest = (torch.cat([getattr(part, name) for part in held]) for name in named)
+    return inputs.float(), *rest
 
 
 def _windows(settings: Settings, samples: data.Own) -> float:
     """The share of left-out series that trained windows name right."""
-    inputs, labels = _gathered([samples.training, samples.validation])
+    inputs, labels, *lengths = _gathered([samples.training, samples.validation])
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
     order = order[labels[order].argsort(stable=True)]  # so that each fold has its share of each class
@@ -144,19 +172,22 @@ def _windows(settings: Settings, samples: data.Own) -> float:
     for fold in range(SPLITS if len(labels) < FEW else 1):
         left_out = order[fold::splits]
         rest = order[torch.arange(len(order), dtype=torch.int64, device="cpu") % splits != fold]
-        model = _trained(settings, samples, inputs[rest], labels[rest], generator)
+        model = _trained(settings, samples, [each[rest] for each in (inputs, labels, *lengths)], generator)
+        batches = [left_out[first : first + 512] for first in range(0, len(left_out), 512)]
         with torch.inference_mode():
-            answers = torch.cat([model(part).argmax(1) for part in torch.split(inputs[left_out], 512)])
+            scores = [model(inputs[chosen], *(each[chosen] for each in lengths)) for chosen in batches]
+            answers = torch.cat(scores).argmax(1)
         right, tested = right + int((answers == labels[left_out]).sum()), tested + len(left_out)
     return right / tested
 
 
 def _trained(
-    settings: Settings, samples: data.Own, inputs: Tensor, labels: Tensor, generator: torch.Generator
+    settings: Settings, samples: data.Own, tensors: list[Tensor], generator: torch.Generator
 ) -> Network:
-    """Windows, trained as a run trains them, for fewer epochs where there are many batches."""
+    """Windows, trained on inputs, labels and lengths as a run is, for fewer epochs of many batches."""
+    inputs, labels, *every = tensors
     model = _made(settings, samples)
-    model.prepare(inputs[:512])
+    model.prepare(inputs[:512], *(each[:512] for each in every))
     model.train()
     batches = -(-len(labels) // settings.batch_size)
     epochs = max(1, min(settings.epochs, MOST_STEPS // batches))
@@ -167,9 +198,10 @@ def _trained(
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")
         for chosen in torch.split(order, settings.batch_size):
-            outputs, spikes = activity(model.net, model.encode(inputs[chosen]))
-            error = model.objective(outputs, labels[chosen])
-            excess = [loss.rate_penalty(layer, settings.rate_target) for layer in spikes.values()]
+            lengths = [each[chosen] for each in every]
+            outputs, spikes = activity(model.net, model.encode(inputs[chosen]), *lengths)
+            error = model.objective(outputs, labels[chosen], *lengths)
+            excess = [loss.rate_penalty(layer, settings.rate_target, *lengths) for layer in spikes.values()]
             total = error + settings.rate_penalty * torch.stack(excess).sum()
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call] # torch's own

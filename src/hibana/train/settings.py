@@ -43,7 +43,8 @@ class Settings:
         test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
         missing: what is done about missing values: filled with the ``median`` of the training part, their
             samples left out (``drop``), or refused (``refuse``).
-        lengths: how sequences come to one length: ``stretch``, or ``pad`` with zeros and cut.
+        lengths: how sequences come to one length: ``stretch``; ``pad`` with zeros, and cut; or ``mask``:
+            padded, and what follows a sequence's end does not count.
         bins: what a bin of events holds: ``spikes``, 1 where one fell into it, or ``counts``.
         split_by: what bins of events have alike: their ``time``, or the ``number`` of their events.
         denoise: leave out events of which none of the eight pixels around had one at most so long before, in

@@ -62,6 +62,8 @@ NAMES = tuple(_STILL)
 """Of the settings that are decided here where they are not said."""
 SIZE, WIDTH = 5, 96
 """Steps under a window, and neurons above it."""
+PERIODS = (0, 3)
+"""Steps that neurons of the spiking Rocket rest after a spike, of which validation chooses."""
 FARTHEST = 99
 """Of d, whose square a description can say."""
 
@@ -71,13 +73,16 @@ Of = Literal["still", "few", "pictures", "recordings", "sequences", "rocket"]
 of which those that validation chooses are read by the spiking Rocket."""
 
 
-def usual(of: Of, steps: int) -> dict[str, Any]:
-    """What each of :data:`NAMES` is; sequences are so many `steps` long, other data shown so often."""
+def usual(of: Of, steps: int, *, period: int = 0) -> dict[str, Any]:
+    """What each of :data:`NAMES` is; sequences are so many `steps` long, other data shown so often.
+
+    Neurons of a Rocket rest for `period` steps after a spike.
+    """
     match of:
         case "sequences":
             return {**_SEQUENCES, "layers": _windows(steps)}
         case "rocket":
-            return {**_ROCKET, "layers": f"rocket{steps}"}
+            return {**_ROCKET, "layers": f"rocket{steps}{f'r{period}' if period else ''}"}
         case "pictures":
             return _PICTURES
         case "recordings":

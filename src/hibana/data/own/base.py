@@ -69,6 +69,10 @@ class Inputs(ABC):
     def tensor(self, values: Any) -> Tensor:
         """What was read, ``[N, *shape]`` or ``[N, T, *shape]``."""
 
+    def own_steps(self, values: Any) -> Tensor | None:
+        """How many steps of each sequence are its own, ``[N]``, where those after it do not count."""
+        return None
+
     @abstractmethod
     def unlike(self, values: Any) -> str:
         """In what this is not like what was trained on, in a sentence's part; empty if it is.
@@ -177,8 +181,9 @@ class Own(DataSet):
     def _samples(self, raw: Raw) -> InMemory:
         if raw.labels is None:
             raise ValueError(f"{self.called}: samples to test with must have labels")
-        inputs = self.trained.inputs.tensor(raw.values)
-        return InMemory(inputs, self.trained.target.encoded(raw.labels))
+        known = self.trained.inputs
+        labels = self.trained.target.encoded(raw.labels)
+        return InMemory(known.tensor(raw.values), labels, known.own_steps(raw.values))
 
     @property
     def called(self) -> str:
@@ -218,7 +223,8 @@ def called(source: Any, otherwise: str) -> str:
 
 def _part(samples: InMemory, indices: Sequence[int]) -> InMemory:
     chosen = torch.tensor(indices, dtype=torch.int64, device="cpu")
-    return InMemory(samples.inputs[chosen], samples.labels[chosen])
+    lengths = None if samples.lengths is None else samples.lengths[chosen]
+    return InMemory(samples.inputs[chosen], samples.labels[chosen], lengths)
 
 
 def listed(labels: Sequence[object] | None) -> list[str] | None:

@@ -23,8 +23,12 @@ __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS = "_TRAIN.ts"
 """Ends the name of a ``.ts`` file beside which lies one to test with."""
-LENGTHS = ("stretch", "pad")
-"""How sequences come to one length: stretched linearly, or cut, and filled with zeros after their end."""
+LENGTHS = ("stretch", "pad", "mask")
+"""How sequences come to one length: stretched linearly; or cut, and filled with zeros after their end, which
+count as steps (``pad``) or do not (``mask``)."""
+
+HOW = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
+"""What is said of it."""
 
 Frames = list["np.ndarray[Any, Any]"]
 
@@ -64,11 +68,17 @@ class SequenceInputs(Inputs):
         if frames.shape[1] != len(self.features):
             raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
         scaled = self.scaled(frames)
-        if self.lengths == "pad":
+        if self.lengths != "stretch":
             return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
         if len(scaled) == 1:
             return scaled.expand(self.steps, -1)
         return functional.interpolate(scaled.T[None], size=self.steps, mode="linear", align_corners=True)[0].T
+
+    def own_steps(self, values: Frames) -> Tensor | None:
+        if self.lengths != "mask":
+            return None
+        steps = [min(len(frames), self.steps) for frames in values]
+        return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
     def unlike(self, values: Frames) -> str:
         names = [f"feature {name!r}" for name in self.features]
@@ -97,7 +107,8 @@ class Sequences(Own):
         source: a folder, a file, a list of arrays ``[frames, F]``, or a map-style dataset of ``(x, y)``.
         labels: one for each, with arrays in memory.
         group: the column of a long table that says which sequence a row is of.
-        lengths: ``stretch``: interpolated to `steps`; ``pad``: zeros after the end, and cut at `steps`.
+        lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and zeros after the end;
+            ``mask``: the same, where batches say how long each is, and what follows its end does not count.
         steps: the length in time that all get; 64 if ``None``, of spike trains their own.
         options: see :class:`Own`.
 
@@ -165,9 +176,9 @@ class Sequences(Own):
             self.steps, self.lengths = known.steps, known.lengths
         elif self._in_arrays(source) and are_spikes(*raw.values):
             self.steps = max(lengths) if self._of_any_length else self.steps
-            self._spikes, self.lengths = True, "pad"
+            self._spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
-        how = "stretched" if self.lengths == "stretch" else "cut or padded"
+        how = HOW[self.lengths]
         count = len(self._features)
         raw.summary = (
             f"{len(lengths):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "

@@ -11,9 +11,9 @@ import numpy as np
 
 from hibana.data.own.base import Inputs, Raw
 from hibana.data.own.folders import by_class
-from hibana.data.own.series import Frames, SequenceInputs, Sequences
+from hibana.data.own.series import HOW, Frames, SequenceInputs, Sequences
 
-__all__ = ["SUFFIXES", "Sound", "SoundInputs", "log_mel"]
+__all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel"]
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -64,7 +64,7 @@ class Sound(Sequences):
 
     Args:
         source: the folder, or a list of files with a label each.
-        lengths: ``stretch``: interpolated to `steps`; ``pad``: zeros after the end, and cut at `steps`.
+        lengths: how recordings come to one length, as of :class:`Sequences`.
         steps: the length in time that all get; 64 if ``None``.
         options: see :class:`Own`.
 
@@ -94,7 +94,7 @@ class Sound(Sequences):
         self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self._highest)[1:-1])
         spread = _span(f"{min(seconds):.2f}", f"{max(seconds):.2f}")
         at = _span(f"{rates[0]:,}", f"{rates[-1]:,}")
-        how = "stretched" if self.lengths == "stretch" else "cut or padded"
+        how = HOW[self.lengths]
         frames = [len(each) for each in values]
         of_frames = _span(str(min(frames)), str(max(frames)))
         summary = (
@@ -111,17 +111,26 @@ class Sound(Sequences):
 
 def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
     """Levels ``[frames, 40]`` of `samples` at `rate` Hz, in decibels below the loudest (:class:`Sound`)."""
+    energies = band_energies(samples, rate, highest)
+    return levels(energies, float(energies.max()))
+
+
+def band_energies(samples: Numbers, rate: int, highest: float) -> Numbers:
+    """The energy in each band of each frame, ``[frames, 40]``."""
     length, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
     padded = np.pad(samples, (0, max(0, length - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::hop]
     window, filters = np.hanning(length + 1)[:-1], _filters(rate, length, highest)
     parts = [frames[first : first + AT_ONCE] * window for first in range(0, len(frames), AT_ONCE)]
-    energies = np.concatenate([np.abs(np.fft.rfft(part, 2 * length)) ** 2 @ filters for part in parts])
-    loudest = energies.max()
+    return np.concatenate([np.abs(np.fft.rfft(part, 2 * length)) ** 2 @ filters for part in parts])
+
+
+def levels(energies: Numbers, loudest: float) -> Numbers:
+    """`energies` in decibels below `loudest`, at most 80."""
     if loudest == 0:
         return np.full(energies.shape, -RANGE)
-    levels: np.ndarray[Any, Any] = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
-    return levels
+    found: Numbers = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
+    return found
 
 
 def _span(least: str, most: str) -> str:

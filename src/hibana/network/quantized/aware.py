@@ -15,6 +15,7 @@ from hibana.network.c import proved
 from hibana.network.graph import WEIGHTED, Network, Node, read
 from hibana.network.quantized.cells import Scale
 from hibana.network.quantized.making import whole_cell
+from hibana.network.quantized.scales import added, unit
 from hibana.network.sliding import sliding_of
 from hibana.network.straight import doubles, straight_through
 from hibana.network.whole import Quantized, in_whole_numbers
@@ -55,6 +56,7 @@ class QuantizationAware(nn.Module):
         fix_delays(self.plain)
         at = {node: k for k, node in enumerate(network.nodes)}
         self.lines = tuple(_line(node, network.output, at) for node in network.nodes)
+        self.added = added(network.nodes)
         self.output = at[network.output]
         self.input_scale, self.input_range = _input_range(network.input)
         self.dtype = torch.float64
@@ -122,15 +124,23 @@ class QuantizationAware(nn.Module):
 
     def _linear(self, line: _Line, scale: Scale) -> Scale:
         plain: Any = self.plain.get_submodule(line.name)
-        largest = plain.weight.detach().double().abs().flatten(1).amax(1)
-        if not line.of_channels:
-            largest = largest.amax().expand_as(largest)
-        of_weights = torch.where(largest > 0, largest / self.limit, 1.0)
+        weights = plain.weight.detach().double().flatten(1)
+        if line.of_channels:
+            of_weights = unit(weights, self.limit)
+        else:
+            of_all = [self._weights(name) for name in self.added.get(line.name, (line.name,))]
+            of_weights = unit(torch.cat(of_all)[None], self.limit).expand(len(weights))
         whole = of_weights * _one(line, scale)
         self._put(line.name, of_weights, whole)
         return whole.view([-1] + [1] * (line.sides - 1)) if line.of_channels else float(whole[0])
 
     _convolution = _window = _delayed = _linear
+
+    def _weights(self, name: str) -> Tensor:
+        """The weights of layer `name`, flat."""
+        layer: Any = self.plain.get_submodule(name)
+        weights: Tensor = layer.weight.detach().double().flatten()
+        return weights
 
     def _maximum(self, line: _Line, scale: Scale) -> Scale:
         return scale
@@ -144,7 +154,8 @@ class QuantizationAware(nn.Module):
     def _sum(self, line: _Line, one: Scale, two: Scale) -> Scale:
         if _one(line, one) != _one(line, two):
             raise Unsupported(
-                f"layer {line.name!r} adds numbers of different scales, and only spikes have one"
+                f"layer {line.name!r} adds numbers of different scales; spikes have one, and "
+                "layers that read spikes and are added nowhere else"
             )
         return one
 
@@ -168,10 +179,10 @@ class QuantizationAware(nn.Module):
         """The weight and the bias of layer `name` as whole numbers, in these units."""
         plain, layer = self.plain.get_submodule(name), self.net.get_submodule(name)
         self.units[name] = of_weights
-        for what, unit in (("weight", of_weights), ("bias", of_bias)):
+        for what, step in (("weight", of_weights), ("bias", of_bias)):
             values: Tensor | None = getattr(plain, what)
             if values is not None:
-                real = values.double() / unit.view([-1] + [1] * (values.ndim - 1))
+                real = values.double() / step.view([-1] + [1] * (values.ndim - 1))
                 layer._buffers[what] = straight_through(real, real.detach().round()).to(self.dtype)
 
 

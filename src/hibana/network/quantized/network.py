@@ -22,9 +22,11 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / (2^(bits-1) - 1),  threshold_o / s_o rounded down
 
     Each output channel below spiking neurons has a scale of its own, which goes into its neuron's threshold;
-    what is read out has one for all, so that its numbers can be compared. Inputs become bytes, unless all are
-    0 or 1; batch normalisation is folded. A leak is a shift where tau is a power of two, else a product that
-    is rounded. With neurons that do not leak, on spikes, nothing is multiplied.
+    what is read out has one for all, so that its numbers can be compared, and so have layers that read spikes
+    and whose outputs are added. Weights of which each is a multiple of the smallest, at most 2^(bits-1) - 1
+    times it, are represented exactly. Inputs become bytes, unless all are 0 or 1; batch normalisation is
+    folded. A leak is a shift where tau is a power of two, else a product that is rounded. With neurons that
+    do not leak, on spikes, nothing is multiplied.
 
     Args:
         net: a trained network, as :func:`to_c` takes it, or one that :func:`quantization_aware` made, which

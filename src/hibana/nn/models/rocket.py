@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from typing import cast, final
 
 import torch
@@ -29,8 +30,9 @@ MOST_CHANNELS = 9
 """Channels that one neuron listens to at most."""
 NEURONS = 8
 """For each order of the weights and each dilation."""
-QUANTILES = (0.75, 0.99)
-"""Of a neuron's drive over the training set, between which the thresholds lie."""
+LOW, LOW_AWAKE, HIGH = 0.5, 0.75, 0.99
+"""Quantiles of a neuron's drive over the training set, between which the thresholds lie: from LOW of neurons
+that rest, and from LOW_AWAKE of those that do not, to HIGH. Both spike in 8 to 13% of the steps."""
 DRAWN = 4096
 """Values of its drive that a neuron's quantile is taken of."""
 AT_ONCE = 1 << 22
@@ -38,24 +40,27 @@ AT_ONCE = 1 << 22
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def _neuron() -> cells.Cell:
-    """A threshold: a potential that is the present input."""
-    return cells.LIFCell(tau=1.0, surrogate=surrogate.Triangle())
+def _neuron(period: int) -> cells.Cell:
+    """A threshold: a potential that is the present input; after a spike it rests for `period` steps."""
+    if period == 0:
+        return cells.LIFCell(tau=1.0, surrogate=surrogate.Triangle())
+    return cells.RefractoryLIFCell(tau=1.0, period=period, surrogate=surrogate.Triangle())
 
 
 def rocket(
     shape: tuple[int, ...],
     classes: int,
-    make_cell: MakeCell = _neuron,
+    make_cell: MakeCell | None = None,
     *,
     steps: int,
     neurons: int = NEURONS,
+    period: int = 0,
     seed: int = 0,
 ) -> "Rocket":
     """Threshold neurons on dilated windows, read out by their rates: ``[T, B, channels] -> [T, B, classes]``.
 
         I_t = sum_k w_k sum_c x_(c, t - (8 - k) d),   w of six -1 and three 2, or its negative
-        s_t = H(I_t - threshold),                     score = mean_t (W s_t + b)
+        s_t = H(I_t - threshold), not within `period` steps of a spike;   score = mean_t (W s_t + b)
 
     For each of the 84 orders of the weights and each dilation d there are `neurons` neurons. Half of them are
     driven by the series x, half by its difference ``x_t - x_(t-1)``; half of each spike for a large sum (on)
@@ -66,10 +71,14 @@ def rocket(
     Args:
         shape: of one step of input, ``(channels,)``.
         classes: outputs.
-        make_cell: makes the cell of a layer, with threshold 1; called once for each dilation. By default
-            ``LIFCell(tau=1)``, whose potential is the present input.
+        make_cell: makes the cell of a layer, with threshold 1; called once for each layer. By default
+            ``LIFCell(tau=1)``, whose potential is the present input, or of neurons that rest
+            ``RefractoryLIFCell(tau=1, period=period)``.
         steps: the length of the longest series, which decides the dilations.
         neurons: for each order of the weights and each dilation, a multiple of 4.
+        period: steps that a neuron rests after a spike. With 0 its rate is the share of time above the
+            threshold; else it also counts how often the drive rises above it, spikes less, and thresholds may
+            be lower: from the median of the drive on, instead of three quarters.
         seed: of the channels that a neuron listens to, and of the values that thresholds are taken of.
 
     Raises:
@@ -78,7 +87,7 @@ def rocket(
     Source: Dempster, Schmidt & Webb (2021), *MiniRocket: a very fast (almost) deterministic transform for
     time series classification*, for weights, dilations and shares of time above a threshold; Tan, Dempster,
     Bergmeir & Webb (2022), *MultiRocket: multiple pooling operators and transformations for fast and
-    effective time series classification*, for the difference; sparse on and off neurons are ours.
+    effective time series classification*, for the difference; on and off neurons that rest are ours.
 
     >>> import torch
     >>> slow, fast = (torch.sin(torch.arange(40.0) * pace) for pace in (0.3, 0.9))
@@ -96,7 +105,10 @@ def rocket(
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if isinstance(neurons, bool) or not isinstance(neurons, int) or neurons < 4 or neurons % 4:
         raise ValueError(f"neurons must be a multiple of 4, at least 4, got {neurons!r}")
-    return Rocket(shape[0], classes, make_cell, dilations(steps), neurons, seed)
+    if isinstance(period, bool) or not isinstance(period, int) or period < 0:
+        raise ValueError(f"period must be a whole number of steps, 0 or more, got {period!r}")
+    made = partial(_neuron, period) if make_cell is None else make_cell
+    return Rocket(shape[0], classes, made, dilations(steps), neurons, LOW if period else LOW_AWAKE, seed)
 
 
 def dilations(steps: int) -> list[int]:
@@ -119,10 +131,19 @@ class Rocket(nn.Module):
     """The network that :func:`rocket` makes: a branch a dilation, whose outputs are summed."""
 
     def __init__(
-        self, channels: int, classes: int, make_cell: MakeCell, spans: list[int], neurons: int, seed: int
+        self,
+        channels: int,
+        classes: int,
+        make_cell: MakeCell,
+        spans: list[int],
+        neurons: int,
+        low: float,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.channels, self.classes, self.seed = channels, classes, seed
+        self.channels, self.classes, self.low, self.seed = channels, classes, low, seed
+        self.error = math.nan
+        """Mean squared error of the left-out samples at the last :meth:`fit`, of targets -1 and 1."""
         generator = torch.Generator().manual_seed(seed)
         orders = _orders(neurons // 2)
         self.branches = nn.ModuleList()
@@ -228,6 +249,7 @@ class Rocket(nn.Module):
         wanted = labels[:, None].double() if targets is None else targets
         counts = None if weights is None else wanted.new_tensor(weights)[labels]
         fitted = ridge(self.rates(inputs, lengths), wanted, counts)
+        self.error = float((fitted.held_out - wanted).square().mean())
         if targets is None:
             scale = 1.0
             spread = (wanted - wanted.mean()).square().sum().clamp(min=1e-300)
@@ -283,13 +305,12 @@ class Rocket(nn.Module):
         places = own.flatten().nonzero()[:, 0]
         drawn = torch.randperm(len(places), generator=generator, dtype=torch.int64, device="cpu")[:DRAWN]
         places = places[drawn].to(inputs.device)
-        low, high = QUANTILES
         count = 0
         for before, window in self._windows():
             bias = cast(Tensor, window.bias).zero_()
             drive = before(inputs[:, order]).flatten(0, 1)[places]
             number = torch.arange(count, count + drive.shape[1], dtype=torch.float64, device="cpu")
-            level = low + (high - low) * ((number + 1) * _GOLDEN % 1)
+            level = self.low + (HIGH - self.low) * ((number + 1) * _GOLDEN % 1)
             count += drive.shape[1]
             rank = (level * (len(drive) - 1)).round().long().to(drive.device)
             bias.copy_(1 - drive.sort(dim=0).values.gather(0, rank[None])[0])
