@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import deep, grid_report, pictures, plain, promises, recurrent_report, streaming
+from benchmarks import deep, grid_report, online, pictures, plain, promises, recurrent_report, streaming
 from benchmarks.pictures import TITLES
 from benchmarks.tables import Row, bold, grouped, number, table
 
@@ -82,6 +82,7 @@ def _page(
         "scaling": ("Scaling", _scaling),
         "deep": ("Deep convolutional networks", deep.section),
         "plain": ("Networks of plain torch.nn", plain.section),
+        "online": ("Learning online", online.section),
         "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),

@@ -21,9 +21,9 @@ __all__ = ["main", "wanted"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
-    *("deep", "plain", "grid", "training", "gpu"),
+    *("deep", "plain", "online", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "plain", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "plain", "online", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -82,6 +82,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         grid,
         layers,
         networks,
+        online,
         plain,
         recurrent,
         recurrent_training,
@@ -99,6 +100,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         compiling,
         deep,
         plain,
+        online,
         grid,
         training,
         recurrent_training,

@@ -45,6 +45,20 @@ class Online:
         _check_input("x", x, 1)
         return self._run(x[None])[0]
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives, ``[T, batch, ...]``.
+
+        The backward of any loss of it takes the rule's gradient, with the learning signals that the loss has
+        at each step. Unlike :meth:`sequence` it keeps what T steps need. What was carried before is given up.
+
+        Raises:
+            TypeError: if `x` is no floating-point tensor.
+            ValueError: if a layer can't be learned.
+        """
+        _check_input("x", x, 2)
+        self.reset()
+        return self._run(x)
+
     def sequence(self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK) -> Tensor:
         """All of a sequence, ``[T, batch, ...]``, from rest: adds the gradients of ``sum_t loss(t, y_t)``.
 

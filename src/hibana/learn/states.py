@@ -35,19 +35,23 @@ class States:
         cell = self.layer.cell
         if state is None:
             state = cell.initial_state(drive[0])
-        if state[0].shape != drive.shape[1:]:
-            raise ValueError(
-                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
-                f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
-            )
+        self.check(drive[0], state)
         if len(drive) > 1:
             after = self._compiled(drive, state)
-            return Ran(state, after, *self._fed_back(state[-1], after[-1], with_graph))
-        spikes, added = self._fed_back(state[-1], drive[:0], with_graph)
+            return Ran(state, after, *self.fed_back(state[-1], after[-1], with_graph))
+        spikes, added = self.fed_back(state[-1], drive[:0], with_graph)
         step = drive[0] if added is None else drive[0] + added[0].detach()
         return Ran(state, [one[None] for one in check_states(cell, cell(step, *state))], spikes, added)
 
-    def _fed_back(
+    def check(self, step: Tensor, state: tuple[Tensor, ...]) -> None:
+        """Raises ValueError if `state` is not of a `step` like this."""
+        if state[0].shape != step.shape:
+            raise ValueError(
+                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
+                f"is of {tuple(step.shape)}; call reset() before a batch of another size"
+            )
+
+    def fed_back(
         self, first: Tensor, emitted: Tensor, with_graph: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """What recurrent synapses are given, the spikes of the step before each, and what they add."""
