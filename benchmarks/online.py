@@ -75,8 +75,12 @@ def _through_time(net: nn.Module, x: Tensor, labels: Tensor) -> None:
 
 
 def _by_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk: int) -> None:
+    def loss(first: int, outputs: Tensor) -> Tensor:
+        targets = labels.repeat(len(outputs))
+        return functional.cross_entropy(outputs.flatten(0, 1), targets) * (len(outputs) / STEPS)
+
     learner.net.zero_grad()
-    learner.sequence(x, _loss_of_step(labels), chunk=chunk)
+    learner.sequence(x, loss, chunk=chunk, by_chunk=True)
 
 
 def _sequence(budget: float, at_least: int) -> list[Row]:

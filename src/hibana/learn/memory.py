@@ -34,8 +34,6 @@ class Chunk:
     """What the layer was given, ``[T, batch, ...]``, a leaf of its own graph."""
     drive: Tensor
     """What the weights made of it, with that graph."""
-    fed_back: Tensor | None
-    """What recurrent synapses added, with its graph."""
     spikes_before: Tensor | None
     """What recurrent synapses were given: what the neurons emitted one step earlier."""
     system: System | KernelSystem | InstantSystem
@@ -133,7 +131,8 @@ class Memory:
         """Runs a chunk and keeps what its gradient needs."""
         layer = self.layer
         with torch.set_grad_enabled(with_graph):
-            own = inputs.detach().requires_grad_(inputs.requires_grad)
+            needed = inputs.requires_grad and not (layer.synapses is not None and layer.synapses.is_linear)
+            own = inputs.detach().requires_grad_(needed)
             drive = own if layer.feeds is None else layer.feeds(own)
         if drive.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -142,36 +141,36 @@ class Memory:
             )
         with torch.no_grad():
             by_kernels = len(drive) > 1 and not layer.learned
-            emitted = self._by_kernels(own, drive, with_graph) if by_kernels else None
-            return self._by_steps(own, drive, with_graph) if emitted is None else emitted
+            emitted = self._by_kernels(own, drive) if by_kernels else None
+            return self._by_steps(own, drive) if emitted is None else emitted
 
-    def _by_kernels(self, own: Tensor, drive: Tensor, with_graph: bool) -> Tensor | None:
+    def _by_kernels(self, own: Tensor, drive: Tensor) -> Tensor | None:
         """A chunk by compiled kernels; None where they can't give what the rule needs."""
         given, state = drive.detach(), self.state
         if state is None:
             state = self.layer.cell.initial_state(given[0])
         self.states.check(given[0], state)
-        blank = torch.zeros_like(given[:1])
+        blank = given.new_zeros(1, 1, *given.shape[2:])
         whole, kept = self._linearised(blank, [blank] * len(state), whole=True)
         at_rest = system_of(kept, None, self._leak(given), blank.shape)
         ran = self.kernels.run(given, self.state, self.effects, self.last or [], whole, at_rest)
         if ran is None:
             return None
-        spikes, fed_back = self.states.fed_back(state[-1], ran.emitted, with_graph)
+        spikes = self.states.spikes_before(state[-1], ran.emitted)
         self.effects = ran.effects
         if not ran.at_last:
             self._keep_last(whole)
         self.pending = Chunk(
-            own, drive, fed_back, spikes, ran.system, [], ran.effect, ran.state, ran.at_last, ran.instant
+            own, drive, spikes, ran.system, [], ran.effect, ran.state, ran.at_last, ran.instant
         )
         return ran.emitted
 
-    def _by_steps(self, own: Tensor, drive: Tensor, with_graph: bool) -> Tensor:
+    def _by_steps(self, own: Tensor, drive: Tensor) -> Tensor:
         """A chunk of one step, or of a cell that learns: each step linearised."""
         total = drive.detach()
-        ran = self.states.after(total, self.state, with_graph=with_graph)
+        ran = self.states.after(total, self.state)
         if ran.fed_back is not None:
-            total = total + ran.fed_back.detach()
+            total = total + ran.fed_back
         steps = max(1, BLOCK // total[0].numel())
         blocks = [
             self._block(total[first : first + steps], ran.before(first, min(first + steps, len(total))))
@@ -181,7 +180,7 @@ class Memory:
         sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
         effects = [block.effect for block in blocks if block.effect is not None]
         effect = torch.cat(effects) if effects else None
-        self.pending = Chunk(own, drive, ran.fed_back, ran.spikes_before, system, sums, effect, ran.last())
+        self.pending = Chunk(own, drive, ran.spikes_before, system, sums, effect, ran.last())
         return ran.after[-1]
 
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
@@ -217,7 +216,7 @@ class Memory:
         """The steps linearised as they are, and as the rule has them; the former `whole`, or as far as needed."""
         layer, cell = self.layer, self.layer.cell
         try:
-            made_for = (followed(cell), drive.shape[1:], drive.dtype)
+            made_for = (followed(cell), drive.shape[2:], drive.dtype)
             if self.derivatives is None or self.made_for != made_for:
                 self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
                 self.made_for = made_for
@@ -259,8 +258,10 @@ class Memory:
         scan([filtered], [[decay]], [None], back=True)
         return Signals(filtered, [filtered[0] * decay])
 
-    def gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
-        """The gradient of the chunk's input within each step, and those of the parameters."""
+    def gradients(
+        self, chunk: Chunk, signal: Tensor, *, to_inputs: bool
+    ) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
+        """The gradient of the chunk's input within each step, if wanted, and those of the parameters."""
         layer, found = self.layer, dict[nn.Parameter, Tensor]()
         if chunk is not self.pending:
             raise RuntimeError(
@@ -274,16 +275,15 @@ class Memory:
             _add(found, learned, grads)
             self._add_before(found, layer.synapses, signals, chunk)
         if layer.recurrent is not None and layer.recurrent.learns:
-            learned = [p for p in layer.recurrent.parameters if p.requires_grad]
             of_input = signals.of_input * layer.gradient_scale
-            assert chunk.fed_back is not None
-            grads = torch.autograd.grad(chunk.fed_back, learned, of_input, retain_graph=True)
-            _add(found, learned, grads)
+            assert chunk.spikes_before is not None
+            grads = layer.recurrent.of_product(chunk.spikes_before, of_input)
+            _add(found, layer.recurrent.parameters, grads)
             before = [scaled(layer.gradient_scale, c) for c in signals.before]
             self._add_before(found, layer.recurrent, Signals(of_input, before), chunk)
         if layer.learned:
             self._add_sums(found, chunk, signal)
-        return self._within_step(chunk, signal) if chunk.inputs.requires_grad else None, found
+        return self._within_step(chunk, signal) if to_inputs else None, found
 
     def _within_step(self, chunk: Chunk, signal: Tensor) -> Tensor:
         """The gradient of each step's input, of what is emitted in that step."""
@@ -293,6 +293,8 @@ class Memory:
             assert isinstance(chunk.system, System)
             instant = chunk.system.instant
             grad = torch.zeros_like(signal) if instant is None else signal * instant
+        if self.layer.synapses is not None and self.layer.synapses.is_linear:
+            return grad @ self.layer.synapses.parameters[0].detach()
         if self.layer.feeds is not None:
             (grad,) = torch.autograd.grad(chunk.drive, chunk.inputs, grad, retain_graph=True)
         return grad
@@ -338,5 +340,5 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
-        grad, found = ctx.memory.gradients(ctx.chunk, signal)
+        grad, found = ctx.memory.gradients(ctx.chunk, signal, to_inputs=ctx.needs_input_grad[2])
         return None, None, grad, *(found.get(parameter) for parameter in ctx.learned)

@@ -14,7 +14,7 @@ from hibana.learn.rules import Rule, named
 __all__ = ["Online", "online"]
 
 Loss = Callable[[int, Tensor], Tensor | None]
-"""The loss of a step, from its number and what the network gave; None where there is none."""
+"""The loss of a step, from its number and what the network gave, or of a chunk; None where there is none."""
 
 CHUNK = 64
 """Steps of a sequence that are run together by default: its memory is that of so many steps."""
@@ -59,7 +59,9 @@ class Online:
         self.reset()
         return self._run(x)
 
-    def sequence(self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK) -> Tensor:
+    def sequence(
+        self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK, by_chunk: bool = False
+    ) -> Tensor:
         """All of a sequence, ``[T, batch, ...]``, from rest: adds the gradients of ``sum_t loss(t, y_t)``.
 
         The gradients are those of :meth:`step` and a backward at each step, with the weights unchanged.
@@ -71,6 +73,8 @@ class Online:
             loss: from the number of a step and the network's output there, ``[batch, ...]``, to its loss, a
                 tensor of one number, or None.
             chunk: steps that are run together.
+            by_chunk: ask the loss once for each chunk, which is faster: from the number of its first step and
+                the outputs, ``[steps, batch, ...]``, to the sum of the steps' losses.
 
         Returns:
             The sum of the losses, without a graph.
@@ -86,7 +90,8 @@ class Online:
         first = 0
         for part in _chunks(x, chunk):
             outputs = self._run(part)
-            losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(outputs.unbind())]
+            steps = [outputs] if by_chunk else outputs.unbind()
+            losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
             there = [one for one in losses if one is not None]
             if there:
                 here = torch.stack(there).sum()
