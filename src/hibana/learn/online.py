@@ -89,19 +89,27 @@ class Online:
         total: Tensor | None = None
         first = 0
         for part in _chunks(x, chunk):
-            outputs = self._run(part)
-            steps = [outputs] if by_chunk else outputs.unbind()
-            losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
-            there = [one for one in losses if one is not None]
-            if there:
-                here = torch.stack(there).sum()
-                here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
-                total = here.detach() if total is None else total + here.detach()
+            here = self._learn(part, loss, first, by_chunk)
+            if here is not None:
+                total = here if total is None else total + here
             first += len(part)
+            del part  # before the next is made
         self.reset()
         if total is None:
             raise ValueError("loss must give a tensor at one step at least, got None at all of them")
         return total
+
+    def _learn(self, part: Tensor, loss: Loss, first: int, by_chunk: bool) -> Tensor | None:
+        """A chunk and its backward; the sum of its losses. All that they needed is free when it returns."""
+        outputs = self._run(part)
+        steps = [outputs] if by_chunk else outputs.unbind()
+        losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
+        there = [one for one in losses if one is not None]
+        if not there:
+            return None
+        here = torch.stack(there).sum()
+        here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
+        return here.detach()
 
     def reset(self) -> None:
         """At rest, without traces: before a sequence that has nothing to do with the last."""
@@ -161,7 +169,9 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
     while part := list(itertools.islice(steps, chunk)):
         for step in part:
             _check_input("each step of x", step, 1)
-        yield torch.stack(part).detach()
+        joined = torch.stack(part).detach()
+        part.clear()  # not kept beside what was made of them
+        yield joined
 
 
 def _check_input(name: str, x: object, dimensions: int) -> None:
