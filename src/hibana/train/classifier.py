@@ -49,11 +49,18 @@ class Classifier(Network, lightning.LightningModule):
         self.save_hyperparameters(self.hyper)
         self.explained = RSquared() if self.is_regression else None
         self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
-        self.learner = None if settings.rule is None else learn.online(self.net, settings.rule)
+        self.learner = None if settings.rule is None else self._online(settings.rule)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def _online(self, rule: str) -> learn.Online:
+        try:
+            return learn.online(self.net, rule)
+        except (TypeError, ValueError) as error:
+            layers = self.settings.layers
+            raise ValueError(f"layers {layers!r} can't be learned by rule {rule}: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
