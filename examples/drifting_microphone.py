@@ -1,16 +1,16 @@
 """A digit spotter that goes on learning while it listens: halfway its microphone is exchanged for another.
 
-    python examples/drifting_microphone.py --utterances 2000
+    python examples/drifting_microphone.py
 
-Spoken digits, one after the other and 40 steps each, are one stream without an end. At each step the network
-says what it hears, and in the last ten of a digit it is told; every step with a loss takes its gradient at
-once, of all steps so far, and nothing of them is kept. Halfway the microphone changes: from then on the 13
-coefficients are other mixtures of what they were. A copy that stopped learning there shows what that costs.
+Spoken digits, one after the other and 40 steps each, are one stream without an end, which comes in packets of
+ten steps. In the last packet of a digit the network names it and is then told which it was: it takes its
+gradient at once, of all steps so far, and nothing of them is kept. Halfway the microphone changes: from then on
+the 13 coefficients are other mixtures of what they were. A copy that stopped learning there shows what that
+costs.
 """
 
 import argparse
 import copy
-import resource
 import sys
 
 import torch
@@ -22,7 +22,7 @@ from hibana import data
 from hibana.train import scale_to_rate
 
 STEPS, TOLD, WINDOW = 40, 10, 250
-"""Of a digit; its last steps, in which it is told what it was; digits that a printed line is of."""
+"""Of a digit; its last steps, in which it is named and told; digits that a printed line is of."""
 
 
 def network(x: Tensor) -> nn.Module:
@@ -34,29 +34,31 @@ def network(x: Tensor) -> nn.Module:
 
 
 class Spotter:
-    """A network over the stream, and what it heard."""
+    """A network over the stream, which learns on while it listens or has stopped to, and what it heard."""
 
-    def __init__(self, net: nn.Module, rule: str, learning_rate: float) -> None:
-        self.learner = hb.learn.online(net, rule)
+    def __init__(self, net: nn.Module, rule: str | None, learning_rate: float) -> None:
+        self.net, self.state, self.right = net, None, list[bool]()
+        self.learner = None if rule is None else hb.learn.online(net, rule)
         self.optimizer = torch.optim.Adam(net.parameters(), learning_rate)
-        self.right: list[bool] = []
-        self.learns = True
 
     def hear(self, digit: Tensor, label: Tensor) -> None:
         """One digit, ``[T, 1, 13]``: named before it is told which it was."""
-        heard = torch.zeros(10)
-        for t, x in enumerate(digit):
-            told = self.learns and t >= len(digit) - TOLD
-            with torch.set_grad_enabled(told):
-                y = self.learner.step(x)
-            if t >= len(digit) - TOLD:
-                heard += y.detach()[0]
-            if told:
-                (functional.cross_entropy(y, label) / TOLD).backward()
-        if self.learns:
+        *before, last = digit.split(TOLD)
+        for packet in before:
+            self._steps(packet)
+        y = self._steps(last)
+        self.right.append(bool(y.detach().sum((0, 1)).argmax() == label))
+        if self.learner is not None:
+            functional.cross_entropy(y[:, 0], label.expand(len(y))).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.right.append(bool(heard.argmax() == label))
+
+    def _steps(self, x: Tensor) -> Tensor:
+        if self.learner is not None:
+            return self.learner.steps(x)
+        with torch.no_grad():
+            outputs, self.state = hb.run(self.net, x, self.state)
+        return outputs
 
     def share(self, count: int) -> float:
         """The part of the last `count` digits that it named."""
@@ -64,42 +66,49 @@ class Spotter:
 
 
 def listen(utterances: int, rule: str, learning_rate: float, seed: int) -> tuple[list[float], list[float]]:
-    """What the spotter and its copy named, a line for each :data:`WINDOW` digits."""
+    """What the spotter, and the copy that stops to learn, named: a number for each :data:`WINDOW` digits."""
     torch.manual_seed(seed)
     samples = data.load("spoken-digits", steps=STEPS)
     samples.setup()
     digits, labels = samples.training.__getitems__(list(range(len(samples.training))))
     digits = digits.transpose(0, 1).contiguous()  # [T, N, 13]
-    spotter, frozen = Spotter(network(digits[:, :256]), rule, learning_rate), None
+    spotter, stopped = Spotter(network(digits[:, :256]), rule, learning_rate), None
     other = torch.linalg.qr(torch.randn(13, 13))[0]
-    learning, stopped = [], []
-    for count in range(utterances):
-        if count == utterances // 2:
-            frozen = Spotter(copy.deepcopy(spotter.learner.net), rule, learning_rate)
-            frozen.learns = False
+    learning, without = [], []
+    for count in range(1, utterances + 1):
         which = int(torch.randint(digits.shape[1], (1,)))
-        digit = digits[:, which : which + 1]
-        if frozen is not None:
+        digit, label = digits[:, which : which + 1], labels[which : which + 1]
+        if stopped is not None:
             digit = digit @ other
-            frozen.hear(digit, labels[which : which + 1])
-        spotter.hear(digit, labels[which : which + 1])
-        if (count + 1) % WINDOW == 0:
+            stopped.hear(digit, label)
+        spotter.hear(digit, label)
+        if count % WINDOW == 0:
             learning.append(spotter.share(WINDOW))
-            line = f"{(count + 1) * STEPS:7,} steps: {learning[-1]:.1%}"
-            if frozen is not None and len(frozen.right) >= WINDOW:
-                stopped.append(frozen.share(WINDOW))
-                line += f"; without learning on {stopped[-1]:.1%}"
-            if sys.platform != "win32":
-                line += f" ({resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB)"
-            print(line, flush=True)
-    return learning, stopped
+            line = f"{count * STEPS:7,} steps: {learning[-1]:.1%}"
+            if stopped is not None:
+                without.append(stopped.share(WINDOW))
+                line += f", without learning on {without[-1]:.1%}"
+            print(line + held(), flush=True)
+        if count == utterances // 2:
+            stopped = Spotter(copy.deepcopy(spotter.net), None, learning_rate)
+            print("another microphone")
+    return learning, without
+
+
+def held() -> str:
+    """The most memory that the process held so far, where the system says it in kilobytes."""
+    if sys.platform != "linux":
+        return ""
+    import resource  # not on Windows
+
+    return f"; {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--utterances", type=int, default=5000)
+    options.add_argument("--utterances", type=int, default=2500, help="of 40 steps each")
     options.add_argument("--rule", choices=("d-rtrl", "e-prop", "ottt", "pp-prop"), default="d-rtrl")
-    options.add_argument("--learning-rate", type=float, default=2e-3)
+    options.add_argument("--learning-rate", type=float, default=4e-3)
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
     torch.set_num_threads(1)

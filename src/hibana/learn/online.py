@@ -45,6 +45,18 @@ class Online:
         _check_input("x", x, 1)
         return self._run(x[None])[0]
 
+    def steps(self, x: Tensor) -> Tensor:
+        """Some steps at once, ``[T, batch, ...]``, as :meth:`step`; what the network gives at each of them.
+
+        They take less time than one by one. A backward of their losses comes before the next steps.
+
+        Raises:
+            TypeError: as :meth:`step`.
+            ValueError: likewise.
+        """
+        _check_input("x", x, 2)
+        return self._run(x)
+
     def __call__(self, x: Tensor) -> Tensor:
         """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives, ``[T, batch, ...]``.
 
