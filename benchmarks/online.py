@@ -1,8 +1,8 @@
 """Learning online: each rule beside backpropagation through time, and SpikingJelly's beside hibana's.
 
 One thread whatever was asked for, and processor time, which a busy machine changes least. The network is a
-recurrent layer of LIF neurons and a leaky readout; the loss is asked at every step. Against SpikingJelly it is
-feed-forward with a readout without memory, which is what its rules know.
+recurrent layer of LIF neurons and a leaky readout; the loss is asked at every step. Against SpikingJelly it
+is feed-forward with a readout without memory, which is what its rules know.
 """
 
 from collections.abc import Callable, Iterator
@@ -201,8 +201,8 @@ def section(rows: list[Row]) -> Iterator[str]:
     for row in rows:
         by_kind.setdefault(row["kind"], []).append(row)
     yield (
-        f"{INPUTS} inputs ({INPUT_RATE:.0%} spike) to {NEURONS} neurons and {CLASSES} outputs, batch {BATCH}, "
-        f"{STEPS} steps, loss at each; processor time of one thread, the least of the rounds, ms. "
+        f"{INPUTS} inputs ({INPUT_RATE:.0%} spike) to {NEURONS} neurons and {CLASSES} outputs, batch "
+        f"{BATCH}, {STEPS} steps, loss at each; processor time of one thread, the least of the rounds, ms. "
         "[Learning online](learning-online.md) says what each rule is.\n"
     )
     titles = {
@@ -224,8 +224,10 @@ def section(rows: list[Row]) -> Iterator[str]:
         yield from table(
             head,
             [
-                [row["contender"], f"{row['steps']:,}", number(row["mb"] + row["baseline_mb"])]
-                + [number(row["baseline_mb"])]
+                [
+                    *(row["contender"], f"{row['steps']:,}"),
+                    *(number(row["mb"] + row["baseline_mb"]), number(row["baseline_mb"])),
+                ]
                 for row in by_kind["memory"]
             ],
         )

@@ -2,11 +2,11 @@
 
     python examples/drifting_microphone.py
 
-Spoken digits, one after the other and 40 steps each, are one stream without an end, which comes in packets of
-ten steps. In the last packet of a digit the network names it and is then told which it was: it takes its
-gradient at once, of all steps so far, and nothing of them is kept. Halfway the microphone changes: from then on
-the 13 coefficients are other mixtures of what they were. A copy that stopped learning there shows what that
-costs.
+Spoken digits, one after the other and 40 steps each, are one stream without an end, which comes in packets
+of ten steps. In the last packet of a digit the network names it and is then told which it was: it takes its
+gradient at once, of all steps so far, and nothing of them is kept. Halfway the microphone changes: from then
+on the 13 coefficients are other mixtures of what they were. A copy that stopped learning there shows what
+that costs.
 """
 
 import argparse

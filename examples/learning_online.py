@@ -1,12 +1,12 @@
 """Three tasks, each learned by backpropagation through time and by every online rule: one recipe for all.
 
-    python examples/learning_online.py --task mnist-1d --rule backpropagation d-rtrl --seed 0 1 2 --record runs.jsonl
+    python examples/learning_online.py --task recall --rule backpropagation ottt --record runs.jsonl
     python examples/learning_online.py --table runs.jsonl
 
-MNIST-1D (a step sees the last eight of the 40 values), spoken digits (13 coefficients, 40 steps), and recall:
-one of eight symbols is shown, and asked for 30 steps later. One layer of 128 LIF neurons, feed-forward or
-recurrent, and a leaky readout; the loss is asked in the last steps. Nothing but the gradient differs; the traces
-of pp-prop decay as the neurons leak.
+MNIST-1D (a step sees the last eight of the 40 values), spoken digits (13 coefficients, 40 steps), and
+recall: one of eight symbols is shown, and asked for 30 steps later. One layer of 128 LIF neurons,
+feed-forward or recurrent, and a leaky readout; the loss is asked in the last steps. Nothing but the gradient
+differs; the traces of pp-prop decay as the neurons leak.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import recall
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from training import Batch, keep
 
 import hibana as hb
-import recall
 from hibana import data
 from hibana.train import scale_to_rate
 
@@ -161,7 +161,10 @@ def table(path: Path) -> str:
     for line in path.read_text().splitlines():
         row = json.loads(line)
         runs[row["task"], row["network"]][row["rule"]].append(row)
-    lines = [f"| task | network | {' | '.join(f'`{rule}`' for rule in RULES)} |", "|---|---|" + "---|" * len(RULES)]
+    lines = [
+        f"| task | network | {' | '.join(f'`{rule}`' for rule in RULES)} |",
+        "|---|---|" + "---|" * len(RULES),
+    ]
     for (task, kind), by_rule in runs.items():
         cells = []
         for rule in RULES:
@@ -175,7 +178,9 @@ def table(path: Path) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--task", choices=tuple(TASKS), nargs="+", default=["mnist-1d"])
-    options.add_argument("--network", choices=("feed-forward", "recurrent"), nargs="+", default=["feed-forward"])
+    options.add_argument(
+        "--network", choices=("feed-forward", "recurrent"), nargs="+", default=["feed-forward"]
+    )
     options.add_argument("--rule", choices=RULES, nargs="+", default=["d-rtrl"])
     options.add_argument("--seed", type=int, nargs="+", default=[0])
     options.add_argument("--epochs", type=int)

@@ -279,7 +279,9 @@ def test_chunks_that_kernels_run_are_their_steps(name, rule, chunk, monkeypatch)
 
     def by_steps_alone(memory, own, drive):
         few = rule == "ottt" and type(memory.layer.cell) in (hb.CubaLIFCell, hb.ALIFCell)
-        assert len(drive) == 1 or few  # traces of several components, where a signal meets them, are no kernel's
+        assert (
+            len(drive) == 1 or few
+        )  # traces of several components, where a signal meets them, are no kernel's
         return linearised(memory, own, drive)
 
     monkeypatch.setattr(hb.learn.memory.Memory, "_by_steps", by_steps_alone)

@@ -82,5 +82,5 @@ def test_what_no_rule_knows_is_refused_by_name(settings):
     with pytest.raises(ValueError, match="rule must be one of d-rtrl, e-prop, ottt, pp-prop; got"):
         replace(settings, rule="bptt")
     windows = train.Settings(data="lines", coding="none", steps=12, layers="12w3", rule="d-rtrl")
-    with pytest.raises(ValueError, match="layers '12w3' can't be learned by rule d-rtrl: layer .* Window"):
+    with pytest.raises(ValueError, match=r"layers '12w3' can't be learned by rule d-rtrl: layer .* Window"):
         train.Classifier(windows, (2,), 2)

@@ -1,8 +1,8 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,51 +10,22 @@ from torch import Tensor, nn
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import tensors_of
+from hibana.learn.chunk import Block, Chunk
 from hibana.learn.coefficients import Coefficient, like_chunk, scaled, scan
-from hibana.learn.compiled import InstantSystem, Kernels, KernelSystem, Ran
+from hibana.learn.compiled import Kernels
 from hibana.learn.derivatives import Linearised, StepDerivatives
 from hibana.learn.network import Neurons
 from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.states import States
 from hibana.learn.synapses import Synapses
-from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Traces
+from hibana.learn.system import System
+from hibana.learn.traces import InputTraces, Signals, SynapseTraces, Traces
 
 __all__ = ["Memory"]
 
 BLOCK = 1 << 18
 """Neurons times steps that are linearised together, some dozens of operations each: what a cache holds."""
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Some steps of a layer, run."""
-
-    inputs: Tensor
-    """What the layer was given, ``[T, batch, ...]``, a leaf of its own graph."""
-    drive: Tensor
-    """What the weights made of it, with that graph."""
-    spikes_before: Tensor | None
-    """What recurrent synapses were given: what the neurons emitted one step earlier."""
-    system: System | KernelSystem | InstantSystem
-    sums: list[Tensor]
-    """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
-    effect: Tensor | None
-    """The neuron's side of a trace of rank one, like the chunk."""
-    state: tuple[Tensor, ...]
-    """After the last step."""
-    at_last: tuple[Tensor, ...] = ()
-    """The neurons' input in the last step and their states before it, if C of that step is to be found."""
-    instant: Callable[[Tensor], Tensor] | None = None
-    """From the gradient of what is emitted in each step to that of the step's input, if kernels have it."""
-
-
-class Block(NamedTuple):
-    """What some steps of a chunk come to, which lie in a processor's cache together."""
-
-    system: System
-    sums: list[Tensor]
-    effect: Tensor | None
 
 
 class Memory:
@@ -213,7 +184,7 @@ class Memory:
     def _linearised(
         self, drive: Tensor, previous: list[Tensor], *, whole: bool = False
     ) -> tuple[Linearised, Linearised]:
-        """The steps linearised as they are, and as the rule has them; the former `whole`, or as far as needed."""
+        """The steps linearised as they are (`whole`, or what the rule needs), and as the rule has them."""
         layer, cell = self.layer, self.layer.cell
         try:
             made_for = (followed(cell), drive.shape[2:], drive.dtype)

@@ -58,7 +58,7 @@ class Online:
         return self._run(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives, ``[T, batch, ...]``.
+        """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives at each step.
 
         The backward of any loss of it takes the rule's gradient, with the learning signals that the loss has
         at each step. Unlike :meth:`sequence` it keeps what T steps need. What was carried before is given up.

@@ -20,7 +20,7 @@ from hibana.learn.coefficients import (
     times,
 )
 from hibana.learn.derivatives import Linearised
-from hibana.learn.traces import System
+from hibana.learn.system import System
 
 __all__ = ["ParameterTraces", "effect_of", "system_of", "with_own_synapse"]
 
@@ -99,12 +99,12 @@ class ParameterTraces:
 def effect_of(
     before: Sequence[Tensor], step: Linearised, system: System, decay: float, example: Tensor
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The neuron's side of a trace of rank one at each step, like `example`; what it is of each state, and of a
-    readout, at the end.
+    """The neuron's side of a trace of rank one, like `example`; and what each state has of it at the end.
 
         F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t,   z_t = decay leak z_(t-1) + F_t
 
-    of the state that is emitted; within the steps by the values of the cut, ``F = C f``.
+    of the state that is emitted; within the steps by the values of the cut, ``F = C f``. At the end comes z,
+    what a readout has of it.
     """
     shape, (*of_states, remembered) = system.shape, before or [None] * (len(step.to_cut) + 1)
     f = [

@@ -58,7 +58,9 @@ class States:
 
     def _added(self, spikes: Tensor | None) -> Tensor | None:
         """What recurrent synapses make of these."""
-        return None if spikes is None or self.layer.recurrent is None else self.layer.recurrent.product(spikes)
+        return (
+            None if spikes is None or self.layer.recurrent is None else self.layer.recurrent.product(spikes)
+        )
 
     def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> list[Tensor]:
         """The states after each step, by the cell's kernels: one run for each of its states."""

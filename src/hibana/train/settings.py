@@ -61,9 +61,9 @@ class Settings:
         cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
         surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
-        rule: by which gradients go over time, of :func:`hibana.learn.online`; backpropagation through time if
-            ``None``. With a rule `layers` are 128 if not said, and no penalty on spikes is taken: its gradient
-            would reach traces that hold what the readout remembers.
+        rule: by which gradients go over time, of :func:`hibana.learn.online`; backpropagation through time
+            if ``None``. With a rule `layers` are 128 if not said, and no penalty on spikes is taken: its
+            gradient would reach traces that hold what the readout remembers.
         threshold: of the hidden neurons.
         detach_reset: stop the gradient at the reset.
         readout_tau: time constant of the readout in steps; infinite, which sums its input, of sequences 20.
@@ -269,8 +269,8 @@ class Settings:
         for name in ("rate_penalty", "silence_penalty"):
             if getattr(self, name) > 0:
                 raise ValueError(
-                    f"{name} must be 0 with rule {self.rule}: the gradient of a penalty on hidden spikes would "
-                    f"reach the traces of what the readout remembers; got {getattr(self, name)!r}"
+                    f"{name} must be 0 with rule {self.rule}: the gradient of a penalty on hidden spikes "
+                    f"would reach the traces of what the readout remembers; got {getattr(self, name)!r}"
                 )
 
     def _check_own(self) -> None:
