@@ -248,8 +248,8 @@ class Memory:
         if layer.recurrent is not None and layer.recurrent.learns:
             of_input = signals.of_input * layer.gradient_scale
             assert chunk.spikes_before is not None
-            grads = layer.recurrent.of_product(chunk.spikes_before, of_input)
-            _add(found, layer.recurrent.parameters, grads)
+            of_weights = layer.recurrent.of_product(chunk.spikes_before, of_input)
+            _add(found, layer.recurrent.parameters, of_weights)
             before = [scaled(layer.gradient_scale, c) for c in signals.before]
             self._add_before(found, layer.recurrent, Signals(of_input, before), chunk)
         if layer.learned:

@@ -106,7 +106,9 @@ def effect_of(
     of the state that is emitted; within the steps by the values of the cut, ``F = C f``. At the end comes z,
     what a readout has of it.
     """
-    shape, (*of_states, remembered) = system.shape, before or [None] * (len(step.to_cut) + 1)
+    shape = system.shape
+    none: list[Coefficient] = [None] * (len(step.to_cut) + 1)
+    *of_states, remembered = before or none
     f = [
         torch.zeros_like(example) if k is None else (k * (1 - decay)).expand(shape).clone()
         for k in system.to_input

@@ -17,27 +17,37 @@ __all__ = ["Around", "EffectCell", "RuleCell"]
 class Around(Cell):
     """A step around that of a layer of neurons, which computes what the layer's does."""
 
+    cell: Cell
+    recurrent: nn.Linear | None
+    gradient_scale: float
+
     def __init__(self, layer: Neurons) -> None:
         nn.Module.__init__(self)
         self.cell = layer.cell
-        self.recurrent = None if layer.recurrent is None else layer.recurrent.module
+        self.recurrent = _recurrent_of(layer)
         self.gradient_scale = layer.gradient_scale
         self._enter()
 
     def fits(self, layer: Neurons) -> bool:
         """Whether it is still around the step of `layer`."""
-        recurrent = None if layer.recurrent is None else layer.recurrent.module
-        return self.cell is layer.cell and self.recurrent is recurrent
+        return self.cell is layer.cell and self.recurrent is _recurrent_of(layer)
 
     def total(self, input_: Tensor, spikes: Tensor) -> Tensor:
         """The neurons' input, of recurrent synapses too; without a gradient through these."""
         if self.recurrent is None:
             return input_
-        tensors = [None if t is None else t.detach() for t in (self.recurrent.weight, self.recurrent.bias)]
-        return input_ + functional.linear(spikes.detach(), *tensors)  # type: ignore[arg-type] # the weight is there
+        bias: Tensor | None = self.recurrent.bias
+        bias = None if bias is None else bias.detach()
+        return input_ + functional.linear(spikes.detach(), self.recurrent.weight.detach(), bias)
 
     def rests_at_zero(self) -> bool:
         return self.cell.rests_at_zero()
+
+
+def _recurrent_of(layer: Neurons) -> nn.Linear | None:
+    module = None if layer.recurrent is None else layer.recurrent.module
+    assert module is None or isinstance(module, nn.Linear)
+    return module
 
 
 class RuleCell(Around):

@@ -25,7 +25,7 @@ class Terms(NamedTuple):
     """Which part, after the step, is a part of the gradient."""
 
     @property
-    def count(self) -> int:
+    def coefficients(self) -> int:
         """How many coefficients there are."""
         return len(self.transition) + len(self.to_input) + len(self.gradient)
 
@@ -54,7 +54,7 @@ def move(
         begin: the first neuron.
         end: the one after the last.
         parts: e, ``[parts, rows, neurons, count]``.
-        coefficients: A, k and b in the order of `terms`, ``[terms.count, rows, neurons]``.
+        coefficients: A, k and b in the order of `terms`, ``[terms.coefficients, rows, neurons]``.
         inputs: x, ``[rows, count]``.
         found: the gradient, ``[neurons, count]``; not read where `terms` has none.
         rows: samples, or windows of a convolution.
@@ -65,7 +65,7 @@ def move(
     each = rows * neurons
     with code.loop(begin, end) as j, code.loop(0, rows) as row:
         at = row * neurons + j
-        numbers = [coefficients[each * k + at].spread(VECTOR) for k in range(terms.count)]
+        numbers = [coefficients[each * k + at].spread(VECTOR) for k in range(terms.coefficients)]
         here = [parts + (each * i + at) * count for i in range(terms.parts)]
         for v, there in code.vectors(count, VECTOR):
             before = [(part + v).load(VECTOR, there) for part in here]

@@ -150,7 +150,7 @@ class SynapseTraces(Traces):
             tuple([i for i, _ in there]),
         )
         found = self.whole.new_zeros(shape[1] if there else 0, inputs)
-        coefficients = self.whole.new_empty(terms.count, *shape)
+        coefficients = self.whole.new_empty(terms.coefficients, *shape)
         for into, c in zip(coefficients, (pair[-1] for pair in (*transition, *given, *there)), strict=True):
             into.copy_(c)
         trace_kernel.move(
