@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cells, deep, grid_report, pictures, plain, promises, recurrent_report, streaming
+from benchmarks import (
+    cells,
+    deep,
+    grid_report,
+    online,
+    pictures,
+    plain,
+    promises,
+    recurrent_report,
+    streaming,
+)
 from benchmarks.pictures import TITLES
 from benchmarks.tables import Row, bold, grouped, number, table
 
@@ -83,6 +93,7 @@ def _page(
         "deep": ("Deep convolutional networks", deep.section),
         "plain": ("Networks of plain torch.nn", plain.section),
         "cells": ("Small layers beside torch's own", cells.section),
+        "online": ("Learning online", online.section),
         "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),

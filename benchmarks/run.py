@@ -21,9 +21,9 @@ __all__ = ["main", "wanted"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
-    *("deep", "plain", "cells", "grid", "training", "gpu"),
+    *("deep", "plain", "cells", "online", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "plain", "cells", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "plain", "cells", "online", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -83,6 +83,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         grid,
         layers,
         networks,
+        online,
         plain,
         recurrent,
         recurrent_training,
@@ -101,6 +102,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         deep,
         plain,
         cells,
+        online,
         grid,
         training,
         recurrent_training,

@@ -1,6 +1,7 @@
 """Learning online: gradients against backpropagation through time, each rule against its formula by hand."""
 
 import gc
+import itertools
 
 import pytest
 import torch
@@ -244,6 +245,107 @@ def test_a_sequence_is_its_steps(rule, chunk):
     )
     net = strong(net.double(), x)
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, chunk), by_steps(net, x, loss_of(x, 3), rule))
+
+
+def chain(*layers, sizes=(6, 5, 8, 3)):
+    """Two layers of neurons, and a leaky readout."""
+    torch.manual_seed(0)
+    maps = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    nn.init.uniform_(maps[1].weight, -1, 3)  # the second layer spikes too
+    return nn.Sequential(maps[0], layers[0], maps[1], layers[1], maps[2], hb.LI(tau=4.0))
+
+
+CHAINS = {
+    "recurrent LIF": lambda: chain(hb.Recurrent(hb.LIFCell(surrogate=ATan()), 5), hb.ALIF(surrogate=ATan())),
+    "CubaLIF, all alike": lambda: chain(
+        hb.CubaLIF(surrogate=ATan()), hb.LIF(surrogate=ATan(), reset="subtract", detach_reset=True)
+    ),
+    "with a bias": lambda: chain(
+        hb.Recurrent(hb.LIFCell(surrogate=ATan(), reset="subtract"), 5, nn.Linear(5, 5)),
+        hb.LIF(surrogate=ATan()),
+    ),
+}
+
+
+@pytest.mark.cover(1)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("chunk", [3, 30])
+def test_chunks_that_kernels_run_are_their_steps(name, rule, chunk, monkeypatch):
+    x = spikes(17, 4, 6)
+    net = strong(CHAINS[name]().double(), x)
+    exact = by_steps(net, x, loss_of(x, 3), rule)
+    linearised = hb.learn.memory.Memory._by_steps
+
+    def by_steps_alone(memory, own, drive):
+        few = rule == "ottt" and type(memory.layer.cell) in (hb.CubaLIFCell, hb.ALIFCell)
+        assert (
+            len(drive) == 1 or few
+        )  # traces of several components, where a signal meets them, are no kernel's
+        return linearised(memory, own, drive)
+
+    monkeypatch.setattr(hb.learn.memory.Memory, "_by_steps", by_steps_alone)
+    check_exact(by_sequence(net, x, loss_of(x, 3), rule, chunk), exact)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_whole_sequence_has_the_gradient_of_any_loss(rule):
+    x, loss = spikes(17, 4, 6), loss_of(spikes(17, 4, 6), 3)
+    net = strong(CHAINS["recurrent LIF"]().double(), x)
+    exact = by_steps(net, x, loss, rule)
+    learner = hb.learn.online(net, rule)
+    net.zero_grad()
+    outputs = learner(x)
+    torch.testing.assert_close(outputs, net(x))
+    sum(loss(t, y) for t, y in enumerate(outputs)).backward()
+    check_exact(grads(net), exact)
+
+
+def test_a_loss_may_be_asked_once_a_chunk():
+    x, loss = spikes(17, 4, 6), loss_of(spikes(17, 4, 6), 3)
+    net = strong(CHAINS["recurrent LIF"]().double(), x)
+    exact, asked = by_sequence(net, x, loss, "d-rtrl", 5), []
+
+    def of_chunk(first, outputs):
+        asked.append((first, tuple(outputs.shape)))
+        return sum(loss(first + t, y) for t, y in enumerate(outputs))
+
+    net.zero_grad()
+    hb.learn.online(net).sequence(x, of_chunk, chunk=5, by_chunk=True)
+    check_exact(grads(net), exact)
+    assert asked == [(0, (5, 4, 3)), (5, (5, 4, 3)), (10, (5, 4, 3)), (15, (2, 4, 3))]
+
+
+def test_large_layers_in_float32_agree_with_small_steps():
+    x = spikes(20, 32, 40, dtype=torch.float32)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(40, 160), hb.Recurrent(hb.LIFCell(surrogate=ATan()), 160), nn.Linear(160, 3), hb.LI(tau=4.0)
+    )
+    net = strong(net, x)
+    exact = by_sequence(net.double(), x.double(), loss_of(x.double(), 3), "d-rtrl", 20)
+    net.float()
+    for chunk in (1, 7, 20):  # of which one goes through the traces by their kernel, and one products by bits
+        found = by_sequence(net, x, loss_of(x, 3), "d-rtrl", chunk)
+        cosine, norm = likeness({k: g.double() for k, g in found.items()}, exact)
+        assert cosine >= 0.9999
+        assert abs(norm - 1) < 1e-3
+
+
+def test_two_losses_of_a_step_may_have_a_backward_each():
+    x = spikes(12, 4, 6, dtype=torch.float32)
+    torch.manual_seed(0)
+    net = strong(nn.Sequential(nn.Linear(6, 5), hb.LIF(surrogate=ATan()), nn.Linear(5, 3), hb.LI()), x)
+    exact = by_steps(net, x, loss_of(x, 3), "d-rtrl")
+    net.zero_grad()
+    learner = hb.learn.online(net)
+    for t, one in enumerate(x):
+        loss = loss_of(x, 3)(t, learner.step(one))
+        (loss / 4).backward(retain_graph=True)
+        (loss * 3 / 4).backward()
+    found = grads(net)
+    for name, one in exact.items():
+        torch.testing.assert_close(found[name], one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_sequence_may_come_step_by_step():

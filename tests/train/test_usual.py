@@ -18,7 +18,7 @@ SEQUENCES = ["mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels", "spoken-d
 OTHERS = ["digits", "fashion-mnist", "n-mnist", "dvs-gesture", "cifar10-dvs"]
 
 
-ALIKE = ("epochs", "patience", "batch_size")
+ALIKE = ("epochs", "patience", "batch_size", "rate_penalty")
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("layers", *ALIKE)])

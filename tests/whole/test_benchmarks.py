@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, deep, gpu, measure, recurrent, recurrent_spyx, run
+from benchmarks import agreement, deep, gpu, measure, online, recurrent, recurrent_spyx, run
 
 
 @pytest.fixture
@@ -352,3 +352,29 @@ def test_a_python_without_spyx_is_said_and_not_swallowed(monkeypatch):
     monkeypatch.setenv(recurrent_spyx.VARIABLE, "/nowhere/python")
     (row,) = recurrent_spyx.measured(5, 4, 16, 700, 20, 0.02, 20.0, 1, True)
     assert "/nowhere/python" in row["error"]
+
+
+def test_learning_online_is_shown_beside_backpropagation_and_spikingjelly():
+    rows = [
+        {"kind": "sequence", "contender": "backpropagation", "least_ms": 40.0},
+        {"kind": "sequence", "contender": "d-rtrl, chunk=100", "least_ms": 30.0},
+        {"kind": "step", "contender": "d-rtrl", "least_ms": 20.0},
+        {"kind": "memory", "contender": "d-rtrl", "steps": 10_000, "mb": 30.0, "baseline_mb": 370.0},
+    ]
+    page = "\n".join(online.section(rows))
+    assert "| d-rtrl, chunk=100 | 30.0 | 0.75 |" in page
+    assert "| d-rtrl | 20.0 |" in page
+    assert "| d-rtrl | 10,000 | 400 | 370 |" in page
+
+
+def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
+    monkeypatch.setattr(online, "NEURONS", 16)
+    monkeypatch.setattr(online, "STEPS", 6)
+    monkeypatch.setattr(online, "BATCH", 4)
+    x, labels, net = online._spikes(6, 4), online._labels(), online._network("recurrent")
+    online._through_time(net, x, labels)
+    exact = [weights.grad.clone() for weights in net.parameters()]
+    for rule in online.RULES:
+        online._by_sequence(hb.learn.online(net, rule), x, labels, 4)
+        torch.testing.assert_close(net[2].weight.grad, exact[2])  # the readout's own
+        assert all(weights.grad.abs().sum() > 0 for weights in net.parameters())

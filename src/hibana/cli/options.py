@@ -13,7 +13,7 @@ from hibana.cells import surrogate
 from hibana.cli.numbers import Whole
 from hibana.data import own
 from hibana.nn import loss
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, RULES
 from hibana.train.settings import Settings
 
 __all__ = ["with_settings"]
@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
     **{"dates": own.DATES, "split_by": own.SPLITS},
     **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
+    "rule": RULES,
 }
 """What may be said, where that is a few words; :class:`Settings` refuses others."""
 

@@ -9,7 +9,7 @@ from hibana.compiler.tensors import tensors_of
 from hibana.learn.memory import Memory
 from hibana.learn.network import Neurons, layers_of
 from hibana.learn.rules import PPProp, Rule, named
-from hibana.learn.traces import System
+from hibana.learn.system import System
 
 __all__ = ["explain"]
 

@@ -1,8 +1,8 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,48 +10,22 @@ from torch import Tensor, nn
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import tensors_of
+from hibana.learn.chunk import Block, Chunk
 from hibana.learn.coefficients import Coefficient, like_chunk, scaled, scan
+from hibana.learn.compiled import Kernels
 from hibana.learn.derivatives import Linearised, StepDerivatives
 from hibana.learn.network import Neurons
 from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.states import States
 from hibana.learn.synapses import Synapses
-from hibana.learn.traces import InputTraces, Signals, SynapseTraces, System, Traces
+from hibana.learn.system import System
+from hibana.learn.traces import InputTraces, Signals, SynapseTraces, Traces
 
 __all__ = ["Memory"]
 
 BLOCK = 1 << 18
 """Neurons times steps that are linearised together, some dozens of operations each: what a cache holds."""
-
-
-@dataclass(eq=False)
-class Chunk:
-    """Some steps of a layer, run."""
-
-    inputs: Tensor
-    """What the layer was given, ``[T, batch, ...]``, a leaf of its own graph."""
-    drive: Tensor
-    """What the weights made of it, with that graph."""
-    fed_back: Tensor | None
-    """What recurrent synapses added, with its graph."""
-    spikes_before: Tensor | None
-    """What recurrent synapses were given: what the neurons emitted one step earlier."""
-    system: System
-    sums: list[Tensor]
-    """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
-    effect: Tensor | None
-    """The neuron's side of a trace of rank one, like the chunk."""
-    state: tuple[Tensor, ...]
-    """After the last step."""
-
-
-class Block(NamedTuple):
-    """What some steps of a chunk come to, which lie in a processor's cache together."""
-
-    system: System
-    sums: list[Tensor]
-    effect: Tensor | None
 
 
 class Memory:
@@ -61,7 +35,7 @@ class Memory:
         self.layer, self.rule = layer, rule
         self.derivatives: StepDerivatives | None = None
         self.made_for: Any = None
-        self.states = States(layer)
+        self.states, self.kernels = States(layer), Kernels(layer, rule)
         self.reset()
 
     def reset(self) -> None:
@@ -71,8 +45,8 @@ class Memory:
         """C of the last step."""
         self.traces: dict[Synapses, Traces] = {}
         self.of_sums: ParameterTraces | None = None
-        self.effect: list[Coefficient] = []
-        """The neuron's side of a trace of rank one."""
+        self.effects: tuple[Tensor, ...] = ()
+        """The neuron's side of a trace of rank one: what its states, and a readout, have of it."""
         self.pending: Chunk | None = None
 
     @property
@@ -106,6 +80,9 @@ class Memory:
                     self.traces[synapses] = self._new_traces(chunk)
                 self.traces[synapses].advance(synapses, inputs, chunk.system)
         self.state = chunk.state
+        if chunk.at_last:
+            drive, *before = (one[None] for one in chunk.at_last)
+            self._keep_last(self._linearised(drive, before)[0])
 
     def _new_traces(self, chunk: Chunk) -> Traces:
         if chunk.effect is None:
@@ -125,7 +102,8 @@ class Memory:
         """Runs a chunk and keeps what its gradient needs."""
         layer = self.layer
         with torch.set_grad_enabled(with_graph):
-            own = inputs.detach().requires_grad_(inputs.requires_grad)
+            needed = inputs.requires_grad and not (layer.synapses is not None and layer.synapses.is_linear)
+            own = inputs.detach().requires_grad_(needed)
             drive = own if layer.feeds is None else layer.feeds(own)
         if drive.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -133,64 +111,98 @@ class Memory:
                 f"got {drive.dtype}"
             )
         with torch.no_grad():
-            total = drive.detach()
-            ran = self.states.after(total, self.state, with_graph=with_graph)
-            if ran.fed_back is not None:
-                total = total + ran.fed_back.detach()
-            steps = max(1, BLOCK // total[0].numel())
-            blocks = [
-                self._block(total[first : first + steps], ran.before(first, min(first + steps, len(total))))
-                for first in range(0, len(total), steps)
-            ]
-            system = System.joined([block.system for block in blocks])
-            sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
-            effects = [block.effect for block in blocks if block.effect is not None]
-            effect = torch.cat(effects) if effects else None
-        self.pending = Chunk(own, drive, ran.fed_back, ran.spikes_before, system, sums, effect, ran.last())
+            by_kernels = len(drive) > 1 and not layer.learned
+            emitted = self._by_kernels(own, drive) if by_kernels else None
+            return self._by_steps(own, drive) if emitted is None else emitted
+
+    def _by_kernels(self, own: Tensor, drive: Tensor) -> Tensor | None:
+        """A chunk by compiled kernels; None where they can't give what the rule needs."""
+        given, state = drive.detach(), self.state
+        if state is None:
+            state = self.layer.cell.initial_state(given[0])
+        self.states.check(given[0], state)
+        blank = given.new_zeros(1, 1, *given.shape[2:])
+        whole, kept = self._linearised(blank, [blank] * len(state), whole=True)
+        at_rest = system_of(kept, None, self._leak(given), blank.shape)
+        ran = self.kernels.run(given, self.state, self.effects, self.last or [], whole, at_rest)
+        if ran is None:
+            return None
+        spikes = self.states.spikes_before(state[-1], ran.emitted)
+        self.effects = ran.effects
+        if not ran.at_last:
+            self._keep_last(whole)
+        self.pending = Chunk(
+            own, drive, spikes, ran.system, [], ran.effect, ran.state, ran.at_last, ran.instant
+        )
+        return ran.emitted
+
+    def _by_steps(self, own: Tensor, drive: Tensor) -> Tensor:
+        """A chunk of one step, or of a cell that learns: each step linearised."""
+        total = drive.detach()
+        ran = self.states.after(total, self.state)
+        if ran.fed_back is not None:
+            total = total + ran.fed_back
+        steps = max(1, BLOCK // total[0].numel())
+        blocks = [
+            self._block(total[first : first + steps], ran.before(first, min(first + steps, len(total))))
+            for first in range(0, len(total), steps)
+        ]
+        system = System.joined([block.system for block in blocks])
+        sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
+        effects = [block.effect for block in blocks if block.effect is not None]
+        effect = torch.cat(effects) if effects else None
+        self.pending = Chunk(own, drive, ran.spikes_before, system, sums, effect, ran.last())
         return ran.after[-1]
 
     def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
         """The recursions over some steps; traces of neurons go on to the steps after them."""
         layer = self.layer
-        whole, system = self._recursion(drive, previous)
+        whole, kept = self._linearised(drive, previous)
+        system = system_of(kept, self.last, self._leak(drive), drive.shape)
         sums, effect = list[Tensor](), None
         if layer.learned:
             sums, self.of_sums = ParameterTraces.after(self.of_sums, whole, system, drive)
         if isinstance(self.rule, PPProp) and not system.is_alike:
-            effect, self.effect = effect_of(self.effect, system, self.rule.decay, drive)
-        self.last = [[c if c is None or c.ndim == 0 else c[-1].clone() for c in row] for row in whole.to_cut]
+            effect, self.effects = effect_of(self.effects, kept, system, self.rule.decay, drive)
+        self._keep_last(whole)
         return Block(system, sums, effect)
+
+    def _keep_last(self, whole: Linearised) -> None:
+        """Keeps C of the last of the steps that were linearised."""
+        self.last = [[c if c is None or c.ndim == 0 else c[-1].clone() for c in row] for row in whole.to_cut]
 
     def linearised_at(self, drive: Tensor, previous: list[Tensor]) -> System:
         """The recursion of the traces over steps of that input, from those states."""
         with torch.no_grad():
-            return self._recursion(drive, previous)[1]
+            _, kept = self._linearised(drive, previous)
+            return system_of(kept, self.last, self._leak(drive), drive.shape)
 
-    def _recursion(self, drive: Tensor, previous: list[Tensor]) -> tuple[Linearised, System]:
-        whole, kept = self._linearised(drive, previous)
+    def _leak(self, like: Tensor) -> Tensor | None:
         readout = self.layer.readout
-        leak = None if readout is None else readout.factor(drive)
-        return whole, system_of(kept, self.last, leak, drive.shape)
+        return None if readout is None else readout.factor(like)
 
-    def _linearised(self, drive: Tensor, previous: list[Tensor]) -> tuple[Linearised, Linearised]:
-        """The steps linearised as they are, and as the rule has them."""
+    def _linearised(
+        self, drive: Tensor, previous: list[Tensor], *, whole: bool = False
+    ) -> tuple[Linearised, Linearised]:
+        """The steps linearised as they are (`whole`, or what the rule needs), and as the rule has them."""
         layer, cell = self.layer, self.layer.cell
         try:
-            made_for = (followed(cell), drive.shape[1:], drive.dtype)
+            made_for = (followed(cell), drive.shape[2:], drive.dtype)
             if self.derivatives is None or self.made_for != made_for:
                 self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
                 self.made_for = made_for
             silent = layer.spikes and not self.rule.through_spikes
-            whole = self.derivatives.at(cell, drive, previous, whole=not silent or bool(layer.learned))
+            whole = whole or not silent or bool(layer.learned)
+            step = self.derivatives.at(cell, drive, previous, whole=whole)
             if silent:
-                return whole, self._silent(whole, drive, previous)
+                return step, self._silent(step, drive, previous)
         except Unsupported as reason:
             kind = type(cell).__name__
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {reason}") from reason
         if layer.recurrent is not None and self.rule.own_synapse:
             weights = layer.recurrent.parameters[0].detach() * layer.gradient_scale
-            whole = with_own_synapse(whole, weights)
-        return whole, whole
+            step = with_own_synapse(step, weights)
+        return step, step
 
     def _silent(self, whole: Linearised, drive: Tensor, previous: list[Tensor]) -> Linearised:
         """`whole`, with what a silent neuron's states and input do, and nothing through its spike."""
@@ -208,7 +220,7 @@ class Memory:
         """What a learning signal over `chunk`, like it, comes to for the weights."""
         system = chunk.system
         if chunk.effect is None:
-            none: list[Coefficient] = [None] * len(system.to_input)
+            none: list[Coefficient] = [None] * system.count
             factor, before, of_readout = system.backward(signal, none, None)
             return Signals(like_chunk(factor, signal), [*before, of_readout])
         assert isinstance(self.rule, PPProp)
@@ -217,8 +229,10 @@ class Memory:
         scan([filtered], [[decay]], [None], back=True)
         return Signals(filtered, [filtered[0] * decay])
 
-    def gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
-        """The gradient of the chunk's input within each step, and those of the parameters."""
+    def gradients(
+        self, chunk: Chunk, signal: Tensor, *, to_inputs: bool
+    ) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
+        """The gradient of the chunk's input within each step, if wanted, and those of the parameters."""
         layer, found = self.layer, dict[nn.Parameter, Tensor]()
         if chunk is not self.pending:
             raise RuntimeError(
@@ -232,21 +246,26 @@ class Memory:
             _add(found, learned, grads)
             self._add_before(found, layer.synapses, signals, chunk)
         if layer.recurrent is not None and layer.recurrent.learns:
-            learned = [p for p in layer.recurrent.parameters if p.requires_grad]
             of_input = signals.of_input * layer.gradient_scale
-            assert chunk.fed_back is not None
-            grads = torch.autograd.grad(chunk.fed_back, learned, of_input, retain_graph=True)
-            _add(found, learned, grads)
+            assert chunk.spikes_before is not None
+            of_weights = layer.recurrent.of_product(chunk.spikes_before, of_input)
+            _add(found, layer.recurrent.parameters, of_weights)
             before = [scaled(layer.gradient_scale, c) for c in signals.before]
             self._add_before(found, layer.recurrent, Signals(of_input, before), chunk)
         if layer.learned:
             self._add_sums(found, chunk, signal)
-        return self._within_step(chunk, signal) if chunk.inputs.requires_grad else None, found
+        return self._within_step(chunk, signal) if to_inputs else None, found
 
     def _within_step(self, chunk: Chunk, signal: Tensor) -> Tensor:
         """The gradient of each step's input, of what is emitted in that step."""
-        instant = chunk.system.instant
-        grad = torch.zeros_like(signal) if instant is None else signal * instant
+        if chunk.instant is not None:
+            grad = chunk.instant(signal)
+        else:
+            assert isinstance(chunk.system, System)
+            instant = chunk.system.instant
+            grad = torch.zeros_like(signal) if instant is None else signal * instant
+        if self.layer.synapses is not None and self.layer.synapses.is_linear:
+            return grad @ self.layer.synapses.parameters[0].detach()
         if self.layer.feeds is not None:
             (grad,) = torch.autograd.grad(chunk.drive, chunk.inputs, grad, retain_graph=True)
         return grad
@@ -292,5 +311,5 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
-        grad, found = ctx.memory.gradients(ctx.chunk, signal)
+        grad, found = ctx.memory.gradients(ctx.chunk, signal, to_inputs=ctx.needs_input_grad[2])
         return None, None, grad, *(found.get(parameter) for parameter in ctx.learned)

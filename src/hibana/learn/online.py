@@ -14,7 +14,7 @@ from hibana.learn.rules import Rule, named
 __all__ = ["Online", "online"]
 
 Loss = Callable[[int, Tensor], Tensor | None]
-"""The loss of a step, from its number and what the network gave; None where there is none."""
+"""The loss of a step, from its number and what the network gave, or of a chunk; None where there is none."""
 
 CHUNK = 64
 """Steps of a sequence that are run together by default: its memory is that of so many steps."""
@@ -45,7 +45,35 @@ class Online:
         _check_input("x", x, 1)
         return self._run(x[None])[0]
 
-    def sequence(self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK) -> Tensor:
+    def steps(self, x: Tensor) -> Tensor:
+        """Some steps at once, ``[T, batch, ...]``, as :meth:`step`; what the network gives at each of them.
+
+        They take less time than one by one. A backward of their losses comes before the next steps.
+
+        Raises:
+            TypeError: as :meth:`step`.
+            ValueError: likewise.
+        """
+        _check_input("x", x, 2)
+        return self._run(x)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives at each step.
+
+        The backward of any loss of it takes the rule's gradient, with the learning signals that the loss has
+        at each step. Unlike :meth:`sequence` it keeps what T steps need. What was carried before is given up.
+
+        Raises:
+            TypeError: if `x` is no floating-point tensor.
+            ValueError: if a layer can't be learned.
+        """
+        _check_input("x", x, 2)
+        self.reset()
+        return self._run(x)
+
+    def sequence(
+        self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK, by_chunk: bool = False
+    ) -> Tensor:
         """All of a sequence, ``[T, batch, ...]``, from rest: adds the gradients of ``sum_t loss(t, y_t)``.
 
         The gradients are those of :meth:`step` and a backward at each step, with the weights unchanged.
@@ -57,6 +85,8 @@ class Online:
             loss: from the number of a step and the network's output there, ``[batch, ...]``, to its loss, a
                 tensor of one number, or None.
             chunk: steps that are run together.
+            by_chunk: ask the loss once for each chunk, which is faster: from the number of its first step and
+                the outputs, ``[steps, batch, ...]``, to the sum of the steps' losses.
 
         Returns:
             The sum of the losses, without a graph.
@@ -71,18 +101,27 @@ class Online:
         total: Tensor | None = None
         first = 0
         for part in _chunks(x, chunk):
-            outputs = self._run(part)
-            losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(outputs.unbind())]
-            there = [one for one in losses if one is not None]
-            if there:
-                here = torch.stack(there).sum()
-                here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
-                total = here.detach() if total is None else total + here.detach()
+            here = self._learn(part, loss, first, by_chunk)
+            if here is not None:
+                total = here if total is None else total + here
             first += len(part)
+            del part  # before the next is made
         self.reset()
         if total is None:
             raise ValueError("loss must give a tensor at one step at least, got None at all of them")
         return total
+
+    def _learn(self, part: Tensor, loss: Loss, first: int, by_chunk: bool) -> Tensor | None:
+        """A chunk and its backward; the sum of its losses. All that they needed is free when it returns."""
+        outputs = self._run(part)
+        steps = [outputs] if by_chunk else outputs.unbind()
+        losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
+        there = [one for one in losses if one is not None]
+        if not there:
+            return None
+        here = torch.stack(there).sum()
+        here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
+        return here.detach()
 
     def reset(self) -> None:
         """At rest, without traces: before a sequence that has nothing to do with the last."""
@@ -142,7 +181,9 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
     while part := list(itertools.islice(steps, chunk)):
         for step in part:
             _check_input("each step of x", step, 1)
-        yield torch.stack(part).detach()
+        joined = torch.stack(part).detach()
+        part.clear()  # not kept beside what was made of them
+        yield joined
 
 
 def _check_input(name: str, x: object, dimensions: int) -> None:

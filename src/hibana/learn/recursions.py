@@ -20,7 +20,7 @@ from hibana.learn.coefficients import (
     times,
 )
 from hibana.learn.derivatives import Linearised
-from hibana.learn.traces import System
+from hibana.learn.system import System
 
 __all__ = ["ParameterTraces", "effect_of", "system_of", "with_own_synapse"]
 
@@ -97,22 +97,32 @@ class ParameterTraces:
 
 
 def effect_of(
-    before: Sequence[Coefficient], system: System, decay: float, example: Tensor
-) -> tuple[Tensor, list[Coefficient]]:
-    """The neuron's side of a trace of rank one at each step, like `example`, and its parts at the end.
+    before: Sequence[Tensor], step: Linearised, system: System, decay: float, example: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The neuron's side of a trace of rank one, like `example`; and what each state has of it at the end.
 
-    f_t = decay A_t f_(t-1) + (1 - decay) k_t,   z_t = decay leak z_(t-1) + c_t f_t
+        F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t,   z_t = decay leak z_(t-1) + F_t
+
+    of the state that is emitted; within the steps by the values of the cut, ``F = C f``. At the end comes z,
+    what a readout has of it.
     """
-    count, shape = len(system.to_input), system.shape
-    *begun, remembered = before or [None] * (count + 1)
+    shape = system.shape
+    none: list[Coefficient] = [None] * (len(step.to_cut) + 1)
+    *of_states, remembered = before or none
     f = [
         torch.zeros_like(example) if k is None else (k * (1 - decay)).expand(shape).clone()
         for k in system.to_input
     ]
+    for one, row in zip(f, step.to_states, strict=True):
+        carried = dot([at(spread(c, shape), 0) for c in row], of_states)
+        if carried is not None:
+            one[0] += carried * decay
     transition = [[scaled(decay, c) for c in row] for row in system.transition]
-    scan(f, transition, begun)
+    scan(f, transition, [None] * len(f))
     filtered = dot(system.emitted, f)
     assert filtered is not None
     if system.leak is not None:
         scan([filtered], [[system.leak * decay]], [remembered])
-    return filtered, [*(one[-1].clone() for one in f), filtered[-1].clone()]
+    zero, end = torch.zeros_like(example[0]), [one[-1] for one in f]
+    found = [dot([at(spread(c, shape), -1) for c in row], end) for row in step.to_cut]
+    return filtered, (*(zero if one is None else one.clone() for one in found), filtered[-1].clone())

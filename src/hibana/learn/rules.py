@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-__all__ = ["DRTRL", "OTTT", "EProp", "PPProp", "Rule", "named"]
+__all__ = ["DRTRL", "NAMES", "OTTT", "EProp", "PPProp", "Rule", "named"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class PPProp(Rule):
 
 
 _RULES: tuple[type[Rule], ...] = (DRTRL, EProp, OTTT, PPProp)
+NAMES = tuple(kind.name for kind in _RULES)
 
 
 def named(rule: Rule | str) -> Rule:
@@ -147,4 +148,4 @@ def named(rule: Rule | str) -> Rule:
     for kind in _RULES:
         if kind.name == rule:
             return kind()
-    raise ValueError(f"rule must be one of {', '.join(kind.name for kind in _RULES)}; got {rule!r}")
+    raise ValueError(f"rule must be one of {', '.join(NAMES)}; got {rule!r}")

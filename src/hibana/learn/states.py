@@ -21,13 +21,12 @@ class States:
         self.layer = layer
         self.showing: list[Showing] = []
 
-    def after(self, drive: Tensor, state: tuple[Tensor, ...] | None, *, with_graph: bool) -> "Ran":
+    def after(self, drive: Tensor, state: tuple[Tensor, ...] | None) -> "Ran":
         """Runs the neurons over a chunk of input.
 
         Args:
             drive: the input, ``[T, batch, ...]``.
             state: before the first step; at rest if None.
-            with_graph: whether what recurrent synapses add has its graph.
 
         Raises:
             ValueError: if `state` is that of another batch.
@@ -35,27 +34,33 @@ class States:
         cell = self.layer.cell
         if state is None:
             state = cell.initial_state(drive[0])
-        if state[0].shape != drive.shape[1:]:
-            raise ValueError(
-                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
-                f"is of {tuple(drive.shape[1:])}; call reset() before a batch of another size"
-            )
+        self.check(drive[0], state)
         if len(drive) > 1:
             after = self._compiled(drive, state)
-            return Ran(state, after, *self._fed_back(state[-1], after[-1], with_graph))
-        spikes, added = self._fed_back(state[-1], drive[:0], with_graph)
-        step = drive[0] if added is None else drive[0] + added[0].detach()
+            spikes = self.spikes_before(state[-1], after[-1])
+            return Ran(state, after, spikes, self._added(spikes))
+        spikes = self.spikes_before(state[-1], drive[:0])
+        added = self._added(spikes)
+        step = drive[0] if added is None else drive[0] + added[0]
         return Ran(state, [one[None] for one in check_states(cell, cell(step, *state))], spikes, added)
 
-    def _fed_back(
-        self, first: Tensor, emitted: Tensor, with_graph: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What recurrent synapses are given, the spikes of the step before each, and what they add."""
-        if self.layer.recurrent is None:
-            return None, None
-        spikes = torch.cat([first[None], emitted[:-1]])
-        with torch.set_grad_enabled(with_graph):
-            return spikes, self.layer.recurrent.product(spikes)
+    def check(self, step: Tensor, state: tuple[Tensor, ...]) -> None:
+        """Raises ValueError if `state` is not of a `step` like this."""
+        if state[0].shape != step.shape:
+            raise ValueError(
+                f"layer {self.layer.name!r} carries a state of shape {tuple(state[0].shape)}, but this step "
+                f"is of {tuple(step.shape)}; call reset() before a batch of another size"
+            )
+
+    def spikes_before(self, first: Tensor, emitted: Tensor) -> Tensor | None:
+        """What recurrent synapses are given, if there are any: the spikes of the step before each."""
+        return None if self.layer.recurrent is None else torch.cat([first[None], emitted[:-1]])
+
+    def _added(self, spikes: Tensor | None) -> Tensor | None:
+        """What recurrent synapses make of these."""
+        return (
+            None if spikes is None or self.layer.recurrent is None else self.layer.recurrent.product(spikes)
+        )
 
     def _compiled(self, drive: Tensor, state: tuple[Tensor, ...]) -> list[Tensor]:
         """The states after each step, by the cell's kernels: one run for each of its states."""
@@ -75,7 +80,7 @@ class Ran(NamedTuple):
     spikes_before: Tensor | None
     """What recurrent synapses were given."""
     fed_back: Tensor | None
-    """What they made of it, with its graph."""
+    """What they made of it."""
 
     def before(self, first: int, end: int) -> list[Tensor]:
         """Each state before each of the steps from `first` to `end`."""

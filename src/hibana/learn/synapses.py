@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.compiler.tensors import is_computed
+from hibana.runtime import available
 from hibana.spikes import Linear
+from hibana.spikes.layer import SMALLEST_WORK
 
 __all__ = ["Synapses", "is_synapses"]
 
@@ -57,6 +59,25 @@ class Synapses:
             self._by_spikes.register_parameter(name, parameter)
         self._by_spikes.in_features, self._by_spikes.out_features = spikes.shape[-1], spikes.shape[-1]
         return cast(Tensor, self._by_spikes(spikes))
+
+    def of_product(self, spikes: Tensor, signal: Tensor) -> list[Tensor]:
+        """The gradients of weight and bias of a linear layer, of a `signal` at what it made of `spikes`."""
+        rows, given, bias = signal.flatten(0, -2), spikes.flatten(0, -2), self.module.bias is not None
+        large = rows.numel() * given.shape[1] >= SMALLEST_WORK
+        if large and rows.dtype == torch.float32 and rows.device.type == "cpu" and not available.refusal():
+            from hibana.spikes.bits import bits_of
+            from hibana.spikes.linear.product import weight_gradient
+
+            bits, density = bits_of(given.contiguous())
+            if density is not None:
+                weight, summed = weight_gradient(bits, density, rows.contiguous(), given.shape[1], bias)
+                return [weight] if summed is None else [weight, summed]
+        return [rows.T @ given, *([rows.sum(0)] if bias else [])]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer."""
+        return isinstance(self.module, nn.Linear)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""Traces: what is kept of earlier steps, for each synapse or for each input, and the recursions over a chunk.
+"""Traces: what is kept of earlier steps, for each synapse or for each input.
 
 A chunk is some steps run together. Within it, what a synapse carries into the gradient is one product of
 its input and a signal that is filtered backwards, as in backpropagation through time of the layer alone;
@@ -9,136 +9,21 @@ textbook's rule.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from hibana.learn.coefficients import Coefficient, at, dot, scan, times
+from hibana.learn import trace_kernel
+from hibana.learn.coefficients import Coefficient
 from hibana.learn.synapses import Synapses
+from hibana.learn.system import Recursion
+from hibana.runtime import available
 
-__all__ = ["InputTraces", "Signals", "SynapseTraces", "System", "Traces"]
+__all__ = ["InputTraces", "Signals", "SynapseTraces", "Traces"]
 
 BLOCK = 1 << 18
 """Numbers of a trace that are gone through together: what a cache holds."""
-
-
-@dataclass(frozen=True)
-class System:
-    """The linear recursion of a layer's trace over a chunk: ``e_t = A_t e_(t-1) + k_t x_t``.
-
-    The learning signal meets ``c_t e_t``; or, where a leaky readout remembers it, ``z_t``, with
-    ``z_t = leak z_(t-1) + c_t e_t``. Coefficients are those of the chunk, ``[T, batch, ...]``, or numbers.
-    """
-
-    transition: list[list[Coefficient]]
-    """A: what of each component (first index) comes from each one the step before."""
-    to_input: list[Coefficient]
-    """k of each component."""
-    emitted: list[Coefficient]
-    """c of each component."""
-    leak: Tensor | None
-    shape: torch.Size
-    """Of the chunk."""
-
-    @classmethod
-    def joined(cls, parts: "list[System]") -> "System":
-        """The recursion over the steps of `parts`, one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        transitions = zip(*(part.transition for part in parts), strict=True)
-        return cls(
-            [_rows_joined(rows) for rows in transitions],
-            _rows_joined([part.to_input for part in parts]),
-            _rows_joined([part.emitted for part in parts]),
-            parts[0].leak,
-            torch.Size([sum(part.steps for part in parts), *parts[0].shape[1:]]),
-        )
-
-    @property
-    def steps(self) -> int:
-        return self.shape[0]
-
-    @property
-    def is_alike(self) -> bool:
-        """Whether all neurons have the same trace of an input, so that one serves all, exactly."""
-        return self.leak is None and self.moves_alike
-
-    @property
-    def moves_alike(self) -> bool:
-        """Whether one recursion serves all neurons, before a readout."""
-        coefficients = [c for row in (*self.transition, self.to_input) for c in row]
-        return all(c is None or c.ndim == 0 for c in coefficients)
-
-    @property
-    def instant(self) -> Coefficient:
-        """What the input of a step does to what is emitted in it."""
-        return dot(self.emitted, self.to_input)
-
-    def backward(
-        self, signal: Tensor | None, end: Sequence[Coefficient], end_readout: Coefficient
-    ) -> tuple[Coefficient, list[Coefficient], Coefficient]:
-        """The recursion's adjoint, from the gradients of the trace after the chunk and of `signal` within.
-
-        Returns:
-            The factor of each step's input, ``[T, batch, ...]`` or one a step, ``[T]``; and the gradients of
-            the components, and of ``z``, before the chunk.
-        """
-        filtered: Coefficient = None
-        dimensions = (1,) * (len(self.shape) - 1)
-        if signal is not None:
-            filtered = signal
-            if self.leak is not None:
-                filtered = signal.clone()
-                scan([filtered], [[self.leak]], [None], back=True)
-        elif end_readout is not None and self.leak is not None:
-            ages = torch.arange(self.steps - 1, -1, -1, dtype=end_readout.dtype, device=end_readout.device)
-            filtered = (end_readout * self.leak**ages).view(-1, *dimensions)
-        parts = self._begun([times(c, filtered) for c in self.emitted], end, dimensions)
-        turned = [[row[i] for row in self.transition] for i in range(len(parts))]
-        scan(parts, turned, [None] * len(parts), back=True)
-        factor = dot(self.to_input, parts)
-        if factor is not None and factor.shape[1:] == dimensions != self.shape[1:]:
-            factor = factor.flatten()
-        first = [self._first(part) for part in parts]
-        before = [dot([at(c, 0) for c in row], first) for row in turned]
-        return factor, before, times(self.leak, self._first(filtered))
-
-    def _first(self, part: Tensor | None) -> Coefficient:
-        """`part` at the first step, as one number where it is one for all neurons."""
-        if part is None:
-            return None
-        return part[0] if part.shape == self.shape else part[0].reshape(())
-
-    def _begun(
-        self, added: list[Coefficient], end: Sequence[Coefficient], dimensions: tuple[int, ...]
-    ) -> list[Tensor | None]:
-        """What the adjoint begins with, `added` at each step and `end` at the last: tensors of its own."""
-        begun = [one is not None or last is not None for one, last in zip(added, end, strict=True)]
-        reached = {i for i, there in enumerate(begun) if there}
-        for _ in added:
-            reached |= {i for j in reached for i, c in enumerate(self.transition[j]) if c is not None}
-        some = next((one for one in (*added, *end) if one is not None), None)
-        alike = self.moves_alike and all(one is None or one.shape[1:] == dimensions for one in added)
-        shape = torch.Size([self.steps, *dimensions]) if alike else self.shape
-        parts: list[Tensor | None] = []
-        for i, (one, last) in enumerate(zip(added, end, strict=True)):
-            if i not in reached or some is None:
-                parts.append(None)
-                continue
-            part = some.new_zeros(shape) if one is None else one
-            if part.shape != shape:
-                part = part.expand(shape).clone()
-            if last is not None:
-                part[-1] += last
-            parts.append(part)
-        return parts
-
-
-def _rows_joined(rows: Sequence[list[Coefficient]]) -> list[Coefficient]:
-    """Rows of coefficients of steps one after the other; what is one number is the same in all of them."""
-    columns = ([c for c in column if c is not None] for column in zip(*rows, strict=True))
-    return [None if not column else torch.cat(column) if column[0].ndim else column[0] for column in columns]
 
 
 @dataclass
@@ -155,7 +40,7 @@ class Traces(ABC):
     """The traces of one set of synapses."""
 
     @abstractmethod
-    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
+    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
         """Takes the chunk's `inputs`, ``[T, batch, ...]``, into the traces."""
 
     @abstractmethod
@@ -168,16 +53,36 @@ class Traces(ABC):
         """How many numbers are kept."""
 
 
+class Due(NamedTuple):
+    """A step that is yet to be taken into traces of a number a synapse."""
+
+    rows: Tensor
+    """What came through the synapses, ``[rows, inputs]``."""
+    to_input: list[Coefficient]
+    """Of each part, what it is multiplied by, for each row and neuron."""
+    transition: list[list[Coefficient]]
+    """Of each part, what of each one before the step goes into it."""
+
+
 @final
 class SynapseTraces(Traces):
-    """Exact traces: of each component a number a synapse, or an input where all neurons have the same."""
+    """Exact traces: of each component a number a synapse, or an input where all neurons have the same.
+
+    A single step, where a kernel serves, is taken into them when the next gradient is asked for: each number
+    is then read and written once for both.
+    """
 
     def __init__(self) -> None:
-        self.parts: list[Tensor | None] = []
+        self.parts: Sequence[Tensor | None] = []
         """Of each component, and of the readout's memory: ``[rows, neurons or 1, inputs]``."""
+        self.whole: Tensor | None = None
+        """All parts, where a kernel goes through them."""
+        self.due: Due | None = None
 
-    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
-        count = len(system.to_input)
+    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
+        if self.due is not None:
+            self._pass(self.due, [None] * len(self.parts))
+        count = system.count
         kept = count + (system.leak is not None)
         if not self.parts:
             self.parts = [None] * kept
@@ -189,6 +94,15 @@ class SynapseTraces(Traces):
             factor, before, of_readout = system.backward(None, end, one if j == count else None)
             of_rows.append(factor)
             of_parts.append([*before, of_readout][:kept])
+        if len(rows) == 1 and self._serves(synapses, rows, of_rows):
+            to_input = [None if c is None else synapses.neurons(c)[0] for c in of_rows]
+            transition = [
+                [c if c is None or c.ndim == 0 else synapses.neurons(c[None])[0] for c in row]
+                for row in of_parts
+            ]
+            self.due = Due(rows[0], to_input, transition)
+            return
+        self.whole = None
         factors = [None if c is None else _of_rows(synapses, c, rows) for c in of_rows]
         coefficients = [
             [
@@ -199,21 +113,81 @@ class SynapseTraces(Traces):
         ]
         self._move(rows, factors, coefficients)
 
+    def _serves(self, synapses: Synapses, rows: Tensor, factors: list[Coefficient]) -> bool:
+        """Whether the kernel goes through the traces; if so they are put together for it."""
+        if rows.dtype != torch.float32 or rows.device.type != "cpu" or available.refusal():
+            return False
+        shape = (rows.shape[1], len(synapses.parameters[0]), rows.shape[2])
+        if any(c is not None and c.ndim == 1 for c in factors):  # one for all neurons
+            return False
+        if any(part is not None and part.shape != shape for part in self.parts):
+            return False
+        if self.whole is None:
+            self.whole = rows.new_zeros(len(self.parts), *shape)
+            for part, was in zip(self.whole, self.parts, strict=True):
+                if was is not None:
+                    part.copy_(was)
+            self.parts = self.whole.unbind()
+        return True
+
+    def _pass(self, due: Due | None, before: Sequence[Coefficient]) -> Tensor:
+        """One pass of the kernel: takes a `due` step in, and sums the parts by factors for the gradient."""
+        assert self.whole is not None
+        count, *shape, inputs = self.whole.shape
+        moved = (
+            []
+            if due is None
+            else [(i, j, c) for i, row in enumerate(due.transition) for j, c in enumerate(row)]
+        )
+        transition = [(i, j, c) for i, j, c in moved if c is not None]
+        given = [] if due is None else [(i, c) for i, c in enumerate(due.to_input) if c is not None]
+        there = [(i, c) for i, c in enumerate(before) if c is not None]
+        terms = trace_kernel.Terms(
+            count,
+            due is not None,
+            tuple([(i, j) for i, j, _ in transition]),
+            tuple([i for i, _ in given]),
+            tuple([i for i, _ in there]),
+        )
+        found = self.whole.new_zeros(shape[1] if there else 0, inputs)
+        coefficients = self.whole.new_empty(terms.coefficients, *shape)
+        for into, c in zip(coefficients, (pair[-1] for pair in (*transition, *given, *there)), strict=True):
+            into.copy_(c)
+        trace_kernel.move(
+            shape[1],
+            parts=self.whole,
+            coefficients=coefficients,
+            inputs=None if due is None else due.rows,
+            found=found,
+            rows=shape[0],
+            neurons=shape[1],
+            count=inputs,
+            terms=terms,
+        )
+        self.due = None
+        return found
+
     def _move(
         self, rows: Tensor, factors: list[Tensor | None], coefficients: list[list[Tensor | None]]
     ) -> None:
         """The parts after a chunk; in place where no other part still needs what was there."""
         was, kept = list(self.parts), len(self.parts)
+        parts = self.parts = list(was)
         for j in reversed(range(kept)):  # what the readout remembers first, which nothing else is made of
             needed = any(coefficients[i][j] is not None for i in range(j))
-            self.parts[j] = _moved(rows, factors[j], coefficients[j], was, j, keep=needed)
+            parts[j] = _moved(rows, factors[j], coefficients[j], was, j, keep=needed)
 
     def gradient(self, synapses: Synapses, before: list[Coefficient], shape: torch.Size) -> Tensor | None:
         found: Tensor | None = None
-        for coefficient, part in zip(before, self.parts, strict=False):
-            if coefficient is None or part is None:
+        spread = [
+            None if c is None else synapses.neurons(c.expand(shape[1:])[None])[0]
+            for c in before[: len(self.parts)]
+        ]
+        if self.whole is not None:
+            return self._pass(self.due, spread)
+        for of_neurons, part in zip(spread, self.parts, strict=True):
+            if of_neurons is None or part is None:
                 continue
-            of_neurons = synapses.neurons(coefficient.expand(shape[1:])[None])[0]
             one = _summed(of_neurons, part)
             found = one if found is None else found + one
         return found
@@ -301,7 +275,7 @@ class InputTraces(Traces):
         self.decay = decay
         self.part: Tensor | None = None
 
-    def advance(self, synapses: Synapses, inputs: Tensor, system: System) -> None:
+    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
         rows = synapses.rows(inputs)
         ages = torch.arange(len(rows) - 1, -1, -1, dtype=rows.dtype, device=rows.device)
         added = torch.einsum("t,trm->rm", self.decay**ages, rows)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from hibana import cells
 from hibana.data import own
+from hibana.learn import rules
 
-__all__ = ["AUGMENTATIONS", "CELLS", "CLASS_WEIGHTS", "CODINGS", "OF_KINDS", "PRECISIONS", "UNIT"]
+__all__ = ["AUGMENTATIONS", "CELLS", "CLASS_WEIGHTS", "CODINGS", "OF_KINDS", "PRECISIONS", "RULES", "UNIT"]
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     "IF": cells.IFCell,
@@ -19,6 +20,7 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
 """The cells that spike, with a threshold, a surrogate and a reset, by the names of their layers."""
 CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 """Of still inputs the first four; of sequences ``delta``, or ``none`` where they are spikes already."""
+RULES = rules.NAMES
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 UNIT = ("poisson", "latency", "population")
 """Those that take values in [0, 1]."""

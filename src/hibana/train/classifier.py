@@ -9,13 +9,14 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
+from hibana import learn
 from hibana.data import Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augmented, mixed
 from hibana.train.network import Network, length_arguments
 from hibana.train.settings import Settings
-from hibana.train.start import activity, decayed, spiking_layers
+from hibana.train.start import Activity, activity, decayed, spiking_layers
 
 __all__ = ["Classifier"]
 
@@ -25,6 +26,8 @@ class Classifier(Network, lightning.LightningModule):
 
         L = objective(outputs, labels) + rate_penalty * sum_layers max(0, r/target - 1)^2
                                        + silence_penalty * sum_layers mean_n max(0, 1 - r_n/least)^2
+
+    With a `rule` the gradient is that of :func:`hibana.learn.online`, without penalties.
 
     Before the first step the weights are scaled so that each layer fires at `start_rate` on a batch of the
     training set: from there the article's derivative neither runs away nor dies.
@@ -46,10 +49,18 @@ class Classifier(Network, lightning.LightningModule):
         self.save_hyperparameters(self.hyper)
         self.explained = RSquared() if self.is_regression else None
         self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
+        self.learner = None if settings.rule is None else self._online(settings.rule)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def _online(self, rule: str) -> learn.Online:
+        try:
+            return learn.online(self.net, rule)
+        except (TypeError, ValueError) as error:
+            layers = self.settings.layers
+            raise ValueError(f"layers {layers!r} can't be learned by rule {rule}: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
@@ -78,7 +89,10 @@ class Classifier(Network, lightning.LightningModule):
         inputs = augmented(inputs, how)
         if "mix" in how.split("-"):
             inputs, labels = mixed(inputs, labels)
-        outputs, spikes = activity(self.net, self.encode(inputs), lengths)
+        if self.learner is None:
+            outputs, spikes = activity(self.net, self.encode(inputs), lengths)
+        else:
+            outputs, spikes = self.learner(self.encode(inputs)), Activity()
         extra = length_arguments(lengths)
         error = self.objective(outputs, labels, *extra)
         self._check("the loss", error, batch_idx)

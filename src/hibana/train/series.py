@@ -137,7 +137,7 @@ def _is_open(settings: Settings, samples: data.Own) -> bool:
     """Whether nobody chose a network, or how it learns, and the Rocket can read the data."""
     said: frozenset[str] = vars(settings)["_said"]
     defaults = Settings()
-    others = ("tau", "threshold", "detach_reset", "class_weights", "devices", "nodes", "accelerator")
+    others = ("tau", "threshold", "detach_reset", "class_weights", "devices", "nodes", "accelerator", "rule")
     return (
         isinstance(samples, data.Sequences)
         and settings.kind in ("sequences", "sound")

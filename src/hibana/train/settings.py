@@ -16,7 +16,7 @@ from hibana.cells import surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
 from hibana.train import architecture, durable, record, serving
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, UNIT
+from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, PRECISIONS, RULES, UNIT
 from hibana.train.usual import BATCH, FEW, JUDGES, NAMES, Of, usual
 
 __all__ = ["Settings", "of_what", "read"]
@@ -62,6 +62,9 @@ class Settings:
         cell: the hidden neurons; IF, of sequences LIF.
         tau: their membrane time constant in steps, where they have one; the cell's own default if ``None``.
         surrogate: the name of what to call the derivative of the step; Step, of sequences ATan.
+        rule: by which gradients go over time, of :func:`hibana.learn.online`; backpropagation through time
+            if ``None``. With a rule `layers` are 128 if not said, and no penalty on spikes is taken: its
+            gradient would reach traces that hold what the readout remembers.
         threshold: of the hidden neurons.
         detach_reset: stop the gradient at the reset.
         readout_tau: time constant of the readout in steps; infinite, which sums its input, of sequences 20.
@@ -85,7 +88,7 @@ class Settings:
         start_rate: spikes per neuron and step that the layers are scaled to before training; 0 leaves them.
             0.2, of sequences 0.15.
         rate_target: spikes per neuron and step above which a layer is penalised; 0.07, of sequences 0.15.
-        rate_penalty: weight of that penalty; 0 is none.
+        rate_penalty: weight of that penalty; 0 is none. 0.1, with a `rule` 0.
         least_rate: spikes per neuron and step below which a neuron is penalised as silent.
         silence_penalty: weight of that penalty; 0 is none.
         seed: of everything random.
@@ -117,6 +120,7 @@ class Settings:
     cell: str = field(default=None)  # type: ignore[assignment] # likewise
     tau: float | None = None
     surrogate: str = field(default=None)  # type: ignore[assignment] # likewise
+    rule: str | None = None
     threshold: float = 1.0
     detach_reset: bool = True
     readout_tau: float = field(default=None)  # type: ignore[assignment] # likewise
@@ -134,7 +138,7 @@ class Settings:
     clip: float = 1.0
     start_rate: float = field(default=None)  # type: ignore[assignment] # likewise
     rate_target: float = field(default=None)  # type: ignore[assignment] # likewise
-    rate_penalty: float = 0.1
+    rate_penalty: float = field(default=None)  # type: ignore[assignment] # likewise
     least_rate: float = 0.01
     silence_penalty: float = 0.0
     seed: int = 0
@@ -160,6 +164,7 @@ class Settings:
                 _among("augment", word, AUGMENTATIONS)
         _among("precision", self.precision, PRECISIONS)
         surrogate.named(self.surrogate)
+        self._check_rule()
         loss.named(self.loss, self.smoothing)
         architecture.check(self.layers)
         fitted = architecture.span(self.layers) is not None
@@ -206,6 +211,7 @@ class Settings:
         fitted = architecture.span(self.layers) is not None
         of: Of = "rocket" if fitted else of_what(samples.kind, None, samples.source, rows=rows)
         each = usual(of, changes.get("steps", self.steps))
+        each = {**each, **self._with_rule()}
         if len(samples.validation) < JUDGES:  # type: ignore[arg-type] # likewise
             each = {**each, "patience": 0}
         if samples.batch_size != BATCH:  # chosen where they were made
@@ -244,6 +250,7 @@ class Settings:
         steps = self.steps or span or own.usual_steps(self.kind, self.data) or made.usual_steps
         self._fill({"steps": steps, "coding": coding})
         of = of_what(self.kind, made, self.data) if span is None else "rocket"
+        self._fill(self._with_rule())
         self._fill(usual(of, self.steps))
 
     def _fill(self, values: dict[str, Any]) -> None:
@@ -251,6 +258,21 @@ class Settings:
         for name, value in values.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+
+    def _with_rule(self) -> dict[str, Any]:
+        """What a rule has otherwise than is usual."""
+        return {} if self.rule is None else {"layers": "128", "rate_penalty": 0.0}
+
+    def _check_rule(self) -> None:
+        if self.rule is None:
+            return
+        _among("rule", self.rule, RULES)
+        for name in ("rate_penalty", "silence_penalty"):
+            if getattr(self, name) > 0:
+                raise ValueError(
+                    f"{name} must be 0 with rule {self.rule}: the gradient of a penalty on hidden spikes "
+                    f"would reach the traces of what the readout remembers; got {getattr(self, name)!r}"
+                )
 
     def _check_own(self) -> None:
         serving.check_data(self)

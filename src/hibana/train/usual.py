@@ -26,6 +26,7 @@ _STILL: dict[str, Any] = {
     "weight_decay": 1e-2,
     "start_rate": 0.2,
     "rate_target": 0.07,
+    "rate_penalty": 0.1,
 }
 _FEW: dict[str, Any] = {
     **_STILL,
@@ -49,6 +50,7 @@ _SEQUENCES: dict[str, Any] = {
     "weight_decay": 0.1,
     "start_rate": 0.15,
     "rate_target": 0.15,
+    "rate_penalty": 0.1,
 }
 _ROCKET: dict[str, Any] = {
     **_SEQUENCES,
