@@ -143,7 +143,7 @@ def test_weights_follow_the_rule(options, batch, backend, monkeypatch):
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize(("inputs", "outputs", "batch"), [(5, 3, 2), (70, 48, 1), (33, 65, 4)])
+@pytest.mark.parametrize(("inputs", "outputs", "batch"), [(5, 3, 2), (70, 48, 1), (33, 65, 4), (9, 17, 35)])
 def test_any_cell_and_size(kind, inputs, outputs, batch):
     linear, x = layer(inputs, outputs, bias=True), spikes(40, batch, inputs)
     linear.bias.data.abs_().mul_(0.3)
@@ -219,6 +219,49 @@ def test_reward_modulates_eligibility(options, tau_eligibility):
     assert torch.equal(rule(x), emitted)
     rule.reward(reward)
     close(linear.weight, expected)
+
+
+def test_oja_is_its_equation():
+    linear, x = layer(20, 9), spikes(40, 3, 20)
+    before = linear.weight.detach().clone()
+    emitted = hb.unroll(hb.LIFCell(), linear(x))[0].detach()
+    pre, post, change = torch.zeros(3, 20), torch.zeros(3, 9), torch.zeros(9, 20)
+    for sent, fired in zip(x, emitted, strict=True):
+        pre, post = pre * (1 - 1 / 5) + sent, post * (1 - 1 / 3) + fired
+        for a, b in zip(pre, post, strict=True):
+            change += b[:, None] * (a - b[:, None] * before)
+    rule = hb.learn.Oja(linear, hb.LIF(), tau_pre=5.0, tau_post=3.0, rate=0.2)
+    assert torch.equal(rule(x), emitted)
+    close(linear.weight.detach(), before + 0.2 * change / (40 * 3))
+    assert (linear.weight - before).abs().max() > 1e-3
+
+
+def test_oja_normalises_whatever_the_rate():
+    """Weights settle where growth and decay agree; those of inputs that spike together are largest."""
+    together = spikes(400, 1, 1, rate=0.2).expand(-1, -1, 8)
+    x, found = torch.cat([together, spikes(400, 1, 8, rate=0.2, seed=1)], 2), []
+    for rate in (0.5, 1.0):
+        linear = layer(16, 3)
+        nn.init.uniform_(linear.weight, 0.1, 0.4)
+        rule = hb.learn.Oja(linear, hb.LIF(tau=2.0), tau_pre=2.0, tau_post=2.0, rate=rate)
+        for _ in range(200):
+            rule(x)
+        found.append(linear.weight.detach())
+    torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
+    assert found[0][:, :8].min() > 1.05 * found[0][:, 8:].max()
+    assert found[0].norm(dim=1).max() < 5
+
+
+def test_arguments_that_oja_refuses():
+    for changed, said in [
+        ({"rate": -1.0}, "rate must be finite and at least 0, got -1.0"),
+        ({"rate": float("nan")}, "rate must be finite and at least 0, got nan"),
+        ({"tau_pre": 0.5}, "tau_pre must be a number of time steps, at least 1, got 0.5"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            hb.learn.Oja(layer(4, 3), hb.LIF(), **{"tau_pre": 2.0, "tau_post": 2.0, **changed})
+    with pytest.raises(ValueError, match="inputs must be spikes, 0 or 1"):
+        hb.learn.Oja(layer(4, 3), hb.LIF(), tau_pre=2.0, tau_post=2.0)(torch.full((5, 1, 4), 0.5))
 
 
 @pytest.mark.parametrize("reward", [0.5, torch.tensor([1.0, -1.0, 0.0]), torch.rand(12, 1)])

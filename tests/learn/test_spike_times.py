@@ -1,11 +1,13 @@
 """Gradients of spike times, against finite differences of a simulation that is smooth in time."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import hibana as hb
-from hibana.learn import EventPropCell, first_spike_times
+from hibana.learn import EventPropCell, SpikeTimeCell, first_spike_times, spikes_at
 
 DOUBLE = torch.float64
 
@@ -100,19 +102,115 @@ def test_spikes_are_those_of_a_current_based_neuron():
     assert torch.equal(spikes, hb.CubaLIF(tau_synapse=4.0, tau=9.0)(x))
 
 
+def between_steps(steps, **options):
+    """Two layers whose spikes and inputs lie between steps: a loss, and what it depends on."""
+    weights, _, coefficients = network(steps)
+    times = torch.rand(2, 8, generator=torch.Generator().manual_seed(1), dtype=DOUBLE) * 0.3 * steps
+    cell = SpikeTimeCell(tau_synapse=steps / 6, tau=steps / 3, limit=1e6)
+
+    def loss(times, *weights):
+        x = spikes_at(times, steps)
+        for weight in weights:
+            x, _ = hb.unroll(cell, nn.functional.linear(x, weight), **options)
+        return (first_spike_times(x) * coefficients).sum()
+
+    return loss, [one.requires_grad_() for one in (times, *weights)]
+
+
+def test_gradients_between_steps_are_finite_differences():
+    loss, given = between_steps(60, backend="cpu")
+    assert torch.autograd.gradcheck(loss, given, eps=1e-7, atol=1e-4, rtol=1e-5)
+    assert all(grad.abs().max() > 0.01 for grad in torch.autograd.grad(loss(*given), given))
+
+
+def test_compiled_gradients_between_steps_are_those_of_the_reference():
+    found = []
+    for backend in ("cpu", "reference"):
+        loss, given = between_steps(60, backend=backend)
+        found.append(torch.autograd.grad(loss(*given), given))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_times_between_steps_approach_those_of_continuous_time():
+    """Of one spike at time 0.3, in units of T, through a neuron with known potential, by bisection."""
+    found = []
+    for steps in (100, 400):
+        tau_synapse, tau = steps / 6, steps / 3
+        x = 16 / steps * spikes_at(torch.tensor([[0.3 * steps]], dtype=DOUBLE), steps)
+        found.append(first_spike_times(hb.unroll(SpikeTimeCell(tau_synapse, tau), x)[0]).item() / steps)
+    # v(t) = 16 (exp(-3 t) - exp(-6 t)) / 3 after the spike: current decays by 6, potential by 3
+    low, high = 0.0, 0.2
+    for _ in range(60):
+        t = (low + high) / 2
+        v = 16 * (math.exp(-3 * t) - math.exp(-6 * t)) / 3
+        low, high = (low, t) if v > 1 else (t, high)
+    errors = [abs(time - 0.3 - high) for time in found]
+    assert errors[1] < 0.3 * errors[0] < 0.01
+
+
+def test_potential_and_spike_between_steps_by_hand():
+    drive = torch.full((3, 1, 1), 0.7, dtype=DOUBLE)
+    spikes, (i, v, passed, last) = hb.unroll(SpikeTimeCell(tau_synapse=3.0, tau=2.0), drive)
+    i2 = 0.7 * 2 / 3 + 0.7
+    v2 = 0.35 + i2  # above the threshold: crossed within the second step
+    left = (v2 - 1) / (v2 - 0.7)
+    i3 = i2 * 2 / 3 + 0.7
+    v3 = left * i2 / 2 + i3  # from the reset on, `left` of a step
+    again = (v3 - 1) / (v3 - left * i2)
+    assert spikes.flatten().tolist() == pytest.approx([0, left, 1 - left + again])
+    assert [x.item() for x in (i, v, passed, last)] == pytest.approx([i3, v3, again, 1 - left + again])
+    assert first_spike_times(spikes).item() == pytest.approx(2 - left)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_loss_of_first_spikes_says_times(exact):
+    spikes = torch.tensor([[0, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0.0]])[:, None]
+    objective = hb.loss.FirstSpike(tau=2.0, exact=exact)
+    assert objective.scores(spikes).tolist() == [[-0.5, -2.0, -1.5, 0.0]]
+    assert objective.scores(spikes, torch.tensor([3])).tolist() == [[-0.5, -1.5, -1.5, 0.0]]
+
+
+def test_the_exact_loss_moves_spikes_in_time():
+    _, (times, *weights) = between_steps(60)
+    x = spikes_at(times.detach(), 60)
+    cell = SpikeTimeCell(tau_synapse=10.0, tau=20.0)
+
+    def objective(*weights):
+        spikes = x
+        for weight in weights:
+            spikes, _ = hb.unroll(cell, nn.functional.linear(spikes, weight))
+        return hb.loss.FirstSpike(tau=4.0, exact=True)(spikes, torch.tensor([0, 2]))
+
+    assert torch.autograd.gradcheck(objective, weights, eps=1e-7, atol=1e-5, rtol=1e-5)
+
+
 def test_first_spike_times():
-    spikes = torch.tensor([[0, 0, 0, 1], [1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0.0]]).requires_grad_()
+    spikes = torch.tensor([[0, 0, 0, 1], [0.25, 0, 0, 1], [0.75, 0, 0, 0], [0, 0, 1, 0.0]]).requires_grad_()
     times = first_spike_times(spikes)
-    assert times.tolist() == [1, 4, 3, 0]
+    assert times.tolist() == [1.75, 4, 3, 0]
     times.sum().backward()
-    # one at the last step has no step to move to
-    assert spikes.grad.T.tolist() == [[0, 1, 2, 0], [0] * 4, [0] * 4, [0, 1, 0, 0]]
+    assert spikes.grad.T.tolist() == [[0, -1, 0, 0], [0] * 4, [0, 0, 0, -1], [-1, 0, 0, 0]]
+
+
+def test_spikes_at_times_and_back():
+    times = torch.tensor([[0.0, 0.5, 3.0], [3.25, 9.0, -2.0]])
+    spikes = spikes_at(times, 4)
+    assert spikes.shape == (4, 2, 3)
+    assert spikes.sum(0).tolist() == [[1, 1, 1], [0.75, 0, 0]]
+    assert first_spike_times(spikes).tolist() == [[0.0, 0.5, 3.0], [3.25, 4.0, 4.0]]
+    with pytest.raises(TypeError, match=r"times must be a floating-point tensor, got torch\.int64"):
+        spikes_at(torch.ones(3, dtype=torch.int64), 4)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        spikes_at(times, 0)
 
 
 @pytest.mark.parametrize("name", ["tau_synapse", "tau", "threshold", "limit"])
 def test_arguments_that_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be .* got -1.0"):
         EventPropCell(**{name: -1.0})
+    with pytest.raises(ValueError, match=f"{name} must be .* got -1.0"):
+        SpikeTimeCell(**{name: -1.0})
     with pytest.raises(TypeError, match=r"spikes must be a floating-point tensor, got torch\.int64"):
         first_spike_times(torch.ones(3, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"spikes must be \[T, ...\], T at least 1, got shape \(0, 2\)"):

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.nn import lengths as padding
+from hibana.nn.first_spike import first_spike_times
 from hibana.nn.penalties import rate_penalty, silence_penalty
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "MembraneMean",
     "Objective",
     "Rate",
+    "first_spike_times",
     "named",
     "r_squared",
     "rate_penalty",
@@ -198,10 +200,14 @@ class FirstSpike(_CrossEntropy):
         t = sum_u prod_(w <= u) (1 - s_w)
 
     which is the number of steps before the first spike, and T where there is none. The product makes it
-    differentiable: the gradient of an unspent step is the time that a spike there would have saved.
+    differentiable: the gradient of an unspent step is the time that a spike there would have saved. That is
+    for neurons with a surrogate. For :class:`hibana.learn.SpikeTimeCell` and
+    :class:`hibana.learn.EventPropCell` set `exact`: `t` is then :func:`first_spike_times`, exact between two
+    steps, and its gradient that of a spike that moves in time.
 
     Args:
         tau: in steps; the smaller, the sharper.
+        exact: whether the gradient is that of the spike's time, for neurons that have one.
 
     Source: Mostafa (2018), *Supervised learning based on temporal coding in spiking neural networks* (the
     softmax over negative spike times).
@@ -212,6 +218,7 @@ class FirstSpike(_CrossEntropy):
     """
 
     tau: float = 1.0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,7 +226,12 @@ class FirstSpike(_CrossEntropy):
             raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return padding.masked((1 - outputs).cumprod(dim=0), lengths).sum(dim=0) / -self.tau
+        if not self.exact:
+            return padding.masked((1 - outputs).cumprod(dim=0), lengths).sum(dim=0) / -self.tau
+        times = first_spike_times(padding.masked(outputs, lengths))
+        if lengths is not None:
+            times = torch.minimum(times, lengths.to(times)[:, None])
+        return times / -self.tau
 
 
 @final
@@ -342,7 +354,7 @@ def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None =
     """The objective called `name`, at its defaults but for `smoothing` and `weights`.
 
     >>> named("first-spike")
-    FirstSpike(smoothing=0.0, tau=1.0)
+    FirstSpike(smoothing=0.0, tau=1.0, exact=False)
 
     Raises:
         ValueError: if there is none of that name; the message lists them all.

@@ -2,18 +2,26 @@
 
 Weights lie as ``[inputs, outputs]``: what an input spike adds to the neurons is one row, which depression
 changes as well. Potentiation at a neuron's spike would change a column; instead the spikes of the neurons are
-kept, as bits of 16 neurons at a step (an *event*), and a row takes those that it has missed when its input
-spikes next, or at the end of a chunk of steps. Each weight sees the same changes in the same order.
+kept, as bits of a block of neurons at a step (an *event*), and a row takes those that it has missed when its
+input spikes next, or at the end of a chunk of steps. Each weight sees the same changes in the same order.
 """
 
-from hibana.learn.plasticity.neurons import VECTOR, NeuronStep, Numbers
-from hibana.learn.plasticity.rows import BLOCK, Events, Rule, RuleNumbers, catch_up_of, spiked_of
+from hibana.learn.plasticity.neurons import NeuronStep, Numbers
+from hibana.learn.plasticity.rows import (
+    BLOCK,
+    GROUP,
+    Events,
+    Rule,
+    RuleNumbers,
+    catch_up_of,
+    spiked_of,
+)
 from hibana.runtime.kernels import (
     BYTE,
     FLOAT,
     INT,
     LONG,
-    SHORT,
+    Bytes,
     Code,
     Floats,
     Group,
@@ -21,7 +29,6 @@ from hibana.runtime.kernels import (
     Launcher,
     Longs,
     Pointer,
-    Shorts,
     Value,
     Variable,
     kernel,
@@ -35,6 +42,8 @@ class Sizes(Group):
 
     steps: Value
     batch: Value
+    groups: Value
+    """Groups of samples; an input has a trace for each of their samples, also those beyond the batch."""
     inputs_count: Value
     outputs_count: Value
     stride: Value
@@ -82,7 +91,8 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
         change: Change,
     ) -> None:
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
-        tiles, chunk = (outs + (VECTOR - 1)) // VECTOR, sizes.chunk
+        tiles, chunk, groups = (outs + (BLOCK - 1)) // BLOCK, sizes.chunk, sizes.groups
+        traces = groups * GROUP
         numbers = RuleNumbers(*[getattr(change, name).to(INT).number() for name in RuleNumbers.NAMES])
         wrong = _others_than_spikes(code, inputs, sizes.steps * batch * ins)
         with code.when(wrong):
@@ -93,8 +103,8 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
             (Floats, stride),
             (Floats, stride),
             (Floats, stride * neurons.scratch),
-            (Floats, chunk * batch),
-            (Shorts, chunk * tiles * batch),
+            (Floats, chunk * groups * 2**GROUP),
+            (Bytes, chunk * tiles * groups * BLOCK),
             (Ints, chunk * tiles),
             (Ints, chunk * tiles),
             (Longs, chunk + 1),
@@ -113,13 +123,13 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
             seen.clear(ins)
             with code.loop(0, ins) as i:
                 alive[i] = 0
-                with code.loop(0, batch) as b, code.when(pre[i * batch + b].differs(0)):
+                with code.loop(0, batch) as b, code.when(pre[i * traces + b].differs(0)):
                     alive[i] = 1
 
             def take_missed(i: Value, until: Value) -> None:
                 with code.when(alive[i].differs(0)):
-                    given = (weights + i * stride, pre + i * batch, *events.all)
-                    catch_up.do(code, *given, done[i].to(LONG), until, batch, *numbers.all)
+                    given = (weights + i * stride, pre + i * traces, *events.all)
+                    catch_up.do(code, *given, done[i].to(LONG), until, groups, *numbers.all)
 
             with code.loop(0, steps, chunk) as top:
                 length = (steps - top).smaller(chunk)
@@ -145,8 +155,9 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
                     first[step + 1] = count.value
                     with code.loop(0, spiking) as k:
                         i = rows[k].to(LONG)
-                        given_row = (weights + i * stride, pre + i * batch, sent + i, post, plus, minus)
-                        spiked.do(code, *given_row, *events.all, step, batch, ins, stride, *numbers.all)
+                        given_row = (weights + i * stride, pre + i * traces, sent + i, post, plus, minus)
+                        counts_of = (step, batch, groups, ins, stride)
+                        spiked.do(code, *given_row, *events.all, *counts_of, *numbers.all)
                         alive[i] = 1
                         done[i] = (step + 1).to(INT)
                 with code.loop(0, ins) as i:
@@ -167,19 +178,23 @@ def _keep_events(
     numbers: RuleNumbers,
 ) -> None:
     """Appends the events of a step, and takes its spikes into the traces of the neurons."""
-    decay = numbers.decay_post.spread(VECTOR)
+    decay = numbers.decay_post.spread(BLOCK)
     batch, outs, stride = sizes.batch, sizes.outputs_count, sizes.stride
-    with code.loop(0, outs, VECTOR) as j:
-        there = code.first((outs - j).smaller(VECTOR), VECTOR)
-        place, any_spike = count.value, code.variable(0, SHORT)
-        with code.loop(0, batch) as b:
-            spikes = (fired + (b * outs + j)).load(VECTOR, there)
-            word = spikes.differs(0).word()
-            events.bits[place * batch + b] = word
-            any_spike.value = any_spike.value | word
-            trace = post + (b * stride + j)
-            trace.store(rule.traced(trace.load(VECTOR) * decay, spikes))
-        events.tiles[place] = (j // VECTOR).to(INT)
+    with code.loop(0, outs, BLOCK) as j:
+        there = code.first((outs - j).smaller(BLOCK), BLOCK)
+        place, any_spike = count.value, code.variable(0, INT)
+        with code.loop(0, sizes.groups) as group:
+            bits, begin = code.variable(0, BYTE.of(BLOCK)), group * GROUP
+            with code.loop(begin, batch.smaller(begin + GROUP)) as b:
+                spikes = (fired + (b * outs + j)).load(BLOCK, there)
+                spiked = spikes.differs(0)
+                bit = (code.constant(1, BYTE) << (b - begin).to(BYTE)).spread(BLOCK)
+                bits.value = bits.value | spiked.select(bit, 0)
+                any_spike.value = any_spike.value | spiked.word()
+                trace = post + (b * stride + j)
+                trace.store(rule.traced(trace.load(BLOCK) * decay, spikes))
+            (events.bits + (place * sizes.groups + group) * BLOCK).store(bits.value)
+        events.tiles[place] = (j // BLOCK).to(INT)
         events.at_step[place] = step.to(INT)
         count.value = place + any_spike.value.differs(0).select(code.constant(1), 0)
 

@@ -11,7 +11,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.learn.plasticity.kernel import build
 from hibana.learn.plasticity.neurons import NeuronStep
 from hibana.learn.plasticity.pairs import Pairs
-from hibana.learn.plasticity.rows import BLOCK
+from hibana.learn.plasticity.rows import BLOCK, GROUP
 from hibana.runtime import available
 from hibana.runtime.kernels import Launcher, float_bits
 
@@ -72,7 +72,9 @@ class Native:
         if bias is not None:
             added[:outs] = bias.detach()
         states = torch.stack(carried) if carried else weight.new_zeros(0)
-        traces = pre.T.clone(memory_format=torch.contiguous_format)  # [inputs, batch]
+        groups = -(-batch // GROUP)
+        traces = weight.new_zeros(ins, groups * GROUP)
+        traces[:, :batch] = pre.T
         of_outputs = weight.new_zeros(batch, stride)
         of_outputs[:, :outs] = post
         outputs = weight.new_empty(steps, batch, outs)
@@ -92,6 +94,7 @@ class Native:
             **neurons.numbers(cell),
             steps=steps,
             batch=batch,
+            groups=groups,
             inputs_count=ins,
             outputs_count=outs,
             stride=stride,
@@ -110,6 +113,6 @@ class Native:
         return outputs, (
             *states.unbind(),
             last,
-            traces.T.contiguous(),
+            traces[:, :batch].T.contiguous(),
             of_outputs[:, :outs].clone(),
         )

@@ -1,0 +1,135 @@
+"""Is a point in the yin, in the yang, or in one of the two dots? Learned by exact gradients of spike times.
+
+    python examples/yin_yang.py --seed 0 1 2 3 4
+
+An input is one spike, the earlier the smaller the number: of x, y, 1 - x, 1 - y, and a bias at time 0. The
+class is the output neuron that spikes first. Nothing else is learned from than the times of spikes.
+
+Sources: Kriener, Göltz & Petrovici (2022), The Yin-Yang dataset; Wunderlich & Pehle (2021), Event-based
+backpropagation can compute exact gradients for spiking neural networks (the loss, time constants and initial
+weights).
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from training import keep
+
+import hibana as hb
+
+STEP, STEPS = 1.0, 50  # of the simulation: its length in ms, and how many
+LATEST = 30.0  # time of an input of 1, in ms
+TAU_SYNAPSE, TAU = 5.0, 20.0  # in ms
+THRESHOLD = TAU / STEP  # for weights of tau dv/dt = -v + i and a threshold of 1, as in the paper
+SHARPNESS, PRESSURE, PATIENCE = 0.25, 3e-3, 6.4  # of the loss: ms, a weight, ms
+HIDDEN, BATCH, DECAY = 120, 32, 0.95  # the learning rate's factor an epoch
+
+
+def yin_yang(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points ``[count, 2]`` in the unit square, as many of each class, and their classes ``[count]``."""
+    wanted = torch.randint(3, (count,), generator=generator)
+    points = torch.rand(40 * count, 2, generator=generator, dtype=torch.float64)
+    x, y = points.T
+    left, right = torch.hypot(x - 0.25, y - 0.5), torch.hypot(x - 0.75, y - 0.5)
+    yin = (right <= 0.1) | ((left > 0.1) & (left <= 0.25)) | ((y > 0.5) & (right > 0.25))
+    classes = torch.where((left < 0.1) | (right < 0.1), 2, (~yin).long())
+    inside = torch.hypot(x - 0.5, y - 0.5) <= 0.5
+    chosen = torch.empty(count, dtype=torch.long)
+    for one in range(3):
+        slots = (wanted == one).nonzero()[:, 0]
+        chosen[slots] = (inside & (classes == one)).nonzero()[: len(slots), 0]
+    return points[chosen].float(), wanted
+
+
+def encoded(points: Tensor) -> Tensor:
+    """One spike each of x, y, 1 - x, 1 - y and the bias, ``[STEPS, points, 5]``."""
+    times = torch.cat([points, 1 - points, torch.zeros(len(points), 1)], 1)
+    return hb.learn.spikes_at(times * (LATEST / STEP), STEPS)
+
+
+def network() -> nn.Sequential:
+    """Two layers, with weights under which neurons spike for most inputs."""
+    neuron = hb.learn.SpikeTimeCell(TAU_SYNAPSE / STEP, TAU / STEP, threshold=THRESHOLD)
+    layers = [nn.Linear(5, HIDDEN, bias=False), nn.Linear(HIDDEN, 3, bias=False)]
+    nn.init.normal_(layers[0].weight, 1.5, 0.78)
+    nn.init.normal_(layers[1].weight, 0.93 * 200 / HIDDEN, 0.1)
+    return nn.Sequential(layers[0], hb.OverTime(neuron), layers[1], hb.OverTime(neuron))
+
+
+OBJECTIVE = hb.loss.FirstSpike(tau=SHARPNESS / STEP, exact=True)
+
+
+def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the first spikes' times, and a price of a late spike of the class.
+
+        L = -log softmax(-t / SHARPNESS)[class] + PRESSURE (exp(t_class / PATIENCE) - 1)
+
+    The price keeps outputs from being driven late until they fall silent, and get no gradient any more.
+    """
+    of_class = hb.loss.first_spike_times(outputs).gather(1, labels[:, None]) * STEP
+    return OBJECTIVE(outputs, labels) + PRESSURE * (of_class / PATIENCE).expm1().mean()
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    return OBJECTIVE.accuracy(net(inputs), labels).item()
+
+
+def run(epochs: int, learning_rate: float, seed: int) -> dict[str, Any]:
+    """Trains once, and says what came of it."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(1000 * seed)
+    sets = []
+    for count in (5000, 5000, 1000):
+        points, labels = yin_yang(count, generator)
+        sets.append((encoded(points), labels))
+    (inputs, labels), validation, tested = sets
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, DECAY)
+    history, seconds = [], 0.0
+    for epoch in range(epochs):
+        begun = time.process_time()
+        for batch in torch.randperm(len(labels)).split(BATCH):
+            loss = loss_of(net(inputs[:, batch]), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        seconds += time.process_time() - begun
+        if (epoch + 1) % 10 == 0 or epoch + 1 == epochs:
+            history.append(round(accuracy(net, *validation), 4))
+    return {
+        "task": "yin-yang",
+        "hidden": HIDDEN,
+        "step": STEP,
+        "epochs": epochs,
+        "seed": seed,
+        "test": round(accuracy(net, *tested), 4),
+        "validation": history[-1],
+        "processor seconds per epoch": round(seconds / epochs, 3),
+        "history": history,
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--epochs", type=int, default=60)
+    options.add_argument("--learning-rate", type=float, default=5e-3)
+    options.add_argument("--seed", type=int, nargs="+", default=[0])
+    options.add_argument("--record", type=Path, help="a file that a line is added to for each seed")
+    asked = options.parse_args()
+    for seed in asked.seed:
+        row = run(asked.epochs, asked.learning_rate, seed)
+        print(
+            f"seed {seed}: {row['test']:.1%}, {row['processor seconds per epoch']:.2f} s an epoch", flush=True
+        )
+        keep(asked.record, row)
+
+
+if __name__ == "__main__":
+    main()

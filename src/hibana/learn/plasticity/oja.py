@@ -1,0 +1,85 @@
+"""``hb.learn.Oja``: Hebbian learning that keeps a neuron's weights bounded by itself."""
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from hibana.learn.plasticity.base import PairRule, checked_pairs
+from hibana.nn.layers import OverTime
+
+__all__ = ["Oja"]
+
+
+@final
+class Oja(PairRule):
+    """Oja's rule on the traces of spikes: Hebbian growth, and a decay by the neuron's own activity.
+
+        x_t = (1 - 1/tau_pre) x_(t-1) + s_t        a trace of each input's spikes
+        y_t = (1 - 1/tau_post) y_(t-1) + z_t       a trace of each neuron's spikes
+        dw  = rate * mean over t and batch of y_t (x_t - y_t w)
+
+    The decay normalises: a neuron's weights settle at ``mean(y x) / mean(y^2)``, whatever the rate. Of a
+    neuron whose activity is linear in its input, that is the first principal component, of length 1. No
+    bounds and no scaling of weights by hand are needed. Weights are constant over a call and change at its
+    end.
+
+    Args:
+        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
+        neurons: a layer of spiking neurons.
+        tau_pre: time constant of the inputs' traces, in steps, at least 1; 1 for their spikes alone.
+        tau_post: that of the neurons' traces.
+        rate: how much a call changes, at least 0. Weights settle where ``rate * mean(y^2)`` is below 2.
+
+    Raises:
+        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        ValueError: for a time constant below 1, a negative rate, neurons that do not spike.
+
+    Source: Oja (1982), *A simplified neuron model as a principal component analyzer*.
+
+    >>> import torch, hibana as hb
+    >>> linear = torch.nn.Linear(20, 5, bias=False)
+    >>> _ = torch.nn.init.uniform_(linear.weight, 0, 0.5)
+    >>> rule = hb.learn.Oja(linear, hb.LIF(tau=10.0), tau_pre=5.0, tau_post=5.0, rate=0.1)
+    >>> spikes = rule((torch.rand(50, 2, 20) < 0.2).float())  # linear.weight has changed
+    >>> spikes.shape
+    torch.Size([50, 2, 5])
+    """
+
+    def __init__(
+        self, linear: nn.Linear, neurons: OverTime, *, tau_pre: float, tau_post: float, rate: float = 0.01
+    ) -> None:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be finite and at least 0, got {rate!r}")
+        super().__init__(linear, neurons, checked_pairs(tau_pre, tau_post, 1.0, 0.0, None, False, False))
+        self.rate = float(rate)
+
+    def __repr__(self) -> str:
+        times = f"tau_pre={self.pairs.tau_pre}, tau_post={self.pairs.tau_post}"
+        return f"Oja({self.linear}, {self.neurons}, {times}, rate={self.rate})"
+
+    def __call__(self, inputs: Tensor, state: Sequence[Tensor] | None = None) -> Tensor:
+        """Runs a sequence with constant weights, and changes them, in place.
+
+        Args:
+            inputs: spikes, ``[T, batch, inputs]``.
+            state: the neurons' states to begin with; traces begin at zero.
+
+        Returns:
+            The neurons' spikes, ``[T, batch, outputs]``, without a graph.
+
+        Raises:
+            TypeError: if `inputs` are no tensor of the weights' dtype.
+            ValueError: if `inputs` are no spikes, or a shape is wrong.
+        """
+        inputs = self._checked(inputs)
+        spikes = self._run_fixed(inputs, state)
+        weight = self.linear.weight.detach()
+        with torch.no_grad():
+            pre = self.pairs.traces(inputs, self.pairs.tau_pre).flatten(0, 1)
+            post = self.pairs.traces(spikes, self.pairs.tau_post).flatten(0, 1)
+            correlation = post.T @ pre / len(post)
+            weight += self.rate * (correlation - post.square().mean(0)[:, None] * weight)
+        return spikes

@@ -1,0 +1,41 @@
+"""The time of a neuron's first spike, also between two steps; losses of it are in :mod:`hibana.nn.loss`."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_spike_times"]
+
+
+def first_spike_times(spikes: Tensor) -> Tensor:
+    """The time of each neuron's first spike, in steps, T where it has none.
+
+        t = k + 1 - s_k        k: the first step at which s_k > 0
+
+    A spike of 1 at step k is at time k. A spike between two steps, as :class:`hibana.learn.SpikeTimeCell`
+    emits it, is shared by both: ``s_k = k + 1 - t`` and ``s_(k+1) = t - k``. The gradient with respect to
+    `spikes` is -1 at step k and 0 elsewhere, which is what that cell and :class:`hibana.learn.EventPropCell`
+    take for a spike that moves in time. A neuron that does not spike gets no gradient.
+
+    Args:
+        spikes: ``[T, ...]``, at least 0.
+
+    Returns:
+        ``[...]``, in steps.
+
+    Raises:
+        TypeError: if `spikes` is not a floating-point tensor.
+        ValueError: if it has no steps.
+
+    >>> import torch
+    >>> first_spike_times(torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.25, 0.0], [0.0, 0.75, 0.0]]))
+    tensor([1.0000, 1.7500, 3.0000])
+    """
+    if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
+        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise TypeError(f"spikes must be a floating-point tensor, got {got}")
+    if spikes.ndim < 1 or not len(spikes):
+        raise ValueError(f"spikes must be [T, ...], T at least 1, got shape {tuple(spikes.shape)}")
+    fired = spikes.detach() > 0
+    step = fired.to(torch.uint8).argmax(0, keepdim=True)  # of equal values, the first
+    time = (step + 1).to(spikes.dtype) - spikes.gather(0, step)
+    return torch.where(fired.any(0), time[0], float(len(spikes)))
