@@ -157,21 +157,17 @@ def accuracy(net: nn.Module, batches: Iterator[Batch], asked: int) -> tuple[floa
 
 def table(path: Path) -> str:
     """What was recorded, as Markdown: the mean of the seeds, and each of them."""
-    runs: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        runs[row["task"], row["network"]][row["rule"]].append(row)
-    lines = [
-        f"| task | network | {' | '.join(f'`{rule}`' for rule in RULES)} |",
-        "|---|---|" + "---|" * len(RULES),
-    ]
-    for (task, kind), by_rule in runs.items():
+    runs: dict[tuple[str, str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["seed"]):
+        runs[row["task"], row["network"], row["epochs"]][row["rule"]].append(row["test"])
+    named = " | ".join(f"`{rule}`" for rule in RULES)
+    lines = [f"| task | network | epochs | {named} |", "|---|---|---|" + "---|" * len(RULES)]
+    for (task, kind, epochs), by_rule in runs.items():
         cells = []
         for rule in RULES:
-            found = sorted(by_rule[rule], key=lambda row: row["seed"])
-            each = ", ".join(f"{row['test']:.1%}" for row in found)
-            cells.append(f"{mean(row['test'] for row in found):.1%} ({each})" if found else "–")
-        lines.append(f"| {task} | {kind} | {' | '.join(cells)} |")
+            each = ", ".join(f"{right:.1%}" for right in by_rule[rule])
+            cells.append(f"{mean(by_rule[rule]):.1%} ({each})" if each else "–")
+        lines.append(f"| {task} | {kind} | {epochs} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
