@@ -156,10 +156,10 @@ def refuse_next(called: list[nn.Module], shape: torch.Size) -> None:
 
 def _may_reshape(before: nn.Module, after: nn.Module) -> bool:
     """Whether hooks, or methods put in place of theirs, run between the two."""
-    hooks = before._forward_hooks or after._forward_pre_hooks or torch.nn.modules.module._global_forward_hooks
     return bool(
-        hooks
-        or torch.nn.modules.module._global_forward_pre_hooks
+        before._forward_hooks
+        or after._forward_pre_hooks
+        or torch.nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call] # torch's own
         or "forward" in vars(before)
         or "forward" in vars(after)
     )
