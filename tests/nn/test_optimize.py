@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.compiler.torch_layers import faster_layers
 from hibana.nn import normalized
 from hibana.nn.optimize import Planned
 
@@ -258,3 +259,15 @@ def test_an_optimised_network_becomes_a_program():
     net = plain().eval()
     hb.optimize(net, verbose=False)
     torch.testing.assert_close(export(net, X).module()(X), net(X), rtol=1e-3, atol=1e-4)
+
+
+def test_synapses_within_a_step_stay_a_part_of_it():
+    net = nn.Sequential(hb.Linear(6, 8), hb.Recurrent(hb.LIFCell(threshold=0.2), 8), nn.Linear(8, 3), hb.LI())
+    x = torch.rand(5, 2, 6)
+    before = net(x)
+    assert list(faster_layers(net)) == ["2"]
+    table = str(hb.optimize(net, x, verbose=False))
+    assert "recurrent" not in table
+    assert type(net[1].recurrent) is nn.Linear
+    assert type(net[2]) is hb.Linear
+    torch.testing.assert_close(net(x), before)

@@ -51,7 +51,8 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
     """
     if any(WAS in vars(module) for module in net.modules()):
         return {}
-    described = {m for module in net.modules() if hasattr(module, "explain") for m in module.modules()}
+    whole = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
+    described = {inner for module in whole for inner in module.modules()}
     found = {}
     weighted = 0
     for name, module in net.named_modules():

@@ -155,6 +155,7 @@ class Recurrent(Stateful):
     """
 
     backend = "auto"
+    holds_step = True
 
     def __init__(
         self,

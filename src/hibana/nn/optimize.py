@@ -70,6 +70,7 @@ def optimize(
       ``[T, batch, ...]``.
 
     Classes change; parameters, buffers, hooks, names in ``state_dict`` and the modules themselves stay.
+    Synapses within a step (:class:`hibana.Recurrent`), which are compiled with it, stay as they are.
     Subclasses of torch's layers, and whatever is not known here, are left and named. Outputs and gradients
     are those of the plain network to rounding.
 
@@ -118,8 +119,12 @@ def optimize(
 def _change_layers(net: nn.Module) -> None:
     each_step = [module for module in net.modules() if isinstance(module, EachStep)]
     within = {id(inner) for each in each_step for inner in each.module.modules()}
+    steps = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
+    kept = {id(inner) for step in steps for inner in step.modules()}
     for module in net.modules():
         kind = type(module)
+        if id(module) in kept:
+            continue
         if kind is nn.Sequential and id(module) not in within:
             _change(module, Planned)
         elif kind in _LAYERS:

@@ -38,6 +38,9 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 class Stateful(nn.Module):
     """A layer over time: what a run carries the state of."""
 
+    holds_step = False
+    """Whether the modules in it are parts of its step, which is compiled with them."""
+
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What it emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
         if is_name(inputs):
