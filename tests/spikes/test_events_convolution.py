@@ -832,3 +832,12 @@ def test_windows_of_few_channels_are_summed_whole(channels, image, kernel, strid
     )
     found = pixels.forward(input_, weight, None, geometry)
     torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_that_is_set_between_calls_is_met_alone():
+    layer = hb.Conv2d(16, 4, 2, dilation=4, padding=4)
+    x = torch.rand(2, 16, 1, 1).to(memory_format=torch.channels_last)
+    layer(x)  # a window meets the image
+    layer.padding = (2, 2)
+    torch.testing.assert_close(layer(x), layer.bias.view(1, -1, 1, 1).expand(2, 4, 1, 1))
+    assert layer.explain() == "dense: no window meets the image"

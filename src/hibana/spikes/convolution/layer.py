@@ -63,7 +63,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             if dense.lies_last(input) and (
                 input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
             ):
-                if input.shape[1] >= dense.SAFE:
+                if input.shape[1] >= dense.SAFE and max(self.dilation) == 1:
                     self.__dict__["_left"] = self._call_of(input)
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
