@@ -12,7 +12,7 @@ from hibana.compiler.tensors import computed_once, is_computed, tensors_of
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.nn.layers import OverTime
 
-__all__ = ["PairRule", "check_spikes", "checked_pairs", "time_constant"]
+__all__ = ["PairRule", "check_rate", "check_spikes", "checked_pairs", "time_constant"]
 
 
 class PairRule:
@@ -111,8 +111,7 @@ def checked_pairs(
     """
     rates = {"a_plus": a_plus, "a_minus": a_minus}
     for name, rate in rates.items():
-        if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
+        check_rate(name, rate)
     if bounds is not None:
         try:
             lower, upper = bounds
@@ -125,6 +124,12 @@ def checked_pairs(
         raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
     times = time_constant("tau_pre", tau_pre), time_constant("tau_post", tau_post)
     return Pairs(*times, float(a_plus), float(a_minus), bounds, bool(soft), bool(nearest))
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raises ``ValueError`` if `rate`, called `name`, is not finite and at least 0."""
+    if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
 
 
 def time_constant(name: str, tau: float) -> float:

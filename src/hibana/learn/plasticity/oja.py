@@ -1,13 +1,12 @@
 """``hb.learn.Oja``: Hebbian learning that keeps a neuron's weights bounded by itself."""
 
-import math
 from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.plasticity.base import PairRule, checked_pairs
+from hibana.learn.plasticity.base import PairRule, check_rate, checked_pairs
 from hibana.nn.layers import OverTime
 
 __all__ = ["Oja"]
@@ -51,8 +50,7 @@ class Oja(PairRule):
     def __init__(
         self, linear: nn.Linear, neurons: OverTime, *, tau_pre: float, tau_post: float, rate: float = 0.01
     ) -> None:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
-            raise ValueError(f"rate must be finite and at least 0, got {rate!r}")
+        check_rate("rate", rate)
         super().__init__(linear, neurons, checked_pairs(tau_pre, tau_post, 1.0, 0.0, None, False, False))
         self.rate = float(rate)
 
