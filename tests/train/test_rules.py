@@ -1,11 +1,15 @@
 """Training by an online rule: the settings choose it, and what it can't learn is refused by name."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from hibana import data, learn, train
+from hibana.learn import rules
+from hibana.train import choices
 
 
 class Lines(data.DataSet):
@@ -84,3 +88,9 @@ def test_what_no_rule_knows_is_refused_by_name(settings):
     windows = train.Settings(data="lines", coding="none", steps=12, layers="12w3", rule="d-rtrl")
     with pytest.raises(ValueError, match=r"layers '12w3' can't be learned by rule d-rtrl: layer .* Window"):
         train.Classifier(windows, (2,), 2)
+
+
+def test_the_settings_know_every_rule_and_load_none():
+    assert choices.RULES == rules.NAMES
+    code = "import sys, hibana.cli.options, hibana.train.classifier; assert 'hibana.learn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,6 @@
 """The module that Lightning trains: a network, what is asked of it, and what is counted meanwhile."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -9,7 +9,6 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from hibana import learn
 from hibana.data import Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
@@ -17,6 +16,9 @@ from hibana.train.augment import augmented, mixed
 from hibana.train.network import Network, length_arguments
 from hibana.train.settings import Settings
 from hibana.train.start import Activity, activity, decayed, spiking_layers
+
+if TYPE_CHECKING:
+    from hibana.learn import Online
 
 __all__ = ["Classifier"]
 
@@ -55,9 +57,11 @@ class Classifier(Network, lightning.LightningModule):
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self._sums: dict[str, tuple[Tensor, int]] = {}
 
-    def _online(self, rule: str) -> learn.Online:
+    def _online(self, rule: str) -> "Online":
+        from hibana.learn import online
+
         try:
-            return learn.online(self.net, rule)
+            return online(self.net, rule)
         except (TypeError, ValueError) as error:
             layers = self.settings.layers
             raise ValueError(f"layers {layers!r} can't be learned by rule {rule}: {error}") from error
