@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,6 +130,8 @@ def _forget(monkeypatch):
     """As another process would begin."""
     monkeypatch.setattr(select, "_TIMES", {})
     monkeypatch.setattr(select, "_DENSE", {})
+    monkeypatch.setattr(select, "_CHOICES", {})
+    monkeypatch.setattr(select, "_WAITS", {})
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def folder(tmp_path, monkeypatch):
     """Where times are kept, and none is known."""
     monkeypatch.delenv("HIBANA_SELECT", raising=False)
     monkeypatch.setattr(select, "kept_in", lambda: tmp_path)
-    monkeypatch.setattr(select, "_running", lambda: 1)
+    monkeypatch.setattr(select, "_others", lambda: 0)
     _forget(monkeypatch)
     torch.use_deterministic_algorithms(False)  # which every test runs under
     return tmp_path
@@ -194,7 +197,7 @@ def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkey
     ran = []
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
     assert select.choose(_key("b", True), 0.05, _sleeping(1, 0, 1, 0, ran=ran))[:2] == (True, True)
-    assert select.choose(_key("b", True), 0.6, _sleeping(0, 1, 0, 1, ran=ran))[:2] == (False, False)
+    assert select.choose(_key("b", True), 0.7, _sleeping(0, 1, 0, 1, ran=ran))[:2] == (False, False)
     assert select.choose(_key("b", False), 0.05, _sleeping(1, 0, ran=ran))[:2] == (True, None)
     assert not ran
     assert not list(folder.iterdir())
@@ -203,25 +206,77 @@ def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkey
 @pytest.mark.parametrize("late", [False, True])
 def test_on_a_busy_machine_the_prior_holds_and_nothing_is_kept(folder, monkeypatch, late):
     def other_programs():
-        return 1 if late and not ran else 1000
+        return 0 if late and not ran else 1000
 
     ran = []
-    monkeypatch.setattr(select, "_running", other_programs)
+    monkeypatch.setattr(select, "_others", other_programs)
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
-    assert not select.choose(_key("b"), 0.6, _sleeping(0, 0.01, ran=ran)).forward
+    assert not select.choose(_key("b"), 0.7, _sleeping(0, 0.01, ran=ran)).forward
     assert bool(ran) == late
     count = len(ran)
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
     assert len(ran) == count  # not asked at each call
     assert not list(folder.iterdir())
     _forget(monkeypatch)
-    monkeypatch.setattr(select, "_running", lambda: 1)
+    monkeypatch.setattr(select, "_others", lambda: 0)
     assert not select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
 
 
-def test_a_thread_that_waits_for_a_core_is_seen():
-    assert select._running() >= 1
-    assert not select._is_busy(1 - select._running())
+def _call(name, by):
+    """Whether the first of two candidates is taken, which is slower and which the prior takes."""
+    if by == "faster":
+        return select.faster(_key(name), _sleeping(0.02, 0.001), prior=True)
+    return (select.known(_key(name)) or select.choose(_key(name), 0.1, _sleeping(0.02, 0.001))).forward
+
+
+@pytest.mark.parametrize("by", ["faster", "choose"])
+def test_once_the_machine_is_quiet_candidates_are_timed(folder, monkeypatch, by):
+    others = 1000
+    monkeypatch.setattr(select, "_others", lambda: others)
+    assert all(_call("a", by) for _ in range(3 * select.AGAIN))  # still busy at the second look
+    others = 0
+    assert not all(_call("a", by) for _ in range(2 * select.AGAIN))
+    assert not _call("a", by)
+    assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("by", ["faster", "choose"])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_a_checkpoint_used_stays(folder, monkeypatch, by, first):
+    """A checkpoint's recomputation has to choose as its forward did, however long it comes after it."""
+    others = 1000
+    monkeypatch.setattr(select, "_others", lambda: others)
+    if not first:
+        assert _call("a", by)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert _call("a", by)
+    others = 0
+    assert all(_call("a", by) for _ in range(9 * select.AGAIN))
+
+
+def test_threads_of_this_process_are_no_other_program(monkeypatch):
+    """Torch's threads spin while they wait for work."""
+    done = threading.Event()
+
+    def spin():
+        while not done.is_set():
+            sum(range(1000))
+
+    threads = [threading.Thread(target=spin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    try:
+        own = [sum(select._runs(each) for each in Path("/proc/self/task").iterdir()) for _ in range(50)]
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert max(own) > 1
+    assert not select._runs(Path("/proc/self/task/0"))  # has ended
+    monkeypatch.setattr(select, "_runs", lambda thread: False)
+    assert select._others() >= 1  # this thread itself
+    monkeypatch.setattr(select, "_runs", lambda thread: True)
+    assert select._others() >= 0
 
 
 def test_torchs_product_is_not_timed_again_for_another_density_where_it_is_clear(folder):

@@ -102,11 +102,11 @@ def as_users_run():
         torch.are_deterministic_algorithms_enabled(),
     )
     torch.use_deterministic_algorithms(False)
-    running, select._running = select._running, lambda: 1  # tests run side by side
+    others, select._others = select._others, lambda: 0  # tests run side by side
     try:
         yield
     finally:
-        select._running = running
+        select._others = others
         torch.use_deterministic_algorithms(deterministic)
         if chosen_by is not None:
             os.environ["HIBANA_SELECT"] = chosen_by

@@ -192,7 +192,8 @@ def as_bits(
         sampled = key._replace(density=select.density_bucket(density), scanned=True)
         choice = select.known(sampled) if auto and not select.priors_only() else None
         if choice is not None and not choice.any:
-            return Refused(choice.refused(density), sampled.density)
+            reason = choice.refused(density)
+            return reason if choice.provisional else Refused(reason, sampled.density)
         planes = _binary(numbers)
         if planes is not None:
             return Found(planes, sampled)

@@ -4,7 +4,8 @@ A product of spikes has two candidates, the kernels of this package and torch's 
 call of a *key* (sizes, interval of densities, threads) both run on the call's own tensors, in turn, and the
 least time of each is kept: in the process, and on disk beside the compiled kernels. The choice is made before
 the call returns, so that a recomputation in the backward makes the same one. While other programs use the
-cores that a timing needs, nothing is timed: this process goes by the prior, and the next one times.
+cores that a timing needs, nothing is timed: the prior decides, and after some calls the machine is looked at
+again.
 
 With ``torch.use_deterministic_algorithms``, ``HIBANA_SELECT=prior`` or no folder for kernels, nothing is
 timed: a product is computed per spike up to a fixed density.
@@ -51,8 +52,10 @@ LONG, ENOUGH = 0.01, 0.1
 CLEAR = 1.3
 """Ratio of two least times from which on no further round is needed."""
 LOOKS, PAUSE = 3, 0.002
-"""How often, and after how many seconds, a machine that seems busy is looked at again: a parallel region that
-has just ended leaves threads that spin."""
+"""How often, and after how many seconds, a machine that seems busy is looked at again before the prior
+decides."""
+AGAIN = 16
+"""Calls of a key by the prior after which the machine is looked at again; twice as many each further time."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
 
@@ -82,6 +85,8 @@ class Choice(NamedTuple):
     """The times that decided, for :func:`hibana.explain`."""
     timed: bool = False
     """Whether the input's gradient is to be timed too; else its prior decides."""
+    provisional: bool = False
+    """Whether the prior decided because the machine was busy."""
 
     @property
     def any(self) -> bool:
@@ -103,6 +108,34 @@ _TIMES: Bounded[Key, tuple[float, ...]] = Bounded(REMEMBERED)
 _DENSE: Bounded[Key, tuple[float, ...]] = Bounded(REMEMBERED)
 """Of torch's candidates alone, which no density changes."""
 _TIMING = threading.RLock()
+
+
+class _Wait:
+    """How many more calls of a key the prior decides, after which the machine is looked at again."""
+
+    def __init__(self, pinned: bool) -> None:
+        self.left = self.calls = AGAIN
+        self.pinned = pinned
+
+    def is_over(self) -> bool:
+        """Counts a call; never true again once one was within hooks of saved tensors.
+
+        Those are a checkpoint's: its recomputation has to choose as its forward did.
+        """
+        self.pinned = self.pinned or _has_hooks()
+        self.left -= 1
+        if self.pinned or self.left > 0:
+            return False
+        self.left = self.calls = 2 * self.calls
+        return True
+
+
+_WAITS: Bounded[Key, _Wait] = Bounded(REMEMBERED)
+"""Of keys that met a busy machine."""
+
+
+def _has_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def priors_only() -> bool:
@@ -129,8 +162,19 @@ def density_bucket(density: float) -> int:
 
 
 def known(key: Key) -> Choice | None:
-    """What was chosen for `key` in this process."""
-    return _CHOICES.get(key)
+    """What was chosen for `key` in this process; None too if the machine should be looked at again."""
+    found = _CHOICES.get(key)
+    return None if found is not None and found.provisional and _looks_again(key) else found
+
+
+def _looks_again(key: Key) -> bool:
+    """Whether a key that met a busy machine has waited long enough; then it is as if never seen."""
+    wait = _WAITS.get(key)
+    if wait is None or not wait.is_over():
+        return False
+    _TIMES.pop(key, None)
+    _CHOICES.pop(key, None)
+    return True
 
 
 def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
@@ -142,7 +186,7 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice
         calls: makes the candidates: the sums per spike and by torch; if weights learn, their gradient per
             spike and by torch; if numbers are scanned, last what makes bits of them.
     """
-    found = None if priors_only() else _CHOICES.get(key)
+    found = None if priors_only() else known(key)
     if found is None:
         found = _chosen(key, ones, calls)
         if found.timed:
@@ -155,7 +199,7 @@ def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choic
         return _by_prior(key, ones)
     times = _times(key, calls)
     if not times:
-        return _by_prior(key, ones)._replace(timed=True)
+        return _by_prior(key, ones)._replace(timed=True, provisional=True)
     scan = OVERHEAD + (times[-1] if key.scanned else 0.0)
     sums, dense_sums = times[:2]
     said = f"forward {sums / dense_sums:.2f}"
@@ -198,10 +242,10 @@ def faster(key: Key, calls: Callable[[], Sequence[Call]], prior: bool) -> bool:
 def _times(key: Key, calls: Callable[[], Sequence[Call]]) -> tuple[float, ...]:
     """The least seconds of the candidates that `calls` makes: per spike and by torch in turn.
 
-    Empty where the machine was busy when this process came to it.
+    Empty where the machine was busy when it was last looked at.
     """
     found, dense = _TIMES.get(key), key._replace(density=0, planes=1, scanned=False)
-    if found is None:
+    if found is None or (not found and _looks_again(key)):
         with _TIMING:  # two threads that time slow one another down
             found = _TIMES.get(key) or _read(key)
             if found is None:
@@ -212,6 +256,8 @@ def _times(key: Key, calls: Callable[[], Sequence[Call]]) -> tuple[float, ...]:
             _TIMES[key] = found
             if found:
                 _DENSE[dense] = found[1::2]
+            elif key not in _WAITS:
+                _WAITS[key] = _Wait(_has_hooks())
     return found
 
 
@@ -220,17 +266,31 @@ def _is_busy(threads: int) -> bool:
     for look in range(LOOKS):
         if look:
             time.sleep(PAUSE)
-        if _running() - 1 + threads <= (os.cpu_count() or 1):
+        if _others() + threads <= (os.cpu_count() or 1):
             return False
     return True
 
 
-def _running() -> int:
-    """How many threads run or wait for a core now, this one among them."""
+def _others() -> int:
+    """How many threads of other programs run or wait for a core now.
+
+    Those of this process are no others: torch's wait for work by spinning.
+    """
     try:
-        return int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0])
+        running = int(Path("/proc/loadavg").read_text(encoding="ascii").split()[3].partition("/")[0])
+        return max(0, running - sum(_runs(thread) for thread in Path("/proc/self/task").iterdir()))
     except (OSError, IndexError, ValueError):
-        return 1  # not Linux
+        return 0  # not Linux
+
+
+def _runs(thread: Path) -> bool:
+    """Whether a `thread`, a folder of Linux's, runs or waits for a core; False if it has ended."""
+    try:
+        return (thread / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[
+            0
+        ] == "R"
+    except OSError:
+        return False
 
 
 @torch.no_grad()
