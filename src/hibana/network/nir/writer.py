@@ -1,6 +1,5 @@
 """From a network to a NIR graph: traced with torch.fx, batch normalisation folded, shapes followed."""
 
-import copy
 import os
 import re
 import warnings
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hibana.network.fold import folded_calls
 from hibana.network.nir.node_of import lost_in_training, to_node
 from hibana.network.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.fold import fold_calls, traced_layers
 
 __all__ = ["write"]
 
@@ -57,9 +56,7 @@ def write(
     dt = next(x for x in (dt, noted.get("dt"), 1e-4) if x is not None)
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
-    folded = copy.deepcopy(net).eval()
-    calls = traced_layers(folded, Scale)
-    fold_calls(folded, calls, erase=True)
+    folded, calls = folded_calls(net, Scale)
     shape = input_shape or noted.get("input_shape") or _taken_by_the_first(folded, calls)
     nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
@@ -107,8 +104,6 @@ class _Walk:
 
     def line(self, line: fx.Node, shape: Shape) -> None:
         if line.op == "placeholder":
-            if self.nodes:
-                raise ValueError("a network must have one input to be written")
             self.sources[line] = [self.put("input", Node("Input", {"shape": np.array(shape)}), [], shape)]
         elif line.op == "output":
             if not isinstance(line.args[0], fx.Node):
