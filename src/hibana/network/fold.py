@@ -13,8 +13,9 @@ from keyword import iskeyword
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import fx, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, fx, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana import spikes as events
@@ -54,7 +55,8 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     ['Conv2d', 'Identity']
     """
     folded, _ = folded_calls(net)
-    return cast(NetworkT, folded if isinstance(folded, type(net)) else folded.get_submodule("0"))
+    one_layer = type(folded) is nn.Sequential and not isinstance(net, nn.Sequential)
+    return cast(NetworkT, folded[0] if one_layer else folded)
 
 
 def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, fx.Graph]:
@@ -69,32 +71,46 @@ def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, f
         ValueError: as :func:`fold_batchnorm`.
     """
     if isinstance(net, JoinedNetwork):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a network that can't be traced, like the others here
             f"{type(net).__name__} is called with time and batch joined since hibana.optimize changed it, "
             "which can't be traced; write its forward for [T, batch, ...]"
         )
-    folded = copy.deepcopy(net).eval()
-    if isinstance(net, Stateful | EachStep):
+    folded = _copied(net).eval()
+    tracer = _Tracer(_OURS | {*leaves})
+    if isinstance(net, EachStep) or (tracer.is_leaf_module(net, "") and not isinstance(net, nn.DataParallel)):
         folded = nn.Sequential(folded)
     for module in filter(parametrize.is_parametrized, list(folded.modules())):
         computed = {name: getattr(module, name).detach() for name in module.parametrizations}
         module.__class__ = parametrize.type_before_parametrizations(
             module
-        )  # torch's own way takes it of `net`
+        )  # torch's way changes the class of `net` too
         del module.parametrizations
         for name, values in computed.items():
             module.register_parameter(name, nn.Parameter(values))
-    tracer = _Tracer(_OURS | {*leaves})
     try:
         calls = tracer.trace(folded)
     except Exception as error:  # whatever a forward makes of a value that has no numbers
         *_, (path, kind) = ("", type(net)), *tracer.module_stack.values()
-        where, why = f"layer {path!r}: " * bool(path), str(error).partition("\n")[0]
+        where, why = f"layer {path!r}: " * bool(path), str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"{where}{kind.__name__}.forward cannot be traced: {why}") from error
     for module in dict.fromkeys(_called(folded, node) for node in calls.nodes):
         if isinstance(module, Normalised):
             _fold(folded, calls, module)
     return folded, calls
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    """A copy of `net`, in which pruned weights are weights."""
+    for name, module in net.named_modules():
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            raise ValueError(f"layer {name!r}: {type(module).__name__} has no weights yet; call net once")
+    computed = {id(v): v.detach() for m in net.modules() for v in vars(m).values() if isinstance(v, Tensor)}
+    copied = copy.deepcopy(net, computed)  # which copies no tensor that was computed, as a mask's product
+    for module in copied.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    return copied
 
 
 def _fold(net: nn.Module, calls: fx.Graph, module: Normalised) -> None:

@@ -64,8 +64,9 @@ def read(net: nn.Module, example: Tensor) -> Network:
     if not isinstance(example, Tensor) or not example.is_floating_point():
         kind = example.dtype if isinstance(example, Tensor) else type(example).__name__
         raise TypeError(f"example must be a floating-point tensor [T, batch, ...], got {kind}")
-    if example.ndim < 3 or not example.numel():
-        raise ValueError(f"example must be [T, batch, ...], none of them 0, got {tuple(example.shape)}")
+    if example.ndim < 3 or not example.numel() or example.is_meta:
+        shape = f"{tuple(example.shape)} on {example.device}"
+        raise ValueError(f"example must be [T, batch, ...], none of them 0, with numbers, got {shape}")
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folded, lines = folded_calls(net)
@@ -149,7 +150,6 @@ class _Reading:
             given: Any = module(value.tensor)
         except (RuntimeError, ValueError) as error:
             add_hint(self.net, error)
-            error.add_note(f"{is_a} was given the shape {list(value.tensor.shape)}")
             raise
         if not isinstance(given, Tensor):
             raise Unsupported(f"{is_a} gives something else than one tensor")

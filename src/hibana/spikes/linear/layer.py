@@ -42,8 +42,8 @@ class Linear(BySpikes, nn.Linear):
     (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
     the backward. Where the input comes from a layer of hibana, the bits that it kept are used, if all of the
     spikes still are what these say: whatever was written to them counts. Its gradient is computed only where
-    that layer's surrogate can let it through, if nobody else looks at it. Within a step that is compiled, such
-    as the synapses of :class:`hibana.Recurrent`, it is the ``torch.nn.Linear`` that it computes as.
+    that layer's surrogate can let it through, if nobody else looks at it. Within a step that is compiled, as
+    the synapses of :class:`hibana.Recurrent` are, it is compiled as ``torch.nn.Linear`` is.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
