@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import hibana as hb
 from hibana.network import in_order
@@ -136,6 +136,21 @@ def test_parametrised_layers_are_read_as_they_compute():
     torch.testing.assert_close(hb.compile(net, IMAGES)(IMAGES), in_order(net, IMAGES)(IMAGES))
     torch.testing.assert_close(in_order(net, IMAGES)(IMAGES).mean(), net(IMAGES).mean(), rtol=0.05, atol=0.01)
     assert isinstance(net[3].parametrizations, nn.ModuleDict)
+
+
+def test_pruned_layers_are_read_as_they_compute():
+    net = nn.Sequential(nn.Linear(3, 8), hb.IF(0.1), nn.Linear(8, 2)).eval()
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    program = hb.compile(net, ROWS)
+    torch.testing.assert_close(program(ROWS), net(ROWS))
+    assert program.graph.nodes[1].module.weight.count_nonzero() == 12
+    assert prune.is_pruned(net)
+
+
+def test_a_network_of_one_layer_is_read():
+    for layer in (nn.Linear(3, 2), hb.IF(0.3), hb.EachStep(nn.Linear(3, 2))):
+        torch.testing.assert_close(hb.compile(layer, ROWS)(ROWS), layer(ROWS))
+        assert type(hb.fold_batchnorm(layer)) is type(layer)
 
 
 @pytest.mark.parametrize(

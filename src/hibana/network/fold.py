@@ -54,7 +54,7 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     >>> [type(layer.module).__name__ for layer in hb.fold_batchnorm(net)[:2]]
     ['Conv2d', 'Identity']
     """
-    folded, _ = folded_calls(net)
+    folded: Any = folded_calls(net)[0]
     one_layer = type(folded) is nn.Sequential and not isinstance(net, nn.Sequential)
     return cast(NetworkT, folded[0] if one_layer else folded)
 
@@ -75,41 +75,39 @@ def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, f
             f"{type(net).__name__} is called with time and batch joined since hibana.optimize changed it, "
             "which can't be traced; write its forward for [T, batch, ...]"
         )
-    folded = _copied(net).eval()
+    folded = _copied(net)
     tracer = _Tracer(_OURS | {*leaves})
     if isinstance(net, EachStep) or (tracer.is_leaf_module(net, "") and not isinstance(net, nn.DataParallel)):
         folded = nn.Sequential(folded)
-    for module in filter(parametrize.is_parametrized, list(folded.modules())):
-        computed = {name: getattr(module, name).detach() for name in module.parametrizations}
-        module.__class__ = parametrize.type_before_parametrizations(
-            module
-        )  # torch's way changes the class of `net` too
-        del module.parametrizations
-        for name, values in computed.items():
-            module.register_parameter(name, nn.Parameter(values))
     try:
         calls = tracer.trace(folded)
     except Exception as error:  # whatever a forward makes of a value that has no numbers
         *_, (path, kind) = ("", type(net)), *tracer.module_stack.values()
         where, why = f"layer {path!r}: " * bool(path), str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"{where}{kind.__name__}.forward cannot be traced: {why}") from error
-    for module in dict.fromkeys(_called(folded, node) for node in calls.nodes):
-        if isinstance(module, Normalised):
-            _fold(folded, calls, module)
+    for called in dict.fromkeys(_called(folded, node) for node in calls.nodes):
+        if isinstance(called, Normalised):
+            _fold(folded, calls, called)
     return folded, calls
 
 
 def _copied(net: nn.Module) -> nn.Module:
-    """A copy of `net`, in which pruned weights are weights."""
+    """A copy of `net`, in evaluation, in which weights that are pruned or parametrised are weights."""
     for name, module in net.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
             raise ValueError(f"layer {name!r}: {type(module).__name__} has no weights yet; call net once")
     computed = {id(v): v.detach() for m in net.modules() for v in vars(m).values() if isinstance(v, Tensor)}
-    copied = copy.deepcopy(net, computed)  # which copies no tensor that was computed, as a mask's product
-    for module in copied.modules():
+    copied = copy.deepcopy(net, computed).eval()  # which copies no tensor that was computed, as by a mask
+    for module in list[Any](copied.modules()):
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call] # torch leaves it so
+        if parametrize.is_parametrized(module):  # torch's own way to end it changes the class of `net` too
+            weights = {name: getattr(module, name).detach() for name in module.parametrizations}
+            module.__class__ = parametrize.type_before_parametrizations(module)
+            del module.parametrizations
+            for name, values in weights.items():
+                module.register_parameter(name, nn.Parameter(values))
     return copied
 
 

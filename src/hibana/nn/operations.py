@@ -74,7 +74,8 @@ def watching(
     def hook(name: str) -> Any:
         def ran(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], outputs: Tensor) -> None:
             if isinstance(module, Weighted):
-                synapses(name, module, *args, *named.values(), outputs)
+                (inputs,) = *args, *named.values()
+                synapses(name, module, inputs, outputs)
             elif others is not None:
                 others(name, module, outputs)
             if (within := back[module]) is not None:
