@@ -12,7 +12,6 @@ from inspect import signature
 from keyword import iskeyword
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
@@ -237,8 +236,6 @@ def _holds(name: str, taken: Collection[str]) -> bool:
 def _each_channel(module: nn.BatchNorm2d) -> nn.Conv2d:
     """A convolution that changes nothing."""
     channels = module.num_features
-    layer = nn.Conv2d(channels, channels, 1, groups=channels).to(module.running_mean)
-    with torch.no_grad():
-        layer.weight.fill_(1.0)
-        layer.bias.zero_()  # type: ignore[union-attr]  # made with a bias
+    layer = nn.Conv2d(channels, channels, 1, groups=channels, bias=False).to(module.running_mean)
+    nn.init.ones_(layer.weight)
     return layer.eval()

@@ -160,32 +160,22 @@ class Ledger:
 
     def account(self, samples: int, measured: float | None) -> Account:
         """What was counted, of one sample."""
-        totals: dict[str, Counter[tuple[str, str]]] = {"reads": Counter(), "writes": Counter()}
+        counts: dict[str, Counter[tuple[str, str]]] = {"reads": Counter(), "writes": Counter()}
         layers: defaultdict[str, float] = defaultdict(float)
-        memory = 0.0
         for (layer, verb, what, level), count in self.accesses.items():
-            totals[verb][what, level] += count
-            joules = count * LEVELS[level][1] * self.price.bits / 64 / samples
-            memory += joules
-            layers[layer] += joules
-        arithmetic = 0.0
-        for counts, price in (
-            (self.additions, self.price.addition),
-            (self.multiplications, self.price.multiplication),
-        ):
-            for layer, count in counts.items():
-                joules = count * price / samples
-                arithmetic += joules
-                layers[layer] += joules
-        reads, writes = (
-            {key: count / samples for key, count in totals[verb].items()} for verb in ("reads", "writes")
-        )
+            counts[verb][what, level] += count
+            layers[layer] += count * LEVELS[level][1] * self.price.bits / 64 / samples
+        memory = sum(layers.values())
+        operations = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
+        for many, price in operations:
+            for layer, count in many.items():
+                layers[layer] += count * price / samples
+        each_sample = ({key: n / samples for key, n in counts[verb].items()} for verb in ("reads", "writes"))
         return Account(
             self.additions.total() / samples,
             self.multiplications.total() / samples,
-            reads,
-            writes,
-            arithmetic,
+            *each_sample,
+            sum(many.total() * price for many, price in operations) / samples,
             memory,
             dict(layers),
             tuple(sorted(self.uncounted)),
