@@ -166,16 +166,17 @@ class Ledger:
             counts[verb][what, level] += count
             layers[layer] += count * LEVELS[level][1] * self.price.bits / 64 / samples
         memory = sum(layers.values())
-        operations = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
-        for many, price in operations:
+        arithmetic = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
+        for many, price in arithmetic:
             for layer, count in many.items():
                 layers[layer] += count * price / samples
-        each_sample = ({key: n / samples for key, n in counts[verb].items()} for verb in ("reads", "writes"))
+        reads, writes = ({key: n / samples for key, n in each.items()} for each in counts.values())
         return Account(
             self.additions.total() / samples,
             self.multiplications.total() / samples,
-            *each_sample,
-            sum(many.total() * price for many, price in operations) / samples,
+            reads,
+            writes,
+            sum(many.total() * price for many, price in arithmetic) / samples,
             memory,
             dict(layers),
             tuple(sorted(self.uncounted)),
