@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from hibana.network import from_ann, quantize
     from hibana.network import neurobench as neurobench
     from hibana.network import nir as nir
+    from hibana.network.fold import fold_batchnorm
     from hibana.network.native import compile  # noqa: A004 - as torch.compile
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
@@ -96,7 +97,6 @@ if TYPE_CHECKING:
     from hibana.nn.delayed_linear import DelayedLinear
     from hibana.nn.delayed_recurrent import DelayedRecurrent
     from hibana.nn.each_step import EachStep
-    from hibana.nn.fold import fold_batchnorm
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.window import Window
@@ -132,7 +132,7 @@ _MODULES = {
     "nn.delayed_linear": ("DelayedLinear",),
     "nn.delayed_recurrent": ("DelayedRecurrent",),
     "nn.each_step": ("EachStep",),
-    "nn.fold": ("fold_batchnorm",),
+    "network.fold": ("fold_batchnorm",),
     "nn.normalized": ("Normalized",),
     "nn.optimize": ("optimize",),
     "nn.window": ("Window",),

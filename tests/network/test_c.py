@@ -289,7 +289,7 @@ def test_what_c_does_not_say_is_refused_by_name():
         to_c(nn.Sequential(nn.Linear(3, 2), hb.OverTime(Strange())), x)
     with pytest.raises(Unsupported, match="layer '0': GELU is no layer that can be written"):
         to_c(nn.Sequential(nn.GELU(), hb.IF()), x)
-    with pytest.raises(Unsupported, match="'mean': mean is no operation"):
+    with pytest.raises(Unsupported, match=r"'mean' in .*: mean is no operation"):
         to_c(Mean(), x)
     with pytest.raises(Unsupported, match=r"layer '0\.module': padding by reflect"):
         to_c(nn.Sequential(each(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])

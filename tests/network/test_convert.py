@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.network import accuracy_over_time, export
-from hibana.nn.fold import fold_batchnorm
+from hibana.network.fold import fold_batchnorm
 
 
 def settled(model, x):

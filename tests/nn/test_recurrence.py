@@ -1,13 +1,17 @@
 """The recurrent layer: its equation, its state over chunks, and where its gradient stops."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import hibana as hb
 from conformance.suite import CELLS as KINDS
 from conformance.suite import drive, few
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
+from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.plan import gradients, has_gradient, reachable
 from hibana.compiler.graph.synapses import gated
 from hibana.compiler.graph.trace import trace
@@ -266,3 +270,68 @@ def test_spikes_are_listed_alike_by_one_instruction_and_one_by_one(kind, density
     assert torch.equal(spikes, wanted)
     assert bool(wanted.any()) == (density > 0)
     torch.testing.assert_close(grads, right)
+
+
+def _optimised(layer):
+    hb.optimize(layer, verbose=False)
+    return layer
+
+
+class Doubling(hb.Linear):
+    def forward(self, input):  # noqa: A002 - torch.nn.Linear's name for it
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("change", [_optimised, hb.events.adopt], ids=lambda change: change.__name__)
+def test_a_linear_layer_that_works_per_spike_is_compiled_as_torchs(change, monkeypatch):
+    torch.manual_seed(0)
+    plain = nn.Linear(8, 8)
+    given = change(copy.deepcopy(plain))
+    assert type(given) is hb.Linear
+    layers = [hb.Recurrent(hb.LIFCell(threshold=0.3), 8, each) for each in (plain, given)]
+    texts = [hb.explain(layer) for layer in layers]
+    assert texts[0] == texts[1]
+    assert "one native kernel" in texts[1]
+    x = torch.rand(9, 3, 8)
+    monkeypatch.setattr(hb.Linear, "forward", None)
+    outputs = [layer(x) for layer in layers]
+    for each in outputs:
+        each.square().sum().backward()
+    assert outputs[0].sum() > 0
+    assert torch.equal(*outputs)
+    assert torch.equal(plain.weight.grad, given.weight.grad)
+    assert torch.equal(plain.bias.grad, given.bias.grad)
+
+
+def test_calls_of_such_a_layer_by_itself_compile_nothing_anew():
+    layer = hb.Recurrent(hb.LIFCell(), 512, hb.Linear(512, 512))
+    x = torch.rand(3, 2, 512)
+    layer(x)
+    before = followed(layer.step()).key
+    layer.recurrent((torch.rand(256, 512) < 0.05).float())
+    assert layer.recurrent.explain() != "not called yet"
+    assert followed(layer.step()).key == before
+
+
+def test_a_forward_of_its_own_is_what_a_linear_layer_does():
+    torch.manual_seed(0)
+    twice, plain = Doubling(8, 8), nn.Linear(8, 8)
+    own = copy.deepcopy(twice)
+    own.__class__ = hb.Linear
+    own.forward = lambda x: 2 * functional.linear(x, own.weight, own.bias)
+    with torch.no_grad():
+        plain.weight.copy_(2 * twice.weight)
+        plain.bias.copy_(2 * twice.bias)
+    x = torch.rand(9, 3, 8)
+    wanted, *found = (hb.Recurrent(hb.LIFCell(threshold=0.3), 8, each)(x) for each in (plain, twice, own))
+    for each in found:
+        torch.testing.assert_close(each, wanted)
+
+
+def test_a_convolution_that_works_per_spike_feeds_back_what_torchs_does():
+    torch.manual_seed(0)
+    plain = nn.Conv2d(2, 2, 3, padding=1)
+    given = hb.events.adopt(copy.deepcopy(plain))
+    x = torch.rand(6, 2, 2, 5, 5)
+    one, two = (hb.Recurrent(hb.LIFCell(threshold=0.3), 2, each)(x) for each in (plain, given))
+    torch.testing.assert_close(one, two)

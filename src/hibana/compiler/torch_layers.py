@@ -112,12 +112,15 @@ def named(layers: dict[str, nn.Module], most: int = 4) -> str:
 
 
 def add_hint(net: nn.Module, error: BaseException) -> None:
-    """Notes at an `error` of torch's, raised within `net`, that its layer of images was called with time."""
+    """Notes at an `error` of torch's which layer of `net` raised it, or that this one takes no time."""
     module, given = _innermost(error.__traceback__)
-    if not isinstance(module, OF_IMAGES) or not isinstance(given, Tensor):
+    name = next((name for name, inner in net.named_modules() if inner is module), "")
+    if not isinstance(given, Tensor):
         return
-    if given.ndim == _dimensions(module) + 1:
+    if isinstance(module, OF_IMAGES) and given.ndim == _dimensions(module) + 1:
         error.add_note(takes_no_time(net, module, given.shape))
+    elif name:
+        error.add_note(f"layer {name!r} ({type(module).__name__}) was given the shape {list(given.shape)}")
 
 
 def _dimensions(layer: nn.Module) -> int:

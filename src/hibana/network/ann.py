@@ -11,14 +11,13 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from hibana.cells import Cell
+from hibana.network.fold import folded_calls, layer_name
 from hibana.network.report import Batch, Conversion, Watch, batches_of, report
 from hibana.nn.each_step import EachStep
-from hibana.nn.fold import fold_calls, layer_name, traced_calls
 from hibana.nn.layers import IF, LI, OverTime
 
 __all__ = ["from_ann"]
 
-Affine = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 Averaging = (
     nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.Flatten
 )
@@ -106,19 +105,9 @@ def from_ann(
         return network, report(traced, network, thresholds, batches, T)
 
 
-class _Tracer(fx.Tracer):
-    """Takes layers that subclass torch.nn's for layers of torch.nn."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, Affine | nn.Flatten | nn.MaxPool2d)
-        return ours or super().is_leaf_module(m, module_qualified_name)
-
-
 def _trace(model: nn.Module) -> fx.GraphModule:
     """`model` in evaluation as calls of modules, one module a call, and additions; without batch norm."""
-    evaluated = copy.deepcopy(model).eval()
-    calls = traced_calls(evaluated, _Tracer())
-    fold_calls(evaluated, calls, erase=True)
+    evaluated, calls = folded_calls(model)
     layers: dict[str, nn.Module] = {}
     for node in list(calls.nodes):
         name = layer_name(node.name, layers)
@@ -202,8 +191,6 @@ def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphMo
 
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            if values:
-                raise ValueError(f"model must have one input, got a second, {node.name!r}")
             values[node] = lines.placeholder(node.name), 1.0
         elif node.op == "output":
             if not isinstance(node.args[0], fx.Node):

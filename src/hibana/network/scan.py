@@ -12,7 +12,8 @@ from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.network.graph import Network, Node, read
+from hibana.network.graph import Network, Node
+from hibana.network.reading import read
 from hibana.network.scan_past import Body, looking_back
 from hibana.network.sliding import whole
 from hibana.network.whole import Quantized

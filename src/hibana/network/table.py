@@ -46,9 +46,10 @@ def operations_of(node: Node, dtype: torch.dtype) -> tuple[int, float, int]:
     if node.kind in WEIGHTED:
         most = _products(node)
         return most, most * node.inputs[0].density, most
-    if node.kind == "neurons":
+    if node.kind in ("neurons", "delayed recurrent"):
         made = layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
-        products, own = len(made.products) * node.size**2, made.operations * node.size
+        matrices = len(made.products) + (node.kind == "delayed recurrent")
+        products, own = matrices * node.size**2, made.operations * node.size
         return own + products, own + products * (node.density if made.emits_spikes else 1.0), products
     most = 0 if node.kind in ("input", "delay") else node.size
     if node.kind in ("maximum", "average"):
@@ -70,6 +71,8 @@ def _products(node: Node) -> int:
 def what(node: Node) -> str:
     """What a layer is, for people."""
     module: Any = node.module
-    if node.kind == "neurons":
-        return type(module.cell).__name__.removesuffix("Cell")
+    if node.kind in ("neurons", "delayed recurrent"):
+        cell = type(module.cell).__name__.removesuffix("Cell")
+        back = {"DelayedRecurrent": "delayed recurrent ", "Recurrent": "recurrent "}
+        return back.get(type(module).__name__, "") + cell
     return {"maximum": "max-pooling", "average": "avg-pooling"}.get(node.kind, node.kind)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import reference
+from hibana.network.fold import is_writable
 from hibana.nn.delayed_recurrent import DelayedRecurrent
-from hibana.nn.fold import is_writable
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.over_steps import OverSteps
 
@@ -80,12 +80,8 @@ class _Loop(nn.Module):
         return torch.cat(emitted)
 
 
-class _Scan(nn.Module):
-    """`cell` over time as a loop that an export keeps; with a way back, if there is one."""
-
-    def __init__(self, cell: Cell, recurrent: nn.Module | None = None) -> None:
-        super().__init__()
-        self.cell, self.recurrent = cell, recurrent
+class _Scan(_Loop):
+    """The same as a loop that an export keeps."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         from torch._higher_order_ops.scan import scan
@@ -126,7 +122,7 @@ class _FedBackLater(Cell):
         return seen[1:], *self.cell(input_ + fed_back, *state)
 
 
-def _plain(module: nn.Module, loop: type[_Loop | _Scan]) -> nn.Module:
+def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
     """`module` with each layer of hibana in it replaced by one that runs PyTorch's own operations."""
     if isinstance(module, OverTime):
         return loop(module.cell)

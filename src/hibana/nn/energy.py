@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hibana.nn import rapl
 from hibana.nn.ledger import ARITHMETIC, LEVELS, Account, Arithmetic, Ledger
+from hibana.nn.operations import watching
 from hibana.nn.running import evaluating
 
 __all__ = ["Account", "Energy", "energy"]
@@ -159,7 +160,7 @@ def _account(
     """What `net` does for a sample of `batches`."""
     ledger, samples = Ledger(price, dense), sum(each.shape[1] for each in batches)
     with evaluating(net):
-        with ledger.watching(net):
+        with watching(net, ledger.synapses, ledger.others):
             for each in batches:
                 net(each)
         taken = rapl.joules_taken(lambda: [net(each) for each in batches]) / samples if measured else None

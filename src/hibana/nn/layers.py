@@ -121,12 +121,13 @@ class Recurrent(Stateful):
     explode, where surrogate and weights make of each step more than they were given (see *When it does not
     learn* in the documentation). What the layer computes is the same.
 
-    A linear map is compiled with the cell as one step, and adds a row of weights per spike. Another module (a
-    convolution, a network) is called at each step in a Python loop, with the cell alone compiled;
-    :func:`hibana.explain` says which it is. Tensors that a parametrisation computes, as ``spectral_norm`` of
-    ``torch.nn.utils.parametrizations`` does, are computed once a call, as those of ``torch.nn.RNN`` are; a
-    hook on `recurrent` runs at each step. Through :func:`run` a sequence can be taken in chunks; detach the
-    state between them for backpropagation through time truncated to a chunk.
+    A linear map, ``nn.Linear`` or :class:`hibana.Linear`, is compiled with the cell as one step, and adds a
+    row of weights per spike. Another module (a convolution, a network) is called at each step in a Python
+    loop, with the cell alone compiled; :func:`hibana.explain` says which it is. Tensors that a
+    parametrisation computes, as ``spectral_norm`` of ``torch.nn.utils.parametrizations`` does, are computed
+    once a call, as those of ``torch.nn.RNN`` are; a hook on `recurrent` runs at each step. Through
+    :func:`run` a sequence can be taken in chunks; detach the state between them for backpropagation through
+    time truncated to a chunk.
 
     Args:
         cell: one step of a neuron.

@@ -5,10 +5,8 @@ Nothing here decides what is run, or prints.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
@@ -17,14 +15,10 @@ from hibana.compiler.graph.ops import CALLS, Unsupported
 from hibana.compiler.graph.plan import reachable
 from hibana.compiler.graph.trace import trace
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.delayed_recurrent import DelayedRecurrent
-from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.operations import Weighted, are_spikes, feedback, one_step_later, operations
+from hibana.nn.operations import Neurons, Weighted, are_spikes, operations
 from hibana.nn.window import Window
 
 __all__ = ["ARITHMETIC", "LEVELS", "Account", "Arithmetic", "Ledger"]
-
-Neurons = OverTime | Recurrent | DelayedRecurrent
 
 
 class Arithmetic(NamedTuple):
@@ -88,7 +82,7 @@ class Account:
 
 
 class Ledger:
-    """Counts of all layers of a network that is watched."""
+    """Counts of all layers of a network that is watched, see :func:`hibana.nn.operations.watching`."""
 
     def __init__(self, price: Arithmetic, dense: bool) -> None:
         self.price, self.dense = price, dense
@@ -99,39 +93,15 @@ class Ledger:
         self.uncounted: set[str] = set()
         self._steps: dict[str, tuple[int, int]] = {}
 
-    @contextmanager
-    def watching(self, net: nn.Module) -> Iterator[None]:
-        """Counts what runs through `net` within it."""
-        within = {feedback(module) for module in net.modules()}
-        inside = {i for m in net.modules() if isinstance(m, Neurons) for i in m.modules() if i is not m}
-        hooks = []
-        for name, module in net.named_modules():
-            if module in within:
-                continue  # counted with the layer whose spikes they take
-            if isinstance(module, Weighted):
-                hooks.append(module.register_forward_pre_hook(self._synapses(name)))
-            elif isinstance(module, Neurons):
-                hooks.append(module.register_forward_hook(self._neurons(name)))
-            elif module not in inside and not module._modules and not isinstance(module, _FREE):
-                hooks.append(module.register_forward_pre_hook(self._other))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+    def others(self, name: str, layer: nn.Module, outputs: Tensor) -> None:
+        """Counts a layer without weights that gave `outputs`."""
+        if isinstance(layer, Neurons):
+            self.neurons(name, layer, outputs)
+        elif not isinstance(layer, _FREE):
+            self.uncounted.add(type(layer).__name__)
 
-    def _other(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.uncounted.add(type(module).__name__)
-
-    def _synapses(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, Weighted)
-            self.synapses(name, module, args[0])
-
-        return hook
-
-    def synapses(self, name: str, layer: Weighted, inputs: Tensor) -> None:
-        """Counts a layer of weights on `inputs`."""
+    def synapses(self, name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
+        """Counts a layer of weights that made `outputs` of `inputs`."""
         seen = inputs
         if self.dense and are_spikes(inputs):
             same = inputs.stride(0) == 0
@@ -140,10 +110,10 @@ class Ledger:
         kind, counted = operations(layer, seen)
         count = int(counted)
         once = kind == "macs" and inputs.stride(0) == 0 and not isinstance(layer, Window | DelayedLinear)
-        inputs = inputs[:1] if once else inputs
-        taken, given = _sizes(layer, inputs)
-        outputs = inputs.numel() // taken * given
-        bias = outputs if layer.bias is not None else 0
+        inputs, outputs = (inputs[:1], outputs[:1]) if once else (inputs, outputs)
+        taken = _taken(layer, inputs)
+        given = outputs.numel() * taken // inputs.numel()
+        bias = outputs.numel() if layer.bias is not None else 0
         self.additions[name] += count + bias
         self._touch(name, "weights", sum(each.numel() for each in layer.parameters()), reads=count + bias)
         if kind == "acs":
@@ -153,16 +123,7 @@ class Ledger:
         self.multiplications[name] += count
         reads = inputs.numel() if isinstance(layer, nn.Linear) else count
         self._touch(name, "activations", taken, reads=reads)
-        self._touch(name, "activations", given, writes=outputs)
-
-    def _neurons(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], outputs: Tensor) -> None:
-            assert isinstance(module, Neurons)
-            self.neurons(name, module, outputs)
-            if (synapses := feedback(module)) is not None:
-                self.synapses(f"{name}.recurrent", synapses, one_step_later(outputs))
-
-        return hook
+        self._touch(name, "activations", given, writes=outputs.numel())
 
     def neurons(self, name: str, layer: Neurons, outputs: Tensor) -> None:
         """Counts a layer of neurons that emitted `outputs`, ``[T, batch, ...]``."""
@@ -199,32 +160,23 @@ class Ledger:
 
     def account(self, samples: int, measured: float | None) -> Account:
         """What was counted, of one sample."""
-        totals: dict[str, Counter[tuple[str, str]]] = {"reads": Counter(), "writes": Counter()}
+        counts: dict[str, Counter[tuple[str, str]]] = {"reads": Counter(), "writes": Counter()}
         layers: defaultdict[str, float] = defaultdict(float)
-        memory = 0.0
         for (layer, verb, what, level), count in self.accesses.items():
-            totals[verb][what, level] += count
-            joules = count * LEVELS[level][1] * self.price.bits / 64 / samples
-            memory += joules
-            layers[layer] += joules
-        arithmetic = 0.0
-        for counts, price in (
-            (self.additions, self.price.addition),
-            (self.multiplications, self.price.multiplication),
-        ):
-            for layer, count in counts.items():
-                joules = count * price / samples
-                arithmetic += joules
-                layers[layer] += joules
-        reads, writes = (
-            {key: count / samples for key, count in totals[verb].items()} for verb in ("reads", "writes")
-        )
+            counts[verb][what, level] += count
+            layers[layer] += count * LEVELS[level][1] * self.price.bits / 64 / samples
+        memory = sum(layers.values())
+        arithmetic = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
+        for many, price in arithmetic:
+            for layer, count in many.items():
+                layers[layer] += count * price / samples
+        reads, writes = ({key: n / samples for key, n in each.items()} for each in counts.values())
         return Account(
             self.additions.total() / samples,
             self.multiplications.total() / samples,
             reads,
             writes,
-            arithmetic,
+            sum(many.total() * price for many, price in arithmetic) / samples,
             memory,
             dict(layers),
             tuple(sorted(self.uncounted)),
@@ -232,23 +184,12 @@ class Ledger:
         )
 
 
-def _sizes(layer: Weighted, inputs: Tensor) -> tuple[int, int]:
-    """Numbers that `layer` takes and gives, of one sample and step."""
+def _taken(layer: Weighted, inputs: Tensor) -> int:
+    """Numbers that `layer` takes of one sample and step."""
     if isinstance(layer, nn.Linear | DelayedLinear):
-        return layer.in_features, layer.out_features
-    if isinstance(layer, Window):
-        beyond = inputs[0, 0, 0].numel()
-        return layer.in_channels * beyond, layer.out_channels * beyond
-    taken = tuple(inputs.shape[-len(layer.kernel_size) :])
-    given = taken if layer.padding == "same" else _given(layer, taken)
-    return layer.in_channels * math.prod(taken), layer.out_channels * math.prod(given)
-
-
-def _given(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, taken: tuple[int, ...]) -> tuple[int, ...]:
-    """The sides of what a convolution makes of an image with the sides `taken`."""
-    padding = (0,) * len(taken) if isinstance(layer.padding, str) else layer.padding
-    sides = zip(taken, padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
-    return tuple((side + 2 * p - d * (k - 1) - 1) // s + 1 for side, p, d, k, s in sides)
+        return layer.in_features
+    sides = inputs.shape[3:] if isinstance(layer, Window) else inputs.shape[-len(layer.kernel_size) :]
+    return layer.in_channels * math.prod(sides)
 
 
 def _slots(layer: Weighted) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hibana.compiler import NetworkWarning
 from hibana.nn import lengths as padding
 from hibana.nn.energy import Account, Energy, energy
-from hibana.nn.operations import Weighted, are_spikes, feedback, one_step_later, operations
+from hibana.nn.operations import Weighted, are_spikes, operations, watching
 from hibana.nn.window import LooksBack
 from hibana.runtime.extras import needing
 
@@ -202,33 +202,21 @@ class SynOps(Metric):
             called_with[:] = args[:1]
             self.update(0, 0, args[0].shape[1])
 
-        def multiplied(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, Weighted)
+        def multiplied(name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
             if lengths is None:
-                kind, count = operations(module, args[0])
-            elif isinstance(module, LooksBack):
-                kind, count = operations(module, args[0], lengths)
+                kind, count = operations(layer, inputs)
+            elif isinstance(layer, LooksBack):
+                kind, count = operations(layer, inputs, lengths)
             else:
-                kind, count = operations(module, _own(args[0], called_with[0].shape[:2], lengths))
+                kind, count = operations(layer, _own(inputs, called_with[0].shape[:2], lengths))
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
-        def fed_back(module: nn.Module, args: tuple[Any, ...], spikes: Tensor) -> None:
-            synapses = feedback(module)
-            assert synapses is not None
-            multiplied(synapses, (one_step_later(spikes),))
-
-        within = {module: feedback(module) for module in net.modules()}
-        hooks = [net.register_forward_pre_hook(called)]
-        for module, synapses in within.items():
-            if synapses is not None:
-                hooks.append(module.register_forward_hook(fed_back))
-            elif isinstance(module, Weighted) and module not in within.values():
-                hooks.append(module.register_forward_pre_hook(multiplied))
+        hook = net.register_forward_pre_hook(called)
         try:
-            yield
+            with watching(net, multiplied):
+                yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
 
     def compute(self) -> dict[str, Tensor]:
         """``acs`` and ``macs`` per inference, and ``joules`` if asked for; NaN where nothing was seen."""

@@ -1,9 +1,11 @@
-"""The synaptic operations of one layer: additions that spikes cause, and multiplications that values cause.
+"""The synaptic operations of a layer, and where in a running network its inputs are.
 
-Nothing here watches a network, or knows what an operation costs.
+Spikes cause additions, values multiplications. Nothing here knows what an operation costs.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,12 @@ from torch import Tensor, nn
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.delayed_recurrent import DelayedRecurrent
-from hibana.nn.layers import Recurrent
+from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.window import Window
 
-__all__ = ["Weighted", "are_spikes", "feedback", "one_step_later", "operations"]
+__all__ = ["Neurons", "Weighted", "are_spikes", "operations", "watching"]
 
+Neurons = OverTime | Recurrent | DelayedRecurrent
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
 
 
@@ -43,42 +46,64 @@ def operations(
     if isinstance(layer, nn.Linear):
         reached = inputs.count_nonzero() if spiking else inputs.new_tensor(inputs.numel(), dtype=torch.int64)
         return ("acs", reached * layer.out_features) if spiking else ("macs", reached * layer.out_features)
-    weight = layer.weight
-    fan_out = _outputs_reached(layer, inputs)
-    if spiking:
-        count = (inputs != 0).to(torch.int64).mul(fan_out).sum()
-    else:
-        count = fan_out.expand(inputs.shape).sum()
-    return ("acs" if spiking else "macs"), count * (weight.shape[0] // layer.groups)
+    # a product for each input and weight that meet, over an output channel of each group
+    rank = len(layer.kernel_size)
+    seen = inputs.ne(0) if spiking else torch.ones((), device=inputs.device).expand(inputs.shape)
+    total = seen.reshape(-1, *inputs.shape[-rank - 1 :]).sum(0, keepdim=True, dtype=torch.float64)
+    ones = torch.ones_like(layer.weight[: layer.groups], dtype=torch.float64)
+    convolution = getattr(nn.functional, f"conv{rank}d")
+    met = convolution(total, ones, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    count = met.sum().round().to(torch.int64) * (len(layer.weight) // layer.groups)
+    return ("acs" if spiking else "macs"), count
 
 
-def _outputs_reached(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor) -> Tensor:
-    """How many positions of one output channel each position of an input channel reaches, ``[*space]``."""
-    ones = torch.ones(1, 1, *layer.weight.shape[2:], device=inputs.device, dtype=torch.float64)
-    space = torch.ones(
-        1, 1, *inputs.shape[-len(layer.kernel_size) :], device=inputs.device, dtype=torch.float64
-    ).requires_grad_()
-    with torch.enable_grad():
-        convolution = getattr(nn.functional, f"conv{len(layer.kernel_size)}d")
-        outputs = convolution(
-            space, ones, stride=layer.stride, padding=layer.padding, dilation=layer.dilation
-        )
-        (reached,) = torch.autograd.grad(outputs.sum(), space)
-    return reached[0, 0].to(torch.int64)
+@contextmanager
+def watching(
+    net: nn.Module,
+    synapses: Callable[[str, Any, Tensor, Tensor], None],
+    others: Callable[[str, nn.Module, Tensor], None] | None = None,
+) -> Iterator[None]:
+    """Within it, calls `synapses(name, layer, inputs, outputs)` for each layer of weights that runs in `net`.
+
+    Weights by which the spikes of a layer come back to it get these, one step later, when the layer has run;
+    nothing else is seen of a step that is compiled. Others that run go to `others(name, layer, outputs)`.
+    """
+    back = {module: _feedback(module) for module in net.modules()}
+    inside = {i for m in back if isinstance(m, Neurons) for i in m.modules() if i is not m}
+
+    def hook(name: str) -> Any:
+        def ran(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], outputs: Tensor) -> None:
+            if isinstance(module, Weighted):
+                (inputs,) = *args, *named.values()
+                synapses(name, module, inputs, outputs)
+            elif others is not None:
+                others(name, module, outputs)
+            if (within := back[module]) is not None:
+                earlier = torch.cat([torch.zeros_like(outputs[:1]), outputs[:-1]])
+                synapses(f"{name}.recurrent", within, earlier, outputs)
+
+        return ran
+
+    hooks = []
+    for name, module in net.named_modules():
+        is_layer = isinstance(module, Neurons) or not (module in inside or module._modules)
+        is_counted = isinstance(module, Weighted) and module not in back.values()
+        if is_counted or back[module] is not None or (others is not None and is_layer):
+            hooks.append(module.register_forward_hook(hook(name), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
 
 
-def feedback(layer: nn.Module) -> Weighted | None:
+def _feedback(layer: nn.Module) -> Weighted | None:
     """The synapses by which the spikes of `layer` come back to it, if they are a layer of weights."""
     if isinstance(layer, DelayedRecurrent):
         return layer.recurrent
     if isinstance(layer, Recurrent) and isinstance(layer.recurrent, nn.Linear):
         return layer.recurrent
     return None
-
-
-def one_step_later(spikes: Tensor) -> Tensor:
-    """`spikes`, ``[T, batch, ...]``, as synapses within the layer see them."""
-    return torch.cat([torch.zeros_like(spikes[:1]), spikes[:-1]])
 
 
 def are_spikes(inputs: Tensor) -> bool:

@@ -61,7 +61,7 @@ def kept(folder: Path) -> Facts | None:
         return None
 
 
-@torch.no_grad()  # inference mode would keep operations of a convolution from being counted
+@torch.no_grad()
 def measured(model: "Network", samples: "DataSet") -> Facts:
     """Accuracy, firing and operations of `model` on the test part of `samples`."""
     from hibana.nn import metrics

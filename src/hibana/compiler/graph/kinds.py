@@ -111,3 +111,13 @@ def is_scalar_of_numpy(value: Any) -> bool:
         and isinstance(value, numpy.generic)
         and not isinstance(value, numpy.void | numpy.object_)
     )
+
+
+def traced_kind(module: nn.Module) -> type[nn.Module]:
+    """The class whose ``forward`` a trace runs for `module`: its own, or its class's `traced_as`.
+
+    A layer that looks at its input to choose a kernel computes what a plain layer of torch does; a trace
+    needs the plain one. Subclasses, and modules with a ``forward`` of their own, are taken as they are.
+    """
+    kind: type[nn.Module] = type(module)
+    return kind if "forward" in vars(module) else vars(kind).get("traced_as", kind)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import follow, random_state
+from hibana.compiler.graph.kinds import traced_kind
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.reading import Reading
 from hibana.compiler.graph.recorder import joint_graph
@@ -64,12 +65,19 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
 
 
 def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
-    """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy."""
+    """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy.
+
+    Layers that choose a kernel by their input are those of torch in it.
+    """
     try:
         same = [*tensors.values(), *follow(cell).uncopied]
-        return deepcopy(cell, {id(value): value for value in same})
+        copied = deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell
+    for module in copied.modules():
+        if (kind := traced_kind(module)) is not type(module):
+            module.__class__ = kind
+    return copied
 
 
 def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:

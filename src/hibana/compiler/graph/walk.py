@@ -33,6 +33,7 @@ from hibana.compiler.graph.kinds import (
     is_read_by_torch,
     is_scalar_of_numpy,
     root,
+    traced_kind,
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import CONTAINERS, MISSING, NUMBERS, PLAIN, Item, Look, Watch
@@ -231,7 +232,8 @@ class Walk:
             self._object(value, path, index)
 
     def _module(self, module: nn.Module, path: str, index: int) -> None:
-        own = vars(module).copy()  # another thread may set an attribute
+        kind = traced_kind(module)  # another one than its own reads tensors alone
+        own = vars(module).copy() if kind is type(module) else {}  # another thread may set an attribute
         hyper = {name: value for name, value in own.items() if name not in NOT_HYPER}
         self._attributes.append(_Names(index, path, hyper, module))
         if watch.hooked(module):
@@ -239,7 +241,7 @@ class Walk:
         # apart: AtLeast tells a parameter from a buffer
         tensors = watch.held(module._parameters), watch.held(module._buffers)
         inner = [(name, self._refer(part, f"{path}.{name}")) for name, part in module._modules.items()]
-        self.key.append((index, self._class_of(module, path), module.training, *tensors, *inner))
+        self.key.append((index, self._kind(kind, path), module.training, *tensors, *inner))
 
     def _python_module(self, module: ModuleType, path: str, index: int) -> None:
         values = {n: v for n, v in vars(module).copy().items() if not is_code_of_package(module, v)}

@@ -13,7 +13,7 @@ from hibana.network.c.numbers import Floating, Numbers, Whole
 from hibana.network.c.ordered import ordered
 from hibana.network.c.unit import Unit
 from hibana.network.c.writing import Writing
-from hibana.network.graph import read
+from hibana.network.reading import read
 from hibana.network.whole import Quantized
 
 __all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]

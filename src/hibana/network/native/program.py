@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Network, read
+from hibana.network.graph import Network
 from hibana.network.native.kernel import Native, build
 from hibana.network.native.stream import Stream, check_tensor, sides
+from hibana.network.reading import read
 from hibana.network.whole import Quantized
 
 __all__ = ["Program", "compile"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
+from hibana.network.fold import layer_name
 from hibana.network.nir.file import load
 from hibana.network.nir.layer_of import to_layer
 from hibana.network.nir.nodes import LINEAR, NEURONS, Node, Shape, output_shape
-from hibana.nn.fold import layer_name
 from hibana.nn.window import LooksBack
 
 __all__ = ["read"]

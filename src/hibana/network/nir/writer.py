@@ -1,6 +1,5 @@
 """From a network to a NIR graph: traced with torch.fx, batch normalisation folded, shapes followed."""
 
-import copy
 import os
 import re
 import warnings
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from hibana.network.fold import folded_calls
 from hibana.network.nir.node_of import lost_in_training, to_node
 from hibana.network.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.fold import fold_calls, traced_layers
+from hibana.nn.over_steps import FlattenOverSteps
 
 __all__ = ["write"]
 
@@ -57,9 +57,7 @@ def write(
     dt = next(x for x in (dt, noted.get("dt"), 1e-4) if x is not None)
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
-    folded = copy.deepcopy(net).eval()
-    calls = traced_layers(folded, Scale)
-    fold_calls(folded, calls, erase=True)
+    folded, calls = folded_calls(net, Scale)
     shape = input_shape or noted.get("input_shape") or _taken_by_the_first(folded, calls)
     nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
@@ -107,8 +105,6 @@ class _Walk:
 
     def line(self, line: fx.Node, shape: Shape) -> None:
         if line.op == "placeholder":
-            if self.nodes:
-                raise ValueError("a network must have one input to be written")
             self.sources[line] = [self.put("input", Node("Input", {"shape": np.array(shape)}), [], shape)]
         elif line.op == "output":
             if not isinstance(line.args[0], fx.Node):
@@ -122,11 +118,12 @@ class _Walk:
             self.layer(line)
 
     def layer(self, line: fx.Node) -> None:
-        if not line.args or not isinstance(line.args[0], fx.Node):
-            raise ValueError(
-                f"{line.target} of something that is not computed from the input cannot be written"
-            )
-        sources = self.sources[line.args[0]]
+        called = getattr(line.target, "__name__", line.target)
+        source, *_ = *line.args, *line.kwargs.values(), None
+        if not isinstance(source, fx.Node):
+            what = f"{called} of something that is no value of the network"
+            raise ValueError(f"{what} cannot be written")  # noqa: TRY004 - as the others here
+        sources = self.sources[source]
         shape = self.shapes[sources[0]]
         flat = _flattened(line, self.module(line) if line.op == "call_module" else None)
         if flat is not None:
@@ -134,7 +131,7 @@ class _Walk:
         elif line.op == "call_module":
             node = to_node(self.module(line), shape, self.dt)
         else:
-            raise ValueError(f"NIR has no node for {getattr(line.target, '__name__', line.target)}")
+            raise ValueError(f"NIR has no node for {called}")
         name = line.name
         if line.op == "call_module":
             name = self.names.get(str(line.target), str(line.target))
@@ -166,7 +163,8 @@ class _Walk:
 def _flattened(line: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
     """The dimensions that `line` flattens, if that is what it does."""
     if isinstance(module, nn.Flatten):
-        return module.start_dim, module.end_dim
+        over_steps = isinstance(module, FlattenOverSteps) and (module.start_dim, module.end_dim) == (1, -1)
+        return 2 if over_steps else module.start_dim, module.end_dim
     if line.op == "call_module" or line.target not in (torch.flatten, "flatten"):
         return None
     named: Any = dict(zip(("start_dim", "end_dim"), line.args[1:], strict=False)) | line.kwargs

@@ -12,10 +12,11 @@ from hibana.cells import Cell
 from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import proved
-from hibana.network.graph import WEIGHTED, Network, Node, read
+from hibana.network.graph import WEIGHTED, Network, Node
 from hibana.network.quantized.cells import Scale
 from hibana.network.quantized.making import whole_cell
 from hibana.network.quantized.scales import added, unit
+from hibana.network.reading import read
 from hibana.network.sliding import sliding_of
 from hibana.network.straight import doubles, straight_through
 from hibana.network.whole import Quantized, in_whole_numbers

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.network.c import proved
-from hibana.network.graph import Node, read
+from hibana.network.graph import Node
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
 from hibana.network.quantized.changes import Quantization, change, same_class
+from hibana.network.reading import read
 from hibana.network.straight import doubles
 from hibana.network.whole import Quantized
 

@@ -1,6 +1,7 @@
 """``hb.Linear``."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class Linear(BySpikes, nn.Linear):
     (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
     the backward. Where the input comes from a layer of hibana, the bits that it kept are used, if all of the
     spikes still are what these say: whatever was written to them counts. Its gradient is computed only where
-    that layer's surrogate can let it through, if nobody else looks at it.
+    that layer's surrogate can let it through, if nobody else looks at it. Within a step that is compiled, as
+    the synapses of :class:`hibana.Recurrent` are, it is compiled as ``torch.nn.Linear`` is.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
     second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
@@ -54,6 +56,9 @@ class Linear(BySpikes, nn.Linear):
     >>> print(layer.explain())  # doctest: +ELLIPSIS
     events: ...% of the input spiked; added one by one, as up to ...%...
     """
+
+    traced_as: ClassVar[type[nn.Module]] = nn.Linear
+    """What a trace of a step takes it for: see :func:`hibana.compiler.graph.kinds.traced_kind`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling():

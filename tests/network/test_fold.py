@@ -74,3 +74,64 @@ def test_what_cannot_be_folded_is_named():
 
     with pytest.raises(ValueError, match=r"Branching\.forward cannot be traced"):
         hb.fold_batchnorm(Branching())
+
+
+class Twice(nn.Module):
+    """Calls one normalisation after two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = hb.EachStep(nn.Conv2d(2, 4, 3)), hb.EachStep(nn.Conv2d(4, 4, 3))
+        self.norm = hb.EachStep(nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.norm(self.two(self.norm(self.one(x))))
+
+
+class Aliased(nn.Module):
+    """Calls a convolution by the second of its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = self.same = hb.EachStep(nn.Conv2d(2, 4, 3))
+        self.norm = hb.EachStep(nn.BatchNorm2d(4))
+
+    def forward(self, x):
+        return self.norm(self.same(x))
+
+
+class Between(Twice):
+    """Calls the normalisation once where it has no convolution to be folded into."""
+
+    def forward(self, x):
+        return self.norm(torch.relu(self.norm(self.one(x))))
+
+
+def spectral():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(2, 4, 3))
+    return hb.EachStep(nn.Sequential(layer, nn.BatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("make", [Twice, Aliased, Between, spectral])
+def test_every_call_is_folded(make):
+    x = torch.rand(5, 3, 2, 6, 6)
+    net = _trained(make(), x)
+    folded = hb.fold_batchnorm(net)
+    assert type(folded) is type(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_is_called_with_steps_joined_is_refused():
+    class Images(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.neurons, self.out = nn.Conv2d(1, 2, 3), hb.IF(), nn.Linear(32, 3)
+
+        def forward(self, x):
+            return self.out(torch.flatten(self.neurons(self.conv(x)), 1))
+
+    net, x = Images(), torch.rand(4, 2, 1, 6, 6)
+    hb.optimize(net, x, verbose=False)
+    with pytest.raises(ValueError, match="Images is called with time and batch joined since"):
+        hb.fold_batchnorm(net)

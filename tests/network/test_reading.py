@@ -1,0 +1,196 @@
+"""What can be read as a graph gives the network's own numbers; what can't is refused naming the layer."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, prune
+
+import hibana as hb
+from hibana.network import in_order
+
+
+class Net(nn.Module):
+    """Layers that each test calls in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.neurons = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), hb.IF(0.3)
+        self.out = nn.Linear(64, 3)
+
+
+class Joined(Net):
+    """Joins time and batch itself."""
+
+    def forward(self, x, scale=1.0, *, spikes=False):
+        steps, batch = x.shape[0], x.size(1)
+        x = self.norm(self.conv(x.flatten(0, 1))).view(steps, batch, 4, 4, 4)
+        s = self.neurons(x * scale)
+        return s if spikes else self.out(s.reshape(steps, batch, -1))
+
+
+class Joining(Net):
+    """Neurons that take the samples of all steps for steps."""
+
+    def forward(self, x):
+        return self.neurons(self.conv(x.flatten(0, 1)))
+
+
+class Flat(Net):
+    """Flattens the batch too."""
+
+    def forward(self, x):
+        return self.neurons(x.flatten(1))
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.gain
+
+
+class Times(nn.Module):
+    """Multiplies two values."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+class Falls(nn.Module):
+    """Drops values in evaluation too."""
+
+    def forward(self, x):
+        return functional.dropout(x, 0.9)
+
+
+class Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+class Several(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Held(nn.Module):
+    """Holds a layer where it can't be found."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Linear(3, 3)]
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+IMAGES, ROWS = torch.rand(5, 2, 1, 6, 6), torch.rand(5, 2, 3)
+
+
+def test_time_and_batch_may_be_joined_by_hand():
+    torch.manual_seed(0)
+    net = Joined()
+    for _ in range(5):
+        net(IMAGES)
+    net.eval()
+    program = hb.compile(net, IMAGES)
+    torch.testing.assert_close(program(IMAGES), in_order(net, IMAGES)(IMAGES))
+    kinds = [node.kind for node in program.graph.nodes]
+    assert kinds == ["input", "convolution", "scale", "neurons", "linear"]
+    other = torch.rand(8, 3, 1, 6, 6)
+    torch.testing.assert_close(program(other), in_order(net, other)(other))
+    assert program(IMAGES).std() > 0
+
+
+def test_rates_of_sums_are_those_of_the_example():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = hb.IF(0.5), hb.IF(0.9)
+
+        def forward(self, x):
+            return self.one(x) + self.two(x)
+
+    net = Sum()
+    graph = hb.compile(net, ROWS).graph
+    assert graph.nodes[3].density == pytest.approx(net(ROWS).count_nonzero().item() / ROWS.numel())
+    assert graph.nodes[3].extremes == (0, 2)
+
+
+def test_parametrised_layers_are_read_as_they_compute():
+    torch.manual_seed(0)
+    layer = parametrizations.spectral_norm(nn.Conv2d(1, 4, 3))
+    each = hb.EachStep(nn.Sequential(layer, nn.BatchNorm2d(4)))
+    net = nn.Sequential(each, hb.IF(0.3), nn.Flatten(2), parametrizations.weight_norm(nn.Linear(64, 3)))
+    net(IMAGES)
+    nn.init.uniform_(each.module[1].weight, 1, 2)
+    net.eval()
+    torch.testing.assert_close(hb.compile(net, IMAGES)(IMAGES), in_order(net, IMAGES)(IMAGES))
+    torch.testing.assert_close(in_order(net, IMAGES)(IMAGES).mean(), net(IMAGES).mean(), rtol=0.05, atol=0.01)
+    assert isinstance(net[3].parametrizations, nn.ModuleDict)
+
+
+def test_pruned_layers_are_read_as_they_compute():
+    net = nn.Sequential(nn.Linear(3, 8), hb.IF(0.1), nn.Linear(8, 2)).eval()
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    program = hb.compile(net, ROWS)
+    torch.testing.assert_close(program(ROWS), net(ROWS))
+    assert program.graph.nodes[1].module.weight.count_nonzero() == 12
+    assert prune.is_pruned(net)
+
+
+def test_a_network_of_one_layer_is_read():
+    for layer in (nn.Linear(3, 2), hb.IF(0.3), hb.EachStep(nn.Linear(3, 2))):
+        torch.testing.assert_close(hb.compile(layer, ROWS)(ROWS), layer(ROWS))
+        assert type(hb.fold_batchnorm(layer)) is type(layer)
+
+
+@pytest.mark.parametrize(
+    ("net", "says"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), Branching()), r"layer '1': Branching\.forward cannot be traced: "),
+        (nn.Sequential(nn.Linear(3, 3), Times()), "'sigmoid' in layer '1': sigmoid is no operation"),
+        (nn.Sequential(nn.Linear(3, 3), Scaled()), r"'1\.gain' is a tensor outside of a layer"),
+        (nn.Sequential(nn.Linear(3, 3), Falls()), "'dropout' in layer '1' .*, and drops some in evaluation"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer '1': LayerNorm is no layer"),
+        (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), "layer '1': GRU is no layer"),
+        (nn.Sequential(nn.Linear(3, 3), nn.Flatten()), r"layer '1' makes \[5, 6\] of \[5, 2, 3\]"),
+        (nn.Sequential(hb.IF(), Held()), r"layer '1': Held\.forward cannot be traced: "),
+        (Two(), r"Two\.forward cannot be traced: it takes a second input, 'y'"),
+        (Several(), "net must return one tensor"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_what_cannot_be_read_is_named(net, says):
+    with pytest.raises((RuntimeError, ValueError), match=says):
+        hb.compile(net, ROWS)
+
+
+def test_joined_steps_are_refused_where_they_would_be_taken_for_time():
+    with pytest.raises(RuntimeError, match="layer 'neurons': IF is called with time and batch joined"):
+        hb.compile(Joining(), IMAGES)
+    with pytest.raises(RuntimeError, match=r"'flatten' in Flat\.forward makes \[5, 72\] of \[5, 2, 1, "):
+        hb.compile(Flat(), IMAGES)
+
+
+def test_a_layer_that_does_not_take_the_example_is_named():
+    with pytest.raises(RuntimeError) as raised:
+        hb.compile(nn.Sequential(nn.Linear(4, 3), hb.IF()), ROWS)
+    assert raised.value.__notes__ == ["layer '0' (Linear) was given the shape [5, 2, 3]"]
+
+
+def test_recurrent_neurons_are_named_and_counted_in_the_table():
+    neurons = hb.Recurrent(hb.LIFCell(), 3), hb.DelayedRecurrent(hb.LIFCell(), 3, max_delay=2)
+    graph = hb.compile(nn.Sequential(*neurons).eval(), ROWS).graph
+    _, _, one, two, _ = str(graph).splitlines()
+    assert one.split()[1:3] == ["recurrent", "LIF"]
+    assert two.split()[1:4] == ["delayed", "recurrent", "LIF"]
+    assert [row.split()[-2] for row in (one, two)] == [str(3 * 7 + 9), str(3 * 6 + 9)]
