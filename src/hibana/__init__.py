@@ -53,7 +53,7 @@ from hibana.cells import (
     surrogate,
 )
 from hibana.cells.surrogate import Heaviside
-from hibana.compiler import NetworkWarning, SlowPathWarning, explain, outer, record, unroll
+from hibana.compiler import NetworkWarning, SlowPathWarning, explain, named_kernels, record, unroll
 from hibana.nn.layers import (
     ALIF,
     EIF,
@@ -219,7 +219,7 @@ def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
     return product.over_bits(rows, words)
 
 
-outer.by_bits = _by_bits
+named_kernels.by_bits = _by_bits
 
 
 class _PublicModules:

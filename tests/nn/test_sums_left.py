@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.cpu.walk import MULTIPLE
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.nn.normalized import kernels as of_normalized
 from hibana.nn.normalized import layer as normalized
 from hibana.spikes.convolution import autograd

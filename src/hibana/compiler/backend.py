@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.producer import Producer
 from hibana.compiler.strides import row_bytes
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
     from hibana.compiler.graph.step import Step
+    from hibana.runtime.kernels import Call
 
 __all__ = [
     "Backend",
@@ -28,6 +28,8 @@ __all__ = [
     "Kernels",
     "Launch",
     "OneStepKernels",
+    "Producer",
+    "check_backend",
     "kernels_of",
     "names",
     "of_device",
@@ -106,6 +108,28 @@ class OneStepKernels(NamedTuple):
     """Of shapes and dtypes like these."""
     no_uniform_at: int
     """The address of no scalar gradient."""
+
+
+class Producer(NamedTuple):
+    """A kernel that computes the inputs of a run a piece at a time, so that they are read from the cache.
+
+    A piece is a stretch of the numbers of one step. Pieces are numbered as they lie in memory, those of one
+    step before those of the next.
+    """
+
+    call: "Call"
+    target: int
+    """Which of its arguments says where the sequence begins."""
+    pieces: int
+    """Of a step."""
+    length: int
+    """Numbers of a piece."""
+    into: Tensor
+    """The sequence, or its steps joined; nothing was written to its memory yet."""
+
+    def finish(self) -> None:
+        """Computes all of it."""
+        self.call.run(self.into.numel() // self.length)
 
 
 class Kernels(ABC):
@@ -229,6 +253,12 @@ def register(backend: Backend) -> None:
 def names() -> tuple[str, ...]:
     """All that ``backend=`` takes."""
     return ("auto", "reference", *_KNOWN)
+
+
+def check_backend(name: str) -> None:
+    """Raises ``ValueError`` if there is no backend of that name."""
+    if name not in names():
+        raise ValueError(f"backend must be one of {', '.join(names())}; got {name!r}")
 
 
 def of_device(device: str) -> str:

@@ -30,16 +30,18 @@ Tensors = Sequence[Tensor]
 _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
 
 
-def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool) -> _Run | str:
-    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
+def executable(
+    cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool
+) -> tuple[_Run | None, str]:
+    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or None and why."""
     dynamo = torch.compiler.is_dynamo_compiling()
     keeps = torch.is_grad_enabled()
     text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto, keeps)
     if reason:
-        return str(reason)
+        return None, str(reason)
     if dynamo:
         guard(cell, inputs[0].to(dtype))
-    return partial(_unroll, cell, text, backend)
+    return partial(_unroll, cell, text, backend), ""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so

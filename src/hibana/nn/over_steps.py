@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from hibana import spikes
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful

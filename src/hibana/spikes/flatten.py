@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.attached import attach
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns

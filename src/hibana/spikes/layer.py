@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.priors import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels, Producer
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
@@ -33,7 +33,6 @@ from hibana.compiler.cpu.walk import (
 )
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
-from hibana.compiler.producer import Producer
 from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import assemble
 

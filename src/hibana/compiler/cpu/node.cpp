@@ -416,7 +416,7 @@ PyObject* bits_of(PyObject* self, void*) {
   END_HANDLE_TH_ERRORS
 }
 
-// As hibana.compiler.scalar_gradient has it: None, or a pair of the backward's number and the gradient.
+// As hibana.compiler.derivatives has it: None, or a pair of the backward's number and the gradient.
 PyObject* uniform_of(PyObject* self, void*) {
   HANDLE_TH_ERRORS
   const auto& run = run_of(self);

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.derivatives import applied
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels

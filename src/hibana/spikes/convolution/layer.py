@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain
 from hibana.spikes.convolution import autograd, dense

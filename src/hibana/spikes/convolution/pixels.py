@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.runtime.kernels import Call, Sized, float_bits
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution import window_kernels as windows
