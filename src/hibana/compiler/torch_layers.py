@@ -174,13 +174,13 @@ def made_of_channels(called: list[nn.Module], inputs: Tensor) -> str:
     """
     if len(called) < 2 or inputs.ndim not in (3, 4):
         return ""
-    beside = [module for module in called[1]._modules.values() if module is not None]
+    siblings = [module for module in called[1]._modules.values() if module is not None]
     if type(called[1]) is nn.Sequential:
-        before = beside[: _place(beside, called[0]) or 0]
-        beside = [module for module in before if not isinstance(module, _SHAPELESS)][-1:]
+        before = siblings[: _place(siblings, called[0]) or 0]
+        siblings = [module for module in before if not isinstance(module, _SHAPELESS)][-1:]
     elif inputs.ndim == 3:
         return ""
-    for layer in beside:
+    for layer in siblings:
         what = _MAKERS.get(type(layer))
         if what and _dimensions(layer) == inputs.ndim and _channels(layer, "out_channels") == inputs.shape[1]:
             return what

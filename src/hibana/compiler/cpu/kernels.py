@@ -25,7 +25,7 @@ from hibana.compiler.cpu.walk import (
     ALIASING_FROM,
     Bound,
     Walk,
-    folded,
+    reduced_length,
     patterns_of,
     unaliased,
     walk,
@@ -165,7 +165,7 @@ class CpuKernels(NativeKernels):
         if parameters:
             patterns = patterns_of(parameters, one.numel())
             if given.reduced and one.numel() >= self.patterns_from:
-                reduced = tuple([folded(one[over:].numel()) for over in given.reduced])
+                reduced = tuple([reduced_length(one[over:].numel()) for over in given.reduced])
         aligned, threads = place % LINE == 0, torch.get_num_threads()
         variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, reduced)
         again = plan.recomputed
