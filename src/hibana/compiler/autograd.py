@@ -220,6 +220,7 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+    """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
     program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(saved_tensors(ctx))

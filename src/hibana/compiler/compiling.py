@@ -74,6 +74,7 @@ class Program:
     def _parameters(
         self, cell_tensors: Sequence[Tensor], one: torch.Size, order: Order | None
     ) -> list[Tensor]:
+        """:meth:`parameters`, where autograd records nothing."""
         values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
         repeated = one.numel() >= self.kernels.patterns_from

@@ -164,6 +164,7 @@ def _forward(
     keep: bool,
     seed: Tensor | None = None,
 ) -> list[Tensor]:
+    """The outputs, the last states but the emitted, and with `keep` the residuals."""
     made = _program(step, backend, inputs, real=True)
     plan, parameters = made.plan if keep else None, made.parameters(cell_tensors, inputs)
     # a graph expects of every tensor that it begins where its memory does
@@ -204,6 +205,7 @@ def _backward(
     learned: Sequence[bool],
     seed: Tensor | None = None,
 ) -> list[Tensor]:
+    """The gradients of inputs and initial states, and of the cell's tensors that are `learned`."""
     made = _program(step, backend, inputs, real=True)
     given = BackwardArguments(
         made.plan,
@@ -254,6 +256,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    """The gradients of the arguments of ``hibana::unroll``, by ``hibana::unroll_backward``."""
     saved, begun = list(ctx.saved_tensors), ctx.begun
     seed = saved.pop() if ctx.draws else None
     like = next(g for g in grads if g is not None)

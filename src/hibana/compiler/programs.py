@@ -77,6 +77,7 @@ def is_plain(cell: Cell) -> bool:
 
 
 def _is_bare(cell: Cell) -> bool:
+    """Whether `cell` holds no module and has no hook."""
     return not (cell._modules or hooked(cell))
 
 

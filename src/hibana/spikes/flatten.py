@@ -53,8 +53,11 @@ def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
 
 
 class _Flatten(torch.autograd.Function):
+    """The node of a flattening that copies: its gradient is reshaped; it carries the spikes' provenance."""
+
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Provenance | None) -> Tensor:
+        """`copied`, the flattened copy of `spikes`; `support` is what :func:`lookup` finds at the node."""
         ctx.shape, ctx.support = spikes.shape, support
         return copied.detach()
 

@@ -195,6 +195,7 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice
 
 
 def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
+    """The choice by the times of the candidates; by the prior where nothing may be timed."""
     if priors_only():
         return _by_prior(key, ones)
     times = _times(key, calls)

@@ -249,6 +249,10 @@ class CpuKernels(NativeKernels):
         )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """A run from rest by the autograd node in C++; None if that is not built.
+
+        None too for a step that has parameters or draws random numbers: the node passes neither.
+        """
         if built() is None or self.step.parameters or self.step.draws:
             return None
         return self._launch(plan, shape, ends, torch.get_num_threads())
