@@ -100,7 +100,8 @@ if TYPE_CHECKING:
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.window import Window
-    from hibana.play import demo as demo
+    from hibana.cli import demo as demo
+    from hibana.cli import play as play
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
     from hibana.train.shipped import pretrained
@@ -108,7 +109,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "convert": "network",
     "data": "data",
-    "demo": "play.demo",
+    "demo": "cli.demo",
     "encode": "nn.encode",
     "events": "spikes",
     "learn": "learn",
@@ -118,6 +119,7 @@ _PUBLIC = {
     "models": "nn.models",
     "neurobench": "network.neurobench",
     "nir": "network.nir",
+    "play": "cli.play",
     "plot": "plot",
     "surrogate": "cells.surrogate",
     "train": "train",

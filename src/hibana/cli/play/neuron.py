@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler import unroll
-from hibana.play import controls
-from hibana.play.source import Trouble, found
+from hibana.cli.play import controls
+from hibana.cli.play.source import Trouble, found
 
 __all__ = ["SHAPES", "STEPS", "answer", "describe"]
 
