@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.priors import SMALLEST_WORK
+from hibana.compiler.torch_layers import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of, sampled_density
