@@ -179,8 +179,8 @@ class _Run(torch.autograd.Function):
 
     Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
     ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
-    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`,
-    a gradient that is one number for all outputs (:mod:`hibana.compiler.derivatives`), where it exists.
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write
+    `scalar_gradient`, one number for all outputs (:mod:`hibana.compiler.derivatives`), where it exists.
     """
 
     @staticmethod
@@ -205,8 +205,8 @@ class _Run(torch.autograd.Function):
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
-        if program.takes_uniform:
-            ctx.uniform = None
+        if program.takes_scalar_gradient:
+            ctx.scalar_gradient = None
         if order is not None:
             outputs, last = in_callers_order(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -256,7 +256,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         reduced=program.reduced(order, len(shape) - 1)
         if program.step.grad_sums and program.takes_zeros
         else (),
-        uniform_grad=scalar_gradient(ctx) if program.takes_uniform else None,
+        scalar_gradient=scalar_gradient(ctx) if program.takes_scalar_gradient else None,
         seed=ctx.seed,
     )
     backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward

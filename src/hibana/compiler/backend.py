@@ -88,7 +88,7 @@ class BackwardArguments(NamedTuple):
     """For each sum over time, how many of a step's first dimensions it may be reduced over, to size 1."""
     may_offset: bool = True
     """Whether the gradient of the input may begin after the start of its storage."""
-    uniform_grad: Tensor | None = None
+    scalar_gradient: Tensor | None = None
     """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
     seed: int = 0
     """That of the forward."""
@@ -106,7 +106,7 @@ class OneStepKernels(NamedTuple):
     before; gradients of the states after but the emitted, and of those before; residuals. 0 is none."""
     residuals: list[Tensor]
     """Of shapes and dtypes like these."""
-    no_uniform_at: int
+    no_scalar_gradient_at: int
     """The address of no scalar gradient."""
 
 
@@ -139,7 +139,7 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
-    takes_uniform: ClassVar[bool] = False
+    takes_scalar_gradient: ClassVar[bool] = False
     """Whether the backward takes a scalar gradient."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""

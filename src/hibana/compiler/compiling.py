@@ -39,9 +39,9 @@ class Program:
     """Whether missing gradients may be zeros for the kernels; else `missing_gradients` is the backward."""
 
     @property
-    def takes_uniform(self) -> bool:
+    def takes_scalar_gradient(self) -> bool:
         """Whether the backward takes a scalar gradient."""
-        return self.kernels.takes_uniform and self.takes_zeros
+        return self.kernels.takes_scalar_gradient and self.takes_zeros
 
     @cached_property
     def summed(self) -> tuple[frozenset[int], ...]:

@@ -126,18 +126,18 @@ def _leaves(node: Any) -> list[Tensor]:
 
 def takes_scalar_gradient(node: Any) -> bool:
     """Whether `node` takes a scalar gradient."""
-    return hasattr(node, "uniform")
+    return hasattr(node, "scalar_gradient")
 
 
 def add_scalar_gradient(node: Any, grad: Tensor) -> None:
     """Adds the 0-dimensional `grad` to the scalar gradient of `node`, which the running backward reaches."""
     before = scalar_gradient(node)
-    node.uniform = running_backward(), grad if before is None else before + grad
+    node.scalar_gradient = running_backward(), grad if before is None else before + grad
 
 
 def scalar_gradient(node: Any) -> Tensor | None:
     """The scalar gradient of `node` in the running backward."""
-    found: tuple[int, Tensor] | None = node.uniform
+    found: tuple[int, Tensor] | None = node.scalar_gradient
     return found[1] if found is not None and found[0] == running_backward() else None
 
 

@@ -181,7 +181,7 @@ class CpuKernels(NativeKernels):
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
-            self.uniform_at(given),
+            self.scalar_gradient_at(given),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
             *(*sums_at, *self._drawn(given.seed)),
         ]
@@ -245,7 +245,7 @@ class CpuKernels(NativeKernels):
             *(forward.given(self.constants_at), keeping.given(self.constants_at)),
             backward.given(self.constants_at),
             self._residuals(plan, shape),
-            self.no_uniform_at,
+            self.no_scalar_gradient_at,
         )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
@@ -258,7 +258,7 @@ class CpuKernels(NativeKernels):
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        given = {"constants": self.constants_at, "uniform_grad_at": self.no_uniform_at}
+        given = {"constants": self.constants_at, "scalar_gradient_at": self.no_scalar_gradient_at}
         kept = plan.names if plan else ()
         *carried, _ = self.step.states
         forward = self._forward(shape, plan, True, threads, ())
