@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from hibana import plot as plot
     from hibana import spikes as events
     from hibana import train as train
+    from hibana.cli import demo as demo
+    from hibana.cli import play as play
     from hibana.network import from_ann, quantize
     from hibana.network import neurobench as neurobench
     from hibana.network import nir as nir
@@ -100,8 +102,6 @@ if TYPE_CHECKING:
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.window import Window
-    from hibana.cli import demo as demo
-    from hibana.cli import play as play
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
     from hibana.train.shipped import pretrained

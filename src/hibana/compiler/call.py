@@ -1,8 +1,8 @@
 """A call of a cell over a sequence: what runs it, found once and remembered by the cell.
 
-A call is read here from top to bottom: :func:`emitted` looks for an earlier call like it
-(:mod:`hibana.compiler.programs` is the cache), else checks its arguments and asks :func:`_executable` for what
-runs it. How a compiled run computes is in :mod:`hibana.compiler.autograd`.
+A call is read here from top to bottom: :func:`emitted` looks for an earlier call like it in the cache
+(:mod:`hibana.compiler.programs`), else checks its arguments and asks :func:`_executable` for what runs it.
+How a compiled run computes is in :mod:`hibana.compiler.autograd`.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -93,7 +93,10 @@ def unrolled(
     if one and ready is None and (spec := programs.known(cell, _key(backend, inputs, True, True))):
         one_step.prepare(cell, backend, spec)
     if len(last) < len(cell._hibana.states):
-        last = (*last, outputs.select(0, -1).clone())  # a view would keep, and change with, the whole sequence
+        last = (
+            *last,
+            outputs.select(0, -1).clone(),
+        )  # a view would keep, and change with, all steps
     return outputs, tuple(last)
 
 

@@ -1,7 +1,7 @@
-"""The cache of calls, on three levels, each bounded:
+"""The cache of calls, on three levels, each of them bounded.
 
-- a cell remembers its calls (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so on
-  lead to the specification of a run, while what the step reads is unchanged;
+- a cell remembers its calls (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so
+  on lead to the specification of a run, while what the step reads is unchanged;
 - cells of one fingerprint share programs (:func:`program`), a step's trace and plan with a backend's kernels:
   cells of one class, with equal hyper-parameters and tensors of equal shapes;
 - steps that differ in constants alone share kernels (:mod:`hibana.compiler.compiling`).

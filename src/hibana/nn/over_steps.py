@@ -21,8 +21,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from hibana import spikes
-from hibana.compiler.graph.watch import hooked
 from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.graph.watch import hooked
 from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful

@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.attached import attach
 from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.attached import attach
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns

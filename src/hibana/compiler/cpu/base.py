@@ -41,4 +41,6 @@ class NativeKernels(Kernels):
 
     def scalar_gradient_at(self, given: BackwardArguments) -> int:
         """The address of the scalar gradient."""
-        return self.no_scalar_gradient_at if given.scalar_gradient is None else given.scalar_gradient.data_ptr()
+        return (
+            self.no_scalar_gradient_at if given.scalar_gradient is None else given.scalar_gradient.data_ptr()
+        )

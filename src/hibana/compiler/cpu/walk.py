@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.row_walk import REDUCTION_WIDTH, OUTPUT_OFFSET, PAGE
+from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE, REDUCTION_WIDTH
 from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 

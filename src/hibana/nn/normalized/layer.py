@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from hibana import cells
 from hibana.compiler import ambient, emitted_around
-from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.watch import hooked
 from hibana.compiler.ambient import is_name
 from hibana.compiler.backend import Producer
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.watch import hooked
 from hibana.compiler.strides import repeated
 from hibana.nn.blocks import ThresholdBatchNorm2d
 from hibana.nn.each_step import EachStep

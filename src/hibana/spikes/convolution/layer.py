@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.graph.watch import hooked
 from hibana.compiler.backend import Producer
+from hibana.compiler.graph.watch import hooked
 from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain
 from hibana.spikes.convolution import autograd, dense

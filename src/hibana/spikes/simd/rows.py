@@ -255,7 +255,10 @@ def transposed_square(
     """
     rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
     in_turn = {1: (0, VECTOR, 1, VECTOR + 1), 2: (0, 1, VECTOR, VECTOR + 1)}
-    for distance, chosen in in_turn.items():  # squares of 4 x 4: lanes of two rows one by one, then two by two
+    for (
+        distance,
+        chosen,
+    ) in in_turn.items():  # squares of 4 x 4: lanes of two rows by ones, then by twos
         low = [quad + lane for quad in range(0, VECTOR, 4) for lane in chosen]
         high = [lane + 2 for lane in low]
         pairs = [(rows[i], rows[i + distance]) for i in range(VECTOR) if not i & distance]
