@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hibana.cli import main
-from hibana.play.network import SHIPPED
+from hibana.cli.play.network import SHIPPED
 from hibana.train import checkpoint
 
 if __name__ == "__main__":

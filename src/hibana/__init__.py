@@ -53,7 +53,7 @@ from hibana.cells import (
     surrogate,
 )
 from hibana.cells.surrogate import Heaviside
-from hibana.compiler import NetworkWarning, SlowPathWarning, explain, outer, record, unroll
+from hibana.compiler import NetworkWarning, SlowPathWarning, explain, named_kernels, record, unroll
 from hibana.nn.layers import (
     ALIF,
     EIF,
@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from hibana import plot as plot
     from hibana import spikes as events
     from hibana import train as train
+    from hibana.cli import demo as demo
+    from hibana.cli import play as play
     from hibana.network import from_ann, quantize
     from hibana.network import neurobench as neurobench
     from hibana.network import nir as nir
@@ -100,7 +102,6 @@ if TYPE_CHECKING:
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.window import Window
-    from hibana.play import demo as demo
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
     from hibana.train.shipped import pretrained
@@ -108,7 +109,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "convert": "network",
     "data": "data",
-    "demo": "play.demo",
+    "demo": "cli.demo",
     "encode": "nn.encode",
     "events": "spikes",
     "learn": "learn",
@@ -118,6 +119,7 @@ _PUBLIC = {
     "models": "nn.models",
     "neurobench": "network.neurobench",
     "nir": "network.nir",
+    "play": "cli.play",
     "plot": "plot",
     "surrogate": "cells.surrogate",
     "train": "train",
@@ -219,7 +221,7 @@ def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
     return product.over_bits(rows, words)
 
 
-outer.by_bits = _by_bits
+named_kernels.by_bits = _by_bits
 
 
 class _PublicModules:

@@ -5,7 +5,7 @@ import torch
 
 import hibana as hb
 from hibana.compiler import emitted_around
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.nn.normalized import autograd as of_normalized
 from hibana.nn.normalized.autograd import moments
 from hibana.nn.normalized.layer import Scaled

@@ -201,7 +201,7 @@ def test_the_node_says_how_it_was_run_and_where_a_gradient_can_matter():
     emitted(cell, inputs)
     outputs, _ = emitted(cell, inputs)
     seen = outputs.grad_fn
-    assert seen.specification is programs.known(cell, hb.compiler._call("auto", inputs, True))
+    assert seen.specification is programs.known(cell, hb.compiler.call._key("auto", inputs, True))
     assert seen.specification.program.step.states == ("v_state", "s_state")
     assert seen.support.shape == (5, 9)
     assert seen.support.dtype == torch.uint8

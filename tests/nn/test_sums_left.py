@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.compiler.backend import Producer
 from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.cpu.walk import MULTIPLE
-from hibana.compiler.producer import Producer
 from hibana.nn.normalized import kernels as of_normalized
 from hibana.nn.normalized import layer as normalized
 from hibana.spikes.convolution import autograd

@@ -92,7 +92,7 @@ def test_a_command_that_does_not_train_loads_no_lightning():
 
 def test_a_trained_network_is_opened_and_used_without_lightning(tmp_path):
     pytest.importorskip("lightning", reason="the extra train is not installed")
-    from play.test_play import untrained
+    from cli.play.test_play import untrained
 
     path = untrained(tmp_path / "checkpoint.ckpt")
     code = (

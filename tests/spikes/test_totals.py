@@ -15,8 +15,8 @@ from hibana.spikes.totals import total
 def handed(monkeypatch):
     """How often a gradient was handed to a node, and not expanded."""
     found = []
-    hand = totals.hand
-    monkeypatch.setattr(totals, "hand", lambda *given: (found.append(1), hand(*given)))
+    add = totals.add_scalar_gradient
+    monkeypatch.setattr(totals, "add_scalar_gradient", lambda *given: (found.append(1), add(*given)))
     return found
 
 

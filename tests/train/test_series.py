@@ -170,7 +170,7 @@ def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     assert outcome.accuracy >= 0.8
     answers = train.predict(outcome.checkpoint, tmp_path / "waves")
     assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
-    from hibana.play import network as shown
+    from hibana.cli.play import network as shown
 
     seen = shown.sample(str(tmp_path / "run"), 0)
     first = longer.test.inputs[0, : longer.test.lengths[0]]
@@ -193,7 +193,7 @@ def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
     assert main(["predict", str(run)]) == 0
     assert main(["predict", str(run), str(tmp_path / "short.npz")]) == 0
     assert "of 30 right" in capsys.readouterr().out
-    from hibana.play import network as shown
+    from hibana.cli.play import network as shown
 
     number = shown.mistake(str(run), 0)
     seen = shown.sample(str(run), number)

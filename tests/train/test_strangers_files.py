@@ -64,8 +64,8 @@ def said(capsys, *arguments):
 
 
 def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
-    from hibana.play import network
-    from hibana.play.source import Trouble
+    from hibana.cli.play import network
+    from hibana.cli.play.source import Trouble
 
     path = stranger / "hostile.ckpt"
     torch.save(content(layers="stranger:net"), path)

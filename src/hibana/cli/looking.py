@@ -28,7 +28,7 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
 
         from hibana import plot
         from hibana.cells import surrogate as surrogates
-        from hibana.play import demo
+        from hibana.cli import demo
 
     torch.manual_seed(seed)
     print("Demo 1: forty neurons at one moment\n")

@@ -134,8 +134,8 @@ def play(
 
     reachable(trust)
     with doing("loading the page"), refusing():
-        from hibana.play.network import DIGITS
-        from hibana.play.server import serve
+        from hibana.cli.play.network import DIGITS
+        from hibana.cli.play.server import serve
         from hibana.train.architecture import check_trust
 
         check_trust(None, trust, "the command")

@@ -1,8 +1,12 @@
-"""The :func:`hibana.run` that a layer is called within, if any: one for each thread and task of asyncio."""
+"""What a layer is called within: a :func:`hibana.run`, a graph that is being traced, a transform of torch."""
 
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 active = False
 """Whether any thread is within a run: a cheap check, and one that Dynamo can guard."""
@@ -10,6 +14,12 @@ active = False
 _COUNTING = Lock()
 _count = 0
 _CURRENT: ContextVar[Any] = ContextVar("hibana.run", default=None)
+"""One for each thread and task of asyncio."""
+
+# looked up once: they are a tenth of a small call
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_modes, _jit_trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transform = torch._C._functorch.peek_interpreter_stack
 
 
 def current() -> Any:
@@ -42,3 +52,35 @@ def _counted(change: int) -> None:
     with _COUNTING:
         _count += change
         active = _count > 0
+
+
+def is_traced(inputs: Tensor) -> bool:
+    """Whether a call on `inputs` is being written down rather than run."""
+    return _is_dynamo_compiling() or type(inputs) not in (Tensor, nn.Parameter) or _modes() > 0
+
+
+def is_watched(inputs: Tensor) -> bool:
+    """Whether more than autograd sees a call on `inputs`: a trace, a transform, a forward derivative."""
+    return (
+        _is_dynamo_compiling()
+        or (type(inputs) is not Tensor and type(inputs) is not nn.Parameter)
+        or _modes() > 0
+        or forward_ad._current_level >= 0
+        or _transform() is not None
+        or _jit_trace() is not None
+    )
+
+
+def is_name(inputs: Any) -> bool:
+    """Whether `inputs` only stand for a tensor, in a symbolic trace by ``torch.fx``."""
+    return isinstance(inputs, fx.Proxy)
+
+
+def as_leaf(module: nn.Module, inputs: Any, *rest: Any, **named: Any) -> Any:
+    """The call of `module` on `inputs` that :func:`is_name`, as one node of the symbolic trace.
+
+    ``torch.fx.symbolic_trace`` does so for modules of torch's own and goes into all others, where what a
+    layer of hibana's does depends on what its input is.
+    """
+    path = inputs.tracer.path_of_module(module)
+    return inputs.tracer.create_proxy("call_module", path, (inputs, *rest), named)

@@ -1,6 +1,6 @@
 """The node of autograd of a cell over a whole sequence, for kernels of every backend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.compiler import programs
 from hibana.compiler.attached import RUNS, attach
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch
-from hibana.compiler.derivatives import applied, are_batched, differentiated_once
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, Producer
+from hibana.compiler.derivatives import applied, are_batched, differentiated_once, scalar_gradient
 from hibana.compiler.draws import new_seed
-from hibana.compiler.producer import Producer
-from hibana.compiler.scalar_gradient import handed
 from hibana.compiler.strides import (
     Order,
     expansion,
@@ -34,18 +33,26 @@ if TYPE_CHECKING:
 
 
 def run(
-    program: "Program", cell: Cell, ends: bool, inputs: Tensor, state: tuple[Tensor, ...] | None
+    program: "Program",
+    cell: Cell,
+    ends: bool,
+    key: Hashable | None,
+    inputs: Tensor,
+    state: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """`cell` over `inputs` by `program`: its outputs, and if `ends` its last states but the emitted one.
 
-    Outputs have the memory format of `inputs`.
+    Outputs have the memory format of `inputs`. The run is remembered by `cell` under `key`, if there is one.
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
     spec = specified(program, inputs, ends, len(begun), alone=not cell_tensors)
     if spec is None:
-        inputs = inputs.contiguous()
-        spec = _specified(program, inputs, ends, None, len(begun))
+        inputs, key = inputs.contiguous(), None
+        spec = specified(program, inputs, ends, len(begun), alone=False)
+        assert spec is not None
+    if key is not None:
+        programs.attach(cell, key, spec)
     return go(spec, inputs, (*begun, *cell_tensors))
 
 
@@ -83,29 +90,21 @@ def specified(
 
     `alone`: without tensors.
     """
-    order = _order(program, inputs)
-    if order is None and not steps_contiguous(inputs):
+    order: Order | None = None
+    shape = inputs.shape
+    # neurons of a sample lie together in memory where a step multiplies them; what they draw depends on order
+    if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
+        order = memory_order(inputs)
+    if order is not None:
+        shape = torch.Size(inputs.shape[d] for d in order)
+    elif not steps_contiguous(inputs):
         return None
-    spec = _specified(program, inputs, ends, order, begun)
+    constant = inputs.stride(0) == 0 and shape[0] > 1
+    spec = RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
     if begun or not (alone and program.takes_zeros and inputs.is_contiguous()):
         return spec
     keeps = torch.is_grad_enabled() and inputs.requires_grad
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
-
-
-def _order(program: "Program", inputs: Tensor) -> Order | None:
-    """The memory order of the dimensions of `inputs`, if it is another than theirs."""
-    if program.step.matrices or program.step.draws or inputs.is_contiguous():
-        return None  # neurons of a sample lie together, and what they draw depends on their order
-    return memory_order(inputs)
-
-
-def _specified(
-    program: "Program", inputs: Tensor, ends: bool, order: Order | None, begun: int = 0
-) -> RunSpecification:
-    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
-    constant = inputs.stride(0) == 0 and shape[0] > 1
-    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
 
 
 def go(
@@ -180,8 +179,8 @@ class _Run(torch.autograd.Function):
 
     Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
     ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
-    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write `uniform`,
-    a gradient that is one number for all outputs (:mod:`hibana.compiler.scalar_gradient`), where it exists.
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write
+    `scalar_gradient`, one number for all outputs (:mod:`hibana.compiler.derivatives`), where it exists.
     """
 
     @staticmethod
@@ -206,8 +205,8 @@ class _Run(torch.autograd.Function):
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
-        if program.takes_uniform:
-            ctx.uniform = None
+        if program.takes_scalar_gradient:
+            ctx.scalar_gradient = None
         if order is not None:
             outputs, last = in_callers_order(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -221,6 +220,7 @@ class _Run(torch.autograd.Function):
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
+    """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
     program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(saved_tensors(ctx))
@@ -256,7 +256,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         reduced=program.reduced(order, len(shape) - 1)
         if program.step.grad_sums and program.takes_zeros
         else (),
-        uniform_grad=handed(ctx) if program.takes_uniform else None,
+        scalar_gradient=scalar_gradient(ctx) if program.takes_scalar_gradient else None,
         seed=ctx.seed,
     )
     backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward

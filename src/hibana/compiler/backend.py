@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.producer import Producer
 from hibana.compiler.strides import row_bytes
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
     from hibana.compiler.graph.step import Step
+    from hibana.runtime.kernels import Call
 
 __all__ = [
     "Backend",
@@ -28,6 +28,8 @@ __all__ = [
     "Kernels",
     "Launch",
     "OneStepKernels",
+    "Producer",
+    "check_backend",
     "kernels_of",
     "names",
     "of_device",
@@ -86,7 +88,7 @@ class BackwardArguments(NamedTuple):
     """For each sum over time, how many of a step's first dimensions it may be reduced over, to size 1."""
     may_offset: bool = True
     """Whether the gradient of the input may begin after the start of its storage."""
-    uniform_grad: Tensor | None = None
+    scalar_gradient: Tensor | None = None
     """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
     seed: int = 0
     """That of the forward."""
@@ -104,8 +106,30 @@ class OneStepKernels(NamedTuple):
     before; gradients of the states after but the emitted, and of those before; residuals. 0 is none."""
     residuals: list[Tensor]
     """Of shapes and dtypes like these."""
-    no_uniform_at: int
+    no_scalar_gradient_at: int
     """The address of no scalar gradient."""
+
+
+class Producer(NamedTuple):
+    """A kernel that computes the inputs of a run a piece at a time, so that they are read from the cache.
+
+    A piece is a stretch of the numbers of one step. Pieces are numbered as they lie in memory, those of one
+    step before those of the next.
+    """
+
+    call: "Call"
+    target: int
+    """Which of its arguments says where the sequence begins."""
+    pieces: int
+    """Of a step."""
+    length: int
+    """Numbers of a piece."""
+    into: Tensor
+    """The sequence, or its steps joined; nothing was written to its memory yet."""
+
+    def finish(self) -> None:
+        """Computes all of it."""
+        self.call.run(self.into.numel() // self.length)
 
 
 class Kernels(ABC):
@@ -115,7 +139,7 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
-    takes_uniform: ClassVar[bool] = False
+    takes_scalar_gradient: ClassVar[bool] = False
     """Whether the backward takes a scalar gradient."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""
@@ -229,6 +253,12 @@ def register(backend: Backend) -> None:
 def names() -> tuple[str, ...]:
     """All that ``backend=`` takes."""
     return ("auto", "reference", *_KNOWN)
+
+
+def check_backend(name: str) -> None:
+    """Raises ``ValueError`` if there is no backend of that name."""
+    if name not in names():
+        raise ValueError(f"backend must be one of {', '.join(names())}; got {name!r}")
 
 
 def of_device(device: str) -> str:

@@ -39,9 +39,9 @@ class Program:
     """Whether missing gradients may be zeros for the kernels; else `missing_gradients` is the backward."""
 
     @property
-    def takes_uniform(self) -> bool:
+    def takes_scalar_gradient(self) -> bool:
         """Whether the backward takes a scalar gradient."""
-        return self.kernels.takes_uniform and self.takes_zeros
+        return self.kernels.takes_scalar_gradient and self.takes_zeros
 
     @cached_property
     def summed(self) -> tuple[frozenset[int], ...]:
@@ -74,6 +74,7 @@ class Program:
     def _parameters(
         self, cell_tensors: Sequence[Tensor], one: torch.Size, order: Order | None
     ) -> list[Tensor]:
+        """:meth:`parameters`, where autograd records nothing."""
         values = self.step.prologue(*cell_tensors)
         dtype, count = self.kernels.dtype, self.step.parameters
         repeated = one.numel() >= self.kernels.patterns_from

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.priors import gain
-from hibana.compiler.torch_layers import MANY, add_hint, faster_layers, named, work_of
+from hibana.compiler.torch_layers import MANY, add_hint, faster_layers, gain, named, work_of
 
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report

@@ -29,7 +29,11 @@ Word = TypeVar("Word")
 def key_schedule(
     low: Word, high: Word, add: Callable[[Word, int], Word], xor: Callable[..., Word]
 ) -> list[tuple[Word, Word]]:
-    """What is added to both words before the first round, and after every fourth."""
+    """Threefry's round keys for the key (`low`, `high`): a pair of words, one for each word of the counter.
+
+    The first pair is added before round 0, each other one after four more rounds. `add` and `xor` are those
+    of the backend's words of 32 bits.
+    """
     key = (low, high, xor(xor(low, high), PARITY))
     return [(key[i % 3], add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
 

@@ -97,7 +97,7 @@ class OneStep:
         self.kernels.backward(
             *(0 if inputs is None else inputs.data_ptr(), 0),
             *((self.zeros if of_outputs is None else of_outputs).data_ptr(), 0),
-            *(of_input.data_ptr(), self.kernels.no_uniform_at, *before),
+            *(of_input.data_ptr(), self.kernels.no_scalar_gradient_at, *before),
             *[0 if grad is None else grad.data_ptr() for grad in of_states],
             *([grad.data_ptr() for grad in of_first] or [0] * self.count),
             *[value.data_ptr() for value in residuals],

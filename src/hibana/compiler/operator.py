@@ -30,16 +30,18 @@ Tensors = Sequence[Tensor]
 _Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
 
 
-def serving(cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool) -> _Run | str:
-    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or why nothing does."""
+def executable(
+    cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool
+) -> tuple[_Run | None, str]:
+    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or None and why."""
     dynamo = torch.compiler.is_dynamo_compiling()
     keeps = torch.is_grad_enabled()
     text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto, keeps)
     if reason:
-        return str(reason)
+        return None, str(reason)
     if dynamo:
         guard(cell, inputs[0].to(dtype))
-    return partial(_unroll, cell, text, backend)
+    return partial(_unroll, cell, text, backend), ""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
@@ -162,6 +164,7 @@ def _forward(
     keep: bool,
     seed: Tensor | None = None,
 ) -> list[Tensor]:
+    """The outputs, the last states but the emitted, and with `keep` the residuals."""
     made = _program(step, backend, inputs, real=True)
     plan, parameters = made.plan if keep else None, made.parameters(cell_tensors, inputs)
     # a graph expects of every tensor that it begins where its memory does
@@ -202,6 +205,7 @@ def _backward(
     learned: Sequence[bool],
     seed: Tensor | None = None,
 ) -> list[Tensor]:
+    """The gradients of inputs and initial states, and of the cell's tensors that are `learned`."""
     made = _program(step, backend, inputs, real=True)
     given = BackwardArguments(
         made.plan,
@@ -252,6 +256,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    """The gradients of the arguments of ``hibana::unroll``, by ``hibana::unroll_backward``."""
     saved, begun = list(ctx.saved_tensors), ctx.begun
     seed = saved.pop() if ctx.draws else None
     like = next(g for g in grads if g is not None)

@@ -1,6 +1,12 @@
-"""The bounded caches of compiled programs: a step's trace and plan with a backend's kernels.
+"""The cache of calls, on three levels, each of them bounded.
 
-Cells of one fingerprint share a program: of one class, equal hyper-parameters and tensors of equal shapes.
+- a cell remembers its calls (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so
+  on lead to the specification of a run, while what the step reads is unchanged;
+- cells of one fingerprint share programs (:func:`program`), a step's trace and plan with a backend's kernels:
+  cells of one class, with equal hyper-parameters and tensors of equal shapes;
+- steps that differ in constants alone share kernels (:mod:`hibana.compiler.compiling`).
+
+The package's own backends are registered here; each is imported when a step is first compiled for it.
 """
 
 from collections.abc import Hashable
@@ -10,6 +16,7 @@ import torch
 
 from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
+from hibana.compiler.backend import Backend, Kernels, register
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import held, hooked, unchanged
@@ -27,18 +34,13 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
         Unsupported: if there can be none, with the reason.
     """
     place = (backend, shape, dtype)
-    found: Program | None = known(cell, place)
-    if found:
-        return found
     read = followed(cell)
-    served = read.served.get(place)
-    if served is None:
-        served = _SHARED.get((read.key, place)) or _shared_program(cell, read.key, place)
-        read.served[place] = served
-    if isinstance(served, str):
-        raise Unsupported(served)
-    attach(cell, place, served)
-    return served
+    found: Program | str | None = read.served.get(place)
+    if found is None:
+        found = read.served[place] = _SHARED.get((read.key, place)) or _shared_program(cell, read.key, place)
+    if isinstance(found, str):
+        raise Unsupported(found)
+    return found
 
 
 def known(cell: Cell, call: Hashable) -> Any:
@@ -75,6 +77,7 @@ def is_plain(cell: Cell) -> bool:
 
 
 def _is_bare(cell: Cell) -> bool:
+    """Whether `cell` holds no module and has no hook."""
     return not (cell._modules or hooked(cell))
 
 
@@ -105,3 +108,35 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | st
         found = compiling.program_of(step, kernels)
         _SHARED[alike, anywhere if step.any_size else place] = found
     return found
+
+
+def _of_cpu(products: bool) -> type[Kernels]:
+    if products:
+        from hibana.compiler.cpu.samples import SampleKernels
+
+        return SampleKernels
+    from hibana.compiler.cpu.kernels import CpuKernels
+
+    return CpuKernels
+
+
+def _cpu_refuses(device: str) -> str:
+    from hibana.runtime import available
+
+    return available.refusal() if device == "cpu" else f"it serves cpu, not {device}"
+
+
+def _of_triton(products: bool) -> type[Kernels]:
+    from hibana.compiler.triton.kernels import GpuKernels, SampleKernels
+
+    return SampleKernels if products else GpuKernels
+
+
+def _triton_refuses(device: str) -> str:
+    from hibana.compiler.triton import kernels as gpu
+
+    return gpu.refusal(device)
+
+
+register(Backend("cpu", ("cpu",), _of_cpu, _cpu_refuses))
+register(Backend("triton", ("cuda",), _of_triton, _triton_refuses))

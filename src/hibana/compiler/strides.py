@@ -84,7 +84,10 @@ def repeated(once: Tensor, steps: int) -> Tensor:
 
 
 def expansion(inputs: Tensor) -> Any:
-    """The node that expanded one step to `inputs`; or None."""
+    """The autograd node ``ExpandBackward0`` that repeated one step over time to `inputs`; None if none did.
+
+    The permutation that :func:`repeated` puts behind it is looked through.
+    """
     node: Any = inputs.grad_fn
     if node is not None and node.name() == "PermuteBackward0" and _REPEATED in node.metadata:
         node = node.next_functions[0][0]

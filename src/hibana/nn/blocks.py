@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.spikes.packed_tensor import PackedTensor
 
 __all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]

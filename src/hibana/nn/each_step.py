@@ -5,7 +5,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from hibana import spikes as events
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.strides import repeated
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.over_steps import FUSING, OVER_STEPS, normalised_again

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import ambient
+from hibana.compiler.ambient import is_name
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.leaf import is_name
 from hibana.nn import normalized
 from hibana.nn.blocks import ThresholdBatchNorm2d
 from hibana.nn.deferred import Call, Deferred, deferred

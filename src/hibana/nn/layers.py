@@ -15,7 +15,7 @@ from hibana import cells
 from hibana.cells.base import check_cell
 from hibana.cells.surrogate import forwards
 from hibana.compiler import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.tensors import computed_once, computing_once
 from hibana.nn import running
 from hibana.nn.deferred import Deferred

@@ -21,8 +21,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map
 
 from hibana import spikes
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.leaf import as_leaf, is_name
 from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful
@@ -221,7 +221,7 @@ class JoinedNetwork(_Made):
             )
         steps, batch = inputs.shape[:2]
 
-        def apart(found: Any) -> Any:
+        def split_steps(found: Any) -> Any:
             if not isinstance(found, Tensor):
                 return found
             if found.ndim == 0 or found.shape[0] != steps * batch:
@@ -233,7 +233,7 @@ class JoinedNetwork(_Made):
 
         with joining(steps):
             found = super().forward(inputs.flatten(0, 1))
-        return tree_map(apart, found)
+        return tree_map(split_steps, found)
 
 
 class JoinedNeurons(_Made):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hibana.cells import peer_aliases as foreign
 from hibana.compiler import State, ambient
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.recomputation import Checkpoint, around
 from hibana.compiler.torch_layers import add_hint
 from hibana.nn.stepping import Plan

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from hibana.compiler import State
 from hibana.compiler.autograd import saved_tensors
-from hibana.compiler.derivatives import applied, are_batched, differentiated_once
+from hibana.compiler.derivatives import applied, are_batched, differentiated_once, running_backward
 from hibana.compiler.one_step import OneStep
 
 __all__ = ["Link", "WeightSums", "step"]
@@ -59,7 +59,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor | None) -> Any:
-        left = ctx.parts.pop(_running(), None)
+        left = ctx.parts.pop(running_backward(), None)
         if left is None:
             return None, None, None
         inputs, grads = (torch.cat(part).flatten(0, -2) for part in zip(*left, strict=True))
@@ -68,11 +68,6 @@ class _Sum(torch.autograd.Function):
 
 
 _sum = applied(_Sum)
-
-
-def _running() -> int:
-    task: int = torch._C._current_graph_task_id()
-    return task
 
 
 class Link(NamedTuple):
@@ -179,7 +174,7 @@ def _leaves(sums: Any, inputs: Tensor | None, grad: Tensor) -> bool:
         return False  # of a bias alone
     if not torch._C._will_engine_execute_node(sums.node):
         return True
-    task = _running()
+    task = running_backward()
     left = sums.parts.get(task)
     if left is None:
         if len(sums.parts) >= TASKS:

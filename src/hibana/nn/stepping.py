@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler import State, ambient, is_watched, one_step
+from hibana.compiler import State, ambient, one_step
+from hibana.compiler.ambient import is_watched
 from hibana.nn.step_node import Link, WeightSums, step
 
 __all__ = ["Chain", "Plan", "Run"]

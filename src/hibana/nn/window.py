@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import State, ambient
-from hibana.compiler.leaf import is_name
+from hibana.compiler.ambient import is_name
 from hibana.nn.running import Stateful
 from hibana.spikes.checks import plain
 from hibana.spikes.convolution.causal import causal

@@ -5,8 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.attached import attach
-from hibana.compiler.leaf import as_leaf, is_name
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
@@ -53,8 +53,11 @@ def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
 
 
 class _Flatten(torch.autograd.Function):
+    """The node of a flattening that copies: its gradient is reshaped; it carries the spikes' provenance."""
+
     @staticmethod
     def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Provenance | None) -> Tensor:
+        """`copied`, the flattened copy of `spikes`; `support` is what :func:`lookup` finds at the node."""
         ctx.shape, ctx.support = spikes.shape, support
         return copied.detach()
 

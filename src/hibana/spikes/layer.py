@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.leaf import as_leaf, is_name
-from hibana.compiler.priors import SMALLEST_WORK
+from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.torch_layers import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of, sampled_density
@@ -172,7 +172,10 @@ def as_bits(
     key: select.Key,
     auto: bool,
 ) -> Found | Refused | str:
-    """An input as planes of bits, known from its producer or packed from its numbers; else why it is dense.
+    """The input of a product as planes of bits: those that its producer saved, or packed from its numbers.
+
+    Where it is not to be multiplied as bits, the reason, for ``explain``: it holds no spikes or small whole
+    numbers, or, with `auto`, the dense product was timed as faster at its density (:class:`Refused`).
 
     Args:
         below: the provenance of the input.

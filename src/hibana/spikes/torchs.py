@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.spikes.checks import check_no_time
 
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv3d", "ConvTranspose2d", "Upsample"]

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.derivatives import applied, are_batched
-from hibana.compiler.scalar_gradient import hand, takes
+from hibana.compiler.derivatives import add_scalar_gradient, applied, are_batched, takes_scalar_gradient
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import learns
 from hibana.spikes.provenance import Provenance, lookup, probe
@@ -56,8 +55,8 @@ class _Total(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         node, _ = ctx.next_functions[0]
         once = not (torch.is_grad_enabled() or are_batched([grad]))
-        if once and takes(node) and ctx.below.has_no_observer():
-            hand(node, grad.resolve_neg())  # its memory is what a kernel reads
+        if once and takes_scalar_gradient(node) and ctx.below.has_no_observer():
+            add_scalar_gradient(node, grad.resolve_neg())  # its memory is what a kernel reads
             return None, None, None
         return grad.expand(ctx.shape), None, None
 

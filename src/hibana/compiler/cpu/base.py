@@ -18,7 +18,7 @@ class NativeKernels(Kernels):
         Unsupported: if the step computes a function that can't be had here within 2 ulp.
     """
 
-    takes_uniform: ClassVar = True
+    takes_scalar_gradient: ClassVar = True
     takes_draws: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
@@ -27,8 +27,8 @@ class NativeKernels(Kernels):
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
         self.number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
-        self.no_uniform = self.number(-0.0)  # added, it changes no bit
-        self.no_uniform_at = ctypes.addressof(self.no_uniform)
+        self.no_scalar_gradient = self.number(-0.0)  # added, it changes no bit
+        self.no_scalar_gradient_at = ctypes.addressof(self.no_scalar_gradient)
         self.functions = vector_functions(step, dtype)
         self.calls = frozenset(self.functions)
         self.approximate = approximate(step, dtype)
@@ -39,6 +39,8 @@ class NativeKernels(Kernels):
         self.constants = (self.number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
 
-    def uniform_at(self, given: BackwardArguments) -> int:
+    def scalar_gradient_at(self, given: BackwardArguments) -> int:
         """The address of the scalar gradient."""
-        return self.no_uniform_at if given.uniform_grad is None else given.uniform_grad.data_ptr()
+        return (
+            self.no_scalar_gradient_at if given.scalar_gradient is None else given.scalar_gradient.data_ptr()
+        )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels, Producer
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
@@ -25,15 +25,14 @@ from hibana.compiler.cpu.walk import (
     ALIASING_FROM,
     Bound,
     Walk,
-    folded,
     patterns_of,
+    reduced_length,
     unaliased,
     walk,
     written_out,
 )
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
-from hibana.compiler.producer import Producer
 from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import assemble
 
@@ -166,7 +165,7 @@ class CpuKernels(NativeKernels):
         if parameters:
             patterns = patterns_of(parameters, one.numel())
             if given.reduced and one.numel() >= self.patterns_from:
-                reduced = tuple([folded(one[over:].numel()) for over in given.reduced])
+                reduced = tuple([reduced_length(one[over:].numel()) for over in given.reduced])
         aligned, threads = place % LINE == 0, torch.get_num_threads()
         variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, reduced)
         again = plan.recomputed
@@ -182,7 +181,7 @@ class CpuKernels(NativeKernels):
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
-            self.uniform_at(given),
+            self.scalar_gradient_at(given),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
             *(*sums_at, *self._drawn(given.seed)),
         ]
@@ -246,16 +245,20 @@ class CpuKernels(NativeKernels):
             *(forward.given(self.constants_at), keeping.given(self.constants_at)),
             backward.given(self.constants_at),
             self._residuals(plan, shape),
-            self.no_uniform_at,
+            self.no_scalar_gradient_at,
         )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
+        """A run from rest by the autograd node in C++; None if that is not built.
+
+        None too for a step that has parameters or draws random numbers: the node passes neither.
+        """
         if built() is None or self.step.parameters or self.step.draws:
             return None
         return self._launch(plan, shape, ends, torch.get_num_threads())
 
     def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        given = {"constants": self.constants_at, "uniform_grad_at": self.no_uniform_at}
+        given = {"constants": self.constants_at, "scalar_gradient_at": self.no_scalar_gradient_at}
         kept = plan.names if plan else ()
         *carried, _ = self.step.states
         forward = self._forward(shape, plan, True, threads, ())

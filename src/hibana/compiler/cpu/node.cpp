@@ -50,7 +50,7 @@ struct Held {
 
 // Where the arguments are that no shape determines; -1: the kernel has none of that name.
 struct Places {
-  int64_t input, input_step, outputs, grad_outputs, grad_outputs_step, grad_input, uniform_grad;
+  int64_t input, input_step, outputs, grad_outputs, grad_outputs_step, grad_input, scalar_gradient;
   int64_t forward_args, backward_args, buffer;
   Numbers last, last_grads, residuals;
 };
@@ -154,7 +154,7 @@ Tensor steps_contiguous(Tensor grad) {
 
 Tensor backward(
     const Launch& launch, const Tensor& inputs, const variable_list& kept, Tensor outputs, variable_list last,
-    const Tensor& uniform) {
+    const Tensor& scalar_gradient) {
   const auto read = [&](const Call& call) {
     auto arguments = call.arguments;
     if (launch.reads_input) {
@@ -169,7 +169,7 @@ Tensor backward(
   arguments[call.at.grad_outputs] = place(outputs);
   arguments[call.at.grad_outputs_step] = outputs.stride(0);
   arguments[call.at.grad_input] = place(grad_input);
-  if (uniform.defined()) arguments[call.at.uniform_grad] = place(uniform);
+  if (scalar_gradient.defined()) arguments[call.at.scalar_gradient] = place(scalar_gradient);
   put(arguments, call.at.last_grads, last);
   if (!launch.recomputation) {
     put(arguments, call.at.residuals, kept);
@@ -211,7 +211,7 @@ struct Run final : Node {
     for (auto& value : kept) value.reset_data();
     support = Tensor();
     spikes = Tensor();
-    uniform = Tensor();
+    scalar_gradient = Tensor();
     released = true;
   }
 
@@ -277,7 +277,7 @@ struct Run final : Node {
                 "calls before: detach it between the calls, if each has a backward of its own.");
     for (const auto& value : kept) values.push_back(value.unpack());
     if (launch.reads_input) read = inputs.unpack();
-    const auto given = uniform_task == torch::autograd::get_current_graph_task_id() ? uniform : Tensor();
+    const auto given = scalar_gradient_task == torch::autograd::get_current_graph_task_id() ? scalar_gradient : Tensor();
     const auto any = std::find_if(grads.begin(), grads.end(), [](auto& grad) { return grad.defined(); });
     if (any == grads.end() && !given.defined()) return Tensor();
     auto outputs = grads[0].defined() ? steps_contiguous(std::move(grads[0]))
@@ -298,8 +298,8 @@ struct Run final : Node {
   std::vector<torch::autograd::SavedVariable> kept;
   bool released = false;  // by a backward that keeps no graph
   Tensor support, spikes;
-  Tensor uniform;  // a gradient that is the same for all that was emitted, and the backward that it is of
-  int64_t uniform_task = -1;
+  Tensor scalar_gradient;  // a gradient that is the same for all that was emitted, and the backward that it is of
+  int64_t scalar_gradient_task = -1;
 };
 
 PyObject* run(PyObject*, PyObject* const* given, Py_ssize_t count) {
@@ -368,7 +368,7 @@ Places places_of(PyObject* dict) {
     return found ? numbers(found) : Numbers{};
   };
   return {one("input"), one("input_step"), one("outputs"), one("grad_outputs"), one("grad_outputs_step"),
-          one("grad_input"), one("uniform_grad_at"), one("forward_args"), one("backward_args"), one("buffer"),
+          one("grad_input"), one("scalar_gradient_at"), one("forward_args"), one("backward_args"), one("buffer"),
           several("last"), several("last_grads"), several("residuals")};
 }
 
@@ -416,25 +416,25 @@ PyObject* bits_of(PyObject* self, void*) {
   END_HANDLE_TH_ERRORS
 }
 
-// As hibana.compiler.scalar_gradient has it: None, or a pair of the backward's number and the gradient.
-PyObject* uniform_of(PyObject* self, void*) {
+// As hibana.compiler.derivatives has it: None, or a pair of the backward's number and the gradient.
+PyObject* scalar_gradient_of(PyObject* self, void*) {
   HANDLE_TH_ERRORS
   const auto& run = run_of(self);
-  if (!run.uniform.defined()) Py_RETURN_NONE;
-  return Py_BuildValue("LN", static_cast<long long>(run.uniform_task), THPVariable_Wrap(run.uniform));
+  if (!run.scalar_gradient.defined()) Py_RETURN_NONE;
+  return Py_BuildValue("LN", static_cast<long long>(run.scalar_gradient_task), THPVariable_Wrap(run.scalar_gradient));
   END_HANDLE_TH_ERRORS
 }
 
-int hand_uniform(PyObject* self, PyObject* given, void*) {
+int set_scalar_gradient(PyObject* self, PyObject* given, void*) {
   HANDLE_TH_ERRORS
   long long task;
   PyObject* grad;
-  TORCH_CHECK_TYPE(given && PyTuple_Check(given), "uniform is a pair");
+  TORCH_CHECK_TYPE(given && PyTuple_Check(given), "scalar_gradient is a pair");
   if (!PyArg_ParseTuple(given, "LO", &task, &grad)) return -1;
   TORCH_CHECK_TYPE(THPVariable_Check(grad), "of a number and a tensor");
   auto& run = run_of(self);
-  run.uniform_task = task;
-  run.uniform = THPVariable_Unpack(grad);
+  run.scalar_gradient_task = task;
+  run.scalar_gradient = THPVariable_Unpack(grad);
   return 0;
   END_HANDLE_TH_ERRORS_RET(-1)
 }
@@ -446,7 +446,7 @@ PyGetSetDef PROPERTIES[] = {
     {"specification", specification_of, nullptr, nullptr, nullptr},
     {"support", bits_of<&Run::support>, nullptr, nullptr, nullptr},
     {"spikes", bits_of<&Run::spikes>, nullptr, nullptr, nullptr},
-    {"uniform", uniform_of, hand_uniform, nullptr, nullptr},
+    {"scalar_gradient", scalar_gradient_of, set_scalar_gradient, nullptr, nullptr},
     {nullptr}};
 
 PyMethodDef FUNCTIONS[] = {

@@ -45,13 +45,13 @@ def moving_back(
     return moving, sums
 
 
-def with_uniform(once: Stores) -> Stores:
-    """A backward step, with the scalar gradient ``uniform_grad[0]`` added to the gradient of the output."""
+def with_scalar_gradient(once: Stores) -> Stores:
+    """A backward step, with the number ``scalar_gradient[0]`` added to the gradient of the output."""
     arriving = leaves(once).get("emitted_grad")
     if arriving is None:
         return once
-    uniform = Value("scalar", data="uniform_grad[0]")
-    return substitute(once, {arriving: Value("add", (arriving, uniform))})
+    scalar_gradient = Value("scalar", data="scalar_gradient[0]")
+    return substitute(once, {arriving: Value("add", (arriving, scalar_gradient))})
 
 
 def _residual(name: str, boolean: bool, kept: str) -> Moving:

@@ -55,9 +55,9 @@ def tiles() -> Tiles:
 
 
 def table_step(count: int, size: int) -> int:
-    """The stride of a table's rows of `count` numbers of `size` bytes: a cache line more than the row.
+    """Numbers from one row of a table to the next, for rows of `count` numbers of `size` bytes.
 
-    Otherwise rows could lie a page apart, and share few sets of the cache.
+    It is a cache line more than a row: rows whose distance is a multiple of a page share few cache sets.
     """
     return padded(count) + LINE // size
 

@@ -17,8 +17,8 @@ from hibana.runtime.kernels import Bytes, Pointer, Value
 ROW = 4096
 """Maximum neurons in a row, a multiple of 64: its state fits in L1, and the prefetcher gets going."""
 
-FOLDED = 16
-"""Neurons per vector where a row is folded."""
+REDUCTION_WIDTH = 16
+"""Neurons per vector where a row is summed over its period."""
 
 PATTERNS = 16
 """Maximum number of parameters that may be one row for all rows: each is copied to a thread's stack."""
@@ -84,7 +84,7 @@ class RowWalk(Schedule):
         names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
         names += ["seed"] if step.draws else []
         bits = [row.base for row in self.moving.values() if row.bits]
-        reduced = [name for name in names if name.endswith("_fold")]
+        reduced = [name for name in names if name.endswith("_period")]
         self.take(names, (*SIZES, "input_step", "grad_outputs_step", "seed", *repeated, *reduced), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
@@ -153,15 +153,15 @@ class RowWalk(Schedule):
         self.rows[name] = self.either(base, self.rows[own(name)]) if base else self.rows[own(name)]
         self.rows[name].copy(begun, self.n)
 
-    def fold(self, name: str, base: str, length: str) -> None:
+    def reduce(self, name: str, base: str, length: str) -> None:
         """Sums the row `name`, whose neurons repeat every `length`, to `length` numbers."""
         again, row = self.size[length], self.rows[name]
         there = self.at[base] + self.row_at * again
         (row + self.n).clear((again - self.n % again) % again)
-        for at, present in self.code.vectors(again, FOLDED):
-            total = self.code.variable(0.0, self.number.element.of(FOLDED))
+        for at, present in self.code.vectors(again, REDUCTION_WIDTH):
+            total = self.code.variable(0.0, self.number.element.of(REDUCTION_WIDTH))
             with self.code.loop(at, self.n, again) as i:
-                total.value += (row + i).load(FOLDED, present)
+                total.value += (row + i).load(REDUCTION_WIDTH, present)
             (there + at).store(total.value, present)
 
     def parameters(self, step: Step) -> None:

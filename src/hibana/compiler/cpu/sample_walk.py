@@ -83,7 +83,7 @@ class SampleWalk(Schedule):
             "workspace",
             *dict.fromkeys([*moving, *self.edge.values(), *self.begun.values(), *self.ends.values()]),
             *(f"p{i}_at" for i in parameters),
-            *(["uniform_grad_at"] if "uniform_grad[0]" in self.leaves else []),
+            *(["scalar_gradient_at"] if "scalar_gradient[0]" in self.leaves else []),
             "constants",
             *(["seed"] if self.step.draws else []),
             *tables,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hibana.compiler.cpu.body import NUMBERS
-from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_uniform
+from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_scalar_gradient
 from hibana.compiler.cpu.row_walk import SIZES, RowWalk
 from hibana.compiler.cpu.sample_walk import SampleWalk
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
@@ -85,7 +85,7 @@ def backward_source(
     wants_input: bool,
     constant_input: bool,
     nontemporal: bool = False,
-    folded: bool = False,
+    reduces: bool = False,
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time; as :func:`forward_source`.
 
@@ -97,9 +97,11 @@ def backward_source(
         wants_input: whether the gradient of the input is computed.
         constant_input: whether that gradient is summed over time.
         nontemporal: whether sequences are written by non-temporal stores.
-        folded: whether sums over time are reduced to a few neurons that repeat in a row.
+        reduces: whether sums over time are reduced to a few neurons that repeat in a row.
     """
-    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
+    once = with_scalar_gradient(
+        backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    )
     before = before_pass(step, plan)
     *carried, emitted = step.states
     moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_ROWS)
@@ -107,7 +109,7 @@ def backward_source(
     left = {name: name for name in rows}
     parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
     walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
-    reduced = {f"sum{i}": f"sum{i}_fold" for i in range(len(step.grad_sums))} if folded else {}
+    reduced = {f"sum{i}": f"sum{i}_period" for i in range(len(step.grad_sums))} if reduces else {}
     walk.read(
         step,
         map(own, rows),
@@ -127,8 +129,8 @@ def backward_source(
             walk.carried(name, "" if name in reduced else base)
         walk.parameters(step)
         walk.steps(parts, {name: walk.either(first) for name, first in _firsts(before).items()})
-        for name, fold in reduced.items():
-            walk.fold(name, sums[name], fold)
+        for name, period in reduced.items():
+            walk.reduce(name, sums[name], period)
     return walk.made()
 
 
@@ -137,7 +139,9 @@ def backward_over_samples(
 ) -> Source:
     """:func:`backward_source` of a step with matrix products."""
     step, gates = gated(step)
-    once = with_uniform(backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input))
+    once = with_scalar_gradient(
+        backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    )
     before = before_pass(step, plan)
     moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_SAMPLES)
     inner = before | {

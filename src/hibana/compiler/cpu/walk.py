@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.row_walk import FOLDED, OUTPUT_OFFSET, PAGE
+from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE, REDUCTION_WIDTH
 from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, ready
 
@@ -88,9 +88,9 @@ def walk(
     return Walk(work, binding, binding.pack_named(names), *repeating)
 
 
-def folded(length: int) -> int:
+def reduced_length(length: int) -> int:
     """To how many neurons rows reduce a sum of period `length`: a multiple of it, at least a vector."""
-    return length if length >= FOLDED else lcm(length, FOLDED)
+    return length if length >= REDUCTION_WIDTH else lcm(length, REDUCTION_WIDTH)
 
 
 def split_rows(
@@ -116,7 +116,7 @@ def split_rows(
 def pattern_sizes(patterns: Sequence[int], reduced: Sequence[int], repeated: bool) -> dict[str, int]:
     """The arguments of a kernel that are the periods of parameters (0: none) and of sums."""
     sizes = {f"p{i}_length": length if repeated else 0 for i, length in enumerate(patterns)}
-    return sizes | {f"sum{i}_fold": length for i, length in enumerate(reduced)}
+    return sizes | {f"sum{i}_period": length for i, length in enumerate(reduced)}
 
 
 def patterns_of(parameters: Sequence[Tensor], neurons: int) -> tuple[int, ...]:

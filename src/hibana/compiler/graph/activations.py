@@ -54,6 +54,7 @@ def _shrink_backward(grad: Any, x: Any, bound: Any) -> Any:
 
 
 def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
+    """The expression of ``log(1 + exp(beta x)) / beta``, and of `x` where ``beta x > threshold``."""
     scaled = times(x, beta)
     smooth = apply("softplus", scaled)
     smooth = smooth if beta == 1 else smooth / float(beta)

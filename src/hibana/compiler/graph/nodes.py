@@ -145,7 +145,7 @@ class Wide:
         )
 
     def _is_narrow_copy(self, node: fx.Node) -> bool:
-        """Whether `node` is a number of 32 bits, in 64."""
+        """Whether `node` converts a value of 32 bits, the step's own `narrow` dtype, to 64."""
         return name_of(node.target) == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == self.narrow
 
 

@@ -76,6 +76,11 @@ def _logical(name: str, sign: str, c: str) -> Operation:
 
 
 def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
+    """The table's row of ``maximum`` or ``minimum``: of two numbers, NaN if either is, as torch has it.
+
+    `order` is LLVM's predicate by which the first is taken, `sign` that of Triton and C, `said` its name in
+    mathematics.
+    """
     llvm = (
         f"fcmp {order} {{V}} {{0}}, {{1}}",
         "fcmp uno {V} {0}, {0}",

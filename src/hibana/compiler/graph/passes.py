@@ -116,7 +116,7 @@ def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value]) -> Stores:
-    """`stores` with each value of `replacements` replaced."""
+    """The expressions `stores`, by name, with each key of `replacements` in them replaced by its value."""
     return _named(stores, replacements.get)
 
 

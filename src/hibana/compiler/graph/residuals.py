@@ -186,6 +186,7 @@ class _Split:
         return now & _taken(recomputed, self.roots), earlier & _taken(evaluated(sources, earlier), sources)
 
     def _may_be_kept(self, value: Value) -> bool:
+        """Whether `value` may be a residual: no draw, and no previous state that the step changes."""
         return value not in self.drawn and (value.op != "previous" or value in self.passed_on)
 
 

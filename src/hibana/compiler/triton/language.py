@@ -26,7 +26,7 @@ class Language:
 
     @property
     def shape(self) -> str:
-        """The shape of a block."""
+        """The shape of a block of numbers, as Triton source: a tuple of its constants."""
         return "(SAMPLES, NEURONS)" if self.by_samples else "(BLOCK,)"
 
     @property

@@ -142,10 +142,10 @@ def _evt2(words: Array) -> Array:
     is_time = types == 0x8
     counters = np.zeros(len(words), np.int64)
     counters[is_time] = _going_on(words[is_time] & 0xFFFFFFF, 1 << 28)
-    told = _last(is_time)
-    at = np.flatnonzero((types <= 0x1) & (told >= 0))
+    latest = _last(is_time)
+    at = np.flatnonzero((types <= 0x1) & (latest >= 0))
     word = words[at]
-    time = counters[told[at]] << 6 | (word >> 22) & 0x3F
+    time = counters[latest[at]] << 6 | (word >> 22) & 0x3F
     return _events(time, (word >> 11) & 0x7FF, word & 0x7FF, types[at])
 
 

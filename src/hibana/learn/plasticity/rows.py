@@ -47,12 +47,12 @@ class Rule:
 
     def changed(self, weight: Value, plus: Value, minus: Value | None, numbers: "RuleNumbers") -> Value:
         """The weights after a step, from the two sums over pairs."""
-        lanes = weight.type.width
-        lower, upper = numbers.lower.spread(lanes), numbers.upper.spread(lanes)
-        plus = plus * numbers.a_plus.spread(lanes)
+        width = weight.type.width
+        lower, upper = numbers.lower.spread(width), numbers.upper.spread(width)
+        plus = plus * numbers.a_plus.spread(width)
         total = weight + (plus * (upper - weight) if self.soft else plus)
         if minus is not None:
-            minus = minus * numbers.a_minus.spread(lanes)
+            minus = minus * numbers.a_minus.spread(width)
             total = total - (minus * (weight - lower) if self.soft else minus)
         if not self.clipped:
             return total

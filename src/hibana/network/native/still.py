@@ -23,7 +23,7 @@ GROUPS, RESULTS = 5, 96 << 10
 """How many times `STEPS` are computed together at most, and the bytes of their results: the weights of a few
 outputs, which lie in L2, are read by all of them before the next ones.
 """
-LANES = 64
+REGISTER_BYTES = 64
 """Bytes of sums of a step: one register of AVX-512, two of AVX2; more do not fit for all steps."""
 FEWEST = 3
 """Steps that are worth a product of `STEPS`, of which the others are computed in vain."""
@@ -122,12 +122,12 @@ class Still:
     def _blocked(self, packed: Packed, offset: int) -> Function:
         """The linear layer on up to `steps` inputs, `STEPS` at once; for those missing, the last again."""
         number = self.emitter.number
-        lanes = LANES // number.element.size
+        per_register = REGISTER_BYTES // number.element.size
 
         def body(code: Code, inputs: Any, stride: Value, count: Value, **blocks: Any) -> None:
             emitter = Emitter(code, self.emitter.dtype, blocks, self.emitter)
             zero = code.constant(0, number.element)
-            pieces = [(c, *piece) for c in packed.chunks for piece in _pieces(c[1], lanes)]
+            pieces = [(c, *piece) for c in packed.chunks for piece in _pieces(c[1], per_register)]
             for (first, width, place), begin, n in pieces:
                 weights = (blocks["weights"] + place).of(number)
                 with code.loop(0, count, STEPS) as t:

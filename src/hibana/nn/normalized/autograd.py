@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hibana.compiler.backend import Producer
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once
-from hibana.compiler.producer import Producer
 from hibana.nn.normalized import kernels
 from hibana.runtime.kernels import FLOAT, Sized, float_bits
 

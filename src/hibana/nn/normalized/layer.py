@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from hibana import cells
 from hibana.compiler import ambient, emitted_around
+from hibana.compiler.ambient import is_name
+from hibana.compiler.backend import Producer
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.leaf import is_name
-from hibana.compiler.producer import Producer
 from hibana.compiler.strides import repeated
 from hibana.nn.blocks import ThresholdBatchNorm2d
 from hibana.nn.each_step import EachStep
@@ -113,7 +113,7 @@ class Normalized(nn.Sequential):
             producer.finish()
         self.__dict__["_reason"] = reason
         if outputs is None:
-            outputs = self._emitted_apart(neurons, _over_time(norm(currents), steps, once))
+            outputs = self._emitted_unfused(neurons, _over_time(norm(currents), steps, once))
         return outputs
 
     def explain(self) -> str:
@@ -124,10 +124,10 @@ class Normalized(nn.Sequential):
     def _unfused(self, input_: Tensor, reason: str) -> Tensor:
         self.__dict__["_reason"] = reason
         if self._within_neurons:
-            return self._emitted_apart(self[1], cast(EachStep, self[0]).computed(input_))
+            return self._emitted_unfused(self[1], cast(EachStep, self[0]).computed(input_))
         return cast(Tensor, super().forward(input_))  # type: ignore[no-untyped-call] # torch leaves it so
 
-    def _emitted_apart(self, neurons: Any, values: Tensor) -> Tensor:
+    def _emitted_unfused(self, neurons: Any, values: Tensor) -> Tensor:
         return cast(Tensor, (neurons.forward if self._within_neurons else neurons)(values))
 
     def within_neurons(self) -> "Normalized":

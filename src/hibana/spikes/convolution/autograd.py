@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.compiler.backend import Producer
 from hibana.compiler.derivatives import applied
-from hibana.compiler.producer import Producer
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels

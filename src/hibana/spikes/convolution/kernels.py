@@ -14,7 +14,7 @@ from hibana.spikes.simd.lists import (
     transposed_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import VECTOR, Row, folded
+from hibana.spikes.simd.rows import VECTOR, Row, horizontal_sums
 
 __all__ = ["Sizes", "brought_near", "input_gradient", "windows"]
 
@@ -282,7 +282,7 @@ def _of_some(
             with code.loop(0, sizes.kernel_width) as place:
                 across = (sizes.kernel_width - 1 - place) * sizes.dilation_across * row.floats
                 multiplied(factors + place * row.floats, [at + across for at in lines])
-    totals = folded([total.value for total in sums])
+    totals = horizontal_sums([total.value for total in sums])
     targets = [out + into[k] for k in which]
     found = [at.load() + totals.lane(e * VECTOR // entries) for e, at in enumerate(targets)]
     for at, value in zip(targets, found, strict=True):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hibana.compiler.backend import Producer
 from hibana.compiler.graph.watch import hooked
-from hibana.compiler.producer import Producer
 from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain
 from hibana.spikes.convolution import autograd, dense
@@ -91,6 +91,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
 
     def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        """Torch's convolution, after a check that `input` has no time axis; `reason` is for ``explain``."""
         check_no_time(self, input, self.dimensions)
         return super()._densely(input, weight, bias, reason)
 
@@ -113,6 +114,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         return out
 
     def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """The convolution by ``torch.nn.Conv1d`` or ``Conv2d``, padding mode included."""
         return self._conv_forward(input, weight, bias)
 
     def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.producer import Producer
+from hibana.compiler.backend import Producer
 from hibana.runtime.kernels import Call, Sized, float_bits
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution import window_kernels as windows
@@ -57,7 +57,11 @@ def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
 
 @lru_cache(maxsize=256)
 def _by_pixels(geometry: Geometry) -> bool:
-    """Whether a pixel's channels are a list of their own, under windows that overlap."""
+    """Whether the spikes of each pixel are listed by themselves, and added to every window over the pixel.
+
+    So it is where windows overlap, are not dilated across, and have at least `FEWEST` channels (with a stride
+    at most a word of 64).
+    """
     most = WORD if max(geometry.stride) > 1 else geometry.channels
     in_one = geometry.dilation[1] == 1 and FEWEST <= geometry.channels <= most
     return in_one and _overlap(geometry)

@@ -67,17 +67,17 @@ class StridePhase(NamedTuple):
 def stride_phases(geometry: Geometry) -> tuple[StridePhase, ...]:
     """The phases of a convolution that have pixels under some place of the window."""
     down, across = _images(geometry, 0), _images(geometry, 1)
-    return tuple(_remainder(geometry, one, other) for one in down for other in across)
+    return tuple(_phase(geometry, one, other) for one in down for other in across)
 
 
 def taps(geometry: Geometry, direction: int) -> list[tuple[int, int, int]]:
-    """Down (0) or across (1): remainder, place in the window, offset of the output's pixel."""
+    """Down (0) or across (1): phase, place in the window, offset of the output's pixel."""
     step, padding = geometry.stride[direction], geometry.padding[direction]
     return [
-        (remainder, place, (remainder + padding - place * geometry.dilation[direction]) // step)
-        for remainder in range(step)
+        (phase, place, (phase + padding - place * geometry.dilation[direction]) // step)
+        for phase in range(step)
         for place in range(geometry.kernel[direction])
-        if (remainder + padding - place * geometry.dilation[direction]) % step == 0
+        if (phase + padding - place * geometry.dilation[direction]) % step == 0
     ]
 
 
@@ -114,7 +114,7 @@ def _images(geometry: Geometry, direction: int) -> list[_Image]:
     return found
 
 
-def _remainder(whole: Geometry, down: _Image, across: _Image) -> StridePhase:
+def _phase(whole: Geometry, down: _Image, across: _Image) -> StridePhase:
     sizes = (down.size, across.size), (down.kernel, across.kernel), (1, 1)
     how = (down.padding, across.padding), (down.dilation, across.dilation)
     geometry = Geometry(whole.channels, *sizes, *how, whole.output)

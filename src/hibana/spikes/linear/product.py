@@ -240,6 +240,7 @@ def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
 def _bits_gradient(
     bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
 ) -> tuple[Tensor, Tensor | None]:
+    """``grad^T bits``, the gradient of weights ``[outputs, inputs]``, and with `bias` that of the bias."""
     rows, outputs = grad.shape
     row = panel(outputs)
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())

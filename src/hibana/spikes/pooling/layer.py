@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.leaf import as_leaf, is_name
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.spikes.checks import check_no_time, pair, plain
 from hibana.spikes.pooling.autograd import max_pooled
 

@@ -19,7 +19,7 @@ __all__ = [
     "begin_with",
     "compresses",
     "dots",
-    "folded",
+    "horizontal_sums",
     "panel",
     "transposed",
     "transposed_square",
@@ -201,12 +201,12 @@ def _some_dots(
         for v, factor in enumerate(row.load(piece)):
             for total, at in zip(sums, unrolled, strict=True):
                 total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
-    totals = folded([total.value for total in sums])
+    totals = horizontal_sums([total.value for total in sums])
     for e, k in enumerate(which):
         out[k] = totals.lane(e * VECTOR // entries)
 
 
-def folded(vectors: list[Value]) -> Value:
+def horizontal_sums(vectors: list[Value]) -> Value:
     """One vector of the sums over each of 2, 4 or 8 vectors, in order, repeated to 16 lanes."""
     width = VECTOR // 2
     while len(vectors) > 1:
@@ -255,8 +255,11 @@ def transposed_square(
     """
     rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
     in_turn = {1: (0, VECTOR, 1, VECTOR + 1), 2: (0, 1, VECTOR, VECTOR + 1)}
-    for distance, lanes in in_turn.items():  # squares of 4 x 4: lanes of two rows one by one, then two by two
-        low = [quad + lane for quad in range(0, VECTOR, 4) for lane in lanes]
+    for (
+        distance,
+        chosen,
+    ) in in_turn.items():  # squares of 4 x 4: lanes of two rows by ones, then by twos
+        low = [quad + lane for quad in range(0, VECTOR, 4) for lane in chosen]
         high = [lane + 2 for lane in low]
         pairs = [(rows[i], rows[i + distance]) for i in range(VECTOR) if not i & distance]
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from hibana.play.source import Trouble
-from hibana.play.worker import Worker
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.worker import Worker
 
 __all__ = ["Pump"]
 

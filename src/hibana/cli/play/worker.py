@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from hibana.play.source import Trouble, said
+from hibana.cli.play.source import Trouble, said
 
 __all__ = ["Worker"]
 
@@ -114,7 +114,7 @@ def _answer(connection: Connection) -> None:
             function, question = connection.recv()
             module, _, name = function.rpartition(".")
             try:
-                call = getattr(importlib.import_module(f"hibana.play.{module}"), name)
+                call = getattr(importlib.import_module(f"hibana.cli.play.{module}"), name)
                 result = (True, call(**question))
             except BaseException as error:  # pasted code may raise anything, and all of it is told
                 result = (False, said(error))

@@ -33,8 +33,8 @@ from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.web import ErrorHandler
 
-from hibana.play.view import page
-from hibana.play.worker import Worker
+from hibana.cli.play.view import page
+from hibana.cli.play.worker import Worker
 
 __all__ = ["serve"]
 

@@ -1,5 +1,5 @@
 """What is seen: two views, of Bokeh's widgets and figures. Nothing here computes what it shows."""
 
-from hibana.play.view.page import page
+from hibana.cli.play.view.page import page
 
 __all__ = ["page"]

@@ -16,9 +16,9 @@ import torch
 
 import hibana as hb
 from conformance import suite
-from hibana.play import controls, network, neuron, source
-from hibana.play.source import Trouble
-from hibana.play.worker import Worker
+from hibana.cli.play import controls, network, neuron, source
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.worker import Worker
 
 CELLS = sorted(source.built_in())
 OWN = source.EXAMPLE
@@ -163,7 +163,7 @@ def test_a_cell_of_ones_own_is_answered_like_a_built_in_one():
 def test_the_palette_is_that_of_plot():
     pytest.importorskip("bokeh", reason="the extra play is not installed")
     pytest.importorskip("matplotlib", reason="the extra train is not installed")
-    from hibana.play.view import look
+    from hibana.cli.play.view import look
     from hibana.plot import style
 
     assert style.PALETTE == look.LAYERS
@@ -389,8 +389,8 @@ def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(ch
     pytest.importorskip("bokeh", reason="the extra play is not installed")
     from bokeh.document import Document
 
-    from hibana.play.view.look import Look
-    from hibana.play.view.network import NetworkView
+    from hibana.cli.play.view.look import Look
+    from hibana.cli.play.view.network import NetworkView
 
     asked = {}
 
@@ -418,7 +418,7 @@ def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(ch
 )
 def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, names):
     pytest.importorskip("bokeh", reason="the extra play is not installed")
-    from hibana.play.view.drawn import room, short, spread_out
+    from hibana.cli.play.view.drawn import room, short, spread_out
 
     shown = [short(name) for name in names]
     assert all(len(name) <= 16 and name[:15] == whole[:15] for name, whole in zip(shown, names, strict=True))

@@ -1,6 +1,6 @@
 """The playground: cells, networks and their pictures in a browser, moved by hand.
 
-``hibana play`` starts :func:`hibana.play.server.serve`. Computing is apart from the page:
+``hibana play`` starts :func:`hibana.cli.play.server.serve`. Computing is apart from the page:
 
 ============  =====================================================================================
 ``source``    pasted text -> a cell, or a sentence that says what is wrong and in which line

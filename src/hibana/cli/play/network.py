@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.play.source import Trouble
+from hibana.cli.play.source import Trouble
 
 if TYPE_CHECKING:
     from hibana.data import DataSet

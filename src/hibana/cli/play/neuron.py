@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.cli.play import controls
+from hibana.cli.play.source import Trouble, found
 from hibana.compiler import unroll
-from hibana.play import controls
-from hibana.play.source import Trouble, found
 
 __all__ = ["SHAPES", "STEPS", "answer", "describe"]
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from play.test_play import untrained
+from cli.play.test_play import untrained
 
 pytest.importorskip("bokeh", reason="the extra play is not installed")
 pytest.importorskip("lightning", reason="the extra train is not installed")

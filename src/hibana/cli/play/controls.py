@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hibana.cells import Cell, surrogate
-from hibana.play.source import Trouble, said
+from hibana.cli.play.source import Trouble, said
 
 __all__ = ["Choice", "Control", "Number", "Switch", "made", "of_cell", "of_surrogate", "surrogates"]
 

@@ -8,12 +8,12 @@ from bokeh.document import Document
 from bokeh.events import DocumentReady
 from bokeh.models import Button, Column, CustomJS, Div, TextAreaInput
 
-from hibana.play import controls, neuron, source
-from hibana.play.pump import Pump
-from hibana.play.source import Trouble
-from hibana.play.view.answer import COLUMNS, DELIVER, columns
-from hibana.play.view.fields import WIDTH, Field, NumberField, chooser, field
-from hibana.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Figure, Look, empty, legend
+from hibana.cli.play import controls, neuron, source
+from hibana.cli.play.pump import Pump
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.view.answer import COLUMNS, DELIVER, columns
+from hibana.cli.play.view.fields import WIDTH, Field, NumberField, chooser, field
+from hibana.cli.play.view.look import BLUE, LAYERS, ORANGE, RED, WIDGET, Figure, Look, empty, legend
 
 __all__ = ["NeuronView"]
 

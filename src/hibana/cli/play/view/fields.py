@@ -6,9 +6,9 @@ from typing import Any
 
 from bokeh.models import Checkbox, Column, Div, Row, Select, Slider, TextInput, UIElement
 
-from hibana.play import controls
-from hibana.play.source import Trouble
-from hibana.play.view.look import BLUE, WIDGET
+from hibana.cli.play import controls
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.view.look import BLUE, WIDGET
 
 __all__ = ["ChoiceField", "Field", "NumberField", "SwitchField", "chooser", "field", "label"]
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from hibana.play import neuron
-from hibana.play.view.look import LAYERS
+from hibana.cli.play import neuron
+from hibana.cli.play.view.look import LAYERS
 
 __all__ = ["COLUMNS", "DELIVER", "columns"]
 

@@ -7,10 +7,10 @@ pytest.importorskip("bokeh", reason="the extra play is not installed")
 from bokeh.document import Document
 from bokeh.models import Div, TextInput
 
-from hibana.play import neuron
-from hibana.play.source import Trouble
-from hibana.play.view.look import Look
-from hibana.play.view.neuron import NeuronView
+from hibana.cli.play import neuron
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.view.look import Look
+from hibana.cli.play.view.neuron import NeuronView
 
 
 class Asked:

@@ -11,11 +11,11 @@ from bokeh.document import Document
 from bokeh.events import DocumentReady
 from bokeh.models import CustomJS, Div, Toggle
 
-from hibana.play.pump import Pump
-from hibana.play.view.look import WIDGET, Look
-from hibana.play.view.network import NetworkView
-from hibana.play.view.neuron import NeuronView
-from hibana.play.worker import Worker
+from hibana.cli.play.pump import Pump
+from hibana.cli.play.view.look import WIDGET, Look
+from hibana.cli.play.view.network import NetworkView
+from hibana.cli.play.view.neuron import NeuronView
+from hibana.cli.play.worker import Worker
 
 __all__ = ["page"]
 
@@ -47,7 +47,7 @@ def page(
     """
     document.title = "hibana play"
     document.template = get_env().from_string(
-        files("hibana.play.view").joinpath("page.html").read_text(encoding="utf-8")
+        files("hibana.cli.play.view").joinpath("page.html").read_text(encoding="utf-8")
     )
     document.template_variables["view"] = "network" if checkpoint else "neuron"
     waiting = Div(

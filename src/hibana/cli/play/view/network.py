@@ -19,12 +19,12 @@ from bokeh.models import (
     Toggle,
 )
 
-from hibana.play.network import DIGITS
-from hibana.play.pump import Pump
-from hibana.play.source import Trouble
-from hibana.play.view.drawn import MOVE, PLAY, coloured, room, short, spread_out
-from hibana.play.view.fields import WIDTH, label
-from hibana.play.view.look import BLUE, GREY, LAYERS, RED, WIDGET, Figure, Look, empty
+from hibana.cli.play.network import DIGITS
+from hibana.cli.play.pump import Pump
+from hibana.cli.play.source import Trouble
+from hibana.cli.play.view.drawn import MOVE, PLAY, coloured, room, short, spread_out
+from hibana.cli.play.view.fields import WIDTH, label
+from hibana.cli.play.view.look import BLUE, GREY, LAYERS, RED, WIDGET, Figure, Look, empty
 
 __all__ = ["NetworkView"]
 

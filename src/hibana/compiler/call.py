@@ -1,0 +1,320 @@
+"""A call of a cell over a sequence: what runs it, found once and remembered by the cell.
+
+A call is read here from top to bottom: :func:`emitted` looks for an earlier call like it in the cache
+(:mod:`hibana.compiler.programs`), else checks its arguments and asks :func:`_executable` for what runs it.
+How a compiled run computes is in :mod:`hibana.compiler.autograd`.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from hibana.cells import Cell
+from hibana.cells.surrogate import forwards
+from hibana.compiler import ambient, autograd, one_step, programs, reference
+from hibana.compiler.ambient import is_traced, is_watched
+from hibana.compiler.backend import Producer, check_backend, of_device, refusal
+from hibana.compiler.checks import check_batch, check_inputs, checked_state, said_once
+from hibana.compiler.draws import Drawing
+from hibana.compiler.first_call import check_first_call, check_neighbours
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.strides import repeated
+from hibana.compiler.tensors import computed_once, computing_once, tensors_of
+
+__all__ = [
+    "State",
+    "emitted",
+    "emitted_around",
+    "record",
+    "unroll",
+    "unrolled",
+    "unrolled_whole",
+]
+
+State = tuple[Tensor, ...]
+Executable = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
+"""From inputs and initial states, None for zeros, to the outputs and last states; of these the last may be
+missing, which is the last of the outputs."""
+
+# looked up once: they are a tenth of a small call
+_get_num_threads, _is_grad_enabled = torch.get_num_threads, torch.is_grad_enabled
+
+
+def unroll(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, State]:
+    """Runs `cell` over a sequence.
+
+    Args:
+        cell: one step, ``forward(input_, *state) -> state``.
+        inputs: ``[T, ...]``, time first, floating point.
+        state: where to go on from, one tensor of shape ``inputs.shape[1:]`` for each state of the
+            cell; at rest if ``None``.
+        backend: ``"auto"`` picks the fastest that serves this cell: ``"cpu"`` or, for inputs on CUDA,
+            ``"triton"``; else the reference loop. A backend asked for by name either serves or raises.
+
+    Returns:
+        What the cell emitted, ``[T, ...]``, and the state it ended in.
+
+    Raises:
+        TypeError: if `inputs` is not a floating-point tensor, or `cell` not a cell.
+        ValueError: if a shape, a device or the backend's name is wrong, or a run would lose the state:
+            within :func:`hibana.run`, in a module that is no layer.
+
+    >>> import torch, hibana as hb
+    >>> spikes, (v, s) = hb.unroll(hb.IFCell(), torch.full([4, 1], 0.4))
+    >>> spikes.flatten()
+    tensor([0., 0., 1., 0.])
+    """
+    if ambient.active:
+        _refuse_within_a_run("unroll")
+    return unrolled(cell, inputs, state, backend=backend)
+
+
+def unrolled(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, State]:
+    """:func:`unroll` for the layers, whose states a run may carry.
+
+    A step ``[1, ...]`` from a state is prepared at its first call, for what :func:`hibana.run` repeats.
+    """
+    one = state is not None and isinstance(cell, Cell) and type(inputs) is Tensor and not is_watched(inputs)
+    one = one and inputs.ndim > 1 and inputs.shape[0] == 1
+    ready = None
+    if one:
+        assert state is not None
+        ready = one_step.prepared(cell, backend, inputs.shape)
+        fits = ready is not None and ready.reads(inputs) and ready.goes_on(state)
+        if ready and fits and not (_is_grad_enabled() and any(t.requires_grad for t in (inputs, *state))):
+            return ready(inputs, state)
+    outputs, last = emitted(cell, inputs, state, backend=backend)
+    if one and ready is None and (spec := programs.known(cell, _key(backend, inputs, True, True))):
+        one_step.prepare(cell, backend, spec)
+    if len(last) < len(cell._hibana.states):
+        last = (
+            *last,
+            outputs.select(0, -1).clone(),
+        )  # a view would keep, and change with, all steps
+    return outputs, tuple(last)
+
+
+def unrolled_whole(
+    cell: Cell, inputs: Tensor, state: State | None, *, backend: str
+) -> tuple[Tensor, State] | None:
+    """:func:`unrolled`, or None, without a warning, where only the reference loop would serve."""
+    check_inputs(cell, inputs)
+    chosen = of_device(inputs.device.type) if backend == "auto" else backend
+    try:
+        return None if backend == "reference" else unrolled(cell, inputs, state, backend=chosen)
+    except Unsupported:
+        return None
+
+
+def emitted(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", of_a_layer: bool = False
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
+
+    Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
+    """
+    ends, watched = not of_a_layer, is_watched(inputs)
+    key: Hashable | None = None
+    if isinstance(cell, Cell) and not watched and not inputs.is_neg():
+        # key and attributes of the cell determine a call; setting an attribute clears what it remembers
+        key = _key(backend, inputs, ends, state is not None)
+        spec = programs.known(cell, key)
+        if spec is not None and (state is None or _is_plain(cell, inputs, state)):
+            return autograd.go(spec, inputs, (*(state or ()), *tensors_of(cell).values()))
+    check_inputs(cell, inputs)
+    cell = computed_once(cell)
+    if of_a_layer:
+        check_batch(inputs)
+    if not is_traced(inputs):
+        if of_a_layer:
+            check_neighbours(cell, inputs)
+        inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
+    if state is not None:
+        state = checked_state(cell, inputs, state)
+    elif not cell.rests_at_zero():
+        state, key = cell.initial_state(_one_step(inputs)), None
+    outputs, last = _executable(cell, inputs, backend, ends, key)(inputs, state)
+    if inputs.requires_grad and _is_grad_enabled() and not watched:
+        chosen = of_device(inputs.device.type) if backend == "auto" else backend
+        check_first_call(cell, inputs, outputs, chosen)
+    return outputs, last
+
+
+def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hashable | None) -> Executable:
+    """What runs `cell` over `inputs`: an operator of a graph, a compiled program, or the reference loop.
+
+    A compiled run is remembered by the cell under `key`, if there is one.
+
+    Raises:
+        Unsupported: if a backend was asked for by name that can't serve.
+    """
+    loop = partial(_run_reference, cell)
+    if backend == "reference":
+        return loop
+    check_backend(backend)
+    device, dtype = inputs.device.type, reference.carried(inputs.dtype)
+    chosen = of_device(device) if backend == "auto" else backend
+    run: Executable | None = None
+    warned = ""  # which cells a warning names; none where torch or the tracer says it
+    if reason := _elsewhere(cell, inputs):
+        pass
+    elif is_traced(inputs):
+        from hibana.compiler import operator
+
+        run, reason = operator.executable(cell, inputs, dtype, chosen, backend == "auto")
+    elif torch._C._get_tracing_state() is not None:
+        reason = "torch.jit.trace writes down PyTorch's own operations; so does convert.export"
+    elif forwards():
+        reason = "transforms of torch.func and forward-mode derivatives are the loop's"
+        warned = type(cell).__name__
+    elif reason := refusal(chosen, device):
+        warned = "every cell"  # and not again for each kind of cell
+    else:
+        try:
+            program = programs.program(cell, chosen, inputs.shape[1:], dtype)
+        except Unsupported as refused:
+            if backend != "auto":
+                raise
+            reason, warned = str(refused), type(cell).__name__
+        else:
+            run = partial(autograd.run, program, cell, ends, key if inputs.dtype == dtype else None)
+            if program.kernels.takes_half:
+                return run
+    if run is not None:
+        return run if inputs.dtype == dtype else partial(_run_in_full, run, dtype, len(cell._hibana.states))
+    if backend != "auto":
+        raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
+    if warned:
+        said_once(warned, reason)
+    return loop
+
+
+def _run_reference(cell: Cell, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+    """The reference loop of `cell` over `inputs`."""
+    if state is None:
+        state = cell.initial_state(_one_step(inputs))
+    with computing_once():
+        outputs, last = reference.unroll(cell, inputs, state)
+    if outputs.shape != inputs.shape:
+        raise ValueError(
+            f"inputs must be [T, ...], time first, got shape {tuple(inputs.shape)}: of a step of "
+            f"{tuple(inputs.shape[1:])} {type(cell).__name__} makes {tuple(outputs.shape[1:])}"
+        )
+    return outputs, last
+
+
+def _run_in_full(
+    run: Executable, dtype: torch.dtype, states: int, inputs: Tensor, state: State | None
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`run`, which takes `dtype` alone, over `inputs` of half precision; the last states stay in `dtype`."""
+    outputs, last = run(inputs.to(dtype), state)
+    return outputs.to(inputs.dtype), last if len(last) == states else (*last, outputs[-1].clone())
+
+
+def emitted_around(
+    cell: Cell,
+    around: Callable[..., Cell],
+    tensors: tuple[Tensor, ...],
+    inputs: Tensor,
+    producer: Producer | None = None,
+    steps: int = 0,
+) -> Tensor:
+    """What ``around(cell, *tensors)`` emits over the inputs of a layer, on the CPU; remembered by `cell`.
+
+    A `producer` has yet to compute the inputs. With `steps`, they are one step's, and the same at so many.
+
+    Raises:
+        Unsupported: if there is no kernel for it.
+    """
+    learning = tuple([tensor.requires_grad for tensor in tensors])
+    key = around, steps, learning, _key("cpu", inputs, False)
+    own = (*tensors, *tensors_of(cell).values())
+    plain = not is_watched(inputs)
+    if plain and not inputs.is_neg():
+        known = programs.known(cell, key)
+        if known is not None:
+            spec, places = known
+            given = tuple([own[i] for i in places])
+            if producer is None:
+                return autograd.go(spec, inputs, given)[0]
+            if not (_is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given))):
+                return autograd.go_over(spec, producer, inputs, given)
+    if producer is not None:
+        producer.finish()
+    made = around(cell, *tensors)
+    inputs = repeated(inputs, steps) if steps else inputs
+    outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
+    if plain and programs.is_plain(cell) and made.rests_at_zero():
+        program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
+        spec = autograd.specified(program, inputs, False, alone=False)
+        if spec is not None:
+            place = {id(tensor): i for i, tensor in enumerate(own)}
+            spec = spec._replace(once=steps > 0, deep=True)
+            programs.attach(cell, key, (spec, [place[id(t)] for t in tensors_of(made).values()]))
+    return outputs
+
+
+def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
+    """Every state of `cell` at every step of `inputs`, by name, each ``[T, ...]``: for looking at.
+
+    >>> import torch, hibana as hb
+    >>> hb.record(hb.IFCell(), torch.full([3, 1], 0.6))["v"].flatten()
+    tensor([0.6000, 1.2000, 0.6000])
+    """
+    if ambient.active:
+        _refuse_within_a_run("record")
+    check_inputs(cell, inputs)
+    names = cell.state_names()
+    cell = computed_once(cell)
+    state = cell.initial_state(_one_step(inputs))
+    steps, drawing = [], Drawing(type(cell).__name__)
+    for input_ in inputs:
+        _, state = reference.unroll(cell, input_[None], state, drawing)
+        steps.append(state)
+    return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
+
+
+def _key(backend: str, inputs: Tensor, ends: bool, goes_on: bool = False) -> Hashable:
+    """All that a run of one cell, from rest or from a state, depends on but the numbers it is given."""
+    learns = inputs.requires_grad and _is_grad_enabled()
+    shape, strides = inputs.shape, inputs.stride()
+    return backend, shape, strides, inputs.dtype, inputs.device, ends, goes_on, learns, _get_num_threads()
+
+
+def _is_plain(cell: Cell, inputs: Tensor, state: State) -> bool:
+    """Whether `state` is one that :func:`checked_state` would return as it is."""
+    if type(state) is not tuple or len(state) != len(cell._hibana.states):
+        return False
+    shape, dtype, device = inputs.shape[1:], inputs.dtype, inputs.device
+    for value in state:
+        if type(value) is not Tensor or value.shape != shape:
+            return False
+        if value.dtype != dtype or value.device != device:
+            return False
+    return True
+
+
+def _elsewhere(cell: Cell, inputs: Tensor) -> str:
+    """Which device a tensor of `cell` is on, if it is not that of `inputs`."""
+    for name, tensor in tensors_of(cell).items():
+        if tensor.device != inputs.device:
+            return f"{name} of {type(cell).__name__} is on {tensor.device}, inputs on {inputs.device}"
+    return ""
+
+
+def _refuse_within_a_run(name: str) -> None:
+    if ambient.current() is not None:
+        raise ValueError(
+            f"hibana.{name} was called within hibana.run, which carries the states of layers alone: this one "
+            "would be lost; make the cell a layer of the network, hibana.OverTime(cell)"
+        )
+
+
+def _one_step(inputs: Tensor) -> Tensor:
+    return inputs[0].detach().to(reference.carried(inputs.dtype))
