@@ -214,28 +214,27 @@ def table(path: Path) -> str:
     for row in sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["seed"]):
         settings = Settings(row["learning_rate"], row["decay"])
         found[row["readout"], row["task"], row["network"], row["epochs"]][row["rule"]][settings].append(row)
-    named = " | ".join(f"`{rule}`" for rule in RULES)
-    lines = [f"| readout | task | network | epochs | {named} |", "|---|---|---|---|" + "---|" * len(RULES)]
-    for first, by_rule in sorted(found.items()):
-        cells = []
-        for rule in RULES:
-            chosen = max(by_rule[rule].items(), key=_seeds_then_validation, default=None)
-            cells.append("–" if chosen is None else _cell(*chosen))
-        lines.append(f"| {' | '.join(map(str, (*first, *cells)))} |")
+    titles = ["readout", "task", "network", "epochs", "learning rate", *(f"`{rule}`" for rule in RULES)]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for first, by_rule in found.items():
+        chosen = {rule: max(each.items(), key=_seeds_then_validation) for rule, each in by_rule.items()}
+        rates = sorted({settings.learning_rate for settings, _ in chosen.values()})
+        cells = [_cell(*chosen[rule]) if rule in chosen else "–" for rule in RULES]
+        lines.append(f"| {' | '.join(map(str, (*first, ', '.join(map(str, rates)), *cells)))} |")
     return "\n".join(lines)
 
 
 def _seeds_then_validation(pair: tuple[Settings, list[dict[str, Any]]]) -> tuple[int, float]:
     """What the settings that are shown have most of: seeds, and then accuracy on the validation part."""
     _, rows = pair
-    return len(rows), mean(row["validation"] for row in rows)
+    return len(rows), mean(row["validation"] or 0.0 for row in rows)
 
 
 def _cell(settings: Settings, rows: list[dict[str, Any]]) -> str:
     accuracies = [row["test"] for row in rows]
     each = ", ".join(f"{one:.1%}" for one in accuracies)
-    decay = "" if settings.decay is None else f", {settings.decay:g}"
-    return f"{mean(accuracies):.1%} ({each}); {settings.learning_rate:g}{decay}"
+    decay = "" if settings.decay is None else f"; decay {settings.decay:.2g}"
+    return f"{mean(accuracies):.1%} ({each}){decay}"
 
 
 def main() -> None:
