@@ -7,11 +7,26 @@ from torch import Tensor, nn
 
 from hibana.compiler.tensors import tensors_of
 from hibana.learn.memory import Memory
-from hibana.learn.network import Neurons, layers_of
+from hibana.learn.network import Layer, Neurons, Plain, layers_of
 from hibana.learn.rules import PPProp, Rule, named
 from hibana.learn.system import System
+from hibana.nn.each_step import EachStep
 
 __all__ = ["explain"]
+
+_LINEAR = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Identity,
+)
+"""Modules whose derivative is the same at all steps."""
 
 
 def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
@@ -35,12 +50,13 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
       nothing is left out: the gradient of backpropagation through time
     """
     chosen = named(rule)
-    layers = [one for one in layers_of(net, chosen.keeps_readout) if isinstance(one, Neurons)]
+    chain = layers_of(net, chosen.keeps_readout)
+    layers = [one for one in chain if isinstance(one, Neurons)]
     lines = [f"rule {chosen.name}"]
     for i, layer in enumerate(layers):
         system = _system(layer, chosen)
         lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(system, chosen)}")
-        left_out = list(_left_out(layer, layers[i + 1 :], system, chosen))
+        left_out = [*_left_out(layer, layers[i + 1 :], system, chosen), *_changing(layer, chain)]
         lines += [f"  left out: {one}" for one in left_out]
         if not left_out:
             lines.append("  nothing is left out: the gradient of backpropagation through time")
@@ -91,3 +107,25 @@ def _left_out(layer: Neurons, behind: list[Neurons], system: System, rule: Rule)
     leaky = [repr(one.name) for one in behind if not one.spikes]
     if leaky and not rule.keeps_readout:
         yield f"what {', '.join(leaky)} remembers of earlier steps"
+
+
+def _changing(layer: Neurons, chain: list[Layer]) -> Iterator[str]:
+    """Modules between `layer` and its leaky readout whose derivative changes from step to step."""
+    if layer.readout is None:
+        return
+    between = chain[chain.index(layer) + 1 : chain.index(layer.readout.layer)]
+    names = [repr(one.name) for one in between if isinstance(one, Plain) and not _is_linear(one.module)]
+    if names:
+        of, readout = ", ".join(names), layer.readout.name
+        yield f"the derivative of {of} at the earlier steps that {readout!r} remembers"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether the derivative of `module` is known to be the same at all steps."""
+    if isinstance(module, EachStep):
+        return _is_linear(module.module)
+    if isinstance(module, nn.Sequential):
+        return all(_is_linear(child) for child in module)
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+        return not module.training
+    return isinstance(module, _LINEAR)

@@ -1,0 +1,52 @@
+"""The example that compares rules: its loss, and how settings are chosen."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+FOLDER = str(Path(__file__).parents[2] / "examples")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    import learning_online
+
+    yield learning_online
+    for name in ("learning_online", "recall", "training"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("chunk", [3, 7, 10])
+def test_the_loss_of_the_last_steps_is_the_sum_of_its_chunks(example, chunk):
+    torch.manual_seed(0)
+    outputs, labels = torch.randn(10, 4, 3), torch.randint(3, (4,))
+    loss = example.loss_of_steps(labels, 6, 4)
+    parts = [loss(first, outputs[first : first + chunk]) for first in range(0, 10, chunk)]
+    found = sum(one for one in parts if one is not None)
+    each = [functional.cross_entropy(y, labels) for y in outputs[6:]]
+    torch.testing.assert_close(found, torch.stack(each).mean())
+
+
+def test_the_first_seed_chooses_by_validation_and_the_table_shows_the_chosen(example, monkeypatch, tmp_path):
+    def run(task, kind, readout, rule, seed, settings):
+        right = 0.5 + settings.learning_rate
+        named = {"task": task.name, "network": kind, "readout": readout, "rule": rule, "seed": seed}
+        results = {"epochs": 12, "validation": right, "test": 0.9 - right + seed / 10}
+        return {**named, **settings._asdict(), **results}
+
+    monkeypatch.setattr(example, "run", run)
+    task = example.TASKS["mnist-1d"]
+    rows = list(example.runs(task, "recurrent", "leaky", "pp-prop", [0, 1, 2], [0.1, 0.2], [0.8, 0.9]))
+    settings = [(row["seed"], row["learning_rate"], row["decay"]) for row in rows]
+    first = [(0, 0.1, 0.8), (0, 0.1, 0.9), (0, 0.2, 0.8), (0, 0.2, 0.9)]
+    assert settings == [*first, (1, 0.2, 0.8), (2, 0.2, 0.8)]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    last = example.table(path).splitlines()[-1]
+    runs = "30.0% (20.0%, 30.0%, 40.0%); decay 0.8"
+    assert last == f"| leaky | mnist-1d | recurrent | 12 | 0.2 | – | – | – | – | {runs} |"
