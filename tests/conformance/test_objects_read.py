@@ -19,6 +19,7 @@ import os
 import queue
 import random
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -381,8 +382,9 @@ def iterated():
     return held, next, change
 
 
-def in_memory(folder):
-    held = np.memmap(folder / "numbers", dtype="float64", mode="w+", shape=(1,))
+def in_a_file():
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, dtype="float64", mode="w+", shape=(1,))
     held[:] = 0.5
     return held, first_of, lambda: held.fill(0.25)
 
@@ -511,6 +513,7 @@ REFUSED = {
     "a matrix": lambda: kind(
         np.array([[0.5]]).view(np.matrix), lambda held: float(held[0, 0]), lambda held: held.fill(0.25)
     ),
+    "np.memmap": in_a_file,
     "a masked array": lambda: kind(
         np.ma.masked_array([0.5], [False]), first_of, lambda held: held.fill(0.25)
     ),
@@ -626,6 +629,18 @@ def test_an_object_that_is_refused(name, monkeypatch):
     change()
     _, said = both(cell)
     assert not said
+
+
+def test_a_global_that_a_formula_reads_is_followed(monkeypatch):
+    cell = hb.IFCell(surrogate=hb.surrogate.Formula(lambda x: SLOPE / (1 + x.abs())))
+    grads = []
+    for slope in (0.5, 0.25):
+        monkeypatch.setitem(globals(), "SLOPE", slope)
+        _, said = both(cell)
+        assert not said
+        inputs = INPUTS.clone().requires_grad_()
+        grads += torch.autograd.grad(hb.unroll(cell, inputs)[0].sum(), inputs)
+    assert not torch.equal(*grads)
 
 
 class Learned(hb.Cell):
