@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import builtins
 import collections
 import contextlib
 import contextvars
@@ -395,6 +396,44 @@ def over_memory():
     return held, first_of, lambda: memory.__setitem__(slice(None), np.array([0.25]).tobytes())
 
 
+class WithItems:
+    store = [0.5]  # noqa: RUF012 - it is to change
+
+    def __class_getitem__(cls, index):
+        return cls.store[index]
+
+
+class WithSlope:
+    slope = 0.5
+
+
+class WithAnother:
+    slope = 0.25
+
+
+class OwnModule(types.ModuleType):
+    def __getattr__(self, name):
+        return TABLE[name]
+
+
+def module_that_computes():
+    module = types.ModuleType("computes")
+    module.__getattr__ = TABLE.__getitem__
+    return module
+
+
+def of_builtins():
+    return slope_of_builtins  # noqa: F821 - see below
+
+
+def documented():
+    """0.5"""
+
+
+def annotated(_: "0.5"):
+    pass
+
+
 FOLLOWED = {
     "a list": lambda: kind([0.5], first_of, lambda held: held.insert(0, 0.25)),
     "a list in a tuple": lambda: kind(
@@ -469,6 +508,15 @@ FOLLOWED = {
         ReadsAnyName(), slope_of, lambda held: held.data.update(slope=0.25)
     ),
     "a property of a metaclass": lambda: kind(OfMeta, slope_of, lambda held: held.store.insert(0, 0.25)),
+    "an item of a class": lambda: kind(WithItems, first_of, lambda held: held.store.insert(0, 0.25)),
+    "the class of an object": lambda: kind(
+        WithSlope(), slope_of, lambda held: setattr(held, "__class__", WithAnother)
+    ),
+    "a module that computes attributes": lambda: kind(
+        module_that_computes(), slope_of, lambda _: TABLE.update(slope=0.25)
+    ),
+    "a subclass of modules": lambda: kind(OwnModule("own"), slope_of, lambda _: TABLE.update(slope=0.25)),
+    "a built-in name": lambda: reading(of_builtins, set_attribute(builtins, "slope_of_builtins")),
     "a dataclass": lambda: kind(Numbers(0.5)),
     "a list in a frozen dataclass": lambda: kind(
         Frozen([0.5]), lambda held: held.slope[0], lambda held: held.slope.insert(0, 0.25)
@@ -497,6 +545,18 @@ FOLLOWED = {
     ),
 }
 REFUSED = {
+    "a documentation": lambda: kind(
+        documented, lambda held: float(held.__doc__), lambda held: setattr(held, "__doc__", "0.25")
+    ),
+    "an annotation": lambda: kind(
+        annotated,
+        lambda held: float(held.__annotations__["_"]),
+        lambda held: held.__annotations__.update(_="0.25"),
+    ),
+    "an identity": lambda: reading(lambda: 1 / (1 + id(SLOPE) % 7), set_global("SLOPE")),
+    "the settings of NumPy": lambda: reading(
+        lambda: len(np.geterr()["over"]) / 8, functools.partial(np.seterr, over="ignore")
+    ),
     "the environment": environment,
     "multiprocessing.Value": lambda: kind(
         multiprocessing.Value("d", 0.5), value_of, lambda held: setattr(held, "value", 0.25)
@@ -573,6 +633,12 @@ class Subclass(torch.Tensor):
     slope = 0.5
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_numpy_stay():
+    with np.errstate():
+        yield
+
+
 def restored(monkeypatch):
     for name in ("SLOPE", "WEIGHT", "of_global"):
         monkeypatch.setitem(globals(), name, globals()[name])
@@ -583,6 +649,10 @@ def restored(monkeypatch):
     monkeypatch.setattr(WithClassAttribute, "slope", 0.5)
     monkeypatch.setattr(ReadsGlobal, "slope", vars(ReadsGlobal)["slope"])
     monkeypatch.setitem(globals(), "WEIGHT", torch.tensor(0.5))
+    monkeypatch.setattr(WithItems, "store", [0.5])
+    monkeypatch.setattr(builtins, "slope_of_builtins", 0.5, raising=False)
+    monkeypatch.setattr(documented, "__doc__", "0.5")
+    monkeypatch.setattr(annotated, "__annotations__", {"_": "0.5"})
 
 
 def both(cell):
