@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, find, given, settings
 
-from fuzz import deep, differ, large, networks, steps, twins
+from fuzz import contexts, deep, differ, large, networks, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
@@ -52,6 +52,14 @@ def test_random_deep_networks_are_torchs(network):
 @given(large.large())
 def test_random_large_layers_are_torchs(layer):
     large.compare(layer, Counts())
+
+
+@pytest.mark.parametrize(
+    ("programs", "context"),
+    [(networks.networks, each) for each in contexts.CONTEXTS] + [(deep.deep, each) for each in deep.CONTEXTS],
+)
+def test_every_context_is_drawn(programs, context):
+    assert find(programs(), lambda program: program.context == context).context == context
 
 
 def test_a_size_that_a_list_does_not_count_is_found(monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import builtins
 import collections
 import contextlib
 import contextvars
@@ -19,6 +20,7 @@ import os
 import queue
 import random
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -381,8 +383,9 @@ def iterated():
     return held, next, change
 
 
-def in_memory(folder):
-    held = np.memmap(folder / "numbers", dtype="float64", mode="w+", shape=(1,))
+def in_a_file():
+    with tempfile.TemporaryFile() as file:
+        held = np.memmap(file, dtype="float64", mode="w+", shape=(1,))
     held[:] = 0.5
     return held, first_of, lambda: held.fill(0.25)
 
@@ -391,6 +394,44 @@ def over_memory():
     memory = bytearray(np.array([0.5]).tobytes())
     held = np.frombuffer(memory, dtype="float64")
     return held, first_of, lambda: memory.__setitem__(slice(None), np.array([0.25]).tobytes())
+
+
+class WithItems:
+    store = [0.5]  # noqa: RUF012 - it is to change
+
+    def __class_getitem__(cls, index):
+        return cls.store[index]
+
+
+class WithSlope:
+    slope = 0.5
+
+
+class WithAnother:
+    slope = 0.25
+
+
+class OwnModule(types.ModuleType):
+    def __getattr__(self, name):
+        return TABLE[name]
+
+
+def module_that_computes():
+    module = types.ModuleType("computes")
+    module.__getattr__ = TABLE.__getitem__
+    return module
+
+
+def of_builtins():
+    return slope_of_builtins  # noqa: F821 - see below
+
+
+def documented():
+    """0.5"""
+
+
+def annotated(_: "0.5"):
+    pass
 
 
 FOLLOWED = {
@@ -467,6 +508,15 @@ FOLLOWED = {
         ReadsAnyName(), slope_of, lambda held: held.data.update(slope=0.25)
     ),
     "a property of a metaclass": lambda: kind(OfMeta, slope_of, lambda held: held.store.insert(0, 0.25)),
+    "an item of a class": lambda: kind(WithItems, first_of, lambda held: held.store.insert(0, 0.25)),
+    "the class of an object": lambda: kind(
+        WithSlope(), slope_of, lambda held: setattr(held, "__class__", WithAnother)
+    ),
+    "a module that computes attributes": lambda: kind(
+        module_that_computes(), slope_of, lambda _: TABLE.update(slope=0.25)
+    ),
+    "a subclass of modules": lambda: kind(OwnModule("own"), slope_of, lambda _: TABLE.update(slope=0.25)),
+    "a built-in name": lambda: reading(of_builtins, set_attribute(builtins, "slope_of_builtins")),
     "a dataclass": lambda: kind(Numbers(0.5)),
     "a list in a frozen dataclass": lambda: kind(
         Frozen([0.5]), lambda held: held.slope[0], lambda held: held.slope.insert(0, 0.25)
@@ -495,6 +545,18 @@ FOLLOWED = {
     ),
 }
 REFUSED = {
+    "a documentation": lambda: kind(
+        documented, lambda held: float(held.__doc__), lambda held: setattr(held, "__doc__", "0.25")
+    ),
+    "an annotation": lambda: kind(
+        annotated,
+        lambda held: float(held.__annotations__["_"]),
+        lambda held: held.__annotations__.update(_="0.25"),
+    ),
+    "an identity": lambda: reading(lambda: 1 / (1 + id(SLOPE) % 7), set_global("SLOPE")),
+    "the settings of NumPy": lambda: reading(
+        lambda: len(np.geterr()["over"]) / 8, functools.partial(np.seterr, over="ignore")
+    ),
     "the environment": environment,
     "multiprocessing.Value": lambda: kind(
         multiprocessing.Value("d", 0.5), value_of, lambda held: setattr(held, "value", 0.25)
@@ -511,6 +573,7 @@ REFUSED = {
     "a matrix": lambda: kind(
         np.array([[0.5]]).view(np.matrix), lambda held: float(held[0, 0]), lambda held: held.fill(0.25)
     ),
+    "np.memmap": in_a_file,
     "a masked array": lambda: kind(
         np.ma.masked_array([0.5], [False]), first_of, lambda held: held.fill(0.25)
     ),
@@ -570,6 +633,12 @@ class Subclass(torch.Tensor):
     slope = 0.5
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_numpy_stay():
+    with np.errstate():
+        yield
+
+
 def restored(monkeypatch):
     for name in ("SLOPE", "WEIGHT", "of_global"):
         monkeypatch.setitem(globals(), name, globals()[name])
@@ -580,6 +649,10 @@ def restored(monkeypatch):
     monkeypatch.setattr(WithClassAttribute, "slope", 0.5)
     monkeypatch.setattr(ReadsGlobal, "slope", vars(ReadsGlobal)["slope"])
     monkeypatch.setitem(globals(), "WEIGHT", torch.tensor(0.5))
+    monkeypatch.setattr(WithItems, "store", [0.5])
+    monkeypatch.setattr(builtins, "slope_of_builtins", 0.5, raising=False)
+    monkeypatch.setattr(documented, "__doc__", "0.5")
+    monkeypatch.setattr(annotated, "__annotations__", {"_": "0.5"})
 
 
 def both(cell):
@@ -626,6 +699,18 @@ def test_an_object_that_is_refused(name, monkeypatch):
     change()
     _, said = both(cell)
     assert not said
+
+
+def test_a_global_that_a_formula_reads_is_followed(monkeypatch):
+    cell = hb.IFCell(surrogate=hb.surrogate.Formula(lambda x: SLOPE / (1 + x.abs())))
+    grads = []
+    for slope in (0.5, 0.25):
+        monkeypatch.setitem(globals(), "SLOPE", slope)
+        _, said = both(cell)
+        assert not said
+        inputs = INPUTS.clone().requires_grad_()
+        grads += torch.autograd.grad(hb.unroll(cell, inputs)[0].sum(), inputs)
+    assert not torch.equal(*grads)
 
 
 class Learned(hb.Cell):

@@ -67,6 +67,36 @@ def test_a_broken_link_among_files_is_named_and_not_left_out(tmp_path, capsys):
     assert "gone.csv can't be read: No such file or directory" in refusal(capsys, "--data", folder)
 
 
+def damaged(path, how):
+    """Arrays in the file `path`, which was cut or written over."""
+    values = {"t": np.arange(500), "x": np.arange(500) % 5, "y": np.arange(500) % 7, "p": np.arange(500) % 2}
+    if path.suffix == ".npy":
+        np.save(path, np.stack([*values.values()], 1))
+    else:
+        np.savez_compressed(path, x=np.stack([*values.values()], 1), y=values["p"])
+    held = path.read_bytes()
+    middle = len(held) // 3
+    path.write_bytes(
+        {"empty": b"", "cut": held[:middle], "changed": held[:middle] + b"\xff" * 9 + held[middle + 9 :]}[how]
+    )
+    return path
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+@pytest.mark.parametrize("how", ["empty", "cut", "changed"])
+def test_a_damaged_recording_or_array_is_named(tmp_path, capsys, ending, how):
+    folder = tmp_path / "mine"
+    for number in range(20):
+        place = folder / "ab"[number % 2] / f"{number}.npy"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        np.save(place, np.stack([np.arange(50), *[np.arange(50) % 2] * 3], 1))
+    broken = damaged(folder / "a" / f"broken.{ending}", how)
+    if (ending, how) != ("npy", "changed"):  # whose numbers are others
+        assert broken.name in refusal(capsys, "--data", folder)
+        alone = damaged(tmp_path / f"alone.{ending}", how)
+        assert alone.name in refusal(capsys, "--data", alone)
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no users to be others")
 def test_a_folder_of_someone_else_is_named(capsys):
     with tempfile.TemporaryDirectory() as made:

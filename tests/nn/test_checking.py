@@ -127,6 +127,24 @@ def test_a_normalisation_over_the_batch_is_seen_where_it_raises_nothing():
     apart(torch.rand(4, 8, 5))
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_normalisation_behind_neurons_is_seen_where_it_raises_nothing(gradient):
+    with torch.set_grad_enabled(gradient):
+        net, _ = over_time(hb.IF(), nn.BatchNorm1d(8), nn.Linear(8, 3), hb.LI())
+        with pytest.warns(hb.NetworkWarning, match=r"layer '2' \(BatchNorm1d\).*takes no time.*EachStep"):
+            net(torch.rand(4, 8, 5))
+        net(torch.rand(4, 8, 5))  # a warning would be an error
+        apart, _ = over_time(hb.IF(), hb.EachStep(nn.BatchNorm1d(8)), nn.Linear(8, 3), hb.LI())
+        apart(torch.rand(4, 8, 5))
+
+
+def test_a_normalisation_of_groups_of_channels_is_seen():
+    net = nn.Sequential(nn.GroupNorm(2, 8), hb.IF())
+    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(IF\).*a group normalisation whose axis 1 is"):
+        net(torch.rand(4, 8, 5, 5))
+    nn.Sequential(hb.EachStep(nn.GroupNorm(2, 8)), hb.IF())(torch.rand(4, 3, 8, 5, 5))
+
+
 @pytest.mark.parametrize("convolution", [nn.Conv2d, hb.Conv2d])
 def test_images_without_time_are_seen(convolution):
     net = nn.Sequential(convolution(3, 4, 3), hb.IF())

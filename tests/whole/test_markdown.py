@@ -25,6 +25,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hibana as hb
 from hibana.spikes import select
 
 ROOT = Path(__file__).parents[2]
@@ -219,3 +220,34 @@ def test_every_page_has_one_place_in_the_site(page):
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert site.count(f": {page.replace('.ja.md', '.md')}\n") == 1
     assert f": {page}\n" in site or page.endswith(".ja.md")
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/start.md", "docs/training.md", "docs/tutorials/network.md"]
+)
+def test_pages_for_beginners_show_the_fast_convolution(page):
+    path = ROOT / page
+    code = "".join(code for code, _ in blocks(path, "python"))
+    assert "nn.Conv2d(" in code
+    assert "hb.optimize(" in code
+    assert "EachStep(nn.Conv" not in path.read_text(encoding="utf-8")
+
+
+LOOKED_FOR = {
+    "norse": "PoissonEncoder dropout",
+    "sinabs": "reset_states dropout",
+    "snntorch": "spikegen spikeplot RLeaky ce_rate_loss fast_sigmoid reset_mem Dropout RTRL",
+    "spikingjelly": "PoissonEncoder ann2snn monitor set_step_mode reset_net Dropout STDPLearner OTTTLIFNode",
+}
+"""What people who come from a library look for."""
+
+
+@pytest.mark.parametrize("library", LOOKED_FOR)
+def test_a_page_for_migrants_has_what_they_look_for_and_what_there_is_none_of(library):
+    text = (ROOT / "docs" / "coming-from" / f"{library}.md").read_text(encoding="utf-8")
+    there, none = text.split("## What there is none of")
+    for name in LOOKED_FOR[library].split():
+        assert re.search(rf"\b{name}\b", there), name
+    assert "membrane of spiking outputs" in there
+    rules = {name for name in hb.learn.__all__ if not name.islower()}
+    assert not rules & {*re.findall(r"(?<![\w.])\w+", none)}

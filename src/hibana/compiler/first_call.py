@@ -65,7 +65,8 @@ def check_neighbours(cell: Cell, inputs: Tensor) -> None:
     """Checks the layers of ``torch.nn`` around that of `cell`, which may know no time.
 
     Warns once where the one before it takes axis 1 for channels and no gradient shows which it is
-    (:func:`check_first_call` knows from the graph).
+    (:func:`check_first_call` knows from the graph), and where a batch normalisation behind it takes the batch
+    for features, of which there are as many.
 
     Raises:
         ValueError: if the one behind it takes no time.
@@ -75,7 +76,8 @@ def check_neighbours(cell: Cell, inputs: Tensor) -> None:
         return
     called = _being_called()
     if called and getattr(called[0], "is_cell_alone", bool)():
-        refuse_next(called, inputs.shape)
+        if said := refuse_next(called, inputs.shape):
+            _warn(said)
         maker = made_of_channels(called, inputs) if inputs.grad_fn is None else ""
         if maker:
             _warn(f"{_layer_called(cell, called)}: {features_first(maker, inputs, called[-1])}")
@@ -173,6 +175,7 @@ _OF_FEATURES = {
     "AddmmBackward0": ("a linear layer", (2,)),
     "NativeBatchNormBackward0": ("a batch normalisation", (2, 3, 4, 5)),
     "CudnnBatchNormBackward0": ("a batch normalisation", (3, 4, 5)),
+    "NativeGroupNormBackward0": ("a group normalisation", (3, 4, 5)),
     "ConvolutionBackward0": ("a convolution", (3, 4, 5)),
     "_ConvolutionBackward": ("a convolution", (4,)),
     "MaxPool2DWithIndicesBackward0": ("a pooling", (4,)),

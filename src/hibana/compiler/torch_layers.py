@@ -160,8 +160,11 @@ def takes_no_time(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
     )
 
 
-def refuse_next(called: list[nn.Module], shape: torch.Size) -> None:
+def refuse_next(called: list[nn.Module], shape: torch.Size) -> str:
     """Raises if the layer behind neurons takes no time, as torch would without naming the way out.
+
+    Of a batch normalisation that torch takes, since there are as many samples as features, it returns what
+    to warn of; else "".
 
     Which layer follows is known in an ``nn.Sequential``. In a ``forward`` of one's own it is not.
 
@@ -174,9 +177,12 @@ def refuse_next(called: list[nn.Module], shape: torch.Size) -> None:
     """
     following = next(_following(called), None)
     if following is None or type(following) not in OF_IMAGES or _may_reshape(called[0], following):
-        return
+        return ""
+    said = takes_no_time(called[-1], following, shape)
     if not _fits(following, shape):
-        raise ValueError(takes_no_time(called[-1], following, shape))
+        raise ValueError(said)
+    as_many = type(following) is nn.BatchNorm1d and shape[1:] == (following.num_features,) * 2
+    return said if as_many else ""
 
 
 def _may_reshape(before: nn.Module, after: nn.Module) -> bool:

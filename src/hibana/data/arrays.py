@@ -23,6 +23,8 @@ FIRST = 1 << 16
 _ITEM = r"""['"](\w+)['"]: ?(['"][^'"]{1,40}['"]|True|False|\((?:\d{1,18}, ?)*(?:\d{1,18})?\))"""
 _HEADER = re.compile(rf"\{{{_ITEM}, ?{_ITEM}, ?{_ITEM}(?:, ?)?\}}")
 _NUMBERS = re.compile(r"""['"][<>|=]?(?:[fiu]\d{1,2}|b1)['"]""")
+UNREADABLE = OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError
+"""What reading a damaged ``.npy`` or ``.npz`` file raises beside ``ValueError``; the last for a password."""
 
 
 def read(path: Path) -> Tensor:
@@ -75,8 +77,7 @@ def starts(path: Path) -> dict[str, Start]:
     Nothing of what can't be read; who reads the arrays says so.
     """
     found: dict[str, Start] = {}
-    unreadable = OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError  # the last for a password
-    with suppress(*unreadable):
+    with suppress(*UNREADABLE):
         if path.is_dir():
             for each in path.glob("*.npy"):
                 with each.open("rb") as file, suppress(ValueError):

@@ -41,8 +41,9 @@ READS_STATE = {
     *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
     *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
     *("is_inference_mode_enabled", "seed"),
+    *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions"),
 }
-"""Functions of torch that do not."""
+"""Functions of torch and NumPy that do not."""
 
 
 class Same:

@@ -44,15 +44,16 @@ MANY = 1000
 """Maximum elements of an array, whose values are compared at each call."""
 MOST = 5000
 """Maximum objects that are followed from one cell."""
-_READS_ANYTHING = {"__import__", "breakpoint", "compile", "eval", "exec", "globals", "input", "open"}
+_READS_ANYTHING = {"__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"}
 """Built-in functions that read more than they are given."""
+_OF_A_FUNCTION = {"__annotations__", "__doc__"}
+"""Attributes of a function that are in none of the dictionaries that are compared."""
 _CALLED_BY_NAME = {"backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
 """Methods that torch and :mod:`hibana.cells.surrogate` call while a step runs."""
 _NOT_IN_A_STEP = {
     *(
         "__annotate__",
         "__annotate_func__",
-        "__class_getitem__",
         "__copy__",
         "__deepcopy__",
         "__del__",
@@ -158,14 +159,13 @@ class Walk:
         if isinstance(of, nn.Module):
             return self._any_attribute or type(value) in PLAIN or is_read_by_torch(type(of))
         if isinstance(of, ModuleType):
-            return self._any_attribute and root(of.__name__) not in {
-                *sys.stdlib_module_names,
-                *UNCHANGED_PACKAGES,
-            }
+            known = {*sys.stdlib_module_names, *UNCHANGED_PACKAGES}
+            return name == "__getattr__" or (self._any_attribute and root(of.__name__) not in known)
         if name in _OF_A_NEW_OBJECT:
             return self._any_class or of in self._called
         if name.startswith("__"):
-            return callable(value) and name not in _NOT_IN_A_STEP
+            method = callable(value) or isinstance(value, classmethod | staticmethod)
+            return method and name not in _NOT_IN_A_STEP
         return self._any_attribute and name != "_abc_impl"
 
     def _place(self, value: Any, path: str) -> int:
@@ -245,7 +245,7 @@ class Walk:
 
     def _python_module(self, module: ModuleType, path: str, index: int) -> None:
         values = {n: v for n, v in vars(module).copy().items() if not is_code_of_package(module, v)}
-        self.key.append((index, Same(module)))
+        self.key.append((index, Same(module), self._class_of(module, path)))
         self._attributes.append(_Names(index, module.__name__, values, module))
 
     def _function(self, function: FunctionType, path: str, index: int) -> None:
@@ -268,13 +268,18 @@ class Walk:
         names, outer = names_in(code), function.__globals__
         variables = sorted({variable for variable, *_ in names.variables})
         self._names |= names.attributes
+        if read := sorted(names.attributes & _OF_A_FUNCTION):
+            raise Unsupported(f"the step may read {read[0]} in {name}, which can change unseen")
         self._any_attribute = self._any_attribute or names.any_attribute
         self._any_class = self._any_class or "type" in variables or "__class__" in names.attributes
         self._items += [(outer.get, variable, outer.get(variable, MISSING)) for variable in variables]
         for variable in variables:
             value = outer.get(variable, MISSING)
             if value is MISSING:
-                value = getattr(builtins, variable, None)
+                value = vars(builtins).get(variable, MISSING)
+                if not isinstance(value, BuiltinFunctionType | type):  # but what everyone has
+                    self._items.append((vars(builtins).get, variable, value))
+                value = None if value is MISSING else value
             if isinstance(value, ModuleType) and (variable,) not in names.variables:
                 paths = sorted(path for first, *path in names.variables if first == variable)
                 self.key += [(index, variable, *path, self._in_python_module(value, path)) for path in paths]

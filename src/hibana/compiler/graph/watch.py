@@ -108,9 +108,10 @@ def at_module(names: list[str]) -> Look:
 
     def look(module: nn.Module) -> Hashable:
         own, inner = vars(module), module._modules
+        about = type(module), module.training, hooked(module)
         tensors = held(module._parameters), held(module._buffers)
         values = [id(own.get(name, MISSING)) for name in names]
-        return module.training, hooked(module), *own, *values, *tensors, *inner, _ids(inner.values())
+        return *about, *own, *values, *tensors, *inner, _ids(inner.values())
 
     return look
 
@@ -138,7 +139,7 @@ def at_object(base: type) -> Look:
 
     def look(value: Any) -> Hashable:
         own = attributes(value)
-        return _ids(parts(value)), *[name for name, _ in own], _ids(each for _, each in own)
+        return type(value), _ids(parts(value)), *[name for name, _ in own], _ids(each for _, each in own)
 
     return look
 

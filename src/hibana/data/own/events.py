@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hibana.data import arrays
 from hibana.data.base import memory
 from hibana.data.own import columns as order
 from hibana.data.own.base import Inputs, Own, Raw
@@ -236,7 +237,7 @@ def _read(path: Path) -> tuple["np.ndarray[Any, Any]", bool]:
     """The events in a file, and whether it names their columns, which then are t, x, y and p."""
     try:
         events, named = OF_SUFFIX[path.suffix.lower()](path)
-    except (OSError, KeyError, RuntimeError) as error:
+    except (*arrays.UNREADABLE, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"recording {path} can't be read: {reason}") from error
     except ValueError as error:

@@ -1,6 +1,5 @@
 """Arrays of numbers: inputs and labels in ``.npz`` or ``.npy`` files, or in memory."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,7 +209,7 @@ def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (*arrays.UNREADABLE, ValueError, KeyError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         if "allow_pickle" in reason:
             reason = "it holds objects; of series of unequal length, pad x to one and give their `lengths`"
