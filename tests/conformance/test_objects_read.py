@@ -817,13 +817,14 @@ def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
     assert found.watched == ()
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parent.parent.glob("**/test_*.py")), ids=lambda path: path.stem
-)
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.glob("**/test_*.py")), ids=lambda path: path.stem)
 def test_every_cell_of_the_tests_is_followed(path):
     if "(hb.Cell)" not in path.read_text(encoding="utf-8"):
         pytest.skip("there is none")
-    module = importlib.import_module(f"{path.parent.name}.{path.stem}")
+    module = importlib.import_module(".".join(path.relative_to(TESTS).with_suffix("").parts))
     for found in map(follow, made_without_arguments(vars(module), module.__name__)):
         assert found.refused == ""
 

@@ -48,7 +48,7 @@ def operations(
         return ("acs", reached * layer.out_features) if spiking else ("macs", reached * layer.out_features)
     # a product for each input and weight that meet, over an output channel of each group
     rank = len(layer.kernel_size)
-    seen = inputs.ne(0) if spiking else torch.ones((), device=inputs.device).expand(inputs.shape)
+    seen = inputs.ne(0) if spiking else inputs.new_ones(()).expand(inputs.shape)
     total = seen.reshape(-1, *inputs.shape[-rank - 1 :]).sum(0, keepdim=True, dtype=torch.float64)
     ones = torch.ones_like(layer.weight[: layer.groups], dtype=torch.float64)
     convolution = getattr(nn.functional, f"conv{rank}d")
