@@ -159,7 +159,7 @@ def _nan(grads):
 
 
 def test_what_is_absent_beside_what_is_no_number_is_counted():
-    step, counts = Step(("n0 = s * s", "return n0, n0, self.surrogate(v - 0.4)")), Counts()
+    step, counts = Step(("n0 = x * s", "return n0, n0, self.surrogate(x - 0.4)")), Counts()
     for state in ("uniform", "not a number"):
         differ.compare(step, step.kind(), Variation((2, 1, 5), 1, state=state), counts)
     assert (counts.compared, counts.beside_nan) == (2, 1)

@@ -222,6 +222,23 @@ def test_a_parameter_that_the_loss_does_not_reach_has_no_gradient(used):
     assert_same(found, gradients(cell, inputs, None, used, "reference"), f"a loss of {used}")
 
 
+class Cubed(hb.Cell):
+    """Its derivatives are finite as long as its states are; of large ones the cube is infinite."""
+
+    def forward(self, input_, u, v, e):
+        return 0.5 * u, 2 * (e * 1e18) ** 3 + input_, 1e5 * (input_ > v).to(input_.dtype)
+
+
+@each_backend
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_state_that_the_loss_does_not_reach_has_no_gradient_beside_an_infinite_derivative(steps, run):
+    inputs, begun = torch.rand(steps, 2, 4), tuple(torch.full((2, 4), 1e5) for _ in range(3))
+    for used in ((1,), (0,), (0, 1)):
+        found = gradients(Cubed(), inputs, begun, used, run.name)
+        assert_same(found, gradients(Cubed(), inputs, begun, used, "reference"), f"a loss of {used}")
+        assert (found["v"], found["e"], found["input"]) == (None, None, None)
+
+
 def test_steps_that_lie_in_another_order_have_the_same_gradients():
     cell = RootFedBack()
     inputs = numbers(torch.float32).transpose(1, 2)

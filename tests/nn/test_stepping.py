@@ -181,6 +181,25 @@ def _links(net):
     return [link for segment in segments for link in segment.links if link.sums]
 
 
+def test_a_state_that_the_loss_does_not_reach_has_no_gradient():
+    class Cubed(hb.Cell):
+        def forward(self, input_, u, v, e):
+            return 0.5 * u + input_, 2 * (e * 1e18) ** 3, 1e5 * input_
+
+    net = nn.Sequential(hb.OverTime(Cubed()), hb.OverTime(Cubed()))
+    inputs = torch.rand(3, 2, 4, requires_grad=True)
+    found = []
+    for backend in ("reference", "auto", "auto"):  # a second time by what the first prepared
+        for layer in net:
+            layer.backend = backend
+        outputs, state = stepped(net, inputs)
+        found.append(torch.autograd.grad(state["0"][0].sum(), inputs)[0])
+    assert is_stepped(hb.run(net, inputs[:1], state)[0])
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
 def test_what_is_not_asked_for_is_not_left_behind():
     net = mlp()
     inputs = inputs_of(net, (6,)).requires_grad_()

@@ -30,6 +30,7 @@ from hibana.compiler.tensors import tensors_of
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
+    from hibana.compiler.missing_gradients import Reached
 
 
 def run(
@@ -240,7 +241,16 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
-    constant = program.takes_zeros and constant and wanted[0] and (once or _only_summed(ctx.inputs))
+    wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
+    scalar = scalar_gradient(ctx) if program.takes_scalar_gradient else None
+    reached: Reached | None = None
+    if program.takes_zeros:
+        emits = grad_outputs is not None or scalar is not None
+        last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
+        reached = program.missing_gradients.reached(last, emits, shape[0])
+        wants_input = wants_input and reached.input
+        wants_first = wants_first and bool(reached.first)
+    constant = program.takes_zeros and constant and wants_input and (once or _only_summed(ctx.inputs))
     given = BackwardArguments(
         plan,
         shape,
@@ -250,17 +260,19 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         residuals,
         grad_outputs,
         grads,
-        wants_input=wanted[0],
+        wants_input=wants_input,
         constant=constant,
-        wants_first=any(wanted[1 : 1 + begun]),
+        wants_first=wants_first,
         reduced=program.reduced(order, len(shape) - 1)
         if program.step.grad_sums and program.takes_zeros
         else (),
-        scalar_gradient=scalar_gradient(ctx) if program.takes_scalar_gradient else None,
+        scalar_gradient=scalar,
         seed=ctx.seed,
     )
     backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward
     grad_input, first_grads, sums = backward(given)
+    if reached is not None and begun:
+        first_grads = [grad if i in reached.first else None for i, grad in enumerate(first_grads)]
     if grad_input is not None and once and not constant:
         grad_input = grad_input.sum(0)
     elif grad_input is not None and constant and not once:
@@ -277,9 +289,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
     to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
     if any(wanted[1 + begun :]):
-        if program.takes_zeros:
-            last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
-            sums = program.missing_gradients.there(sums, last, grad_outputs is not None, shape[0])
+        if reached is not None:
+            sums = program.missing_gradients.there(sums, reached)
         to_cell_tensors = program.missing_gradients.epilogue(cell_tensors, sums)
     return None, grad_input, *to_state, *to_cell_tensors
 

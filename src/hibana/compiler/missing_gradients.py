@@ -33,6 +33,15 @@ class Found(NamedTuple):
     sums: list[Tensor | None]
 
 
+class Reached(NamedTuple):
+    """What has a gradient in autograd."""
+
+    input: bool
+    first: frozenset[int]
+    """The initial states."""
+    sums: frozenset[int]
+
+
 class Left(NamedTuple):
     """A step whose backward lacks some gradients; its `grad_sums` are zero where `sums` are None."""
 
@@ -82,7 +91,7 @@ class MissingGradients:
     kernels: Any
     _left: dict[Given, Left] = field(default_factory=dict)
     _kernels: dict[Given, Any] = field(default_factory=dict)
-    _sums: dict[tuple[Given, bool, int], frozenset[int]] = field(default_factory=dict)
+    _reached: dict[tuple[Given, bool, int], Reached] = field(default_factory=dict)
 
     def backward(self, given: BackwardArguments) -> Found:
         """:meth:`hibana.compiler.backend.Kernels.backward`, None for missing gradients.
@@ -112,27 +121,39 @@ class MissingGradients:
             sums = [_sum_of(a, b) for a, b in zip(sums, more, strict=True)]
         return Found(run.joined(begin, last) if given.wants_input else None, grads, sums)
 
-    def there(self, sums: Sequence[Tensor], given: Given, emits: bool, steps: int) -> list[Tensor | None]:
-        """`sums` over `steps`, None for those that autograd would not have.
+    def reached(self, given: Given, emits: bool, steps: int) -> Reached:
+        """What has a gradient in autograd if the states `given` have one after the last of the `steps`.
 
-        The states `given` have a gradient at the last step; the output has one at each step if it `emits`.
+        The output has one at each step if it `emits`.
         """
         place = (given, emits, steps)
-        if place not in self._sums:
-            emitted = frozenset([len(self.step.states) - 1] if emits else [])
-            found: set[int] = set()
-            seen: set[Given] = set()
-            while steps and given | emitted not in seen:
-                seen.add(given | emitted)
-                left = self._without(given | emitted)
-                found |= {i for i, value in enumerate(left.sums) if value is not None}
-                given = _before(left.step, emits)
-                steps -= 1
-            self._sums[place] = frozenset(found)
-        there = self._sums[place]
+        found = self._reached.get(place)
+        if found is None:
+            found = self._reached[place] = self._found_reached(given, emits, steps)
+        return found
+
+    def _found_reached(self, given: Given, emits: bool, steps: int) -> Reached:
+        emitted = frozenset([len(self.step.states) - 1] if emits else [])
+        sums: set[int] = set()
+        seen: set[Given] = set()
+        input_ = False
+        for _ in range(steps):
+            after = given | emitted
+            left = self._without(after)
+            given = _before(left.step, emits=False)
+            if after not in seen:
+                seen.add(after)
+                sums |= {i for i, value in enumerate(left.sums) if value is not None}
+                input_ = input_ or left.step.grad_input is not None
+            elif given | emitted == after:
+                break
+        return Reached(input_, given, frozenset(sums))
+
+    def there(self, sums: Sequence[Tensor], reached: Reached) -> list[Tensor | None]:
+        """`sums`, None for those that are not `reached`."""
         # the outer products of matrices come after the sums
         count = len(self.step.grad_sums)
-        return [value if i in there or i >= count else None for i, value in enumerate(sums)]
+        return [value if i in reached.sums or i >= count else None for i, value in enumerate(sums)]
 
     def epilogue(
         self, cell_tensors: Sequence[Tensor], sums: Sequence[Tensor | None]

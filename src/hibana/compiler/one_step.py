@@ -78,8 +78,10 @@ class OneStep:
         of_outputs: Tensor | None,
         of_states: Sequence[Tensor | None],
         wants_first: bool,
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients of the input and of the states before; of these none, if they are not wanted.
+
+        None where autograd has none, of which zeros here would make NaN beside an infinite derivative.
 
         Args:
             inputs: if it `reads_input`.
@@ -93,16 +95,21 @@ class OneStep:
         before = [0] * self.count
         for place, value in zip(self.first, first, strict=True):
             before[place] = value.data_ptr()
-        of_first = [_like(self.blank) for _ in before] if wants_first else []
+        of_first: list[Tensor | None] = [_like(self.blank) for _ in before] if wants_first else []
         self.kernels.backward(
             *(0 if inputs is None else inputs.data_ptr(), 0),
             *((self.zeros if of_outputs is None else of_outputs).data_ptr(), 0),
             *(of_input.data_ptr(), self.kernels.no_scalar_gradient_at, *before),
             *[0 if grad is None else grad.data_ptr() for grad in of_states],
-            *([grad.data_ptr() for grad in of_first] or [0] * self.count),
+            *([grad.data_ptr() for grad in of_first if grad is not None] or [0] * self.count),
             *[value.data_ptr() for value in residuals],
         )
-        return of_input, of_first
+        given = frozenset(i for i, grad in enumerate(of_states) if grad is not None)
+        reached = self.program.missing_gradients.reached(given, of_outputs is not None, 1)
+        return (
+            of_input if reached.input else None,
+            [grad if i in reached.first else None for i, grad in enumerate(of_first)],
+        )
 
 
 def prepared(cell: Cell, backend: str, shape: torch.Size) -> OneStep | None:

@@ -151,7 +151,7 @@ def _backward(ctx: Any, of_outputs: Tensor | None, *of_states: Tensor | None, wh
         )
         to_weight = to_bias = None
         to_state = [g if want else None for g, want in zip(before or of_state, of_state, strict=True)]
-        if is_linear:
+        if is_linear and grad is not None:
             rows = grad.view(-1, grad.shape[-1])
             if (of_weight or of_bias) and (whole or not _leaves(sums, values, grad)):
                 to_weight = rows.T @ values.reshape(-1, shape[-1]) if of_weight else None
