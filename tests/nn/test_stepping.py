@@ -192,7 +192,7 @@ def test_a_state_that_the_loss_does_not_reach_has_no_gradient():
     for backend in ("reference", "auto", "auto"):  # a second time by what the first prepared
         for layer in net:
             layer.backend = backend
-        outputs, state = stepped(net, inputs)
+        _, state = stepped(net, inputs)
         found.append(torch.autograd.grad(state["0"][0].sum(), inputs)[0])
     assert is_stepped(hb.run(net, inputs[:1], state)[0])
     assert found[0].isfinite().all()
