@@ -41,6 +41,7 @@ def test_random_networks_are_the_dense_ones(network):
     twins.compare(network, Counts())
 
 
+@pytest.mark.slow
 @FEW
 @given(deep.deep())
 def test_random_deep_networks_are_torchs(network):
@@ -118,6 +119,7 @@ def _compared(step, count):
 PLAIN = Step(("v = 0.5 * v + x * self.learned", "return u, v, self.surrogate(v - 0.4)"))
 
 
+@pytest.mark.slow
 def test_most_cases_of_a_plain_step_are_compared():
     counts = _compared(PLAIN, 100)
     assert counts.compared > 60

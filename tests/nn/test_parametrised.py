@@ -208,6 +208,7 @@ def test_spectral_norm_of_recurrent_synapses_iterates_once_a_call():
         torch.testing.assert_close(*found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_computes_recurrent_synapses_once(backend):
     # In a process of its own: after thousands of other tests Dynamo may break this graph.

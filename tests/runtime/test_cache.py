@@ -251,6 +251,7 @@ def test_a_lenient_umask_keeps_a_cache_nobody_else_can_write_to(folder):
     assert len(_files(folder)) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_that_compile_at_once(folder):
     program = (
         "import torch, hibana as hb, sys; x = torch.full([4, 3], 0.4);"
@@ -371,6 +372,7 @@ def test_a_process_that_trains_has_one_openmp_runtime():
     assert len(out.split()) == 1, out
 
 
+@pytest.mark.slow
 def test_every_process_writes_the_same_source():
     cells = "(hb.IFCell, hb.ALIFCell, hb.IzhikevichCell)"
     code = f"import hibana as hb; print(*(hb.explain(c(), code=True) for c in {cells}))"

@@ -108,6 +108,7 @@ def test_two_runs_at_once_have_two_folders(tmp_path):
         assert again.path == first.path
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path):
     script = f"""
 import time

@@ -97,6 +97,7 @@ def test_the_command_says_what_was_compared(file, tmp_path, capsys):
     assert "test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_windows_are_trained_where_they_validate_better(file, tmp_path, monkeypatch):
     settings = train.Settings(data=str(file))
     samples = settings.samples()
@@ -149,6 +150,7 @@ def test_steps_that_were_said_are_those_of_the_rocket(file):
     assert (chosen.layers, longer.training.inputs.shape[1]) == ("rocket20", 20)
 
 
+@pytest.mark.slow
 def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     """A fast and a slow wave, of any length: stretched, their paces are lost."""
     drawn = np.random.default_rng(0)

@@ -57,6 +57,7 @@ def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_the_files_that_set_up_for_long_are_each_run_by_one_worker(tmp_path):
     together = [Path(name).stem for name in workers.TOGETHER]
     assert all([*Path(workers.__file__).parent.rglob(name)] for name in workers.TOGETHER)

@@ -249,6 +249,7 @@ def test_the_worker_answers_and_tells(worker):
         worker.ask("neuron.describe", cell="", source="raise SystemExit(3)")
 
 
+@pytest.mark.slow
 def test_code_that_ends_or_hangs_the_process_leaves_the_next_question_answered(worker):
     with pytest.raises(Trouble, match="ended the process"):
         worker.ask("neuron.describe", cell="", source="import os; os._exit(1)")
