@@ -54,6 +54,11 @@ def _counted(change: int) -> None:
         active = _count > 0
 
 
+def saved_tensor_hooks() -> Any:
+    """The innermost hooks on the tensors that autograd saves, as a checkpoint sets them, or None."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
 def is_traced(inputs: Tensor) -> bool:
     """Whether a call on `inputs` is being written down rather than run."""
     return _is_dynamo_compiling() or type(inputs) not in (Tensor, nn.Parameter) or _modes() > 0

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hibana.compiler.ambient import saved_tensor_hooks
+
 
 class Checkpoint(NamedTuple):
     """A checkpoint whose function runs now."""
@@ -62,8 +64,8 @@ def around(end: frozenset[CodeType]) -> list[Checkpoint]:
 
 def _of_hooks() -> list[Checkpoint]:
     """The checkpoint of the innermost hooks of autograd: those of ``torch.distributed`` are on no stack."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    pack = None if hooks is None else hooks[0]
+    hooks = saved_tensor_hooks()
+    pack: Any = None if hooks is None else hooks[0]
     if not getattr(pack, "__qualname__", "").startswith("_checkpoint_hook."):
         return []
     handle = _handle(cell.cell_contents for cell in pack.__closure__ or ())

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from hibana.compiler.ambient import saved_tensor_hooks
 from hibana.compiler.shared import Bounded
 from hibana.runtime import files
 from hibana.runtime.build import kept_in
@@ -60,7 +61,8 @@ LOOKS, PAUSE = 3, 0.002
 """How often, and after how many seconds, a machine that seems busy is looked at again before the prior
 decides."""
 AGAIN = 16
-"""Calls of a key by the prior after which the machine is looked at again; twice as many each further time."""
+"""Calls of a product on a busy machine, decided by the prior, after which it is asked again whether the
+machine is busy; twice as many after each time that it still is."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
 
@@ -127,7 +129,7 @@ class _Wait:
 
         Those are a checkpoint's: its recomputation has to choose as its forward did.
         """
-        self.pinned = self.pinned or _has_hooks()
+        self.pinned = self.pinned or saved_tensor_hooks() is not None
         self.left -= 1
         if self.pinned or self.left > 0:
             return False
@@ -137,10 +139,6 @@ class _Wait:
 
 _WAITS: Bounded[Key, _Wait] = Bounded(REMEMBERED)
 """Of keys that met a busy machine."""
-
-
-def _has_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def priors_only() -> bool:
@@ -263,7 +261,7 @@ def _times(key: Key, calls: Callable[[], Sequence[Call]]) -> tuple[float, ...]:
             if found:
                 _DENSE[dense] = found[1::2]
             elif key not in _WAITS:
-                _WAITS[key] = _Wait(_has_hooks())
+                _WAITS[key] = _Wait(pinned=saved_tensor_hooks() is not None)
     return found
 
 
