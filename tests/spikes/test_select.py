@@ -279,13 +279,18 @@ def test_threads_of_this_process_are_no_other_program(monkeypatch):
     assert select._others() >= 0
 
 
-def test_torchs_product_is_not_timed_again_for_another_density_where_it_is_clear(folder):
+def test_torchs_product_is_not_timed_again_for_another_density_where_it_is_clear(folder, monkeypatch):
     ran = []
     key = _key("a")
-    assert select.faster(key, _sleeping(0.001, 0.03, ran=ran), prior=False)
-    assert select.faster(key._replace(density=3), _sleeping(0.002, 0.03, ran=ran), prior=False)
+    monkeypatch.setattr(select, "_seconds", lambda call: call())
+
+    def taking(*seconds):
+        return lambda: [lambda s=s: ran.append(s) or s for s in seconds]
+
+    assert select.faster(key, taking(0.001, 0.03), prior=False)
+    assert select.faster(key._replace(density=3), taking(0.002, 0.03), prior=False)
     assert ran.count(0.03) == 1
-    select.faster(key._replace(density=2), _sleeping(0.025, 0.03, ran=ran), prior=False)
+    select.faster(key._replace(density=2), taking(0.025, 0.03), prior=False)
     assert ran.count(0.03) > 1
 
 
