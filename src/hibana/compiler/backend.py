@@ -171,7 +171,7 @@ class Kernels(ABC):
         return kernels
 
     def _take(self, step: "Step") -> None:
-        """Takes the constants of `step`."""
+        """Makes these the kernels of `step`: its constants are passed at each launch."""
         self.step = step
 
     @abstractmethod

@@ -77,7 +77,7 @@ class Block:
         self.made: dict[_Draw, Value] = {}
 
     def drawn(self, name: str, number: Type) -> Value:
-        """The random numbers called `name`, of the type `number`."""
+        """This block's random numbers for the draw called `name`, as vectors of the type `number`."""
         draw = _of(name)
         if draw not in self.made:
             group = self.draws.groups[draw]

@@ -395,5 +395,5 @@ def _addresses(*tensors: Tensor | None) -> list[int]:
 
 
 def _sizes(shape: torch.Size) -> tuple[int, int]:
-    """Steps, and the neurons of one."""
+    """The number of steps of a sequence of this `shape`, ``[T, ...]``, and of neurons in one step."""
     return shape[0], shape[1:].numel()

@@ -125,7 +125,7 @@ class SampleWalk(Schedule):
                 self._own_row(name, s).copy(begun, self.size["neurons"])
 
     def _end(self) -> None:
-        """Copies the rows of state to the arguments that want them."""
+        """Copies the last states, and gradients of the first, to the arguments that are given for them."""
         for name, argument in self.ends.items():
             wanted = self.at[argument]
             with self.code.when(wanted.given()), self._each_sample() as (s, sample):
@@ -205,7 +205,7 @@ class SampleWalk(Schedule):
         return self.rows[name], self.size["padded"]
 
     def _bits(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """The same of rows of bits: the mask of a product."""
+        """The address of `name`, the bits that mask a product, for the current samples, and their stride."""
         if self._moving(name) is not None:
             return self._block(name, t, edge=edge)
         if not edge:

@@ -59,7 +59,7 @@ class Walk(NamedTuple):
         self.work.go(self.pack(given))
 
     def given(self, *first: int) -> Callable[..., None]:
-        """:meth:`run` without the values `first`, which stay the same."""
+        """A function like :meth:`run` whose first values are `first` at every call."""
         go, pack = self.work.go, self.pack
         return lambda *given: go(pack((*first, *given)))
 

@@ -41,7 +41,7 @@ class Part:
 
     @cached_property
     def _ready(self) -> "list[_Call]":
-        """The calls, with the arguments that hold no place filled in."""
+        """The calls of the part; arguments that refer to no other value are filled in already."""
         return [_Call.of(*call) for call in self.calls]
 
 

@@ -87,7 +87,11 @@ class Values:
         self.constants: list[float] = []
 
     def number(self, number: Any) -> Value:
-        """A small int or a zero is part of the structure; any other number is a constant of the kernel."""
+        """The value of a Python number.
+
+        A small int or a zero is written into the kernel; any other number is an argument of it, so that
+        cells that differ in it share the kernel.
+        """
         if not isinstance(number, bool | int | float):
             raise Unsupported(f"an argument of type {type(number).__name__}")
         minus_zero = isinstance(number, float) and math.copysign(1, number) < 0

@@ -119,7 +119,10 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
 def _matters(
     value: Value, step: Step, users: Mapping[Value, list[Value]], of_state: Mapping[int, Value | None]
 ) -> Iterator[tuple[Value | None, int | None]]:
-    """The mask of each use of `value`: a truth value or None, of a state or of this step."""
+    """For each use of the gradient `value`: the mask it is multiplied with, and the state that is of.
+
+    The mask is a truth value, or None where all of `value` is used; the state is None within the step.
+    """
     if value is step.grad_input or value in step.grad_sums or any(value in pair for pair in step.outer):
         yield None, None
     for i, grad in enumerate(step.grad_states):

@@ -38,7 +38,10 @@ def rows_of(images: Tensor) -> Tensor:
 
 
 def windows_of(planes: Tensor, geometry: Geometry) -> Tensor:
-    """For each output pixel the bits under the window, ``[N * height * width, planes * words]``."""
+    """The input's bits under the window of each output pixel, as rows of 64-bit words.
+
+    ``[N * height * width, planes * words]``, height and width of the output.
+    """
     return joined([_plane_windows(bits, geometry) for bits in planes])
 
 

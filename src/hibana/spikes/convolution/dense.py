@@ -42,7 +42,7 @@ def sampled(images: Tensor, stride: Pair) -> Tensor:
 
 
 def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Of `images`, ``[N, channels, height, width]``; channels last."""
+    """Torch's convolution of `images`, ``[N, channels, height, width]``; the result is channels last."""
     if geometry.skips:
         return functional.conv2d(sampled(images, geometry.stride), weight, bias)
     how = geometry.stride, geometry.padding, geometry.dilation

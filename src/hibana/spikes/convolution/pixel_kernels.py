@@ -42,12 +42,12 @@ class Words(NamedTuple):
 
     @property
     def row(self) -> Value:
-        """Words of a row of pixels."""
+        """How many 64-bit words hold one row of pixels."""
         return words_of(self.sizes.width * self.sizes.channels)
 
     @property
     def each(self) -> Value:
-        """Words of the channels of a pixel."""
+        """How many 64-bit words hold the channels of one pixel."""
         return words_of(self.sizes.channels)
 
     def bring(self, plane: Value, image: Value, y: Value) -> None:

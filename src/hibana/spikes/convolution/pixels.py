@@ -211,7 +211,10 @@ def _unrolled(geometry: Geometry, row: Row) -> int:
 
 
 def near(density: float) -> int:
-    """Floats of a block of the output gradient, for a density of spikes."""
+    """How many floats of the output gradient a kernel takes at a time, for a density of spikes.
+
+    Twice as many fit where few rows are added to each.
+    """
     return NEAR if density > product.NEAR_FROM else 2 * NEAR
 
 

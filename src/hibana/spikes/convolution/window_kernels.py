@@ -142,7 +142,7 @@ class _Windows(NamedTuple):
     pitch: Value
 
     def one_by_one(self, column: Value) -> None:
-        """Computes their sums, each from its part of the list."""
+        """Computes the sums of a row's windows one by one, each from its part of the list of spikes."""
         code, row, sizes, weights, index, first, begun, out, pitch = self
         with code.loop(0, sizes.out_width) as x:
             left = x * sizes.stride_across - sizes.padding_across
@@ -152,7 +152,10 @@ class _Windows(NamedTuple):
             add_rows(code, row, out + pitch * x, begun, of_window, index + here, there - here)
 
     def slide(self, outside: Pointer, unrolled: int) -> None:
-        """Computes their sums column by column; windows left of the first are written to `outside`."""
+        """Computes the sums of a row's windows from the columns of the input in turn.
+
+        A column's spikes are added to all windows over it; those left of the first go to `outside`.
+        """
         code, row, sizes, weights, index, first, begun, out, pitch = self
         # of the window that begins last, of the one before it, …
         sums = [[code.variable(value) for value in row.load(begun)] for _ in range(unrolled)]

@@ -104,7 +104,7 @@ class Explained(NamedTuple):
 
 
 def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
-    """What `choice` does with such an input."""
+    """The record that ``layer.explain()`` prints: density and planes of `input_`, and what `choice` does."""
     about = choice.forward, choice.weights, choice.said
     return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
 
@@ -278,7 +278,7 @@ class Parts(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Parts that threads can take."""
+        """How many parts there are, each of which one thread may compute."""
         return self.rows * self.across * self.down
 
 

@@ -62,7 +62,10 @@ def listed(
 def _listed_in_fours(
     code: Code, word: Value, base: Value, index: Pointer, n: Value, times: Value | None
 ) -> Value:
-    """Four positions per iteration, so that few branches depend on the number of bits."""
+    """Appends the positions of a word's set bits to `index`, four per iteration; the new count.
+
+    Four at once, so that few branches depend on the number of bits.
+    """
     stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
     with code.repeat() as again:
         for ahead in range(4):
@@ -77,7 +80,7 @@ def _listed_in_fours(
 def _listed_at_once(
     code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int, times: Value | None
 ) -> Value:
-    """With ``vpcompressw``, 32 positions at a time."""
+    """Appends the positions of a word's set bits to `index`, 32 by one ``vpcompressw``; the new count."""
 
     def places(first: int) -> Value:
         counted = code.counted(SHORT.of(HALF)) + first

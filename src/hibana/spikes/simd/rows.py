@@ -249,7 +249,7 @@ def transposed_square(
     source_pitch: Value,
     written: Sequence[Value | None] = (None,) * VECTOR,
 ) -> None:
-    """VECTOR x VECTOR floats transposed, of which those are `written` in each row that it says.
+    """Transposes VECTOR x VECTOR floats from `at` to `to`; row i only where the mask ``written[i]`` is set.
 
     Each shuffle stays within quads of lanes, or moves whole quads: one instruction of the processor.
     """
