@@ -125,7 +125,10 @@ class SampleWalk(Schedule):
                 self._own_row(name, s).copy(begun, self.size["neurons"])
 
     def _end(self) -> None:
-        """Copies the last states, and gradients of the first, to the arguments that are given for them."""
+        """Copies what the walk ends in to the arguments given for it.
+
+        The last states; of a backward the gradients of the first states and the sums over time.
+        """
         for name, argument in self.ends.items():
             wanted = self.at[argument]
             with self.code.when(wanted.given()), self._each_sample() as (s, sample):

@@ -213,7 +213,7 @@ def _unrolled(geometry: Geometry, row: Row) -> int:
 def near(density: float) -> int:
     """How many floats of the output gradient a kernel takes at a time, for a density of spikes.
 
-    Twice as many fit where few rows are added to each.
+    ``NEAR``, and twice as many at a density of at most ``product.NEAR_FROM``.
     """
     return NEAR if density > product.NEAR_FROM else 2 * NEAR
 
