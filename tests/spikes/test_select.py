@@ -203,6 +203,38 @@ def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkey
     assert not list(folder.iterdir())
 
 
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape", "by_spikes"),
+    [
+        (lambda: hb.Linear(1024, 512), (128, 1024), True),
+        (lambda: hb.Linear(1024, 512), (24, 1024), False),
+        (lambda: hb.Conv2d(16, 8, 3, padding=1), (16, 16, 32, 32), False),
+        (lambda: hb.Conv2d(16, 12, 3, padding=1), (16, 16, 32, 32), True),
+        (lambda: hb.Conv2d(512, 512, 3, padding=1), (2, 512, 4, 4), False),
+        (lambda: hb.Window(512, 512, 3), (16, 2, 512), False),
+        (lambda: hb.Window(128, 128, 5), (50, 16, 128), True),
+        (lambda: hb.Window(512, 8, 5), (100, 16, 512), False),
+    ],
+)
+def test_untimed_products_of_few_rows_or_channels_are_dense(layer, shape, by_spikes, learning):
+    """At any density; mode="events" still has them by spikes."""
+    torch.manual_seed(0)
+    layer = layer().requires_grad_(learning)
+    spikes = (torch.rand(shape) < 0.1).float()
+    layer(spikes)
+    assert layer.explain().startswith("events: " if by_spikes else "dense: 10% of the input spiked"), (
+        layer.explain()
+    )
+    layer(torch.zeros(shape))
+    assert layer.explain().startswith("events: " if by_spikes else "dense: 0% of the input spiked"), (
+        layer.explain()
+    )
+    layer.mode = "events"
+    layer(spikes)
+    assert layer.explain().startswith("events: ")
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_on_a_busy_machine_the_prior_holds_and_nothing_is_kept(folder, monkeypatch, late):
     def other_programs():

@@ -8,7 +8,7 @@ cores that a timing needs, nothing is timed: the prior decides, and after some c
 again.
 
 With ``torch.use_deterministic_algorithms``, ``HIBANA_SELECT=prior`` or no folder for kernels, nothing is
-timed: a product is computed per spike up to a fixed density.
+timed: a product is computed per spike up to a density that depends on its sizes alone.
 """
 
 import hashlib
@@ -34,21 +34,31 @@ __all__ = [
     "Key",
     "bucket",
     "choose",
+    "convolution_prior",
     "density_bucket",
     "faster",
     "input_gradient",
     "known",
+    "linear_prior",
     "priors_only",
 ]
 
 Call = Callable[[], object]
 
 FORWARD_UP_TO, WEIGHTS_UP_TO, INPUT_UP_TO = 0.6, 0.6, 0.3
-"""Priors: densities of bits, over all planes, up to which an untimed product is computed per spike.
+"""Priors: densities of bits, over all planes, up to which an untimed product of many rows is computed per
+spike.
 
 Of the dense time at a density of 0.5: sums 0.34 to 0.72, gradients of weights 0.3 to 0.48, of inputs 0.7 to
 1.1 (convolutions of 64 to 128 channels, 784-512-512-10; AMD EPYC, Zen 3).
 """
+FEW_ROWS, MANY_ROWS = 32, 160
+"""Rows of a product up to which packing its weights costs more than is saved, and from which on the priors
+hold in full: with 784 inputs and 8 to 1,024 outputs sums take 0.7 to 1.6 of the dense time at 32 rows, 0.4 to
+1.3 at 64 and 0.2 to 0.8 at 128 (AMD EPYC, Zen 3)."""
+FEW_OUTPUTS = 12
+"""Output channels below which an untimed convolution is dense: with 8 its products take 0.4 to 5 of the dense
+time, with 12 a quarter to one (AMD EPYC, Zen 3)."""
 OVERHEAD = 4e-5
 """Seconds that a call per spike spends in Python more than torch's: a linear layer on an AMD EPYC (Zen 3)."""
 ROUNDS = 6
@@ -180,30 +190,41 @@ def _looks_again(key: Key) -> bool:
     return True
 
 
-def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
+def linear_prior(rows: int) -> float:
+    """The share, 0 to 1, of the priors' densities that holds for a product of so many `rows`."""
+    return min(1.0, max(0.0, (rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
+
+
+def convolution_prior(rows: int, outputs: int) -> float:
+    """The same for a convolution with so many output pixels, of all images, and output channels."""
+    return 0.0 if outputs < FEW_OUTPUTS else linear_prior(rows)
+
+
+def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: float = 1.0) -> Choice:
     """Which products are computed per spike.
 
     Args:
         key: of the call.
         ones: density of bits, over all planes.
+        prior: the share of the priors' densities that holds for its sizes, where nothing is timed.
         calls: makes the candidates: the sums per spike and by torch; if weights learn, their gradient per
             spike and by torch; if numbers are scanned, last what makes bits of them.
     """
     found = None if priors_only() else known(key)
     if found is None:
-        found = _chosen(key, ones, calls)
+        found = _chosen(key, ones, calls, prior)
         if found.timed:
             _CHOICES[key] = found
     return found
 
 
-def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choice:
+def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: float) -> Choice:
     """The choice by the times of the candidates; by the prior where nothing may be timed."""
     if priors_only():
-        return _by_prior(key, ones)
+        return _by_prior(key, ones, prior)
     times = _times(key, calls)
     if not times:
-        return _by_prior(key, ones)._replace(timed=True, provisional=True)
+        return _by_prior(key, ones, prior)._replace(timed=True, provisional=True)
     scan = OVERHEAD + (times[-1] if key.scanned else 0.0)
     sums, dense_sums = times[:2]
     said = f"forward {sums / dense_sums:.2f}"
@@ -217,13 +238,15 @@ def _chosen(key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> Choic
     return Choice(forward, of_weights, said, True)
 
 
-def _by_prior(key: Key, ones: float) -> Choice:
-    weights = ones <= WEIGHTS_UP_TO if key.learning else None
-    forward = ones <= FORWARD_UP_TO
+def _by_prior(key: Key, ones: float, prior: float) -> Choice:
+    weights = ones < prior * WEIGHTS_UP_TO if key.learning else None
+    forward = ones < prior * FORWARD_UP_TO
     return Choice(forward, weights, "by the prior" if forward or weights else "longer, by the prior")
 
 
-def input_gradient(choice: Choice, key: Key, ones: float, calls: Callable[[], Sequence[Call]]) -> bool:
+def input_gradient(
+    choice: Choice, key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: float
+) -> bool:
     """Whether the input's gradient is computed only where a surrogate lets it through.
 
     Args:
@@ -231,8 +254,9 @@ def input_gradient(choice: Choice, key: Key, ones: float, calls: Callable[[], Se
         key: of the gradient.
         ones: density of where it is wanted.
         calls: makes the two candidates: there alone, and everywhere by torch.
+        prior: as in :func:`choose`.
     """
-    return choice is ALL or faster(key, calls, ones <= INPUT_UP_TO)
+    return choice is ALL or faster(key, calls, ones < prior * INPUT_UP_TO)
 
 
 def faster(key: Key, calls: Callable[[], Sequence[Call]], prior: bool) -> bool:

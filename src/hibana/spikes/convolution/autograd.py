@@ -1,5 +1,6 @@
 """The node of autograd of a convolution of spikes: which kernels compute the sums and both gradients."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -231,7 +232,8 @@ def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geomet
     sizes = select.bucket(ctx.shape[0]), len(weight), geometry
     density = select.density_bucket(used.density)
     key = select.Key("convolution input", sizes, torch.get_num_threads(), density)
-    return used if select.input_gradient(ctx.choice, key, used.density, lambda: calls) else None
+    prior = select.convolution_prior(len(rows), len(weight))
+    return used if select.input_gradient(ctx.choice, key, used.density, lambda: calls, prior) else None
 
 
 def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Choice:
@@ -255,7 +257,8 @@ def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, ge
         return [*candidates, lambda: numbers_as_bits(rows_of(numbers))] if scanned else candidates
 
     ones = planes.density * planes.bits.shape[0]
-    return select.choose(found.key, ones, calls)
+    prior = select.convolution_prior(len(images) * prod(geometry.output), len(weight))
+    return select.choose(found.key, ones, calls, prior)
 
 
 def as_kernel(weight: Tensor) -> Tensor:

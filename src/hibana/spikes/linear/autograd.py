@@ -131,5 +131,5 @@ def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor 
 
     sizes, density = (select.bucket(len(rows)), inputs, outputs), select.density_bucket(used.density)
     key = select.Key("linear input", sizes, torch.get_num_threads(), density)
-    chosen = select.input_gradient(ctx.choice, key, used.density, lambda: (there, lambda: rows @ weight))
-    return there() if chosen else None
+    calls, prior = (there, lambda: rows @ weight), select.linear_prior(len(rows))
+    return there() if select.input_gradient(ctx.choice, key, used.density, lambda: calls, prior) else None

@@ -180,4 +180,4 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
         return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates
 
     ones = planes.density * planes.bits.shape[0]
-    return select.choose(found.key, ones, calls)
+    return select.choose(found.key, ones, calls, select.linear_prior(planes.bits.shape[1]))
