@@ -1,8 +1,8 @@
 """PyTorch's dense convolution of channels-last images, and its gradients.
 
-A window of one pixel at a stride meets some of the pixels, and these are convolved by themselves: with all of
-them torch 2.13 (oneDNN) writes beyond its memory in the backward of up to 12 channels, and takes up to seven
-times as long for many.
+A window of one pixel at a stride meets some of the pixels. Of few channels these are convolved by themselves
+where a backward follows, since with all of them torch 2.13 (oneDNN) writes beyond its memory there, with up to
+12 channels.
 """
 
 import torch
@@ -43,8 +43,6 @@ def sampled(images: Tensor, stride: Pair) -> Tensor:
 
 def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Torch's convolution of `images`, ``[N, channels, height, width]``; the result is channels last."""
-    if geometry.skips:
-        return functional.conv2d(sampled(images, geometry.stride), weight, bias)
     how = geometry.stride, geometry.padding, geometry.dilation
     return functional.conv2d(channels_last(images), weight, bias, *how)[:, :, : geometry.output[0]]
 
@@ -61,7 +59,7 @@ def gradients(
     for the former.
     """
     grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
-    if geometry.skips:
+    if geometry.skips and geometry.channels < SAFE:
         return _gradients_of_sampled(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
     if numbers is None:  # only the memory format of the images is read
         numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
