@@ -56,8 +56,8 @@ def test_bits_of_spikes_are_known_without_a_gradient(mode, still):
     assert found.observers is None
 
 
-def _without_numbers(below, length, in_order, rows, key, auto):
-    return as_bits(below, length, in_order, lambda: pytest.fail("numbers are looked at"), key, auto)
+def _without_numbers(below, length, in_order, numbers, rows, key, auto):
+    return as_bits(below, length, in_order, None, lambda: pytest.fail("numbers are looked at"), key, auto)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -426,6 +426,48 @@ def test_a_call_like_a_dense_one_is_dense_and_one_of_another_density_is_not(time
         assert layer.explain().startswith("events")
 
 
+@pytest.mark.parametrize("numbers", [False, True], ids=["spikes", "numbers"])
+@pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
+@pytest.mark.parametrize("kind", ["linear", "convolution", "each step"])
+def test_of_many_dense_calls_alike_one_in_sixteen_is_looked_at(times, monkeypatch, kind, last, numbers):
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(False)
+    times["forward"] = times["weights"] = 2.0
+    layer = hb.Linear(128, 70) if kind == "linear" else hb.Conv2d(16, 40, 3, padding=1)
+    net = hb.EachStep(layer) if kind == "each step" else layer
+    shape = (300, 128) if kind == "linear" else (4, 16, 9, 8)
+    x = torch.randn(shape) if numbers else (torch.rand(shape) < 0.9).float()
+    few = (torch.rand(shape) < 0.05).float()
+    if x.ndim == 4 and last:
+        x, few = (each.contiguous(memory_format=torch.channels_last) for each in (x, few))
+    if kind == "each step":
+        x, few = x[None], few[None]
+    looks, density = [], shared_layer._density
+    monkeypatch.setattr(shared_layer, "_density", lambda rows: looks.append(1) or density(rows))
+
+    def calls(count, given=x):
+        """How many of so many calls looked at what they were given."""
+        looks.clear()
+        for _ in range(count):
+            got = net(given)
+            assert layer.explain().startswith("dense: ")
+        wanted = layer._torchs(given.reshape(shape), layer.weight, layer.bias).view(got.shape)
+        torch.testing.assert_close(got, wanted)
+        return len(looks)
+
+    assert calls(shared_layer.LOOKED_AT + 2) >= shared_layer.LOOKED_AT + 1
+    assert calls(3 * shared_layer.LOOKED_AT) == 3
+    with torch.no_grad():  # another call
+        assert calls(2) >= 2
+    assert calls(shared_layer.LOOKED_AT + 2) >= shared_layer.LOOKED_AT + 1
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):  # of a checkpoint
+        assert calls(5) == 5
+    times["forward"] = times["weights"] = 0.1
+    assert calls(shared_layer.LOOKED_AT - 1, few) == 0
+    net(few)
+    assert layer.explain().startswith("events: ")
+
+
 def test_few_rows_and_little_work_are_torchs():
     wide, narrow = hb.Linear(1152, 128), hb.Linear(512, 20)
     wide((torch.rand(64, 1152) < 0.02).float())

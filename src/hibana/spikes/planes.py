@@ -17,7 +17,7 @@ from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Ints, Longs, Pointe
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
-__all__ = ["ONE", "Planes", "joined", "whole_numbers"]
+__all__ = ["ONE", "Planes", "factors", "joined", "whole_numbers"]
 
 MOST = 4
 """Planes at most: numbers to 15."""
@@ -63,20 +63,28 @@ def whole_numbers(rows: Tensor) -> Planes | None:
 
     Their products with the factor, rounded to float32, must be exactly the numbers that are given.
     """
-    smallest, largest, not_times_it, not_whole = _sampled(rows)
-    factors = {smallest: not_times_it}
-    if smallest > largest:  # nothing but zeros was seen
-        largest, factors = 1.0, {1.0: not_whole}
-    elif smallest % 1 == 0:
-        factors.setdefault(1.0, not_whole)
-    for factor, refused in factors.items():
-        highest = largest / factor
-        if refused or not highest < 1 << MOST:
-            continue
-        found = _split(rows, factor, round(highest).bit_length())
+    for factor, planes in factors(rows):
+        found = _split(rows, factor, planes)
         if found is not None:
             return found
     return None
+
+
+def factors(numbers: Tensor) -> list[tuple[float, int]]:
+    """Factors of which a sample of `numbers`, which fill their memory, are small multiples, and the planes
+    that these need.
+    """
+    smallest, largest, not_times_it, not_whole = _sampled(numbers)
+    candidates = {smallest: not_times_it}
+    if smallest > largest:  # nothing but zeros was seen
+        largest, candidates = 1.0, {1.0: not_whole}
+    elif smallest % 1 == 0:
+        candidates.setdefault(1.0, not_whole)
+    return [
+        (factor, round(largest / factor).bit_length())
+        for factor, refused in candidates.items()
+        if not refused and largest / factor < 1 << MOST
+    ]
 
 
 def _sampled(rows: Tensor) -> list[float]:

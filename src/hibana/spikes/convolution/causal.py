@@ -94,7 +94,7 @@ def _by_spikes(
     def lines() -> Tensor:
         return inputs.detach().reshape(steps, length).contiguous()
 
-    bits = as_bits(below, length, in_order, lines, key, auto)
+    bits = as_bits(below, length, in_order, inputs.detach(), lines, key, auto)
     if not isinstance(bits, Found):
         return str(bits)
     found, chosen = bits.planes, select.ALL

@@ -1,8 +1,7 @@
 """PyTorch's dense convolution of channels-last images, and its gradients.
 
 A window of one pixel at a stride meets some of the pixels. Of few channels these are convolved by themselves
-where a backward follows, since with all of them torch 2.13 (oneDNN) writes beyond its memory there, with up to
-12 channels.
+where a backward follows: with all of them torch 2.13 (oneDNN) writes beyond its memory there, of up to 12.
 """
 
 import torch

@@ -27,7 +27,7 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.provenance import lookup
+from hibana.spikes.provenance import fills_memory, lookup
 
 __all__ = ["Conv1d", "Conv2d", "over_steps"]
 
@@ -51,6 +51,9 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if type(input) is Tensor and self.__dict__.get("_left") == self._call_of(input):
             self.__dict__["_reason"] = LEFT
             return self._conv_forward(input, weight, bias)
+        whole = input if sequence is None else sequence
+        if refused := self._refuses_unseen(whole, weight):
+            return self._refused_again(input, weight, bias, refused.reason)
         if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
             return self._of_padding(input, weight, bias)
         if (
@@ -60,18 +63,17 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and input.is_cpu
             and self._is_small(input, weight)
         ):
-            if dense.lies_last(input) and (
-                input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
-            ):
-                if input.shape[1] >= dense.SAFE and max(self.dilation) == 1:
+            if self._lies_for_torch(input, weight, bias):
+                safe = input.shape[1] >= dense.SAFE or max(self.stride) == 1
+                if safe and max(self.dilation) == 1:
                     self.__dict__["_left"] = self._call_of(input)
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
             return self._densely(input, weight, bias, TINY)
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
-        if sequence is None and (refused := self._refuses(input, weight)):
-            return self._densely(input, weight, bias, str(refused.refused))
+        if refused := self._refuses(whole, weight):
+            return self._refused_again(input, weight, bias, refused.reason)
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
         how = self.stride, self.padding, self.dilation, self.padding_mode
@@ -84,7 +86,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
-        whole = images if sequence is None or images is not input else sequence
+        whole = whole if images is input else images
         found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
         if isinstance(found, str):
             return self._densely(input, weight, bias, found)
@@ -121,6 +123,20 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         """Whether torch has done all before events have begun."""
         return input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
 
+    def _lies_for_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
+        """Whether torch's layer may be given the images as they are."""
+        return dense.lies_last(input) and (
+            input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
+        )
+
+    def _refused_again(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        if self._lies_for_torch(input, weight, bias):
+            out: Tensor = self._conv_forward(input, weight, bias)
+        else:
+            out = self._densely(input, weight, bias, "")
+        self.__dict__["_reason"] = reason
+        return out
+
     def _call_of(self, input: Tensor) -> tuple[object, ...]:  # noqa: A002
         """What decides whether a call is left to torch for its size, but for the weight."""
         return input.shape, input.stride(), self.mode, self.dilation
@@ -147,10 +163,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         sizes = select.bucket(images.shape[0]), outputs, geometry
         key = select.Key("convolution", sizes, torch.get_num_threads(), learning=learning)
-        bits = as_bits(under, length, in_order, lambda: autograd.rows_of(images.detach()), key, auto)
+        numbers = images.detach()
+        bits = as_bits(under, length, in_order, numbers, lambda: autograd.rows_of(numbers), key, auto)
         if not isinstance(bits, Found):
-            if isinstance(bits, Refused) and in_order and images is whole:
-                self._remember(images, weight, bits, by_onednn=False)
+            if isinstance(bits, Refused) and fills_memory(whole):
+                self._remember(whole, weight, bits, by_onednn=False)
             return str(bits)
         found, chosen = bits.planes, select.ALL
         if auto:

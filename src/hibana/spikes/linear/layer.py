@@ -10,6 +10,7 @@ from torch.nn import functional
 from hibana.spikes import select
 from hibana.spikes.checks import alike_each_step, misfit, plain
 from hibana.spikes.layer import (
+    BY_ONEDNN,
     LEFT,
     SMALLEST_WORK,
     BySpikes,
@@ -22,14 +23,13 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import autograd, dense, product
-from hibana.spikes.provenance import lookup
+from hibana.spikes.provenance import fills_memory, lookup
 from hibana.spikes.select import Call, Choice
 
 __all__ = ["Linear"]
 
 FEW_ROWS = 128
 """Rows up to which a product of less than the smallest work is torch's; of more rows, half of it."""
-BY_ONEDNN = "; by oneDNN"
 
 
 class Linear(BySpikes, nn.Linear):
@@ -71,7 +71,12 @@ class Linear(BySpikes, nn.Linear):
         ):  # tested first: any other test takes longer than such a product
             self.__dict__["_reason"] = LEFT
             return functional.linear(input, *self._tensors())
-        return self._product(input, *self._tensors())
+        weight, bias = self._tensors()
+        refused = self._refuses_unseen(input, weight)
+        if refused is not None and not refused.by_onednn:
+            self.__dict__["_reason"] = refused.reason
+            return functional.linear(input, weight, bias)
+        return self._product(input, weight, bias)
 
     def leaves_to_torch(self, shape: torch.Size) -> bool:
         """Whether torch multiplies inputs of `shape`, whatever they hold; then :meth:`explain` says so."""
@@ -91,7 +96,7 @@ class Linear(BySpikes, nn.Linear):
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
         if refused := self._refuses(input, weight):
-            self.__dict__["_reason"] = f"dense: {refused.refused}{BY_ONEDNN if refused.by_onednn else ''}"
+            self.__dict__["_reason"] = refused.reason
             return (dense.linear if refused.by_onednn else functional.linear)(input, weight, bias)
         if input.ndim > 1 and alike_each_step(input):
             one = input[0]
@@ -124,9 +129,9 @@ class Linear(BySpikes, nn.Linear):
 
         sizes = select.bucket(count), inputs, outputs
         key = select.Key("linear", sizes, torch.get_num_threads(), learning=learning)
-        found = as_bits(under, inputs, in_order, rows, key, auto)
+        found = as_bits(under, inputs, in_order, numbers, rows, key, auto)
         if not isinstance(found, Found):
-            if isinstance(found, Refused) and in_order:
+            if isinstance(found, Refused) and fills_memory(input):
                 self._remember(input, weight, found, dense.is_faster(input, weight))
             return self._multiplied(input, weight, bias, str(found))
         planes = found.planes
