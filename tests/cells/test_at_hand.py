@@ -22,6 +22,7 @@ def alone(code):
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
     code = (
         f"import sys, hibana as hb; print({LAZY} == [n for n in {LAZY} if n in dir(hb)],"

@@ -29,6 +29,7 @@ def _step(cell, inputs, backend):
     return inputs, outputs
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_values_of_hyper_parameters_and_shapes_do_not_grow_the_process():
     def call(i):

@@ -12,6 +12,7 @@ from hibana import data
 from hibana.data.cached import AsBits
 
 
+@pytest.mark.slow
 def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
     pytest.importorskip("mnist1d")
     sequences = data.MNIST1D()

@@ -397,6 +397,7 @@ class Several(nn.Module):
         return torch.stack([*spikes, self.windows(x)])
 
 
+@pytest.mark.slow
 def test_every_layer_in_a_program_of_any_time_gives_what_it_does():
     net = Several().eval()
     program = export(net, torch.rand(5, 2, 9), dynamic_time=True, dynamic_batch=True).module()

@@ -85,7 +85,9 @@ without_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="ope
 
 
 @pytest.mark.parametrize("outputs_of", [in_onnxruntime, pytest.param(in_openvino, marks=without_openvino)])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "all other cells")) for name in NETWORKS]
+)
 def test_whole_numbers_are_the_same_elsewhere_for_any_time_and_batch(name, outputs_of):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)

@@ -214,7 +214,7 @@ def test_refuses_data() -> None:
         net.fit(inputs[:, :1], labels[:1])
 
 
-@pytest.mark.parametrize("period", [0, 3])
+@pytest.mark.parametrize("period", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_in_whole_numbers_it_answers_alike(period: int) -> None:
     inputs, labels = series(40)
     net = hb.models.rocket((1,), 2, steps=60, period=period)

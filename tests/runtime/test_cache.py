@@ -360,6 +360,7 @@ def test_one_thread_gives_the_bits_of_two_and_one_openmp_runs():
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_process_that_trains_has_one_openmp_runtime():
     program = (

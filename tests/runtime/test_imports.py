@@ -112,6 +112,7 @@ def test_the_version_is_said_without_torch():
     assert done.stdout == f"{hibana.__version__}\n"
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_without_numba():
     code = (
         "import sys; sys.modules['numba'] = None; import torch, hibana as hb;"

@@ -90,6 +90,7 @@ def test_what_no_rule_knows_is_refused_by_name(settings):
         train.Classifier(windows, (2,), 2)
 
 
+@pytest.mark.slow
 def test_the_settings_know_every_rule_and_load_none():
     assert choices.RULES == rules.NAMES
     code = "import sys, hibana.cli.options, hibana.train.classifier; assert 'hibana.learn' not in sys.modules"

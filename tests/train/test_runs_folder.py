@@ -33,6 +33,7 @@ def quick(**changes):
     return train.Settings(**{"layers": "12", "epochs": 1, "steps": 4, "batch_size": 130, **changes})
 
 
+@pytest.mark.slow
 def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for seed in ("0", "0", "0", "1"):

@@ -84,6 +84,7 @@ def test_it_goes_on_by_gradient(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_says_what_was_compared(file, tmp_path, capsys):
     main(["train", "--data", str(file), "--out", str(tmp_path / "run")])
     told = capsys.readouterr().out

@@ -101,6 +101,7 @@ def test_a_function_that_is_allowed_gets_plain_numbers(stranger, capsys):
         assert not (stranger / "trace").exists()
 
 
+@pytest.mark.slow
 def test_settings_name_no_function_that_is_run_unasked(stranger, capsys):
     (stranger / "theirs.yaml").write_text("layers: stranger:net\nepochs: 1\n")
     options = ["train", "--settings", "theirs.yaml", "--out", "run"]

@@ -150,6 +150,7 @@ def test_a_run_on_few_rows_is_listed_without_what_is_usual_for_them(tmp_path):
     assert {run.name: run.settings for run in results.found(tmp_path)} == {"usual": "", "other": "patience 3"}
 
 
+@pytest.mark.slow
 def test_on_few_noisy_rows_a_network_is_no_worse_than_a_linear_model(tmp_path):
     drawn = torch.Generator().manual_seed(0)
     x = torch.randn(300, 6, generator=drawn)
