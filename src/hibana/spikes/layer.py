@@ -99,7 +99,7 @@ class BySpikes(nn.Module):
         return last if last.looks_alike(numbers.detach() if numbers.requires_grad else numbers) else None
 
     def _refuses_unseen(self, numbers: Tensor, weight: Tensor) -> "_Dense | None":
-        """The last dense call, if this one, of the same sizes, is to be dense without a look at its `numbers`.
+        """The last dense call, if this one, of the same sizes, is dense without a look at its `numbers`.
 
         That is so for a while after LOOKED_AT dense calls alike. Within a checkpoint each call is looked at:
         what is computed again in the backward must be dense if its forward was.

@@ -54,11 +54,11 @@ Of the dense time at a density of 0.5: sums 0.34 to 0.72, gradients of weights 0
 """
 FEW_ROWS, MANY_ROWS = 32, 160
 """Rows of a product up to which packing its weights costs more than is saved, and from which on the priors
-hold in full: with 784 inputs and 8 to 1,024 outputs sums take 0.7 to 1.6 of the dense time at 32 rows, 0.4 to
-1.3 at 64 and 0.2 to 0.8 at 128 (AMD EPYC, Zen 3)."""
+hold in full: with 784 inputs and 8 to 1,024 outputs sums take 0.7 to 1.8 of the dense time at 32 rows, 0.5 to
+1.3 at 64 and 0.3 to 0.8 at 128 (AMD EPYC, Zen 3)."""
 FEW_OUTPUTS = 12
-"""Output channels below which an untimed convolution is dense: with 8 its products take 0.4 to 5 of the dense
-time, with 12 a quarter to one (AMD EPYC, Zen 3)."""
+"""Output channels below which an untimed convolution is dense: with 8 sums take 0.6 to 1.3 of the dense time,
+of 64 x 64 pixels up to 7, with 12 0.4 to 0.9 (AMD EPYC, Zen 3)."""
 OVERHEAD = 4e-5
 """Seconds that a call per spike spends in Python more than torch's: a linear layer on an AMD EPYC (Zen 3)."""
 ROUNDS = 6

@@ -22,14 +22,15 @@ FROM = 4_000_000
 
 
 def is_faster(input: Tensor, weight: Tensor) -> bool:  # noqa: A002 - torch's name
-    """Whether oneDNN took less time than torch's BLAS for such a product, where torch has it."""
+    """Whether :func:`linear` took less time than torch's BLAS for such a product, where torch has oneDNN."""
     rows, inputs = input.numel() // weight.shape[1], weight.shape[1]
     if rows * weight.numel() < FROM or not is_there():
         return False
-    key = select.Key("oneDNN", (select.bucket(rows), inputs, weight.shape[0]), torch.get_num_threads())
+    sizes = select.bucket(rows), inputs, weight.shape[0]
+    key = select.Key("linear by oneDNN", sizes, torch.get_num_threads())
     numbers, of_outputs = input.detach().reshape(rows, inputs), weight.detach()
     calls = (
-        lambda: product(numbers.contiguous(), of_outputs.contiguous(), None),
+        lambda: linear(numbers, of_outputs, None),
         lambda: functional.linear(numbers, of_outputs),
     )
     return select.faster(key, lambda: calls, prior=False)
