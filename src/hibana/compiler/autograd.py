@@ -132,7 +132,7 @@ def go(
 def go_over(
     spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> Tensor:
-    """The outputs over `inputs` that a `producer` has yet to compute, without a gradient."""
+    """A layer's outputs, without a gradient; its `inputs` are memory that `producer` fills piece by piece."""
     kernels, order = spec.program.kernels, spec.order
     given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
     outputs, _ = _known(partial(kernels.forward_over, producer), given)

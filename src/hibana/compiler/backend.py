@@ -128,7 +128,7 @@ class Producer(NamedTuple):
     """The sequence, or its steps joined; nothing was written to its memory yet."""
 
     def finish(self) -> None:
-        """Computes all of it."""
+        """Computes the whole sequence, every piece of every step."""
         self.call.run(self.into.numel() // self.length)
 
 

@@ -109,7 +109,7 @@ def _drawn(step: Step) -> list[str]:
 
 
 def _fitting(cell: Cell) -> tuple[int, ...]:
-    """The shape of a step that the tensors of `cell` go with, as far as they tell."""
+    """A shape of inputs that the tensors of `cell` can be broadcast with; ``(8,)`` if it has none."""
     sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
     if not sizes:
         return (8,)
@@ -168,7 +168,7 @@ def _kept(step: Step, value: Value) -> str:
 
 
 def _support(step: Step, plan: Plan) -> tuple[str, str]:
-    """Where the gradient of what is emitted matters, and that in a sentence."""
+    """For ``explain``: at which neurons the gradient of the spikes matters, in short and as a sentence."""
     if not passes_gradient(step):
         return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:

@@ -158,7 +158,9 @@ class MissingGradients:
     def epilogue(
         self, cell_tensors: Sequence[Tensor], sums: Sequence[Tensor | None]
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of the cell's tensors, from sums that may be missing."""
+        """The gradients of the cell's tensors, from the kernels' sums over time; a sum is None if no gradient
+        reached it, and so is what depends on it alone.
+        """
         if all(value is not None for value in sums):
             return self.step.epilogue(*cell_tensors, *sums)
         assert isinstance(self.step.epilogue, Part)

@@ -25,7 +25,10 @@ def computed_once(module: ModuleT) -> ModuleT:
 
 
 def computing_once() -> AbstractContextManager[Any]:
-    """Within it, a graph of Dynamo computes parametrisations once."""
+    """A context within which each parametrised tensor is computed once, while torch.compile traces.
+
+    Outside of a trace it does nothing: ``torch.nn.utils.parametrize.cached`` would change other threads too.
+    """
     if torch.compiler.is_dynamo_compiling():
         return parametrize.cached()  # of all threads: not for calls
     return nullcontext()

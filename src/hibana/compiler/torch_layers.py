@@ -150,7 +150,7 @@ def _dimensions(layer: nn.Module) -> int:
 
 
 def takes_no_time(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
-    """The sentence for a `layer` of images in `net` that is given ``[T, batch, ...]``."""
+    """An error message: `layer`, one of images in `net`, was given a sequence and takes single images."""
     name = next((name for name, inner in net.named_modules() if inner is layer), "")
     kind = type(layer).__name__
     return (

@@ -179,7 +179,10 @@ def _from_graph(tensor: Tensor, found: Known | None, ones: int) -> Provenance | 
 
 
 def attach_view(view: Tensor) -> Tensor:
-    """Records `view`, of all of a tensor, so that :func:`lookup_mask` sees its hooks."""
+    """Notes at the autograd node of `view`, which has all numbers of its base, who observes its gradient.
+
+    :func:`lookup_mask` finds it there when it goes from a tensor back to the layer that made it.
+    """
     node: Any = None if torch.compiler.is_compiling() else view.grad_fn
     if node is not None and node.name() in _VIEWS:
         node.metadata[_SEEN] = (ref(view), _hooks(view))

@@ -222,6 +222,6 @@ def _raised(said: Said, exponent: int) -> Said:
 
 
 def _wide(one: Said, sign: str, two: Said, low: int, high: int) -> str:
-    """An operation, computed in the type that holds what it gives."""
+    """The C expression ``one sign two``, cast to ``int64_t`` if results from `low` to `high` need it."""
     wide = Said("", 0, low, high).kind == "int64_t"
     return f"({'(int64_t)' if wide else ''}{one.text} {sign} {two.text})"

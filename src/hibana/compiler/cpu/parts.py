@@ -110,7 +110,7 @@ class Parts:
 
     @cached_property
     def edge_steps(self) -> Pass | None:
-        """Several of which one is at time 0."""
+        """Several steps, one of which is at time 0, if that step differs."""
         return self._pass("edge_steps", AT_ONCE, edge=True) if self.inner and self.steps else None
 
     def all(self) -> list[Pass]:

@@ -66,7 +66,7 @@ def forward_source(
 
 
 def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:
-    """:func:`forward_source` of a step with matrix products."""
+    """The forward kernel of a step with matrix products: one work item computes some samples, all neurons."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
     moving, inner = moving_forward(step, once, **_OVER_SAMPLES), _emitted_before(step, once)

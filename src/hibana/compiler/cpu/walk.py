@@ -138,7 +138,9 @@ ALIASING_FROM = 256 << 10
 
 
 def unaliased(read: Tensor, shape: torch.Size, may_offset: bool = True) -> Tensor:
-    """A new tensor of `shape`, if large at :data:`OUTPUT_OFFSET` from `read`, against 4K aliasing."""
+    """A new tensor of `shape`, whose memory begins, if it is large, OUTPUT_OFFSET bytes after that of `read`
+    modulo a page: stores and loads at equal places of a page would wait for one another (4K aliasing).
+    """
     count, dtype = shape.numel(), read.dtype
     if not may_offset or count * dtype.itemsize < ALIASING_FROM:
         if read.shape == shape and read.is_contiguous():

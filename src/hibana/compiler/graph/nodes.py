@@ -180,13 +180,13 @@ def is_step(layout: Tensor, shape: torch.Size) -> bool:
 
 
 def rows(layout: Tensor, neurons: int) -> bool:
-    """Whether `layout` is ``[samples, neurons]``, or that after a dimension of one."""
+    """Whether `layout` holds the places of a step as ``[samples, neurons]`` or ``[1, samples, neurons]``."""
     plain = layout.squeeze(0) if layout.ndim == 3 else layout
     return plain.ndim == 2 and plain.shape[1] == neurons and _in_order(plain)
 
 
 def columns(layout: Tensor, neurons: int) -> bool:
-    """Whether `layout` is ``[neurons, samples]``, or that after a dimension of one."""
+    """Whether `layout` holds the places of a step as ``[neurons, samples]`` or ``[1, neurons, samples]``."""
     plain = layout.squeeze(0) if layout.ndim == 3 else layout
     return plain.ndim == 2 and rows(plain.T, neurons)
 

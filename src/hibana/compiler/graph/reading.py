@@ -333,7 +333,7 @@ class Reading:
         return wide
 
     def _part(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
-        """The part of the graph from `inputs` to `outputs`."""
+        """The traced operations that lead from the nodes `inputs` to `outputs`, as a function of its own."""
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
         moved = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
         return part_between(self.graph, inputs, outputs, moved, self.device)

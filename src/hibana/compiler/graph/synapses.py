@@ -90,7 +90,10 @@ def gated(step: Step) -> tuple[Step, dict[int, Value]]:
 
 
 def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> dict[str, Value]:
-    """`grads` in which each product of `changed` has its second argument."""
+    """The gradients `grads`, where each product that is a key of `changed` has the gate that its value names.
+
+    The gate, a mask of where the result is needed, becomes the product's last argument.
+    """
     done: dict[Value, Value] = {}
     for value in reachable(grads.values()):
         args = tuple(done[a] for a in value.args)
