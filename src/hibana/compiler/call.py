@@ -225,9 +225,10 @@ def emitted_around(
     producer: Producer | None = None,
     steps: int = 0,
 ) -> Tensor:
-    """What ``around(cell, *tensors)`` emits over the inputs of a layer, on the CPU; remembered by `cell`.
+    """What the cell ``around(cell, *tensors)`` emits over `inputs`, ``[T, ...]``, from rest, on the CPU.
 
-    A `producer` has yet to compute the inputs. With `steps`, they are one step's, and the same at so many.
+    What is compiled for it is kept with `cell`. With a `producer`, `inputs` are memory that it has yet to
+    fill. With `steps`, `inputs` are one step, which stands for so many.
 
     Raises:
         Unsupported: if there is no kernel for it.

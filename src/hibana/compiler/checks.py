@@ -23,7 +23,7 @@ def check_inputs(cell: Cell, inputs: Tensor) -> None:
 
 
 def check_batch(inputs: Tensor) -> None:
-    """Raises ``ValueError`` for what a layer, unlike a cell, takes for one step that lost its time."""
+    """Raises ``ValueError`` for inputs of one dimension: a layer over time needs ``[T, batch, ...]``."""
     if isinstance(inputs, Tensor) and inputs.ndim == 1:
         raise ValueError(
             f"inputs of a layer must be [T, batch, ...], time first, got shape {tuple(inputs.shape)}; "

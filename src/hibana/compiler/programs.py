@@ -82,7 +82,10 @@ def _is_bare(cell: Cell) -> bool:
 
 
 def _of(cell: Cell, call: Hashable) -> Hashable:
-    """`call`, and the cell's tensors but their values: these can be replaced without setting an attribute."""
+    """A key for `call`: with it the cell's parameters and buffers, but for their values.
+
+    These can be replaced without an attribute being set, which is what else makes a call another.
+    """
     parameters, buffers = cell._parameters, cell._buffers
     if not (parameters or buffers):
         return call

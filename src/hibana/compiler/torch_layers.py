@@ -186,7 +186,7 @@ def refuse_next(called: list[nn.Module], shape: torch.Size) -> str:
 
 
 def _may_reshape(before: nn.Module, after: nn.Module) -> bool:
-    """Whether hooks, or methods put in place of theirs, run between the two."""
+    """Whether a hook, or a ``forward`` set on an object, may change what `before` gives and `after` takes."""
     return bool(
         before._forward_hooks
         or after._forward_pre_hooks

@@ -231,10 +231,10 @@ CALLS = frozenset(name for name, row in OPERATIONS.items() if row.call)
 
 
 def row_of(name: str, column: str) -> Operation:
-    """The row of the operation `name`.
+    """How the operation `name` is written in each target language, the columns of the table of operations.
 
     Raises:
-        Unsupported: if it says nothing in `column`.
+        Unsupported: if it can't be written in the language of `column`.
     """
     row = OPERATIONS.get(name)
     if row is None or not getattr(row, column):

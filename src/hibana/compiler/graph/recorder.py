@@ -213,7 +213,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _check_write(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Raises Unsupported for a write to memory that some tensors share or not."""
+        """Raises Unsupported if `func` writes to a tensor that is a view or a copy, depending on strides."""
         arguments = func._schema.arguments
         given = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
         for argument in arguments:

@@ -32,7 +32,7 @@ class Term:
         return other if isinstance(other, Term) else Term(self._argument, self._make, self._argument(other))
 
     def made(self, op: str, *args: Any) -> "Term":
-        """The operation `op` of the table of `args`, terms and numbers."""
+        """A term for ``op(*args)``: `op` is a name in the table of operations, `args` terms or numbers."""
         return Term(self._argument, self._make, self._make(op, *[self.lift(a).value for a in args]))
 
     __add__, __radd__ = _infix("add")
