@@ -405,6 +405,23 @@ def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode
     assert layer(mine).is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_strided_window_of_one_pixel_is_guarded_with_a_gradient_after_calls_without(monkeypatch):
+    layer, counted = hb.Conv2d(8, 8, 1, 2), []
+    sampled = convolution_layer.dense.sampled
+    monkeypatch.setattr(
+        convolution_layer.dense, "sampled", lambda *given: counted.append(1) or sampled(*given)
+    )
+    x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        wanted = [layer(x) for _ in range(2)][1]
+    assert not counted
+    torch.testing.assert_close(layer(x), wanted)
+    assert counted
+    with torch.no_grad():
+        layer(x)
+    assert len(counted) == 1
+
+
 def test_a_call_like_a_dense_one_is_dense_and_one_of_another_density_is_not(times):
     for layer, shape in ((hb.Linear(128, 70), (300, 128)), (hb.Conv2d(16, 40, 3, padding=1), (4, 16, 9, 8))):
         many, more, few = ((torch.rand(shape) < share).float() for share in (0.9, 0.9, 0.05))

@@ -73,6 +73,8 @@ decides."""
 AGAIN = 16
 """Calls of a product on a busy machine, decided by the prior, after which it is asked again whether the
 machine is busy; twice as many after each time that it still is."""
+CANDIDATES = 2
+"""Number of the candidates that are timed here, raised when one changes: times on disk are of one number."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
 
@@ -352,7 +354,10 @@ def _seconds(call: Call) -> float:
 
 def _path(key: Key) -> Path | None:
     folder = kept_in()
-    return None if folder is None else folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.times"
+    if folder is None:
+        return None
+    about = f"{CANDIDATES} {key!r}"
+    return folder / f"{hashlib.sha256(about.encode()).hexdigest()[:40]}.times"
 
 
 def _read(key: Key) -> tuple[float, ...] | None:

@@ -64,8 +64,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and self._is_small(input, weight)
         ):
             if self._lies_for_torch(input, weight, bias):
-                safe = input.shape[1] >= dense.SAFE or max(self.stride) == 1
-                if safe and max(self.dilation) == 1:
+                never_skips = (
+                    input.shape[1] >= dense.SAFE or max(self.stride) == 1 or not torch.is_grad_enabled()
+                )
+                if never_skips and max(self.dilation) == 1:
                     self.__dict__["_left"] = self._call_of(input)
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
@@ -139,7 +141,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
 
     def _call_of(self, input: Tensor) -> tuple[object, ...]:  # noqa: A002
         """What decides whether a call is left to torch for its size, but for the weight."""
-        return input.shape, input.stride(), self.mode, self.dilation
+        return (
+            *(input.shape, input.stride(), self.mode, self.dilation, self.stride),
+            torch.is_grad_enabled(),
+        )
 
     def _by_windows(
         self,
