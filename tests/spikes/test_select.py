@@ -485,6 +485,20 @@ def test_of_many_dense_calls_alike_one_in_sixteen_is_looked_at(times, monkeypatc
     assert layer.explain().startswith("events: ")
 
 
+def test_after_many_dense_calls_windows_that_meet_padding_alone_are_still_guarded(times):
+    torch.use_deterministic_algorithms(False)
+    times["forward"] = times["weights"] = 2.0
+    layer = hb.Conv2d(16, 40, 2)
+    x = torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    for _ in range(shared_layer.LOOKED_AT + 4):
+        layer(x)
+    assert layer.__dict__["_refused"].unseen > 0
+    vars(layer).update(dilation=(13, 13), padding=(5, 5))
+    out = layer(x)
+    assert layer.explain() == "dense: no window meets the image"
+    torch.testing.assert_close(out, layer.bias.view(1, -1, 1, 1).expand_as(out))
+
+
 def test_few_rows_and_little_work_are_torchs():
     wide, narrow = hb.Linear(1152, 128), hb.Linear(512, 20)
     wide((torch.rand(64, 1152) < 0.02).float())

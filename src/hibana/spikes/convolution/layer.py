@@ -51,11 +51,11 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if type(input) is Tensor and self.__dict__.get("_left") == self._call_of(input):
             self.__dict__["_reason"] = LEFT
             return self._conv_forward(input, weight, bias)
+        if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
+            return self._of_padding(input, weight, bias)
         whole = input if sequence is None else sequence
         if refused := self._refuses_unseen(whole, weight):
             return self._refused_again(input, weight, bias, refused.reason)
-        if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
-            return self._of_padding(input, weight, bias)
         if (
             type(input) is Tensor
             and input.ndim == self.dimensions + 2
