@@ -74,7 +74,7 @@ AGAIN = 16
 """Calls of a product on a busy machine, decided by the prior, after which it is asked again whether the
 machine is busy; twice as many after each time that it still is."""
 CANDIDATES = 2
-"""Number of the candidates that are timed here, raised when one changes: times on disk are of one number."""
+"""Version of what is timed, raised when a candidate changes: times of other versions are not read."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
 
@@ -193,12 +193,14 @@ def _looks_again(key: Key) -> bool:
 
 
 def linear_prior(rows: int) -> float:
-    """The share, 0 to 1, of the priors' densities that holds for a product of so many `rows`."""
+    """What the priors' densities are multiplied by, 0 to 1, for a product of so many `rows`."""
     return min(1.0, max(0.0, (rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
 
 
 def convolution_prior(rows: int, outputs: int) -> float:
-    """The same for a convolution with so many output pixels, of all images, and output channels."""
+    """What the priors' densities are multiplied by for a convolution: `rows` are the output pixels of all
+    images, `outputs` the output channels.
+    """
     return 0.0 if outputs < FEW_OUTPUTS else linear_prior(rows)
 
 
@@ -208,9 +210,9 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: fl
     Args:
         key: of the call.
         ones: density of bits, over all planes.
-        prior: the share of the priors' densities that holds for its sizes, where nothing is timed.
         calls: makes the candidates: the sums per spike and by torch; if weights learn, their gradient per
             spike and by torch; if numbers are scanned, last what makes bits of them.
+        prior: what the priors' densities are multiplied by, where nothing is timed.
     """
     found = None if priors_only() else known(key)
     if found is None:

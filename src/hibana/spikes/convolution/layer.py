@@ -132,6 +132,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         )
 
     def _refused_again(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        """Torch's convolution of a call like an earlier dense one; `reason` is that one's text, whole."""
         if self._lies_for_torch(input, weight, bias):
             out: Tensor = self._conv_forward(input, weight, bias)
         else:

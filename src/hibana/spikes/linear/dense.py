@@ -2,7 +2,8 @@
 
     y = x W^T + b,   dL/dx = G W,   dL/dW = G^T x,   dL/db = sum of the rows of G
 
-On AMD's processors it takes about half the time of MKL, whose kernels are Intel's. Sums are in another order.
+On some of AMD's processors it takes half the time of MKL, whose kernels are Intel's; on others as long. Sums
+are in another order.
 """
 
 from typing import Any
