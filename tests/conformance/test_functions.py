@@ -1,16 +1,19 @@
 """Each function that is served: PyTorch's bits, or within two units in the last place of the true value."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import hibana as hb
-from conformance.accuracy import EXTENDED, TRUTH, Alone, distance, sample, served_by
+from conformance.accuracy import EXTENDED, TRUTH, Alone, applied, distance, sample, served_by
 from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
+from hibana.compiler.cpu.functions import _row
 from hibana.compiler.cpu.libraries import approximate
-from hibana.compiler.cpu.own import FLOAT32_ONLY
+from hibana.compiler.cpu.own import FLOAT32_ONLY, exp_of_float32
 from hibana.compiler.eager import function_of
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.compiler.graph.plan import reachable
@@ -69,6 +72,31 @@ def test_every_row_of_the_table_is_compiled_in_one_of_the_functions():
             for value in reachable(trace(Applied(FUNCTIONS[name]), torch.Size([5]), torch.float32).nexts)
         }
     assert set(OPERATIONS) - seen <= {"not"}
+
+
+def test_exp_of_gradients_is_within_one_ulp():
+    row = _row("exp", torch.float32, 16, lambda code, x: exp_of_float32(x))
+    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 88.71, 88.73, -86.59, -86.61, -1e30])
+    x = torch.cat([*sample("exp", 400_000, torch.float32), torch.linspace(-90, 90, 100_001), special])
+    found, exact = applied(row, x), x.double().exp()
+    assert (found.isnan() == x.isnan()).all()
+    assert (found[x < -86.61] == 0).all()
+    assert (found[x > 88.73] == math.inf).all()
+    between = (x >= -86.59) & (x <= 88.69)
+    unit = 2.0 ** (exact[between].log2().floor() - 23)
+    assert ((found[between].double() - exact[between]).abs() / unit).max() < 1
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Gaussian", "PiecewiseExponential"])
+def test_derivatives_made_of_exp_vanish_far_from_the_threshold(kind):
+    x = torch.tensor([-1e30, -300.0, -90.0, -3.0, 0.5, 2.0, 90.0, 300.0, 1e30])
+    found = []
+    for run in (CPU, reference):
+        given = x[None, :, None].clone().requires_grad_()
+        outputs, _ = run(hb.IFCell(surrogate=kind), given, None)
+        found.append(torch.autograd.grad(outputs.sum(), given)[0].flatten())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-37)
+    assert (found[0][[0, -1]] == 0).all()
 
 
 def test_what_is_computed_in_64_bits_besides_powers_is_refused_by_name():

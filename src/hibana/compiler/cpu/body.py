@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from hibana.compiler.cpu.draws import Block, Draws
+from hibana.compiler.cpu.own import exp_of_float32
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.ops import row_of
 from hibana.compiler.graph.passes import Stores, leaves
@@ -97,6 +98,8 @@ class _Block:
     def compute(self, value: graph.Value, arguments: list[Value], name: str) -> Value:
         if value.op == "number":
             return self.code.constant(float(value.data), self.vector)
+        if value.op == "inline_exp":
+            return exp_of_float32(arguments[0])
         *before, last = row_of(value.op, "llvm").llvm
         texts, types, writer = [argument.text for argument in arguments], dict(self.types), self.code.writer
         for i, instruction in enumerate(before):

@@ -21,7 +21,7 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     """The addresses of the vector functions that `step` calls, by operation.
 
     They are those that this torch calls, where they are found; for the forward else hibana's own or the C
-    library's. What only the backward calls may be missing: kernels have the C library.
+    library's. What only the backward calls may be missing: kernels have the C library, and a float32 ``exp``.
 
     Raises:
         Unsupported: if there is none.
@@ -29,6 +29,8 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     forward = {value.op for value in reachable(step.nexts)} & CALLS
     found = {}
     for op in sorted(forward.union(v.op for v in reachable(gradients(step))) & CALLS):
+        if op == "exp" and op not in forward and dtype != torch.float64:
+            continue
         address = _vector_function(op, dtype)
         if not address and (op in forward or not kernel_says(op)):
             two = OPERATIONS[op].arity == 2  # Sleef's of one number are believed only where they are torch's

@@ -1,7 +1,7 @@
 """Transcendental functions in hibana's own code, for which no library has PyTorch's bits.
 
-Each works on vectors of float64. A float32 result is computed in float64 and rounded once; the polynomials
-here are good for that alone, so float64 results come from the C library's functions.
+All but :func:`exp_of_float32` work on vectors of float64. A float32 result is computed in float64 and rounded
+once; the polynomials here are good for that alone, so float64 results come from the C library's functions.
 """
 
 import math
@@ -52,6 +52,24 @@ class Numbers:
         for odd in range(27, 0, -2):
             result = result.fma(square, 2 / odd)
         return result * ratio
+
+
+def exp_of_float32(x: Value) -> Value:
+    """``exp(x)`` of float32 numbers within 1 ulp, 0 where that is below 2.5e-38, without a call.
+
+    It is for gradients, which need not have PyTorch's bits: ``exp(x) = 2**n exp(x - n log(2))``.
+    """
+    shift = 1.5 * 2**23  # a number that is added to this is rounded to an integer, in its lowest bits
+    shifted = x.fused(x.lift(1 / math.log(2)), x.lift(shift))
+    n = shifted - shift
+    part = 355 / 512  # of log(2), whose product with n is exact
+    rest = n.fused(x.lift(part - math.log(2)), x - n * part)
+    result = x.lift(1 / math.factorial(7))
+    for power in range(6, -1, -1):
+        result = result.fused(rest, x.lift(1 / math.factorial(power)))
+    result = (result.integer() + (shifted.integer() << 23)).number()
+    result = (x < -86.6).select(0, result)
+    return (x <= 88.7).select(result, x * math.inf)  # NaN remains
 
 
 def _power_of_two(count: Value) -> Value:

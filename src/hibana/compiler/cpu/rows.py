@@ -4,7 +4,7 @@ A pass (``graph.passes``) becomes a function of rows, cut where it calls a libra
 product: there a row of numbers goes through memory.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from hibana.compiler.cpu.body import row_function
@@ -12,7 +12,7 @@ from hibana.compiler.graph.ops import CALLS, OPERATIONS, Written
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
-from hibana.runtime.kernels import Function, Pointer
+from hibana.runtime.kernels import Floats, Function, Pointer
 
 LONG = 256
 """Values from which on a pass is written for a short compile time: its parts read what earlier ones computed,
@@ -47,7 +47,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
-        stores = _spelled_out(self.stores, self.calls)
+        stores = _spelled_out(self.stores, self.calls, inline=self.number is Floats)
         self.long = is_long(stores)
         while ready := _ready(stores):
             operands = [(value, operand) for value in ready for operand in _operands(value)]
@@ -140,19 +140,22 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
     return handed
 
 
-def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
+def _spelled_out(stores: Stores, calls: Container[str], *, inline: bool) -> Stores:
     """`stores` in operations that LLVM or a vector function knows.
 
-    What no function of `calls` computes is written out, as its row of the table says. A product with a truth
-    value becomes a select: ``x * s`` is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and
-    that product does not wait for the comparison.
+    What no function of `calls` computes is written out, as its row of the table says, and ``exp`` within the
+    loop if `inline`. A product with a truth value becomes a select: ``x * s`` is ``x`` where s holds and
+    ``x * 0`` elsewhere, to the last bit, and that product does not wait for the comparison.
     """
     new: dict[Value, Value] = {}
+    names = {"exp": "inline_exp"} if inline and "exp" not in calls else {}
     zero = Value("number")
     for value in evaluated(stores.values(), ()):
         args = tuple(new[a] for a in value.args)
         if value.op not in calls and (row := OPERATIONS.get(value.op)) and row.written:
-            new[value] = _written(row.written, args)
+            new[value] = _written(row.written, args, names)
+        elif value.op in names:
+            new[value] = Value(names[value.op], args)
         elif value.op == "sub" and args[0].is_number(1) and args[1].op == "to_float":
             new[value] = Value("to_float", (Value("not", args[1].args),))
         elif value.op == "mul" and any(a.op == "to_float" for a in args):
@@ -163,10 +166,10 @@ def _spelled_out(stores: Stores, calls: Container[str]) -> Stores:
     return {name: new[value] for name, value in stores.items()}
 
 
-def _written(how: Written, args: tuple[Value, ...]) -> Value:
-    """The entry `how` of the table (:attr:`Operation.written`) applied to `args`."""
+def _written(how: Written, args: tuple[Value, ...], names: Mapping[str, str]) -> Value:
+    """:attr:`Operation.written` applied to `args`, its operations renamed by `names`."""
     if isinstance(how, tuple):
-        return Value(how[0], tuple(_written(part, args) for part in how[1:]))
+        return Value(names.get(how[0], how[0]), tuple(_written(part, args, names) for part in how[1:]))
     return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
 
 
