@@ -15,7 +15,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -244,6 +244,7 @@ def main() -> None:
     options.add_argument("--readout", choices=READOUTS, nargs="+", default=["leaky"])
     options.add_argument("--rule", choices=RULES, nargs="+", default=["d-rtrl"])
     options.add_argument("--seed", type=int, nargs="+", default=[0])
+    options.add_argument("--epochs", type=int, help="instead of the task's")
     options.add_argument("--learning-rate", type=float, nargs="+", default=[5e-3])
     options.add_argument("--decay", type=float, nargs="+", default=[0.9], help="of pp-prop's traces")
     options.add_argument("--record", type=Path, help="a file that a line is added to")
@@ -256,6 +257,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     for name, kind, readout, rule in product(asked.task, asked.network, asked.readout, asked.rule):
         task = TASKS[name]
+        task = replace(task, epochs=asked.epochs or task.epochs)
         for row in runs(task, kind, readout, rule, asked.seed, asked.learning_rate, asked.decay):
             print(json.dumps(row), flush=True)
             keep(asked.record, row)
