@@ -196,9 +196,9 @@ def test_nothing_is_timed_where_results_may_not_depend_on_a_clock(folder, monkey
         torch.use_deterministic_algorithms(True)
     ran = []
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
-    assert select.choose(_key("b", True), 0.05, _sleeping(1, 0, 1, 0, ran=ran))[:2] == (True, True)
-    assert select.choose(_key("b", True), 0.7, _sleeping(0, 1, 0, 1, ran=ran))[:2] == (False, False)
-    assert select.choose(_key("b", False), 0.05, _sleeping(1, 0, ran=ran))[:2] == (True, None)
+    assert select.choose(_key("b", True), 0.05, _sleeping(1, 0, 1, 0, ran=ran), 1.0)[:2] == (True, True)
+    assert select.choose(_key("b", True), 0.7, _sleeping(0, 1, 0, 1, ran=ran), 1.0)[:2] == (False, False)
+    assert select.choose(_key("b", False), 0.05, _sleeping(1, 0, ran=ran), 1.0)[:2] == (True, None)
     assert not ran
     assert not list(folder.iterdir())
 
@@ -243,7 +243,7 @@ def test_on_a_busy_machine_the_prior_holds_and_nothing_is_kept(folder, monkeypat
     ran = []
     monkeypatch.setattr(select, "_others", other_programs)
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
-    assert not select.choose(_key("b"), 0.7, _sleeping(0, 0.01, ran=ran)).forward
+    assert not select.choose(_key("b"), 0.7, _sleeping(0, 0.01, ran=ran), 1.0).forward
     assert bool(ran) == late
     count = len(ran)
     assert select.faster(_key("a"), _sleeping(0.02, 0.001, ran=ran), prior=True)
@@ -258,7 +258,7 @@ def _call(name, by):
     """Whether the first of two candidates is taken, which is slower and which the prior takes."""
     if by == "faster":
         return select.faster(_key(name), _sleeping(0.02, 0.001), prior=True)
-    return (select.known(_key(name)) or select.choose(_key(name), 0.1, _sleeping(0.02, 0.001))).forward
+    return (select.known(_key(name)) or select.choose(_key(name), 0.1, _sleeping(0.02, 0.001), 1.0)).forward
 
 
 @pytest.mark.parametrize("by", ["faster", "choose"])

@@ -204,7 +204,7 @@ def convolution_prior(rows: int, outputs: int) -> float:
     return 0.0 if outputs < FEW_OUTPUTS else linear_prior(rows)
 
 
-def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: float = 1.0) -> Choice:
+def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]], prior: float) -> Choice:
     """Which products are computed per spike.
 
     Args:

@@ -168,7 +168,9 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
 
     def calls() -> list[Call]:
         bits, numbers = planes.joint, rows()
-        multiply = dense.product if dense.is_faster(numbers, weight) else functional.linear
+        by_onednn = dense.is_faster(numbers, weight)
+        multiply = dense.linear if by_onednn else functional.linear
+        of_gradient = dense.product if by_onednn else functional.linear
         density, scales = planes.density, planes.scales
         outputs = functional.linear(numbers, weight, bias)
         ready = None if bias is None else bias.contiguous()
@@ -180,7 +182,7 @@ def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tens
             with_bias = bias is not None
             candidates += [
                 lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
-                lambda: multiply(outputs.T, numbers.T, None),
+                lambda: of_gradient(outputs.T, numbers.T, None),
             ]
         return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates
 
