@@ -73,7 +73,7 @@ decides."""
 AGAIN = 16
 """Calls of a product on a busy machine, decided by the prior, after which it is asked again whether the
 machine is busy; twice as many after each time that it still is."""
-CANDIDATES = 2
+CANDIDATES = 3
 """Version of what is timed, raised when a candidate changes: times of other versions are not read."""
 REMEMBERED = 4096
 """Keys that a process remembers."""
