@@ -200,6 +200,19 @@ def test_what_is_not_counted_is_named():
     assert "- not counted: Own\n" in f"{found}\n"
 
 
+def test_weights_beside_inner_layers_are_said_not_to_be_counted():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    net = nn.Sequential(nn.Linear(8, 8), hb.IF(), Attending())
+    assert hb.metrics.energy(net, torch.rand(3, 2, 8)).network.uncounted == ("MultiheadAttention",)
+
+
 def test_an_optimised_network_counts_as_the_plain_one():
     torch.manual_seed(0)
     plain = nn.Sequential(

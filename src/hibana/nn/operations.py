@@ -66,7 +66,8 @@ def watching(
     """Within it, calls `synapses(name, layer, inputs, outputs)` for each layer of weights that runs in `net`.
 
     Weights by which the spikes of a layer come back to it get these, one step later, when the layer has run;
-    nothing else is seen of a step that is compiled. Others that run go to `others(name, layer, outputs)`.
+    nothing else is seen of a step that is compiled. Other modules that run, and hold no modules or parameters
+    of their own, go to `others(name, layer, outputs)`.
     """
     back = {module: _feedback(module) for module in net.modules()}
     inside = {i for m in back if isinstance(m, Neurons) for i in m.modules() if i is not m}
@@ -86,7 +87,8 @@ def watching(
 
     hooks = []
     for name, module in net.named_modules():
-        is_layer = isinstance(module, Neurons) or not (module in inside or module._modules)
+        has_own = any(parameter is not None for parameter in module._parameters.values())
+        is_layer = isinstance(module, Neurons) or not (module in inside or (module._modules and not has_own))
         is_counted = isinstance(module, Weighted) and module not in back.values()
         if is_counted or back[module] is not None or (others is not None and is_layer):
             hooks.append(module.register_forward_hook(hook(name), with_kwargs=True))
