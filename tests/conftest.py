@@ -25,6 +25,7 @@ os.environ.setdefault("HIBANA_SELECT", "prior")  # what a layer chooses is the s
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # half the time of a compilation: not to try each set
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks for on CUDA
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("PYTHONUNBUFFERED", None)  # as users have it: what was not flushed is lost on a kill
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
 

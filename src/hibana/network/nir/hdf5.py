@@ -87,6 +87,7 @@ class _Reader:
         self.limits = _Limits()
         self.limits.memory(2 * self.holds + MEMORY)
         self.send((), "begin")
+        self.out.flush()  # it says that this process can read, also where the system ends it
 
     def send(self, where: tuple[str, ...], kind: str, value: Any = None, data: bytes = b"") -> None:
         """One finding: the length of a line of JSON and of the bytes after it, the line, the bytes."""
