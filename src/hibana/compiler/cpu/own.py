@@ -57,7 +57,8 @@ class Numbers:
 def exp_of_float32(x: Value) -> Value:
     """``exp(x)`` of float32 numbers within 1 ulp, 0 where that is below 2.5e-38, without a call.
 
-    It is for gradients, which need not have PyTorch's bits: ``exp(x) = 2**n exp(x - n log(2))``.
+    It is for gradients, which need not have PyTorch's bits: ``exp(x) = 2**n exp(x - n log(2))``, with the
+    series of the latter. The bound holds where the processor fuses a product with a sum.
     """
     shift = 1.5 * 2**23  # a number that is added to this is rounded to an integer, in its lowest bits
     shifted = x.fused(x.lift(1 / math.log(2)), x.lift(shift))

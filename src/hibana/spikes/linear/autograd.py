@@ -136,6 +136,10 @@ def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor 
 
     sizes, density = (select.bucket(len(rows)), inputs, outputs), select.density_bucket(used.density)
     key = select.Key("linear input", sizes, torch.get_num_threads(), density)
-    multiply = dense.product if dense.is_faster(rows, weight.T) else functional.linear
-    calls, prior = (there, lambda: multiply(rows, weight.T, None)), select.linear_prior(len(rows))
-    return there() if select.input_gradient(ctx.choice, key, used.density, lambda: calls, prior) else None
+
+    def calls() -> list[select.Call]:
+        multiply = dense.product if dense.is_faster(rows, weight.T) else functional.linear
+        return [there, lambda: multiply(rows, weight.T, None)]
+
+    prior = select.linear_prior(len(rows))
+    return there() if select.input_gradient(ctx.choice, key, used.density, calls, prior) else None
