@@ -79,7 +79,7 @@ def work(at):
 threads = [threading.Thread(target=work, args=(at,)) for at in range(workers)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
-print(sum(wrong))
+print(sum(wrong), flush=True)
 assert not problems, problems[:3]
 """
 
