@@ -23,3 +23,5 @@ websocket, sends arrays as bytes, and its plots zoom and can be saved.
 Nothing here is imported by the rest of hibana, and Bokeh only by ``view`` and ``server``
 (``pip install hibana[play]``).
 """
+
+__all__: list[str] = []
