@@ -444,15 +444,15 @@ def test_a_gradient_that_is_one_number_is_added(kind, batch, monkeypatch):
 def test_what_it_is_handed_is_of_one_backward():
     inputs = torch.rand(5, 3, 64).requires_grad_()
     outputs, _ = emitted(hb.IFCell(1.0, Box()), inputs, of_a_layer=True)
-    assert outputs.grad_fn.uniform is None
-    outputs.grad_fn.uniform = 7, torch.tensor(2.0)
-    task, number = outputs.grad_fn.uniform
+    assert outputs.grad_fn.scalar_gradient is None
+    outputs.grad_fn.scalar_gradient = 7, torch.tensor(2.0)
+    task, number = outputs.grad_fn.scalar_gradient
     assert (task, number.item()) == (7, 2.0)
     (grad,) = torch.autograd.grad(outputs.sum(), inputs, retain_graph=True)
     with pytest.raises(TypeError, match="a pair"):
-        outputs.grad_fn.uniform = None
+        outputs.grad_fn.scalar_gradient = None
     with pytest.raises(TypeError, match="a tensor"):
-        outputs.grad_fn.uniform = 7, 2.0
+        outputs.grad_fn.scalar_gradient = 7, 2.0
     other = inputs.detach().requires_grad_()
     again, _ = emitted(hb.IFCell(1.0, Box()), other, of_a_layer=True)
     assert torch.equal(grad, torch.autograd.grad(again.sum(), other)[0])
