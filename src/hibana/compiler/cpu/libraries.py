@@ -21,7 +21,8 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     """The addresses of the vector functions that `step` calls, by operation.
 
     They are those that this torch calls, where they are found; for the forward else hibana's own or the C
-    library's. What only the backward calls may be missing: kernels have the C library, and a float32 ``exp``.
+    library's. What only the backward calls may be missing: kernels then call the C library, or compute
+    ``exp`` of float32 themselves.
 
     Raises:
         Unsupported: if there is none.
