@@ -27,7 +27,6 @@ __all__ = [
     "ForwardArguments",
     "Kernels",
     "Launch",
-    "OneStepKernels",
     "Producer",
     "check_backend",
     "kernels_of",
@@ -92,22 +91,6 @@ class BackwardArguments(NamedTuple):
     """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
     seed: int = 0
     """That of the forward."""
-
-
-class OneStepKernels(NamedTuple):
-    """Kernels of one step ``[1, ...]``, given addresses alone, in the order in which they are named here."""
-
-    forward: Callable[..., None]
-    """Input, its stride over time, output, states before, states after but the emitted."""
-    keeping: Callable[..., None]
-    """The same, and the residuals."""
-    backward: Callable[..., None]
-    """Input, its stride; gradient of the output, its stride; gradient of the input, a scalar gradient; states
-    before; gradients of the states after but the emitted, and of those before; residuals. 0 is none."""
-    residuals: list[Tensor]
-    """Of shapes and dtypes like these."""
-    no_scalar_gradient_at: int
-    """The address of no scalar gradient."""
 
 
 class Producer(NamedTuple):
@@ -211,10 +194,6 @@ class Kernels(ABC):
     def plan_for(self, shape: torch.Size) -> "Plan":
         """The plan for sequences of `shape`."""
         return self.plan
-
-    def one_step(self, shape: torch.Size, plan: "Plan") -> "OneStepKernels | None":
-        """Kernels for a step of `shape` from a state, with the gradient of `plan`; None if there are none."""
-        return None
 
     def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:
         """A run over sequences of `shape` from rest without Python, with the gradient of `plan`; or None."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cells.surrogate import forwards
-from hibana.compiler import ambient, autograd, one_step, programs, reference
+from hibana.compiler import ambient, autograd, programs, reference
 from hibana.compiler.ambient import is_traced, is_watched
 from hibana.compiler.backend import Producer, check_backend, of_device, refusal
 from hibana.compiler.checks import check_batch, check_inputs, checked_state, said_once
@@ -76,27 +76,11 @@ def unroll(
 def unrolled(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, State]:
-    """:func:`unroll` for the layers, whose states a run may carry.
-
-    A step ``[1, ...]`` from a state is prepared at its first call, for what :func:`hibana.run` repeats.
-    """
-    one = state is not None and isinstance(cell, Cell) and type(inputs) is Tensor and not is_watched(inputs)
-    one = one and inputs.ndim > 1 and inputs.shape[0] == 1
-    ready = None
-    if one:
-        assert state is not None
-        ready = one_step.prepared(cell, backend, inputs.shape)
-        fits = ready is not None and ready.reads(inputs) and ready.goes_on(state)
-        if ready and fits and not (_is_grad_enabled() and any(t.requires_grad for t in (inputs, *state))):
-            return ready(inputs, state)
+    """:func:`unroll` for the layers, whose states a run may carry."""
     outputs, last = emitted(cell, inputs, state, backend=backend)
-    if one and ready is None and (spec := programs.known(cell, _key(backend, inputs, True, True))):
-        one_step.prepare(cell, backend, spec)
     if len(last) < len(cell._hibana.states):
-        last = (
-            *last,
-            outputs.select(0, -1).clone(),
-        )  # a view would keep, and change with, all steps
+        # a view would keep all steps alive, and change when they do
+        last = (*last, outputs.select(0, -1).clone())
     return outputs, tuple(last)
 
 

@@ -18,7 +18,6 @@ from hibana.compiler import State, ambient
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.recomputation import Checkpoint, around
 from hibana.compiler.torch_layers import add_hint
-from hibana.nn.stepping import Plan
 
 __all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
 
@@ -110,34 +109,16 @@ def run(
     """
     if "torch._dynamo" in sys.modules:
         _leave_to_python()
-    plan = None if torch.compiler.is_compiling() else _planned(net)
-    names = _names(net) if plan is None else plan.names
-    chain = None if plan is None else plan.chain
-    going = _Run(names, state, {}, torch.is_grad_enabled())
+    going = _Run(_names(net), state, {}, torch.is_grad_enabled())
     try:
-        if chain is not None and chain.steps(inputs):
-            outputs = chain(going, inputs)
-        else:
-            with ambient.Within(going):
-                outputs = net(inputs)
+        with ambient.Within(going):
+            outputs = net(inputs)
     except (RuntimeError, ValueError) as error:
         add_hint(net, error)
         raise
     if state is not None and (unknown := state.keys() - going.ended.keys()):
         raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
     return outputs, going.ended
-
-
-_PLAN = "_hibana_run"
-"""Key, in the ``__dict__`` of a network, of what was planned for it; copies of the network have None."""
-
-
-def _planned(net: nn.Module) -> Plan:
-    """What is planned once for `net`, as long as it has the same modules."""
-    found: Plan | None = net.__dict__.get(_PLAN)
-    if found is None or not found.holds(net):
-        found = net.__dict__[_PLAN] = Plan(net, _names(net))
-    return found
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)

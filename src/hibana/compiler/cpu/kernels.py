@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, OneStepKernels, Producer
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, Producer
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
@@ -22,7 +22,6 @@ from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
 from hibana.compiler.cpu.walk import (
-    ALIASING_FROM,
     Bound,
     Walk,
     patterns_of,
@@ -226,27 +225,6 @@ class CpuKernels(NativeKernels):
     def _drawn(self, seed: _Argument) -> tuple[_Argument, ...]:
         """The seed, if a step draws random numbers."""
         return (seed,) if self.step.draws else ()
-
-    def one_step(self, shape: torch.Size, plan: Plan) -> OneStepKernels | None:
-        large = shape.numel() * self.size >= ALIASING_FROM
-        if (
-            shape[0] != 1
-            or large
-            or self.step.parameters
-            or self.step.grad_sums
-            or plan.recomputed
-            or self.step.draws
-        ):
-            return None
-        threads = torch.get_num_threads()
-        forward, keeping = (self._forward(shape, kept, False, threads, ()) for kept in (None, plan))
-        backward = self._backward(_Variant(shape, True, False, False, threads, (), ()))
-        return OneStepKernels(
-            *(forward.given(self.constants_at), keeping.given(self.constants_at)),
-            backward.given(self.constants_at),
-            self._residuals(plan, shape),
-            self.no_scalar_gradient_at,
-        )
 
     def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
         """A run from rest by the autograd node in C++; None if that is not built.

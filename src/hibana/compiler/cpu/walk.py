@@ -1,6 +1,6 @@
 """The split of a sequence into rows, and of rows among threads, for a CPU kernel."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import lcm
 from typing import NamedTuple
 
@@ -57,11 +57,6 @@ class Walk(NamedTuple):
     def run(self, *given: int) -> None:
         """Runs the kernel over all rows, with the values of the `names` of :func:`walk`."""
         self.work.go(self.pack(given))
-
-    def given(self, *first: int) -> Callable[..., None]:
-        """A function like :meth:`run` whose first values are `first` at every call."""
-        go, pack = self.work.go, self.pack
-        return lambda *given: go(pack((*first, *given)))
 
 
 def walk(

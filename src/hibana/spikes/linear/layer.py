@@ -78,13 +78,6 @@ class Linear(BySpikes, nn.Linear):
             return functional.linear(input, weight, bias)
         return self._product(input, weight, bias)
 
-    def leaves_to_torch(self, shape: torch.Size) -> bool:
-        """Whether torch multiplies inputs of `shape`, whatever they hold; then :meth:`explain` says so."""
-        if self.mode != "auto" or not self._is_small(shape.numel()):
-            return False
-        self.__dict__["_reason"] = LEFT
-        return True
-
     def _is_small(self, numbers: int) -> bool:
         """Whether torch is sooner done with so many `numbers` at any density: few in all, or few rows, for
         which weights are put in order.
