@@ -522,9 +522,9 @@ def test_transforms():
     assert torch.equal(outputs, expected[0])
     total = torch.func.grad(lambda x: (emitted(x) * drive()).sum())(inputs).sum()
     torch.testing.assert_close((tangent * drive()).sum(), total, rtol=1e-4, atol=1e-4)
-    with pytest.raises(RuntimeError, match=r"torch\.vmap would give each sample the same"):
+    with pytest.raises(RuntimeError, match=r"torch\.vmap would draw the same numbers for each sample"):
         torch.vmap(lambda x: hb.unroll(cell, x)[0], randomness="different")(inputs.expand(2, *SHAPE))
-    with pytest.raises(RuntimeError, match=r"torch\.vmap would give each sample the same"):
+    with pytest.raises(RuntimeError, match=r"torch\.vmap would draw the same numbers for each sample"):
         torch.vmap(torch.func.grad(lambda x: hb.unroll(cell, x)[0].sum()))(inputs.expand(2, *SHAPE))
     with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would write down"):
         torch.jit.trace(hb.OverTime(cell), inputs)

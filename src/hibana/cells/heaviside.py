@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells.surrogate import Heaviside, Step, Surrogate
+from hibana.runtime import torch_internals
 
 
 def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
@@ -51,7 +52,7 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
         )
     derivative = derivative.detach()
     # sizes are no numbers while torch.jit.trace runs
-    tracing = torch._C._get_tracing_state() is not None and not torch.compiler.is_dynamo_compiling()
+    tracing = torch_internals.jit_trace() is not None and not torch.compiler.is_dynamo_compiling()
     if not tracing and derivative.shape != x.shape:
         _check_broadcast(derivative.shape, x.shape)
         derivative = derivative.expand(x.shape)

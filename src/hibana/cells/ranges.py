@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hibana.runtime import torch_internals
+
 
 class Range(ABC):
     """A hyper-parameter whose value stays in a range, whatever an optimiser makes of its parameter.
@@ -186,7 +188,7 @@ def _can_branch_on(parameter: Tensor) -> bool:
         type(parameter) is nn.Parameter
         and not parameter.is_meta
         and not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None  # of torch.jit.trace
-        and torch._C._len_torch_dispatch_stack() == 0
+        and torch_internals.jit_trace() is None  # of torch.jit.trace
+        and torch_internals.dispatch_mode_count() == 0
         and not (parameter.is_cuda and torch.cuda.is_current_stream_capturing())
     )

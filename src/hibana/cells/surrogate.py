@@ -24,7 +24,8 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from hibana.runtime import torch_internals
 
 __all__ = [
     "ATan",
@@ -429,7 +430,7 @@ class Heaviside(_Once):
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
         """The step of the first argument, differentiated as the second says."""
         if not torch.compiler.is_dynamo_compiling():
-            if torch._C._get_tracing_state() is not None:
+            if torch_internals.jit_trace() is not None:
                 return written_out(*args, **kwargs)
             if forwards():
                 return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
@@ -438,7 +439,7 @@ class Heaviside(_Once):
 
 def forwards() -> bool:
     """Whether derivatives are taken forwards, or by ``torch.func``."""
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return torch_internals.is_forward_mode() or torch_internals.current_transform() is not None
 
 
 def written_out(x: Tensor, derivative: Surrogate | Tensor = Step()) -> Tensor:

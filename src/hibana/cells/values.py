@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells.surrogate import Surrogate, named
+from hibana.runtime import torch_internals
 
 Value = float | Tensor
 """A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
@@ -111,6 +112,4 @@ def checked_reset(reset: Reset) -> Reset:
 
 def _has_values(value: Tensor) -> bool:
     """Whether `value` holds numbers, rather than the shape of some that are loaded later, or never."""
-    from torch._subclasses.fake_tensor import is_fake
-
-    return not value.is_meta and not is_fake(value)
+    return not value.is_meta and not torch_internals.is_fake(value)

@@ -18,6 +18,7 @@ from hibana.compiler.checks import SlowPathWarning, check_batch
 from hibana.compiler.explain import explain
 from hibana.compiler.first_call import NetworkWarning
 from hibana.compiler.spiking import emits_spikes
+from hibana.runtime import torch_internals
 
 __all__ = [
     "NetworkWarning",
@@ -36,14 +37,14 @@ __all__ = [
 ]
 
 
-class _Operators(torch._ops._OpNamespace):
+class _Operators(torch_internals.OpNamespace):
     """``torch.ops.hibana``, whose operators are registered when one is first asked for.
 
     A program of ``torch.export`` is loaded wherever hibana is imported, and to register an operator takes
     twenty times as long as to import all of hibana.
     """
 
-    __module__ = torch._ops._OpNamespace.__module__  # by which operators are pickled
+    __module__ = torch_internals.OpNamespace.__module__  # by which operators are pickled
 
     def __getattr__(self, name: str) -> Any:
         from hibana.compiler import operator  # noqa: F401 - its import registers them

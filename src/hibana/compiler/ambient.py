@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
+
+from hibana.runtime import torch_internals
 
 active = False
 """Whether any thread is within a run: a cheap check, and one that Dynamo can guard."""
@@ -18,8 +19,8 @@ _CURRENT: ContextVar[Any] = ContextVar("hibana.run", default=None)
 
 # looked up once: they are a tenth of a small call
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
-_modes, _jit_trace = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_transform = torch._C._functorch.peek_interpreter_stack
+_modes, _jit_trace = torch_internals.dispatch_mode_count, torch_internals.jit_trace
+_transform = torch_internals.current_transform
 
 
 def current() -> Any:
@@ -56,7 +57,7 @@ def _counted(change: int) -> None:
 
 def saved_tensor_hooks() -> Any:
     """The innermost hooks on the tensors that autograd saves, as a checkpoint sets them, or None."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch_internals.saved_tensor_hooks()
 
 
 def is_traced(inputs: Tensor) -> bool:
@@ -70,7 +71,7 @@ def is_watched(inputs: Tensor) -> bool:
         _is_dynamo_compiling()
         or (type(inputs) is not Tensor and type(inputs) is not nn.Parameter)
         or _modes() > 0
-        or forward_ad._current_level >= 0
+        or torch_internals.is_forward_mode()
         or _transform() is not None
         or _jit_trace() is not None
     )

@@ -26,6 +26,7 @@ from hibana.compiler.strides import (
     steps_contiguous,
 )
 from hibana.compiler.tensors import tensors_of
+from hibana.runtime import torch_internals
 
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
@@ -334,7 +335,7 @@ def _only_summed(inputs: Tensor) -> bool:
 def _is_reached(node: Any) -> bool:
     """Whether the backward that runs now goes on to `node`."""
     try:
-        return torch._C._will_engine_execute_node(node)
+        return torch_internals.will_execute(node)
     except RuntimeError:
         if node.name() != "torch::autograd::AccumulateGrad":
             raise

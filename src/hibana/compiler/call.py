@@ -22,6 +22,7 @@ from hibana.compiler.first_call import check_first_call, check_neighbours
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.strides import repeated
 from hibana.compiler.tensors import computed_once, computing_once, tensors_of
+from hibana.runtime import torch_internals
 
 __all__ = [
     "State",
@@ -152,7 +153,7 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
         from hibana.compiler import operator
 
         run, reason = operator.executable(cell, inputs, dtype, chosen, backend == "auto")
-    elif torch._C._get_tracing_state() is not None:
+    elif torch_internals.jit_trace() is not None:
         reason = "torch.jit.trace writes down PyTorch's own operations; so does convert.export"
     elif forwards():
         reason = "transforms of torch.func and forward-mode derivatives are the loop's"

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
-_is_transformed = torch._C._functorch.is_batchedtensor
-_are_transforms_active = torch._C._are_functorch_transforms_active
+from hibana.runtime import torch_internals
+
+_is_batched = torch_internals.is_legacy_batched
+_is_transformed = torch_internals.is_transformed
+_are_transforms_active = torch_internals.are_transforms_active
 
 
 def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -68,8 +70,7 @@ def are_batched(grads: Sequence[Tensor | None]) -> bool:
 
 def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> Any:
     """The batch of what `backward` gives for each gradient of a batch."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = torch_internals.vmap_level()
     opened = [_opened(grad, level) for grad in grads]
     size = next(len(part) for part, of_batch in opened if part is not None and of_batch)
     found = []
@@ -78,7 +79,7 @@ def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor |
         one = backward(ctx, *[p if p is None else p[i] if of_batch else p.clone() for p, of_batch in opened])
         found.append(one if isinstance(one, tuple) else (one,))
     return tuple(
-        torch._add_batch_dim(torch.stack(each), 0, level) if isinstance(each[0], Tensor) else None
+        torch_internals.add_batch_dim(torch.stack(each), 0, level) if isinstance(each[0], Tensor) else None
         for each in zip(*found, strict=True)
     )
 
@@ -87,7 +88,7 @@ def _opened(grad: Tensor | None, level: int) -> tuple[Tensor | None, bool]:
     """`grad` with the batch as its first dimension, and whether it is of a batch."""
     if grad is None or not _is_batched(grad):
         return grad, False
-    opened: Tensor = torch._remove_batch_dim(grad, level, 1, 0)
+    opened: Tensor = torch_internals.remove_batch_dim(grad, level, 1, 0)
     if _is_batched(opened):
         raise RuntimeError(
             "layers of hibana take no batch of batches of gradients: flatten them to one batch"
@@ -143,5 +144,5 @@ def scalar_gradient(node: Any) -> Tensor | None:
 
 def running_backward() -> int:
     """The number of the backward that runs now, -1 if none does."""
-    task: int = torch._C._current_graph_task_id()
+    task: int = torch_internals.backward_id()
     return task

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from hibana.compiler import generator
 from hibana.compiler.generator import SHARED, key_schedule, threefry
+from hibana.runtime import torch_internals
 
 _MASK = 0xFFFFFFFF
 _BITS = {torch.bfloat16: 8, torch.float16: 11}
@@ -162,16 +163,15 @@ class Drawing(TorchFunctionMode):
 def _check_may_draw(name: str) -> None:
     """Raises where a seed would become part of a program, or one number that of several samples."""
     draws = f"the step of {name} draws random numbers"
-    if torch._C._get_tracing_state() is not None:
+    if torch_internals.jit_trace() is not None:
         raise RuntimeError(f"{draws}, which torch.jit.trace would write down as constants")
     if torch.compiler.is_exporting():
         raise RuntimeError(f"{draws}, which a program of PyTorch's operations alone can't")
-    for interpreter in torch._C._functorch.get_interpreter_stack() or ():
-        if interpreter.key() == torch._C._functorch.TransformType.Vmap:
-            raise RuntimeError(
-                f"{draws}, of which torch.vmap would give each sample the same: make the dimension that is "
-                "mapped over one of the batch"
-            )
+    if torch_internals.is_vmap_active():
+        raise RuntimeError(
+            f"{draws}, and torch.vmap would draw the same numbers for each sample: move the mapped dimension "
+            "into the batch"
+        )
 
 
 def _like(like: Tensor, **options: Any) -> Tensor:

@@ -12,12 +12,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hibana.cells import Cell
 from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.runtime.torch_internals import TorchDispatchMode, tree_leaves
 
 _KNOWN: "WeakKeyDictionary[Cell, tuple[Hashable, bool]]" = WeakKeyDictionary()
 

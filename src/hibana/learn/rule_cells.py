@@ -1,7 +1,6 @@
 """Cells that compute what a layer does, and whose gradient over time, or further states, are a rule's."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch.nn import functional
 from hibana.cells import Cell
 from hibana.learn.coefficients import Coefficient
 from hibana.learn.network import Neurons
+from hibana.runtime.torch_internals import run_backward
 
 __all__ = ["Around", "EffectCell", "RuleCell"]
 
@@ -125,9 +125,6 @@ class EffectCell(Around):
         return (*state, *(torch.zeros_like(one) for one in (*state, state[0])))
 
 
-_PARTIAL = {"allow_unreachable": True, "accumulate_grad": False}
-
-
 def step_derivatives(
     cell: Cell, input_: Tensor, before: Sequence[Tensor]
 ) -> tuple[list[Tensor], list[tuple[Coefficient, ...]]]:
@@ -135,10 +132,9 @@ def step_derivatives(
     with torch.enable_grad():
         leaves = [one.detach().requires_grad_() for one in (input_, *before)]
         nexts = cell(*leaves)
-        engine: Any = torch.autograd.Variable._execution_engine  # torch.autograd.grad would load sympy
         rows = []
         for one in nexts:
             reached = one + leaves[0] * 0  # what depends on nothing before the step has a graph too
             ones = torch.ones_like(one).detach()
-            rows.append(engine.run_backward((reached,), (ones,), True, False, tuple(leaves), **_PARTIAL))
+            rows.append(run_backward((reached,), (ones,), tuple(leaves), keep_graph=True))
     return [one.detach() for one in nexts], rows

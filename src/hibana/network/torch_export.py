@@ -11,6 +11,7 @@ from hibana.network.fold import is_writable
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.over_steps import OverSteps
+from hibana.runtime.torch_internals import scan
 
 __all__ = ["export"]
 
@@ -84,8 +85,6 @@ class _Scan(_Loop):
     """The same as a loop that an export keeps."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        from torch._higher_order_ops.scan import scan
-
         carried = reference.carried(inputs.dtype)
 
         def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

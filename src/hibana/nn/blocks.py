@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hibana.compiler.ambient import as_leaf, is_name
+from hibana.runtime import torch_internals
 from hibana.spikes.packed_tensor import PackedTensor
 
 __all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]
@@ -151,9 +152,9 @@ class Checkpointed(nn.Module):
 def _watched() -> bool:
     """Whether transforms, forward-mode derivatives or a trace are about, which know no checkpoints."""
     return bool(
-        torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        torch_internals.are_transforms_active()
+        or torch_internals.is_forward_mode()
+        or torch_internals.jit_trace() is not None
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from hibana.cells import Cell
 from hibana.compiler import ambient, record
@@ -18,6 +17,7 @@ from hibana.compiler.first_call import features_first, forget
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import Recurrent
 from hibana.nn.running import Stateful
+from hibana.runtime.torch_internals import tree_leaves
 
 __all__ = ["check"]
 

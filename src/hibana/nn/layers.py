@@ -20,6 +20,7 @@ from hibana.compiler.tensors import computed_once, computing_once
 from hibana.nn import running
 from hibana.nn.deferred import Deferred
 from hibana.nn.running import Stateful, check_knows_no_time, run
+from hibana.runtime import torch_internals
 
 __all__ = [
     "ALIF",
@@ -250,7 +251,7 @@ def damped(current: Tensor, scale: float) -> Tensor:
     """`current`, whose gradient is multiplied by `scale`."""
     if scale == 1:
         return current
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or forwards():
+    if torch.compiler.is_compiling() or torch_internals.jit_trace() is not None or forwards():
         return current + (current - current.detach()) * (scale - 1)  # NaN, of an infinite one
     scaled: Tensor = _Damped.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
     return scaled

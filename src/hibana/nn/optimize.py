@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from hibana import spikes
 from hibana.compiler.torch_layers import WAS
@@ -23,6 +22,7 @@ from hibana.nn.over_steps import (
     may_be_joined,
 )
 from hibana.nn.running import Stateful, evaluating
+from hibana.runtime.torch_internals import tree_leaves
 
 __all__ = ["Optimized", "optimize"]
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_map
 
 from hibana import spikes
 from hibana.compiler.ambient import as_leaf, is_name
@@ -26,6 +25,7 @@ from hibana.compiler.graph.watch import hooked
 from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful
+from hibana.runtime.torch_internals import tree_map
 from hibana.spikes.provenance import attach_view
 
 __all__ = [

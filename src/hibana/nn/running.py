@@ -18,6 +18,7 @@ from hibana.compiler import State, ambient
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.recomputation import Checkpoint, around
 from hibana.compiler.torch_layers import add_hint
+from hibana.runtime.torch_internals import delayed_error
 
 __all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
 
@@ -245,9 +246,7 @@ def _without_gradient(tensor: Tensor) -> Tensor:
         "hibana.run: no gradient comes back through the state that a checkpoint with use_reentrant=True "
         "ends in; detach the state between calls, or checkpoint with use_reentrant=False"
     )
-    error: Any = torch._C._functions.DelayedError(message.encode(), 1)
-    refused: Tensor = error(tensor.detach().requires_grad_())
-    return refused
+    return delayed_error(tensor.detach().requires_grad_(), message)
 
 
 def check_knows_no_time(argument: str, module: nn.Module) -> None:

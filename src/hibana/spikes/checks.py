@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.derivatives import differentiated_once
-from hibana.runtime import available
+from hibana.runtime import available, torch_internals
 
 __all__ = ["alike_each_step", "check_no_time", "check_saved", "dense_for_more", "misfit", "pair", "plain"]
 
@@ -27,10 +27,10 @@ def plain(*tensors: Tensor | None) -> bool:
     """
     if (
         torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None  # of torch.jit.trace
+        or torch_internals.dispatch_mode_count()
+        or torch_internals.are_transforms_active()
+        or torch_internals.is_forward_mode()
+        or torch_internals.jit_trace() is not None  # of torch.jit.trace
     ):
         return False
     for tensor in tensors:

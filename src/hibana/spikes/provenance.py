@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.attached import RUNS, Known, known
+from hibana.runtime import torch_internals
 from hibana.spikes.bits import agree
 
 __all__ = [
@@ -79,7 +80,7 @@ class Provenance(NamedTuple):
             there = tensor()
             if hooks or (there is not None and there.retains_grad):
                 return False
-        return bool(torch._C._will_engine_execute_node(_probe_node()))
+        return bool(torch_internals.will_execute(_probe_node()))
 
 
 _PROBE = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)

@@ -14,10 +14,11 @@ from hibana.compiler.graph.activations import ACTIVATIONS
 from hibana.compiler.graph.ops import CALLS, COMPARISONS, Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.terms import Rule, Term, apply, times, where
+from hibana.runtime import torch_internals
 
 
 def translate(
-    target: torch._ops.OpOverload,
+    target: torch_internals.OpOverload,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     argument: Callable[[Any], Value],

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.recorder import foreign
+from hibana.runtime import torch_internals
 
 _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
@@ -42,13 +43,13 @@ def as_computed(node: fx.Node, dtype: torch.dtype, device: str) -> tuple[Any, tu
 def writes(node: fx.Node) -> bool:
     """Whether `node` is an operation in place."""
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.name.endswith("_")
+    return isinstance(target, torch_internals.OpOverload) and target._schema.name.endswith("_")
 
 
 def writes_to_given(node: fx.Node) -> bool:
     """Whether `node` is an operation that writes to a tensor which it was given for it (``out=``)."""
     target = node.target
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and not writes(node)
+    return isinstance(target, torch_internals.OpOverload) and target._schema.is_mutable and not writes(node)
 
 
 def sharing_memory(node: fx.Node) -> list[fx.Node]:

@@ -35,6 +35,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value, Values, rounded
+from hibana.runtime import torch_internals
 
 
 class Reading:
@@ -257,7 +258,7 @@ class Reading:
         self.layouts[node] = layouts[0]
 
     def _read_pointwise(self, node: fx.Node) -> None:
-        assert isinstance(node.target, torch._ops.OpOverload)
+        assert isinstance(node.target, torch_internals.OpOverload)
         if any(user.target is operator.getitem for user in node.users):
             raise Unsupported(f"{node.target}: the step takes several from one operation")
         result = node.meta["val"]
@@ -327,7 +328,7 @@ class Reading:
         if tensor.dtype == self.dtype:
             return node
         with self.graph.inserting_after(node):
-            wide = self.graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": self.dtype})
+            wide = self.graph.call_function(torch_internals.to_dtype, (node,), {"dtype": self.dtype})
         wide.meta["val"] = tensor.to(self.dtype)
         self.once.add(wide)
         return wide

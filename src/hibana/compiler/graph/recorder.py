@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from hibana.cells import Cell
 from hibana.compiler.graph.draws import blank, is_draw
 from hibana.compiler.graph.ops import Unsupported
+from hibana.runtime import torch_internals
+from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
 
 
 def joint_graph(
@@ -59,13 +59,9 @@ def _gradients(
     if not followed:
         return [None] * len(wanted)
     ends, given = zip(*followed, strict=True)
-    # torch.autograd.grad, less its check of shapes, which would load all of sympy
-    engine = torch.autograd.Variable._execution_engine
     with looking:
-        found: Sequence[Tensor | None] = engine.run_backward(
-            ends, given, False, False, tuple(wanted), allow_unreachable=True, accumulate_grad=False
-        )
-    return found
+        gradients: Sequence[Tensor | None] = torch_internals.run_backward(ends, given, tuple(wanted))
+    return gradients
 
 
 def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
@@ -185,7 +181,7 @@ class _Recorder(TorchDispatchMode):
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunction():  # what is asked here is not asked by the step
+        with torch_internals.without_torch_function():  # what is asked here is not asked by the step
             return self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, Place
 from hibana.compiler.graph.plan import Plan, reachable
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
+from hibana.runtime import torch_internals
+from hibana.runtime.torch_internals import tree_leaves
 
 FORMAT = "hibana step"
 _NAMED = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
@@ -142,7 +143,7 @@ def _operation(part: Part, index: int) -> str:
         raise Unsupported("a tensor that the step takes from elsewhere than its cell can't be written down")
     if target is operator.getitem:
         return "part"
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten":
+    if not isinstance(target, torch_internals.OpOverload) or target.namespace != "aten":
         raise Unsupported(f"{target} is no operation of ATen, and can't be written down")
     return f"{target._schema.name.removeprefix('aten::')}.{target._overloadname}"
 

@@ -18,6 +18,7 @@ from hibana.nn.layers import OverTime
 from hibana.nn.normalized.autograd import Moments, moments, scales, standardised
 from hibana.nn.over_steps import BatchNorm2dOverSteps
 from hibana.nn.running import Stateful, check_knows_no_time
+from hibana.runtime import torch_internals
 from hibana.spikes.checks import plain
 from hibana.spikes.convolution import dense, over_steps
 from hibana.spikes.layer import learns
@@ -156,7 +157,7 @@ class Normalized(nn.Sequential):
             return "the input is not float32 on the CPU, or something watches the call"
         inner: Any = (each, each._modules["module"], norm, neurons._modules["cell"])
         inner = inner if self._within_neurons else (*inner, neurons)
-        if any(map(hooked, inner)) or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call] # as above
+        if any(map(hooked, inner)) or torch_internals.has_global_module_hooks():
             return "hooks are to run between"
         if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
             return f"the neurons are served by {neurons.backend!r}"

@@ -1,0 +1,157 @@
+"""Every private name of torch that hibana uses, with its purpose and what replaces it if torch removes it.
+
+All other files use public names only. Most entries are plain aliases, so that calls cost nothing extra and
+``torch.compile`` recognizes the functions. Nothing here computes anything.
+"""
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = [
+    "OpNamespace",
+    "OpOverload",
+    "TorchDispatchMode",
+    "add_batch_dim",
+    "are_transforms_active",
+    "backward_id",
+    "current_transform",
+    "delayed_error",
+    "dispatch_mode_count",
+    "has_global_module_hooks",
+    "is_fake",
+    "is_forward_mode",
+    "is_legacy_batched",
+    "is_transformed",
+    "is_vmap_active",
+    "jit_trace",
+    "remove_batch_dim",
+    "run_backward",
+    "saved_tensor_hooks",
+    "scan",
+    "to_dtype",
+    "tree_leaves",
+    "tree_map",
+    "vmap_level",
+    "will_execute",
+    "without_torch_function",
+]
+
+# --- Is a call traced or transformed? A tenth of a small call, so each is one C function. ---------------
+
+jit_trace = torch._C._get_tracing_state
+"""State of a running ``torch.jit.trace``, or None. Public: ``torch.jit.is_tracing``, which Dynamo rejects."""
+
+dispatch_mode_count = torch._C._len_torch_dispatch_stack
+"""Number of active ``__torch_dispatch__`` modes. No public equivalent."""
+
+current_transform = torch._C._functorch.peek_interpreter_stack
+"""Innermost active transform of ``torch.func``, or None. No public equivalent."""
+
+are_transforms_active = torch._C._are_functorch_transforms_active
+"""Whether any transform of ``torch.func`` is active. No public equivalent."""
+
+
+def is_forward_mode() -> bool:
+    """Whether forward-mode differentiation is active. No public equivalent."""
+    return forward_ad._current_level >= 0
+
+
+def is_vmap_active() -> bool:
+    """Whether ``torch.vmap`` is among the active transforms. No public equivalent."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return any(transform.key() == torch._C._functorch.TransformType.Vmap for transform in transforms)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether `tensor` has a shape but no values, as under ``torch.export``. No public equivalent."""
+    from torch._subclasses.fake_tensor import is_fake as is_fake_tensor
+
+    return is_fake_tensor(tensor)
+
+
+# --- Batches of gradients (``is_grads_batched=True``). No public equivalents. ---------------------------
+
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor is a batch of gradients of ``torch.autograd.grad(..., is_grads_batched=True)``."""
+
+is_transformed = torch._C._functorch.is_batchedtensor
+"""Whether a tensor is a batch of ``torch.vmap``."""
+
+add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
+
+
+def vmap_level() -> int:
+    """Nesting depth of the running batch of gradients."""
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+# --- The autograd engine. -----------------------------------------------------------------------------
+
+backward_id = torch._C._current_graph_task_id
+"""Number of the running backward pass, -1 outside of one. No public equivalent."""
+
+will_execute = torch._C._will_engine_execute_node
+"""Whether the running backward pass executes a node. No public equivalent."""
+
+
+def run_backward(
+    outputs: tuple[Tensor, ...],
+    grads: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+    *,
+    keep_graph: bool = False,
+) -> Any:
+    """Gradients of `outputs` by `inputs`, None where unused.
+
+    Public: ``torch.autograd.grad(..., allow_unused=True)``, which imports sympy to compare shapes.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    return engine.run_backward(
+        outputs, grads, keep_graph, False, inputs, allow_unreachable=True, accumulate_grad=False
+    )
+
+
+def saved_tensor_hooks() -> Any:
+    """Innermost hooks on tensors saved for the backward (as set by a checkpoint), or None."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def delayed_error(tensor: Tensor, message: str) -> Tensor:
+    """`tensor`, whose gradient raises `message`. Public: a ``torch.autograd.Function``, with more lines."""
+    error: Any = torch._C._functions.DelayedError(message.encode(), 1)
+    result: Tensor = error(tensor)
+    return result
+
+
+# --- Operators and modules. ----------------------------------------------------------------------------
+
+OpOverload: TypeAlias = torch._ops.OpOverload
+"""Type of an ATen operator such as ``torch.ops.aten.add.Tensor``."""
+
+OpNamespace: TypeAlias = torch._ops._OpNamespace
+"""Type of ``torch.ops.hibana``; a subclass registers the operators on first use."""
+
+to_dtype = torch.ops.aten._to_copy.default
+"""The ATen operator behind ``Tensor.to(dtype)`` in a traced graph."""
+
+without_torch_function = torch._C.DisableTorchFunction
+"""Context in which ``__torch_function__`` is not called. No public equivalent."""
+
+
+def has_global_module_hooks() -> bool:
+    """Whether hooks are registered for all modules of the process. No public equivalent."""
+    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+def scan(*args: Any, **kwargs: Any) -> Any:
+    """``scan`` as a node of an exported program. Not public yet."""
+    from torch._higher_order_ops.scan import scan as higher_order_scan
+
+    return higher_order_scan(*args, **kwargs)
