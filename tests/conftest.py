@@ -21,7 +21,6 @@ hypothesis.settings.register_profile("thorough", derandomize=True, deadline=None
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-os.environ.setdefault("HIBANA_SELECT", "prior")  # what a layer chooses is the same on every machine
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # half the time of a compilation: not to try each set
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks for on CUDA
 os.environ.setdefault("MPLBACKEND", "Agg")

@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from hibana.nn.window import Window
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
+    from hibana.spikes.tune import tune
     from hibana.train.shipped import pretrained
 
 _PUBLIC = {
@@ -140,6 +141,7 @@ _MODULES = {
     "nn.window": ("Window",),
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
+    "spikes.tune": ("tune",),
     "train.shipped": ("pretrained",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -210,6 +212,7 @@ __all__ = [
     "run",
     "spike",
     "surrogate",
+    "tune",
     "unroll",
 ]
 

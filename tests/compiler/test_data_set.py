@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.spikes.linear import dense as products
 
 box = hb.surrogate.Box()
 
@@ -51,31 +50,6 @@ def test_the_gradient_of_the_input_is_of_the_weight_that_torch_takes(kind, turne
     assert kind.split()[1] != "events" or layer.explain().startswith("events")
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_a_product_by_onednn_has_the_gradient_of_the_weight_that_torch_takes():
-    if not products.is_there():
-        pytest.skip("torch has no oneDNN here")
-    layer, twin, x = twins("Linear")
-    found = []
-    for call in (lambda x: products.linear(x, layer.weight, layer.bias), twin):
-        given = x.clone().requires_grad_()
-        out = call(given)
-        held = twin if call is twin else layer
-        held.weight.data = held.weight.data * 2
-        out.square().sum().backward()
-        found.append(given.grad)
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-
-
-def test_an_input_of_another_shape_is_refused():
-    if not products.is_there():
-        pytest.skip("torch has no oneDNN here")
-    layer, x = hb.Linear(512, 512), torch.rand(128, 512, requires_grad=True)
-    out = products.linear(x, layer.weight, layer.bias)
-    x.data = x.data[:1]
-    with pytest.raises(RuntimeError, match="must keep their shape"):
-        out.sum().backward()
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if "Conv" in k and "dense" not in k])

@@ -16,7 +16,6 @@ def large(layer, x):
 
 
 OTHERS = {
-    "by oneDNN": large(lambda: hb.Linear(512, 512), lambda: torch.rand(64, 512)),
     "spikes above neurons": large(
         lambda: nn.Sequential(
             hb.IF(surrogate=hb.surrogate.Box()), hb.Linear(256, 256), hb.IF(surrogate=smooth)
@@ -56,7 +55,7 @@ def case_of(name):
         return made(name)
     layer, x = OTHERS[name]()
     for module in layer.modules():
-        if hasattr(module, "mode") and name != "by oneDNN":
+        if hasattr(module, "mode"):
             module.mode = "events"
     return layer, x
 

@@ -230,26 +230,19 @@ def test_what_makes_no_sense_is_refused(call, words):
 
 @pytest.mark.parametrize(("one_by_one", "kernels"), [(1.0, 2.0), (2.0, 1.0)])
 def test_additions_for_each_synapse_are_chosen_where_they_take_less(monkeypatch, one_by_one, kernels):
-    monkeypatch.setattr(select, "priors_only", lambda: False)
-    asked = []
-
-    def times(key, calls):
-        asked.append(key)
-        return (one_by_one, kernels) if key.product == "delays" else (1.0,) * len(calls())
-
-    monkeypatch.setattr(select, "_times", times)
+    monkeypatch.setattr(
+        select, "_times", lambda key, _: (one_by_one, kernels) if key.product == "delays" else None
+    )
     layer, dense = (hb.DelayedLinear(64, 32, 9, sigma=0.0) for _ in range(2))
     dense.load_state_dict(layer.state_dict())
     dense.mode = "dense"
     x = (torch.rand(40, 32, 64) < 0.1).float()
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
     assert ("an addition for each synapse" in layer.explain()) == (one_by_one < kernels)
-    assert asked[0].product == "delays"
 
 
 @pytest.mark.parametrize(("longest", "one_by_one"), [(50, True), (2, False)])
-def test_long_delays_are_added_one_by_one_where_nothing_is_timed(monkeypatch, longest, one_by_one):
-    monkeypatch.setenv("HIBANA_SELECT", "prior")
+def test_long_delays_are_added_one_by_one(longest, one_by_one):
     layer = hb.DelayedLinear(64, 32, longest, sigma=0.0)
     layer((torch.rand(40, 32, 64) < 0.1).float())
     assert ("an addition for each synapse" in layer.explain()) == one_by_one

@@ -61,7 +61,7 @@ print(json.dumps(found))
 def test_kernels_assemble_and_call_nothing_but_the_c_library():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(MACHINES)],
-        env={**os.environ, "HIBANA_CACHE": "off", "HIBANA_SELECT": "prior"},
+        env={**os.environ, "HIBANA_CACHE": "off"},
         capture_output=True,
         text=True,
         check=False,

@@ -14,7 +14,7 @@ from hibana import surrogate
 from hibana.compiler.strides import same_each_step
 from hibana.spikes import layer as shared_layer
 from hibana.spikes.bits import agree, bits_of
-from hibana.spikes.linear import dense, product
+from hibana.spikes.linear import product
 from selection import examples
 
 
@@ -176,24 +176,6 @@ def test_a_hook_sees_the_whole_gradient(flat, when):
         spikes.register_hook(seen.append)
     _loss(out).backward()
     torch.testing.assert_close(seen[0], _full(layer))
-
-
-@pytest.mark.parametrize("shape", [(4, 8, 40), (32, 40)])
-def test_a_whole_gradient_by_onednn_is_that_of_torch(shape, monkeypatch):
-    if not dense.is_there():
-        pytest.skip("torch has no oneDNN here")
-    called = []
-    multiply = dense.product
-    monkeypatch.setattr(dense, "is_faster", lambda *_: True)
-    monkeypatch.setattr(dense, "product", lambda *given: called.append(given) or multiply(*given))
-    layer, x, weights = hb.Linear(40, 6), _spikes(*shape, density=0.1), torch.rand(*shape[:-1], 6)
-    layer.mode = "events"
-    twin = nn.Linear(40, 6)
-    twin.load_state_dict(layer.state_dict())
-    found = _gradients(layer, x, weights)
-    assert called
-    for one, other in zip(found, _gradients(twin, x, weights), strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_a_retained_or_asked_for_gradient_is_whole():

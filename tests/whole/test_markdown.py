@@ -17,16 +17,13 @@ import doctest
 import importlib.util
 import io
 import itertools
-import os
 import re
 import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 import hibana as hb
-from hibana.spikes import select
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
@@ -87,30 +84,12 @@ def run(page, *shorter):
             assert runner.run(examples_, clear_globs=False).failed == 0
             namespace.update(examples_.globs)
             continue
-        printed, timed = io.StringIO(), shown is not None and shown[1]
-        with contextlib.redirect_stdout(printed), as_users_run() if timed else contextlib.nullcontext():
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
             exec(compile("\n" * line + code, str(page), "exec"), namespace)
         if shown is not None:
             text, measured = shown
             compare(printed.getvalue(), text, f"{page}:{line}", measured)
-
-
-@contextlib.contextmanager
-def as_users_run():
-    """Kernels are chosen by timing, as outside of tests."""
-    chosen_by, deterministic = (
-        os.environ.pop("HIBANA_SELECT", None),
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    torch.use_deterministic_algorithms(False)
-    others, select._others = select._others, lambda: 0  # tests run side by side
-    try:
-        yield
-    finally:
-        select._others = others
-        torch.use_deterministic_algorithms(deterministic)
-        if chosen_by is not None:
-            os.environ["HIBANA_SELECT"] = chosen_by
 
 
 def examples(page):
@@ -131,9 +110,7 @@ def compare(printed, shown, where, measured=False):
     Of what was `measured` on another machine, numbers and the choice of the dense product are left out.
     """
     if measured:
-        printed, shown = (
-            re.sub(r"\d[\d.]*", "0", text.replace("; by oneDNN", "")) for text in (printed, shown)
-        )
+        printed, shown = (re.sub(r"\d[\d.]*", "0", text) for text in (printed, shown))
     checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     if not checker.check_output(shown, printed, options):
         wanted = doctest.Example("", shown)

@@ -159,9 +159,8 @@ class DelayedLinear(Weighted, Delayed):
         """Whether an addition for each spike, synapse and tap takes less time than kernels over time."""
         steps, rows, inputs = seen.shape
         longest, number = self.max_delay, len(taps)
-        sizes = steps, select.bucket(rows), inputs, self.out_features, longest, number
-        density = select.density_bucket(spikes.density)
-        key = select.Key("delays", sizes, torch.get_num_threads(), density)
+        density, sizes = select.density_bucket(spikes.density), (steps, rows, longest, number)
+        key = select.Key("delays", sizes, steps * rows, inputs, self.out_features, density)
 
         def calls() -> list[select.Call]:
             of_bias = None if bias is None else bias.detach()
@@ -172,11 +171,11 @@ class DelayedLinear(Weighted, Delayed):
                 lambda: causal(numbers, kernel, of_bias, 1, None, None, "events"),
             ]
 
-        return select.faster(key, calls, PER_SYNAPSE * number <= longest)
+        return select.prefers_events(key, calls, PER_SYNAPSE * number <= longest)
 
 
 PER_SYNAPSE = 8
-"""Prior: longest delay per tap from which on additions for each synapse beat kernels over time."""
+"""Longest delay per tap from which on additions for each synapse beat kernels over time."""
 
 
 def _at_few_places(inputs: Tensor, below: Provenance | None) -> bool:

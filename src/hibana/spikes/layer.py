@@ -6,17 +6,16 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.ambient import as_leaf, is_name, saved_tensor_hooks
+from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.torch_layers import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of, sampled_density
 from hibana.spikes.planes import Planes, factors, whole_numbers
-from hibana.spikes.provenance import Provenance, fills_memory, may_have_bits
+from hibana.spikes.provenance import Provenance, fills_memory
 from hibana.spikes.simd.lists import WORD
 
 __all__ = [
-    "BY_ONEDNN",
     "LEFT",
     "NO_EVENTS",
     "SMALLEST_WORK",
@@ -24,7 +23,6 @@ __all__ = [
     "BySpikes",
     "Found",
     "Mode",
-    "Refused",
     "as_bits",
     "binary_bits",
     "check_mode",
@@ -42,9 +40,6 @@ LEFT = f"dense: {TINY}"
 since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
 SAMPLE = 128
 """Words of 64 numbers that are sampled before all numbers are scanned."""
-BY_ONEDNN = "; by oneDNN"
-LOOKED_AT = 16
-"""Dense calls in a row, alike, after which only one of so many is looked at."""
 NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
@@ -77,46 +72,6 @@ class BySpikes(nn.Module):
             return cast(Tensor, self.weight), cast(Tensor | None, self.bias)
         assert weight is not None
         return weight, bias
-
-    def _remember(self, numbers: Tensor, weight: Tensor, refused: "Refused", by_onednn: bool) -> None:
-        """Has calls with an input like these `numbers` go to torch: see :meth:`_refuses`."""
-        self.__dict__["_refused"] = _Dense(_call(numbers, weight), refused, by_onednn)
-
-    def _refuses(self, numbers: Tensor, weight: Tensor) -> "_Dense | None":
-        """What was found of a call that was dense for what its input holds, if this one is like it.
-
-        A sample of the `numbers` is looked at, as :func:`as_bits` does before all else.
-        """
-        last: _Dense | None = self.__dict__.get("_refused")
-        if (
-            last is None
-            or self.mode != "auto"
-            or last.call != _call(numbers, weight)
-            or may_have_bits(numbers)
-            or select.priors_only()
-        ):
-            return None
-        return last if last.looks_alike(numbers.detach() if numbers.requires_grad else numbers) else None
-
-    def _refuses_unseen(self, numbers: Tensor, weight: Tensor) -> "_Dense | None":
-        """The last dense call, if this one, of the same sizes, is dense without a look at its `numbers`.
-
-        That is so for a while after LOOKED_AT dense calls alike. Within a checkpoint each call is looked at:
-        what is computed again in the backward must be dense if its forward was.
-        """
-        last: _Dense | None = self.__dict__.get("_refused")
-        if (
-            last is None
-            or last.unseen <= 0
-            or self.mode != "auto"
-            or type(numbers) is not Tensor
-            or last.call != _call(numbers, weight)
-            or saved_tensor_hooks() is not None
-            or torch.are_deterministic_algorithms_enabled()
-        ):
-            return None
-        last.unseen -= 1
-        return last
 
     def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
         self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
@@ -158,53 +113,8 @@ def numbers_as_bits(rows: Tensor) -> Planes | str:
     return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
 
 
-class Refused(NamedTuple):
-    """Why a product is torch's for what its input holds."""
-
-    reason: str
-    density: int | None
-    """The interval: :func:`hibana.spikes.select.density_bucket` of a sample; None if that had other numbers
-    than 0 and 1."""
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-class _Dense:
-    """A call that was torch's for what its input held."""
-
-    def __init__(self, call: tuple[object, ...], refused: Refused, by_onednn: bool) -> None:
-        self.call = call
-        """:func:`_call`."""
-        self.reason = f"dense: {refused}{BY_ONEDNN if by_onednn else ''}"
-        self.density = refused.density
-        self.by_onednn = by_onednn
-        self.alike = 0
-        """Calls in a row that were looked at and alike."""
-        self.unseen = 0
-        """How many calls are still to be dense without a look."""
-
-    def looks_alike(self, numbers: Tensor) -> bool:
-        """Whether a sample of `numbers` is like that of this call."""
-        density = _density(numbers)
-        if density is None:
-            alike = self.density is None and not factors(numbers)
-        else:
-            alike = select.density_bucket(density) == self.density
-        self.alike = self.alike + 1 if alike else 0
-        self.unseen = LOOKED_AT - 1 if self.alike >= LOOKED_AT else 0
-        return alike
-
-
-def _call(numbers: Tensor, weight: Tensor) -> tuple[object, ...]:
-    """What calls have in common that one look may serve: the input's shape and strides, the number of
-    threads, and whether the weight learns.
-    """
-    return numbers.shape, numbers.stride(), torch.get_num_threads(), learns(weight)
-
-
 class Found(NamedTuple):
-    """An input as bits, and the key under which the times of its product are stored."""
+    """An input as bits, and the key of its product."""
 
     planes: Planes
     key: select.Key
@@ -218,12 +128,11 @@ def as_bits(
     rows: Callable[[], Tensor],
     key: select.Key,
     auto: bool,
-) -> Found | Refused | str:
+) -> Found | str:
     """The input of a product as planes of bits: those that its producer saved, or packed from its numbers.
 
-    Where it is not to be multiplied as bits, the reason, for ``explain``: it holds no spikes or small whole
-    numbers, or, with `auto`, the dense product was faster at its density; of the kind :class:`Refused` where
-    a sample told so.
+    If the product is computed by torch, the reason as text: the input holds neither spikes nor small whole
+    numbers, or, with `auto`, the density of a sample is too high.
 
     Args:
         below: the provenance of the input.
@@ -232,27 +141,26 @@ def as_bits(
         numbers: the input, detached.
         rows: returns it as contiguous rows.
         key: of the call, without density and planes.
-        auto: whether to return early, without packing bits, where the dense product was found to be faster.
+        auto: whether the density decides; else everything is packed.
     """
     planes = known_bits(below, length, in_order)
     if planes is not None:
         return Found(planes, _key(key, planes))
-    seen = numbers if fills_memory(numbers) else rows()
-    density = _density(seen)
+    sampled = numbers if fills_memory(numbers) else rows()
+    density = _density(sampled)
+    key = key._replace(scanned=True)
     if density is not None:
-        # the density of the sample, not of all bits, so that a recomputation gets the same key
-        sampled = key._replace(density=select.density_bucket(density), scanned=True)
-        choice = select.known(sampled) if auto and not select.priors_only() else None
-        if choice is not None and not choice.any:
-            reason = choice.refused(density)
-            return reason if choice.provisional else Refused(reason, sampled.density)
+        # the density of the sample, not of all bits: a choice is made before all bits are packed
+        of_sample = key._replace(density=select.density_bucket(density))
+        if auto and not select.is_tuning():
+            choice = select.choose(of_sample, density)
+            if not choice.any:
+                return choice.refused(density)
         planes = _binary(rows())
         if planes is not None:
-            return Found(planes, sampled)
-    planes = whole_numbers(rows()) if density is not None or factors(seen) else None
-    if planes is None:
-        return Refused(NO_EVENTS, None) if density is None else NO_EVENTS
-    return Found(planes, _key(key._replace(scanned=True), planes))
+            return Found(planes, of_sample)
+    planes = whole_numbers(rows()) if density is not None or factors(sampled) else None
+    return NO_EVENTS if planes is None else Found(planes, _key(key, planes))
 
 
 def _key(key: select.Key, planes: Planes) -> select.Key:

@@ -1,6 +1,5 @@
 """The node of autograd of a convolution of spikes: which kernels compute the sums and both gradients."""
 
-from math import prod
 from typing import Any
 
 import torch
@@ -229,11 +228,9 @@ def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geomet
         lambda: input_gradient(wanted, weight, rows, geometry),
         lambda: dense.gradients(ctx.shape, None, weight, rows, geometry, (True, False)),
     )
-    sizes = select.bucket(ctx.shape[0]), len(weight), geometry
-    density = select.density_bucket(used.density)
-    key = select.Key("convolution input", sizes, torch.get_num_threads(), density)
-    prior = select.convolution_prior(len(rows), len(weight))
-    return used if select.input_gradient(ctx.choice, key, used.density, lambda: calls, prior) else None
+    density, sizes = select.density_bucket(used.density), (ctx.shape[0], geometry)
+    key = select.Key("convolution input", sizes, len(rows), weight[0].numel(), len(weight), density)
+    return used if select.restricts_gradient(ctx.choice, key, used.density, lambda: calls) else None
 
 
 def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Choice:
@@ -256,9 +253,7 @@ def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, ge
             ]
         return [*candidates, lambda: numbers_as_bits(rows_of(numbers))] if scanned else candidates
 
-    ones = planes.density * planes.bits.shape[0]
-    prior = select.convolution_prior(len(images) * prod(geometry.output), len(weight))
-    return select.choose(found.key, ones, calls, prior)
+    return select.choose(found.key, planes.density * planes.bits.shape[0], calls)
 
 
 def as_kernel(weight: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A causal convolution over time: a 2-d convolution of an image of T steps by batch with a K x 1 kernel."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -88,15 +90,15 @@ def _by_spikes(
     in_order, length, learning = inputs.is_contiguous(), rows * channels, learns(weight)
     geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
     auto = mode == "auto"
-    sizes = len(weight), geometry._replace(image=(steps, select.bucket(rows)), made=None)
-    key = select.Key("window", sizes, torch.get_num_threads(), learning=learning)
+    sizes = prod(geometry.output), weight[0].numel(), len(weight)
+    key = select.Key("window", (geometry,), *sizes, learning=learning)
 
     def lines() -> Tensor:
         return inputs.detach().reshape(steps, length).contiguous()
 
     bits = as_bits(below, length, in_order, inputs.detach(), lines, key, auto)
     if not isinstance(bits, Found):
-        return str(bits)
+        return bits
     found, chosen = bits.planes, select.ALL
     images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
     if auto:

@@ -20,14 +20,13 @@ from hibana.spikes.layer import (
     TINY,
     BySpikes,
     Found,
-    Refused,
     as_bits,
     check_mode,
     learns,
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.provenance import fills_memory, lookup
+from hibana.spikes.provenance import lookup
 
 __all__ = ["Conv1d", "Conv2d", "over_steps"]
 
@@ -53,9 +52,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return self._conv_forward(input, weight, bias)
         if max(self.dilation) > 1 and self._meets_padding_alone(input, weight):
             return self._of_padding(input, weight, bias)
-        whole = input if sequence is None else sequence
-        if refused := self._refuses_unseen(whole, weight):
-            return self._refused_again(input, weight, bias, refused.reason)
         if (
             type(input) is Tensor
             and input.ndim == self.dimensions + 2
@@ -74,8 +70,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return self._densely(input, weight, bias, TINY)
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
-        if refused := self._refuses(whole, weight):
-            return self._refused_again(input, weight, bias, refused.reason)
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
         how = self.stride, self.padding, self.dilation, self.padding_mode
@@ -88,7 +82,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
-        whole = whole if images is input else images
+        whole = sequence if images is input and sequence is not None else images
         found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
         if isinstance(found, str):
             return self._densely(input, weight, bias, found)
@@ -131,15 +125,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             input.shape[1] >= dense.SAFE or not self._skips(input, weight, bias)
         )
 
-    def _refused_again(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
-        """Torch's convolution of a call like an earlier dense one; `reason` is that one's text, whole."""
-        if self._lies_for_torch(input, weight, bias):
-            out: Tensor = self._conv_forward(input, weight, bias)
-        else:
-            out = self._densely(input, weight, bias, "")
-        self.__dict__["_reason"] = reason
-        return out
-
     def _call_of(self, input: Tensor) -> tuple[object, ...]:  # noqa: A002
         """What decides whether a call is left to torch for its size, but for the weight."""
         return (
@@ -167,14 +152,12 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         under = lookup(whole)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
-        sizes = select.bucket(images.shape[0]), outputs, geometry
-        key = select.Key("convolution", sizes, torch.get_num_threads(), learning=learning)
+        sizes = images.shape[0] * prod(geometry.output), weight[0].numel(), outputs
+        key = select.Key("convolution", (images.shape[0], geometry), *sizes, learning=learning)
         numbers = images.detach()
         bits = as_bits(under, length, in_order, numbers, lambda: autograd.rows_of(numbers), key, auto)
         if not isinstance(bits, Found):
-            if isinstance(bits, Refused) and fills_memory(whole):
-                self._remember(whole, weight, bits, by_onednn=False)
-            return str(bits)
+            return bits
         found, chosen = bits.planes, select.ALL
         if auto:
             chosen = autograd.chosen(bits, images, weight, bias if bias is None else bias.detach(), geometry)

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from hibana.compiler.derivatives import applied
 from hibana.compiler.strides import same_each_step
 from hibana.spikes import select
 from hibana.spikes.checks import dense_for_more
-from hibana.spikes.linear import dense, product
+from hibana.spikes.linear import product
 from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import Choice
@@ -107,18 +106,14 @@ def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # n
 
 def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
     """``grad @ weight``: of one step, expanded, where the gradient is the same at each step; restricted to
-    the producer's surrogate mask, where that is allowed and faster; else by torch's BLAS or oneDNN.
+    the producer's surrogate mask, where that is allowed and faster; else by torch.
     """
     steps = grad.shape[0]
     once = same_each_step(grad) if steps >= STEPS else None
     if once is not None:
         return (once @ weight).expand(steps, *once.shape[:-1], weight.shape[1])
     restricted = _restricted(ctx, bits, weight, rows)
-    if restricted is not None:
-        return restricted
-    if dense.is_faster(rows, weight.T):
-        return dense.product(rows, weight.T, None).view(*ctx.leading, weight.shape[1])
-    return grad @ weight
+    return grad @ weight if restricted is None else restricted
 
 
 def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
@@ -130,16 +125,11 @@ def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor 
     if used is None:
         return None
 
-    def there() -> Tensor:
+    def on_mask() -> Tensor:
         table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
         return product.input_gradient(used, table, rows, inputs, ctx.leading)
 
-    sizes, density = (select.bucket(len(rows)), inputs, outputs), select.density_bucket(used.density)
-    key = select.Key("linear input", sizes, torch.get_num_threads(), density)
-
-    def calls() -> list[select.Call]:
-        multiply = dense.product if dense.is_faster(rows, weight.T) else functional.linear
-        return [there, lambda: multiply(rows, weight.T, None)]
-
-    prior = select.linear_prior(len(rows))
-    return there() if select.input_gradient(ctx.choice, key, used.density, calls, prior) else None
+    density = select.density_bucket(used.density)
+    key = select.Key("linear input", (), len(rows), inputs, outputs, density)
+    calls = on_mask, lambda: rows @ weight
+    return on_mask() if select.restricts_gradient(ctx.choice, key, used.density, lambda: calls) else None

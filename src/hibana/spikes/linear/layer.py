@@ -10,26 +10,21 @@ from torch.nn import functional
 from hibana.spikes import select
 from hibana.spikes.checks import alike_each_step, misfit, plain
 from hibana.spikes.layer import (
-    BY_ONEDNN,
     LEFT,
     SMALLEST_WORK,
     BySpikes,
     Found,
-    Refused,
     as_bits,
     check_mode,
     learns,
     numbers_as_bits,
     usable,
 )
-from hibana.spikes.linear import autograd, dense, product
-from hibana.spikes.provenance import fills_memory, lookup
+from hibana.spikes.linear import autograd, product
+from hibana.spikes.provenance import lookup
 from hibana.spikes.select import Call, Choice
 
 __all__ = ["Linear"]
-
-FEW_ROWS = 128
-"""Rows up to which a product of less than the smallest work is torch's; of more rows, half of it."""
 
 
 class Linear(BySpikes, nn.Linear):
@@ -71,26 +66,15 @@ class Linear(BySpikes, nn.Linear):
         ):  # tested first: any other test takes longer than such a product
             self.__dict__["_reason"] = LEFT
             return functional.linear(input, *self._tensors())
-        weight, bias = self._tensors()
-        refused = self._refuses_unseen(input, weight)
-        if refused is not None and not refused.by_onednn:
-            self.__dict__["_reason"] = refused.reason
-            return functional.linear(input, weight, bias)
-        return self._product(input, weight, bias)
+        return self._product(input, *self._tensors())
 
     def _is_small(self, numbers: int) -> bool:
-        """Whether torch is sooner done with so many `numbers` at any density: few in all, or few rows, for
-        which weights are put in order.
-        """
-        least = SMALLEST_WORK // (1 if numbers <= FEW_ROWS * self.in_features else 2)
-        return numbers * self.out_features < least
+        """Whether torch is faster with so many `numbers` at any density."""
+        return numbers * self.out_features < SMALLEST_WORK
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if not plain(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
-        if refused := self._refuses(input, weight):
-            self.__dict__["_reason"] = refused.reason
-            return (dense.linear if refused.by_onednn else functional.linear)(input, weight, bias)
         if input.ndim > 1 and alike_each_step(input):
             one = input[0]
             if self.mode == "auto" and self._is_small(one.numel()):
@@ -120,19 +104,16 @@ class Linear(BySpikes, nn.Linear):
         def rows() -> Tensor:
             return numbers.reshape(count, inputs).contiguous()
 
-        sizes = select.bucket(count), inputs, outputs
-        key = select.Key("linear", sizes, torch.get_num_threads(), learning=learning)
+        key = select.Key("linear", (), count, inputs, outputs, learning=learning)
         found = as_bits(under, inputs, in_order, numbers, rows, key, auto)
         if not isinstance(found, Found):
-            if isinstance(found, Refused) and fills_memory(input):
-                self._remember(input, weight, found, dense.is_faster(input, weight))
-            return self._multiplied(input, weight, bias, str(found))
+            return self._densely(input, weight, bias, found)
         planes = found.planes
         choice = select.ALL
         if auto:
             choice = _choice(found, rows, weight.detach(), bias if bias is None else bias.detach())
             if not choice.any:
-                return self._multiplied(input, weight, bias, choice.refused(planes.density))
+                return self._densely(input, weight, bias, choice.refused(planes.density))
         bias = bias if bias is None else bias.contiguous()
         self.__dict__["_reason"] = product.explained(planes, outputs, choice)
         if learning or learns(input, bias):
@@ -141,43 +122,30 @@ class Linear(BySpikes, nn.Linear):
         given = planes.joint, planes.density, weight, bias, planes.scales
         return product.forward(*given, input.shape[:-1])[0]
 
-    def _multiplied(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
-        """The dense product of float32 numbers on the CPU, by torch's BLAS or by oneDNN, whichever was
-        faster.
-        """
-        if self.mode == "auto" and dense.is_faster(input, weight):
-            self.__dict__["_reason"] = f"dense: {reason}{BY_ONEDNN}"
-            return dense.linear(input, weight, bias)
-        return self._densely(input, weight, bias, reason)
-
     def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         return functional.linear(input, weight, bias)
 
 
 def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tensor | None) -> Choice:
-    """Which products of the `rows`, whose bits were found, are computed per spike."""
+    """Which products of `rows` are computed per spike."""
     planes, scanned = found.planes, found.key.scanned
     inputs = weight.shape[1]
 
     def calls() -> list[Call]:
         bits, numbers = planes.joint, rows()
-        by_onednn = dense.is_faster(numbers, weight)
-        multiply = dense.linear if by_onednn else functional.linear
-        of_gradient = dense.product if by_onednn else functional.linear
         density, scales = planes.density, planes.scales
         outputs = functional.linear(numbers, weight, bias)
         ready = None if bias is None else bias.contiguous()
         candidates: list[Call] = [
             lambda: product.forward(bits, density, weight, ready, scales),
-            lambda: multiply(numbers, weight, bias),
+            lambda: functional.linear(numbers, weight, bias),
         ]
         if found.key.learning:
             with_bias = bias is not None
             candidates += [
                 lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
-                lambda: of_gradient(outputs.T, numbers.T, None),
+                lambda: outputs.T @ numbers,
             ]
         return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates
 
-    ones = planes.density * planes.bits.shape[0]
-    return select.choose(found.key, ones, calls, select.linear_prior(planes.bits.shape[1]))
+    return select.choose(found.key, planes.density * planes.bits.shape[0], calls)

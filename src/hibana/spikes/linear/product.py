@@ -86,8 +86,8 @@ class Explained(NamedTuple):
     outputs: int
     forward: bool
     weights: bool | None
-    said: str
-    """Times of the candidates."""
+    times: str
+    """The times by which :func:`hibana.tune` decided."""
 
     def __str__(self) -> str:
         limit = crossover(self.outputs)
@@ -100,12 +100,12 @@ class Explained(NamedTuple):
         what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
         if self.weights is False and self.forward:
             what += ", the weights' gradient densely"
-        return f"{what}; {self.said}" if self.said else what
+        return f"{what}; {self.times}" if self.times else what
 
 
 def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
     """The record that ``layer.explain()`` prints: density and planes of `input_`, and what `choice` does."""
-    about = choice.forward, choice.weights, choice.said
+    about = choice.forward, choice.weights, choice.times
     return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
 
 
