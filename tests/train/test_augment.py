@@ -6,7 +6,8 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
-from hibana import train
+from hibana import data, train
+from hibana.train import augment
 from hibana.train.augment import augmented, mixed
 
 SHAPE = (60, 6, 2, 16, 24)
@@ -125,13 +126,27 @@ def test_words_that_mean_nothing_are_refused(settings, words):
         train.Settings(**settings)
 
 
-def test_what_is_of_recordings_is_refused_of_pictures():
-    from hibana.train import serving
+@pytest.mark.parametrize(
+    ("how", "shape", "sequential", "words"),
+    [
+        ("roll", (8, 8), False, "augment must be none, flip or shift for images without time, got 'roll'"),
+        ("flip-drop", (8, 8), False, "for images without time"),
+        ("mix", (8, 8), False, "for images without time"),
+        ("flip", (3,), False, "augment must be none for inputs that are no images, got 'flip'"),
+        ("mix", (3,), True, "for inputs that are no images"),
+    ],
+)
+def test_samples_that_cannot_be_augmented_are_refused(how, shape, sequential, words):
+    with pytest.raises(ValueError, match=words):
+        augment.check(how, shape, sequential=sequential)
 
-    for how in ("roll", "flip-drop", "mix"):
-        settings = train.Settings(augment=how)
-        with pytest.raises(
-            ValueError, match="augment is of recordings of events where it says roll, drop or mix"
-        ):
-            serving.check(settings, ["augment"])
-    serving.check(train.Settings(augment="flip-shift"), ["augment"])
+
+@pytest.mark.parametrize(("how", "shape", "sequential"), [("flip-shift", (8, 8), False), (None, (3,), False)])
+def test_samples_that_can_be_augmented_are_accepted(how, shape, sequential):
+    augment.check(how, shape, sequential=sequential)
+
+
+def test_tables_are_not_augmented(tmp_path):
+    samples = data.Arrays(np.zeros([60, 3]), labels=[0, 1] * 30)
+    with pytest.raises(ValueError, match="augment must be none for inputs that are no images"):
+        train.fit(train.Settings(augment="flip"), tmp_path / "run", samples=samples)

@@ -216,7 +216,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("epochs: " + "9" * 6_000, "must be names and plain values"),
         ("epochs: !!python/object/apply:os.system [ls]", r"a value has a type \(!\)"),
         ("epochs: 2024-99-99", "must be names and plain values"),
-        ("x" * 900 + ": 3", "which is no setting"),
+        ("x" * 900 + ": 3", "there is no setting"),
         ("epochs: 3\nepochs: 4", "'epochs' has two values"),
         ("data: " + "x" * 60_000, "data must be one of"),
         ("? [a, b]\n: 3", "must be YAML"),

@@ -1,7 +1,10 @@
 """What a run is of which little was said: of sequences one recipe, whatever their length."""
 
+import copy
+import pickle
 import sys
 import types
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +15,16 @@ import hibana as hb
 from hibana import data, loss
 from hibana.data import DATA_SETS
 from hibana.train import Classifier, Settings, architecture, fit, linear, results
-from hibana.train.usual import NAMES
+from hibana.train.recipes import Sequences
 
 SEQUENCES = ["mnist-1d", "fashion-mnist-rows", "fashion-mnist-pixels", "spoken-digits", "shd", "ssc"]
 OTHERS = ["digits", "fashion-mnist", "n-mnist", "dvs-gesture", "cifar10-dvs"]
 
 
-ALIKE = ("epochs", "patience", "batch_size", "rate_penalty")
+SERIES = [each.name for each in fields(Sequences)]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("layers", *ALIKE)])
+@pytest.mark.parametrize("name", [name for name in SERIES if name != "layers"])
 def test_sequences_of_numbers_share_what_is_not_said_and_nothing_else_has_it(name):
     (found,) = {getattr(Settings(data=each), name) for each in SEQUENCES}
     assert found not in {getattr(Settings(data=each), name) for each in OTHERS}
@@ -103,7 +106,7 @@ def test_data_in_memory_are_trained_on_as_a_command_would_train_on_their_files(t
     _, outcome = fit(chosen, tmp_path / "run", samples=series)
     usual = Settings(data="mine", kind="sequences", steps=16)
     assert outcome.settings.cell == "ALIF"
-    for name in NAMES:
+    for name in (*SERIES, "epochs"):
         said = name in ("cell", "epochs", "batch_size")
         assert said or getattr(outcome.settings, name) == getattr(usual, name)
     pictures = data.Arrays(np.zeros([6, 3, 9, 9]), labels=[0, 1] * 3)
@@ -178,7 +181,7 @@ def test_a_data_set_of_ones_own_is_one_by_its_shape(monkeypatch):
 def test_every_data_set_has_settings():
     for name in DATA_SETS:
         settings = Settings(data=name)
-        assert all(getattr(settings, each) is not None for each in NAMES)
+        assert all(getattr(settings, each) is not None for each in (*SERIES, "steps", "coding"))
 
 
 def test_the_example_of_sequences_trains_what_hibana_train_does():
@@ -226,3 +229,20 @@ def test_weights_decay_and_gains_and_time_constants_do_not():
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name, p in before.items() if p.ndim > 1}
     assert len(changed) == 4
+
+
+def test_an_option_that_does_not_exist_is_answered_with_the_nearest():
+    for name, near in (("lr", "learning_rate"), ("epoch", "epochs"), ("learning_rat", "learning_rate")):
+        with pytest.raises(TypeError, match=f"there is no setting '{name}'; did you mean {near}?"):
+            Settings(**{name: 1})
+
+
+def test_options_for_reading_files_are_refused_for_samples_in_memory():
+    with pytest.raises(ValueError, match="missing must be passed to the samples, which are in memory"):
+        Settings(missing="drop").on(rows(40))
+
+
+def test_settings_are_copied_with_the_options_that_were_passed():
+    settings = pickle.loads(pickle.dumps(copy.deepcopy(Settings(epochs=3))))
+    assert settings == Settings(epochs=3)
+    assert settings.explicit == {"epochs"}

@@ -3,29 +3,17 @@
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Annotated, Any
 
 import cyclopts
 from docstring_parser import parse
 
-from hibana.cells import surrogate
 from hibana.cli.numbers import Whole
-from hibana.data import own
-from hibana.nn import loss
-from hibana.train.choices import AUGMENTATIONS, CELLS, CLASS_WEIGHTS, CODINGS, OF_KINDS, PRECISIONS, RULES
-from hibana.train.settings import Settings
+from hibana.train.choices import CHOICES
+from hibana.train.settings import OF_FILES, Settings
 
 __all__ = ["with_settings"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    **{"kind": tuple(own.KINDS), "task": own.TASKS, "missing": own.MISSING, "lengths": own.LENGTHS},
-    **{"bins": own.BINS, "class_weights": CLASS_WEIGHTS, "cell": tuple(CELLS), "coding": CODINGS},
-    **{"dates": own.DATES, "split_by": own.SPLITS},
-    **{"augment": AUGMENTATIONS, "precision": PRECISIONS, "loss": loss.NAMES, "surrogate": surrogate.NAMES},
-    "rule": RULES,
-}
-"""What may be said, where that is a few words; :class:`Settings` refuses others."""
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -42,9 +30,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         words = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", " ".join(descriptions[field.name].split()))
         option = cyclopts.Parameter(
             help=words + (f" One of {', '.join(choices)}." if choices else ""),
-            group=groups[field.name in OF_KINDS],
+            group=groups[field.name in OF_FILES],
         )
-        default = None if field.default is MISSING else field.default
+        default = None if "Default:" in words else field.default  # of other recipes, too
         kind: Any = Whole if field.type is int else field.type
         if default is None:
             kind = kind | None  # a default is held against its type, where pydantic is loaded

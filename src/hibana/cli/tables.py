@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from hibana.train.usual import usual
+from hibana.train.recipes import FewRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,10 +80,10 @@ def _behind(outcome: "Outcome", linear: "Linear") -> str:
         reached, baseline = cast(float, outcome.balanced), cast(float, linear.balanced)
     if not baseline - reached > FAR:
         return ""
-    few = usual("few", settings.steps)
+    few = FewRows()
     names = ("layers", "patience", "weight_decay")
-    others = [name for name in names if getattr(settings, name) != few[name]]
-    said = " ".join(f"--{name.replace('_', '-')} {few[name]}" for name in others)
+    others = [name for name in names if getattr(settings, name) != getattr(few, name)]
+    said = " ".join(f"--{name.replace('_', '-')} {getattr(few, name)}" for name in others)
     remedy = f"try {said}" if said else "more samples may help; with these, use the linear model"
     return f"The network is far below the {linear.name} ({reached:.1%} beside {baseline:.1%}): {remedy}."
 

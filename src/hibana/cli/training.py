@@ -18,7 +18,7 @@ with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
     from hibana.data import Own
-    from hibana.train import Settings, read, results, resumed, serving
+    from hibana.train import Settings, read, results, resumed
     from hibana.train.architecture import check_trust
     from hibana.train.folder import Folder, identity, own
     from hibana.train.threads import check as check_threads
@@ -71,8 +71,6 @@ def train(  # noqa: D417 - the settings have docstrings of their own
             with doing("choosing a network"):
                 chosen, samples = recipe(chosen, samples)
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
-        if resume is None:
-            serving.check(chosen, given, model)
         if chosen.accelerator not in ("cpu", "auto"):
             _check_accelerator(chosen.accelerator)
     where = out or RUNS / f"{chosen.title}-{chosen.seed}"
@@ -92,9 +90,7 @@ def _chosen(
 ) -> tuple[Settings, Path | None]:
     """The settings of the run, and the checkpoint that it goes on from."""
     if resume is None:
-        settings = read(begun, trust=trust, **given) if begun else Settings(**given)
-        serving.check(settings, given)  # before the data are read, which may take long
-        return settings, None
+        return read(begun, trust=trust, **given) if begun else Settings(**given), None
     others = [name for name in given if name != "epochs"] + ["settings"] * (begun is not None)
     if others:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in others)

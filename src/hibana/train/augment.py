@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["OF_RECORDINGS", "augmented", "mixed"]
+__all__ = ["augmented", "check", "mixed"]
 
 OF_RECORDINGS = ("roll", "drop", "mix")
 """Words of what is done to recordings alone."""
@@ -17,6 +17,24 @@ MOST_DROPPED = 0.5
 """Of a recording's bins, or of its time or sides, at most."""
 BLOBS = 2
 """Gaussians of which the part that comes from the other recording is made."""
+
+
+def check(how: str | None, shape: tuple[int, ...], *, sequential: bool) -> None:
+    """Checks that samples can be augmented.
+
+    Args:
+        how: as of :func:`augmented`; ``None`` checks nothing.
+        shape: of one step of a sample.
+        sequential: whether samples have a time axis.
+
+    Raises:
+        ValueError: if samples are no images, or are not recordings and `how` is only for those.
+    """
+    words = {*(how or "none").split("-")} - {"none"}
+    if words and len(shape) < 2:
+        raise ValueError(f"augment must be none for inputs that are no images, got {how!r}")
+    if words & {*OF_RECORDINGS} and not sequential:
+        raise ValueError(f"augment must be none, flip or shift for images without time, got {how!r}")
 
 
 def augmented(images: Tensor, how: str) -> Tensor:

@@ -5,7 +5,7 @@ What was measured comes from a run's result, or from :func:`measured`. Nothing h
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ from hibana.data import DATA_SETS
 from hibana.nn import loss
 from hibana.train import architecture
 from hibana.train.folder import RESULT
-from hibana.train.settings import IN_MEMORY, Settings, of_what
+from hibana.train.recipes import usual
+from hibana.train.settings import IN_MEMORY, Settings
 from hibana.train.start import activity
-from hibana.train.usual import usual
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
@@ -197,18 +197,16 @@ def command(settings: Settings) -> str | None:
 
 
 def _usual_values(settings: Settings, name: str) -> list[Any]:
-    """What the setting `name` is where nobody said it, of many samples and of few."""
-    made = DATA_SETS.get(settings.data)
+    """Values of the option `name` in runs for which it was not chosen."""
     match name:
         case "steps":
             span = architecture.span(settings.layers)
             return [settings.data_set.usual_steps] if span is None else [span]
         case "coding":
             return [settings.data_set.coding or ("none" if settings.is_sequential else "constant")]
-    of = {of_what(settings.kind, made), of_what(settings.kind, made, rows=1)}
-    of |= {"rocket"} if "sequences" in of and settings.kind is not None else set()
-    default = {each.name: each.default for each in fields(Settings)}[name]
-    return [usual(each, settings.steps).get(name, default) for each in of]
+    default = getattr(Settings, name)
+    recipes = usual(settings.kind, DATA_SETS.get(settings.data), settings.steps)
+    return [recipe.get(name, default) for recipe in recipes]
 
 
 def _plain(text: object) -> str:

@@ -1,11 +1,13 @@
-"""What may be said for a setting, where that is a few words, and of what data a setting is."""
+"""The words that an option accepts, for options which accept a few words."""
 
 from collections.abc import Callable
 
 from hibana import cells
+from hibana.cells import surrogate
 from hibana.data import own
+from hibana.nn import loss
 
-__all__ = ["AUGMENTATIONS", "CELLS", "CLASS_WEIGHTS", "CODINGS", "OF_KINDS", "PRECISIONS", "RULES", "UNIT"]
+__all__ = ["AUGMENTATIONS", "CELLS", "CHOICES", "CODINGS", "UNIT"]
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     "IF": cells.IFCell,
@@ -16,22 +18,27 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
     "AdLIF": cells.AdLIFCell,
     "RefractoryLIF": cells.RefractoryLIFCell,
 }
-"""The cells that spike, with a threshold, a surrogate and a reset, by the names of their layers."""
+"""Spiking cells with a threshold, a surrogate and a reset, by the names of their layers."""
 CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
-"""Of still inputs the first four; of sequences ``delta``, or ``none`` where they are spikes already."""
-RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
-"""Those of :mod:`hibana.learn.rules`, which takes a tenth of a second to load."""
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+"""The first four are for still inputs, the others for sequences."""
 UNIT = ("poisson", "latency", "population")
-"""Those that take values in [0, 1]."""
+"""Codings of values in [0, 1]."""
 AUGMENTATIONS = ("none", "flip", "shift", "roll", "drop", "mix")
-"""The last three of recordings of events; several are joined by ``-``."""
-CLASS_WEIGHTS = ("none", "balanced")
-OF_KINDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("kind", "test"), tuple(own.KINDS)),
-    **{"label": ("table", "arrays", "sequences"), "task": tuple(own.KINDS)},
-    **{"missing": ("table", "sequences"), "columns": ("table",), "group": ("sequences",)},
-    **{"lengths": ("sequences", "sound"), "bins": ("events",), "size": ("images", "events")},
-    **{"event_columns": ("events",), "split_by": ("events",), "denoise": ("events",), "dates": ("table",)},
+"""The last three are for recordings of events."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": tuple(own.KINDS),
+    "task": own.TASKS,
+    "dates": own.DATES,
+    "missing": own.MISSING,
+    "lengths": own.LENGTHS,
+    "bins": own.BINS,
+    "split_by": own.SPLITS,
+    "class_weights": ("none", "balanced"),
+    "cell": tuple(CELLS),
+    "surrogate": surrogate.NAMES,
+    "rule": ("d-rtrl", "e-prop", "ottt", "pp-prop"),  # hibana.learn.rules takes a tenth of a second to load
+    "coding": CODINGS,
+    "loss": loss.NAMES,
+    "augment": AUGMENTATIONS,
+    "precision": ("32-true", "64-true", "bf16-mixed", "16-mixed"),
 }
-"""The settings that are of data of one's own, and of what kinds."""

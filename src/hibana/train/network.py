@@ -210,6 +210,10 @@ def _objective(settings: Settings, description: Description | None) -> loss.Obje
     target = None if description is None else description.target
     if target is not None and not target.classes:
         return loss.MeanSquaredError(read=loss.named(settings.loss))
+    if settings.class_weights == "balanced" and target is None:
+        raise ValueError(
+            "class_weights must be none for data sets by name: their classes are counted nowhere"
+        )
     weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
     return loss.named(settings.loss, settings.smoothing, weights)
 

@@ -2,16 +2,16 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.train import durable, record
 from hibana.train.folder import LAST, RESULT, SETTINGS
-from hibana.train.settings import Settings, of_what
-from hibana.train.usual import usual
+from hibana.train.recipes import usual
+from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
     from hibana.train.baseline import Linear
@@ -66,29 +66,18 @@ def _run(path: Path) -> Run:
         content = record.read(path / SETTINGS).content
     except ValueError as error:
         return Run(path.name, "", "", "", when, record.line(error)[:60])
-    plain, usual = asdict(Settings()), _usual(content)
-    known = {each.name for each in fields(Settings)}
+    known, steps = {each.name: each.default for each in fields(Settings)}, content.get("steps")
+    made = DATA_SETS.get(str(content.get("data")))  # a class of the user's is not imported
+    recipes = usual(content.get("kind"), made, steps if isinstance(steps, int) else 1)
     differing = [
         f"{name} {record.shown(value).strip(chr(39))}"
         for name, value in content.items()
         if name in known
         and name not in ("data", "kind", "steps", "coding")
-        and all(value != each.get(name, plain[name]) for each in usual)
+        and all(value != each.get(name, known[name]) for each in recipes)
     ]
     result, linear = _result(path)
     return Run(path.name, Path(str(content.get("data"))).name, result, linear, when, ", ".join(differing))
-
-
-def _usual(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """What settings with this `content` are where nothing was said, of many samples and of few.
-
-    A class of the user's is not loaded, nor are data.
-    """
-    kind, made, steps = content.get("kind"), DATA_SETS.get(str(content.get("data"))), content.get("steps")
-    found = {of_what(kind, made), of_what(kind, made, rows=1)}
-    if "sequences" in found and kind is not None:
-        found.add("rocket")
-    return [usual(of, steps if isinstance(steps, int) else 1) for of in found]
 
 
 def _result(path: Path) -> tuple[str, str]:

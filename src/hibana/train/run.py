@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from hibana import data
 from hibana.data.base import memory
 from hibana.nn.models.rocket import Rocket
-from hibana.train import checkpoint, finite, results, series, serving
+from hibana.train import augment, checkpoint, finite, results, series
 from hibana.train.baseline import first
 from hibana.train.card import Facts
 from hibana.train.choices import UNIT
@@ -220,7 +220,7 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     """The network for `samples`, before any training, or before it goes on from a checkpoint.
 
     Raises:
-        ValueError: if the accelerator has not the precision, a setting was changed on which nothing depends,
+        ValueError: if the accelerator has not the precision, the samples can't be augmented so,
             or the layers do not fit, or have more weights than this machine can train or a checkpoint can
             hold, or nothing of a chosen coding is left of the samples, or the data have more columns than a
             checkpoint can hold, or the checkpoint's training let other parameters decay, as versions before
@@ -235,7 +235,7 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
     series.check(model, samples)
     if resume is None:
-        serving.check(settings, serving.changed(settings), model)
+        augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
         _check_description(description)
     else:
         check_groups(model, Path(resume))

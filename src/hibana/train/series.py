@@ -16,9 +16,9 @@ from hibana.nn import loss
 from hibana.nn.models.rocket import Rocket
 from hibana.train import architecture
 from hibana.train.network import Network
-from hibana.train.settings import Settings
+from hibana.train.recipes import PERIODS, rocket
+from hibana.train.settings import OF_FILES, Settings
 from hibana.train.start import activity, decayed
-from hibana.train.usual import NAMES, PERIODS, usual
 
 __all__ = ["at_once", "check", "fitted", "recipe"]
 
@@ -49,17 +49,16 @@ def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
     if not _is_open(settings, samples):
         return usually, samples
     assert isinstance(samples, data.Sequences)
-    steps = settings.steps if "steps" in vars(settings)["_said"] else min(samples.longest, LONGEST)
+    steps = settings.steps if "steps" in settings.explicit else min(samples.longest, LONGEST)
     count = len(samples.training) + len(samples.validation)  # type: ignore[arg-type] # all splits have a length
     if count > MOST_SERIES or count * steps * samples.shape[0] > MOST_VALUES:
         return usually, samples
     unequal = samples.shortest < samples.longest
     ways = ("stretch", "mask") if unequal and settings.lengths == "stretch" else (settings.lengths,)
-    tried = [_tried(replace(usually, **usual("rocket", steps), steps=steps, lengths=each)) for each in ways]
+    tried = [_tried(replace(usually, **rocket(steps), steps=steps, lengths=each)) for each in ways]
     best = min(tried, key=lambda each: each.error)
     for period in PERIODS[1:]:
-        layers = usual("rocket", steps, period=period)["layers"]
-        resting = _tried(replace(best.settings, layers=layers), best.samples)
+        resting = _tried(replace(best.settings, **rocket(steps, period)), best.samples)
         best = min(best, resting, key=lambda each: each.error)
     right, chosen, longer = best.right, best.settings, best.samples
     period = architecture.period(chosen.layers)
@@ -134,15 +133,12 @@ def check(model: Network, samples: data.DataSet) -> None:
 
 
 def _is_open(settings: Settings, samples: data.Own) -> bool:
-    """Whether nobody chose a network, or how it learns, and the Rocket can read the data."""
-    said: frozenset[str] = vars(settings)["_said"]
-    defaults = Settings()
-    others = ("tau", "threshold", "detach_reset", "class_weights", "devices", "nodes", "accelerator", "rule")
+    """Whether only options of the data were passed, and the Rocket can read the data."""
+    of_data = {*OF_FILES, "data", "steps", "seed"} - {"class_weights"}
     return (
         isinstance(samples, data.Sequences)
         and settings.kind in ("sequences", "sound")
-        and not said & {"coding", *NAMES}
-        and all(getattr(settings, name) == getattr(defaults, name) for name in (*others, "precision"))
+        and settings.explicit <= of_data
         and not samples._spikes
         and bool(samples.trained.target.classes)
     )
