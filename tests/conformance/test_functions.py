@@ -126,7 +126,7 @@ def test_a_power_in_64_bits_is_within_two_units_in_32(exponent):
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"to_bool", "to_float"}))
 def test_every_operation_can_be_evaluated_in_pytorch(name):
-    """Where gradients are absent, the last steps of a backward are."""
+    """Derivatives of learning rules are (:mod:`hibana.compiler.eager`)."""
     row = OPERATIONS[name]
     logical = name in ("and", "or", "xor", "not")
     kinds = [logical or (name == "where" and i == 0) for i in range(row.arity)]

@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         number += 1
     print(
         f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared "
-        f"({total.beside_nan} but for absent gradients beside what is not finite), "
+        f"({total.beside_nan} with NaN in one run alone, where allowed), "
         f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch, "
         f"or with another spike by rounding; {len(findings)} findings"
     )

@@ -31,7 +31,6 @@ from hibana.runtime import torch_internals
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
-    from hibana.compiler.missing_gradients import Reached
 
 
 def run(
@@ -103,7 +102,7 @@ def specified(
         return None
     constant = inputs.stride(0) == 0 and shape[0] > 1
     spec = RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
-    if begun or not (alone and program.takes_zeros and inputs.is_contiguous()):
+    if begun or not (alone and inputs.is_contiguous()):
         return spec
     keeps = torch.is_grad_enabled() and inputs.requires_grad
     return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
@@ -187,7 +186,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, ends, order, begun, constant, _, once, _ = spec
+        program, plan, _, _, order, begun, constant, _, once, _ = spec
         ctx.specification = spec
         if constant and not once:
             ctx.inputs = inputs
@@ -195,8 +194,6 @@ class _Run(torch.autograd.Function):
         inputs, first, parameters, *_ = given
         ctx.seed = given.seed
         outputs, last, residuals = program.kernels.forward(given)
-        if not program.takes_zeros and ends and len(last) < len(program.step.states):
-            last = [*last, outputs[-1].clone()]  # whose gradient is none of the outputs'
         # of a leaf what it is now, whatever ``inputs.data`` is set to
         read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
         needed = [first[i] for i in plan.first] if begun else ()
@@ -207,7 +204,7 @@ class _Run(torch.autograd.Function):
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
-        if program.takes_scalar_gradient:
+        if program.kernels.takes_scalar_gradient:
             ctx.scalar_gradient = None
         if order is not None:
             outputs, last = in_callers_order(order, outputs, last)
@@ -243,15 +240,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
-    scalar = scalar_gradient(ctx) if program.takes_scalar_gradient else None
-    reached: Reached | None = None
-    if program.takes_zeros:
-        emits = grad_outputs is not None or scalar is not None
-        last = frozenset(i for i, grad in enumerate(grads) if grad is not None)
-        reached = program.missing_gradients.reached(last, emits, shape[0])
-        wants_input = wants_input and reached.input
-        wants_first = wants_first and bool(reached.first)
-    constant = program.takes_zeros and constant and wants_input and (once or _only_summed(ctx.inputs))
+    scalar = scalar_gradient(ctx) if program.kernels.takes_scalar_gradient else None
+    constant = constant and wants_input and (once or _only_summed(ctx.inputs))
     given = BackwardArguments(
         plan,
         shape,
@@ -264,16 +254,11 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         wants_input=wants_input,
         constant=constant,
         wants_first=wants_first,
-        reduced=program.reduced(order, len(shape) - 1)
-        if program.step.grad_sums and program.takes_zeros
-        else (),
+        reduced=program.reduced(order, len(shape) - 1) if program.step.grad_sums else (),
         scalar_gradient=scalar,
         seed=ctx.seed,
     )
-    backward = program.kernels.backward if program.takes_zeros else program.missing_gradients.backward
-    grad_input, first_grads, sums = backward(given)
-    if reached is not None and begun:
-        first_grads = [grad if i in reached.first else None for i, grad in enumerate(first_grads)]
+    grad_input, first_grads, sums = program.kernels.backward(given)
     if grad_input is not None and once and not constant:
         grad_input = grad_input.sum(0)
     elif grad_input is not None and constant and not once:
@@ -290,9 +275,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
     to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
     if any(wanted[1 + begun :]):
-        if reached is not None:
-            sums = program.missing_gradients.there(sums, reached)
-        to_cell_tensors = program.missing_gradients.epilogue(cell_tensors, sums)
+        to_cell_tensors = program.step.epilogue(*cell_tensors, *sums)
     return None, grad_input, *to_state, *to_cell_tensors
 
 

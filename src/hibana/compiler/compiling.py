@@ -10,14 +10,13 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.backend import Kernels, kernels_of
-from hibana.compiler.graph.bounds import takes_zeros
+from hibana.compiler.graph.bounds import guard_products
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import SUM, Part, places_in
 from hibana.compiler.graph.plan import Plan, make_plan, reachable
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import needed
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.missing_gradients import MissingGradients
 from hibana.compiler.shared import Bounded
 from hibana.compiler.strides import Order, inverse, order_of_step, step_in
 
@@ -34,14 +33,6 @@ class Program:
     kernels: Kernels
     at_rest: tuple[None, ...]
     """Initial states that are zeros."""
-    missing_gradients: MissingGradients
-    takes_zeros: bool = True
-    """Whether missing gradients may be zeros for the kernels; else `missing_gradients` is the backward."""
-
-    @property
-    def takes_scalar_gradient(self) -> bool:
-        """Whether the backward takes a scalar gradient."""
-        return self.kernels.takes_scalar_gradient and self.takes_zeros
 
     @cached_property
     def summed(self) -> tuple[frozenset[int], ...]:
@@ -141,21 +132,12 @@ def _summed(part: Part, at: int) -> frozenset[int]:
 
 def program_of(step: Step, kernels: Kernels) -> Program:
     """The program of `step` with its `kernels`."""
-    zeros = takes_zeros(step)
-    if not zeros:
-        kernels = kernels.alike(step)
-        kernels.recomputing = None  # what a step keeps must be at hand
-    return Program(
-        step, kernels.plan, kernels, (None,) * len(step.states), MissingGradients(step, kernels), zeros
-    )
+    return Program(step, kernels.plan, kernels, (None,) * len(step.states))
 
 
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
-    step = trace(cell, shape, dtype, kernels_of(backend).device(), draws=True)
-    if (step.matrices or step.blank) and not takes_zeros(step):
-        other = "a product" if step.matrices else "an operation without a slope"
-        raise Unsupported(f"a derivative of the step may be infinite, beside {other}")
+    step = guard_products(trace(cell, shape, dtype, kernels_of(backend).device(), draws=True))
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:

@@ -35,8 +35,7 @@ def executable(
 ) -> tuple[_Run | None, str]:
     """What runs `cell` over sequences of `dtype` in a graph that is being traced, or None and why."""
     dynamo = torch.compiler.is_dynamo_compiling()
-    keeps = torch.is_grad_enabled()
-    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto, keeps)
+    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto)
     if reason:
         return None, str(reason)
     if dynamo:
@@ -53,12 +52,11 @@ def _written(
     ndim: int,
     dynamo: bool,
     auto: bool,
-    keeps: bool,
 ) -> tuple[str, str]:
     """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
 
-    With `keeps`, a gradient may be wanted. Where `dynamo` makes the graph, it must see when a setting of the
-    cell changes. What serves where nothing else can, if the choice is ours (`auto`), is said.
+    If `dynamo` makes the graph, it must see when a setting of the cell changes. If hibana chose the backend
+    (`auto`), warns when only the reference loop can run the cell.
     """
     if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # what asks has loaded it
         return "", "ONNX has no operators of hibana's"
@@ -68,9 +66,7 @@ def _written(
         if dynamo:
             settings(cell)
         if made is not None and made.step.any_size:
-            if made.takes_zeros or not keeps:
-                return serial.write(made.step, made.plan, dtype), ""
-            reason = "a derivative of the step may be infinite, and a graph has zeros for absent gradients"
+            return serial.write(made.step, made.plan, dtype), ""
         reason = reason or "the step is another one for another size, and a graph may be of any"
     except Unsupported as refused:
         reason = str(refused)

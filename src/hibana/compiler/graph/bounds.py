@@ -1,16 +1,19 @@
-"""Whether a missing gradient of a step may be replaced by zeros.
+"""Bounds of a step's values, and the rule that zero times an unbounded derivative is zero.
 
-Autograd does not multiply by a gradient that is None; a kernel multiplies by zeros. That is the same unless a
-derivative is infinite or NaN, as that of ``sqrt`` at zero. So values are bounded, given that what a step
-reads and its next states are finite; a quotient that may divide by zero may be infinite.
+Autograd multiplies nothing by a gradient that is None, and kernels take zeros for it. The product with a
+derivative is the same unless that is infinite or NaN, as the derivative of ``sqrt`` at zero. So values are
+bounded, given that the states before and after the step are finite; a quotient that may divide by zero may be
+infinite.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from hibana.compiler.generator import LARGEST_NORMAL
 from hibana.compiler.graph.ops import OPERATIONS
-from hibana.compiler.graph.plan import gradients, reachable
+from hibana.compiler.graph.part import Part, guarded_part
+from hibana.compiler.graph.plan import gradients, has_gradient, reachable
 from hibana.compiler.graph.step import Step, Value
 
 Bounds = tuple[float, float]
@@ -24,38 +27,43 @@ LARGEST = 3.4028234663852886e38
 """The largest float32."""
 
 
-def takes_zeros(step: Step) -> bool:
-    """Whether the backward of `step` gives the same for missing gradients and for zeros.
+def guard_products(step: Step) -> Step:
+    """`step` with gradients in which zero times an unbounded derivative is zero.
 
-    It does where gradients are only added, selected, or multiplied by what is surely finite.
+    Products and quotients of a gradient and a value that is not surely finite are selected by whether the
+    gradient is zero. The number zero, as the gradient of ``floor``, stays zero.
     """
-    found = _Found(step)
-    behind: set[Value] = set()
+    bounds = _Bounds(step)
+    forward = set(reachable(step.nexts))
+    new: dict[Value, Value] = {}
     for value in reachable(gradients(step)):
-        mine = [argument for argument in value.args if argument in behind]
-        begins = value.op == "gradient" or (step.blank and value.is_number(0))
-        if not begins and (not mine or (value.op not in _LINEAR and all(v.is_number(0) for v in mine))):
+        args = tuple(new[argument] for argument in value.args)
+        new[value] = value if args == value.args else replace(value, args=args)
+        if value in forward or value.op not in ("mul", "div"):
             continue
-        behind.add(value)
-        if value.op == "mul" and len(mine) == 1:
-            (factor,) = (argument for argument in value.args if argument not in behind)
-            if found.of(factor) is None:
-                return False
-        elif value.op == "div" and mine == [value.args[0]]:
-            if _reciprocal(found.of(value.args[1])) is None:
-                return False
-        elif value.op == "where":
-            if value.args[0] in behind:
-                return False
-        elif not begins and value.op not in ("add", "sub", "neg", "product"):
-            return False
-    return all(found.of(side) is not None for side in step.sides if side not in behind)
+        flowing = [argument for argument in value.args if has_gradient(argument)]
+        if value.args[0].is_number(0) or (value.op == "mul" and value.args[1].is_number(0)):
+            if not flowing:
+                new[value] = Value("number")
+        elif len(flowing) == 1 and not bounds.is_finite_factor(value, flowing[0]):
+            nonzero = Value("to_bool", (new[flowing[0]],))
+            new[value] = Value("where", (nonzero, new[value], Value("number")))
+    epilogue = step.epilogue
+    if isinstance(epilogue, Part):
+        epilogue = guarded_part(epilogue, epilogue.takes - len(step.grad_sums) - len(step.outer))
+    if all(value is other for value, other in new.items()):
+        return replace(step, epilogue=epilogue)
+    return replace(
+        step,
+        grad_input=None if step.grad_input is None else new[step.grad_input],
+        grad_states=tuple(None if value is None else new[value] for value in step.grad_states),
+        grad_sums=tuple(new[value] for value in step.grad_sums),
+        outer=tuple((new.get(left, left), new.get(right, right)) for left, right in step.outer),
+        epilogue=epilogue,
+    )
 
 
-_LINEAR = ("mul", "div", "where", "add", "sub", "neg", "product")
-
-
-class _Found:
+class _Bounds:
     """The bounds of a step's values; None for what may be infinite or NaN."""
 
     def __init__(self, step: Step) -> None:
@@ -72,6 +80,13 @@ class _Found:
                     waiting += value.args
                 elif value.op == "div":
                     waiting.append(value.args[0])
+
+    def is_finite_factor(self, value: Value, gradient: Value) -> bool:
+        """Whether `value`, a product or quotient, multiplies `gradient` by a finite number."""
+        first, second = value.args
+        if value.op == "div":
+            return first is gradient and _reciprocal(self.of(second)) is not None
+        return self.of(second if first is gradient else first) is not None
 
     def of(self, value: Value) -> Bounds | None:
         for other in reachable([value]):

@@ -101,6 +101,58 @@ def _placed(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
     return {n: there if n == "device" and v == torch.device("meta") else v for n, v in kwargs.items()}
 
 
+def guarded_part(part: Part, first: int) -> Part:
+    """`part` where zero times an unbounded derivative is zero; its arguments from `first` on are gradients.
+
+    The other arguments count as finite, and so does what functions of :data:`_BOUNDED` compute of them.
+    """
+    calls: list[Any] = []
+    places = {i: Place(i) for i in range(part.takes)}
+    flowing, finite = set(range(first, part.takes)), set(range(first))
+
+    def add(function: Any, *args: Any, **kwargs: Any) -> Place:
+        calls.append((function, args, kwargs))
+        return Place(part.takes + len(calls) - 1)
+
+    for i, (function, args, kwargs) in enumerate(part.calls, part.takes):
+        used = {place.at for place in places_in((args, kwargs))}
+        places[i] = add(function, *_moved(args, places), **_moved(kwargs, places))
+        gradients = used & flowing
+        name = function._schema.name if isinstance(function, torch._ops.OpOverload) else ""
+        if gradients:
+            flowing.add(i)
+        elif used <= finite and name in _BOUNDED:
+            finite.add(i)
+        is_divided = name == "aten::div" and {place.at for place in places_in(args[1])} - gradients
+        if len(gradients) == 1 and (is_divided or (name == "aten::mul" and not used <= finite | gradients)):
+            zero = add(torch.ops.aten.eq.Scalar, places[gradients.pop()], 0)
+            places[i] = add(torch.ops.aten.masked_fill.Scalar, places[i], zero, 0)
+    return Part(part.takes, calls, [None if end is None else places[end].at for end in part.ends])
+
+
+_BOUNDED = {
+    f"aten::{name}"
+    for name in (
+        *("add", "sub", "rsub", "mul", "neg", "abs", "exp", "sigmoid", "tanh", "softplus", "sin", "cos"),
+        *("relu", "clamp", "clamp_min", "clamp_max", "where", "to", "_to_copy", "detach", "alias", "clone"),
+        *("view", "reshape", "expand", "unsqueeze", "squeeze", "t", "transpose", "permute", "ones_like"),
+    )
+}
+"""Functions whose result counts as finite for finite arguments."""
+
+
+def _moved(argument: Any, places: dict[int, Place]) -> Any:
+    """`argument` with its places renumbered."""
+    if isinstance(argument, Place):
+        return places[argument.at]
+    if isinstance(argument, tuple | list):
+        moved = [_moved(part, places) for part in argument]
+        return tuple(moved) if isinstance(argument, tuple) else moved
+    if isinstance(argument, dict):
+        return {name: _moved(part, places) for name, part in argument.items()}
+    return argument
+
+
 def filled(argument: Any, values: list[Any]) -> Any:
     """`argument` with the value at each place in it."""
     if isinstance(argument, Place):

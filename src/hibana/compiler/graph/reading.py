@@ -73,7 +73,6 @@ class Reading:
         self.behind: set[fx.Node] = set()
         """Nodes that depend on gradients."""
         self.draws = 0
-        self.blank = False
         self.wide = Wide(graph, len(self.names), dtype)
 
     def step(self) -> Step:
@@ -103,7 +102,6 @@ class Reading:
             matrices=len(self.matrices.nodes),
             outer=tuple(self.outer.values()),
             draws=self.draws,
-            blank=self.blank,
         )
 
     def _ends(self, learned: Sequence[Any]) -> list[fx.Node | None]:
@@ -279,7 +277,6 @@ class Reading:
             value = self.make("pow", *map(self._argument, args))
         else:
             value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
-        self.blank = self.blank or (value.op == "number" and node in self.behind)
         if writes(node):
             for other in sharing_memory(node):
                 if other in self.once or other.meta["val"].shape != self.shape:

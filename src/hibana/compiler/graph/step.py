@@ -63,8 +63,6 @@ class Step:
     """Pairs of rows whose outer products, summed over samples and time, are gradients of matrices."""
     draws: int = 0
     """How many random numbers a neuron draws."""
-    blank: bool = False
-    """Whether some gradient is the number zero, as that of ``floor``, and no longer names what it is of."""
     any_size: bool = False
     """Whether the step is the same for every size of a dimension that no tensor of the cell has."""
 
