@@ -115,7 +115,7 @@ def _killed(
     fault = end.fault(0)
     if fault is None and not _equal(_weights(out), wanted):
         fault = "the weights are others"
-    left = [path.name for path in out.iterdir() if path.suffix in (".part", ".partial", ".tmp")]
+    left = [path.name for path in out.iterdir() if path.name.startswith("unfinished-")]
     return fault or (f"left behind: {left}" if left else None), end.seconds
 
 

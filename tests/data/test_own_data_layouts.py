@@ -377,13 +377,3 @@ def test_several_columns_are_no_label(tmp_path):
     (tmp_path / "two.csv").write_text("a,b,c\n" + "1,2,3\n" * 20)
     with pytest.raises(ValueError, match="got 'b,c'; several labels of a sample"):
         read(tmp_path / "two.csv", label="b,c")
-
-
-def test_more_columns_than_a_checkpoint_holds_are_refused_before_training(tmp_path, capsys, monkeypatch):
-    frame = pandas.DataFrame(np.random.default_rng(0).normal(size=(30, 200))).assign(label=["a", "b"] * 15)
-    frame.to_csv(tmp_path / "wide.csv", index=False)
-    monkeypatch.setattr(train.checkpoint, "MOST_PICKLED", 10_000)
-    said = refusal(capsys, "--data", tmp_path / "wide.csv", "--out", tmp_path / "run")
-    assert "data must be described in 7,500 bytes for a checkpoint to hold it, this takes" in said
-    assert "learn from fewer columns" in said
-    assert not (tmp_path / "run").exists()

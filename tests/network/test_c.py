@@ -16,7 +16,6 @@ from hibana import events
 from hibana.compiler.c.source import dialect
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.network import in_order, quantize, to_c
-from hibana.network.files import write_whole
 from selection import examples
 
 
@@ -373,11 +372,3 @@ def test_the_table_says_in_c_all_but_a_few_functions():
         *("erfinv", "gelu_tanh", "logit", "logaddexp", "xlogy"),
     }
     assert all("REAL" not in words and "@" not in words for words in said.values())
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        write_whole({tmp_path / "net.c": "int x;", tmp_path / "nowhere" / "net.h": b"int x;"})
-    assert not list(tmp_path.iterdir())
-    write_whole({tmp_path / "net.c": "int x;", tmp_path / "net.h": b"int y;"})
-    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["int x;", "int y;"]

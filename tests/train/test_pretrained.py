@@ -23,7 +23,7 @@ import safetensors.torch
 import hibana
 from hibana import train
 from hibana.cli import main
-from hibana.train import card, pretrained
+from hibana.train import card
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and what its network answers to the first test samples."""
@@ -257,7 +257,6 @@ def test_a_configuration_that_says_something_else_is_refused(tmp_path, changes, 
         ('{"format": NaN}', "has NaN, which no JSON has"),
         ('{"format": ' + "9" * 5000 + "}", "config.json that"),
         ("\xff", "config.json that is no JSON"),
-        (" " * (pretrained.MOST_BYTES + 1), "bytes, more than"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused(tmp_path, text, words):
@@ -287,7 +286,6 @@ def header(text, numbers=b""):
         ((1 << 60).to_bytes(8, "little") + b"{}", "that is none"),
         (header(b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}'), "none"),
         (header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}', b"1234"), "that is none"),
-        (header(b'{"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}', bytes(8)), "which no network has"),
         (header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"), "something else"),
         (header(b"{}"), "layers must have at most 0 weights"),
     ],
@@ -315,9 +313,6 @@ def test_files_that_are_missing_or_no_files_are_refused(tmp_path):
     untrained().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     assert "model.safetensors can't be read: No such file" in said(tmp_path)
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "model.safetensors")
-        assert "model.safetensors that can't be read: it is no file" in said(tmp_path)
     assert main(["predict", str(tmp_path)]) == 2
     with pytest.raises(ValueError, match="holds no run of hibana train"):
         train.resumed(tmp_path)

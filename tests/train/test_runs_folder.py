@@ -23,7 +23,8 @@ from sklearn.metrics import r2_score
 
 from hibana import data, train
 from hibana.cli import main, tables
-from hibana.train import checkpoint, durable
+from hibana.runtime import files
+from hibana.train import checkpoint
 from hibana.train.folder import identity, own
 
 QUICK = ["--layers", "12", "--epochs", "1", "--steps", "4", "--batch-size", "130"]
@@ -101,9 +102,9 @@ def test_two_runs_at_once_have_two_folders(tmp_path):
         assert (first.path.name, second.path.name) == ("run", "run-1")
         assert first.run != second.run
         first.begin(quick())
-        with pytest.raises(ValueError, match="must be free, another training is at work in it"):
+        with pytest.raises(ValueError, match="must be free, another training is using it"):
             own(tmp_path / "run", run=first.run)
-        with pytest.raises(ValueError, match="must be free, another training is at work in it"):
+        with pytest.raises(ValueError, match="must be free, another training is using it"):
             own(tmp_path / "run", overwrite=True)
     with own(tmp_path / "run", run=first.run) as again:
         assert again.path == first.path
@@ -129,7 +130,7 @@ time.sleep(60)
     assert process.stdout.readline() == "held\n"
     with own(tmp_path / "run") as other:
         assert other.path.name == "run-1"
-    (tmp_path / "run" / f".checkpoint.ckpt.{process.pid}.partial").write_bytes(bytes(10))
+    (tmp_path / "run" / "unfinished-0123456789abcdef").write_bytes(bytes(10))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with own(tmp_path / "run") as folder:
@@ -154,11 +155,12 @@ def test_a_checkpoint_is_written_beside_its_place_and_synced_before_it_takes_it(
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
     monkeypatch.setenv("TMPDIR", "/nowhere")
-    durable.replace(path, b"after")
-    beside = str(tmp_path / f".a.ckpt.{os.getpid()}.partial")
+    files.write(path, b"after")
+    (_, temporary, _), *_ = seen
+    assert Path(temporary).parent == tmp_path
     assert seen == [
-        ("sync", beside, b"before"),
-        ("rename", beside, b"before"),
+        ("sync", temporary, b"before"),
+        ("rename", temporary, b"before"),
         ("sync", str(tmp_path), b"after"),
     ]
     assert list(tmp_path.iterdir()) == [path]
@@ -176,7 +178,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_sentence(tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         checkpoint.write({"a": 1}, path)
     assert path.read_bytes() == before
-    assert not list(path.parent.glob("*.partial")) + list(path.parent.glob(".*.partial"))
+    assert not list(path.parent.glob("unfinished-*"))
     assert main(["train", *QUICK, "--out", str(tmp_path / "full")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1

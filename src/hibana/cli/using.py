@@ -299,7 +299,7 @@ def _write_onnx(
     import torch
 
     from hibana.network import to_onnx
-    from hibana.network.files import write_whole
+    from hibana.runtime import files
 
     example = torch.zeros(1, 1, *shape, dtype=torch.float32, device="cpu")
     takes = "currents or spikes at each step"
@@ -307,21 +307,21 @@ def _write_onnx(
         net = _in_whole_numbers(net, model, bits)
         low, high = net.input_range
         takes = f"x / {net.input_scale:.9g}, rounded, from {low} to {high}, as {str(net.dtype)[6:]}"
-    write_whole({target: to_onnx(net, example).SerializeToString()})
+    files.write(target, to_onnx(net, example).SerializeToString())
     print(f"takes [T, batch, {', '.join(map(str, shape))}]: {takes}")
     if bits is not None:
         print(f"an output times {net.output_scale:.9g} is the network's")
 
 
 def _write_page(model: "Network | None", target: Path, bits: int | None) -> None:
-    from hibana.network.files import write_whole
     from hibana.network.page import to_page
+    from hibana.runtime import files
 
     if model is None:
         raise ValueError("a page needs samples to show, which a graph has none of; take a checkpoint")
     title, scores = f"hibana: {model.settings.data}", _SCORES[model.settings.loss]
     page = to_page(model.net, _shown(model), title=title, scores=scores, bits=8 if bits is None else bits)
-    write_whole({target: page})
+    files.write(target, page.encode())
 
 
 def _shown(model: "Network") -> "Tensor":

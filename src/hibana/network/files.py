@@ -1,16 +1,13 @@
-"""The files that `hibana convert` writes, whole or not at all."""
+"""The C files that `hibana convert` writes, within a budget of memory."""
 
-import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from hibana.network.c import CProgram, to_c
+from hibana.runtime import files
 
-__all__ = ["check_budget", "write_c", "write_whole"]
+__all__ = ["check_budget", "write_c"]
 
 
 def write_c(
@@ -22,7 +19,7 @@ def write_c(
     ram: int | None = None,
     flash: int | None = None,
 ) -> CProgram:
-    """Writes `net` as C to `target` and the header beside it, as :func:`to_c` has them; both or none.
+    """Writes `net` as C to `target` and the header beside it, as :func:`to_c` has them.
 
     Args:
         net: the network.
@@ -37,16 +34,9 @@ def write_c(
     """
     program = to_c(net, example, name=target.stem, scores=scores)
     check_budget(program, ram, flash)
-    write_whole({target: program.source, target.with_suffix(".h"): program.header})
+    files.write(target.with_suffix(".h"), program.header.encode())
+    files.write(target, program.source.encode())
     return program
-
-
-def write_whole(files: Mapping[Path, str | bytes]) -> None:
-    """Writes texts or bytes to their paths, each whole; none before all of them are on the disk."""
-    with ExitStack() as unfinished:
-        parts = [(_temporary(path, content, unfinished), path) for path, content in files.items()]
-        for part, path in parts:
-            part.replace(path)
 
 
 def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
@@ -63,20 +53,3 @@ def check_budget(program: CProgram, ram: int | None, flash: int | None) -> None:
             raise ValueError(f"--{option} must be a number of bytes, at least 1, got {most}")
         if most is not None and needed > most:
             raise ValueError(f"--{option} is {most:,}, and the network takes {needed:,} {what}")
-
-
-def _temporary(path: Path, content: str | bytes, unfinished: ExitStack) -> Path:
-    """A file with `content` in the folder of `path`, to be put in its place; `unfinished` takes it away."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    part = Path(name)
-    unfinished.callback(part.unlink, missing_ok=True)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    part.chmod(0o666 & ~_umask())
-    return part
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -121,8 +121,10 @@ def _read(path: Path) -> _Object | None:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        files.write(path, data)
+        files.write(path, data, mode=0o600, durable=False)
     except OSError as error:
+        if isinstance(error, PermissionError) and path.is_file():
+            return  # Windows: another process has it open, and equal names mean equal kernels
         _said_once(f"{path.parent}: {error.strerror or error}")  # a full disk fails at every kernel
 
 

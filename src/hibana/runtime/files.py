@@ -1,13 +1,13 @@
-"""Reads and writes cache files of machine code: only files that no other user can have written.
+"""Writes files atomically, and reads cache files of machine code if no other user can have written them.
 
-An untrusted file counts as missing, so that it is replaced; an untrusted folder is an error.
+An untrusted cache file counts as missing, so that it is replaced; an untrusted folder is an error.
 """
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,9 +17,6 @@ ABANDONED = 600
 """Age in seconds from which a temporary file is abandoned; the slowest write takes half a minute."""
 LARGEST = 1 << 28
 """Largest file that is read, in bytes; a kernel has a ten-thousandth of that."""
-
-REPLACES_OPEN_FILES = os.name != "nt"
-"""Whether a file may be replaced that another process has open."""
 
 _FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # neither through links, nor waiting at a pipe
 
@@ -42,33 +39,48 @@ def read(path: Path) -> bytes | None:
         os.close(opened)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes `data` to `path` atomically, by renaming a temporary file.
+def write(path: Path, data: bytes | bytearray, *, mode: int = 0o666, durable: bool = True) -> None:
+    """Replaces the file at `path`: a process that is killed leaves the old contents or the new ones.
 
-    Where a file that is open can't be replaced, one that another process is reading stays: what is kept here
-    is named by what it depends on, so that it serves as well.
+    Args:
+        path: of the file.
+        data: its new contents.
+        mode: its permissions, before the umask.
+        durable: wait for the disk, so that a power loss leaves the old contents or the new ones, too.
 
     Raises:
         OSError: if it can't be written; the previous file at `path` is kept.
     """
-    handle, name = tempfile.mkstemp(prefix=UNFINISHED, dir=path.parent)
+    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        temporary.touch(mode=mode, exist_ok=False)
+        with temporary.open("wb") as file:
             file.write(data)
-        Path(name).replace(path)
-    except BaseException as error:
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
-            Path(name).unlink()
-        if isinstance(error, PermissionError) and not REPLACES_OPEN_FILES and path.is_file():
-            return
+            temporary.unlink()
         raise
+    if durable and os.name != "nt":  # Windows opens no folders
+        _sync(path.parent)
 
 
-def sweep(folder: Path) -> None:
-    """Removes temporary files from `folder` that killed processes left behind."""
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def sweep(folder: Path, age: float = ABANDONED) -> None:
+    """Removes temporary files from `folder` that killed processes left behind `age` seconds ago."""
     for left in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # another process sweeps too, or the disk is read-only
-            if time.time() - left.lstat().st_mtime > ABANDONED:
+            if time.time() - left.lstat().st_mtime >= age:
                 if left.is_dir() and not left.is_symlink():
                     shutil.rmtree(left)
                 else:

@@ -1,32 +1,23 @@
-"""A run's folder, which belongs to it: one run at a time, and no other's afterwards.
+"""The folder of a run: locked while the run trains, and never overwritten by another run.
 
-Whoever trains holds a lock on ``.lock`` in it, which the operating system gives back when the process ends,
-however it ends. Who ran stands in every file that can be gone on from: a name drawn at random. A folder that
-holds another run is left alone, and the next number taken: ``digits-0``, ``digits-0-1``, ``digits-0-2``.
+The lock is on the file ``.lock`` in the folder; the operating system releases it when the process ends. Every
+file that a run can be resumed from holds the run's name, which is drawn at random. If a folder holds another
+run, the next number is used: ``digits-0``, ``digits-0-1``, ``digits-0-2``.
 """
 
 import contextlib
-import errno
-import logging
-import os
 import secrets
 import shutil
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
+from hibana.runtime import files
 from hibana.train import checkpoint, record
-from hibana.train.durable import PARTIAL
 from hibana.train.settings import Settings
-
-fcntl: Any = None
-msvcrt: Any = None
-with contextlib.suppress(ImportError):  # on Windows there is none
-    import fcntl
-with contextlib.suppress(ImportError):  # and elsewhere none of this
-    import msvcrt
 
 __all__ = ["BEST", "LAST", "RESULT", "SETTINGS", "Folder", "checkpoint_of", "identity", "own"]
 
@@ -38,15 +29,15 @@ class Folder(AbstractContextManager["Folder"]):
     """A run's folder, locked until it is closed.
 
     Attributes:
-        path: where it is.
-        run: the name of the run that owns it; ``None`` in a process that only helps.
+        path: of the folder.
+        run: the name of the run that owns it; ``None`` in processes of rank 1 and above.
     """
 
-    def __init__(self, path: Path, run: str | None, lock: int | None = None) -> None:
+    def __init__(self, path: Path, run: str | None, lock: BaseFileLock | None = None) -> None:
         self.path, self.run, self._lock = path, run, lock
 
     def begin(self, settings: Settings) -> None:
-        """Enters the run's name and settings; what another run left is then no longer a part of it."""
+        """Writes the run's name and settings, and removes the files of another run."""
         if self.run is None:
             return
         others = not _is_of(self.path, self.run)
@@ -57,10 +48,9 @@ class Folder(AbstractContextManager["Folder"]):
             shutil.rmtree(self.path / LOGS, ignore_errors=True)
 
     def close(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -90,16 +80,17 @@ def own(path: Path, *, run: str | None = None, overwrite: bool = False) -> Folde
         if _holds_run(candidate) and not wanted:
             continue
         candidate.mkdir(parents=True, exist_ok=True)
-        lock = _locked(candidate)
-        if lock is None:
+        lock = FileLock(candidate / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
             if wanted:
-                raise ValueError(f"folder {candidate} must be free, another training is at work in it")
+                raise ValueError(f"folder {candidate} must be free, another training is using it") from error
             continue
-        if wanted or not _holds_run(candidate):  # it may have come to hold one before it was locked
-            for left in candidate.glob(f".*{PARTIAL}"):
-                left.unlink(missing_ok=True)
+        if wanted or not _holds_run(candidate):  # another process may have written to it before it was locked
+            files.sweep(candidate, age=0)
             return Folder(candidate, run or secrets.token_hex(8), lock)
-        os.close(lock)
+        lock.release()
     raise AssertionError("there is always a next number")
 
 
@@ -132,33 +123,3 @@ def _is_of(path: Path, run: str) -> bool:
 
 def _holds_run(path: Path) -> bool:
     return any((path / name).exists() for name in (SETTINGS, LAST, BEST))
-
-
-def _locked(path: Path) -> int | None:
-    """The lock of the folder at `path`, or ``None`` where another holds it."""
-    lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock(lock)
-    except (BlockingIOError, PermissionError):  # as fcntl and as msvcrt say that another holds it
-        os.close(lock)
-        return None
-    except OSError as error:  # some file systems have no locks
-        logging.getLogger(__name__).warning(
-            "folder %s can't be locked (%s): keep other trainings out of it", path, error.strerror
-        )
-    return lock
-
-
-def _lock(descriptor: int) -> None:
-    """Locks a file as this system does.
-
-    Raises:
-        BlockingIOError, PermissionError: if another process holds it.
-        OSError: if there are no locks.
-    """
-    if fcntl is not None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    elif msvcrt is not None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-    else:
-        raise OSError(errno.ENOSYS, "Python has no locks of files here")

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from hibana import __version__
+from hibana.runtime import files
 from hibana.runtime.extras import needing
-from hibana.train import card, checkpoint, record
-from hibana.train.durable import replace
+from hibana.train import card, record
 from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ __all__ = ["CARD", "CONFIG", "WEIGHTS", "Commit", "content", "fetched", "is_pret
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 FORMAT = 1
 """Version of ``config.json``; a change that older versions of hibana would misread raises it."""
-MOST_BYTES = 1 << 24
-"""Bytes of a configuration at most: a description of the widest table that a checkpoint holds has fewer."""
 _WANTED = "folder must be one that save_pretrained wrote"
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -76,11 +74,11 @@ def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, n
     said = _said(model, hashlib.sha256(weights).hexdigest())
     text = json.dumps(said, indent=2, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS, weights)
-    replace(folder / CONFIG, f"{text}\n".encode())
+    files.write(folder / WEIGHTS, weights)
+    files.write(folder / CONFIG, f"{text}\n".encode())
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
     written = card.text(model, facts, name or folder.absolute().name, before)
-    replace(folder / CARD, written.encode())
+    files.write(folder / CARD, written.encode())
 
 
 def _said(model: "Network", digest: str) -> dict[str, Any]:
@@ -122,7 +120,7 @@ def content(folder: Path) -> dict[str, Any]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(checkpoint.contents(path, most=MOST_BYTES), parse_constant=_refused)
+        config = json.loads(path.read_bytes(), parse_constant=_refused)
     except (RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{CONFIG} that is no JSON: {error}") from error
     except ValueError as error:
@@ -151,19 +149,13 @@ def _weights(path: Path, digest: str) -> dict[str, Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-    try:
-        raw = checkpoint.contents(path)
-    except ValueError as error:
-        raise ValueError(f"{WEIGHTS} that {error}") from error
+    raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != digest:
         raise ValueError(f"{WEIGHTS} that was changed since it was written: its digest is another")
     try:
         weights: dict[str, Tensor] = load(raw)
-    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{WEIGHTS} that is none: {error}") from error
-    for name, value in weights.items():
-        if value.dtype not in checkpoint.TYPES.values():
-            raise ValueError(f"{WEIGHTS} with {record.shown(name)} of {value.dtype}, which no network has")
     return weights
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hibana.data import DATA_SETS
-from hibana.train import durable, record
+from hibana.runtime import files
+from hibana.train import record
 from hibana.train.folder import LAST, RESULT, SETTINGS
 from hibana.train.recipes import usual
 from hibana.train.settings import Settings
@@ -45,7 +46,7 @@ def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> N
         "linear": linear and {**linear._asdict(), "accuracy": _known(linear.accuracy)},
         "seconds": outcome.seconds,
     }
-    durable.replace(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    files.write(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def found(folder: Path) -> list[Run]:

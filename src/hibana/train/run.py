@@ -9,7 +9,6 @@ import atexit
 import importlib.util
 import logging
 import math
-import pickle
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -221,36 +220,23 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
 
     Raises:
         ValueError: if the accelerator has not the precision, the samples can't be augmented so,
-            or the layers do not fit, or have more weights than this machine can train or a checkpoint can
-            hold, or nothing of a chosen coding is left of the samples, or the data have more columns than a
-            checkpoint can hold, or the checkpoint's training let other parameters decay, as versions before
-            this one did.
+            or the layers do not fit, or have more weights than this machine can train, or nothing of a chosen
+            coding is left of the samples, or the checkpoint's training decayed other parameters, as versions
+            before this one did.
     """
     if settings.precision == "16-mixed" and settings.accelerator == "cpu":  # Lightning would take another
         raise ValueError(
             "precision 16-mixed needs a GPU (accelerator gpu); bf16-mixed is what a CPU computes with 16 bits"
         )
     description = samples.description if isinstance(samples, data.Own) else None
-    most = min(checkpoint.MOST_BYTES // 12, memory() // 16)  # with AdamW's two averages, and gradients
+    most = memory() // 16  # bytes of float32 weights, their gradients and AdamW's two averages
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
     series.check(model, samples)
     if resume is None:
         augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
-        _check_description(description)
     else:
         check_groups(model, Path(resume))
     return model
-
-
-def _check_description(description: data.Description | None) -> None:
-    """Refuses data that a checkpoint could not describe, before anything is trained."""
-    size = 0 if description is None else len(pickle.dumps(description.said()))
-    most = checkpoint.MOST_PICKLED * 3 // 4  # the rest is for what else describes a checkpoint
-    if size > most:
-        raise ValueError(
-            f"data must be described in {most:,} bytes for a checkpoint to hold it, this takes {size:,}: "
-            f"learn from fewer columns or features"
-        )
 
 
 def _leave() -> None:

@@ -16,7 +16,8 @@ from hibana import cells
 from hibana.cells import peer_aliases, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
-from hibana.train import architecture, durable, record
+from hibana.runtime import files
+from hibana.train import architecture, record
 from hibana.train.choices import CELLS, CHOICES, CODINGS, UNIT
 from hibana.train.recipes import LEAST_JUDGES, defaults, rocket
 
@@ -355,7 +356,7 @@ class Settings:
 
     def write(self, path: Path | str, run: str | None = None) -> None:
         """Writes a YAML file from which :func:`read` gives an equal object; `run` identifies its writer."""
-        durable.replace(Path(path), record.text(asdict(self), run).encode())
+        files.write(Path(path), record.text(asdict(self), run).encode())
 
 
 def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Settings:

@@ -269,11 +269,11 @@ def checkpoint(tmp_path_factory):
 
 
 def untrained(path, **settings):
-    from hibana.train import Classifier, Settings
+    from hibana.train import Classifier, Settings, checkpoint
 
     torch.manual_seed(0)
     model = Classifier(Settings(**{"layers": "24,20", "steps": 5, **settings}), (8, 8), 10)
-    torch.save({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, path)
+    checkpoint.write({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, path)
     return path
 
 

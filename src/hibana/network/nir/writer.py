@@ -1,5 +1,6 @@
 """From a network to a NIR graph: traced with torch.fx, batch normalisation folded, shapes followed."""
 
+import io
 import os
 import re
 import warnings
@@ -19,6 +20,7 @@ from hibana.network.nir.node_of import lost_in_training, to_node
 from hibana.network.nir.nodes import Node, Scale, Shape, output_shape
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.over_steps import FlattenOverSteps
+from hibana.runtime import files
 
 __all__ = ["write"]
 
@@ -62,9 +64,9 @@ def write(
     nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
     if path is not None:
-        part = Path(path).with_name(f"{Path(path).name}.part")
-        nir.write(part, graph)
-        part.replace(path)
+        contents = io.BytesIO()
+        nir.write(contents, graph)
+        files.write(Path(path), contents.getvalue())
     return graph
 
 
