@@ -17,10 +17,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import deep, differ, large, networks, steps, twins
+from fuzz import deep, differ, large, networks, sizes, steps, twins
 from fuzz.differ import Counts, Different
 
-BATCHES = {"steps": 15, "networks": 400, "deep": 150, "large": 100}
+BATCHES = {"steps": 15, "networks": 400, "deep": 150, "large": 100, "sizes": 40}
 """Programs in a batch."""
 LIMIT = 1200
 """Seconds that a batch may take."""
@@ -91,6 +91,13 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
     def stated(program: Any) -> None:
         last.write_text(str(program))
 
+    def write() -> None:
+        target.write_text(json.dumps({"counts": asdict(counts), "findings": found}))
+
+    if kind == "sizes":
+        found += sizes.run(number, BATCHES[kind], counts, stated)
+        write()
+        return
     strategy, compare = {
         "steps": (steps.steps(), lambda step: differ.compare_all(step, count, counts)),
         "networks": (networks.networks(), lambda network: twins.compare(network, counts)),
@@ -117,7 +124,7 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
         found.append(str(difference))
     except BaseExceptionGroup as group:
         found += [str(difference) for difference in group.exceptions]
-    target.write_text(json.dumps({"counts": asdict(counts), "findings": found}))
+    write()
 
 
 if __name__ == "__main__":

@@ -372,3 +372,11 @@ def test_the_table_says_in_c_all_but_a_few_functions():
         *("erfinv", "gelu_tanh", "logit", "logaddexp", "xlogy"),
     }
     assert all("REAL" not in words and "@" not in words for words in said.values())
+
+
+@needs_cc
+def test_a_program_includes_its_header_whatever_the_file_is_called(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 2), hb.IF())
+    source, header = to_c(net, torch.rand(4, 1, 3), name="own").write(tmp_path / "other.c")
+    assert (source.name, header.name) == ("other.c", "other.h")
+    subprocess.run(["cc", "-c", "-o", tmp_path / "other.o", source], check=True)

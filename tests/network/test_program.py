@@ -93,6 +93,50 @@ def test_images_are_put_in_the_order_in_which_they_are_read():
         assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
 
 
+def test_a_stream_that_two_threads_use_raises_an_error():
+    net = nn.Sequential(nn.Linear(8, 256), hb.LIF(), nn.Linear(256, 2), hb.LI()).eval()
+    x = torch.rand(50, 1, 8)
+    stream, messages, barrier = hb.compile(net, x).stream(), [], threading.Barrier(2)
+
+    def use():
+        barrier.wait()
+        for count in range(1, 400):
+            try:
+                stream.run(x[: count % 50 + 1])
+            except RuntimeError as error:
+                messages.append(str(error))
+
+    threads = [threading.Thread(target=use) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any("make a stream for each thread" in message for message in messages)
+    stream.reset()
+    assert torch.equal(stream.run(x), hb.compile(net, x)(x))
+
+
+def test_a_program_reads_tensors_with_the_negative_bit():
+    net = mlp(4, 8, 3)
+    x = torch.rand(5, 2, 4)
+    program = hb.compile(net, x)
+    negated = torch.complex(x, -x).conj().imag
+    assert negated.is_neg()
+    assert torch.equal(program(negated), program(x))
+    assert program(x).count_nonzero()
+    assert torch.equal(program.stream(2).step(negated[0]), program(x)[0])
+
+
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_a_buffer_of_another_length_is_refused(program, name):
+    stream = program.stream()
+    size = program.graph.input.size
+    buffers = {"inputs": torch.rand(1, size), "outputs": torch.empty_like(stream._blank)}
+    buffers[name] = buffers[name].flatten()[:-1]
+    with pytest.raises(RuntimeError, match=f"{name} must have"):
+        stream._run(1, buffers["outputs"], buffers["inputs"])
+
+
 def test_neither_a_program_nor_a_stream_is_copied(program):
     for made, says in ((program, "save the network, and compile"), (program.stream(), "save its state")):
         with pytest.raises(TypeError, match=says):

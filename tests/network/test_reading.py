@@ -194,3 +194,121 @@ def test_recurrent_neurons_are_named_and_counted_in_the_table():
     assert one.split()[1:3] == ["recurrent", "LIF"]
     assert two.split()[1:4] == ["delayed", "recurrent", "LIF"]
     assert [row.split()[-2] for row in (one, two)] == [str(3 * 7 + 9), str(3 * 6 + 9)]
+
+
+class Unflattened(nn.Module):
+    """A convolution on images of which time and batch are joined by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x.flatten(0, 1)).unflatten(0, (x.size(0), x.size(1)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_one_channel_of_one_sample_is_not_taken_for_the_batch(batch):
+    torch.manual_seed(0)
+    net = nn.Sequential(Unflattened(), hb.EachStep(nn.Conv2d(2, 3, 3, padding=1)), hb.LI()).eval()
+    x = torch.rand(4, batch, 1, 5, 5)
+    with torch.no_grad():
+        expected = net(x)
+    torch.testing.assert_close(hb.compile(net, x)(x), expected)
+    torch.testing.assert_close(in_order(net, x)(x), expected)
+    assert hb.compile(net, x).graph.nodes[1].seen == ((1, 5, 5),)
+
+
+def test_sizes_that_hold_for_the_example_alone_are_refused():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.neurons = hb.IF()
+
+        def forward(self, x):
+            return self.neurons(x.flatten(0, 1))
+
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(4, 1, 25)
+
+    class Scaled(nn.Module):
+        def forward(self, x):
+            return x * x.size(0)
+
+    x = torch.rand(4, 1, 1, 5, 5)
+    with pytest.raises(RuntimeError, match="IF is called with time and batch joined"):
+        hb.compile(Joined(), x)
+    with pytest.raises(RuntimeError, match=r"'reshape' in Fixed\.forward: shape"):
+        hb.compile(Fixed(), x)
+    with pytest.raises(RuntimeError, match="multiplies by a number that depends on T or batch"):
+        hb.compile(Scaled(), x)
+    for pool, inputs in ((nn.MaxPool2d(2), x[:, :, 0]), (nn.MaxPool1d(2), x[:, :, 0, 0])):
+        with pytest.raises(RuntimeError, match="which have no channels"):
+            hb.compile(nn.Sequential(pool), inputs)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 1), (5, 3), (3, 1, 1), (1, 3, 1, 1)])
+def test_values_of_a_cell_broadcast_as_in_pytorch_where_width_is_the_number_of_channels(shape):
+    torch.manual_seed(0)
+    threshold = torch.rand(shape) * 0.5 + 0.1
+    neurons = hb.LIF(threshold=threshold)
+    x = torch.rand(6, 2, 1, 5, 3)
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 3, 3, padding=1)), neurons).eval()
+    with torch.no_grad():
+        expected = net(x)
+    assert 0 < expected.mean() < 1
+    assert torch.equal(hb.compile(net, x)(x), expected)
+    assert torch.equal(in_order(net, x)(x), expected)
+    quantised = hb.quantize(net, x)[0]
+    with torch.no_grad():
+        assert torch.equal(hb.compile(quantised, x)(x), quantised(x))
+    windowed = nn.Sequential(hb.Window(3, 3, 2), neurons).eval()
+    images = torch.rand(6, 2, 3, 5, 3)
+    with torch.no_grad():
+        assert torch.equal(hb.compile(windowed, images)(images), windowed(images))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_tensors_of_other_sizes_than_the_settings_say_are_refused(name):
+    """PyTorch takes sizes from tensors, and broadcasts a bias of one number."""
+    layer = nn.Linear(3, 4)
+    setattr(layer, name, nn.Parameter(torch.rand((2, 3) if name == "weight" else 1)))
+    if name == "weight":
+        layer.bias = None
+    net = nn.Sequential(layer, hb.IF())
+    net(ROWS)
+    with pytest.raises(RuntimeError, match="layer '0': the settings of Linear say"):
+        hb.compile(net, ROWS)
+
+
+def test_a_mean_over_a_sequence_is_of_all_of_it():
+    torch.manual_seed(0)
+    mean = hb.EachStep(nn.AdaptiveAvgPool1d(1))
+    net = nn.Sequential(hb.EachStep(nn.Conv1d(1, 3, 3, padding=1)), mean, hb.LI()).eval()
+    x = torch.rand(6, 2, 1, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(hb.compile(net, x)(x), net(x))
+
+
+def test_normalisation_without_weights_of_its_own():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False))
+    net = nn.Sequential(hb.EachStep(layers), hb.IF(0.5), nn.Linear(8, 2), hb.LI())
+    for _ in range(5):
+        net(ROWS)
+    net.eval()
+    with torch.no_grad():
+        expected = net(ROWS)
+    assert expected.std() > 0
+    torch.testing.assert_close(hb.compile(net, ROWS)(ROWS), expected)
+    torch.testing.assert_close(hb.fold_batchnorm(net)(ROWS), expected)
+    hb.quantize(net, ROWS)
+    assert "net_step" in hb.convert.to_c(net, ROWS).source
+
+
+def test_a_normalisation_that_takes_samples_for_channels_is_refused():
+    x = torch.rand(5, 8, 3)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), hb.IF()).eval()
+    with pytest.raises(RuntimeError, match="takes samples for channels"):
+        hb.compile(net, x)

@@ -12,6 +12,7 @@ from inspect import signature
 from keyword import iskeyword
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
@@ -63,8 +64,10 @@ def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, f
 
     :class:`EachStep` and :class:`Checkpointed` are seen through; spiking layers and `leaves` are taken as
     they are. ``meta["leading"]`` of a call is the number of dimensions before those of a sample, time and
-    batch or both joined, ``meta["within"]`` the path of the module whose ``forward`` calls. A network of one
-    layer is put in an ``nn.Sequential``. No code is generated, so that layers may have any name.
+    batch or both joined, ``meta["within"]`` the path of the module whose ``forward`` calls,
+    ``meta["normalised"]`` whether batch normalisation over dimension 1 was folded into the layer, which is
+    right only if time and batch are joined when it is called. A network of one layer is put in an
+    ``nn.Sequential``. No code is generated, so that layers may have any name.
 
     Raises:
         ValueError: as :func:`fold_batchnorm`.
@@ -115,9 +118,13 @@ def _fold(net: nn.Module, calls: fx.Graph, module: Normalised) -> None:
     nodes = [node for node in calls.nodes if _called(net, node) is module]
     if module.running_mean is None or module.running_var is None:
         raise ValueError(f"layer {nodes[0].target}: batch normalisation without running statistics")
+    for name, number in (("weight", 1), ("bias", 0)):  # None of a normalisation with affine=False
+        if getattr(module, name) is None:
+            setattr(module, name, nn.Parameter(torch.full_like(module.running_var, number)))
     layers = [_sole_layer(net, calls, node.args[0]) for node in nodes]
     if None not in layers:
         for node, layer in zip(nodes, layers, strict=True):
+            node.args[0].meta["normalised"] = not isinstance(layer, Window)
             fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
             _replace(net, layer, fuse(layer, module))
             node.replace_all_uses_with(node.args[0])
@@ -134,6 +141,8 @@ def _sole_layer(net: nn.Module, calls: fx.Graph, node: Any) -> nn.Module | None:
     module = _called(net, node)
     if not isinstance(module, Convolution | nn.Linear) or len(node.users) != 1:
         return None
+    if isinstance(module, Window) and next(iter(node.users)).meta["leading"] != 1:
+        return None  # the normalisation would take the samples of a step for channels
     return module if sum(_called(net, other) is module for other in calls.nodes) == 1 else None
 
 

@@ -100,14 +100,19 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, channels_last(node.shape)) else 0
 
     def kept(values: Tensor) -> Tensor:
-        of_channels = (
-            channels and values.numel() == channels == values.shape[-min(values.ndim, len(node.shape))]
-        )
+        rank = len(node.shape)  # a tensor of fewer dimensions broadcasts over the last ones
+        of_channels = values.ndim >= rank and values.numel() == channels == values.shape[-rank]
         if values.numel() == 1 or of_channels:
             return values.detach().to(dtype).flatten()
         return lying(values)
 
     parameters = tuple(kept(values) for values in given[: step.parameters])
+    for matrix in given[step.parameters :]:
+        if matrix.numel() != node.size**2:
+            raise Unsupported(
+                f"layer {node.name!r}: its step multiplies samples of shape {node.shape} by a matrix that is "
+                f"{list(matrix.shape)} and not [{node.size}, {node.size}]"
+            )
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
     start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
     known = truths(step, start)

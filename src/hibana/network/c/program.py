@@ -44,10 +44,11 @@ class CProgram:
     """Functions of math.h whose last bit may be another than PyTorch's."""
 
     def write(self, path: Path | str) -> tuple[Path, Path]:
-        """Writes ``NAME.c`` and ``NAME.h`` beside each other; `path` is that of the first."""
+        """Writes the program to `path`, which ends in ``.c``, and beside it the header, which it includes."""
         target = Path(path)
         header = target.with_suffix(".h")
-        target.write_text(self.source, encoding="utf-8")
+        source = self.source.replace(f'#include "{self.name}.h"', f'#include "{header.name}"')
+        target.write_text(source, encoding="utf-8")
         header.write_text(self.header, encoding="utf-8")
         return target, header
 

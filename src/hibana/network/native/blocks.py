@@ -36,7 +36,7 @@ class Block:
 
     def add(self, values: Tensor) -> int:
         """Appends the bytes of `values`; returns where they begin."""
-        flat = values.detach().contiguous().flatten()
+        flat = values.detach().resolve_neg().contiguous().flatten()
         offset = self.reserve(flat.numel() * flat.element_size())
         self._parts.append((offset, flat.view(torch.uint8)))
         return offset

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ class Stream:
     """A network that goes on from step to step: what :meth:`Program.stream` returns.
 
     Its state is its own. Different streams may run in different threads at once, with the interpreter lock
-    released; one stream is for one thread at a time.
+    released. One stream serves one thread at a time: a call while another one runs raises RuntimeError.
     """
 
     def __init__(self, program: "Program", batch: int) -> None:
@@ -41,6 +42,7 @@ class Stream:
         graph = native.network
         self._dtype, self._number = program.dtype, graph.dtype
         self._whole, self._taken = program.whole, 0
+        self._busy = _Busy()
         self._shape = torch.Size((batch, *graph.input.shape))
         self._blank = torch.empty((batch, *graph.outputs), dtype=graph.dtype, device="cpu")
         """Of the shape of what a step gives: ``empty_like`` takes a quarter of the time of ``empty``."""
@@ -50,7 +52,7 @@ class Stream:
         self._arguments = (ctypes.c_int64 * len(ARGUMENTS))()
         self._at = ctypes.addressof(self._arguments)
         self._arguments[_AT["samples"]] = batch
-        self._stride = batch * graph.input.size
+        self._stride, self._results = batch * graph.input.size, batch * graph.output.size
         self._arguments[_AT["status"]] = ctypes.addressof(self._status)
         self._bind(native)
 
@@ -74,12 +76,12 @@ class Stream:
             single = self.batch == 1 and x.shape == self._shape[1:]
             if not single and x.shape != self._shape:
                 raise ValueError(f"x must be [{sides(self._shape)}], got {tuple(x.shape)}")
-            x = x.contiguous()
+            x = x.resolve_neg().contiguous()
         if self._whole is not None:
             outputs = self._in_whole_numbers(self._whole, x[None] if not single else x[None, None])[0]
         else:
             outputs = torch.empty_like(self._blank)
-            self._run(1, x.data_ptr(), outputs)
+            self._run(1, outputs, x)
         return outputs[0] if single else outputs
 
     def events(self, indices: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
@@ -103,13 +105,11 @@ class Stream:
             raise TypeError(f"indices must be whole numbers, got {places.dtype}")
         if places.ndim != 1:
             raise ValueError(f"indices must have one dimension, got shape {tuple(places.shape)}")
-        places = places.to(torch.int64).contiguous()
+        places = places.to(torch.int64).resolve_neg().contiguous()
         if self._whole is not None:
             return self.step(self._of_spikes(places))
-        # an empty list has no memory, and an address must say that there is one
-        at = places if places.numel() else torch.zeros(1, dtype=torch.int64, device="cpu")
         outputs = torch.empty_like(self._blank)
-        self._run(1, 0, outputs, at.data_ptr(), places.numel())
+        self._run(1, outputs, events=places)
         return outputs
 
     def run(self, inputs: Tensor) -> Tensor:
@@ -121,8 +121,9 @@ class Stream:
 
     def reset(self) -> None:
         """Puts all samples back to rest."""
-        self._block.copy_(self.program._native.rest)
-        self._taken = 0
+        with self._busy:
+            self._block.copy_(self.program._native.rest)
+            self._taken = 0
 
     @property
     def state(self) -> dict[str, State]:
@@ -135,12 +136,14 @@ class Stream:
             ValueError: in assigning, naming the layer, if it is not a state of this program and batch; the
                 state stays as it was.
         """
-        return get(self._native.arrays, self._block, self._number)
+        with self._busy:
+            return get(self._native.arrays, self._block, self._number)
 
     @state.setter
     def state(self, state: Mapping[str, State]) -> None:
-        put(self._native.arrays, self._block, self._number, state)
-        self._taken = 0
+        with self._busy:
+            put(self._native.arrays, self._block, self._number, state)
+            self._taken = 0
 
     def spikes(self, layer: str) -> Tensor:
         """What the neurons of `layer` emitted at the last step, ``[batch, ...]``.
@@ -151,7 +154,8 @@ class Stream:
         found = {array.layer: array for array in self._native.arrays if array.kind in ("numbers", "bits")}
         if layer not in found:
             raise ValueError(f"layer must be one of the layers of neurons, {', '.join(found)}, got {layer!r}")
-        ((emitted,),) = get((found[layer],), self._block, self._number).values()
+        with self._busy:
+            ((emitted,),) = get((found[layer],), self._block, self._number).values()
         return emitted
 
     def __reduce__(self) -> Any:
@@ -161,15 +165,16 @@ class Stream:
         return f"Stream(batch={self.batch}) of {self.program!r}"
 
     def _is_plain(self, x: Tensor) -> bool:
-        """Whether `x` needs no look besides that at its shape."""
-        return x.dtype == self._dtype and x.is_cpu and not x.requires_grad and x.is_contiguous()
+        """Whether the memory of `x`, which has the right shape, can be read as it is."""
+        plain = x.dtype == self._dtype and x.is_cpu and not x.requires_grad
+        return plain and x.is_contiguous() and not x.is_neg()
 
     def _sequence(self, inputs: Tensor) -> Tensor:
         """The outputs of steps whose inputs were checked."""
         steps, same = len(inputs), alike_each_step(inputs)
-        inputs = (inputs[:1] if same else inputs).contiguous()
+        inputs = (inputs[:1] if same else inputs).resolve_neg().contiguous()
         outputs = torch.empty(steps, *self._blank.shape, dtype=self._number, device="cpu")
-        self._run(steps, inputs.data_ptr(), outputs, stride=0 if same else self._stride)
+        self._run(steps, outputs, inputs, stride=0 if same else self._stride)
         return outputs
 
     def _in_whole_numbers(self, net: Quantized, inputs: Tensor) -> Tensor:
@@ -195,37 +200,73 @@ class Stream:
     def _bind(self, native: Native) -> None:
         self._native = native
         self._call = _Function(native.kernel.address)
+        _check_length("state", self._block, self.batch * native.rest.numel())
         arguments = self._arguments
         arguments[_AT["state"]] = self._block.data_ptr()
         arguments[_AT["weights"]] = native.weights.data_ptr()
         arguments[_AT["functions"]] = native.functions.data_ptr()
 
     def _run(
-        self, steps: int, inputs: int, outputs: Tensor, events: int = 0, count: int = 0, stride: int = 1
+        self,
+        steps: int,
+        outputs: Tensor,
+        inputs: Tensor | None = None,
+        events: Tensor | None = None,
+        stride: int = 0,
     ) -> None:
-        """Runs `steps`, whose input lies at the address `inputs` or is one of `events`.
+        """Runs `steps` on `inputs`, contiguous, or on `events`, the places of the inputs that are 1.
 
-        `stride` is the number of numbers from a step's input to the next one's; of one step it says nothing.
+        `stride` is the distance of one step's inputs to the next one's, 0 if all steps have the same.
         """
-        if self._native is not self.program._native:
-            self._bind(self.program._native)
-        arguments = self._arguments
-        arguments[0], arguments[1] = CHECK | RUN, steps
-        arguments[3], arguments[4], arguments[5] = inputs, outputs.data_ptr(), events
-        arguments[6], arguments[7] = count, stride
-        grain = SMALLEST_SHARE // (steps * self._work)
-        if self.batch == 1 or self.batch <= grain or torch.get_num_threads() == 1:
-            self._call(0, self.batch, self._at)
-        else:
-            for mode in (CHECK, RUN):  # all samples are checked before the first of them goes on
-                arguments[0] = mode
-                if not self._status.value:
-                    run(self._native.kernel.address, self.batch, bytes(arguments), max(1, grain))
-        if self._status.value:
+        with self._busy:
+            if self._native is not self.program._native:
+                self._bind(self.program._native)
+            _check_length("outputs", outputs, steps * self._results)
+            if inputs is not None:
+                _check_length("inputs", inputs, (steps - 1) * stride + self._stride)
+            arguments = self._arguments
+            arguments[0], arguments[1] = CHECK | RUN, steps
+            arguments[3] = 0 if inputs is None else inputs.data_ptr()
+            arguments[4], arguments[7] = outputs.data_ptr(), stride
+            if events is None:
+                arguments[5] = arguments[6] = 0
+            else:  # an empty list has no memory: any address says that the input is a list
+                arguments[5], arguments[6] = events.data_ptr() or self._at, events.numel()
+            grain = SMALLEST_SHARE // (steps * self._work)
+            if self.batch == 1 or self.batch <= grain or torch.get_num_threads() == 1:
+                self._call(0, self.batch, self._at)
+            else:
+                for mode in (CHECK, RUN):  # all samples are checked before the first of them goes on
+                    arguments[0] = mode
+                    if not self._status.value:
+                        run(self._native.kernel.address, self.batch, bytes(arguments), max(1, grain))
             status, self._status.value = self._status.value, 0
-            if status == NAN:
-                raise ValueError("inputs must be numbers, got NaN")
+        if status == NAN:
+            raise ValueError("inputs must be numbers, got NaN")
+        if status:
             raise IndexError(_out_of_range(self._native.network.input.size))
+
+
+class _Busy:
+    """A ``with`` block that one thread at a time may enter; others get an error instead of waiting."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(
+                "a stream serves one thread at a time, and another call runs; make a stream for each thread"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
+def _check_length(name: str, buffer: Tensor, length: int) -> None:
+    """Raises RuntimeError unless `buffer` has as many numbers as a program's loops access."""
+    if buffer.numel() != length:
+        raise RuntimeError(f"{name} must have {length} numbers, got {buffer.numel()}: an error in hibana")
 
 
 def _out_of_range(size: int) -> str:

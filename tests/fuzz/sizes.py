@@ -1,0 +1,329 @@
+"""Networks in which sizes coincide: width, channels, steps and samples are all 1 or all the same number.
+
+Each network runs in PyTorch, as a native program whose buffers lie between protected pages, as C with the
+address and undefined-behaviour sanitizers, and in onnxruntime. Weights and inputs are multiples of 1/8, so
+every sum is exact and all results must be equal.
+"""
+
+import math
+import random
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import guard
+import hibana as hb
+from c_programs import SANITIZERS
+from fuzz.differ import Counts
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network import CProgram, to_c, to_onnx
+
+__all__ = ["Net", "drawn", "run"]
+
+STYLES = ("each", "each", "flatten", "reshape", "view", "squeeze", "squeeze steps", "direct")
+
+
+class Called(nn.Module):
+    """A layer for samples without time, called in one of the ways in which users write it."""
+
+    def __init__(self, layer: nn.Module, style: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer, self.style, self.seen, self.shape = layer, style, seen, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer on each sample of each step."""
+        match self.style:
+            case "flatten":
+                return self.layer(x.flatten(0, 1)).unflatten(0, (x.size(0), x.size(1)))
+            case "reshape":
+                steps, batch = x.shape[0], x.shape[1]
+                return self.layer(x.reshape(steps * batch, *self.seen)).view(steps, batch, *self.shape)
+            case "view":
+                return self.layer(x.view(-1, *self.seen)).reshape(x.size(0), -1, *self.shape)
+            case "squeeze":
+                return self.layer(x.squeeze(1)).unsqueeze(1)
+            case "squeeze steps":
+                return self.layer(x.squeeze(0)).unsqueeze(0)
+            case "fixed":
+                return self.layer(x.flatten(0, 1)).reshape(-1, 1, *self.shape)
+        return self.layer(x)
+
+    def extra_repr(self) -> str:
+        return f"{self.style!r}, {self.seen} -> {self.shape}"
+
+
+class Reshaped(nn.Module):
+    """Other dimensions for the same numbers."""
+
+    def __init__(self, how: str, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.how, self.shape = how, shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.how:
+            case "flatten":
+                return x.flatten(2)
+            case "flatten all":
+                return x.flatten(1)
+            case "unsqueeze":
+                return x.unsqueeze(2)
+            case "squeeze":
+                return x.squeeze(2)
+            case "squeeze all":
+                return x.squeeze()
+        return x.reshape(x.size(0), x.size(1), *self.shape)
+
+    def extra_repr(self) -> str:
+        return f"{self.how!r}, {self.shape}"
+
+
+class Branch(nn.Module):
+    """The sum of what a layer of the same shape gives and its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x * 0.5
+
+
+@dataclass
+class Net:
+    """A network and its inputs."""
+
+    seed: int
+    layers: nn.Sequential
+    example: Tensor
+    other: Tensor
+    """Inputs with other numbers of steps and samples."""
+
+    def __str__(self) -> str:
+        return f"seed {self.seed}, example {list(self.example.shape)}:\n{self.layers}"
+
+
+def drawn(seed: int) -> Net:
+    """The network of this number."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    n = draw.choice([2, 3, 4, 5])
+    steps, batch = draw.choice([(n, 1), (n, 1), (n, n), (1, 1), (1, n), (2 * n, 1)])
+    channels = draw.choice([1, 1, n])
+    shape: tuple[int, ...] = draw.choice([(channels, n, n), (channels, n), (n,), (1, n, 1), (n, n, n)])
+    before, layers = shape, list[nn.Module]()
+    for _ in range(draw.randint(2, 5)):
+        layer, shape = _layer(draw, shape, n)
+        layers.append(layer)
+    net = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_((parameter * 16).round().clamp(-8, 8) / 8)
+    most = draw.choice([1, 8])
+
+    def inputs(*sizes: int) -> Tensor:
+        return torch.randint(0, most + 1, (*sizes, *before)).float() / most
+
+    return Net(seed, net, inputs(steps, batch), inputs(steps + 1, batch + 2))
+
+
+def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Module, tuple[int, ...]]:
+    """A layer for samples of `shape`, and the shape that it gives."""
+    weighted = "linear" if len(shape) == 1 else "convolution"
+    channels, *sides = shape
+    outputs = draw.choice([1, n])
+    match draw.choice(
+        [weighted, weighted, "neurons", "neurons", "delay", "window", "branch", "reshape", "pool"]
+    ):
+        case "linear" if draw.random() < 0.2:
+            return hb.DelayedLinear(channels, outputs, 2, bias=draw.random() < 0.5), (outputs,)
+        case "linear":
+            layer: nn.Module = nn.Linear(channels, outputs, bias=draw.random() < 0.5)
+            if draw.random() < 0.3:
+                layer = nn.Sequential(layer, _normalisation(draw, nn.BatchNorm1d, outputs))
+            return _called(draw, layer, shape, (outputs,))
+        case "convolution":
+            groups = channels if outputs == channels and draw.random() < 0.3 else 1
+            kind, norm = (nn.Conv1d, nn.BatchNorm1d) if len(sides) == 1 else (nn.Conv2d, nn.BatchNorm2d)
+            layer = kind(channels, outputs, 3, padding=1, groups=groups, bias=draw.random() < 0.5)
+            if draw.random() < 0.3:
+                layer = nn.Sequential(layer, _normalisation(draw, norm, outputs))
+            return _called(draw, layer, shape, (outputs, *sides))
+        case "neurons":
+            return _neurons(draw, shape), shape
+        case "delay":
+            return hb.Delay(torch.randint(0, 3, draw.choice([(), shape])).float()), shape
+        case "window":
+            groups = channels if outputs == channels and draw.random() < 0.3 else 1
+            layer = hb.Window(channels, outputs, draw.choice([1, 2, n]), draw.choice([1, 2]), groups)
+            return layer, (outputs, *sides)
+        case "branch":
+            return Branch(_neurons(draw, shape)), shape
+        case "pool" if sides:
+            if draw.random() < 0.3:
+                mean = nn.AdaptiveAvgPool1d(1) if len(sides) == 1 else nn.AdaptiveAvgPool2d(1)
+                return _called(draw, mean if n in (2, 4) else nn.Identity(), shape, shape)
+            maximum, average = (
+                (nn.MaxPool1d, nn.AvgPool1d) if len(sides) == 1 else (nn.MaxPool2d, nn.AvgPool2d)
+            )
+            layer = maximum(3, 1, 1) if draw.random() < 0.5 else average(1)
+            return _called(draw, layer, shape, shape)
+    how, other = draw.choice(
+        [
+            ("flatten", (channels * math.prod(sides),)),
+            ("unsqueeze", (1, *shape)),
+            ("squeeze", shape[1:] if channels == 1 else shape),
+            ("to", (channels * math.prod(sides),)),
+            ("to", (1, channels * math.prod(sides))),
+            ("to", (n, math.prod(shape) // n) if math.prod(shape) % n == 0 else shape),
+            ("flatten all", (channels * math.prod(sides),)),
+            ("squeeze all", shape),
+        ][: 8 if draw.random() < 0.2 else 6]
+    )
+    return (Reshaped(how, other), other) if 0 < len(other) < 4 else (nn.Identity(), shape)
+
+
+def _called(
+    draw: random.Random, layer: nn.Module, seen: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[nn.Module, tuple[int, ...]]:
+    style = draw.choice(STYLES)
+    return (hb.EachStep(layer) if style == "each" else Called(layer, style, seen, shape)), shape
+
+
+def _normalisation(draw: random.Random, kind: Any, channels: int) -> nn.Module:
+    """Batch normalisation in exact numbers: a factor of 2, or of 1."""
+    norm: nn.Module = kind(channels, eps=0.0, affine=draw.random() < 0.5)
+    norm.running_mean.copy_(torch.randint(-2, 3, (channels,)) / 8)
+    norm.running_var.fill_(draw.choice([0.25, 1.0]))
+    return norm
+
+
+def _neurons(draw: random.Random, shape: tuple[int, ...]) -> nn.Module:
+    """Neurons with a threshold of any shape that broadcasts to theirs."""
+    sides = [side if draw.random() < 0.5 else 1 for side in shape[draw.randint(0, len(shape)) :]]
+    threshold = torch.randint(1, 8, (*[1] * (len(sides) == len(shape) and draw.random() < 0.3), *sides)) / 8
+    if len(shape) == 1 and draw.random() < 0.2:
+        return hb.Recurrent(hb.IFCell(threshold), shape[0], nn.Linear(shape[0], shape[0], bias=False))
+    return hb.IF(threshold) if draw.random() < 0.6 else hb.LIF(2.0, threshold)
+
+
+def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -> list[str]:
+    """Compares `count` networks from that of `number` on; `state` is told each network before it runs."""
+    import onnxruntime
+
+    torch.set_num_threads(1)
+    findings, programs = list[str](), list[tuple[Net, CProgram, Tensor]]()
+    for seed in range(number * count, (number + 1) * count):
+        net = drawn(seed)
+        state(net)
+        expected = _outputs(net.layers, net.example)
+        if expected is None:
+            counts.invalid += 1
+            continue
+        try:
+            program = hb.compile(net.layers, net.example)
+        except Unsupported:
+            counts.refused += 1
+            continue
+        counts.compared += 1
+        other = _outputs(net.layers, net.other)
+        results = {"native": program(net.example), "native, other sizes": program(net.other)}
+        for at_end in (True, False):
+            whole, steps = guard.run(net.layers, net.example, net.example, at_end)
+            results |= {f"guarded {at_end}": whole, f"guarded steps {at_end}": steps}
+        try:
+            model = to_onnx(net.layers, net.example).SerializeToString()
+            session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+            for name, inputs in (("onnx", net.example), ("onnx, other sizes", net.other)):
+                (array,) = session.run(None, {"input": inputs.numpy()})
+                results[name] = torch.from_numpy(array)
+        except Unsupported:
+            counts.refused += 1
+        try:
+            programs.append((net, to_c(net.layers, net.example, name=f"net{seed}"), expected))
+        except Unsupported:
+            counts.refused += 1
+        for name, result in results.items():
+            right = other if name.endswith("sizes") else expected
+            if right is None or not torch.equal(result, right):
+                findings.append(f"{name} differs: {net}")
+    return findings + _in_c(programs)
+
+
+def _outputs(net: nn.Module, inputs: Tensor) -> Tensor | None:
+    """The network's outputs ``[T, batch, ...]``; None if it raises an error or returns something else."""
+    try:
+        with torch.no_grad():
+            outputs: Tensor = net(inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return outputs if outputs.shape[:2] == inputs.shape[:2] else None
+
+
+_MAIN = """
+#include <stdio.h>
+{includes}
+static double number;
+{functions}
+int main(void) {{ {calls} return 0; }}
+"""
+_RUN = """
+static void run_{name}(int samples, int steps) {{
+    static {name}_state net;
+    static {kind} input[{upper}_INPUTS], output[{upper}_OUTPUTS];
+    while (samples-- > 0) {{
+        {name}_reset(&net);
+        for (int t = 0; t < steps; t++) {{
+            for (size_t i = 0; i < {upper}_INPUTS; i++)
+                if (scanf("%lf", &number) == 1) input[i] = ({kind})number;
+            {name}_step(&net, input);
+            {name}_output(&net, output);
+            for (size_t i = 0; i < {upper}_OUTPUTS; i++) printf("%a ", (double)output[i]);
+        }}
+    }}
+    printf("\\n");
+}}
+"""
+
+
+def _in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
+    """The networks whose programs in C give something else, compiled into one file with sanitizers."""
+    if not programs:
+        return []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sources = [program.write(folder / f"{program.name}.c")[0] for _, program, _ in programs]
+        functions = [_RUN.format(name=p.name, upper=p.name.upper(), kind=p.input) for _, p, _ in programs]
+        calls = [f"run_{p.name}({net.example.shape[1]}, {net.example.shape[0]});" for net, p, _ in programs]
+        main = folder / "main.c"
+        main.write_text(
+            _MAIN.format(
+                includes="\n".join(f'#include "{p.name}.h"' for _, p, _ in programs),
+                functions="".join(functions),
+                calls=" ".join(calls),
+            )
+        )
+        command = ["cc", "-std=c99", "-O0", *SANITIZERS, "-o", folder / "run", *sources, main, "-lm"]
+        compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+        if compiled.returncode:
+            return [f"C does not compile: {compiled.stderr[-1500:]}"]
+        numbers = [n for net, *_ in programs for n in net.example.transpose(0, 1).flatten().tolist()]
+        ran = subprocess.run(
+            [folder / "run"], input=" ".join(map(str, numbers)), capture_output=True, text=True, check=False
+        )
+    lines = ran.stdout.splitlines()
+    findings = []
+    if ran.returncode:
+        net = programs[min(len(lines), len(programs) - 1)][0]
+        findings.append(f"C ends with {ran.returncode}: {net}\n{ran.stderr[-1500:]}")
+    for (net, _, expected), line in zip(programs, lines, strict=False):
+        outputs = torch.tensor([float.fromhex(word) for word in line.split()])
+        steps, batch = expected.shape[:2]
+        if not torch.equal(outputs.view(batch, steps, -1).transpose(0, 1), expected.flatten(2)):
+            findings.append(f"C differs: {net}")
+    return findings

@@ -1,0 +1,143 @@
+"""Native programs whose buffers lie between protected pages: an access outside of one ends the process.
+
+Every array of a program (constants, states, what lives for a step) lies in pages of its own, flush with the
+protected page after it, or with the one before it. Call :func:`run` in a process of its own.
+"""
+
+import ctypes
+import mmap
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+
+import hibana as hb
+from hibana.network.native import blocks, emitter, kernel, still
+from hibana.runtime.kernels import Code
+
+PAGE = mmap.PAGESIZE
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+
+class Block(blocks.Block):
+    """A block with a protected page before and after each array."""
+
+    at_end = True
+
+    def __init__(self):
+        super().__init__()
+        self.pages = {0}
+        """The numbers of the protected pages."""
+        self.size = PAGE
+
+    def reserve(self, size):
+        rounded = -(-max(size, 1) // PAGE) * PAGE
+        offset = self.size + (rounded - size if self.at_end else 0)
+        self.size += rounded + PAGE
+        self.pages.add(self.size // PAGE - 1)
+        return offset
+
+    def packed(self, protected=True):
+        memory = mapped(self.size)
+        for offset, values in self._parts:
+            memory[offset : offset + len(values)] = values
+        if protected:
+            protect(memory, self.pages)
+        return memory
+
+
+def mapped(size):
+    """Zeros in pages of their own, as bytes."""
+    return torch.frombuffer(mmap.mmap(-1, max(size, PAGE)), dtype=torch.uint8)
+
+
+def protect(memory, pages):
+    for page in pages:
+        address = ctypes.c_void_p(memory.data_ptr() + page * PAGE)
+        if _LIBRARY.mprotect(address, ctypes.c_size_t(PAGE), 0):
+            raise OSError(ctypes.get_errno(), "mprotect failed")
+
+
+def guarded(values, at_end=True):
+    """A copy of a tensor between two protected pages."""
+    size = values.numel() * values.element_size()
+    block = Block()
+    block.at_end = at_end
+    offset = block.add(values) if size else block.reserve(0)
+    return block.packed()[offset : offset + size].view(values.dtype).view(values.shape)
+
+
+class Guards:
+    """A context in which programs are compiled with guards, scratch memory included."""
+
+    def __init__(self, at_end):
+        self.at_end, self.emitters, self.memories = at_end, [], []
+
+    def __enter__(self):
+        guards = self
+
+        class Emitter(emitter.Emitter):
+            def __init__(self, *args):
+                super().__init__(*args)
+                guards.emitters.append(self)
+                self.state.packed = lambda: type(self.state).packed(self.state, protected=False)
+
+        self.patches = ExitStack()
+
+        def scratch(code, *parts):
+            return self._scratch(code, parts)
+
+        for target, name, value in (
+            *((Block, "at_end", self.at_end), (emitter, "Block", Block), (Code, "scratch", scratch)),
+            *((still, "Emitter", Emitter), (kernel, "Emitter", Emitter)),
+        ):
+            self.patches.enter_context(patch.object(target, name, value))
+        return self
+
+    def __exit__(self, *error):
+        self.patches.close()
+
+    @contextmanager
+    def _scratch(self, code, parts):
+        """Memory at a fixed address instead of memory from ``malloc``."""
+        (number, size), (_, results), _ = parts
+        first = Block()
+        given = first.reserve(size * number.element.size)
+        of_still, of_step = self.emitters[0].scratch, self.emitters[-1].scratch
+        memories = first.packed(), mapped(results), of_step.packed()
+        protect(memories[1], repeated(of_still, results // of_still.size))
+        self.memories.append(memories)
+        yield tuple(
+            kind.at(code.constant(memory.data_ptr() + offset))
+            for memory, offset, (kind, _) in zip(memories, (given, 0, 0), parts, strict=True)
+        )
+
+
+def repeated(block, count):
+    """The protected pages of `count` copies of a block, one after the other."""
+    period = block.size // PAGE
+    return {page + copy * period for page in block.pages for copy in range(count)}
+
+
+def run(net, example, inputs, at_end=True):
+    """What the guarded program of `net` gives on `inputs`: over the sequence, and step by step.
+
+    The scratch memory is shared by all threads, so torch must have one.
+    """
+    with Guards(at_end) as guards:
+        program = hb.compile(net, example)
+    results = []
+    for lengths in ([len(inputs)], [1] * len(inputs)):
+        stream = program.stream(inputs.shape[1])
+        rest = stream._block
+        stream._block = mapped(rest.numel()).view(rest.shape)
+        stream._block.copy_(rest)
+        protect(stream._block, repeated(guards.emitters[-1].state, stream.batch))
+        stream._bind(program._native)
+        chunks = []
+        for chunk in inputs.split(lengths):
+            outputs = guarded(torch.zeros(len(chunk), *stream._blank.shape, dtype=stream._number), at_end)
+            stream._run(len(chunk), outputs, guarded(chunk, at_end), stride=stream._stride)
+            chunks.append(outputs.clone())
+        results.append(torch.cat(chunks))
+    return results
